@@ -1,0 +1,57 @@
+"""A durable work queue for AI workloads on NATS JetStream."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backoff import Backoff
+    from .blocking import SyncClient, SyncHandle, connect_sync
+    from .client import Client, connect
+    from .config import Settings
+    from .errors import AIQueueError, JobFailed, QueueFull
+    from .handle import Handle
+    from .job import Job, Message, Reject, Retry
+    from .topology import Topology
+    from .worker import Worker
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AIQueueError": "errors",
+    "Backoff": "backoff",
+    "Client": "client",
+    "Handle": "handle",
+    "Job": "job",
+    "JobFailed": "errors",
+    "Message": "job",
+    "QueueFull": "errors",
+    "Reject": "job",
+    "Retry": "job",
+    "Settings": "config",
+    "SyncClient": "blocking",
+    "SyncHandle": "blocking",
+    "Topology": "topology",
+    "Worker": "worker",
+    "connect": "client",
+    "connect_sync": "blocking",
+}
+
+__all__ = [
+    "AIQueueError", "Backoff", "Client", "Handle", "Job", "JobFailed", "Message", "QueueFull", "Reject", "Retry",
+    "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name where it is first used: the command line and the embedded server start in no time."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,48 @@
+"""When a failed job is tried again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .units import seconds
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """A retry policy: exponential delays with jitter and a cap.
+
+    The delay before attempt n+1 is ``first * factor**(n-1)``, at most `cap`, of which the part `jitter` is random
+    ("equal jitter" at 0.5, "full jitter" at 1: AWS Architecture Blog, *Exponential Backoff And Jitter*, 2015).
+
+    `attempts` counts the first one too: 1 means no retry. Durations are seconds or "30s", "2m", "1h".
+    Raises ValueError for a policy that makes no sense.
+    """
+
+    attempts: int = 5
+    first: str | float = "1s"
+    factor: float = 2.0
+    cap: str | float = "5m"
+    jitter: float = 0.5
+    first_s: float = field(init=False, repr=False, compare=False)
+    cap_s: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_s", seconds(self.first))
+        object.__setattr__(self, "cap_s", seconds(self.cap))
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
+            raise ValueError(f"attempts must be a whole number from 1 to 10,000, not {self.attempts!r}")
+        if not 1 <= self.factor <= 100:
+            raise ValueError(f"factor must be from 1 to 100, not {self.factor!r}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be from 0 to 1, not {self.jitter!r}")
+        if self.cap_s < self.first_s:
+            raise ValueError(f"cap ({self.cap}) must not be below first ({self.first})")
+
+    def delay_s(self, attempt: int, rng: Callable[[], float] = random.random) -> float:
+        """Seconds to wait after failed attempt number `attempt` (1 is the first); `rng` gives [0, 1)."""
+        # The exponent is bounded before the power is taken, which would overflow at some 1,000 attempts.
+        exponent = min(max(attempt, 1) - 1, 64)
+        full = min(self.first_s * self.factor**exponent, self.cap_s)
+        return full * (1 - self.jitter * rng())

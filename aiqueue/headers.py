@@ -1,0 +1,34 @@
+"""Names of the headers of the wire contract (docs/wire-contract.md)."""
+
+from typing import Final
+
+MSG_ID: Final = "Nats-Msg-Id"
+EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+CONTENT_TYPE: Final = "Content-Type"
+KIND: Final = "Aiq-Kind"
+JOB_ID: Final = "Aiq-Job-Id"
+DEADLINE: Final = "Aiq-Deadline"  # milliseconds since the epoch
+PRIORITY: Final = "priority"  # the guide's own
+
+EVENT: Final = "Aiq-Event"
+ATTEMPT: Final = "Aiq-Attempt"
+EPOCH: Final = "Aiq-Epoch"
+RUN: Final = "Aiq-Run"
+
+READ_KIND: Final = "Aiq-Read-Kind"  # what a dead letter's body was taken for
+REASON: Final = "Aiq-Reason"
+ERROR: Final = "Aiq-Error"
+HISTORY: Final = "Aiq-History"
+WORKER: Final = "Aiq-Worker"
+SUBJECT: Final = "Aiq-Subject"
+ENQUEUED: Final = "Aiq-Enqueued"
+REPLAY: Final = "Aiq-Replay"
+
+OURS: Final = "Aiq-"
+SERVERS: Final = "Nats-"
+
+
+def ascii_line(text: str, limit: int = 500) -> str:
+    """`text` as a header value can carry it: one line of printable ASCII, at most `limit` characters."""
+    line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
+    return line if len(line) <= limit else line[: limit - 3] + "..."

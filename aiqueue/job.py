@@ -1,0 +1,140 @@
+"""Messages, the jobs that carry them, and what a handler may say of its job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import pydantic
+
+from . import subjects
+from .errors import DecodeError
+from .units import seconds
+
+KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Message(pydantic.BaseModel):
+    """A typed payload. Subclass it with a kind, and a family where it is not ``agent.tasks``::
+
+        class Summarise(aiqueue.Message, kind="summarise"):
+            text: str
+
+    The kind is what travels on the wire; without one it is the class's name. Fields that the model does not know
+    are ignored, so that producers can be upgraded first. Raises ValueError for a kind or family that cannot travel.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    aiq_kind: ClassVar[str] = ""  # not "kind": a payload may well have a field of that name
+    aiq_family: ClassVar[str] = "agent.tasks"
+
+    def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
+        super().__init_subclass__(**config)
+        cls.aiq_kind = cls.__name__ if kind is None else kind
+        if not KIND.fullmatch(cls.aiq_kind):
+            raise ValueError(f"kind {cls.aiq_kind!r} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -")
+        if family is not None:
+            cls.aiq_family = family
+        if not subjects.FAMILY.fullmatch(cls.aiq_family):
+            raise ValueError(f'family {cls.aiq_family!r} must look like "component.operation", in a-z 0-9 _ -')
+
+
+def untyped(kind: str, family: str) -> type[Message]:
+    """A Message class that takes any fields, for tools that know a kind only by its name."""
+
+    class Untyped(Message, kind=kind, family=family, extra="allow"):
+        pass
+
+    return Untyped
+
+
+M = TypeVar("M", bound=Message)
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+
+class Progress(Protocol):
+    """Where a job's own words go: the runner injects the writer of the job's journal."""
+
+    async def progress(self, fraction: float, note: str) -> None: ...
+
+
+class Job(Generic[M_co]):
+    """One message being carried to a handler.
+
+    `attempt` counts from 1. `deadline` and `enqueued_at` are seconds since the epoch (`deadline` None: none).
+    `state` is what the worker's lifespan yielded. `headers` are those of the wire.
+    """
+
+    __slots__ = (
+        "_progress", "attempt", "deadline", "enqueued_at", "family", "headers", "id", "kind", "message", "priority",
+        "state", "tenant",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        message: M_co,
+        *,
+        job_id: str,
+        lane: subjects.Lane,
+        attempt: int,
+        enqueued_at: float,
+        deadline: float | None,
+        headers: Mapping[str, str],
+        state: Any,
+        progress: Progress,
+    ) -> None:
+        self.message: M_co = message
+        self.id = job_id
+        self.kind = message.aiq_kind
+        self.family, self.tenant, self.priority = lane
+        self.attempt = attempt
+        self.enqueued_at = enqueued_at
+        self.deadline = deadline
+        self.headers = headers
+        self.state = state
+        self._progress = progress
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"
+
+    async def progress(self, fraction: float, note: str = "") -> None:
+        """Tell how far the job is: `fraction` from 0 to 1 and a note. Goes to the job's journal.
+
+        Raises Stale when another attempt has taken the job over; let it pass, the work is no longer wanted.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
+        await self._progress.progress(fraction, note)
+
+
+class Retry(Exception):
+    """Raised by a handler: try this job again, `after` a delay (seconds or "30s"; None: the handler's backoff).
+
+    It counts as an attempt; when the attempts are used up the job ends as a dead letter.
+    """
+
+    def __init__(self, reason: str = "the handler asked for a retry", *, after: str | float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after_s = None if after is None else seconds(after)
+
+
+class Reject(Exception):
+    """Raised by a handler: this job can never succeed. It ends as a dead letter at once, with `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
+    """`data` as `model`. Raises DecodeError naming the first field that does not fit."""
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the message"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise DecodeError(f"not a {model.aiq_kind}: {where}: {first['msg']}{more}") from None

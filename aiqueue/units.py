@@ -1,0 +1,71 @@
+"""Durations and sizes as people write them: "30s", "2m", "1GiB"."""
+
+from __future__ import annotations
+
+import re
+
+_DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = (
+    {"B": 1}
+    | {f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}
+    | {f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)}
+)
+_NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+
+
+def seconds(value: str | float) -> float:
+    """Seconds of a number (already seconds) or of "250ms", "30s", "2m", "1h", "7d", "1h30m".
+
+    Raises ValueError for anything else, negative numbers included.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(_wrong(value))
+    if isinstance(value, int | float):
+        if not 0 <= value < float("inf"):
+            raise ValueError(_wrong(value))
+        return float(value)
+    parts = _NUMBER_UNIT.findall(value)
+    if not parts or _NUMBER_UNIT.sub("", value).strip() or any(unit not in _DURATION for _, unit in parts):
+        raise ValueError(_wrong(value))
+    return sum(float(number) * _DURATION[unit] for number, unit in parts)
+
+
+def size_bytes(value: str | int) -> int:
+    """Bytes of a number (already bytes) or of "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
+    problem = f'{value!r} is not a size such as 1048576, "512KiB" or "1GiB"'
+    if isinstance(value, bool):
+        raise ValueError(problem)
+    if isinstance(value, int):
+        return value
+    match = _NUMBER_UNIT.fullmatch(value.strip())
+    if not match or match[2] not in _SIZE:
+        raise ValueError(problem)
+    return int(float(match[1]) * _SIZE[match[2]])
+
+
+def short_duration(value_s: float) -> str:
+    """A duration for people: "250ms", "4.2s", "3m10s", "2h5m", "6d4h"."""
+    if value_s < 1:
+        return f"{value_s * 1000:.0f}ms"
+    if value_s < 60:
+        return f"{value_s:.1f}s".replace(".0s", "s")
+    whole = round(value_s)
+    for unit, size, below, lower in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size}{unit}" + (f"{rest}{lower}" if rest else "")
+    return f"{whole}s"
+
+
+def short_size(value: int) -> str:
+    """A size for people: "512 B", "3.4 KiB", "1.0 GiB"."""
+    number = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def _wrong(value: object) -> str:
+    return f'{value!r} is not a duration such as 1.5, "250ms", "30s" or "2m"'

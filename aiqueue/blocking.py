@@ -1,0 +1,124 @@
+"""The plain form for scripts and web apps without asyncio: an event loop in a thread, driven call by call."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from . import subjects
+from .client import Client, connect
+from .config import Settings
+from .errors import BadInput
+from .handle import Handle
+from .job import Message
+from .producer import OnFull
+
+T = TypeVar("T")
+
+
+class SyncHandle:
+    """An enqueued job; `result` blocks the calling thread. Else as `Handle`."""
+
+    def __init__(self, owner: SyncClient, handle: Handle) -> None:
+        self._owner = owner
+        self._handle = handle
+        self.id = handle.id
+        self.tenant = handle.tenant
+        self.family = handle.family
+        self.duplicate = handle.duplicate
+
+    def __repr__(self) -> str:
+        return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
+
+    def result(self, timeout: str | float | None = None) -> Any:
+        """As `Handle.result`."""
+        return self._owner._drive(self._handle.result(timeout))
+
+
+class SyncClient:
+    """A client for code without an event loop. Threads may share it.
+
+    It enqueues and waits for results; everything else is the async client's.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> Self:
+        """Connect. Raises as `Client.open`. Safe twice."""
+        if self._loop is None:
+            loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=loop.run_forever, name="aiqueue-client", daemon=True)
+            self._thread.start()
+            self._loop = loop
+            try:
+                self._drive(self._client.open())
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Leave. Safe twice and unopened."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        if self._thread is not None:
+            self._thread.join()
+        loop.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        message: Message,
+        *,
+        tenant: str,
+        priority: str = subjects.NORMAL,
+        unique: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+        on_full: OnFull = "raise",
+        timeout: str | float = 30.0,
+    ) -> SyncHandle:
+        """As `Client.enqueue`, blocking the calling thread."""
+        handle = self._drive(
+            self._client.enqueue(
+                message, tenant=tenant, priority=priority, unique=unique, headers=headers, deadline=deadline,
+                on_full=on_full, timeout=timeout,
+            )
+        )  # fmt: skip
+        return SyncHandle(self, handle)
+
+    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise BadInput("the client is not open: use `with aiqueue.connect_sync() as client:`")
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise BadInput("a sync client cannot be used from its own event loop; use aiqueue.connect() there")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except (KeyboardInterrupt, concurrent.futures.CancelledError):
+            future.cancel()
+            raise
+
+
+def connect_sync(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> SyncClient:
+    """A blocking client, not yet open: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
+    return SyncClient(connect(url, settings=settings, **arguments))

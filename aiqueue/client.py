@@ -1,0 +1,160 @@
+"""The façade: a connection, what is declared on it, and enqueueing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from . import provision, subjects
+from .config import Settings
+from .connection import Connection
+from .deadletter import DeadLetters
+from .errors import BadInput
+from .handle import Handle
+from .job import Message
+from .journal import Journal
+from .producer import OnFull, Producer
+from .server import EmbeddedServer
+from .topology import Topology
+from .units import seconds
+
+
+class Client:
+    """A connection to the queue; made by `connect`, used as an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topology = Topology.load(*([settings.streams] if settings.streams else []), profile=settings.profile)
+        self._embedded: EmbeddedServer | None = None
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The open connection; for aiqueue's own modules."""
+        if self._connection is None:
+            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
+        return self._connection
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.connection, self.topology.journal_stream.name)
+
+    @property
+    def dead(self) -> DeadLetters:
+        return DeadLetters(self.connection, self.topology)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the directory's own server and not one that was named."""
+        return self._embedded is not None
+
+    async def open(self) -> Self:
+        """Connect; on an embedded server, declare the streams too. Safe twice.
+
+        Raises Unavailable, AccessDenied, SettingsError, EmbeddedError.
+        """
+        if self._connection is not None:
+            return self
+        settings = self.settings
+        if not settings.servers:
+            self._embedded = await asyncio.to_thread(EmbeddedServer.acquire, settings.directory)
+            settings = settings.model_copy(
+                update={
+                    "url": self._embedded.url,
+                    "user": self._embedded.user,
+                    "password": Settings.secret(self._embedded.password),
+                }
+            )
+        connection = Connection(settings, before_rebuild=self._revive if self._embedded else None)
+        try:
+            await connection.open()
+            if self._embedded is not None:
+                await provision.apply(connection, self.topology)
+        except BaseException:
+            await connection.close()
+            await self._release()
+            raise
+        self._connection = connection
+        self._producer = Producer(connection, self.topology)
+        return self
+
+    async def close(self) -> None:
+        """Leave; the embedded server ends with its last user. Safe twice and unopened."""
+        connection, self._connection = self._connection, None
+        self._producer = None
+        if connection is not None:
+            await connection.close()
+        await self._release()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def enqueue(
+        self,
+        message: Message,
+        *,
+        tenant: str,
+        priority: str = subjects.NORMAL,
+        unique: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+        on_full: OnFull = "raise",
+        timeout: str | float = 30.0,
+    ) -> Handle:
+        """Store one job and return its handle when the server has acknowledged it.
+
+        `unique` is the job's id: a second job of the same tenant, family and id within the stream's duplicate window
+        (10 minutes) is not stored, and its handle says `duplicate` and leads to the first. Without it the message's
+        own key counts (request_id, query_id, task_id, document_id), else a new id is made. `headers` travel with the
+        job (ASCII). `deadline` (seconds from now, or "5m"): a job not begun by then ends as a dead letter.
+        `on_full`: "raise" QueueFull, or "wait" with backoff. `timeout` bounds everything, retries while the server
+        is away included.
+
+        Raises BadInput (InvalidToken, EncodeError, TooLarge, UnknownFamily), QueueFull, Unavailable (its
+        `maybe_stored` says whether the job may be stored all the same; the same `unique` makes another try safe),
+        NotFound (the stream is not there: `aiqueue apply`), AccessDenied.
+        """
+        if self._producer is None:
+            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
+        enqueued = await self._producer.enqueue(
+            message,
+            tenant=tenant,
+            priority=priority,
+            unique=unique,
+            extra=headers,
+            deadline=deadline,
+            on_full=on_full,
+            timeout_s=seconds(timeout),
+        )
+        return Handle(enqueued, self.journal, self.topology.family(message.aiq_family).journal)
+
+    async def _revive(self) -> None:
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.ensure)
+
+    async def _release(self) -> None:
+        embedded, self._embedded = self._embedded, None
+        if embedded is not None:
+            await asyncio.to_thread(embedded.release)
+
+
+def connect(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> Client:
+    """A client, not yet open: ``async with aiqueue.connect() as client:``.
+
+    `url` and `arguments` are those of `Settings`; what is not given comes from the environment, ``aiqueue.toml`` and
+    defaults. With no address anywhere the directory's embedded server is used. Raises SettingsError, TopologyError.
+    """
+    if settings is not None and (url is not None or arguments):
+        raise BadInput("give either settings or single arguments, not both")
+    if isinstance(arguments.get("streams"), str):
+        arguments["streams"] = Path(arguments["streams"])
+    return Client(settings or Settings.load(url=url, **arguments))

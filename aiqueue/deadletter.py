@@ -1,0 +1,229 @@
+"""Dead letters: jobs that ended badly, kept with payload, reason and history, to be replayed or purged.
+
+The body is the job's own, untouched; what happened stands in headers (docs/wire-contract.md).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import headers, subjects
+from .connection import Connection, Stored
+from .errors import NotFound
+from .subjects import Lane
+from .topology import Topology
+
+HISTORY_BYTES_MAX = 16_384
+_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A job that ended badly. `seq` identifies it in the dead letters' stream; times are seconds since the epoch.
+
+    `history` has one entry an attempt, the oldest first: attempt, at, worker, error, traceback where there was one.
+    """
+
+    seq: int
+    job_id: str
+    kind: str
+    lane: Lane
+    reason: str
+    error: str
+    attempt: int
+    worker: str
+    enqueued_at: float | None
+    died_at: float
+    replays: int
+    history: list[dict[str, Any]]
+    headers: Mapping[str, str]
+    body: bytes
+
+    def summary(self) -> dict[str, Any]:
+        """The dead letter as plain data, without its body."""
+        return {
+            "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
+            "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
+            "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
+            "died_at": self.died_at, "replays": self.replays, "history": self.history, "size_bytes": len(self.body),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which dead letters are meant; None matches all. `older_s`: died at least this many seconds ago."""
+
+    family: str | None = None
+    tenant: str | None = None
+    kind: str | None = None
+    job_id: str | None = None
+    older_s: float | None = None
+
+    def subject(self) -> str:
+        family = self.family or "*.*"
+        tenant = subjects.token("tenant", self.tenant) if self.tenant else "*"
+        return subjects.dead(family, tenant, subjects.token("job id", self.job_id) if self.job_id else "*")
+
+    def matches(self, letter: DeadLetter, now: float) -> bool:
+        if self.kind is not None and letter.kind != self.kind:
+            return False
+        return self.older_s is None or now - letter.died_at >= self.older_s
+
+
+@dataclass(frozen=True)
+class Obituary:
+    """What the worker knows of a job that has just ended badly."""
+
+    job_id: str
+    kind: str
+    lane: Lane
+    seq: int
+    reason: str
+    error: str
+    attempt: int
+    worker: str
+    enqueued_at: float
+    history: list[dict[str, Any]]
+
+
+class DeadLetters:
+    """The dead letters' stream."""
+
+    def __init__(self, connection: Connection, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._stream = topology.dead_stream.name
+
+    async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> None:
+        """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull, TooLarge."""
+        kept = {k: v for k, v in told.items() if not k.startswith((headers.OURS, headers.SERVERS))}
+        kept = {k: headers.ascii_line(v, 1_000) for k, v in kept.items()}
+        if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
+            kept[headers.KIND] = told[headers.KIND]
+        letter = {
+            **kept,
+            headers.MSG_ID: subjects.msg_id(job.lane.family, job.lane.tenant, job.job_id, f"dead-{job.seq}"),
+            headers.JOB_ID: job.job_id,
+            headers.READ_KIND: headers.ascii_line(job.kind, 128),
+            headers.SUBJECT: subjects.lane(*job.lane),
+            headers.REASON: job.reason,
+            headers.ERROR: headers.ascii_line(job.error),
+            headers.ATTEMPT: str(job.attempt),
+            headers.WORKER: headers.ascii_line(job.worker, 128),
+            headers.ENQUEUED: f"{job.enqueued_at:.6f}",
+            headers.HISTORY: _history(job.history),
+            headers.REPLAY: told.get(headers.REPLAY, "0"),
+        }
+        await self._connection.store(subjects.dead(job.lane.family, job.lane.tenant, job.job_id), body, letter)
+
+    async def find(self, wanted: Filter | None = None) -> AsyncIterator[DeadLetter]:
+        """The dead letters that match, the oldest first. Raises NotFound where the stream is missing."""
+        wanted = wanted or Filter()
+        if wanted.family is not None:
+            self._topology.family(wanted.family)
+        now = time.time()
+        async for stored in self._connection.read(self._stream, wanted.subject()):
+            letter = _letter(stored)
+            if letter is not None and wanted.matches(letter, now):
+                yield letter
+
+    async def get(self, seq: int) -> DeadLetter:
+        """The dead letter with this number. Raises NotFound."""
+        stored = await self._connection.get(self._stream, seq)
+        letter = _letter(stored) if stored else None
+        if letter is None:
+            raise NotFound(f"there is no dead letter {seq}: `aiqueue dead ls` shows those there are")
+        return letter
+
+    async def replay(self, letter: DeadLetter) -> None:
+        """Enqueue the job again in its own lane, its history with it, then drop the dead letter.
+
+        It gets a fresh set of attempts. Killed in between, the next replay stores nothing twice. Raises QueueFull.
+        """
+        kept = {
+            name: value
+            for name, value in letter.headers.items()
+            if name in _REPLAY_KEEPS or not name.startswith((headers.OURS, headers.SERVERS))
+        }
+        told = {
+            **kept,
+            headers.MSG_ID: subjects.msg_id(
+                letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}"
+            ),
+            headers.REPLAY: str(letter.replays + 1),
+        }
+        await self._connection.publish(subjects.hint(letter.lane))
+        await self._connection.store(subjects.work(*letter.lane), letter.body, told)
+        await self.purge(letter)
+
+    async def purge(self, letter: DeadLetter) -> None:
+        """Delete the dead letter. One that is gone already is fine."""
+        try:
+            await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": letter.seq, "no_erase": True})
+        except NotFound:
+            return
+
+
+def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The attempts that a replayed job brings along."""
+    try:
+        history = json.loads(told.get(headers.HISTORY, "[]"))
+    except ValueError:
+        return []
+    return [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
+
+
+def _history(history: list[dict[str, Any]]) -> str:
+    """The history as a header value. Too long, it loses tracebacks first, then its oldest attempts."""
+    entries = [dict(each) for each in history]
+    text = json.dumps(entries)
+    for each in entries:
+        if len(text) <= HISTORY_BYTES_MAX:
+            break
+        each.pop("traceback", None)
+        text = json.dumps(entries)
+    while len(text) > HISTORY_BYTES_MAX and entries:
+        entries.pop(0)
+        text = json.dumps(entries)
+    return text
+
+
+def _letter(stored: Stored) -> DeadLetter | None:
+    told = stored.headers
+    parts = stored.subject.split(".")
+    if len(parts) != 6:
+        return None
+    lane = subjects.parse_lane(told.get(headers.SUBJECT, "")) or Lane(
+        f"{parts[2]}.{parts[3]}", parts[4], subjects.NORMAL
+    )
+    return DeadLetter(
+        seq=stored.seq,
+        job_id=parts[5],
+        kind=told.get(headers.READ_KIND, ""),
+        lane=lane,
+        reason=told.get(headers.REASON, ""),
+        error=told.get(headers.ERROR, ""),
+        attempt=_whole(told.get(headers.ATTEMPT, "")),
+        worker=told.get(headers.WORKER, ""),
+        enqueued_at=_float(told.get(headers.ENQUEUED, "")),
+        died_at=stored.time,
+        replays=_whole(told.get(headers.REPLAY, "")),
+        history=history_of(told),
+        headers=told,
+        body=stored.data,
+    )
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

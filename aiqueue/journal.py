@@ -1,0 +1,212 @@
+"""A job's journal: what it says while it runs, one subject per job, its last entry the result.
+
+Every write names the sequence of the last entry that its writer knows (0: none), so that two attempts that believe
+they own the job cannot both write: the server takes the first. The rule is in docs/decisions/journal-runs.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from . import codec, headers
+from .connection import Connection, Received, Stored
+from .errors import Conflict, DecodeError, ResultTimeout, Stale
+
+LIVE = "aiq.live"
+RESULT, FAILED, RETRY, PROGRESS = "result", "failed", "retry", "progress"
+FINAL = frozenset({RESULT, FAILED})
+WRITE_TRIES_MAX = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry. `run` is the work stream's sequence of the job that wrote it: a job enqueued again under the same
+    id, or replayed, is another run. `epoch` grows with each attempt that wrote. `time`: seconds since the epoch.
+    """
+
+    event: str
+    seq: int
+    run: int
+    epoch: int
+    attempt: int
+    time: float
+    msg_id: str
+    data: Any
+
+    @property
+    def final(self) -> bool:
+        return self.event in FINAL
+
+
+def _number(told: Any, name: str) -> int:
+    value = told.get(name, "")
+    return int(value) if value.isdigit() else 0
+
+
+def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
+    try:
+        data = codec.decode(body, told.get(headers.CONTENT_TYPE, "")) if body else None
+    except DecodeError as error:
+        data = f"(undecodable: {error})"
+    return Entry(
+        event=told.get(headers.EVENT, ""),
+        seq=seq,
+        run=_number(told, headers.RUN),
+        epoch=_number(told, headers.EPOCH),
+        attempt=_number(told, headers.ATTEMPT),
+        time=stored_at,
+        msg_id=told.get(headers.MSG_ID, ""),
+        data=data,
+    )
+
+
+def entry_of(stored: Stored) -> Entry:
+    """The entry in a message read from the journal's stream."""
+    return _entry(stored.headers, stored.data, stored.seq, stored.time)
+
+
+class Journal:
+    """Reads and writes journals; one per connection, without state of its own."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection = connection
+        self.stream = stream
+
+    async def head(self, subject: str) -> Entry | None:
+        """The newest entry, None for a job that has said nothing (yet, or any more)."""
+        stored = await self._connection.last(self.stream, subject)
+        return entry_of(stored) if stored else None
+
+    def writer(self, subject: str, *, run: int, born: float, attempt: int, head: Entry | None) -> Writer:
+        """The pen of one attempt at the job stored as `run` at time `born`; `head` is the newest entry it knows."""
+        return Writer(self, self._connection, subject, run=run, born=born, attempt=attempt, head=head)
+
+    async def final(self, subject: str, *, run: int, timeout_s: float | None, ended: str | None = None) -> Entry | None:
+        """The last word of run `run` or a later one, woken by its message.
+
+        `ended` is a subject on which anything said means that the run may have ended without a last word (its ack):
+        then None is returned if the journal holds none. Raises ResultTimeout after `timeout_s` seconds (None: waits
+        without end).
+        """
+        woken = asyncio.Event()
+        live: list[Entry] = []
+
+        async def on_live(message: Received) -> None:
+            told = message.headers or {}
+            live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
+            woken.set()
+
+        async def on_ended(_message: Received) -> None:
+            woken.set()
+
+        subscriptions = [await self._connection.subscribe(f"{LIVE}.{subject}", on_live)]
+        off = self._connection.on_regained(woken.set)  # what was said meanwhile must be read
+        try:
+            if ended is not None:
+                subscriptions.append(await self._connection.subscribe(ended, on_ended))
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    woken.clear()
+                    # asked first: a job that is gone has said its last word before
+                    gone = ended is not None and await self._gone(ended)
+                    heard = next((entry for entry in live if entry.final and entry.run >= run), None)
+                    head = heard or await self.head(subject)
+                    if head is not None and head.final and head.run >= run:
+                        return head
+                    again = head is not None and head.run >= run and head.event == RETRY  # on its way elsewhere
+                    if gone and not again:
+                        return None
+                    await woken.wait()
+        except TimeoutError:
+            raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
+        finally:
+            off()
+            for subscription in subscriptions:
+                await subscription.close()
+
+    async def _gone(self, ended: str) -> bool:
+        stream, seq = ended.split(".")[2], int(ended.split(".")[5])
+        return await self._connection.get(stream, seq) is None
+
+
+class Writer:
+    """The pen of one attempt; one write at a time.
+
+    On a conflict it reads the head: its own entry means that an earlier try was stored; a final entry of this run
+    or a later one, or a higher epoch, means that another attempt owns the job (Stale); anything else is taken as
+    the new head and the write is tried again.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        connection: Connection,
+        subject: str,
+        *,
+        run: int,
+        born: float,
+        attempt: int,
+        head: Entry | None,
+    ) -> None:
+        self._journal = journal
+        self._connection = connection
+        self._subject = subject
+        self._run = run
+        self._born = born
+        self._attempt = attempt
+        self._nonce = secrets.token_hex(4)  # two attempts must never make the same Msg-Id
+        self._head_seq = head.seq if head else 0
+        self._epoch = (head.epoch if head else 0) + 1
+        self._count = 0
+        self._wrote = False
+        self._lock = asyncio.Lock()
+
+    async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
+        """Append an entry. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull."""
+        body = codec.encode(data)
+        async with self._lock:
+            for _ in range(WRITE_TRIES_MAX):
+                self._count += 1
+                msg_id = f"{self._subject}/{self._nonce}/{self._epoch}/{self._count}"
+                told = {
+                    headers.MSG_ID: msg_id,
+                    headers.EXPECTED: str(self._head_seq),
+                    headers.CONTENT_TYPE: codec.CBOR,
+                    headers.EVENT: event,
+                    headers.RUN: str(self._run),
+                    headers.EPOCH: str(self._epoch),
+                    headers.ATTEMPT: str(self._attempt),
+                }
+                try:
+                    ack = await self._connection.store(self._subject, body, told, timeout_s=timeout_s)
+                except Conflict:
+                    if await self._catch_up(msg_id):
+                        return
+                else:
+                    self._head_seq = ack.seq
+                    self._wrote = True
+                    return
+            raise Stale(f"{self._subject}: {WRITE_TRIES_MAX} writes were overtaken")
+
+    async def _catch_up(self, msg_id: str) -> bool:
+        """Learn the head after a conflict: True if it is our own write after all. Raises Stale."""
+        head = await self._journal.head(self._subject)
+        if head is None:
+            self._head_seq = 0
+            return False
+        if head.msg_id == msg_id:
+            self._head_seq = head.seq
+            self._wrote = True
+            return True
+        ours = head.time >= self._born  # an older entry is of another run, whatever its number: streams are made anew
+        if ours and (head.run > self._run or (head.run == self._run and head.final)):
+            raise Stale(f"{self._subject}: another attempt has ended this job")
+        if ours and self._wrote and head.run == self._run and head.epoch >= self._epoch:
+            raise Stale(f"{self._subject}: attempt {head.attempt} has taken this job over")
+        self._head_seq = head.seq
+        self._epoch = max(self._epoch, head.epoch + 1)
+        return False

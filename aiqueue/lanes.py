@@ -1,0 +1,171 @@
+"""Which lanes there are: told by producers' hints at once, found by a poll within a second, let go when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from . import subjects
+from .connection import Connection, Received, Subscription
+from .errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
+from .puller import LanePull, Puller
+from .subjects import Lane
+from .topology import Family
+
+log = logging.getLogger("aiqueue.lanes")
+
+POLL_S = 1.0
+IDLE_S = 60.0  # a lane without a job for this long is let go; its consumer goes by inactive_threshold
+CREATE_AT_ONCE_MAX = 16
+SUBJECTS_PAGE = 100_000  # the server's own page of STREAM.INFO subjects
+
+
+class Lanes:
+    """The lanes of some families, handed to a puller while they live.
+
+    `tenants` None is all that are found. `changed` is called when there may be something to pull.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        puller: Puller,
+        families: Collection[Family],
+        *,
+        tenants: Collection[str] | None,
+        changed: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._puller = puller
+        self._families = {family.name: family for family in families}
+        self._tenants = None if tenants is None else frozenset(subjects.token("tenant", each) for each in tenants)
+        self._changed = changed
+        self._open: dict[Lane, LanePull] = {}
+        self._opening: set[Lane] = set()
+        self._creating = asyncio.Semaphore(CREATE_AT_ONCE_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hints: list[Subscription] = []
+        self._poller: asyncio.Task[None] | None = None
+        self._refused: set[str] = set()
+
+    async def start(self) -> None:
+        """Listen for hints, look for lanes once, and go on looking. Raises NotFound where a stream is missing."""
+        for family in self._families.values():
+            self._hints.append(await self._connection.subscribe(f"{subjects.HINTS}.{family.name}.*.*", self._on_hint))
+            await self._look(family)
+        self._poller = asyncio.create_task(self._poll())
+
+    async def stop(self) -> None:
+        """Find no more. Safe twice and unstarted."""
+        for task in [self._poller, *self._tasks]:
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(t for t in [self._poller, *self._tasks] if t is not None), return_exceptions=True)
+        self._poller = None
+        for subscription in self._hints:
+            await subscription.close()
+        self._hints.clear()
+
+    def gone(self, pull: LanePull) -> None:
+        """The server no longer has the lane's consumer (idle too long, deleted, forgotten by a restart)."""
+        self._drop(pull)
+        self._want(pull.key, jobs=1)  # look again at once: there may be jobs in it
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            for family in self._families.values():
+                try:
+                    await self._look(family)
+                except AIQueueError as error:
+                    log.debug("looking for lanes of %s: %s", family.name, error)
+            self._retire_idle()
+            self._puller.tend()
+            self._changed()
+
+    async def _look(self, family: Family) -> None:
+        """Find the lanes that hold jobs."""
+        if family.lanes == "shared":
+            for priority in family.priorities:
+                self._want(Lane(family.name, "*", priority), jobs=1)
+            return
+        request = {"subjects_filter": f"ai.{family.name}.>", "offset": 0}
+        while True:
+            try:
+                info = await self._connection.api(f"STREAM.INFO.{family.stream}", request)
+            except NotFound:
+                raise NotFound(f"there is no stream {family.stream}: has `aiqueue apply` been run?") from None
+            found = info["state"].get("subjects") or {}
+            for subject, jobs in found.items():
+                lane = subjects.parse_lane(subject)
+                if lane is not None:
+                    self._want(lane, jobs=jobs)
+            if len(found) < SUBJECTS_PAGE:
+                return
+            request["offset"] = int(str(request["offset"])) + len(found)
+
+    async def _on_hint(self, message: Received) -> None:
+        parts = message.subject.split(".")
+        lane = Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
+        self._want(lane, jobs=1)
+
+    def _want(self, lane: Lane, *, jobs: int) -> None:
+        family = self._families.get(lane.family)
+        if family is None or lane.priority not in family.priorities:
+            return
+        if family.lanes == "shared":
+            lane = Lane(lane.family, "*", lane.priority)
+        elif self._tenants is not None and lane.tenant not in self._tenants:
+            return
+        pull = self._open.get(lane)
+        if pull is not None:
+            pull.retiring = False
+            return
+        if lane in self._opening:
+            return
+        self._opening.add(lane)
+        task = asyncio.create_task(self._create(family, lane, jobs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _create(self, family: Family, lane: Lane, jobs: int) -> None:
+        """Make sure of the lane's consumer (creating one that exists as declared is harmless) and pull on it."""
+        config = family.lane_config(lane.tenant, lane.priority)
+        name = config["durable_name"]
+        subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
+        try:
+            async with self._creating:
+                await self._connection.api(subject, {"stream_name": family.stream, "config": config})
+        except ConfigMismatch as error:
+            self._refuse(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it")
+        except Unavailable as error:
+            log.debug("lane %s: %s", lane, error)  # the poll comes again
+        except AIQueueError as error:
+            self._refuse(lane, str(error))
+        else:
+            pull = LanePull(lane, family.stream, name, family.ack_wait_s, pending=jobs)
+            self._open[lane] = pull
+            self._puller.add(pull)
+            self._changed()
+        finally:
+            self._opening.discard(lane)
+
+    def _refuse(self, lane: Lane, problem: str) -> None:
+        if str(lane) not in self._refused:  # once, not every second
+            self._refused.add(str(lane))
+            log.error("lane %s cannot be served: %s", lane, problem)
+
+    def _retire_idle(self) -> None:
+        now = time.monotonic()
+        for pull in list(self._open.values()):
+            if pull.retiring and not pull.requests and not pull.waiting:
+                self._drop(pull)
+            elif pull.key.tenant != "*" and now - pull.active > IDLE_S and not pull.waiting and not pull.pending:
+                pull.retiring = True
+
+    def _drop(self, pull: LanePull) -> None:
+        if self._open.get(pull.key) is pull:
+            del self._open[pull.key]
+            self._puller.remove(pull)

@@ -1,0 +1,149 @@
+"""Enqueueing: from a message to a stored job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from . import codec, headers, subjects
+from .connection import Connection
+from .errors import BadInput, QueueFull, Unavailable
+from .job import Message
+from .topology import Family, Topology
+from .units import seconds
+
+HINT_EVERY_S = 20.0  # below the time after which a worker lets an idle lane go (lanes.IDLE_S)
+HINTED_MAX = 10_000
+FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
+
+OnFull = Literal["raise", "wait"]
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A stored job: where its message is, and whether it had been there before."""
+
+    job_id: str
+    lane: subjects.Lane
+    stream: str
+    seq: int
+    duplicate: bool
+
+
+class Producer:
+    """Stores jobs and tells workers about lanes that may be new to them."""
+
+    def __init__(self, connection: Connection, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._hinted: dict[subjects.Lane, float] = {}
+
+    async def enqueue(
+        self,
+        message: Message,
+        *,
+        tenant: str,
+        priority: str = subjects.NORMAL,
+        unique: str | None = None,
+        extra: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+        on_full: OnFull = "raise",
+        timeout_s: float = 30.0,
+    ) -> Enqueued:
+        """Store one job; see `Client.enqueue`, which this is."""
+        family = self._topology.family(message.aiq_family)
+        lane = _lane(family, tenant, priority)
+        job_id = _job_id(family, message, unique)
+        told = _headers(family, message, lane, job_id, deadline)
+        told.update(_extra(extra))
+        body = codec.encode(message)
+        await self._hint(lane)
+        end = time.monotonic() + timeout_s
+        wait_s = FULL_FIRST_S
+        while True:
+            try:
+                ack = await self._connection.store(
+                    subjects.work(family.name, tenant, priority), body, told,
+                    timeout_s=max(0.05, end - time.monotonic()),
+                )  # fmt: skip
+            except QueueFull as error:
+                left = end - time.monotonic()
+                if on_full == "raise" or left <= wait_s:
+                    raise _full(error, family, lane) from None
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, FULL_CAP_S)
+            else:
+                # a fresh id can only be known to the server from an earlier try of this very call
+                by_caller = unique is not None or _own_key(family, message) is not None
+                return Enqueued(job_id, lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    async def _hint(self, lane: subjects.Lane) -> None:
+        now = time.monotonic()
+        if self._hinted.get(lane, -HINT_EVERY_S) + HINT_EVERY_S > now:
+            return
+        if len(self._hinted) >= HINTED_MAX:
+            self._hinted.clear()
+        try:
+            await self._connection.publish(subjects.hint(lane))
+        except Unavailable:
+            return  # the poll of the workers finds the lane
+        self._hinted[lane] = now
+
+
+def _lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
+    subjects.token("tenant", tenant)
+    if not family.priorities:
+        raise BadInput(f"family {family.name} takes no jobs (it has no priorities)")
+    if priority not in family.priorities:
+        raise BadInput(f"priority {priority!r} is none of {family.name}'s: {', '.join(family.priorities)}")
+    return subjects.Lane(family.name, tenant, priority)
+
+
+def _own_key(family: Family, message: Message) -> str | None:
+    value = getattr(message, family.key, None) if family.key else None
+    return value if isinstance(value, str) and value else None
+
+
+def _job_id(family: Family, message: Message, unique: str | None) -> str:
+    if unique is not None:
+        return subjects.token("unique key", unique)
+    own = _own_key(family, message)
+    return subjects.token(family.key or "key", own) if own is not None else subjects.new_id()
+
+
+def _headers(
+    family: Family, message: Message, lane: subjects.Lane, job_id: str, deadline: str | float | None
+) -> dict[str, str]:
+    told = {
+        headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
+        headers.CONTENT_TYPE: codec.CBOR,
+        headers.KIND: message.aiq_kind,
+        headers.JOB_ID: job_id,
+        headers.PRIORITY: lane.priority,
+    }
+    if family.key:
+        told[family.key] = job_id
+    if deadline is not None:
+        try:
+            told[headers.DEADLINE] = str(round((time.time() + seconds(deadline)) * 1000))
+        except ValueError as error:
+            raise BadInput(f"deadline: {error}") from None
+    return told
+
+
+def _extra(extra: Mapping[str, str] | None) -> Mapping[str, str]:
+    for name in extra or {}:
+        if name.lower().startswith(("nats-", "aiq-", "content-type")):
+            raise BadInput(f"header {name!r} is not the caller's to set")
+    return extra or {}
+
+
+def _full(error: QueueFull, family: Family, lane: subjects.Lane) -> QueueFull:
+    """The server's refusal, with what the caller can act on."""
+    if "per subject" in error.reason:
+        limit = family.max_msgs_per_subject
+        return QueueFull(str(lane), "the lane holds as many jobs as it may", limit=limit, retry_after_s=1.0)
+    return QueueFull(str(lane), error.reason, retry_after_s=5.0)

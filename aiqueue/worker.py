@@ -1,0 +1,337 @@
+"""A process that runs handlers: lanes in, outcomes out, and a graceful way to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from .backoff import Backoff
+from .client import Client
+from .errors import BadInput
+from .job import Job, M
+from .lanes import Lanes
+from .leases import Leases
+from .puller import Delivery, LanePull, Puller, prefetch
+from .runner import Handler, Runner
+from .units import seconds
+
+log = logging.getLogger("aiqueue.worker")
+
+R = TypeVar("R")
+CONCURRENCY_MAX = 10_000
+WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
+SMOOTHING = 0.1  # weight of the newest job in the mean handler time
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class _Register(Generic[M]):
+    """What `Worker.handle` returns: a decorator that takes only functions of the right job."""
+
+    def __init__(self, add: Callable[[Callable[[Job[M]], Any]], None]) -> None:
+        self._add = add
+
+    def __call__(self, function: Callable[[Job[M]], R]) -> Callable[[Job[M]], R]:
+        self._add(function)
+        return function
+
+
+class Worker:
+    """Handlers and how many of them run at once.
+
+    `families`: which families' jobs to take; None is those of the registered messages. `tenants`: whose jobs; None
+    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `lifespan` is an async
+    context manager function entered before the first job and left after the last; what it yields is ``job.state``.
+    `drain_timeout` (default "30s") bounds the finish of running jobs when the worker is told to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        families: Collection[str] | None = None,
+        tenants: Collection[str] | None = None,
+        concurrency: int = 100,
+        lifespan: Lifespan | None = None,
+        drain_timeout: str | float = "30s",
+        name: str | None = None,
+    ) -> None:
+        if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
+            raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
+        if isinstance(families, str) or isinstance(tenants, str):
+            raise BadInput("families and tenants are lists of names")
+        self.families = None if families is None else tuple(families)
+        self.tenants = None if tenants is None else tuple(tenants)
+        self.concurrency = concurrency
+        self.lifespan = lifespan
+        self.drain_timeout_s = seconds(drain_timeout)
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._handlers: dict[tuple[str, str], Handler] = {}
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        return tuple(self._handlers.values())
+
+    def handle(
+        self,
+        model: type[M],
+        *,
+        retry: Backoff | None = None,
+        timeout: str | float | None = "10m",
+        result: bool = True,
+    ) -> _Register[M]:
+        """Register a function for a kind of message: a decorator.
+
+        The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
+        (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
+        "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
+        `result=False` keeps no result and spares a write. Raises BadInput for a kind that has a handler already.
+        """
+        timeout_s = None if timeout is None else seconds(timeout)
+        if timeout_s == 0:
+            raise BadInput("timeout must be above 0; None is no timeout")
+        key = (model.aiq_family, model.aiq_kind)
+
+        def add(function: Callable[[Job[M]], Any]) -> None:
+            if key in self._handlers:
+                raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
+            is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+                getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
+            )
+            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result)
+
+        return _Register(add)
+
+    @asynccontextmanager
+    async def running(self, client: Client) -> AsyncIterator[Session]:
+        """Run beside other code on an open client; leaving the block drains.
+
+        Raises BadInput without handlers, UnknownFamily, NotFound where a stream is missing.
+        """
+        session = Session(self, client)
+        await session.start()
+        try:
+            yield session
+        finally:
+            await session.drain()
+
+    async def run(self, client: Client, *, until: Awaitable[Any]) -> bool:
+        """Run until `until` is done, then drain. True if every running job could finish in time."""
+        async with self.running(client) as session:
+            await until
+        return session.clean
+
+    def _families(self, client: Client) -> list[str]:
+        if not self._handlers:
+            raise BadInput("this worker has no handlers: register one with @worker.handle(YourMessage)")
+        handled = {family for family, _ in self._handlers}
+        wanted = handled if self.families is None else set(self.families)
+        for name in sorted(handled | wanted):
+            if client.topology.family(name).role != "work":
+                raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
+        if not wanted & handled:
+            raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
+        return sorted(wanted)
+
+
+class Session:
+    """One run of a worker on a client: its pulls, its slots, its leases."""
+
+    def __init__(self, worker: Worker, client: Client) -> None:
+        self._worker = worker
+        self._client = client
+        connection = client.connection
+        self._families = {name: client.topology.family(name) for name in worker._families(client)}
+        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone)
+        self._leases = Leases(connection)
+        self._wake = asyncio.Event()
+        self._lanes = Lanes(
+            connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
+        )
+        self._running: dict[tuple[str, int], tuple[Delivery, asyncio.Task[None]]] = {}
+        self._waiting = 0
+        self._turn: list[LanePull] = []
+        self._handler_s: float | None = None
+        self._returning: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._stack = AsyncExitStack()
+        self._runner: Runner | None = None
+        self._engine: asyncio.Task[None] | None = None
+        self.done = 0  # deliveries carried to an end
+        self.clean = True  # no running job had to be cancelled at the end of a drain
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    async def start(self) -> None:
+        client, worker = self._client, self._worker
+        try:
+            state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
+            self._runner = Runner(
+                client.connection,
+                client.journal,
+                client.dead,
+                handlers=worker._handlers,
+                families=self._families,
+                worker=worker.name,
+                state=state,
+            )
+            await self._puller.open()
+            self._leases.start(shortest_s=lambda: min(family.ack_wait_s for family in self._families.values()))
+            self._engine = asyncio.create_task(self._pull())
+            await self._lanes.start()
+        except BaseException:
+            await self._stop()
+            raise
+        log.info("worker %s: %d slots, families %s", worker.name, worker.concurrency, ", ".join(self._families))
+
+    async def drain(self) -> None:
+        """Stop pulling, finish what runs within the drain timeout, hand the rest to other workers. Safe twice."""
+        if self._draining:
+            return
+        self._draining = True
+        self._puller.stop()
+        await self._lanes.stop()
+        for lane in list(self._puller.lanes):
+            while lane.waiting:
+                await self._return(lane.waiting.popleft())
+        self._waiting = 0
+        tasks = [task for _, task in self._running.values()]
+        if tasks:
+            log.info("draining: %d running jobs, up to %g s", len(tasks), self._worker.drain_timeout_s)
+            _, late = await asyncio.wait(tasks, timeout=self._worker.drain_timeout_s)
+            self.clean = not late
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("%d jobs did not end in time and go to another worker", len(late))
+                await asyncio.wait(late, timeout=2)
+        await self._stop()
+
+    async def abort(self) -> None:
+        """Leave at once: running jobs are cancelled and handed back."""
+        self._worker.drain_timeout_s = 0
+        for _, task in list(self._running.values()):
+            task.cancel()
+
+    async def _stop(self) -> None:
+        self._draining = True
+        await self._lanes.stop()
+        if self._engine is not None:
+            self._engine.cancel()
+            await asyncio.gather(self._engine, return_exceptions=True)
+        await self._puller.close()
+        await asyncio.gather(*self._returning, return_exceptions=True)
+        await self._leases.stop()
+        if self._runner is not None:
+            self._runner.close()
+        await self._stack.aclose()
+
+    # -- the engine
+
+    async def _pull(self) -> None:
+        """Keep the pulls at what the free slots can take, whenever something has changed."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._start_waiting()
+            held = len(self._running) + self._waiting
+            room = self._worker.concurrency + prefetch(self._worker.concurrency, self._handler_s) - held
+            try:
+                await self._puller.refill(room)
+                await self._return_overdue()
+            except Exception:
+                log.exception("pulling")  # the next change, a second away at most, tries again
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        key = (delivery.lane.stream, delivery.seq)
+        if key in self._running:
+            self._adopt(key, delivery)
+            return
+        if self._draining:
+            self._spawn_return(delivery)
+            return
+        self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
+        delivery.lane.waiting.append(delivery)
+        self._waiting += 1
+        self._start_waiting()
+        self._wake.set()
+
+    def _adopt(self, key: tuple[str, int], delivery: Delivery) -> None:
+        """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now."""
+        ours, _ = self._running[key]
+        self._leases.let_go(ours.reply)
+        ours.message = delivery.message
+        self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
+
+    def _start_waiting(self) -> None:
+        """Give free slots to waiting jobs, lane by lane in turn."""
+        if self._draining:
+            return
+        while self._waiting and len(self._running) < self._worker.concurrency:
+            if not self._turn:
+                self._turn = [lane for lane in self._puller.lanes if lane.waiting]
+                if not self._turn:
+                    self._waiting = 0
+                    return
+            lane = self._turn.pop()
+            if lane.waiting:
+                self._waiting -= 1
+                self._start(lane.waiting.popleft())
+
+    def _start(self, delivery: Delivery) -> None:
+        key = (delivery.lane.stream, delivery.seq)
+        if key in self._running:
+            self._adopt(key, delivery)
+            return
+        task = asyncio.create_task(self._run(key, delivery))
+        self._running[key] = (delivery, task)
+
+    async def _run(self, key: tuple[str, int], delivery: Delivery) -> None:
+        assert self._runner is not None
+        begun = time.monotonic()
+        try:
+            await self._runner.run(delivery)
+        finally:
+            took = time.monotonic() - begun
+            mean = self._handler_s
+            self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
+            self._leases.let_go(delivery.reply)
+            del self._running[key]
+            self.done += 1
+            self._start_waiting()
+            self._wake.set()
+
+    def _on_gone(self, lane: LanePull) -> None:
+        """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
+        while lane.waiting:
+            self._leases.let_go(lane.waiting.popleft().reply)
+            self._waiting -= 1
+        self._lanes.gone(lane)
+
+    async def _return_overdue(self) -> None:
+        """Hand back jobs that wait here for a slot while another worker may be idle."""
+        if self._handler_s is not None and self._handler_s < WAIT_HERE_MAX_S / 4:
+            return
+        oldest = time.monotonic() - WAIT_HERE_MAX_S
+        for lane in list(self._puller.lanes):
+            while lane.waiting and lane.waiting[0].arrived < oldest:
+                self._waiting -= 1
+                await self._return(lane.waiting.popleft())
+
+    async def _return(self, delivery: Delivery) -> None:
+        assert self._runner is not None
+        self._leases.let_go(delivery.reply)
+        await self._runner.hand_back(delivery)
+
+    def _spawn_return(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._return(delivery))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)

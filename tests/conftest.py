@@ -1,0 +1,125 @@
+"""The server that the tests run on, chosen by ``--server``. There is no fake one.
+
+embedded (default)
+    One nats-server for the run, and an account of its own for each test. It dies with pytest, even by kill -9.
+container
+    The image of compose.yaml in Docker; skips where no Docker engine answers.
+nats://user:password@host:port
+    A server of yours, which must hold no stream: every test deletes all streams when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiqueue import supervisor
+
+from . import support
+from .support import Account, AccountPool, Eventually, NatsProcess, Server, WholeServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", default="embedded", metavar="embedded|container|URL", help="the server to test on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choice = config.getoption("--server")
+    if choice not in ("embedded", "container") and not choice.startswith("nats://"):
+        raise pytest.UsageError(f"--server={choice}: give embedded, container, or nats://user:password@host:port")
+
+
+@pytest.fixture(scope="session")
+def nats_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of this run."""
+    choice = request.config.getoption("--server")
+    if choice == "embedded":
+        pool = AccountPool(tmp_path_factory.mktemp("nats") / "server")
+        yield pool
+        pool.end()
+    elif choice == "container":
+        yield from _container()
+    else:
+        yield _given(choice)
+
+
+@pytest.fixture
+def account(nats_server: Server) -> Iterator[Account]:
+    """An account that is empty and nobody else's."""
+    taken = nats_server.take()
+    yield taken
+    nats_server.give_back(taken)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., NatsProcess]]:
+    """A factory of servers for fault tests, started: ``own_server("max_payload: 1000")``. They end with the test."""
+    made: list[NatsProcess] = []
+
+    def make(extra: str = "") -> NatsProcess:
+        server = NatsProcess(tmp_path / f"own-server-{len(made)}", extra)
+        made.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """`support.eventually`: wait for a fact."""
+    return support.eventually
+
+
+def _given(url: str) -> Server:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.exit(f"--server={url} runs one test after the other: leave out -n", returncode=4)
+    server = WholeServer(url)
+    try:
+        names = support.stream_names(server.take())
+    except OSError as error:
+        pytest.exit(f"--server: {server.url} does not serve: {error}", returncode=4)
+    if names:
+        pytest.exit(
+            f"--server: {server.url} is not empty ({len(names)} streams, {names[0]} among them) and the tests "
+            "delete every stream: give an empty server",
+            returncode=4,
+        )
+    return server
+
+
+def _engine_problem(docker: Any) -> str:
+    try:
+        with contextlib.closing(docker.from_env(timeout=5)) as engine:
+            engine.ping()
+    except docker.errors.DockerException as error:
+        return str(error)
+    return ""
+
+
+def _container() -> Iterator[Server]:
+    image = re.search(r"^\s*image:\s*(\S+)", (support.ROOT / "compose.yaml").read_text(), re.MULTILINE)
+    assert image, "compose.yaml names no image"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs: of the import, and of the socket left open by a failed call
+        docker = pytest.importorskip("docker")
+        containers = pytest.importorskip("testcontainers.core.container")
+        problem = _engine_problem(docker)
+        gc.collect()
+    if problem:
+        pytest.skip(f"no Docker engine answers here: {problem}")
+    container = containers.DockerContainer(image[1]).with_exposed_ports(4222)
+    with container.with_command("-js --user test --pass test") as running:
+        host, port = running.get_container_host_ip(), int(running.get_exposed_port(4222))
+        support.wait_until(lambda: supervisor.ready((host, port), "test", "test"), within=60)
+        yield WholeServer(f"nats://test:test@{host}:{port}")

@@ -214,9 +214,7 @@ def _refused(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, 
     )
 
 
-def _loss(
-    key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]
-) -> str | None:
+def _loss(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
     """Which stored messages the change of a field would delete, None if none. Measured on 2.15.1."""
     stored = state["messages"]
     if not stored:
@@ -243,9 +241,7 @@ def _limit(value: int | None) -> float:
     return value if value and value > 0 else math.inf
 
 
-async def _subjects_refused(
-    conn: Connection, spec: StreamSpec, live: list[str], wanted: list[str]
-) -> str | None:
+async def _subjects_refused(conn: Connection, spec: StreamSpec, live: list[str], wanted: list[str]) -> str | None:
     """Why subjects cannot be added (another stream's) or taken away (jobs wait there, and would for ever)."""
     taken = await _taken(conn, spec.name, [each for each in wanted if each not in live])
     if taken or spec.role not in ("work", "inbox"):
@@ -253,9 +249,7 @@ async def _subjects_refused(
     for removed in (each for each in live if each not in wanted):
         info = await conn.api(f"STREAM.INFO.{spec.name}", {"subjects_filter": removed})
         counts: dict[str, int] = info["state"].get("subjects") or {}
-        waiting = sum(
-            n for subject, n in counts.items() if not any(_covers(each, subject) for each in wanted)
-        )
+        waiting = sum(n for subject, n in counts.items() if not any(_covers(each, subject) for each in wanted))
         if waiting:
             return f"{waiting} messages wait on {removed}, which no one would consume: empty it first"
     return None
@@ -284,15 +278,11 @@ async def _lanes(conn: Connection, family: Family) -> list[Change]:
             continue
         wanted = family.lane_limits()
         fields = tuple(
-            Field(key, config.get(key), each)
-            for key, each in wanted.items()
-            if not _same(config.get(key), each)
+            Field(key, config.get(key), each) for key, each in wanted.items() if not _same(config.get(key), each)
         )
         if fields:
             outdated.setdefault(fields, []).append(name)
-    changes = [
-        Change(family.stream, "update", fields, lanes=tuple(names)) for fields, names in outdated.items()
-    ]
+    changes = [Change(family.stream, "update", fields, lanes=tuple(names)) for fields, names in outdated.items()]
     if leftover:
         note = (
             "not a lane as now declared; waiting jobs stay, those in flight are delivered again, "

@@ -85,11 +85,7 @@ class Family:
 
     def _lane(self, tenant: str, priority: str) -> subjects.Lane:
         if priority not in self.priorities:
-            has = (
-                f"it has {', '.join(self.priorities)}"
-                if self.priorities
-                else "it is an inbox and has no lanes"
-            )
+            has = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
             raise BadInput(f"{self.name} has no priority {priority!r}: {has}")
         if self.lanes == "shared":
             return subjects.Lane(self.name, "*", priority)
@@ -130,17 +126,13 @@ class Topology:
         """
         bundled = bundled_directory()
         roots = [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
-        return cls.build(
-            ((str(path), _text(path)) for root in roots for path in _files(root)), profile=profile
-        )
+        return cls.build(((str(path), _text(path)) for root in roots for path in _files(root)), profile=profile)
 
     @classmethod
     def build(cls, files: Iterable[tuple[str, str]], *, profile: str = "single") -> Self:
         """The topology of (name, TOML text) pairs, in this order. Raises TopologyError."""
         if profile not in PROFILES:
-            raise TopologyError(
-                "topology", "profile", f"{profile!r} is unknown; there are {', '.join(PROFILES)}"
-            )
+            raise TopologyError("topology", "profile", f"{profile!r} is unknown; there are {', '.join(PROFILES)}")
         declared = [streamfile.read(file, text, profile) for file, text in files]
         families: dict[str, Family] = {}
         for each in declared:
@@ -192,9 +184,7 @@ def bundled_directory() -> Path:
     for directory in (here / "streams", here.parent / "streams"):
         if directory.is_dir():
             return directory
-    raise TopologyError(
-        str(here / "streams"), "", "the bundled stream files are missing: install aiqueue again"
-    )
+    raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: install aiqueue again")
 
 
 def _files(directory: Path) -> list[Path]:

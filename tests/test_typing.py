@@ -1,0 +1,75 @@
+"""What mypy --strict says of user code: aiqueue is typed end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PRELUDE = """
+    import aiqueue
+
+    class Summarise(aiqueue.Message, kind="summarise"):
+        text: str
+
+    class Translate(aiqueue.Message, kind="translate"):
+        language: str
+
+    worker = aiqueue.Worker()
+    """
+
+RIGHT = """
+    @worker.handle(Summarise, retry=aiqueue.Backoff(attempts=5), timeout="2m")
+    async def summarise(job: aiqueue.Job[Summarise]) -> str:
+        await job.progress(0.5, "reading")
+        return job.message.text
+
+    @worker.handle(Translate)
+    def translate(job: aiqueue.Job[Translate]) -> int:
+        return len(job.message.language)
+
+    def any_job(job: aiqueue.Job[aiqueue.Message]) -> None: ...
+
+    worker.handle(Summarise)(any_job)
+    """
+
+WRONG = """
+    @worker.handle(Summarise)
+    async def translate(job: aiqueue.Job[Translate]) -> str:
+        return job.message.language
+    """
+
+UNKNOWN_FIELD = """
+    @worker.handle(Summarise)
+    async def summarise(job: aiqueue.Job[Summarise]) -> str:
+        return job.message.language
+    """
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        pytest.param(RIGHT, "", id="right"),
+        pytest.param(WRONG, "Callable[[Job[Summarise]]", id="wrong"),
+        pytest.param(UNKNOWN_FIELD, 'has no attribute "language"', id="unknown_field"),
+    ],
+)
+def test_mypy_strict_refuses_a_handler_for_another_message_than_it_takes(
+    tmp_path: Path, code: str, complaint: str, request: pytest.FixtureRequest
+) -> None:
+    app = f"{request.node.callspec.id}.py"  # a name of its own: the cache that the three share goes by it
+    (tmp_path / app).write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(code))
+    root = Path(__file__).parent.parent
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(root / ".mypy_cache"), app],
+        cwd=tmp_path, env={"MYPYPATH": str(root), "PATH": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if complaint:
+        assert ran.returncode == 1
+        assert complaint in ran.stdout
+    else:
+        assert ran.returncode == 0, ran.stdout

@@ -1,0 +1,62 @@
+"""The verbs, put together. Each module below imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import dead, enqueue, inspect, server, topology, work
+from .options import Context, Directory, Profile, Streams, Url
+
+app = typer.Typer(
+    name="aiqueue",
+    help="A durable work queue for AI workloads on NATS JetStream.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__  # noqa: PLC0415
+
+        typer.echo(f"aiqueue {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _where(
+    url: Url = None,
+    context: Context = None,
+    profile: Profile = None,
+    streams: Streams = None,
+    directory: Directory = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """A durable work queue for AI workloads on NATS JetStream.
+
+    User, password, token and credential files come from AIQUEUE_USER, AIQUEUE_PASSWORD … or aiqueue.toml.
+    """
+
+
+@app.command(
+    "demo",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def _demo(ctx: typer.Context) -> None:
+    """Show what it can do, on files of yours, with workers that are killed on the way."""
+    from .demo import demo  # noqa: PLC0415  (its module is large)
+
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command("demo", help=demo.__doc__, context_settings={"help_option_names": ["-h", "--help"]})(demo)
+    code = alone(args=ctx.args, prog_name="aiqueue demo", standalone_mode=False)
+    if isinstance(code, int):
+        raise typer.Exit(code)
+
+
+for module in (server, topology, enqueue, work, inspect):
+    module.register(app)
+app.add_typer(dead.app, name="dead")

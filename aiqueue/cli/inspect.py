@@ -1,0 +1,196 @@
+"""``inspect``: families, the lanes of one, or a single job."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import BadInput
+from . import output
+from .options import Json, Where, verb
+from .output import Column
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..journal import Entry
+    from ..stats import FamilyStats, JobStats, LaneStats
+
+_STATES = {"done": "green", "failed": "red", "retrying": "yellow", "unknown": "yellow"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb."""
+    verb(app, "inspect")(inspect)
+
+
+def inspect(
+    where: Where,
+    target: Annotated[
+        str | None, typer.Argument(metavar="FAMILY|JOB", help="A family (it has a dot in it) or a job's id.")
+    ] = None,
+    *,
+    job: Annotated[str | None, typer.Option(metavar="ID", help="One job; with a FAMILY only there.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's lanes or job.")] = None,
+    json: Json = False,
+) -> None:
+    """Show the families, the lanes of a family, or what is known of one job. Changes nothing."""
+    from .. import stats, subjects  # noqa: PLC0415
+
+    if tenant is not None:
+        subjects.token("tenant", tenant)
+    family = target if target is not None and "." in target else None
+    if target is not None and family is None:
+        if job not in (None, target):
+            raise BadInput(f"{target} and {job} are two jobs: name one")
+        job = target
+
+    async def look(client: Client) -> Any:
+        link, topology = client.connection, client.topology
+        if job is not None:
+            return await stats.job(link, topology, job, family=family, tenant=tenant)
+        if family is not None:
+            return await stats.family(link, topology, family)
+        if tenant is not None:
+            return [lane for each in topology.work_families for lane in await stats.family(link, topology, each.name)]
+        return await stats.overview(link, topology)
+
+    found = where.drive(look)
+    if job is not None:
+        _say_job(found, json)
+    elif family is None and tenant is None:
+        _say_overview(found, json)
+    else:
+        _say_lanes([lane for lane in found if tenant in (None, lane.tenant)], family, tenant, json)
+
+
+def _say_overview(found: list[FamilyStats], json: bool) -> None:
+    if json:
+        output.say_json([asdict(each) for each in found])
+        return
+    rows = []
+    for each in found:
+        if each.missing:
+            rows.append([each.family, f"stream {each.stream} is missing: `aiqueue apply` makes it"])
+            continue
+        rows.append(
+            [
+                each.family, f"{each.waiting:,}", f"{each.in_flight:,}", f"{each.redelivered:,}",
+                output.age(each.oldest_age_s), _rate(each.rate_in), _rate(each.rate_done), f"{each.lanes:,}",
+                "-" if each.dead is None else f"{each.dead:,}",
+            ]
+        )  # fmt: skip
+    titles = ("waiting", "in flight", "again", "oldest", "in/s", "done/s", "lanes", "dead")
+    output.table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
+    if any(each.redelivered for each in found):
+        output.say("\nagain: jobs in flight that were delivered more than once")
+    dead = sum(each.dead or 0 for each in found)
+    if dead:
+        output.say(f"\n{output.count(dead, 'dead letter')}: `aiqueue dead ls`")
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
+
+
+def _say_lanes(found: list[LaneStats], family: str | None, tenant: str | None, json: bool) -> None:
+    if json:
+        output.say_json([asdict(each) for each in found])
+        return
+    where = " ".join(part for part in (family and f"in {family}", tenant and f"of {tenant}") if part)
+    if not found:
+        output.say(f"no lanes {where}: no job waits and no worker is there. `aiqueue enqueue` makes a lane")
+        return
+    several = len({lane.family for lane in found}) > 1
+    rows = [
+        [
+            *([lane.family] if several else []),
+            "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.waiting:,}",
+            f"{lane.in_flight:,}", f"{lane.redelivered:,}", output.age(lane.oldest_age_s),
+            _limit(lane.limit), _served(lane),
+        ]
+        for lane in found
+    ]  # fmt: skip
+    columns = [
+        *([Column("family", shrink=True)] if several else []),
+        Column("tenant", shrink=True), Column("priority"), Column("waiting", right=True),
+        Column("in flight", right=True), Column("again", right=True), Column("oldest", right=True),
+        Column("limit", right=True), Column("served"),
+    ]  # fmt: skip
+    output.table(columns, rows)
+    if any(lane.redelivered for lane in found):
+        output.say("\nagain: jobs in flight that were delivered more than once")
+    if any(lane.waiting and _served(lane) == "no" for lane in found):
+        output.say("\nserved no: jobs wait there, and no worker asks for them")
+
+
+def _served(lane: LaneStats) -> str:
+    """Whether workers ask for its jobs; those whose slots are all taken do not."""
+    return "yes" if lane.pulls else "busy" if lane.in_flight else "no"
+
+
+def _limit(value: int) -> str:
+    return f"{value:,}" if value > 0 else "none"
+
+
+def _say_job(found: JobStats, json: bool) -> None:
+    if json:
+        output.say_json(asdict(found))
+        return
+    state = output.styled(found.state.replace("_", " "), _STATES.get(found.state, "cyan"))
+    output.say(f"job {output.styled(found.job_id, 'bold')}: {state}{f' ({found.note})' if found.note else ''}")
+    failure = found.failure or {}
+    due = "" if found.next_attempt_at is None else f"in {output.age(found.next_attempt_at - time.time())}"
+    output.fields(
+        [
+            ("lane", output.lane(found.family, found.tenant, found.priority)),
+            ("kind", found.kind or ""),
+            ("enqueued", output.ago(found.enqueued_at)),
+            ("attempt", f"{found.attempt}" if found.attempt else ""),
+            ("next attempt", due),
+            ("reason", str(failure.get("reason") or "")),
+            ("error", str(failure.get("error") or "")),
+            ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),
+        ]
+    )
+    if found.entries:
+        _say_journal(found)
+    if found.state == "done":
+        output.say(f"\nresult\n{output.pretty(found.result)}")
+
+
+def _say_journal(found: JobStats) -> None:
+    output.say(f"\njournal{' (entries in the middle are left out)' if found.entries_cut else ''}")
+    begun = found.entries[0].time
+    rows = [
+        [
+            output.clock(each.time),
+            f"+{output.age(each.time - begun)}",
+            each.event or "?",
+            f"{each.attempt}",
+            _summary(each),
+        ]
+        for each in found.entries
+    ]
+    columns = [Column("time"), Column("", right=True), Column("event"), Column("attempt", right=True)]
+    output.table([*columns, Column("says", shrink=True, prose=True)], rows)
+
+
+def _summary(entry: Entry) -> str:
+    data = entry.data
+    if isinstance(data, dict):
+        if entry.event == "progress":
+            fraction = data.get("fraction")
+            told = f"{fraction:.0%}" if isinstance(fraction, int | float) else str(fraction)
+            return f"{told} {data.get('note') or ''}".strip()
+        if entry.event == "retry":
+            delay = data.get("delay_s")
+            told = f" (again after {output.age(delay)})" if isinstance(delay, int | float) else ""
+            return f"{data.get('error')}{told}"
+        if entry.event == "failed":
+            return f"{data.get('reason')}: {data.get('error')}"
+    return output.cut(output.pretty(data, short=True), 500)

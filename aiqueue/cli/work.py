@@ -1,0 +1,166 @@
+"""``work``: run a worker that a module declares, as a service."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import LoadError
+from . import output
+from .options import FAILED, Where, duration, names, verb
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..worker import Worker
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb."""
+    verb(app, "work")(work)
+
+
+def work(
+    where: Where,
+    target: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker to run, such as app:worker.")],
+    *,
+    concurrency: Annotated[
+        int | None, typer.Option(help="How many jobs run at once. Default: the worker's own.", min=1, max=10_000)
+    ] = None,
+    families: Annotated[list[str] | None, typer.Option(help="Only these families' jobs; commas or repeated.")] = None,
+    tenants: Annotated[list[str] | None, typer.Option(help="Only these tenants' jobs; commas or repeated.")] = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="DURATION", help="What running jobs get when told to stop, such as 30s."),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="What goes to the log on stderr.")
+    ] = "info",
+) -> None:
+    """Run a worker until Ctrl-C or SIGTERM, then let it finish its jobs.
+
+    Exit code 0 when all running jobs could finish, 1 when some were handed to other workers. A second signal ends it
+    at once (130, 143); its jobs are delivered again when their leases run out.
+    """
+    import asyncio  # noqa: PLC0415
+    import logging  # noqa: PLC0415
+
+    worker = load(target)
+    if concurrency is not None:
+        worker.concurrency = concurrency
+    if (only := names(families)) is not None:
+        worker.families = tuple(only)
+    if (whose := names(tenants)) is not None:
+        worker.tenants = tuple(whose)
+    if drain_timeout is not None:
+        worker.drain_timeout_s = drain_timeout
+    # does nothing where the module has set up logging itself
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiqueue").setLevel(log_level.upper())
+    if not asyncio.run(_run(worker, where)):
+        raise typer.Exit(FAILED)
+
+
+async def _run(worker: Worker, where: Where) -> bool:
+    import asyncio  # noqa: PLC0415
+    import os  # noqa: PLC0415
+    import signal  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    from ..units import short_duration  # noqa: PLC0415
+
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            sys.stderr.flush()
+            os._exit(128 + number)
+        stop.set()
+
+    client = where.client()
+    await client.open()
+    begun = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    try:
+        async with worker.running(client) as session:
+            output.say(_start_line(worker, client))
+            await stop.wait()
+            if session.running:
+                left = output.count(session.running, "running job")
+                output.say(
+                    f"draining {left}, up to {short_duration(worker.drain_timeout_s)}; again ends at once", err=True
+                )
+    finally:
+        await client.close()
+    took = short_duration(time.monotonic() - begun)
+    ending = "all finished" if session.clean else "some did not finish in time and go to other workers"
+    output.say(f"worker {worker.name}: {output.count(session.done, 'delivery', 'deliveries')} in {took}, {ending}")
+    return session.clean
+
+
+def _start_line(worker: Worker, client: Client) -> str:
+    families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
+    tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
+    slots = output.count(worker.concurrency, "slot")
+    return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
+
+
+def load(target: str) -> Worker:
+    """The worker that ``module:attribute`` names, the working directory being importable. Raises LoadError."""
+    from ..worker import Worker  # noqa: PLC0415
+
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise LoadError(
+            f"{target!r} is not module:attribute; for `worker = aiqueue.Worker()` in app.py it is app:worker"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _import(module_name)
+    path = module_name
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise LoadError(f"{path} has no attribute {part!r}{_workers(module_name)}") from None
+        path = f"{path}.{part}" if path != module_name else f"{path}:{part}"
+    if not isinstance(found, Worker):
+        raise LoadError(f"{target} is a {type(found).__name__} and not an aiqueue.Worker{_workers(module_name)}")
+    return found
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise LoadError(f"there is no module {error.name!r} in {Path.cwd()} or on PYTHONPATH") from None
+        raise LoadError(f"importing {name}: {_last_line(error)}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  (a module may raise anything, SystemExit too)
+        raise LoadError(f"importing {name}: {_last_line(error)}") from None
+
+
+def _last_line(error: BaseException) -> str:
+    """The error's own line, with the place in the user's code that raised it."""
+    line = traceback.format_exception_only(error)[-1].strip()
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen")]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{line} ({error.filename}, line {error.lineno})"
+    last = frames[-1] if frames else None
+    return f"{line} ({last.filename}, line {last.lineno})" if last and last.filename != __file__ else line
+
+
+def _workers(module_name: str) -> str:
+    from ..worker import Worker  # noqa: PLC0415
+
+    module = sys.modules.get(module_name)
+    found = sorted(name for name, value in vars(module).items() if isinstance(value, Worker)) if module else []
+    return f"; it has {', '.join(found)}" if found else ""

@@ -1,0 +1,59 @@
+# Everything happens in ./.venv; nothing is installed outside of this directory.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+APP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+# pip reads dependency groups from 25.1 on. A new venv has the pip of its Python, mostly an older one, and replacing
+# that is one more thing that can fail, so the groups are read here.
+GROUPS := import tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+	print(*sorted({*groups["test"], *groups["lint"]}), sep="\n")
+OLD := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: $(APP) ## see a queue at work, on a server of its own
+	@$(PY) -m aiqueue demo $(ARGS)
+
+test: $(DEV) ## run the tests on a real server (ARGS="-k lane" runs some)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(DEV) ## check style, format, types and the direction of imports
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports
+
+bench: $(APP) ## measure throughput and latency (ARGS="--help" shows what)
+	@$(PY) -m benchmarks $(ARGS)
+
+clean: ## remove ./.venv, caches, builds and ./.aiqueue, the embedded server's data; nothing else
+	rm -rf $(VENV) .aiqueue build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find aiqueue tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The interpreter stands for the venv: where it dangles or was upgraded, the venv is made anew.
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): install Python 3.11 or newer, or say which: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c '$(OLD)' || { echo "$$($(PYTHON) --version 2>&1) is too old, aiqueue needs 3.11 or newer; with another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) -m venv does not work: install your system's venv package (python3-venv)" >&2; exit 1; }
+
+$(APP): $(PY) pyproject.toml
+	@echo "installing aiqueue into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): $(APP)
+	@echo "installing the tools of the tests into $(VENV)"
+	@$(PY) -c '$(GROUPS)' > $(VENV)/tools.txt
+	@$(PIP) --requirement $(VENV)/tools.txt
+	@touch $@

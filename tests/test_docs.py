@@ -1,0 +1,255 @@
+"""The documentation is true: its code runs, its commands exist, its links lead somewhere, its tables are complete."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import aiqueue
+from aiqueue import headers, streamfile
+from aiqueue.config import Settings
+from aiqueue.server import DIRECTORY, EmbeddedServer
+from aiqueue.topology import Topology
+
+from .support import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+BLOCK_S = 30
+_FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6}\s+(.+)$", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: where, the words behind its fence, its text."""
+
+    page: Path
+    line: int
+    info: str
+    text: str
+
+
+class Command(NamedTuple):
+    """A command line in a page: its verb (one or two words) and options."""
+
+    page: Path
+    verb: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks() -> list[Block]:
+    return [
+        Block(page, text.count("\n", 0, fence.start()) + 1, fence[1].strip(), fence[2])
+        for page in PAGES
+        for text in [page.read_text()]
+        for fence in _FENCE.finditer(text)
+    ]
+
+
+def prose(page: Path) -> str:
+    return _FENCE.sub("", page.read_text())
+
+
+PYTHON = [block for block in blocks() if block.info == "python"]
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[Path], EmbeddedServer]]:
+    """The embedded server of a directory, held until the module ends, so that the blocks of a page share one."""
+    held: dict[Path, EmbeddedServer] = {}
+
+    def hold(directory: Path) -> EmbeddedServer:
+        if directory not in held:
+            held[directory] = EmbeddedServer.acquire(directory / DIRECTORY)
+        return held[directory]
+
+    yield hold
+    for server in held.values():
+        server.release()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    return cache(lambda page: tmp_path_factory.mktemp(page.stem))
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{name_of(block.page)}:{block.line}")
+def test_python_blocks_run_as_they_stand(
+    block: Block, places: Callable[[Path], Path], server_of: Callable[[Path], EmbeddedServer]
+) -> None:
+    place = places(block.page)
+    server = server_of(place)
+    env = {key: value for key, value in os.environ.items() if not key.upper().startswith(("NATS_URL", "AIQUEUE_"))}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    if "NATS_URL" in block.text:  # for plain clients: a server with credentials in its address, its streams applied
+        env["NATS_URL"] = f"nats://{server.user}:{server.password}@127.0.0.1:{server.port}"
+        asyncio.run(_declare(place / DIRECTORY))
+    directory = place / f"line-{block.line}"  # finds the server by the .aiqueue above it
+    directory.mkdir()
+    (directory / "block.py").write_text(block.text)
+    done = subprocess.run(
+        [sys.executable, "block.py"],
+        cwd=directory,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=BLOCK_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name_of(block.page)}:{block.line}\n{done.stdout}\n{done.stderr}"
+
+
+async def _declare(directory: Path) -> None:
+    async with aiqueue.Client(Settings(directory=directory).model_copy(update={"url": None, "context": None})):
+        pass
+
+
+def test_no_python_block_is_passed_over_silently() -> None:
+    for block in blocks():
+        where = f"{name_of(block.page)}:{block.line}"
+        assert block.info, f"{where}: say what it is: python, sh, toml, text"
+        if "py" in block.info:
+            assert block.info in ("python", "python fragment"), f"{where}: python, or python fragment"
+        if block.info == "python fragment":
+            compile(block.text, where, "exec")
+        if block.info == "toml":
+            tomllib.loads(block.text)
+    assert PYTHON
+
+
+def test_the_readmes_example_is_the_quickstarts_first() -> None:
+    first = {
+        page: next(block.text for block in PYTHON if name_of(block.page) == page)
+        for page in ("README.md", "docs/quickstart.md")
+    }
+    assert first["README.md"] == first["docs/quickstart.md"]
+
+
+def commands() -> list[Command]:
+    lines = [(page, span) for page in PAGES for span in _SPAN.findall(prose(page))]
+    lines += [
+        (block.page, line) for block in blocks() if block.info in ("sh", "text") for line in block.text.splitlines()
+    ]
+    found = set()
+    for page, line in lines:
+        words = line.removeprefix("$ ").partition("#")[0].split()
+        if words[:1] != ["aiqueue"] or len(words) == 1 or not re.fullmatch(r"[a-z-]+", words[1]):
+            continue
+        verbs = words[1:3] if words[1] == "dead" else words[1:2]
+        plain = tuple(word for word in verbs if re.fullmatch(r"[a-z]+", word))
+        options = tuple(word.partition("=")[0] for word in words if word.startswith("--"))
+        found.add(Command(page, plain, options))
+    return sorted(found)
+
+
+@cache
+def help_of(*verb: str) -> str:
+    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    start = "from aiqueue.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, *verb, "--help"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=BLOCK_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"aiqueue {' '.join(verb)}: {done.stderr}"
+    return done.stdout
+
+
+def test_commands_in_the_pages_exist() -> None:
+    found = commands()
+    assert len({command.verb for command in found}) > 5
+    for page, verb, options in found:
+        text = help_of(*verb)
+        for option in options:
+            assert re.search(rf"{option}(?![\w-])", text), f"{name_of(page)}: aiqueue {' '.join(verb)} has no {option}"
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    page = (ROOT / "README.md").read_text()
+    verbs = re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of().partition("Commands")[2], re.MULTILINE)
+    verbs += [
+        f"dead {verb}"
+        for verb in re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of("dead").partition("Commands")[2], re.MULTILINE)
+    ]
+    assert {"apply", "work", "dead ls"} <= set(verbs)
+    assert [verb for verb in verbs if not re.search(rf"aiqueue {verb}\b", page)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in _HEADING.findall(prose(page))
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{name_of(page)}: {target}"
+        assert not anchor or anchor in anchors(found), f"{name_of(page)}: {target}: no such heading"
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = ROOT / "docs/decisions/README.md"
+    assert set(_LINK.findall(index.read_text())) == {page.name for page in index.parent.glob("*.md")} - {index.name}
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in aiqueue.__all__:
+        assert (getattr(aiqueue, name).__doc__ or "").strip(), name
+
+
+def test_the_glossary_is_in_order_and_says_each_word_once() -> None:
+    words = re.findall(r"^\| \*\*(.+?)\*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    assert words == sorted(set(words), key=str.lower)
+
+
+def test_the_floors_are_those_that_are_enforced() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    enforced = [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+    table = re.findall(r"^\|[^|]*\|((?: ?`\w+`,?)+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert [_SPAN.findall(row) for row in table] == enforced
+
+
+def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
+    text = (ROOT / "docs/wire-contract.md").read_text()
+    names = [value for name, value in vars(headers).items() if name.isupper() and isinstance(value, str)]
+    topology = Topology.load()
+    subjects = [f"ai.{family}.{{tenant}}" for family in topology.families]
+    journals = [f"{family.journal}.{{tenant}}" for family in topology.families.values() if family.journal]
+    streams = [topology.journal_stream.name, topology.dead_stream.name]
+    missing = [each for each in [*names, *subjects, *journals, *streams] if each not in text]
+    assert not missing
+
+
+def test_the_configuration_page_has_all_settings_and_keys() -> None:
+    spans = set(_SPAN.findall(prose(ROOT / "docs/configuration.md")))
+    spans |= {part for span in spans for part in span.split(".")}
+    tables = (streamfile._WORK_FAMILY, streamfile._STREAM, streamfile._REPUBLISH, streamfile._CONSUMER)
+    wanted = {*Settings.model_fields, *(key for table in tables for key in table)}
+    assert not wanted - spans
+
+
+def test_the_changelog_has_the_version() -> None:
+    assert f"## {aiqueue.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from . import subjects
 from .client import Client, connect
 from .config import Settings
-from .errors import BadInput
+from .errors import BadInput, Unavailable
 from .handle import Handle
 from .job import Message
 from .producer import OnFull
@@ -54,7 +54,7 @@ class SyncClient:
         """Connect. Raises as `Client.open`. Safe twice."""
         if self._loop is None:
             loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=loop.run_forever, name="aiqueue-client", daemon=True)
+            self._thread = threading.Thread(target=_run, args=(loop,), name="aiqueue-client", daemon=True)
             self._thread.start()
             self._loop = loop
             try:
@@ -65,15 +65,16 @@ class SyncClient:
         return self
 
     def close(self) -> None:
-        """Leave. Safe twice and unopened."""
+        """Leave; calls that other threads still wait in raise Unavailable. Safe twice and unopened."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        if self._thread is not None:
-            self._thread.join()
-        loop.close()
+        try:
+            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            if self._thread is not None:
+                self._thread.join()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -114,9 +115,24 @@ class SyncClient:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except (KeyboardInterrupt, concurrent.futures.CancelledError):
+        except concurrent.futures.CancelledError:
+            raise Unavailable("the client was closed meanwhile", maybe_stored=True) from None
+        except KeyboardInterrupt:
             future.cancel()
             raise
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
 
 
 def connect_sync(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> SyncClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +13,15 @@ from . import provision, subjects
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
-from .errors import BadInput
+from .errors import BadInput, DataLossRefused
 from .handle import Handle
 from .job import Message
 from .journal import Journal
-from .producer import OnFull, Producer
+from .producer import OnFull, Producer, duration
 from .server import EmbeddedServer
 from .topology import Topology
-from .units import seconds
+
+log = logging.getLogger("aiqueue.client")
 
 
 class Client:
@@ -52,8 +54,8 @@ class Client:
         """Whether this is the directory's own server and not one that was named."""
         return self._embedded is not None
 
-    async def open(self) -> Self:
-        """Connect; on an embedded server, declare the streams too. Safe twice.
+    async def open(self, *, declare: bool = True) -> Self:
+        """Connect; on an embedded server, `declare` the streams too. Safe twice.
 
         Raises Unavailable, AccessDenied, SettingsError, EmbeddedError.
         """
@@ -72,8 +74,8 @@ class Client:
         connection = Connection(settings, before_rebuild=self._revive if self._embedded else None)
         try:
             await connection.open()
-            if self._embedded is not None:
-                await provision.apply(connection, self.topology)
+            if self._embedded is not None and declare:
+                await self._declare(connection)
         except BaseException:
             await connection.close()
             await self._release()
@@ -133,9 +135,15 @@ class Client:
             extra=headers,
             deadline=deadline,
             on_full=on_full,
-            timeout_s=seconds(timeout),
+            timeout_s=duration("timeout", timeout),
         )
         return Handle(enqueued, self.journal, self.topology.family(message.aiq_family).journal)
+
+    async def _declare(self, connection: Connection) -> None:
+        try:
+            await provision.apply(connection, self.topology)
+        except DataLossRefused as error:
+            log.warning("the embedded server keeps its streams as they are: `aiqueue apply`: %s", error)
 
     async def _revive(self) -> None:
         if self._embedded is not None:

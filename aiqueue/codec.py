@@ -5,10 +5,15 @@ CBOR is RFC 8949. Tags that could build cyclic or huge values or compile pattern
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Collection, Mapping
-from decimal import Decimal
+from datetime import date, datetime
+from decimal import Context, Decimal
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, NamedTuple, NoReturn
+from uuid import UUID
 
 import cbor2
 import pydantic
@@ -20,10 +25,13 @@ CBOR = "application/cbor"
 JSON = "application/json"
 MAX_DEPTH = 64
 MAX_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
+MAX_INT_BITS = 14_000  # some 4,200 digits: Python neither reads nor prints longer ones, and JSON has none either
+MAX_EXPONENT = 6144  # decimal128's
 
 # 5 big float (its exponent is computed), 25/256 string references, 28/29 shared (cyclic) values, 30 rational,
 # 35 regular expression, 36 MIME message, 43000 complex number
 _REFUSED_TAGS = (5, 25, 256, 28, 29, 30, 35, 36, 43000)
+_EXACT = Context(prec=20_000, Emax=999_999, Emin=-999_999, traps=[])
 _JSON_STARTS = frozenset(b'{[" \t\r\n')
 
 
@@ -36,14 +44,17 @@ class Incoming(NamedTuple):
 
 
 def encode(value: Any) -> bytes:
-    """`value` (plain data, pydantic models included) as CBOR. Raises EncodeError."""
-    if isinstance(value, pydantic.BaseModel):
-        value = value.model_dump()
-    _check_depth(value, EncodeError)
+    """`value` (plain data, pydantic models included) as CBOR that `decode` reads.
+
+    What CBOR's common types do not have takes the form that it has in JSON: keys become text, sets and tuples
+    arrays, enums their values, paths and the like text. Raises EncodeError.
+    """
     try:
-        return cbor2.dumps(value, default=_encode_other)
+        return cbor2.dumps(_plain(value, 0))
+    except EncodeError:
+        raise
     except (cbor2.CBOREncodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
-        raise EncodeError(f"cannot be written as CBOR: {error}") from None
+        raise EncodeError(f"cannot be written as CBOR: {_one_line(error)}") from None
 
 
 def decode(body: bytes, content_type: str = "") -> Any:
@@ -94,13 +105,60 @@ def known_version(version: str | None, accepted: Collection[str]) -> bool:
     return version is None or version in accepted
 
 
-def _encode_other(encoder: cbor2.CBOREncoder, value: Any) -> None:
-    """Paths, enums, URLs and the like, in the form that they take in JSON."""
+def _plain(value: Any, depth: int) -> Any:
+    """`value` in types that both ends have, its limits checked; `depth` is how many containers are around it."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind in (dict, list, tuple, set, frozenset):
+        return _plain_container(value, depth)
+    if kind in (int, Decimal):
+        return _checked_number(value)
+    if isinstance(value, pydantic.BaseModel):
+        return _plain(value.model_dump(), depth)
+    if isinstance(value, dict):
+        return _plain(dict(value), depth)
     try:
-        plain = pydantic_core.to_jsonable_python(value)
+        return _plain(pydantic_core.to_jsonable_python(value), depth)
     except (ValueError, TypeError) as error:
-        raise EncodeError(f"a {type(value).__name__} cannot be written as CBOR: {error}") from None
-    encoder.encode(plain)
+        raise EncodeError(f"a {kind.__name__} cannot be written as CBOR: {_one_line(error)}") from None
+
+
+_AS_THEY_ARE = frozenset(
+    {
+        *(str, bytes, bytearray, bool, float, type(None), date, datetime, UUID),
+        *(IPv4Address, IPv4Network, IPv4Interface, IPv6Address, IPv6Network, IPv6Interface),
+    }
+)
+
+
+def _plain_container(value: Any, depth: int) -> Any:
+    if depth >= MAX_DEPTH:
+        raise EncodeError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        made = {k if type(k) is str else _key(k): _plain(v, depth + 1) for k, v in value.items()}
+        if len(made) < len(value):
+            raise EncodeError("two keys of a map are the same as text")
+        return made
+    if _AS_THEY_ARE.issuperset(map(type, value)):  # quick, for it may be an embedding
+        return list(value)
+    return [_plain(item, depth + 1) for item in value]
+
+
+def _key(key: Any) -> str:
+    (text,) = pydantic_core.to_jsonable_python({key: None})
+    return str(text)
+
+
+def _checked_number(value: int | Decimal) -> int | Decimal:
+    if isinstance(value, int):
+        if value.bit_length() > MAX_INT_BITS:
+            raise EncodeError(f"a whole number above {MAX_INT_BITS:,} bits")
+        return value
+    _, digits, exponent = value.as_tuple()
+    if isinstance(exponent, int) and (abs(exponent) > MAX_EXPONENT or len(digits) > MAX_INT_BITS // 4):
+        raise EncodeError(f"a decimal outside 1E-{MAX_EXPONENT} to 1E+{MAX_EXPONENT}, or of too many digits")
+    return value
 
 
 def _refuse_tag(*_: Any) -> NoReturn:
@@ -108,31 +166,53 @@ def _refuse_tag(*_: Any) -> NoReturn:
 
 
 def _decimal(pair: Any, _immutable: bool = False) -> Decimal:
-    """Tag 4 within decimal128's exponents: turning 1E+999999999 into an int would take all memory."""
+    """Tag 4 within decimal128's exponents: turning 1E+999999999 into an int would take all memory, and converting
+    a mantissa of a megabyte minutes.
+    """
     exponent, digits = pair
-    if not isinstance(exponent, int) or not isinstance(digits, int) or abs(exponent) > 6144:
-        raise DecodeError("a CBOR decimal outside 1E-6144 to 1E+6144")
-    return Decimal(digits).scaleb(exponent)
+    if not isinstance(exponent, int) or not isinstance(digits, int) or abs(exponent) > MAX_EXPONENT:
+        raise DecodeError(f"a CBOR decimal outside 1E-{MAX_EXPONENT} to 1E+{MAX_EXPONENT}")
+    return Decimal(digits).scaleb(exponent, _EXACT)
 
 
-_TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 4: _decimal}
+def _whole(raw: Any, _immutable: bool = False) -> int:
+    """Tag 2, a whole number of any length, made of one that Python can print."""
+    if not isinstance(raw, bytes) or len(raw) * 8 > MAX_INT_BITS:
+        raise DecodeError(f"a CBOR whole number above {MAX_INT_BITS:,} bits")
+    return int.from_bytes(raw, "big")
+
+
+def _negative(raw: Any, _immutable: bool = False) -> int:
+    return -1 - _whole(raw)
+
+
+_TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _whole, 3: _negative, 4: _decimal}
 
 
 def _decode_cbor(body: bytes) -> Any:
     try:
-        return cbor2.loads(
-            body,
+        decoder = cbor2.CBORDecoder(
+            io.BytesIO(body),
             tag_hook=_refuse_tag,
             semantic_decoders=_TAGS,
             max_depth=MAX_DEPTH,
             strict_hashable_types=True,
         )
+        value = decoder.decode()
+        _refuse_more(decoder)
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders of tags raise whatever the bytes lead them to)
         if isinstance(error.__cause__, DecodeError):
             raise error.__cause__ from None
         raise DecodeError(f"not CBOR: {_one_line(error)}") from None
+    return value
+
+
+def _refuse_more(decoder: cbor2.CBORDecoder) -> None:
+    with contextlib.suppress(cbor2.CBORDecodeEOF):
+        decoder.read(1)
+        raise DecodeError("not CBOR: something follows the value")
 
 
 def _decode_json(body: bytes) -> Any:
@@ -142,23 +222,13 @@ def _decode_json(body: bytes) -> Any:
         raise DecodeError(f"nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, over-long numbers
         raise DecodeError(f"not JSON: {_one_line(error)}") from None
-    _check_depth(value, DecodeError)
-    return value
-
-
-def _check_depth(value: Any, error: type[DecodeError | EncodeError]) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper += [v for v in item.values() if isinstance(v, dict | list | tuple)]
-            elif isinstance(item, list | tuple):
-                deeper += [v for v in item if isinstance(v, dict | list | tuple)]
-        if not deeper:
-            return
-        level = deeper
-    raise error(f"nested deeper than {MAX_DEPTH} levels")
+        inside = [each for each in level if isinstance(each, dict | list)]
+        if not inside:
+            return value
+        level = [v for each in inside for v in (each.values() if isinstance(each, dict) else each)]
+    raise DecodeError(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _one_line(error: Exception) -> str:

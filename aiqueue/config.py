@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,17 @@ import pydantic_settings
 from .errors import SettingsError
 from .units import seconds
 
-Duration = Annotated[float, pydantic.BeforeValidator(seconds)]
+
+def _duration(value: Any) -> float:
+    try:
+        value = float(value) if isinstance(value, str) else value  # the environment has numbers as text only
+    except ValueError:
+        pass
+    return seconds(value)
+
+
+Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(gt=0)]
+UserPath = Annotated[Path, pydantic.AfterValidator(Path.expanduser)]
 FILE = "aiqueue.toml"
 
 
@@ -28,22 +39,20 @@ class Settings(pydantic_settings.BaseSettings):
 
     model_config = pydantic_settings.SettingsConfigDict(env_prefix="AIQUEUE_", extra="forbid", frozen=True)
 
-    url: Annotated[
-        str | None, pydantic.Field(validation_alias=pydantic.AliasChoices("url", "AIQUEUE_URL", "NATS_URL"))
-    ] = None
+    url: str | None = None
     """Addresses, separated by commas: ``nats://host:4222,nats://other:4222``; ``tls://`` demands TLS."""
     context: str | None = None
     """The name of a context of the nats command line tool, to take address and credentials from."""
     user: str | None = None
     password: pydantic.SecretStr | None = None
     token: pydantic.SecretStr | None = None
-    creds: Path | None = None
+    creds: UserPath | None = None
     """A credentials file (JWT and seed); needs ``aiqueue[nkeys]``."""
-    nkey: Path | None = None
+    nkey: UserPath | None = None
     """A file with an nkey seed; needs ``aiqueue[nkeys]``."""
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    tls_ca: UserPath | None = None
+    tls_cert: UserPath | None = None
+    tls_key: UserPath | None = None
     tls_hostname: str | None = None
     tls_handshake_first: bool = False
     inbox_prefix: str | None = None
@@ -56,10 +65,10 @@ class Settings(pydantic_settings.BaseSettings):
     """Seconds until a first connection must stand. A lost one is sought again without end."""
     ping_interval: Duration = 2.0
     """Seconds between pings; a peer that misses three is given up."""
-    streams: Path | None = None
+    streams: UserPath | None = None
     """A directory with more ``*.toml`` streams, beside the bundled ones."""
     profile: Literal["single", "cluster"] = "single"
-    directory: Path | None = None
+    directory: UserPath | None = None
     """Where the embedded server lives; default ``.aiqueue`` of the nearest ancestor that has one."""
 
     @classmethod
@@ -71,9 +80,13 @@ class Settings(pydantic_settings.BaseSettings):
         dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
         file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
     ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
+        def told(values: dict[str, Any]) -> pydantic_settings.InitSettingsSource:
+            return pydantic_settings.InitSettingsSource(settings_cls, values)
+
+        # not an alias of `url`: with one, any variable named URL would be taken too
+        customary = {"url": os.environ["NATS_URL"]} if "NATS_URL" in os.environ else {}
         found = find_file()
-        from_file = pydantic_settings.InitSettingsSource(settings_cls, _read_file(found) if found else {})
-        return init_settings, env_settings, from_file
+        return init_settings, env_settings, told(customary), told(_read_file(found) if found else {})
 
     @staticmethod
     def secret(value: str) -> pydantic.SecretStr:
@@ -83,6 +96,15 @@ class Settings(pydantic_settings.BaseSettings):
     @property
     def servers(self) -> list[str]:
         return [part.strip() for part in (self.url or "").split(",") if part.strip()]
+
+    @property
+    def addresses(self) -> str:
+        """The servers as texts may show them, without credentials."""
+        return ", ".join(_without_secret(url) for url in self.servers)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, self.addresses if name == "url" and value else value
 
     @classmethod
     def load(cls, **arguments: Any) -> Settings:
@@ -97,7 +119,8 @@ class Settings(pydantic_settings.BaseSettings):
             raise SettingsError(_first_problem(error, given)) from None
         except pydantic_settings.SettingsError as error:
             raise SettingsError(str(error)) from None
-        by_context = settings.context and "url" not in given and ("context" in given or not settings.url)
+        # the nearer of the two decides; side by side, the plain address
+        by_context = settings.context and (not settings.url or _distance("context", given) < _distance("url", given))
         return _with_context(settings) if by_context else settings
 
 
@@ -105,6 +128,24 @@ def find_file(start: Path | None = None) -> Path | None:
     """The nearest ``aiqueue.toml`` from `start` (default: the working directory) upwards."""
     here = (start or Path.cwd()).resolve()
     return next((d / FILE for d in (here, *here.parents) if (d / FILE).is_file()), None)
+
+
+def _distance(name: str, given: dict[str, Any]) -> int:
+    """Where a setting comes from: 0 an argument, 1 the environment, 2 the file or the default."""
+    if name in given:
+        return 0
+    return 2 if _variable(name) is None else 1
+
+
+def _variable(name: str) -> str | None:
+    """The environment variable that sets `name`, None if there is none. Ours are read in either case."""
+    ours = next((each for each in os.environ if each.lower() == f"aiqueue_{name}"), None)
+    return "NATS_URL" if ours is None and name == "url" and "NATS_URL" in os.environ else ours
+
+
+def _without_secret(url: str) -> str:
+    scheme, found, rest = url.rpartition("://")
+    return f"{scheme}{found}{rest.rpartition('@')[2]}"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -125,14 +166,12 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _first_problem(error: pydantic.ValidationError, given: dict[str, Any]) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    lower = name.lower().removeprefix("aiqueue_")
-    variable = "NATS_URL" if name == "NATS_URL" else f"AIQUEUE_{lower.upper()}"
-    if lower in given or name in given:
-        where = f"argument {lower}"
-    elif variable in os.environ:
+    if name in given:
+        where = f"argument {name}"
+    elif variable := _variable(name):
         where = f"environment variable {variable}"
     else:
-        where = f"{find_file() or 'setting'}: {lower}"
+        where = f"{find_file() or 'setting'}: {name}"
     if first["type"] == "extra_forbidden":
         return f"{where}: no such setting; known: {', '.join(sorted(Settings.model_fields))}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -39,6 +39,20 @@ class AIQueueError(Exception):
 
     retryable: ClassVar[bool] = False
 
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException's own would call __init__ with the text: children's errors could not reach their parents
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[AIQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> AIQueueError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class BadInput(AIQueueError):
     """What the caller gave is wrong. Nothing was sent."""
@@ -168,7 +182,11 @@ class Conflict(AIQueueError):
 
 
 class Stale(AIQueueError):
-    """A newer attempt owns this job; this one may not write any more."""
+    """A newer attempt owns this job; this one may not write any more. `ended` says whether the job has ended."""
+
+    def __init__(self, problem: str, *, ended: bool) -> None:
+        super().__init__(problem)
+        self.ended = ended
 
 
 class JobFailed(AIQueueError):
@@ -211,6 +229,15 @@ class ServerError(AIQueueError):
 
 
 def details(error: AIQueueError) -> dict[str, Any]:
-    """The error as plain data, for ``--json``: its class, text, whether to retry, and its attributes."""
-    data = {k: v for k, v in vars(error).items() if not k.startswith("_")}
-    return {"error": type(error).__name__, "message": str(error), "retryable": error.retryable, **data}
+    """The error as plain data, for ``--json``: its class, text, whether to retry, and its attributes.
+
+    JobFailed's own `error` is called ``cause`` there. What JSON has no form for is told by its repr.
+    """
+    data = {"cause" if k == "error" else k: _jsonable(v) for k, v in vars(error).items() if not k.startswith("_")}
+    return {**data, "error": type(error).__name__, "message": str(error), "retryable": error.retryable}
+
+
+def _jsonable(value: object) -> Any:
+    if isinstance(value, tuple):
+        return [_jsonable(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else repr(value)

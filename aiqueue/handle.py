@@ -7,8 +7,7 @@ from typing import Any
 from . import subjects
 from .errors import JobFailed, NotFound, ResultDisabled
 from .journal import FAILED, Journal
-from .producer import Enqueued
-from .units import seconds
+from .producer import Enqueued, duration
 
 
 class Handle:
@@ -54,7 +53,7 @@ class Handle:
         entry = await self._journal.final(
             subjects.journal(self._root, self.tenant, self.id),
             run=seq,
-            timeout_s=None if timeout is None else seconds(timeout),
+            timeout_s=None if timeout is None else duration("timeout", timeout),
             ended=f"$JS.ACK.{stream}.*.*.{seq}.>",
         )
         if entry is None:

@@ -32,7 +32,9 @@ class Message(pydantic.BaseModel):
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
         super().__init_subclass__(**config)
-        cls.aiq_kind = cls.__name__ if kind is None else kind
+        if kind is None:  # Page[int] is a Page
+            kind = cls.aiq_kind if "[" in cls.__name__ else cls.__name__
+        cls.aiq_kind = kind
         if not KIND.fullmatch(cls.aiq_kind):
             raise ValueError(f"kind {cls.aiq_kind!r} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -")
         if family is not None:
@@ -137,4 +139,5 @@ def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the message"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise DecodeError(f"not a {model.aiq_kind}: {where}: {first['msg']}{more}") from None
+        told = " ".join(first["msg"].split())
+        raise DecodeError(f"not a {model.aiq_kind}: {where}: {told}{more}") from None

@@ -97,8 +97,9 @@ class Journal:
 
         async def on_live(message: Received) -> None:
             told = message.headers or {}
-            live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
-            woken.set()
+            if told.get(headers.EVENT) in FINAL:  # progress need not be looked at
+                live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
+                woken.set()
 
         async def on_ended(_message: Received) -> None:
             woken.set()
@@ -113,12 +114,11 @@ class Journal:
                     woken.clear()
                     # asked first: a job that is gone has said its last word before
                     gone = ended is not None and await self._gone(ended)
-                    heard = next((entry for entry in live if entry.final and entry.run >= run), None)
+                    heard = next((entry for entry in live if entry.run >= run), None)
                     head = heard or await self.head(subject)
                     if head is not None and head.final and head.run >= run:
                         return head
-                    again = head is not None and head.run >= run and head.event == RETRY  # on its way elsewhere
-                    if gone and not again:
+                    if gone:
                         return None
                     await woken.wait()
         except TimeoutError:
@@ -154,10 +154,10 @@ class Writer:
     ) -> None:
         self._journal = journal
         self._connection = connection
-        self._subject = subject
+        self.subject = subject
         self._run = run
         self._born = born
-        self._attempt = attempt
+        self.attempt = attempt
         self._nonce = secrets.token_hex(4)  # two attempts must never make the same Msg-Id
         self._head_seq = head.seq if head else 0
         self._epoch = (head.epoch if head else 0) + 1
@@ -168,10 +168,12 @@ class Writer:
     async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
         """Append an entry. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull."""
         body = codec.encode(data)
+        tried: set[str] = set()
         async with self._lock:
             for _ in range(WRITE_TRIES_MAX):
                 self._count += 1
-                msg_id = f"{self._subject}/{self._nonce}/{self._epoch}/{self._count}"
+                msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
+                tried.add(msg_id)
                 told = {
                     headers.MSG_ID: msg_id,
                     headers.EXPECTED: str(self._head_seq),
@@ -179,34 +181,38 @@ class Writer:
                     headers.EVENT: event,
                     headers.RUN: str(self._run),
                     headers.EPOCH: str(self._epoch),
-                    headers.ATTEMPT: str(self._attempt),
+                    headers.ATTEMPT: str(self.attempt),
                 }
                 try:
-                    ack = await self._connection.store(self._subject, body, told, timeout_s=timeout_s)
+                    ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
                 except Conflict:
-                    if await self._catch_up(msg_id):
+                    if await self._catch_up(event, tried):
                         return
                 else:
                     self._head_seq = ack.seq
                     self._wrote = True
                     return
-            raise Stale(f"{self._subject}: {WRITE_TRIES_MAX} writes were overtaken")
+            raise Stale(f"{self.subject}: {WRITE_TRIES_MAX} writes were overtaken", ended=False)
 
-    async def _catch_up(self, msg_id: str) -> bool:
-        """Learn the head after a conflict: True if it is our own write after all. Raises Stale."""
-        head = await self._journal.head(self._subject)
+    async def _catch_up(self, event: str, tried: set[str]) -> bool:
+        """Learn the head after a conflict: True if it is this very write after all. Raises Stale."""
+        head = await self._journal.head(self.subject)
         if head is None:
             self._head_seq = 0
             return False
-        if head.msg_id == msg_id:
+        if head.msg_id.startswith(f"{self.subject}/{self._nonce}/"):
+            # ours: of this write, or of an earlier one that was given up but stored all the same
             self._head_seq = head.seq
             self._wrote = True
-            return True
+            if head.msg_id in tried or (head.final and head.event == event):
+                return True
+            if not head.final:
+                return False
         ours = head.time >= self._born  # an older entry is of another run, whatever its number: streams are made anew
         if ours and (head.run > self._run or (head.run == self._run and head.final)):
-            raise Stale(f"{self._subject}: another attempt has ended this job")
+            raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
         if ours and self._wrote and head.run == self._run and head.epoch >= self._epoch:
-            raise Stale(f"{self._subject}: attempt {head.attempt} has taken this job over")
+            raise Stale(f"{self.subject}: attempt {head.attempt} has taken this job over", ended=False)
         self._head_seq = head.seq
         self._epoch = max(self._epoch, head.epoch + 1)
         return False

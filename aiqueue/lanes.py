@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 from . import subjects
 from .connection import Connection, Received, Subscription
@@ -19,6 +21,7 @@ log = logging.getLogger("aiqueue.lanes")
 POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is let go; its consumer goes by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
+REMAKE_AFTER_S = 0.25  # docs/decisions/lane-made-anew.md: at once would meet the server's clean-up
 SUBJECTS_PAGE = 100_000  # the server's own page of STREAM.INFO subjects
 
 
@@ -48,7 +51,8 @@ class Lanes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._hints: list[Subscription] = []
         self._poller: asyncio.Task[None] | None = None
-        self._refused: set[str] = set()
+        self._reported: set[str] = set()
+        self._stopped = False
 
     async def start(self) -> None:
         """Listen for hints, look for lanes once, and go on looking. Raises NotFound where a stream is missing."""
@@ -59,6 +63,7 @@ class Lanes:
 
     async def stop(self) -> None:
         """Find no more. Safe twice and unstarted."""
+        self._stopped = True
         for task in [self._poller, *self._tasks]:
             if task is not None:
                 task.cancel()
@@ -71,7 +76,8 @@ class Lanes:
     def gone(self, pull: LanePull) -> None:
         """The server no longer has the lane's consumer (idle too long, deleted, forgotten by a restart)."""
         self._drop(pull)
-        self._want(pull.key, jobs=1)  # look again at once: there may be jobs in it
+        again = partial(self._want, pull.key, jobs=1)  # there may be jobs in it
+        asyncio.get_running_loop().call_later(REMAKE_AFTER_S, again)
 
     async def _poll(self) -> None:
         while True:
@@ -113,7 +119,7 @@ class Lanes:
 
     def _want(self, lane: Lane, *, jobs: int) -> None:
         family = self._families.get(lane.family)
-        if family is None or lane.priority not in family.priorities:
+        if self._stopped or family is None or lane.priority not in family.priorities:
             return
         if family.lanes == "shared":
             lane = Lane(lane.family, "*", lane.priority)
@@ -137,25 +143,42 @@ class Lanes:
         subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
         try:
             async with self._creating:
-                await self._connection.api(subject, {"stream_name": family.stream, "config": config})
+                await self._connection.api(
+                    subject, {"stream_name": family.stream, "config": config, "action": "create"}
+                )
         except ConfigMismatch as error:
-            self._refuse(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it")
+            drift = "already exists" in str(error)
+            self._report(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it", served=drift)
+            if drift:  # an older or newer declaration's consumer: its limits differ, its jobs are the same
+                self._serve(family, lane, name, jobs)
         except Unavailable as error:
             log.debug("lane %s: %s", lane, error)  # the poll comes again
+            if "no such file" in str(error):
+                await self._clear(family, name)
         except AIQueueError as error:
-            self._refuse(lane, str(error))
+            self._report(lane, str(error), served=False)
         else:
-            pull = LanePull(lane, family.stream, name, family.ack_wait_s, pending=jobs)
-            self._open[lane] = pull
-            self._puller.add(pull)
-            self._changed()
+            self._serve(family, lane, name, jobs)
         finally:
             self._opening.discard(lane)
 
-    def _refuse(self, lane: Lane, problem: str) -> None:
-        if str(lane) not in self._refused:  # once, not every second
-            self._refused.add(str(lane))
-            log.error("lane %s cannot be served: %s", lane, problem)
+    async def _clear(self, family: Family, consumer: str) -> None:
+        """Remove a consumer that the server holds in memory but whose files went with its predecessor's: left alone,
+        every later attempt to make it fails too.
+        """
+        with contextlib.suppress(AIQueueError):
+            await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
+
+    def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int) -> None:
+        pull = LanePull(lane, family.stream, consumer, family.ack_wait_s, pending=jobs)
+        self._open[lane] = pull
+        self._puller.add(pull)
+        self._changed()
+
+    def _report(self, lane: Lane, problem: str, *, served: bool) -> None:
+        if str(lane) not in self._reported:  # once, not every second
+            self._reported.add(str(lane))
+            log.error("lane %s %s: %s", lane, "has drifted" if served else "cannot be served", problem)
 
     def _retire_idle(self) -> None:
         now = time.monotonic()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+from uuid import UUID
 
 from . import codec, headers, subjects
 from .connection import Connection
@@ -56,9 +57,10 @@ class Producer:
         """Store one job; see `Client.enqueue`, which this is."""
         family = self._topology.family(message.aiq_family)
         lane = _lane(family, tenant, priority)
-        job_id = _job_id(family, message, unique)
+        own = _own_key(family, message) if unique is None else None
+        job_id = _job_id(family, own, unique)
         told = _headers(family, message, lane, job_id, deadline)
-        told.update(_extra(extra))
+        told.update(_extra(family, extra))
         body = codec.encode(message)
         await self._hint(lane)
         end = time.monotonic() + timeout_s
@@ -71,13 +73,13 @@ class Producer:
                 )  # fmt: skip
             except QueueFull as error:
                 left = end - time.monotonic()
-                if on_full == "raise" or left <= wait_s:
+                if on_full == "raise" or left <= 0:
                     raise _full(error, family, lane) from None
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(min(wait_s, left))
                 wait_s = min(wait_s * 2, FULL_CAP_S)
             else:
                 # a fresh id can only be known to the server from an earlier try of this very call
-                by_caller = unique is not None or _own_key(family, message) is not None
+                by_caller = unique is not None or own is not None
                 return Enqueued(job_id, lane, ack.stream, ack.seq, ack.duplicate and by_caller)
 
     async def _hint(self, lane: subjects.Lane) -> None:
@@ -103,15 +105,20 @@ def _lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
 
 
 def _own_key(family: Family, message: Message) -> str | None:
-    value = getattr(message, family.key, None) if family.key else None
-    return value if isinstance(value, str) and value else None
+    if family.key is None:
+        return None
+    value = message.__dict__.get(family.key) or (message.model_extra or {}).get(family.key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, UUID) or type(value) is int:
+        return str(value)
+    return subjects.token(family.key, value)
 
 
-def _job_id(family: Family, message: Message, unique: str | None) -> str:
+def _job_id(family: Family, own: str | None, unique: str | None) -> str:
     if unique is not None:
         return subjects.token("unique key", unique)
-    own = _own_key(family, message)
-    return subjects.token(family.key or "key", own) if own is not None else subjects.new_id()
+    return own if own is not None else subjects.new_id()
 
 
 def _headers(
@@ -127,17 +134,26 @@ def _headers(
     if family.key:
         told[family.key] = job_id
     if deadline is not None:
-        try:
-            told[headers.DEADLINE] = str(round((time.time() + seconds(deadline)) * 1000))
-        except ValueError as error:
-            raise BadInput(f"deadline: {error}") from None
+        told[headers.DEADLINE] = str(round((time.time() + duration("deadline", deadline)) * 1000))
     return told
 
 
-def _extra(extra: Mapping[str, str] | None) -> Mapping[str, str]:
+def duration(what: str, value: str | float) -> float:
+    """Seconds of a caller's argument. Raises BadInput, naming it."""
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise BadInput(f"{what}: {error}") from None
+
+
+def _extra(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
     for name in extra or {}:
-        if name.lower().startswith(("nats-", "aiq-", "content-type")):
+        lower = str(name).lower()
+        if lower.startswith(("nats-", "aiq-", "content-type")):
             raise BadInput(f"header {name!r} is not the caller's to set")
+        if lower in (headers.PRIORITY, family.key):
+            argument = "priority" if lower == headers.PRIORITY else "unique"
+            raise BadInput(f"header {name!r} is not the caller's to set: use the argument `{argument}`")
     return extra or {}
 
 

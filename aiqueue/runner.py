@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import traceback
@@ -86,11 +85,16 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class TakenOver:
+    """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """The worker is leaving; the job is to go to another one."""
 
 
-Outcome = Returned | Raised | Refused | Unknown | Ended | Cancelled
+Outcome = Returned | Raised | Refused | Unknown | Ended | TakenOver | Cancelled
 
 
 @dataclass
@@ -143,7 +147,10 @@ class Runner:
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             outcome = await self._attempt(delivery, opened, handler, writer)
-            await self._settle(delivery, opened, handler, writer, outcome)
+            try:
+                await self._settle(delivery, opened, handler, writer, outcome)
+            except Stale as stale:
+                await self._settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
         except asyncio.CancelledError:
             await self.hand_back(delivery)
             raise
@@ -188,7 +195,7 @@ class Runner:
 
     def _continue_from(self, delivery: Delivery, opened: Opened, head: Entry | None) -> None:
         opened.head = head
-        if head is None or head.run != delivery.seq or head.time < delivery.enqueued_at:
+        if head is None or not _of_this_run(delivery, head):
             return
         if head.event == RETRY and isinstance(head.data, dict):
             opened.attempt = head.attempt + 1
@@ -213,8 +220,7 @@ class Runner:
     async def _attempt(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
     ) -> Outcome:
-        head = opened.head
-        if head is not None and head.final and head.run == delivery.seq and head.time >= delivery.enqueued_at:
+        if _has_ended(delivery, opened):
             return Ended()
         told = delivery.message.headers or {}
         deadline = _deadline(told)
@@ -269,6 +275,12 @@ class Runner:
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Outcome
     ) -> None:
         """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
+        if isinstance(outcome, Raised | Refused) and delivery.delivered == 1 and writer is not None:
+            # a consumer made anew counts deliveries from 1: what was before stands in the journal
+            self._continue_from(delivery, opened, await self._journal.head(writer.subject))
+            writer.attempt = opened.attempt
+            if _has_ended(delivery, opened):
+                outcome = Ended()
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
@@ -284,13 +296,16 @@ class Runner:
                 opened.history = _with_attempt(opened, self._worker, error, trace)
                 await self._bury(delivery, opened, writer, reason, error)
             case Unknown(error):
-                if delivery.delivered * UNKNOWN_KIND_DELAY_S > UNKNOWN_KIND_PATIENCE_S:
+                handed_back = delivery.delivered - opened.attempt  # the other deliveries failed as attempts
+                if handed_back * UNKNOWN_KIND_DELAY_S >= UNKNOWN_KIND_PATIENCE_S:
                     await self._bury(delivery, opened, writer, "unknown_kind", error)
                 else:
                     log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
                     await self._nak(delivery, UNKNOWN_KIND_DELAY_S)
             case Ended():
                 await self._ack(delivery)
+            case TakenOver():
+                log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
                 await self.hand_back(delivery)
 
@@ -300,8 +315,6 @@ class Runner:
         if writer is not None and handler is not None and handler.keeps_result:
             try:
                 await writer.write(RESULT, value)
-            except Stale as stale:
-                log.info("job %s: result dropped: %s", opened.job_id, stale)
             except (EncodeError, TooLarge) as error:
                 opened.history = _with_attempt(opened, self._worker, str(error), "")
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
@@ -313,11 +326,7 @@ class Runner:
     ) -> None:
         log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
         if writer is not None:
-            try:
-                await writer.write(RETRY, {"error": error, "delay_s": delay_s, "history": opened.history})
-            except Stale:
-                await self._ack(delivery)
-                return
+            await writer.write(RETRY, {"error": error, "delay_s": delay_s, "history": opened.history})
         await self._nak(delivery, delay_s)
 
     async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
@@ -331,8 +340,7 @@ class Runner:
         await self._dead.bury(obituary, delivery.message.headers or {}, delivery.message.data)
         log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
         if writer is not None:
-            with contextlib.suppress(Stale):
-                await writer.write(FAILED, {"reason": reason, "error": error, "history": opened.history})
+            await writer.write(FAILED, {"reason": reason, "error": error, "history": opened.history})
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
@@ -359,6 +367,14 @@ class _Progress:
             await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
 
+def _of_this_run(delivery: Delivery, head: Entry) -> bool:
+    return head.run == delivery.seq and head.time >= delivery.enqueued_at
+
+
+def _has_ended(delivery: Delivery, opened: Opened) -> bool:
+    return opened.head is not None and opened.head.final and _of_this_run(delivery, opened.head)
+
+
 def _raised(error: BaseException) -> Outcome:
     match error:
         case Retry():
@@ -366,7 +382,7 @@ def _raised(error: BaseException) -> Outcome:
         case Reject():
             return Refused("rejected", error.reason)
         case Stale():
-            return Ended()
+            return Ended() if error.ended else TakenOver()
         case Exception():
             return Raised(_error_line(error), _trace(error))
         case _:

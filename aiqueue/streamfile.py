@@ -15,10 +15,10 @@ from typing import Any, Literal, NoReturn
 
 from . import subjects, units
 from .errors import TopologyError
+from .job import KIND
 
 Role = Literal["work", "inbox", "journal", "dead"]
 PROFILES = ("single", "cluster")
-KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
 _RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are aiqueue's own
@@ -118,7 +118,7 @@ def _nanoseconds(least_s: float, *, zero: bool = False) -> Check:
     return check
 
 
-_kind = _matching(KIND, "a kind: 1 to 64 characters of A-Z a-z 0-9 _ . -")
+_kind = _matching(KIND, "a kind: 1 to 128 characters of A-Z a-z 0-9 _ . : -")
 _subject = _matching(re.compile(r"[A-Za-z0-9_*>-]+(\.[A-Za-z0-9_*>-]+)*"), "a subject")
 _word = _matching(subjects.TOKEN, "1 to 64 characters of A-Z a-z 0-9 _ -")
 

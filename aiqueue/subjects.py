@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -16,8 +17,6 @@ PRIORITY = re.compile(r"[a-z0-9]{1,16}")  # no "-": a lane's consumer is named {
 NORMAL = "normal"
 HINTS = "aiq.hint"
 DEAD = "ai.dead"
-
-_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def token(what: str, value: object) -> str:
@@ -80,9 +79,10 @@ def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:
 
 
 def new_id() -> str:
-    """A time-ordered id of 26 characters: 48 bits of milliseconds, 80 random ones (the ULID layout)."""
-    n = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_BASE32[n >> shift & 31] for shift in range(125, -5, -5))
+    """A time-ordered id of 26 characters: 48 bits of milliseconds, 80 random ones (ULID's layout)."""
+    stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    # base32hex keeps the order of the bytes (RFC 4648, section 7)
+    return base64.b32hexencode(stamp + os.urandom(10))[:26].decode().lower()
 
 
 def foreign_id(value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = (
@@ -10,44 +11,48 @@ _SIZE = (
     | {f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}
     | {f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)}
 )
+MAX_S = 100 * 365 * 86400.0  # what the server's nanoseconds in 64 bits still hold, with room to spare
 _NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def seconds(value: str | float) -> float:
     """Seconds of a number (already seconds) or of "250ms", "30s", "2m", "1h", "7d", "1h30m".
 
-    Raises ValueError for anything else, negative numbers included.
+    Raises ValueError for anything else, negative numbers and more than a century included.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(_wrong(value))
     if isinstance(value, int | float):
-        if not 0 <= value < float("inf"):
+        if not 0 <= value <= MAX_S:
             raise ValueError(_wrong(value))
         return float(value)
     parts = _NUMBER_UNIT.findall(value)
     if not parts or _NUMBER_UNIT.sub("", value).strip() or any(unit not in _DURATION for _, unit in parts):
         raise ValueError(_wrong(value))
-    return sum(float(number) * _DURATION[unit] for number, unit in parts)
+    total = sum(float(number) * _DURATION[unit] for number, unit in parts)
+    if total > MAX_S:
+        raise ValueError(_wrong(value))
+    return total
 
 
 def size_bytes(value: str | int) -> int:
     """Bytes of a number (already bytes) or of "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
     problem = f'{value!r} is not a size such as 1048576, "512KiB" or "1GiB"'
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(problem)
     if isinstance(value, int):
         return value
     match = _NUMBER_UNIT.fullmatch(value.strip())
     if not match or match[2] not in _SIZE:
         raise ValueError(problem)
-    return int(float(match[1]) * _SIZE[match[2]])
+    return int(Decimal(match[1]) * _SIZE[match[2]])
 
 
 def short_duration(value_s: float) -> str:
     """A duration for people: "250ms", "4.2s", "3m10s", "2h5m", "6d4h"."""
-    if value_s < 1:
+    if value_s < 0.9995:
         return f"{value_s * 1000:.0f}ms"
-    if value_s < 60:
+    if value_s < 59.95:
         return f"{value_s:.1f}s".replace(".0s", "s")
     whole = round(value_s)
     for unit, size, below, lower in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):

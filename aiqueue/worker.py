@@ -215,12 +215,6 @@ class Session:
                 await asyncio.wait(late, timeout=2)
         await self._stop()
 
-    async def abort(self) -> None:
-        """Leave at once: running jobs are cancelled and handed back."""
-        self._worker.drain_timeout_s = 0
-        for _, task in list(self._running.values()):
-            task.cancel()
-
     async def _stop(self) -> None:
         self._draining = True
         await self._lanes.stop()

@@ -668,3 +668,94 @@ async def test_jobs_go_on_after_the_server_was_killed_and_restarted(own_server: 
             handles += [await client.enqueue(Echo(), tenant="globex") for _ in range(5)]
             assert [await handle.result(45) for handle in handles] == ["ok"] * 65
     assert set(ran) == {handle.id for handle in handles}
+
+
+async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client: aiqueue.Client) -> None:
+    """Two workers run the same job, as after a lost lease; the older one learns it and says nothing."""
+    older_begun, newer_begun, newer_may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    older_said: list[str] = []
+
+    async def older(job: aiqueue.Job[Echo]) -> str:
+        await job.progress(0.1)
+        older_begun.set()
+        await newer_begun.wait()
+        try:
+            await job.progress(0.2)
+        except aiqueue.errors.Stale as stale:
+            older_said.append(f"stale {stale.ended}")
+            raise
+        return "older"
+
+    async def newer(job: aiqueue.Job[Echo]) -> str:
+        await job.progress(0.3)
+        newer_begun.set()
+        await newer_may_end.wait()
+        raise aiqueue.Retry("not yet") if job.attempt == 1 else ValueError("never here")
+
+    last = aiqueue.Worker()
+
+    @last.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        return f"attempt {job.attempt}"
+
+    first, second = aiqueue.Worker(name="older"), aiqueue.Worker(name="newer")
+    first.handle(Echo)(older)
+    second.handle(Echo, retry=aiqueue.Backoff(attempts=3, first=0.5, jitter=0))(newer)
+    async with first.running(client) as session:
+        handle = await client.enqueue(Echo(), tenant="acme")
+        await older_begun.wait()
+        # its lease ends and its pulls cease, as for a worker that hangs; the consumer gives the job to the next
+        await session._leases.stop()
+        session._puller.stop()
+        await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
+        async with second.running(client):
+            await newer_begun.wait()
+            async with asyncio.timeout(10):
+                while session.running:
+                    await asyncio.sleep(0.01)
+            assert older_said == ["stale False"]
+            newer_may_end.set()
+            async with asyncio.timeout(10):
+                while (head := await client.journal.head(f"ai.agent.results.acme.{handle.id}")) is None or (
+                    head.event != "retry"
+                ):
+                    await asyncio.sleep(0.01)
+    async with last.running(client):
+        assert await handle.result(20) == "attempt 2"
+
+
+async def test_attempts_are_counted_on_when_the_consumer_is_made_anew(client: aiqueue.Client) -> None:
+    attempts: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Echo, retry=aiqueue.Backoff(attempts=3, first=0.3, factor=1, jitter=0))
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        attempts.append(job.attempt)
+        raise ValueError("always")
+
+    async with worker.running(client):
+        handle = await client.enqueue(Echo(), tenant="acme")
+        async with asyncio.timeout(10):
+            while len(attempts) < 2:
+                await asyncio.sleep(0.01)
+        await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
+        with pytest.raises(JobFailed) as failed:
+            await handle.result(20)
+    assert failed.value.attempt == 3
+    assert len(attempts) == 3
+    (letter,) = await dead(client)
+    assert [each["attempt"] for each in letter.history] == [1, 2, 3]
+
+
+async def test_a_job_that_was_retried_and_keeps_no_result_says_so_at_once(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Echo, retry=FAST, result=False)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        if job.attempt == 1:
+            raise ValueError("once")
+
+    async with worker.running(client):
+        handle = await client.enqueue(Echo(), tenant="acme")
+        with pytest.raises(ResultDisabled):
+            await handle.result(10)

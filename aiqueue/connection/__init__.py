@@ -1,8 +1,8 @@
 """The seam: the only place that speaks to nats-py, its errors and its client's habits."""
 
-from .frames import Headers, Received, Status, Stored, ack_info, status
+from .frames import Headers, Received, Status, Stored, ack_info, status, timestamp
 from .link import Connection, PubAck, Subscription
 
 __all__ = [
-    "Connection", "Headers", "PubAck", "Received", "Status", "Stored", "Subscription", "ack_info", "status",
+    "Connection", "Headers", "PubAck", "Received", "Status", "Stored", "Subscription", "ack_info", "status", "timestamp",
 ]  # fmt: skip

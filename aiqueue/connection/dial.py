@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,12 +39,42 @@ class Link(Client):
         return command
 
     async def _connect_to_server(self, s: Srv) -> None:
+        former: Any = self._transport
+        if former:  # of a failed try, which nats-py drops unclosed
+            with contextlib.suppress(Exception):
+                former.close()
         await super()._connect_to_server(s)
         writer = getattr(self._transport, "_bare_io_writer", None)
         sock = writer.get_extra_info("socket") if writer else None
         option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
         if sock is not None and option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT_MS)
+
+
+    async def _attempt_reconnect(self) -> None:
+        """nats-py's own ends for good on what it does not expect, such as a port that something else answers on."""
+        try:
+            await super()._attempt_reconnect()
+        except Exception as error:  # noqa: BLE001
+            await self._error_cb(error)
+            self._reconnection_task = None  # this task, which _close would cancel
+            await self._close(Client.CLOSED, True)
+
+    async def flush(self, timeout: int = 10) -> None:
+        """nats-py's own sends its ping ahead of what still waits to be sent: the answer would prove nothing."""
+        await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
+
+    async def forsake(self) -> None:
+        """Close without a word to anybody, whatever state it is in."""
+        self._disconnected_cb = self._closed_cb = self._reconnected_cb = None
+        with contextlib.suppress(Exception):
+            await self.close()
+        transport: Any = self._transport
+        if transport:  # a client that never connected does not close it
+            with contextlib.suppress(Exception):
+                transport.close()
+            await asyncio.sleep(0)  # its wait_closed raises CancelledError where the connect was cancelled
 
 
 def reconnect_delay_s(attempt: int, rng: Callable[[], float] = random.random) -> float:
@@ -108,13 +139,34 @@ async def dial(
     ``settings.connect_timeout``, and at once when the server refuses us. Raises Unavailable, AccessDenied,
     SettingsError.
     """
+    end = time.monotonic() + settings.connect_timeout
+    while True:
+        left = end - time.monotonic()
+        try:
+            return await _dial_for(left, settings, lost, regained, closed, noted)
+        except Unavailable:
+            # a server that refuses us may reset the connection before its reason is read: ask it again
+            if time.monotonic() > end - RECONNECT_FIRST_S:
+                raise
+            await asyncio.sleep(RECONNECT_FIRST_S)
+
+
+async def _dial_for(
+    timeout_s: float,
+    settings: Settings,
+    lost: Callback,
+    regained: Callback,
+    closed: Callback,
+    noted: Callable[[Exception], None],
+) -> Link:
     options = _options(settings)
-    where = ", ".join(_without_secret(url) for url in settings.servers)
+    where = settings.addresses
+    standing = False
     last: list[Exception] = []
     refused = asyncio.Event()
 
     async def on_error(error: Exception) -> None:
-        if link.is_connected or link.is_reconnecting:
+        if standing:
             noted(error)
             return
         last[:] = [error]
@@ -127,26 +179,19 @@ async def dial(
     )
     stop = asyncio.create_task(refused.wait())
     try:
-        await asyncio.wait({connecting, stop}, timeout=settings.connect_timeout, return_when="FIRST_COMPLETED")
+        await asyncio.wait({connecting, stop}, timeout=timeout_s, return_when="FIRST_COMPLETED")
         if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+            standing = True
             return link
         error = connecting.exception() if connecting.done() else (last[0] if last else None)
     finally:
         stop.cancel()
-        if not connecting.done():
+        if not standing:
             connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await connecting
-    await _discard(link)
+            await link.forsake()
     raise _first_failure(error, where, settings)
-
-
-async def _discard(link: Link) -> None:
-    transport: Any = link._transport
-    if transport:
-        with contextlib.suppress(Exception):
-            transport.close()
-            await transport.wait_closed()
 
 
 def _first_failure(error: BaseException | None, where: str, settings: Settings) -> Exception:
@@ -154,14 +199,11 @@ def _first_failure(error: BaseException | None, where: str, settings: Settings) 
         return SettingsError(f"creds and nkey need another package: pip install 'aiqueue[nkeys]' ({text(error)})")
     if error is None or (isinstance(error, TimeoutError) and not isinstance(error, ne.AuthorizationError)):
         return Unavailable(f"no NATS server answers at {where} within {settings.connect_timeout:g} s")
+    if type(error).__module__.partition(".")[0] == "nkeys":
+        return SettingsError(f"creds or nkey: not a file of the right kind ({text(error)})")
     if not isinstance(error, Exception):
         return Unavailable(f"{where}: {text(error)}")
     ours = translate(error, where)
     if isinstance(ours, Unavailable):
         return Unavailable(f"no NATS server answers at {where} ({text(error)}): is it running, is NATS_URL right?")
     return ours
-
-
-def _without_secret(url: str) -> str:
-    scheme, found, rest = url.rpartition("://")
-    return f"{scheme}{found}{rest.rpartition('@')[2]}"

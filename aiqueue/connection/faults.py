@@ -140,7 +140,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10009: Unavailable,  # meta leader not available
     10010: Unavailable,  # cluster: not member
     10011: Unavailable,  # cluster: needs a leader
-    10012: ConfigMismatch,  # consumer can not be created
+    10012: Unavailable,  # consumer can not be created (now: its files are being removed, say)
     10013: ConfigMismatch,  # consumer name already in use
     10014: NotFound,  # consumer
     10023: QueueFull,  # insufficient resources: the disk or max_file_store

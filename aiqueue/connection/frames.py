@@ -13,7 +13,8 @@ from ..errors import BadInput, TooLarge
 Headers = Mapping[str, str]
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
-_VALUE = re.compile(r"[\x20-\x7e]*")
+_names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
+_NAMES_SEEN_MAX = 1_000
 _FIRST_LINE = len("NATS/1.0\r\n")
 
 
@@ -78,11 +79,27 @@ def check(headers: Headers, body: bytes, max_payload: int) -> None:
     if headers:
         size += _FIRST_LINE + 2
         for name, value in headers.items():
-            if not isinstance(value, str) or not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
-                raise BadInput(f"header {name!r}: names and values must be printable ASCII on one line")
+            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+                raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
+            if name not in _names_seen:
+                _see_name(name)
             size += len(name) + len(value) + 4
     if size > max_payload:
         raise TooLarge(size, max_payload)
+
+
+def _see_name(name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
+    if len(_names_seen) < _NAMES_SEEN_MAX:
+        _names_seen.add(name)
+
+
+def plain_headers(headers: dict[str, Any]) -> None:
+    """Make the values that nats-py could not read as ASCII (objects of the email package) text, in place."""
+    for name, value in headers.items():
+        if type(value) is not str:
+            headers[name] = str(value)
 
 
 def status(message: Received) -> Status | None:

@@ -22,6 +22,7 @@ log = logging.getLogger("aiqueue.connection")
 
 STORE_TRY_S = 5.0  # one try of a publish; the caller's own timeout spans the tries
 API_S = 5.0
+SAID_MAX = 100
 DIRECT_BATCH = 256
 
 Callback = Callable[[Received], Awaitable[None]]
@@ -45,6 +46,12 @@ class Subscription:
         self.queue = queue
         self.callback = callback
         self.client_sub: Any = None
+
+    async def receive(self, message: Any) -> None:
+        """What nats-py calls: the callback, the headers made plain for it."""
+        if message.headers:
+            frames.plain_headers(message.headers)
+        await self.callback(message)
 
     async def close(self) -> None:
         """Give the interest up; what is on its way is dropped. Safe twice."""
@@ -88,6 +95,9 @@ class Connection:
         self._ack_inbox = ""
         self._ack_count = 0
         self._nudging: asyncio.Task[None] | None = None
+        self._asking: dict[str, set[asyncio.Future[Any]]] = {}
+        self._deaf: str | None = None  # the ack inbox, when this user may not listen there
+        self._said: set[str] = set()  # refusals told since the link was last regained
 
     @property
     def connected(self) -> bool:
@@ -124,10 +134,10 @@ class Connection:
         """Flush what was published and leave. Safe twice and unopened."""
         self._closing = True
         self._up.clear()
-        if self._rebuilding is not None:
-            self._rebuilding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._rebuilding
+        for task in (self._rebuilding, self._nudging):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         link, self._link = self._link, None
         if link is not None:
             with contextlib.suppress(Exception):
@@ -137,13 +147,20 @@ class Connection:
                 await link.close()
         self._fail_acks(Unavailable("the connection was closed", maybe_stored=True))
         self._subscriptions.clear()
+        self._up.set()  # wake those who wait for the link: it will not come any more
+        self._up.clear()
 
     def on_regained(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` whenever a lost link is back (what the server knew of it is gone: pulls, inboxes in
         flight). Returns what takes it off again.
         """
         self._regained.append(callback)
-        return lambda: self._regained.remove(callback)
+
+        def off() -> None:
+            if callback in self._regained:
+                self._regained.remove(callback)
+
+        return off
 
     async def wait_up(self, timeout_s: float) -> None:
         """Return when the link stands. Raises Unavailable after `timeout_s` seconds."""
@@ -155,7 +172,9 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 await self._up.wait()
         except TimeoutError:
-            raise Unavailable(f"no connection to {', '.join(self.settings.servers)}") from None
+            raise Unavailable(f"no connection to {self.settings.addresses}") from None
+        if self._closing:
+            raise Unavailable("the connection was closed")
 
     # -- plain messages
 
@@ -165,6 +184,8 @@ class Connection:
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Have `callback` called with each message on `subject`, one at a time."""
         subscription = Subscription(self, subject, callback, queue)
+        if self._client.is_closed:
+            await self.wait_up(API_S)
         await self._attach(self._client, subscription)
         self._subscriptions.add(subscription)
         return subscription
@@ -175,13 +196,18 @@ class Connection:
         """Send without waiting for anybody's word: hints, acks, requests. Raises TooLarge, BadInput, Unavailable
         (the link is down: nothing is queued for later).
         """
-        link = self._client
-        frames.check(headers or {}, body, link.max_payload)
+        frames.check(headers or {}, body, self._client.max_payload)
+        await self._send(subject, body, headers, reply)
+
+    async def _send(self, subject: str, body: bytes, headers: Headers | None, reply: str) -> None:
+        """Publish what `frames.check` has passed."""
         if not self._up.is_set():
             raise Unavailable("no connection")
         try:
-            # an empty header block would cost 12 bytes that `check` did not count
-            await link.publish(subject, body, reply=reply, headers=cast("dict[str, str] | None", headers or None))
+            # an empty header block would cost 12 bytes that the check did not count
+            await self._client.publish(
+                subject, body, reply=reply, headers=cast("dict[str, str] | None", headers or None)
+            )
         except Exception as error:  # noqa: BLE001
             raise translate(error, subject) from None
 
@@ -198,11 +224,23 @@ class Connection:
         """One request and its answer. Raises Unavailable, AccessDenied, TooLarge, BadInput."""
         await self.wait_up(timeout_s)
         frames.check(headers or {}, body, self._client.max_payload)
+        asked: asyncio.Future[Any] = asyncio.ensure_future(
+            self._client.request(subject, body, timeout=timeout_s, headers=cast("Any", headers or None))
+        )
+        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asking.setdefault(subject, set()).add(refused)
         try:
-            answer = await self._client.request(subject, body, timeout=timeout_s, headers=cast("Any", headers or None))
+            await asyncio.wait([asked, refused], return_when=asyncio.FIRST_COMPLETED)
+            answer: Received = (refused if refused.done() else asked).result()
         except Exception as error:  # noqa: BLE001
             raise translate(error, subject) from None
-        return cast("Received", answer)
+        finally:
+            self._asking[subject].discard(refused)
+            if not self._asking[subject]:
+                del self._asking[subject]
+            refused.cancel()
+            asked.cancel()
+        return answer
 
     # -- JetStream
 
@@ -244,7 +282,7 @@ class Connection:
             except Unavailable as error:
                 maybe_stored = maybe_stored or error.maybe_stored
                 left = end - time.monotonic()
-                if left <= 0:
+                if left <= 0 or self._closing:
                     raise Unavailable(f"{subject}: {error}", maybe_stored=maybe_stored) from None
                 await asyncio.sleep(min(reconnect_delay_s(tries), left))
                 tries += 1
@@ -254,13 +292,12 @@ class Connection:
         token = f"{self._ack_count:x}"
         waiting: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
         self._acks[token] = (waiting, subject)
+        late = asyncio.get_running_loop().call_later(timeout_s, _too_late, waiting, timeout_s)
         try:
-            await self.publish(subject, body, headers=headers, reply=self._ack_inbox + token)
-            async with asyncio.timeout(timeout_s):
-                answer = await waiting
-        except TimeoutError:
-            raise Unavailable(f"no PubAck within {timeout_s:g} s", maybe_stored=True) from None
+            await self._send(subject, body, headers, self._ack_inbox + token)
+            answer = await waiting
         finally:
+            late.cancel()
             self._acks.pop(token, None)
         if (said := frames.status(answer)) and said.code == 503:
             await self._refuse_unknown(subject)
@@ -309,6 +346,7 @@ class Connection:
 
     async def _page(self, stream: str, subject: str, seq: int) -> tuple[list[Stored], bool]:
         """One direct-get batch (ADR-31) and whether there is more behind it."""
+        await self.wait_up(API_S)
         inbox = self.new_inbox()
         answers: asyncio.Queue[Received] = asyncio.Queue()
         subscription = await self.subscribe(inbox, answers.put)
@@ -326,6 +364,8 @@ class Connection:
                     continue
                 if said.code == 503:
                     raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
+                if said.code not in (204, 404):
+                    raise from_api(said.code, 0, said.description, f"reading {stream}")
                 return page, bool(page) and said.code == 204 and _pending(answer) > 0
         except TimeoutError:
             raise Unavailable(f"{stream}: no answer to a read within {API_S:g} s") from None
@@ -338,17 +378,34 @@ class Connection:
         link = await dial(
             self.settings, lost=self._on_lost, regained=self._on_regained, closed=self._on_closed, noted=self._on_error
         )
-        self._link = link
+        former, self._link = self._link, link
         self._ack_inbox = link.new_inbox() + "."
-        await link.subscribe(self._ack_inbox + "*", cb=cast("Any", self._on_ack))
-        for subscription in self._subscriptions:
-            await self._attach(link, subscription)
+        self._deaf = None
+        try:
+            await self._listen(link)
+        except BaseException:
+            self._link = former
+            await link.forsake()
+            raise
         self._up.set()
+
+    async def _listen(self, link: Link) -> None:
+        try:
+            await link.subscribe(self._ack_inbox + "*", cb=cast("Any", self._on_ack))
+            for subscription in list(self._subscriptions):
+                await self._attach(link, subscription)
+            await link.flush(timeout=round(API_S))  # a refusal of the inbox comes before the answer to this
+        except Exception as error:  # noqa: BLE001
+            raise translate(error, "subscribing") from None
+        if link.is_closed:
+            raise Unavailable("the server closed the connection")
+        if self._deaf:
+            raise AccessDenied(f"this user may not subscribe to {self._deaf}: set inbox_prefix to what he may")
 
     async def _attach(self, link: Link, subscription: Subscription) -> None:
         try:
             subscription.client_sub = await link.subscribe(
-                subscription.subject, queue=subscription.queue, cb=cast("Any", subscription.callback)
+                subscription.subject, queue=subscription.queue, cb=cast("Any", subscription.receive)
             )
         except Exception as error:  # noqa: BLE001
             raise translate(error, subscription.subject) from None
@@ -357,7 +414,7 @@ class Connection:
         if not self._closing and self._up.is_set():
             self._up.clear()
             self._lost_at = time.monotonic()
-            log.warning("lost the connection to %s, reconnecting", ", ".join(self.settings.servers))
+            log.warning("lost the connection to %s, reconnecting", self.settings.addresses)
             self._fail_acks(Unavailable("the connection was lost before the PubAck", maybe_stored=True))
             if self._before_rebuild is not None:
                 self._nudge()
@@ -378,6 +435,7 @@ class Connection:
         if self._closing or self._up.is_set():
             return
         self._up.set()
+        self._said.clear()
         log.warning("regained the connection to %s after %.1f s", self.server, time.monotonic() - self._lost_at)
         for callback in list(self._regained):
             callback()
@@ -396,7 +454,10 @@ class Connection:
                 try:
                     await self._build()
                 except AIQueueError as error:
-                    log.debug("rebuilding the connection: %s", error)
+                    if isinstance(error, Unavailable):
+                        log.debug("rebuilding the connection: %s", error)
+                    else:
+                        self._say_once(str(error))
                     await asyncio.sleep(reconnect_delay_s(tries))
                     tries += 1
                 else:
@@ -410,16 +471,32 @@ class Connection:
         """Errors without a caller: a refused publish ends the call that waits for it; the rest is for debugging."""
         ours = translate(error, "NATS")
         if isinstance(ours, AccessDenied):
-            found = _DENIED_SUBJECT.search(str(error))
-            if found:
-                self._fail_acks(AccessDenied(f"this user may not publish to {found[1]}"), only=found[1])
-            log.error("%s", text(error))
-        else:
-            log.debug("%s", text(error))
+            if found := _DENIED_SUBJECT.search(str(error)):
+                self._refuse(found[1])
+            elif self._ack_inbox.lower() in str(error).lower():
+                self._deaf = self._ack_inbox + "*"
+            self._say_once(text(error))
+        elif type(error).__module__.startswith("nats.") or isinstance(error, OSError | TimeoutError):
+            level = logging.WARNING if "slow consumer" in str(error) else logging.DEBUG  # messages were dropped
+            log.log(level, "%s", text(error))
+        else:  # a callback of ours raised it
+            log.error("%s", text(error), exc_info=error)
 
-    def _fail_acks(self, error: AIQueueError, *, only: str | None = None) -> None:
-        for future, subject in list(self._acks.values()):
-            if not future.done() and only in (None, subject):
+    def _refuse(self, denied: str) -> None:
+        """End the calls that wait on a subject; nats-py tells it in lower case."""
+        waiting = [(future, subject) for subject, asked in self._asking.items() for future in asked]
+        for future, subject in [*waiting, *self._acks.values()]:
+            if subject.lower() == denied.lower() and not future.done():
+                future.set_exception(AccessDenied(f"this user may not publish to {subject}"))
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said and len(self._said) < SAID_MAX:
+            self._said.add(what)
+            log.error("%s", what)
+
+    def _fail_acks(self, error: AIQueueError) -> None:
+        for future, _ in list(self._acks.values()):
+            if not future.done():
                 future.set_exception(error)
 
 
@@ -431,6 +508,11 @@ def _pub_ack(data: bytes, subject: str) -> PubAck:
         return PubAck(answer["stream"], answer["seq"], bool(answer.get("duplicate")))
     except (ValueError, KeyError, AttributeError):
         raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
+
+
+def _too_late(waiting: asyncio.Future[Received], after_s: float) -> None:
+    if not waiting.done():
+        waiting.set_exception(Unavailable(f"no PubAck within {after_s:g} s", maybe_stored=True))
 
 
 def _pending(answer: Received) -> int:

@@ -1,0 +1,238 @@
+"""Settings, and where they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiqueue.config import Settings, find_file
+from aiqueue.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, and no setting in the environment."""
+    for name in list(os.environ):
+        if name.upper().startswith("AIQUEUE_") or name.upper() in ("NATS_URL", "URL"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def write(text: str, where: str = "aiqueue.toml") -> Path:
+    path = Path(where)
+    path.write_text(text)
+    return path.resolve()
+
+
+def write_context(name: str, **told: Any) -> Path:
+    path = Path(os.environ["XDG_CONFIG_HOME"]) / "nats" / "context" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told))
+    return path
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(**arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# where a value comes from
+
+
+def test_without_anything_the_defaults_are_in_force() -> None:
+    settings = Settings.load()
+    assert (settings.url, settings.servers, settings.ping_interval, settings.profile) == (None, [], 2.0, "single")
+
+
+@pytest.mark.parametrize(("name", "values"), [("user", ["f", "e", "a"]), ("ping_interval", [3.0, 4.0, 5.0]),
+                                              ("url", ["nats://f", "nats://e", "nats://a"])])  # fmt: skip
+def test_arguments_go_over_the_environment_over_the_file(
+    name: str, values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_file, in_environment, argument = values
+    write(f"{name} = {json.dumps(in_file)}")
+    assert getattr(Settings.load(), name) == in_file
+    monkeypatch.setenv(f"AIQUEUE_{name.upper()}", str(in_environment))
+    assert getattr(Settings.load(), name) == in_environment
+    assert getattr(Settings.load(**{name: argument}), name) == argument
+
+
+def test_nats_url_is_the_address_too_and_ours_goes_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('url = "nats://file"')
+    monkeypatch.setenv("NATS_URL", "nats://customary")
+    assert Settings.load().url == "nats://customary"
+    monkeypatch.setenv("AIQUEUE_URL", "nats://ours")
+    assert Settings.load().url == "nats://ours"
+
+
+def test_a_variable_that_is_merely_called_url_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URL", "http://some.web.app")
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.setenv("TOKEN", "t")
+    settings = Settings.load()
+    assert (settings.url, settings.user, settings.token) == (None, None, None)
+
+
+def test_an_argument_of_none_counts_as_not_given() -> None:
+    write('user = "f"')
+    assert Settings.load(user=None, url=None).user == "f"
+
+
+def test_the_nearest_file_upwards_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "work" / "a" / "b"
+    deep.mkdir(parents=True)
+    far, near = write('user = "far"'), write('name = "near"', "a/aiqueue.toml")
+    monkeypatch.chdir(deep)
+    assert find_file() == near
+    assert (Settings.load().name, Settings.load().user) == ("near", None)
+    near.unlink()
+    assert find_file() == far
+    assert Settings.load().user == "far"
+
+
+def test_paths_in_a_file_are_relative_to_the_file_and_know_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write('streams = "mine"\ntls_ca = "/etc/ca.pem"\ncreds = "~/my.creds"')
+    (tmp_path / "work" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "work" / "sub")
+    settings = Settings.load()
+    assert settings.streams == path.parent / "mine"
+    assert settings.tls_ca == Path("/etc/ca.pem")
+    assert settings.creds == tmp_path / "home" / "my.creds"
+
+
+def test_a_path_from_the_environment_knows_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIQUEUE_NKEY", "~/seed")
+    assert Settings.load().nkey == tmp_path / "home" / "seed"
+
+
+def test_several_addresses_are_separated_by_commas() -> None:
+    assert Settings.load(url="nats://a:1, nats://b:2,,").servers == ["nats://a:1", "nats://b:2"]
+
+
+# wrong ones
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("ping_interval", "soon"), ("ping_interval", 0), ("ping_interval", -1), ("connect_timeout", "0s"),
+     ("profile", "galaxy"), ("tls_handshake_first", "perhaps")],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_naming_where_it_came_from(
+    name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refusal(**{name: wrong}).startswith(f"argument {name}: ")
+    path = write(f"{name} = {json.dumps(wrong)}")
+    assert refusal().startswith(f"{path}: {name}: ")
+    monkeypatch.setenv(f"AIQUEUE_{name.upper()}", str(wrong))
+    assert refusal().startswith(f"environment variable AIQUEUE_{name.upper()}: ")
+
+
+@pytest.mark.parametrize("wrong", [5, ["nats://a"], {"a": 1}])
+def test_an_address_of_the_wrong_type_is_refused(wrong: Any) -> None:
+    assert refusal(url=wrong).startswith("argument url: ")
+
+
+def test_an_unknown_argument_is_refused_with_those_known() -> None:
+    assert "argument pin_interval: no such setting; known: connect_timeout" in refusal(pin_interval=1)
+
+
+def test_an_unknown_key_is_refused_with_its_file() -> None:
+    path = write("pin_interval = 1")
+    assert refusal().startswith(f"{path}: unknown key 'pin_interval'; known: ")
+
+
+@pytest.mark.parametrize("text", ["not toml", "a = 'x", "a = 1\na = 2"])
+def test_a_file_that_is_no_toml_is_refused_naming_it(text: str) -> None:
+    path = write(text)
+    assert refusal().startswith(f"{path}: ")
+
+
+def test_a_file_that_is_no_text_is_refused_naming_it() -> None:
+    Path("aiqueue.toml").write_bytes(b"\xff\xfe")
+    assert "aiqueue.toml: " in refusal()
+
+
+# secrets
+
+
+def test_no_secret_is_in_the_repr_the_text_or_the_addresses() -> None:
+    settings = Settings.load(url="nats://me:sekret@a:1,tls://sekret@b", password="sekret", token="sekret")
+    assert "sekret" not in repr(settings) + str(settings) + settings.addresses
+    assert settings.addresses == "nats://a:1, tls://b"
+    assert settings.servers == ["nats://me:sekret@a:1", "tls://sekret@b"]
+    assert settings.password is not None
+    assert settings.password.get_secret_value() == "sekret"
+
+
+@pytest.mark.parametrize("name", ["password", "token"])
+def test_a_wrong_secret_is_refused_without_repeating_it(name: str) -> None:
+    assert "12345678" not in refusal(**{name: 12345678})
+
+
+# contexts of the nats command line tool
+
+
+def test_a_context_gives_address_and_credentials() -> None:
+    write_context(
+        "prod", url="nats://prod:4222", user="u", password="p", creds="~/prod.creds", ca="/ca.pem", description="x"
+    )
+    settings = Settings.load(context="prod")
+    assert (settings.url, settings.user, settings.tls_ca) == ("nats://prod:4222", "u", Path("/ca.pem"))
+    assert settings.password is not None
+    assert settings.password.get_secret_value() == "p"
+    assert settings.creds == Path("~/prod.creds").expanduser()
+
+
+def test_what_is_set_beside_a_context_goes_over_it() -> None:
+    write_context("prod", url="nats://prod:4222", user="u")
+    assert Settings.load(context="prod", user="me").user == "me"
+
+
+def test_the_nearer_of_context_and_address_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_context("prod", url="nats://prod")
+    write('url = "nats://file"')
+    assert Settings.load(context="prod").url == "nats://prod"
+    monkeypatch.setenv("AIQUEUE_CONTEXT", "prod")
+    assert Settings.load().url == "nats://prod"
+    assert Settings.load(url="nats://argument").url == "nats://argument"
+    monkeypatch.setenv("NATS_URL", "nats://environment")
+    assert Settings.load().url == "nats://environment"
+    assert Settings.load(context="prod").url == "nats://prod"
+
+
+def test_a_context_that_is_not_there_is_refused_with_those_that_are() -> None:
+    write_context("prod", url="nats://prod")
+    write_context("dev", url="nats://dev")
+    assert "there is no nats context 'stage'" in refusal(context="stage")
+    assert refusal(context="stage").endswith("known: dev, prod")
+
+
+@pytest.mark.parametrize("told", [[], {"user": "u"}, {"url": ""}])
+def test_a_context_without_an_address_is_refused_naming_its_file(told: Any) -> None:
+    path = write_context("bad")
+    path.write_text(json.dumps(told))
+    assert refusal(context="bad").startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["{", '{"url": 5}', '{"url": "nats://x", "user": ["x"]}'])
+def test_a_broken_context_is_refused_naming_its_file(text: str) -> None:
+    path = write_context("bad")
+    path.write_text(text)
+    assert refusal(context="bad").startswith(f"{path}: ")
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings.load()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.url = "x"  # type: ignore[misc]

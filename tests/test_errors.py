@@ -1,0 +1,118 @@
+"""The error tree."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+import re
+
+import pytest
+
+from aiqueue import errors
+from aiqueue.errors import AIQueueError
+
+CLASSES = [
+    each for _, each in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(each, AIQueueError) and each.__module__ == errors.__name__
+]  # fmt: skip
+EXAMPLES: dict[str, AIQueueError] = {
+    "InvalidToken": errors.InvalidToken("tenant", "a\nb"),
+    "DecodeError": errors.DecodeError("not CBOR"),
+    "TooLarge": errors.TooLarge(2000, 1000),
+    "UnknownKind": errors.UnknownKind("x\ny", ("a", "b")),
+    "UnknownFamily": errors.UnknownFamily("x.y", ("a.b",)),
+    "TopologyError": errors.TopologyError("x.toml", "stream.name", "is missing"),
+    "Unavailable": errors.Unavailable("no server", maybe_stored=True),
+    "QueueFull": errors.QueueFull("agent.tasks acme/high", "too\nmany", limit=1000, retry_after_s=2.5),
+    "DataLossRefused": errors.DataLossRefused(("one", "two")),
+    "Stale": errors.Stale("taken over", ended=False),
+    "JobFailed": errors.JobFailed("j1", reason="rejected", error="bad\ninput", attempt=2),
+    "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
+}
+
+
+def example(kind: type[AIQueueError]) -> AIQueueError:
+    return EXAMPLES.get(kind.__name__) or kind("line one\n  line two")
+
+
+def drawn() -> list[tuple[int, str]]:
+    """The tree in the docstring: depth and name of each class."""
+    found = []
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.match(r"(?P<lead>[ │├└─]*)(?P<name>[A-Z]\w+)(?:\s|$)", line):
+            found.append((len(match["lead"]) // 4 - 1, match["name"]))
+    return [each for each in found if each[0] >= 0]
+
+
+def real(kind: type[AIQueueError] = AIQueueError, depth: int = 0) -> set[tuple[int, str, str]]:
+    found = {(depth, kind.__name__, kind.__bases__[0].__name__)}
+    for child in CLASSES:
+        if child.__bases__[0] is kind:
+            found |= real(child, depth + 1)
+    return found
+
+
+def test_the_tree_that_the_docstring_draws_is_the_real_one() -> None:
+    path: list[str] = []
+    shown = set()
+    for depth, name in drawn():
+        path[depth:] = [name]
+        shown.add((depth, name, path[depth - 1] if depth else "Exception"))
+    assert shown == real()
+    assert len(shown) == len(CLASSES)
+
+
+def test_the_example_table_names_only_errors_that_exist() -> None:
+    assert set(EXAMPLES) <= {each.__name__ for each in CLASSES}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_survives_pickling_and_copying_with_its_data(kind: type[AIQueueError]) -> None:
+    error = example(kind)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is kind
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_is_one_line(kind: type[AIQueueError]) -> None:
+    text = str(example(kind))
+    assert text.strip()
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_says_what_it_is_for(kind: type[AIQueueError]) -> None:
+    assert (kind.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_has_a_form_in_json_with_its_class_and_data(kind: type[AIQueueError]) -> None:
+    error = example(kind)
+    told = json.loads(json.dumps(errors.details(error)))
+    assert told["error"] == kind.__name__
+    assert told["message"] == str(error)
+    assert told["retryable"] is error.retryable
+    assert len(told) == 3 + len(vars(error))
+
+
+def test_the_details_of_a_failed_job_keep_its_cause_beside_the_class() -> None:
+    told = errors.details(EXAMPLES["JobFailed"])
+    assert (told["error"], told["cause"], told["attempt"]) == ("JobFailed", "bad\ninput", 2)
+
+
+def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:
+    told = errors.details(errors.InvalidToken("tenant", b"\xff"))
+    assert told["value"] == repr(b"\xff")
+
+
+def test_only_what_another_try_can_mend_is_retryable() -> None:
+    assert {each.__name__ for each in CLASSES if each.retryable} == {"Unavailable", "QueueFull", "ResultTimeout"}
+
+
+def test_a_result_that_came_too_late_is_also_pythons_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        raise errors.ResultTimeout("no result")

@@ -1,0 +1,181 @@
+"""Messages, jobs and outcomes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Generic, TypeVar
+
+import pydantic
+import pytest
+
+from aiqueue.errors import DecodeError, Stale
+from aiqueue.job import Job, Message, Reject, Retry, parse_message, untyped
+from aiqueue.subjects import Lane
+
+
+class Summarise(Message, kind="summarise"):
+    text: str
+    tags: list[int] = []
+
+
+class Ask(Message, family="gateway.requests"):
+    prompt: str
+
+
+class Base(Message, kind="base", family="rag.ingest"):
+    pass
+
+
+class Derived(Base):
+    pass
+
+
+T = TypeVar("T")
+
+
+class Page(Message, Generic[T]):
+    items: list[T]
+
+
+def test_a_message_has_the_kind_it_is_given_and_the_default_family() -> None:
+    assert (Summarise.aiq_kind, Summarise.aiq_family) == ("summarise", "agent.tasks")
+
+
+def test_without_a_kind_it_is_the_classes_name() -> None:
+    assert (Ask.aiq_kind, Ask.aiq_family) == ("Ask", "gateway.requests")
+
+
+def test_a_subclass_inherits_the_family_and_has_a_kind_of_its_own() -> None:
+    assert (Derived.aiq_kind, Derived.aiq_family) == ("Derived", "rag.ingest")
+
+
+def test_a_generic_message_can_be_made_of_a_type() -> None:
+    assert Page[int](items=[1]).items == [1]
+    assert Page[int].aiq_kind == "Page"
+
+
+@pytest.mark.parametrize("kind", ["", "a b", "a\n", "é", "x" * 129, "a/b", "*", ">"])
+def test_a_kind_that_cannot_travel_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="kind"):
+        untyped(kind, "agent.tasks")
+
+
+@pytest.mark.parametrize("kind", ["a", "gateway.request", "A:b-c_d", "x" * 128])
+def test_a_kind_that_can_travel_is_taken(kind: str) -> None:
+    assert untyped(kind, "agent.tasks").aiq_kind == kind
+
+
+@pytest.mark.parametrize("family", ["", "a", "a.b.c", "A.b", "a.*", "a.>", "a b.c", ".b", "a.", "x" * 33 + ".b", "a.b\n"])
+def test_a_family_that_cannot_be_part_of_a_subject_is_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="family"):
+        untyped("kind", family)
+
+
+def test_a_message_may_have_fields_named_kind_and_family() -> None:
+    class Animal(Message):
+        kind: str
+        family: str
+
+    assert Animal(kind="cat", family="felidae").kind == "cat"
+
+
+def test_a_message_is_frozen() -> None:
+    message = Summarise(text="x")
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        message.text = "y"  # type: ignore[misc]
+
+
+def test_fields_that_the_model_does_not_know_are_ignored() -> None:
+    assert parse_message(Summarise, {"text": "x", "new_in_v2": 1}) == Summarise(text="x")
+
+
+def test_an_untyped_message_keeps_all_fields() -> None:
+    message = parse_message(untyped("any", "agent.tasks"), {"a": 1, "b": [2]})
+    assert message.model_dump() == {"a": 1, "b": [2]}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [({}, "text: Field required"), ({"text": 5}, "text: "), ({"text": "x", "tags": [1, "y"]}, r"tags\.1: "),
+     ({"text": 1, "tags": 2}, r"\(and 1 more\)")],
+)  # fmt: skip
+def test_a_body_that_does_not_fit_is_refused_naming_kind_and_field(data: dict[str, Any], told: str) -> None:
+    with pytest.raises(DecodeError, match=told) as caught:
+        parse_message(Summarise, data)
+    assert caught.value.reason.startswith("not a summarise: ")
+
+
+def test_a_refusal_never_repeats_the_payload() -> None:
+    with pytest.raises(DecodeError) as caught:
+        parse_message(Summarise, {"text": ["sekret"]})
+    assert "sekret" not in str(caught.value)
+
+
+def test_a_validators_own_text_stays_on_one_line() -> None:
+    class Picky(Message):
+        @pydantic.model_validator(mode="after")
+        def check(self) -> Picky:
+            raise ValueError("first\nsecond")
+
+    with pytest.raises(DecodeError) as caught:
+        parse_message(Picky, {})
+    assert "\n" not in caught.value.reason
+
+
+class Told:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.said: list[tuple[float, str]] = []
+        self.error = error
+
+    async def progress(self, fraction: float, note: str) -> None:
+        if self.error:
+            raise self.error
+        self.said.append((fraction, note))
+
+
+def job(told: Told) -> Job[Summarise]:
+    return Job(
+        Summarise(text="x"), job_id="j1", lane=Lane("agent.tasks", "acme", "high"), attempt=2, enqueued_at=1.0,
+        deadline=None, headers={"model": "m"}, state=None, progress=told,
+    )  # fmt: skip
+
+
+def test_a_job_shows_what_it_is_but_not_its_payload() -> None:
+    assert repr(job(Told())) == "<Job j1 summarise acme/high attempt 2>"
+
+
+async def test_progress_reaches_the_journals_writer() -> None:
+    told = Told()
+    await job(told).progress(0.5, "half")
+    await job(told).progress(1)
+    assert told.said == [(0.5, "half"), (1, "")]
+
+
+@pytest.mark.parametrize("fraction", [-0.01, 1.01, float("nan"), float("inf")])
+async def test_progress_outside_0_to_1_is_refused(fraction: float) -> None:
+    told = Told()
+    with pytest.raises(ValueError, match="fraction"):
+        await job(told).progress(fraction)
+    assert told.said == []
+
+
+async def test_a_stale_attempts_progress_tells_it_so() -> None:
+    with pytest.raises(Stale):
+        await job(Told(Stale("taken over", ended=False))).progress(0.5)
+
+
+@pytest.mark.parametrize(("after", "meant"), [(None, None), (0, 0), (2, 2), ("1m", 60), (0.5, 0.5)])
+def test_a_retry_carries_its_delay_in_seconds(after: str | float | None, meant: float | None) -> None:
+    assert Retry("busy", after=after).after_s == meant
+
+
+@pytest.mark.parametrize("after", ["soon", -1, float("nan")])
+def test_a_retry_after_nonsense_is_refused_where_it_is_raised(after: Any) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        Retry(after=after)
+
+
+@pytest.mark.parametrize("outcome", [Retry("busy", after="1m"), Retry(), Reject("never")])
+def test_outcomes_come_out_of_a_child_process_as_they_were(outcome: Retry | Reject) -> None:
+    again = pickle.loads(pickle.dumps(outcome))
+    assert (type(again), vars(again), str(again)) == (type(outcome), vars(outcome), str(outcome))

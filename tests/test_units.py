@@ -1,0 +1,77 @@
+"""Durations and sizes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiqueue.units import MAX_S, seconds, short_duration, short_size, size_bytes
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [("250ms", 0.25), ("30s", 30), ("2m", 120), ("1h", 3600), ("7d", 604800), ("1h30m", 5400), ("1.5s", 1.5),
+     ("1h 30m", 5400), (0, 0), (2, 2), (0.5, 0.5), (" 5 s ", 5)],
+)  # fmt: skip
+def test_durations_are_read_as_people_write_them(told: str | float, meant: float) -> None:
+    assert seconds(told) == pytest.approx(meant)
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["", "5", "s", "-5s", "5 parsecs", "5s!", "1e9d", "1h,5m", "inf", "nan", -1, float("nan"), float("inf"), True, None,
+     [], b"5s", 10**400, "9" * 400 + "s", "1000000d"],
+)  # fmt: skip
+def test_anything_else_is_no_duration(told: object) -> None:
+    with pytest.raises(ValueError, match="is not a duration such as"):
+        seconds(told)  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=20) | st.floats() | st.integers())
+def test_a_duration_is_a_finite_number_or_an_error(told: str | float) -> None:
+    try:
+        found = seconds(told)
+    except ValueError:
+        return
+    assert 0 <= found <= MAX_S
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"), [("512KiB", 524288), ("1GiB", 2**30), ("10MB", 10**7), ("1.5KiB", 1536), (7, 7), ("0B", 0), (-1, -1)]
+)
+def test_sizes_are_read_as_people_write_them(told: str | int, meant: int) -> None:
+    assert size_bytes(told) == meant
+
+
+@pytest.mark.parametrize("told", ["", "5", "KiB", "-1KiB", "5kib", "1e3B", "1 GiB extra", True, None, 1.5, [], b"1B"])
+def test_anything_else_is_no_size(told: object) -> None:
+    with pytest.raises(ValueError, match="is not a size such as"):
+        size_bytes(told)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2**63))
+def test_a_size_in_bytes_is_exact(count: int) -> None:
+    assert size_bytes(f"{count}B") == count
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0ms"), (0.25, "250ms"), (0.9999, "1s"), (4.2, "4.2s"), (10, "10s"), (59.99, "1m"), (60, "1m"), (190, "3m10s"),
+     (7500, "2h5m"), (3600, "1h"), (86400 * 6 + 3600 * 4, "6d4h")],
+)  # fmt: skip
+def test_a_duration_is_shown_short(value: float, shown: str) -> None:
+    assert short_duration(value) == shown
+
+
+@given(st.floats(0, 10**9))
+def test_a_shown_duration_can_be_read_again_and_is_near(value: float) -> None:
+    again = seconds(short_duration(value))
+    assert again == pytest.approx(value, rel=0.05, abs=0.0006)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0 B"), (512, "512 B"), (3500, "3.4 KiB"), (2**30, "1.0 GiB"), (2**41, "2.0 TiB")]
+)
+def test_a_size_is_shown_short(value: int, shown: str) -> None:
+    assert short_size(value) == shown

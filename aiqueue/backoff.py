@@ -35,7 +35,7 @@ class Backoff:
             raise ValueError(f"attempts must be a whole number from 1 to 10,000, not {self.attempts!r}")
         for name, value in (("factor", self.factor), ("jitter", self.jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, not {value!r}")  # noqa: TRY004 - wrong like any other
+                raise ValueError(f"{name} must be a number, not {value!r}")
         if not 1 <= self.factor <= 100:
             raise ValueError(f"factor must be from 1 to 100, not {self.factor!r}")
         if not 0 <= self.jitter <= 1:

@@ -63,7 +63,7 @@ class Client:
             return self
         settings = self.settings
         if not settings.servers:
-            self._embedded = await asyncio.to_thread(EmbeddedServer.acquire, settings.directory)
+            self._embedded = await _acquire(settings.directory)
             settings = settings.model_copy(
                 update={
                     "url": self._embedded.url,
@@ -153,6 +153,16 @@ class Client:
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             await asyncio.to_thread(embedded.release)
+
+
+async def _acquire(directory: Path | None) -> EmbeddedServer:
+    """A hold on the directory's server; cancelled meanwhile, the hold that the thread still gets is given up."""
+    acquiring = asyncio.create_task(asyncio.to_thread(EmbeddedServer.acquire, directory))
+    try:
+        return await asyncio.shield(acquiring)
+    except asyncio.CancelledError:
+        acquiring.add_done_callback(lambda task: None if task.exception() else task.result().release())
+        raise
 
 
 def connect(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> Client:

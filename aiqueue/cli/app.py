@@ -47,12 +47,14 @@ def _where(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def _demo(ctx: typer.Context) -> None:
-    """Show what it can do, on files of yours, with workers that are killed on the way."""
+    """Watch documents go through the queue: retries, a dead letter, its replay."""
     from .demo import demo  # noqa: PLC0415  (its module is large)
 
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     alone.command("demo", help=demo.__doc__, context_settings={"help_option_names": ["-h", "--help"]})(demo)
-    code = alone(args=ctx.args, prog_name="aiqueue demo", standalone_mode=False)
+    # what stood before the verb goes with it: demo takes the server's address, and refuses what it cannot use
+    before = [f"--{name}={value}" for name, value in (ctx.parent.params if ctx.parent else {}).items() if value]
+    code = alone(args=[*before, *ctx.args], prog_name="aiqueue demo", standalone_mode=False)
     if isinstance(code, int):
         raise typer.Exit(code)
 

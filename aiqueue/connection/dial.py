@@ -50,7 +50,6 @@ class Link(Client):
         if sock is not None and option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT_MS)
 
-
     async def _attempt_reconnect(self) -> None:
         """nats-py's own ends for good on what it does not expect, such as a port that something else answers on."""
         try:

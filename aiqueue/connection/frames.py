@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import BadInput, TooLarge
+from ..errors import BadInput, TooLarge, Unavailable
+from .faults import from_api
 
 Headers = Mapping[str, str]
 
@@ -46,6 +48,14 @@ class Stored(NamedTuple):
     data: bytes
     headers: Headers
     time: float
+
+
+class PubAck(NamedTuple):
+    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
+
+    stream: str
+    seq: int
+    duplicate: bool
 
 
 class AckInfo(NamedTuple):
@@ -151,3 +161,31 @@ def _parse_headers(raw: bytes) -> dict[str, str]:
     lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
     pairs = (line.partition(":") for line in lines if line)
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def answer(data: bytes, subject: str) -> dict[str, Any]:
+    """An answer of the JetStream API. Raises what an error's code stands for, Unavailable if it is none at all."""
+    try:
+        told: dict[str, Any] = json.loads(data)
+        problem = told.get("error")
+        if not problem:
+            return told
+        code, err_code, description = (problem.get(key) for key in ("code", "err_code", "description"))
+    except (ValueError, AttributeError):
+        raise Unavailable(f"{subject}: something else than JetStream answered", maybe_stored=True) from None
+    raise from_api(code or 0, err_code or 0, description or "", subject)
+
+
+def pub_ack(data: bytes, subject: str) -> PubAck:
+    """What a stream answered to a publish. Raises as `answer` does."""
+    told = answer(data, subject)
+    try:
+        return PubAck(told["stream"], told["seq"], bool(told.get("duplicate")))
+    except KeyError:
+        raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
+
+
+def pending(answer: Received) -> int:
+    """How many messages are behind a batch of DIRECT.GET."""
+    value = (answer.headers or {}).get("Nats-Num-Pending", "0")
+    return int(value) if value.isdigit() else 0

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
 from . import frames
 from .dial import Link, dial, reconnect_delay_s
-from .faults import from_api, text, translate
-from .frames import Headers, Received, Stored
+from .faults import denied_subject, from_api, text, translate
+from .frames import Headers, PubAck, Received, Stored
+from .subscription import Callback, Subscription
 
 log = logging.getLogger("aiqueue.connection")
 
@@ -24,53 +24,6 @@ STORE_TRY_S = 5.0  # one try of a publish; the caller's own timeout spans the tr
 API_S = 5.0
 SAID_MAX = 100
 DIRECT_BATCH = 256
-
-Callback = Callable[[Received], Awaitable[None]]
-_DENIED_SUBJECT = re.compile(r'publish to "([^"]+)"', re.IGNORECASE)
-
-
-class PubAck(NamedTuple):
-    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
-
-    stream: str
-    seq: int
-    duplicate: bool
-
-
-class Subscription:
-    """Interest in a subject; it outlives reconnects and rebuilt clients."""
-
-    def __init__(self, owner: Connection, subject: str, callback: Callback, queue: str) -> None:
-        self._owner = owner
-        self.subject = subject
-        self.queue = queue
-        self.callback = callback
-        self.client_sub: Any = None
-
-    async def receive(self, message: Any) -> None:
-        """What nats-py calls: the callback, the headers made plain for it."""
-        if message.headers:
-            frames.plain_headers(message.headers)
-        await self.callback(message)
-
-    async def close(self) -> None:
-        """Give the interest up; what is on its way is dropped. Safe twice."""
-        client_sub = self._leave()
-        if client_sub is not None:
-            with contextlib.suppress(Exception):
-                await client_sub.unsubscribe()
-
-    async def drain(self) -> None:
-        """Give the interest up and return when the callback has had all that was on its way. Safe twice."""
-        client_sub = self._leave()
-        if client_sub is not None:
-            with contextlib.suppress(Exception):
-                await client_sub.drain()
-
-    def _leave(self) -> Any:
-        self._owner._subscriptions.discard(self)
-        client_sub, self.client_sub = self.client_sub, None
-        return client_sub
 
 
 class Connection:
@@ -155,12 +108,7 @@ class Connection:
         flight). Returns what takes it off again.
         """
         self._regained.append(callback)
-
-        def off() -> None:
-            if callback in self._regained:
-                self._regained.remove(callback)
-
-        return off
+        return lambda: self._regained.remove(callback) if callback in self._regained else None
 
     async def wait_up(self, timeout_s: float) -> None:
         """Return when the link stands. Raises Unavailable after `timeout_s` seconds."""
@@ -183,8 +131,8 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Have `callback` called with each message on `subject`, one at a time."""
-        subscription = Subscription(self, subject, callback, queue)
-        if self._client.is_closed:
+        subscription = Subscription(self._subscriptions.discard, subject, callback, queue)
+        if self._client.is_closed:  # and being built anew
             await self.wait_up(API_S)
         await self._attach(self._client, subscription)
         self._subscriptions.add(subscription)
@@ -205,9 +153,7 @@ class Connection:
             raise Unavailable("no connection")
         try:
             # an empty header block would cost 12 bytes that the check did not count
-            await self._client.publish(
-                subject, body, reply=reply, headers=cast("dict[str, str] | None", headers or None)
-            )
+            await self._client.publish(subject, body, reply=reply, headers=cast("Any", headers or None))
         except Exception as error:  # noqa: BLE001
             raise translate(error, subject) from None
 
@@ -259,10 +205,7 @@ class Connection:
             if "no responders" in str(error):
                 raise Unavailable(f"{subject}: JetStream does not answer: is it enabled on this server?") from None
             raise
-        result: dict[str, Any] = json.loads(answer.data)
-        if problem := result.get("error"):
-            raise from_api(problem.get("code", 0), problem.get("err_code", 0), problem.get("description", ""), subject)
-        return result
+        return frames.answer(answer.data, subject)
 
     async def store(self, subject: str, body: bytes, headers: Headers, *, timeout_s: float = 30.0) -> PubAck:
         """Publish to a stream and await its PubAck, trying again within `timeout_s` seconds while no server answers.
@@ -292,7 +235,8 @@ class Connection:
         token = f"{self._ack_count:x}"
         waiting: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
         self._acks[token] = (waiting, subject)
-        late = asyncio.get_running_loop().call_later(timeout_s, _too_late, waiting, timeout_s)
+        too_late = Unavailable(f"no PubAck within {timeout_s:g} s", maybe_stored=True)
+        late = asyncio.get_running_loop().call_later(timeout_s, _fail, waiting, too_late)
         try:
             await self._send(subject, body, headers, self._ack_inbox + token)
             answer = await waiting
@@ -301,12 +245,15 @@ class Connection:
             self._acks.pop(token, None)
         if (said := frames.status(answer)) and said.code == 503:
             await self._refuse_unknown(subject)
-            raise Unavailable("the stream has no leader at the moment")
-        return _pub_ack(answer.data, subject)
+            raise Unavailable("no stream takes it, or its leader is away")
+        return frames.pub_ack(answer.data, subject)
 
     async def _refuse_unknown(self, subject: str) -> None:
         """Nobody took a publish: raise NotFound where no stream wants the subject, return where one does."""
-        names = await self.api("STREAM.NAMES", {"subject": subject})
+        try:
+            names = await self.api("STREAM.NAMES", {"subject": subject})
+        except AccessDenied:
+            return  # a user of one tenant may not ask; the stream may merely lack a leader now
         if not names.get("streams"):
             raise NotFound(f"no stream takes {subject}: has `aiqueue apply` been run on this server?")
 
@@ -366,7 +313,7 @@ class Connection:
                     raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
                 if said.code not in (204, 404):
                     raise from_api(said.code, 0, said.description, f"reading {stream}")
-                return page, bool(page) and said.code == 204 and _pending(answer) > 0
+                return page, bool(page) and said.code == 204 and frames.pending(answer) > 0
         except TimeoutError:
             raise Unavailable(f"{stream}: no answer to a read within {API_S:g} s") from None
         finally:
@@ -454,10 +401,7 @@ class Connection:
                 try:
                     await self._build()
                 except AIQueueError as error:
-                    if isinstance(error, Unavailable):
-                        log.debug("rebuilding the connection: %s", error)
-                    else:
-                        self._say_once(str(error))
+                    (log.debug if isinstance(error, Unavailable) else self._say_once)(str(error))
                     await asyncio.sleep(reconnect_delay_s(tries))
                     tries += 1
                 else:
@@ -471,8 +415,8 @@ class Connection:
         """Errors without a caller: a refused publish ends the call that waits for it; the rest is for debugging."""
         ours = translate(error, "NATS")
         if isinstance(ours, AccessDenied):
-            if found := _DENIED_SUBJECT.search(str(error)):
-                self._refuse(found[1])
+            if subject := denied_subject(error):
+                self._refuse(subject)
             elif self._ack_inbox.lower() in str(error).lower():
                 self._deaf = self._ack_inbox + "*"
             self._say_once(text(error))
@@ -486,8 +430,8 @@ class Connection:
         """End the calls that wait on a subject; nats-py tells it in lower case."""
         waiting = [(future, subject) for subject, asked in self._asking.items() for future in asked]
         for future, subject in [*waiting, *self._acks.values()]:
-            if subject.lower() == denied.lower() and not future.done():
-                future.set_exception(AccessDenied(f"this user may not publish to {subject}"))
+            if subject.lower() == denied:
+                _fail(future, AccessDenied(f"this user may not publish to {subject}"))
 
     def _say_once(self, what: str) -> None:
         if what not in self._said and len(self._said) < SAID_MAX:
@@ -495,26 +439,10 @@ class Connection:
             log.error("%s", what)
 
     def _fail_acks(self, error: AIQueueError) -> None:
-        for future, _ in list(self._acks.values()):
-            if not future.done():
-                future.set_exception(error)
+        for future, _ in self._acks.values():
+            _fail(future, error)
 
 
-def _pub_ack(data: bytes, subject: str) -> PubAck:
-    try:
-        answer = json.loads(data)
-        if problem := answer.get("error"):
-            raise from_api(problem.get("code", 0), problem.get("err_code", 0), problem.get("description", ""), subject)
-        return PubAck(answer["stream"], answer["seq"], bool(answer.get("duplicate")))
-    except (ValueError, KeyError, AttributeError):
-        raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
-
-
-def _too_late(waiting: asyncio.Future[Received], after_s: float) -> None:
+def _fail(waiting: asyncio.Future[Any], error: AIQueueError) -> None:
     if not waiting.done():
-        waiting.set_exception(Unavailable(f"no PubAck within {after_s:g} s", maybe_stored=True))
-
-
-def _pending(answer: Received) -> int:
-    value = (answer.headers or {}).get("Nats-Num-Pending", "0")
-    return int(value) if value.isdigit() else 0
+        waiting.set_exception(error)

@@ -170,8 +170,10 @@ class DeadLetters:
 
 def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
     """The attempts that a replayed job brings along."""
+    if headers.HISTORY not in told:
+        return []
     try:
-        history = json.loads(told.get(headers.HISTORY, "[]"))
+        history = json.loads(told[headers.HISTORY])
     except ValueError:
         return []
     return [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []

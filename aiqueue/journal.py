@@ -95,13 +95,13 @@ class Journal:
         woken = asyncio.Event()
         live: list[Entry] = []
 
-        async def on_live(message: Received) -> None:
-            told = message.headers or {}
+        def on_live(message: Received) -> None:
+            told = message.headers
             if told.get(headers.EVENT) in FINAL:  # progress need not be looked at
                 live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
                 woken.set()
 
-        async def on_ended(_message: Received) -> None:
+        def on_ended(_message: Received) -> None:
             woken.set()
 
         subscriptions = [await self._connection.subscribe(f"{LIVE}.{subject}", on_live)]
@@ -158,7 +158,7 @@ class Writer:
         self._run = run
         self._born = born
         self.attempt = attempt
-        self._nonce = secrets.token_hex(4)  # two attempts must never make the same Msg-Id
+        self._nonce = ""  # two attempts must never make the same Msg-Id; made when it is first needed
         self._head_seq = head.seq if head else 0
         self._epoch = (head.epoch if head else 0) + 1
         self._count = 0
@@ -170,6 +170,7 @@ class Writer:
         body = codec.encode(data)
         tried: set[str] = set()
         async with self._lock:
+            self._nonce = self._nonce or secrets.token_hex(4)
             for _ in range(WRITE_TRIES_MAX):
                 self._count += 1
                 msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"

@@ -112,7 +112,7 @@ class Lanes:
                 return
             request["offset"] = int(str(request["offset"])) + len(found)
 
-    async def _on_hint(self, message: Received) -> None:
+    def _on_hint(self, message: Received) -> None:
         parts = message.subject.split(".")
         lane = Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
         self._want(lane, jobs=1)

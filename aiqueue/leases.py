@@ -54,7 +54,7 @@ class Leases:
                 if due > now or reply not in self._held:
                     continue
                 try:
-                    await self._connection.publish(reply, b"+WPI")
+                    self._connection.tell(reply, b"+WPI")
                 except AIQueueError as error:
                     log.debug("heartbeat: %s", error)  # the link is down; the next tick tries again
                     break

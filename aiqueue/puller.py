@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .connection import Connection, Received, Status, Subscription, ack_info, status
+from .connection import Connection, Received, Status, Subscription, ack_info
 from .errors import AIQueueError
 from .subjects import Lane
 
@@ -188,11 +188,10 @@ class Puller:
         lane.requests[number] = batch
         lane.heard = time.monotonic()
 
-    async def _on_message(self, message: Received) -> None:
+    def _on_message(self, message: Received) -> None:
         if message.subject.startswith(self._inbox):
-            said = status(message)
-            if said is not None:
-                self._on_status(message, said)
+            if message.status is not None:
+                self._on_status(message, message.status)
             return
         info = ack_info(message.reply)
         lane = self._by_consumer.get((info.stream, info.consumer))

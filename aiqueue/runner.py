@@ -19,6 +19,7 @@ from .job import Job, Message, Reject, Retry, parse_message
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
 from .puller import Delivery
 from .threads import Threads
+from .timers import Limits
 from .topology import Family
 
 log = logging.getLogger("aiqueue.runner")
@@ -133,6 +134,7 @@ class Runner:
         self._worker = worker
         self._state = state
         self._threads = Threads("aiqueue-handler")
+        self._limits = Limits()
 
     def close(self) -> None:
         self._threads.close()
@@ -170,7 +172,7 @@ class Runner:
 
     async def _open(self, delivery: Delivery) -> Opened:
         """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts."""
-        told = delivery.message.headers or {}
+        told = delivery.message.headers
         family = self._families[delivery.lane.key.family]
         opened = Opened(job_id="", kind=told.get(headers.KIND, ""))
         try:
@@ -222,7 +224,7 @@ class Runner:
     ) -> Outcome:
         if _has_ended(delivery, opened):
             return Ended()
-        told = delivery.message.headers or {}
+        told = delivery.message.headers
         deadline = _deadline(told)
         if deadline is not None and time.time() >= deadline:
             return Refused("deadline", "its deadline passed before it was run")
@@ -251,23 +253,28 @@ class Runner:
         return await self._call(handler, job)
 
     async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
-        limit = asyncio.timeout(handler.timeout_s)
+        task = asyncio.current_task()
+        assert task is not None
+        limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
         try:
-            async with limit:
-                if handler.is_async:
-                    value = await handler.call(job)
-                else:
-                    value = await self._threads.run(lambda: handler.call(job))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                return Cancelled()
-            return Raised("the handler was cancelled from within", "")
+            if handler.is_async:
+                value = await handler.call(job)
+            else:
+                value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            if limit.expired() and isinstance(error, TimeoutError):
-                return Raised(f"timed out after {handler.timeout_s:g} s", "")
-            return _raised(error)
-        return Returned(value)
+            outcome = _raised(error)
+        else:
+            outcome = Returned(value)
+        finally:
+            if limit is not None:
+                self._limits.stop(limit)
+        if limit is not None and limit.expired:
+            # also where the handler made something else of its cancellation: the time is up
+            left = task.uncancel()
+            return Cancelled() if left else Raised(f"timed out after {handler.timeout_s:g} s", "")
+        if task.cancelling() and not isinstance(outcome, Returned):
+            return Cancelled()
+        return outcome
 
     # -- after
 
@@ -337,7 +344,7 @@ class Runner:
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
             history=opened.history or [],
         )  # fmt: skip
-        await self._dead.bury(obituary, delivery.message.headers or {}, delivery.message.data)
+        await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
         log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
         if writer is not None:
             await writer.write(FAILED, {"reason": reason, "error": error, "history": opened.history})
@@ -352,8 +359,9 @@ class Runner:
     async def _say(self, delivery: Delivery, word: bytes) -> None:
         """Tell the server, waiting a while for a lost link. Without one the lease runs out, and the journal knows."""
         try:
-            await self._connection.wait_up(SAY_WAIT_S)
-            await self._connection.publish(delivery.reply, word)
+            if not self._connection.connected:
+                await self._connection.wait_up(SAY_WAIT_S)
+            self._connection.tell(delivery.reply, word)
         except AIQueueError as error:
             log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
 
@@ -381,6 +389,8 @@ def _raised(error: BaseException) -> Outcome:
             return Raised(error.reason, "", error.after_s)
         case Reject():
             return Refused("rejected", error.reason)
+        case asyncio.CancelledError():
+            return Raised("the handler was cancelled from within", "")
         case Stale():
             return Ended() if error.ended else TakenOver()
         case Exception():

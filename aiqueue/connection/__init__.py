@@ -1,8 +1,9 @@
 """The seam: the only place that speaks to nats-py, its errors and its client's habits."""
 
-from .frames import Headers, Received, Status, Stored, ack_info, status, timestamp
-from .link import Connection, PubAck, Subscription
+from .answers import PubAck
+from .frames import Headers, Received, Status, Stored, ack_info, timestamp
+from .link import Connection, Subscription
 
 __all__ = [
-    "Connection", "Headers", "PubAck", "Received", "Status", "Stored", "Subscription", "ack_info", "status", "timestamp",
+    "Connection", "Headers", "PubAck", "Received", "Status", "Stored", "Subscription", "ack_info", "timestamp",
 ]  # fmt: skip

@@ -15,7 +15,13 @@ Headers = Mapping[str, str]
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
 _names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
 _NAMES_SEEN_MAX = 1_000
-_FIRST_LINE = len("NATS/1.0\r\n")
+
+
+class Status(NamedTuple):
+    """A control reply of the server: 100 heartbeat, 404 empty, 408 expired, 409 ended, 503 nobody there."""
+
+    code: int
+    description: str
 
 
 class Received(Protocol):
@@ -28,14 +34,9 @@ class Received(Protocol):
     @property
     def data(self) -> bytes: ...
     @property
-    def headers(self) -> dict[str, str] | None: ...
-
-
-class Status(NamedTuple):
-    """A control reply of the server: 100 heartbeat, 404 empty, 408 expired, 409 ended, 503 nobody there."""
-
-    code: int
-    description: str
+    def headers(self) -> Headers: ...
+    @property
+    def status(self) -> Status | None: ...
 
 
 class Stored(NamedTuple):
@@ -71,23 +72,6 @@ def ack_info(reply: str) -> AckInfo:
     )
 
 
-def check(headers: Headers, body: bytes, max_payload: int) -> None:
-    """Refuse a frame that the server or the client would choke on: non-ASCII headers (BadInput), or more bytes
-    with headers than `max_payload` (TooLarge; the server would end the connection for it).
-    """
-    size = len(body)
-    if headers:
-        size += _FIRST_LINE + 2
-        for name, value in headers.items():
-            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-                raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
-            if name not in _names_seen:
-                _see_name(name)
-            size += len(name) + len(value) + 4
-    if size > max_payload:
-        raise TooLarge(size, max_payload)
-
-
 def _see_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
@@ -95,25 +79,42 @@ def _see_name(name: str) -> None:
         _names_seen.add(name)
 
 
-def plain_headers(headers: dict[str, Any]) -> None:
-    """Make the values that nats-py could not read as ASCII (objects of the email package) text, in place."""
+def block(headers: Headers) -> bytes:
+    """The headers as they go over the wire (ADR-4). Raises BadInput for what is not printable ASCII."""
+    lines = ["NATS/1.0"]
     for name, value in headers.items():
-        if type(value) is not str:
-            headers[name] = str(value)
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
+        if name not in _names_seen:
+            _see_name(name)
+        lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, "\r\n"]).encode()
 
 
-def status(message: Received) -> Status | None:
-    """The status of a control reply, None for an ordinary message."""
-    if message.data or not message.headers:
-        return None
-    code, description = "", ""
-    # nats-py keys some of these with enum members, which hash otherwise than the strings that they equal
-    for name, value in message.headers.items():
-        if name == "Status":
-            code = value
-        elif name == "Description":
-            description = value
-    return Status(int(code), description.strip()) if code.isdigit() else None
+def frame(subject: str, reply: str, headers: bytes, body: bytes) -> bytes:
+    """A whole HPUB or PUB. `subject` and `reply` are made of checked tokens, `headers` by `block` (or empty)."""
+    if headers:
+        line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(body)}\r\n"
+        return b"%b%b%b\r\n" % (line.encode(), headers, body)
+    return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
+
+
+def measure(headers: bytes, body: bytes, max_payload: int) -> None:
+    """Refuse (TooLarge) a frame above `max_payload`: the server would end the connection for it."""
+    if len(headers) + len(body) > max_payload:
+        raise TooLarge(len(headers) + len(body), max_payload)
+
+
+def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
+    """The headers and the inline status of a header block. What is not UTF-8 in a value becomes U+FFFD."""
+    first, *lines = raw.decode("utf-8", "replace").split("\r\n")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    code, _, description = first[9:].partition(" ")  # after "NATS/1.0 "
+    return headers, Status(int(code), description) if code.isdigit() else None
 
 
 def stored(answer: Mapping[str, Any]) -> Stored:
@@ -123,14 +124,14 @@ def stored(answer: Mapping[str, Any]) -> Stored:
         subject=answer["subject"],
         seq=answer["seq"],
         data=base64.b64decode(answer.get("data") or ""),
-        headers=_parse_headers(raw),
+        headers=read_headers(raw)[0],
         time=timestamp(answer["time"]),
     )
 
 
 def stored_direct(message: Received) -> Stored:
     """The message in an answer of DIRECT.GET, its place told by Nats- headers."""
-    headers = dict(message.headers or {})
+    headers = dict(message.headers)
     subject, seq, time = headers.pop("Nats-Subject"), headers.pop("Nats-Sequence"), headers.pop("Nats-Time-Stamp")
     for name in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
         headers.pop(name, None)
@@ -145,9 +146,3 @@ def timestamp(text: str) -> float:
     digits = re.match(r"\d+", zone)
     fraction = digits[0] if digits else "0"
     return datetime.fromisoformat(whole + zone[len(fraction) :]).timestamp() + float(f"0.{fraction}")
-
-
-def _parse_headers(raw: bytes) -> dict[str, str]:
-    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
-    pairs = (line.partition(":") for line in lines if line)
-    return {name.strip(): value.strip() for name, _, value in pairs}

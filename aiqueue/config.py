@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
@@ -17,10 +18,9 @@ from .units import seconds
 
 
 def _duration(value: Any) -> float:
-    try:
-        value = float(value) if isinstance(value, str) else value  # the environment has numbers as text only
-    except ValueError:
-        pass
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return seconds(float(value))  # the environment has numbers as text only
     return seconds(value)
 
 

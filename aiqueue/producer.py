@@ -58,7 +58,7 @@ class Producer:
         family = self._topology.family(message.aiq_family)
         lane = _lane(family, tenant, priority)
         own = _own_key(family, message) if unique is None else None
-        job_id = _job_id(family, own, unique)
+        job_id = _job_id(own, unique)
         told = _headers(family, message, lane, job_id, deadline)
         told.update(_extra(family, extra))
         body = codec.encode(message)
@@ -115,7 +115,7 @@ def _own_key(family: Family, message: Message) -> str | None:
     return subjects.token(family.key, value)
 
 
-def _job_id(family: Family, own: str | None, unique: str | None) -> str:
+def _job_id(own: str | None, unique: str | None) -> str:
     if unique is not None:
         return subjects.token("unique key", unique)
     return own if own is not None else subjects.new_id()

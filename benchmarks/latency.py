@@ -83,7 +83,7 @@ async def theirs(client: aiqueue.Client) -> list[float]:
     return waits[DROP:]
 
 
-async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:  # noqa: ARG001
+async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     rows = [Row(f"enqueue to handler at {RATE}/s, p{p}", "ms", "js.publish, fetch(100) loop") for p in (50, 95)]
     for _ in range(max(1, rounds // 2 + 1)):
         for side, measure in (("ours", ours), ("raw", theirs)):

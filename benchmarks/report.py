@@ -28,10 +28,10 @@ class Row:
 def table(rows: list[Row]) -> str:
     """The rows as text, one line each."""
     lines = [f"{'measurement':44} {'aiqueue':>26} {'raw nats-py':>26} {'ratio':>6}"]
-    for row in rows:
-        lines.append(
-            f"{row.name:44} {_spread(row.ours, row.unit):>26} {_spread(row.raw, row.unit):>26} {row.ratio:6.2f}"
-        )
+    lines += [
+        f"{row.name:44} {_spread(row.ours, row.unit):>26} {_spread(row.raw, row.unit):>26} {row.ratio:6.2f}"
+        for row in rows
+    ]
     lines += ["", *sorted({f"raw, {row.name}: {row.raw_name}" for row in rows})]
     return "\n".join(lines)
 

@@ -131,7 +131,7 @@ def test_an_unknown_code_becomes_a_server_error_with_both_codes() -> None:
     [
         (nats.errors.Error("nats: 'Authorization Violation'"), AccessDenied),
         (nats.errors.Error("nats: 'User Authentication Expired'"), AccessDenied),
-        (nats.errors.Error("nats: permissions violation for publish to \"x\""), AccessDenied),
+        (nats.errors.Error('nats: permissions violation for publish to "x"'), AccessDenied),
         (nats.errors.Error("nats: 'maximum connections exceeded'"), Unavailable),
         (ConnectionRefusedError(111, "refused"), Unavailable), (socket.gaierror(-2, "unknown name"), Unavailable),
         (ssl.SSLCertVerificationError("unknown CA"), AccessDenied), (TimeoutError(), Unavailable),
@@ -279,8 +279,9 @@ async def test_a_frame_of_exactly_max_payload_passes_and_one_byte_more_is_refuse
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("model", "é"), ("model", "a\nb"), ("model", "a\r\nInjected: yes"), ("model", "\x00"), ("model", 5), ("model", None),
-     ("mod el", "x"), ("", "x"), ("modèle", "x"), ("a:b", "x"), ("a\n", "x"), (5, "x"), ("model", "\x7f"), ("m", "\u0660")],
+    [("model", "é"), ("model", "a\nb"), ("model", "a\r\nInjected: yes"), ("model", "\x00"), ("model", 5),
+     ("model", None), ("mod el", "x"), ("", "x"), ("modèle", "x"), ("a:b", "x"), ("a\n", "x"), (5, "x"),
+     ("model", "\x7f"), ("m", "\u0660")],
 )  # fmt: skip
 async def test_headers_that_would_not_arrive_as_given_are_refused(conn: Connection, name: Any, value: Any) -> None:
     with pytest.raises(BadInput, match="header"):
@@ -310,7 +311,8 @@ def test_the_servers_times_are_read(told: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["$JS.ACK.S.acme-normal.3.10.12.1767323045500000000.7", "$JS.ACK.hub.ACCHASH.S.acme-normal.3.10.12.1767323045500000000.7",
+    ["$JS.ACK.S.acme-normal.3.10.12.1767323045500000000.7",
+     "$JS.ACK.hub.ACCHASH.S.acme-normal.3.10.12.1767323045500000000.7",
      "$JS.ACK.hub.ACCHASH.S.acme-normal.3.10.12.1767323045500000000.7.random"],
 )  # fmt: skip
 def test_both_forms_of_an_ack_subject_tell_the_same(reply: str) -> None:
@@ -472,7 +474,9 @@ async def test_a_server_of_another_ca_is_refused_at_once(own_server: OwnServer, 
 
 async def test_a_server_of_another_name_is_refused(own_server: OwnServer, certificates: Path) -> None:
     server = own_server(tls(certificates))
-    error, _ = await refusal(settings(server, tls_ca=certificates / "ca.pem", tls_hostname="x.example", connect_timeout=20))
+    error, _ = await refusal(
+        settings(server, tls_ca=certificates / "ca.pem", tls_hostname="x.example", connect_timeout=20)
+    )
     assert isinstance(error, AccessDenied)
 
 
@@ -489,14 +493,19 @@ async def test_tls_that_is_demanded_and_not_offered_is_refused_before_the_passwo
 
     async def in_the_clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal heard
-        writer.write(b'INFO {"server_id":"x","version":"2.15.1","headers":true,"max_payload":1000,"auth_required":true}\r\n')
+        writer.write(b'INFO {"server_id":"x","headers":true,"max_payload":1000,"auth_required":true}\r\n')
         heard += await reader.read(10_000)
         writer.close()
 
     async with await asyncio.start_server(in_the_clear, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         for more in ({"url": f"tls://127.0.0.1:{port}"}, {"tls_ca": certificates / "ca.pem"}):
-            where = {"url": f"nats://127.0.0.1:{port}", "user": "me", "password": "sekret", "connect_timeout": 20} | more
+            where = {
+                "url": f"nats://127.0.0.1:{port}",
+                "user": "me",
+                "password": "sekret",
+                "connect_timeout": 20,
+            } | more
             error, after = await refusal(Settings.load(**where))
             assert isinstance(error, AccessDenied)
             assert after < 3
@@ -722,6 +731,14 @@ async def test_a_publish_that_is_not_permitted_is_access_denied_at_once(own_serv
                 await store(tenant, "s.other")
             assert time.monotonic() - begun < 2
             assert (await store(tenant, "s.acme.high")).seq == 2  # the connection goes on
+
+
+async def test_a_user_who_may_not_ask_for_streams_is_not_refused_for_a_stream_that_is_away(
+    own_server: OwnServer,
+) -> None:
+    async with connected(own_server(LIMITED), user="tenant", password="p", inbox_prefix="_mine.x") as tenant:
+        with pytest.raises(Unavailable):
+            await store(tenant, "s.acme", timeout_s=0.3)
 
 
 async def test_a_request_that_is_not_permitted_is_access_denied_at_once(own_server: OwnServer) -> None:

@@ -39,11 +39,8 @@ def example(kind: type[AIQueueError]) -> AIQueueError:
 
 def drawn() -> list[tuple[int, str]]:
     """The tree in the docstring: depth and name of each class."""
-    found = []
-    for line in (errors.__doc__ or "").splitlines():
-        if match := re.match(r"(?P<lead>[ │├└─]*)(?P<name>[A-Z]\w+)(?:\s|$)", line):
-            found.append((len(match["lead"]) // 4 - 1, match["name"]))
-    return [each for each in found if each[0] >= 0]
+    found = re.findall(r"(?m)^([ │├└─]{4,})([A-Z]\w+)(?:\s|$)", errors.__doc__ or "")
+    return [(len(lead) // 4 - 1, name) for lead, name in found]
 
 
 def real(kind: type[AIQueueError] = AIQueueError, depth: int = 0) -> set[tuple[int, str, str]]:

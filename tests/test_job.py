@@ -15,7 +15,7 @@ from aiqueue.subjects import Lane
 
 class Summarise(Message, kind="summarise"):
     text: str
-    tags: list[int] = []
+    tags: tuple[int, ...] = ()
 
 
 class Ask(Message, family="gateway.requests"):
@@ -65,7 +65,9 @@ def test_a_kind_that_can_travel_is_taken(kind: str) -> None:
     assert untyped(kind, "agent.tasks").aiq_kind == kind
 
 
-@pytest.mark.parametrize("family", ["", "a", "a.b.c", "A.b", "a.*", "a.>", "a b.c", ".b", "a.", "x" * 33 + ".b", "a.b\n"])
+@pytest.mark.parametrize(
+    "family", ["", "a", "a.b.c", "A.b", "a.*", "a.>", "a b.c", ".b", "a.", "x" * 33 + ".b", "a.b\n"]
+)
 def test_a_family_that_cannot_be_part_of_a_subject_is_refused(family: str) -> None:
     with pytest.raises(ValueError, match="family"):
         untyped("kind", family)

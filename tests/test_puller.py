@@ -36,7 +36,7 @@ def test_every_waiting_lane_gets_a_part(backlogs: list[int], free: int) -> None:
 
 def test_what_short_lanes_leave_goes_to_the_long_one() -> None:
     short, long = lane(2), lane(50_000)
-    assert dict((pull.pending, more) for pull, more in shares([long, short], 100)) == {2: 2, 50_000: 98}
+    assert {pull.pending: more for pull, more in shares([long, short], 100)} == {2: 2, 50_000: 98}
 
 
 def test_a_retiring_lane_gets_nothing() -> None:

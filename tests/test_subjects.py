@@ -107,5 +107,7 @@ PLACE = st.tuples(st.sampled_from(["agent.tasks", "a.b", "a-b.c_d"]), GOOD, GOOD
 
 
 @given(PLACE, PLACE)
-def test_message_ids_differ_wherever_family_tenant_key_or_hop_does(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+def test_message_ids_differ_wherever_family_tenant_key_or_hop_does(
+    one: tuple[str, ...], other: tuple[str, ...]
+) -> None:
     assert (one == other) == (subjects.msg_id(*one) == subjects.msg_id(*other))

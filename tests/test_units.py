@@ -38,7 +38,8 @@ def test_a_duration_is_a_finite_number_or_an_error(told: str | float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"), [("512KiB", 524288), ("1GiB", 2**30), ("10MB", 10**7), ("1.5KiB", 1536), (7, 7), ("0B", 0), (-1, -1)]
+    ("told", "meant"),
+    [("512KiB", 524288), ("1GiB", 2**30), ("10MB", 10**7), ("1.5KiB", 1536), (7, 7), ("0B", 0), (-1, -1)],
 )
 def test_sizes_are_read_as_people_write_them(told: str | int, meant: int) -> None:
     assert size_bytes(told) == meant

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -366,8 +367,9 @@ async def test_an_unknown_schema_version_is_not_run(client: aiqueue.Client, acco
     async with worker.running(client):
         plain = await nats.connect(account.url, user=account.user, password=account.password)
         for version in ("99", "1.0"):
-            body = f'{{"schema_version": "{version}", "message_type": "agent_task", "data": {{"task_id": "v{version[0]}"}}}}'
-            await plain.jetstream().publish("ai.agent.tasks.acme", body.encode())
+            task = {"task_id": f"v{version[0]}"}
+            body = {"schema_version": version, "message_type": "agent_task", "data": task}
+            await plain.jetstream().publish("ai.agent.tasks.acme", json.dumps(body).encode())
         await plain.close()
         async with asyncio.timeout(10):
             while not ran:

@@ -2,7 +2,8 @@
 
 from .answers import PubAck
 from .frames import Headers, Received, Status, Stored, ack_info, timestamp
-from .link import Connection, Subscription
+from .link import Connection
+from .subscription import Subscription
 
 __all__ = [
     "Connection", "Headers", "PubAck", "Received", "Status", "Stored", "Subscription", "ack_info", "timestamp",

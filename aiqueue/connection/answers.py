@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
+from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
 from .dial import reconnect_delay_s
-from .faults import from_api
 from .frames import Headers, Received
 
 if TYPE_CHECKING:
     from .link import Connection
+
+log = logging.getLogger("aiqueue.connection")
 
 TRY_S = 5.0  # one try; the caller's own timeout spans the tries
 
@@ -25,6 +26,15 @@ class PubAck(NamedTuple):
     stream: str
     seq: int
     duplicate: bool
+
+    @classmethod
+    def read(cls, data: bytes, subject: str) -> PubAck:
+        """What a stream answered to a publish. Raises what an error's code stands for."""
+        told = frames.answer(data, subject)
+        try:
+            return cls(told["stream"], told["seq"], bool(told.get("duplicate")))
+        except KeyError:
+            raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
 
 
 class Answers:
@@ -67,9 +77,15 @@ class Answers:
                 await connection.wait_up(left)
                 answer = await self.ask(subject, block, body, min(TRY_S, max(left, 0.05)))
                 if answer.status is not None and answer.status.code == 503:
-                    await self._refuse_unknown(subject)
-                    raise Unavailable("the stream has no leader at the moment")
-                return _pub_ack(answer.data, subject)
+                    await self._explain(subject)
+                return PubAck.read(answer.data, subject)
+            except Conflict as error:
+                # without an expected sequence: the server is writing this very id at the moment (10158)
+                if headers.get("Nats-Expected-Last-Subject-Sequence") is not None or time.monotonic() > end:
+                    raise
+                log.debug("%s", error)
+                await asyncio.sleep(reconnect_delay_s(tries))
+                tries += 1
             except Unavailable as error:
                 maybe_stored = maybe_stored or error.maybe_stored
                 left = end - time.monotonic()
@@ -78,11 +94,15 @@ class Answers:
                 await asyncio.sleep(min(reconnect_delay_s(tries), left))
                 tries += 1
 
-    async def _refuse_unknown(self, subject: str) -> None:
-        """Nobody took a publish: raise NotFound where no stream wants the subject, return where one does."""
-        names = await self._connection.api("STREAM.NAMES", {"subject": subject})
+    async def _explain(self, subject: str) -> NoReturn:
+        """Nobody took a publish: NotFound where no stream wants the subject, Unavailable where one does."""
+        try:
+            names = await self._connection.api("STREAM.NAMES", {"subject": subject})
+        except AccessDenied:
+            names = {"streams": ["?"]}  # a user of one tenant may not ask; the stream may merely lack a leader now
         if not names.get("streams"):
             raise NotFound(f"no stream takes {subject}: has `aiqueue apply` been run on this server?")
+        raise Unavailable("no stream takes it, or its leader is away")
 
     def on_answer(self, message: Received) -> None:
         """An answer on the inbox."""
@@ -99,18 +119,8 @@ class Answers:
     def refuse(self, denied: str) -> None:
         """End those that wait on a subject which this user may not publish to; nats-py tells it in lower case."""
         for future, subject in list(self._waiting.values()):
-            if subject.lower() == denied.lower() and not future.done():
+            if subject.lower() == denied and not future.done():
                 future.set_exception(AccessDenied(f"this user may not publish to {subject}"))
-
-
-def _pub_ack(data: bytes, subject: str) -> PubAck:
-    try:
-        answer = json.loads(data)
-        if problem := answer.get("error"):
-            raise from_api(problem.get("code", 0), problem.get("err_code", 0), problem.get("description", ""), subject)
-        return PubAck(answer["stream"], answer["seq"], bool(answer.get("duplicate")))
-    except (ValueError, KeyError, AttributeError):
-        raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
 
 
 def _too_late(waiting: asyncio.Future[Received], after_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 
@@ -173,6 +174,12 @@ CODES: dict[int, type[AIQueueError]] = {
     10164: Conflict,  # wrong last sequence, cluster
     10201: Conflict,  # duplicate in an atomic batch
 }
+
+
+def denied_subject(error: Exception) -> str | None:
+    """The subject, in lower case, that the server forbids us to publish to; None for any other error."""
+    found = re.search(r'publish to "([^"]+)"', str(error), re.IGNORECASE)
+    return found[1].lower() if found else None
 
 
 def text(error: BaseException) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import BadInput, TooLarge
+from ..errors import BadInput, TooLarge, Unavailable
+from .faults import from_api
 
 Headers = Mapping[str, str]
 
@@ -146,3 +148,16 @@ def timestamp(text: str) -> float:
     digits = re.match(r"\d+", zone)
     fraction = digits[0] if digits else "0"
     return datetime.fromisoformat(whole + zone[len(fraction) :]).timestamp() + float(f"0.{fraction}")
+
+
+def answer(data: bytes, subject: str) -> dict[str, Any]:
+    """An answer of the JetStream API. Raises what an error's code stands for, Unavailable if it is none at all."""
+    try:
+        told: dict[str, Any] = json.loads(data)
+        problem = told.get("error")
+        if not problem:
+            return told
+        code, err_code, description = (problem.get(key) for key in ("code", "err_code", "description"))
+    except (ValueError, AttributeError):
+        raise Unavailable(f"{subject}: something else than JetStream answered", maybe_stored=True) from None
+    raise from_api(code or 0, err_code or 0, description or "", subject)

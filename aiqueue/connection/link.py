@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,49 +15,15 @@ from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
 from .answers import Answers, PubAck
 from .dial import dial, reconnect_delay_s
-from .faults import from_api, text, translate
+from .faults import denied_subject, text, translate
 from .frames import Headers, Received, Stored
+from .subscription import Callback, Subscription
 from .wire import Link
 
 log = logging.getLogger("aiqueue.connection")
 
 API_S = 5.0
 SAID_MAX = 100
-
-Callback = Callable[[Received], None]
-_DENIED_SUBJECT = re.compile(r'publish to "([^"]+)"', re.IGNORECASE)
-
-
-class Subscription:
-    """Interest in a subject; it outlives reconnects and rebuilt clients."""
-
-    def __init__(self, owner: Connection, subject: str, callback: Callback, queue: str) -> None:
-        self._owner = owner
-        self.subject = subject
-        self.queue = queue
-        self.callback = callback
-        self.client_sub: Any = None
-
-    async def close(self) -> None:
-        """Give the interest up; what is on its way is dropped. Safe twice."""
-        link, client_sub = self._leave()
-        if client_sub is not None:
-            link.unlisten(client_sub)
-            with contextlib.suppress(Exception):
-                await client_sub.unsubscribe()
-
-    async def drain(self) -> None:
-        """Give the interest up and return when the callback has had all that was on its way. Safe twice."""
-        link, client_sub = self._leave()
-        if client_sub is not None:
-            with contextlib.suppress(Exception):
-                await client_sub.drain()
-            link.unlisten(client_sub)
-
-    def _leave(self) -> tuple[Any, Any]:
-        self._owner._subscriptions.discard(self)
-        client_sub, self.client_sub = self.client_sub, None
-        return self._owner._link, client_sub if self._owner._link is not None else None
 
 
 class Connection:
@@ -145,12 +110,7 @@ class Connection:
         flight). Returns what takes it off again.
         """
         self._regained.append(callback)
-
-        def off() -> None:
-            if callback in self._regained:
-                self._regained.remove(callback)
-
-        return off
+        return lambda: self._regained.remove(callback) if callback in self._regained else None
 
     async def wait_up(self, timeout_s: float) -> None:
         """Return when the link stands. Raises Unavailable after `timeout_s` seconds."""
@@ -173,8 +133,8 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Have `callback` called with each message on `subject`, one at a time."""
-        subscription = Subscription(self, subject, callback, queue)
-        if self._client.is_closed:
+        subscription = Subscription(self._subscriptions.discard, subject, callback, queue)
+        if self._client.is_closed:  # and being built anew
             await self.wait_up(API_S)
         await self._attach(self._client, subscription)
         self._subscriptions.add(subscription)
@@ -237,10 +197,7 @@ class Connection:
             if "no responders" in str(error):
                 raise Unavailable(f"{subject}: JetStream does not answer: is it enabled on this server?") from None
             raise
-        result: dict[str, Any] = json.loads(answer.data)
-        if problem := result.get("error"):
-            raise from_api(problem.get("code", 0), problem.get("err_code", 0), problem.get("description", ""), subject)
-        return result
+        return frames.answer(answer.data, subject)
 
     async def store(self, subject: str, body: bytes, headers: Headers, *, timeout_s: float = 30.0) -> PubAck:
         """Publish to a stream and await its PubAck, trying again within `timeout_s` seconds while no server answers.
@@ -298,7 +255,7 @@ class Connection:
 
     async def _attach(self, link: Link, subscription: Subscription) -> None:
         try:
-            subscription.client_sub = await link.listen(subscription.subject, subscription.queue, subscription.callback)
+            await subscription.attach(link)
         except Exception as error:  # noqa: BLE001
             raise translate(error, subscription.subject) from None
 
@@ -346,10 +303,7 @@ class Connection:
                 try:
                     await self._build()
                 except AIQueueError as error:
-                    if isinstance(error, Unavailable):
-                        log.debug("rebuilding the connection: %s", error)
-                    else:
-                        self._say_once(str(error))
+                    (log.debug if isinstance(error, Unavailable) else self._say_once)(str(error))
                     await asyncio.sleep(reconnect_delay_s(tries))
                     tries += 1
                 else:
@@ -363,8 +317,8 @@ class Connection:
         """Errors without a caller: a refused publish ends the call that waits for it; the rest is for debugging."""
         ours = translate(error, "NATS")
         if isinstance(ours, AccessDenied):
-            if found := _DENIED_SUBJECT.search(str(error)):
-                self._answers.refuse(found[1])
+            if subject := denied_subject(error):
+                self._answers.refuse(subject)
             elif self._answers.inbox.lower() in str(error).lower():
                 self._deaf = self._answers.inbox + "*"
             self._say_once(text(error))

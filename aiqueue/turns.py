@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 AGED_AFTER_S = 1.0
 AGED_PART = 0.5
@@ -31,32 +32,41 @@ class Clock:
     def __init__(self) -> None:
         self._now: dict[int, float] = {}
 
-    def join(self, turn: Turn, now: float) -> None:
+    def join(self, turn: Wanting, now: float) -> None:
         """A lane has jobs again: it starts where the others are, and has waited since `now`."""
         turn.passed = max(turn.passed, self._now.get(turn.rank, 0.0))
         turn.served = now
 
-    def advance(self, turn: Turn, jobs: int, now: float) -> None:
+    def advance(self, turn: Wanting, jobs: int, now: float) -> None:
         """A lane is given `jobs`."""
         self._now[turn.rank] = max(self._now.get(turn.rank, 0.0), turn.passed)
         turn.passed += jobs / turn.weight
         turn.served = now
 
 
-class Wanting(Turn):
-    """What `share` asks of a lane (a protocol in the shape of a base class)."""
+class Wanting(Protocol):
+    """What `share` asks of a lane."""
 
+    rank: int
+    weight: float
+    passed: float
+    served: float
     pending: int
-    granted: int
+
+    @property
+    def granted(self) -> int: ...
 
 
-def share(clock: Clock, lanes: Iterable[Wanting], budget: int, now: float) -> list[tuple[Wanting, int]]:
+L = TypeVar("L", bound=Wanting)
+
+
+def share(clock: Clock, lanes: Iterable[L], budget: int, now: float) -> list[tuple[L, int]]:
     """How many of `budget` jobs each lane is given, at most what it holds (`pending` less `granted`).
 
     Lanes that have waited AGED_AFTER_S for a turn come first, one job each, in the order of their waiting and for at
     most AGED_PART of the budget (at least one job). The rest goes by rank, within a rank by stride.
     """
-    given: dict[Wanting, int] = {}
+    given: dict[L, int] = {}
     room = budget
     lanes = list(lanes)
     best = min((lane.rank for lane in lanes), default=0)
@@ -67,7 +77,7 @@ def share(clock: Clock, lanes: Iterable[Wanting], budget: int, now: float) -> li
         given[lane] = 1
         clock.advance(lane, 1, now)
         room -= 1
-    by_rank: dict[int, list[Wanting]] = {}
+    by_rank: dict[int, list[L]] = {}
     for lane in lanes:
         by_rank.setdefault(lane.rank, []).append(lane)
     for rank in sorted(by_rank):
@@ -77,7 +87,7 @@ def share(clock: Clock, lanes: Iterable[Wanting], budget: int, now: float) -> li
     return list(given.items())
 
 
-def _stride(clock: Clock, lanes: list[Wanting], room: int, given: dict[Wanting, int], now: float) -> int:
+def _stride(clock: Clock, lanes: list[L], room: int, given: dict[L, int], now: float) -> int:
     """Give out `room` jobs among the lanes of one rank; returns what is left."""
     # several jobs at a step where there is plenty: one by one would cost more than it is fairer
     step = max(1, room // (4 * len(lanes)))

@@ -149,14 +149,15 @@ class Session:
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in worker._families(client)}
         self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone)
-        self._leases = Leases(connection)
+        shortest_s = min(family.ack_wait_s for family in self._families.values())
+        self._leases = Leases(connection.settings, shortest_s=shortest_s)
         self._wake = asyncio.Event()
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
         self._running: dict[tuple[str, int], tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting = 0
-        self._turn: list[LanePull] = []
+        self._holding: dict[LanePull, None] = {}  # lanes with jobs that wait here for a slot, in turn
         self._handler_s: float | None = None
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -184,7 +185,7 @@ class Session:
                 state=state,
             )
             await self._puller.open()
-            self._leases.start(shortest_s=lambda: min(family.ack_wait_s for family in self._families.values()))
+            self._leases.start()
             self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
         except BaseException:
@@ -232,14 +233,13 @@ class Session:
 
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
+        concurrency = self._worker.concurrency
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._start_waiting()
-            held = len(self._running) + self._waiting
-            room = self._worker.concurrency + prefetch(self._worker.concurrency, self._handler_s) - held
             try:
-                await self._puller.refill(room)
+                extra = prefetch(concurrency, self._handler_s)
+                self._puller.refill(concurrency - len(self._running) - self._waiting, extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
@@ -253,9 +253,12 @@ class Session:
             self._spawn_return(delivery)
             return
         self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
-        delivery.lane.waiting.append(delivery)
-        self._waiting += 1
-        self._start_waiting()
+        if self._waiting or len(self._running) >= self._worker.concurrency:
+            delivery.lane.waiting.append(delivery)
+            self._holding[delivery.lane] = None
+            self._waiting += 1
+        else:
+            self._start(delivery)
         self._wake.set()
 
     def _adopt(self, key: tuple[str, int], delivery: Delivery) -> None:
@@ -266,19 +269,19 @@ class Session:
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
 
     def _start_waiting(self) -> None:
-        """Give free slots to waiting jobs, lane by lane in turn."""
-        if self._draining:
-            return
-        while self._waiting and len(self._running) < self._worker.concurrency:
-            if not self._turn:
-                self._turn = [lane for lane in self._puller.lanes if lane.waiting]
-                if not self._turn:
-                    self._waiting = 0
-                    return
-            lane = self._turn.pop()
+        """Give free slots to the jobs that wait here, in the order that they were asked for: higher ranks first, and
+        lane by lane within a rank.
+        """
+        while self._waiting and not self._draining and len(self._running) < self._worker.concurrency:
+            lane = min(self._holding, key=_rank)
+            del self._holding[lane]  # and in again behind the others of its rank
+            if not lane.waiting:
+                continue
+            delivery = lane.waiting.popleft()
+            self._waiting -= 1
             if lane.waiting:
-                self._waiting -= 1
-                self._start(lane.waiting.popleft())
+                self._holding[lane] = None
+            self._start(delivery)
 
     def _start(self, delivery: Delivery) -> None:
         key = (delivery.lane.stream, delivery.seq)
@@ -300,7 +303,8 @@ class Session:
             self._leases.let_go(delivery.reply)
             del self._running[key]
             self.done += 1
-            self._start_waiting()
+            if self._waiting:
+                self._start_waiting()
             self._wake.set()
 
     def _on_gone(self, lane: LanePull) -> None:
@@ -329,3 +333,7 @@ class Session:
         task = asyncio.create_task(self._return(delivery))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
+
+
+def _rank(lane: LanePull) -> int:
+    return lane.rank

@@ -761,3 +761,25 @@ async def test_a_job_that_was_retried_and_keeps_no_result_says_so_at_once(client
         handle = await client.enqueue(Echo(), tenant="acme")
         with pytest.raises(ResultDisabled):
             await handle.result(10)
+
+
+async def test_a_handler_that_blocks_the_event_loop_for_three_leases_runs_once(client: aiqueue.Client) -> None:
+    await shorten_leases(client, ack_wait_s=1)
+    ran: list[str] = []
+    worker, other = aiqueue.Worker(concurrency=1), aiqueue.Worker(concurrency=1)
+
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        ran.append(job.message.text)
+        if job.message.text == "block":
+            await asyncio.to_thread(lambda: None)
+            time.sleep(3.2)
+        return "ok"
+
+    worker.handle(Echo)(echo)
+    async with worker.running(client):
+        handle = await client.enqueue(Echo(text="block"), tenant="acme")
+        other.handle(Echo)(echo)
+        async with other.running(client):
+            assert await handle.result(20) == "ok"
+            assert await (await client.enqueue(Echo(text="next"), tenant="acme")).result(10) == "ok"
+    assert ran == ["block", "next"]

@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -61,7 +60,7 @@ class LanePull(turns.Turn):
     grants: dict[int, int] = field(default_factory=dict)  # request -> credits left, the oldest first
     standing: int = 0  # the standing pull's request, 0: none
     standing_left: int = 0
-    waiting: deque[Delivery] = field(default_factory=deque)  # delivered, no slot yet
+    waiting: int = 0  # jobs delivered that have no slot yet
     heard: float = 0.0
     active: float = 0.0
     retiring: bool = False  # idle: to be let go when its last pull has expired

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
@@ -156,8 +157,7 @@ class Session:
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
         self._running: dict[tuple[str, int], tuple[Delivery, asyncio.Task[None]]] = {}
-        self._waiting = 0
-        self._holding: dict[LanePull, None] = {}  # lanes with jobs that wait here for a slot, in turn
+        self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -200,10 +200,8 @@ class Session:
         self._draining = True
         self._puller.stop()
         await self._lanes.stop()
-        for lane in list(self._puller.lanes):
-            while lane.waiting:
-                await self._return(lane.waiting.popleft())
-        self._waiting = 0
+        while self._waiting:
+            await self._return(self._take())
         tasks = [task for _, task in self._running.values()]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._worker.drain_timeout_s)
@@ -239,7 +237,7 @@ class Session:
             self._wake.clear()
             try:
                 extra = prefetch(concurrency, self._handler_s)
-                self._puller.refill(concurrency - len(self._running) - self._waiting, extra)
+                self._puller.refill(concurrency - len(self._running) - len(self._waiting), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
@@ -254,9 +252,8 @@ class Session:
             return
         self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
         if self._waiting or len(self._running) >= self._worker.concurrency:
-            delivery.lane.waiting.append(delivery)
-            self._holding[delivery.lane] = None
-            self._waiting += 1
+            delivery.lane.waiting += 1
+            self._waiting.append(delivery)
         else:
             self._start(delivery)
         self._wake.set()
@@ -269,19 +266,16 @@ class Session:
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
 
     def _start_waiting(self) -> None:
-        """Give free slots to the jobs that wait here, in the order that they were asked for: higher ranks first, and
-        lane by lane within a rank.
+        """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
+        they were asked for, and what waits here is soon done (`prefetch`).
         """
         while self._waiting and not self._draining and len(self._running) < self._worker.concurrency:
-            lane = min(self._holding, key=_rank)
-            del self._holding[lane]  # and in again behind the others of its rank
-            if not lane.waiting:
-                continue
-            delivery = lane.waiting.popleft()
-            self._waiting -= 1
-            if lane.waiting:
-                self._holding[lane] = None
-            self._start(delivery)
+            self._start(self._take())
+
+    def _take(self) -> Delivery:
+        delivery = self._waiting.popleft()
+        delivery.lane.waiting -= 1
+        return delivery
 
     def _start(self, delivery: Delivery) -> None:
         key = (delivery.lane.stream, delivery.seq)
@@ -309,9 +303,10 @@ class Session:
 
     def _on_gone(self, lane: LanePull) -> None:
         """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
-        while lane.waiting:
-            self._leases.let_go(lane.waiting.popleft().reply)
-            self._waiting -= 1
+        for delivery in [each for each in self._waiting if each.lane is lane]:
+            self._waiting.remove(delivery)
+            self._leases.let_go(delivery.reply)
+        lane.waiting = 0
         self._lanes.gone(lane)
 
     async def _return_overdue(self) -> None:
@@ -319,10 +314,8 @@ class Session:
         if self._handler_s is not None and self._handler_s < WAIT_HERE_MAX_S / 4:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
-        for lane in list(self._puller.lanes):
-            while lane.waiting and lane.waiting[0].arrived < oldest:
-                self._waiting -= 1
-                await self._return(lane.waiting.popleft())
+        while self._waiting and self._waiting[0].arrived < oldest:
+            await self._return(self._take())
 
     async def _return(self, delivery: Delivery) -> None:
         assert self._runner is not None
@@ -333,7 +326,3 @@ class Session:
         task = asyncio.create_task(self._return(delivery))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
-
-
-def _rank(lane: LanePull) -> int:
-    return lane.rank

@@ -17,6 +17,7 @@ from .deadletter import DeadLetters, Obituary, history_of
 from .errors import AIQueueError, DecodeError, EncodeError, Stale, TooLarge
 from .job import Job, Message, Reject, Retry, parse_message
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
+from .producer import relocate
 from .puller import Delivery
 from .threads import Threads
 from .timers import Limits
@@ -81,6 +82,13 @@ class Unknown:
 
 
 @dataclass(frozen=True)
+class Misplaced:
+    """A plain publisher asked by header for a lower priority than the bare subject has."""
+
+    priority: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """Another attempt has ended this job already."""
 
@@ -95,7 +103,7 @@ class Cancelled:
     """The worker is leaving; the job is to go to another one."""
 
 
-Outcome = Returned | Raised | Refused | Unknown | Ended | TakenOver | Cancelled
+Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled
 
 
 @dataclass
@@ -225,12 +233,15 @@ class Runner:
         if _has_ended(delivery, opened):
             return Ended()
         told = delivery.message.headers
+        family = self._families[delivery.lane.key.family]
+        wished = told.get(headers.PRIORITY, "")
+        if wished and family.demoted(delivery.lane.key.priority, wished):
+            return Misplaced(wished)
         deadline = _deadline(told)
         if deadline is not None and time.time() >= deadline:
             return Refused("deadline", "its deadline passed before it was run")
         if opened.data is None:
             return Refused("undecodable", opened.problem)
-        family = self._families[delivery.lane.key.family]
         if handler is None:
             return Unknown(f"no handler for kind {opened.kind!r} in {family.name}")
         if not codec.known_version(opened.version, family.schema_versions):
@@ -309,6 +320,11 @@ class Runner:
                 else:
                     log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
                     await self._nak(delivery, UNKNOWN_KIND_DELAY_S)
+            case Misplaced(priority):
+                to = subjects.Lane(delivery.lane.key.family, _tenant(delivery), priority)
+                message = delivery.message
+                await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
+                await self._ack(delivery)
             case Ended():
                 await self._ack(delivery)
             case TakenOver():

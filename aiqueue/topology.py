@@ -49,6 +49,14 @@ class Family:
         weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
         return weight
 
+    def demoted(self, priority: str, wished: str) -> bool:
+        """Whether a job in lane `priority` that wishes for another one belongs there: only downwards from the bare
+        subject's. Met at the head of its lane, moving it up would gain nothing.
+        """
+        if priority != subjects.NORMAL or wished not in self.priorities:
+            return False
+        return self.priorities.index(wished) > self.priorities.index(priority)
+
     def lane_name(self, tenant: str, priority: str) -> str:
         """The durable name of a lane's consumer: ``acme-normal``, or ``normal`` where all tenants share it.
 

@@ -27,6 +27,7 @@ HEARTBEAT_S = 5.0
 DEAF_AFTER_S = 2.5 * HEARTBEAT_S
 GRANT_LOST_AFTER_S = 5.0  # a grant is answered at once, or its answer is lost
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
+STEP_MAX = 8  # jobs of one turn
 STANDING_MAX = 16  # credits of one standing pull
 STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds the jobs of the others
 
@@ -164,7 +165,8 @@ class Puller:
         # small top-ups of what is held beyond the slots wait until they are worth a request
         if self._busy and budget > 0 and (self._granted < free or budget * 2 >= extra):
             wanting = [lane for lane in self._busy if lane.pending > lane.granted]
-            for lane, credits_ in turns.share(self._clock, wanting, budget, time.monotonic()):
+            step = min(STEP_MAX, max(1, extra // 16))  # jobs that are soon done are worth fewer requests
+            for lane, credits_ in turns.share(self._clock, wanting, budget, time.monotonic(), step=step):
                 self._grant(lane, credits_)
         if free > 0 and self._quiet:
             batch = min(STANDING_MAX, 1 + extra // max(1, len(self._by_consumer)))

@@ -60,8 +60,10 @@ class Wanting(Protocol):
 L = TypeVar("L", bound=Wanting)
 
 
-def share(clock: Clock, lanes: Iterable[L], budget: int, now: float) -> list[tuple[L, int]]:
+def share(clock: Clock, lanes: Iterable[L], budget: int, now: float, *, step: int = 1) -> list[tuple[L, int]]:
     """How many of `budget` jobs each lane is given, at most what it holds (`pending` less `granted`).
+
+    A turn is `step` jobs, or more where there is plenty for every lane.
 
     Lanes that have waited AGED_AFTER_S for a turn come first, one job each, in the order of their waiting and for at
     most AGED_PART of the budget (at least one job). The rest goes by rank, within a rank by stride.
@@ -83,14 +85,14 @@ def share(clock: Clock, lanes: Iterable[L], budget: int, now: float) -> list[tup
     for rank in sorted(by_rank):
         if room <= 0:
             break
-        room = _stride(clock, by_rank[rank], room, given, now)
+        room = _stride(clock, by_rank[rank], room, given, now, step)
     return list(given.items())
 
 
-def _stride(clock: Clock, lanes: list[L], room: int, given: dict[L, int], now: float) -> int:
+def _stride(clock: Clock, lanes: list[L], room: int, given: dict[L, int], now: float, step: int) -> int:
     """Give out `room` jobs among the lanes of one rank; returns what is left."""
     # several jobs at a step where there is plenty: one by one would cost more than it is fairer
-    step = max(1, room // (4 * len(lanes)))
+    step = max(step, room // (4 * len(lanes)))
     heap = [(lane.passed, number, lane) for number, lane in enumerate(lanes)]
     heapq.heapify(heap)
     while room > 0 and heap:

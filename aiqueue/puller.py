@@ -8,6 +8,7 @@ repairs our count of open credits (ADR-37).
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -88,15 +89,21 @@ def prefetch(concurrency: int, handler_s: float | None) -> int:
 
 class Puller:
     """The open pulls of one worker. `deliver` is called with each delivery, `gone` with a lane whose consumer the
-    server no longer has.
+    server no longer has, `changed` when there may be something to pull again.
     """
 
     def __init__(
-        self, connection: Connection, *, deliver: Callable[[Delivery], None], gone: Callable[[LanePull], None]
+        self,
+        connection: Connection,
+        *,
+        deliver: Callable[[Delivery], None],
+        gone: Callable[[LanePull], None],
+        changed: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._deliver = deliver
         self._gone = gone
+        self._changed = changed
         self._lanes: dict[str, LanePull] = {}
         self._by_consumer: dict[tuple[str, str], LanePull] = {}
         self._busy: set[LanePull] = set()  # lanes with waiting jobs on the server
@@ -108,21 +115,33 @@ class Puller:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._pulling = False
+        self._stopped = False
         self._off: Callable[[], None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def lanes(self) -> Iterable[LanePull]:
         return self._by_consumer.values()
 
     async def open(self) -> None:
-        self._inbox = self._connection.new_inbox() + "."
-        self._subscription = await self._connection.subscribe(self._inbox + "*.*", self._on_message)
-        self._off = self._connection.on_regained(self._forget_requests)
+        await self._listen()
+        self._off = self._connection.on_regained(self._on_regained)
         self._pulling = True
+
+    async def _listen(self) -> None:
+        """Have the answers come to a new inbox. The open pulls on the former one end for want of interest: were it
+        kept over a reconnect, the server would go on to hold them beside the new ones.
+        """
+        inbox, former = self._connection.new_inbox() + ".", self._subscription
+        self._subscription = await self._connection.subscribe(inbox + "*.*", self._on_message)
+        self._inbox = inbox
+        if former is not None:
+            await former.drain()
 
     def stop(self) -> None:
         """Ask for no more; what open pulls still bring is delivered."""
         self._pulling = False
+        self._stopped = True
 
     async def close(self) -> None:
         """Take the interest away: the server drops the open pulls, and what it had sent by then is still delivered.
@@ -132,6 +151,8 @@ class Puller:
         if self._off is not None:
             self._off()
             self._off = None
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
         if self._subscription is not None:
             await self._subscription.drain()
             self._subscription = None
@@ -279,6 +300,7 @@ class Puller:
         else:
             log.debug("pull on %s ended: %d %s", lane.key, said.code, said.description)
             self._note(lane, max(lane.pending, 1))
+        self._changed()
 
     def _forget(self, lane: LanePull) -> None:
         self._granted -= lane.granted
@@ -287,8 +309,19 @@ class Puller:
             lane.standing = lane.standing_left = 0
             self._standing -= 1
 
-    def _forget_requests(self) -> None:
+    def _on_regained(self) -> None:
         """The link was lost, and with it every open pull."""
+        self._pulling, was_pulling = False, self._pulling
         for lane in list(self._by_consumer.values()):
             self._forget(lane)
             self._note(lane, max(lane.pending, 1))
+        if was_pulling:
+            self._renewing = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        try:
+            await self._listen()
+        except AIQueueError as error:
+            log.debug("pulls: %s", error)  # lost again meanwhile: the next regain renews
+        self._pulling = not self._stopped
+        self._changed()

@@ -149,10 +149,10 @@ class Session:
         self._client = client
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in worker._families(client)}
-        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone)
+        self._wake = asyncio.Event()
+        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self._leases = Leases(connection.settings, shortest_s=shortest_s)
-        self._wake = asyncio.Event()
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )

@@ -1,7 +1,7 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants] [--rounds N] [--jobs N] [--json]`` on an embedded server of its own in a
-temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
+``python -m benchmarks [speed|fairness|tenants|endurance] [--rounds N] [--jobs N] [--json]``, each on an embedded server
+of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, enqueue, fairness, latency, tenants
+from . import drain, endurance, enqueue, fairness, latency, tenants
 from .report import Row, table
 
 
@@ -35,12 +35,14 @@ async def other(what: str, rounds: int, jobs: int) -> str:
         async with aiqueue.connect(directory=Path(directory)) as client:
             if what == "fairness":
                 return await fairness.run(client, rounds=rounds)
+            if what == "endurance":
+                return await endurance.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants"), default="speed")
+    parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs of a drain; enqueue takes a third of it")
     parser.add_argument("--json", action="store_true")

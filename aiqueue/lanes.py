@@ -139,10 +139,10 @@ class Lanes:
 
     async def _create(self, family: Family, lane: Lane, jobs: int) -> None:
         """Make sure of the lane's consumer (creating one that exists as declared is harmless) and pull on it."""
-        config = family.lane_config(lane.tenant, lane.priority)
-        name = config["durable_name"]
-        subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
         try:
+            config = family.lane_config(lane.tenant, lane.priority)
+            name = config["durable_name"]
+            subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
             async with self._creating:
                 await self._connection.api(
                     subject, {"stream_name": family.stream, "config": config, "action": "create"}

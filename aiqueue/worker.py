@@ -136,6 +136,9 @@ class Worker:
         for name in sorted(handled | wanted):
             if client.topology.family(name).role != "work":
                 raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
+        shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
+        if self.tenants is not None and shared:
+            raise BadInput(f"tenants cannot be chosen in {', '.join(shared)}: all tenants share its lanes")
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)

@@ -210,7 +210,7 @@ def test_members_share_the_jobs_with_the_options_of_the_crew_and_drain_together(
     assert re.fullmatch(rf"crew {parent.pid}: 3 processes in \S+s, all finished", last)
 
 
-def test_member_killed_is_replaced_and_no_job_is_lost(place: Place) -> None:
+def test_member_killed_or_told_to_stop_is_replaced_and_no_job_is_lost(place: Place) -> None:
     place.enqueue(60, hold_s=0.05)
     parent = place.started(2)
     wait_until(lambda: len(place.jobs("end")) > 3)
@@ -222,10 +222,13 @@ def test_member_killed_is_replaced_and_no_job_is_lost(place: Place) -> None:
     wait_until(lambda: {n for n, _ in place.jobs("end")} == set(range(60)), within=20)
     assert len(new) == 1
     assert new <= {pid for _, pid in place.jobs("end")}
+    os.kill(min(new), signal.SIGTERM)
+    wait_until(lambda: place.working() == 4)
+    assert f"(pid {min(new)}) ended with exit code 0; another in" in place.said("err")
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 0
     assert "2 processes in " in place.crew_lines()[-1]
-    assert ", 1 restart, all finished" in place.crew_lines()[-1]
+    assert ", 2 restarts, all finished" in place.crew_lines()[-1]
 
 
 def test_members_that_die_again_and_again_come_back_ever_later(place: Place) -> None:

@@ -174,7 +174,8 @@ class Crew:
                 self._start_due()
                 self._sleep()
                 ended = self._reap()
-                self._heed_signals()  # after: a ^C that ended a process has come here too by now
+                while self._heed_signals():  # after: a ^C that ended a process has come here too by now
+                    ended += self._reap()
                 for each in ended:
                     self._judge(each)
                 self._kill_late()
@@ -280,11 +281,12 @@ class Crew:
 
     # -- stopping
 
-    def _heed_signals(self) -> None:
+    def _heed_signals(self) -> bool:
+        """Do what signals ask for. Whether a process may have ended meanwhile, which no other signal will tell."""
         try:
             numbers = os.read(self._wake, 4096)
         except BlockingIOError:
-            return
+            return False
         for number in numbers:
             if number not in SIGNALS:
                 continue
@@ -294,6 +296,7 @@ class Crew:
             else:
                 self._asked = True
                 self._stop()
+        return signal.SIGCHLD in numbers
 
     def _stop(self) -> None:
         """Have every process drain; one that does not work yet just ends."""

@@ -13,7 +13,7 @@ from . import provision, subjects
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
-from .errors import BadInput, DataLossRefused
+from .errors import BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
 from .job import Message
 from .journal import Journal
@@ -142,8 +142,8 @@ class Client:
     async def _declare(self, connection: Connection) -> None:
         try:
             await provision.apply(connection, self.topology)
-        except DataLossRefused as error:
-            log.warning("the embedded server keeps its streams as they are: `aiqueue apply`: %s", error)
+        except (ConfigMismatch, DataLossRefused) as error:
+            log.warning("the embedded server keeps its streams as they are (`aiqueue plan`): %s", error)
 
     async def _revive(self) -> None:
         if self._embedded is not None:

@@ -5,6 +5,7 @@ The body is the job's own, untouched; what happened stands in headers (docs/wire
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import headers, subjects
 from .connection import Connection, Stored
-from .errors import NotFound
+from .errors import NotFound, TooLarge
 from .subjects import Lane
 from .topology import Topology
 
@@ -99,26 +100,29 @@ class DeadLetters:
         self._stream = topology.dead_stream.name
 
     async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> None:
-        """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull, TooLarge."""
-        kept = {k: v for k, v in told.items() if not k.startswith((headers.OURS, headers.SERVERS))}
-        kept = {k: headers.ascii_line(v, 1_000) for k, v in kept.items()}
-        if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
-            kept[headers.KIND] = told[headers.KIND]
-        letter = {
-            **kept,
-            headers.MSG_ID: subjects.msg_id(job.lane.family, job.lane.tenant, job.job_id, f"dead-{job.seq}"),
-            headers.JOB_ID: job.job_id,
-            headers.READ_KIND: headers.ascii_line(job.kind, 128),
-            headers.SUBJECT: subjects.lane(*job.lane),
-            headers.REASON: job.reason,
-            headers.ERROR: headers.ascii_line(job.error),
-            headers.ATTEMPT: str(job.attempt),
-            headers.WORKER: headers.ascii_line(job.worker, 128),
-            headers.ENQUEUED: f"{job.enqueued_at:.6f}",
-            headers.HISTORY: _history(job.history),
-            headers.REPLAY: told.get(headers.REPLAY, "0"),
+        """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull.
+
+        What is too large beside its body loses the history first, then the publisher's own headers; a body that
+        still leaves no room for the reason is kept in two messages.
+        """
+        subject = subjects.dead(job.lane.family, job.lane.tenant, job.job_id)
+        own = _own_headers(job, told)
+        foreign = {
+            name: headers.ascii_line(value, 1_000)
+            for name, value in told.items()
+            if not name.startswith((headers.OURS, headers.SERVERS))
         }
-        await self._connection.store(subjects.dead(job.lane.family, job.lane.tenant, job.job_id), body, letter)
+        history = {headers.HISTORY: _history(job.history)}
+        for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
+            try:
+                await self._connection.store(subject, body, letter)
+            except TooLarge:
+                continue
+            return
+        half = len(body) // 2
+        rest = {headers.MSG_ID: f"{own[headers.MSG_ID]}/rest", headers.REST: "0"}
+        stored = await self._connection.store(subject, body[half:], rest)
+        await self._connection.store(subject, body[:half], {**own, headers.REST: str(stored.seq)})
 
     async def find(self, wanted: Filter | None = None) -> AsyncIterator[DeadLetter]:
         """The dead letters that match, the oldest first. Raises NotFound where the stream is missing."""
@@ -127,17 +131,27 @@ class DeadLetters:
             self._topology.family(wanted.family)
         now = time.time()
         async for stored in self._connection.read(self._stream, wanted.subject()):
-            letter = _letter(stored)
+            letter = await self._whole(stored)
             if letter is not None and wanted.matches(letter, now):
                 yield letter
 
     async def get(self, seq: int) -> DeadLetter:
         """The dead letter with this number. Raises NotFound."""
         stored = await self._connection.get(self._stream, seq)
-        letter = _letter(stored) if stored else None
+        letter = await self._whole(stored) if stored else None
         if letter is None:
             raise NotFound(f"there is no dead letter {seq}: `aiqueue dead ls` shows those there are")
         return letter
+
+    async def _whole(self, stored: Stored) -> DeadLetter | None:
+        """The letter in a message, its second part put to it; None for that second part itself."""
+        at = stored.headers.get(headers.REST)
+        if at == "0":
+            return None
+        if at is not None:
+            rest = await self._connection.get(self._stream, headers.number(at))
+            stored = stored._replace(data=stored.data + (rest.data if rest else b""))
+        return _letter(stored)
 
     async def replay(self, letter: DeadLetter) -> None:
         """Enqueue the job again in its own lane, its history with it, then drop the dead letter.
@@ -152,26 +166,61 @@ class DeadLetters:
         told = {
             **kept,
             headers.MSG_ID: subjects.msg_id(
-                letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}"
+                letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}-{int(letter.died_at)}"
             ),
             headers.REPLAY: str(letter.replays + 1),
         }
         await self._connection.publish(subjects.hint(letter.lane))
-        await self._connection.store(subjects.work(*letter.lane), letter.body, told)
+        subject = subjects.work(*letter.lane)
+        try:
+            await self._connection.store(subject, letter.body, told)
+        except TooLarge:  # a body that hardly fitted: its history stays behind, the job itself does not
+            told.pop(headers.HISTORY, None)
+            await self._connection.store(subject, letter.body, told)
         await self.purge(letter)
 
     async def purge(self, letter: DeadLetter) -> None:
         """Delete the dead letter. One that is gone already is fine."""
-        try:
-            await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": letter.seq, "no_erase": True})
-        except NotFound:
-            return
+        for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):
+            if seq:
+                with contextlib.suppress(NotFound):
+                    await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": seq, "no_erase": True})
+
+
+def _own_headers(job: Obituary, told: Mapping[str, str]) -> dict[str, str]:
+    letter = {
+        headers.MSG_ID: subjects.msg_id(
+            job.lane.family, job.lane.tenant, job.job_id, f"dead-{job.seq}-{int(job.enqueued_at)}"
+        ),
+        headers.JOB_ID: job.job_id,
+        headers.READ_KIND: headers.ascii_line(job.kind, 128),
+        headers.SUBJECT: subjects.lane(*job.lane),
+        headers.REASON: job.reason,
+        headers.ERROR: headers.ascii_line(job.error),
+        headers.ATTEMPT: str(job.attempt),
+        headers.WORKER: headers.ascii_line(job.worker, 128),
+        headers.ENQUEUED: f"{job.enqueued_at:.6f}",
+        headers.REPLAY: str(headers.number(told.get(headers.REPLAY, ""))),
+    }
+    if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
+        letter[headers.KIND] = headers.ascii_line(told[headers.KIND], 128)
+    if headers.CONTENT_TYPE in told:
+        letter[headers.CONTENT_TYPE] = headers.ascii_line(told[headers.CONTENT_TYPE], 128)
+    return letter
+
+
+def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The history in at most HISTORY_BYTES_MAX: it loses its tracebacks first, the oldest first, then attempts."""
+    entries: list[dict[str, Any]] = json.loads(_history(history))
+    return entries
 
 
 def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
     """The attempts that a replayed job brings along."""
+    if headers.HISTORY not in told:
+        return []
     try:
-        history = json.loads(told.get(headers.HISTORY, "[]"))
+        history = json.loads(told[headers.HISTORY])
     except ValueError:
         return []
     return [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
@@ -207,19 +256,15 @@ def _letter(stored: Stored) -> DeadLetter | None:
         lane=lane,
         reason=told.get(headers.REASON, ""),
         error=told.get(headers.ERROR, ""),
-        attempt=_whole(told.get(headers.ATTEMPT, "")),
+        attempt=headers.number(told.get(headers.ATTEMPT, "")),
         worker=told.get(headers.WORKER, ""),
         enqueued_at=_float(told.get(headers.ENQUEUED, "")),
         died_at=stored.time,
-        replays=_whole(told.get(headers.REPLAY, "")),
+        replays=headers.number(told.get(headers.REPLAY, "")),
         history=history_of(told),
         headers=told,
         body=stored.data,
     )
-
-
-def _whole(text: str) -> int:
-    return int(text) if text.isdigit() else 0
 
 
 def _float(text: str) -> float | None:

@@ -54,7 +54,7 @@ class Handle:
             subjects.journal(self._root, self.tenant, self.id),
             run=seq,
             timeout_s=None if timeout is None else duration("timeout", timeout),
-            ended=f"$JS.ACK.{stream}.*.*.{seq}.>",
+            job=(stream, seq),
         )
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")

@@ -23,6 +23,7 @@ WORKER: Final = "Aiq-Worker"
 SUBJECT: Final = "Aiq-Subject"
 ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
+REST: Final = "Aiq-Rest"  # of a dead letter in two parts: the sequence of the second, "0" on the second itself
 
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
@@ -32,3 +33,8 @@ def ascii_line(text: str, limit: int = 500) -> str:
     """`text` as a header value can carry it: one line of printable ASCII, at most `limit` characters."""
     line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def number(text: str) -> int:
+    """The whole number in a header of ours, 0 for anything else: a plain publisher may have set it."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0

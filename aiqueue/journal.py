@@ -7,6 +7,7 @@ they own the job cannot both write: the server takes the first. The rule is in d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS = "result", "failed", "retry", "progress"
 FINAL = frozenset({RESULT, FAILED})
 WRITE_TRIES_MAX = 8
+SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,7 @@ class Entry:
 
 
 def _number(told: Any, name: str) -> int:
-    value = told.get(name, "")
-    return int(value) if value.isdigit() else 0
+    return headers.number(told.get(name, ""))
 
 
 def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
@@ -85,42 +86,59 @@ class Journal:
         """The pen of one attempt at the job stored as `run` at time `born`; `head` is the newest entry it knows."""
         return Writer(self, self._connection, subject, run=run, born=born, attempt=attempt, head=head)
 
-    async def final(self, subject: str, *, run: int, timeout_s: float | None, ended: str | None = None) -> Entry | None:
-        """The last word of run `run` or a later one, woken by its message.
+    async def of_run(self, subject: str, run: int, born: float) -> Entry | None:
+        """The newest entry of one run of a job id, where another live run may have written after it."""
+        head = await self.head(subject)
+        if head is None or head.time < born or head.run == run:
+            return head if head is not None and head.run == run and head.time >= born else None
+        newest = None
+        async for stored in self._connection.read(self.stream, subject):
+            if stored.time >= born and _number(stored.headers, headers.RUN) == run:
+                newest = stored
+        return entry_of(newest) if newest else None
 
-        `ended` is a subject on which anything said means that the run may have ended without a last word (its ack):
-        then None is returned if the journal holds none. Raises ResultTimeout after `timeout_s` seconds (None: waits
-        without end).
+    async def final(
+        self, subject: str, *, run: int, timeout_s: float | None, job: tuple[str, int] | None = None
+    ) -> Entry | None:
+        """The last word of run `run` of a job id, or of a later one, woken by its message.
+
+        `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned.
+        Raises ResultTimeout after `timeout_s` seconds (None: waits without end).
         """
         woken = asyncio.Event()
         live: list[Entry] = []
+        soon: list[float] = []  # when to look again although nothing is said
 
-        async def on_live(message: Received) -> None:
-            told = message.headers or {}
+        def on_live(message: Received) -> None:
+            told = message.headers
             if told.get(headers.EVENT) in FINAL:  # progress need not be looked at
                 live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
                 woken.set()
 
-        async def on_ended(_message: Received) -> None:
-            woken.set()
+        def on_settled(message: Received) -> None:
+            if message.data.startswith((b"+ACK", b"+TERM")):
+                soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
+                woken.set()
 
         subscriptions = [await self._connection.subscribe(f"{LIVE}.{subject}", on_live)]
         off = self._connection.on_regained(woken.set)  # what was said meanwhile must be read
+        born = 0.0
         try:
-            if ended is not None:
-                subscriptions.append(await self._connection.subscribe(ended, on_ended))
+            if job is not None:
+                subscriptions.append(await self._connection.subscribe(f"$JS.ACK.{job[0]}.*.*.{job[1]}.>", on_settled))
             async with asyncio.timeout(timeout_s):
                 while True:
                     woken.clear()
                     # asked first: a job that is gone has said its last word before
-                    gone = ended is not None and await self._gone(ended)
+                    stored = await self._connection.get(*job) if job is not None else None
+                    born = stored.time if stored is not None else born
                     heard = next((entry for entry in live if entry.run >= run), None)
-                    head = heard or await self.head(subject)
-                    if head is not None and head.final and head.run >= run:
-                        return head
-                    if gone:
-                        return None
-                    await woken.wait()
+                    last = heard or await self._last_word(subject, run, born)
+                    if last is not None or (job is not None and stored is None):
+                        return last
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(soon.pop(0) if soon else None):
+                            await woken.wait()
         except TimeoutError:
             raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
         finally:
@@ -128,17 +146,27 @@ class Journal:
             for subscription in subscriptions:
                 await subscription.close()
 
-    async def _gone(self, ended: str) -> bool:
-        stream, seq = ended.split(".")[2], int(ended.split(".")[5])
-        return await self._connection.get(stream, seq) is None
+    async def _last_word(self, subject: str, run: int, born: float) -> Entry | None:
+        """The newest final entry of `run` or a later one, not older than the job itself."""
+        head = await self.head(subject)
+        if head is None or head.time < born or (head.run == run and not head.final):
+            return None
+        if head.final and head.run >= run:
+            return head
+        newest = None  # another live run of this id wrote after it
+        async for stored in self._connection.read(self.stream, subject):
+            told = stored.headers
+            if told.get(headers.EVENT) in FINAL and _number(told, headers.RUN) >= run and stored.time >= born:
+                newest = stored
+        return entry_of(newest) if newest else None
 
 
 class Writer:
     """The pen of one attempt; one write at a time.
 
-    On a conflict it reads the head: its own entry means that an earlier try was stored; a final entry of this run
-    or a later one, or a higher epoch, means that another attempt owns the job (Stale); anything else is taken as
-    the new head and the write is tried again.
+    On a conflict it reads the head: its own entry means that an earlier try was stored; a final entry of this run, or
+    a higher epoch, means that another attempt owns the job (Stale); anything else, such as an entry of another run of
+    the same job id, is taken as the new head and the write is tried again.
     """
 
     def __init__(
@@ -158,7 +186,7 @@ class Writer:
         self._run = run
         self._born = born
         self.attempt = attempt
-        self._nonce = secrets.token_hex(4)  # two attempts must never make the same Msg-Id
+        self._nonce = ""  # two attempts must never make the same Msg-Id; made when it is first needed
         self._head_seq = head.seq if head else 0
         self._epoch = (head.epoch if head else 0) + 1
         self._count = 0
@@ -170,6 +198,7 @@ class Writer:
         body = codec.encode(data)
         tried: set[str] = set()
         async with self._lock:
+            self._nonce = self._nonce or secrets.token_hex(4)
             for _ in range(WRITE_TRIES_MAX):
                 self._count += 1
                 msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
@@ -208,11 +237,13 @@ class Writer:
                 return True
             if not head.final:
                 return False
-        ours = head.time >= self._born  # an older entry is of another run, whatever its number: streams are made anew
-        if ours and (head.run > self._run or (head.run == self._run and head.final)):
-            raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
-        if ours and self._wrote and head.run == self._run and head.epoch >= self._epoch:
-            raise Stale(f"{self.subject}: attempt {head.attempt} has taken this job over", ended=False)
+        # another run of this id may have written last: what counts is what this one's own attempts have said
+        own = head if head.run == self._run else await self._journal.of_run(self.subject, self._run, self._born)
+        if own is not None and own.time >= self._born:
+            if own.final:
+                raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
+            if self._wrote and own.epoch >= self._epoch and not own.msg_id.startswith(f"{self.subject}/{self._nonce}/"):
+                raise Stale(f"{self.subject}: attempt {own.attempt} has taken this job over", ended=False)
         self._head_seq = head.seq
         self._epoch = max(self._epoch, head.epoch + 1)
         return False

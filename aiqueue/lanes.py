@@ -112,7 +112,7 @@ class Lanes:
                 return
             request["offset"] = int(str(request["offset"])) + len(found)
 
-    async def _on_hint(self, message: Received) -> None:
+    def _on_hint(self, message: Received) -> None:
         parts = message.subject.split(".")
         lane = Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
         self._want(lane, jobs=1)
@@ -127,7 +127,8 @@ class Lanes:
             return
         pull = self._open.get(lane)
         if pull is not None:
-            pull.retiring = False
+            self._puller.told(pull, jobs)
+            self._changed()
             return
         if lane in self._opening:
             return
@@ -138,10 +139,10 @@ class Lanes:
 
     async def _create(self, family: Family, lane: Lane, jobs: int) -> None:
         """Make sure of the lane's consumer (creating one that exists as declared is harmless) and pull on it."""
-        config = family.lane_config(lane.tenant, lane.priority)
-        name = config["durable_name"]
-        subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
         try:
+            config = family.lane_config(lane.tenant, lane.priority)
+            name = config["durable_name"]
+            subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
             async with self._creating:
                 await self._connection.api(
                     subject, {"stream_name": family.stream, "config": config, "action": "create"}
@@ -170,7 +171,10 @@ class Lanes:
             await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
 
     def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int) -> None:
-        pull = LanePull(lane, family.stream, consumer, family.ack_wait_s, pending=jobs)
+        pull = LanePull(
+            lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
+            rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant),
+        )  # fmt: skip
         self._open[lane] = pull
         self._puller.add(pull)
         self._changed()
@@ -183,7 +187,7 @@ class Lanes:
     def _retire_idle(self) -> None:
         now = time.monotonic()
         for pull in list(self._open.values()):
-            if pull.retiring and not pull.requests and not pull.waiting:
+            if pull.retiring and pull.idle:
                 self._drop(pull)
             elif pull.key.tenant != "*" and now - pull.active > IDLE_S and not pull.waiting and not pull.pending:
                 pull.retiring = True

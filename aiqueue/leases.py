@@ -1,12 +1,13 @@
-"""Leases kept alive: every job that a worker holds is told to the server as in progress in good time."""
+"""Leases kept alive by a thread with a connection of its own: a handler that blocks the event loop keeps its job."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Callable
 
+from .config import Settings
 from .connection import Connection
 from .errors import AIQueueError
 
@@ -14,14 +15,23 @@ log = logging.getLogger("aiqueue.leases")
 
 PARTS = 3  # a heartbeat every third of the lease: two may be lost
 TICK_MIN_S, TICK_MAX_S = 0.1, 1.0
+AGAIN_S = 1.0  # between tries at a first connection
+STOP_S = 5.0
 
 
 class Leases:
-    """Sends +WPI for every held delivery at a third of its lease."""
+    """Tells the server of every held delivery that it is in progress (+WPI), at a third of its lease.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._held: dict[str, tuple[float, float]] = {}  # ack subject -> (every, next), monotonic seconds
+    `hold` and `let_go` are for the worker's event loop; the rest runs in the thread. `shortest_s` is the shortest
+    lease in use, in seconds.
+    """
+
+    def __init__(self, settings: Settings, *, shortest_s: float) -> None:
+        self._settings = settings.model_copy(update={"name": f"{settings.name} leases"})
+        self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_s / PARTS / 4))
+        self._held: dict[str, list[float]] = {}  # ack subject -> [every, next], monotonic seconds
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -30,33 +40,59 @@ class Leases:
 
     def hold(self, reply: str, ack_wait_s: float) -> None:
         every = ack_wait_s / PARTS
-        self._held[reply] = (every, time.monotonic() + every)
+        self._held[reply] = [every, time.monotonic() + every]
 
     def let_go(self, reply: str) -> None:
+        """Safe twice."""
         self._held.pop(reply, None)
 
-    def start(self, *, shortest_s: Callable[[], float]) -> None:
-        """Begin; `shortest_s` gives the shortest lease in use, in seconds."""
-        self._task = asyncio.create_task(self._run(shortest_s))
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="aiqueue-leases", daemon=True)
+        self._thread.start()
 
     async def stop(self) -> None:
         """Safe twice and unstarted."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None and thread.is_alive():
+            loop.call_soon_threadsafe(task.cancel)
+        await asyncio.to_thread(thread.join, STOP_S)
 
-    async def _run(self, shortest_s: Callable[[], float]) -> None:
-        while True:
-            await asyncio.sleep(min(TICK_MAX_S, max(TICK_MIN_S, shortest_s() / PARTS / 4)))
-            now = time.monotonic()
-            for reply, (every, due) in list(self._held.items()):
-                if due > now or reply not in self._held:
-                    continue
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except asyncio.CancelledError:
+            return
+        except Exception:
+            log.exception("leases are no longer kept")  # they run out, and the jobs go to other workers
+
+    async def _main(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        connection = Connection(self._settings)
+        try:
+            while self._thread is not None:
                 try:
-                    await self._connection.publish(reply, b"+WPI")
-                except AIQueueError as error:
-                    log.debug("heartbeat: %s", error)  # the link is down; the next tick tries again
+                    await connection.open()
                     break
-                if reply in self._held:
-                    self._held[reply] = (every, now + every)
+                except AIQueueError as error:
+                    log.warning("no connection to keep leases by, trying again: %s", error)
+                    await asyncio.sleep(AGAIN_S)
+            while self._thread is not None:
+                await asyncio.sleep(self._tick_s)
+                self._keep(connection)
+        finally:
+            await connection.close()
+
+    def _keep(self, connection: Connection) -> None:
+        now = time.monotonic()
+        for reply, lease in list(self._held.items()):
+            if lease[1] > now:
+                continue
+            try:
+                connection.tell(reply, b"+WPI")
+            except AIQueueError as error:
+                log.debug("heartbeat: %s", error)  # the link is down; the next tick tries again
+                return
+            lease[1] = now + lease[0]  # in place: put in again, one that was let go meanwhile would stay for ever

@@ -95,6 +95,23 @@ class Producer:
         self._hinted[lane] = now
 
 
+async def relocate(
+    connection: Connection, to: subjects.Lane, job_id: str, seq: int, told: Mapping[str, str], body: bytes
+) -> None:
+    """Store a job of sequence `seq` again in another lane of its family; the caller acks it afterwards.
+
+    Doing it twice stores one: the Msg-Id has a hop for this move. Raises QueueFull, Unavailable.
+    """
+    kept = {name: headers.ascii_line(value, 1_000) for name, value in told.items() if not name.startswith("Nats-")}
+    kept |= {
+        headers.MSG_ID: subjects.msg_id(to.family, to.tenant, job_id, f"lane-{seq}"),
+        headers.JOB_ID: job_id,
+        headers.PRIORITY: to.priority,
+    }
+    await connection.publish(subjects.hint(to))
+    await connection.store(subjects.work(*to), body, kept)
+
+
 def _lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
     subjects.token("tenant", tenant)
     if not family.priorities:

@@ -276,7 +276,7 @@ async def _lanes(conn: Connection, family: Family) -> list[Change]:
         if family.lane_of(name) != lane or memory != (family.lane_storage == "memory"):
             leftover.append(name)
             continue
-        wanted = family.lane_limits()
+        wanted = family.lane_limits(lane.tenant)
         fields = tuple(
             Field(key, config.get(key), each) for key, each in wanted.items() if not _same(config.get(key), each)
         )
@@ -362,7 +362,8 @@ async def _update_lane(conn: Connection, family: Family, name: str) -> None:
     try:
         live = (await conn.api(f"CONSUMER.INFO.{family.stream}.{name}"))["config"]
         subject = f"CONSUMER.CREATE.{family.stream}.{name}.{live['filter_subject']}"
-        config = live | family.lane_limits()
+        lane = family.lane_of(name)
+        config = live | family.lane_limits(lane.tenant if lane else "*")
         await conn.api(subject, {"stream_name": family.stream, "config": config, "action": "update"})
     except NotFound:
         return

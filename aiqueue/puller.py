@@ -1,20 +1,23 @@
-"""Standing pulls: a worker's open requests for jobs, kept at the right number on every lane.
+"""Pulls: which lanes a worker asks for jobs, and for how many.
 
-The server answers a pull request with messages until its batch is full or it expires; what it then says
-(408, 409, Nats-Pending-Messages) or fails to say (heartbeats) repairs our count of open credits (ADR-37).
+Two kinds of request go out. A lane without waiting jobs has one *standing* pull, so that its next job starts at once.
+A lane with waiting jobs gets *grants*: pulls that the server answers at once with what it has (no_wait), as many as
+there are free slots, shared out by `turns`. What the server then says (404, 408, 409) or fails to say (heartbeats)
+repairs our count of open credits (ADR-37).
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .connection import Connection, Received, Status, Subscription, ack_info, status
+from . import turns
+from .connection import Connection, Received, Status, Subscription, ack_info
 from .errors import AIQueueError
 from .subjects import Lane
 
@@ -23,7 +26,11 @@ log = logging.getLogger("aiqueue.puller")
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 DEAF_AFTER_S = 2.5 * HEARTBEAT_S
+GRANT_LOST_AFTER_S = 5.0  # a grant is answered at once, or its answer is lost
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
+STEP_MAX = 8  # jobs of one turn
+STANDING_MAX = 16  # credits of one standing pull
+STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds the jobs of the others
 
 
 @dataclass(slots=True)
@@ -43,25 +50,32 @@ class Delivery:
 
 
 @dataclass(slots=True, eq=False)
-class LanePull:
-    """A lane's consumer and the credits that are open on it."""
+class LanePull(turns.Turn):
+    """A lane's consumer, the credits that are open on it, and its turn among the others."""
 
     key: Lane
     stream: str
     consumer: str
     ack_wait_s: float
     token: str = ""
-    pending: int = 1  # what the server holds for us beyond the credits, as far as we were told
-    requests: dict[int, int] = field(default_factory=dict)  # request -> credits left, the oldest first
-    waiting: deque[Delivery] = field(default_factory=deque)  # delivered, no slot yet
+    pending: int = 1  # jobs that the server holds for us, as far as we were told
+    grants: dict[int, int] = field(default_factory=dict)  # request -> credits left, the oldest first
+    standing: int = 0  # the standing pull's request, 0: none
+    standing_left: int = 0
+    waiting: int = 0  # jobs delivered that have no slot yet
     heard: float = 0.0
     active: float = 0.0
     retiring: bool = False  # idle: to be let go when its last pull has expired
 
     @property
-    def credits(self) -> int:
-        """Deliveries that open requests may still bring."""
-        return sum(self.requests.values())
+    def granted(self) -> int:
+        """Deliveries that open grants may still bring."""
+        return sum(self.grants.values())
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is open on it and nothing of it is here."""
+        return not self.grants and not self.standing and not self.waiting
 
 
 def prefetch(concurrency: int, handler_s: float | None) -> int:
@@ -73,58 +87,61 @@ def prefetch(concurrency: int, handler_s: float | None) -> int:
     return min(concurrency, int(concurrency * PREFETCH_S / max(handler_s, 1e-6)))
 
 
-def shares(lanes: Iterable[LanePull], free: int) -> list[tuple[LanePull, int]]:
-    """How many more credits each lane with waiting jobs gets of `free`: equal parts, and what a short lane does not
-    need goes to the longer ones. A lane below half of its part waits until it is worth a request.
-    """
-    busy = sorted((lane for lane in lanes if lane.pending > 0 and not lane.retiring), key=lambda lane: lane.pending)
-    budget = free - sum(lane.credits for lane in busy)
-    parts: list[tuple[LanePull, int]] = []
-    left = free
-    for position, lane in enumerate(busy):
-        part = max(1, left // (len(busy) - position))
-        target = min(part, lane.pending)
-        left -= target
-        more = min(target - lane.credits, budget)
-        if more > 0 and (more * 2 >= target or lane.credits == 0):
-            parts.append((lane, more))
-            budget -= more
-    return parts
-
-
 class Puller:
     """The open pulls of one worker. `deliver` is called with each delivery, `gone` with a lane whose consumer the
-    server no longer has.
+    server no longer has, `changed` when there may be something to pull again.
     """
 
     def __init__(
-        self, connection: Connection, *, deliver: Callable[[Delivery], None], gone: Callable[[LanePull], None]
+        self,
+        connection: Connection,
+        *,
+        deliver: Callable[[Delivery], None],
+        gone: Callable[[LanePull], None],
+        changed: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._deliver = deliver
         self._gone = gone
+        self._changed = changed
         self._lanes: dict[str, LanePull] = {}
         self._by_consumer: dict[tuple[str, str], LanePull] = {}
-        self._turn: deque[LanePull] = deque()
+        self._busy: set[LanePull] = set()  # lanes with waiting jobs on the server
+        self._quiet: dict[LanePull, None] = {}  # lanes to be given a standing pull, in order
+        self._standing = 0
+        self._granted = 0
+        self._clock = turns.Clock()
         self._numbers = itertools.count(1)
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._pulling = False
+        self._stopped = False
         self._off: Callable[[], None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def lanes(self) -> Iterable[LanePull]:
         return self._by_consumer.values()
 
     async def open(self) -> None:
-        self._inbox = self._connection.new_inbox() + "."
-        self._subscription = await self._connection.subscribe(self._inbox + "*.*", self._on_message)
-        self._off = self._connection.on_regained(self._forget_requests)
+        await self._listen()
+        self._off = self._connection.on_regained(self._on_regained)
         self._pulling = True
+
+    async def _listen(self) -> None:
+        """Have the answers come to a new inbox. The open pulls on the former one end for want of interest: were it
+        kept over a reconnect, the server would go on to hold them beside the new ones.
+        """
+        inbox, former = self._connection.new_inbox() + ".", self._subscription
+        self._subscription = await self._connection.subscribe(inbox + "*.*", self._on_message)
+        self._inbox = inbox
+        if former is not None:
+            await former.drain()
 
     def stop(self) -> None:
         """Ask for no more; what open pulls still bring is delivered."""
         self._pulling = False
+        self._stopped = True
 
     async def close(self) -> None:
         """Take the interest away: the server drops the open pulls, and what it had sent by then is still delivered.
@@ -134,6 +151,8 @@ class Puller:
         if self._off is not None:
             self._off()
             self._off = None
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
         if self._subscription is not None:
             await self._subscription.drain()
             self._subscription = None
@@ -143,56 +162,92 @@ class Puller:
         lane.active = lane.heard = time.monotonic()
         self._lanes[lane.token] = lane
         self._by_consumer[lane.stream, lane.consumer] = lane
-        self._turn.append(lane)
+        self._note(lane, lane.pending)
 
     def remove(self, lane: LanePull) -> None:
+        self._forget(lane)
+        self._busy.discard(lane)
+        self._quiet.pop(lane, None)
         self._lanes.pop(lane.token, None)
         if self._by_consumer.get((lane.stream, lane.consumer)) is lane:
             del self._by_consumer[lane.stream, lane.consumer]
-            self._turn.remove(lane)
 
-    async def refill(self, free: int) -> None:
-        """Open credits for `free` more deliveries, to lanes with waiting jobs in turn; a lane without any keeps one
-        open credit, so that its next job starts at once.
-        """
+    def told(self, lane: LanePull, jobs: int) -> None:
+        """Somebody says that the lane holds jobs. A lane with an open pull knows better."""
+        lane.retiring = False
+        if jobs > 0 and lane.idle:
+            self._note(lane, max(lane.pending, jobs))
+
+    def refill(self, free: int, extra: int) -> None:
+        """Open credits: `free` slots to be filled, and `extra` jobs to be held beyond them."""
         if not self._pulling or not self._connection.connected:
             return
-        for lane, more in shares(self._turn, free):
-            await self._pull(lane, more)
-        self._turn.rotate(-1)
-        if free > 0:
-            for lane in [lane for lane in self._turn if not lane.requests and not lane.retiring]:
-                await self._pull(lane, 1)
+        budget = free + extra - self._granted
+        # small top-ups of what is held beyond the slots wait until they are worth a request
+        if self._busy and budget > 0 and (self._granted < free or budget * 2 >= extra):
+            wanting = [lane for lane in self._busy if lane.pending > lane.granted]
+            step = min(STEP_MAX, max(1, extra // 16))  # jobs that are soon done are worth fewer requests
+            for lane, credits_ in turns.share(self._clock, wanting, budget, time.monotonic(), step=step):
+                self._grant(lane, credits_)
+        if free > 0 and self._quiet:
+            batch = min(STANDING_MAX, 1 + extra // max(1, len(self._by_consumer)))
+            while self._quiet and self._standing < STANDING_LANES_MAX:
+                lane = next(iter(self._quiet))
+                del self._quiet[lane]
+                self._stand(lane, batch)
 
     def tend(self) -> None:
-        """To be called once a second: pulls whose heartbeats stay away are given up, so that refill opens new ones."""
+        """To be called once a second: pulls whose answer or heartbeats stay away are given up."""
         now = time.monotonic()
-        for lane in self._turn:
-            if lane.requests and now - lane.heard > DEAF_AFTER_S:
-                log.info("no heartbeat on lane %s for %.0f s: pulling again", lane.key, now - lane.heard)
-                lane.requests.clear()
-                lane.pending = max(lane.pending, 1)
+        for lane in list(self._by_consumer.values()):
+            silent = now - lane.heard
+            if (lane.grants and silent > GRANT_LOST_AFTER_S) or (lane.standing and silent > DEAF_AFTER_S):
+                log.info("lane %s is silent for %.0f s: pulling again", lane.key, silent)
+                self._forget(lane)
+                self._note(lane, max(lane.pending, 1))
 
-    async def _pull(self, lane: LanePull, batch: int) -> None:
-        number = next(self._numbers)
+    def _note(self, lane: LanePull, pending: int) -> None:
+        """What the server holds for a lane decides which kind of pull it gets."""
+        lane.pending = pending
+        if pending > 0:
+            if lane not in self._busy:
+                self._clock.join(lane, time.monotonic())
+                self._busy.add(lane)
+            self._quiet.pop(lane, None)
+            return
+        self._busy.discard(lane)
+        if not lane.standing and not lane.grants and not lane.retiring:
+            self._quiet[lane] = None
+
+    def _grant(self, lane: LanePull, batch: int) -> None:
+        if number := self._pull(lane, {"batch": batch, "no_wait": True}):
+            lane.grants[number] = batch
+            self._granted += batch
+
+    def _stand(self, lane: LanePull, batch: int) -> None:
         request = {"batch": batch, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
+        if number := self._pull(lane, request):
+            lane.standing, lane.standing_left = number, batch
+            self._standing += 1
+
+    def _pull(self, lane: LanePull, request: dict[str, int | bool]) -> int:
+        number = next(self._numbers)
         try:
-            await self._connection.publish(
+            self._connection.tell(
                 f"$JS.API.CONSUMER.MSG.NEXT.{lane.stream}.{lane.consumer}",
                 json.dumps(request).encode(),
                 reply=f"{self._inbox}{lane.token}.{number:x}",
             )
         except AIQueueError as error:
             log.debug("pull on %s: %s", lane.key, error)
-            return
-        lane.requests[number] = batch
+            return 0
         lane.heard = time.monotonic()
+        return number
 
-    async def _on_message(self, message: Received) -> None:
+    def _on_message(self, message: Received) -> None:
         if message.subject.startswith(self._inbox):
-            said = status(message)
-            if said is not None:
-                self._on_status(message, said)
+            if message.status is not None:
+                self._on_status(message, message.status)
             return
         info = ack_info(message.reply)
         lane = self._by_consumer.get((info.stream, info.consumer))
@@ -201,14 +256,25 @@ class Puller:
         now = time.monotonic()
         lane.heard = lane.active = now
         lane.retiring = False
-        lane.pending = info.pending
-        for number, left in lane.requests.items():
-            if left > 1:
-                lane.requests[number] = left - 1
-            else:
-                del lane.requests[number]
-            break
+        self._count(lane)
+        self._note(lane, info.pending)
         self._deliver(Delivery(lane, message, info.seq, info.delivered, info.time, now))
+
+    def _count(self, lane: LanePull) -> None:
+        """One credit is used: the standing pull's, which is older than any grant, or the oldest grant's."""
+        if lane.standing:
+            lane.standing_left -= 1
+            if not lane.standing_left:
+                lane.standing = 0
+                self._standing -= 1
+            return
+        for number, left in lane.grants.items():
+            self._granted -= 1
+            if left > 1:
+                lane.grants[number] = left - 1
+            else:
+                del lane.grants[number]
+            return
 
     def _on_status(self, message: Received, said: Status) -> None:
         token, _, number = message.subject[len(self._inbox) :].partition(".")
@@ -218,18 +284,44 @@ class Puller:
         lane.heard = time.monotonic()
         if said.code == 100:
             return
-        lane.requests.pop(int(number, 16), None)
-        if said.code in (404, 408):
-            # expired with credits left: the server had nothing more for this pull
-            lane.pending = max(0, lane.pending if lane.requests else 0)
-        elif said.code == 503 or (said.code == 409 and "Deleted" in said.description):
+        ended = int(number, 16)
+        was_grant = ended in lane.grants
+        if was_grant:
+            self._granted -= lane.grants.pop(ended)
+        elif ended == lane.standing:
+            lane.standing = lane.standing_left = 0
+            self._standing -= 1
+        if said.code == 503 or (said.code == 409 and "Deleted" in said.description):
             self._gone(lane)
+        elif said.code in (404, 408) or "MaxAckPending" in said.description:
+            # nothing (more) to be had now: the standing pull brings what comes
+            if was_grant or lane.pending <= 0:
+                self._note(lane, 0)
         else:
             log.debug("pull on %s ended: %d %s", lane.key, said.code, said.description)
-            lane.pending = max(lane.pending, 1)
+            self._note(lane, max(lane.pending, 1))
+        self._changed()
 
-    def _forget_requests(self) -> None:
+    def _forget(self, lane: LanePull) -> None:
+        self._granted -= lane.granted
+        lane.grants.clear()
+        if lane.standing:
+            lane.standing = lane.standing_left = 0
+            self._standing -= 1
+
+    def _on_regained(self) -> None:
         """The link was lost, and with it every open pull."""
-        for lane in self._turn:
-            lane.requests.clear()
-            lane.pending = max(lane.pending, 1)
+        self._pulling, was_pulling = False, self._pulling
+        for lane in list(self._by_consumer.values()):
+            self._forget(lane)
+            self._note(lane, max(lane.pending, 1))
+        if was_pulling:
+            self._renewing = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        try:
+            await self._listen()
+        except AIQueueError as error:
+            log.debug("pulls: %s", error)  # lost again meanwhile: the next regain renews
+        self._pulling = not self._stopped
+        self._changed()

@@ -13,19 +13,22 @@ from typing import Any
 from . import codec, headers, subjects
 from .backoff import Backoff
 from .connection import Connection
-from .deadletter import DeadLetters, Obituary, history_of
+from .deadletter import DeadLetters, Obituary, history_of, trimmed
 from .errors import AIQueueError, DecodeError, EncodeError, Stale, TooLarge
 from .job import Job, Message, Reject, Retry, parse_message
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
+from .producer import relocate
 from .puller import Delivery
 from .threads import Threads
+from .timers import Limits
 from .topology import Family
 
 log = logging.getLogger("aiqueue.runner")
 
 UNKNOWN_KIND_DELAY_S = 5.0
 UNKNOWN_KIND_PATIENCE_S = 60.0
-SETTLE_RETRY_S = 5.0  # a job whose outcome could not be written comes back after this
+SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
+UNKNOWN_SEEN_MAX = 10_000
 HAND_BACK_S = 0.1
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
@@ -80,6 +83,13 @@ class Unknown:
 
 
 @dataclass(frozen=True)
+class Misplaced:
+    """A plain publisher asked by header for a lower priority than the bare subject has."""
+
+    priority: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """Another attempt has ended this job already."""
 
@@ -94,7 +104,7 @@ class Cancelled:
     """The worker is leaving; the job is to go to another one."""
 
 
-Outcome = Returned | Raised | Refused | Unknown | Ended | TakenOver | Cancelled
+Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled
 
 
 @dataclass
@@ -108,7 +118,7 @@ class Opened:
     problem: str = ""
     attempt: int = 1
     history: list[dict[str, Any]] | None = None
-    head: Entry | None = None
+    said: Entry | None = None  # the newest journal entry of this run, where it was looked for
 
 
 class Runner:
@@ -133,6 +143,8 @@ class Runner:
         self._worker = worker
         self._state = state
         self._threads = Threads("aiqueue-handler")
+        self._limits = Limits()
+        self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
     def close(self) -> None:
         self._threads.close()
@@ -154,13 +166,12 @@ class Runner:
         except asyncio.CancelledError:
             await self.hand_back(delivery)
             raise
-        except AIQueueError as error:
-            # what became of the job could not be written: it must come back, and its outcome with it
-            log.warning("job in %s comes back in %g s: %s", delivery.lane.key, SETTLE_RETRY_S, error)
-            await self._nak(delivery, SETTLE_RETRY_S)
-        except Exception:
-            log.exception("job in %s comes back in %g s: a fault of aiqueue's own", delivery.lane.key, SETTLE_RETRY_S)
-            await self._nak(delivery, SETTLE_RETRY_S)
+        except Exception as error:
+            # what became of the job could not be written: it must come back, less often each time
+            delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(delivery.delivered - 1, 16))
+            trace = None if isinstance(error, AIQueueError) else error  # else it is a fault of our own
+            log.warning("job in %s comes back in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
+            await self._nak(delivery, delay_s)
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -170,7 +181,7 @@ class Runner:
 
     async def _open(self, delivery: Delivery) -> Opened:
         """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts."""
-        told = delivery.message.headers or {}
+        told = delivery.message.headers
         family = self._families[delivery.lane.key.family]
         opened = Opened(job_id="", kind=told.get(headers.KIND, ""))
         try:
@@ -189,19 +200,20 @@ class Runner:
         opened.job_id = _job_id(told, opened.data, family, delivery)
         opened.history = history_of(told)
         if delivery.delivered > 1 and family.journal:
-            head = await self._journal.head(_journal_subject(family, delivery, opened))
-            self._continue_from(delivery, opened, head)
+            await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
         return opened
 
-    def _continue_from(self, delivery: Delivery, opened: Opened, head: Entry | None) -> None:
-        opened.head = head
-        if head is None or not _of_this_run(delivery, head):
+    async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
+        """Go on from what this run's journal says of earlier attempts."""
+        said = await self._journal.of_run(subject, delivery.seq, delivery.enqueued_at)
+        opened.said = said
+        if said is None:
             return
-        if head.event == RETRY and isinstance(head.data, dict):
-            opened.attempt = head.attempt + 1
-            opened.history = [each for each in head.data.get("history", []) if isinstance(each, dict)]
+        if said.event == RETRY and isinstance(said.data, dict):
+            opened.attempt = said.attempt + 1
+            opened.history = [each for each in said.data.get("history", []) if isinstance(each, dict)]
         else:
-            opened.attempt = max(1, head.attempt)
+            opened.attempt = max(1, said.attempt)
 
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
@@ -212,7 +224,7 @@ class Runner:
             run=delivery.seq,
             born=delivery.enqueued_at,
             attempt=opened.attempt,
-            head=opened.head,
+            head=opened.said,
         )
 
     # -- during
@@ -220,15 +232,18 @@ class Runner:
     async def _attempt(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
     ) -> Outcome:
-        if _has_ended(delivery, opened):
+        if opened.said is not None and opened.said.final:
             return Ended()
-        told = delivery.message.headers or {}
+        told = delivery.message.headers
+        family = self._families[delivery.lane.key.family]
+        wished = told.get(headers.PRIORITY, "")
+        if wished and family.demoted(delivery.lane.key.priority, wished):
+            return Misplaced(wished)
         deadline = _deadline(told)
         if deadline is not None and time.time() >= deadline:
             return Refused("deadline", "its deadline passed before it was run")
         if opened.data is None:
             return Refused("undecodable", opened.problem)
-        family = self._families[delivery.lane.key.family]
         if handler is None:
             return Unknown(f"no handler for kind {opened.kind!r} in {family.name}")
         if not codec.known_version(opened.version, family.schema_versions):
@@ -251,23 +266,28 @@ class Runner:
         return await self._call(handler, job)
 
     async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
-        limit = asyncio.timeout(handler.timeout_s)
+        task = asyncio.current_task()
+        assert task is not None
+        limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
         try:
-            async with limit:
-                if handler.is_async:
-                    value = await handler.call(job)
-                else:
-                    value = await self._threads.run(lambda: handler.call(job))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                return Cancelled()
-            return Raised("the handler was cancelled from within", "")
+            if handler.is_async:
+                value = await handler.call(job)
+            else:
+                value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            if limit.expired() and isinstance(error, TimeoutError):
-                return Raised(f"timed out after {handler.timeout_s:g} s", "")
-            return _raised(error)
-        return Returned(value)
+            outcome = _raised(error)
+        else:
+            outcome = Returned(value)
+        finally:
+            if limit is not None:
+                self._limits.stop(limit)
+        if limit is not None and limit.expired:
+            # also where the handler made something else of its cancellation: the time is up
+            left = task.uncancel()
+            return Cancelled() if left else Raised(f"timed out after {handler.timeout_s:g} s", "")
+        if task.cancelling() and not isinstance(outcome, Returned):
+            return Cancelled()
+        return outcome
 
     # -- after
 
@@ -277,9 +297,9 @@ class Runner:
         """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
         if isinstance(outcome, Raised | Refused) and delivery.delivered == 1 and writer is not None:
             # a consumer made anew counts deliveries from 1: what was before stands in the journal
-            self._continue_from(delivery, opened, await self._journal.head(writer.subject))
+            await self._look_back(delivery, opened, writer.subject)
             writer.attempt = opened.attempt
-            if _has_ended(delivery, opened):
+            if opened.said is not None and opened.said.final:
                 outcome = Ended()
         match outcome:
             case Returned(value):
@@ -296,18 +316,29 @@ class Runner:
                 opened.history = _with_attempt(opened, self._worker, error, trace)
                 await self._bury(delivery, opened, writer, reason, error)
             case Unknown(error):
-                handed_back = delivery.delivered - opened.attempt  # the other deliveries failed as attempts
-                if handed_back * UNKNOWN_KIND_DELAY_S >= UNKNOWN_KIND_PATIENCE_S:
+                if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
                     await self._bury(delivery, opened, writer, "unknown_kind", error)
                 else:
                     log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
                     await self._nak(delivery, UNKNOWN_KIND_DELAY_S)
+            case Misplaced(priority):
+                to = subjects.Lane(delivery.lane.key.family, _tenant(delivery), priority)
+                message = delivery.message
+                await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
+                await self._ack(delivery)
             case Ended():
                 await self._ack(delivery)
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
                 await self.hand_back(delivery)
+
+    def _unknown_for_s(self, delivery: Delivery) -> float:
+        """Seconds since this worker first met the job, whose kind or version it does not know."""
+        now = time.monotonic()
+        if len(self._unknown) >= UNKNOWN_SEEN_MAX:
+            self._unknown.pop(next(iter(self._unknown)))
+        return now - self._unknown.setdefault((delivery.lane.stream, delivery.seq), now)
 
     async def _finish(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, value: Any
@@ -326,7 +357,8 @@ class Runner:
     ) -> None:
         log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
         if writer is not None:
-            await writer.write(RETRY, {"error": error, "delay_s": delay_s, "history": opened.history})
+            told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or [])}
+            await writer.write(RETRY, told)
         await self._nak(delivery, delay_s)
 
     async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
@@ -337,10 +369,10 @@ class Runner:
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
             history=opened.history or [],
         )  # fmt: skip
-        await self._dead.bury(obituary, delivery.message.headers or {}, delivery.message.data)
+        await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
         log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
         if writer is not None:
-            await writer.write(FAILED, {"reason": reason, "error": error, "history": opened.history})
+            await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
@@ -352,8 +384,9 @@ class Runner:
     async def _say(self, delivery: Delivery, word: bytes) -> None:
         """Tell the server, waiting a while for a lost link. Without one the lease runs out, and the journal knows."""
         try:
-            await self._connection.wait_up(SAY_WAIT_S)
-            await self._connection.publish(delivery.reply, word)
+            if not self._connection.connected:
+                await self._connection.wait_up(SAY_WAIT_S)
+            self._connection.tell(delivery.reply, word)
         except AIQueueError as error:
             log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
 
@@ -367,20 +400,14 @@ class _Progress:
             await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
 
-def _of_this_run(delivery: Delivery, head: Entry) -> bool:
-    return head.run == delivery.seq and head.time >= delivery.enqueued_at
-
-
-def _has_ended(delivery: Delivery, opened: Opened) -> bool:
-    return opened.head is not None and opened.head.final and _of_this_run(delivery, opened.head)
-
-
 def _raised(error: BaseException) -> Outcome:
     match error:
         case Retry():
             return Raised(error.reason, "", error.after_s)
         case Reject():
             return Refused("rejected", error.reason)
+        case asyncio.CancelledError():
+            return Raised("the handler was cancelled from within", "")
         case Stale():
             return Ended() if error.ended else TakenOver()
         case Exception():
@@ -412,8 +439,8 @@ def _job_id(told: Mapping[str, str], data: Mapping[str, Any] | None, family: Fam
 
 
 def _deadline(told: Mapping[str, str]) -> float | None:
-    value = told.get(headers.DEADLINE, "")
-    return int(value) / 1000 if value.isdigit() else None
+    value = headers.number(told.get(headers.DEADLINE, ""))
+    return value / 1000 if value else None
 
 
 def _with_attempt(opened: Opened, worker: str, error: str, trace: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import subjects
-from .connection import Connection, status, timestamp
+from .connection import Connection, timestamp
 from .errors import BadInput, NotFound, Unavailable
 from .lookup import JobStats, job
 from .subjects import Lane
@@ -237,7 +237,7 @@ async def _dead_count(connection: Connection, topology: Topology, name: str) -> 
         if "no responders" in str(error):
             return None
         raise
-    if status(answer) is not None:
+    if answer.status is not None:
         return 0
     following = (answer.headers or {}).get("Nats-Num-Pending", "")
     return 1 + (int(following) if following.isdigit() else 0)

@@ -118,6 +118,8 @@ def _nanoseconds(least_s: float, *, zero: bool = False) -> Check:
     return check
 
 
+_WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0
+
 _kind = _matching(KIND, "a kind: 1 to 128 characters of A-Z a-z 0-9 _ . : -")
 _subject = _matching(re.compile(r"[A-Za-z0-9_*>-]+(\.[A-Za-z0-9_*>-]+)*"), "a subject")
 _word = _matching(subjects.TOKEN, "1 to 64 characters of A-Z a-z 0-9 _ -")
@@ -148,6 +150,25 @@ def _aliases(value: object) -> dict[str, str]:
     return {_kind(message_type): _kind(kind) for message_type, kind in value.items()}
 
 
+def _weight(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _WEIGHT_MIN <= value <= _WEIGHT_MAX:
+        _wrong(f"a number from {_WEIGHT_MIN:g} to {_WEIGHT_MAX:g}", value)
+    return float(value)
+
+
+def _tenants(value: object) -> dict[str, dict[str, Any]]:
+    expected = "a table of tenants, such as { acme = { weight = 3, max_ack_pending = 50 } }"
+    if not isinstance(value, dict):
+        _wrong(expected, value)
+    checks: dict[str, Check] = {"weight": _weight, "max_ack_pending": _count()}
+    tenants = {}
+    for tenant, terms in value.items():
+        if not isinstance(terms, dict) or not terms or not terms.keys() <= checks.keys():
+            _wrong(expected, value)
+        tenants[_word(tenant)] = {key: checks[key](each) for key, each in terms.items()}
+    return tenants
+
+
 _INBOX_FAMILY: dict[str, Check] = {
     "name": _family_name,
     "default_kind": _kind,
@@ -160,6 +181,7 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "lane_storage": _one_of("file", "memory"),
     "journal": _matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
     "key": _word,
+    "tenants": _tenants,
 }
 _STREAM: dict[str, Check] = {
     "name": _word,

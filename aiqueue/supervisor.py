@@ -103,7 +103,7 @@ def launch(
                 pass_fds=keep,
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - one system call, looked up before the fork
+                preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - one system call, looked up before the fork
             )
     except OSError as error:
         raise LaunchError(f"{binary} does not start: {error.strerror}") from error
@@ -123,6 +123,20 @@ def stop(process: subprocess.Popen[bytes], within_s: float = STOP_S) -> None:
             process.wait(within_s)
     process.kill()
     process.wait()
+
+
+def die_with(parent: int) -> Callable[[], None] | None:
+    """What to call in a child, so that the kernel kills it when its parent ends; None outside Linux."""
+    if _LIBC is None:
+        return None
+    prctl = _LIBC.prctl
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(1)
+
+    return arrange
 
 
 def ask(
@@ -386,20 +400,6 @@ def _wait_ready(
         if give_up():
             raise LaunchError("nobody waits for it any more")
         time.sleep(0.005)
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """What to call in the child, so that the kernel kills it when its parent ends; nothing outside Linux."""
-    if _LIBC is None:
-        return None
-    prctl = _LIBC.prctl
-
-    def arrange() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the call
-            os._exit(1)
-
-    return arrange
 
 
 def _kill_ours(pid: int, config: Path) -> None:

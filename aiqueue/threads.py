@@ -20,6 +20,7 @@ class Threads:
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._idle = 0
         self._started = 0
+        self._closed = False
         self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], Any]) -> Any:
@@ -40,6 +41,7 @@ class Threads:
     def close(self) -> None:
         """Let idle threads end."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, 0
         for _ in range(idle):
             self._queue.put(None)
@@ -53,7 +55,10 @@ class Threads:
             except BaseException as raised:  # noqa: BLE001  (SystemExit too: it must not end the thread unseen)
                 error = raised
             with self._lock:
-                self._idle += 1
+                if self._closed:  # abandoned by a timeout, and done at last
+                    self._queue.put(None)
+                else:
+                    self._idle += 1
             try:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:

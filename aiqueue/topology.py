@@ -42,6 +42,20 @@ class Family:
     inactive_threshold_s: float
     max_msgs_per_subject: int
     replicas: int
+    tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending: where declared
+
+    def weight(self, tenant: str) -> float:
+        """A tenant's part of the turns within a priority, among those that have jobs waiting. Default 1."""
+        weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
+        return weight
+
+    def demoted(self, priority: str, wished: str) -> bool:
+        """Whether a job in lane `priority` that wishes for another one belongs there: only downwards from the bare
+        subject's. Met at the head of its lane, moving it up would gain nothing.
+        """
+        if priority != subjects.NORMAL or wished not in self.priorities:
+            return False
+        return self.priorities.index(wished) > self.priorities.index(priority)
 
     def lane_name(self, tenant: str, priority: str) -> str:
         """The durable name of a lane's consumer: ``acme-normal``, or ``normal`` where all tenants share it.
@@ -71,14 +85,15 @@ class Family:
             "filter_subject": subjects.lane(*lane),
             "ack_policy": "explicit",
             "mem_storage": self.lane_storage == "memory",
-            **self.lane_limits(),
+            **self.lane_limits(lane.tenant),
         }
 
-    def lane_limits(self) -> dict[str, int]:
+    def lane_limits(self, tenant: str) -> dict[str, int]:
         """The part of lane_config that can be changed while the lane is in use. Durations are nanoseconds."""
+        own = self.tenants.get(tenant, {})
         return {
             "ack_wait": round(self.ack_wait_s * _NS),
-            "max_ack_pending": self.max_ack_pending,
+            "max_ack_pending": own.get("max_ack_pending", self.max_ack_pending),
             "max_deliver": self.max_deliver,
             "inactive_threshold": round(self.inactive_threshold_s * _NS),
         }
@@ -227,6 +242,7 @@ def _family(declared: Declared) -> Family:
         inactive_threshold_s=declared.consumer["inactive_threshold"] / _NS,
         max_msgs_per_subject=declared.stream["max_msgs_per_subject"],
         replicas=declared.stream["num_replicas"],
+        tenants=given.get("tenants", {}),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
@@ -135,6 +136,9 @@ class Worker:
         for name in sorted(handled | wanted):
             if client.topology.family(name).role != "work":
                 raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
+        shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
+        if self.tenants is not None and shared:
+            raise BadInput(f"tenants cannot be chosen in {', '.join(shared)}: all tenants share its lanes")
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)
@@ -148,15 +152,15 @@ class Session:
         self._client = client
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in worker._families(client)}
-        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone)
-        self._leases = Leases(connection)
         self._wake = asyncio.Event()
+        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
+        shortest_s = min(family.ack_wait_s for family in self._families.values())
+        self._leases = Leases(connection.settings, shortest_s=shortest_s)
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
         self._running: dict[tuple[str, int], tuple[Delivery, asyncio.Task[None]]] = {}
-        self._waiting = 0
-        self._turn: list[LanePull] = []
+        self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -184,7 +188,7 @@ class Session:
                 state=state,
             )
             await self._puller.open()
-            self._leases.start(shortest_s=lambda: min(family.ack_wait_s for family in self._families.values()))
+            self._leases.start()
             self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
         except BaseException:
@@ -199,10 +203,8 @@ class Session:
         self._draining = True
         self._puller.stop()
         await self._lanes.stop()
-        for lane in list(self._puller.lanes):
-            while lane.waiting:
-                await self._return(lane.waiting.popleft())
-        self._waiting = 0
+        while self._waiting:
+            await self._return(self._take())
         tasks = [task for _, task in self._running.values()]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._worker.drain_timeout_s)
@@ -232,14 +234,13 @@ class Session:
 
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
+        concurrency = self._worker.concurrency
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._start_waiting()
-            held = len(self._running) + self._waiting
-            room = self._worker.concurrency + prefetch(self._worker.concurrency, self._handler_s) - held
             try:
-                await self._puller.refill(room)
+                extra = prefetch(concurrency, self._handler_s)
+                self._puller.refill(concurrency - len(self._running) - len(self._waiting), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
@@ -253,9 +254,11 @@ class Session:
             self._spawn_return(delivery)
             return
         self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
-        delivery.lane.waiting.append(delivery)
-        self._waiting += 1
-        self._start_waiting()
+        if self._waiting or len(self._running) >= self._worker.concurrency:
+            delivery.lane.waiting += 1
+            self._waiting.append(delivery)
+        else:
+            self._start(delivery)
         self._wake.set()
 
     def _adopt(self, key: tuple[str, int], delivery: Delivery) -> None:
@@ -266,19 +269,16 @@ class Session:
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
 
     def _start_waiting(self) -> None:
-        """Give free slots to waiting jobs, lane by lane in turn."""
-        if self._draining:
-            return
-        while self._waiting and len(self._running) < self._worker.concurrency:
-            if not self._turn:
-                self._turn = [lane for lane in self._puller.lanes if lane.waiting]
-                if not self._turn:
-                    self._waiting = 0
-                    return
-            lane = self._turn.pop()
-            if lane.waiting:
-                self._waiting -= 1
-                self._start(lane.waiting.popleft())
+        """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
+        they were asked for, and what waits here is soon done (`prefetch`).
+        """
+        while self._waiting and not self._draining and len(self._running) < self._worker.concurrency:
+            self._start(self._take())
+
+    def _take(self) -> Delivery:
+        delivery = self._waiting.popleft()
+        delivery.lane.waiting -= 1
+        return delivery
 
     def _start(self, delivery: Delivery) -> None:
         key = (delivery.lane.stream, delivery.seq)
@@ -300,14 +300,16 @@ class Session:
             self._leases.let_go(delivery.reply)
             del self._running[key]
             self.done += 1
-            self._start_waiting()
+            if self._waiting:
+                self._start_waiting()
             self._wake.set()
 
     def _on_gone(self, lane: LanePull) -> None:
         """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
-        while lane.waiting:
-            self._leases.let_go(lane.waiting.popleft().reply)
-            self._waiting -= 1
+        for delivery in [each for each in self._waiting if each.lane is lane]:
+            self._waiting.remove(delivery)
+            self._leases.let_go(delivery.reply)
+        lane.waiting = 0
         self._lanes.gone(lane)
 
     async def _return_overdue(self) -> None:
@@ -315,10 +317,8 @@ class Session:
         if self._handler_s is not None and self._handler_s < WAIT_HERE_MAX_S / 4:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
-        for lane in list(self._puller.lanes):
-            while lane.waiting and lane.waiting[0].arrived < oldest:
-                self._waiting -= 1
-                await self._return(lane.waiting.popleft())
+        while self._waiting and self._waiting[0].arrived < oldest:
+            await self._return(self._take())
 
     async def _return(self, delivery: Delivery) -> None:
         assert self._runner is not None

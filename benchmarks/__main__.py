@@ -1,7 +1,7 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [--rounds N] [--jobs N] [--json]`` on an embedded server of its own in a temporary directory.
-Absolute figures belong to the machine; the ratio of the medians is what travels.
+``python -m benchmarks [speed|fairness|tenants|endurance] [--rounds N] [--jobs N] [--json]``, each on an embedded server
+of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, enqueue, latency
+from . import drain, endurance, enqueue, fairness, latency, tenants
 from .report import Row, table
 
 
@@ -29,12 +29,27 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
     return rows
 
 
+async def other(what: str, rounds: int, jobs: int) -> str:
+    """A measurement whose figures are no ratio, as text."""
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+        async with aiqueue.connect(directory=Path(directory)) as client:
+            if what == "fairness":
+                return await fairness.run(client, rounds=rounds)
+            if what == "endurance":
+                return await endurance.run(client, jobs=jobs)
+            return await tenants.run(client, jobs=jobs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs of a drain; enqueue takes a third of it")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
+    if chosen.what != "speed":
+        print(asyncio.run(other(chosen.what, chosen.rounds, chosen.jobs)))
+        return
     rows = asyncio.run(measure(chosen.rounds, chosen.jobs))
     if chosen.json:
         print(json.dumps([row.plain() for row in rows], indent=1))

@@ -30,7 +30,9 @@ async def raw_client(client: aiqueue.Client) -> Raw:
     return await nats.connect(settings.servers, user=settings.user, password=password)
 
 
-def raw_job(i: int, t: float = 0.0, tenant: str = "bench") -> tuple[str, bytes, dict[str, str]]:
+def raw_job(
+    i: int, t: float = 0.0, tenant: str = "bench", priority: str = "normal"
+) -> tuple[str, bytes, dict[str, str]]:
     """Subject, body and headers of the job that the library would have stored."""
     job_id = subjects.new_id()
     told = {
@@ -38,10 +40,10 @@ def raw_job(i: int, t: float = 0.0, tenant: str = "bench") -> tuple[str, bytes, 
         headers.CONTENT_TYPE: codec.CBOR,
         headers.KIND: "noop",
         headers.JOB_ID: job_id,
-        headers.PRIORITY: "normal",
+        headers.PRIORITY: priority,
         "task_id": job_id,
     }
-    return subjects.work(FAMILY, tenant), codec.encode(message(i, t)), told
+    return subjects.work(FAMILY, tenant, priority), codec.encode(message(i, t)), told
 
 
 async def empty(client: aiqueue.Client) -> None:

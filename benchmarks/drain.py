@@ -11,12 +11,22 @@ from .common import STREAM, Noop, empty, lane, raw_client, raw_job
 from .report import Row
 
 
-async def fill(client: aiqueue.Client, jobs: int) -> None:
-    await empty(client)
+async def fill(
+    client: aiqueue.Client,
+    jobs: int,
+    *,
+    tenant: str = "bench",
+    tenants: int = 0,
+    priority: str = "normal",
+    first: bool = True,
+) -> None:
+    """Store a backlog, of one tenant or in turn of `tenants` many; `first` empties the stream before."""
+    if first:
+        await empty(client)
     raw = await raw_client(client)
     js = raw.jetstream(publish_async_max_pending=1_000)
     for i in range(jobs):
-        subject, body, told = raw_job(i)
+        subject, body, told = raw_job(i, tenant=f"t{i % tenants}" if tenants else tenant, priority=priority)
         await js.publish_async(subject, body, headers=told)
     await js.publish_async_completed()
     await raw.close()

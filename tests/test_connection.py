@@ -216,8 +216,8 @@ async def test_a_subject_that_no_stream_takes_is_not_found_at_once(conn: Connect
 
 
 async def test_something_else_that_answers_a_publish_is_not_taken_for_a_puback(conn: Connection) -> None:
-    async def answer(message: Received) -> None:
-        await conn.publish(message.reply, b"hello")
+    def answer(message: Received) -> None:
+        conn.tell(message.reply, b"hello")
 
     await conn.subscribe("s.x", answer)
     with pytest.raises(Unavailable) as caught:
@@ -291,8 +291,8 @@ async def test_headers_that_would_not_arrive_as_given_are_refused(conn: Connecti
 async def test_a_foreign_publishers_non_ascii_headers_arrive_as_text(conn: Connection, eventually: Eventually) -> None:
     seen: list[Any] = []
 
-    async def hear(message: Received) -> None:
-        seen.append((message.headers or {})["model"])
+    def hear(message: Received) -> None:
+        seen.append(message.headers["model"])
 
     await conn.subscribe("s.x", hear)
     await conn._client.publish("s.x", b"", headers={"model": "modèle"})
@@ -522,7 +522,7 @@ async def test_a_killed_and_restarted_server_is_one_line_lost_and_one_regained(
     caplog.set_level(logging.INFO)
     server, heard, regained = own_server(), [], []
 
-    async def hear(message: Received) -> None:
+    def hear(message: Received) -> None:
         heard.append(message.data)
 
     async with connected(server) as connection:
@@ -613,7 +613,7 @@ async def test_a_frame_that_makes_nats_py_give_up_does_not_end_the_connection(
 ) -> None:
     server, heard = own_server("max_payload: 2000"), []
 
-    async def hear(message: Received) -> None:
+    def hear(message: Received) -> None:
         heard.append(message.data)
 
     async with connected(server) as connection:
@@ -796,7 +796,7 @@ async def test_no_task_is_left_after_close(own_server: OwnServer, when: str, eve
     connection = Connection(settings(server))
     await connection.open()
 
-    async def hear(_message: Received) -> None: ...
+    def hear(_message: Received) -> None: ...
 
     await connection.subscribe("news", hear)
     if when == "rebuilding":
@@ -816,7 +816,7 @@ async def test_a_callback_that_raises_is_logged_and_the_next_message_still_comes
 ) -> None:
     heard = []
 
-    async def hear(message: Received) -> None:
+    def hear(message: Received) -> None:
         heard.append(message.data)
         raise RuntimeError("a mistake in a callback")
 

@@ -146,7 +146,7 @@ async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server
         server.pause()
         work = asyncio.create_task(writer.write(RESULT, "done"))
         await asyncio.sleep(0.05)  # let it be sent: with what is not sent this test would prove less, not fail
-        journal._connection._fail_acks(Unavailable("the answer is lost", maybe_stored=True))
+        journal._connection._answers.fail(Unavailable("the answer is lost", maybe_stored=True))
         await asyncio.sleep(0)
         server.resume()
         await work
@@ -347,7 +347,7 @@ async def test_a_waiter_is_woken_by_the_ack_of_a_job_that_keeps_no_result(journa
     )
     waiting = asyncio.create_task(job.result(20))
     inbox, delivered = connection.new_inbox(), asyncio.Queue[Received]()
-    await connection.subscribe(inbox, delivered.put)
+    await connection.subscribe(inbox, delivered.put_nowait)
     await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}", b'{"batch":1}', reply=inbox)
     await connection.publish((await delivered.get()).reply, b"+ACK")
     begun = time.monotonic()

@@ -59,7 +59,7 @@ async def lease(client: aiqueue.Client, tenant: str, count: int = 1) -> None:
     link, arrived = client.connection, asyncio.Event()
     left = count
 
-    async def on_message(message: Any) -> None:
+    def on_message(message: Any) -> None:
         nonlocal left
         left -= 1
         if left == 0:

@@ -761,3 +761,98 @@ async def test_a_job_that_was_retried_and_keeps_no_result_says_so_at_once(client
         handle = await client.enqueue(Echo(), tenant="acme")
         with pytest.raises(ResultDisabled):
             await handle.result(10)
+
+
+async def test_a_handler_that_blocks_the_event_loop_for_three_leases_runs_once(client: aiqueue.Client) -> None:
+    await shorten_leases(client, ack_wait_s=1)
+    ran: list[str] = []
+    worker, other = aiqueue.Worker(concurrency=1), aiqueue.Worker(concurrency=1)
+
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        ran.append(job.message.text)
+        if job.message.text == "block":
+            await asyncio.to_thread(lambda: None)
+            time.sleep(3.2)
+        return "ok"
+
+    worker.handle(Echo)(echo)
+    async with worker.running(client):
+        handle = await client.enqueue(Echo(text="block"), tenant="acme")
+        other.handle(Echo)(echo)
+        async with other.running(client):
+            assert await handle.result(20) == "ok"
+            assert await (await client.enqueue(Echo(text="next"), tenant="acme")).result(10) == "ok"
+    assert ran == ["block", "next"]
+
+
+async def test_a_low_priority_header_on_the_bare_subject_moves_the_job_once(
+    client: aiqueue.Client, account: Any
+) -> None:
+    seen: list[tuple[str, str]] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Request)
+    async def request(job: aiqueue.Job[Request]) -> str:
+        seen.append((job.message.prompt, job.priority))
+        return job.id
+
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    for priority in ("batch", "low", "normal", "high", "urgent"):
+        body = json.dumps({"prompt": priority}).encode()
+        await plain.jetstream().publish("ai.gateway.requests.acme", body, headers={"priority": priority})
+    await plain.close()
+    async with worker.running(client):
+        async with asyncio.timeout(10):
+            while len(seen) < 5:
+                await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["state"]["messages"]:
+                await asyncio.sleep(0.01)
+    assert sorted(seen) == [
+        ("batch", "batch"),
+        ("high", "normal"),  # upwards a header is not honoured
+        ("low", "low"),
+        ("normal", "normal"),
+        ("urgent", "normal"),
+    ]
+
+
+async def test_a_quiet_tenants_jobs_start_within_a_second_behind_a_backlog(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker(concurrency=5)
+    started: dict[str, list[float]] = {"noisy": [], "quiet": []}
+
+    @worker.handle(Echo, result=False)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        started[job.tenant].append(time.monotonic())
+        await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(client.enqueue(Echo(), tenant="noisy") for _ in range(2_000)))
+    async with worker.running(client):
+        async with asyncio.timeout(10):
+            while len(started["noisy"]) < 50:
+                await asyncio.sleep(0.01)
+        asked = time.monotonic()
+        await asyncio.gather(*(client.enqueue(Echo(), tenant="quiet") for _ in range(10)))
+        async with asyncio.timeout(10):
+            while len(started["quiet"]) < 10:
+                await asyncio.sleep(0.01)
+        assert started["quiet"][-1] - asked < 1
+        assert len(started["noisy"]) < 1_900
+
+
+async def test_a_low_priority_job_starts_behind_an_endless_high_stream(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker(concurrency=2)
+    started: list[str] = []
+
+    @worker.handle(Echo, result=False)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        started.append(job.priority)
+        await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(client.enqueue(Echo(), tenant="acme", priority="high") for _ in range(1_000)))
+    await client.enqueue(Echo(), tenant="acme", priority="low")
+    async with worker.running(client):
+        async with asyncio.timeout(10):
+            while "low" not in started:
+                await asyncio.sleep(0.01)
+    assert 20 < started.index("low") < 900  # after the high ones at first, and long before their end

@@ -5,18 +5,24 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import LoadError
+from ..errors import BadInput, LoadError
 from . import output
 from .options import FAILED, Where, duration, names, verb
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..worker import Worker
+    from .crew import Member
+
+PROCESSES_MAX = 64
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CREW_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +34,12 @@ def work(
     where: Where,
     target: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker to run, such as app:worker.")],
     *,
+    processes: Annotated[
+        int, typer.Option(help="How many processes run it, each replaced when it dies.", min=1, max=PROCESSES_MAX)
+    ] = 1,
     concurrency: Annotated[
-        int | None, typer.Option(help="How many jobs run at once. Default: the worker's own.", min=1, max=10_000)
+        int | None,
+        typer.Option(help="How many jobs run at once, in each process. Default: the worker's own.", min=1, max=10_000),
     ] = None,
     families: Annotated[list[str] | None, typer.Option(help="Only these families' jobs; commas or repeated.")] = None,
     tenants: Annotated[list[str] | None, typer.Option(help="Only these tenants' jobs; commas or repeated.")] = None,
@@ -40,15 +50,29 @@ def work(
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="What goes to the log on stderr.")
     ] = "info",
+    crew_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM, then let it finish its jobs.
 
     Exit code 0 when all running jobs could finish, 1 when some were handed to other workers. A second signal ends it
     at once (130, 143); its jobs are delivered again when their leases run out.
     """
-    import asyncio  # noqa: PLC0415
-    import logging  # noqa: PLC0415
+    # an empty list, as of an unset variable, must not come to mean everybody's jobs
+    if families is not None and names(families) is None:
+        raise BadInput("--families names no family")
+    if tenants is not None and names(tenants) is None:
+        raise BadInput("--tenants names no tenant")
+    if processes > 1:
+        from .crew import Crew  # noqa: PLC0415
 
+        _log_to_stderr(log_level, CREW_LOG_FORMAT)
+        options = {"concurrency": concurrency, "families": names(families), "tenants": names(tenants),
+                   "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
+        arguments = [*_spelled({**vars(where), **options}), "--", target]
+        raise typer.Exit(Crew(arguments, processes, what=target).run())
+    import asyncio  # noqa: PLC0415
+
+    member = None if crew_fd is None else _join(crew_fd)
     worker = load(target)
     if concurrency is not None:
         worker.concurrency = concurrency
@@ -58,14 +82,39 @@ def work(
         worker.tenants = tuple(whose)
     if drain_timeout is not None:
         worker.drain_timeout_s = drain_timeout
-    # does nothing where the module has set up logging itself
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("aiqueue").setLevel(log_level.upper())
-    if not asyncio.run(_run(worker, where)):
+    if member is not None:
+        worker.name = member.own_name(worker.name)
+    _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
+    if not asyncio.run(_run(worker, where, member)):
         raise typer.Exit(FAILED)
 
 
-async def _run(worker: Worker, where: Where) -> bool:
+def _join(fd: int) -> Member:
+    from .crew import join  # noqa: PLC0415
+
+    return join(fd)
+
+
+def _log_to_stderr(level: str, form: str) -> None:
+    import logging  # noqa: PLC0415
+
+    # does nothing where the module has set up logging itself
+    logging.basicConfig(stream=sys.stderr, format=form)
+    logging.getLogger("aiqueue").setLevel(level.upper())
+
+
+def _spelled(options: Mapping[str, Any]) -> list[str]:
+    """The options that were given, as a command line has them. What came from elsewhere, as credentials do, a child
+    finds where its parent found it.
+    """
+    return [
+        f"--{name}={','.join(value) if isinstance(value, list) else value}"
+        for name, value in options.items()
+        if value is not None
+    ]
+
+
+async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import signal  # noqa: PLC0415
@@ -76,7 +125,7 @@ async def _run(worker: Worker, where: Where) -> bool:
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        if stop.is_set() and member is None:
             sys.stderr.flush()
             os._exit(128 + number)
         stop.set()
@@ -89,12 +138,13 @@ async def _run(worker: Worker, where: Where) -> bool:
     try:
         async with worker.running(client) as session:
             output.say(_start_line(worker, client))
+            if member is not None:
+                member.works(worker.drain_timeout_s)
             await stop.wait()
             if session.running:
                 left = output.count(session.running, "running job")
-                output.say(
-                    f"draining {left}, up to {short_duration(worker.drain_timeout_s)}; again ends at once", err=True
-                )
+                patience = short_duration(worker.drain_timeout_s)
+                output.say(f"worker {worker.name}: draining {left}, up to {patience}; again ends at once", err=True)
     finally:
         await client.close()
     took = short_duration(time.monotonic() - begun)

@@ -6,74 +6,23 @@ import asyncio
 import contextlib
 import random
 import secrets
-import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors as ne
-from nats.aio.client import Client, Server, Srv
+from nats.aio.client import Server
 
 from ..config import Settings
 from ..errors import AccessDenied, SettingsError, Unavailable
 from .faults import text, translate
+from .wire import PENDING_BYTES, Link
 
-USER_TIMEOUT_MS = 5_000  # unacknowledged writes: nats-py alone never notices a dark link with a full buffer
-PENDING_BYTES = 8 * 1024 * 1024
 PINGS_MISSED_MAX = 2
 RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 5.0
 
 Callback = Callable[[], Awaitable[None]]
-
-
-class Link(Client):
-    """nats-py's client, with TCP_USER_TIMEOUT on every socket it opens (a reconnect opens a new one), and TLS that is
-    demanded where it was asked for: nats-py would go on in the clear with a server that does not offer it.
-    """
-
-    def _connect_command(self) -> bytes:
-        if self.options.get("tls") and not self._server_info.get("tls_required"):
-            raise ne.SecureConnWantedError
-        command: bytes = super()._connect_command()
-        return command
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        former: Any = self._transport
-        if former:  # of a failed try, which nats-py drops unclosed
-            with contextlib.suppress(Exception):
-                former.close()
-        await super()._connect_to_server(s)
-        writer = getattr(self._transport, "_bare_io_writer", None)
-        sock = writer.get_extra_info("socket") if writer else None
-        option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
-        if sock is not None and option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT_MS)
-
-    async def _attempt_reconnect(self) -> None:
-        """nats-py's own ends for good on what it does not expect, such as a port that something else answers on."""
-        try:
-            await super()._attempt_reconnect()
-        except Exception as error:  # noqa: BLE001
-            await self._error_cb(error)
-            self._reconnection_task = None  # this task, which _close would cancel
-            await self._close(Client.CLOSED, True)
-
-    async def flush(self, timeout: int = 10) -> None:
-        """nats-py's own sends its ping ahead of what still waits to be sent: the answer would prove nothing."""
-        await self._flush_pending(force_flush=True)
-        await super().flush(timeout)
-
-    async def forsake(self) -> None:
-        """Close without a word to anybody, whatever state it is in."""
-        self._disconnected_cb = self._closed_cb = self._reconnected_cb = None
-        with contextlib.suppress(Exception):
-            await self.close()
-        transport: Any = self._transport
-        if transport:  # a client that never connected does not close it
-            with contextlib.suppress(Exception):
-                transport.close()
-            await asyncio.sleep(0)  # its wait_closed raises CancelledError where the connect was cancelled
 
 
 def reconnect_delay_s(attempt: int, rng: Callable[[], float] = random.random) -> float:

@@ -17,7 +17,13 @@ Headers = Mapping[str, str]
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
 _names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
 _NAMES_SEEN_MAX = 1_000
-_FIRST_LINE = len("NATS/1.0\r\n")
+
+
+class Status(NamedTuple):
+    """A control reply of the server: 100 heartbeat, 404 empty, 408 expired, 409 ended, 503 nobody there."""
+
+    code: int
+    description: str
 
 
 class Received(Protocol):
@@ -30,14 +36,9 @@ class Received(Protocol):
     @property
     def data(self) -> bytes: ...
     @property
-    def headers(self) -> dict[str, str] | None: ...
-
-
-class Status(NamedTuple):
-    """A control reply of the server: 100 heartbeat, 404 empty, 408 expired, 409 ended, 503 nobody there."""
-
-    code: int
-    description: str
+    def headers(self) -> Headers: ...
+    @property
+    def status(self) -> Status | None: ...
 
 
 class Stored(NamedTuple):
@@ -48,14 +49,6 @@ class Stored(NamedTuple):
     data: bytes
     headers: Headers
     time: float
-
-
-class PubAck(NamedTuple):
-    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
-
-    stream: str
-    seq: int
-    duplicate: bool
 
 
 class AckInfo(NamedTuple):
@@ -81,23 +74,6 @@ def ack_info(reply: str) -> AckInfo:
     )
 
 
-def check(headers: Headers, body: bytes, max_payload: int) -> None:
-    """Refuse a frame that the server or the client would choke on: non-ASCII headers (BadInput), or more bytes
-    with headers than `max_payload` (TooLarge; the server would end the connection for it).
-    """
-    size = len(body)
-    if headers:
-        size += _FIRST_LINE + 2
-        for name, value in headers.items():
-            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-                raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
-            if name not in _names_seen:
-                _see_name(name)
-            size += len(name) + len(value) + 4
-    if size > max_payload:
-        raise TooLarge(size, max_payload)
-
-
 def _see_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
@@ -105,25 +81,42 @@ def _see_name(name: str) -> None:
         _names_seen.add(name)
 
 
-def plain_headers(headers: dict[str, Any]) -> None:
-    """Make the values that nats-py could not read as ASCII (objects of the email package) text, in place."""
+def block(headers: Headers) -> bytes:
+    """The headers as they go over the wire (ADR-4). Raises BadInput for what is not printable ASCII."""
+    lines = ["NATS/1.0"]
     for name, value in headers.items():
-        if type(value) is not str:
-            headers[name] = str(value)
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
+        if name not in _names_seen:
+            _see_name(name)
+        lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, "\r\n"]).encode()
 
 
-def status(message: Received) -> Status | None:
-    """The status of a control reply, None for an ordinary message."""
-    if message.data or not message.headers:
-        return None
-    code, description = "", ""
-    # nats-py keys some of these with enum members, which hash otherwise than the strings that they equal
-    for name, value in message.headers.items():
-        if name == "Status":
-            code = value
-        elif name == "Description":
-            description = value
-    return Status(int(code), description.strip()) if code.isdigit() else None
+def frame(subject: str, reply: str, headers: bytes, body: bytes) -> bytes:
+    """A whole HPUB or PUB. `subject` and `reply` are made of checked tokens, `headers` by `block` (or empty)."""
+    if headers:
+        line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(body)}\r\n"
+        return b"%b%b%b\r\n" % (line.encode(), headers, body)
+    return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
+
+
+def measure(headers: bytes, body: bytes, max_payload: int) -> None:
+    """Refuse (TooLarge) a frame above `max_payload`: the server would end the connection for it."""
+    if len(headers) + len(body) > max_payload:
+        raise TooLarge(len(headers) + len(body), max_payload)
+
+
+def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
+    """The headers and the inline status of a header block. What is not UTF-8 in a value becomes U+FFFD."""
+    first, *lines = raw.decode("utf-8", "replace").split("\r\n")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    code, _, description = first[9:].partition(" ")  # after "NATS/1.0 "
+    return headers, Status(int(code), description) if code.isdigit() else None
 
 
 def stored(answer: Mapping[str, Any]) -> Stored:
@@ -133,14 +126,14 @@ def stored(answer: Mapping[str, Any]) -> Stored:
         subject=answer["subject"],
         seq=answer["seq"],
         data=base64.b64decode(answer.get("data") or ""),
-        headers=_parse_headers(raw),
+        headers=read_headers(raw)[0],
         time=timestamp(answer["time"]),
     )
 
 
 def stored_direct(message: Received) -> Stored:
     """The message in an answer of DIRECT.GET, its place told by Nats- headers."""
-    headers = dict(message.headers or {})
+    headers = dict(message.headers)
     subject, seq, time = headers.pop("Nats-Subject"), headers.pop("Nats-Sequence"), headers.pop("Nats-Time-Stamp")
     for name in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
         headers.pop(name, None)
@@ -157,12 +150,6 @@ def timestamp(text: str) -> float:
     return datetime.fromisoformat(whole + zone[len(fraction) :]).timestamp() + float(f"0.{fraction}")
 
 
-def _parse_headers(raw: bytes) -> dict[str, str]:
-    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
-    pairs = (line.partition(":") for line in lines if line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def answer(data: bytes, subject: str) -> dict[str, Any]:
     """An answer of the JetStream API. Raises what an error's code stands for, Unavailable if it is none at all."""
     try:
@@ -174,18 +161,3 @@ def answer(data: bytes, subject: str) -> dict[str, Any]:
     except (ValueError, AttributeError):
         raise Unavailable(f"{subject}: something else than JetStream answered", maybe_stored=True) from None
     raise from_api(code or 0, err_code or 0, description or "", subject)
-
-
-def pub_ack(data: bytes, subject: str) -> PubAck:
-    """What a stream answered to a publish. Raises as `answer` does."""
-    told = answer(data, subject)
-    try:
-        return PubAck(told["stream"], told["seq"], bool(told.get("duplicate")))
-    except KeyError:
-        raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
-
-
-def pending(answer: Received) -> int:
-    """How many messages are behind a batch of DIRECT.GET."""
-    value = (answer.headers or {}).get("Nats-Num-Pending", "0")
-    return int(value) if value.isdigit() else 0

@@ -8,22 +8,22 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from ..config import Settings
-from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
-from . import frames
-from .dial import Link, dial, reconnect_delay_s
-from .faults import denied_subject, from_api, text, translate
-from .frames import Headers, PubAck, Received, Stored
+from ..errors import AccessDenied, AIQueueError, Unavailable
+from . import frames, reading
+from .answers import Answers, PubAck
+from .dial import dial, reconnect_delay_s
+from .faults import denied_subject, text, translate
+from .frames import Headers, Received, Stored
 from .subscription import Callback, Subscription
+from .wire import Link
 
 log = logging.getLogger("aiqueue.connection")
 
-STORE_TRY_S = 5.0  # one try of a publish; the caller's own timeout spans the tries
 API_S = 5.0
 SAID_MAX = 100
-DIRECT_BATCH = 256
 
 
 class Connection:
@@ -44,17 +44,19 @@ class Connection:
         self._lost_at = 0.0
         self._subscriptions: set[Subscription] = set()
         self._regained: list[Callable[[], None]] = []
-        self._acks: dict[str, tuple[asyncio.Future[Received], str]] = {}
-        self._ack_inbox = ""
-        self._ack_count = 0
+        self._answers = Answers(self)
         self._nudging: asyncio.Task[None] | None = None
-        self._asking: dict[str, set[asyncio.Future[Any]]] = {}
-        self._deaf: str | None = None  # the ack inbox, when this user may not listen there
+        self._deaf: str | None = None  # the inbox of answers, when this user may not listen there
         self._said: set[str] = set()  # refusals told since the link was last regained
 
     @property
     def connected(self) -> bool:
         return self._up.is_set()
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called: a lost link will not come back."""
+        return self._closing
 
     @property
     def max_payload(self) -> int:
@@ -98,7 +100,7 @@ class Connection:
                     await link.flush(timeout=2)
             with contextlib.suppress(Exception):
                 await link.close()
-        self._fail_acks(Unavailable("the connection was closed", maybe_stored=True))
+        self._answers.fail(Unavailable("the connection was closed", maybe_stored=True))
         self._subscriptions.clear()
         self._up.set()  # wake those who wait for the link: it will not come any more
         self._up.clear()
@@ -144,18 +146,20 @@ class Connection:
         """Send without waiting for anybody's word: hints, acks, requests. Raises TooLarge, BadInput, Unavailable
         (the link is down: nothing is queued for later).
         """
-        frames.check(headers or {}, body, self._client.max_payload)
-        await self._send(subject, body, headers, reply)
+        block = frames.block(headers) if headers else b""
+        frames.measure(block, body, self.max_payload)
+        await self.send(subject, reply, block, body)
 
-    async def _send(self, subject: str, body: bytes, headers: Headers | None, reply: str) -> None:
-        """Publish what `frames.check` has passed."""
+    async def send(self, subject: str, reply: str, block: bytes, body: bytes) -> None:
+        """Publish what `frames.block` has made and `frames.measure` has passed. Raises Unavailable."""
+        self.tell(subject, body, reply=reply, block=block)
+        await self._client.relieve()
+
+    def tell(self, subject: str, body: bytes, *, reply: str = "", block: bytes = b"") -> None:
+        """The same without ever waiting, for words that are few and short: acks. Raises Unavailable."""
         if not self._up.is_set():
             raise Unavailable("no connection")
-        try:
-            # an empty header block would cost 12 bytes that the check did not count
-            await self._client.publish(subject, body, reply=reply, headers=cast("Any", headers or None))
-        except Exception as error:  # noqa: BLE001
-            raise translate(error, subject) from None
+        self._client.send(frames.frame(subject, reply, block, body))
 
     async def flush(self) -> None:
         """Return when the server has read all that was published. Raises Unavailable."""
@@ -169,23 +173,11 @@ class Connection:
     ) -> Received:
         """One request and its answer. Raises Unavailable, AccessDenied, TooLarge, BadInput."""
         await self.wait_up(timeout_s)
-        frames.check(headers or {}, body, self._client.max_payload)
-        asked: asyncio.Future[Any] = asyncio.ensure_future(
-            self._client.request(subject, body, timeout=timeout_s, headers=cast("Any", headers or None))
-        )
-        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asking.setdefault(subject, set()).add(refused)
-        try:
-            await asyncio.wait([asked, refused], return_when=asyncio.FIRST_COMPLETED)
-            answer: Received = (refused if refused.done() else asked).result()
-        except Exception as error:  # noqa: BLE001
-            raise translate(error, subject) from None
-        finally:
-            self._asking[subject].discard(refused)
-            if not self._asking[subject]:
-                del self._asking[subject]
-            refused.cancel()
-            asked.cancel()
+        block = frames.block(headers) if headers else b""
+        frames.measure(block, body, self.max_payload)
+        answer = await self._answers.ask(subject, block, body, timeout_s)
+        if answer.status is not None and answer.status.code == 503:
+            raise Unavailable(f"{subject}: no responders")
         return answer
 
     # -- JetStream
@@ -214,110 +206,22 @@ class Connection:
         Conflict, NotFound (no stream takes the subject), AccessDenied, and Unavailable, whose `maybe_stored` says
         whether a try may have been stored all the same.
         """
-        frames.check(headers, body, self._client.max_payload)
-        end = time.monotonic() + timeout_s
-        maybe_stored, tries = False, 0
-        while True:
-            left = end - time.monotonic()
-            try:
-                await self.wait_up(left)
-                return await self._store_once(subject, body, headers, min(STORE_TRY_S, max(left, 0.05)))
-            except Unavailable as error:
-                maybe_stored = maybe_stored or error.maybe_stored
-                left = end - time.monotonic()
-                if left <= 0 or self._closing:
-                    raise Unavailable(f"{subject}: {error}", maybe_stored=maybe_stored) from None
-                await asyncio.sleep(min(reconnect_delay_s(tries), left))
-                tries += 1
-
-    async def _store_once(self, subject: str, body: bytes, headers: Headers, timeout_s: float) -> PubAck:
-        self._ack_count += 1
-        token = f"{self._ack_count:x}"
-        waiting: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
-        self._acks[token] = (waiting, subject)
-        too_late = Unavailable(f"no PubAck within {timeout_s:g} s", maybe_stored=True)
-        late = asyncio.get_running_loop().call_later(timeout_s, _fail, waiting, too_late)
-        try:
-            await self._send(subject, body, headers, self._ack_inbox + token)
-            answer = await waiting
-        finally:
-            late.cancel()
-            self._acks.pop(token, None)
-        if (said := frames.status(answer)) and said.code == 503:
-            await self._refuse_unknown(subject)
-            raise Unavailable("no stream takes it, or its leader is away")
-        return frames.pub_ack(answer.data, subject)
-
-    async def _refuse_unknown(self, subject: str) -> None:
-        """Nobody took a publish: raise NotFound where no stream wants the subject, return where one does."""
-        try:
-            names = await self.api("STREAM.NAMES", {"subject": subject})
-        except AccessDenied:
-            return  # a user of one tenant may not ask; the stream may merely lack a leader now
-        if not names.get("streams"):
-            raise NotFound(f"no stream takes {subject}: has `aiqueue apply` been run on this server?")
-
-    async def _on_ack(self, message: Received) -> None:
-        entry = self._acks.get(message.subject[len(self._ack_inbox) :])
-        if entry is not None and not entry[0].done():
-            entry[0].set_result(message)
+        return await self._answers.store(subject, body, headers, timeout_s)
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The newest message of `subject`, read from the stream's leader (a direct get could be behind)."""
-        return await self._get(stream, {"last_by_subj": subject})
+        return await reading.get(self, stream, {"last_by_subj": subject})
 
     async def get(self, stream: str, seq: int) -> Stored | None:
         """The message with this sequence, None where there is none."""
-        return await self._get(stream, {"seq": seq})
+        return await reading.get(self, stream, {"seq": seq})
 
-    async def _get(self, stream: str, request: dict[str, Any]) -> Stored | None:
-        try:
-            answer = await self.api(f"STREAM.MSG.GET.{stream}", request)
-        except NotFound as error:
-            if "stream not found" in str(error):
-                raise
-            return None
-        return frames.stored(answer["message"])
-
-    async def read(self, stream: str, subject: str, *, seq: int = 1) -> AsyncIterator[Stored]:
+    def read(self, stream: str, subject: str, *, seq: int = 1) -> AsyncIterator[Stored]:
         """The messages of a stream whose subject matches, in order from `seq`, without a consumer.
 
         Needs the stream's allow_direct. Raises Unavailable when an answer stays away for 5 seconds.
         """
-        more = True
-        while more:
-            page, more = await self._page(stream, subject, seq)
-            for item in page:
-                yield item
-                seq = item.seq + 1
-
-    async def _page(self, stream: str, subject: str, seq: int) -> tuple[list[Stored], bool]:
-        """One direct-get batch (ADR-31) and whether there is more behind it."""
-        await self.wait_up(API_S)
-        inbox = self.new_inbox()
-        answers: asyncio.Queue[Received] = asyncio.Queue()
-        subscription = await self.subscribe(inbox, answers.put)
-        # max_bytes bounds what must be held at once; the server then ends the batch early
-        request = {"seq": seq, "batch": DIRECT_BATCH, "next_by_subj": subject, "max_bytes": 4 * 1024 * 1024}
-        page: list[Stored] = []
-        try:
-            await self.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
-            while True:
-                async with asyncio.timeout(API_S):
-                    answer = await answers.get()
-                said = frames.status(answer)
-                if said is None:
-                    page.append(frames.stored_direct(answer))
-                    continue
-                if said.code == 503:
-                    raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
-                if said.code not in (204, 404):
-                    raise from_api(said.code, 0, said.description, f"reading {stream}")
-                return page, bool(page) and said.code == 204 and frames.pending(answer) > 0
-        except TimeoutError:
-            raise Unavailable(f"{stream}: no answer to a read within {API_S:g} s") from None
-        finally:
-            await subscription.close()
+        return reading.read(self, stream, subject, seq)
 
     # -- keeping it alive
 
@@ -326,7 +230,7 @@ class Connection:
             self.settings, lost=self._on_lost, regained=self._on_regained, closed=self._on_closed, noted=self._on_error
         )
         former, self._link = self._link, link
-        self._ack_inbox = link.new_inbox() + "."
+        self._answers.inbox = link.new_inbox() + "."
         self._deaf = None
         try:
             await self._listen(link)
@@ -338,7 +242,7 @@ class Connection:
 
     async def _listen(self, link: Link) -> None:
         try:
-            await link.subscribe(self._ack_inbox + "*", cb=cast("Any", self._on_ack))
+            await link.listen(self._answers.inbox + "*", "", self._answers.on_answer)
             for subscription in list(self._subscriptions):
                 await self._attach(link, subscription)
             await link.flush(timeout=round(API_S))  # a refusal of the inbox comes before the answer to this
@@ -351,9 +255,7 @@ class Connection:
 
     async def _attach(self, link: Link, subscription: Subscription) -> None:
         try:
-            subscription.client_sub = await link.subscribe(
-                subscription.subject, queue=subscription.queue, cb=cast("Any", subscription.receive)
-            )
+            await subscription.attach(link)
         except Exception as error:  # noqa: BLE001
             raise translate(error, subscription.subject) from None
 
@@ -362,7 +264,7 @@ class Connection:
             self._up.clear()
             self._lost_at = time.monotonic()
             log.warning("lost the connection to %s, reconnecting", self.settings.addresses)
-            self._fail_acks(Unavailable("the connection was lost before the PubAck", maybe_stored=True))
+            self._answers.fail(Unavailable("the connection was lost before the answer", maybe_stored=True))
             if self._before_rebuild is not None:
                 self._nudge()
 
@@ -416,9 +318,9 @@ class Connection:
         ours = translate(error, "NATS")
         if isinstance(ours, AccessDenied):
             if subject := denied_subject(error):
-                self._refuse(subject)
-            elif self._ack_inbox.lower() in str(error).lower():
-                self._deaf = self._ack_inbox + "*"
+                self._answers.refuse(subject)
+            elif self._answers.inbox.lower() in str(error).lower():
+                self._deaf = self._answers.inbox + "*"
             self._say_once(text(error))
         elif type(error).__module__.startswith("nats.") or isinstance(error, OSError | TimeoutError):
             level = logging.WARNING if "slow consumer" in str(error) else logging.DEBUG  # messages were dropped
@@ -426,23 +328,7 @@ class Connection:
         else:  # a callback of ours raised it
             log.error("%s", text(error), exc_info=error)
 
-    def _refuse(self, denied: str) -> None:
-        """End the calls that wait on a subject; nats-py tells it in lower case."""
-        waiting = [(future, subject) for subject, asked in self._asking.items() for future in asked]
-        for future, subject in [*waiting, *self._acks.values()]:
-            if subject.lower() == denied:
-                _fail(future, AccessDenied(f"this user may not publish to {subject}"))
-
     def _say_once(self, what: str) -> None:
         if what not in self._said and len(self._said) < SAID_MAX:
             self._said.add(what)
             log.error("%s", what)
-
-    def _fail_acks(self, error: AIQueueError) -> None:
-        for future, _ in self._acks.values():
-            _fail(future, error)
-
-
-def _fail(waiting: asyncio.Future[Any], error: AIQueueError) -> None:
-    if not waiting.done():
-        waiting.set_exception(error)

@@ -1,14 +1,15 @@
-"""Interest in a subject, which outlives the client that asked for it."""
+"""Interest in a subject."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-from .frames import Received, plain_headers
+from .frames import Received
+from .wire import Link
 
-Callback = Callable[[Received], Awaitable[None]]
+Callback = Callable[[Received], None]
 
 
 class Subscription:
@@ -19,29 +20,26 @@ class Subscription:
         self.subject = subject
         self.queue = queue
         self.callback = callback
-        self.client_sub: Any = None
+        self._at: tuple[Link, Any] | None = None
 
-    async def receive(self, message: Any) -> None:
-        """What nats-py calls: the callback, the headers made plain for it."""
-        if message.headers:
-            plain_headers(message.headers)
-        await self.callback(message)
+    async def attach(self, link: Link) -> None:
+        """Subscribe on a client: the first one, or one that was built anew."""
+        self._at = link, await link.listen(self.subject, self.queue, self.callback)
 
     async def close(self) -> None:
         """Give the interest up; what is on its way is dropped. Safe twice."""
-        client_sub = self._leave()
-        if client_sub is not None:
+        self._forget(self)
+        if self._at is not None:
+            (link, subscription), self._at = self._at, None
+            link.unlisten(subscription)
             with contextlib.suppress(Exception):
-                await client_sub.unsubscribe()
+                await subscription.unsubscribe()
 
     async def drain(self) -> None:
         """Give the interest up and return when the callback has had all that was on its way. Safe twice."""
-        client_sub = self._leave()
-        if client_sub is not None:
-            with contextlib.suppress(Exception):
-                await client_sub.drain()
-
-    def _leave(self) -> Any:
         self._forget(self)
-        client_sub, self.client_sub = self.client_sub, None
-        return client_sub
+        if self._at is not None:
+            (link, subscription), self._at = self._at, None
+            with contextlib.suppress(Exception):
+                await subscription.drain()
+            link.unlisten(subscription)

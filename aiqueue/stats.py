@@ -91,10 +91,10 @@ class _Counts:
 
 
 async def overview(connection: Connection, topology: Topology, *, sample_s: float = 0.5) -> list[FamilyStats]:
-    """All work families, in the order of their declaration. It takes `sample_s` seconds, over which rates are
-    measured (0: no rates). Raises Unavailable, AccessDenied.
+    """All families, in the order of their declaration; an inbox family's mailboxes count as lanes. It takes
+    `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
     """
-    looks = (_family(connection, topology, each, sample_s) for each in topology.work_families)
+    looks = (_family(connection, topology, each, sample_s) for each in topology.families.values())
     return list(await asyncio.gather(*looks))
 
 

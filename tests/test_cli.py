@@ -510,10 +510,10 @@ class TestWork:
 
 
 class TestInspect:
-    def test_overview_has_every_work_family(self, ready: Cli) -> None:
+    def test_overview_has_every_family(self, ready: Cli) -> None:
         ready("enqueue", "echo", "{}", "--tenant", "acme")
         found = {each["family"]: each for each in data(ready("inspect", "--json"))}
-        assert set(found) == {"agent.tasks", "gateway.requests", "rag.ingest", "rag.queries"}
+        assert set(found) == {"agent.message", "agent.tasks", "gateway.requests", "rag.ingest", "rag.queries"}
         assert found["agent.tasks"]["waiting"] == 1
         assert re.search(r"^agent\.tasks +1 +0 +0 ", ready("inspect").stdout, re.MULTILINE)
 

@@ -87,9 +87,9 @@ def failing() -> aiqueue.Worker:
 
 
 class TestOverview:
-    async def test_has_every_work_family_empty_at_first(self, client: aiqueue.Client) -> None:
+    async def test_has_every_family_empty_at_first(self, client: aiqueue.Client) -> None:
         found = await overview(client)
-        assert list(found) == [each.name for each in client.topology.work_families]
+        assert list(found) == list(client.topology.families)
         assert found["agent.tasks"] == FamilyStats("agent.tasks", "AI_AGENT_TASKS", dead=0)
 
     async def test_counts_waiting_and_leased_jobs_apart(self, client: aiqueue.Client) -> None:

@@ -12,20 +12,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+from .attempt import Handler
 from .backoff import Backoff
+from .child import refuse_while_loading
 from .client import Client
 from .errors import BadInput
 from .job import Job, M
 from .lanes import Lanes
 from .leases import Leases
+from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
-from .runner import Handler, Runner
+from .quarantine import Quarantine
+from .runner import Runner
 from .units import seconds
+from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.worker")
 
 R = TypeVar("R")
 CONCURRENCY_MAX = 10_000
+PROCESSES_MAX = 1_000
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 
@@ -47,8 +53,10 @@ class Worker:
     """Handlers and how many of them run at once.
 
     `families`: which families' jobs to take; None is those of the registered messages. `tenants`: whose jobs; None
-    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `lifespan` is an async
-    context manager function entered before the first job and left after the last; what it yields is ``job.state``.
+    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `processes` (1 to 1,000,
+    default: as many as there are CPUs, at most `concurrency`) is how many children run the handlers registered with
+    ``process=True``. `lifespan` is an async context manager function entered before the first job and left after the
+    last; what it yields is ``job.state``. Each child enters it too.
     `drain_timeout` (default "30s") bounds the finish of running jobs when the worker is told to stop.
     """
 
@@ -58,21 +66,37 @@ class Worker:
         families: Collection[str] | None = None,
         tenants: Collection[str] | None = None,
         concurrency: int = 100,
+        processes: int | None = None,
         lifespan: Lifespan | None = None,
         drain_timeout: str | float = "30s",
         name: str | None = None,
     ) -> None:
         if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
             raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
+        if processes is not None and (isinstance(processes, bool) or not 1 <= processes <= PROCESSES_MAX):
+            raise BadInput(f"processes must be from 1 to {PROCESSES_MAX:,}, not {processes!r}")
         if isinstance(families, str) or isinstance(tenants, str):
             raise BadInput("families and tenants are lists of names")
         self.families = None if families is None else tuple(families)
         self.tenants = None if tenants is None else tuple(tenants)
         self.concurrency = concurrency
+        self.processes = processes
         self.lifespan = lifespan
         self.drain_timeout_s = seconds(drain_timeout)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self._handlers: dict[tuple[str, str], Handler] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once: `concurrency`, or as many as there are processes where all handlers need one
+        (a job must not wait here for a process while another worker has one free).
+        """
+        return self.process_count if all(each.process for each in self.handlers) else self.concurrency
+
+    @property
+    def process_count(self) -> int:
+        """How many children run the handlers registered with ``process=True``."""
+        return min(self.concurrency, self.processes or os.cpu_count() or 1)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -85,13 +109,17 @@ class Worker:
         retry: Backoff | None = None,
         timeout: str | float | None = "10m",
         result: bool = True,
+        process: bool = False,
     ) -> _Register[M]:
         """Register a function for a kind of message: a decorator.
 
         The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
         (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
         "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
-        `result=False` keeps no result and spares a write. Raises BadInput for a kind that has a handler already.
+        `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
+        function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
+        refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
+        what it prints goes to stderr. Raises BadInput for a kind that has a handler already.
         """
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
@@ -104,7 +132,7 @@ class Worker:
             is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
             )
-            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result)
+            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result, process)
 
         return _Register(add)
 
@@ -146,6 +174,7 @@ class Session:
     def __init__(self, worker: Worker, client: Client) -> None:
         self._worker = worker
         self._client = client
+        self._slots = worker.slots
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in worker._families(client)}
         self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone)
@@ -172,7 +201,16 @@ class Session:
 
     async def start(self) -> None:
         client, worker = self._client, self._worker
+        refuse_while_loading()
         try:
+            recipe = Recipe(
+                self._families,
+                {key: each for key, each in worker._handlers.items() if key[0] in self._families},
+                worker.lifespan,
+                worker,
+            )
+            processes = await self._stack.enter_async_context(Processes(recipe, worker.process_count))
+            quarantine = await self._stack.enter_async_context(Quarantine(recipe, slots=worker.slots))
             state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
             self._runner = Runner(
                 client.connection,
@@ -182,6 +220,9 @@ class Session:
                 families=self._families,
                 worker=worker.name,
                 state=state,
+                processes=processes,
+                quarantine=quarantine,
+                watchdog=self._stack.enter_context(Watchdog()),
             )
             await self._puller.open()
             self._leases.start(shortest_s=lambda: min(family.ack_wait_s for family in self._families.values()))
@@ -190,7 +231,7 @@ class Session:
         except BaseException:
             await self._stop()
             raise
-        log.info("worker %s: %d slots, families %s", worker.name, worker.concurrency, ", ".join(self._families))
+        log.info("worker %s: %d slots, families %s", worker.name, self._slots, ", ".join(self._families))
 
     async def drain(self) -> None:
         """Stop pulling, finish what runs within the drain timeout, hand the rest to other workers. Safe twice."""
@@ -237,7 +278,7 @@ class Session:
             self._wake.clear()
             self._start_waiting()
             held = len(self._running) + self._waiting
-            room = self._worker.concurrency + prefetch(self._worker.concurrency, self._handler_s) - held
+            room = self._slots + prefetch(self._slots, self._handler_s) - held
             try:
                 await self._puller.refill(room)
                 await self._return_overdue()
@@ -269,7 +310,7 @@ class Session:
         """Give free slots to waiting jobs, lane by lane in turn."""
         if self._draining:
             return
-        while self._waiting and len(self._running) < self._worker.concurrency:
+        while self._waiting and len(self._running) < self._slots:
             if not self._turn:
                 self._turn = [lane for lane in self._puller.lanes if lane.waiting]
                 if not self._turn:

@@ -8,17 +8,20 @@ beside the job that killed it, or it was handed back. Being tried harms none of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from . import attempt, pipes, processes
+from . import attempt, pipes, processes, subjects
 from .attempt import Cancelled, Contents, Handler, Outcome, Parcel, Postponed, Raised, Refused
-from .errors import Unavailable
+from .connection import Connection, Received, Subscription
+from .errors import AIQueueError, Unavailable
 from .job import Progress
 from .journal import TRIAL, Entry, Writer
 from .processes import Died, NoChild, Overdue, Recipe, Seat
@@ -52,8 +55,11 @@ class Suspect:
 class Quarantine:
     """The suspects of one worker. `slots`: how many jobs it runs at once; suspects may wait in a quarter of them."""
 
-    def __init__(self, recipe: Recipe, *, slots: int) -> None:
+    def __init__(self, connection: Connection, recipe: Recipe, *, slots: int) -> None:
+        self._connection = connection
         self._recipe = recipe
+        self._name = secrets.token_hex(4)
+        self._heard: list[Subscription] = []
         self._waiting_max = min(WAITING_MAX, slots // 4)
         self._waiting = 0
         self._begun = 0.0
@@ -67,21 +73,38 @@ class Quarantine:
         self._warned: set[str] = set()
 
     async def __aenter__(self) -> Self:
+        for family in self._recipe.families:
+            self._heard.append(await self._connection.subscribe(f"{subjects.BACK}.{family}", self._on_back))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for subscription in self._heard:
+            await subscription.close()
         for timer in self._idle.values():
             timer.cancel()
         await asyncio.gather(self._bench.clear(), self._desk.clear(), *self._ending)
 
     # -- who is a suspect
 
-    def handed_back(self, delivery: Delivery) -> None:
-        """Remember that this delivery ended here without anybody's fault (of the last 10,000 jobs)."""
-        key = (delivery.lane.stream, delivery.seq)
-        self._handed_back[key] = self._handed_back.pop(key, 0) + 1
+    async def handed_back(self, delivery: Delivery) -> None:
+        """Remember that this delivery ends here without anybody's fault (of the last 10,000 jobs), and tell the other
+        workers. They may miss it: then a job is tried that need not be.
+        """
+        self._remember(delivery.lane.stream, delivery.seq)
+        word = f"{self._name} {delivery.lane.stream} {delivery.seq}".encode()
+        with contextlib.suppress(AIQueueError):
+            await self._connection.publish(f"{subjects.BACK}.{delivery.lane.key.family}", word)
+
+    async def _on_back(self, message: Received) -> None:
+        name, _, rest = message.data.decode(errors="replace").partition(" ")
+        stream, _, seq = rest.partition(" ")
+        if name != self._name and seq.isdecimal():
+            self._remember(stream, int(seq))
+
+    def _remember(self, stream: str, seq: int) -> None:
+        self._handed_back[stream, seq] = self._handed_back.pop((stream, seq), 0) + 1
         if len(self._handed_back) > REMEMBERED_MAX:
             del self._handed_back[next(iter(self._handed_back))]
 

@@ -315,7 +315,7 @@ class Runner:
 
     async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
         """A nak that is nobody's fault: it makes no suspect."""
-        self._quarantine.handed_back(delivery)
+        await self._quarantine.handed_back(delivery)
         await self._nak(delivery, delay_s)
 
     async def _nak(self, delivery: Delivery, delay_s: float) -> None:

@@ -210,7 +210,9 @@ class Session:
                 worker,
             )
             processes = await self._stack.enter_async_context(Processes(recipe, worker.process_count))
-            quarantine = await self._stack.enter_async_context(Quarantine(recipe, slots=worker.slots))
+            quarantine = await self._stack.enter_async_context(
+                Quarantine(client.connection, recipe, slots=worker.slots)
+            )
             state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
             self._runner = Runner(
                 client.connection,

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nats
@@ -23,6 +24,8 @@ import aiqueue
 from aiqueue import codec, headers, processes, provision, quarantine
 from aiqueue.errors import BadInput, JobFailed
 from aiqueue.journal import TRIAL
+from aiqueue.puller import Delivery, LanePull
+from aiqueue.subjects import Lane
 
 from . import support, suspects
 from .suspects import Act, act, act_sync
@@ -247,6 +250,24 @@ async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> N
         handle = await client.enqueue(Act(do="retry"), tenant="acme")
         told = await handle.result(10)
     assert (told["attempt"], told["pid"]) == (3, os.getpid())
+
+
+async def test_a_hand_back_that_another_worker_told_of_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
+    recipe = processes.Recipe(client.topology.families, {})
+    lane = LanePull(Lane("agent.tasks", "acme", "normal"), "AI_AGENT_TASKS", "acme-normal", 30)
+    delivery = Delivery(lane, SimpleNamespace(), 7, 4, 0, 0)  # type: ignore[arg-type]
+    async with (
+        quarantine.Quarantine(client.connection, recipe, slots=4) as ours,
+        quarantine.Quarantine(client.connection, recipe, slots=4) as theirs,
+    ):
+        assert ours.suspects(delivery)
+        assert not ours.suspects(delivery, attempt=3)
+        await theirs.handed_back(delivery)
+        assert theirs.suspects(delivery)  # one of three is accounted for
+        await support.eventually(lambda: ours._handed_back)
+        await ours.handed_back(delivery)
+        assert not ours.suspects(delivery)
+        await support.eventually(lambda: not theirs.suspects(delivery))
 
 
 async def test_a_plain_publishers_suspect_is_known_by_its_body_and_its_failures_still_count(

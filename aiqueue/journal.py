@@ -19,6 +19,7 @@ from .errors import Conflict, DecodeError, ResultTimeout, Stale
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS = "result", "failed", "retry", "progress"
+TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quarantine)
 FINAL = frozenset({RESULT, FAILED})
 WRITE_TRIES_MAX = 8
 SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)

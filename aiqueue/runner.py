@@ -5,120 +5,65 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import codec, headers, subjects
+from . import attempt, subjects
+from .attempt import (
+    Cancelled,
+    Contents,
+    Ended,
+    Handler,
+    Misplaced,
+    Outcome,
+    Parcel,
+    Postponed,
+    Raised,
+    Refused,
+    Returned,
+    TakenOver,
+    Unknown,
+)  # fmt: skip
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
-from .errors import AIQueueError, DecodeError, EncodeError, Stale, TooLarge
-from .job import Job, Message, Reject, Retry, parse_message
+from .errors import AIQueueError, EncodeError, Stale, TooLarge
+from .job import Job
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
+from .processes import Processes
 from .producer import relocate
 from .puller import Delivery
+from .quarantine import Quarantine, Suspect
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
+from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.runner")
 
 UNKNOWN_KIND_DELAY_S = 5.0
 UNKNOWN_KIND_PATIENCE_S = 60.0
-SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 UNKNOWN_SEEN_MAX = 10_000
+SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
-TRACEBACK_CHARS_MAX = 4_000
 
 
-@dataclass(frozen=True)
-class Handler:
-    """A function for a kind of message, and how it is to be run."""
+@dataclass(kw_only=True)
+class Opened(Contents):
+    """What is known of a delivery once its body and journal have been looked at.
 
-    model: type[Message]
-    call: Callable[[Job[Any]], Any]
-    is_async: bool
-    retry: Backoff
-    timeout_s: float | None
-    keeps_result: bool
+    `verdict`: what looking at the body has led to already. A suspect's body has not been read here.
+    """
 
-
-# What came of running a delivery
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The handler's own result."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Raised:
-    """It failed, and another attempt may succeed, `after_s` seconds later if the handler said so."""
-
-    error: str
-    trace: str
-    after_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Refused:
-    """It can never succeed: `reason` is one word for machines, `error` a line for people."""
-
-    reason: str
-    error: str
-    trace: str = ""
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """Nobody here knows this kind or version; a newer worker may."""
-
-    error: str
-
-
-@dataclass(frozen=True)
-class Misplaced:
-    """A plain publisher asked by header for a lower priority than the bare subject has."""
-
-    priority: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Another attempt has ended this job already."""
-
-
-@dataclass(frozen=True)
-class TakenOver:
-    """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The worker is leaving; the job is to go to another one."""
-
-
-Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled
-
-
-@dataclass
-class Opened:
-    """What is known of a delivery once its body and journal have been looked at."""
-
-    job_id: str
-    kind: str
-    data: dict[str, Any] | None = None
-    version: str | None = None
-    problem: str = ""
+    parcel: Parcel
     attempt: int = 1
     history: list[dict[str, Any]] | None = None
     said: Entry | None = None  # the newest journal entry of this run, where it was looked for
+    suspect: bool = False
+    verdict: Refused | None = None
 
 
 class Runner:
@@ -134,6 +79,9 @@ class Runner:
         families: Mapping[str, Family],
         worker: str,
         state: Any,
+        processes: Processes,
+        quarantine: Quarantine,
+        watchdog: Watchdog,
     ) -> None:
         self._connection = connection
         self._journal = journal
@@ -142,6 +90,9 @@ class Runner:
         self._families = families
         self._worker = worker
         self._state = state
+        self._processes = processes
+        self._quarantine = quarantine
+        self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
         self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
@@ -171,37 +122,41 @@ class Runner:
             delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(delivery.delivered - 1, 16))
             trace = None if isinstance(error, AIQueueError) else error  # else it is a fault of our own
             log.warning("job in %s comes back in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
-            await self._nak(delivery, delay_s)
+            await self._give_back(delivery, delay_s)
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
-        await self._nak(delivery, HAND_BACK_S)
+        await self._give_back(delivery, HAND_BACK_S)
 
     # -- before
 
     async def _open(self, delivery: Delivery) -> Opened:
-        """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts."""
-        told = delivery.message.headers
+        """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts.
+
+        A suspect's body is not read here: that may be what ended its workers.
+        """
         family = self._families[delivery.lane.key.family]
-        opened = Opened(job_id="", kind=told.get(headers.KIND, ""))
-        try:
-            incoming = codec.read(
-                delivery.message.data,
-                content_type=told.get(headers.CONTENT_TYPE, ""),
-                kind=opened.kind,
-                default_kind=family.default_kind,
-                aliases=family.aliases,
-            )
-        except DecodeError as error:
-            opened.problem = error.reason
-            opened.kind = opened.kind or family.default_kind
+        parcel = _parcel(family, delivery)
+        doubtful = self._quarantine.suspects(delivery)
+        if doubtful:
+            opened = await self._look(parcel)
         else:
-            opened.kind, opened.version, opened.data = incoming
-        opened.job_id = _job_id(told, opened.data, family, delivery)
-        opened.history = history_of(told)
+            opened = Opened(job_id="", kind="", parcel=parcel)
+            attempt.fill(parcel, opened)
+        opened.history = history_of(parcel.headers)
         if delivery.delivered > 1 and family.journal:
             await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
+        if doubtful:
+            opened.suspect = self._quarantine.suspects(delivery, opened.attempt)
+            if not opened.suspect and opened.data is None:
+                attempt.fill(parcel, opened)
         return opened
+
+    async def _look(self, parcel: Parcel) -> Opened:
+        found = await self._quarantine.look(parcel)
+        if isinstance(found, Refused):
+            return Opened(**vars(attempt.nameless(parcel)), parcel=parcel, verdict=found)
+        return Opened(**vars(found), parcel=parcel)
 
     async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
         """Go on from what this run's journal says of earlier attempts."""
@@ -234,48 +189,51 @@ class Runner:
     ) -> Outcome:
         if opened.said is not None and opened.said.final:
             return Ended()
-        told = delivery.message.headers
-        family = self._families[delivery.lane.key.family]
-        wished = told.get(headers.PRIORITY, "")
-        if wished and family.demoted(delivery.lane.key.priority, wished):
-            return Misplaced(wished)
-        deadline = _deadline(told)
-        if deadline is not None and time.time() >= deadline:
+        parcel = opened.parcel
+        if (moved := attempt.misplaced(parcel)) is not None:
+            return moved
+        if attempt.overdue(parcel):
             return Refused("deadline", "its deadline passed before it was run")
-        if opened.data is None:
-            return Refused("undecodable", opened.problem)
+        if opened.verdict is not None:
+            return opened.verdict
+        if not opened.suspect or opened.problem:
+            return await self._run(opened, handler, _Progress(writer))
         if handler is None:
-            return Unknown(f"no handler for kind {opened.kind!r} in {family.name}")
-        if not codec.known_version(opened.version, family.schema_versions):
-            return Unknown(f"schema version {opened.version!r} is none of {', '.join(family.schema_versions)}")
-        try:
-            message = parse_message(handler.model, opened.data)
-        except DecodeError as error:
-            return Refused("invalid", error.reason)
-        job = Job(
-            message,
-            job_id=opened.job_id,
-            lane=subjects.Lane(family.name, _tenant(delivery), delivery.lane.key.priority),
-            attempt=opened.attempt,
-            enqueued_at=delivery.enqueued_at,
-            deadline=deadline,
-            headers=told,
-            state=self._state,
-            progress=_Progress(writer),
-        )
+            return attempt.unknown_kind(parcel, opened)
+        suspect = Suspect(parcel, opened.job_id, opened.attempt, handler, writer, _Progress(writer), opened.said)
+
+        async def here() -> Outcome:
+            attempt.fill(parcel, opened)
+            return await self._run(opened, handler, _Progress(None))  # progress would hide the trial's entry
+
+        return await self._quarantine.run(suspect, here)
+
+    async def _run(self, opened: Opened, handler: Handler | None, progress: _Progress) -> Outcome:
+        parcel = opened.parcel
+        if handler is not None and handler.process and opened.data is not None:
+            return await self._processes.run(parcel, opened.attempt, handler, progress)
+        job = attempt.prepare(parcel, opened, handler, attempt=opened.attempt, state=self._state, progress=progress)
+        if not isinstance(job, Job):
+            return job
+        assert handler is not None  # a job has one
         return await self._call(handler, job)
 
     async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
         task = asyncio.current_task()
         assert task is not None
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
+        outcome: Outcome
         try:
             if handler.is_async:
-                value = await handler.call(job)
+                self._watchdog.began(handler.timeout_s)
+                try:
+                    value = await handler.call(job)
+                finally:
+                    self._watchdog.ended(handler.timeout_s)
             else:
                 value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = _raised(error)
+            outcome = attempt.raised(error)
         else:
             outcome = Returned(value)
         finally:
@@ -283,8 +241,7 @@ class Runner:
                 self._limits.stop(limit)
         if limit is not None and limit.expired:
             # also where the handler made something else of its cancellation: the time is up
-            left = task.uncancel()
-            return Cancelled() if left else Raised(f"timed out after {handler.timeout_s:g} s", "")
+            return Cancelled() if task.uncancel() else attempt.timed_out(handler.timeout_s)
         if task.cancelling() and not isinstance(outcome, Returned):
             return Cancelled()
         return outcome
@@ -296,11 +253,7 @@ class Runner:
     ) -> None:
         """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
         if isinstance(outcome, Raised | Refused) and delivery.delivered == 1 and writer is not None:
-            # a consumer made anew counts deliveries from 1: what was before stands in the journal
-            await self._look_back(delivery, opened, writer.subject)
-            writer.attempt = opened.attempt
-            if opened.said is not None and opened.said.final:
-                outcome = Ended()
+            outcome = await self._reconsider(delivery, opened, writer, outcome)
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
@@ -320,18 +273,26 @@ class Runner:
                     await self._bury(delivery, opened, writer, "unknown_kind", error)
                 else:
                     log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
-                    await self._nak(delivery, UNKNOWN_KIND_DELAY_S)
+                    await self._give_back(delivery, UNKNOWN_KIND_DELAY_S)
             case Misplaced(priority):
                 to = subjects.Lane(delivery.lane.key.family, _tenant(delivery), priority)
                 message = delivery.message
                 await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
                 await self._ack(delivery)
+            case Postponed(after_s):
+                await self._give_back(delivery, after_s)
             case Ended():
                 await self._ack(delivery)
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
                 await self.hand_back(delivery)
+
+    async def _reconsider(self, delivery: Delivery, opened: Opened, writer: Writer, outcome: Outcome) -> Outcome:
+        """A consumer made anew counts deliveries from 1: what was before a failure stands in the journal."""
+        await self._look_back(delivery, opened, writer.subject)
+        writer.attempt = opened.attempt
+        return Ended() if opened.said is not None and opened.said.final else outcome
 
     def _unknown_for_s(self, delivery: Delivery) -> float:
         """Seconds since this worker first met the job, whose kind or version it does not know."""
@@ -378,6 +339,11 @@ class Runner:
     async def _ack(self, delivery: Delivery) -> None:
         await self._say(delivery, b"+ACK")
 
+    async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
+        """A nak that is nobody's fault: it makes no suspect."""
+        await self._quarantine.handed_back(delivery)
+        await self._nak(delivery, delay_s)
+
     async def _nak(self, delivery: Delivery, delay_s: float) -> None:
         await self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
 
@@ -400,25 +366,17 @@ class _Progress:
             await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
 
-def _raised(error: BaseException) -> Outcome:
-    match error:
-        case Retry():
-            return Raised(error.reason, "", error.after_s)
-        case Reject():
-            return Refused("rejected", error.reason)
-        case asyncio.CancelledError():
-            return Raised("the handler was cancelled from within", "")
-        case Stale():
-            return Ended() if error.ended else TakenOver()
-        case Exception():
-            return Raised(_error_line(error), _trace(error))
-        case _:
-            return Raised(f"the handler raised {_error_line(error)}", _trace(error))
-
-
 def _tenant(delivery: Delivery) -> str:
     """The subject says it: a shared lane has all tenants."""
     return delivery.message.subject.split(".")[3]
+
+
+def _parcel(family: Family, delivery: Delivery) -> Parcel:
+    message = delivery.message
+    return Parcel(
+        family, _tenant(delivery), delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
+        message.headers, message.data,
+    )  # fmt: skip
 
 
 def _journal_subject(family: Family, delivery: Delivery, opened: Opened) -> str:
@@ -426,39 +384,8 @@ def _journal_subject(family: Family, delivery: Delivery, opened: Opened) -> str:
     return subjects.journal(family.journal, _tenant(delivery), opened.job_id)
 
 
-def _job_id(told: Mapping[str, str], data: Mapping[str, Any] | None, family: Family, delivery: Delivery) -> str:
-    """The library's header, else the caller's own key in header or body, else what the stream knows: the same at
-    every delivery.
-    """
-    found: Any = told.get(headers.JOB_ID)
-    if not found and family.key:
-        found = told.get(family.key) or (data or {}).get(family.key)
-    if isinstance(found, str | int) and str(found):
-        return subjects.foreign_id(str(found))
-    return f"s{delivery.seq}-{int(delivery.enqueued_at * 1e6):x}"
-
-
-def _deadline(told: Mapping[str, str]) -> float | None:
-    value = headers.number(told.get(headers.DEADLINE, ""))
-    return value / 1000 if value else None
-
-
 def _with_attempt(opened: Opened, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
     entry: dict[str, Any] = {"attempt": opened.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
     if trace:
         entry["traceback"] = trace
     return [*(opened.history or []), entry][-HISTORY_MAX:]
-
-
-def _error_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _trace(error: BaseException) -> str:
-    """The traceback from the handler on, the frames of this module left out."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiqueue."):
-        frames = frames.tb_next
-    text = "".join(traceback.format_exception(type(error), error, frames))
-    return text[-TRACEBACK_CHARS_MAX:]

@@ -13,20 +13,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+from .attempt import Handler
 from .backoff import Backoff
+from .child import refuse_while_loading
 from .client import Client
 from .errors import BadInput
 from .job import Job, M
 from .lanes import Lanes
 from .leases import Leases
+from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
-from .runner import Handler, Runner
+from .quarantine import Quarantine
+from .runner import Runner
 from .units import seconds
+from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.worker")
 
 R = TypeVar("R")
 CONCURRENCY_MAX = 10_000
+PROCESSES_MAX = 1_000
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 
@@ -48,8 +54,10 @@ class Worker:
     """Handlers and how many of them run at once.
 
     `families`: which families' jobs to take; None is those of the registered messages. `tenants`: whose jobs; None
-    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `lifespan` is an async
-    context manager function entered before the first job and left after the last; what it yields is ``job.state``.
+    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `processes` (1 to 1,000,
+    default: as many as there are CPUs, at most `concurrency`) is how many children run the handlers registered with
+    ``process=True``. `lifespan` is an async context manager function entered before the first job and left after the
+    last; what it yields is ``job.state``. Each child enters it too.
     `drain_timeout` (default "30s") bounds the finish of running jobs when the worker is told to stop.
     """
 
@@ -59,21 +67,37 @@ class Worker:
         families: Collection[str] | None = None,
         tenants: Collection[str] | None = None,
         concurrency: int = 100,
+        processes: int | None = None,
         lifespan: Lifespan | None = None,
         drain_timeout: str | float = "30s",
         name: str | None = None,
     ) -> None:
         if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
             raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
+        if processes is not None and (isinstance(processes, bool) or not 1 <= processes <= PROCESSES_MAX):
+            raise BadInput(f"processes must be from 1 to {PROCESSES_MAX:,}, not {processes!r}")
         if isinstance(families, str) or isinstance(tenants, str):
             raise BadInput("families and tenants are lists of names")
         self.families = None if families is None else tuple(families)
         self.tenants = None if tenants is None else tuple(tenants)
         self.concurrency = concurrency
+        self.processes = processes
         self.lifespan = lifespan
         self.drain_timeout_s = seconds(drain_timeout)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self._handlers: dict[tuple[str, str], Handler] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once: `concurrency`, or as many as there are processes where all handlers need one
+        (a job must not wait here for a process while another worker has one free).
+        """
+        return self.process_count if all(each.process for each in self.handlers) else self.concurrency
+
+    @property
+    def process_count(self) -> int:
+        """How many children run the handlers registered with ``process=True``."""
+        return min(self.concurrency, self.processes or os.cpu_count() or 1)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -86,13 +110,17 @@ class Worker:
         retry: Backoff | None = None,
         timeout: str | float | None = "10m",
         result: bool = True,
+        process: bool = False,
     ) -> _Register[M]:
         """Register a function for a kind of message: a decorator.
 
         The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
         (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
         "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
-        `result=False` keeps no result and spares a write. Raises BadInput for a kind that has a handler already.
+        `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
+        function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
+        refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
+        what it prints goes to stderr. Raises BadInput for a kind that has a handler already.
         """
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
@@ -105,7 +133,7 @@ class Worker:
             is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
             )
-            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result)
+            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result, process)
 
         return _Register(add)
 
@@ -150,6 +178,7 @@ class Session:
     def __init__(self, worker: Worker, client: Client) -> None:
         self._worker = worker
         self._client = client
+        self._slots = worker.slots
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in worker._families(client)}
         self._wake = asyncio.Event()
@@ -176,7 +205,18 @@ class Session:
 
     async def start(self) -> None:
         client, worker = self._client, self._worker
+        refuse_while_loading()
         try:
+            recipe = Recipe(
+                self._families,
+                {key: each for key, each in worker._handlers.items() if key[0] in self._families},
+                worker.lifespan,
+                worker,
+            )
+            processes = await self._stack.enter_async_context(Processes(recipe, worker.process_count))
+            quarantine = await self._stack.enter_async_context(
+                Quarantine(client.connection, recipe, slots=worker.slots)
+            )
             state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
             self._runner = Runner(
                 client.connection,
@@ -186,6 +226,9 @@ class Session:
                 families=self._families,
                 worker=worker.name,
                 state=state,
+                processes=processes,
+                quarantine=quarantine,
+                watchdog=self._stack.enter_context(Watchdog()),
             )
             await self._puller.open()
             self._leases.start()
@@ -194,7 +237,7 @@ class Session:
         except BaseException:
             await self._stop()
             raise
-        log.info("worker %s: %d slots, families %s", worker.name, worker.concurrency, ", ".join(self._families))
+        log.info("worker %s: %d slots, families %s", worker.name, self._slots, ", ".join(self._families))
 
     async def drain(self) -> None:
         """Stop pulling, finish what runs within the drain timeout, hand the rest to other workers. Safe twice."""
@@ -234,13 +277,12 @@ class Session:
 
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
-        concurrency = self._worker.concurrency
         while True:
             await self._wake.wait()
             self._wake.clear()
             try:
-                extra = prefetch(concurrency, self._handler_s)
-                self._puller.refill(concurrency - len(self._running) - len(self._waiting), extra)
+                extra = prefetch(self._slots, self._handler_s)
+                self._puller.refill(self._slots - len(self._running) - len(self._waiting), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
@@ -254,7 +296,7 @@ class Session:
             self._spawn_return(delivery)
             return
         self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
-        if self._waiting or len(self._running) >= self._worker.concurrency:
+        if self._waiting or len(self._running) >= self._slots:
             delivery.lane.waiting += 1
             self._waiting.append(delivery)
         else:
@@ -272,7 +314,7 @@ class Session:
         """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
         they were asked for, and what waits here is soon done (`prefetch`).
         """
-        while self._waiting and not self._draining and len(self._running) < self._worker.concurrency:
+        while self._waiting and not self._draining and len(self._running) < self._slots:
             self._start(self._take())
 
     def _take(self) -> Delivery:

@@ -53,10 +53,10 @@ class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
 class Crew:
     """Worker processes on one application module, and what their handlers wrote."""
 
-    def __init__(self, directory: Path, account: Any) -> None:
+    def __init__(self, directory: Path, account: Any, app: str = APP, stream: str = STREAM) -> None:
         (directory / "streams").mkdir()
-        (directory / "streams" / "test_sleeps.toml").write_text(textwrap.dedent(STREAM))
-        (directory / "app.py").write_text(textwrap.dedent(APP))
+        (directory / "streams" / "test_sleeps.toml").write_text(textwrap.dedent(stream))
+        (directory / "app.py").write_text(textwrap.dedent(app))
         self.directory = directory
         self.log = directory / "jobs.log"
         self.log.touch()

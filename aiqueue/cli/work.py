@@ -156,7 +156,7 @@ async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
 def _start_line(worker: Worker, client: Client) -> str:
     families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
     tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
-    slots = output.count(worker.concurrency, "slot")
+    slots = output.count(worker.slots, "slot")
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
 
 

@@ -1,0 +1,291 @@
+"""One run of a handler on a job: what it needs, and what may come of it. The same in a worker and in its children."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any, NamedTuple
+
+from . import codec, headers, subjects
+from .backoff import Backoff
+from .errors import DecodeError, Stale
+from .job import Job, Message, Progress, Reject, Retry, parse_message
+from .topology import Family
+
+TRACEBACK_CHARS_MAX = 4_000
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function for a kind of message, and how it is to be run. `process`: in a child process."""
+
+    model: type[Message]
+    call: Callable[[Job[Any]], Any]
+    is_async: bool
+    retry: Backoff
+    timeout_s: float | None
+    keeps_result: bool
+    process: bool = False
+
+
+# What came of running a delivery
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The handler's own result."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Raised:
+    """It failed, and another attempt may succeed, `after_s` seconds later if the handler said so."""
+
+    error: str
+    trace: str
+    after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """It can never succeed: `reason` is one word for machines, `error` a line for people."""
+
+    reason: str
+    error: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Nobody here knows this kind or version; a newer worker may."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A plain publisher asked by header for a lower priority than the bare subject has."""
+
+    priority: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Another attempt has ended this job already."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The worker is leaving; the job is to go to another one."""
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """There was no room to try this suspect: it is to come back `after_s` seconds later."""
+
+    after_s: float
+
+
+Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled | Postponed
+
+
+class Parcel(NamedTuple):
+    """What an attempt needs of a delivery, in plain data. `enqueued_at`: seconds since the epoch."""
+
+    family: Family
+    tenant: str
+    priority: str
+    seq: int
+    enqueued_at: float
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds since the epoch; None: none."""
+        value = headers.number(self.headers.get(headers.DEADLINE, ""))
+        return value / 1000 if value else None
+
+
+@dataclass
+class Contents:
+    """What a parcel holds: the job's id, and its data unless `problem` says why that cannot be read."""
+
+    job_id: str
+    kind: str
+    version: str | None = None
+    data: dict[str, Any] | None = None
+    problem: str = ""
+
+
+def read(parcel: Parcel) -> Contents:
+    """Read the body. One that cannot be read is told in `problem`."""
+    found = Contents("", "")
+    fill(parcel, found)
+    return found
+
+
+def fill(parcel: Parcel, found: Contents) -> None:
+    """Read the body into `found`."""
+    told, family = parcel.headers, parcel.family
+    found.kind = told.get(headers.KIND, "")
+    try:
+        incoming = codec.read(
+            parcel.body,
+            content_type=told.get(headers.CONTENT_TYPE, ""),
+            kind=found.kind,
+            default_kind=family.default_kind,
+            aliases=family.aliases,
+        )
+    except DecodeError as error:
+        found.problem = error.reason
+        found.kind = found.kind or family.default_kind
+    else:
+        found.kind, found.version, found.data = incoming
+    found.job_id = _job_id(parcel, found.data)
+
+
+def unread(parcel: Parcel) -> Contents | None:
+    """Id and kind without a look at the body; None where the headers do not tell both."""
+    told, key = parcel.headers, parcel.family.key
+    if not told.get(headers.KIND) or not (told.get(headers.JOB_ID) or not key or told.get(key)):
+        return None
+    return Contents(_job_id(parcel, None), told[headers.KIND])
+
+
+def nameless(parcel: Parcel) -> Contents:
+    """The contents of a parcel whose body must not be looked at and whose headers do not tell them."""
+    return Contents(_job_id(parcel, None), parcel.headers.get(headers.KIND, "") or parcel.family.default_kind)
+
+
+def prepare(
+    parcel: Parcel, found: Contents, handler: Handler | None, *, attempt: int, state: Any, progress: Progress
+) -> Job[Any] | Refused | Unknown:
+    """The job for its handler, or why there is none."""
+    family = parcel.family
+    if found.data is None:
+        return Refused("undecodable", found.problem)
+    if handler is None:
+        return unknown_kind(parcel, found)
+    if not codec.known_version(found.version, family.schema_versions):
+        return Unknown(f"schema version {found.version!r} is none of {', '.join(family.schema_versions)}")
+    try:
+        message = parse_message(handler.model, found.data)
+    except DecodeError as error:
+        return Refused("invalid", error.reason)
+    return Job(
+        message,
+        job_id=found.job_id,
+        lane=subjects.Lane(family.name, parcel.tenant, parcel.priority),
+        attempt=attempt,
+        enqueued_at=parcel.enqueued_at,
+        deadline=parcel.deadline,
+        headers=parcel.headers,
+        state=state,
+        progress=progress,
+    )
+
+
+def unknown_kind(parcel: Parcel, found: Contents) -> Unknown:
+    """The outcome of a job whose kind has no handler here."""
+    return Unknown(f"no handler for kind {found.kind!r} in {parcel.family.name}")
+
+
+def overdue(parcel: Parcel) -> bool:
+    """Whether the job's deadline has passed."""
+    deadline = parcel.deadline
+    return deadline is not None and time.time() >= deadline
+
+
+def misplaced(parcel: Parcel) -> Misplaced | None:
+    """The priority that a header asks for, where the job belongs there."""
+    wished = parcel.headers.get(headers.PRIORITY, "")
+    return Misplaced(wished) if wished and parcel.family.demoted(parcel.priority, wished) else None
+
+
+def timed_out(timeout_s: float | None) -> Raised:
+    """The outcome of an attempt that its handler's `timeout_s` has ended."""
+    return Raised(f"timed out after {timeout_s:g} s", "")
+
+
+def raised(error: BaseException) -> Outcome:
+    """What an exception of a handler means."""
+    match error:
+        case Retry():
+            return Raised(error.reason, "", error.after_s)
+        case Reject():
+            return Refused("rejected", error.reason)
+        case asyncio.CancelledError():
+            return Raised("the handler was cancelled from within", "")
+        case Stale():
+            return Ended() if error.ended else TakenOver()
+        case Exception():
+            return Raised(_error_line(error), _trace(error))
+        case _:
+            return Raised(f"the handler raised {_error_line(error)}", _trace(error))
+
+
+_BY_WORD: dict[str, type[Any]] = {
+    "raised": Raised, "refused": Refused, "unknown": Unknown, "misplaced": Misplaced, "ended": Ended,
+    "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed,
+}  # fmt: skip
+_WORDS = {made: word for word, made in _BY_WORD.items()}
+
+
+def to_plain(outcome: Outcome) -> list[Any]:
+    """An outcome as plain data, for a pipe; `outcome_of` reads it. A result is CBOR in it."""
+    if isinstance(outcome, Returned):
+        return ["returned", codec.encode(outcome.value)]
+    return [_WORDS[type(outcome)], *astuple(outcome)]
+
+
+def outcome_of(plain: list[Any]) -> Outcome:
+    """The outcome that `to_plain` wrote. Raises ValueError or TypeError for anything else."""
+    word, *rest = plain
+    if word == "returned":
+        return Returned(codec.decode(rest[0], codec.CBOR))
+    if word not in _BY_WORD:
+        raise ValueError(f"{word!r} is no outcome")
+    made: Outcome = _BY_WORD[word](*rest)
+    return made
+
+
+def here(handler: Handler) -> Handler:
+    """The same handler, run in this very process."""
+    return replace(handler, process=False)
+
+
+def _job_id(parcel: Parcel, data: Mapping[str, Any] | None) -> str:
+    """The library's header, else the caller's own key in header or body, else what the stream knows: the same at
+    every delivery.
+    """
+    key = parcel.family.key
+    found: Any = parcel.headers.get(headers.JOB_ID)
+    if not found and key:
+        found = parcel.headers.get(key) or (data or {}).get(key)
+    if isinstance(found, str | int) and str(found):
+        return subjects.foreign_id(str(found))
+    return f"s{parcel.seq}-{int(parcel.enqueued_at * 1e6):x}"
+
+
+def _error_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback from the handler on, aiqueue's own frames before it left out."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiqueue."):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return text[-TRACEBACK_CHARS_MAX:]

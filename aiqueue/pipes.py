@@ -1,0 +1,66 @@
+"""What travels between a worker and its children: frames of CBOR on a pipe, a length in front. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any, BinaryIO
+
+from . import codec
+from .attempt import Parcel
+from .errors import AIQueueError, Stale, Unavailable
+from .topology import Family
+
+LENGTH = 4  # bytes of a frame's length, big-endian
+
+
+def pack(said: list[Any]) -> bytes:
+    """A frame. Raises EncodeError for what is no plain data."""
+    body = codec.encode(said)
+    return len(body).to_bytes(LENGTH, "big") + body
+
+
+async def hear(reader: asyncio.StreamReader) -> list[Any]:
+    """The next frame. Raises EOFError (asyncio's IncompleteReadError is one), DecodeError."""
+    size = int.from_bytes(await reader.readexactly(LENGTH), "big")
+    return _words(await reader.readexactly(size))
+
+
+def hear_blocking(pipe: BinaryIO) -> list[Any]:
+    """The next frame, for a thread. Raises EOFError, DecodeError."""
+    return _words(_exactly(pipe, int.from_bytes(_exactly(pipe, LENGTH), "big")))
+
+
+def plain_parcel(parcel: Parcel) -> list[Any]:
+    """A parcel as plain data, its family by name."""
+    return [parcel.family.name, *parcel[1:5], dict(parcel.headers), parcel.body]
+
+
+def plain_family(family: Family) -> dict[str, Any]:
+    """A family as plain data; ``Family(**data)`` makes it again."""
+    return {each.name: getattr(family, each.name) for each in dataclasses.fields(family)}
+
+
+def plain_error(error: AIQueueError) -> list[Any]:
+    """An error of a write to the journal, as `error_of` reads it."""
+    return [type(error).__name__, str(error), isinstance(error, Stale) and error.ended]
+
+
+def error_of(plain: list[Any]) -> AIQueueError:
+    """What a child raises where its parent could not write: Stale, Unavailable, or AIQueueError with the text."""
+    name, text, ended = plain
+    if name == "Stale":
+        return Stale(text, ended=bool(ended))
+    return Unavailable(text) if name == "Unavailable" else AIQueueError(text)
+
+
+def _words(body: bytes) -> list[Any]:
+    said = codec.decode(body, codec.CBOR)
+    return said if isinstance(said, list) and said else ["?"]
+
+
+def _exactly(pipe: BinaryIO, size: int) -> bytes:
+    found = pipe.read(size)
+    if len(found) < size:
+        raise EOFError
+    return found

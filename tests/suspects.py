@@ -1,0 +1,86 @@
+"""Messages and handlers that child processes of the tests import by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiqueue
+from aiqueue import attempt
+
+
+class Act(aiqueue.Message, kind="act"):
+    """What the handler shall do, and with what."""
+
+    do: str
+    value: float = 0
+    task_id: str = ""
+
+
+@contextlib.asynccontextmanager
+async def lifespan() -> AsyncIterator[dict[str, int]]:
+    yield {"entered_in": os.getpid()}
+
+
+@contextlib.asynccontextmanager
+async def deadly_to_read() -> AsyncIterator[None]:
+    """Where every body ends the process that reads it."""
+    attempt.read = lambda _: os._exit(7)  # type: ignore[assignment, return-value]
+    yield
+
+
+async def act(job: aiqueue.Job[Act]) -> Any:
+    """An async handler."""
+    if job.message.do == "progress":
+        await job.progress(0.5, "half")
+        await job.progress(1, "whole")
+    if job.message.do == "sleep":
+        await asyncio.sleep(job.message.value)
+    return _act(job)
+
+
+def act_sync(job: aiqueue.Job[Act]) -> Any:
+    """A plain one."""
+    return _act(job)
+
+
+def _act(job: aiqueue.Job[Act]) -> Any:
+    message = job.message
+    if os.environ.get("SUSPECTS_LOG"):
+        with Path(os.environ["SUSPECTS_LOG"]).open("a") as log:
+            log.write(f"{message.do} {job.id} {job.attempt} {os.getpid()}\n")
+    match message.do:
+        case "exit":
+            os._exit(9)
+        case "segv":
+            ctypes.string_at(0)
+        case "die once" if job.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "block":
+            time.sleep(message.value)
+        case "spin":
+            while True:
+                pass
+        case "retry" if job.attempt < 3:
+            raise aiqueue.Retry("not yet", after=0.05)
+        case "reject":
+            raise aiqueue.Reject("never")
+        case "raise":
+            raise ValueError("broken")
+        case "system exit":
+            raise SystemExit(3)
+        case "odd":
+            return object()
+        case "types":
+            return {"when": datetime(2026, 1, 2, tzinfo=UTC), "much": Decimal("1.50"), "raw": b"\x00", "none": None}
+    print("to nobody", flush=True)  # must not end in the pipe
+    return {"pid": os.getpid(), "attempt": job.attempt, "id": job.id, "state": job.state, "tenant": job.tenant}

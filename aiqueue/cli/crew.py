@@ -103,6 +103,9 @@ class Slot:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [*_python(), "-m", "aiqueue", "work", f"--crew-fd={theirs.fileno()}", *arguments]
+            # A Ctrl-C in the terminal is for the parent, which tells its members: until they are ready for it, which
+            # unblocks it, it would only make a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self.process = subprocess.Popen(  # noqa: S603 - this program again
                     command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
@@ -110,6 +113,8 @@ class Slot:
             except BaseException:
                 ours.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.setblocking(False)
         self.line, self.begun, self.works = ours, time.monotonic(), False
 

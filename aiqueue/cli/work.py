@@ -135,6 +135,8 @@ async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
     begun = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    if member is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which the crew had blocked
     try:
         async with worker.running(client) as session:
             output.say(_start_line(worker, client))

@@ -213,14 +213,14 @@ def _decode_cbor(body: bytes) -> Any:
             max_depth=MAX_DEPTH,
             strict_hashable_types=True,
         ).decode()
-        if source.tell() != len(body):  # decode() leaves a seekable source behind the value
-            raise DecodeError("not CBOR: something follows the value")
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders of tags raise whatever the bytes lead them to)
         if isinstance(error.__cause__, DecodeError):
             raise error.__cause__ from None
         raise DecodeError(f"not CBOR: {_one_line(error)}") from None
+    if source.tell() != len(body):  # decode() leaves a seekable source behind the value
+        raise DecodeError("not CBOR: something follows the value")
     return value
 
 

@@ -105,9 +105,7 @@ def _more_noise() -> list[tuple[int, str]]:
     raw = os.urandom(17 * _NOISE)
     digits = raw.translate(_FIVE_BITS).decode()
     # 128 bits are 25 digits and 3 bits: the last digit's lower two bits are zero
-    return [
-        (raw[at] & 3, digits[at + 1 : at + 16] + _DIGITS[raw[at + 16] & 28]) for at in range(0, 17 * _NOISE, 17)
-    ]
+    return [(raw[at] & 3, digits[at + 1 : at + 16] + _DIGITS[raw[at + 16] & 28]) for at in range(0, 17 * _NOISE, 17)]
 
 
 if hasattr(os, "register_at_fork"):

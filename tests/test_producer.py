@@ -111,7 +111,7 @@ async def test_a_normal_job_is_seen_on_the_guides_bare_subject_and_stored_in_its
 ) -> None:
     seen: list[str] = []
 
-    async def see(message: Any) -> None:
+    def see(message: Any) -> None:
         seen.append(message.subject)
 
     await client.connection.subscribe("ai.agent.tasks.acme", see)

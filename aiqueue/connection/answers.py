@@ -6,8 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ..errors import AccessDenied, AIQueueError, Unavailable
-from . import frames
-from .frames import Headers, PubAck, Received
+from .frames import PubAck, Received
 from .window import Publish, Window
 from .wire import Message
 

@@ -66,7 +66,6 @@ class Window:
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._again_timer: asyncio.TimerHandle | None = None
-        self.most = 0  # the largest number that has been under way
 
     @property
     def under_way(self) -> int:
@@ -86,15 +85,15 @@ class Window:
 
     def abandon(self, publishes: Iterable[Publish]) -> None:
         """Forget these: what was not sent is not sent any more, and none is settled."""
-        gone = set(map(id, publishes))
-        for token, publish in list(self._under_way.items()):
-            if id(publish) in gone:
-                del self._under_way[token]
+        gone = set()
+        for publish in publishes:
+            if self._under_way.get(publish.token) is publish:
+                del self._under_way[publish.token]
                 self._bytes -= len(publish.body)
-        self._line = deque(each for each in self._line if id(each) not in gone)
-        self._again = [each for each in self._again if id(each) not in gone]
-        for subject, waiting in self._unwanted.items():
-            self._unwanted[subject] = [each for each in waiting if id(each) not in gone]
+            else:
+                gone.add(id(publish))
+        if gone:
+            self._drop(gone)
         self._pump()
 
     def answered(self, token: bytes, data: bytes, block: bytes | None) -> bool:
@@ -179,11 +178,15 @@ class Window:
         publish.due = due = min(asyncio.get_running_loop().time() + TRY_S, publish.end)
         self._under_way[token] = publish
         self._bytes += len(publish.body)
-        if len(self._under_way) > self.most:
-            self.most = len(self._under_way)
         self._connection.put(publish.subject, token, publish.block, publish.body)
         if self._timer is None or due < self._timer.when():
             self._watch(due)
+
+    def _drop(self, gone: set[int]) -> None:
+        self._line = deque(each for each in self._line if id(each) not in gone)
+        self._again = [each for each in self._again if id(each) not in gone]
+        for subject, waiting in self._unwanted.items():
+            self._unwanted[subject] = [each for each in waiting if id(each) not in gone]
 
     def _pump(self) -> None:
         line = self._line

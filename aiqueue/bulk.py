@@ -24,6 +24,7 @@ TURN = 64  # items that are sent, or told, before the event loop has its turn
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that wait for their acknowledgement
 PROGRESS_EVERY_S = 0.1
 LANE_TURN_MAX = 64
+ANSWER_S = 0.05  # a full lane is not asked again with less time than this for its answer
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,10 @@ class Bulk(Generic[T]):
         now = asyncio.get_running_loop().time() + 0.001
         sent = 0
         while lane.waiting and (sent < lane.lot or lane.waiting[0][1].limit <= now):
-            _, slot = heapq.heappop(lane.waiting)
+            slot = lane.waiting[0][1]
+            if now < slot.limit < now + ANSWER_S:
+                break
+            heapq.heappop(lane.waiting)
             if slot.limit <= now:
                 slot.outcome = slot.outcome or QueueFull(subject, "the lane's limit per subject is reached")
                 self.on_settled(slot)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, enqueue, latency
+from . import drain, enqueue, latency, many
 from .report import Row, table
 
 
@@ -24,7 +24,7 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
-            for module in (enqueue, drain, latency):
+            for module in (enqueue, many, drain, latency):
                 rows += await module.run(client, rounds=rounds, jobs=jobs)
     return rows
 
@@ -32,7 +32,9 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=10_000, help="jobs of a drain; enqueue takes a third of it")
+    parser.add_argument(
+        "--jobs", type=int, default=10_000, help="jobs of a drain and of enqueue_many; enqueue one by one takes a third"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     rows = asyncio.run(measure(chosen.rounds, chosen.jobs))

@@ -304,6 +304,8 @@ class Connection:
             self._lost_at = time.monotonic()
             log.warning("lost the connection to %s, reconnecting", self.settings.addresses)
             self._answers.fail(Unavailable("the connection was lost before the answer", maybe_stored=True))
+            if self._link is not None:
+                self._link.take_back(self._answers.inbox_bytes)
             self._answers.window.lost()
             if self._before_rebuild is not None:
                 self._nudge()

@@ -74,6 +74,13 @@ class Link(Client):
         if self._flush_queue is not None and self._flush_queue.empty() and self.is_connected:
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
+    def take_back(self, inbox: bytes) -> None:
+        """Drop frames that wait for the socket and are answered on `inbox`: nats-py would send them after it has
+        reconnected, ahead of what was sent before them and is to be sent again.
+        """
+        self._pending = [frame for frame in self._pending if inbox not in frame[: frame.find(b"\r\n")]]
+        self._pending_data_size = sum(map(len, self._pending))
+
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""
         if self._pending_data_size > PENDING_BYTES:

@@ -115,6 +115,8 @@ class SyncClient:
         It is read in the calling thread, `window` items at a time, each lot when the one before has been told.
         `progress` counts within a lot.
         """
+        if type(window) is not int or window < 1:
+            raise BadInput(f"window: a whole number from 1 up, not {window!r}")
         source = iter(items)
         while lot := list(islice(source, window)):
             for outcome in self._drive(self._lot(lot, window=window, **options)):

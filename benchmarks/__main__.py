@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--jobs", type=int, default=10_000, help="jobs of a drain and of enqueue_many; enqueue one by one takes a third"
+        "--jobs", type=int, default=10_000, help="jobs of a drain; enqueue one by one takes a third of it"
     )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()

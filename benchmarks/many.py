@@ -44,9 +44,7 @@ async def callers(jobs: int, one: Callable[[int], Awaitable[object]]) -> None:
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     many = Row(f"enqueue_many, window {WINDOW:,}", "/s", "js.publish_async, same window, headers, Msg-Id, codec")
-    at_once = Row(
-        f"enqueue, {CALLERS} callers at once", "/s", f"js.publish, {CALLERS} callers, same headers and Msg-Id"
-    )
+    at_once = Row(f"enqueue, {CALLERS} callers at once", "/s", "js.publish, as many callers, headers and Msg-Id")
     raw = await raw_client(client)
     js = raw.jetstream(publish_async_max_pending=WINDOW)
 

@@ -102,7 +102,8 @@ class Connection:
             with contextlib.suppress(Exception):
                 await link.close()
         self._answers.fail(Unavailable("the connection was closed", maybe_stored=True))
-        self._answers.window.close()
+        if left := self._answers.window.close():
+            await asyncio.wait(left)
         self._subscriptions.clear()
         self._up.set()  # wake those who wait for the link: it will not come any more
         self._up.clear()

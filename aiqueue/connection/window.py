@@ -23,7 +23,6 @@ TRY_S = 5.0  # one try; the caller's own timeout spans the tries
 NO_ANSWER = f"no answer within {TRY_S:g} s"
 AWAY = "no stream takes it, or its leader is away"
 LOST = "the connection was lost before the answer"
-DOWN = "no connection"
 
 
 class Publish:
@@ -43,7 +42,7 @@ class Publish:
         self.fenced = fenced
         self.outcome: frames.PubAck | AIQueueError | None = None
         self.maybe_stored = False
-        self.problem = DOWN
+        self.problem = ""  # why the last try failed; none yet
         self.tries = 0
         self.token = b""
         self.due = self.end = 0.0
@@ -147,8 +146,8 @@ class Window:
                 self._end(publish, AccessDenied(f"this user may not publish to {publish.subject}"))
         self._pump()
 
-    def close(self) -> None:
-        """End all with Unavailable, and all timers."""
+    def close(self) -> set[asyncio.Task[None]]:
+        """End all with Unavailable, and all timers. Returns tasks that are cancelled and not yet done."""
         for timer in (self._timer, self._again_timer):
             if timer is not None:
                 timer.cancel()
@@ -166,6 +165,7 @@ class Window:
         self._unwanted.clear()
         for publish in left:
             self._end(publish, Unavailable("the connection was closed", maybe_stored=publish.maybe_stored))
+        return set(self._asking)
 
     # -- within
 
@@ -198,8 +198,8 @@ class Window:
         publish.settled()
 
     def _give_up(self, publish: Publish) -> None:
-        error = Unavailable(f"{publish.subject}: {publish.problem}", maybe_stored=publish.maybe_stored)
-        self._end(publish, error)
+        problem = publish.problem or f"no connection to {self._connection.settings.addresses}"
+        self._end(publish, Unavailable(f"{publish.subject}: {problem}", maybe_stored=publish.maybe_stored))
 
     def _watch(self, due: float) -> None:
         """Have `_tick` called at `due` or before."""

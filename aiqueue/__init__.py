@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .errors import AIQueueError, JobFailed, QueueFull
     from .handle import Handle
-    from .job import Job, Message, Reject, Retry
+    from .job import Job, JobSpec, Message, Reject, Retry
     from .topology import Topology
     from .worker import Worker
 
@@ -25,6 +25,7 @@ _HOME = {
     "Handle": "handle",
     "Job": "job",
     "JobFailed": "errors",
+    "JobSpec": "job",
     "Message": "job",
     "QueueFull": "errors",
     "Reject": "job",
@@ -39,8 +40,8 @@ _HOME = {
 }
 
 __all__ = [
-    "AIQueueError", "Backoff", "Client", "Handle", "Job", "JobFailed", "Message", "QueueFull", "Reject", "Retry",
-    "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
+    "AIQueueError", "Backoff", "Client", "Handle", "Job", "JobFailed", "JobSpec", "Message", "QueueFull", "Reject",
+    "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

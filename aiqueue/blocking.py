@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from . import subjects
+from .bulk import Item
 from .client import Client, connect
 from .config import Settings
-from .errors import BadInput, Unavailable
+from .errors import AIQueueError, BadInput, Unavailable
 from .handle import Handle
 from .job import Message
 from .producer import OnFull
@@ -104,6 +106,24 @@ class SyncClient:
             )
         )  # fmt: skip
         return SyncHandle(self, handle)
+
+    def enqueue_many(
+        self, items: Iterable[Item], *, window: int = 1_000, **options: Any
+    ) -> Iterator[SyncHandle | AIQueueError]:
+        """As `Client.enqueue_many`, whose arguments it takes, for a plain iterable.
+
+        It is read in the calling thread, `window` items at a time, each lot when the one before has been told.
+        `progress` counts within a lot.
+        """
+        if type(window) is not int or window < 1:
+            raise BadInput(f"window: a whole number from 1 up, not {window!r}")
+        source = iter(items)
+        while lot := list(islice(source, window)):
+            for outcome in self._drive(self._lot(lot, window=window, **options)):
+                yield outcome if isinstance(outcome, AIQueueError) else SyncHandle(self, outcome)
+
+    async def _lot(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
+        return [outcome async for outcome in self._client.enqueue_many(items, **options)]
 
     def _drive(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

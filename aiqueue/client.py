@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from . import provision, subjects
+from .bulk import Bulk, Items, Options, Progress
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
-from .errors import BadInput, ConfigMismatch, DataLossRefused
+from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
 from .job import Message
 from .journal import Journal
-from .producer import OnFull, Producer, duration
+from .producer import Enqueued, Form, OnFull, Producer, duration
 from .server import EmbeddedServer
 from .topology import Topology
 
@@ -125,9 +126,7 @@ class Client:
         `maybe_stored` says whether the job may be stored all the same; the same `unique` makes another try safe),
         NotFound (the stream is not there: `aiqueue apply`), AccessDenied.
         """
-        if self._producer is None:
-            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
-        enqueued = await self._producer.enqueue(
+        enqueued = await self._opened().enqueue(
             message,
             tenant=tenant,
             priority=priority,
@@ -138,6 +137,56 @@ class Client:
             timeout_s=duration("timeout", timeout),
         )
         return Handle(enqueued, self.journal, self.topology.family(message.aiq_family).journal)
+
+    def enqueue_many(
+        self,
+        items: Items,
+        *,
+        tenant: str | None = None,
+        priority: str = subjects.NORMAL,
+        headers: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+        on_full: OnFull = "raise",
+        window: int = 1_000,
+        timeout: str | float = 30.0,
+        progress: Progress | None = None,
+    ) -> AsyncGenerator[Handle | AIQueueError, None]:
+        """Store many jobs, and yield for each item, in their order, its handle or the error that kept it out::
+
+            async for outcome in client.enqueue_many(messages, tenant="acme"):
+                if isinstance(outcome, aiqueue.AIQueueError): ...  # outcome.item is what was not stored
+
+        `items`: any iterable or async iterable, endless ones too, of Message or JobSpec (a message with its own
+        tenant, priority, unique, headers, deadline). It is read only as far as the window goes: at most `window`
+        items (and 32 MiB of bodies) that were taken and not yet yielded. A plain iterable is read on the event loop,
+        so it should not block. What it raises is raised here, after the outcomes of all items before it. An error
+        about one item is yielded, never raised, and stops no other.
+
+        Jobs are sent in the order of the items, so a lane holds them in that order, except where one was tried
+        again: after a PubAck that did not come, a full lane, or a cluster without a leader. Each item is tried with
+        the same id until `timeout` (from when it was taken) is over. `on_full`: a full lane's items fail with
+        QueueFull, or "wait" with backoff; other lanes' items pass them, but are yielded after them, so that a lane
+        which stays full holds the window up for at most `timeout`. `deadline` counts from when the item was taken.
+
+        `progress(stored, failed)` counts what was yielded; it is called at most 10 times a second and at the end.
+        Leaving early (`aclose`, `contextlib.aclosing`, cancellation) forgets what is under way: those that were sent
+        may be stored all the same, and nothing says so. Raises BadInput for a wrong argument, at once.
+        """
+        producer = self._opened()
+        journal = self.journal
+        if deadline is not None:
+            duration("deadline", deadline)
+        options = Options(tenant, priority, headers, deadline, on_full, window, duration("timeout", timeout), progress)
+
+        def made(enqueued: Enqueued, form: Form) -> Handle:
+            return Handle(enqueued, journal, form.family.journal)
+
+        return Bulk(producer, options, made).run(items)
+
+    def _opened(self) -> Producer:
+        if self._producer is None:
+            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
+        return self._producer
 
     async def _declare(self, connection: Connection) -> None:
         try:

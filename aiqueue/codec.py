@@ -5,7 +5,6 @@ CBOR is RFC 8949. Tags that could build cyclic or huge values or compile pattern
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from collections.abc import Collection, Mapping
@@ -27,10 +26,12 @@ MAX_DEPTH = 64
 MAX_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
 MAX_INT_BITS = 14_000  # some 4,200 digits: Python neither reads nor prints longer ones, and JSON has none either
 MAX_EXPONENT = 6144  # decimal128's
+_SMALL_MIN, _SMALL_MAX = -(1 << 63), (1 << 63) - 1  # whole numbers that need no look at their length
 
 # 5 big float (its exponent is computed), 25/256 string references, 28/29 shared (cyclic) values, 30 rational,
 # 35 regular expression, 36 MIME message, 43000 complex number
 _REFUSED_TAGS = (5, 25, 256, 28, 29, 30, 35, 36, 43000)
+_Model = pydantic.BaseModel
 _EXACT = Context(prec=20_000, Emax=999_999, Emin=-999_999, traps=[])
 _JSON_STARTS = frozenset(b'{[" \t\r\n')
 
@@ -64,6 +65,8 @@ def decode(body: bytes, content_type: str = "") -> Any:
     """
     if len(body) > MAX_BYTES:
         raise DecodeError(f"body of {len(body):,} bytes is above the limit of {MAX_BYTES:,}")
+    if content_type == CBOR:
+        return _decode_cbor(body)
     media = content_type.partition(";")[0].strip().lower()
     if media == JSON or media.endswith("+json"):
         return _decode_json(body)
@@ -114,7 +117,9 @@ def _plain(value: Any, depth: int) -> Any:
         return _plain_container(value, depth)
     if kind in (int, Decimal):
         return _checked_number(value)
-    if isinstance(value, pydantic.BaseModel):
+    if _Model in kind.__mro__:  # as isinstance, which pydantic's metaclass makes slow
+        if kind.model_dump is _Model.model_dump:  # what it would call, without its dozen arguments
+            return _plain(value.__pydantic_serializer__.to_python(value), depth)
         return _plain(value.model_dump(), depth)
     if isinstance(value, dict):
         return _plain(dict(value), depth)
@@ -136,13 +141,22 @@ def _plain_container(value: Any, depth: int) -> Any:
     if depth >= MAX_DEPTH:
         raise EncodeError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
-        made = {k if type(k) is str else _key(k): _plain(v, depth + 1) for k, v in value.items()}
-        if len(made) < len(value):
-            raise EncodeError("two keys of a map are the same as text")
-        return made
+        return _plain_map(value, depth)
     if _AS_THEY_ARE.issuperset(map(type, value)):  # quick, for it may be an embedding
         return list(value)
     return [_plain(item, depth + 1) for item in value]
+
+
+def _plain_map(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    made = {}
+    for key, inner in value.items():
+        kind = type(inner)
+        if kind not in _AS_THEY_ARE and not (kind is int and _SMALL_MIN <= inner <= _SMALL_MAX):
+            inner = _plain(inner, depth + 1)  # noqa: PLW2901  (a call for each value would cost more than all else)
+        made[key if type(key) is str else _key(key)] = inner
+    if len(made) < len(value):
+        raise EncodeError("two keys of a map are the same as text")
+    return made
 
 
 def _key(key: Any) -> str:
@@ -190,29 +204,24 @@ _TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _whole,
 
 
 def _decode_cbor(body: bytes) -> Any:
+    source = io.BytesIO(body)
     try:
-        decoder = cbor2.CBORDecoder(
-            io.BytesIO(body),
+        value = cbor2.CBORDecoder(
+            source,
             tag_hook=_refuse_tag,
             semantic_decoders=_TAGS,
             max_depth=MAX_DEPTH,
             strict_hashable_types=True,
-        )
-        value = decoder.decode()
-        _refuse_more(decoder)
+        ).decode()
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders of tags raise whatever the bytes lead them to)
         if isinstance(error.__cause__, DecodeError):
             raise error.__cause__ from None
         raise DecodeError(f"not CBOR: {_one_line(error)}") from None
-    return value
-
-
-def _refuse_more(decoder: cbor2.CBORDecoder) -> None:
-    with contextlib.suppress(cbor2.CBORDecodeEOF):
-        decoder.read(1)
+    if source.tell() != len(body):  # decode() leaves a seekable source behind the value
         raise DecodeError("not CBOR: something follows the value")
+    return value
 
 
 def _decode_json(body: bytes) -> Any:

@@ -35,9 +35,13 @@ from typing import Any, ClassVar
 
 
 class AIQueueError(Exception):
-    """Any error that aiqueue raises. `retryable` says whether the same call can succeed later."""
+    """Any error that aiqueue raises. `retryable` says whether the same call can succeed later.
+
+    `item` is set on errors that `Client.enqueue_many` yields: the Message or JobSpec that was not stored.
+    """
 
     retryable: ClassVar[bool] = False
+    item: Any = None
 
     def __str__(self) -> str:
         return " ".join(line.strip() for line in super().__str__().splitlines())
@@ -233,7 +237,8 @@ def details(error: AIQueueError) -> dict[str, Any]:
 
     JobFailed's own `error` is called ``cause`` there. What JSON has no form for is told by its repr.
     """
-    data = {"cause" if k == "error" else k: _jsonable(v) for k, v in vars(error).items() if not k.startswith("_")}
+    told = {k: v for k, v in vars(error).items() if not k.startswith("_") and k != "item"}
+    data = {"cause" if k == "error" else k: _jsonable(v) for k, v in told.items()}
     return {**data, "error": type(error).__name__, "message": str(error), "retryable": error.retryable}
 
 

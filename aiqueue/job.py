@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
@@ -41,6 +42,20 @@ class Message(pydantic.BaseModel):
             cls.aiq_family = family
         if not subjects.FAMILY.fullmatch(cls.aiq_family):
             raise ValueError(f'family {cls.aiq_family!r} must look like "component.operation", in a-z 0-9 _ -')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A message with options of its own, for `Client.enqueue_many`: those of `Client.enqueue`, None being what
+    `enqueue_many` was given. `headers` go over `enqueue_many`'s name by name.
+    """
+
+    message: Message = field(kw_only=False)
+    tenant: str | None = None
+    priority: str | None = None
+    unique: str | None = None
+    headers: Mapping[str, str] | None = None
+    deadline: str | float | None = None
 
 
 def untyped(kind: str, family: str) -> type[Message]:

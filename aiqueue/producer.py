@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from . import codec, headers, subjects
-from .connection import Connection
+from .connection import Connection, block
 from .errors import BadInput, QueueFull, Unavailable
 from .job import Message
 from .topology import Family, Topology
@@ -18,13 +17,13 @@ from .units import seconds
 
 HINT_EVERY_S = 20.0  # below the time after which a worker lets an idle lane go (lanes.IDLE_S)
 HINTED_MAX = 10_000
+FORMS_MAX = 10_000
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
 
 OnFull = Literal["raise", "wait"]
 
 
-@dataclass(frozen=True)
-class Enqueued:
+class Enqueued(NamedTuple):
     """A stored job: where its message is, and whether it had been there before."""
 
     job_id: str
@@ -34,13 +33,32 @@ class Enqueued:
     duplicate: bool
 
 
+class Form(NamedTuple):
+    """What all jobs of one kind in one lane have in common on the wire."""
+
+    family: Family
+    lane: subjects.Lane
+    subject: str
+    template: bytes  # the header block; %b where the job's id goes, %d for the deadline
+    ids: int
+    deadline_s: float | None
+
+    def block(self, job_id: str) -> bytes:
+        """The headers of one job, as they travel."""
+        own = (job_id.encode(),) * self.ids
+        if self.deadline_s is None:
+            return self.template % own
+        return self.template % (*own, round((time.time() + self.deadline_s) * 1000))
+
+
 class Producer:
     """Stores jobs and tells workers about lanes that may be new to them."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
-        self._connection = connection
+        self.connection = connection
         self._topology = topology
         self._hinted: dict[subjects.Lane, float] = {}
+        self._forms: dict[tuple[str, str, str, str], Form] = {}
 
     async def enqueue(
         self,
@@ -55,41 +73,74 @@ class Producer:
         timeout_s: float = 30.0,
     ) -> Enqueued:
         """Store one job; see `Client.enqueue`, which this is."""
-        family = self._topology.family(message.aiq_family)
-        lane = _lane(family, tenant, priority)
-        own = _own_key(family, message) if unique is None else None
-        job_id = _job_id(own, unique)
-        told = _headers(family, message, lane, job_id, deadline)
-        told.update(_extra(family, extra))
-        body = codec.encode(message)
-        await self._hint(lane)
+        form = self.form(message, tenant, priority, extra, deadline)
+        job_id, by_caller = identity(form.family, message, unique)
+        told, body = form.block(job_id), codec.encode(message)
+        self.hint(form.lane)
         end = time.monotonic() + timeout_s
         wait_s = FULL_FIRST_S
         while True:
             try:
-                ack = await self._connection.store(
-                    subjects.work(family.name, tenant, priority), body, told,
-                    timeout_s=max(0.05, end - time.monotonic()),
-                )  # fmt: skip
+                ack = await self.connection.store_block(
+                    form.subject, told, body, timeout_s=max(0.05, end - time.monotonic())
+                )
             except QueueFull as error:
                 left = end - time.monotonic()
                 if on_full == "raise" or left <= 0:
-                    raise _full(error, family, lane) from None
+                    raise full(error, form) from None
                 await asyncio.sleep(min(wait_s, left))
                 wait_s = min(wait_s * 2, FULL_CAP_S)
             else:
                 # a fresh id can only be known to the server from an earlier try of this very call
-                by_caller = unique is not None or own is not None
-                return Enqueued(job_id, lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+                return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
 
-    async def _hint(self, lane: subjects.Lane) -> None:
+    def form(
+        self,
+        message: Message,
+        tenant: str,
+        priority: str,
+        extra: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+    ) -> Form:
+        """The form of such jobs, made once for those without `extra` headers and deadline. Raises BadInput."""
+        if extra or deadline is not None or type(tenant) is not str or type(priority) is not str:
+            return self._new_form(message, tenant, priority, extra, deadline)
+        key = message.aiq_kind, message.aiq_family, tenant, priority
+        known = self._forms.get(key)
+        if known is None:
+            if len(self._forms) >= FORMS_MAX:
+                self._forms.clear()
+            known = self._forms[key] = self._new_form(message, tenant, priority, None, None)
+        return known
+
+    def _new_form(
+        self,
+        message: Message,
+        tenant: str,
+        priority: str,
+        extra: Mapping[str, str] | None,
+        deadline: str | float | None,
+    ) -> Form:
+        family = self._topology.family(message.aiq_family)
+        lane = _lane(family, tenant, priority)
+        deadline_s = None if deadline is None else duration("deadline", deadline)
+        job_id, when = subjects.new_id(), subjects.new_id()  # words that stand nowhere else
+        told = _headers(family, message, lane, job_id, None if deadline_s is None else when)
+        told.update(_extra(family, extra))
+        raw = block(told).replace(b"%", b"%%")
+        template = raw.replace(job_id.encode(), b"%b").replace(when.encode(), b"%d")
+        where = subjects.work(family.name, lane.tenant, lane.priority)
+        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s)
+
+    def hint(self, lane: subjects.Lane) -> None:
+        """Tell workers of a lane that may be new to them, now and then. Never waits and never fails."""
         now = time.monotonic()
         if self._hinted.get(lane, -HINT_EVERY_S) + HINT_EVERY_S > now:
             return
         if len(self._hinted) >= HINTED_MAX:
             self._hinted.clear()
         try:
-            await self._connection.publish(subjects.hint(lane))
+            self.connection.tell(subjects.hint(lane), b"")
         except Unavailable:
             return  # the poll of the workers finds the lane
         self._hinted[lane] = now
@@ -112,6 +163,14 @@ async def relocate(
     await connection.store(subjects.work(*to), body, kept)
 
 
+def identity(family: Family, message: Message, unique: str | None) -> tuple[str, bool]:
+    """The job's id, and whether it is the caller's own word. Raises InvalidToken."""
+    if unique is not None:
+        return subjects.token("unique key", unique), True
+    own = _own_key(family, message)
+    return (subjects.new_id(), False) if own is None else (own, True)
+
+
 def _lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
     subjects.token("tenant", tenant)
     if not family.priorities:
@@ -132,14 +191,8 @@ def _own_key(family: Family, message: Message) -> str | None:
     return subjects.token(family.key, value)
 
 
-def _job_id(own: str | None, unique: str | None) -> str:
-    if unique is not None:
-        return subjects.token("unique key", unique)
-    return own if own is not None else subjects.new_id()
-
-
 def _headers(
-    family: Family, message: Message, lane: subjects.Lane, job_id: str, deadline: str | float | None
+    family: Family, message: Message, lane: subjects.Lane, job_id: str, deadline: str | None
 ) -> dict[str, str]:
     told = {
         headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
@@ -151,7 +204,7 @@ def _headers(
     if family.key:
         told[family.key] = job_id
     if deadline is not None:
-        told[headers.DEADLINE] = str(round((time.time() + duration("deadline", deadline)) * 1000))
+        told[headers.DEADLINE] = deadline
     return told
 
 
@@ -174,9 +227,9 @@ def _extra(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]
     return extra or {}
 
 
-def _full(error: QueueFull, family: Family, lane: subjects.Lane) -> QueueFull:
+def full(error: QueueFull, form: Form) -> QueueFull:
     """The server's refusal, with what the caller can act on."""
     if "per subject" in error.reason:
-        limit = family.max_msgs_per_subject
-        return QueueFull(str(lane), "the lane holds as many jobs as it may", limit=limit, retry_after_s=1.0)
-    return QueueFull(str(lane), error.reason, retry_after_s=5.0)
+        limit = form.family.max_msgs_per_subject
+        return QueueFull(str(form.lane), "the lane holds as many jobs as it may", limit=limit, retry_after_s=1.0)
+    return QueueFull(str(form.lane), error.reason, retry_after_s=5.0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, endurance, enqueue, fairness, latency, tenants
+from . import drain, endurance, enqueue, fairness, latency, many, tenants
 from .report import Row, table
 
 
@@ -24,7 +24,7 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
-            for module in (enqueue, drain, latency):
+            for module in (enqueue, many, drain, latency):
                 rows += await module.run(client, rounds=rounds, jobs=jobs)
     return rows
 
@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=10_000, help="jobs of a drain; enqueue takes a third of it")
+    parser.add_argument(
+        "--jobs", type=int, default=10_000, help="jobs of a drain; enqueue one by one takes a third of it"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     if chosen.what != "speed":

@@ -376,6 +376,19 @@ class TestEnqueue:
         assert result.stderr.splitlines()[0] == "1 job had been enqueued before this:"
         assert result.stderr.splitlines()[1].startswith("error: stdin line 3: not JSON: ")
 
+    def test_bad_job_among_many_ends_it_with_what_was_stored(self, ready: Cli, place: Path) -> None:
+        lines = [f'{{"task_id": "t-{n}"}}' for n in range(30)]
+        lines[7] = '{"task_id": "a/b"}'
+        (place / "jobs.jsonl").write_text("\n".join(lines))
+        result = ready("enqueue", "echo", "@jobs.jsonl", "--tenant", "acme", "--json")
+        assert result.exit_code == 2
+        said = result.stderr.splitlines()
+        ids = [json.loads(line)["job_id"] for line in result.stdout.splitlines()]
+        assert ids[:7] == [f"t-{n}" for n in range(7)]  # in the order of the lines
+        assert said[0] == f"{len(ids)} jobs had been enqueued before this:"
+        assert said[1].startswith("error: task_id 'a/b'")
+        assert data(ready("inspect", "agent.tasks", "--json"))[0]["waiting"] == len(ids)
+
     def test_unique_is_refused_for_several_before_any_is_stored(self, ready: Cli) -> None:
         result = ready("enqueue", "echo", "-", "--tenant", "acme", "--unique", "doc-1", text=SEVERAL)
         assert result.exit_code == 2

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import operator
+import subprocess
+import sys
 import time
 
 import pytest
@@ -80,6 +85,27 @@ def test_an_id_made_in_a_later_millisecond_sorts_behind() -> None:
         while time.time_ns() // 1_000_000 == begun:
             pass
     assert ids == sorted(ids)
+
+
+def test_an_id_is_sixteen_bytes_of_which_six_are_the_time() -> None:
+    before = time.time_ns() // 1_000_000
+    made = [base64.b32hexdecode(subjects.new_id().upper() + "======") for _ in range(1_000)]
+    assert all(len(each) == 16 for each in made)
+    assert all(before <= int.from_bytes(each[:6], "big") <= time.time_ns() // 1_000_000 for each in made)
+    for byte in range(6, 16):  # every bit of the rest comes both ways
+        every = [each[byte] for each in made]
+        assert functools.reduce(operator.or_, every) == 255
+        assert functools.reduce(operator.and_, every) == 0
+
+
+def test_a_forked_process_makes_ids_of_its_own() -> None:
+    script = (
+        "import os, sys\nfrom aiqueue import subjects\nsubjects.new_id()\n"
+        "child = os.fork() == 0\nids = ' '.join(subjects.new_id()[10:] for _ in range(10)) + '\\n'\n"
+        "os.write(1, ids.encode())\nchild or os.wait()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert len(set(done.stdout.split())) == 20
 
 
 @given(st.text())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json as jsonlib
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +121,7 @@ def _headers(given: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _source(body: str) -> Iterator[_Source]:
     """The bodies that an argument names. Raises BadInput for a file that cannot be read."""
     import os  # noqa: PLC0415
@@ -174,13 +175,16 @@ async def _send(client: Client, order: _Order, source: _Source) -> _Tally:
 
     with many.progress("enqueueing", source.size, unit="jobs") as advance:
 
-        async def one(item: tuple[Message, int]) -> None:
-            message, size = item
-            await _one(client, order, message, tally, several=source.several)
-            advance(size if source.size is not None else 1)
+        async def one(handle: Handle) -> None:
+            await _one(order, handle, tally, several=source.several)
 
+        stored = _stored(client, order, _alone(messages()) if order.unique else messages(), source, tally, advance)
         try:
-            await many.each(_alone(messages()) if order.unique else messages(), one, at_once=AT_ONCE)
+            if order.wait_s is None:
+                async for handle in stored:
+                    await one(handle)
+            else:
+                await many.each(stored, one, at_once=AT_ONCE)
         except AIQueueError:
             if tally.stored:
                 output.say(f"{output.count(tally.stored, 'job')} had been enqueued before this:", err=True)
@@ -201,19 +205,49 @@ async def _alone(messages: AsyncIterator[tuple[Message, int]]) -> AsyncIterator[
     yield first
 
 
-async def _one(client: Client, order: _Order, message: Message, tally: _Tally, *, several: bool) -> None:
-    handle = await client.enqueue(
-        message,
-        tenant=order.tenant,
-        priority=order.priority,
-        unique=order.unique,
-        headers=order.headers,
-        deadline=order.deadline,
-        on_full="wait" if several else "raise",
-    )
-    tally.stored += 1
-    tally.duplicates += handle.duplicate
-    tally.first = tally.first or handle
+async def _stored(
+    client: Client,
+    order: _Order,
+    messages: AsyncIterator[tuple[Message, int]],
+    source: _Source,
+    tally: _Tally,
+    advance: many.Advance,
+) -> AsyncIterator[Handle]:
+    """The handles of what was stored. The first error ends it: no message is read after it, those under way are
+    awaited, and it is raised.
+    """
+    from ..job import JobSpec  # noqa: PLC0415
+
+    first: AIQueueError | None = None
+    sizes: deque[int] = deque()
+
+    async def items() -> AsyncIterator[JobSpec]:
+        async for message, size in messages:
+            if first is not None:
+                return
+            sizes.append(size)
+            yield JobSpec(message, unique=order.unique)
+
+    outcomes = client.enqueue_many(
+        items(), tenant=order.tenant, priority=order.priority, headers=order.headers, deadline=order.deadline,
+        on_full="wait" if source.several else "raise",
+    )  # fmt: skip
+    async with contextlib.aclosing(outcomes):
+        async for outcome in outcomes:
+            size = sizes.popleft()
+            if isinstance(outcome, AIQueueError):
+                first = first or outcome
+                continue
+            advance(size if source.size is not None else 1)
+            tally.stored += 1
+            tally.duplicates += outcome.duplicate
+            tally.first = tally.first or outcome
+            yield outcome
+    if first is not None:
+        raise first
+
+
+async def _one(order: _Order, handle: Handle, tally: _Tally, *, several: bool) -> None:
     told: dict[str, Any] = {
         "job_id": handle.id, "family": handle.family, "tenant": handle.tenant, "priority": handle.lane.priority,
         "duplicate": handle.duplicate,

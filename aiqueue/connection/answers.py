@@ -1,40 +1,17 @@
-"""Messages that are answered: one inbox for all answers, PubAcks among them; stores tried again while none comes."""
+"""Messages that are answered: one inbox for all answers, PubAcks among them."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
-from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
-from . import frames
-from .dial import reconnect_delay_s
-from .frames import Headers, Received
+from ..errors import AccessDenied, AIQueueError, Unavailable
+from .frames import PubAck, Received
+from .window import Publish, Window
+from .wire import Message
 
 if TYPE_CHECKING:
     from .link import Connection
-
-log = logging.getLogger("aiqueue.connection")
-
-TRY_S = 5.0  # one try; the caller's own timeout spans the tries
-
-
-class PubAck(NamedTuple):
-    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
-
-    stream: str
-    seq: int
-    duplicate: bool
-
-    @classmethod
-    def read(cls, data: bytes, subject: str) -> PubAck:
-        """What a stream answered to a publish. Raises what an error's code stands for."""
-        told = frames.answer(data, subject)
-        try:
-            return cls(told["stream"], told["seq"], bool(told.get("duplicate")))
-        except KeyError:
-            raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
 
 
 class Answers:
@@ -42,9 +19,11 @@ class Answers:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._waiting: dict[str, tuple[asyncio.Future[Received], str]] = {}
+        self._waiting: dict[bytes, tuple[asyncio.Future[Received], str]] = {}
         self._count = 0
+        self.window = Window(connection)
         self.inbox = ""
+        self.inbox_bytes = b""
 
     async def ask(self, subject: str, block: bytes, body: bytes, timeout_s: float) -> Received:
         """Send one message and return its one answer. `block` is of `frames.block`, and measured.
@@ -53,74 +32,68 @@ class Answers:
         """
         loop = asyncio.get_running_loop()
         self._count += 1
-        token = f"{self._count:x}"
+        token = f"r{self._count:x}"  # the window's tokens have no letter in front
         waiting: asyncio.Future[Received] = loop.create_future()
-        self._waiting[token] = (waiting, subject)
+        self._waiting[token.encode()] = (waiting, subject)
         late = loop.call_later(timeout_s, _too_late, waiting, timeout_s)
         try:
             await self._connection.send(subject, self.inbox + token, block, body)
             return await waiting
         finally:
             late.cancel()
-            self._waiting.pop(token, None)
+            self._waiting.pop(token.encode(), None)
 
-    async def store(self, subject: str, body: bytes, headers: Headers, timeout_s: float) -> PubAck:
-        """See Connection.store."""
-        connection = self._connection
-        block = frames.block(headers)
-        frames.measure(block, body, connection.max_payload)
-        end = time.monotonic() + timeout_s
-        maybe_stored, tries = False, 0
-        while True:
-            left = end - time.monotonic()
-            try:
-                await connection.wait_up(left)
-                answer = await self.ask(subject, block, body, min(TRY_S, max(left, 0.05)))
-                if answer.status is not None and answer.status.code == 503:
-                    await self._explain(subject)
-                return PubAck.read(answer.data, subject)
-            except Conflict as error:
-                # without an expected sequence: the server is writing this very id at the moment (10158)
-                if headers.get("Nats-Expected-Last-Subject-Sequence") is not None or time.monotonic() > end:
-                    raise
-                log.debug("%s", error)
-                await asyncio.sleep(reconnect_delay_s(tries))
-                tries += 1
-            except Unavailable as error:
-                maybe_stored = maybe_stored or error.maybe_stored
-                left = end - time.monotonic()
-                if left <= 0 or connection.closing:
-                    raise Unavailable(f"{subject}: {error}", maybe_stored=maybe_stored) from None
-                await asyncio.sleep(min(reconnect_delay_s(tries), left))
-                tries += 1
-
-    async def _explain(self, subject: str) -> NoReturn:
-        """Nobody took a publish: NotFound where no stream wants the subject, Unavailable where one does."""
+    async def store(self, subject: str, block: bytes, body: bytes, *, fenced: bool, timeout_s: float) -> PubAck:
+        """Put one message through the window. Raises what came of it instead of a PubAck."""
+        publish = _Awaited(subject, block, body, fenced=fenced)
         try:
-            names = await self._connection.api("STREAM.NAMES", {"subject": subject})
-        except AccessDenied:
-            names = {"streams": ["?"]}  # a user of one tenant may not ask; the stream may merely lack a leader now
-        if not names.get("streams"):
-            raise NotFound(f"no stream takes {subject}: has `aiqueue apply` been run on this server?")
-        raise Unavailable("no stream takes it, or its leader is away")
+            self.window.add(publish, timeout_s)
+            await self._connection.relieve()
+            if publish.outcome is None:
+                await publish.future
+        except BaseException:
+            self.window.abandon([publish])
+            raise
+        if isinstance(publish.outcome, AIQueueError):
+            raise publish.outcome
+        assert publish.outcome is not None
+        return publish.outcome
 
-    def on_answer(self, message: Received) -> None:
+    def on_answer(self, subject: bytes, data: bytes, block: bytes | None) -> None:
         """An answer on the inbox."""
-        entry = self._waiting.get(message.subject[len(self.inbox) :])
+        token = subject[subject.rfind(b".") + 1 :]
+        if self.window.answered(token, data, block):
+            return
+        entry = self._waiting.get(token)
         if entry is not None and not entry[0].done():
-            entry[0].set_result(message)
+            entry[0].set_result(Message(subject.decode(), "", data, block))
 
     def fail(self, error: AIQueueError) -> None:
-        """End all waiting with `error`."""
+        """End all requests with `error`."""
         for future, _ in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(error)
 
     def refuse(self, denied: str) -> None:
         """End those that wait on a subject which this user may not publish to; nats-py tells it in lower case."""
+        self.window.refuse(denied)
         for future, subject in list(self._waiting.values()):
             if subject.lower() == denied and not future.done():
                 future.set_exception(AccessDenied(f"this user may not publish to {subject}"))
+
+
+class _Awaited(Publish):
+    """A publish whose caller waits for it alone."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool) -> None:
+        super().__init__(subject, block, body, fenced=fenced)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 def _too_late(waiting: asyncio.Future[Received], after_s: float) -> None:

@@ -101,6 +101,14 @@ def frame(subject: str, reply: str, headers: bytes, body: bytes) -> bytes:
     return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
 
 
+def put(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -> bytes:
+    """A whole HPUB that is answered on `inbox` and `token`; `headers` are not empty."""
+    size = len(headers)
+    return b"HPUB %b %b%b %d %d\r\n%b%b\r\n" % (
+        subject.encode(), inbox, token, size, size + len(body), headers, body,
+    )  # fmt: skip
+
+
 def measure(headers: bytes, body: bytes, max_payload: int) -> None:
     """Refuse (TooLarge) a frame above `max_payload`: the server would end the connection for it."""
     if len(headers) + len(body) > max_payload:
@@ -148,6 +156,34 @@ def timestamp(text: str) -> float:
     digits = re.match(r"\d+", zone)
     fraction = digits[0] if digits else "0"
     return datetime.fromisoformat(whole + zone[len(fraction) :]).timestamp() + float(f"0.{fraction}")
+
+
+class PubAck(NamedTuple):
+    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
+
+    stream: str
+    seq: int
+    duplicate: bool
+
+    @classmethod
+    def read(cls, data: bytes, subject: str) -> PubAck:
+        """What a stream answered to a publish. Raises what an error's code stands for."""
+        at = data.rfind(b":") + 1
+        stream = _ack_starts.get(data[:at])
+        if stream is not None and data[-1:] == b"}" and data[at:-1].isdigit():
+            return cls(stream, int(data[at:-1]), False)  # the ordinary form, but for its number read before
+        told = answer(data, subject)
+        try:
+            ack = cls(told["stream"], told["seq"], bool(told.get("duplicate")))
+        except KeyError:
+            raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
+        if [*told] == ["stream", "seq"] and len(_ack_starts) < _ACK_STARTS_MAX and data[at:-1].isdigit():
+            _ack_starts[data[:at]] = ack.stream
+        return ack
+
+
+_ack_starts: dict[bytes, str] = {}  # {"stream":"X", "seq": -> X, of answers that were read as JSON
+_ACK_STARTS_MAX = 256
 
 
 def answer(data: bytes, subject: str) -> dict[str, Any]:

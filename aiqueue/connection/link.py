@@ -13,11 +13,12 @@ from typing import Any
 from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
-from .answers import Answers, PubAck
+from .answers import Answers
 from .dial import dial, reconnect_delay_s
 from .faults import denied_subject, text, translate
-from .frames import Headers, Received, Stored
+from .frames import Headers, PubAck, Received, Stored
 from .subscription import Callback, Subscription
+from .window import Publish, Window
 from .wire import Link
 
 log = logging.getLogger("aiqueue.connection")
@@ -101,6 +102,8 @@ class Connection:
             with contextlib.suppress(Exception):
                 await link.close()
         self._answers.fail(Unavailable("the connection was closed", maybe_stored=True))
+        if left := self._answers.window.close():
+            await asyncio.wait(left)
         self._subscriptions.clear()
         self._up.set()  # wake those who wait for the link: it will not come any more
         self._up.clear()
@@ -206,7 +209,43 @@ class Connection:
         Conflict, NotFound (no stream takes the subject), AccessDenied, and Unavailable, whose `maybe_stored` says
         whether a try may have been stored all the same.
         """
-        return await self._answers.store(subject, body, headers, timeout_s)
+        self._demand_open()
+        block = frames.block(headers)
+        return await self.store_block(
+            subject, block, body, fenced="Nats-Expected-Last-Subject-Sequence" in headers, timeout_s=timeout_s
+        )
+
+    async def store_block(
+        self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, timeout_s: float = 30.0
+    ) -> PubAck:
+        """The same with headers that `frames.block` has made."""
+        self._demand_open()
+        frames.measure(block, body, self.max_payload)
+        return await self._answers.store(subject, block, body, fenced=fenced, timeout_s=timeout_s)
+
+    @property
+    def window(self) -> Window:
+        """The publishes under way, all of this connection's callers together."""
+        return self._answers.window
+
+    def add(self, publish: Publish, timeout_s: float) -> None:
+        """Put a publish through the window, whoever awaits it. Raises TooLarge, Unavailable (not open)."""
+        self._demand_open()
+        frames.measure(publish.block, publish.body, self.max_payload)
+        self._answers.window.add(publish, timeout_s)
+
+    def put(self, subject: str, token: bytes, block: bytes, body: bytes) -> None:
+        """Send a publish that is answered under `token`; for the window, which knows that the link stands."""
+        self._client.send(frames.put(subject, self._answers.inbox_bytes, token, block, body))
+
+    async def relieve(self) -> None:
+        """Wait for the socket when a lot is queued already."""
+        if self._link is not None and self._up.is_set():
+            await self._link.relieve()
+
+    def _demand_open(self) -> None:
+        if self._link is None and self._rebuilding is None:
+            raise Unavailable("the connection is not open")
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The newest message of `subject`, read from the stream's leader (a direct get could be behind)."""
@@ -231,6 +270,7 @@ class Connection:
         )
         former, self._link = self._link, link
         self._answers.inbox = link.new_inbox() + "."
+        self._answers.inbox_bytes = self._answers.inbox.encode()
         self._deaf = None
         try:
             await self._listen(link)
@@ -242,7 +282,7 @@ class Connection:
 
     async def _listen(self, link: Link) -> None:
         try:
-            await link.listen(self._answers.inbox + "*", "", self._answers.on_answer)
+            await link.listen_answers(self._answers.inbox + "*", self._answers.on_answer)
             for subscription in list(self._subscriptions):
                 await self._attach(link, subscription)
             await link.flush(timeout=round(API_S))  # a refusal of the inbox comes before the answer to this
@@ -265,6 +305,9 @@ class Connection:
             self._lost_at = time.monotonic()
             log.warning("lost the connection to %s, reconnecting", self.settings.addresses)
             self._answers.fail(Unavailable("the connection was lost before the answer", maybe_stored=True))
+            if self._link is not None:
+                self._link.take_back(self._answers.inbox_bytes)
+            self._answers.window.lost()
             if self._before_rebuild is not None:
                 self._nudge()
 
@@ -285,6 +328,7 @@ class Connection:
             return
         self._up.set()
         self._said.clear()
+        self._answers.window.regained()
         log.warning("regained the connection to %s after %.1f s", self.server, time.monotonic() - self._lost_at)
         for callback in list(self._regained):
             callback()

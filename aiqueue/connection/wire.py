@@ -33,6 +33,7 @@ class Message:
 
 
 Direct = Callable[[Message], None]
+Raw = Callable[[bytes, bytes, bytes | None], None]
 
 
 async def _never(_message: Any) -> None:
@@ -49,12 +50,19 @@ class Link(Client):
     def __init__(self) -> None:
         super().__init__()
         self._direct: dict[int, Direct] = {}
+        self._answers_sid = -1
+        self._on_answer: Raw | None = None
 
     async def listen(self, subject: str, queue: str, callback: Direct) -> Any:
         """Subscribe; `callback` is called, not awaited, with each Message as it is read from the socket."""
         subscription = await self.subscribe(subject, queue=queue, cb=_never)
         self._direct[subscription._id] = callback
         return subscription
+
+    async def listen_answers(self, subject: str, callback: Raw) -> None:
+        """Subscribe to the one inbox of answers; `callback` gets subject, body and header block as they came."""
+        self._on_answer = callback
+        self._answers_sid = (await self.subscribe(subject, cb=_never))._id
 
     def unlisten(self, subscription: Any) -> None:
         self._direct.pop(subscription._id, None)
@@ -66,12 +74,27 @@ class Link(Client):
         if self._flush_queue is not None and self._flush_queue.empty() and self.is_connected:
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
+    def take_back(self, inbox: bytes) -> None:
+        """Drop frames that wait for the socket and are answered on `inbox`: nats-py would send them after it has
+        reconnected, ahead of what was sent before them and is to be sent again.
+        """
+        self._pending = [frame for frame in self._pending if inbox not in frame[: frame.find(b"\r\n")]]
+        self._pending_data_size = sum(map(len, self._pending))
+
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""
         if self._pending_data_size > PENDING_BYTES:
             await self._flush_pending(force_flush=True)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if sid == self._answers_sid and self._on_answer is not None:
+            self.stats["in_msgs"] += 1
+            self.stats["in_bytes"] += len(data)
+            try:
+                self._on_answer(subject, data, headers)
+            except Exception as error:  # noqa: BLE001
+                await self._error_cb(error)
+            return
         callback = self._direct.get(sid)
         if callback is None:
             await super()._process_msg(sid, subject, reply, data, headers)

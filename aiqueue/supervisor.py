@@ -367,9 +367,8 @@ class Supervisor:
 def _config(port: int, password: str, name: str) -> str:
     """The config of an embedded server: loopback only, one user, paths relative to its directory.
 
-    JetStream's memory limit is the server's own (three quarters of the machine's). The file limit is high on
-    purpose: the server sets aside every stream's max_bytes, seven GiB as declared, and would refuse them on a
-    nearly full disk; a disk that is really full is answered with QueueFull.
+    The file limit is high on purpose: the server sets aside every stream's max_bytes, seven GiB as declared, and
+    would refuse them on a nearly full disk; a disk that is really full is answered with QueueFull.
     """
     return f"""\
 # Written by aiqueue at every start; changes are lost.

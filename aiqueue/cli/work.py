@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,7 +85,9 @@ def work(
     if member is not None:
         worker.name = member.own_name(worker.name)
     _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
-    if not asyncio.run(_run(worker, where, member)):
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        drained = runner.run(_run(worker, where, member))
+    if not drained:
         raise typer.Exit(FAILED)
 
 
@@ -112,6 +114,16 @@ def _spelled(options: Mapping[str, Any]) -> list[str]:
         for name, value in options.items()
         if value is not None
     ]
+
+
+def _loop_factory() -> Callable[[], Any] | None:
+    """The event loop of uvloop where that is installed (``aiqueue[uvloop]``), None for asyncio's own."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    factory: Callable[[], Any] = uvloop.new_event_loop
+    return factory
 
 
 async def _run(worker: Worker, where: Where, member: Member | None) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from pathlib import Path
 
 import aiqueue
 
-from .common import Noop, empty
-from .drain import fill
+from .common import empty
+from .drain import fill, ours
 from .fairness import declared, forget_lanes
 
 TENANTS = (1, 10, 100, 1_000)
@@ -25,20 +23,8 @@ def server_cpu_s(client: aiqueue.Client) -> float:
 
 async def drain(client: aiqueue.Client, jobs: int) -> tuple[float, float]:
     """Jobs a second from the first handler to the last, and the server's CPU seconds meanwhile."""
-    worker = aiqueue.Worker(concurrency=100)
-    seen: list[float] = []
-    finished = asyncio.Event()
-
-    @worker.handle(Noop, result=False)
-    async def noop(job: aiqueue.Job[Noop]) -> None:
-        seen.append(time.perf_counter())
-        if len(seen) >= jobs:
-            finished.set()
-
     before = server_cpu_s(client)
-    async with worker.running(client):
-        await finished.wait()
-    return (jobs - 1) / (seen[-1] - seen[0]), server_cpu_s(client) - before
+    return await ours(client, jobs), server_cpu_s(client) - before
 
 
 async def run(client: aiqueue.Client, *, jobs: int) -> str:

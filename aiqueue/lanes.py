@@ -21,6 +21,7 @@ log = logging.getLogger("aiqueue.lanes")
 POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is let go; its consumer goes by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
+REPORTED_MAX = 1_000
 REMAKE_AFTER_S = 0.25  # docs/decisions/lane-made-anew.md: at once would meet the server's clean-up
 SUBJECTS_PAGE = 100_000  # the server's own page of STREAM.INFO subjects
 
@@ -87,6 +88,8 @@ class Lanes:
                     await self._look(family)
                 except AIQueueError as error:
                     log.debug("looking for lanes of %s: %s", family.name, error)
+                except Exception:
+                    log.exception("looking for lanes of %s", family.name)  # and again in a second
             self._retire_idle()
             self._puller.tend()
             self._changed()
@@ -180,6 +183,8 @@ class Lanes:
         self._changed()
 
     def _report(self, lane: Lane, problem: str, *, served: bool) -> None:
+        if len(self._reported) >= REPORTED_MAX:
+            self._reported.clear()
         if str(lane) not in self._reported:  # once, not every second
             self._reported.add(str(lane))
             log.error("lane %s %s: %s", lane, "has drifted" if served else "cannot be served", problem)

@@ -61,12 +61,14 @@ class Leases:
         await asyncio.to_thread(thread.join, STOP_S)
 
     def _work(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except asyncio.CancelledError:
-            return
-        except Exception:
-            log.exception("leases are no longer kept")  # they run out, and the jobs go to other workers
+        while self._thread is not None:
+            try:
+                asyncio.run(self._main())
+            except asyncio.CancelledError:
+                return
+            except Exception:
+                log.exception("keeping leases")  # without this thread they run out, and jobs are run twice
+                time.sleep(AGAIN_S)
 
     async def _main(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

@@ -35,7 +35,9 @@ STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds
 
 @dataclass(slots=True)
 class Delivery:
-    """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch."""
+    """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `void`: its stream has
+    been made anew, and what is said of its sequence would be taken for another job's.
+    """
 
     lane: LanePull
     message: Received
@@ -43,6 +45,7 @@ class Delivery:
     delivered: int
     enqueued_at: float
     arrived: float
+    void: bool = False
 
     @property
     def reply(self) -> str:
@@ -245,8 +248,8 @@ class Puller:
         return number
 
     def _on_message(self, message: Received) -> None:
-        if message.subject.startswith(self._inbox):
-            if message.status is not None:
+        if message.status is not None:
+            if message.subject.startswith(self._inbox):  # not of an inbox before a reconnect
                 self._on_status(message, message.status)
             return
         info = ack_info(message.reply)
@@ -323,5 +326,6 @@ class Puller:
             await self._listen()
         except AIQueueError as error:
             log.debug("pulls: %s", error)  # lost again meanwhile: the next regain renews
-        self._pulling = not self._stopped
-        self._changed()
+        finally:
+            self._pulling = not self._stopped
+            self._changed()

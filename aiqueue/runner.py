@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -241,7 +242,7 @@ class Runner:
                 self._limits.stop(limit)
         if limit is not None and limit.expired:
             # also where the handler made something else of its cancellation: the time is up
-            return Cancelled() if task.uncancel() else attempt.timed_out(handler.timeout_s)
+            return Cancelled() if limit.absolve() else attempt.timed_out(handler.timeout_s)
         if task.cancelling() and not isinstance(outcome, Returned):
             return Cancelled()
         return outcome
@@ -337,7 +338,11 @@ class Runner:
         await self._ack(delivery)
 
     async def _ack(self, delivery: Delivery) -> None:
-        await self._say(delivery, b"+ACK")
+        """Waits a while for a lost link: without the ack the job is delivered again, if only to be ended."""
+        if not self._connection.connected:
+            with contextlib.suppress(AIQueueError):
+                await self._connection.wait_up(SAY_WAIT_S)
+        self._say(delivery, b"+ACK")
 
     async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
         """A nak that is nobody's fault: it makes no suspect."""
@@ -345,13 +350,13 @@ class Runner:
         await self._nak(delivery, delay_s)
 
     async def _nak(self, delivery: Delivery, delay_s: float) -> None:
-        await self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
+        self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
 
-    async def _say(self, delivery: Delivery, word: bytes) -> None:
-        """Tell the server, waiting a while for a lost link. Without one the lease runs out, and the journal knows."""
+    def _say(self, delivery: Delivery, word: bytes) -> None:
+        """Tell the server. Without a link the lease runs out instead, and the journal knows."""
+        if delivery.void:
+            return
         try:
-            if not self._connection.connected:
-                await self._connection.wait_up(SAY_WAIT_S)
             self._connection.tell(delivery.reply, word)
         except AIQueueError as error:
             log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)

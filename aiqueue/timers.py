@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
+log = logging.getLogger("aiqueue.timers")
+
 TICK_S = 0.05
+AGAIN_TICKS = 20
+CANCELS_MAX = 10
 
 
 class Limit:
-    """The time limit of one task. `expired` says that it was this limit that cancelled the task."""
+    """The time limit of one task. `cancels` is how often it has cancelled the task: not at all before its time."""
 
-    __slots__ = ("expired", "task", "tick")
+    __slots__ = ("cancels", "task", "tick")
 
     def __init__(self, task: asyncio.Task[None], tick: int) -> None:
         self.task = task
         self.tick = tick
-        self.expired = False
+        self.cancels = 0
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time was up before the task had ended."""
+        return self.cancels > 0
+
+    def absolve(self) -> bool:
+        """Take this limit's own cancellations back. Whether the task was cancelled by somebody else too."""
+        left = self.task.cancelling()
+        for _ in range(self.cancels):
+            left = self.task.uncancel()
+        return left > 0
 
 
 class Limits:
     """A wheel of buckets, each TICK_S wide: a limit is put in and taken out by one dictionary access.
 
-    A task is cancelled at most one tick after its limit, never before. (The idea: Varghese and Lauck, *Hashed and
-    Hierarchical Timing Wheels*, SOSP 1987.)
+    A task is cancelled at most one tick after its limit, never before, and again each second while it goes on. (The
+    idea: Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*, SOSP 1987.)
     """
 
     def __init__(self) -> None:
@@ -53,6 +70,11 @@ class Limits:
         now = int(time.monotonic() / TICK_S)
         for tick in [tick for tick in self._buckets if tick <= now]:
             for limit in self._buckets.pop(tick):
-                limit.expired = True
+                limit.cancels += 1
                 limit.task.cancel()
+                if limit.cancels < CANCELS_MAX:  # a handler may have swallowed it
+                    limit.tick = now + AGAIN_TICKS
+                    self._buckets.setdefault(limit.tick, set()).add(limit)
+                else:
+                    log.error("a handler has swallowed %d cancellations and keeps its slot", limit.cancels)
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._turn) if self._buckets else None

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 AGED_AFTER_S = 1.0
 AGED_PART = 0.5
+AGED_CREDIT_MAX = 1.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -31,6 +32,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._now: dict[int, float] = {}
+        self.aged_credit = AGED_CREDIT_MAX  # jobs that aged lanes may be given, ahead of their part
 
     def join(self, turn: Wanting, now: float) -> None:
         """A lane has jobs again: it starts where the others are, and has waited since `now`."""
@@ -65,8 +67,9 @@ def share(clock: Clock, lanes: Iterable[L], budget: int, now: float, *, step: in
 
     A turn is `step` jobs, or more where there is plenty for every lane.
 
-    Lanes that have waited AGED_AFTER_S for a turn come first, one job each, in the order of their waiting and for at
-    most AGED_PART of the budget (at least one job). The rest goes by rank, within a rank by stride.
+    Lower lanes that have waited AGED_AFTER_S for a turn come first, one job each, in the order of their waiting. Over
+    time they get at most AGED_PART of all jobs, so that many of them cannot starve the highest rank: slots come free
+    one by one, and each would go to some lane that has aged. The rest goes by rank, within a rank by stride.
     """
     given: dict[L, int] = {}
     room = budget
@@ -75,10 +78,12 @@ def share(clock: Clock, lanes: Iterable[L], budget: int, now: float, *, step: in
     aged = sorted(
         (lane for lane in lanes if lane.rank > best and now - lane.served >= AGED_AFTER_S), key=lambda lane: lane.served
     )
-    for lane in aged[: max(1, int(budget * AGED_PART))]:
+    credit = clock.aged_credit + AGED_PART * budget
+    for lane in aged[: min(budget, int(credit))]:
         given[lane] = 1
         clock.advance(lane, 1, now)
         room -= 1
+    aged_jobs = budget - room
     by_rank: dict[int, list[L]] = {}
     for lane in lanes:
         by_rank.setdefault(lane.rank, []).append(lane)
@@ -86,6 +91,7 @@ def share(clock: Clock, lanes: Iterable[L], budget: int, now: float, *, step: in
         if room <= 0:
             break
         room = _stride(clock, by_rank[rank], room, given, now, step)
+    clock.aged_credit = min(AGED_CREDIT_MAX, credit - aged_jobs - AGED_PART * room)
     return list(given.items())
 
 

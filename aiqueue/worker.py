@@ -36,6 +36,7 @@ PROCESSES_MAX = 1_000
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 
+_Key = tuple[str, int, float]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -188,9 +189,11 @@ class Session:
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
-        self._running: dict[tuple[str, int], tuple[Delivery, asyncio.Task[None]]] = {}
+        self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
+        self._freed = 0.0  # when a slot last came free, monotonic seconds
+        self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stack = AsyncExitStack()
@@ -281,14 +284,14 @@ class Session:
             await self._wake.wait()
             self._wake.clear()
             try:
-                extra = prefetch(self._slots, self._handler_s)
+                extra = prefetch(self._slots, self._pace_s())
                 self._puller.refill(self._slots - len(self._running) - len(self._waiting), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        key = (delivery.lane.stream, delivery.seq)
+        key = _key(delivery)
         if key in self._running:
             self._adopt(key, delivery)
             return
@@ -303,12 +306,21 @@ class Session:
             self._start(delivery)
         self._wake.set()
 
-    def _adopt(self, key: tuple[str, int], delivery: Delivery) -> None:
+    def _adopt(self, key: _Key, delivery: Delivery) -> None:
         """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now."""
         ours, _ = self._running[key]
         self._leases.let_go(ours.reply)
         ours.message = delivery.message
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
+
+    def _void_former(self, delivery: Delivery) -> None:
+        """A stream made anew (deleted, or in memory and restarted) counts from 1 again: a job of the former one that
+        still runs here must say nothing more, for its words would be taken for those of this new job.
+        """
+        former = self._by_seq.get((delivery.lane.stream, delivery.seq))
+        if former is not None and former.enqueued_at != delivery.enqueued_at:
+            former.void = True
+            self._leases.let_go(former.reply)
 
     def _start_waiting(self) -> None:
         """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
@@ -323,24 +335,29 @@ class Session:
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
-        key = (delivery.lane.stream, delivery.seq)
+        key = _key(delivery)
         if key in self._running:
             self._adopt(key, delivery)
             return
+        self._void_former(delivery)
+        self._by_seq[delivery.lane.stream, delivery.seq] = delivery
         task = asyncio.create_task(self._run(key, delivery))
         self._running[key] = (delivery, task)
 
-    async def _run(self, key: tuple[str, int], delivery: Delivery) -> None:
+    async def _run(self, key: _Key, delivery: Delivery) -> None:
         assert self._runner is not None
         begun = time.monotonic()
         try:
             await self._runner.run(delivery)
         finally:
-            took = time.monotonic() - begun
+            self._freed = time.monotonic()
+            took = self._freed - begun
             mean = self._handler_s
             self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
             self._leases.let_go(delivery.reply)
             del self._running[key]
+            if self._by_seq.get(key[:2]) is delivery:
+                del self._by_seq[key[:2]]
             self.done += 1
             if self._waiting:
                 self._start_waiting()
@@ -356,11 +373,20 @@ class Session:
 
     async def _return_overdue(self) -> None:
         """Hand back jobs that wait here for a slot while another worker may be idle."""
-        if self._handler_s is not None and self._handler_s < WAIT_HERE_MAX_S / 4:
+        pace_s = self._pace_s()
+        if pace_s is not None and pace_s < WAIT_HERE_MAX_S / 4:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
         while self._waiting and self._waiting[0].arrived < oldest:
             await self._return(self._take())
+
+    def _pace_s(self) -> float | None:
+        """The mean handler time, or how long no slot has come free where that is longer: a worker whose slots are all
+        in long jobs learns nothing from the short ones before them.
+        """
+        if self._handler_s is None or len(self._running) < self._slots:
+            return self._handler_s
+        return max(self._handler_s, time.monotonic() - self._freed)
 
     async def _return(self, delivery: Delivery) -> None:
         assert self._runner is not None
@@ -371,3 +397,8 @@ class Session:
         task = asyncio.create_task(self._return(delivery))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
+
+
+def _key(delivery: Delivery) -> _Key:
+    """Which job it is: a sequence alone may be another job's, once its stream was made anew."""
+    return delivery.lane.stream, delivery.seq, delivery.enqueued_at

@@ -500,6 +500,9 @@ async def test_leases_hold_while_a_handler_runs_longer_than_ack_wait(client: aiq
 
     async with worker.running(client):
         long = await client.enqueue(Echo(text="long"), tenant="acme")
+        async with asyncio.timeout(10):
+            while not ran:
+                await asyncio.sleep(0.01)
         queued = await client.enqueue(Echo(text="queued"), tenant="globex")
         assert await long.result(10) == "ok"
         assert await queued.result(10) == "ok"
@@ -850,9 +853,105 @@ async def test_a_low_priority_job_starts_behind_an_endless_high_stream(client: a
         await asyncio.sleep(0.01)
 
     await asyncio.gather(*(client.enqueue(Echo(), tenant="acme", priority="high") for _ in range(1_000)))
-    await client.enqueue(Echo(), tenant="acme", priority="low")
     async with worker.running(client):
+        async with asyncio.timeout(10):
+            while len(started) < 20:
+                await asyncio.sleep(0.01)
+        await client.enqueue(Echo(), tenant="acme", priority="low")
         async with asyncio.timeout(10):
             while "low" not in started:
                 await asyncio.sleep(0.01)
-    assert 20 < started.index("low") < 900  # after the high ones at first, and long before their end
+    assert started.index("low") < 900  # long before the end of the high ones
+
+
+async def test_short_jobs_do_not_wait_behind_long_ones_while_another_worker_idles(client: aiqueue.Client) -> None:
+    """The worker has learnt from many short jobs, and then all its slots are in long ones."""
+    release = asyncio.Event()
+    busy, idle = aiqueue.Worker(concurrency=4), aiqueue.Worker(concurrency=4)
+    short: list[str] = []
+
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        if job.message.text == "long":
+            await release.wait()
+        short.append(job.message.text)
+
+    busy.handle(Echo, result=False)(echo)
+    idle.handle(Echo, result=False)(echo)
+    for text in ["first"] * 200 + ["long"] * 4 + ["last"] * 4:
+        await client.enqueue(Echo(text=text), tenant="acme")
+    async with busy.running(client) as session:
+        async with asyncio.timeout(10):
+            while short.count("first") < 200 or session.running < 4:
+                await asyncio.sleep(0.01)
+        async with idle.running(client):
+            async with asyncio.timeout(10):
+                while short.count("last") < 4:
+                    await asyncio.sleep(0.02)
+            release.set()
+
+
+async def test_a_job_of_a_stream_made_anew_is_not_taken_for_the_one_that_runs(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    @worker.handle(Echo, result=False)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        ran.append(job.message.text)
+        if job.message.text == "old":
+            begun.set()
+            await release.wait()
+
+    ran: list[str] = []
+    await client.enqueue(Echo(text="old"), tenant="acme")
+    async with worker.running(client) as session:
+        await begun.wait()
+        await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
+        await provision.apply(client.connection, client.topology)
+        await client.enqueue(Echo(text="new"), tenant="acme")
+        async with asyncio.timeout(15):
+            while "new" not in ran:
+                await asyncio.sleep(0.02)
+        release.set()
+        async with asyncio.timeout(10):
+            while session.running:
+                await asyncio.sleep(0.02)
+    assert ran == ["old", "new"]
+
+
+async def test_a_drain_without_a_server_ends_in_its_time(own_server: Any) -> None:
+    server = own_server()
+    worker = aiqueue.Worker(concurrency=1, drain_timeout=0.2)
+
+    @worker.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        await asyncio.sleep(3600)
+
+    async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
+        await provision.apply(client.connection, client.topology)
+        async with worker.running(client) as session:
+            for n in range(6):
+                await client.enqueue(Echo(), tenant=f"t{n}")
+            async with asyncio.timeout(10):
+                while not session.running:
+                    await asyncio.sleep(0.01)
+            server.kill()
+            begun = time.monotonic()
+            await session.drain()
+            assert time.monotonic() - begun < 10
+
+
+async def test_a_handler_that_swallows_its_first_cancellation_still_ends_at_its_timeout(
+    client: aiqueue.Client,
+) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Echo, timeout=0.1, retry=aiqueue.Backoff(attempts=1))
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await asyncio.sleep(3600)
+
+    async with worker.running(client):
+        with pytest.raises(JobFailed, match="timed out"):
+            await (await client.enqueue(Echo(), tenant="acme")).result(10)

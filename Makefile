@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+RUNS ?= 10
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,7 +18,7 @@ OLD := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test soak lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +28,12 @@ demo: $(APP) ## see a queue at work, on a server of its own
 
 test: $(DEV) ## run the tests on a real server (ARGS="-k lane" runs some)
 	@$(PY) -m pytest $(ARGS)
+
+soak: $(DEV) ## run the tests RUNS times (10 unless said) and count
+	@passed=0; for run in $$(seq $(RUNS)); do \
+	  if $(PY) -m pytest >$(VENV)/soak.log 2>&1; then passed=$$((passed + 1)); else tail -n 40 $(VENV)/soak.log; fi; \
+	  echo "soak: run $$run of $(RUNS), $$passed without a failure: $$(tail -n 1 $(VENV)/soak.log)"; \
+	done; test $$passed -eq $(RUNS)
 
 lint: $(DEV) ## check style, format, types and the direction of imports
 	@$(PY) -m ruff check .

@@ -19,52 +19,52 @@ def resident_mib() -> float:
     return pages * 4096 / 2**20
 
 
+class Counted:
+    """A worker, and how many jobs its handler has had."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.worker = aiqueue.Worker(concurrency=100)
+
+        @self.worker.handle(Noop, result=False)
+        async def noop(job: aiqueue.Job[Noop]) -> None:
+            self.done += 1
+
+
 async def memory(client: aiqueue.Client, jobs: int) -> str:
     """Resident memory after each portion, the first one left to warm up."""
-    worker = aiqueue.Worker(concurrency=100)
-    done = 0
-
-    @worker.handle(Noop, result=False)
-    async def noop(job: aiqueue.Job[Noop]) -> None:
-        nonlocal done
-        done += 1
-
+    counted = Counted()
     sizes = []
-    async with worker.running(client) as session:
+    async with counted.worker.running(client) as session:
         for portion in range(1, jobs // PORTION + 1):
             await fill(client, PORTION, first=False)
-            while done < portion * PORTION or session.running:
+            while counted.done < portion * PORTION or session.running:
                 await asyncio.sleep(0.05)
             sizes.append(resident_mib())
     grown = max(sizes[1:]) - sizes[0] if len(sizes) > 1 else 0.0
-    return f"memory over {done:,} jobs: {sizes[0]:.1f} MiB after the first {PORTION:,}, at most {grown:+.1f} MiB later"
+    first = f"{sizes[0]:.1f} MiB after the first {PORTION:,}"
+    return f"memory over {counted.done:,} jobs: {first}, at most {grown:+.1f} MiB later"
 
 
 async def reconnects(client: aiqueue.Client) -> str:
     """The pulls that the server holds for each lane, after the worker's link was broken again and again."""
-    worker = aiqueue.Worker(concurrency=100)
-    done = 0
-
-    @worker.handle(Noop, result=False)
-    async def noop(job: aiqueue.Job[Noop]) -> None:
-        nonlocal done
-        done += 1
-
+    counted = Counted()
     sent = 0
-    async with worker.running(client):
+    async with counted.worker.running(client):
         for _ in range(RECONNECTS):
             await client.connection._client.force_reconnect()
             await client.connection.wait_up(10)
             for tenant in ("a", "b", "c"):
                 await client.enqueue(message(sent), tenant=tenant)
                 sent += 1
-            while done < sent:
+            while counted.done < sent:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(1)
         listed = await client.connection.api(f"CONSUMER.LIST.{STREAM}")
         waiting = {each["name"]: each["num_waiting"] for each in listed["consumers"]}
         pending = {each["name"]: each["num_ack_pending"] for each in listed["consumers"]}
-    return f"after {RECONNECTS} reconnects and {done} jobs: open pulls {waiting}, unsettled {sum(pending.values())}"
+    told = f"after {RECONNECTS} reconnects and {counted.done} jobs"
+    return f"{told}: open pulls {waiting}, unsettled {sum(pending.values())}"
 
 
 async def run(client: aiqueue.Client, *, jobs: int) -> str:

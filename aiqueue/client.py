@@ -72,7 +72,7 @@ class Client:
                     "password": Settings.secret(self._embedded.password),
                 }
             )
-        connection = Connection(settings, before_rebuild=self._revive if self._embedded else None)
+        connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
             if self._embedded is not None and declare:
@@ -194,9 +194,10 @@ class Client:
         except (ConfigMismatch, DataLossRefused) as error:
             log.warning("the embedded server keeps its streams as they are (`aiqueue plan`): %s", error)
 
-    async def _revive(self) -> None:
-        if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.ensure)
+    async def _revive(self) -> str:
+        assert self._embedded is not None
+        await asyncio.to_thread(self._embedded.ensure)
+        return self._embedded.url
 
     async def _release(self) -> None:
         embedded, self._embedded = self._embedded, None

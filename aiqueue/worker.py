@@ -185,7 +185,7 @@ class Session:
         self._wake = asyncio.Event()
         self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
         shortest_s = min(family.ack_wait_s for family in self._families.values())
-        self._leases = Leases(connection.settings, shortest_s=shortest_s)
+        self._leases = Leases(connection, shortest_s=shortest_s)
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotFound, Unavailable
+from ..errors import AIQueueError, NotFound, Unavailable
 from . import frames
 from .faults import from_api
 from .frames import Received, Stored
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024  # what must be held at once; the server then ends the batch early
 ANSWER_S = 5.0
+ASK_WHY_S = 2.0
 
 
 async def get(connection: Connection, stream: str, request: dict[str, Any]) -> Stored | None:
@@ -59,7 +60,7 @@ async def _page(connection: Connection, stream: str, subject: str, seq: int) -> 
                 page.append(frames.stored_direct(answer))
                 continue
             if said.code == 503:
-                raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
+                raise await _nobody(connection, stream)
             if said.code not in (204, 404):
                 raise from_api(said.code, 0, said.description, f"reading {stream}")
             return page, bool(page) and said.code == 204 and answer.headers.get("Nats-Num-Pending", "0") != "0"
@@ -67,3 +68,14 @@ async def _page(connection: Connection, stream: str, subject: str, seq: int) -> 
         raise Unavailable(f"{stream}: no answer to a read within {ANSWER_S:g} s") from None
     finally:
         await subscription.close()
+
+
+async def _nobody(connection: Connection, stream: str) -> AIQueueError:
+    """Why nobody answers a read: there is no such stream, or its leader is away."""
+    try:
+        await connection.api(f"STREAM.INFO.{stream}", timeout=ASK_WHY_S)
+    except NotFound:
+        return NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
+    except AIQueueError:
+        pass  # a user of one tenant may not ask; a cluster that elects a leader does not know
+    return Unavailable(f"{stream}: nobody answers a read: its leader is away, or it was made without allow_direct")

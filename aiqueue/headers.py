@@ -1,5 +1,7 @@
 """Names of the headers of the wire contract (docs/wire-contract.md)."""
 
+import re
+from collections.abc import Mapping
 from typing import Final
 
 MSG_ID: Final = "Nats-Msg-Id"
@@ -25,8 +27,29 @@ ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
 REST: Final = "Aiq-Rest"  # of a dead letter in two parts: the sequence of the second, "0" on the second itself
 
+SCHEDULE: Final = "Nats-Schedule"
+SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
+PARKED: Final = "Aiq-Parked"  # which parking a job comes from: no other one has this word
+DUE: Final = "Aiq-Due"  # when it was to come back, milliseconds since the epoch
+WAITED: Final = "Aiq-Waited"  # how often it was parked again because its lane was full
+
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
+
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CARRIED_MAX = 65_536
+
+
+def carried(told: Mapping[str, str]) -> dict[str, str]:
+    """The headers that a job takes along when it is stored anew: all but the server's. What an unusual publisher set
+    and cannot be sent again is made printable, or left out where its name cannot be.
+    """
+    return {
+        name: value if value.isascii() and value.isprintable() else ascii_line(value, _CARRIED_MAX)
+        for name, value in told.items()
+        if not name.startswith(SERVERS) and _NAME.fullmatch(name)
+    }
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

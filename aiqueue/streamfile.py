@@ -17,7 +17,7 @@ from . import subjects, units
 from .errors import TopologyError
 from .job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead"]
+Role = Literal["work", "inbox", "journal", "dead", "parked"]
 PROFILES = ("single", "cluster")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
@@ -217,6 +217,18 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "inbox": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "journal": {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True},
     "dead": {"retention": "limits", "allow_direct": True},
+    # Schedules exclude discard = "new": any limit here would drop jobs that were acknowledged.
+    "parked": {
+        "retention": "workqueue",
+        "discard": "old",
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "allow_direct": True,
+        "allow_msg_schedules": True,
+        "allow_msg_ttl": True,
+    },
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -230,6 +242,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "inbox": _QUEUE,
     "journal": {},
     "dead": {},
+    "parked": {"max_consumers": 100, "duplicate_window": 600 * 10**9},
 }
 # Stated for every stream, so that a limit set by another hand shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -245,8 +258,8 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 class Declared:
     """What one file declares, under one profile.
 
-    `family` and `consumer` are empty for a journal or dead-letter stream. `stream` and `consumer` are in the
-    API's form, and complete but for the computed subjects.
+    `family` and `consumer` are empty for a stream without a family: journal, dead letters, parked. `stream` and
+    `consumer` are in the API's form, and complete but for the computed subjects.
     """
 
     file: str
@@ -263,7 +276,9 @@ def read(file: str, text: str, profile: str = "single") -> Declared:
     """
     raw = _parse(file, text)
     _known(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = _value(file, "role", raw["role"], _one_of("inbox", "journal", "dead")) if "role" in raw else "work"
+    role: Role = (
+        _value(file, "role", raw["role"], _one_of("inbox", "journal", "dead", "parked")) if "role" in raw else "work"
+    )
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:

@@ -21,6 +21,7 @@ from .errors import BadInput
 from .job import Job, M
 from .lanes import Lanes
 from .leases import Leases
+from .parking import Forwarder
 from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
 from .quarantine import Quarantine
@@ -189,6 +190,7 @@ class Session:
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
+        self._forwarder = Forwarder(connection, client.topology)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
@@ -237,6 +239,7 @@ class Session:
             self._leases.start()
             self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
+            await self._forwarder.start()
         except BaseException:
             await self._stop()
             raise
@@ -269,6 +272,7 @@ class Session:
         if self._engine is not None:
             self._engine.cancel()
             await asyncio.gather(self._engine, return_exceptions=True)
+        await self._forwarder.stop()
         await self._puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
         await self._leases.stop()

@@ -169,9 +169,7 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
         loss = None if refused else _loss(key, live, wanted, info["state"])
         if key == "subjects":
             refused = await _subjects_refused(conn, spec, live.get("subjects") or [], value)
-        fewer = key == "num_replicas" and value < live.get(key, 1)
-        hint = "fewer copies of every message: is this the right profile?" if fewer else None
-        fields.append(Field(key, live.get(key), value, refused or loss or hint))
+        fields.append(Field(key, live.get(key), value, refused or loss))
         losses += [loss] if loss else []
         refusals += [refused] if refused else []
     if not fields:
@@ -215,7 +213,10 @@ def _refused(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def _loss(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
-    """Which stored messages the change of a field would delete, None if none. Measured on 2.15.1."""
+    """Which stored messages, or copies of them, the change of a field would delete, None if none. Measured on 2.15.1."""
+    if key == "num_replicas" and wanted[key] < live.get(key, 1):
+        # also of an empty stream: what is stored from then on would be on one disk alone
+        return f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies: is this the right profile?"
     stored = state["messages"]
     if not stored:
         return None

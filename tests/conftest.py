@@ -24,7 +24,7 @@ import pytest
 from aiqueue import supervisor
 
 from . import support
-from .support import Account, AccountPool, Eventually, NatsProcess, Server, WholeServer
+from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,6 +73,17 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., NatsProcess]]:
     yield make
     for server in made:
         server.kill()
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Three servers that are one cluster, started and ready; they end with the test."""
+    cluster = Cluster(tmp_path / "own-cluster")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.end()
 
 
 @pytest.fixture

@@ -5,40 +5,23 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import secrets
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from aiqueue import supervisor
-from aiqueue.server import find_binary
+from benchmarks.chaos.servers import POLL_S, Account, Cluster, NatsProcess, wait_until
 
-T = TypeVar("T")
+__all__ = ["POLL_S", "ROOT", "Account", "Cluster", "NatsProcess", "wait_until"]
+
 Eventually = Callable[..., Awaitable[object]]
 
 ROOT = Path(__file__).resolve().parent.parent
-POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class Account:
-    """Where a test works: nobody else is there. `url` holds no credentials."""
-
-    url: str
-    user: str
-    password: str
-
-    @property
-    def address(self) -> tuple[str, int]:
-        first = urlsplit(self.url.split(",")[0])
-        return first.hostname or supervisor.HOST, first.port or 4222
 
 
 class Server(Protocol):
@@ -52,100 +35,6 @@ class Server(Protocol):
     def take(self) -> Account: ...
 
     def give_back(self, account: Account) -> None: ...
-
-
-class NatsProcess:
-    """A nats-server of one's own, on a port of its own that it keeps over restarts; one user, JetStream on.
-
-    `extra` is config text behind the default one and overrides it: max_payload, tls, authorization… Call `start`
-    from the main thread: the kernel kills the server when the thread that started it ends (see `launch`).
-    """
-
-    def __init__(self, directory: Path, extra: str = "", *, config: Callable[[], str] | None = None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self.port = 0
-        self.user = "test"
-        self.password = secrets.token_hex(8)
-        self.log = directory / "server.log"
-        self._extra = extra
-        self._more = config or self._one_user
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"nats://{supervisor.HOST}:{self.port}"
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    @property
-    def account(self) -> Account:
-        return Account(self.url, self.user, self.password)
-
-    def start(self) -> None:
-        """Start it, if it does not run, and wait until it is ready (30 s, for loaded machines)."""
-        if self._process is not None:
-            return
-        known = self.port
-        for attempt in range(5):
-            self.port = known or supervisor.free_port()
-            self.write_config()
-            try:
-                self._process = supervisor.launch(find_binary(), self._config, self.log, within_s=30)
-            except supervisor.LaunchError as error:
-                if known or not error.port_taken or attempt == 4:
-                    raise
-            else:
-                return
-
-    def stop(self) -> None:
-        """End it cleanly, if it runs."""
-        self._end(supervisor.STOP_S)
-
-    def kill(self) -> None:
-        """SIGKILL, if it runs."""
-        self._end(0)
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nobody answers. All its threads have stopped when this returns."""
-        self._signal(signal.SIGSTOP)
-        assert self._process is not None
-        os.waitpid(self._process.pid, os.WUNTRACED)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def reload(self) -> None:
-        """Have it read its config again, which takes effect some time later."""
-        self.write_config()
-        self._signal(signal.SIGHUP)
-
-    def write_config(self) -> None:
-        self._config.write_text(
-            f'listen: "{supervisor.HOST}:{self.port}"\n'
-            # Far above any disk: what streams reserve by max_bytes must not run out over a test run.
-            f'jetstream {{ store_dir: ".", max_file_store: {2**50}, max_memory_store: {2**40} }}\n'
-            f'log_file: "{self.log.name}"\n{self._more()}\n{self._extra}\n'
-        )
-
-    @property
-    def _config(self) -> Path:
-        return self.directory / "server.conf"
-
-    def _one_user(self) -> str:
-        return f'authorization {{ user: "{self.user}", password: "{self.password}" }}'
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None, "the server does not run"
-        self._process.send_signal(number)
-
-    def _end(self, within_s: float) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(signal.SIGCONT)
-            supervisor.stop(process, within_s)
 
 
 class AccountPool:
@@ -260,15 +149,6 @@ async def eventually(fn: Callable[[], object], within: float = 5.0) -> object:
         if time.monotonic() > deadline:
             raise failure or AssertionError(f"not true within {within:g} s: {fn!r}")
         await asyncio.sleep(POLL_S)
-
-
-def wait_until(fn: Callable[[], T], within: float = 10.0) -> T:
-    """The first true value of `fn`, which must come within so many seconds. For tests without a loop."""
-    deadline = time.monotonic() + within
-    while not (value := fn()):
-        assert time.monotonic() < deadline, f"not true within {within:g} s: {fn!r}"
-        time.sleep(POLL_S)
-    return value
 
 
 def pause_between(steps: int, longest_s: float) -> Iterator[float]:

@@ -166,7 +166,7 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
         if _same(live.get(key), value):
             continue
         refused = _refused(spec.name, key, live, wanted)
-        loss = None if refused else _loss(key, live, wanted, info["state"])
+        loss = None if refused else _fewer_copies(key, live, wanted) or _loss(key, live, wanted, info["state"])
         if key == "subjects":
             refused = await _subjects_refused(conn, spec, live.get("subjects") or [], value)
         fields.append(Field(key, live.get(key), value, refused or loss))
@@ -212,11 +212,15 @@ def _refused(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, 
     )
 
 
+def _fewer_copies(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Also of an empty stream: what is stored from then on would be on fewer disks."""
+    if key != "num_replicas" or wanted[key] >= live.get(key, 1):
+        return None
+    return f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies: is this the right profile?"
+
+
 def _loss(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
-    """Which stored messages, or copies of them, the change of a field would delete, None if none. Measured on 2.15.1."""
-    if key == "num_replicas" and wanted[key] < live.get(key, 1):
-        # also of an empty stream: what is stored from then on would be on one disk alone
-        return f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies: is this the right profile?"
+    """Which stored messages the change of a field would delete, None if none. Measured on 2.15.1."""
     stored = state["messages"]
     if not stored:
         return None

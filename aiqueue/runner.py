@@ -321,7 +321,10 @@ class Runner:
         be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
         """
         for acked in (False, True):
-            end, wait_s = time.monotonic() + NO_ROOM_S, ROOM_FIRST_S  # at first: nobody else is to take what the ack freed
+            end, wait_s = (
+                time.monotonic() + NO_ROOM_S,
+                ROOM_FIRST_S,
+            )  # at first: nobody else is to take what the ack freed
             while time.monotonic() < end:
                 try:
                     await writer.write(RESULT, value)

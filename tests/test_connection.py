@@ -25,9 +25,9 @@ from aiqueue.connection import Connection, Received, frames
 from aiqueue.connection.dial import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from aiqueue.connection.faults import CLASSES, CODES, from_api, text, translate
 from aiqueue.errors import (
-    AIQueueError,
     AccessDenied,
     AccountFull,
+    AIQueueError,
     BadInput,
     Conflict,
     DiskFull,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import runner
+from aiqueue import provision, runner
 from aiqueue.errors import AccountFull, DiskFull, LaneFull, QueueFull, StreamFull
 
 from .support import NatsProcess
@@ -101,3 +101,15 @@ async def test_limits_are_told_where_they_are_declared(own_server: Callable[...,
     assert isinstance(full, StreamFull)
     assert full.limit == client.topology.streams["AI_AGENT_TASKS"].config["max_bytes"]
     assert "the stream of agent.tasks acme/normal is full: maximum bytes exceeded" in str(full)
+
+
+async def test_a_limit_that_apply_raises_lets_a_waiting_enqueue_through(own_server: Callable[..., NatsProcess]) -> None:
+    async with opened(own_server(), {"max_msgs_per_subject": 3}) as client:
+        for n in range(3):
+            await client.enqueue(Parcel(n=n), tenant="acme")
+        waiting = asyncio.create_task(client.enqueue(Parcel(n=3), tenant="acme", on_full="wait", timeout=30))
+        with pytest.raises(LaneFull):
+            await client.enqueue(Parcel(n=4), tenant="acme")
+        assert not waiting.done()
+        await provision.apply(client.connection, client.topology)
+        assert not (await waiting).duplicate

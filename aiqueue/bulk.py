@@ -68,9 +68,12 @@ class _Slot(Publish):
 
 
 class _FullLane:
-    """A lane that refused, and who waits for it: asked again with backoff, in small and then larger lots."""
+    """A lane that was refused, whatever is full, and who waits for it: asked again with backoff, in small and then
+    larger lots.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: QueueFull) -> None:
+        self.refusal = refusal
         self.waiting: list[tuple[int, _Slot]] = []  # a heap: the earlier item goes first
         self.wait_s = FULL_FIRST_S
         self.lot = 1
@@ -129,9 +132,10 @@ class Bulk(Generic[T]):
 
     def on_settled(self, slot: _Slot) -> None:
         """The connection's word on an item, or the end of its time."""
-        if self._full or type(slot.outcome) is QueueFull:
+        refused = isinstance(slot.outcome, QueueFull)
+        if self._full or refused:
             lane = self._full.get(slot.subject)
-            if type(slot.outcome) is QueueFull:
+            if refused:
                 if self._options.on_full == "wait" and asyncio.get_running_loop().time() < slot.limit:
                     self._refused(slot, lane)
                     return
@@ -280,8 +284,10 @@ class Bulk(Generic[T]):
     # -- full lanes
 
     def _refused(self, slot: _Slot, lane: _FullLane | None) -> None:
+        assert isinstance(slot.outcome, QueueFull)
         if lane is None:
-            lane = self._full[slot.subject] = _FullLane()
+            lane = self._full[slot.subject] = _FullLane(slot.outcome)
+        lane.refusal = slot.outcome
         heapq.heappush(lane.waiting, (slot.number, slot))
         lane.lot = 1
         self._ask_later(slot.subject, lane)
@@ -315,7 +321,7 @@ class Bulk(Generic[T]):
                 break
             heapq.heappop(lane.waiting)
             if slot.limit <= now:
-                slot.outcome = slot.outcome or QueueFull(subject, "the lane's limit per subject is reached")
+                slot.outcome = slot.outcome or lane.refusal
                 self.on_settled(slot)
                 continue
             slot.outcome = None

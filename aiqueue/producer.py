@@ -10,7 +10,7 @@ from uuid import UUID
 
 from . import codec, headers, subjects
 from .connection import Connection, block
-from .errors import BadInput, QueueFull, Unavailable
+from .errors import BadInput, LaneFull, QueueFull, StreamFull, Unavailable
 from .job import Message
 from .topology import Family, Topology
 from .units import seconds
@@ -20,6 +20,7 @@ HINTED_MAX = 10_000
 FORMS_MAX = 10_000
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
 
+_STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
 OnFull = Literal["raise", "wait"]
 
 
@@ -42,6 +43,7 @@ class Form(NamedTuple):
     template: bytes  # the header block; %b where the job's id goes, %d for the deadline
     ids: int
     deadline_s: float | None
+    limits: Mapping[str, int]  # of its stream, all lanes together: bytes, messages
 
     def block(self, job_id: str) -> bytes:
         """The headers of one job, as they travel."""
@@ -130,7 +132,9 @@ class Producer:
         raw = block(told).replace(b"%", b"%%")
         template = raw.replace(job_id.encode(), b"%b").replace(when.encode(), b"%d")
         where = subjects.work(family.name, lane.tenant, lane.priority)
-        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s)
+        config = self._topology.streams[family.stream].config
+        limits = {word: config[key] for word, key in _STREAM_LIMITS if config.get(key, 0) > 0}
+        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits)
 
     def hint(self, lane: subjects.Lane) -> None:
         """Tell workers of a lane that may be new to them, now and then. Never waits and never fails."""
@@ -228,8 +232,11 @@ def _extra(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]
 
 
 def full(error: QueueFull, form: Form) -> QueueFull:
-    """The server's refusal, with what the caller can act on."""
-    if "per subject" in error.reason:
-        limit = form.family.max_msgs_per_subject
-        return QueueFull(str(form.lane), "the lane holds as many jobs as it may", limit=limit, retry_after_s=1.0)
-    return QueueFull(str(form.lane), error.reason, retry_after_s=5.0)
+    """The server's refusal, with what the caller can act on. `limit` is the declared one."""
+    if isinstance(error, LaneFull):
+        return LaneFull(str(form.lane), "it holds as many jobs as it may", limit=form.family.max_msgs_per_subject)
+    if isinstance(error, StreamFull):
+        return StreamFull(
+            str(form.lane), error.reason, limit=form.limits.get("bytes" if "bytes" in error.reason else "messages")
+        )
+    return type(error)(str(form.lane), error.reason)

@@ -29,7 +29,7 @@ from .attempt import (
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
-from .errors import AIQueueError, EncodeError, Stale, TooLarge
+from .errors import AccountFull, AIQueueError, DiskFull, EncodeError, Stale, TooLarge
 from .job import Job
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
 from .processes import Processes
@@ -48,6 +48,8 @@ UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
+NO_ROOM_S = 5.0  # how long a result waits for room on the server, before the ack and then after it
+ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
 
@@ -307,12 +309,35 @@ class Runner:
     ) -> None:
         if writer is not None and handler is not None and handler.keeps_result:
             try:
-                await writer.write(RESULT, value)
+                await self._keep(delivery, writer, value)
             except (EncodeError, TooLarge) as error:
                 opened.history = _with_attempt(opened, self._worker, str(error), "")
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
                 return
         await self._ack(delivery)
+
+    async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
+        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
+        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
+        """
+        for acked in (False, True):
+            end, wait_s = (
+                time.monotonic() + NO_ROOM_S,
+                ROOM_FIRST_S,
+            )  # at first: nobody else is to take what the ack freed
+            while time.monotonic() < end:
+                try:
+                    await writer.write(RESULT, value)
+                except (AccountFull, DiskFull) as error:
+                    problem = error
+                else:
+                    return
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, ROOM_CAP_S)
+            if not acked:
+                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
+                await self._ack(delivery)
+        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
 
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float

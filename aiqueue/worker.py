@@ -26,6 +26,7 @@ from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
 from .quarantine import Quarantine
 from .runner import Runner
+from .silence import Silence
 from .units import seconds
 from .watchdog import Watchdog
 
@@ -191,6 +192,7 @@ class Session:
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
         self._forwarder = Forwarder(connection, client.topology)
+        self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
@@ -240,6 +242,7 @@ class Session:
             self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
             await self._forwarder.start()
+            self._silence.start()
         except BaseException:
             await self._stop()
             raise
@@ -251,6 +254,7 @@ class Session:
             return
         self._draining = True
         self._puller.stop()
+        await self._silence.stop()
         await self._lanes.stop()
         while self._waiting:
             await self._return(self._take())
@@ -268,6 +272,7 @@ class Session:
 
     async def _stop(self) -> None:
         self._draining = True
+        await self._silence.stop()
         await self._lanes.stop()
         if self._engine is not None:
             self._engine.cancel()
@@ -282,6 +287,9 @@ class Session:
 
     # -- the engine
 
+    def _free(self) -> int:
+        return self._slots - len(self._running) - len(self._waiting)
+
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
         while True:
@@ -289,7 +297,7 @@ class Session:
             self._wake.clear()
             try:
                 extra = prefetch(self._slots, self._pace_s())
-                self._puller.refill(self._slots - len(self._running) - len(self._waiting), extra)
+                self._puller.refill(self._free(), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again

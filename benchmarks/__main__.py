@@ -1,7 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
 ``python -m benchmarks [speed|fairness|tenants|endurance] [--rounds N] [--jobs N] [--json]``, each on an embedded server
-of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
+of its own in a temporary directory; ``soak`` and ``fuzz`` have options of their own (``soak --help``).
+Absolute figures belong to the machine; the ratio of the medians is what travels.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import argparse
 import asyncio
 import json
 import platform
+import sys
 import tempfile
 from pathlib import Path
 
 import aiqueue
 
-from . import drain, endurance, enqueue, fairness, latency, many, tenants
+from . import drain, endurance, enqueue, fairness, latency, many, soak, tenants
 from .report import Row, table
 
 
@@ -41,6 +43,8 @@ async def other(what: str, rounds: int, jobs: int) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["soak"]:
+        sys.exit(soak.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
     parser.add_argument("--rounds", type=int, default=5)

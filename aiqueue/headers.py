@@ -41,6 +41,18 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CARRIED_MAX = 65_536
 
 
+def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
+    """Which run of its id a stored job is, and when that was first stored (seconds since the epoch): its place in the
+    work stream, or its first one, where it has moved since.
+    """
+    first = number(told.get(RUN, ""))
+    try:
+        born = float(told.get(ENQUEUED, ""))
+    except ValueError:
+        return seq, stored_at
+    return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
+
+
 def carried(told: Mapping[str, str]) -> dict[str, str]:
     """The headers that a job takes along when it is stored anew: all but the server's. What an unusual publisher set
     and cannot be sent again is made printable, or left out where its name cannot be.

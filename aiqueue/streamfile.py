@@ -11,14 +11,15 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from . import subjects, units
 from .errors import TopologyError
 from .job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead", "parked"]
+Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded"]
 PROFILES = ("single", "cluster")
+_ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
 _RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are aiqueue's own
@@ -229,6 +230,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "allow_msg_schedules": True,
         "allow_msg_ttl": True,
     },
+    "stranded": {"retention": "workqueue", "allow_direct": True},
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -243,6 +245,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "journal": {},
     "dead": {},
     "parked": {"max_consumers": 100, "duplicate_window": 600 * 10**9},
+    "stranded": {"max_consumers": 100},
 }
 # Stated for every stream, so that a limit set by another hand shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -276,9 +279,7 @@ def read(file: str, text: str, profile: str = "single") -> Declared:
     """
     raw = _parse(file, text)
     _known(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = (
-        _value(file, "role", raw["role"], _one_of("inbox", "journal", "dead", "parked")) if "role" in raw else "work"
-    )
+    role: Role = _value(file, "role", raw["role"], _one_of(*_ROLES)) if "role" in raw else "work"
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:

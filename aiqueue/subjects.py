@@ -97,6 +97,11 @@ def parse_parked(subject: str) -> Parked | None:
     return Parked(Lane(f"{parts[3]}.{parts[4]}", parts[5], parts[6]), parts[7], parts[8], parts[2] == "due")
 
 
+def stranded(stream: str) -> str:
+    """Where the server says which jobs of a stream it delivers no more."""
+    return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*"
+
+
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:
     """Nats-Msg-Id. The server deduplicates over a whole stream, hence tenant and family; a move needs its own
     `hop`, or the server would take it for the job that it moves.

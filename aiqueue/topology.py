@@ -161,7 +161,7 @@ class Topology:
             spec = _spec(each, families)
             _unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead", "parked"):
+        for role in ("journal", "dead", "parked", "stranded"):
             _exactly_one(role, streams)
         return cls(profile, families, streams)
 
@@ -177,6 +177,10 @@ class Topology:
     @property
     def dead_stream(self) -> StreamSpec:
         return self._by_role("dead")
+
+    @property
+    def stranded_stream(self) -> StreamSpec:
+        return self._by_role("stranded")
 
     @property
     def parked_stream(self) -> StreamSpec:
@@ -272,6 +276,9 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
             config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
         case "dead":
             config["subjects"] = [subjects.dead("*.*")]
+        case "stranded":
+            work = [each.stream for each in families.values() if each.role == "work"]
+            config["subjects"] = [subjects.stranded(each) for each in work]
         case "parked":
             config["subjects"] = [subjects.parked(due=False), subjects.parked(due=True)]
     return StreamSpec(config["name"], declared.role, declared.file, config)

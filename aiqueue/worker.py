@@ -27,6 +27,7 @@ from .puller import Delivery, LanePull, Puller, prefetch
 from .quarantine import Quarantine
 from .runner import Runner
 from .silence import Silence
+from .strandeds import Sweeper
 from .units import seconds
 from .watchdog import Watchdog
 
@@ -202,6 +203,7 @@ class Session:
         self._draining = False
         self._stack = AsyncExitStack()
         self._runner: Runner | None = None
+        self._sweeper: Sweeper | None = None
         self._engine: asyncio.Task[None] | None = None
         self.done = 0  # deliveries carried to an end
         self.clean = True  # no running job had to be cancelled at the end of a drain
@@ -243,6 +245,15 @@ class Session:
             await self._lanes.start()
             await self._forwarder.start()
             self._silence.start()
+            self._sweeper = Sweeper(
+                client.connection,
+                client.topology,
+                client.journal,
+                client.dead,
+                worker=worker.name,
+                look=quarantine.look,
+            )
+            self._sweeper.start()
         except BaseException:
             await self._stop()
             raise
@@ -273,6 +284,8 @@ class Session:
     async def _stop(self) -> None:
         self._draining = True
         await self._silence.stop()
+        if self._sweeper is not None:
+            await self._sweeper.stop()
         await self._lanes.stop()
         if self._engine is not None:
             self._engine.cancel()

@@ -196,6 +196,7 @@ class Session:
         self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
+        self._heard: float | None = None  # when a job last came in, monotonic seconds
         self._handler_s: float | None = None
         self._freed = 0.0  # when a slot last came free, monotonic seconds
         self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
@@ -211,6 +212,27 @@ class Session:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    def vitals(self) -> dict[str, Any]:
+        """How it is, as plain data. `state`: ok, draining, disconnected, or deaf (lanes hold jobs, slots are free, and
+        nothing comes), for `deaf_s` seconds. Times are seconds since the epoch.
+        """
+        connected, since = self._client.connection.connected, self._silence.since
+        now = time.monotonic()
+        return {
+            "state": "draining" if self._draining else "disconnected" if not connected else "deaf" if since else "ok",
+            "time": time.time(),
+            "pid": os.getpid(),
+            "worker": self._worker.name,
+            "slots": self._slots,
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "done": self.done,
+            "last_delivery": self._heard and time.time() - (now - self._heard),
+            "connected": connected,
+            "deaf_s": now - since if since else 0.0,
+            "lanes": len(list(self._puller.lanes)),
+        }
 
     async def start(self) -> None:
         client, worker = self._client, self._worker
@@ -317,6 +339,7 @@ class Session:
 
     def _on_delivery(self, delivery: Delivery) -> None:
         key = _key(delivery)
+        self._heard = delivery.arrived
         if key in self._running:
             self._adopt(key, delivery)
             return

@@ -1,20 +1,20 @@
-"""A cluster whose leaders give way, stop or die: everything goes on by itself."""
+"""Servers that give way, stop or die: everything goes on by itself, and each enqueue ends in one way."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 import aiqueue
-from aiqueue import provision
-from aiqueue.errors import DataLossRefused
+from aiqueue import headers, provision
+from aiqueue.errors import DataLossRefused, QueueFull, Unavailable
 
-from .support import Cluster, Eventually
+from .support import Cluster, Eventually, NatsProcess
 
 STREAM, LANE = "AI_AGENT_TASKS", "acme-normal"
 
@@ -72,16 +72,54 @@ class Stream:
         return max(b - a for a, b in itertools.pairwise(times))
 
 
-async def test_fewer_replicas_are_refused_unless_told(own_cluster: Cluster) -> None:
-    async with opened(own_cluster, "single") as client, opened(own_cluster) as other:
-        await provision.apply(other.connection, other.topology)
-        with pytest.raises(DataLossRefused, match="num_replicas from 3 to 1 deletes copies"):
-            await provision.apply(client.connection, client.topology)
-
-
-async def test_a_leader_that_gives_way_costs_less_than_a_second(own_cluster: Cluster, eventually: Eventually) -> None:
-    async with opened(own_cluster) as client:
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_an_enqueue_over_a_fault_ends_in_exactly_one_way(
+    fault: str, own_server: Callable[..., NatsProcess], eventually: Eventually
+) -> None:
+    """Acknowledged, QueueFull, or Unavailable: and the stream holds what was told, each once."""
+    server = own_server()
+    async with aiqueue.connect(server.url, user=server.user, password=server.password, ping_interval=0.5) as client:
         await provision.apply(client.connection, client.topology)
+        config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
+        await client.connection.api(f"STREAM.UPDATE.{STREAM}", {**config, "max_msgs_per_subject": 200})
+        told: dict[str, str] = {}
+
+        async def one(n: int) -> None:
+            key, timeout = f"u{n}", 0.7 if n % 3 else 30
+            try:
+                await client.enqueue(Ping(n=n), tenant="acme", unique=key, timeout=timeout)
+            except QueueFull:
+                told[key] = "refused"
+            except Unavailable as error:
+                told[key] = "perhaps" if error.maybe_stored else "not"
+            else:
+                told[key] = "stored"
+
+        tasks = [asyncio.create_task(one(n)) for n in range(150)]
+        await eventually(lambda: len(told) > 20)
+        getattr(server, fault)()
+        for n in range(150, 300):
+            tasks.append(asyncio.create_task(one(n)))
+            await asyncio.sleep(0.01)
+        server.resume() if fault == "pause" else server.start()
+        await asyncio.gather(*tasks)
+        await eventually(lambda: client.connection.connected, within=20)
+        await client.connection.flush()
+        keys = [each.headers[headers.JOB_ID] async for each in client.connection.read(STREAM, ">")]
+    assert len(told) == 300
+    assert len(keys) == len(set(keys))
+    kept = {how: {key for key, each in told.items() if each == how} for how in ("stored", "refused", "perhaps", "not")}
+    assert kept["stored"] <= set(keys)
+    assert set(keys) <= kept["stored"] | kept["perhaps"]
+
+
+async def test_a_leader_that_gives_way_costs_under_a_second_and_fewer_replicas_are_refused(
+    own_cluster: Cluster, eventually: Eventually
+) -> None:
+    async with opened(own_cluster) as client, opened(own_cluster, "single") as other:
+        await provision.apply(client.connection, client.topology)
+        with pytest.raises(DataLossRefused, match="num_replicas from 3 to 1 deletes copies"):
+            await provision.apply(other.connection, other.topology)
         flow = Stream(client)
         async with flow.worker().running(client):
             producing = asyncio.create_task(flow.produce())
@@ -91,6 +129,26 @@ async def test_a_leader_that_gives_way_costs_less_than_a_second(own_cluster: Clu
                 own_cluster.step_down(STREAM, consumer)
                 await eventually(lambda: flow.begun[-1] > begun + 1, within=20)  # noqa: B023
                 assert flow.gap_s(begun) < 1
+            await flow.end()
+            await producing
+
+
+async def test_the_first_job_runs_within_three_seconds_of_a_restarted_server(
+    own_server: Callable[..., NatsProcess], eventually: Eventually
+) -> None:
+    server = own_server()
+    async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
+        await provision.apply(client.connection, client.topology)
+        flow = Stream(client)
+        async with flow.worker().running(client):
+            producing = asyncio.create_task(flow.produce())
+            await eventually(lambda: len(flow.results) > 20)
+            server.kill()
+            await asyncio.sleep(3)  # the backoff of the dialling has grown
+            server.start()
+            up = time.monotonic()
+            await eventually(lambda: flow.begun[-1] > up, within=10)
+            assert next(each for each in flow.begun if each > up) - up < 3
             await flow.end()
             await producing
 

@@ -21,6 +21,8 @@ from .chaos.nemesis import HOLD_S, KINDS, Plan
 from .chaos.places import Impossible
 from .chaos.show import show, svg
 
+WIDTH = 120  # of what goes to a file
+
 
 def _plan(text: str) -> Plan:
     try:
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         seed=chosen.seed, broken=chosen.broken, settle_s=chosen.settle, sync_always=chosen.sync_always,
         keep=chosen.keep,
     )  # fmt: skip
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     try:
         report = soak.run(options, say=lambda line: print(line, file=sys.stderr, flush=True))
     except Impossible as error:

@@ -11,12 +11,14 @@ import os
 import cbor2
 import nats
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 
 from .app import HANDLER_MS, LOG, STREAM, work
 from .records import Pen
 
 AT_ONCE = 50
 CONSUMER = "broken"
+ACK_WAIT_S = 2.0  # for a batch that was fetched by a worker that died before its acks
 
 
 async def main() -> None:
@@ -31,7 +33,9 @@ async def main() -> None:
         reconnect_time_wait=0.2,
     )
     jetstream = raw.jetstream()
-    pull = await jetstream.pull_subscribe("", durable=CONSUMER, stream=STREAM)
+    pull = await jetstream.pull_subscribe(
+        "", durable=CONSUMER, stream=STREAM, config=ConsumerConfig(ack_wait=ACK_WAIT_S)
+    )
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def run(message: Msg) -> None:

@@ -6,6 +6,7 @@ import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from . import records
@@ -16,6 +17,7 @@ SETTLING_S = 0.05  # from the end of a run to the server's having its ack: till 
 PATIENCE_S = 0.5  # the same where it is only asked whether a fault can be the reason
 RESULT, FINAL = "result", ("result", "failed", "cancelled")
 SHOWN = 10
+SOON_S = 1.0
 
 
 class Word(NamedTuple):
@@ -72,13 +74,14 @@ class Verdict:
 
 
 class Recovery(NamedTuple):
-    """After the faults of one kind, in seconds: the wait for the next end of any run, from the fault and from when
-    what was taken away was back; and the longest that a killed worker's job waited to be begun again.
+    """What the faults of one kind cost, in seconds. `silence`: the longest time without the end of any run that began
+    with the fault or up to SOON_S after it was over. `after_back`: from when what was taken away was back to the next
+    end of a run. `elsewhere`: how long a killed worker's jobs waited to be begun again.
     """
 
     kind: str
     times: int
-    after_fault: list[float]
+    silence: list[float]
     after_back: list[float]
     elsewhere: list[float]
 
@@ -151,7 +154,7 @@ def recoveries(runs: Sequence[Run], faults: Sequence[Fault]) -> list[Recovery]:
         Recovery(
             kind,
             len(each),
-            [wait for fault in each if (wait := _until_next(ends, fault.at)) is not None],
+            [_silence(ends, fault.at, (fault.until or fault.at) + SOON_S) for fault in each],
             [wait for fault in each if fault.until and (wait := _until_next(ends, fault.until)) is not None],
             [wait for fault in each for wait in _elsewhere(fault, runs, by_number)] if kind == "worker-kill" else [],
         )
@@ -162,6 +165,12 @@ def recoveries(runs: Sequence[Run], faults: Sequence[Fault]) -> list[Recovery]:
 def _until_next(ends: Sequence[float], at: float) -> float | None:
     place = bisect.bisect(ends, at)
     return ends[place] - at if place < len(ends) else None
+
+
+def _silence(ends: Sequence[float], since: float, until: float) -> float:
+    """The longest time between two ends, the first of them before `until`, as far as it lies behind `since`."""
+    first, last = bisect.bisect(ends, since), bisect.bisect(ends, until) + 1
+    return max((later - earlier for earlier, later in pairwise([since, *ends[first:last]])), default=0.0)
 
 
 def _elsewhere(fault: Fault, runs: Sequence[Run], by_number: Mapping[int, Sequence[Run]]) -> list[float]:

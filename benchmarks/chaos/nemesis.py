@@ -102,9 +102,15 @@ class Nemesis:
         for plan in plans:
             self._plan(plan, time.monotonic())
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is planned."""
+        return not self._due
+
     def step(self) -> None:
         """Do what is due."""
-        while self._due and self._due[0].at <= time.monotonic():
+        now = time.monotonic()
+        while self._due and self._due[0].at <= now:
             heapq.heappop(self._due).do()
 
     def calm(self) -> None:
@@ -124,7 +130,7 @@ class Nemesis:
 
         def do() -> None:
             self._harm(kind, HOLD_S.get(kind, 0.0) if plan.hold_s is None else plan.hold_s, which)
-            self._plan(plan, max(begun + plan.period_s, time.monotonic() - plan.period_s))
+            self._plan(plan, max(begun + plan.period_s, time.monotonic() - plan.period_s * JITTER))
 
         self._at(begun + plan.period_s + moved, do)
 

@@ -40,11 +40,10 @@ def plot(report: Report, columns: int = 100) -> list[str]:
         eighths = [min(8, max(0, round(rate / top * HEIGHT * 8) - level * 8)) for rate in rates]
         label = f"{top:8,.0f}/s " if level == HEIGHT - 1 else " " * 11
         lines.append(label + "".join(BLOCKS[each] for each in eighths))
-    marks = [" "] * columns
+    marks = [" "] * (columns + len(report.faults))
     for fault in report.faults:
-        marks[min(columns - 1, int((fault.at - report.begun) / max(report.took_s, 1e-9) * columns))] = LETTERS[
-            fault.kind
-        ]
+        place = min(columns - 1, int((fault.at - report.begun) / max(report.took_s, 1e-9) * columns))
+        marks[marks.index(" ", place)] = LETTERS[fault.kind]  # two at once stand side by side
     axis = f"0 s{report.took_s:>{columns - 5}.0f} s"
     return [*lines, " " * 11 + "".join(marks), " " * 11 + axis]
 
@@ -90,11 +89,11 @@ def _results(report: Report) -> Table:
 
 
 def _recovered(recoveries: Sequence[Recovery]) -> Table:
-    table = Table(title="seconds until the next run ended: median / longest")
-    for name in ("fault", "times", "after the fault", "after its end", "the dead's jobs begun elsewhere"):
+    table = Table(title="recovery in seconds: median / longest")
+    for name in ("fault", "times", "longest silence", "first job after it was back", "its jobs begun elsewhere"):
         table.add_column(name, justify="left" if name == "fault" else "right")
     for each in recoveries:
-        cells = [_spread(waits) for waits in (each.after_fault, each.after_back, each.elsewhere)]
+        cells = [_spread(waits) for waits in (each.silence, each.after_back, each.elsewhere)]
         table.add_row(each.kind, str(each.times), *cells)
     return table
 

@@ -187,8 +187,7 @@ class _Soak:
         self.workers.start()
         begun = time.monotonic()
         self._produce(told)
-        nemesis = Nemesis(options.plans, self, seed=options.seed)
-        self._watch(nemesis, begun)
+        nemesis = self._watch(begun)
         nemesis.calm()
         left = self._settle()
         took_s = time.monotonic() - begun
@@ -223,19 +222,23 @@ class _Soak:
             self._producers.append(child)
             first += count
 
-    def _watch(self, nemesis: Nemesis, begun: float) -> None:
-        """Let the nemesis do its work while there are jobs to be enqueued."""
+    def _watch(self, begun: float) -> Nemesis:
+        """Let a nemesis do its work from the first run on, while there are jobs to be enqueued."""
         options = self._options
         longest_s = 3 * options.jobs / options.rate + 2 * options.enqueue_timeout_s
+        nemesis = Nemesis((), self, seed=options.seed)
         while any(child.code is None for child in self._producers):
             if time.monotonic() > begun + longest_s:
                 raise TimeoutError(f"the producers have not ended within {longest_s:.0f} s")
+            if nemesis.idle and options.plans and self._jobs_log.exists():
+                nemesis = Nemesis(options.plans, self, seed=options.seed)
             nemesis.step()
             self.workers.start()
             time.sleep(STEP_S)
         codes = [child.code for child in self._producers]
         if any(codes):
             raise RuntimeError(f"producers ended with {codes}: {_tail(self._directory / 'producers.log')}")
+        return nemesis
 
     def _settle(self) -> int:
         """Wait until no job is stored any more; how many are, when nothing has moved for `settle_s`."""

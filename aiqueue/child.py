@@ -22,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from . import attempt, pipes
-from .attempt import Handler, Outcome, Parcel, Refused, Returned
+from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned
 from .backoff import Backoff
 from .errors import BadInput, EncodeError
 from .job import Job
@@ -144,7 +144,9 @@ class _Bench:
         for family, kind, call, model, is_async in recipe["handlers"]:
             try:
                 self.handlers[family, kind] = (
-                    Handler(find(model), find(call), is_async, Backoff(), None, keeps_result=True)
+                    Handler(
+                        find(model), find(call), is_async, Backoff(), None, True, on=_policies(worker, family, kind)
+                    )
                     if call and model
                     else attempt.here(_registered(worker, family, kind))
                 )
@@ -197,7 +199,7 @@ async def _attempt(line: _Line, bench: _Bench, threads: Threads, parcel: Parcel,
     except asyncio.CancelledError:
         return attempt.Raised("the handler was cancelled from within", "")
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-        return attempt.raised(error)
+        return attempt.raised(error, handler.on)
 
 
 def _plain(outcome: Outcome, keeps_result: bool) -> list[Any]:
@@ -216,6 +218,13 @@ def find(reference: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name)
     return found
+
+
+def _policies(worker: Any, family: str, kind: str) -> Policies:
+    try:
+        return _registered(worker, family, kind).on
+    except LookupError:
+        return {}
 
 
 def _registered(worker: Any, family: str, kind: str) -> Handler:

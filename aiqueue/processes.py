@@ -60,6 +60,8 @@ class Recipe:
         """Why a child cannot find this handler, as far as can be told from here; "" if nothing speaks against it."""
         if self._worker_reference():
             return ""
+        if handler.process and handler.on:
+            return "its policies (`on`) are found through its worker only, which is no global in the handler's module"
         for thing, what in ((handler.call, "the handler"), (handler.model, "the message class")):
             if not reference(thing):
                 return f"{what} {_shown(thing)} is not found under its name in its module"

@@ -236,7 +236,7 @@ class Runner:
             else:
                 value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = attempt.raised(error)
+            outcome = attempt.raised(error, handler.on)
         else:
             outcome = Returned(value)
         finally:
@@ -260,8 +260,8 @@ class Runner:
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
-            case Raised(error, trace, after_s):
-                retry = handler.retry if handler else Backoff()
+            case Raised(error, trace, after_s, rule):
+                retry = handler.backoff(rule) if handler else Backoff()
                 opened.history = _with_attempt(opened, self._worker, error, trace)
                 if opened.attempt >= retry.attempts:
                     await self._bury(delivery, opened, writer, "attempts", error)

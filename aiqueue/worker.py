@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from .attempt import Handler
+from .attempt import Handler, Policies
 from .backoff import Backoff
 from .child import refuse_while_loading
 from .client import Client
 from .errors import BadInput
-from .job import Job, M
+from .job import Job, M, Reject, Retry
 from .lanes import Lanes
 from .leases import Leases
 from .parking import Forwarder
@@ -115,17 +115,23 @@ class Worker:
         timeout: str | float | None = "10m",
         result: bool = True,
         process: bool = False,
+        on: Policies | None = None,
     ) -> _Register[M]:
         """Register a function for a kind of message: a decorator.
 
         The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
         (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
         "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
+        `on` says what an error of a class means, where that is not `retry`: ``{ValueError: Reject, Busy: Backoff(...),
+        Limited: lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: by that policy. A
+        function of the error: again after so long ("30s", seconds; None: by `retry`). The nearest class of the error
+        counts; attempts are counted together, whatever ended them. ``Retry`` and ``Reject`` that are raised go first.
         `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
         function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
         refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
-        what it prints goes to stderr. Raises BadInput for a kind that has a handler already.
+        what it prints goes to stderr. Raises BadInput for a kind that has a handler already, and for what is no policy.
         """
+        policies = _checked(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
@@ -137,7 +143,9 @@ class Worker:
             is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
             )
-            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result, process)
+            self._handlers[key] = Handler(
+                model, function, is_async, retry or Backoff(), timeout_s, result, process, policies
+            )
 
         return _Register(add)
 
@@ -174,6 +182,17 @@ class Worker:
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)
+
+
+def _checked(on: Policies) -> Policies:
+    """The policies, if they are some. Raises BadInput."""
+    for error, policy in on.items():
+        if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
+            raise BadInput(f"on: {error!r} is no class of errors that a policy can be for")
+        if policy is Reject or isinstance(policy, Backoff) or (callable(policy) and not isinstance(policy, type)):
+            continue
+        raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")
+    return dict(on)
 
 
 class Session:

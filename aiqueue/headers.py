@@ -25,6 +25,13 @@ ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
 REST: Final = "Aiq-Rest"  # of a dead letter in two parts: the sequence of the second, "0" on the second itself
 
+DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
+DOCUMENT_SIZE: Final = "Aiq-Document-Size"
+DOCUMENT_REF: Final = "Aiq-Document-Ref"  # the name under which a job holds its documents
+DOCUMENTS: Final = (DOCUMENT, DOCUMENT_SIZE, DOCUMENT_REF)  # a job keeps these wherever it goes
+ROLLUP: Final = "Nats-Rollup"
+TTL: Final = "Nats-TTL"
+
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
 

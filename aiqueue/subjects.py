@@ -17,6 +17,7 @@ NORMAL = "normal"
 HINTS = "aiq.hint"
 BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
+OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
 
 
 def token(what: str, value: object) -> str:
@@ -69,6 +70,11 @@ def journal(root: str, tenant: str, job_id: str) -> str:
 def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:
     """The subject of a job's dead letter, or the filter over a family's or tenant's."""
     return f"{DEAD}.{family}.{tenant}.{job_id}"
+
+
+def objects(stream: str, kind: str, *words: str) -> str:
+    """A subject in the object store of a stream: kind C for chunks, M for what they are, R for who holds them."""
+    return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
 
 
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:

@@ -17,6 +17,7 @@ from .attempt import Handler
 from .backoff import Backoff
 from .child import refuse_while_loading
 from .client import Client
+from .collector import Collector
 from .errors import BadInput
 from .job import Job, M
 from .lanes import Lanes
@@ -189,6 +190,7 @@ class Session:
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
+        self._collector = Collector(connection, client.topology)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._handler_s: float | None = None
@@ -233,6 +235,7 @@ class Session:
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
             )
+            self._collector.start()
             await self._puller.open()
             self._leases.start()
             self._engine = asyncio.create_task(self._pull())
@@ -272,6 +275,7 @@ class Session:
         await self._puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
         await self._leases.stop()
+        await self._collector.stop()
         if self._runner is not None:
             self._runner.close()
         await self._stack.aclose()

@@ -51,7 +51,8 @@ class DeadLetter:
             "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
             "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
             "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
-            "died_at": self.died_at, "replays": self.replays, "history": self.history, "size_bytes": len(self.body),
+            "died_at": self.died_at, "replays": self.replays, "history": self.history,
+            "size_bytes": headers.number(self.headers.get(headers.DOCUMENT_SIZE, "")) or len(self.body),
         }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ CHUNK_BYTES = 512 * 1024  # at most; half of a smaller max_payload
 SENT_AHEAD = 8  # chunks on their way to the server
 READ_AHEAD = 8  # chunks in one batch of a read; two batches are held
 STALL_S = 600.0  # a source that gives nothing for so long is given up, before its chunks are taken for abandoned
+GIVE_UP_S = 5.0  # what is under way of a failed upload may still be answered
 READ_AGAIN_S, READ_AWAY_S, READ_SHORT_S = 0.2, 30.0, 5.0
 _DIGEST = "SHA-256="
 
@@ -123,9 +124,12 @@ class Objects:
             while sent:
                 last = await self._in_order(where, *sent.popleft(), last)
         except BaseException:
-            for _, task in sent:
+            tasks = [task for _, task in sent]
+            if tasks:  # what is stored after the purge would stay
+                await asyncio.wait(tasks, timeout=GIVE_UP_S)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in sent), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(AIQueueError):
                 await self.purge(where)
             raise

@@ -26,7 +26,7 @@ from .errors import AIQueueError, BadInput, Conflict, Corrupt, NotFound, Unavail
 
 CHUNK_BYTES = 512 * 1024  # at most; half of a smaller max_payload
 SENT_AHEAD = 8  # chunks on their way to the server
-READ_AHEAD = 8  # chunks in one batch of a read; two batches are held
+READ_AHEAD = 64  # chunks in one batch of a read, or 4 MiB of them; two batches are held
 STALL_S = 600.0  # a source that gives nothing for so long is given up, before its chunks are taken for abandoned
 GIVE_UP_S = 5.0  # what is under way of a failed upload may still be answered
 READ_AGAIN_S, READ_AWAY_S, READ_SHORT_S = 0.2, 30.0, 5.0

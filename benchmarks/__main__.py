@@ -1,7 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance|documents] [--rounds N] [--jobs N] [--json]``, each on an embedded server
-of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
+``python -m benchmarks [speed|fairness|tenants|endurance|documents] [--rounds N] [--jobs N] [--json]``, each on an
+embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
+is what travels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
 
 async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
     """A measurement whose figures are no ratio, as text."""
-    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
             if what == "fairness":
                 return await fairness.run(client, rounds=rounds)

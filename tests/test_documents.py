@@ -15,10 +15,12 @@ from typing import Any
 
 import nats
 import pytest
+from typer.testing import CliRunner, Result
 
 import aiqueue
 from aiqueue import codec, headers, provision
 from aiqueue.bulk import TURN
+from aiqueue.cli.app import app
 from aiqueue.client import Client
 from aiqueue.collector import Collected, Collector
 from aiqueue.deadletter import Filter
@@ -319,7 +321,7 @@ async def test_the_threshold_is_a_setting_and_0_means_never(account: Account) ->
 
 
 async def test_a_body_above_what_may_be_held_in_memory_is_refused(client: Client) -> None:
-    with pytest.raises(TooLarge, match="documents[.]put"):
+    with pytest.raises(TooLarge, match=r"documents\.put"):
         await client.enqueue(Text(text="x" * (codec.MAX_BYTES + 1)), tenant="acme")
     assert await stored(client) == []
 
@@ -706,3 +708,99 @@ async def test_a_deletion_that_was_cut_off_is_finished(client: Client, monkeypat
 def test_the_names_are_those_of_the_object_stores_format() -> None:
     name = base64.urlsafe_b64encode(b"acme/x").decode()
     assert Objects(None, STREAM)._about("acme/x") == f"$O.{BUCKET}.M.{name}"  # type: ignore[arg-type]
+
+
+# -- without a loop, and on the command line
+
+
+def test_code_without_a_loop_puts_and_reads(account: Account, tmp_path: Path) -> None:
+    data = noise(2 * CHUNK_BYTES + 3)
+    (tmp_path / "file").write_bytes(data)
+    closed = aiqueue.connect_sync(account.url, user=account.user, password=account.password)
+    with pytest.raises(BadInput, match="not open"):
+        closed.documents.put(b"x", tenant="acme")
+    with closed as client:
+        client._drive(provision.apply(client._client.connection, client._client.topology))
+        document = client.documents.put(tmp_path / "file", tenant="acme", name="n")
+        assert client.documents.get(document.sha256, tenant="acme") == document
+        assert b"".join(client.documents.open(document)) == data
+        assert client.documents.open(document).save(tmp_path / "copy").read_bytes() == data
+        for _ in client.documents.open(document):
+            break  # leaving early is fine
+        client.enqueue(Scan(file=document), tenant="acme")
+
+
+def test_the_command_line_puts_lists_gets_deletes_and_collects(
+    account: Account, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
+        monkeypatch.setenv(f"AIQUEUE_{name}", value)
+
+    def run(*words: str, code: int = 0, text: bytes | None = None) -> Result:
+        done = CliRunner().invoke(app, words, input=text)
+        assert done.exit_code == code, done.output
+        return done
+
+    data = noise(CHUNK_BYTES + 1)
+    (tmp_path / "report.pdf").write_bytes(data)
+    run("apply")
+    assert "no documents" in run("documents", "ls").output
+    put = run("documents", "put", str(tmp_path / "report.pdf"), "--tenant", "acme", "--json").output
+    assert json.loads(put)["name"] == "report.pdf"
+    assert sha(b"typed") in run("documents", "put", "-", "--tenant", "globex", text=b"typed").output
+    (listed,) = json.loads(run("documents", "ls", "--tenant", "acme", "--json").output)
+    assert (listed["sha256"], listed["size"], listed["jobs"], listed["puts"]) == (sha(data), len(data), 0, 1)
+    assert "report.pdf" in run("documents", "ls").output
+    run("documents", "get", sha(data), "--tenant", "acme", "-o", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == data
+    assert run("documents", "get", sha(b"typed"), "--tenant", "globex").output_bytes == b"typed"
+    assert "not stored" in run("documents", "get", sha(data), "--tenant", "globex", code=1).output
+    assert "64 hexadecimal digits" in run("documents", "get", "abc", "--tenant", "globex", code=2).output
+    run("enqueue", "text", json.dumps({"text": LARGE}), "--tenant", "acme")
+    assert "deleted" in run("documents", "rm", sha(data), "--tenant", "acme").output
+    (body,) = json.loads(run("documents", "ls", "--tenant", "acme", "--json").output)
+    assert "a job needs it" in run("documents", "rm", body["sha256"], "--tenant", "acme").output
+    assert json.loads(run("documents", "collect", "--grace", "0s", "--json").output)["documents"] == 0
+
+
+def test_a_dead_letters_large_body_is_shown(account: Account, monkeypatch: Any) -> None:
+    async def fail(job: aiqueue.Job[Text]) -> None:
+        raise aiqueue.Reject("never")
+
+    async def die() -> None:
+        async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+            await provision.apply(client.connection, client.topology)
+            handle = await client.enqueue(Text(text=LARGE + "the end"), tenant="acme")
+            async with worker_of(fail).running(client):
+                with pytest.raises(JobFailed):
+                    await handle.result(30)
+
+    asyncio.run(die())
+    for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
+        monkeypatch.setenv(f"AIQUEUE_{name}", value)
+    shown = CliRunner().invoke(app, ["dead", "show", "1"])
+    assert "the end" in shown.output
+    assert shown.exit_code == 0
+
+
+# -- workers collect by themselves
+
+
+async def test_one_of_several_workers_collects(client: Client, monkeypatch: Any, eventually: Eventually) -> None:
+    document = await client.documents.put(b"abc", tenant="acme")
+    await client.documents.objects.purge(f"$O.{BUCKET}.R.acme.{document.sha256}.put.*")
+    collectors = [Collector(client.connection, client.topology) for _ in range(3)]
+    assert [await each._our_turn() for each in collectors] == [True, False, False]
+    monkeypatch.setattr("aiqueue.collector.EVERY_S", 0.02)
+    for each in collectors:
+        each.start()
+        each.start()
+
+    async def gone() -> bool:
+        return not await documents(client)
+
+    monkeypatch.setattr(Collector.collect, "__kwdefaults__", {**Collector.collect.__kwdefaults__, "grace_s": 0.0})
+    await eventually(gone)
+    for each in collectors:
+        await each.stop()
+        await each.stop()

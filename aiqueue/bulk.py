@@ -314,6 +314,11 @@ class Bulk(Generic[T]):
         self._full.clear()
         if left := [slot for slot in self._slots if not slot.done]:
             self._connection.window.abandon(left)
+            for slot in left:
+                if slot.attached is not None and not slot.token:  # it was never sent: its lane is full
+                    _keep(
+                        self._detaching, self._producer.documents.release(slot.attached.lane.tenant, slot.attached.held)
+                    )
         self._slots.clear()
 
     # -- full lanes

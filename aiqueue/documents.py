@@ -25,6 +25,7 @@ from .topology import Topology
 
 JOB, PUT = "job", "put"  # who holds a document: a job, or who has put it
 KEEP_MIN_S = 1.0  # a message's time to live is whole seconds
+LET_GO_S = 5.0
 TOUCHES_MAX = 16  # each time somebody else's came between
 
 
@@ -144,23 +145,27 @@ class Documents:
 
         Raises BadInput for another tenant's document, NotFound for one that is not stored, TooLarge, QueueFull.
         """
-        ref = subjects.new_id()
-        told = {headers.DOCUMENT_REF: ref}
+        told = {headers.DOCUMENT_REF: subjects.new_id()}
+        wanted = tuple(dict.fromkeys(documents))
+        for document in wanted:
+            if document.tenant != tenant:
+                raise BadInput(f"a job of {tenant} cannot hold a document of tenant {document.tenant}")
+        if body is not None:
+            if len(body) > codec.MAX_BYTES:
+                raise TooLarge(len(body), codec.MAX_BYTES)
+            sha256 = await asyncio.to_thread(_sha256, body)
+            told |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
         try:
-            for document in dict.fromkeys(documents):
-                if document.tenant != tenant:
-                    raise BadInput(f"a job of {tenant} cannot hold a document of tenant {document.tenant}")
-                await self._hold(Hold(tenant, document.sha256, JOB, ref))
+            for document in wanted:
+                await self._hold(Hold(tenant, document.sha256, JOB, told[headers.DOCUMENT_REF]))
                 await self._keep(tenant, document.sha256, None)
             if body is not None:
-                if len(body) > codec.MAX_BYTES:
-                    raise TooLarge(len(body), codec.MAX_BYTES)
-                sha256 = await asyncio.to_thread(_sha256, body)
-                told |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
-                await self._hold(Hold(tenant, sha256, JOB, ref))
+                await self._hold(Hold(tenant, sha256, JOB, told[headers.DOCUMENT_REF]))
                 await self._keep(tenant, sha256, body)
-        except AIQueueError:
-            await self.release(tenant, told)
+        except BaseException:  # a caller's cancellation too: nobody else would end these holds for a long time
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LET_GO_S):
+                    await self.release(tenant, told)
             raise
         return told
 

@@ -85,20 +85,22 @@ class Documents:
         if keep_s < KEEP_MIN_S:
             raise BadInput(f"keep: at least {KEEP_MIN_S:g} s, not {keep!r}")
         words = Words(headers.ascii_line(name, 250), headers.ascii_line(content_type, 250))
+        uploaded = None
         if isinstance(source, bytes):  # its hash is known before it is sent
             sha256, size = await asyncio.to_thread(_sha256, source), len(source)
-            await self._hold(Hold(tenant, sha256, PUT, subjects.new_id()), keep_s)
-            await self._keep(tenant, sha256, source, words)
         else:
             uploaded = await self.objects.upload(source)
             sha256, size = uploaded.sha256, uploaded.size
-            try:
-                await self._hold(Hold(tenant, sha256, PUT, subjects.new_id()), keep_s)
-                await self._keep(tenant, sha256, uploaded, words)
-            except AIQueueError as error:
-                if not isinstance(error, Unavailable):
-                    await self._drop_chunks(uploaded)
-                raise
+        hold = Hold(tenant, sha256, PUT, subjects.new_id())
+        try:
+            await self._hold(hold, keep_s)
+            await self._keep(tenant, sha256, uploaded or source, words)  # type: ignore[arg-type]  # bytes, else uploaded
+        except AIQueueError as error:
+            with contextlib.suppress(AIQueueError):
+                await self.objects.purge(self._subject(hold))
+            if uploaded is not None and not isinstance(error, Unavailable):  # else they may be the document's now
+                await self._drop_chunks(uploaded)
+            raise
         return Document(tenant=tenant, sha256=sha256, size=size, name=name, content_type=content_type)
 
     def open(self, document: Document) -> Chunks:

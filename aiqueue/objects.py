@@ -184,8 +184,10 @@ class Objects:
 
     async def _short(self, info: Info, count: int) -> AIQueueError:
         now = await self.info(info.name)
-        if now is None or now.nuid != info.nuid or now.deleted:
+        if now is None or now.deleted:
             return NotFound(f"{info.name} was deleted while it was read")
+        if now.nuid != info.nuid:
+            return Unavailable(f"{info.name} was put anew while it was read: read it again")
         return Corrupt(f"{info.name}: {count} of its {info.chunks} chunks are stored")
 
     async def delete(self, info: Info) -> bool:

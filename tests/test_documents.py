@@ -231,9 +231,13 @@ async def test_a_full_store_refuses_the_document_and_keeps_the_others(client: Cl
     first = await client.documents.put(noise(CHUNK_BYTES), tenant="acme")
     config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
     await client.connection.api(f"STREAM.UPDATE.{STREAM}", config | {"max_bytes": 3 * CHUNK_BYTES})
-    with pytest.raises(QueueFull):
-        await client.documents.put(noise(5 * CHUNK_BYTES, seed=2), tenant="acme")
-    assert await chunk_subjects(client) == 1
+    before = await stored(client)
+    for source in (noise(5 * CHUNK_BYTES, seed=2), io.BytesIO(noise(5 * CHUNK_BYTES, seed=2))):
+        with pytest.raises(QueueFull):
+            await client.documents.put(source, tenant="acme")
+        with pytest.raises(QueueFull):
+            await client.enqueue(Text(text="x" * (5 * CHUNK_BYTES)), tenant="acme")
+        assert await stored(client) == before
     assert len(await client.documents.open(first).read()) == CHUNK_BYTES
 
 
@@ -522,14 +526,20 @@ async def test_a_document_that_is_not_stored_cannot_be_enqueued(client: Client) 
     assert await holds(client) == []
 
 
-async def test_a_plain_publishers_document_is_a_body_too(client: Client, account: Account) -> None:
+async def test_a_plain_publishers_document_is_a_body_too(
+    client: Client, account: Account, eventually: Eventually
+) -> None:
     body = json.dumps({"text": LARGE}).encode()
     raw, store = await stock(client, account)
     try:
+        js = raw.jetstream()
+        await js.publish(f"$O.{BUCKET}.R.acme.{sha(body)}.job.plain-1", b"")
         await store.put(f"acme/{sha(body)}", body)
+        assert await collect(client) == Collected()
         told = {headers.DOCUMENT: sha(body), headers.DOCUMENT_SIZE: str(len(body)), headers.KIND: "text",
+                headers.DOCUMENT_REF: "plain-1",
                 headers.CONTENT_TYPE: "application/json", headers.JOB_ID: "plain-1"}  # fmt: skip
-        await raw.jetstream().publish("ai.agent.tasks.acme", b"", headers=told)
+        await js.publish("ai.agent.tasks.acme", b"", headers=told)
     finally:
         await raw.close()
     done = asyncio.Event()
@@ -540,6 +550,7 @@ async def test_a_plain_publishers_document_is_a_body_too(client: Client, account
 
     async with worker_of(take).running(client), asyncio.timeout(30):
         await done.wait()
+        await eventually(lambda: _empty(client))
 
 
 def test_which_messages_may_hold_documents() -> None:

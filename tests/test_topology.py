@@ -186,7 +186,7 @@ class TestPackaged:
             text=True,
             check=True,
         )
-        assert told.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), "7"]
+        assert told.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), "8"]
 
     def test_a_checkout_uses_its_own(self) -> None:
         assert {path.name for path in bundled_directory().glob("*.toml")} >= {"dead.toml", "results.toml"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from . import headers, subjects
 from .connection import Connection, timestamp
 from .documents import JOB, Documents, Hold, document_of
-from .errors import AIQueueError, Conflict, Unavailable
+from .errors import AIQueueError, Conflict, NotFound, Unavailable
 from .topology import Topology
 from .units import short_size
 
@@ -63,7 +63,10 @@ class Collector:
         now = timestamp((await self._connection.api(f"STREAM.INFO.{self._objects.stream}"))["ts"])
         uploads = await self._uploads()  # before the objects: one that ends meanwhile is among those
         if aged := {hold: seq async for hold, seq, at in self._documents.holds() if now - at > aged_s}:
-            done.holds = await self._end_needless(aged)
+            try:
+                done.holds = await self._end_needless(aged)
+            except (NotFound, Unavailable) as error:  # a stream without allow_direct, say: what it holds stays
+                log.warning("old holds of documents are kept: %s", error)
         held = {hold[:2] async for hold, _, _ in self._documents.holds()}
         async for info in self._objects.all():
             uploads.discard(info.nuid)
@@ -87,6 +90,8 @@ class Collector:
                 done = await self.collect()
             except AIQueueError as error:
                 log.debug("collecting documents: %s", error)
+            except Exception:
+                log.exception("collecting documents")  # the next round tries again
             else:
                 if done != Collected():
                     log.info("collected %d documents (%s), %d dead uploads, %d holds of jobs that are no more",
@@ -143,16 +148,24 @@ class Collector:
         return len(needless)
 
     async def _needed(self) -> set[str]:
-        """The holds that stored jobs name. Jobs move meanwhile, and are stored where they go before they leave: out of
-        the dead letters and the parked ones into work streams, which are read after these, and back, which is why
-        these are read once more.
+        """The holds that stored jobs name, those of other applications' families too. Jobs move meanwhile, and are
+        stored where they go before they leave: out of the dead letters and the parked ones into work streams, which
+        are read after these, and back, which is why these are read once more.
         """
-        work = [family.stream for family in self._topology.work_families]
-        others = [name for name, spec in self._topology.streams.items() if spec.role in ("dead", "parked")]
+        declared = self._topology.streams
+        names: list[str] = []
+        while page := await self._jobs_streams(len(names)):
+            names += page
+        work = [name for name in names if name not in declared or declared[name].role == "work"]
+        others = [name for name in names if name not in work]
         needed: set[str] = set()
         for stream in (*others, *work, *others):
-            if not (await self._connection.api(f"STREAM.INFO.{stream}"))["config"].get("allow_direct"):
-                raise Unavailable(f"{stream} cannot be read without allow_direct: no aged hold is ended")
+            if stream in declared and declared[stream].role == "journal":
+                continue
             async for stored in self._connection.read(stream, ">"):
                 needed.add(stored.headers.get(headers.DOCUMENT_REF, ""))
         return needed
+
+    async def _jobs_streams(self, offset: int) -> list[str]:
+        answer = await self._connection.api("STREAM.NAMES", {"subject": "ai.>", "offset": offset})
+        return answer.get("streams") or []

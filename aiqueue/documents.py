@@ -99,7 +99,7 @@ class Documents:
             with contextlib.suppress(AIQueueError):
                 await self.objects.purge(self._subject(hold))
             if uploaded is not None and not isinstance(error, Unavailable):  # else they may be the document's now
-                await self._drop_chunks(uploaded)
+                await self._drop_unused(f"{tenant}/{sha256}", uploaded)
             raise
         return Document(tenant=tenant, sha256=sha256, size=size, name=name, content_type=content_type)
 
@@ -253,16 +253,21 @@ class Documents:
                 await self.objects.say(wanted, instead_of=known.seq if known else 0)
             except Conflict:
                 continue
-            if there is not None and uploaded is not None:
-                await self._drop_chunks(uploaded)
+            if uploaded is not None and uploaded.nuid != wanted.nuid:
+                await self._drop_unused(name, uploaded)
             return
         if uploaded is not None:
-            await self._drop_chunks(uploaded)
+            await self._drop_unused(name, uploaded)
         raise Unavailable(f"document {name}: {TOUCHES_MAX} others came between; try again")
 
-    async def _drop_chunks(self, uploaded: Info) -> None:
+    async def _drop_unused(self, name: str, uploaded: Info) -> None:
+        """Delete an upload's chunks, unless they are the document's after all: a try that met a conflict, its answer
+        having been lost, was stored. What cannot be asked now is left to the collector.
+        """
         with contextlib.suppress(AIQueueError):
-            await self.objects.purge(self.objects.subject("C", uploaded.nuid))
+            known = await self.objects.info(name)
+            if known is None or known.nuid != uploaded.nuid:
+                await self.objects.purge(self.objects.subject("C", uploaded.nuid))
 
     async def _there(self, document: Document) -> Info:
         info = await self.objects.info(f"{document.tenant}/{document.sha256}")

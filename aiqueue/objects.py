@@ -169,8 +169,8 @@ class Objects:
                         held = each.data
                         if count == info.chunks:
                             break
-            except Unavailable as error:
-                away = error
+            except (Unavailable, NotFound) as error:  # no replica of the stream answers now
+                away = Unavailable(str(error))
             if count > before:
                 moved = time.monotonic()
             elif time.monotonic() - moved > (READ_SHORT_S if away is None else READ_AWAY_S):

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -815,3 +816,92 @@ async def test_one_of_several_workers_collects(client: Client, monkeypatch: Any,
     for each in collectors:
         await each.stop()
         await each.stop()
+
+
+async def test_another_applications_jobs_keep_their_documents_too(client: Client) -> None:
+    """Its families are not declared here; its documents are in the same store."""
+    config = {"name": "THEIRS", "subjects": ["ai.their.jobs.*"], "allow_direct": True, "storage": "memory"}
+    await client.connection.api("STREAM.CREATE.THEIRS", config)
+    told = await client.documents.attach("acme", (), b"body")
+    await client.connection.store("ai.their.jobs.acme", b"", {headers.MSG_ID: "theirs", **told})
+    assert await collect(client, aged_s=0.0) == Collected()
+    await client.connection.api("STREAM.PURGE.THEIRS")
+    assert await collect(client, aged_s=0.0) == Collected(documents=1, size_bytes=4, holds=1)
+
+
+async def test_a_stream_that_cannot_be_read_stops_no_other_collecting(
+    client: Client, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr("aiqueue.connection.reading.ANSWER_S", 0.2)
+    await client.connection.api("STREAM.CREATE.THEIRS", {"name": "THEIRS", "subjects": ["ai.their.jobs.*"]})
+    await client.documents.attach("acme", (), b"held")
+    document = await client.documents.put(b"free", tenant="acme")
+    await client.documents.objects.purge(f"$O.{BUCKET}.R.acme.{document.sha256}.put.*")
+    done = await collect(client, aged_s=0.0)
+    assert (done.documents, done.holds) == (1, 0)
+    assert "old holds of documents are kept" in caplog.text
+
+
+async def test_a_first_word_whose_answer_was_lost_costs_no_document(client: Client) -> None:
+    """The server stored it, the second try meets a conflict with oneself."""
+    uploaded = await client.documents.objects.upload(noise(1_000))
+    named = Info(**{**vars(uploaded), "name": f"acme/{uploaded.sha256}"})
+    await client.documents.objects.say(named, instead_of=0)
+    await client.documents._keep("acme", uploaded.sha256, uploaded)
+    document = await client.documents.get(uploaded.sha256, tenant="acme")
+    assert await client.documents.open(document).read() == noise(1_000)
+    again = await client.documents.objects.upload(noise(1_000))
+    await client.documents._keep("acme", again.sha256, again)
+    assert await client.documents.open(document).read() == noise(1_000)
+    assert await chunk_subjects(client) == 1
+
+
+async def test_a_caller_that_leaves_on_the_way_in_leaves_nothing(client: Client) -> None:
+    for step in range(20):
+        attaching = asyncio.create_task(client.documents.attach("acme", (), noise(3 * CHUNK_BYTES, seed=step)))
+        await asyncio.sleep(step / 1_000)
+        attaching.cancel()
+        await asyncio.wait([attaching])
+        if not attaching.cancelled():
+            await client.documents.release("acme", attaching.result())
+    assert await stored(client) == []
+
+
+async def test_a_job_whose_body_cannot_be_asked_for_now_comes_back(client: Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr("aiqueue.runner.SETTLE_AGAIN_S", 0.1)
+    text = Text(text=LARGE)
+    handle = await client.enqueue(text, tenant="acme")
+    await client.connection.api(f"STREAM.DELETE.{STREAM}")
+    worker = worker_of(length)
+    async with worker.running(client) as session:
+        async with asyncio.timeout(20):
+            while session.done < 2:
+                await asyncio.sleep(0.01)
+        assert [each async for each in client.dead.find(Filter())] == []
+        await provision.apply(client.connection, client.topology)
+        # a worker between the two would find nothing and bury it: here the stream comes back with its documents
+        await client.documents.put(codec.encode(text), tenant="acme")
+        letters = [each async for each in client.dead.find(Filter())]
+        if not letters:
+            assert (await handle.result(30))[0] == len(LARGE)
+
+
+async def test_memory_does_not_grow_with_the_size(client: Client) -> None:
+    block = noise(1_000_000)
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield block
+
+    tracemalloc.start()
+    try:
+        document = await client.documents.put(blocks(), tenant="acme")
+        put = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        async for _ in client.documents.open(document):
+            pass
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert document.size == 64_000_000
+    assert max(put, read) < 32_000_000

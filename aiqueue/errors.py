@@ -23,6 +23,7 @@
     ├── ConfigMismatch          the server's stream differs from the declared one
     ├── DataLossRefused         an apply that would delete messages without being told to
     ├── NotFound                a job, dead letter, stream or consumer that is not there
+    ├── Corrupt                 a document whose bytes are not those that were stored
     ├── Conflict                a write whose expected sequence is not the last one
     ├── Stale                   a newer attempt owns this job; this one may not write any more
     ├── JobFailed               the awaited job ended badly
@@ -96,7 +97,7 @@ class TooLarge(BadInput):
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
             f"{size:,} bytes with headers are above the limit of {limit:,}: "
-            "store the data elsewhere and enqueue a reference, or raise max_payload on the server"
+            "put large data by client.documents.put and enqueue the Document, or raise max_payload on the server"
         )
         self.size = size
         self.limit = limit
@@ -210,6 +211,10 @@ class DataLossRefused(AIQueueError):
 
 class NotFound(AIQueueError):
     """What was asked for is not there (any more)."""
+
+
+class Corrupt(AIQueueError):
+    """A document whose stored bytes are not those of its hash: it cannot be read any more."""
 
 
 class Conflict(AIQueueError):

@@ -32,6 +32,12 @@ SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 PARKED: Final = "Aiq-Parked"  # which parking a job comes from: no other one has this word
 DUE: Final = "Aiq-Due"  # when it was to come back, milliseconds since the epoch
 WAITED: Final = "Aiq-Waited"  # how often it was parked again because its lane was full
+DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
+DOCUMENT_SIZE: Final = "Aiq-Document-Size"
+DOCUMENT_REF: Final = "Aiq-Document-Ref"  # the name under which a job holds its documents
+DOCUMENTS: Final = (DOCUMENT, DOCUMENT_SIZE, DOCUMENT_REF)  # a job keeps these wherever it goes
+ROLLUP: Final = "Nats-Rollup"
+TTL: Final = "Nats-TTL"
 
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"

@@ -17,7 +17,7 @@ from . import subjects, units
 from .errors import TopologyError
 from .job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded"]
+Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents"]
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
@@ -203,6 +203,7 @@ _STREAM: dict[str, Check] = {
     "allow_direct": _flag,
     "allow_msg_schedules": _flag,
     "allow_msg_ttl": _flag,
+    "allow_rollup_hdrs": _flag,
 }
 _REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": _flag}
 _CONSUMER: dict[str, Check] = {
@@ -231,6 +232,13 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "allow_msg_ttl": True,
     },
     "stranded": {"retention": "workqueue", "allow_direct": True},
+    "documents": {
+        "retention": "limits",
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+    },
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -246,6 +254,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "dead": {},
     "parked": {"max_consumers": 100, "duplicate_window": 600 * 10**9},
     "stranded": {"max_consumers": 100},
+    "documents": {},
 }
 # Stated for every stream, so that a limit set by another hand shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -261,7 +270,7 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 class Declared:
     """What one file declares, under one profile.
 
-    `family` and `consumer` are empty for a stream without a family: journal, dead letters, parked. `stream` and
+    `family` and `consumer` are empty for a stream without a family: documents, say. `stream` and
     `consumer` are in the API's form, and complete but for the computed subjects.
     """
 
@@ -385,6 +394,8 @@ def _coherent(file: str, profile: str, role: Role, stream: Mapping[str, Any], ov
     def refuse(key: str, problem: str) -> NoReturn:
         raise TopologyError(file, f"profile.{profile}.stream.{key}" if key in overridden else f"stream.{key}", problem)
 
+    if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
+        refuse("name", f"must begin with {subjects.OBJECTS} for a documents stream: it is an object store's")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot go with discard = "new": the server refuses schedules there')
     for key, needed in _FIXED[role].items():

@@ -18,6 +18,7 @@ HINTS = "aiq.hint"
 BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
 PARKED = "ai.parked"
+OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
 
 
 def token(what: str, value: object) -> str:
@@ -100,6 +101,11 @@ def parse_parked(subject: str) -> Parked | None:
 def stranded(stream: str) -> str:
     """Where the server says which jobs of a stream it delivers no more."""
     return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*"
+
+
+def objects(stream: str, kind: str, *words: str) -> str:
+    """A subject in the object store of a stream: kind C for chunks, M for what they are, R for who holds them."""
+    return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
 
 
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:

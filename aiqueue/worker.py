@@ -17,6 +17,7 @@ from .attempt import Handler, Policies
 from .backoff import Backoff
 from .child import refuse_while_loading
 from .client import Client
+from .collector import Collector
 from .errors import BadInput
 from .job import Job, M, Reject, Retry
 from .lanes import Lanes
@@ -213,6 +214,7 @@ class Session:
         )
         self._forwarder = Forwarder(connection, client.topology)
         self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
+        self._collector = Collector(connection, client.topology)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._heard: float | None = None  # when a job last came in, monotonic seconds
@@ -280,6 +282,7 @@ class Session:
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
             )
+            self._collector.start()
             await self._puller.open()
             self._leases.start()
             self._engine = asyncio.create_task(self._pull())
@@ -335,6 +338,7 @@ class Session:
         await self._puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
         await self._leases.stop()
+        await self._collector.stop()
         if self._runner is not None:
             self._runner.close()
         await self._stack.aclose()

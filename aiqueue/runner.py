@@ -50,7 +50,7 @@ UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
-NO_ROOM_S = 5.0  # how long a result waits for room on the server, before the ack and then after it
+NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
 ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
@@ -343,8 +343,8 @@ class Runner:
         """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
         be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
         """
-        for acked in (False, True):
-            end = time.monotonic() + NO_ROOM_S
+        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
+            end = time.monotonic() + patience_s
             wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
             while time.monotonic() < end:
                 try:

@@ -89,6 +89,7 @@ class Bulk(Generic[T]):
     def __init__(self, producer: Producer, options: Options, make: Callable[[Enqueued, Form], T]) -> None:
         self._producer = producer
         self._connection = producer.connection
+        self._body_max = producer.body_max
         self._options = options
         self._make = make
         self._slots: deque[_Slot] = deque()
@@ -201,13 +202,12 @@ class Bulk(Generic[T]):
         self._count += 1
         self._slots.append(slot)
         try:
-            self._prepare(slot, item)
+            message = self._prepare(slot, item)
             self._bytes += len(slot.body)
-            message = item.message if type(item) is JobSpec else item
-            if self._producer.attaches(message, slot.body):  # type: ignore[arg-type]  # _prepare has seen to it
-                _keep(self._attaching, self._attach(slot, message))  # type: ignore[arg-type]
+            if message.aiq_documents or len(slot.body) > self._body_max:
+                _keep(self._attaching, self._attach(slot, message))
             else:
-                self._send(slot)
+                self._send(slot, self._options.timeout_s)
         except AIQueueError as error:
             self._fail(slot, error)
         except Exception as error:  # noqa: BLE001  (a model's own serialiser: its item's fault and no other's)
@@ -224,16 +224,15 @@ class Bulk(Generic[T]):
                 )
             self._bytes -= len(slot.body) - len(attached.body)
             slot.block, slot.body = attached.block, attached.body
-            self._send(slot, end - time.monotonic())
+            self._send(slot, max(ANSWER_S, end - time.monotonic()))
         except AIQueueError as error:
             slot.outcome = error
             self.on_settled(slot)
         if self._roomy is not None and self._room():
             _wake(self._roomy)
 
-    def _send(self, slot: _Slot, timeout_s: float | None = None) -> None:
+    def _send(self, slot: _Slot, timeout_s: float) -> None:
         """Hand an item to the connection, or to those that wait for its lane. Raises TooLarge, Unavailable."""
-        timeout_s = self._options.timeout_s if timeout_s is None else max(ANSWER_S, timeout_s)
         lane = self._full.get(slot.subject) if self._full else None
         if lane is not None and lane.waiting:
             slot.limit = asyncio.get_running_loop().time() + timeout_s
@@ -242,7 +241,7 @@ class Bulk(Generic[T]):
             self._connection.add(slot, timeout_s)
             slot.limit = slot.end
 
-    def _prepare(self, slot: _Slot, item: Item) -> None:
+    def _prepare(self, slot: _Slot, item: Item) -> Message:
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
         extra, deadline = options.headers, options.deadline
@@ -264,6 +263,7 @@ class Bulk(Generic[T]):
         slot.block = form.block(slot.job_id)
         slot.body = codec.encode(message)
         self._producer.hint(form.lane)
+        return message
 
     def _fail(self, slot: _Slot, error: AIQueueError) -> None:
         slot.outcome = error

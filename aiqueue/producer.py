@@ -77,7 +77,7 @@ class Producer:
         self._forms: dict[tuple[str, str, str, str], Form] = {}
         self.documents = Documents(connection, topology)
         check_bytes = connection.settings.claim_check
-        self._body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
+        self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
 
     async def enqueue(
         self,
@@ -96,7 +96,7 @@ class Producer:
         job_id, by_caller = identity(form.family, message, unique)
         told, body = form.block(job_id), codec.encode(message)
         end = time.monotonic() + timeout_s
-        if self.attaches(message, body):
+        if message.aiq_documents or len(body) > self.body_max:
             attached = await self.attach(message, form, told, body, end=end, by_caller=by_caller)
             try:
                 ack = await self._store(form, attached.block, attached.body, on_full, end)
@@ -126,10 +126,6 @@ class Producer:
 
     # -- documents
 
-    def attaches(self, message: Message, body: bytes) -> bool:
-        """Whether the job is to hold documents: those in its message, or its body as one."""
-        return message.aiq_documents or len(body) > self._body_max
-
     async def attach(
         self, message: Message, form: Form, told: bytes, body: bytes, *, end: float, by_caller: bool
     ) -> Attached:
@@ -138,7 +134,7 @@ class Producer:
         Raises BadInput, NotFound, QueueFull, and Unavailable when it is not done at `end` (monotonic seconds).
         """
         documents = tuple(found_in(message)) if message.aiq_documents else ()
-        large = len(body) > self._body_max
+        large = len(body) > self.body_max
         if not documents and not large:
             return Attached(told, body, form.lane, {}, 0)
         try:

@@ -92,6 +92,7 @@ class Runner:
         self._journal = journal
         self._dead = dead
         self._documents = dead.documents
+        self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._families = families
         self._worker = worker
@@ -190,7 +191,7 @@ class Runner:
             opened.attempt = max(1, said.attempt)
 
     def _voice(self, opened: Opened, writer: Writer | None) -> _Voice:
-        return _Voice(self._documents, opened.parcel.tenant, writer)
+        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer)
 
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
@@ -337,7 +338,8 @@ class Runner:
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
                 return
         await self._ack(delivery)
-        await self._release(delivery)
+        if _holds(delivery):
+            await self._release(delivery)
 
     async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
         """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
@@ -392,13 +394,11 @@ class Runner:
 
     async def _release(self, delivery: Delivery) -> None:
         """The job is no more, and holds no documents."""
-        told = delivery.message.headers
-        if headers.DOCUMENT_REF in told or headers.DOCUMENT in told:
-            await self._documents.release(_tenant(delivery), told)
+        await self._documents.release(_tenant(delivery), delivery.message.headers)
 
     async def _release_ended(self, delivery: Delivery, said: Entry | None) -> None:
         """As whoever wrote the last word did, if it lived. A dead letter goes on holding."""
-        if said is not None and said.final and said.event != FAILED:
+        if _holds(delivery) and said is not None and said.final and said.event != FAILED:
             await self._release(delivery)
 
     async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
@@ -424,11 +424,13 @@ class _Voice:
 
     __slots__ = ("_documents", "_tenant", "_writer", "loop")
 
-    def __init__(self, documents: Documents, tenant: str, writer: Writer | None) -> None:
+    def __init__(
+        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None
+    ) -> None:
+        self.loop = loop
         self._documents = documents
         self._tenant = tenant
         self._writer = writer
-        self.loop = asyncio.get_running_loop()
 
     async def progress(self, fraction: float, note: str) -> None:
         if self._writer is not None:
@@ -438,6 +440,11 @@ class _Voice:
         if document.tenant != self._tenant:  # a child's word for it is not enough
             raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {self._tenant}")
         return self._documents.chunks(document)
+
+
+def _holds(delivery: Delivery) -> bool:
+    told = delivery.message.headers
+    return headers.DOCUMENT_REF in told or headers.DOCUMENT in told
 
 
 def _tenant(delivery: Delivery) -> str:

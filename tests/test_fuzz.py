@@ -160,10 +160,20 @@ async def test_readers_pass_over_dead_letters_and_journals_that_strangers_wrote(
         json.dumps([letter.summary() for letter in letters])
         stored = await client.connection.last("AI_AGENT_TASKS", "ai.agent.tasks.t0.normal")
         assert stored is not None
-        for data in ({"delay_s": "soon"}, {"delay_s": [1]}, {"history": 7}, "text", {"delay_s": 1e400}):
-            lines = ["Aiq-Event: retry", f"Aiq-Run: {stored.seq}", "Content-Type: application/json"]
-            entry = Frame(block(*lines), json.dumps(data).encode())
-            await publisher.send("ai.agent.results.t0.j", entry)
-            await publisher.answered()
-            assert (await lookup.job(client.connection, client.topology, job.id)).job_id == "j"
-        await asyncio.sleep(0)
+        begun, enough = asyncio.Event(), asyncio.Event()
+        worker = aiqueue.Worker()
+
+        @worker.handle(Fuzz)
+        async def fuzz(job: aiqueue.Job[Fuzz]) -> None:
+            begun.set()
+            await enough.wait()
+
+        async with worker.running(client):
+            await asyncio.wait_for(begun.wait(), 20)
+            for data in ({"delay_s": "soon"}, {"delay_s": [1]}, {"delay_s": 1e400}, {"history": 7}, "text"):
+                lines = ["Aiq-Event: retry", f"Aiq-Run: {stored.seq}", "Content-Type: application/json"]
+                await publisher.send("ai.agent.results.t0.j", Frame(block(*lines), json.dumps(data).encode()))
+                await publisher.answered()
+                found = await lookup.job(client.connection, client.topology, job.id)
+                assert found.state in ("in_flight", "retrying")
+            enough.set()

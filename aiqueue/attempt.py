@@ -153,7 +153,7 @@ def read(parcel: Parcel) -> Contents:
 def fill(parcel: Parcel, found: Contents) -> None:
     """Read the body into `found`."""
     told, family = parcel.headers, parcel.family
-    found.kind = told.get(headers.KIND, "")
+    found.kind = _told_kind(parcel)
     try:
         incoming = codec.read(
             parcel.body,
@@ -175,12 +175,17 @@ def unread(parcel: Parcel) -> Contents | None:
     told, key = parcel.headers, parcel.family.key
     if not told.get(headers.KIND) or not (told.get(headers.JOB_ID) or not key or told.get(key)):
         return None
-    return Contents(_job_id(parcel, None), told[headers.KIND])
+    return Contents(_job_id(parcel, None), _told_kind(parcel))
 
 
 def nameless(parcel: Parcel) -> Contents:
     """The contents of a parcel whose body must not be looked at and whose headers do not tell them."""
-    return Contents(_job_id(parcel, None), parcel.headers.get(headers.KIND, "") or parcel.family.default_kind)
+    return Contents(_job_id(parcel, None), _told_kind(parcel) or parcel.family.default_kind)
+
+
+def _told_kind(parcel: Parcel) -> str:
+    """What the header says; no kind is longer."""
+    return parcel.headers.get(headers.KIND, "")[:128]
 
 
 def prepare(
@@ -197,7 +202,7 @@ def prepare(
     try:
         message = parse_message(handler.model, found.data)
     except DecodeError as error:
-        return Refused("invalid", error.reason)
+        return Refused("invalid", _writable(error.reason))
     return Job(
         message,
         job_id=found.job_id,
@@ -237,9 +242,9 @@ def raised(error: BaseException, on: Policies | None = None) -> Outcome:
     """What an exception of a handler means, by its class where `on` has a policy for that."""
     match error:
         case Retry():
-            return Raised(error.reason, "", error.after_s)
+            return Raised(_writable(error.reason), "", error.after_s)
         case Reject():
-            return Refused("rejected", error.reason)
+            return Refused("rejected", _writable(error.reason))
         case asyncio.CancelledError():
             return Raised("the handler was cancelled from within", "")
         case Stale():
@@ -314,7 +319,7 @@ def _job_id(parcel: Parcel, data: Mapping[str, Any] | None) -> str:
 
 
 def _error_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
+    text = _writable(" ".join(str(error).split())[:500])
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -324,4 +329,9 @@ def _trace(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiqueue."):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
-    return text[-TRACEBACK_CHARS_MAX:]
+    return _writable(text[-TRACEBACK_CHARS_MAX:])
+
+
+def _writable(text: str) -> str:
+    """`text` as UTF-8 can hold it: a lone surrogate, which JSON can bring, is spelled out."""
+    return str(text).encode("utf-8", "backslashreplace").decode()

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import headers, subjects
+from . import codec, headers, subjects
 from .connection import Connection, Stored
 from .documents import Documents
-from .errors import NotFound, TooLarge
+from .errors import EncodeError, NotFound, TooLarge
 from .subjects import Lane
 from .topology import Topology
 
@@ -110,11 +110,7 @@ class DeadLetters:
         """
         subject = subjects.dead(job.lane.family, job.lane.tenant, job.job_id)
         own = _own_headers(job, told)
-        foreign = {
-            name: headers.ascii_line(value, 1_000)
-            for name, value in told.items()
-            if not name.startswith((headers.OURS, headers.SERVERS))
-        }
+        foreign = headers.carried(told)
         history = {headers.HISTORY: _history(job.history)}
         for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
             try:
@@ -151,8 +147,8 @@ class DeadLetters:
         at = stored.headers.get(headers.REST)
         if at == "0":
             return None
-        if at is not None:
-            rest = await self._connection.get(self._stream, headers.number(at))
+        if at is not None and (seq := headers.number(at)):  # else a stranger's, who put anything there
+            rest = await self._connection.get(self._stream, seq)
             stored = stored._replace(data=stored.data + (rest.data if rest else b""))
         return _letter(stored)
 
@@ -231,14 +227,24 @@ def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The attempts that a replayed job brings along."""
+    """The attempts that a replayed job brings along. A plain publisher may have set the header: what could not be
+    written to a journal again is left out.
+    """
     if headers.HISTORY not in told:
         return []
     try:
-        history = json.loads(told[headers.HISTORY])
-    except ValueError:
+        history = json.loads(told[headers.HISTORY], parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
         return []
-    return [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
+    return [each for each in history if isinstance(each, dict) and _writable(each)] if isinstance(history, list) else []
+
+
+def _writable(entry: dict[str, Any]) -> bool:
+    try:
+        codec.encode({"history": [entry]})
+    except EncodeError:
+        return False
+    return True
 
 
 def _history(history: list[dict[str, Any]]) -> str:

@@ -92,12 +92,16 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """A frame above the server's max_payload, its headers counted. Sizes are bytes."""
+    """A frame above the server's max_payload, its headers counted, or `headers` alone above what a stream takes.
+    Sizes are bytes.
+    """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
+        what = "headers of {:,} bytes" if headers else "{:,} bytes with headers"
+        advice = "" if headers else ", or raise max_payload on the server"
         super().__init__(
-            f"{size:,} bytes with headers are above the limit of {limit:,}: "
-            "put large data by client.documents.put and enqueue the Document, or raise max_payload on the server"
+            f"{what.format(size)} are above the limit of {limit:,}: "
+            f"put large data by client.documents.put and enqueue the Document{advice}"
         )
         self.size = size
         self.limit = limit

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
+
 MSG_ID: Final = "Nats-Msg-Id"
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CONTENT_TYPE: Final = "Content-Type"
@@ -73,7 +75,21 @@ def carried(told: Mapping[str, str]) -> dict[str, str]:
 def ascii_line(text: str, limit: int = 500) -> str:
     """`text` as a header value can carry it: one line of printable ASCII, at most `limit` characters."""
     line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in line)
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
+    """The headers that go on with a job that moves: the publisher's own, cut at 1,000 characters, and `ours` as well,
+    cut at 16,384. A plain publisher may have set any; names that no header may have are left out.
+    """
+    left = (SERVERS,) if ours else (SERVERS, OURS)
+    return {
+        name: ascii_line(value, 16_384 if name.startswith(OURS) else 1_000)
+        for name, value in told.items()
+        if not name.startswith(left) and NAME.fullmatch(name)
+    }
 
 
 def number(text: str) -> int:

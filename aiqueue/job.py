@@ -185,3 +185,6 @@ def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         told = " ".join(first["msg"].split())
         raise DecodeError(f"not a {model.aiq_kind}: {where}: {told}{more}") from None
+    except Exception as error:  # noqa: BLE001  (a model's own checks raise what they like, and pydantic lets it pass)
+        told = " ".join(str(error).split())[:500]
+        raise DecodeError(f"not a {model.aiq_kind}: {type(error).__name__}: {told}") from None

@@ -228,7 +228,7 @@ async def relocate(
 
     Doing it twice stores one: the Msg-Id has a hop for this move. Raises QueueFull, Unavailable.
     """
-    kept = {name: headers.ascii_line(value, 1_000) for name, value in told.items() if not name.startswith("Nats-")}
+    kept = headers.carried(told, ours=True)
     kept |= {
         headers.MSG_ID: subjects.msg_id(to.family, to.tenant, job_id, f"lane-{seq}"),
         headers.JOB_ID: job_id,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import documents, drain, endurance, enqueue, fairness, latency, many, soak, tenants
+from . import documents, drain, endurance, enqueue, fairness, fuzz, latency, many, soak, tenants
 from .report import Row, table
 
 
@@ -45,8 +45,9 @@ async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["soak"]:
-        sys.exit(soak.main(sys.argv[2:]))
+    for name, module in (("soak", soak), ("fuzz", fuzz)):
+        if sys.argv[1:2] == [name]:
+            sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "what", nargs="?", choices=("speed", "fairness", "tenants", "endurance", "documents"), default="speed"

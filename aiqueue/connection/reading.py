@@ -72,7 +72,7 @@ async def _page(connection: Connection, stream: str, subject: str, seq: int, bat
             async with asyncio.timeout(ANSWER_S):
                 answer = await answers.get()
             said = answer.status
-            if said is None:
+            if said is None or "Nats-Sequence" in answer.headers:  # a stored message may have a status of its own
                 page.append(frames.stored_direct(answer))
                 continue
             if said.code == 503:

@@ -77,6 +77,11 @@ class Connection:
         return str(self._client._server_info.get("version", "unknown"))
 
     @property
+    def cluster(self) -> str:
+        """The name of the connected server's cluster, empty where it is alone."""
+        return str(self._client._server_info.get("cluster") or "")
+
+    @property
     def _client(self) -> Link:
         if self._link is None:
             raise Unavailable("the connection is not open")

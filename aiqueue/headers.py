@@ -1,5 +1,6 @@
 """Names of the headers of the wire contract (docs/wire-contract.md)."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -56,6 +57,15 @@ def ascii_line(text: str, limit: int = 500) -> str:
     """`text` as a header value can carry it: one line of printable ASCII, at most `limit` characters."""
     line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def decimal(text: str) -> float | None:
+    """The number in a header of ours, None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def number(text: str) -> int:

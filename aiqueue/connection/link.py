@@ -255,6 +255,10 @@ class Connection:
         """The message with this sequence, None where there is none."""
         return await reading.get(self, stream, {"seq": seq})
 
+    async def delete(self, stream: str, seq: int) -> bool:
+        """Delete the message with this sequence, False where there is none."""
+        return await reading.delete(self, stream, seq)
+
     def read(self, stream: str, subject: str, *, seq: int = 1) -> AsyncIterator[Stored]:
         """The messages of a stream whose subject matches, in order from `seq`, without a consumer.
 

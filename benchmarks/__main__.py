@@ -1,7 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance] [--rounds N] [--jobs N] [--json]``, each on an embedded server
-of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is what travels.
+``python -m benchmarks [speed|fairness|tenants|endurance|delayed] [--rounds N] [--jobs N] [--json]``, each on an
+embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians is
+what travels.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, endurance, enqueue, fairness, latency, many, tenants
+from . import delayed, drain, endurance, enqueue, fairness, latency, many, tenants
 from .report import Row, table
 
 
 async def measure(rounds: int, jobs: int) -> list[Row]:
     """One row a measurement, each a list of both sides' figures over the rounds."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
             for module in (enqueue, many, drain, latency):
                 rows += await module.run(client, rounds=rounds, jobs=jobs)
@@ -31,18 +32,22 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
 
 async def other(what: str, rounds: int, jobs: int) -> str:
     """A measurement whose figures are no ratio, as text."""
-    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
             if what == "fairness":
                 return await fairness.run(client, rounds=rounds)
             if what == "endurance":
                 return await endurance.run(client, jobs=jobs)
+            if what == "delayed":
+                return await delayed.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
+    parser.add_argument(
+        "what", nargs="?", choices=("speed", "fairness", "tenants", "endurance", "delayed"), default="speed"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--jobs", type=int, default=10_000, help="jobs of a drain; enqueue one by one takes a third of it"

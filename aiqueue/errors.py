@@ -97,12 +97,13 @@ class TooLarge(BadInput):
     """
 
     def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
-        what = "headers of {:,} bytes" if headers else "{:,} bytes with headers"
-        advice = "" if headers else ", or raise max_payload on the server"
-        super().__init__(
-            f"{what.format(size)} are above the limit of {limit:,}: "
-            f"put large data by client.documents.put and enqueue the Document{advice}"
+        what = f"headers of {size:,} bytes" if headers else f"{size:,} bytes with headers"
+        advice = (
+            "put what is long into the message"
+            if headers
+            else "put large data by client.documents.put and enqueue the Document, or raise max_payload on the server"
         )
+        super().__init__(f"{what} are above the limit of {limit:,}: {advice}")
         self.size = size
         self.limit = limit
 

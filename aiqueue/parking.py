@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from . import headers, subjects
 from .backoff import Backoff
-from .connection import Connection, PubAck
+from .connection import Connection, PubAck, Stored, block, read_headers
 from .errors import AIQueueError, BadInput, Conflict, QueueFull, Unavailable
 from .lanes import REMAKE_AFTER_S
-from .producer import Producer
+from .producer import Enqueued, Form, Producer
 from .puller import Delivery, LanePull, Puller
 from .subjects import Lane, Parked
 from .topology import Topology
@@ -32,6 +32,8 @@ ACK_WAIT_S = 10.0  # how long the due jobs of a forwarder that died wait for ano
 ACK_PENDING_MAX = 2_000  # due jobs in the hands of all forwarders
 HELD_MAX = 512  # due jobs in the hands of one
 STANDING = 16  # of which so many may come in unasked
+NEW = "new"  # the hop of a job that is enqueued with a delay: one at a time of each id
+DELAY_TRIES_MAX = 8
 STORE_S = 5.0  # below ACK_WAIT_S: after it another forwarder tries
 TEND_S = 1.0
 AWAY_S = 2.0  # a due job whose stream is away comes again after this
@@ -58,7 +60,7 @@ def scheduled(lane: Lane, job_id: str, due: float, told: Mapping[str, str], *, h
         at = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError, OSError):
         raise BadInput(f"{due!r} seconds since the epoch is no time that a job can wait for") from None
-    kept = headers.carried(told)
+    kept = headers.carried(told, ours=True)
     kept.pop(headers.WAITED, None)
     kept |= {
         headers.MSG_ID: subjects.msg_id(lane.family, lane.tenant, job_id, f"park-{word}"),
@@ -69,6 +71,38 @@ def scheduled(lane: Lane, job_id: str, due: float, told: Mapping[str, str], *, h
         headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, hop, due=True),
     }
     return Scheduled(subjects.parked(lane, job_id, hop, due=False), kept)
+
+
+def delayed(form: Form, headers_block: bytes, job_id: str, due: float, *, by_caller: bool) -> Scheduled:
+    """What is stored for a new job that is to begin at `due`. Where its id is the caller's word, only if none of that
+    id is parked already: the server is told to expect an empty subject, and answers with a Conflict.
+    """
+    told, _ = read_headers(headers_block)
+    message = scheduled(form.lane, job_id, due, told, hop=NEW, word=subjects.new_id())
+    if by_caller:
+        message.headers[headers.EXPECTED] = "0"
+    return message
+
+
+class Waiting(NamedTuple):
+    """A parked job as it was found. `due` is the time for which the server keeps it."""
+
+    place: Parked
+    word: str
+    due: float
+    run: int  # of the work stream, 0 for a job that has not been there yet
+    stored: Stored
+
+
+def waiting(stored: Stored) -> Waiting | None:
+    """What a stored message says of the parked job that it is, None if it is none."""
+    place = subjects.parse_parked(stored.subject)
+    if place is None:
+        return None
+    told = stored.headers
+    word = told.get(headers.PARKED) or place.hop
+    due = headers.number(told.get(headers.DUE, "")) / 1000
+    return Waiting(place, word, due, headers.number(told.get(headers.RUN, "")), stored)
 
 
 class Parking:
@@ -98,6 +132,46 @@ class Parking:
         hop = subjects.token("hop", hop)
         message = scheduled(lane, subjects.token("job id", job_id), due, told, hop=hop, word=hop)
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
+
+    async def delay(
+        self, form: Form, job_id: str, due: float, told: bytes, body: bytes, *, by_caller: bool, timeout_s: float
+    ) -> Enqueued:
+        """Store a new job, with the headers `told`, that is to begin at `due`. One of its id that is parked already
+        makes it a duplicate.
+
+        Raises as `park`.
+        """
+        message = delayed(form, told, job_id, due, by_caller=by_caller)
+        told = block(message.headers)
+        end = time.monotonic() + timeout_s
+        for _ in range(DELAY_TRIES_MAX):
+            try:
+                ack = await self._connection.store_block(
+                    message.subject, told, body, fenced=by_caller, timeout_s=max(0.05, end - time.monotonic())
+                )
+            except Conflict:
+                there = await self.first(form.lane, job_id)
+                if there is not None:
+                    mine = there.word == message.headers[headers.PARKED]  # an earlier try, whose answer was lost
+                    seq = there.stored.seq
+                    return Enqueued(job_id, form.lane, self.stream, seq, not mine, there.due, there.word)
+            else:
+                at = headers.number(message.headers[headers.DUE]) / 1000
+                return Enqueued(job_id, form.lane, ack.stream, ack.seq, False, at, message.headers[headers.PARKED])
+        raise Unavailable(f"{message.subject}: {DELAY_TRIES_MAX} tries were overtaken", maybe_stored=True)
+
+    async def first(self, lane: Lane, job_id: str) -> Waiting | None:
+        """The job of this id that was enqueued with a delay and waits for its time."""
+        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW, due=False))
+        return waiting(stored) if stored else None
+
+    async def of(self, lane: Lane, job_id: str) -> list[Waiting]:
+        """All parkings of a job id, those that are due too; words of the lane may be ``*``."""
+        found: list[Waiting | None] = []
+        for due in (False, True):  # in this order: a job that becomes due meanwhile is found all the same
+            read = self._connection.read(self.stream, subjects.parked(lane, job_id, due=due))
+            found += [waiting(stored) async for stored in read]
+        return [each for each in found if each is not None]
 
 
 class Forwarder:
@@ -235,7 +309,7 @@ class Forwarder:
         """False if the lane is full. Done twice, it stores one job: a due message that is delivered again has the same
         Msg-Id.
         """
-        told = headers.carried(due.message.headers)
+        told = headers.carried(due.message.headers, ours=True)
         word = told.get(headers.PARKED) or f"{place.hop}-{due.seq}"
         told.pop(headers.WAITED, None)
         told[headers.JOB_ID] = place.job_id
@@ -253,7 +327,7 @@ class Forwarder:
         """Park a job whose lane is full once more, longer each time: as a message in hand it would take one of the
         ACK_PENDING_MAX places, and a full lane's jobs would keep those of all others from coming in.
         """
-        told = headers.carried(due.message.headers)
+        told = headers.carried(due.message.headers, ours=True)
         word = told.get(headers.PARKED) or f"{place.hop}-{due.seq}"
         waited = headers.number(told.get(headers.WAITED, "")) + 1
         again = time.time() + FULL.delay_s(waited)

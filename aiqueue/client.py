@@ -14,6 +14,7 @@ from .bulk import Bulk, Items, Options, Progress
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
+from .documents import Documents
 from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
 from .job import Message
@@ -49,6 +50,11 @@ class Client:
     @property
     def dead(self) -> DeadLetters:
         return DeadLetters(self.connection, self.topology)
+
+    @property
+    def documents(self) -> Documents:
+        """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
+        return Documents(self.connection, self.topology)
 
     @property
     def embedded(self) -> bool:

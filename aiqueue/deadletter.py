@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import headers, subjects
+from . import codec, headers, subjects
 from .connection import Connection, Stored
-from .errors import NotFound, TooLarge
+from .documents import Documents
+from .errors import EncodeError, NotFound, TooLarge
 from .subjects import Lane
 from .topology import Topology
 
 HISTORY_BYTES_MAX = 16_384
-_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY)
+_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY, *headers.DOCUMENTS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class DeadLetter:
             "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
             "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
             "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
-            "died_at": self.died_at, "replays": self.replays, "history": self.history, "size_bytes": len(self.body),
+            "died_at": self.died_at, "replays": self.replays, "history": self.history,
+            "size_bytes": headers.number(self.headers.get(headers.DOCUMENT_SIZE, "")) or len(self.body),
         }  # fmt: skip
 
 
@@ -98,6 +100,7 @@ class DeadLetters:
         self._connection = connection
         self._topology = topology
         self._stream = topology.dead_stream.name
+        self.documents = Documents(connection, topology)
 
     async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> None:
         """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull.
@@ -107,11 +110,7 @@ class DeadLetters:
         """
         subject = subjects.dead(job.lane.family, job.lane.tenant, job.job_id)
         own = _own_headers(job, told)
-        foreign = {
-            name: headers.ascii_line(value, 1_000)
-            for name, value in told.items()
-            if not name.startswith((headers.OURS, headers.SERVERS))
-        }
+        foreign = headers.carried(told)
         history = {headers.HISTORY: _history(job.history)}
         for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
             try:
@@ -148,8 +147,8 @@ class DeadLetters:
         at = stored.headers.get(headers.REST)
         if at == "0":
             return None
-        if at is not None:
-            rest = await self._connection.get(self._stream, headers.number(at))
+        if at is not None and (seq := headers.number(at)):  # else a stranger's, who put anything there
+            rest = await self._connection.get(self._stream, seq)
             stored = stored._replace(data=stored.data + (rest.data if rest else b""))
         return _letter(stored)
 
@@ -177,10 +176,21 @@ class DeadLetters:
         except TooLarge:  # a body that hardly fitted: its history stays behind, the job itself does not
             told.pop(headers.HISTORY, None)
             await self._connection.store(subject, letter.body, told)
-        await self.purge(letter)
+        await self._delete(letter)
 
     async def purge(self, letter: DeadLetter) -> None:
-        """Delete the dead letter. One that is gone already is fine."""
+        """Delete the dead letter, and what only it has held. One that is gone already is fine."""
+        await self._delete(letter)
+        if headers.DOCUMENT_REF in letter.headers:
+            await self.documents.release(letter.lane.tenant, letter.headers)
+
+    async def body(self, letter: DeadLetter) -> bytes:
+        """The job's body, also where it is kept as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
+        if headers.DOCUMENT not in letter.headers:
+            return letter.body
+        return await self.documents.body(letter.lane.tenant, letter.headers)
+
+    async def _delete(self, letter: DeadLetter) -> None:
         for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):
             if seq:
                 with contextlib.suppress(NotFound):
@@ -204,6 +214,7 @@ def _own_headers(job: Obituary, told: Mapping[str, str]) -> dict[str, str]:
     }
     if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
         letter[headers.KIND] = headers.ascii_line(told[headers.KIND], 128)
+    letter |= {name: headers.ascii_line(told[name], 128) for name in headers.DOCUMENTS if name in told}
     if headers.CONTENT_TYPE in told:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(told[headers.CONTENT_TYPE], 128)
     return letter
@@ -216,14 +227,24 @@ def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The attempts that a replayed job brings along."""
+    """The attempts that a replayed job brings along. A plain publisher may have set the header: what could not be
+    written to a journal again is left out.
+    """
     if headers.HISTORY not in told:
         return []
     try:
-        history = json.loads(told[headers.HISTORY])
-    except ValueError:
+        history = json.loads(told[headers.HISTORY], parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
         return []
-    return [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
+    return [each for each in history if isinstance(each, dict) and _writable(each)] if isinstance(history, list) else []
+
+
+def _writable(entry: dict[str, Any]) -> bool:
+    try:
+        codec.encode({"history": [entry]})
+    except EncodeError:
+        return False
+    return True
 
 
 def _history(history: list[dict[str, Any]]) -> str:

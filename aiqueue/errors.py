@@ -23,6 +23,7 @@
     ├── ConfigMismatch          the server's stream differs from the declared one
     ├── DataLossRefused         an apply that would delete messages without being told to
     ├── NotFound                a job, dead letter, stream or consumer that is not there
+    ├── Corrupt                 a document whose bytes are not those that were stored
     ├── Conflict                a write whose expected sequence is not the last one
     ├── Stale                   a newer attempt owns this job; this one may not write any more
     ├── JobFailed               the awaited job ended badly
@@ -91,12 +92,16 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """A frame above the server's max_payload, its headers counted. Sizes are bytes."""
+    """A frame above the server's max_payload, its headers counted, or `headers` alone above what a stream takes.
+    Sizes are bytes.
+    """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
+        what = "headers of {:,} bytes" if headers else "{:,} bytes with headers"
+        advice = "" if headers else ", or raise max_payload on the server"
         super().__init__(
-            f"{size:,} bytes with headers are above the limit of {limit:,}: "
-            "store the data elsewhere and enqueue a reference, or raise max_payload on the server"
+            f"{what.format(size)} are above the limit of {limit:,}: "
+            f"put large data by client.documents.put and enqueue the Document{advice}"
         )
         self.size = size
         self.limit = limit
@@ -210,6 +215,10 @@ class DataLossRefused(AIQueueError):
 
 class NotFound(AIQueueError):
     """What was asked for is not there (any more)."""
+
+
+class Corrupt(AIQueueError):
+    """A document whose stored bytes are not those of its hash: it cannot be read any more."""
 
 
 class Conflict(AIQueueError):

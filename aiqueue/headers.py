@@ -1,6 +1,10 @@
 """Names of the headers of the wire contract (docs/wire-contract.md)."""
 
+import re
+from collections.abc import Mapping
 from typing import Final
+
+NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
 
 MSG_ID: Final = "Nats-Msg-Id"
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -25,14 +29,67 @@ ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
 REST: Final = "Aiq-Rest"  # of a dead letter in two parts: the sequence of the second, "0" on the second itself
 
+SCHEDULE: Final = "Nats-Schedule"
+SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
+PARKED: Final = "Aiq-Parked"  # which parking a job comes from: no other one has this word
+DUE: Final = "Aiq-Due"  # when it was to come back, milliseconds since the epoch
+WAITED: Final = "Aiq-Waited"  # how often it was parked again because its lane was full
+DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
+DOCUMENT_SIZE: Final = "Aiq-Document-Size"
+DOCUMENT_REF: Final = "Aiq-Document-Ref"  # the name under which a job holds its documents
+DOCUMENTS: Final = (DOCUMENT, DOCUMENT_SIZE, DOCUMENT_REF)  # a job keeps these wherever it goes
+ROLLUP: Final = "Nats-Rollup"
+TTL: Final = "Nats-TTL"
+
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
+
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CARRIED_MAX = 65_536
+
+
+def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
+    """Which run of its id a stored job is, and when that was first stored (seconds since the epoch): its place in the
+    work stream, or its first one, where it has moved since.
+    """
+    first = number(told.get(RUN, ""))
+    try:
+        born = float(told.get(ENQUEUED, ""))
+    except ValueError:
+        return seq, stored_at
+    return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
+
+
+def carried(told: Mapping[str, str]) -> dict[str, str]:
+    """The headers that a job takes along when it is stored anew: all but the server's. What an unusual publisher set
+    and cannot be sent again is made printable, or left out where its name cannot be.
+    """
+    return {
+        name: value if value.isascii() and value.isprintable() else ascii_line(value, _CARRIED_MAX)
+        for name, value in told.items()
+        if not name.startswith(SERVERS) and _NAME.fullmatch(name)
+    }
 
 
 def ascii_line(text: str, limit: int = 500) -> str:
     """`text` as a header value can carry it: one line of printable ASCII, at most `limit` characters."""
     line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in line)
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
+    """The headers that go on with a job that moves: the publisher's own, cut at 1,000 characters, and `ours` as well,
+    cut at 16,384. A plain publisher may have set any; names that no header may have are left out.
+    """
+    left = (SERVERS,) if ours else (SERVERS, OURS)
+    return {
+        name: ascii_line(value, 16_384 if name.startswith(OURS) else 1_000)
+        for name, value in told.items()
+        if not name.startswith(left) and NAME.fullmatch(name)
+    }
 
 
 def number(text: str) -> int:

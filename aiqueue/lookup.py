@@ -257,9 +257,11 @@ class _Search:
         if stored.seq > info["delivered"]["stream_seq"]:
             return "queued", "", None
         if head is not None and _of_this_run(head, stored) and head.event == RETRY and isinstance(head.data, dict):
-            due = head.time + float(head.data.get("delay_s") or 0)
-            if due > time.time():
-                return "retrying", "", due
+            delay_s = head.data.get("delay_s")
+            if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # a stranger may have written anything
+                due = head.time + delay_s
+                if due > time.time():
+                    return "retrying", "", due
         return "in_flight", "delivered to a worker and not settled: it runs, or waits to be delivered again", None
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from uuid import UUID
 
 from . import codec, headers, subjects
-from .connection import Connection, block
-from .errors import BadInput, LaneFull, QueueFull, StreamFull, Unavailable
+from .connection import Connection, PubAck, block
+from .document import found_in
+from .documents import Documents
+from .errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
 from .job import Message
 from .topology import Family, Topology
 from .units import seconds
@@ -32,6 +36,16 @@ class Enqueued(NamedTuple):
     stream: str
     seq: int
     duplicate: bool
+
+
+class Attached(NamedTuple):
+    """A job as it travels, its documents held: `held` are the headers that say so. `last_seq`: its stream's, before."""
+
+    block: bytes
+    body: bytes
+    lane: subjects.Lane
+    held: dict[str, str]
+    last_seq: int
 
 
 class Form(NamedTuple):
@@ -61,6 +75,9 @@ class Producer:
         self._topology = topology
         self._hinted: dict[subjects.Lane, float] = {}
         self._forms: dict[tuple[str, str, str, str], Form] = {}
+        self.documents = Documents(connection, topology)
+        check_bytes = connection.settings.claim_check
+        self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
 
     async def enqueue(
         self,
@@ -78,12 +95,26 @@ class Producer:
         form = self.form(message, tenant, priority, extra, deadline)
         job_id, by_caller = identity(form.family, message, unique)
         told, body = form.block(job_id), codec.encode(message)
-        self.hint(form.lane)
         end = time.monotonic() + timeout_s
+        if message.aiq_documents or len(body) > self.body_max:
+            attached = await self.attach(message, form, told, body, end=end, by_caller=by_caller)
+            try:
+                ack = await self._store(form, attached.block, attached.body, on_full, end)
+            except AIQueueError as error:
+                await self.detach(attached, error)
+                raise
+            await self.detach(attached, ack)
+        else:
+            ack = await self._store(form, told, body, on_full, end)
+        # a fresh id can only be known to the server from an earlier try of this very call
+        return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    async def _store(self, form: Form, told: bytes, body: bytes, on_full: OnFull, end: float) -> PubAck:
+        self.hint(form.lane)
         wait_s = FULL_FIRST_S
         while True:
             try:
-                ack = await self.connection.store_block(
+                return await self.connection.store_block(
                     form.subject, told, body, timeout_s=max(0.05, end - time.monotonic())
                 )
             except QueueFull as error:
@@ -92,9 +123,49 @@ class Producer:
                     raise full(error, form) from None
                 await asyncio.sleep(min(wait_s, left))
                 wait_s = min(wait_s * 2, FULL_CAP_S)
-            else:
-                # a fresh id can only be known to the server from an earlier try of this very call
-                return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    # -- documents
+
+    async def attach(
+        self, message: Message, form: Form, told: bytes, body: bytes, *, end: float, by_caller: bool
+    ) -> Attached:
+        """Store what does not travel with the job, and hold what it needs. `detach` says later what became of it.
+
+        Raises BadInput, NotFound, QueueFull, and Unavailable when it is not done at `end` (monotonic seconds).
+        """
+        documents = tuple(found_in(message)) if message.aiq_documents else ()
+        large = len(body) > self.body_max
+        if not documents and not large:
+            return Attached(told, body, form.lane, {}, 0)
+        try:
+            async with asyncio.timeout(max(0.05, end - time.monotonic())) as limit:
+                held = await self.documents.attach(form.lane.tenant, documents, body if large else None)
+                last = 0
+                if by_caller:  # so that a duplicate can be told from an earlier try of this call
+                    info = await self.connection.api(f"STREAM.INFO.{form.family.stream}")
+                    last = info["state"]["last_seq"]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Unavailable(f"{form.lane}: the job's documents could not be stored in time") from None
+        lines = "".join(f"{name}: {value}\r\n" for name, value in held.items())
+        return Attached(told[:-2] + lines.encode() + told[-2:], b"" if large else body, form.lane, held, last)
+
+    async def detach(self, attached: Attached, outcome: PubAck | AIQueueError) -> None:
+        """Let go of the documents, if it is sure that no stored job names this hold."""
+        if not attached.held or (isinstance(outcome, Unavailable) and outcome.maybe_stored):
+            return
+        if isinstance(outcome, PubAck):
+            if not outcome.duplicate:
+                return
+            if outcome.seq > attached.last_seq:
+                with contextlib.suppress(AIQueueError):
+                    stored = await self.connection.get(outcome.stream, outcome.seq)
+                    ref = attached.held[headers.DOCUMENT_REF]
+                    if stored is not None and stored.headers.get(headers.DOCUMENT_REF) != ref:
+                        await self.documents.release(attached.lane.tenant, attached.held)
+                return
+        await self.documents.release(attached.lane.tenant, attached.held)
 
     def form(
         self,
@@ -157,7 +228,7 @@ async def relocate(
 
     Doing it twice stores one: the Msg-Id has a hop for this move. Raises QueueFull, Unavailable.
     """
-    kept = {name: headers.ascii_line(value, 1_000) for name, value in told.items() if not name.startswith("Nats-")}
+    kept = headers.carried(told, ours=True)
     kept |= {
         headers.MSG_ID: subjects.msg_id(to.family, to.tenant, job_id, f"lane-{seq}"),
         headers.JOB_ID: job_id,

@@ -182,7 +182,7 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
 def _wanted(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
     """The declared fields, as they should be on this server."""
     wanted = dict(spec.config)
-    if spec.role == "journal":
+    if spec.role in ("journal", "stranded"):
         # Another application may have families of its own here. Taking their journals out of the stream would
         # leave its jobs unable to settle.
         others = [each for each in live.get("subjects") or () if each not in wanted["subjects"]]

@@ -245,8 +245,8 @@ class Puller:
         return number
 
     def _on_message(self, message: Received) -> None:
-        if message.status is not None:
-            if message.subject.startswith(self._inbox):  # not of an inbox before a reconnect
+        if not message.reply:  # the server's word: a job has an ack subject, and may have a status of its own
+            if message.status is not None and message.subject.startswith(self._inbox):  # none from before a reconnect
                 self._on_status(message, message.status)
             return
         info = ack_info(message.reply)

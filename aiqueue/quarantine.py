@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from . import attempt, pipes, processes, subjects
+from . import attempt, headers, pipes, processes, subjects
 from .attempt import Cancelled, Contents, Handler, Outcome, Parcel, Postponed, Raised, Refused
 from .connection import Connection, Received, Subscription
 from .errors import AIQueueError, Unavailable
@@ -100,8 +100,8 @@ class Quarantine:
     def _on_back(self, message: Received) -> None:
         name, _, rest = message.data.decode(errors="replace").partition(" ")
         stream, _, seq = rest.partition(" ")
-        if name != self._name and seq.isdecimal():
-            self._remember(stream, int(seq))
+        if name != self._name and (number := headers.number(seq)):
+            self._remember(stream, number)
 
     def _remember(self, stream: str, seq: int) -> None:
         self._handed_back[stream, seq] = self._handed_back.pop((stream, seq), 0) + 1

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import BadInput, TooLarge, Unavailable
+from ..headers import NAME
 from .faults import from_api
 
 Headers = Mapping[str, str]
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens, as nats-py demands
+HEADERS_MAX = 65_535  # bytes of headers that JetStream stores with a message
 _names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
 _NAMES_SEEN_MAX = 1_000
 
@@ -75,7 +76,7 @@ def ack_info(reply: str) -> AckInfo:
 
 
 def _see_name(name: str) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
     if len(_names_seen) < _NAMES_SEEN_MAX:
         _names_seen.add(name)
@@ -110,7 +111,11 @@ def put(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -
 
 
 def measure(headers: bytes, body: bytes, max_payload: int) -> None:
-    """Refuse (TooLarge) a frame above `max_payload`: the server would end the connection for it."""
+    """Refuse (TooLarge) a frame above `max_payload`, for which the server would end the connection, and headers that
+    no stream takes.
+    """
+    if len(headers) > HEADERS_MAX:
+        raise TooLarge(len(headers), HEADERS_MAX, headers=True)
     if len(headers) + len(body) > max_payload:
         raise TooLarge(len(headers) + len(body), max_payload)
 
@@ -124,7 +129,8 @@ def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
         if colon:
             headers[name] = value.strip()
     code, _, description = first[9:].partition(" ")  # after "NATS/1.0 "
-    return headers, Status(int(code), description) if code.isdigit() else None
+    known = len(code) == 3 and code.isascii() and code.isdigit()  # a publisher may write anything there
+    return headers, Status(int(code), description) if known else None
 
 
 def stored(answer: Mapping[str, Any]) -> Stored:

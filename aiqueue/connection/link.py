@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from ..config import Settings
@@ -263,12 +263,19 @@ class Connection:
         """The message with this sequence, None where there is none."""
         return await reading.get(self, stream, {"seq": seq})
 
-    def read(self, stream: str, subject: str, *, seq: int = 1) -> AsyncIterator[Stored]:
-        """The messages of a stream whose subject matches, in order from `seq`, without a consumer.
+    async def first(self, stream: str, subject: str) -> Stored | None:
+        """The oldest message whose subject matches, read from the stream's leader."""
+        return await reading.get(self, stream, {"seq": 1, "next_by_subj": subject})
+
+    def read(
+        self, stream: str, subject: str, *, seq: int = 1, batch: int = reading.BATCH, ahead: bool = False
+    ) -> AsyncGenerator[Stored, None]:
+        """The messages of a stream whose subject matches, in order from `seq`, without a consumer. `batch` of them,
+        or 4 MiB, are asked for at a time; `ahead` asks for the next ones while these are used.
 
         Needs the stream's allow_direct. Raises Unavailable when an answer stays away for 5 seconds.
         """
-        return reading.read(self, stream, subject, seq)
+        return reading.read(self, stream, subject, seq, batch=batch, ahead=ahead)
 
     # -- keeping it alive
 

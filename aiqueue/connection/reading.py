@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AIQueueError, NotFound, Unavailable
@@ -32,31 +33,46 @@ async def get(connection: Connection, stream: str, request: dict[str, Any]) -> S
     return frames.stored(answer["message"])
 
 
-async def read(connection: Connection, stream: str, subject: str, seq: int) -> AsyncIterator[Stored]:
-    """All messages whose subject matches, in order from `seq`."""
-    more = True
-    while more:
-        page, more = await _page(connection, stream, subject, seq)
-        for item in page:
-            yield item
-            seq = item.seq + 1
+async def read(
+    connection: Connection, stream: str, subject: str, seq: int, *, batch: int = BATCH, ahead: bool = False
+) -> AsyncGenerator[Stored, None]:
+    """All messages whose subject matches, in order from `seq`; `ahead` asks for a batch while the last is used."""
+
+    def ask(at: int) -> asyncio.Task[tuple[deque[Stored], bool]]:
+        return asyncio.create_task(_page(connection, stream, subject, at, batch))
+
+    asking = ask(seq)
+    try:
+        more = True
+        while more:
+            page, more = await asking
+            after = page[-1].seq + 1 if more else 0
+            if more and ahead:
+                asking = ask(after)
+            while page:
+                yield page.popleft()  # what is used is held no longer
+            if more and not ahead:
+                asking = ask(after)
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
-async def _page(connection: Connection, stream: str, subject: str, seq: int) -> tuple[list[Stored], bool]:
+async def _page(connection: Connection, stream: str, subject: str, seq: int, batch: int) -> tuple[deque[Stored], bool]:
     """One direct-get batch (ADR-31) and whether there is more behind it."""
     await connection.wait_up(ANSWER_S)
     inbox = connection.new_inbox()
     answers: asyncio.Queue[Received] = asyncio.Queue()
     subscription = await connection.subscribe(inbox, answers.put_nowait)
-    request = {"seq": seq, "batch": BATCH, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
-    page: list[Stored] = []
+    request = {"seq": seq, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
+    page: deque[Stored] = deque()
     try:
         await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         while True:
             async with asyncio.timeout(ANSWER_S):
                 answer = await answers.get()
             said = answer.status
-            if said is None:
+            if said is None or "Nats-Sequence" in answer.headers:  # a stored message may have a status of its own
                 page.append(frames.stored_direct(answer))
                 continue
             if said.code == 503:

@@ -60,6 +60,7 @@ class NatsProcess:
         self.user = "test"
         self.password = secrets.token_hex(8)
         self.log = directory / "server.log"
+        self.host = supervisor.HOST
         self.paused = False
         self.extra = extra
         self._more = config or self._one_user
@@ -67,7 +68,7 @@ class NatsProcess:
 
     @property
     def url(self) -> str:
-        return f"nats://{supervisor.HOST}:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -79,7 +80,11 @@ class NatsProcess:
 
     @property
     def address(self) -> tuple[str, int]:
-        return supervisor.HOST, self.port
+        return self.host, self.port
+
+    def ask(self, subject: str, *, within_s: float = 2.0) -> dict[str, Any]:
+        """The answer to an empty JetStream request. Raises OSError, and ValueError for one that is no JSON."""
+        return supervisor.ask(self.address, self.user, self.password, f"$JS.API.{subject}", within_s=within_s)
 
     def start(self) -> None:
         """Start it, if it does not run, and wait until it is ready (30 s, for loaded machines)."""
@@ -123,7 +128,7 @@ class NatsProcess:
 
     def write_config(self) -> None:
         self._config.write_text(
-            f'listen: "{supervisor.HOST}:{self.port}"\n'
+            f'listen: "{self.host}:{self.port}"\n'
             # Far above any disk: what streams reserve by max_bytes must not run out over a test run.
             f'jetstream {{ store_dir: ".", max_file_store: {2**50}, max_memory_store: {2**40} }}\n'
             f'log_file: "{self.log.name}"\n{self._more()}\n{self.extra}\n'
@@ -208,7 +213,7 @@ class Cluster:
         problem: Exception = ConnectionError("no node runs")
         for node in self.alive:
             try:
-                return supervisor.ask(node.address, node.user, node.password, f"$JS.API.{subject}", within_s=within_s)
+                return node.ask(subject, within_s=within_s)
             except (OSError, ValueError) as error:
                 problem = error
         raise ConnectionError(f"{subject}: {problem}")

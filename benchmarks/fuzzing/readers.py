@@ -1,0 +1,124 @@
+"""Every reader of foreign bytes, called with one frame, and what is written of what was read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+from aiqueue import attempt, codec, deadletter, headers
+from aiqueue.attempt import Handler, Parcel, Refused, Unknown
+from aiqueue.backoff import Backoff
+from aiqueue.connection import Stored
+from aiqueue.connection import frames as seam
+from aiqueue.deadletter import Obituary
+from aiqueue.errors import DecodeError
+from aiqueue.job import Message
+from aiqueue.journal import entry_of
+from aiqueue.subjects import Lane
+from aiqueue.topology import Family, Topology
+
+from .frames import Frame, frames
+
+LANE = Lane("agent.tasks", "t0", "normal")
+MEDIA = ("", codec.CBOR, codec.JSON)
+
+
+class Fuzz(Message, kind="fuzz"):
+    number: int
+    text: str = ""
+
+
+class Plain(Fuzz, kind="agent.task"):
+    """What a plain publisher's body is taken for."""
+
+
+HANDLER = Handler(Fuzz, lambda job: None, False, Backoff(), 10.0, True)
+
+
+class NoProgress:
+    async def progress(self, fraction: float, note: str) -> None:
+        """Nothing is kept."""
+
+
+class Escaped(Exception):
+    """A reader raised what it must not raise; the text names the frame."""
+
+
+def family() -> Family:
+    return Topology.load().family(LANE.family)
+
+
+def read_many(seed: int, count: int, *, first: int = 0) -> Counter[str]:
+    """Read so many frames; how many ended how. Raises Escaped."""
+    declared = family()
+    outcomes: Counter[str] = Counter()
+    for number, frame in enumerate(frames(seed, count, first=first), first):
+        try:
+            outcomes[read_one(declared, frame)] += 1
+        except Exception as error:
+            raise Escaped(f"frame {number} of seed {seed}: {error!r}") from error
+    return outcomes
+
+
+def read_one(declared: Family, frame: Frame) -> str:
+    """One frame through all readers; what became of its body, in a word."""
+    told, _ = seam.read_headers(frame.block) if frame.block else ({}, None)
+    for media in MEDIA:
+        try:
+            codec.read(frame.body, content_type=media, default_kind="agent.task", aliases=declared.aliases)
+        except DecodeError:
+            continue
+    parcel = Parcel(declared, LANE.tenant, LANE.priority, 7, 1.7e9, told, frame.body)
+    outcome = _as_job(parcel)
+    _as_journal_entry(told, frame.body)
+    _as_dead_letter(told, frame.body)
+    return outcome
+
+
+def _as_job(parcel: Parcel) -> str:
+    found = attempt.read(parcel)
+    attempt.unread(parcel)
+    attempt.nameless(parcel)
+    attempt.overdue(parcel)
+    attempt.misplaced(parcel)
+    history = deadletter.history_of(parcel.headers)
+    codec.encode({"history": deadletter.trimmed(history)})  # as a retry's entry has it
+    headers.ascii_line(found.kind)
+    made = attempt.prepare(parcel, found, HANDLER, attempt=1, state=None, progress=NoProgress())
+    if isinstance(made, Refused):
+        error, outcome = made.error, made.reason
+    elif isinstance(made, Unknown):
+        error, outcome = made.error, "unknown_kind"
+    else:
+        repr(made)
+        return "ran" if found.kind == HANDLER.model.aiq_kind else "of another kind"
+    obituary = Obituary(
+        job_id=found.job_id, kind=found.kind, lane=LANE, seq=parcel.seq, reason=outcome, error=error, attempt=1,
+        worker="fuzz", enqueued_at=parcel.enqueued_at, history=history,
+    )  # fmt: skip
+    codec.encode({"reason": outcome, "error": error, "history": deadletter.trimmed(history)})
+    seam.block({**headers.carried(parcel.headers), **deadletter._own_headers(obituary, parcel.headers)})
+    seam.block(headers.carried(parcel.headers, ours=True))
+    seam.block({headers.HISTORY: deadletter._history(history)})
+    return outcome
+
+
+def _as_journal_entry(told: Any, body: bytes) -> None:
+    entry = entry_of(Stored("ai.agent.results.t0.f1", 1, body, told, 1.7e9))
+    assert isinstance(entry.final, bool)
+
+
+def _as_dead_letter(told: Any, body: bytes) -> None:
+    letter = deadletter._letter(Stored("ai.dead.agent.tasks.t0.f1", 1, body, told, 1.7e9))
+    assert letter is not None
+    json.dumps(letter.summary())
+    deadletter.Filter(kind="fuzz", older_s=1).matches(letter, 1.8e9)
+
+
+def sample(seed: int, count: int) -> list[Frame]:
+    """Frames for a live worker: those of the seed, in no particular order."""
+    found = list(frames(seed, count))
+    random.Random(seed).shuffle(found)
+    return found

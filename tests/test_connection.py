@@ -117,7 +117,7 @@ def test_every_entry_of_the_table_translates_into_one_line(kind: type[Exception]
 
 @pytest.mark.parametrize(("err_code", "kind"), CODES.items())
 def test_every_known_code_of_jetstream_becomes_its_class(err_code: int, kind: type[AIQueueError]) -> None:
-    ours = from_api(400, err_code, "because", "s.x")
+    ours = from_api(400, err_code, "because of a maximum", "s.x")
     assert isinstance(ours, BadInput if kind is TooLarge else kind)
     assert "because" in str(ours)
 

@@ -26,6 +26,10 @@ EXAMPLES: dict[str, AIQueueError] = {
     "TopologyError": errors.TopologyError("x.toml", "stream.name", "is missing"),
     "Unavailable": errors.Unavailable("no server", maybe_stored=True),
     "QueueFull": errors.QueueFull("agent.tasks acme/high", "too\nmany", limit=1000, retry_after_s=2.5),
+    **{
+        kind.__name__: kind("agent.tasks acme/high", "too\nmany", limit=1000)
+        for kind in (errors.LaneFull, errors.StreamFull, errors.AccountFull, errors.DiskFull)
+    },
     "DataLossRefused": errors.DataLossRefused(("one", "two")),
     "Stale": errors.Stale("taken over", ended=False),
     "JobFailed": errors.JobFailed("j1", reason="rejected", error="bad\ninput", attempt=2),

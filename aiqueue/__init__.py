@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .blocking import SyncClient, SyncHandle, connect_sync
     from .client import Client, connect
     from .config import Settings
+    from .document import Document
     from .errors import AIQueueError, JobFailed, QueueFull
     from .handle import Handle
     from .job import Job, JobSpec, Message, Reject, Retry
@@ -22,6 +23,7 @@ _HOME = {
     "AIQueueError": "errors",
     "Backoff": "backoff",
     "Client": "client",
+    "Document": "document",
     "Handle": "handle",
     "Job": "job",
     "JobFailed": "errors",
@@ -40,8 +42,8 @@ _HOME = {
 }
 
 __all__ = [
-    "AIQueueError", "Backoff", "Client", "Handle", "Job", "JobFailed", "JobSpec", "Message", "QueueFull", "Reject",
-    "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
+    "AIQueueError", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message", "QueueFull",
+    "Reject", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

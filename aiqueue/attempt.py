@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from . import codec, headers, subjects
@@ -14,13 +14,20 @@ from .backoff import Backoff
 from .errors import DecodeError, Stale
 from .job import Job, Message, Progress, Reject, Retry, parse_message
 from .topology import Family
+from .units import seconds
 
 TRACEBACK_CHARS_MAX = 4_000
+RETRY_AFTER_MAX_S = 365 * 86_400.0
+
+Policy = Backoff | type[Reject] | Callable[[Any], str | float | None]
+Policies = Mapping[type[Exception], Policy]
 
 
 @dataclass(frozen=True)
 class Handler:
-    """A function for a kind of message, and how it is to be run. `process`: in a child process."""
+    """A function for a kind of message, and how it is to be run. `process`: in a child process. `on`: what an error of
+    a class means, where it is not tried again by `retry`.
+    """
 
     model: type[Message]
     call: Callable[[Job[Any]], Any]
@@ -29,6 +36,12 @@ class Handler:
     timeout_s: float | None
     keeps_result: bool
     process: bool = False
+    on: Policies = field(default_factory=dict, hash=False)
+
+    def backoff(self, rule: int | None) -> Backoff:
+        """The retry policy for an error that was met by rule number `rule` of `on`, None: by none."""
+        policy = list(self.on.values())[rule] if rule is not None and rule < len(self.on) else None
+        return policy if isinstance(policy, Backoff) else self.retry
 
 
 # What came of running a delivery
@@ -43,11 +56,14 @@ class Returned:
 
 @dataclass(frozen=True)
 class Raised:
-    """It failed, and another attempt may succeed, `after_s` seconds later if the handler said so."""
+    """It failed, and another attempt may succeed, `after_s` seconds later if the handler said so. `rule`: which of the
+    handler's `on` has met the error.
+    """
 
     error: str
     trace: str
     after_s: float | None = None
+    rule: int | None = None
 
 
 @dataclass(frozen=True)
@@ -222,8 +238,8 @@ def timed_out(timeout_s: float | None) -> Raised:
     return Raised(f"timed out after {timeout_s:g} s", "")
 
 
-def raised(error: BaseException) -> Outcome:
-    """What an exception of a handler means."""
+def raised(error: BaseException, on: Policies | None = None) -> Outcome:
+    """What an exception of a handler means, by its class where `on` has a policy for that."""
     match error:
         case Retry():
             return Raised(_writable(error.reason), "", error.after_s)
@@ -234,9 +250,29 @@ def raised(error: BaseException) -> Outcome:
         case Stale():
             return Ended() if error.ended else TakenOver()
         case Exception():
-            return Raised(_error_line(error), _trace(error))
+            return _by_class(error, on or {})
         case _:
             return Raised(f"the handler raised {_error_line(error)}", _trace(error))
+
+
+def _by_class(error: Exception, on: Policies) -> Outcome:
+    """The policy of the nearest class in the error's line of descent, as an `except` clause of each would have it."""
+    line, trace = _error_line(error), _trace(error)
+    rules = {each: number for number, each in enumerate(on)}
+    rule = next((rules[each] for each in type(error).__mro__ if each in rules), None)
+    if rule is None:
+        return Raised(line, trace)
+    policy = list(on.values())[rule]
+    if isinstance(policy, type):
+        return Refused("rejected", line, trace)
+    if isinstance(policy, Backoff):
+        return Raised(line, trace, None, rule)
+    try:
+        said = policy(error)
+        after_s = None if said is None else min(seconds(said), RETRY_AFTER_MAX_S)
+    except Exception as fault:  # noqa: BLE001  (the user's own; the job is not to suffer for it)
+        return Raised(f"{line} (its policy in `on` raised {_error_line(fault)})", trace, None, rule)
+    return Raised(line, trace, after_s, rule)
 
 
 _BY_WORD: dict[str, type[Any]] = {

@@ -14,12 +14,15 @@ from . import subjects
 from .bulk import Item
 from .client import Client, connect
 from .config import Settings
+from .document import Document, SyncChunks
 from .errors import AIQueueError, BadInput, Unavailable
 from .handle import Handle
 from .job import Message
+from .objects import Source
 from .producer import OnFull
 
 T = TypeVar("T")
+_NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
 
 
 class SyncHandle:
@@ -41,10 +44,34 @@ class SyncHandle:
         return self._owner._drive(self._handle.result(timeout))
 
 
+class SyncDocuments:
+    """The documents of a sync client."""
+
+    def __init__(self, owner: SyncClient) -> None:
+        self._owner = owner
+
+    def put(
+        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
+    ) -> Document:
+        """As `Documents.put`, blocking the calling thread. Files and iterables are read in another one."""
+        documents = self._owner._open().documents
+        return self._owner._drive(documents.put(source, tenant=tenant, name=name, content_type=content_type, keep=keep))
+
+    def get(self, sha256: str, *, tenant: str) -> Document:
+        """As `Documents.get`."""
+        return self._owner._drive(self._owner._open().documents.get(sha256, tenant=tenant))
+
+    def open(self, document: Document) -> SyncChunks:
+        """As `Documents.open`: ``for chunk in documents.open(document)``, or its `read` or `save`."""
+        client = self._owner._open()
+        assert self._owner._loop is not None
+        return SyncChunks(document, client.documents.chunks, self._owner._loop)
+
+
 class SyncClient:
     """A client for code without an event loop. Threads may share it.
 
-    It enqueues and waits for results; everything else is the async client's.
+    It enqueues, waits for results, puts and reads documents; everything else is the async client's.
     """
 
     def __init__(self, client: Client) -> None:
@@ -122,13 +149,23 @@ class SyncClient:
             for outcome in self._drive(self._lot(lot, window=window, **options)):
                 yield outcome if isinstance(outcome, AIQueueError) else SyncHandle(self, outcome)
 
+    @property
+    def documents(self) -> SyncDocuments:
+        """As `Client.documents`: `put`, `get`, `open`."""
+        return SyncDocuments(self)
+
+    def _open(self) -> Client:
+        if self._loop is None:
+            raise BadInput(_NOT_OPEN)
+        return self._client
+
     async def _lot(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
         return [outcome async for outcome in self._client.enqueue_many(items, **options)]
 
     def _drive(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
             work.close()
-            raise BadInput("the client is not open: use `with aiqueue.connect_sync() as client:`")
+            raise BadInput(_NOT_OPEN)
         if threading.current_thread() is self._thread:
             work.close()
             raise BadInput("a sync client cannot be used from its own event loop; use aiqueue.connect() there")

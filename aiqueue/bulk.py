@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +14,7 @@ from . import codec
 from .connection import PubAck, Publish
 from .errors import AIQueueError, BadInput, EncodeError, QueueFull
 from .job import JobSpec, Message
-from .producer import FULL_CAP_S, FULL_FIRST_S, Enqueued, Form, OnFull, Producer, full, identity
+from .producer import FULL_CAP_S, FULL_FIRST_S, Attached, Enqueued, Form, OnFull, Producer, full, identity
 
 T = TypeVar("T")
 Item = Message | JobSpec
@@ -24,6 +25,7 @@ TURN = 64  # items that are sent, or told, before the event loop has its turn
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that wait for their acknowledgement
 PROGRESS_EVERY_S = 0.1
 LANE_TURN_MAX = 64
+ATTACH_MAX = 4  # items at a time whose documents are stored
 ANSWER_S = 0.05  # a full lane is not asked again with less time than this for its answer
 
 
@@ -50,7 +52,7 @@ class Options:
 class _Slot(Publish):
     """An item on its way: the only thing that is made for each."""
 
-    __slots__ = ("bulk", "by_caller", "done", "form", "item", "job_id", "limit", "number")
+    __slots__ = ("attached", "bulk", "by_caller", "done", "form", "item", "job_id", "limit", "number")
 
     def __init__(self, bulk: Bulk[Any], item: Item, number: int) -> None:
         super().__init__("", b"", b"")
@@ -59,6 +61,7 @@ class _Slot(Publish):
         self.number = number
         self.done = False
         self.form: Form | None = None
+        self.attached: Attached | None = None
         self.job_id = ""
         self.by_caller = False
         self.limit = 0.0
@@ -68,9 +71,12 @@ class _Slot(Publish):
 
 
 class _FullLane:
-    """A lane that refused, and who waits for it: asked again with backoff, in small and then larger lots."""
+    """A lane that was refused, whatever is full, and who waits for it: asked again with backoff, in small and then
+    larger lots.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: QueueFull) -> None:
+        self.refusal = refusal
         self.waiting: list[tuple[int, _Slot]] = []  # a heap: the earlier item goes first
         self.wait_s = FULL_FIRST_S
         self.lot = 1
@@ -83,6 +89,7 @@ class Bulk(Generic[T]):
     def __init__(self, producer: Producer, options: Options, make: Callable[[Enqueued, Form], T]) -> None:
         self._producer = producer
         self._connection = producer.connection
+        self._body_max = producer.body_max
         self._options = options
         self._make = make
         self._slots: deque[_Slot] = deque()
@@ -95,6 +102,9 @@ class Bulk(Generic[T]):
         self._told: asyncio.Future[None] | None = None  # wakes `run`
         self._roomy: asyncio.Future[None] | None = None  # wakes `_feed`
         self._full: dict[str, _FullLane] = {}
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._detaching: set[asyncio.Task[None]] = set()
+        self._attach_room = asyncio.Semaphore(ATTACH_MAX)
 
     async def run(self, items: Items) -> AsyncGenerator[T | AIQueueError, None]:
         """See `Client.enqueue_many`."""
@@ -126,12 +136,17 @@ class Bulk(Generic[T]):
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.wait([feeding])
+            for task in self._attaching:
+                task.cancel()
+            if self._attaching or self._detaching:
+                await asyncio.wait({*self._attaching, *self._detaching})
 
     def on_settled(self, slot: _Slot) -> None:
         """The connection's word on an item, or the end of its time."""
-        if self._full or type(slot.outcome) is QueueFull:
+        refused = isinstance(slot.outcome, QueueFull)
+        if self._full or refused:
             lane = self._full.get(slot.subject)
-            if type(slot.outcome) is QueueFull:
+            if refused:
                 if self._options.on_full == "wait" and asyncio.get_running_loop().time() < slot.limit:
                     self._refused(slot, lane)
                     return
@@ -187,21 +202,46 @@ class Bulk(Generic[T]):
         self._count += 1
         self._slots.append(slot)
         try:
-            self._prepare(slot, item)
+            message = self._prepare(slot, item)
             self._bytes += len(slot.body)
-            lane = self._full.get(slot.subject) if self._full else None
-            if lane is not None and lane.waiting:
-                slot.limit = asyncio.get_running_loop().time() + self._options.timeout_s
-                heapq.heappush(lane.waiting, (slot.number, slot))
+            if message.aiq_documents or len(slot.body) > self._body_max:
+                _keep(self._attaching, self._attach(slot, message))
             else:
-                self._connection.add(slot, self._options.timeout_s)
-                slot.limit = slot.end
+                self._send(slot, self._options.timeout_s)
         except AIQueueError as error:
             self._fail(slot, error)
         except Exception as error:  # noqa: BLE001  (a model's own serialiser: its item's fault and no other's)
             self._fail(slot, EncodeError(f"cannot be written: {type(error).__name__}: {error}"))
 
-    def _prepare(self, slot: _Slot, item: Item) -> None:
+    async def _attach(self, slot: _Slot, message: Message) -> None:
+        """Send an item when its documents are stored. Items behind it may pass it meanwhile."""
+        assert slot.form is not None
+        end = time.monotonic() + self._options.timeout_s
+        try:
+            async with self._attach_room:
+                attached = slot.attached = await self._producer.attach(
+                    message, slot.form, slot.block, slot.body, end=end, by_caller=slot.by_caller
+                )
+            self._bytes -= len(slot.body) - len(attached.body)
+            slot.block, slot.body = attached.block, attached.body
+            self._send(slot, max(ANSWER_S, end - time.monotonic()))
+        except AIQueueError as error:
+            slot.outcome = error
+            self.on_settled(slot)
+        if self._roomy is not None and self._room():
+            _wake(self._roomy)
+
+    def _send(self, slot: _Slot, timeout_s: float) -> None:
+        """Hand an item to the connection, or to those that wait for its lane. Raises TooLarge, Unavailable."""
+        lane = self._full.get(slot.subject) if self._full else None
+        if lane is not None and lane.waiting:
+            slot.limit = asyncio.get_running_loop().time() + timeout_s
+            heapq.heappush(lane.waiting, (slot.number, slot))
+        else:
+            self._connection.add(slot, timeout_s)
+            slot.limit = slot.end
+
+    def _prepare(self, slot: _Slot, item: Item) -> Message:
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
         extra, deadline = options.headers, options.deadline
@@ -223,6 +263,7 @@ class Bulk(Generic[T]):
         slot.block = form.block(slot.job_id)
         slot.body = codec.encode(message)
         self._producer.hint(form.lane)
+        return message
 
     def _fail(self, slot: _Slot, error: AIQueueError) -> None:
         slot.outcome = error
@@ -233,6 +274,8 @@ class Bulk(Generic[T]):
     def _outcome(self, slot: _Slot) -> T | AIQueueError:
         self._bytes -= len(slot.body)
         outcome, form = slot.outcome, slot.form
+        if slot.attached is not None and outcome is not None:
+            _keep(self._detaching, self._producer.detach(slot.attached, outcome))
         if type(outcome) is PubAck and form is not None:
             self._stored += 1
             self._say()
@@ -275,13 +318,20 @@ class Bulk(Generic[T]):
         self._full.clear()
         if left := [slot for slot in self._slots if not slot.done]:
             self._connection.window.abandon(left)
+            for slot in left:
+                if slot.attached is not None and not slot.token:  # it was never sent: its lane is full
+                    _keep(
+                        self._detaching, self._producer.documents.release(slot.attached.lane.tenant, slot.attached.held)
+                    )
         self._slots.clear()
 
     # -- full lanes
 
     def _refused(self, slot: _Slot, lane: _FullLane | None) -> None:
+        assert isinstance(slot.outcome, QueueFull)
         if lane is None:
-            lane = self._full[slot.subject] = _FullLane()
+            lane = self._full[slot.subject] = _FullLane(slot.outcome)
+        lane.refusal = slot.outcome
         heapq.heappush(lane.waiting, (slot.number, slot))
         lane.lot = 1
         self._ask_later(slot.subject, lane)
@@ -315,7 +365,7 @@ class Bulk(Generic[T]):
                 break
             heapq.heappop(lane.waiting)
             if slot.limit <= now:
-                slot.outcome = slot.outcome or QueueFull(subject, "the lane's limit per subject is reached")
+                slot.outcome = slot.outcome or lane.refusal
                 self.on_settled(slot)
                 continue
             slot.outcome = None
@@ -327,6 +377,12 @@ class Bulk(Generic[T]):
                 self.on_settled(slot)
         if lane.waiting:
             self._ask_later(subject, lane)
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

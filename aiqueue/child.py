@@ -17,13 +17,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from . import attempt, pipes
-from .attempt import Handler, Outcome, Parcel, Refused, Returned
+from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned
 from .backoff import Backoff
+from .document import Document
 from .errors import BadInput, EncodeError
 from .job import Job
 from .threads import Threads
@@ -92,6 +93,13 @@ class _Line:
         self._speaking = threading.Lock()
         self._told: asyncio.Future[list[Any]] | None = None
         self._telling = asyncio.Lock()
+        self._opened = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None, "it is set by listen"
+        return self._loop
 
     def say(self, *words: Any) -> None:
         frame = memoryview(pipes.pack(list(words)))
@@ -101,7 +109,7 @@ class _Line:
 
     def listen(self, requests: asyncio.Queue[list[Any]]) -> None:
         """Put the parent's requests in `requests`. Ends this process with the pipe."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
 
         def run() -> None:
             with contextlib.suppress(EOFError, OSError, RuntimeError):
@@ -114,18 +122,33 @@ class _Line:
 
     async def progress(self, fraction: float, note: str) -> None:
         """Have the parent write it to the journal. Raises what the parent's write raised."""
+        await self._ask("progress", fraction, note)
+
+    async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
+        """Have the parent read a document, chunk by chunk. Raises what the parent's reading raised."""
+        self._opened += 1
+        number = self._opened
+        try:
+            while (chunk := await self._ask("chunk", number, document.model_dump())) is not None:
+                yield chunk
+        finally:
+            await self._ask("shut", number)
+
+    async def _ask(self, *words: Any) -> Any:
+        """What the parent answers while it waits for this child's outcome."""
         async with self._telling:
             self._told = asyncio.get_running_loop().create_future()
-            self.say("progress", fraction, note)
-            problem = await self._told
+            self.say(*words)
+            problem, value = await self._told
         if problem:
             raise pipes.error_of(problem)
+        return value
 
     def _on_frame(self, requests: asyncio.Queue[list[Any]], said: list[Any]) -> None:
         if said[0] != "told":
             requests.put_nowait(said)
         elif self._told is not None and not self._told.done():
-            self._told.set_result(said[1])
+            self._told.set_result(said[1:])
 
 
 class _Bench:
@@ -144,7 +167,9 @@ class _Bench:
         for family, kind, call, model, is_async in recipe["handlers"]:
             try:
                 self.handlers[family, kind] = (
-                    Handler(find(model), find(call), is_async, Backoff(), None, keeps_result=True)
+                    Handler(
+                        find(model), find(call), is_async, Backoff(), None, True, on=_policies(worker, family, kind)
+                    )
                     if call and model
                     else attempt.here(_registered(worker, family, kind))
                 )
@@ -197,7 +222,7 @@ async def _attempt(line: _Line, bench: _Bench, threads: Threads, parcel: Parcel,
     except asyncio.CancelledError:
         return attempt.Raised("the handler was cancelled from within", "")
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-        return attempt.raised(error)
+        return attempt.raised(error, handler.on)
 
 
 def _plain(outcome: Outcome, keeps_result: bool) -> list[Any]:
@@ -216,6 +241,13 @@ def find(reference: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name)
     return found
+
+
+def _policies(worker: Any, family: str, kind: str) -> Policies:
+    try:
+        return _registered(worker, family, kind).on
+    except LookupError:
+        return {}
 
 
 def _registered(worker: Any, family: str, kind: str) -> Handler:

@@ -14,6 +14,7 @@ from .bulk import Bulk, Items, Options, Progress
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
+from .documents import Documents
 from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
 from .job import Message
@@ -51,6 +52,11 @@ class Client:
         return DeadLetters(self.connection, self.topology)
 
     @property
+    def documents(self) -> Documents:
+        """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
+        return Documents(self.connection, self.topology)
+
+    @property
     def embedded(self) -> bool:
         """Whether this is the directory's own server and not one that was named."""
         return self._embedded is not None
@@ -72,7 +78,7 @@ class Client:
                     "password": Settings.secret(self._embedded.password),
                 }
             )
-        connection = Connection(settings, before_rebuild=self._revive if self._embedded else None)
+        connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
             if self._embedded is not None and declare:
@@ -194,9 +200,10 @@ class Client:
         except (ConfigMismatch, DataLossRefused) as error:
             log.warning("the embedded server keeps its streams as they are (`aiqueue plan`): %s", error)
 
-    async def _revive(self) -> None:
-        if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.ensure)
+    async def _revive(self) -> str:
+        assert self._embedded is not None
+        await asyncio.to_thread(self._embedded.ensure)
+        return self._embedded.url
 
     async def _release(self) -> None:
         embedded, self._embedded = self._embedded, None

@@ -14,7 +14,7 @@ import pydantic
 import pydantic_settings
 
 from .errors import SettingsError
-from .units import seconds
+from .units import seconds, size_bytes
 
 
 def _duration(value: Any) -> float:
@@ -24,6 +24,13 @@ def _duration(value: Any) -> float:
     return seconds(value)
 
 
+def _size(value: Any) -> int:
+    if isinstance(value, str) and value.isdigit():
+        return int(value)  # the environment has numbers as text only
+    return size_bytes(value)
+
+
+Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(gt=0)]
 UserPath = Annotated[Path, pydantic.AfterValidator(Path.expanduser)]
 FILE = "aiqueue.toml"
@@ -68,6 +75,8 @@ class Settings(pydantic_settings.BaseSettings):
     streams: UserPath | None = None
     """A directory with more ``*.toml`` streams, beside the bundled ones."""
     profile: Literal["single", "cluster"] = "single"
+    claim_check: Size = 256 * 1024
+    """Bodies above this many bytes (at most half of the server's max_payload) are stored as documents; 0: none."""
     directory: UserPath | None = None
     """Where the embedded server lives; default ``.aiqueue`` of the nearest ancestor that has one."""
 

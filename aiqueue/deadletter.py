@@ -14,12 +14,13 @@ from typing import Any
 
 from . import codec, headers, subjects
 from .connection import Connection, Stored
+from .documents import Documents
 from .errors import EncodeError, NotFound, TooLarge
 from .subjects import Lane
 from .topology import Topology
 
 HISTORY_BYTES_MAX = 16_384
-_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY)
+_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY, *headers.DOCUMENTS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class DeadLetter:
             "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
             "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
             "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
-            "died_at": self.died_at, "replays": self.replays, "history": self.history, "size_bytes": len(self.body),
+            "died_at": self.died_at, "replays": self.replays, "history": self.history,
+            "size_bytes": headers.number(self.headers.get(headers.DOCUMENT_SIZE, "")) or len(self.body),
         }  # fmt: skip
 
 
@@ -98,6 +100,7 @@ class DeadLetters:
         self._connection = connection
         self._topology = topology
         self._stream = topology.dead_stream.name
+        self.documents = Documents(connection, topology)
 
     async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> None:
         """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull.
@@ -173,10 +176,21 @@ class DeadLetters:
         except TooLarge:  # a body that hardly fitted: its history stays behind, the job itself does not
             told.pop(headers.HISTORY, None)
             await self._connection.store(subject, letter.body, told)
-        await self.purge(letter)
+        await self._delete(letter)
 
     async def purge(self, letter: DeadLetter) -> None:
-        """Delete the dead letter. One that is gone already is fine."""
+        """Delete the dead letter, and what only it has held. One that is gone already is fine."""
+        await self._delete(letter)
+        if headers.DOCUMENT_REF in letter.headers:
+            await self.documents.release(letter.lane.tenant, letter.headers)
+
+    async def body(self, letter: DeadLetter) -> bytes:
+        """The job's body, also where it is kept as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
+        if headers.DOCUMENT not in letter.headers:
+            return letter.body
+        return await self.documents.body(letter.lane.tenant, letter.headers)
+
+    async def _delete(self, letter: DeadLetter) -> None:
         for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):
             if seq:
                 with contextlib.suppress(NotFound):
@@ -200,6 +214,7 @@ def _own_headers(job: Obituary, told: Mapping[str, str]) -> dict[str, str]:
     }
     if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
         letter[headers.KIND] = headers.ascii_line(told[headers.KIND], 128)
+    letter |= {name: headers.ascii_line(told[name], 128) for name in headers.DOCUMENTS if name in told}
     if headers.CONTENT_TYPE in told:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(told[headers.CONTENT_TYPE], 128)
     return letter

@@ -15,10 +15,15 @@
     │   └── TopologyError       a streams/*.toml file; names the file and the key
     ├── Unavailable             no server answers (now); a retry can help
     ├── AccessDenied            wrong credentials, or no permission for a subject
-    ├── QueueFull               a lane, a stream or the disk is at its limit; a retry can help
+    ├── QueueFull               a limit is reached; a retry can help
+    │   ├── LaneFull            the lane holds as many jobs as it may
+    │   ├── StreamFull          the stream of all lanes of the family is at its limit
+    │   ├── AccountFull         the account has used up its storage
+    │   └── DiskFull            the server has used up its storage
     ├── ConfigMismatch          the server's stream differs from the declared one
     ├── DataLossRefused         an apply that would delete messages without being told to
     ├── NotFound                a job, dead letter, stream or consumer that is not there
+    ├── Corrupt                 a document whose bytes are not those that were stored
     ├── Conflict                a write whose expected sequence is not the last one
     ├── Stale                   a newer attempt owns this job; this one may not write any more
     ├── JobFailed               the awaited job ended badly
@@ -96,7 +101,7 @@ class TooLarge(BadInput):
         advice = "" if headers else ", or raise max_payload on the server"
         super().__init__(
             f"{what.format(size)} are above the limit of {limit:,}: "
-            f"store the data elsewhere and enqueue a reference{advice}"
+            f"put large data by client.documents.put and enqueue the Document{advice}"
         )
         self.size = size
         self.limit = limit
@@ -159,14 +164,41 @@ class QueueFull(AIQueueError):
     """
 
     retryable = True
+    retry_s: ClassVar[float] = 5.0
+    is_full: ClassVar[str] = "{} is full"
 
-    def __init__(self, lane: str, reason: str, *, limit: int | None = None, retry_after_s: float = 1.0) -> None:
+    def __init__(self, lane: str, reason: str, *, limit: int | None = None, retry_after_s: float | None = None) -> None:
+        retry_after_s = self.retry_s if retry_after_s is None else retry_after_s
         bound = f" (limit {limit:,})" if limit is not None else ""
-        super().__init__(f"{lane} is full: {reason}{bound}; try again in {retry_after_s:g} s")
+        super().__init__(f"{self.is_full.format(lane)}: {reason}{bound}; try again in {retry_after_s:g} s")
         self.lane = lane
         self.reason = reason
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class LaneFull(QueueFull):
+    """The lane holds as many jobs as it may (`limit`). Others of the family take jobs."""
+
+    retry_s = 1.0
+
+
+class StreamFull(QueueFull):
+    """The family's stream is at its limit of bytes or messages (`limit`), whoever's they are."""
+
+    is_full = "the stream of {} is full"
+
+
+class AccountFull(QueueFull):
+    """The account has used up the storage that the server grants it, for all of its streams."""
+
+    is_full = "no room in the account for {}"
+
+
+class DiskFull(QueueFull):
+    """The server has used up its storage: max_file_store or max_memory_store, for all accounts."""
+
+    is_full = "no room on the server for {}"
 
 
 class ConfigMismatch(AIQueueError):
@@ -183,6 +215,10 @@ class DataLossRefused(AIQueueError):
 
 class NotFound(AIQueueError):
     """What was asked for is not there (any more)."""
+
+
+class Corrupt(AIQueueError):
+    """A document whose stored bytes are not those of its hash: it cannot be read any more."""
 
 
 class Conflict(AIQueueError):

@@ -29,8 +29,47 @@ ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
 REST: Final = "Aiq-Rest"  # of a dead letter in two parts: the sequence of the second, "0" on the second itself
 
+SCHEDULE: Final = "Nats-Schedule"
+SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
+PARKED: Final = "Aiq-Parked"  # which parking a job comes from: no other one has this word
+DUE: Final = "Aiq-Due"  # when it was to come back, milliseconds since the epoch
+WAITED: Final = "Aiq-Waited"  # how often it was parked again because its lane was full
+DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
+DOCUMENT_SIZE: Final = "Aiq-Document-Size"
+DOCUMENT_REF: Final = "Aiq-Document-Ref"  # the name under which a job holds its documents
+DOCUMENTS: Final = (DOCUMENT, DOCUMENT_SIZE, DOCUMENT_REF)  # a job keeps these wherever it goes
+ROLLUP: Final = "Nats-Rollup"
+TTL: Final = "Nats-TTL"
+
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
+
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CARRIED_MAX = 65_536
+
+
+def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
+    """Which run of its id a stored job is, and when that was first stored (seconds since the epoch): its place in the
+    work stream, or its first one, where it has moved since.
+    """
+    first = number(told.get(RUN, ""))
+    try:
+        born = float(told.get(ENQUEUED, ""))
+    except ValueError:
+        return seq, stored_at
+    return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
+
+
+def carried(told: Mapping[str, str]) -> dict[str, str]:
+    """The headers that a job takes along when it is stored anew: all but the server's. What an unusual publisher set
+    and cannot be sent again is made printable, or left out where its name cannot be.
+    """
+    return {
+        name: value if value.isascii() and value.isprintable() else ascii_line(value, _CARRIED_MAX)
+        for name, value in told.items()
+        if not name.startswith(SERVERS) and _NAME.fullmatch(name)
+    }
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

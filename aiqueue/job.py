@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
 
 from . import subjects
-from .errors import DecodeError
+from .document import Chunks, Document, SyncChunks, mentions
+from .errors import BadInput, DecodeError
 from .units import seconds
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -30,6 +32,7 @@ class Message(pydantic.BaseModel):
 
     aiq_kind: ClassVar[str] = ""  # not "kind": a payload may well have a field of that name
     aiq_family: ClassVar[str] = "agent.tasks"
+    aiq_documents: ClassVar[bool] = False  # whether a field may hold a Document
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
         super().__init_subclass__(**config)
@@ -42,6 +45,11 @@ class Message(pydantic.BaseModel):
             cls.aiq_family = family
         if not subjects.FAMILY.fullmatch(cls.aiq_family):
             raise ValueError(f'family {cls.aiq_family!r} must look like "component.operation", in a-z 0-9 _ -')
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **config: Any) -> None:
+        super().__pydantic_init_subclass__(**config)
+        cls.aiq_documents = mentions(cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +80,14 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 class Progress(Protocol):
-    """Where a job's own words go: the runner injects the writer of the job's journal."""
+    """Whom a job talks to: the runner, or in a child process the way to it. `progress` goes to the job's journal;
+    `chunks` are a document's, verified.
+    """
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
     async def progress(self, fraction: float, note: str) -> None: ...
+    def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
 
 
 class Job(Generic[M_co]):
@@ -124,6 +137,22 @@ class Job(Generic[M_co]):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
+
+    def open(self, document: Document) -> Chunks:
+        """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.
+
+        Raises BadInput for another tenant's.
+        """
+        return Chunks(self._own(document), self._progress.chunks)
+
+    def open_sync(self, document: Document) -> SyncChunks:
+        """The same for a handler that is a plain function."""
+        return SyncChunks(self._own(document), self._progress.chunks, self._progress.loop)
+
+    def _own(self, document: Document) -> Document:
+        if document.tenant != self.tenant:
+            raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {self.tenant}")
+        return document
 
 
 class Retry(Exception):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import codec, headers
-from .connection import Connection, Received, Stored
-from .errors import Conflict, DecodeError, ResultTimeout, Stale
+from .connection import Connection, Received, Stored, Subscription
+from .errors import Conflict, DecodeError, ResultTimeout, Stale, Unavailable
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS = "result", "failed", "retry", "progress"
@@ -23,6 +23,8 @@ TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quaran
 FINAL = frozenset({RESULT, FAILED})
 WRITE_TRIES_MAX = 8
 SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
+LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
+QUIET_S, QUIET_MAX_S = 5.0, 60.0  # a word may be lost in a cluster: looked again although nothing was heard
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ class Journal:
         """The last word of run `run` of a job id, or of a later one, woken by its message.
 
         `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned.
-        Raises ResultTimeout after `timeout_s` seconds (None: waits without end).
+        It goes on over lost links and absent servers. Raises ResultTimeout after `timeout_s` seconds (None: waits
+        without end), and Unavailable when the connection is closed.
         """
         woken = asyncio.Event()
         live: list[Entry] = []
-        soon: list[float] = []  # when to look again although nothing is said
+        looks = _Looks()
 
         def on_live(message: Received) -> None:
             told = message.headers
@@ -118,27 +121,38 @@ class Journal:
 
         def on_settled(message: Received) -> None:
             if message.data.startswith((b"+ACK", b"+TERM")):
-                soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
+                looks.soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
                 woken.set()
 
-        subscriptions = [await self._connection.subscribe(f"{LIVE}.{subject}", on_live)]
+        listening = {f"{LIVE}.{subject}": on_live}
+        if job is not None:
+            listening[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = on_settled
+        subscriptions: list[Subscription] = []
         off = self._connection.on_regained(woken.set)  # what was said meanwhile must be read
         born = 0.0
         try:
-            if job is not None:
-                subscriptions.append(await self._connection.subscribe(f"$JS.ACK.{job[0]}.*.*.{job[1]}.>", on_settled))
             async with asyncio.timeout(timeout_s):
                 while True:
                     woken.clear()
-                    # asked first: a job that is gone has said its last word before
-                    stored = await self._connection.get(*job) if job is not None else None
-                    born = stored.time if stored is not None else born
-                    heard = next((entry for entry in live if entry.run >= run), None)
-                    last = heard or await self._last_word(subject, run, born)
-                    if last is not None or (job is not None and stored is None):
-                        return last
+                    try:
+                        while listening:
+                            subscriptions.append(await self._connection.subscribe(*next(iter(listening.items()))))
+                            del listening[next(iter(listening))]
+                        # asked first: a job that is gone has said its last word before
+                        stored = await self._connection.get(*job) if job is not None else None
+                        born = stored.time if stored is not None else born
+                        heard = next((entry for entry in live if entry.run >= run), None)
+                        last = heard or await self._last_word(subject, run, born)
+                    except Unavailable:
+                        if self._connection.closing:
+                            raise
+                        pause_s = looks.failed()
+                    else:
+                        if last is not None or (job is not None and stored is None):
+                            return last
+                        pause_s = looks.in_vain()
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(soon.pop(0) if soon else None):
+                        async with asyncio.timeout(pause_s):
                             await woken.wait()
         except TimeoutError:
             raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
@@ -160,6 +174,26 @@ class Journal:
             if told.get(headers.EVENT) in FINAL and _number(told, headers.RUN) >= run and stored.time >= born:
                 newest = stored
         return entry_of(newest) if newest else None
+
+
+class _Looks:
+    """How long to wait for a word before a journal is looked at again, in seconds."""
+
+    def __init__(self) -> None:
+        self.soon: list[float] = []  # the next pauses, where they are known
+        self._again_s, self._quiet_s = LOOK_AGAIN_S, QUIET_S
+
+    def failed(self) -> float:
+        """Nobody answered."""
+        pause_s, self._again_s = self._again_s, min(self._again_s * 2, LOOK_AGAIN_MAX_S)
+        return pause_s
+
+    def in_vain(self) -> float:
+        self._again_s = LOOK_AGAIN_S
+        if self.soon:
+            return self.soon.pop(0)
+        pause_s, self._quiet_s = self._quiet_s, min(self._quiet_s * 2, QUIET_MAX_S)
+        return pause_s
 
 
 class Writer:

@@ -52,6 +52,8 @@ class Lanes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._hints: list[Subscription] = []
         self._poller: asyncio.Task[None] | None = None
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self.polled = 0.0  # when a look was last answered, monotonic seconds
         self._reported: set[str] = set()
         self._stopped = False
 
@@ -84,21 +86,30 @@ class Lanes:
         while True:
             await asyncio.sleep(POLL_S)
             for family in self._families.values():
-                try:
-                    await self._look(family)
-                except AIQueueError as error:
-                    log.debug("looking for lanes of %s: %s", family.name, error)
-                except Exception:
-                    log.exception("looking for lanes of %s", family.name)  # and again in a second
+                former = self._looks.get(family.name)
+                if former is None or former.done():  # one that nobody answers must not keep the others waiting
+                    task = self._looks[family.name] = asyncio.create_task(self._look_again(family))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
             self._retire_idle()
             self._puller.tend()
             self._changed()
+
+    async def _look_again(self, family: Family) -> None:
+        try:
+            await self._look(family)
+        except AIQueueError as error:
+            log.debug("looking for lanes of %s: %s", family.name, error)
+        except Exception:
+            log.exception("looking for lanes of %s", family.name)  # and again in a second
+        self._changed()
 
     async def _look(self, family: Family) -> None:
         """Find the lanes that hold jobs."""
         if family.lanes == "shared":
             for priority in family.priorities:
                 self._want(Lane(family.name, "*", priority), jobs=1)
+            self.polled = time.monotonic()
             return
         request = {"subjects_filter": f"ai.{family.name}.>", "offset": 0}
         while True:
@@ -106,6 +117,7 @@ class Lanes:
                 info = await self._connection.api(f"STREAM.INFO.{family.stream}", request)
             except NotFound:
                 raise NotFound(f"there is no stream {family.stream}: has `aiqueue apply` been run?") from None
+            self.polled = time.monotonic()
             found = info["state"].get("subjects") or {}
             for subject, jobs in found.items():
                 lane = subjects.parse_lane(subject)
@@ -130,6 +142,7 @@ class Lanes:
             return
         pull = self._open.get(lane)
         if pull is not None:
+            pull.held = time.monotonic()
             self._puller.told(pull, jobs)
             self._changed()
             return

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 
-from .config import Settings
 from .connection import Connection
 from .errors import AIQueueError
 
@@ -26,8 +25,9 @@ class Leases:
     lease in use, in seconds.
     """
 
-    def __init__(self, settings: Settings, *, shortest_s: float) -> None:
-        self._settings = settings.model_copy(update={"name": f"{settings.name} leases"})
+    def __init__(self, worker: Connection, *, shortest_s: float) -> None:
+        """`worker` is the worker's own connection: this one goes to the same server, wherever that is."""
+        self._worker = worker
         self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_s / PARTS / 4))
         self._held: dict[str, list[float]] = {}  # ack subject -> [every, next], monotonic seconds
         self._thread: threading.Thread | None = None
@@ -72,16 +72,17 @@ class Leases:
 
     async def _main(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        connection = Connection(self._settings)
+        settings = self._worker.settings
+        connection = Connection(settings.model_copy(update={"name": f"{settings.name} leases"}))
         try:
-            while self._thread is not None:
+            while self._thread is not None and settings.url == self._worker.settings.url:
                 try:
                     await connection.open()
                     break
                 except AIQueueError as error:
                     log.warning("no connection to keep leases by, trying again: %s", error)
                     await asyncio.sleep(AGAIN_S)
-            while self._thread is not None:
+            while self._thread is not None and settings.url == self._worker.settings.url:
                 await asyncio.sleep(self._tick_s)
                 self._keep(connection)
         finally:

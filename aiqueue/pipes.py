@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from . import codec
 from .attempt import Parcel
-from .errors import AIQueueError, Stale, Unavailable
+from .errors import AIQueueError, BadInput, Corrupt, NotFound, Stale, Unavailable
 from .topology import Family
 
 LENGTH = 4  # bytes of a frame's length, big-endian
@@ -42,16 +42,21 @@ def plain_family(family: Family) -> dict[str, Any]:
 
 
 def plain_error(error: AIQueueError) -> list[Any]:
-    """An error of a write to the journal, as `error_of` reads it."""
+    """An error of what was done for a child, as `error_of` reads it."""
     return [type(error).__name__, str(error), isinstance(error, Stale) and error.ended]
 
 
 def error_of(plain: list[Any]) -> AIQueueError:
-    """What a child raises where its parent could not write: Stale, Unavailable, or AIQueueError with the text."""
+    """What a child raises where its parent could not do it: the same, or AIQueueError with the text."""
     name, text, ended = plain
     if name == "Stale":
         return Stale(text, ended=bool(ended))
-    return Unavailable(text) if name == "Unavailable" else AIQueueError(text)
+    return _ERRORS.get(name, AIQueueError)(text)
+
+
+_ERRORS: dict[str, type[AIQueueError]] = {
+    each.__name__: each for each in (Unavailable, NotFound, Corrupt, BadInput)
+}  # fmt: skip
 
 
 def _words(body: bytes) -> list[Any]:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from typing import Any, Self
 from . import attempt, pipes
 from .attempt import Handler, Outcome, Parcel, Raised
 from .child import find
+from .document import Document
 from .errors import AIQueueError, BadInput, DecodeError, Unavailable
 from .job import Progress
 from .topology import Family
@@ -60,6 +61,8 @@ class Recipe:
         """Why a child cannot find this handler, as far as can be told from here; "" if nothing speaks against it."""
         if self._worker_reference():
             return ""
+        if handler.process and handler.on:
+            return "its policies (`on`) are found through its worker only, which is no global in the handler's module"
         for thing, what in ((handler.call, "the handler"), (handler.model, "the message class")):
             if not reference(thing):
                 return f"{what} {_shown(thing)} is not found under its name in its module"
@@ -146,18 +149,22 @@ class Child:
         return child
 
     async def ask(self, request: list[Any], progress: Progress | None = None) -> list[Any]:
-        """The answer to one request; what the child says of its progress meanwhile goes to `progress`.
+        """The answer to one request; what the child asks for meanwhile, `progress` does: see `job.Progress`.
 
         Raises Died, and RuntimeError for a fault of aiqueue's own there.
         """
         self.asked += 1
         first = self.asked == 1
+        opened: dict[int, AsyncGenerator[bytes, None]] = {}
         try:
             await self._say(request)
-            while (said := await self._hear())[0] == "progress":
-                await self._say(["told", await _tell(progress, said[1], said[2])])
+            while (said := await self._hear())[0] in ("progress", "chunk", "shut"):
+                await self._say(["told", *await _serve(progress, opened, said)])
         except (EOFError, OSError, DecodeError):
             raise Died(await self._how(), first=first) from None
+        finally:
+            for chunks in opened.values():
+                await chunks.aclose()
         if said[0] == "fault":
             raise RuntimeError(f"in a child process: {said[1]}")
         return said
@@ -354,13 +361,25 @@ def _main_module() -> dict[str, Any]:
     return {key: data[key] for key in kept if key in data}
 
 
-async def _tell(progress: Progress | None, fraction: float, note: str) -> list[Any] | None:
-    if progress is not None:
-        try:
-            await progress.progress(fraction, note)
-        except AIQueueError as error:
-            return pipes.plain_error(error)
-    return None
+async def _serve(
+    progress: Progress | None, opened: dict[int, AsyncGenerator[bytes, None]], said: list[Any]
+) -> list[Any]:
+    """What a child asks for while it runs a job: the error, and the answer."""
+    if progress is None:
+        return [None, None]
+    try:
+        match said:
+            case ["progress", fraction, note]:
+                await progress.progress(fraction, note)
+            case ["chunk", number, told]:
+                if number not in opened:
+                    opened[number] = progress.chunks(Document(**told))
+                return [None, await anext(opened[number], None)]
+            case ["shut", number] if number in opened:
+                await opened.pop(number).aclose()
+    except AIQueueError as error:
+        return [pipes.plain_error(error), None]
+    return [None, None]
 
 
 def _shown(thing: object) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from uuid import UUID
 
 from . import codec, headers, subjects
-from .connection import Connection, block
-from .errors import BadInput, QueueFull, Unavailable
+from .connection import Connection, PubAck, block
+from .document import found_in
+from .documents import Documents
+from .errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
 from .job import Message
 from .topology import Family, Topology
 from .units import seconds
@@ -20,6 +24,7 @@ HINTED_MAX = 10_000
 FORMS_MAX = 10_000
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
 
+_STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
 OnFull = Literal["raise", "wait"]
 
 
@@ -33,6 +38,16 @@ class Enqueued(NamedTuple):
     duplicate: bool
 
 
+class Attached(NamedTuple):
+    """A job as it travels, its documents held: `held` are the headers that say so. `last_seq`: its stream's, before."""
+
+    block: bytes
+    body: bytes
+    lane: subjects.Lane
+    held: dict[str, str]
+    last_seq: int
+
+
 class Form(NamedTuple):
     """What all jobs of one kind in one lane have in common on the wire."""
 
@@ -42,6 +57,7 @@ class Form(NamedTuple):
     template: bytes  # the header block; %b where the job's id goes, %d for the deadline
     ids: int
     deadline_s: float | None
+    limits: Mapping[str, int]  # of its stream, all lanes together: bytes, messages
 
     def block(self, job_id: str) -> bytes:
         """The headers of one job, as they travel."""
@@ -59,6 +75,9 @@ class Producer:
         self._topology = topology
         self._hinted: dict[subjects.Lane, float] = {}
         self._forms: dict[tuple[str, str, str, str], Form] = {}
+        self.documents = Documents(connection, topology)
+        check_bytes = connection.settings.claim_check
+        self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
 
     async def enqueue(
         self,
@@ -76,12 +95,26 @@ class Producer:
         form = self.form(message, tenant, priority, extra, deadline)
         job_id, by_caller = identity(form.family, message, unique)
         told, body = form.block(job_id), codec.encode(message)
-        self.hint(form.lane)
         end = time.monotonic() + timeout_s
+        if message.aiq_documents or len(body) > self.body_max:
+            attached = await self.attach(message, form, told, body, end=end, by_caller=by_caller)
+            try:
+                ack = await self._store(form, attached.block, attached.body, on_full, end)
+            except AIQueueError as error:
+                await self.detach(attached, error)
+                raise
+            await self.detach(attached, ack)
+        else:
+            ack = await self._store(form, told, body, on_full, end)
+        # a fresh id can only be known to the server from an earlier try of this very call
+        return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    async def _store(self, form: Form, told: bytes, body: bytes, on_full: OnFull, end: float) -> PubAck:
+        self.hint(form.lane)
         wait_s = FULL_FIRST_S
         while True:
             try:
-                ack = await self.connection.store_block(
+                return await self.connection.store_block(
                     form.subject, told, body, timeout_s=max(0.05, end - time.monotonic())
                 )
             except QueueFull as error:
@@ -90,9 +123,49 @@ class Producer:
                     raise full(error, form) from None
                 await asyncio.sleep(min(wait_s, left))
                 wait_s = min(wait_s * 2, FULL_CAP_S)
-            else:
-                # a fresh id can only be known to the server from an earlier try of this very call
-                return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    # -- documents
+
+    async def attach(
+        self, message: Message, form: Form, told: bytes, body: bytes, *, end: float, by_caller: bool
+    ) -> Attached:
+        """Store what does not travel with the job, and hold what it needs. `detach` says later what became of it.
+
+        Raises BadInput, NotFound, QueueFull, and Unavailable when it is not done at `end` (monotonic seconds).
+        """
+        documents = tuple(found_in(message)) if message.aiq_documents else ()
+        large = len(body) > self.body_max
+        if not documents and not large:
+            return Attached(told, body, form.lane, {}, 0)
+        try:
+            async with asyncio.timeout(max(0.05, end - time.monotonic())) as limit:
+                held = await self.documents.attach(form.lane.tenant, documents, body if large else None)
+                last = 0
+                if by_caller:  # so that a duplicate can be told from an earlier try of this call
+                    info = await self.connection.api(f"STREAM.INFO.{form.family.stream}")
+                    last = info["state"]["last_seq"]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Unavailable(f"{form.lane}: the job's documents could not be stored in time") from None
+        lines = "".join(f"{name}: {value}\r\n" for name, value in held.items())
+        return Attached(told[:-2] + lines.encode() + told[-2:], b"" if large else body, form.lane, held, last)
+
+    async def detach(self, attached: Attached, outcome: PubAck | AIQueueError) -> None:
+        """Let go of the documents, if it is sure that no stored job names this hold."""
+        if not attached.held or (isinstance(outcome, Unavailable) and outcome.maybe_stored):
+            return
+        if isinstance(outcome, PubAck):
+            if not outcome.duplicate:
+                return
+            if outcome.seq > attached.last_seq:
+                with contextlib.suppress(AIQueueError):
+                    stored = await self.connection.get(outcome.stream, outcome.seq)
+                    ref = attached.held[headers.DOCUMENT_REF]
+                    if stored is not None and stored.headers.get(headers.DOCUMENT_REF) != ref:
+                        await self.documents.release(attached.lane.tenant, attached.held)
+                return
+        await self.documents.release(attached.lane.tenant, attached.held)
 
     def form(
         self,
@@ -130,7 +203,9 @@ class Producer:
         raw = block(told).replace(b"%", b"%%")
         template = raw.replace(job_id.encode(), b"%b").replace(when.encode(), b"%d")
         where = subjects.work(family.name, lane.tenant, lane.priority)
-        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s)
+        config = self._topology.streams[family.stream].config
+        limits = {word: config[key] for word, key in _STREAM_LIMITS if config.get(key, 0) > 0}
+        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits)
 
     def hint(self, lane: subjects.Lane) -> None:
         """Tell workers of a lane that may be new to them, now and then. Never waits and never fails."""
@@ -228,8 +303,11 @@ def _extra(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]
 
 
 def full(error: QueueFull, form: Form) -> QueueFull:
-    """The server's refusal, with what the caller can act on."""
-    if "per subject" in error.reason:
-        limit = form.family.max_msgs_per_subject
-        return QueueFull(str(form.lane), "the lane holds as many jobs as it may", limit=limit, retry_after_s=1.0)
-    return QueueFull(str(form.lane), error.reason, retry_after_s=5.0)
+    """The server's refusal, with what the caller can act on. `limit` is the declared one."""
+    if isinstance(error, LaneFull):
+        return LaneFull(str(form.lane), "it holds as many jobs as it may", limit=form.family.max_msgs_per_subject)
+    if isinstance(error, StreamFull):
+        return StreamFull(
+            str(form.lane), error.reason, limit=form.limits.get("bytes" if "bytes" in error.reason else "messages")
+        )
+    return type(error)(str(form.lane), error.reason)

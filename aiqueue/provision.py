@@ -166,12 +166,10 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
         if _same(live.get(key), value):
             continue
         refused = _refused(spec.name, key, live, wanted)
-        loss = None if refused else _loss(key, live, wanted, info["state"])
+        loss = None if refused else _fewer_copies(key, live, wanted) or _loss(key, live, wanted, info["state"])
         if key == "subjects":
             refused = await _subjects_refused(conn, spec, live.get("subjects") or [], value)
-        fewer = key == "num_replicas" and value < live.get(key, 1)
-        hint = "fewer copies of every message: is this the right profile?" if fewer else None
-        fields.append(Field(key, live.get(key), value, refused or loss or hint))
+        fields.append(Field(key, live.get(key), value, refused or loss))
         losses += [loss] if loss else []
         refusals += [refused] if refused else []
     if not fields:
@@ -184,7 +182,7 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
 def _wanted(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
     """The declared fields, as they should be on this server."""
     wanted = dict(spec.config)
-    if spec.role == "journal":
+    if spec.role in ("journal", "stranded"):
         # Another application may have families of its own here. Taking their journals out of the stream would
         # leave its jobs unable to settle.
         others = [each for each in live.get("subjects") or () if each not in wanted["subjects"]]
@@ -212,6 +210,13 @@ def _refused(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, 
         f"{key} cannot change in place from {_shown(key, live.get(key))} to {_shown(key, wanted[key])}: "
         f"let workers empty it, delete it (nats stream rm {name}, with all that is in it), apply again"
     )
+
+
+def _fewer_copies(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Also of an empty stream: what is stored from then on would be on fewer disks."""
+    if key != "num_replicas" or wanted[key] >= live.get(key, 1):
+        return None
+    return f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies: is this the right profile?"
 
 
 def _loss(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:

@@ -26,7 +26,7 @@ log = logging.getLogger("aiqueue.puller")
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 DEAF_AFTER_S = 2.5 * HEARTBEAT_S
-GRANT_LOST_AFTER_S = 5.0  # a grant is answered at once, or its answer is lost
+GRANT_LOST_AFTER_S = 2.5  # a grant is answered at once, or its answer is lost
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
 STEP_MAX = 8  # jobs of one turn
 STANDING_MAX = 16  # credits of one standing pull
@@ -68,6 +68,7 @@ class LanePull(turns.Turn):
     waiting: int = 0  # jobs delivered that have no slot yet
     heard: float = 0.0
     active: float = 0.0
+    held: float = 0.0  # when the lane was last said to hold jobs
     retiring: bool = False  # idle: to be let go when its last pull has expired
 
     @property
@@ -128,18 +129,14 @@ class Puller:
 
     async def open(self) -> None:
         await self._listen()
-        self._off = self._connection.on_regained(self._on_regained)
+        self._off = self._connection.on_regained(self.anew)
         self._pulling = True
 
     async def _listen(self) -> None:
-        """Have the answers come to a new inbox. The open pulls on the former one end for want of interest: were it
-        kept over a reconnect, the server would go on to hold them beside the new ones.
-        """
-        inbox, former = self._connection.new_inbox() + ".", self._subscription
+        """Have the answers come to a new inbox."""
+        inbox = self._connection.new_inbox() + "."
         self._subscription = await self._connection.subscribe(inbox + "*.*", self._on_message)
         self._inbox = inbox
-        if former is not None:
-            await former.drain()
 
     def stop(self) -> None:
         """Ask for no more; what open pulls still bring is delivered."""
@@ -312,8 +309,10 @@ class Puller:
             lane.standing = lane.standing_left = 0
             self._standing -= 1
 
-    def _on_regained(self) -> None:
-        """The link was lost, and with it every open pull."""
+    def anew(self) -> None:
+        """Take every open pull for lost, as after a lost link, and begin anew on another inbox. The pulls on the former
+        one end for want of interest: were it kept, the server would go on to hold them beside the new ones.
+        """
         self._pulling, was_pulling = False, self._pulling
         for lane in list(self._by_consumer.values()):
             self._forget(lane)
@@ -322,6 +321,7 @@ class Puller:
             self._renewing = asyncio.create_task(self._renew())
 
     async def _renew(self) -> None:
+        former = self._subscription
         try:
             await self._listen()
         except AIQueueError as error:
@@ -329,3 +329,5 @@ class Puller:
         finally:
             self._pulling = not self._stopped
             self._changed()
+        if former is not None and former is not self._subscription:
+            await former.drain()

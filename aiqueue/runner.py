@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import attempt, subjects
+from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
     Contents,
@@ -29,8 +29,10 @@ from .attempt import (
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
-from .errors import AIQueueError, EncodeError, Stale, TooLarge
-from .job import Job
+from .document import Document
+from .documents import Documents
+from .errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, EncodeError, NotFound, Stale, TooLarge
+from .job import Job, Progress
 from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
 from .processes import Processes
 from .producer import relocate
@@ -48,6 +50,8 @@ UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
+NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
+ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
 
@@ -87,6 +91,8 @@ class Runner:
         self._connection = connection
         self._journal = journal
         self._dead = dead
+        self._documents = dead.documents
+        self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._families = families
         self._worker = worker
@@ -138,8 +144,14 @@ class Runner:
         """
         family = self._families[delivery.lane.key.family]
         parcel = _parcel(family, delivery)
+        refused = None
+        if headers.DOCUMENT in parcel.headers:
+            parcel, refused = await self._fetch(parcel)
         doubtful = self._quarantine.suspects(delivery)
-        if doubtful:
+        if refused is not None:
+            known = attempt.unread(parcel) or attempt.nameless(parcel)
+            opened = Opened(**vars(known), parcel=parcel, verdict=refused)
+        elif doubtful:
             opened = await self._look(parcel)
         else:
             opened = Opened(job_id="", kind="", parcel=parcel)
@@ -149,9 +161,16 @@ class Runner:
             await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
         if doubtful:
             opened.suspect = self._quarantine.suspects(delivery, opened.attempt)
-            if not opened.suspect and opened.data is None:
+            if not opened.suspect and opened.data is None and opened.verdict is None:
                 attempt.fill(parcel, opened)
         return opened
+
+    async def _fetch(self, parcel: Parcel) -> tuple[Parcel, Refused | None]:
+        """The parcel with the body that is kept as a document, or why there is none. Raises Unavailable."""
+        try:
+            return parcel._replace(body=await self._documents.body(parcel.tenant, parcel.headers)), None
+        except (NotFound, Corrupt, BadInput) as error:
+            return parcel, Refused("document", str(error))
 
     async def _look(self, parcel: Parcel) -> Opened:
         found = await self._quarantine.look(parcel)
@@ -170,6 +189,9 @@ class Runner:
             opened.history = [each for each in said.data.get("history", []) if isinstance(each, dict)]
         else:
             opened.attempt = max(1, said.attempt)
+
+    def _voice(self, opened: Opened, writer: Writer | None) -> _Voice:
+        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer)
 
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
@@ -198,18 +220,20 @@ class Runner:
         if opened.verdict is not None:
             return opened.verdict
         if not opened.suspect or opened.problem:
-            return await self._run(opened, handler, _Progress(writer))
+            return await self._run(opened, handler, self._voice(opened, writer))
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
-        suspect = Suspect(parcel, opened.job_id, opened.attempt, handler, writer, _Progress(writer), opened.said)
+        suspect = Suspect(
+            parcel, opened.job_id, opened.attempt, handler, writer, self._voice(opened, writer), opened.said
+        )
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            return await self._run(opened, handler, _Progress(None))  # progress would hide the trial's entry
+            return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
 
         return await self._quarantine.run(suspect, here)
 
-    async def _run(self, opened: Opened, handler: Handler | None, progress: _Progress) -> Outcome:
+    async def _run(self, opened: Opened, handler: Handler | None, progress: Progress) -> Outcome:
         parcel = opened.parcel
         if handler is not None and handler.process and opened.data is not None:
             return await self._processes.run(parcel, opened.attempt, handler, progress)
@@ -234,7 +258,7 @@ class Runner:
             else:
                 value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = attempt.raised(error)
+            outcome = attempt.raised(error, handler.on)
         else:
             outcome = Returned(value)
         finally:
@@ -258,8 +282,8 @@ class Runner:
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
-            case Raised(error, trace, after_s):
-                retry = handler.retry if handler else Backoff()
+            case Raised(error, trace, after_s, rule):
+                retry = handler.backoff(rule) if handler else Backoff()
                 opened.history = _with_attempt(opened, self._worker, error, trace)
                 if opened.attempt >= retry.attempts:
                     await self._bury(delivery, opened, writer, "attempts", error)
@@ -284,6 +308,7 @@ class Runner:
                 await self._give_back(delivery, after_s)
             case Ended():
                 await self._ack(delivery)
+                await self._release_ended(delivery, opened.said)
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
@@ -307,12 +332,35 @@ class Runner:
     ) -> None:
         if writer is not None and handler is not None and handler.keeps_result:
             try:
-                await writer.write(RESULT, value)
+                await self._keep(delivery, writer, value)
             except (EncodeError, TooLarge) as error:
                 opened.history = _with_attempt(opened, self._worker, str(error), "")
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
                 return
         await self._ack(delivery)
+        if _holds(delivery):
+            await self._release(delivery)
+
+    async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
+        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
+        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
+        """
+        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
+            end = time.monotonic() + patience_s
+            wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
+            while time.monotonic() < end:
+                try:
+                    await writer.write(RESULT, value)
+                except (AccountFull, DiskFull) as error:
+                    problem = error
+                else:
+                    return
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, ROOM_CAP_S)
+            if not acked:
+                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
+                await self._ack(delivery)
+        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
 
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
@@ -344,6 +392,15 @@ class Runner:
                 await self._connection.wait_up(SAY_WAIT_S)
         self._say(delivery, b"+ACK")
 
+    async def _release(self, delivery: Delivery) -> None:
+        """The job is no more, and holds no documents."""
+        await self._documents.release(_tenant(delivery), delivery.message.headers)
+
+    async def _release_ended(self, delivery: Delivery, said: Entry | None) -> None:
+        """As whoever wrote the last word did, if it lived. A dead letter goes on holding."""
+        if _holds(delivery) and said is not None and said.final and said.event != FAILED:
+            await self._release(delivery)
+
     async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
         """A nak that is nobody's fault: it makes no suspect."""
         await self._quarantine.handed_back(delivery)
@@ -362,13 +419,32 @@ class Runner:
             log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
 
 
-class _Progress:
-    def __init__(self, writer: Writer | None) -> None:
+class _Voice:
+    """What a job may ask for while it runs: see `job.Progress`."""
+
+    __slots__ = ("_documents", "_tenant", "_writer", "loop")
+
+    def __init__(
+        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None
+    ) -> None:
+        self.loop = loop
+        self._documents = documents
+        self._tenant = tenant
         self._writer = writer
 
     async def progress(self, fraction: float, note: str) -> None:
         if self._writer is not None:
             await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
+
+    def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
+        if document.tenant != self._tenant:  # a child's word for it is not enough
+            raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {self._tenant}")
+        return self._documents.chunks(document)
+
+
+def _holds(delivery: Delivery) -> bool:
+    told = delivery.message.headers
+    return headers.DOCUMENT_REF in told or headers.DOCUMENT in told
 
 
 def _tenant(delivery: Delivery) -> str:

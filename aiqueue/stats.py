@@ -31,7 +31,8 @@ class FamilyStats:
     `redelivered`: those in flight that were delivered more than once. `lanes` are those with jobs or a consumer.
 
     `missing`: the server has no such stream, and the counts say nothing. Rates are jobs a second, None where no
-    sample was taken; `dead` is None where the server has no stream of dead letters.
+    sample was taken; `dead` is None where the server has no stream of dead letters. `size_limit_bytes` is what the
+    stream may hold on the server now, None: without a limit.
     """
 
     family: str
@@ -46,6 +47,7 @@ class FamilyStats:
     lanes: int = 0
     dead: int | None = None
     size_bytes: int = 0
+    size_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class _Sample(NamedTuple):
     messages: int
     oldest_age_s: float | None
     size_bytes: int
+    size_limit_bytes: int | None
 
 
 @dataclass(slots=True)
@@ -156,6 +159,7 @@ async def _family(connection: Connection, topology: Topology, declared: Family, 
         lanes=len(counts),
         dead=dead,
         size_bytes=last.size_bytes,
+        size_limit_bytes=last.size_limit_bytes,
     )
 
 
@@ -163,7 +167,8 @@ async def _sample(connection: Connection, stream: str) -> _Sample:
     info = await connection.api(f"STREAM.INFO.{stream}")
     state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
     age_s = max(0.0, at - timestamp(state["first_ts"])) if state["messages"] else None
-    return _Sample(at, state["last_seq"], state["messages"], age_s, state["bytes"])
+    limit = info["config"].get("max_bytes", -1)
+    return _Sample(at, state["last_seq"], state["messages"], age_s, state["bytes"], limit if limit > 0 else None)
 
 
 async def _lanes(connection: Connection, declared: Family) -> dict[Lane, _Counts]:

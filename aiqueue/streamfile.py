@@ -11,14 +11,15 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from . import subjects, units
 from .errors import TopologyError
 from .job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead"]
+Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents"]
 PROFILES = ("single", "cluster")
+_ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
 _RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are aiqueue's own
@@ -202,6 +203,7 @@ _STREAM: dict[str, Check] = {
     "allow_direct": _flag,
     "allow_msg_schedules": _flag,
     "allow_msg_ttl": _flag,
+    "allow_rollup_hdrs": _flag,
 }
 _REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": _flag}
 _CONSUMER: dict[str, Check] = {
@@ -217,6 +219,26 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "inbox": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "journal": {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True},
     "dead": {"retention": "limits", "allow_direct": True},
+    # Schedules exclude discard = "new": any limit here would drop jobs that were acknowledged.
+    "parked": {
+        "retention": "workqueue",
+        "discard": "old",
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "allow_direct": True,
+        "allow_msg_schedules": True,
+        "allow_msg_ttl": True,
+    },
+    "stranded": {"retention": "workqueue", "allow_direct": True},
+    "documents": {
+        "retention": "limits",
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+    },
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -230,6 +252,9 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "inbox": _QUEUE,
     "journal": {},
     "dead": {},
+    "parked": {"max_consumers": 100, "duplicate_window": 600 * 10**9},
+    "stranded": {"max_consumers": 100},
+    "documents": {},
 }
 # Stated for every stream, so that a limit set by another hand shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -245,8 +270,8 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 class Declared:
     """What one file declares, under one profile.
 
-    `family` and `consumer` are empty for a journal or dead-letter stream. `stream` and `consumer` are in the
-    API's form, and complete but for the computed subjects.
+    `family` and `consumer` are empty for a stream without a family: documents, say. `stream` and
+    `consumer` are in the API's form, and complete but for the computed subjects.
     """
 
     file: str
@@ -263,7 +288,7 @@ def read(file: str, text: str, profile: str = "single") -> Declared:
     """
     raw = _parse(file, text)
     _known(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = _value(file, "role", raw["role"], _one_of("inbox", "journal", "dead")) if "role" in raw else "work"
+    role: Role = _value(file, "role", raw["role"], _one_of(*_ROLES)) if "role" in raw else "work"
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:
@@ -369,6 +394,8 @@ def _coherent(file: str, profile: str, role: Role, stream: Mapping[str, Any], ov
     def refuse(key: str, problem: str) -> NoReturn:
         raise TopologyError(file, f"profile.{profile}.stream.{key}" if key in overridden else f"stream.{key}", problem)
 
+    if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
+        refuse("name", f"must begin with {subjects.OBJECTS} for a documents stream: it is an object store's")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot go with discard = "new": the server refuses schedules there')
     for key, needed in _FIXED[role].items():

@@ -17,6 +17,8 @@ NORMAL = "normal"
 HINTS = "aiq.hint"
 BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
+PARKED = "ai.parked"
+OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
 
 
 def token(what: str, value: object) -> str:
@@ -69,6 +71,41 @@ def journal(root: str, tenant: str, job_id: str) -> str:
 def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:
     """The subject of a job's dead letter, or the filter over a family's or tenant's."""
     return f"{DEAD}.{family}.{tenant}.{job_id}"
+
+
+class Parked(NamedTuple):
+    """A parked job by its subject. `hop` tells its parkings apart; `due`: its time has come."""
+
+    lane: Lane
+    job_id: str
+    hop: str
+    due: bool
+
+
+def parked(lane: Lane | None = None, job_id: str = "*", hop: str = "*", *, due: bool) -> str:
+    """Where a job waits for its time, or, `due`, for a forwarder; without a lane the filter over all. A word of the
+    lane may be ``*``.
+    """
+    where = "*.*.*.*" if lane is None else f"{lane.family}.{lane.tenant}.{lane.priority}"
+    return f"{PARKED}.{'due' if due else 'at'}.{where}.{job_id}.{hop}"
+
+
+def parse_parked(subject: str) -> Parked | None:
+    """What a parked job's subject says, None if it is not one."""
+    parts = subject.split(".")
+    if len(parts) != 9 or parts[:2] != ["ai", "parked"] or parts[2] not in ("at", "due"):
+        return None
+    return Parked(Lane(f"{parts[3]}.{parts[4]}", parts[5], parts[6]), parts[7], parts[8], parts[2] == "due")
+
+
+def stranded(stream: str) -> str:
+    """Where the server says which jobs of a stream it delivers no more."""
+    return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*"
+
+
+def objects(stream: str, kind: str, *words: str) -> str:
+    """A subject in the object store of a stream: kind C for chunks, M for what they are, R for who holds them."""
+    return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
 
 
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:

@@ -368,7 +368,8 @@ def _config(port: int, password: str, name: str) -> str:
     """The config of an embedded server: loopback only, one user, paths relative to its directory.
 
     The file limit is high on purpose: the server sets aside every stream's max_bytes, seven GiB as declared, and
-    would refuse them on a nearly full disk; a disk that is really full is answered with QueueFull.
+    would refuse them on a nearly full disk. On a disk that is really full a stream takes nothing more until the
+    server's next start (nats-server 2.15.1): `aiqueue doctor` looks at the room that is left.
     """
     return f"""\
 # Written by aiqueue at every start; changes are lost.

@@ -161,7 +161,7 @@ class Topology:
             spec = _spec(each, families)
             _unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead"):
+        for role in ("journal", "dead", "parked", "stranded", "documents"):
             _exactly_one(role, streams)
         return cls(profile, families, streams)
 
@@ -177,6 +177,18 @@ class Topology:
     @property
     def dead_stream(self) -> StreamSpec:
         return self._by_role("dead")
+
+    @property
+    def stranded_stream(self) -> StreamSpec:
+        return self._by_role("stranded")
+
+    @property
+    def parked_stream(self) -> StreamSpec:
+        return self._by_role("parked")
+
+    @property
+    def documents_stream(self) -> StreamSpec:
+        return self._by_role("documents")
 
     def family(self, name: str) -> Family:
         """The family of this name. Raises UnknownFamily, which lists those declared."""
@@ -268,6 +280,13 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
             config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
         case "dead":
             config["subjects"] = [subjects.dead("*.*")]
+        case "stranded":
+            work = [each.stream for each in families.values() if each.role == "work"]
+            config["subjects"] = [subjects.stranded(each) for each in work]
+        case "parked":
+            config["subjects"] = [subjects.parked(due=False), subjects.parked(due=True)]
+        case "documents":
+            config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)
 
 

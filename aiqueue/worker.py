@@ -13,18 +13,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from .attempt import Handler
+from .attempt import Handler, Policies
 from .backoff import Backoff
 from .child import refuse_while_loading
 from .client import Client
+from .collector import Collector
 from .errors import BadInput
-from .job import Job, M
+from .job import Job, M, Reject, Retry
 from .lanes import Lanes
 from .leases import Leases
+from .parking import Forwarder
 from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
 from .quarantine import Quarantine
 from .runner import Runner
+from .silence import Silence
+from .strandeds import Sweeper
 from .units import seconds
 from .watchdog import Watchdog
 
@@ -112,17 +116,23 @@ class Worker:
         timeout: str | float | None = "10m",
         result: bool = True,
         process: bool = False,
+        on: Policies | None = None,
     ) -> _Register[M]:
         """Register a function for a kind of message: a decorator.
 
         The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
         (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
         "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
+        `on` says what an error of a class means, where that is not `retry`: ``{ValueError: Reject, Busy: Backoff(...),
+        Limited: lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: by that policy. A
+        function of the error: again after so long ("30s", seconds; None: by `retry`). The nearest class of the error
+        counts; attempts are counted together, whatever ended them. ``Retry`` and ``Reject`` that are raised go first.
         `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
         function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
         refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
-        what it prints goes to stderr. Raises BadInput for a kind that has a handler already.
+        what it prints goes to stderr. Raises BadInput for a kind that has a handler already, and for what is no policy.
         """
+        policies = _checked(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
@@ -134,7 +144,9 @@ class Worker:
             is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
             )
-            self._handlers[key] = Handler(model, function, is_async, retry or Backoff(), timeout_s, result, process)
+            self._handlers[key] = Handler(
+                model, function, is_async, retry or Backoff(), timeout_s, result, process, policies
+            )
 
         return _Register(add)
 
@@ -173,6 +185,17 @@ class Worker:
         return sorted(wanted)
 
 
+def _checked(on: Policies) -> Policies:
+    """The policies, if they are some. Raises BadInput."""
+    for error, policy in on.items():
+        if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
+            raise BadInput(f"on: {error!r} is no class of errors that a policy can be for")
+        if policy is Reject or isinstance(policy, Backoff) or (callable(policy) and not isinstance(policy, type)):
+            continue
+        raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")
+    return dict(on)
+
+
 class Session:
     """One run of a worker on a client: its pulls, its slots, its leases."""
 
@@ -185,12 +208,16 @@ class Session:
         self._wake = asyncio.Event()
         self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
         shortest_s = min(family.ack_wait_s for family in self._families.values())
-        self._leases = Leases(connection.settings, shortest_s=shortest_s)
+        self._leases = Leases(connection, shortest_s=shortest_s)
         self._lanes = Lanes(
             connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
         )
+        self._forwarder = Forwarder(connection, client.topology)
+        self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
+        self._collector = Collector(connection, client.topology)
         self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
+        self._heard: float | None = None  # when a job last came in, monotonic seconds
         self._handler_s: float | None = None
         self._freed = 0.0  # when a slot last came free, monotonic seconds
         self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
@@ -198,6 +225,7 @@ class Session:
         self._draining = False
         self._stack = AsyncExitStack()
         self._runner: Runner | None = None
+        self._sweeper: Sweeper | None = None
         self._engine: asyncio.Task[None] | None = None
         self.done = 0  # deliveries carried to an end
         self.clean = True  # no running job had to be cancelled at the end of a drain
@@ -205,6 +233,27 @@ class Session:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    def vitals(self) -> dict[str, Any]:
+        """How it is, as plain data. `state`: ok, draining, disconnected, or deaf (lanes hold jobs, slots are free, and
+        nothing comes), for `deaf_s` seconds. Times are seconds since the epoch.
+        """
+        connected, since = self._client.connection.connected, self._silence.since
+        now = time.monotonic()
+        return {
+            "state": "draining" if self._draining else "disconnected" if not connected else "deaf" if since else "ok",
+            "time": time.time(),
+            "pid": os.getpid(),
+            "worker": self._worker.name,
+            "slots": self._slots,
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "done": self.done,
+            "last_delivery": self._heard and time.time() - (now - self._heard),
+            "connected": connected,
+            "deaf_s": now - since if since else 0.0,
+            "lanes": len(list(self._puller.lanes)),
+        }
 
     async def start(self) -> None:
         client, worker = self._client, self._worker
@@ -233,10 +282,22 @@ class Session:
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
             )
+            self._collector.start()
             await self._puller.open()
             self._leases.start()
             self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
+            await self._forwarder.start()
+            self._silence.start()
+            self._sweeper = Sweeper(
+                client.connection,
+                client.topology,
+                client.journal,
+                client.dead,
+                worker=worker.name,
+                look=quarantine.look,
+            )
+            self._sweeper.start()
         except BaseException:
             await self._stop()
             raise
@@ -248,6 +309,7 @@ class Session:
             return
         self._draining = True
         self._puller.stop()
+        await self._silence.stop()
         await self._lanes.stop()
         while self._waiting:
             await self._return(self._take())
@@ -265,18 +327,26 @@ class Session:
 
     async def _stop(self) -> None:
         self._draining = True
+        await self._silence.stop()
+        if self._sweeper is not None:
+            await self._sweeper.stop()
         await self._lanes.stop()
         if self._engine is not None:
             self._engine.cancel()
             await asyncio.gather(self._engine, return_exceptions=True)
+        await self._forwarder.stop()
         await self._puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
         await self._leases.stop()
+        await self._collector.stop()
         if self._runner is not None:
             self._runner.close()
         await self._stack.aclose()
 
     # -- the engine
+
+    def _free(self) -> int:
+        return self._slots - len(self._running) - len(self._waiting)
 
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
@@ -285,13 +355,14 @@ class Session:
             self._wake.clear()
             try:
                 extra = prefetch(self._slots, self._pace_s())
-                self._puller.refill(self._slots - len(self._running) - len(self._waiting), extra)
+                self._puller.refill(self._free(), extra)
                 await self._return_overdue()
             except Exception:
                 log.exception("pulling")  # the next change, a second away at most, tries again
 
     def _on_delivery(self, delivery: Delivery) -> None:
         key = _key(delivery)
+        self._heard = delivery.arrived
         if key in self._running:
             self._adopt(key, delivery)
             return

@@ -1,8 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance] [--rounds N] [--jobs N] [--json]``, each on an embedded server
-of its own in a temporary directory; ``soak`` and ``fuzz`` have options of their own (``soak --help``).
-Absolute figures belong to the machine; the ratio of the medians is what travels.
+``python -m benchmarks [speed|fairness|tenants|endurance|documents] [--rounds N] [--jobs N] [--json]``, each on an
+embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
+is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiqueue
 
-from . import drain, endurance, enqueue, fairness, fuzz, latency, many, soak, tenants
+from . import documents, drain, endurance, enqueue, fairness, fuzz, latency, many, soak, tenants
 from .report import Row, table
 
 
@@ -31,12 +31,14 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
     return rows
 
 
-async def other(what: str, rounds: int, jobs: int) -> str:
+async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
     """A measurement whose figures are no ratio, as text."""
-    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
             if what == "fairness":
                 return await fairness.run(client, rounds=rounds)
+            if what == "documents":
+                return await documents.run(client, Path(directory), rounds=rounds, megabytes=megabytes)
             if what == "endurance":
                 return await endurance.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
@@ -47,15 +49,18 @@ def main() -> None:
         if sys.argv[1:2] == [name]:
             sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("speed", "fairness", "tenants", "endurance"), default="speed")
+    parser.add_argument(
+        "what", nargs="?", choices=("speed", "fairness", "tenants", "endurance", "documents"), default="speed"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--jobs", type=int, default=10_000, help="jobs of a drain; enqueue one by one takes a third of it"
     )
+    parser.add_argument("--megabytes", type=int, default=300, help="size of the document")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     if chosen.what != "speed":
-        print(asyncio.run(other(chosen.what, chosen.rounds, chosen.jobs)))
+        print(asyncio.run(other(chosen.what, chosen.rounds, chosen.jobs, chosen.megabytes)))
         return
     rows = asyncio.run(measure(chosen.rounds, chosen.jobs))
     if chosen.json:

@@ -26,13 +26,16 @@ from aiqueue.connection.dial import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnec
 from aiqueue.connection.faults import CLASSES, CODES, from_api, text, translate
 from aiqueue.errors import (
     AccessDenied,
+    AccountFull,
     AIQueueError,
     BadInput,
     Conflict,
+    DiskFull,
+    LaneFull,
     NotFound,
-    QueueFull,
     ServerError,
     SettingsError,
+    StreamFull,
     TooLarge,
     Unavailable,
 )
@@ -136,7 +139,12 @@ def test_an_unknown_code_becomes_a_server_error_with_both_codes() -> None:
         (ConnectionRefusedError(111, "refused"), Unavailable), (socket.gaierror(-2, "unknown name"), Unavailable),
         (ssl.SSLCertVerificationError("unknown CA"), AccessDenied), (TimeoutError(), Unavailable),
         (ValueError("odd"), ServerError), (NotFound("as it is"), NotFound),
-        (nats.js.errors.APIError(code=503, err_code=10077, description="maximum messages exceeded"), QueueFull),
+        (nats.js.errors.APIError(code=503, err_code=10077, description="maximum messages exceeded"), StreamFull),
+        (nats.js.errors.APIError(code=503, err_code=10077, description="maximum bytes exceeded"), StreamFull),
+        (nats.js.errors.APIError(code=503, err_code=10077, description="no space left on device"), DiskFull),
+        (nats.js.errors.APIError(code=503, err_code=10077, description="store is closed"), Unavailable),
+        (nats.js.errors.APIError(code=503, err_code=10023, description="insufficient resources"), DiskFull),
+        (nats.js.errors.APIError(code=400, err_code=10002, description="resource limits exceeded"), AccountFull),
     ],
 )  # fmt: skip
 def test_errors_that_are_told_by_their_text_or_by_python_find_their_class(error: Exception, kind: type) -> None:
@@ -203,7 +211,7 @@ async def test_a_write_that_expects_another_last_sequence_is_a_conflict(conn: Co
 async def test_a_full_stream_is_queue_full_with_the_servers_reason(conn: Connection) -> None:
     await make_stream(conn, max_msgs_per_subject=1, discard="new", discard_new_per_subject=True)
     await store(conn, "s.x", key="1")
-    with pytest.raises(QueueFull) as caught:
+    with pytest.raises(LaneFull) as caught:
         await store(conn, "s.x", key="2")
     assert "per subject" in caught.value.reason
 

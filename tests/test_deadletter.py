@@ -67,12 +67,20 @@ async def test_a_body_of_the_largest_size_is_kept_whole_and_its_replay_says_why_
     assert info["state"]["messages"] == 0
 
 
-async def test_a_job_that_the_library_stored_at_the_limit_is_buried_and_replayed(client: aiqueue.Client) -> None:
+async def test_a_job_that_the_library_stored_at_the_limit_is_buried_and_replayed(
+    client: aiqueue.Client, account: Any
+) -> None:
+    where = {"user": account.user, "password": account.password, "claim_check": 0}
+    async with aiqueue.connect(account.url, **where) as producer:
+        await _at_the_limit(producer, client)
+
+
+async def _at_the_limit(producer: aiqueue.Client, client: aiqueue.Client) -> None:
     size = MAX - 400
     async with rejecting().running(client):
         while True:
             try:
-                await client.enqueue(Echo(text="x" * size), tenant="acme", unique="big")
+                await producer.enqueue(Echo(text="x" * size), tenant="acme", unique="big")
                 break
             except aiqueue.errors.TooLarge:
                 size -= 16

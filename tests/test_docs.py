@@ -25,6 +25,7 @@ from .support import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 30
+GROUPS = ("dead", "documents")  # verbs with verbs of their own
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -150,7 +151,7 @@ def commands() -> list[Command]:
         words = line.removeprefix("$ ").partition("#")[0].split()
         if words[:1] != ["aiqueue"] or len(words) == 1 or not re.fullmatch(r"[a-z-]+", words[1]):
             continue
-        verbs = words[1:3] if words[1] == "dead" else words[1:2]
+        verbs = words[1:3] if words[1] in GROUPS else words[1:2]
         plain = tuple(word for word in verbs if re.fullmatch(r"[a-z]+", word))
         options = tuple(word.partition("=")[0] for word in words if word.startswith("--"))
         found.add(Command(page, plain, options))
@@ -186,8 +187,9 @@ def test_every_verb_is_in_the_readme() -> None:
     page = (ROOT / "README.md").read_text()
     verbs = re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of().partition("Commands")[2], re.MULTILINE)
     verbs += [
-        f"dead {verb}"
-        for verb in re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of("dead").partition("Commands")[2], re.MULTILINE)
+        f"{group} {verb}"
+        for group in GROUPS
+        for verb in re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of(group).partition("Commands")[2], re.MULTILINE)
     ]
     assert {"apply", "work", "dead ls"} <= set(verbs)
     assert [verb for verb in verbs if not re.search(rf"aiqueue {verb}\b", page)] == []
@@ -238,7 +240,7 @@ def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
     topology = Topology.load()
     subjects = [f"ai.{family}.{{tenant}}" for family in topology.families]
     journals = [f"{family.journal}.{{tenant}}" for family in topology.families.values() if family.journal]
-    streams = [topology.journal_stream.name, topology.dead_stream.name]
+    streams = [topology.journal_stream.name, topology.dead_stream.name, topology.documents_stream.name]
     missing = [each for each in [*names, *subjects, *journals, *streams] if each not in text]
     assert not missing
 

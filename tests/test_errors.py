@@ -107,7 +107,9 @@ def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:
 
 
 def test_only_what_another_try_can_mend_is_retryable() -> None:
-    assert {each.__name__ for each in CLASSES if each.retryable} == {"Unavailable", "QueueFull", "ResultTimeout"}
+    assert {each.__name__ for each in CLASSES if each.retryable} == {
+        "Unavailable", "QueueFull", "LaneFull", "StreamFull", "AccountFull", "DiskFull", "ResultTimeout",
+    }  # fmt: skip
 
 
 def test_a_result_that_came_too_late_is_also_pythons_timeout() -> None:

@@ -90,7 +90,7 @@ class TestOverview:
     async def test_has_every_family_empty_at_first(self, client: aiqueue.Client) -> None:
         found = await overview(client)
         assert list(found) == list(client.topology.families)
-        assert found["agent.tasks"] == FamilyStats("agent.tasks", "AI_AGENT_TASKS", dead=0)
+        assert found["agent.tasks"] == FamilyStats("agent.tasks", "AI_AGENT_TASKS", dead=0, size_limit_bytes=2**30)
 
     async def test_counts_waiting_and_leased_jobs_apart(self, client: aiqueue.Client) -> None:
         for _ in range(5):

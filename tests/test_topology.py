@@ -106,6 +106,17 @@ class TestBundled:
         assert {each.config["num_replicas"] for each in topology.streams.values()} == {replicas}
         assert {each.replicas for each in topology.families.values()} == {replicas}
 
+    def test_no_limit_drops_parked_jobs(self) -> None:
+        config = Topology.load().parked_stream.config
+        assert config["subjects"] == ["ai.parked.at.*.*.*.*.*.*", "ai.parked.due.*.*.*.*.*.*"]
+        limits = ("max_msgs", "max_msgs_per_subject", "max_bytes")
+        assert ([config[each] for each in limits], config["max_age"]) == ([-1, -1, -1], 0)
+
+    @pytest.mark.parametrize("limit", ["max_bytes = '1GiB'", "max_age = '1d'", "max_msgs = 10", "discard = 'new'"])
+    def test_a_limit_that_would_drop_parked_jobs_is_refused(self, limit: str) -> None:
+        error = refusal(f"role = 'parked'\n[stream]\nname = 'A'\n{limit}")
+        assert error.key in (f"stream.{limit.split(maxsplit=1)[0]}", "stream.allow_msg_schedules")
+
     def test_dead_and_journal_streams_can_be_read_without_consumers(self) -> None:
         topology = Topology.load()
         assert topology.dead_stream.config["subjects"] == ["ai.dead.*.*.*.*"]
@@ -186,7 +197,7 @@ class TestPackaged:
             text=True,
             check=True,
         )
-        assert told.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), "7"]
+        assert told.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), str(len(Topology.load().streams))]
 
     def test_a_checkout_uses_its_own(self) -> None:
         assert {path.name for path in bundled_directory().glob("*.toml")} >= {"dead.toml", "results.toml"}
@@ -338,9 +349,9 @@ class TestRefusals:
         with pytest.raises(TopologyError, match="'prod' is unknown; there are single, cluster"):
             Topology.load(profile="prod")
 
-    @pytest.mark.parametrize("missing", ["dead", "journal"])
-    def test_dead_and_journal_streams_must_be_there(self, missing: str) -> None:
-        name = {"dead": "dead.toml", "journal": "results.toml"}[missing]
+    @pytest.mark.parametrize("missing", ["dead", "journal", "parked"])
+    def test_dead_journal_and_parked_streams_must_be_there(self, missing: str) -> None:
+        name = {"dead": "dead.toml", "journal": "results.toml", "parked": "parked.toml"}[missing]
         with pytest.raises(TopologyError, match=f"no file declares the {missing} stream"):
             Topology.build([each for each in bundled() if each[0] != name])
 

@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +16,7 @@ import pytest
 
 import aiqueue
 from aiqueue import headers, provision, subjects
+from aiqueue.config import Settings
 from aiqueue.deadletter import Filter
 from aiqueue.errors import BadInput, JobFailed, NotFound, ResultDisabled, UnknownFamily
 
@@ -955,3 +959,36 @@ async def test_a_handler_that_swallows_its_first_cancellation_still_ends_at_its_
     async with worker.running(client):
         with pytest.raises(JobFailed, match="timed out"):
             await (await client.enqueue(Echo(), tenant="acme")).result(10)
+
+
+async def test_an_embedded_server_that_comes_back_on_another_port_is_found_by_jobs_and_leases(tmp_path: Any) -> None:
+    opening = aiqueue.Client(Settings(directory=tmp_path).model_copy(update={"url": None, "context": None}))
+    worker, ran = aiqueue.Worker(concurrency=2), []
+
+    @worker.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        ran.append(job.message.text)
+        await asyncio.sleep(4 if job.message.text == "long" else 0)
+        return "ok"
+
+    async with opening as client:
+        await shorten_leases(client, ack_wait_s=1.5)
+        embedded = client._embedded
+        assert embedded is not None
+        port = embedded.port
+        async with worker.running(client):
+            assert await (await client.enqueue(Echo(text="before"), tenant="acme")).result(10) == "ok"
+            os.kill(embedded.supervisor_pid, signal.SIGKILL)  # and with it the server
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                for _ in range(1_000):  # without a turn of the loop: nobody else is to be quicker
+                    with contextlib.suppress(OSError):
+                        other.bind(("127.0.0.1", port))
+                        break
+                    time.sleep(0.01)
+                other.listen()
+                long = await client.enqueue(Echo(text="long"), tenant="acme", timeout=30)
+                assert await long.result(30) == "ok"
+        assert embedded.port != port
+        assert client.connection.server.endswith(f":{embedded.port}")
+    assert ran == ["before", "long"]

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backoff import Backoff
-from ..errors import BadInput
+from ..errors import AIQueueError, BadInput
 from ..units import short_duration
 from . import output
+from .health import BEAT_S, Notify, merged, read, write
 from .options import FAILED, complain
 
 log = logging.getLogger("aiqueue.crew")
@@ -155,8 +156,11 @@ class Ended:
 class Crew:
     """One run of `size` processes of ``aiqueue work`` with these arguments. Takes over the process's signals."""
 
-    def __init__(self, arguments: Sequence[str], size: int, *, what: str) -> None:
+    def __init__(self, arguments: Sequence[str], size: int, *, what: str, health: Path | None = None) -> None:
         self._arguments = list(arguments)
+        self._health = health
+        self._notify = Notify()
+        self._report_at = 0.0
         self._what = what
         self._slots = [Slot(number) for number in range(1, size + 1)]
         self._selector = selectors.DefaultSelector()
@@ -177,6 +181,7 @@ class Crew:
         try:
             while not self._over():
                 self._start_due()
+                self._report()
                 self._sleep()
                 ended = self._reap()
                 while self._heed_signals():  # after: a ^C that ended a process has come here too by now
@@ -186,6 +191,9 @@ class Crew:
                 self._kill_late()
         finally:
             self._kill(self._alive())
+            if self._health is not None:
+                for path in (self._health, *(self._health_of(slot) for slot in self._slots)):
+                    path.unlink(missing_ok=True)
         if self._up:
             self._say_end()
         return self._code or (FAILED if self._given_up else 0)
@@ -219,7 +227,8 @@ class Crew:
         for slot in self._slots if self._up else self._slots[:1]:
             if slot.process is None and slot.due <= time.monotonic():
                 try:
-                    slot.start(self._arguments)
+                    told = [f"--health-file={self._health_of(slot)}"]
+                    slot.start([*(told if self._health else []), *self._arguments])
                 except OSError as error:
                     self._judge(Ended(slot, self._name(slot), f"cannot be started ({error.strerror})"))
                     return  # the others come next time, if they still are to
@@ -232,6 +241,34 @@ class Crew:
 
     # -- watching
 
+    def _health_of(self, slot: Slot) -> Path:
+        """Where a member says how it is. The crew's own file sums them up."""
+        return Path(f"{self._health}.{slot.number}")
+
+    def _report(self) -> None:
+        """Say each second how the crew is: one answer for all."""
+        if time.monotonic() < self._report_at or (self._health is None and not self._notify.wanted):
+            return
+        self._report_at = time.monotonic() + BEAT_S
+        members = []
+        for slot in self._slots if self._health is not None else []:
+            try:
+                members.append(read(self._health_of(slot)))
+            except AIQueueError:  # not there yet, or between two processes
+                members.append({"state": "starting", "pid": slot.pid})
+        if self._health is None:  # a systemd unit without a file: alive is what can be said
+            members = [{"state": "ok" if self._up else "starting"}]
+        told = merged(members, worker=f"crew {os.getpid()}")
+        if self._stopping is not None:
+            told["state"] = "draining"
+        self._notify.tell(told)
+        if self._health is not None:
+            try:
+                write(self._health, told)
+            except BadInput:
+                if not self._up:
+                    raise  # later it is a full disk, say: the file's age tells
+
     def _sleep(self) -> None:
         """Wait for a signal, an ended process, a word of one, or the next thing to do."""
         if self._over():
@@ -240,6 +277,8 @@ class Crew:
             times = [self._killed_at(slot) for slot in self._alive()]
         else:
             times = [slot.due for slot in self._slots if slot.process is None and (self._up or slot.number == 1)]
+        if self._report_at:
+            times.append(self._report_at)
         timeout_s = max(0.0, min(times) - time.monotonic()) if times else None
         for key, _ in self._selector.select(timeout_s):
             if key.data is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import AIQueueError, BadInput, DecodeError, NotFound, QueueFull
+from ..errors import AIQueueError, BadInput, Corrupt, DecodeError, NotFound, QueueFull
 from . import many, output
 from .options import FAILED, Json, Where, complain, duration, verb
 from .output import Column
@@ -93,11 +93,15 @@ def show(
 ) -> None:
     """Show one dead letter: what happened in each attempt, its headers and its payload."""
 
-    async def look(client: Client) -> DeadLetter:
-        return await client.dead.get(seq)
+    async def look(client: Client) -> tuple[DeadLetter, str]:
+        letter = await client.dead.get(seq)
+        try:
+            return replace(letter, body=await client.dead.body(letter)), ""
+        except (NotFound, Corrupt, BadInput) as error:
+            return letter, str(error)
 
-    letter = where.drive(look)
-    data, problem = _payload(letter)
+    letter, lost = where.drive(look)
+    data, problem = (None, lost) if lost else _payload(letter)
     if json:
         body: dict[str, Any] = {"body_base64": letter.body} if problem else {"payload": data}
         output.say_json({**letter.summary(), "headers": dict(letter.headers), **body})

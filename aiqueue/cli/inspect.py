@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput
+from ..units import short_size
 from . import output
 from .options import Json, Where, verb
 from .output import Column
@@ -79,16 +80,21 @@ def _say_overview(found: list[FamilyStats], json: bool) -> None:
             [
                 each.family, f"{each.waiting:,}", f"{each.in_flight:,}", f"{each.redelivered:,}",
                 output.age(each.oldest_age_s), _rate(each.rate_in), _rate(each.rate_done), f"{each.lanes:,}",
-                "-" if each.dead is None else f"{each.dead:,}",
+                _size(each), "-" if each.dead is None else f"{each.dead:,}",
             ]
         )  # fmt: skip
-    titles = ("waiting", "in flight", "again", "oldest", "in/s", "done/s", "lanes", "dead")
+    titles = ("waiting", "in flight", "again", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
     output.table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
     if any(each.redelivered for each in found):
         output.say("\nagain: jobs in flight that were delivered more than once")
     dead = sum(each.dead or 0 for each in found)
     if dead:
         output.say(f"\n{output.count(dead, 'dead letter')}: `aiqueue dead ls`")
+
+
+def _size(found: FamilyStats) -> str:
+    limit = "" if found.size_limit_bytes is None else f"/{short_size(found.size_limit_bytes)}"
+    return f"{short_size(found.size_bytes)}{limit}".replace(" ", "")
 
 
 def _rate(value: float | None) -> str:

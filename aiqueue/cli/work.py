@@ -6,6 +6,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -47,6 +48,9 @@ def work(
         float | None,
         typer.Option(parser=duration, metavar="DURATION", help="What running jobs get when told to stop, such as 30s."),
     ] = None,
+    health_file: Annotated[
+        Path | None, typer.Option(help="Write each second how it is, for `aiqueue health`.", show_default=False)
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="What goes to the log on stderr.")
     ] = "info",
@@ -69,7 +73,7 @@ def work(
         options = {"concurrency": concurrency, "families": names(families), "tenants": names(tenants),
                    "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
         arguments = [*_spelled({**vars(where), **options}), "--", target]
-        raise typer.Exit(Crew(arguments, processes, what=target).run())
+        raise typer.Exit(Crew(arguments, processes, what=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
     member = None if crew_fd is None else _join(crew_fd)
@@ -86,7 +90,7 @@ def work(
         worker.name = member.own_name(worker.name)
     _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        drained = runner.run(_run(worker, where, member))
+        drained = runner.run(_run(worker, where, member, health_file))
     if not drained:
         raise typer.Exit(FAILED)
 
@@ -126,15 +130,17 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
+async def _run(worker: Worker, where: Where, member: Member | None, health_file: Path | None) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import signal  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     from ..units import short_duration  # noqa: PLC0415
+    from .health import Pulse  # noqa: PLC0415
 
     stop = asyncio.Event()
+    pulse = Pulse(health_file, partial(_starting, worker), notify=member is None)
 
     def on_signal(number: int) -> None:
         if stop.is_set() and member is None:
@@ -143,14 +149,16 @@ async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
         stop.set()
 
     client = where.client()
-    await client.open()
+    pulse.start()
     begun = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     if member is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which the crew had blocked
     try:
+        await client.open()
         async with worker.running(client) as session:
+            pulse.told = session.vitals
             output.say(_start_line(worker, client))
             if member is not None:
                 member.works(worker.drain_timeout_s)
@@ -161,10 +169,18 @@ async def _run(worker: Worker, where: Where, member: Member | None) -> bool:
                 output.say(f"worker {worker.name}: draining {left}, up to {patience}; again ends at once", err=True)
     finally:
         await client.close()
+        await pulse.stop()
     took = short_duration(time.monotonic() - begun)
     ending = "all finished" if session.clean else "some did not finish in time and go to other workers"
     output.say(f"worker {worker.name}: {output.count(session.done, 'delivery', 'deliveries')} in {took}, {ending}")
     return session.clean
+
+
+def _starting(worker: Worker) -> dict[str, Any]:
+    import os  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
 def _start_line(worker: Worker, client: Client) -> str:

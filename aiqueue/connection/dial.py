@@ -20,7 +20,7 @@ from .faults import text, translate
 from .wire import PENDING_BYTES, Link
 
 PINGS_MISSED_MAX = 2
-RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 5.0
+RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
 
 Callback = Callable[[], Awaitable[None]]
 

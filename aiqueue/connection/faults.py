@@ -11,13 +11,17 @@ import nats.js.errors as je
 
 from ..errors import (
     AccessDenied,
+    AccountFull,
     AIQueueError,
     BadInput,
     ConfigMismatch,
     Conflict,
+    DiskFull,
+    LaneFull,
     NotFound,
     QueueFull,
     ServerError,
+    StreamFull,
     TooLarge,
     Unavailable,
 )
@@ -132,7 +136,7 @@ CLASSES: dict[type[Exception], _Make] = {
 
 # JetStream's err_codes (nats-server, server/errors.json)
 CODES: dict[int, type[AIQueueError]] = {
-    10002: QueueFull,  # account's store limit
+    10002: AccountFull,  # resource limits exceeded for account
     10003: BadInput,  # bad request
     10004: Unavailable,  # cluster: incomplete results
     10005: Unavailable,  # cluster: no suitable peers
@@ -144,15 +148,15 @@ CODES: dict[int, type[AIQueueError]] = {
     10012: Unavailable,  # consumer can not be created (now: its files are being removed, say)
     10013: ConfigMismatch,  # consumer name already in use
     10014: NotFound,  # consumer
-    10023: QueueFull,  # insufficient resources: the disk or max_file_store
+    10023: DiskFull,  # insufficient resources: max_file_store
     10025: BadInput,  # invalid JSON
     10026: QueueFull,  # maximum consumers
-    10027: QueueFull,  # maximum streams
-    10028: QueueFull,  # memory resources
+    10027: AccountFull,  # maximum streams
+    10028: DiskFull,  # memory resources
     10035: AccessDenied,  # no permission
     10037: NotFound,  # message
     10039: Unavailable,  # JetStream not enabled for the account
-    10047: QueueFull,  # storage resources exceeded
+    10047: DiskFull,  # storage resources exceeded
     10052: ConfigMismatch,  # stream configuration
     10054: TooLarge,  # max_msg_size
     10058: ConfigMismatch,  # stream name in use with another configuration
@@ -162,7 +166,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10071: Conflict,  # wrong last sequence
     10074: Unavailable,  # insufficient replicas
     10076: Unavailable,  # JetStream not enabled
-    10077: QueueFull,  # max messages, messages per subject or bytes
+    10077: StreamFull,  # the store refused, by a limit (LaneFull: that per subject) or by a fault: see _store_failed
     10099: ConfigMismatch,  # several unfiltered consumers on a work queue
     10100: ConfigMismatch,  # consumer filters overlap on a work queue
     10101: ConfigMismatch,  # consumer must be deliver all on a work queue
@@ -191,13 +195,24 @@ def text(error: BaseException) -> str:
 def from_api(code: int, err_code: int, description: str, what: str) -> AIQueueError:
     """Our error for an error answer of JetStream. Unknown codes become ServerError with both codes."""
     made = CODES.get(err_code)
-    if made is QueueFull:
-        return QueueFull(what, description)
+    if made is StreamFull:
+        return _store_failed(description, what)
+    if made is not None and issubclass(made, QueueFull):
+        return made(what, description)
     if made is TooLarge:
         return BadInput(f"{what}: {description}: the stream's max_msg_size is smaller than this message")
     if made is None:
         return ServerError(f"{what}: {description}", code=code, err_code=err_code)
     return made(f"{what}: {description}")
+
+
+def _store_failed(said: str, what: str) -> AIQueueError:
+    """One code stands for all that a store may say."""
+    if "maximum" not in said:
+        if "no space left" in said:
+            return DiskFull(what, said)
+        return Unavailable(f"{what}: {said}")  # it is being closed or moved, say
+    return LaneFull(what, said) if "per subject" in said else StreamFull(what, said)
 
 
 def translate(error: Exception, what: str) -> AIQueueError:

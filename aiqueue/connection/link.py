@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from ..config import Settings
@@ -25,6 +25,7 @@ log = logging.getLogger("aiqueue.connection")
 
 API_S = 5.0
 SAID_MAX = 100
+FORSAKE_S = 1.0
 
 
 class Connection:
@@ -35,9 +36,10 @@ class Connection:
     subscriptions. Calls made meanwhile wait for the link within their own timeouts.
     """
 
-    def __init__(self, settings: Settings, *, before_rebuild: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(self, settings: Settings, *, revive: Callable[[], Awaitable[str]] | None = None) -> None:
+        """`revive` is called when the link is lost: it brings the server back and says where it is now."""
         self.settings = settings
-        self._before_rebuild = before_rebuild
+        self._revive = revive
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._closing = False
@@ -73,6 +75,11 @@ class Connection:
     @property
     def server_version(self) -> str:
         return str(self._client._server_info.get("version", "unknown"))
+
+    @property
+    def cluster(self) -> str:
+        """The name of the connected server's cluster, empty where it is alone."""
+        return str(self._client._server_info.get("cluster") or "")
 
     @property
     def _client(self) -> Link:
@@ -191,7 +198,8 @@ class Connection:
         """One call of the JetStream API; `subject` without ``$JS.API.``.
 
         Raises what the answer's err_code stands for (NotFound, ConfigMismatch, QueueFull …, else ServerError) and
-        Unavailable when JetStream does not answer within `timeout` seconds.
+        Unavailable when JetStream does not answer within `timeout` seconds, or at once where nobody takes the call: a
+        cluster that elects a leader, a server without JetStream.
         """
         body = json.dumps(request).encode() if request else b""
         try:
@@ -255,12 +263,19 @@ class Connection:
         """The message with this sequence, None where there is none."""
         return await reading.get(self, stream, {"seq": seq})
 
-    def read(self, stream: str, subject: str, *, seq: int = 1) -> AsyncIterator[Stored]:
-        """The messages of a stream whose subject matches, in order from `seq`, without a consumer.
+    async def first(self, stream: str, subject: str) -> Stored | None:
+        """The oldest message whose subject matches, read from the stream's leader."""
+        return await reading.get(self, stream, {"seq": 1, "next_by_subj": subject})
+
+    def read(
+        self, stream: str, subject: str, *, seq: int = 1, batch: int = reading.BATCH, ahead: bool = False
+    ) -> AsyncGenerator[Stored, None]:
+        """The messages of a stream whose subject matches, in order from `seq`, without a consumer. `batch` of them,
+        or 4 MiB, are asked for at a time; `ahead` asks for the next ones while these are used.
 
         Needs the stream's allow_direct. Raises Unavailable when an answer stays away for 5 seconds.
         """
-        return reading.read(self, stream, subject, seq)
+        return reading.read(self, stream, subject, seq, batch=batch, ahead=ahead)
 
     # -- keeping it alive
 
@@ -308,20 +323,34 @@ class Connection:
             if self._link is not None:
                 self._link.take_back(self._answers.inbox_bytes)
             self._answers.window.lost()
-            if self._before_rebuild is not None:
-                self._nudge()
+            if self._revive is not None:
+                self._nudging = asyncio.create_task(self._nudge(self._revive))
 
-    def _nudge(self) -> None:
+    async def _nudge(self, revive: Callable[[], Awaitable[str]]) -> None:
         """An embedded server may be gone for good: have it brought back while nats-py keeps dialling."""
+        try:
+            url = await revive()
+        except AIQueueError as error:
+            log.warning("the embedded server does not come back: %s", error)
+            return
+        if url != self.settings.url and not self._closing:
+            log.warning("the embedded server is at %s now", url)
+            self.settings = self.settings.model_copy(update={"url": url})
+            self.renew()
 
-        async def run() -> None:
-            try:
-                assert self._before_rebuild is not None
-                await self._before_rebuild()
-            except AIQueueError as error:
-                log.warning("the embedded server does not come back: %s", error)
+    def renew(self) -> None:
+        """Give this client up for another one, with all subscriptions: the link stands but brings nothing, or the
+        server is elsewhere now. Does not wait: what is under way is tried again, as after any lost link.
+        """
+        if not self._closing and self._rebuilding is None and self._link is not None:
+            self._rebuilding = asyncio.create_task(self._replace(self._link))
 
-        self._nudging = asyncio.create_task(run())
+    async def _replace(self, former: Link) -> None:
+        await self._on_lost()
+        with contextlib.suppress(TimeoutError):  # what it had to say may not go out: a dark link
+            async with asyncio.timeout(FORSAKE_S):
+                await former.forsake()
+        await self._rebuild()
 
     async def _on_regained(self) -> None:
         if self._closing or self._up.is_set():
@@ -334,7 +363,7 @@ class Connection:
             callback()
 
     async def _on_closed(self) -> None:
-        if self._closing or self._rebuilding is not None:
+        if self._closing or self._rebuilding is not None:  # it is being replaced already
             return
         await self._on_lost()
         self._rebuilding = asyncio.create_task(self._rebuild())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from .frames import Received
 from .wire import Link
+
+DRAIN_S = 2.0
 
 Callback = Callable[[Received], None]
 
@@ -36,10 +39,13 @@ class Subscription:
                 await subscription.unsubscribe()
 
     async def drain(self) -> None:
-        """Give the interest up and return when the callback has had all that was on its way. Safe twice."""
+        """Give the interest up and return when the callback has had all that was on its way, or after DRAIN_S seconds
+        without the server's word. Safe twice.
+        """
         self._forget(self)
         if self._at is not None:
             (link, subscription), self._at = self._at, None
             with contextlib.suppress(Exception):
-                await subscription.drain()
+                async with asyncio.timeout(DRAIN_S):
+                    await subscription.drain()
             link.unlisten(subscription)

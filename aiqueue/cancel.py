@@ -131,7 +131,10 @@ class Cancels:
                 return DONE
             if said is not None and said.event != RETRY:
                 return ENDED if said.final else BEGUN
-            told = {"reason": CANCELLED, "error": "it was cancelled"}
+            told = {
+                "reason": CANCELLED,
+                "error": "taken back before it began" if said is None else "taken back between attempts",
+            }
             attempt = said.attempt if said is not None else 0
             if await self._journal.append(subject, CANCELLED, told, run=run, attempt=attempt, word=word, head=head):
                 return DONE

@@ -235,10 +235,11 @@ class Stale(AIQueueError):
 
 
 class JobFailed(AIQueueError):
-    """The awaited job ended as a dead letter."""
+    """The awaited job ended as a dead letter, or was cancelled (`reason` "cancelled")."""
 
     def __init__(self, job_id: str, *, reason: str, error: str, attempt: int) -> None:
-        super().__init__(f"job {job_id} failed on attempt {attempt} ({reason}): {error}")
+        where = f" on attempt {attempt}" if attempt else ""  # none was begun
+        super().__init__(f"job {job_id} failed{where} ({reason}): {error}")
         self.job_id = job_id
         self.reason = reason
         self.error = error

@@ -369,3 +369,23 @@ async def test_a_worker_that_is_killed_while_it_forwards_loses_nothing(client: a
         await eventually(lambda: len(seen) >= 3_000, within=30)
         await eventually(lambda: stored_none(client), within=30)
     assert len(seen) == len({name for name, _, _ in seen}) == 3_000
+
+
+async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aiqueue.Client) -> None:
+    info = await client.connection.api("STREAM.INFO.AI_RAG_INGEST")
+    await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
+    parking, now = Parking(client.connection, client.topology), time.time()
+    lane = Lane("rag.ingest", "acme", "normal")
+    await asyncio.gather(*(parking.park(lane, f"d{n}", now, told(f"d{n}"), b"", hop="1") for n in range(2_500)))
+    await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"), within=10)
+    forwarder = Forwarder(client.connection, client.topology)
+    await forwarder.start()
+    try:
+        await park(client, "j1", time.time())
+        await eventually(lambda: stored(client, STREAM), within=10)
+        assert await stored(client, "AI_PARKED") == 2_500
+        await client.connection.api("STREAM.CREATE.AI_RAG_INGEST", info["config"])
+        await eventually(lambda: stored_parked_none(client), within=30)
+        assert await stored(client, "AI_RAG_INGEST") == 2_500
+    finally:
+        await forwarder.stop()

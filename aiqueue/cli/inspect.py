@@ -207,6 +207,8 @@ def _summary(entry: Entry) -> str:
             return f"{data.get('error')}{told}"
         if entry.event == "started":
             return ""
-        if entry.event in ("failed", "cancelled"):
+        if entry.event == "cancelled":
+            return str(data.get("error"))
+        if entry.event == "failed":
             return f"{data.get('reason')}: {data.get('error')}"
     return output.cut(output.pretty(data, short=True), 500)

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -35,6 +36,7 @@ class SyncHandle:
         self.tenant = handle.tenant
         self.family = handle.family
         self.duplicate = handle.duplicate
+        self.due = handle.due
 
     def __repr__(self) -> str:
         return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
@@ -42,6 +44,10 @@ class SyncHandle:
     def result(self, timeout: str | float | None = None) -> Any:
         """As `Handle.result`."""
         return self._owner._drive(self._handle.result(timeout))
+
+    def cancel(self) -> bool:
+        """As `Handle.cancel`."""
+        return self._owner._drive(self._handle.cancel())
 
 
 class SyncDocuments:
@@ -71,7 +77,7 @@ class SyncDocuments:
 class SyncClient:
     """A client for code without an event loop. Threads may share it.
 
-    It enqueues, waits for results, puts and reads documents; everything else is the async client's.
+    It enqueues, cancels, waits for results, puts and reads documents; everything else is the async client's.
     """
 
     def __init__(self, client: Client) -> None:
@@ -122,6 +128,8 @@ class SyncClient:
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
         deadline: str | float | None = None,
+        delay: str | float | None = None,
+        at: datetime | float | None = None,
         on_full: OnFull = "raise",
         timeout: str | float = 30.0,
     ) -> SyncHandle:
@@ -129,10 +137,14 @@ class SyncClient:
         handle = self._drive(
             self._client.enqueue(
                 message, tenant=tenant, priority=priority, unique=unique, headers=headers, deadline=deadline,
-                on_full=on_full, timeout=timeout,
+                delay=delay, at=at, on_full=on_full, timeout=timeout,
             )
         )  # fmt: skip
         return SyncHandle(self, handle)
+
+    def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
+        """As `Client.cancel`."""
+        return self._drive(self._client.cancel(job_id, family=family, tenant=tenant))
 
     def enqueue_many(
         self, items: Iterable[Item], *, window: int = 1_000, **options: Any

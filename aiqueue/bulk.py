@@ -8,13 +8,16 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from . import codec
-from .connection import PubAck, Publish
-from .errors import AIQueueError, BadInput, EncodeError, QueueFull
+from . import headers as names
+from .connection import PubAck, Publish, block
+from .errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from .job import JobSpec, Message
-from .producer import FULL_CAP_S, FULL_FIRST_S, Attached, Enqueued, Form, OnFull, Producer, full, identity
+from .parking import Parking, delayed
+from .producer import FULL_CAP_S, FULL_FIRST_S, Attached, Enqueued, Form, OnFull, Producer, due_time, full, identity
 
 T = TypeVar("T")
 Item = Message | JobSpec
@@ -37,6 +40,8 @@ class Options:
     priority: str
     headers: Mapping[str, str] | None
     deadline: str | float | None
+    delay: str | float | None
+    at: datetime | float | None
     on_full: OnFull
     window: int
     timeout_s: float
@@ -52,7 +57,10 @@ class Options:
 class _Slot(Publish):
     """An item on its way: the only thing that is made for each."""
 
-    __slots__ = ("attached", "bulk", "by_caller", "done", "form", "item", "job_id", "limit", "number")
+    __slots__ = (
+        "attached", "begins", "bulk", "by_caller", "done", "form", "item", "job_id", "limit", "looked", "number",
+        "word",
+    )  # fmt: skip
 
     def __init__(self, bulk: Bulk[Any], item: Item, number: int) -> None:
         super().__init__("", b"", b"")
@@ -65,6 +73,9 @@ class _Slot(Publish):
         self.job_id = ""
         self.by_caller = False
         self.limit = 0.0
+        self.begins: float | None = None
+        self.word = ""
+        self.looked = False  # at what is parked under its id
 
     def settled(self) -> None:
         self.bulk.on_settled(self)
@@ -86,8 +97,12 @@ class _FullLane:
 class Bulk(Generic[T]):
     """One call of `enqueue_many`. `make` turns what was stored into what the caller gets."""
 
-    def __init__(self, producer: Producer, options: Options, make: Callable[[Enqueued, Form], T]) -> None:
+    def __init__(
+        self, producer: Producer, parking: Parking, options: Options, make: Callable[[Enqueued, Form], T]
+    ) -> None:
         self._producer = producer
+        self._parking = parking
+        self._looking: set[asyncio.Task[None]] = set()
         self._connection = producer.connection
         self._body_max = producer.body_max
         self._options = options
@@ -143,6 +158,9 @@ class Bulk(Generic[T]):
 
     def on_settled(self, slot: _Slot) -> None:
         """The connection's word on an item, or the end of its time."""
+        if type(slot.outcome) is Conflict and slot.word:
+            _keep(self._looking, self._look(slot))
+            return
         refused = isinstance(slot.outcome, QueueFull)
         if self._full or refused:
             lane = self._full.get(slot.subject)
@@ -152,9 +170,31 @@ class Bulk(Generic[T]):
                     return
             elif lane is not None and type(slot.outcome) is PubAck:
                 self._accepted(slot.subject, lane)
+        self._end(slot)
+
+    def _end(self, slot: _Slot) -> None:
         slot.done = True
         if self._told is not None and self._slots and self._slots[0] is slot:
             _wake(self._told)
+
+    async def _look(self, slot: _Slot) -> None:
+        """A job of this id is parked already, or was a moment ago: then it is tried again."""
+        assert slot.form is not None
+        left = slot.limit - asyncio.get_running_loop().time()
+        try:
+            there = await self._parking.first(slot.form.lane, slot.job_id)
+            if there is not None:
+                slot.outcome = PubAck(self._parking.stream, there.stored.seq, there.word != slot.word)
+                slot.begins, slot.word, slot.looked = there.due, there.word, True
+            elif left > 0:
+                slot.outcome = None
+                self._connection.add(slot, left)
+                return
+            else:
+                slot.outcome = Unavailable(f"{slot.subject}: it was overtaken by others", maybe_stored=True)
+        except AIQueueError as error:
+            slot.outcome = error
+        self._end(slot)
 
     # -- taking items in
 
@@ -245,6 +285,7 @@ class Bulk(Generic[T]):
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
         extra, deadline = options.headers, options.deadline
+        delay, at = options.delay, options.at
         message = item
         if type(item) is JobSpec:
             message, unique = item.message, item.unique
@@ -252,6 +293,8 @@ class Bulk(Generic[T]):
             priority = priority if item.priority is None else item.priority
             extra = extra if not item.headers else {**(extra or {}), **item.headers}
             deadline = deadline if item.deadline is None else item.deadline
+            if item.delay is not None or item.at is not None:
+                delay, at = item.delay, item.at
         if Message not in type(message).__mro__:
             raise BadInput(f"an item is a Message or a JobSpec of one, not a {type(message).__name__}")
         assert isinstance(message, Message)
@@ -259,9 +302,15 @@ class Bulk(Generic[T]):
             raise BadInput("tenant: give one to enqueue_many, or to the item by a JobSpec")
         form = slot.form = self._producer.form(message, tenant, priority, extra, deadline)
         slot.job_id, slot.by_caller = identity(form.family, message, unique)
+        slot.body = codec.encode(message)
+        due = None if delay is None and at is None else due_time(delay, at)
+        if due is not None:
+            parked = delayed(form, form.block(slot.job_id), slot.job_id, due, by_caller=slot.by_caller)
+            slot.subject, slot.block, slot.fenced = parked.subject, block(parked.headers), slot.by_caller
+            slot.begins, slot.word = names.number(parked.headers[names.DUE]) / 1000, parked.headers[names.PARKED]
+            return message
         slot.subject = form.subject
         slot.block = form.block(slot.job_id)
-        slot.body = codec.encode(message)
         self._producer.hint(form.lane)
         return message
 
@@ -279,8 +328,10 @@ class Bulk(Generic[T]):
         if type(outcome) is PubAck and form is not None:
             self._stored += 1
             self._say()
-            seq, duplicate = outcome.seq, outcome.duplicate and slot.by_caller
-            return self._make(Enqueued(slot.job_id, form.lane, outcome.stream, seq, duplicate), form)
+            # a parking's own word is new: the server can know it only from an earlier try
+            duplicate = outcome.duplicate and slot.by_caller and (not slot.word or slot.looked)
+            told = Enqueued(slot.job_id, form.lane, outcome.stream, outcome.seq, duplicate, slot.begins, slot.word)
+            return self._make(told, form)
         assert isinstance(outcome, AIQueueError)
         error = full(outcome, form) if isinstance(outcome, QueueFull) and form is not None else outcome
         error.item = slot.item
@@ -316,6 +367,8 @@ class Bulk(Generic[T]):
             if lane.timer is not None:
                 lane.timer.cancel()
         self._full.clear()
+        for task in self._looking:
+            task.cancel()
         if left := [slot for slot in self._slots if not slot.done]:
             self._connection.window.abandon(left)
             for slot in left:

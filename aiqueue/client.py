@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from . import provision, subjects
+from . import codec, provision, subjects
 from .bulk import Bulk, Items, Options, Progress
+from .cancel import Cancels
 from .config import Settings
 from .connection import Connection
 from .deadletter import DeadLetters
@@ -19,7 +22,8 @@ from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
 from .job import Message
 from .journal import Journal
-from .producer import Enqueued, Form, OnFull, Producer, duration
+from .parking import Parking
+from .producer import Enqueued, Form, OnFull, Producer, due_time, duration, identity, patiently
 from .server import EmbeddedServer
 from .topology import Topology
 
@@ -55,6 +59,14 @@ class Client:
     def documents(self) -> Documents:
         """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
         return Documents(self.connection, self.topology)
+
+    @property
+    def parking(self) -> Parking:
+        return Parking(self.connection, self.topology)
+
+    @property
+    def cancels(self) -> Cancels:
+        return Cancels(self.connection, self.topology)
 
     @property
     def embedded(self) -> bool:
@@ -116,6 +128,8 @@ class Client:
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
         deadline: str | float | None = None,
+        delay: str | float | None = None,
+        at: datetime | float | None = None,
         on_full: OnFull = "raise",
         timeout: str | float = 30.0,
     ) -> Handle:
@@ -125,6 +139,9 @@ class Client:
         (10 minutes) is not stored, and its handle says `duplicate` and leads to the first. Without it the message's
         own key counts (request_id, query_id, task_id, document_id), else a new id is made. `headers` travel with the
         job (ASCII). `deadline` (seconds from now, or "5m"): a job not begun by then ends as a dead letter.
+        `delay` (seconds or "10m") or `at` (a datetime with a time zone, or seconds since the epoch) has it wait, at
+        most a year, before it enters its lane: never early, and as a rule within half a second. A time that has
+        passed means at once. While it waits, a second delayed job of its id is a duplicate.
         `on_full`: "raise" QueueFull, or "wait" with backoff. `timeout` bounds everything, retries while the server
         is away included.
 
@@ -132,19 +149,48 @@ class Client:
         `maybe_stored` says whether the job may be stored all the same; the same `unique` makes another try safe),
         NotFound (the stream is not there: `aiqueue apply`), AccessDenied.
         """
-        enqueued = await self._opened().enqueue(
-            message,
-            tenant=tenant,
-            priority=priority,
-            unique=unique,
-            extra=headers,
-            deadline=deadline,
-            on_full=on_full,
-            timeout_s=duration("timeout", timeout),
-        )
-        return Handle(enqueued, self.journal, self.topology.family(message.aiq_family).journal)
+        producer, timeout_s = self._opened(), duration("timeout", timeout)
+        due = due_time(delay, at)
+        if due is not None:
+            form = producer.form(message, tenant, priority, headers, deadline)
+            enqueued = await self._park(form, message, unique, due, on_full, timeout_s)
+        else:
+            enqueued = await producer.enqueue(
+                message,
+                tenant=tenant,
+                priority=priority,
+                unique=unique,
+                extra=headers,
+                deadline=deadline,
+                on_full=on_full,
+                timeout_s=timeout_s,
+            )
+        return Handle(enqueued, self.topology.family(message.aiq_family), self.journal, self.cancels)
 
-    def enqueue_many(
+    async def _park(
+        self, form: Form, message: Message, unique: str | None, due: float, on_full: OnFull, timeout_s: float
+    ) -> Enqueued:
+        job_id, by_caller = identity(form.family, message, unique)
+        producer, end = self._opened(), time.monotonic() + timeout_s
+        attached = await producer.attach(
+            message, form, form.block(job_id), codec.encode(message), end=end, by_caller=by_caller
+        )
+
+        async def store(left_s: float) -> Enqueued:
+            return await self.parking.delay(
+                form, job_id, due, attached.block, attached.body, by_caller=by_caller, timeout_s=left_s
+            )
+
+        try:
+            enqueued = await patiently(store, form, on_full, end - time.monotonic())
+        except AIQueueError as error:
+            await producer.detach(attached, error)
+            raise
+        if enqueued.duplicate:
+            await producer.documents.release(form.lane.tenant, attached.held)
+        return enqueued
+
+    def enqueue_many(  # noqa: PLR0913  (what holds for all jobs)
         self,
         items: Items,
         *,
@@ -152,6 +198,8 @@ class Client:
         priority: str = subjects.NORMAL,
         headers: Mapping[str, str] | None = None,
         deadline: str | float | None = None,
+        delay: str | float | None = None,
+        at: datetime | float | None = None,
         on_full: OnFull = "raise",
         window: int = 1_000,
         timeout: str | float = 30.0,
@@ -163,31 +211,42 @@ class Client:
                 if isinstance(outcome, aiqueue.AIQueueError): ...  # outcome.item is what was not stored
 
         `items`: any iterable or async iterable, endless ones too, of Message or JobSpec (a message with its own
-        tenant, priority, unique, headers, deadline). It is read only as far as the window goes: at most `window`
-        items (and 32 MiB of bodies) that were taken and not yet yielded. A plain iterable is read on the event loop,
-        so it should not block. What it raises is raised here, after the outcomes of all items before it. An error
-        about one item is yielded, never raised, and stops no other.
+        tenant, priority, unique, headers, deadline, delay or at). It is read only as far as the window goes: at most
+        `window` items (and 32 MiB of bodies) that were taken and not yet yielded. A plain iterable is read on the
+        event loop, so it should not block. What it raises is raised here, after the outcomes of all items before it. An
+        error about one item is yielded, never raised, and stops no other.
 
         Jobs are sent in the order of the items, so a lane holds them in that order, except where one was tried
         again: after a PubAck that did not come, a full lane, or a cluster without a leader. Each item is tried with
         the same id until `timeout` (from when it was taken) is over. `on_full`: a full lane's items fail with
         QueueFull, or "wait" with backoff; other lanes' items pass them, but are yielded after them, so that a lane
-        which stays full holds the window up for at most `timeout`. `deadline` counts from when the item was taken.
+        which stays full holds the window up for at most `timeout`. `deadline` and `delay` count from when the item was
+        taken.
 
         `progress(stored, failed)` counts what was yielded; it is called at most 10 times a second and at the end.
         Leaving early (`aclose`, `contextlib.aclosing`, cancellation) forgets what is under way: those that were sent
         may be stored all the same, and nothing says so. Raises BadInput for a wrong argument, at once.
         """
         producer = self._opened()
-        journal = self.journal
+        journal, cancels = self.journal, self.cancels
         if deadline is not None:
             duration("deadline", deadline)
-        options = Options(tenant, priority, headers, deadline, on_full, window, duration("timeout", timeout), progress)
+        due_time(delay, at)
+        options = Options(
+            tenant, priority, headers, deadline, delay, at, on_full, window, duration("timeout", timeout), progress
+        )
 
         def made(enqueued: Enqueued, form: Form) -> Handle:
-            return Handle(enqueued, journal, form.family.journal)
+            return Handle(enqueued, form.family, journal, cancels)
 
-        return Bulk(producer, options, made).run(items)
+        return Bulk(producer, self.parking, options, made).run(items)
+
+    async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
+        """Take a job back by its id, as `Handle.cancel`, wherever it waits: `family` and `tenant` narrow the search.
+
+        Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
+        """
+        return (await self.cancels.by_id(job_id, family=family, tenant=tenant)).cancelled
 
     def _opened(self) -> Producer:
         if self._producer is None:

@@ -5,7 +5,6 @@ The body is the job's own, untouched; what happened stands in headers (docs/wire
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -193,8 +192,7 @@ class DeadLetters:
     async def _delete(self, letter: DeadLetter) -> None:
         for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):
             if seq:
-                with contextlib.suppress(NotFound):
-                    await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": seq, "no_erase": True})
+                await self._connection.delete(self._stream, seq)
 
 
 def _own_headers(job: Obituary, told: Mapping[str, str]) -> dict[str, str]:
@@ -279,17 +277,10 @@ def _letter(stored: Stored) -> DeadLetter | None:
         error=told.get(headers.ERROR, ""),
         attempt=headers.number(told.get(headers.ATTEMPT, "")),
         worker=told.get(headers.WORKER, ""),
-        enqueued_at=_float(told.get(headers.ENQUEUED, "")),
+        enqueued_at=headers.decimal(told.get(headers.ENQUEUED, "")),
         died_at=stored.time,
         replays=headers.number(told.get(headers.REPLAY, "")),
         history=history_of(told),
         headers=told,
         body=stored.data,
     )
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

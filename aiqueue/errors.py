@@ -97,12 +97,13 @@ class TooLarge(BadInput):
     """
 
     def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
-        what = "headers of {:,} bytes" if headers else "{:,} bytes with headers"
-        advice = "" if headers else ", or raise max_payload on the server"
-        super().__init__(
-            f"{what.format(size)} are above the limit of {limit:,}: "
-            f"put large data by client.documents.put and enqueue the Document{advice}"
+        what = f"headers of {size:,} bytes" if headers else f"{size:,} bytes with headers"
+        advice = (
+            "put what is long into the message"
+            if headers
+            else "put large data by client.documents.put and enqueue the Document, or raise max_payload on the server"
         )
+        super().__init__(f"{what} are above the limit of {limit:,}: {advice}")
         self.size = size
         self.limit = limit
 
@@ -234,10 +235,11 @@ class Stale(AIQueueError):
 
 
 class JobFailed(AIQueueError):
-    """The awaited job ended as a dead letter."""
+    """The awaited job ended as a dead letter, or was cancelled (`reason` "cancelled")."""
 
     def __init__(self, job_id: str, *, reason: str, error: str, attempt: int) -> None:
-        super().__init__(f"job {job_id} failed on attempt {attempt} ({reason}): {error}")
+        where = f" on attempt {attempt}" if attempt else ""  # none was begun
+        super().__init__(f"job {job_id} failed{where} ({reason}): {error}")
         self.job_id = job_id
         self.reason = reason
         self.error = error

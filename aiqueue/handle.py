@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from . import subjects
+from .cancel import Cancels, Verdict
 from .errors import JobFailed, NotFound, ResultDisabled
-from .journal import FAILED, Journal
+from .journal import CANCELLED, FAILED, Journal
 from .producer import Enqueued, duration
+from .topology import Family
 
 
 class Handle:
     """An enqueued job. `duplicate` says that a job of this id was there already and nothing new was stored."""
 
-    def __init__(self, enqueued: Enqueued, journal: Journal, root: str | None) -> None:
+    def __init__(self, enqueued: Enqueued, family: Family, journal: Journal, cancels: Cancels) -> None:
         self._enqueued = enqueued
+        self._family = family
         self._journal = journal
-        self._root = root
+        self._cancels = cancels
 
     def __repr__(self) -> str:
-        return f"<Handle {self.id} {self.lane}{' duplicate' if self.duplicate else ''}>"
+        due = "" if self.due is None else f" due {datetime.fromtimestamp(self.due, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return f"<Handle {self.id} {self.lane}{due}{' duplicate' if self.duplicate else ''}>"
 
     @property
     def id(self) -> str:
@@ -41,24 +46,33 @@ class Handle:
     def duplicate(self) -> bool:
         return self._enqueued.duplicate
 
+    @property
+    def due(self) -> float | None:
+        """When a delayed job is to begin, in seconds since the epoch; None for one that was not delayed."""
+        return self._enqueued.due
+
     async def result(self, timeout: str | float | None = None) -> Any:
         """What the handler returned, as plain data, waiting up to `timeout` (seconds or "30s"; None: without end).
 
-        Woken by the job's last word. Raises JobFailed, ResultTimeout, and ResultDisabled when the job ended well
+        Woken by the job's last word. Raises JobFailed (reason
+        "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled when the job ended well
         under a handler that keeps no results. Results are kept as long as the journal's stream keeps them (a day).
         """
-        if self._root is None:
+        if self._family.journal is None:
             raise NotFound(f"family {self.family} keeps no journal, so there are no results")
-        stream, seq = self._enqueued.stream, self._enqueued.seq
+        word = self._enqueued.word
+        run = 0 if word else self._enqueued.seq  # a delayed job has its place in the work stream when it is due
         entry = await self._journal.final(
-            subjects.journal(self._root, self.tenant, self.id),
-            run=seq,
+            subjects.journal(self._family.journal, self.tenant, self.id),
+            run=run,
             timeout_s=None if timeout is None else duration("timeout", timeout),
-            job=(stream, seq),
+            job=(self._family.stream, run),
+            word=word,
+            parked=self._parked,
         )
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
-        if entry.event == FAILED:
+        if entry.event in (FAILED, CANCELLED):
             told = entry.data if isinstance(entry.data, dict) else {}
             raise JobFailed(
                 self.id,
@@ -67,3 +81,18 @@ class Handle:
                 attempt=entry.attempt,
             )
         return entry.data
+
+    async def cancel(self) -> bool:
+        """Take the job back. True: it will never run (again), and `result` says "cancelled". False: it runs, a worker
+        is about to run it, or it has ended; nothing has changed. Raises Unavailable, after which asking again is fine.
+        """
+        return (await self.verdict()).cancelled
+
+    async def verdict(self) -> Verdict:
+        """What `cancel` does, with a sentence about it."""
+        return await self._cancels.enqueued(self._enqueued)
+
+    async def _parked(self) -> bool:
+        run, word = self._enqueued.seq, self._enqueued.word
+        found = await self._cancels.parking.of(self.lane, self.id)
+        return any(each.word == word if word else each.run == run for each in found)

@@ -1,5 +1,6 @@
 """Names of the headers of the wire contract (docs/wire-contract.md)."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -45,8 +46,7 @@ OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
 
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CARRIED_MAX = 65_536
+_CARRIED_MAX = 16_384
 
 
 def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
@@ -61,14 +61,15 @@ def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float
     return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
 
 
-def carried(told: Mapping[str, str]) -> dict[str, str]:
-    """The headers that a job takes along when it is stored anew: all but the server's. What an unusual publisher set
-    and cannot be sent again is made printable, or left out where its name cannot be.
+def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
+    """The headers that go on with a job that moves: the publisher's own, and `ours` as well. What a plain publisher set
+    and cannot be sent again is made printable and cut at 16,384 characters, or left out where its name cannot be sent.
     """
+    left = (SERVERS,) if ours else (SERVERS, OURS)
     return {
         name: value if value.isascii() and value.isprintable() else ascii_line(value, _CARRIED_MAX)
         for name, value in told.items()
-        if not name.startswith(SERVERS) and _NAME.fullmatch(name)
+        if not name.startswith(left) and NAME.fullmatch(name)
     }
 
 
@@ -80,16 +81,13 @@ def ascii_line(text: str, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
-    """The headers that go on with a job that moves: the publisher's own, cut at 1,000 characters, and `ours` as well,
-    cut at 16,384. A plain publisher may have set any; names that no header may have are left out.
-    """
-    left = (SERVERS,) if ours else (SERVERS, OURS)
-    return {
-        name: ascii_line(value, 16_384 if name.startswith(OURS) else 1_000)
-        for name, value in told.items()
-        if not name.startswith(left) and NAME.fullmatch(name)
-    }
+def decimal(text: str) -> float | None:
+    """The number in a header of ours, None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def number(text: str) -> int:

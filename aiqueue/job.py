@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
@@ -55,7 +56,7 @@ class Message(pydantic.BaseModel):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """A message with options of its own, for `Client.enqueue_many`: those of `Client.enqueue`, None being what
-    `enqueue_many` was given. `headers` go over `enqueue_many`'s name by name.
+    `enqueue_many` was given. `headers` go over `enqueue_many`'s name by name; `delay` and `at` replace each other.
     """
 
     message: Message = field(kw_only=False)
@@ -64,6 +65,8 @@ class JobSpec:
     unique: str | None = None
     headers: Mapping[str, str] | None = None
     deadline: str | float | None = None
+    delay: str | float | None = None
+    at: datetime | float | None = None
 
 
 def untyped(kind: str, family: str) -> type[Message]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,10 @@ from .connection import Connection, Received, Stored, Subscription
 from .errors import Conflict, DecodeError, ResultTimeout, Stale, Unavailable
 
 LIVE = "aiq.live"
-RESULT, FAILED, RETRY, PROGRESS = "result", "failed", "retry", "progress"
+RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
+STARTED = "started"  # an attempt that another one, or a cancellation, may contend with
 TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quarantine)
-FINAL = frozenset({RESULT, FAILED})
+FINAL = frozenset({RESULT, FAILED, CANCELLED})
 WRITE_TRIES_MAX = 8
 SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
@@ -30,7 +33,8 @@ QUIET_S, QUIET_MAX_S = 5.0, 60.0  # a word may be lost in a cluster: looked agai
 @dataclass(frozen=True)
 class Entry:
     """One entry. `run` is the work stream's sequence of the job that wrote it: a job enqueued again under the same
-    id, or replayed, is another run. `epoch` grows with each attempt that wrote. `time`: seconds since the epoch.
+    id, or replayed, is another run. `epoch` grows with each attempt that wrote. `time`: seconds since the epoch. `word`
+    is that of the parking from which the job came, empty for one that was never parked.
     """
 
     event: str
@@ -41,6 +45,7 @@ class Entry:
     time: float
     msg_id: str
     data: Any
+    word: str = ""
 
     @property
     def final(self) -> bool:
@@ -65,6 +70,7 @@ def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         time=stored_at,
         msg_id=told.get(headers.MSG_ID, ""),
         data=data,
+        word=told.get(headers.PARKED, ""),
     )
 
 
@@ -85,81 +91,73 @@ class Journal:
         stored = await self._connection.last(self.stream, subject)
         return entry_of(stored) if stored else None
 
-    def writer(self, subject: str, *, run: int, born: float, attempt: int, head: Entry | None) -> Writer:
-        """The pen of one attempt at the job stored as `run` at time `born`; `head` is the newest entry it knows."""
-        return Writer(self, self._connection, subject, run=run, born=born, attempt=attempt, head=head)
+    def writer(
+        self, subject: str, *, run: int, born: float, attempt: int, head: Entry | None, word: str = ""
+    ) -> Writer:
+        """The pen of one attempt at the job stored as `run` at time `born`; `head` is the newest entry it knows, `word`
+        that of the parking from which the job came.
+        """
+        return Writer(self, self._connection, subject, run=run, born=born, attempt=attempt, head=head, word=word)
 
-    async def of_run(self, subject: str, run: int, born: float) -> Entry | None:
-        """The newest entry of one run of a job id, where another live run may have written after it."""
+    async def of_run(self, subject: str, run: int, born: float, word: str = "") -> Entry | None:
+        """The newest entry of one run of a job id, where another live run may have written after it. What was written
+        of the job while it was parked under `word` counts too, however old.
+        """
         head = await self.head(subject)
-        if head is None or head.time < born or head.run == run:
-            return head if head is not None and head.run == run and head.time >= born else None
+        if head is None or _is_of(head, run, born, word):
+            return head
+        if not word and (head.time < born or head.run == run):
+            return None
         newest = None
         async for stored in self._connection.read(self.stream, subject):
-            if stored.time >= born and _number(stored.headers, headers.RUN) == run:
-                newest = stored
-        return entry_of(newest) if newest else None
+            entry = entry_of(stored)
+            if _is_of(entry, run, born, word):
+                newest = entry
+        return newest
+
+    async def append(
+        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, head: Entry | None
+    ) -> bool:
+        """One entry by somebody who holds no lease, if `head` is still the newest entry. Raises Unavailable."""
+        epoch = (head.epoch if head else 0) + 1
+        told = _told(event, run, epoch, attempt, word)
+        told |= {
+            headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
+            headers.EXPECTED: str(head.seq if head else 0),
+        }
+        try:
+            await self._connection.store(subject, codec.encode(data), told)
+        except Conflict:
+            there = await self.head(subject)
+            return there is not None and there.msg_id == told[headers.MSG_ID]  # an answer was lost
+        return True
 
     async def final(
-        self, subject: str, *, run: int, timeout_s: float | None, job: tuple[str, int] | None = None
+        self,
+        subject: str,
+        *,
+        run: int,
+        timeout_s: float | None,
+        job: tuple[str, int] | None = None,
+        word: str = "",
+        parked: Callable[[], Awaitable[bool]] | None = None,
     ) -> Entry | None:
         """The last word of run `run` of a job id, or of a later one, woken by its message.
 
-        `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned.
+        `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned,
+        unless it is `parked`, or on its way back from there. A job that was enqueued with a delay has no run yet (0,
+        and sequence 0): its first attempt tells it, under the `word` of its parking.
         It goes on over lost links and absent servers. Raises ResultTimeout after `timeout_s` seconds (None: waits
         without end), and Unavailable when the connection is closed.
         """
-        woken = asyncio.Event()
-        live: list[Entry] = []
-        looks = _Looks()
-
-        def on_live(message: Received) -> None:
-            told = message.headers
-            if told.get(headers.EVENT) in FINAL:  # progress need not be looked at
-                live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
-                woken.set()
-
-        def on_settled(message: Received) -> None:
-            if message.data.startswith((b"+ACK", b"+TERM")):
-                looks.soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
-                woken.set()
-
-        listening = {f"{LIVE}.{subject}": on_live}
-        if job is not None:
-            listening[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = on_settled
-        subscriptions: list[Subscription] = []
-        off = self._connection.on_regained(woken.set)  # what was said meanwhile must be read
-        born = 0.0
+        waiting = _Final(self, self._connection, subject, run, job, word, parked)
         try:
             async with asyncio.timeout(timeout_s):
-                while True:
-                    woken.clear()
-                    try:
-                        while listening:
-                            subscriptions.append(await self._connection.subscribe(*next(iter(listening.items()))))
-                            del listening[next(iter(listening))]
-                        # asked first: a job that is gone has said its last word before
-                        stored = await self._connection.get(*job) if job is not None else None
-                        born = stored.time if stored is not None else born
-                        heard = next((entry for entry in live if entry.run >= run), None)
-                        last = heard or await self._last_word(subject, run, born)
-                    except Unavailable:
-                        if self._connection.closing:
-                            raise
-                        pause_s = looks.failed()
-                    else:
-                        if last is not None or (job is not None and stored is None):
-                            return last
-                        pause_s = looks.in_vain()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(pause_s):
-                            await woken.wait()
+                return await waiting.wait()
         except TimeoutError:
             raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
         finally:
-            off()
-            for subscription in subscriptions:
-                await subscription.close()
+            await waiting.close()
 
     async def _last_word(self, subject: str, run: int, born: float) -> Entry | None:
         """The newest final entry of `run` or a later one, not older than the job itself."""
@@ -196,6 +194,141 @@ class _Looks:
         return pause_s
 
 
+class _Final:
+    """One wait for a job's last word."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        connection: Connection,
+        subject: str,
+        run: int,
+        job: tuple[str, int] | None,
+        word: str,
+        parked: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
+        self._journal = journal
+        self._connection = connection
+        self._subject = subject
+        self._run = run
+        self._job = job
+        self._word = word
+        self._parked = parked
+        self._born = 0.0
+        self._woken = asyncio.Event()
+        self._live: list[Entry] = []
+        self._looks = _Looks()
+        self._to_hear: dict[str, Callable[[Received], None]] = {f"{LIVE}.{subject}": self._on_live}
+        self._subscriptions: list[Subscription] = []
+        self._off: Callable[[], None] | None = None
+
+    async def wait(self) -> Entry | None:
+        self._off = self._connection.on_regained(self._woken.set)  # what was said meanwhile must be read
+        if self._job is not None and self._run:
+            self._follow(self._job)
+        while True:
+            self._woken.clear()
+            try:
+                over, last = await self._look()
+            except Unavailable:
+                if self._connection.closing:
+                    raise
+                pause_s = self._looks.failed()
+            else:
+                if over:
+                    return last
+                pause_s = self._looks.in_vain()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._woken.wait()
+
+    async def close(self) -> None:
+        if self._off is not None:
+            self._off()
+        for subscription in self._subscriptions:
+            await subscription.close()
+
+    def _on_live(self, message: Received) -> None:
+        told = message.headers
+        event = told.get(headers.EVENT)
+        if event in FINAL:
+            self._live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
+        if event != PROGRESS:  # which need not be looked at
+            self._woken.set()
+
+    def _on_settled(self, message: Received) -> None:
+        if message.data.startswith((b"+ACK", b"+TERM")):
+            self._looks.soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
+            self._woken.set()
+
+    def _follow(self, job: tuple[str, int]) -> None:
+        self._job = job
+        self._to_hear[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_settled
+
+    async def _look(self) -> tuple[bool, Entry | None]:
+        """Whether the wait is over, and the last word, if there is one."""
+        while self._to_hear:
+            subject, callback = next(iter(self._to_hear.items()))
+            self._subscriptions.append(await self._connection.subscribe(subject, callback))
+            del self._to_hear[subject]
+        if not self._run and self._word:
+            return await self._look_for_word()
+        # asked first: a job that is gone has said its last word before
+        stored = await self._connection.get(*self._job) if self._job is not None else None
+        self._born = stored.time if stored is not None else self._born
+        heard = next((entry for entry in self._live if entry.run >= self._run), None)
+        last = heard or await self._journal._last_word(self._subject, self._run, self._born)
+        if last is not None:
+            return True, last
+        return (False, None) if self._job is None or stored is not None else await self._look_for_place(self._job)
+
+    async def _look_for_word(self) -> tuple[bool, Entry | None]:
+        """A job that was enqueued with a delay, and of which no attempt was known when it was last looked for."""
+        entry = await self._journal.of_run(self._subject, 0, math.inf, self._word)
+        if entry is None or entry.final:
+            return entry is not None, entry
+        self._run = entry.run
+        if self._job is not None:
+            self._follow((self._job[0], _place(entry) or entry.run))
+        return await self._look()
+
+    async def _look_for_place(self, job: tuple[str, int]) -> tuple[bool, Entry | None]:
+        """The job is gone from where it was, without a last word: over, or parked, or come back to another place."""
+        place, parked = 0, False
+        async for stored in self._connection.read(self._journal.stream, self._subject):
+            if _number(stored.headers, headers.RUN) == self._run:
+                entry = entry_of(stored)
+                if entry.event == RETRY:
+                    parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
+                elif entry.event == STARTED and _place(entry):
+                    place, parked = _place(entry), False
+        if not parked and place not in (0, job[1]):
+            self._follow((job[0], place))
+            return await self._look()
+        return not (parked or (self._parked is not None and await self._parked())), None
+
+
+def _place(entry: Entry) -> int:
+    """Where in the work stream the attempt that wrote `started` had its job from, 0 where it does not say."""
+    seq = entry.data.get("seq") if isinstance(entry.data, dict) else 0
+    return seq if isinstance(seq, int) else 0
+
+
+def _is_of(entry: Entry, run: int, born: float, word: str) -> bool:
+    return (entry.run == run and entry.time >= born) or (word != "" and entry.word == word)
+
+
+def _told(event: str, run: int, epoch: int, attempt: int, word: str) -> dict[str, str]:
+    told = {
+        headers.CONTENT_TYPE: codec.CBOR,
+        headers.EVENT: event,
+        headers.RUN: str(run),
+        headers.EPOCH: str(epoch),
+        headers.ATTEMPT: str(attempt),
+    }
+    return told | {headers.PARKED: word} if word else told
+
+
 class Writer:
     """The pen of one attempt; one write at a time.
 
@@ -214,10 +347,12 @@ class Writer:
         born: float,
         attempt: int,
         head: Entry | None,
+        word: str = "",
     ) -> None:
         self._journal = journal
         self._connection = connection
         self.subject = subject
+        self._word = word
         self._run = run
         self._born = born
         self.attempt = attempt
@@ -238,15 +373,8 @@ class Writer:
                 self._count += 1
                 msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
                 tried.add(msg_id)
-                told = {
-                    headers.MSG_ID: msg_id,
-                    headers.EXPECTED: str(self._head_seq),
-                    headers.CONTENT_TYPE: codec.CBOR,
-                    headers.EVENT: event,
-                    headers.RUN: str(self._run),
-                    headers.EPOCH: str(self._epoch),
-                    headers.ATTEMPT: str(self.attempt),
-                }
+                told = _told(event, self._run, self._epoch, self.attempt, self._word)
+                told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
                 try:
                     ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
                 except Conflict:
@@ -273,8 +401,8 @@ class Writer:
             if not head.final:
                 return False
         # another run of this id may have written last: what counts is what this one's own attempts have said
-        own = head if head.run == self._run else await self._journal.of_run(self.subject, self._run, self._born)
-        if own is not None and own.time >= self._born:
+        own = await self._journal.of_run(self.subject, self._run, self._born, self._word)
+        if own is not None:
             if own.final:
                 raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
             if self._wrote and own.epoch >= self._epoch and not own.msg_id.startswith(f"{self.subject}/{self._nonce}/"):

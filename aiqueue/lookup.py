@@ -13,14 +13,15 @@ from . import codec, headers, subjects
 from .connection import Connection, Stored
 from .deadletter import DeadLetter, DeadLetters, Filter
 from .errors import BadInput, DecodeError, NotFound
-from .journal import FAILED, RESULT, RETRY, Entry, entry_of
+from .journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
+from .parking import Parking, Waiting
 from .topology import Family, Topology
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
 SCAN_JOBS_MAX = 10_000  # stored jobs looked at for one without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
 
-State = Literal["queued", "in_flight", "retrying", "done", "failed", "ended", "unknown"]
+State = Literal["queued", "parked", "in_flight", "retrying", "done", "failed", "cancelled", "ended", "unknown"]
 
 _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # a plain publisher's job without a key: see runner
 
@@ -29,11 +30,12 @@ _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # a plain publisher's 
 class JobStats:
     """What is known of one job.
 
-    `state`: **queued** (never delivered since its lane was made); **in_flight** (delivered and not settled: it runs,
+    `state`: **queued** (never delivered since its lane was made); **parked** (waits outside of its lane, until
+    `next_attempt_at`: delayed, or between two attempts); **in_flight** (delivered and not settled: it runs,
     or waits to be delivered again); **retrying** (failed, next attempt at `next_attempt_at`); **done** (`result`);
-    **failed** (`failure` has reason and error; `dead_seq` is its dead letter, None once that is gone); **ended** (it
-    began, is stored no more, and left no result); **unknown** (its journal is there, the job was not found among
-    those looked at). `note` is a sentence where the state alone would mislead.
+    **cancelled**; **failed** (`failure` has reason and error; `dead_seq` is its dead letter, None once that is gone);
+    **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
+    found among those looked at). `note` is a sentence where the state alone would mislead.
 
     `entries` is its journal, the oldest first, at most ENTRIES_MAX and the last one (`entries_cut`: some are left
     out). Times are seconds since the epoch.
@@ -67,13 +69,23 @@ async def job(
     Raises NotFound, UnknownFamily, InvalidToken, and BadInput where several tenants or families have this id.
     """
     search = _Search(connection, topology, job_id, family, tenant)
-    return await search.run()
+    return await search.tell(await search.run())
+
+
+async def find(
+    connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
+) -> Found:
+    """The same search, and what it found itself."""
+    return await _Search(connection, topology, job_id, family, tenant).run()
 
 
 @dataclass(slots=True)
-class _Place:
+class Found:
     """What was found of the job in one family and tenant."""
 
+    family: Family
+    tenant: str
+    parked: list[Waiting] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     cut: bool = False
     letter: DeadLetter | None = None
@@ -86,7 +98,7 @@ class _Place:
     @property
     def over(self) -> bool:
         """Whether it needs no look at the queue: a failed job without a dead letter may have been replayed."""
-        return self.letter is not None or (self.head is not None and self.head.event == RESULT)
+        return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
 
 
 class _Search:
@@ -101,13 +113,14 @@ class _Search:
         if self._families[0].role != "work":
             raise BadInput(f"family {family} has mailboxes and no jobs")
         self._family = family
-        self._places: dict[tuple[str, str], _Place] = {}
+        self._places: dict[tuple[str, str], Found] = {}
         self._jobs_left, self._bytes_left = SCAN_JOBS_MAX, SCAN_BYTES_MAX
         self._limited = False  # there were more jobs to look at than the bounds allow
 
-    async def run(self) -> JobStats:
+    async def run(self) -> Found:
         for each in self._families:
             await self._read_journal(each)
+        await self._read_parked()
         await self._read_dead()
         self._refuse_several()
         if not any(place.over for place in self._places.values()):
@@ -115,11 +128,11 @@ class _Search:
             self._refuse_several()
         if not self._places:
             raise NotFound(self._nothing())
-        ((name, tenant), place), *_ = self._places.items()
-        return await self._tell(self._topology.family(name), tenant, place)
+        place, *_ = self._places.values()
+        return place
 
-    def _place(self, name: str, tenant: str) -> _Place:
-        return self._places.setdefault((name, tenant), _Place())
+    def _place(self, name: str, tenant: str) -> Found:
+        return self._places.setdefault((name, tenant), Found(self._topology.family(name), tenant))
 
     def _refuse_several(self) -> None:
         if len(self._places) > 1:
@@ -154,6 +167,13 @@ class _Search:
                     return
                 count += 1
                 place.entries.append(entry_of(stored))
+
+    async def _read_parked(self) -> None:
+        lane = subjects.Lane(self._family or "*.*", self._tenant or "*", "*")
+        with contextlib.suppress(NotFound):
+            for each in await Parking(self._connection, self._topology).of(lane, self._job_id):
+                if each.place.lane.family in self._topology.families:
+                    self._place(each.place.lane.family, each.place.lane.tenant).parked.append(each)
 
     async def _read_dead(self) -> None:
         wanted = Filter(family=self._family, tenant=self._tenant, job_id=self._job_id)
@@ -203,13 +223,18 @@ class _Search:
                     return stored
         return None
 
-    async def _tell(self, declared: Family, tenant: str, place: _Place) -> JobStats:
+    async def tell(self, place: Found) -> JobStats:
+        declared, tenant = place.family, place.tenant
         head, letter, stored = place.head, place.letter, place.stored
         state, note, due = await self._state(declared, tenant, place)
+        born = _born(stored or (place.parked[-1].stored if place.parked else None))
         lane: subjects.Lane | None
         kind: str | None
         if stored is not None:
             lane, kind = subjects.parse_lane(stored.subject), stored.headers.get(headers.KIND) or declared.default_kind
+        elif place.parked:
+            stored = place.parked[-1].stored
+            lane, kind = place.parked[-1].place.lane, stored.headers.get(headers.KIND) or declared.default_kind
         else:
             lane, kind = (letter.lane, letter.kind) if letter else (None, None)
         attempt = head.attempt if head else letter.attempt if letter else None
@@ -223,19 +248,23 @@ class _Search:
         return JobStats(
             job_id=self._job_id, family=declared.name, tenant=tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
-            enqueued_at=stored.time if stored else letter.enqueued_at if letter else None, next_attempt_at=due,
+            enqueued_at=born or (letter.enqueued_at if letter else None), next_attempt_at=due,
             result=head.data if head is not None and state == "done" else None, failure=failure,
             dead_seq=letter.seq if letter else None, entries=tuple(place.entries), entries_cut=place.cut, note=note,
         )  # fmt: skip
 
-    async def _state(self, declared: Family, tenant: str, place: _Place) -> tuple[State, str, float | None]:
+    async def _state(self, declared: Family, tenant: str, place: Found) -> tuple[State, str, float | None]:
         if place.stored is not None:
             return await self._state_stored(declared, tenant, place.stored, place.head)
+        if place.parked:
+            return _state_parked(place.parked[-1])
         if place.letter is not None:
             return "failed", "", None
         last = place.head.event if place.head else ""
         if last == RESULT:
             return "done", "", None
+        if last == CANCELLED:
+            return "cancelled", "", None
         if last == FAILED:
             return "failed", "its dead letter is gone: replayed or purged", None
         if self._limited:
@@ -246,6 +275,8 @@ class _Search:
     async def _state_stored(
         self, declared: Family, tenant: str, stored: Stored, head: Entry | None
     ) -> tuple[State, str, float | None]:
+        if head is not None and head.event == CANCELLED and _of_this_run(head, stored):
+            return "cancelled", "a worker will take it out of its lane", None
         lane = subjects.parse_lane(stored.subject)
         if lane is None or lane.priority not in declared.priorities:
             return "queued", "in a lane that its family does not declare: no worker will take it", None
@@ -267,7 +298,26 @@ class _Search:
 
 def _of_this_run(head: Entry, stored: Stored) -> bool:
     """Whether an entry was written by this stored job, and not by an earlier one of the same id."""
-    return head.run == stored.seq and head.time >= stored.time
+    told = stored.headers
+    if head.word and head.word == told.get(headers.PARKED):
+        return True
+    run = headers.number(told.get(headers.RUN, "")) or stored.seq
+    return head.run == run and head.time >= (_born(stored) or 0.0)
+
+
+def _born(stored: Stored | None) -> float | None:
+    """When a job was enqueued. One that has been parked between two attempts says it, having been stored anew."""
+    if stored is None:
+        return None
+    return headers.decimal(stored.headers.get(headers.ENQUEUED, "")) or stored.time
+
+
+def _state_parked(found: Waiting) -> tuple[State, str, float | None]:
+    if found.place.due:
+        return "parked", "its time has come: a worker is to bring it to its lane", found.due
+    if headers.WAITED in found.stored.headers:
+        return "parked", "its time has come, and its lane is full: it is tried again within a minute", found.due
+    return "parked", "", found.due
 
 
 def _is(stored: Stored, declared: Family, job_id: str) -> bool:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from . import headers, subjects
 from .backoff import Backoff
-from .connection import Connection, PubAck
-from .errors import AIQueueError, BadInput, Conflict, QueueFull, Unavailable
+from .connection import Connection, PubAck, Stored, block, read_headers
+from .errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull, Unavailable
 from .lanes import REMAKE_AFTER_S
-from .producer import Producer
+from .producer import Enqueued, Form, Producer
 from .puller import Delivery, LanePull, Puller
 from .subjects import Lane, Parked
 from .topology import Topology
@@ -28,18 +28,21 @@ from .topology import Topology
 log = logging.getLogger("aiqueue.parking")
 
 CONSUMER = "forwarder"
-ACK_WAIT_S = 10.0  # how long the due jobs of a forwarder that died wait for another one
+ACK_WAIT_S = 5.0  # how long the due jobs of a forwarder that died wait for another one
 ACK_PENDING_MAX = 2_000  # due jobs in the hands of all forwarders
 HELD_MAX = 512  # due jobs in the hands of one
 STANDING = 16  # of which so many may come in unasked
-STORE_S = 5.0  # below ACK_WAIT_S: after it another forwarder tries
+NEW = "new"  # the hop of a job that is enqueued with a delay: one at a time of each id
+DELAY_TRIES_MAX = 8
+STORE_S = 2.0  # below ACK_WAIT_S: after it another forwarder tries
 TEND_S = 1.0
-AWAY_S = 2.0  # a due job whose stream is away comes again after this
-STUCK_S = 600.0  # one that cannot be stored at all: somebody must change something
-FULL_LANES_MAX = 10_000
-FULL_FOR_S = 0.2  # a lane that refused a job is not asked again for so long
-FULL = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job stays away from a full lane
+FORBIDDEN_S = 60.0
+REFUSED_MAX = 10_000
+FULL_FOR_S = 0.2  # a lane that was full is not asked again for so long
+AWAY_FOR_S = 2.0  # one whose stream is away, or missing
+AGAIN = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job stays away from a lane that did not take it
 REPORTED_MAX = 1_000
+_NAK = b'-NAK {"delay": 60000000000}'
 
 
 class Scheduled(NamedTuple):
@@ -58,7 +61,7 @@ def scheduled(lane: Lane, job_id: str, due: float, told: Mapping[str, str], *, h
         at = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError, OSError):
         raise BadInput(f"{due!r} seconds since the epoch is no time that a job can wait for") from None
-    kept = headers.carried(told)
+    kept = headers.carried(told, ours=True)
     kept.pop(headers.WAITED, None)
     kept |= {
         headers.MSG_ID: subjects.msg_id(lane.family, lane.tenant, job_id, f"park-{word}"),
@@ -69,6 +72,38 @@ def scheduled(lane: Lane, job_id: str, due: float, told: Mapping[str, str], *, h
         headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, hop, due=True),
     }
     return Scheduled(subjects.parked(lane, job_id, hop, due=False), kept)
+
+
+def delayed(form: Form, headers_block: bytes, job_id: str, due: float, *, by_caller: bool) -> Scheduled:
+    """What is stored for a new job that is to begin at `due`. Where its id is the caller's word, only if none of that
+    id is parked already: the server is told to expect an empty subject, and answers with a Conflict.
+    """
+    told, _ = read_headers(headers_block)
+    message = scheduled(form.lane, job_id, due, told, hop=NEW, word=subjects.new_id())
+    if by_caller:
+        message.headers[headers.EXPECTED] = "0"
+    return message
+
+
+class Waiting(NamedTuple):
+    """A parked job as it was found. `due` is the time for which the server keeps it."""
+
+    place: Parked
+    word: str
+    due: float
+    run: int  # of the work stream, 0 for a job that has not been there yet
+    stored: Stored
+
+
+def waiting(stored: Stored) -> Waiting | None:
+    """What a stored message says of the parked job that it is, None if it is none."""
+    place = subjects.parse_parked(stored.subject)
+    if place is None:
+        return None
+    told = stored.headers
+    word = told.get(headers.PARKED) or place.hop
+    due = headers.number(told.get(headers.DUE, "")) / 1000
+    return Waiting(place, word, due, headers.number(told.get(headers.RUN, "")), stored)
 
 
 class Parking:
@@ -99,6 +134,46 @@ class Parking:
         message = scheduled(lane, subjects.token("job id", job_id), due, told, hop=hop, word=hop)
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
 
+    async def delay(
+        self, form: Form, job_id: str, due: float, told: bytes, body: bytes, *, by_caller: bool, timeout_s: float
+    ) -> Enqueued:
+        """Store a new job, with the headers `told`, that is to begin at `due`. One of its id that is parked already
+        makes it a duplicate.
+
+        Raises as `park`.
+        """
+        message = delayed(form, told, job_id, due, by_caller=by_caller)
+        told = block(message.headers)
+        end = time.monotonic() + timeout_s
+        for _ in range(DELAY_TRIES_MAX):
+            try:
+                ack = await self._connection.store_block(
+                    message.subject, told, body, fenced=by_caller, timeout_s=max(0.05, end - time.monotonic())
+                )
+            except Conflict:
+                there = await self.first(form.lane, job_id)
+                if there is not None:
+                    mine = there.word == message.headers[headers.PARKED]  # an earlier try, whose answer was lost
+                    seq = there.stored.seq
+                    return Enqueued(job_id, form.lane, self.stream, seq, not mine, there.due, there.word)
+            else:
+                at = headers.number(message.headers[headers.DUE]) / 1000
+                return Enqueued(job_id, form.lane, ack.stream, ack.seq, False, at, message.headers[headers.PARKED])
+        raise Unavailable(f"{message.subject}: {DELAY_TRIES_MAX} tries were overtaken", maybe_stored=True)
+
+    async def first(self, lane: Lane, job_id: str) -> Waiting | None:
+        """The job of this id that was enqueued with a delay and waits for its time."""
+        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW, due=False))
+        return waiting(stored) if stored else None
+
+    async def of(self, lane: Lane, job_id: str) -> list[Waiting]:
+        """All parkings of a job id, those that are due too; words of the lane may be ``*``."""
+        found: list[Waiting | None] = []
+        for due in (False, True):  # in this order: a job that becomes due meanwhile is found all the same
+            read = self._connection.read(self.stream, subjects.parked(lane, job_id, due=due))
+            found += [waiting(stored) async for stored in read]
+        return [each for each in found if each is not None]
+
 
 class Forwarder:
     """Moves due jobs into their lanes: those of all families, whatever this worker runs, so that a job is not stuck
@@ -116,7 +191,7 @@ class Forwarder:
         self._pull: LanePull | None = None
         self._join_at = 0.0
         self._held: set[asyncio.Task[None]] = set()
-        self._full: dict[Lane, float] = {}  # lanes that refused a job, and until when they are not asked
+        self._refused: dict[Lane, float] = {}  # lanes that took no job, and until when they are not asked
         self._reported: set[str] = set()
         self._engine: asyncio.Task[None] | None = None
         self._stopped = False
@@ -128,7 +203,7 @@ class Forwarder:
             self._engine = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Take no more due jobs, and end those in hand: at most STORE_S. Safe twice and unstarted."""
+        """Take no more due jobs, and end those in hand: at most twice STORE_S. Safe twice and unstarted."""
         self._stopped = True
         self._puller.stop()
         engine, self._engine = self._engine, None
@@ -178,7 +253,9 @@ class Forwarder:
             if "no such file" in str(error):  # as for a lane's consumer: left alone, it can never be made again
                 await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{CONSUMER}")
         except AIQueueError as error:
-            self._report("forwarder", f"delayed jobs are not brought back to their lanes: {error}")
+            self._report("forwarder", f"delayed jobs are not brought to their lanes: {error}")
+            if not isinstance(error, NotFound):
+                self._join_at += FORBIDDEN_S
         else:
             lane = Lane("parked", "*", "due")
             self._pull = LanePull(lane, self._stream, CONSUMER, ACK_WAIT_S, pending=1)
@@ -206,58 +283,52 @@ class Forwarder:
     # -- one due job
 
     async def _forward(self, due: Delivery) -> None:
-        """Store a due job in its lane, then acknowledge it. It stays, and comes again, where that cannot be done."""
+        """Store a due job in its lane, then acknowledge it. Whatever keeps it out of its lane, it is parked again,
+        longer each time: as a message in hand it would take one of the ACK_PENDING_MAX places, and the jobs of one
+        lane would keep those of all others from coming in. Where that fails too it stays, and comes again.
+        """
         place = subjects.parse_parked(due.message.subject)
-        if place is None:  # the stream's subjects do not allow it
-            self._nak(due, STUCK_S)
-            return
         try:
-            if self._full.get(place.lane, 0.0) > time.monotonic() or not await self._store(place, due):
-                await self._wait_again(place, due)
-        except Unavailable as error:
-            log.debug("due job %s of %s: %s", place.job_id, place.lane, error)
-            self._nak(due, AWAY_S)
-        except (QueueFull, Conflict) as error:
-            log.debug("due job %s of %s: %s", place.job_id, place.lane, error)
-            self._nak(due, FULL.cap_s)
+            assert place is not None  # the stream takes no other subject
+            if self._refused.get(place.lane, 0.0) > time.monotonic() or not await self._store(place, due):
+                await self._park_again(place, due)
         except AIQueueError as error:
-            self._report(
-                str(place.lane), f"a due job cannot be stored, and is tried again every {STUCK_S:g} s: {error}"
-            )
-            self._nak(due, STUCK_S)
+            log.debug("a due job stays: %s", error)
+            self._say(due, _NAK)
         except Exception:
-            log.exception("forwarding a due job of %s", place.lane)
-            self._nak(due, STUCK_S)
+            log.exception("forwarding a due job on %s", due.message.subject)
+            self._say(due, _NAK)
         else:
             self._say(due, b"+ACK")
 
     async def _store(self, place: Parked, due: Delivery) -> bool:
-        """False if the lane is full. Done twice, it stores one job: a due message that is delivered again has the same
-        Msg-Id.
+        """False if it cannot be stored now. Done twice, it stores one job: a due message that is delivered again has
+        the same Msg-Id.
         """
-        told = headers.carried(due.message.headers)
-        word = told.get(headers.PARKED) or f"{place.hop}-{due.seq}"
+        told = headers.carried(due.message.headers, ours=True)
         told.pop(headers.WAITED, None)
         told[headers.JOB_ID] = place.job_id
-        told[headers.MSG_ID] = subjects.msg_id(place.lane.family, place.lane.tenant, place.job_id, f"due-{word}")
+        told[headers.MSG_ID] = subjects.msg_id(
+            place.lane.family, place.lane.tenant, place.job_id, f"due-{_word(place, due)}"
+        )
         self._producer.hint(place.lane)
         try:
             await self._connection.store(subjects.work(*place.lane), due.message.data, told, timeout_s=STORE_S)
-        except QueueFull as error:
-            self._found_full(place.lane, error)
+        except AIQueueError as error:
+            if not self._connection.connected:
+                raise
+            self._refuse(place.lane, error)
             return False
-        self._full.pop(place.lane, None)
+        self._refused.pop(place.lane, None)
+        self._reported.discard(str(place.lane))
         return True
 
-    async def _wait_again(self, place: Parked, due: Delivery) -> None:
-        """Park a job whose lane is full once more, longer each time: as a message in hand it would take one of the
-        ACK_PENDING_MAX places, and a full lane's jobs would keep those of all others from coming in.
-        """
-        told = headers.carried(due.message.headers)
-        word = told.get(headers.PARKED) or f"{place.hop}-{due.seq}"
+    async def _park_again(self, place: Parked, due: Delivery) -> None:
+        told, word = headers.carried(due.message.headers, ours=True), _word(place, due)
         waited = headers.number(told.get(headers.WAITED, "")) + 1
-        again = time.time() + FULL.delay_s(waited)
-        message = scheduled(place.lane, place.job_id, again, told, hop=place.hop, word=word)
+        message = scheduled(
+            place.lane, place.job_id, time.time() + AGAIN.delay_s(waited), told, hop=place.hop, word=word
+        )
         message.headers[headers.DUE] = told.get(headers.DUE, message.headers[headers.DUE])
         message.headers[headers.WAITED] = str(waited)
         message.headers[headers.MSG_ID] += f"-{waited}"
@@ -269,16 +340,12 @@ class Forwarder:
             if there is None or there.headers.get(headers.PARKED) != word:
                 raise
 
-    def _found_full(self, lane: Lane, error: QueueFull) -> None:
-        now = time.monotonic()
-        if len(self._full) >= FULL_LANES_MAX:
-            self._full.clear()
-        if lane not in self._full:
-            log.warning("due jobs of %s wait: %s", lane, error.reason)
-        self._full[lane] = now + FULL_FOR_S
-
-    def _nak(self, due: Delivery, delay_s: float) -> None:
-        self._say(due, b'-NAK {"delay": %d}' % round(delay_s * 1e9))
+    def _refuse(self, lane: Lane, error: AIQueueError) -> None:
+        """Do not ask this lane for a moment: its other due jobs would fare no better."""
+        if len(self._refused) >= REFUSED_MAX:
+            self._refused.clear()
+        self._refused[lane] = time.monotonic() + (FULL_FOR_S if isinstance(error, QueueFull) else AWAY_FOR_S)
+        self._report(str(lane), f"its due jobs wait: {error}")
 
     def _say(self, due: Delivery, word: bytes) -> None:
         """Without a link it is not said, and the job comes again after ACK_WAIT_S: to be stored once, all the same."""
@@ -292,4 +359,9 @@ class Forwarder:
             self._reported.clear()
         if what not in self._reported:  # once, not with every job
             self._reported.add(what)
-            log.error("%s: %s", what, problem)
+            log.warning("%s: %s", what, problem)
+
+
+def _word(place: Parked, due: Delivery) -> str:
+    """Which parking it is; who parks without the library may leave it out."""
+    return due.message.headers.get(headers.PARKED) or f"{place.hop}-{due.seq}"

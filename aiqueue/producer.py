@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from . import codec, headers, subjects
@@ -22,20 +24,26 @@ from .units import seconds
 HINT_EVERY_S = 20.0  # below the time after which a worker lets an idle lane go (lanes.IDLE_S)
 HINTED_MAX = 10_000
 FORMS_MAX = 10_000
+DELAY_MAX_S = 365 * 86_400.0
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
 
 _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
+T = TypeVar("T")
 OnFull = Literal["raise", "wait"]
 
 
 class Enqueued(NamedTuple):
-    """A stored job: where its message is, and whether it had been there before."""
+    """A stored job: where its message is, and whether it had been there before. One that waits for its time has `due`,
+    seconds since the epoch, and the `word` of its parking.
+    """
 
     job_id: str
     lane: subjects.Lane
     stream: str
     seq: int
     duplicate: bool
+    due: float | None = None
+    word: str = ""
 
 
 class Attached(NamedTuple):
@@ -111,18 +119,11 @@ class Producer:
 
     async def _store(self, form: Form, told: bytes, body: bytes, on_full: OnFull, end: float) -> PubAck:
         self.hint(form.lane)
-        wait_s = FULL_FIRST_S
-        while True:
-            try:
-                return await self.connection.store_block(
-                    form.subject, told, body, timeout_s=max(0.05, end - time.monotonic())
-                )
-            except QueueFull as error:
-                left = end - time.monotonic()
-                if on_full == "raise" or left <= 0:
-                    raise full(error, form) from None
-                await asyncio.sleep(min(wait_s, left))
-                wait_s = min(wait_s * 2, FULL_CAP_S)
+
+        async def store(left_s: float) -> PubAck:
+            return await self.connection.store_block(form.subject, told, body, timeout_s=left_s)
+
+        return await patiently(store, form, on_full, end - time.monotonic())
 
     # -- documents
 
@@ -281,6 +282,45 @@ def _headers(
     if deadline is not None:
         told[headers.DEADLINE] = deadline
     return told
+
+
+async def patiently(store: Callable[[float], Awaitable[T]], form: Form, on_full: OnFull, timeout_s: float) -> T:
+    """What `store` returns, given the seconds that are left; asked again with backoff while there is no room, if
+    `on_full` says so. Raises QueueFull.
+    """
+    end = time.monotonic() + timeout_s
+    wait_s = FULL_FIRST_S
+    while True:
+        try:
+            return await store(max(0.05, end - time.monotonic()))
+        except QueueFull as error:
+            left = end - time.monotonic()
+            if on_full == "raise" or left <= 0:
+                raise full(error, form) from None
+            await asyncio.sleep(min(wait_s, left))
+            wait_s = min(wait_s * 2, FULL_CAP_S)
+
+
+def due_time(delay: str | float | None, at: datetime | float | None) -> float | None:
+    """When a job is due by a caller's arguments, in seconds since the epoch; None: at once. Raises BadInput."""
+    if delay is None and at is None:
+        return None
+    now = time.time()
+    if delay is not None:
+        if at is not None:
+            raise BadInput("delay and at say the same thing: give one of them")
+        due = now + duration("delay", delay)
+    elif isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise BadInput(f"at: {at.isoformat()} has no time zone: give one, such as datetime.now(UTC), or seconds")
+        due = at.timestamp()
+    elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+        raise BadInput(f"at: a datetime with a time zone, or seconds since the epoch, not {at!r}")
+    else:
+        due = float(at)
+    if due - now > DELAY_MAX_S:
+        raise BadInput(f"a job may wait for at most {DELAY_MAX_S / 86_400:.0f} days, not {(due - now) / 86_400:,.0f}")
+    return due if due > now else None
 
 
 def duration(what: str, value: str | float) -> float:

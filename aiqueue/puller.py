@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from . import turns
+from . import headers, turns
 from .connection import Connection, Received, Status, Subscription, ack_info
 from .errors import AIQueueError
 from .subjects import Lane
@@ -50,6 +50,19 @@ class Delivery:
     @property
     def reply(self) -> str:
         return self.message.reply
+
+    @property
+    def run(self) -> int:
+        """The sequence that names its run: of its first storing, where it has been parked since."""
+        told = self.message.headers
+        return (headers.number(told.get(headers.RUN, "")) if headers.PARKED in told else 0) or self.seq
+
+    @property
+    def born(self) -> float:
+        """When it was first stored in its work stream, seconds since the epoch."""
+        told = self.message.headers
+        first = headers.decimal(told.get(headers.ENQUEUED, "")) if headers.PARKED in told else None
+        return self.enqueued_at if first is None else first
 
 
 @dataclass(slots=True, eq=False)

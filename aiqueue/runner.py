@@ -33,7 +33,7 @@ from .document import Document
 from .documents import Documents
 from .errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, EncodeError, NotFound, Stale, TooLarge
 from .job import Job, Progress
-from .journal import FAILED, PROGRESS, RESULT, RETRY, Entry, Journal, Writer
+from .journal import FAILED, PROGRESS, RESULT, RETRY, STARTED, Entry, Journal, Writer
 from .processes import Processes
 from .producer import relocate
 from .puller import Delivery
@@ -116,8 +116,8 @@ class Runner:
             opened = await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
-            outcome = await self._attempt(delivery, opened, handler, writer)
             try:
+                outcome = await self._attempt(delivery, opened, handler, writer)
                 await self._settle(delivery, opened, handler, writer, outcome)
             except Stale as stale:
                 await self._settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
@@ -180,7 +180,8 @@ class Runner:
 
     async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
         """Go on from what this run's journal says of earlier attempts."""
-        said = await self._journal.of_run(subject, delivery.seq, delivery.enqueued_at)
+        word = opened.parcel.headers.get(headers.PARKED, "")
+        said = await self._journal.of_run(subject, delivery.run, delivery.born, word)
         opened.said = said
         if said is None:
             return
@@ -199,10 +200,11 @@ class Runner:
             return None
         return self._journal.writer(
             _journal_subject(family, delivery, opened),
-            run=delivery.seq,
-            born=delivery.enqueued_at,
+            run=delivery.run,
+            born=delivery.born,
             attempt=opened.attempt,
             head=opened.said,
+            word=opened.parcel.headers.get(headers.PARKED, ""),
         )
 
     # -- during
@@ -219,6 +221,9 @@ class Runner:
             return Refused("deadline", "its deadline passed before it was run")
         if opened.verdict is not None:
             return opened.verdict
+        if handler is not None and writer is not None and headers.PARKED in parcel.headers:
+            # a cancellation may contend with it: of the two, the journal takes the first
+            await writer.write(STARTED, {"seq": delivery.seq})
         if not opened.suspect or opened.problem:
             return await self._run(opened, handler, self._voice(opened, writer))
         if handler is None:
@@ -455,7 +460,7 @@ def _tenant(delivery: Delivery) -> str:
 def _parcel(family: Family, delivery: Delivery) -> Parcel:
     message = delivery.message
     return Parcel(
-        family, _tenant(delivery), delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
+        family, _tenant(delivery), delivery.lane.key.priority, delivery.seq, delivery.born,
         message.headers, message.data,
     )  # fmt: skip
 

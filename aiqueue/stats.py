@@ -31,8 +31,9 @@ class FamilyStats:
     `redelivered`: those in flight that were delivered more than once. `lanes` are those with jobs or a consumer.
 
     `missing`: the server has no such stream, and the counts say nothing. Rates are jobs a second, None where no
-    sample was taken; `dead` is None where the server has no stream of dead letters. `size_limit_bytes` is what the
-    stream may hold on the server now, None: without a limit.
+    sample was taken; `dead` and `parked` are None where the server has no stream for them. `parked` jobs wait for a
+    time, outside of their lanes. `size_limit_bytes` is what the stream may hold on the server now, None: without a
+    limit.
     """
 
     family: str
@@ -46,6 +47,7 @@ class FamilyStats:
     rate_done: float | None = None
     lanes: int = 0
     dead: int | None = None
+    parked: int | None = None
     size_bytes: int = 0
     size_limit_bytes: int | None = None
 
@@ -68,6 +70,7 @@ class LaneStats:
     in_flight_limit: int
     consumer: bool
     pulls: int
+    parked: int = 0
 
 
 class _Sample(NamedTuple):
@@ -81,9 +84,10 @@ class _Sample(NamedTuple):
 
 @dataclass(slots=True)
 class _Counts:
-    """A lane's numbers while they are collected. `stored` counts jobs in flight too."""
+    """A lane's numbers while they are collected. `stored` counts jobs in flight too, not those that are parked."""
 
     stored: int = 0
+    parked: int = 0
     in_flight: int = 0
     redelivered: int = 0
     consumer: Mapping[str, Any] | None = None
@@ -102,7 +106,7 @@ async def overview(connection: Connection, topology: Topology, *, sample_s: floa
 
 
 async def family(connection: Connection, topology: Topology, name: str) -> list[LaneStats]:
-    """The lanes of a family that hold jobs or have a consumer, by tenant, the highest priority first.
+    """The lanes of a family that hold jobs, parked ones too, or have a consumer, by tenant, the highest priority first.
 
     Raises UnknownFamily, BadInput for a family without lanes, NotFound where its stream is missing.
     """
@@ -110,6 +114,7 @@ async def family(connection: Connection, topology: Topology, name: str) -> list[
     if declared.role != "work":
         raise BadInput(f"family {name} has mailboxes and no lanes")
     counts = await _lanes(connection, declared)
+    await _add_parked(connection, topology, declared, counts)
     order = {priority: place for place, priority in enumerate(declared.priorities)}
     lanes = sorted(counts, key=lambda lane: (lane.tenant, order.get(lane.priority, len(order)), lane.priority))
     ages = await _ages(connection, declared, [lane for lane in lanes if counts[lane].stored])
@@ -124,13 +129,17 @@ async def family(connection: Connection, topology: Topology, name: str) -> list[
                 limit=declared.max_msgs_per_subject,
                 in_flight_limit=config.get("max_ack_pending", declared.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
+                parked=count.parked,
             )
         )  # fmt: skip
     return found
 
 
 async def _family(connection: Connection, topology: Topology, declared: Family, sample_s: float) -> FamilyStats:
-    dead = await _dead_count(connection, topology, declared.name)
+    dead = await _count(connection, topology.dead_stream.name, subjects.dead(declared.name))
+    parked = None
+    if declared.role == "work":
+        parked = await _count(connection, topology.parked_stream.name, _parked_filter(declared))
     try:
         first = await _sample(connection, declared.stream)
         counts = await _lanes(connection, declared)
@@ -140,7 +149,7 @@ async def _family(connection: Connection, topology: Topology, declared: Family, 
         else:
             last = first
     except NotFound:
-        return FamilyStats(declared.name, declared.stream, missing=True, dead=dead)
+        return FamilyStats(declared.name, declared.stream, missing=True, dead=dead, parked=parked)
     rate_in = rate_done = None
     if last.at > first.at:
         came = max(0, last.last_seq - first.last_seq)
@@ -158,6 +167,7 @@ async def _family(connection: Connection, topology: Topology, declared: Family, 
         rate_done=rate_done,
         lanes=len(counts),
         dead=dead,
+        parked=parked,
         size_bytes=last.size_bytes,
         size_limit_bytes=last.size_limit_bytes,
     )
@@ -173,7 +183,7 @@ async def _sample(connection: Connection, stream: str) -> _Sample:
 
 async def _lanes(connection: Connection, declared: Family) -> dict[Lane, _Counts]:
     counts: dict[Lane, _Counts] = {}
-    for subject, stored in (await _subjects(connection, declared)).items():
+    for subject, stored in (await _subjects(connection, declared.stream, f"ai.{declared.name}.>")).items():
         lane = subjects.parse_lane(subject)
         if lane is not None:
             shared = declared.lanes == "shared"
@@ -189,12 +199,28 @@ async def _lanes(connection: Connection, declared: Family) -> dict[Lane, _Counts
     return counts
 
 
-async def _subjects(connection: Connection, declared: Family) -> dict[str, int]:
-    """The stored jobs by subject, page by page."""
+async def _add_parked(
+    connection: Connection, topology: Topology, declared: Family, counts: dict[Lane, _Counts]
+) -> None:
+    try:
+        found = await _subjects(connection, topology.parked_stream.name, _parked_filter(declared))
+    except NotFound:
+        return
+    for subject, stored in found.items():
+        if (place := subjects.parse_parked(subject)) is not None:
+            lane = place.lane._replace(tenant="*") if declared.lanes == "shared" else place.lane
+            counts.setdefault(lane, _Counts()).parked += stored
+
+
+def _parked_filter(declared: Family) -> str:
+    return subjects.parked(Lane(declared.name, "*", "*"), due=False).replace(".at.", ".*.", 1)
+
+
+async def _subjects(connection: Connection, stream: str, wanted: str) -> dict[str, int]:
+    """How many messages a stream holds on each subject, page by page."""
     found: dict[str, int] = {}
     while True:
-        request = {"subjects_filter": f"ai.{declared.name}.>", "offset": len(found)}
-        info = await connection.api(f"STREAM.INFO.{declared.stream}", request)
+        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": wanted, "offset": len(found)})
         page: dict[str, int] = info["state"].get("subjects") or {}
         found |= page
         if not page or len(found) >= info.get("total", 0):
@@ -232,10 +258,10 @@ async def _ages(connection: Connection, declared: Family, lanes: Iterable[Lane])
     return ages
 
 
-async def _dead_count(connection: Connection, topology: Topology, name: str) -> int | None:
-    """How many dead letters a family has, None where their stream is missing: the first one says how many follow."""
-    request = {"seq": 1, "batch": 1, "next_by_subj": subjects.dead(name)}
-    subject = f"$JS.API.DIRECT.GET.{topology.dead_stream.name}"
+async def _count(connection: Connection, stream: str, wanted: str) -> int | None:
+    """How many messages match, None where the stream is missing: the first one says how many follow."""
+    request = {"seq": 1, "batch": 1, "next_by_subj": wanted}
+    subject = f"$JS.API.DIRECT.GET.{stream}"
     try:
         answer = await connection.request(subject, json.dumps(request).encode())
     except Unavailable as error:

@@ -1,7 +1,7 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance|documents] [--rounds N] [--jobs N] [--json]``, each on an
-embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
+``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed] [--rounds N] [--jobs N] [--json]``, each on
+an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
 is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
 """
 
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import aiqueue
 
-from . import documents, drain, endurance, enqueue, fairness, fuzz, latency, many, soak, tenants
+from . import delayed, documents, drain, endurance, enqueue, fairness, fuzz, latency, many, soak, tenants
 from .report import Row, table
 
 
 async def measure(rounds: int, jobs: int) -> list[Row]:
     """One row a measurement, each a list of both sides' figures over the rounds."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
             for module in (enqueue, many, drain, latency):
                 rows += await module.run(client, rounds=rounds, jobs=jobs)
@@ -41,6 +41,8 @@ async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
                 return await documents.run(client, Path(directory), rounds=rounds, megabytes=megabytes)
             if what == "endurance":
                 return await endurance.run(client, jobs=jobs)
+            if what == "delayed":
+                return await delayed.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
 
 
@@ -50,7 +52,10 @@ def main() -> None:
             sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=("speed", "fairness", "tenants", "endurance", "documents"), default="speed"
+        "what",
+        nargs="?",
+        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed"),
+        default="speed",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND[|KIND...]:PERIOD[:HOLD]",
         help=f"may be repeated; kinds, and how long each holds: {kinds}",
     )
+    parser.add_argument("--stream-bytes", default="1GiB", metavar="SIZE", help="what the stream holds, such as 64KiB")
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--seed", type=int, default=1, help="of the times and victims of the faults")
     parser.add_argument("--broken", action="store_true", help="a worker that acknowledges before it runs")
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         workers=chosen.workers, concurrency=chosen.concurrency, handler_ms=chosen.handler_ms,
         ack_wait_s=chosen.ack_wait, tenants=chosen.tenants, plans=() if chosen.no_faults else tuple(plans),
         seed=chosen.seed, broken=chosen.broken, settle_s=chosen.settle, sync_always=chosen.sync_always,
-        keep=chosen.keep,
+        stream_bytes=chosen.stream_bytes, keep=chosen.keep,
     )  # fmt: skip
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     try:

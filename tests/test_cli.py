@@ -323,6 +323,45 @@ class TestEnqueue:
             "job_id": "doc-1", "family": "agent.tasks", "tenant": "acme", "priority": "normal", "duplicate": True
         }  # fmt: skip
 
+    def test_a_delay_is_said_and_can_be_taken_back(self, ready: Cli) -> None:
+        result = ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-9", "--delay", "1h")
+        assert result.stdout.startswith("enqueued doc-9 in agent.tasks acme/normal, due in 1h")
+        told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--at", "2000-01-01T00:00:00Z", "--json"))
+        assert "due" not in told  # it has passed: at once
+        told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--delay", "10s", "--json"))
+        assert abs(told["due"] - time.time() - 10) < 10
+        shown = ready("inspect", "doc-9").stdout
+        assert shown.startswith("job doc-9: parked")
+        assert "due" in shown
+        assert ready("cancel", "doc-9").stdout == "cancelled doc-9: it will not run\n"
+        assert ready("cancel", "doc-9").exit_code == 0
+        assert "job doc-9: cancelled" in ready("inspect", "doc-9").stdout
+        lost = ready("cancel", "doc-10", "--tenant", "acme")
+        assert (lost.exit_code, lost.stdout) == (1, "")
+        assert "no trace of job doc-10" in lost.stderr
+
+    @pytest.mark.parametrize(
+        ("option", "value", "told"),
+        [
+            ("--at", "2030-01-01T00:00:00", "it has no time zone"),
+            ("--at", "tomorrow", "seconds since the epoch"),
+            ("--delay", "soon", "not a duration"),
+            ("--delay", "400d", "at most 365 days"),
+        ],
+    )
+    def test_a_time_that_makes_no_sense_is_wrong_usage(self, ready: Cli, option: str, value: str, told: str) -> None:
+        result = ready("enqueue", "echo", "{}", "--tenant", "acme", option, value)
+        assert result.exit_code == 2
+        assert told in " ".join(result.stderr.replace("\u2502", " ").split())
+
+    def test_cancelling_a_job_that_has_ended_is_exit_code_1(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+        ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--wait")
+        result = ready("cancel", "doc-1")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "job doc-1 is not cancelled: it has ended already" in result.stderr
+        told = json.loads(ready("cancel", "doc-1", "--json").stdout)
+        assert told == {"job_id": "doc-1", "cancelled": False, "said": "it has ended already"}
+
     def test_takes_the_family_whose_own_kind_it_is(self, ready: Cli) -> None:
         result = ready("enqueue", "gateway.request", '{"request_id": "r-1"}', "--tenant", "acme", "--priority", "batch")
         assert result.stdout == "enqueued r-1 in gateway.requests acme/batch\n"

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from aiqueue import codec, headers, provision
+from aiqueue.cancel import Cancels
 from aiqueue.config import Settings
 from aiqueue.connection import Connection, Received
 from aiqueue.errors import EncodeError, JobFailed, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
@@ -302,7 +304,7 @@ async def handle(journal: Journal) -> Handle:
     family = TOPOLOGY.family("agent.tasks")
     ack = await journal._connection.store("ai.agent.tasks.acme", codec.encode({}), {headers.MSG_ID: "acme/j1"})
     enqueued = Enqueued("j1", Lane("agent.tasks", "acme", "normal"), ack.stream, ack.seq, duplicate=False)
-    return Handle(enqueued, journal, family.journal)
+    return Handle(enqueued, family, journal, Cancels(journal._connection, TOPOLOGY))
 
 
 async def remove(journal: Journal, job: Handle) -> None:
@@ -359,4 +361,4 @@ async def test_a_waiter_is_woken_by_the_ack_of_a_job_that_keeps_no_result(journa
 async def test_a_family_without_a_journal_says_so(journal: Journal) -> None:
     job = await handle(journal)
     with pytest.raises(NotFound, match="keeps no journal"):
-        await Handle(job._enqueued, journal, None).result()
+        await Handle(job._enqueued, replace(job._family, journal=None), journal, job._cancels).result()

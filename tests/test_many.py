@@ -184,7 +184,7 @@ class Wild(Message, kind="wild"):
         (JobSpec(Task(), headers={"Nats-TTL": "1"}), BadInput, "Nats-TTL"),
         (JobSpec(Task(), headers={"m": "é"}), BadInput, "header"),
         (JobSpec(Task(), deadline="soon"), BadInput, "deadline"),
-        (JobSpec(Task(), headers={"m": "x" * 2_000_000}), TooLarge, "max_payload"),
+        (JobSpec(Task(), headers={"m": "x" * 2_000_000}), TooLarge, "65,535"),
         (Small(blob=bytes(200_000)), BadInput, "max_msg_size"),
         (untyped("x", "no.family")(), UnknownFamily, "no.family"),
         (untyped("x", "agent.tasks")(a=object()), EncodeError, "object"), (Wild(), EncodeError, "KeyError"),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 import aiqueue
 from aiqueue import codec, headers, provision, subjects
+from aiqueue.errors import BadInput, JobFailed, NotFound, ResultDisabled
 from aiqueue.parking import CONSUMER, Forwarder, Parking
 from aiqueue.subjects import Lane
 
@@ -127,7 +130,7 @@ async def test_a_due_message_that_was_forwarded_already_is_stored_once(client: a
     await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"), within=5)
     there = await client.connection.last("AI_PARKED", subjects.parked(lane, "j1", "1", due=True))
     assert there is not None
-    kept = headers.carried(there.headers) | {headers.MSG_ID: subjects.msg_id(FAMILY, "acme", "j1", "due-1")}
+    kept = headers.carried(there.headers, ours=True) | {headers.MSG_ID: subjects.msg_id(FAMILY, "acme", "j1", "due-1")}
     await client.connection.store(subjects.work(*lane), there.data, kept)
     forwarder = Forwarder(client.connection, client.topology)
     await forwarder.start()
@@ -209,3 +212,180 @@ async def test_parked_jobs_survive_a_killed_server_and_come_when_it_is_back(own_
             await eventually(lambda: stored_none(client), within=30)
     assert sorted({name for name, _, _ in seen}) == sorted(f"acme/j{n}" for n in range(20))
     assert all(came >= due for _, came, _ in seen)
+
+
+# enqueueing with a delay
+
+
+async def test_a_delayed_job_begins_at_its_time_and_gives_its_result(client: aiqueue.Client) -> None:
+    begun: dict[str, float] = {}
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> int:
+        begun[job.id] = time.time()
+        return job.message.n + 1
+
+    now = time.time()
+    by_delay = await client.enqueue(Task(n=1), tenant="acme", delay="1s")
+    by_time = await client.enqueue(Task(n=2), tenant="acme", at=datetime.fromtimestamp(now + 1, UTC), priority="high")
+    by_seconds = await client.enqueue(Task(n=3), tenant="acme", at=now + 1)
+    past = await client.enqueue(Task(n=4), tenant="acme", at=now - 100)
+    handles = [by_delay, by_time, by_seconds]
+    assert past.due is None
+    assert all(each.due is not None and 0 <= each.due - now - 1 < 1 for each in handles)
+    assert "due 20" in repr(by_delay)
+    async with worker.running(client):
+        assert await past.result(10) == 5
+        assert [await each.result(10) for each in handles] == [2, 3, 4]
+    assert all(begun[each.id] >= (each.due or 0) for each in handles)
+    assert [await each.result(10) for each in handles] == [2, 3, 4]  # asked for afterwards, too
+
+
+async def test_a_delayed_job_without_a_result_says_so(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, result=False)
+    async def task(job: aiqueue.Job[Task]) -> None: ...
+
+    handle = await client.enqueue(Task(), tenant="acme", delay=0.3)
+    async with worker.running(client):
+        with pytest.raises(ResultDisabled):
+            await handle.result(10)
+
+
+async def test_a_delayed_job_that_is_parked_already_is_a_duplicate(client: aiqueue.Client) -> None:
+    first = await client.enqueue(Task(n=1), tenant="acme", unique="a", delay="1h")
+    second = await client.enqueue(Task(n=2), tenant="acme", unique="a", delay="2h")
+    other = await client.enqueue(Task(n=2), tenant="globex", unique="a", delay="2h")
+    assert (first.duplicate, second.duplicate, other.duplicate) == (False, True, False)
+    assert second.due == first.due
+    specs = [aiqueue.JobSpec(Task(), unique="a"), aiqueue.JobSpec(Task(), unique="b"), aiqueue.JobSpec(Task())]
+    made = [each async for each in client.enqueue_many([*specs, *specs], tenant="acme", delay="1h")]
+    assert [each.duplicate for each in made if isinstance(each, aiqueue.Handle)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert made[0].due == first.due  # type: ignore[union-attr]
+    assert await stored(client, "AI_PARKED") == 5
+
+
+async def test_what_is_enqueued_in_bulk_may_be_delayed_item_by_item(client: aiqueue.Client) -> None:
+    now = time.time()
+    items = [
+        aiqueue.JobSpec(Task(), delay="1h"),
+        aiqueue.JobSpec(Task(), at=now + 60),
+        Task(),
+        aiqueue.JobSpec(Task(), delay=-1),
+    ]
+    made = [each async for each in client.enqueue_many(items, tenant="acme")]
+    dues = [each.due for each in made if isinstance(each, aiqueue.Handle)]
+    assert dues[0] is not None
+    assert dues[1] is not None
+    assert 3599 < dues[0] - now < 3660
+    assert 0 <= dues[1] - now - 60 < 0.01
+    assert dues[2] is None
+    assert isinstance(made[3], BadInput)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"at": datetime(2030, 1, 1)}, "no time zone"),  # noqa: DTZ001
+        ({"at": "tomorrow"}, "seconds since the epoch"),
+        ({"at": float("nan")}, "seconds since the epoch"),
+        ({"at": True}, "seconds since the epoch"),
+        ({"delay": "soon"}, "not a duration"),
+        ({"delay": -1}, "not a duration"),
+        ({"delay": "366d"}, "at most 365 days"),
+        ({"delay": 1, "at": 1}, "one of them"),
+    ],
+)
+async def test_a_time_that_makes_no_sense_is_refused(client: aiqueue.Client, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        await client.enqueue(Task(), tenant="acme", **wrong)
+    with pytest.raises(BadInput, match=told):
+        client.enqueue_many([Task()], tenant="acme", **wrong)
+
+
+async def test_a_deadline_counts_while_a_job_is_parked(client: aiqueue.Client) -> None:
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    handle = await client.enqueue(Task(), tenant="acme", delay=0.5, deadline=0.2)
+    async with taking(seen).running(client):
+        with pytest.raises(JobFailed, match="deadline"):
+            await handle.result(10)
+    assert not seen
+
+
+async def test_an_embedded_server_without_the_stream_says_what_to_do(client: aiqueue.Client) -> None:
+    await client.connection.api("STREAM.DELETE.AI_PARKED")
+    with pytest.raises(NotFound, match="aiqueue apply"):
+        await client.enqueue(Task(), tenant="acme", delay=1)
+
+
+async def test_a_sync_client_delays_and_cancels(client: aiqueue.Client, account: Any) -> None:
+    def plain() -> tuple[Any, ...]:
+        with aiqueue.connect_sync(account.url, user=account.user, password=account.password) as sync:
+            handle = sync.enqueue(Task(), tenant="acme", delay="1h", unique="x")
+            other = sync.enqueue(Task(), tenant="acme", delay="1h", unique="y")
+            return handle.due, handle.cancel(), sync.cancel(other.id)
+
+    due, first, second = await asyncio.to_thread(plain)
+    assert due > time.time() + 3500
+    assert first
+    assert second
+
+
+async def test_a_worker_that_is_killed_while_it_forwards_loses_nothing(client: aiqueue.Client, account: Any) -> None:
+    code = (
+        "import asyncio, sys, aiqueue\n"
+        "from aiqueue.parking import Forwarder\n"
+        "async def main():\n"
+        "    async with aiqueue.connect(sys.argv[1], user=sys.argv[2], password=sys.argv[3]) as client:\n"
+        "        await Forwarder(client.connection, client.topology).start()\n"
+        "        print('up', flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    due = time.time() + 1
+    outcomes = [each async for each in client.enqueue_many((Task(n=n) for n in range(3_000)), tenant="acme", at=due)]
+    assert all(isinstance(each, aiqueue.Handle) for each in outcomes)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, account.url, account.user, account.password, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"up\n"
+    try:
+        await eventually(lambda: stored(client, STREAM), within=20)
+    finally:
+        process.kill()
+        await process.wait()
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    async with taking(seen, concurrency=500).running(client):
+        await eventually(lambda: len(seen) >= 3_000, within=30)
+        await eventually(lambda: stored_none(client), within=30)
+    assert len(seen) == len({name for name, _, _ in seen}) == 3_000
+
+
+async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aiqueue.Client) -> None:
+    info = await client.connection.api("STREAM.INFO.AI_RAG_INGEST")
+    await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
+    parking, now = Parking(client.connection, client.topology), time.time()
+    lane = Lane("rag.ingest", "acme", "normal")
+    await asyncio.gather(*(parking.park(lane, f"d{n}", now, told(f"d{n}"), b"", hop="1") for n in range(2_500)))
+    await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"), within=10)
+    forwarder = Forwarder(client.connection, client.topology)
+    await forwarder.start()
+    try:
+        await park(client, "j1", time.time())
+        await eventually(lambda: stored(client, STREAM), within=10)
+        assert await stored(client, "AI_PARKED") == 2_500
+        await client.connection.api("STREAM.CREATE.AI_RAG_INGEST", info["config"])
+        await eventually(lambda: stored_parked_none(client), within=30)
+        assert await stored(client, "AI_RAG_INGEST") == 2_500
+    finally:
+        await forwarder.stop()

@@ -90,7 +90,8 @@ class TestOverview:
     async def test_has_every_family_empty_at_first(self, client: aiqueue.Client) -> None:
         found = await overview(client)
         assert list(found) == list(client.topology.families)
-        assert found["agent.tasks"] == FamilyStats("agent.tasks", "AI_AGENT_TASKS", dead=0, size_limit_bytes=2**30)
+        expected = FamilyStats("agent.tasks", "AI_AGENT_TASKS", dead=0, parked=0, size_limit_bytes=2**30)
+        assert found["agent.tasks"] == expected
 
     async def test_counts_waiting_and_leased_jobs_apart(self, client: aiqueue.Client) -> None:
         for _ in range(5):
@@ -142,9 +143,47 @@ class TestOverview:
         await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
         await client.connection.api("STREAM.DELETE.AI_DEAD")
         found = await overview(client)
-        assert found["rag.ingest"] == FamilyStats("rag.ingest", "AI_RAG_INGEST", missing=True)
+        assert found["rag.ingest"] == FamilyStats("rag.ingest", "AI_RAG_INGEST", missing=True, parked=0)
         assert not found["agent.tasks"].missing
         assert found["agent.tasks"].dead is None
+
+
+class TestParked:
+    async def test_parked_jobs_are_counted_by_family_and_lane(self, client: aiqueue.Client) -> None:
+        for _ in range(3):
+            await client.enqueue(Echo(), tenant="acme", delay="1h")
+        await client.enqueue(Echo(), tenant="globex", priority="high", delay="1h")
+        await client.enqueue(Echo(), tenant="globex", priority="high")
+        found = await overview(client)
+        assert (found["agent.tasks"].parked, found["agent.tasks"].waiting) == (4, 1)
+        assert (found["rag.ingest"].parked, found["agent.message"].parked) == (0, None)
+        by_lane = await lanes(client)
+        assert {lane: (each.parked, each.waiting) for lane, each in by_lane.items()} == {
+            ("acme", "normal"): (3, 0),
+            ("globex", "high"): (1, 1),
+        }
+
+    async def test_a_parked_job_is_found_with_its_time(self, client: aiqueue.Client) -> None:
+        handle = await client.enqueue(Echo(), tenant="acme", delay="1h", priority="low")
+        found = await stats.job(client.connection, client.topology, handle.id)
+        assert (found.state, found.tenant, found.priority, found.kind) == ("parked", "acme", "low", "echo")
+        assert found.next_attempt_at == handle.due
+        assert found.enqueued_at is not None
+        assert abs(found.enqueued_at - time.time()) < 60
+
+    async def test_an_id_that_is_parked_twice_needs_its_tenant(self, client: aiqueue.Client) -> None:
+        await client.enqueue(Echo(), tenant="acme", delay="1h", unique="a")
+        await client.enqueue(Echo(), tenant="globex", delay="1h", unique="a")
+        with pytest.raises(BadInput, match="more than once"):
+            await stats.job(client.connection, client.topology, "a")
+        found = await stats.job(client.connection, client.topology, "a", tenant="globex")
+        assert (found.state, found.tenant) == ("parked", "globex")
+
+    async def test_without_the_stream_the_rest_is_shown(self, client: aiqueue.Client) -> None:
+        await client.enqueue(Echo(), tenant="acme")
+        await client.connection.api("STREAM.DELETE.AI_PARKED")
+        assert (await overview(client))["agent.tasks"].parked is None
+        assert [each.parked for each in (await lanes(client)).values()] == [0]
 
 
 class TestFamily:

@@ -16,7 +16,7 @@ import typer
 
 from ..errors import AIQueueError, BadInput, JobFailed, ResultDisabled, ResultTimeout
 from . import many, output
-from .options import FAILED, Where, complain, duration, verb
+from .options import FAILED, Where, complain, duration, moment, verb
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -56,6 +56,12 @@ def enqueue(  # noqa: PLR0913  (a verb's options)
         float | None,
         typer.Option(parser=duration, metavar="DURATION", help="A job not begun by then ends as a dead letter."),
     ] = None,
+    delay: Annotated[
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="It waits so long before it is queued.")
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option(parser=moment, metavar="TIME", help="The same until a time, with its time zone.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     timeout: Annotated[float, typer.Option(parser=duration, metavar="DURATION", help="How long --wait waits.")] = "10m",  # type: ignore[assignment]  # typer gives defaults to the parser too
     json: Annotated[bool, typer.Option("--json", help="One JSON object a job, each on its line.")] = False,
@@ -63,7 +69,7 @@ def enqueue(  # noqa: PLR0913  (a verb's options)
     """Store jobs, and say their ids once the server has them."""
     order = _Order(
         kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_headers(header),
-        deadline=deadline, wait_s=timeout if wait else None, json=json,
+        deadline=deadline, delay=delay, at=at, wait_s=timeout if wait else None, json=json,
     )  # fmt: skip
     with _source(body) as source:
 
@@ -84,6 +90,8 @@ class _Order:
     unique: str | None
     headers: Mapping[str, str]
     deadline: float | None
+    delay: float | None
+    at: float | None
     wait_s: float | None
     json: bool
 
@@ -230,7 +238,7 @@ async def _stored(
 
     outcomes = client.enqueue_many(
         items(), tenant=order.tenant, priority=order.priority, headers=order.headers, deadline=order.deadline,
-        on_full="wait" if source.several else "raise",
+        delay=order.delay, at=order.at, on_full="wait" if source.several else "raise",
     )  # fmt: skip
     async with contextlib.aclosing(outcomes):
         async for outcome in outcomes:
@@ -252,6 +260,8 @@ async def _one(order: _Order, handle: Handle, tally: _Tally, *, several: bool) -
         "job_id": handle.id, "family": handle.family, "tenant": handle.tenant, "priority": handle.lane.priority,
         "duplicate": handle.duplicate,
     }  # fmt: skip
+    if handle.due is not None:
+        told["due"] = handle.due
     if order.wait_s is not None:
         if not several and not order.json:
             output.say(_stored_line(handle), err=True)
@@ -293,6 +303,8 @@ def _report(order: _Order, tally: _Tally, took_s: float) -> None:
 
 def _stored_line(handle: Handle) -> str:
     where = output.lane(*handle.lane)
+    if handle.due is not None:
+        where += f", due in {output.age(handle.due - time.time())} ({output.clock(handle.due)})"
     if handle.duplicate:
         return f"there already: {handle.id} in {where}; nothing was stored"
     return f"enqueued {handle.id} in {where}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..journal import Entry
     from ..stats import FamilyStats, JobStats, LaneStats
 
-_STATES = {"done": "green", "failed": "red", "retrying": "yellow", "unknown": "yellow"}
+_STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 
 
 def register(app: typer.Typer) -> None:
@@ -79,11 +79,12 @@ def _say_overview(found: list[FamilyStats], json: bool) -> None:
         rows.append(
             [
                 each.family, f"{each.waiting:,}", f"{each.in_flight:,}", f"{each.redelivered:,}",
-                output.age(each.oldest_age_s), _rate(each.rate_in), _rate(each.rate_done), f"{each.lanes:,}",
+                "-" if each.parked is None else f"{each.parked:,}", output.age(each.oldest_age_s),
+                _rate(each.rate_in), _rate(each.rate_done), f"{each.lanes:,}",
                 _size(each), "-" if each.dead is None else f"{each.dead:,}",
             ]
         )  # fmt: skip
-    titles = ("waiting", "in flight", "again", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
+    titles = ("waiting", "in flight", "again", "parked", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
     output.table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
     if any(each.redelivered for each in found):
         output.say("\nagain: jobs in flight that were delivered more than once")
@@ -116,7 +117,7 @@ def _say_lanes(found: list[LaneStats], family: str | None, tenant: str | None, j
         [
             *([lane.family] if several else []),
             "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.waiting:,}",
-            f"{lane.in_flight:,}", f"{lane.redelivered:,}", output.age(lane.oldest_age_s),
+            f"{lane.in_flight:,}", f"{lane.redelivered:,}", f"{lane.parked:,}", output.age(lane.oldest_age_s),
             _limit(lane.limit), _served(lane),
         ]
         for lane in found
@@ -124,8 +125,8 @@ def _say_lanes(found: list[LaneStats], family: str | None, tenant: str | None, j
     columns = [
         *([Column("family", shrink=True)] if several else []),
         Column("tenant", shrink=True), Column("priority"), Column("waiting", right=True),
-        Column("in flight", right=True), Column("again", right=True), Column("oldest", right=True),
-        Column("limit", right=True), Column("served"),
+        Column("in flight", right=True), Column("again", right=True), Column("parked", right=True),
+        Column("oldest", right=True), Column("limit", right=True), Column("served"),
     ]  # fmt: skip
     output.table(columns, rows)
     if any(lane.redelivered for lane in found):
@@ -150,14 +151,14 @@ def _say_job(found: JobStats, json: bool) -> None:
     state = output.styled(found.state.replace("_", " "), _STATES.get(found.state, "cyan"))
     output.say(f"job {output.styled(found.job_id, 'bold')}: {state}{f' ({found.note})' if found.note else ''}")
     failure = found.failure or {}
-    due = "" if found.next_attempt_at is None else f"in {output.age(found.next_attempt_at - time.time())}"
+    parked = found.state == "parked" and not found.attempt
     output.fields(
         [
             ("lane", output.lane(found.family, found.tenant, found.priority)),
             ("kind", found.kind or ""),
             ("enqueued", output.ago(found.enqueued_at)),
             ("attempt", f"{found.attempt}" if found.attempt else ""),
-            ("next attempt", due),
+            ("due" if parked else "next attempt", _due(found.next_attempt_at)),
             ("reason", str(failure.get("reason") or "")),
             ("error", str(failure.get("error") or "")),
             ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),
@@ -167,6 +168,13 @@ def _say_job(found: JobStats, json: bool) -> None:
         _say_journal(found)
     if found.state == "done":
         output.say(f"\nresult\n{output.pretty(found.result)}")
+
+
+def _due(at: float | None) -> str:
+    if at is None:
+        return ""
+    left_s = at - time.time()
+    return f"in {output.age(left_s)} ({output.clock(at)})" if left_s >= 0 else output.ago(at)
 
 
 def _say_journal(found: JobStats) -> None:
@@ -197,6 +205,10 @@ def _summary(entry: Entry) -> str:
             delay = data.get("delay_s")
             told = f" (again after {output.age(delay)})" if isinstance(delay, int | float) else ""
             return f"{data.get('error')}{told}"
+        if entry.event == "started":
+            return ""
+        if entry.event == "cancelled":
+            return str(data.get("error"))
         if entry.event == "failed":
             return f"{data.get('reason')}: {data.get('error')}"
     return output.cut(output.pretty(data, short=True), 500)

@@ -146,6 +146,22 @@ def duration(value: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
+def moment(value: str) -> float:
+    """Seconds since the epoch of an option such as "2026-11-24T08:00:00+01:00", for typer."""
+    from datetime import datetime  # noqa: PLC0415
+
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError:
+        found = None
+    if found is None or found.utcoffset() is None:
+        zone = "" if found is None else "it has no time zone: "
+        raise typer.BadParameter(f'{zone}a time such as "2026-11-24T08:00:00+01:00", or seconds since the epoch')
+    return found.timestamp()
+
+
 def names(values: list[str] | None) -> list[str] | None:
     """An option that may be repeated and may hold several names with commas; None where it was not given."""
     found = [part.strip() for value in values or () for part in value.split(",") if part.strip()]

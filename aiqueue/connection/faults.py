@@ -156,6 +156,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10035: AccessDenied,  # no permission
     10037: NotFound,  # message
     10039: Unavailable,  # JetStream not enabled for the account
+    10043: NotFound,  # a message to delete: its sequence
     10047: DiskFull,  # storage resources exceeded
     10052: ConfigMismatch,  # stream configuration
     10054: TooLarge,  # max_msg_size

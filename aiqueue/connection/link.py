@@ -267,6 +267,10 @@ class Connection:
         """The oldest message whose subject matches, read from the stream's leader."""
         return await reading.get(self, stream, {"seq": 1, "next_by_subj": subject})
 
+    async def delete(self, stream: str, seq: int) -> bool:
+        """Delete the message with this sequence, False where there is none."""
+        return await reading.delete(self, stream, seq)
+
     def read(
         self, stream: str, subject: str, *, seq: int = 1, batch: int = reading.BATCH, ahead: bool = False
     ) -> AsyncGenerator[Stored, None]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AIQueueError, NotFound, Unavailable
+from ..errors import AIQueueError, NotFound, ServerError, Unavailable
 from . import frames
 from .faults import from_api
 from .frames import Received, Stored
@@ -31,6 +31,21 @@ async def get(connection: Connection, stream: str, request: dict[str, Any]) -> S
             raise
         return None
     return frames.stored(answer["message"])
+
+
+async def delete(connection: Connection, stream: str, seq: int) -> bool:
+    """Delete one message, False where there is none."""
+    try:
+        await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+    except NotFound as error:
+        if "stream not found" in str(error):
+            raise
+        return False
+    except ServerError as error:  # err_code 10057, which stands for every failure to delete
+        if "no message found" not in error.description:
+            raise
+        return False
+    return True
 
 
 async def read(

@@ -23,7 +23,7 @@ journal = "{journal}"
 
 [stream]
 name = "{stream}"
-max_bytes = "1GiB"
+max_bytes = "{max_bytes}"
 
 [consumer]
 ack_wait = "{ack_wait_s:g}s"
@@ -40,9 +40,9 @@ class Task(aiqueue.Message, kind="task", family=FAMILY):
 worker = aiqueue.Worker(concurrency=50)
 
 
-def declared(ack_wait_s: float) -> str:
+def declared(ack_wait_s: float, max_bytes: str) -> str:
     """The stream file of the jobs."""
-    return DECLARED.format(family=FAMILY, journal=JOURNAL, stream=STREAM, ack_wait_s=ack_wait_s)
+    return DECLARED.format(family=FAMILY, journal=JOURNAL, stream=STREAM, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
 
 
 async def work(pen: Pen, number: int, handler_s: float) -> str:

@@ -238,7 +238,14 @@ class Nemesis:
             return None
         fault.what = "disk"
         disk.fill()
-        return disk.free
+
+        def free() -> None:
+            disk.free()
+            for server in self._target.servers:  # nats-server writes no more after ENOSPC, room or not, until then
+                server.kill()
+                server.start()
+
+        return free
 
     def _cut_link(self, fault: Fault, which: float) -> Callable[[], None] | None:
         link = self._target.link

@@ -50,6 +50,7 @@ class Options:
     enqueue_timeout_s: float = 60.0
     settle_s: float = STUCK_S
     disk_mib: int = 96
+    stream_bytes: str = "1GiB"  # what the stream may hold before it refuses jobs
     sync_always: bool = False
     keep: Path | None = None  # where to leave the logs
 
@@ -128,7 +129,7 @@ class _Soak:
         self.servers = self._servers(stack)
         self._jobs_log, self._said_log = directory / "jobs.log", directory / "enqueued.log"
         (directory / "streams").mkdir()
-        (directory / "streams" / "chaos_jobs.toml").write_text(app.declared(options.ack_wait_s))
+        (directory / "streams" / "chaos_jobs.toml").write_text(app.declared(options.ack_wait_s, options.stream_bytes))
         under_test = ["aiqueue", "work", f"--concurrency={options.concurrency}", "--log-level=warning"]
         target = ["benchmarks.chaos.app:worker"]
         program = ["-m", "benchmarks.chaos.broken"] if options.broken else ["-m", *under_test, *target]
@@ -140,6 +141,8 @@ class _Soak:
             prefix=self.link.prefix if self.link else (),
         )
         self._producers: list[Child] = []
+        if options.keep is not None:
+            stack.callback(self._keep, options.keep)
         stack.callback(self._kill_children)
 
     def _servers(self, stack: contextlib.ExitStack) -> list[NatsProcess]:
@@ -205,8 +208,6 @@ class _Soak:
             dead,
             left,
         )
-        if options.keep is not None:
-            self._keep(options.keep)
         return Report(
             options, begun, took_s, checker.check(found), checker.recoveries(found.runs, found.faults),
             nemesis.faults, nemesis.skipped, self.workers.surprises, list(found.runs),
@@ -229,7 +230,8 @@ class _Soak:
         nemesis = Nemesis((), self, seed=options.seed)
         while any(child.code is None for child in self._producers):
             if time.monotonic() > begun + longest_s:
-                raise TimeoutError(f"the producers have not ended within {longest_s:.0f} s")
+                self.workers.surprises.append(f"the producers were ended after {longest_s:.0f} s")
+                return nemesis
             if nemesis.idle and options.plans and self._jobs_log.exists():
                 nemesis = Nemesis(options.plans, self, seed=options.seed)
             nemesis.step()
@@ -304,7 +306,8 @@ class _Soak:
         for log in self._directory.glob("*.log"):
             shutil.copy(log, where / log.name)
         for server in self.servers:
-            shutil.copy(server.log, where / f"{server.directory.name}.log")
+            if server.log.exists():
+                shutil.copy(server.log, where / f"{server.directory.name}.log")
 
 
 def _word(stored: Stored) -> Word:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiqueue import attempt, codec, deadletter, headers
@@ -13,6 +15,7 @@ from aiqueue.backoff import Backoff
 from aiqueue.connection import Stored
 from aiqueue.connection import frames as seam
 from aiqueue.deadletter import Obituary
+from aiqueue.document import Document
 from aiqueue.errors import DecodeError
 from aiqueue.job import Message
 from aiqueue.journal import entry_of
@@ -38,8 +41,17 @@ HANDLER = Handler(Fuzz, lambda job: None, False, Backoff(), 10.0, True)
 
 
 class NoProgress:
+    """No handler is called here, so that nobody asks for anything."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        raise NotImplementedError
+
     async def progress(self, fraction: float, note: str) -> None:
-        """Nothing is kept."""
+        raise NotImplementedError
+
+    def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
+        raise NotImplementedError
 
 
 class Escaped(Exception):

@@ -31,13 +31,14 @@ from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
 from .document import Document
 from .documents import Documents
-from .errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, EncodeError, NotFound, Stale, TooLarge
+from .errors import AIQueueError, BadInput, Corrupt, EncodeError, NotFound, Stale, TooLarge
 from .job import Job, Progress
 from .journal import FAILED, PROGRESS, RESULT, RETRY, STARTED, Entry, Journal, Writer
 from .processes import Processes
 from .producer import relocate
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
+from .room import Room
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
@@ -50,8 +51,6 @@ UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
-NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
-ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
 
@@ -100,11 +99,17 @@ class Runner:
         self._processes = processes
         self._quarantine = quarantine
         self._watchdog = watchdog
+        self._room = Room()
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
         self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for results that wait for room."""
+        await self._room.wait(timeout_s)
+
     def close(self) -> None:
+        self._room.close()
         self._threads.close()
 
     async def run(self, delivery: Delivery) -> None:
@@ -347,25 +352,7 @@ class Runner:
             await self._release(delivery)
 
     async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
-        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
-        """
-        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
-            end = time.monotonic() + patience_s
-            wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
-            while time.monotonic() < end:
-                try:
-                    await writer.write(RESULT, value)
-                except (AccountFull, DiskFull) as error:
-                    problem = error
-                else:
-                    return
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, ROOM_CAP_S)
-            if not acked:
-                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
-                await self._ack(delivery)
-        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
+        await self._room.put(writer.subject, lambda: writer.write(RESULT, value), lambda: self._ack(delivery))
 
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float

@@ -386,6 +386,11 @@ class Writer:
                     return
             raise Stale(f"{self.subject}: {WRITE_TRIES_MAX} writes were overtaken", ended=False)
 
+    async def announce(self, event: str, data: Any) -> None:
+        """Say to those who listen just now what `write` finds no room for."""
+        told = _told(event, self._run, self._epoch, self.attempt, self._word)
+        await self._connection.publish(f"{LIVE}.{self.subject}", codec.encode(data), headers=told)
+
     async def _catch_up(self, event: str, tried: set[str]) -> bool:
         """Learn the head after a conflict: True if it is this very write after all. Raises Stale."""
         head = await self._journal.head(self.subject)

@@ -19,7 +19,7 @@ log = logging.getLogger("aiqueue.room")
 NO_ROOM_S = 5.0  # how long a result waits for room before its ack
 PATIENCE_S = 600.0  # and after it
 FIRST_S, CAP_S = 0.005, 1.0  # between tries; short at first: nobody else is to take what the ack has freed
-HELD_MAX = 100  # results of one worker that wait outside of the slots
+HELD_MAX = 1_000  # results of one worker that wait outside of the slots
 
 Act = Callable[[], Awaitable[None]]
 
@@ -34,7 +34,8 @@ class Room:
         """Return when `write` was done, or after `ack` where there is no room: it is then done later. Raises what
         `write` raises, but for AccountFull and DiskFull.
         """
-        if await _written(write, NO_ROOM_S) is None:
+        # where others wait already it is known that patience is in vain
+        if await _written(write, 0.0 if self._held else NO_ROOM_S) is None:
             return
         while len(self._held) >= HELD_MAX:
             if await _written(write, CAP_S) is None:

@@ -31,7 +31,7 @@ from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
 from .document import Document
 from .documents import Documents
-from .errors import AIQueueError, BadInput, Corrupt, EncodeError, NotFound, Stale, TooLarge
+from .errors import AIQueueError, BadInput, Corrupt, EncodeError, NotFound, Stale, TooLarge, Unavailable
 from .job import Job, Progress
 from .journal import FAILED, PROGRESS, RESULT, RETRY, STARTED, Entry, Journal, Writer
 from .processes import Processes
@@ -352,7 +352,12 @@ class Runner:
             await self._release(delivery)
 
     async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        await self._room.put(writer.subject, lambda: writer.write(RESULT, value), lambda: self._ack(delivery))
+        async def ack() -> None:
+            with contextlib.suppress(Unavailable):
+                await writer.announce(RESULT, value)
+            await self._ack(delivery)
+
+        await self._room.put(writer.subject, lambda: writer.write(RESULT, value), ack)
 
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float

@@ -102,14 +102,16 @@ async def test_results_larger_than_their_jobs_hold_no_slot_while_they_wait_for_r
         async def handle(job: aiqueue.Job[Parcel]) -> bytes | None:
             return b"x" * (BODY * 3) if job.message.n < 20 else None
 
+        at_once = asyncio.gather(*(handle.result(20) for handle in handles))
         async with worker.running(client):
+            assert [len(each or b"") for each in await at_once][:20] == [BODY * 3] * 20
 
             async def written() -> bool:
                 info = await client.connection.api("STREAM.INFO.AI_RESULTS")
                 return bool(info["state"]["messages"] == len(handles))
 
             await eventually(written, within=30)
-            assert [len(await handle.result(10)) for handle in handles[:20]] == [BODY * 3] * 20
+            assert len(await handles[0].result(10)) == BODY * 3
 
 
 async def everything(client: aiqueue.Client) -> list[Any]:

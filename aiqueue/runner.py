@@ -180,14 +180,15 @@ class Runner:
 
     async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
         """Go on from what this run's journal says of earlier attempts."""
-        word = opened.parcel.headers.get(headers.PARKED, "")
+        word = headers.word(opened.parcel.headers)
         said = await self._journal.of_run(subject, delivery.run, delivery.born, word)
         opened.said = said
         if said is None:
             return
         if said.event == RETRY and isinstance(said.data, dict):
             opened.attempt = said.attempt + 1
-            opened.history = [each for each in said.data.get("history", []) if isinstance(each, dict)]
+            history = said.data.get("history")
+            opened.history = [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
         else:
             opened.attempt = max(1, said.attempt)
 
@@ -204,7 +205,7 @@ class Runner:
             born=delivery.born,
             attempt=opened.attempt,
             head=opened.said,
-            word=opened.parcel.headers.get(headers.PARKED, ""),
+            word=headers.word(opened.parcel.headers),
         )
 
     # -- during

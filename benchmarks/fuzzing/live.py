@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import aiqueue
 from aiqueue import headers, lookup, provision, runner, subjects
@@ -85,13 +84,12 @@ def _watched(outcome: Outcome) -> Iterator[None]:
     """Log records kept, and a short patience with unknown kinds, which is a minute otherwise."""
     logger, handler = logging.getLogger("aiqueue"), _Faults(outcome)
     logger.addHandler(handler)
+    usual = runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S
+    runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S = 0.5, 0.3
     try:
-        with (
-            mock.patch.object(runner, "UNKNOWN_KIND_PATIENCE_S", 0.5),
-            mock.patch.object(runner, "UNKNOWN_KIND_DELAY_S", 0.3),
-        ):
-            yield
+        yield
     finally:
+        runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S = usual
         logger.removeHandler(handler)
 
 

@@ -47,6 +47,7 @@ SERVERS: Final = "Nats-"
 
 
 _CARRIED_MAX = 16_384
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
@@ -69,6 +70,12 @@ def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
         for name, value in told.items()
         if not name.startswith(left) and NAME.fullmatch(name)
     }
+
+
+def word(told: Mapping[str, str]) -> str:
+    """Of which parking a message says to come; empty for none, and for what is no such word."""
+    found = told.get(PARKED, "")
+    return found if _WORD.fullmatch(found) else ""
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

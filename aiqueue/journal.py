@@ -71,7 +71,7 @@ def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         time=stored_at,
         msg_id=told.get(headers.MSG_ID, ""),
         data=data,
-        word=told.get(headers.PARKED, ""),
+        word=headers.word(told),
     )
 
 

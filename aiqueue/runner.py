@@ -150,7 +150,7 @@ class Runner:
 
     async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
         """Go on from what this run's journal says of earlier attempts."""
-        word = opened.parcel.headers.get(headers.PARKED, "")
+        word = headers.word(opened.parcel.headers)
         past = opened.past = await self._journal.past(subject, delivery.run, delivery.born, word)
         if past.told is not None and isinstance(past.told.data, dict):
             number = past.told.attempt + (past.told.event == RETRY)
@@ -174,8 +174,8 @@ class Runner:
             born=delivery.born,
             attempt=opened.attempt,
             past=opened.past,
-            word=opened.parcel.headers.get(headers.PARKED, ""),
-            since=delivery.lane.created or 0.0,
+            word=headers.word(opened.parcel.headers),
+            since=delivery.lane.created,
         )
 
     # -- during

@@ -241,7 +241,7 @@ class Sweeper:
         count, history, writer = max(1, headers.number(told.get(headers.ATTEMPT, ""))), history_of(told), None
         if family.journal:
             subject = subjects.journal(family.journal, lane.tenant, known.job_id)
-            past = await self._journal.past(subject, run, born, told.get(headers.PARKED, ""))
+            past = await self._journal.past(subject, run, born, headers.word(told))
             said = past.newest
             if said is not None and said.final:
                 return True

@@ -9,6 +9,7 @@ from . import subjects
 from .cancel import Cancels, Verdict
 from .errors import JobFailed, NotFound, ResultDisabled
 from .journal import CANCELLED, FAILED, Journal
+from .lastword import last_word
 from .producer import Enqueued, duration
 from .topology import Family
 
@@ -62,7 +63,8 @@ class Handle:
             raise NotFound(f"family {self.family} keeps no journal, so there are no results")
         word = self._enqueued.word
         run = 0 if word else self._enqueued.seq  # a delayed job has its place in the work stream when it is due
-        entry = await self._journal.final(
+        entry = await last_word(
+            self._journal,
             subjects.journal(self._family.journal, self.tenant, self.id),
             run=run,
             timeout_s=None if timeout is None else duration("timeout", timeout),

@@ -7,17 +7,14 @@ they own the job cannot both write: the server takes the first. The rule is in d
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import codec, headers
-from .connection import Connection, Received, Stored, Subscription
-from .errors import Conflict, DecodeError, ResultTimeout, Stale, Unavailable
+from .connection import Connection, Received, Stored
+from .errors import Conflict, DecodeError, Stale
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
@@ -26,9 +23,6 @@ TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quaran
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
-SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
-LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
-QUIET_S, QUIET_MAX_S = 5.0, 60.0  # a word may be lost in a cluster: looked again although nothing was heard
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,11 @@ def entry_of(stored: Stored) -> Entry:
     return _entry(stored.headers, stored.data, stored.seq, stored.time)
 
 
+def heard(message: Received) -> Entry:
+    """The entry in a message of LIVE."""
+    return _entry(message.headers, message.data, _number(message.headers, "Nats-Sequence"), time.time())
+
+
 class Past(NamedTuple):
     """What a journal says of one run of its job: `newest`, its newest entry, and `told`, the newest of those that say
     what came before (started, retry). `head_seq` and `epoch` are the whole journal's, for the next writer.
@@ -102,12 +101,12 @@ class Journal:
     """Reads and writes journals; one per connection, without state of its own."""
 
     def __init__(self, connection: Connection, stream: str) -> None:
-        self._connection = connection
+        self.connection = connection
         self.stream = stream
 
     async def head(self, subject: str) -> Entry | None:
         """The newest entry, None for a job that has said nothing (yet, or any more)."""
-        stored = await self._connection.last(self.stream, subject)
+        stored = await self.connection.last(self.stream, subject)
         return entry_of(stored) if stored else None
 
     def writer(
@@ -116,7 +115,7 @@ class Journal:
         """The pen of one attempt at the job stored as `run` at time `born`, which knows its `past`; `word` is that of
         the parking from which the job came. What other attempts wrote before `since` is no newer attempt's.
         """
-        return Writer(self, self._connection, subject, run, born, attempt, past, word, since)
+        return Writer(self, self.connection, subject, run, born, attempt, past, word, since)
 
     async def past(self, subject: str, run: int, born: float, word: str = "") -> Past:
         """What one run of a job id has said, where another live run may have written after it. What was written of the
@@ -131,7 +130,7 @@ class Journal:
         newest = told = head if ours else None
         if ours or word or (head.time >= born and head.run != run):
             told = None
-            async for stored in self._connection.read(self.stream, subject):
+            async for stored in self.connection.read(self.stream, subject):
                 entry = entry_of(stored)
                 if _is_of(entry, run, born, word):
                     newest = entry
@@ -153,40 +152,13 @@ class Journal:
             headers.EXPECTED: str(head.seq if head else 0),
         }
         try:
-            await self._connection.store(subject, codec.encode(data), told)
+            await self.connection.store(subject, codec.encode(data), told)
         except Conflict:
             there = await self.head(subject)
             return there is not None and there.msg_id == told[headers.MSG_ID]  # an answer was lost
         return True
 
-    async def final(
-        self,
-        subject: str,
-        *,
-        run: int,
-        timeout_s: float | None,
-        job: tuple[str, int] | None = None,
-        word: str = "",
-        parked: Callable[[], Awaitable[bool]] | None = None,
-    ) -> Entry | None:
-        """The last word of run `run` of a job id, or of a later one, woken by its message.
-
-        `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned,
-        unless it is `parked`, or on its way back from there. A job that was enqueued with a delay has no run yet (0,
-        and sequence 0): its first attempt tells it, under the `word` of its parking.
-        It goes on over lost links and absent servers. Raises ResultTimeout after `timeout_s` seconds (None: waits
-        without end), and Unavailable when the connection is closed.
-        """
-        waiting = _Final(self, self._connection, subject, run, job, word, parked)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await waiting.wait()
-        except TimeoutError:
-            raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
-        finally:
-            await waiting.close()
-
-    async def _last_word(self, subject: str, run: int, born: float) -> Entry | None:
+    async def last_word(self, subject: str, run: int, born: float) -> Entry | None:
         """The newest final entry of `run` or a later one, not older than the job itself."""
         head = await self.head(subject)
         if head is None or head.time < born or (head.run == run and not head.final):
@@ -194,151 +166,11 @@ class Journal:
         if head.final and head.run >= run:
             return head
         newest = None  # another live run of this id wrote after it
-        async for stored in self._connection.read(self.stream, subject):
+        async for stored in self.connection.read(self.stream, subject):
             told = stored.headers
             if told.get(headers.EVENT) in FINAL and _number(told, headers.RUN) >= run and stored.time >= born:
                 newest = stored
         return entry_of(newest) if newest else None
-
-
-class _Looks:
-    """How long to wait for a word before a journal is looked at again, in seconds."""
-
-    def __init__(self) -> None:
-        self.soon: list[float] = []  # the next pauses, where they are known
-        self._again_s, self._quiet_s = LOOK_AGAIN_S, QUIET_S
-
-    def failed(self) -> float:
-        """Nobody answered."""
-        pause_s, self._again_s = self._again_s, min(self._again_s * 2, LOOK_AGAIN_MAX_S)
-        return pause_s
-
-    def in_vain(self) -> float:
-        self._again_s = LOOK_AGAIN_S
-        if self.soon:
-            return self.soon.pop(0)
-        pause_s, self._quiet_s = self._quiet_s, min(self._quiet_s * 2, QUIET_MAX_S)
-        return pause_s
-
-
-class _Final:
-    """One wait for a job's last word."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        connection: Connection,
-        subject: str,
-        run: int,
-        job: tuple[str, int] | None,
-        word: str,
-        parked: Callable[[], Awaitable[bool]] | None,
-    ) -> None:
-        self._journal = journal
-        self._connection = connection
-        self._subject = subject
-        self._run = run
-        self._job = job
-        self._word = word
-        self._parked = parked
-        self._born = 0.0
-        self._woken = asyncio.Event()
-        self._live: list[Entry] = []
-        self._looks = _Looks()
-        self._to_hear: dict[str, Callable[[Received], None]] = {f"{LIVE}.{subject}": self._on_live}
-        self._subscriptions: list[Subscription] = []
-        self._off: Callable[[], None] | None = None
-
-    async def wait(self) -> Entry | None:
-        self._off = self._connection.on_regained(self._woken.set)  # what was said meanwhile must be read
-        if self._job is not None and self._run:
-            self._follow(self._job)
-        while True:
-            self._woken.clear()
-            try:
-                over, last = await self._look()
-            except Unavailable:
-                if self._connection.closing:
-                    raise
-                pause_s = self._looks.failed()
-            else:
-                if over:
-                    return last
-                pause_s = self._looks.in_vain()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._woken.wait()
-
-    async def close(self) -> None:
-        if self._off is not None:
-            self._off()
-        for subscription in self._subscriptions:
-            await subscription.close()
-
-    def _on_live(self, message: Received) -> None:
-        told = message.headers
-        event = told.get(headers.EVENT)
-        if event in FINAL:
-            self._live.append(_entry(told, message.data, _number(told, "Nats-Sequence"), time.time()))
-        if event != PROGRESS:  # which need not be looked at
-            self._woken.set()
-
-    def _on_settled(self, message: Received) -> None:
-        if message.data.startswith((b"+ACK", b"+TERM")):
-            self._looks.soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
-            self._woken.set()
-
-    def _follow(self, job: tuple[str, int]) -> None:
-        self._job = job
-        self._to_hear[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_settled
-
-    async def _look(self) -> tuple[bool, Entry | None]:
-        """Whether the wait is over, and the last word, if there is one."""
-        while self._to_hear:
-            subject, callback = next(iter(self._to_hear.items()))
-            self._subscriptions.append(await self._connection.subscribe(subject, callback))
-            del self._to_hear[subject]
-        if not self._run and self._word:
-            return await self._look_for_word()
-        # asked first: a job that is gone has said its last word before
-        stored = await self._connection.get(*self._job) if self._job is not None else None
-        self._born = stored.time if stored is not None else self._born
-        heard = next((entry for entry in self._live if entry.run >= self._run), None)
-        last = heard or await self._journal._last_word(self._subject, self._run, self._born)
-        if last is not None:
-            return True, last
-        return (False, None) if self._job is None or stored is not None else await self._look_for_place(self._job)
-
-    async def _look_for_word(self) -> tuple[bool, Entry | None]:
-        """A job that was enqueued with a delay, and of which no attempt was known when it was last looked for."""
-        entry = await self._journal.of_run(self._subject, 0, math.inf, self._word)
-        if entry is None or entry.final:
-            return entry is not None, entry
-        self._run = entry.run
-        if self._job is not None:
-            self._follow((self._job[0], _place(entry) or entry.run))
-        return await self._look()
-
-    async def _look_for_place(self, job: tuple[str, int]) -> tuple[bool, Entry | None]:
-        """The job is gone from where it was, without a last word: over, or parked, or come back to another place."""
-        place, parked = 0, False
-        async for stored in self._connection.read(self._journal.stream, self._subject):
-            if _number(stored.headers, headers.RUN) == self._run:
-                entry = entry_of(stored)
-                if entry.event == RETRY:
-                    parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
-                elif entry.event == STARTED and _place(entry):
-                    place, parked = _place(entry), False
-        if not parked and place not in (0, job[1]):
-            self._follow((job[0], place))
-            return await self._look()
-        return not (parked or (self._parked is not None and await self._parked())), None
-
-
-def _place(entry: Entry) -> int:
-    """Where in the work stream the attempt that wrote `started` had its job from, 0 where it does not say."""
-    seq = entry.data.get("seq") if isinstance(entry.data, dict) else 0
-    return seq if isinstance(seq, int) else 0
 
 
 def _is_of(entry: Entry, run: int, born: float, word: str) -> bool:

@@ -1,48 +1,28 @@
-"""A process that runs handlers: lanes in, outcomes out, and a graceful way to leave."""
+"""What a user declares: handlers, and how many of them run at once. A run of it is a `Session`."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
 import socket
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from .attempt import Handler, Policies
 from .backoff import Backoff
-from .child import refuse_while_loading
 from .client import Client
-from .collector import Collector
 from .errors import BadInput
 from .job import Job, M, Reject, Retry
-from .lanes import Lanes
-from .leases import Leases
-from .parking import Forwarder
-from .processes import Processes, Recipe
-from .puller import Delivery, LanePull, Puller, prefetch
-from .quarantine import Quarantine
-from .runner import Runner
-from .settlement import Settlement
-from .silence import Silence
-from .strandeds import Sweeper
+from .session import Lifespan, Session, Terms
 from .units import seconds
-from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.worker")
 
 R = TypeVar("R")
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
-WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
-SMOOTHING = 0.1  # weight of the newest job in the mean handler time
-
-_Key = tuple[str, int, float]
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class _Register(Generic[M]):
@@ -157,7 +137,7 @@ class Worker:
 
         Raises BadInput without handlers, UnknownFamily, NotFound where a stream is missing.
         """
-        session = Session(self, client)
+        session = Session(self._terms(client), client)
         await session.start()
         try:
             yield session
@@ -169,6 +149,12 @@ class Worker:
         async with self.running(client) as session:
             await until
         return session.clean
+
+    def _terms(self, client: Client) -> Terms:
+        return Terms(
+            self.name, self._handlers, self._families(client), self.tenants, self.slots, self.process_count,
+            self.lifespan, self.drain_timeout_s, self,
+        )  # fmt: skip
 
     def _families(self, client: Client) -> list[str]:
         if not self._handlers:
@@ -195,289 +181,3 @@ def _checked(on: Policies) -> Policies:
             continue
         raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")
     return dict(on)
-
-
-class Session:
-    """One run of a worker on a client: its pulls, its slots, its leases."""
-
-    def __init__(self, worker: Worker, client: Client) -> None:
-        self._worker = worker
-        self._client = client
-        self._slots = worker.slots
-        connection = client.connection
-        self._families = {name: client.topology.family(name) for name in worker._families(client)}
-        self._wake = asyncio.Event()
-        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
-        shortest_s = min(family.ack_wait_s for family in self._families.values())
-        self._leases = Leases(connection, shortest_s=shortest_s)
-        self._lanes = Lanes(
-            connection, self._puller, self._families.values(), tenants=worker.tenants, changed=self._wake.set
-        )
-        self._forwarder = Forwarder(connection, client.topology)
-        self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
-        self._collector = Collector(connection, client.topology)
-        self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
-        self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
-        self._heard: float | None = None  # when a job last came in, monotonic seconds
-        self._handler_s: float | None = None
-        self._freed = 0.0  # when a slot last came free, monotonic seconds
-        self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
-        self._returning: set[asyncio.Task[None]] = set()
-        self._draining = False
-        self._stack = AsyncExitStack()
-        self._runner: Runner | None = None
-        self._sweeper: Sweeper | None = None
-        self._engine: asyncio.Task[None] | None = None
-        self.done = 0  # deliveries carried to an end
-        self.clean = True  # no running job had to be cancelled at the end of a drain
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    def vitals(self) -> dict[str, Any]:
-        """How it is, as plain data. `state`: ok, draining, disconnected, or deaf (lanes hold jobs, slots are free, and
-        nothing comes), for `deaf_s` seconds. Times are seconds since the epoch.
-        """
-        connected, since = self._client.connection.connected, self._silence.since
-        now = time.monotonic()
-        return {
-            "state": "draining" if self._draining else "disconnected" if not connected else "deaf" if since else "ok",
-            "time": time.time(),
-            "pid": os.getpid(),
-            "worker": self._worker.name,
-            "slots": self._slots,
-            "running": len(self._running),
-            "waiting": len(self._waiting),
-            "done": self.done,
-            "last_delivery": self._heard and time.time() - (now - self._heard),
-            "connected": connected,
-            "deaf_s": now - since if since else 0.0,
-            "lanes": len(list(self._puller.lanes)),
-        }
-
-    async def start(self) -> None:
-        client, worker = self._client, self._worker
-        refuse_while_loading()
-        try:
-            recipe = Recipe(
-                self._families,
-                {key: each for key, each in worker._handlers.items() if key[0] in self._families},
-                worker.lifespan,
-                worker,
-            )
-            processes = await self._stack.enter_async_context(Processes(recipe, worker.process_count))
-            quarantine = await self._stack.enter_async_context(
-                Quarantine(client.connection, recipe, slots=worker.slots)
-            )
-            state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
-            settlement = Settlement(
-                client.connection, client.dead, client.parking, families=self._families, worker=worker.name,
-                quarantine=quarantine,
-            )  # fmt: skip
-            self._runner = Runner(
-                client.journal,
-                client.documents,
-                settlement,
-                handlers=worker._handlers,
-                families=self._families,
-                worker=worker.name,
-                state=state,
-                processes=processes,
-                quarantine=quarantine,
-                watchdog=self._stack.enter_context(Watchdog()),
-            )
-            self._collector.start()
-            await self._puller.open()
-            self._leases.start()
-            self._engine = asyncio.create_task(self._pull())
-            await self._lanes.start()
-            await self._forwarder.start()
-            self._silence.start()
-            self._sweeper = Sweeper(
-                client.connection,
-                client.topology,
-                client.journal,
-                client.dead,
-                worker=worker.name,
-                look=quarantine.look,
-            )
-            self._sweeper.start()
-        except BaseException:
-            await self._stop()
-            raise
-        log.info("worker %s: %d slots, families %s", worker.name, self._slots, ", ".join(self._families))
-
-    async def drain(self) -> None:
-        """Stop pulling, finish what runs within the drain timeout, hand the rest to other workers. Safe twice."""
-        if self._draining:
-            return
-        self._draining = True
-        self._puller.stop()
-        await self._silence.stop()
-        await self._lanes.stop()
-        while self._waiting:
-            await self._return(self._take())
-        end = time.monotonic() + self._worker.drain_timeout_s
-        tasks = [task for _, task in self._running.values()]
-        if tasks:
-            log.info("draining: %d running jobs, up to %g s", len(tasks), self._worker.drain_timeout_s)
-            _, late = await asyncio.wait(tasks, timeout=self._worker.drain_timeout_s)
-            self.clean = not late
-            for task in late:
-                task.cancel()
-            if late:
-                log.warning("%d jobs did not end in time and go to another worker", len(late))
-                await asyncio.wait(late, timeout=2)
-        if self._runner is not None:
-            await self._runner.drain(max(0.0, end - time.monotonic()))
-        await self._stop()
-
-    async def _stop(self) -> None:
-        self._draining = True
-        await self._silence.stop()
-        if self._sweeper is not None:
-            await self._sweeper.stop()
-        await self._lanes.stop()
-        if self._engine is not None:
-            self._engine.cancel()
-            await asyncio.gather(self._engine, return_exceptions=True)
-        await self._forwarder.stop()
-        await self._puller.close()
-        await asyncio.gather(*self._returning, return_exceptions=True)
-        await self._leases.stop()
-        await self._collector.stop()
-        if self._runner is not None:
-            self._runner.close()
-        await self._stack.aclose()
-
-    # -- the engine
-
-    def _free(self) -> int:
-        return self._slots - len(self._running) - len(self._waiting)
-
-    async def _pull(self) -> None:
-        """Keep the pulls at what the free slots can take, whenever something has changed."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                extra = prefetch(self._slots, self._pace_s())
-                self._puller.refill(self._free(), extra)
-                await self._return_overdue()
-            except Exception:
-                log.exception("pulling")  # the next change, a second away at most, tries again
-
-    def _on_delivery(self, delivery: Delivery) -> None:
-        key = _key(delivery)
-        self._heard = delivery.arrived
-        if key in self._running:
-            self._adopt(key, delivery)
-            return
-        if self._draining:
-            self._spawn_return(delivery)
-            return
-        self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
-        if self._waiting or len(self._running) >= self._slots:
-            delivery.lane.waiting += 1
-            self._waiting.append(delivery)
-        else:
-            self._start(delivery)
-        self._wake.set()
-
-    def _adopt(self, key: _Key, delivery: Delivery) -> None:
-        """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now."""
-        ours, _ = self._running[key]
-        self._leases.let_go(ours.reply)
-        ours.message = delivery.message
-        self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
-
-    def _void_former(self, delivery: Delivery) -> None:
-        """A stream made anew (deleted, or in memory and restarted) counts from 1 again: a job of the former one that
-        still runs here must say nothing more, for its words would be taken for those of this new job.
-        """
-        former = self._by_seq.get((delivery.lane.stream, delivery.seq))
-        if former is not None and former.enqueued_at != delivery.enqueued_at:
-            former.void = True
-            self._leases.let_go(former.reply)
-
-    def _start_waiting(self) -> None:
-        """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
-        they were asked for, and what waits here is soon done (`prefetch`).
-        """
-        while self._waiting and not self._draining and len(self._running) < self._slots:
-            self._start(self._take())
-
-    def _take(self) -> Delivery:
-        delivery = self._waiting.popleft()
-        delivery.lane.waiting -= 1
-        return delivery
-
-    def _start(self, delivery: Delivery) -> None:
-        key = _key(delivery)
-        if key in self._running:
-            self._adopt(key, delivery)
-            return
-        self._void_former(delivery)
-        self._by_seq[delivery.lane.stream, delivery.seq] = delivery
-        task = asyncio.create_task(self._run(key, delivery))
-        self._running[key] = (delivery, task)
-
-    async def _run(self, key: _Key, delivery: Delivery) -> None:
-        assert self._runner is not None
-        begun = time.monotonic()
-        try:
-            await self._runner.run(delivery)
-        finally:
-            self._freed = time.monotonic()
-            took = self._freed - begun
-            mean = self._handler_s
-            self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
-            self._leases.let_go(delivery.reply)
-            del self._running[key]
-            if self._by_seq.get(key[:2]) is delivery:
-                del self._by_seq[key[:2]]
-            self.done += 1
-            if self._waiting:
-                self._start_waiting()
-            self._wake.set()
-
-    def _on_gone(self, lane: LanePull) -> None:
-        """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
-        for delivery in [each for each in self._waiting if each.lane is lane]:
-            self._waiting.remove(delivery)
-            self._leases.let_go(delivery.reply)
-        lane.waiting = 0
-        self._lanes.gone(lane)
-
-    async def _return_overdue(self) -> None:
-        """Hand back jobs that wait here for a slot while another worker may be idle."""
-        pace_s = self._pace_s()
-        if pace_s is not None and pace_s < WAIT_HERE_MAX_S / 4:
-            return
-        oldest = time.monotonic() - WAIT_HERE_MAX_S
-        while self._waiting and self._waiting[0].arrived < oldest:
-            await self._return(self._take())
-
-    def _pace_s(self) -> float | None:
-        """The mean handler time, or how long no slot has come free where that is longer: a worker whose slots are all
-        in long jobs learns nothing from the short ones before them.
-        """
-        if self._handler_s is None or len(self._running) < self._slots:
-            return self._handler_s
-        return max(self._handler_s, time.monotonic() - self._freed)
-
-    async def _return(self, delivery: Delivery) -> None:
-        assert self._runner is not None
-        self._leases.let_go(delivery.reply)
-        await self._runner.hand_back(delivery)
-
-    def _spawn_return(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._return(delivery))
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
-
-
-def _key(delivery: Delivery) -> _Key:
-    """Which job it is: a sequence alone may be another job's, once its stream was made anew."""
-    return delivery.lane.stream, delivery.seq, delivery.enqueued_at

@@ -61,7 +61,7 @@ def pen(
 
 
 async def entries(journal: Journal, subject: str) -> list[Entry]:
-    return [entry_of(each) async for each in journal._connection.read(journal.stream, subject)]
+    return [entry_of(each) async for each in journal.connection.read(journal.stream, subject)]
 
 
 async def claim(journal: Journal, subject: str, attempt: int) -> Writer:

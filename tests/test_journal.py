@@ -18,6 +18,7 @@ from aiqueue.connection import Connection, Received
 from aiqueue.errors import EncodeError, JobFailed, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
 from aiqueue.handle import Handle
 from aiqueue.journal import FAILED, NOTHING, PROGRESS, RESULT, RETRY, Entry, Journal, Past, Writer, entry_of
+from aiqueue.lastword import last_word
 from aiqueue.producer import Enqueued
 from aiqueue.subjects import Lane
 from aiqueue.topology import Topology
@@ -53,7 +54,7 @@ def pen(journal: Journal, *, run: int = 1, attempt: int = 1, born: float = 0.0, 
 
 
 async def entries(journal: Journal, subject: str = SUBJECT) -> list[Entry]:
-    return [entry_of(each) async for each in journal._connection.read(journal.stream, subject)]
+    return [entry_of(each) async for each in journal.connection.read(journal.stream, subject)]
 
 
 async def events(journal: Journal) -> list[tuple[str, int, Any]]:
@@ -141,8 +142,8 @@ async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server
         server.pause()
         work = asyncio.create_task(writer.write(RESULT, "done"))
         await asyncio.sleep(0.05)  # let it be sent: with what is not sent this test would prove less, not fail
-        journal._connection.window.lost()  # its answer will be to a try that nobody waits for any more
-        journal._connection.window.regained()
+        journal.connection.window.lost()  # its answer will be to a try that nobody waits for any more
+        journal.connection.window.regained()
         server.resume()
         await work
         assert [data for _, _, data in await events(journal)] == ["begun", "done"]
@@ -179,7 +180,7 @@ async def test_writes_go_on_over_a_server_restart_and_none_is_lost_or_doubled(
         work = asyncio.create_task(write())
         await eventually(lambda: written > 50)
         server.kill()
-        await eventually(lambda: not journal._connection.connected)
+        await eventually(lambda: not journal.connection.connected)
         server.start()
         await work
         assert [data for _, _, data in await events(journal)] == list(range(300))
@@ -212,7 +213,7 @@ async def test_what_cannot_be_written_is_refused_and_the_writer_still_works(jour
 
 async def test_a_foreign_entry_that_cannot_be_read_is_told_and_not_raised(journal: Journal) -> None:
     told = {headers.MSG_ID: "x", headers.EVENT: RESULT, headers.RUN: "many", headers.CONTENT_TYPE: codec.CBOR}
-    await journal._connection.store(SUBJECT, b"\xff\xff", told)
+    await journal.connection.store(SUBJECT, b"\xff\xff", told)
     head = await journal.head(SUBJECT)
     assert head is not None
     assert head.run == 0
@@ -224,7 +225,7 @@ async def test_a_foreign_entry_that_cannot_be_read_is_told_and_not_raised(journa
 
 async def test_a_last_word_that_is_there_is_returned_at_once(journal: Journal) -> None:
     await pen(journal).write(RESULT, 1)
-    entry = await journal.final(SUBJECT, run=1, timeout_s=5)
+    entry = await last_word(journal, SUBJECT, run=1, timeout_s=5)
     assert entry is not None
     assert entry.data == 1
 
@@ -232,7 +233,7 @@ async def test_a_last_word_that_is_there_is_returned_at_once(journal: Journal) -
 async def test_waiting_ends_with_the_message_of_the_last_word(journal: Journal) -> None:
     writer = pen(journal)
     await writer.write(PROGRESS, 0)
-    waiting = asyncio.create_task(journal.final(SUBJECT, run=1, timeout_s=20))
+    waiting = asyncio.create_task(last_word(journal, SUBJECT, run=1, timeout_s=20))
     for n in range(5):
         await writer.write(PROGRESS, n)
     assert not waiting.done()
@@ -245,7 +246,7 @@ async def test_waiting_ends_with_the_message_of_the_last_word(journal: Journal) 
 
 
 async def test_a_hundred_may_wait_for_the_same_job(journal: Journal) -> None:
-    waiting = [asyncio.create_task(journal.final(SUBJECT, run=1, timeout_s=20)) for _ in range(100)]
+    waiting = [asyncio.create_task(last_word(journal, SUBJECT, run=1, timeout_s=20)) for _ in range(100)]
     await asyncio.sleep(0)
     await pen(journal).write(RESULT, "all")
     assert {entry.data for entry in await asyncio.gather(*waiting) if entry} == {"all"}
@@ -254,9 +255,9 @@ async def test_a_hundred_may_wait_for_the_same_job(journal: Journal) -> None:
 async def test_an_earlier_runs_last_word_is_not_taken_and_a_later_ones_is(journal: Journal) -> None:
     await pen(journal, run=1).write(RESULT, "earlier")
     with pytest.raises(ResultTimeout):
-        await journal.final(SUBJECT, run=2, timeout_s=0.2)
+        await last_word(journal, SUBJECT, run=2, timeout_s=0.2)
     await pen(journal, run=3).write(RESULT, "later")
-    entry = await journal.final(SUBJECT, run=2, timeout_s=5)
+    entry = await last_word(journal, SUBJECT, run=2, timeout_s=5)
     assert entry is not None
     assert entry.data == "later"
 
@@ -265,9 +266,9 @@ async def test_no_last_word_in_time_is_a_result_timeout_and_leaves_nothing_behin
     await pen(journal).write(PROGRESS, 0)
     for _ in range(3):
         with pytest.raises(ResultTimeout, match=r"0\.1 s"):
-            await journal.final(SUBJECT, run=1, timeout_s=0.1)
-    assert journal._connection._subscriptions == set()
-    assert journal._connection._regained == []
+            await last_word(journal, SUBJECT, run=1, timeout_s=0.1)
+    assert journal.connection._subscriptions == set()
+    assert journal.connection._regained == []
 
 
 async def test_a_last_word_said_while_the_waiter_was_cut_off_is_found_after_the_reconnect(
@@ -276,12 +277,12 @@ async def test_a_last_word_said_while_the_waiter_was_cut_off_is_found_after_the_
     server = own_server()
     async with opened(server) as waiter:
         await pen(waiter).write(PROGRESS, 0)
-        waiting = asyncio.create_task(waiter.final(SUBJECT, run=1, timeout_s=30))
-        await eventually(lambda: waiter._connection._regained)
-        await waiter._connection.flush()
+        waiting = asyncio.create_task(last_word(waiter, SUBJECT, run=1, timeout_s=30))
+        await eventually(lambda: waiter.connection._regained)
+        await waiter.connection.flush()
         server.kill()
-        await eventually(lambda: not waiter._connection.connected)
-        waiter._connection._up.clear()
+        await eventually(lambda: not waiter.connection.connected)
+        waiter.connection._up.clear()
         server.start()
         async with opened(server) as other:
             await pen(other, head=await other.head(SUBJECT)).write(RESULT, "meanwhile")
@@ -295,14 +296,14 @@ async def test_a_last_word_said_while_the_waiter_was_cut_off_is_found_after_the_
 
 async def handle(journal: Journal) -> Handle:
     family = TOPOLOGY.family("agent.tasks")
-    ack = await journal._connection.store("ai.agent.tasks.acme", codec.encode({}), {headers.MSG_ID: "acme/j1"})
+    ack = await journal.connection.store("ai.agent.tasks.acme", codec.encode({}), {headers.MSG_ID: "acme/j1"})
     enqueued = Enqueued("j1", Lane("agent.tasks", "acme", "normal"), ack.stream, ack.seq, duplicate=False)
-    return Handle(enqueued, family, journal, Cancels(journal._connection, TOPOLOGY))
+    return Handle(enqueued, family, journal, Cancels(journal.connection, TOPOLOGY))
 
 
 async def remove(journal: Journal, job: Handle) -> None:
     found = job._enqueued
-    await journal._connection.api(f"STREAM.MSG.DELETE.{found.stream}", {"seq": found.seq, "no_erase": True})
+    await journal.connection.api(f"STREAM.MSG.DELETE.{found.stream}", {"seq": found.seq, "no_erase": True})
 
 
 async def test_a_handle_gives_the_result_and_raises_the_failure(journal: Journal) -> None:
@@ -335,7 +336,7 @@ async def test_progress_alone_does_not_make_a_gone_job_wait_for_ever(journal: Jo
 
 async def test_a_waiter_is_woken_by_the_ack_of_a_job_that_keeps_no_result(journal: Journal) -> None:
     job = await handle(journal)
-    connection, lane = journal._connection, TOPOLOGY.family("agent.tasks").lane_config("acme", "normal")
+    connection, lane = journal.connection, TOPOLOGY.family("agent.tasks").lane_config("acme", "normal")
     name = f"{job._enqueued.stream}.{lane['durable_name']}"
     await connection.api(
         f"CONSUMER.CREATE.{name}.{lane['filter_subject']}", {"stream_name": job._enqueued.stream, "config": lane}

@@ -12,7 +12,7 @@ import pytest
 
 import aiqueue
 from aiqueue import provision
-from aiqueue.worker import Session
+from aiqueue.session import Session
 
 from .support import Eventually
 

@@ -30,8 +30,8 @@ _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # a plain publisher's 
 class JobStats:
     """What is known of one job.
 
-    `state`: **queued** (never delivered since its lane was made); **parked** (waits outside of its lane, until
-    `next_attempt_at`: delayed, or between two attempts); **in_flight** (delivered and not settled: it runs,
+    `state`: **queued** (never delivered since its lane was made); **parked** (delayed: waits outside of its lane until
+    `next_attempt_at`); **in_flight** (delivered and not settled: it runs,
     or waits to be delivered again); **retrying** (failed, next attempt at `next_attempt_at`); **done** (`result`);
     **cancelled**; **failed** (`failure` has reason and error; `dead_seq` is its dead letter, None once that is gone);
     **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
@@ -317,7 +317,9 @@ def _state_parked(found: Waiting) -> tuple[State, str, float | None]:
         return "parked", "its time has come: a worker is to bring it to its lane", found.due
     if headers.WAITED in found.stored.headers:
         return "parked", "its time has come, and its lane is full: it is tried again within a minute", found.due
-    return "parked", "", found.due
+    if headers.REASON in found.stored.headers:
+        return "parked", "it ended badly, and there was no room for its dead letter", found.due
+    return "retrying" if headers.ATTEMPT in found.stored.headers else "parked", "", found.due
 
 
 def _is(stored: Stored, declared: Family, job_id: str) -> bool:

@@ -127,6 +127,8 @@ class Runner:
         opened.history = history_of(parcel.headers)
         if headers.PARKED in parcel.headers:
             opened.attempt = opened.first = max(1, headers.number(parcel.headers.get(headers.ATTEMPT, "")))
+        if opened.condemned:
+            opened.verdict = Refused(parcel.headers[headers.REASON], parcel.headers.get(headers.ERROR, ""))
         if _looked(delivery, opened) and family.journal:
             await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
         if doubtful:
@@ -186,12 +188,12 @@ class Runner:
         if opened.past.ended:
             return Ended()
         parcel = opened.parcel
+        if opened.verdict is not None:
+            return opened.verdict
         if (moved := attempt.misplaced(parcel)) is not None:
             return moved
         if attempt.overdue(parcel):
             return Refused("deadline", "its deadline passed before it was run")
-        if opened.verdict is not None:
-            return opened.verdict
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
         if contended and writer is not None and handler is not None:
             lost = await self._begin(delivery, opened, writer)

@@ -42,6 +42,7 @@ log = logging.getLogger("aiqueue.settlement")
 UNKNOWN_KIND_DELAY_S = 5.0
 UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
+DEAD_FULL_S = 600.0  # a job that ended badly, while the dead letters are full, comes back to be buried after this
 PARK_AFTER_S = 5.0  # a delay from here on is waited for away from the lane, where it would count as in flight
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
@@ -64,6 +65,11 @@ class Opened(Contents):
     past: Past = NOTHING  # what its journal says of this run, where it was looked for
     suspect: bool = False
     verdict: Refused | None = None
+
+    @property
+    def condemned(self) -> bool:
+        """Whether it was refused before, and only waited for a place among the dead letters."""
+        return headers.PARKED in self.parcel.headers and headers.REASON in self.parcel.headers
 
 
 class Settlement:
@@ -105,7 +111,8 @@ class Settlement:
                     delay_s = retry.delay_s(opened.attempt) if after_s is None else after_s
                     await self._try_again(delivery, opened, writer, error, delay_s)
             case Refused(reason, error, trace):
-                opened.history = _with_attempt(opened, self._worker, error, trace)
+                if not opened.condemned:
+                    opened.history = _with_attempt(opened, self._worker, error, trace)
                 await self._bury(delivery, opened, writer, reason, error)
             case Unknown(error):
                 if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
@@ -179,22 +186,26 @@ class Settlement:
         if writer is not None:
             told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
             await writer.write(RETRY, told)
-        if parks and await self._park(delivery, opened, time.time() + delay_s):
+        if parks and await self._park(delivery, opened, opened.attempt + 1, delay_s):
             await self._ack(delivery)
         else:
             self._nak(delivery, delay_s)
 
-    async def _park(self, delivery: Delivery, opened: Opened, due: float) -> bool:
-        """Have the job come back at `due` for its next attempt. False where there is no room for that: it waits in its
-        lane. Raises Unavailable, NotFound.
+    async def _park(
+        self, delivery: Delivery, opened: Opened, number: int, delay_s: float, verdict: Mapping[str, str] | None = None
+    ) -> bool:
+        """Have the job come back for attempt `number`, or with a `verdict`, after so many seconds. False where there is
+        no room for that: it waits in its lane. Raises Unavailable, NotFound.
         """
+        due = time.time() + delay_s
         lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
         told = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.born:.6f}",
-            headers.ATTEMPT: str(opened.attempt + 1),
+            headers.ATTEMPT: str(number),
+            **(verdict or {}),
         }
-        hop = f"r{delivery.run}-{int(delivery.born)}-a{opened.attempt}"
+        hop = subjects.new_id() if verdict else f"r{delivery.run}-{int(delivery.born)}-a{opened.attempt}"
         for history in (opened.history or [], []):
             told[headers.HISTORY] = history_text(history)
             try:
@@ -214,11 +225,30 @@ class Settlement:
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.born,
             history=opened.history or [],
         )  # fmt: skip
-        await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
+        try:
+            await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
+        except QueueFull as full:
+            await self._wait_for_burial(delivery, opened, reason, error, full)
+            return
         log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
         if writer is not None:
             await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
         await self._ack(delivery)
+
+    async def _wait_for_burial(
+        self, delivery: Delivery, opened: Opened, reason: str, error: str, full: QueueFull
+    ) -> None:
+        """There is no room for a dead letter: the job is kept, with its verdict, and not run again."""
+        log.error(
+            "job %s ended badly and there is no room for its dead letter, %s: make some (`aiqueue dead purge`, or a "
+            "larger max_bytes in streams/dead.toml); it is kept, and tried again in %g s",
+            opened.job_id, full.reason, DEAD_FULL_S,
+        )  # fmt: skip
+        verdict = {headers.REASON: reason, headers.ERROR: headers.ascii_line(error)}
+        if await self._park(delivery, opened, opened.attempt, DEAD_FULL_S, verdict):
+            await self._ack(delivery)
+        else:
+            self._nak(delivery, DEAD_FULL_S)
 
     async def _ack(self, delivery: Delivery) -> None:
         """Waits a while for a lost link: without the ack the job is delivered again, if only to be ended."""

@@ -13,6 +13,8 @@ import aiqueue
 from aiqueue import provision
 from aiqueue.deadletter import DeadLetter
 
+from .support import Eventually
+
 MAX = 1_048_576
 
 
@@ -151,3 +153,32 @@ async def test_tenants_cannot_be_chosen_where_all_share_the_lanes(client: aiqueu
     with pytest.raises(aiqueue.errors.BadInput, match="share"):
         async with worker.running(client):
             pass
+
+
+async def test_while_the_dead_letters_are_full_a_job_that_failed_is_kept_and_not_run_again(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("aiqueue.settlement.DEAD_FULL_S", 0.3)
+    live = (await client.connection.api("STREAM.INFO.AI_DEAD"))["config"]
+    assert live["discard"] == "new"
+    await client.connection.api("STREAM.UPDATE.AI_DEAD", live | {"max_msgs": 1})
+    worker, ran = aiqueue.Worker(), []
+
+    @worker.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        ran.append(job.id)
+        raise aiqueue.Reject(f"no {job.id}")
+
+    async with worker.running(client):
+        first = await client.enqueue(Echo(), tenant="acme", unique="first")
+        with pytest.raises(aiqueue.JobFailed):
+            await first.result(timeout=10)
+        second = await client.enqueue(Echo(), tenant="acme", unique="second")
+        await eventually(lambda: caplog.text.count("job second ended badly and there is no room") >= 2, within=15)
+        (letter,) = await letters(client, 1)
+        await client.dead.purge(letter)
+        with pytest.raises(aiqueue.JobFailed, match="no second"):
+            await second.result(timeout=15)
+    (letter,) = await letters(client, 1)
+    assert (letter.job_id, letter.error, len(letter.history)) == ("second", "no second", 1)
+    assert ran == ["first", "second"]

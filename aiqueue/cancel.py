@@ -108,7 +108,7 @@ class Cancels:
 
     async def _queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
         told = stored.headers
-        word, run = told.get(headers.PARKED, ""), headers.number(told.get(headers.RUN, "")) or stored.seq
+        word, run = headers.word(told), headers.number(told.get(headers.RUN, "")) or stored.seq
         born = headers.decimal(told.get(headers.ENQUEUED, "")) or stored.time
         said = await self._journal.of_run(_journal(family, lane, job_id), run, born, word)
         if word or (said is not None and (said.final or said.event == RETRY)):

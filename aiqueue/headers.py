@@ -47,18 +47,17 @@ SERVERS: Final = "Nats-"
 
 
 _CARRIED_MAX = 16_384
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
     """Which run of its id a stored job is, and when that was first stored (seconds since the epoch): its place in the
-    work stream, or its first one, where it has moved since.
+    work stream, or its first one, where it has been parked since.
     """
-    first = number(told.get(RUN, ""))
-    try:
-        born = float(told.get(ENQUEUED, ""))
-    except ValueError:
+    if PARKED not in told:
         return seq, stored_at
-    return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
+    born = decimal(told.get(ENQUEUED, ""))
+    return number(told.get(RUN, "")) or seq, stored_at if born is None else born
 
 
 def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
@@ -71,6 +70,12 @@ def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
         for name, value in told.items()
         if not name.startswith(left) and NAME.fullmatch(name)
     }
+
+
+def word(told: Mapping[str, str]) -> str:
+    """Of which parking a message says to come; empty for none, and for what is no such word."""
+    found = told.get(PARKED, "")
+    return found if _WORD.fullmatch(found) else ""
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

@@ -299,7 +299,7 @@ class _Search:
 def _of_this_run(head: Entry, stored: Stored) -> bool:
     """Whether an entry was written by this stored job, and not by an earlier one of the same id."""
     told = stored.headers
-    if head.word and head.word == told.get(headers.PARKED):
+    if head.word and head.word == headers.word(told):
         return True
     run = headers.number(told.get(headers.RUN, "")) or stored.seq
     return head.run == run and head.time >= (_born(stored) or 0.0)

@@ -101,7 +101,7 @@ def waiting(stored: Stored) -> Waiting | None:
     if place is None:
         return None
     told = stored.headers
-    word = told.get(headers.PARKED) or place.hop
+    word = headers.word(told) or place.hop
     due = headers.number(told.get(headers.DUE, "")) / 1000
     return Waiting(place, word, due, headers.number(told.get(headers.RUN, "")), stored)
 
@@ -337,7 +337,7 @@ class Forwarder:
             await self._connection.store(message.subject, due.message.data, message.headers, timeout_s=STORE_S)
         except Conflict:
             there = await self._connection.last(self._stream, message.subject)
-            if there is None or there.headers.get(headers.PARKED) != word:
+            if there is None or headers.word(there.headers) != word:
                 raise
 
     def _refuse(self, lane: Lane, error: AIQueueError) -> None:
@@ -364,4 +364,4 @@ class Forwarder:
 
 def _word(place: Parked, due: Delivery) -> str:
     """Which parking it is; who parks without the library may leave it out."""
-    return due.message.headers.get(headers.PARKED) or f"{place.hop}-{due.seq}"
+    return headers.word(due.message.headers) or f"{place.hop}-{due.seq}"

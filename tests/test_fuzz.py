@@ -177,3 +177,53 @@ async def test_readers_pass_over_dead_letters_and_journals_that_strangers_wrote(
                 found = await lookup.job(client.connection, client.topology, job.id)
                 assert found.state in ("in_flight", "retrying")
             enough.set()
+
+
+@pytest.mark.parametrize("data", [{"history": 7}, {"history": None}, {"history": [1, "x"]}, {}, 7])
+async def test_a_job_goes_on_after_an_entry_that_a_stranger_wrote(account: Account, data: Any) -> None:
+    worker = aiqueue.Worker()
+
+    async with (
+        aiqueue.connect(account.url, user=account.user, password=account.password) as client,
+        Publisher(account) as publisher,
+    ):
+
+        @worker.handle(Fuzz, retry=Backoff(first=0.3, jitter=0))
+        async def fuzz(job: aiqueue.Job[Fuzz]) -> str:
+            if job.attempt > 1:
+                return "done"
+            lines = ["Aiq-Event: retry", "Aiq-Run: 1", "Aiq-Attempt: 1", "Content-Type: application/json"]
+            await publisher.send("ai.agent.results.t0.j", Frame(block(*lines), json.dumps(data).encode()))
+            await publisher.answered()
+            raise aiqueue.Retry
+
+        await provision.apply(client.connection, client.topology)
+        handle = await client.enqueue(Fuzz(number=1), tenant="t0", unique="j")
+        async with worker.running(client):
+            assert await handle.result(timeout=30) == "done"
+
+
+@pytest.mark.parametrize("word", ["\xff", "\x00", "a b", "[" * 5_000, "w" * 200])
+async def test_a_job_that_names_no_parking_is_run_all_the_same(account: Account, word: str) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Fuzz)
+    async def fuzz(job: aiqueue.Job[Fuzz]) -> int:
+        return job.message.number
+
+    async with (
+        aiqueue.connect(account.url, user=account.user, password=account.password) as client,
+        Publisher(account) as publisher,
+    ):
+        await provision.apply(client.connection, client.topology)
+        frame = Frame(block("Aiq-Kind: fuzz", f"Aiq-Parked: {word}"), b'{"number": 5}')
+        await publisher.send("ai.agent.tasks.t0", frame)
+        await publisher.send("ai.parked.due.agent.tasks.t0.normal.d.w", frame)
+        await publisher.answered()
+        async with worker.running(client) as session:
+            deadline = asyncio.get_running_loop().time() + 20
+            while session.done < 2:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.02)
+        info = await client.connection.api("STREAM.INFO.AI_AGENT_TASKS")
+        assert info["state"]["messages"] == 0

@@ -16,6 +16,7 @@ from .records import Line, Run
 SETTLING_S = 0.05  # from the end of a run to the server's having its ack: till then it is in flight
 PATIENCE_S = 0.5  # the same where it is only asked whether a fault can be the reason
 RESULT, FINAL = "result", ("result", "failed", "cancelled")
+ALL_AWAY = ("server-kill", "server-stop", "disk-full", "link-cut")  # of one server; from its workers' view
 SHOWN = 10
 SOON_S = 1.0
 
@@ -45,8 +46,8 @@ class Evidence(NamedTuple):
 class Verdict:
     """`lost`: acknowledged, and neither completed nor a dead letter. `overwritten`: a run of a job has two final
     entries, or one behind its final one, or a result that no run of it has ended with. `repeats`: runs beyond the
-    first; `unexplained` are those whose earlier run no fault has met. `in_flight`: runs that the faults have met.
-    `double_effects`: jobs whose effect was made more than once.
+    first; `unexplained` are those whose earlier run no fault has met. `in_flight`: runs that had begun and were not
+    settled when a fault came. `double_effects`: jobs whose effect was made more than once.
     """
 
     acknowledged: int = 0
@@ -111,7 +112,7 @@ def check(found: Evidence) -> Verdict:
             verdict.repeats += 1
             if not any(_met(run, found.faults, PATIENCE_S) for run in each[:place]):
                 verdict.unexplained.append(number)
-    verdict.in_flight = sum(1 for run in found.runs if _met(run, found.faults, SETTLING_S))
+    verdict.in_flight = sum(1 for run in found.runs if any(_in_flight(run, fault) for fault in found.faults))
     return verdict
 
 
@@ -139,6 +140,16 @@ def _met(run: Run, faults: Sequence[Fault], settling_s: float) -> bool:
         if run.start <= (fault.until or fault.at) and fault.at <= end:
             return True
     return False
+
+
+def _in_flight(run: Run, fault: Fault) -> bool:
+    """Whether a run had begun and was not settled when the fault came. What begins while every server is away was
+    delivered before.
+    """
+    if fault.victim and fault.victim != run.pid:
+        return False
+    last = fault.until if fault.until and fault.kind in ALL_AWAY else fault.at
+    return run.start <= last and (run.end is None or fault.at <= run.end + SETTLING_S)
 
 
 def recoveries(runs: Sequence[Run], faults: Sequence[Fault]) -> list[Recovery]:

@@ -222,15 +222,18 @@ class Nemesis:
         return cluster.node(name) if name else None
 
     def _step_down(self, fault: Fault, which: float) -> None:
-        cluster, leader = self._target.cluster, self._leader()
-        if cluster is None or leader is None:
+        """Of the stream, or of one of its consumers."""
+        cluster, stream = self._target.cluster, self._target.stream
+        if cluster is None or self._leader() is None:
             return
-        fault.at = time.monotonic()
         try:
-            cluster.step_down(self._target.stream)
+            consumers = cluster.ask(f"CONSUMER.NAMES.{stream}").get("consumers") or []
+            chosen = ["", *consumers][int(which * (len(consumers) + 1))]
+            fault.at = time.monotonic()
+            cluster.step_down(stream, chosen)
         except OSError:
             return
-        fault.what = f"leader {leader.directory.name}"
+        fault.what = f"leader of {chosen or stream}"
 
     def _fill_disk(self, fault: Fault, which: float) -> Callable[[], None] | None:
         disk = self._target.disk

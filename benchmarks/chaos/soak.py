@@ -28,6 +28,7 @@ from .records import Run
 from .servers import Account, Cluster, NatsProcess
 
 STEP_S = 0.02
+BROKEN_S = 2.0  # how long the broken worker may be silent with an empty stream, before it is taken to have ended
 STUCK_S = 120.0  # how long after the last fault the jobs may take to be done, without any progress
 
 
@@ -253,7 +254,7 @@ class _Soak:
                 return 0
             if left is not None and (left, size) != progress:
                 progress, since = (left, size), time.monotonic()
-            limit_s = 3.0 if self._options.broken and left == 0 else self._options.settle_s
+            limit_s = BROKEN_S if self._options.broken and left == 0 else self._options.settle_s
             if time.monotonic() - since > limit_s:
                 return left or 0
             time.sleep(0.1)

@@ -31,8 +31,9 @@ NONSENSE = (
 NAMES = (
     headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.DEADLINE, headers.PRIORITY, headers.EVENT,
     headers.ATTEMPT, headers.EPOCH, headers.RUN, headers.READ_KIND, headers.REASON, headers.ERROR, headers.HISTORY,
-    headers.WORKER, headers.SUBJECT, headers.ENQUEUED, headers.REPLAY, headers.REST, "Aiq-Document", "Aiq-Hop",
-    "Aiq-Due", "task_id", "request_id", "traceparent", "model", "Status", "Nats-Sequence", "Nats-Subject",
+    headers.WORKER, headers.SUBJECT, headers.ENQUEUED, headers.REPLAY, headers.REST, headers.PARKED, headers.DUE,
+    headers.WAITED, headers.DOCUMENT, headers.DOCUMENT_SIZE, headers.DOCUMENT_REF,
+    "task_id", "request_id", "traceparent", "model", "Status", "Nats-Sequence", "Nats-Subject",
     "Nats-Time-Stamp", "Nats-Last-Sequence",
 )  # fmt: skip
 FIRST_LINES = ("NATS/1.0", "NATS/1.0 100 Idle Heartbeat", "NATS/1.0 404 No Messages", "NATS/1.0 503",
@@ -79,6 +80,13 @@ def _valid(rng: random.Random, number: int) -> tuple[dict[str, str], bytes]:
     if form == 0:
         told[headers.KIND] = rng.choice(KINDS)
         told[headers.JOB_ID] = f"job-{rng.randrange(50)}" if rng.random() < 0.2 else f"f{number}"
+        if rng.random() < 0.1:  # of a run that another frame may have claimed, too
+            told |= {
+                headers.RUN: str(rng.randrange(1, 40)),
+                headers.ENQUEUED: rng.choice(("1.5", "1700000000.000001", "9e99")),
+                headers.ATTEMPT: str(rng.randrange(4)),
+                headers.PARKED: rng.choice(("w1", "w2")),
+            }
     elif form == 1:
         version = rng.choice(("1.0", "1", "1.0", "9.9", 1.0, None))
         data = {"schema_version": version, "message_type": rng.choice(KINDS), "data": data}

@@ -275,10 +275,10 @@ class TestPlanAndApply:
         assert "`aiqueue apply` makes them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
-        assert "8 changes made" in made.stdout
+        assert "10 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 8 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 10 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")

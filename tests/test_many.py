@@ -23,6 +23,7 @@ from aiqueue.errors import (
     BadInput,
     EncodeError,
     InvalidToken,
+    LaneFull,
     NotFound,
     QueueFull,
     TooLarge,
@@ -374,7 +375,7 @@ async def test_callers_that_are_cancelled_in_line_are_not_sent(client: Client, m
 async def test_a_full_lane_refuses_its_items_and_no_others(client: Client) -> None:
     items = [JobSpec(Small(n=n), tenant=("acme", "globex")[n >= 6]) for n in range(8)]
     told = await outcomes(client, items)
-    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [QueueFull] * 3 + [aiqueue.Handle] * 2
+    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [LaneFull] * 3 + [aiqueue.Handle] * 2
     error = told[3]
     assert isinstance(error, QueueFull)
     assert (error.limit, error.item) == (3, items[3])
@@ -400,7 +401,7 @@ async def test_waiting_for_a_full_lane_ends_at_the_timeout(client: Client) -> No
     begun = time.monotonic()
     told = await outcomes(client, [Small(n=n) for n in range(200)], on_full="wait", timeout=0.6)
     assert 0.5 < time.monotonic() - begun < 3
-    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [QueueFull] * 197
+    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [LaneFull] * 197
     assert idle(client)
 
 

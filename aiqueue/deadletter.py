@@ -110,7 +110,7 @@ class DeadLetters:
         subject = subjects.dead(job.lane.family, job.lane.tenant, job.job_id)
         own = _own_headers(job, told)
         foreign = headers.carried(told)
-        history = {headers.HISTORY: _history(job.history)}
+        history = {headers.HISTORY: history_text(job.history)}
         for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
             try:
                 await self._connection.store(subject, body, letter)
@@ -220,7 +220,7 @@ def _own_headers(job: Obituary, told: Mapping[str, str]) -> dict[str, str]:
 
 def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The history in at most HISTORY_BYTES_MAX: it loses its tracebacks first, the oldest first, then attempts."""
-    entries: list[dict[str, Any]] = json.loads(_history(history))
+    entries: list[dict[str, Any]] = json.loads(history_text(history))
     return entries
 
 
@@ -245,7 +245,7 @@ def _writable(entry: dict[str, Any]) -> bool:
     return True
 
 
-def _history(history: list[dict[str, Any]]) -> str:
+def history_text(history: list[dict[str, Any]]) -> str:
     """The history as a header value. Too long, it loses tracebacks first, then its oldest attempts."""
     entries = [dict(each) for each in history]
     text = json.dumps(entries)

@@ -52,14 +52,12 @@ _WORD = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
     """Which run of its id a stored job is, and when that was first stored (seconds since the epoch): its place in the
-    work stream, or its first one, where it has moved since.
+    work stream, or its first one, where it has been parked since.
     """
-    first = number(told.get(RUN, ""))
-    try:
-        born = float(told.get(ENQUEUED, ""))
-    except ValueError:
+    if PARKED not in told:
         return seq, stored_at
-    return (first, born) if first and 0 < born <= stored_at else (seq, stored_at)
+    born = decimal(told.get(ENQUEUED, ""))
+    return number(told.get(RUN, "")) or seq, stored_at if born is None else born
 
 
 def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import codec, headers
 from .connection import Connection, Received, Stored, Subscription
@@ -24,6 +24,7 @@ RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progr
 STARTED = "started"  # an attempt that another one, or a cancellation, may contend with
 TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quarantine)
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
+TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
 SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
@@ -79,6 +80,24 @@ def entry_of(stored: Stored) -> Entry:
     return _entry(stored.headers, stored.data, stored.seq, stored.time)
 
 
+class Past(NamedTuple):
+    """What a journal says of one run of its job: `newest`, its newest entry, and `told`, the newest of those that say
+    what came before (started, retry). `head_seq` and `epoch` are the whole journal's, for the next writer.
+    """
+
+    head_seq: int = 0
+    epoch: int = 0
+    newest: Entry | None = None
+    told: Entry | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.newest is not None and self.newest.final
+
+
+NOTHING = Past()
+
+
 class Journal:
     """Reads and writes journals; one per connection, without state of its own."""
 
@@ -92,28 +111,36 @@ class Journal:
         return entry_of(stored) if stored else None
 
     def writer(
-        self, subject: str, *, run: int, born: float, attempt: int, head: Entry | None, word: str = ""
+        self, subject: str, *, run: int, born: float, attempt: int, past: Past, word: str = "", since: float = 0.0
     ) -> Writer:
-        """The pen of one attempt at the job stored as `run` at time `born`; `head` is the newest entry it knows, `word`
-        that of the parking from which the job came.
+        """The pen of one attempt at the job stored as `run` at time `born`, which knows its `past`; `word` is that of
+        the parking from which the job came. What other attempts wrote before `since` is no newer attempt's.
         """
-        return Writer(self, self._connection, subject, run=run, born=born, attempt=attempt, head=head, word=word)
+        return Writer(self, self._connection, subject, run, born, attempt, past, word, since)
 
-    async def of_run(self, subject: str, run: int, born: float, word: str = "") -> Entry | None:
-        """The newest entry of one run of a job id, where another live run may have written after it. What was written
-        of the job while it was parked under `word` counts too, however old.
+    async def past(self, subject: str, run: int, born: float, word: str = "") -> Past:
+        """What one run of a job id has said, where another live run may have written after it. What was written of the
+        job while it was parked under `word` counts too, however old.
         """
         head = await self.head(subject)
-        if head is None or _is_of(head, run, born, word):
-            return head
-        if not word and (head.time < born or head.run == run):
-            return None
-        newest = None
-        async for stored in self._connection.read(self.stream, subject):
-            entry = entry_of(stored)
-            if _is_of(entry, run, born, word):
-                newest = entry
-        return newest
+        if head is None:
+            return NOTHING
+        ours = _is_of(head, run, born, word)
+        if ours and (head.final or head.event in TELLING):
+            return Past(head.seq, head.epoch, head, None if head.final else head)
+        newest = told = head if ours else None
+        if ours or word or (head.time >= born and head.run != run):
+            told = None
+            async for stored in self._connection.read(self.stream, subject):
+                entry = entry_of(stored)
+                if _is_of(entry, run, born, word):
+                    newest = entry
+                    told = entry if entry.event in TELLING else told
+        return Past(head.seq, head.epoch, newest, told)
+
+    async def of_run(self, subject: str, run: int, born: float, word: str = "") -> Entry | None:
+        """The newest entry of one run, as `past`."""
+        return (await self.past(subject, run, born, word)).newest
 
     async def append(
         self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, head: Entry | None
@@ -332,9 +359,9 @@ def _told(event: str, run: int, epoch: int, attempt: int, word: str) -> dict[str
 class Writer:
     """The pen of one attempt; one write at a time.
 
-    On a conflict it reads the head: its own entry means that an earlier try was stored; a final entry of this run, or
-    a higher epoch, means that another attempt owns the job (Stale); anything else, such as an entry of another run of
-    the same job id, is taken as the new head and the write is tried again.
+    On a conflict it reads the journal. Its own entry means that an earlier try was stored; a final entry of this run,
+    or one of another attempt that it did not know of, means that the job is no longer its own (Stale). Anything else,
+    such as an entry of another run of the same job id, is taken as the new head and the write is tried again.
     """
 
     def __init__(
@@ -342,25 +369,25 @@ class Writer:
         journal: Journal,
         connection: Connection,
         subject: str,
-        *,
         run: int,
         born: float,
         attempt: int,
-        head: Entry | None,
-        word: str = "",
+        past: Past,
+        word: str,
+        since: float,
     ) -> None:
         self._journal = journal
         self._connection = connection
         self.subject = subject
-        self._word = word
         self._run = run
         self._born = born
         self.attempt = attempt
+        self._word = word
+        self._since = since
         self._nonce = ""  # two attempts must never make the same Msg-Id; made when it is first needed
-        self._head_seq = head.seq if head else 0
-        self._epoch = (head.epoch if head else 0) + 1
+        self._head_seq, self._epoch = past.head_seq, past.epoch + 1
+        self._known_seq = past.newest.seq if past.newest else 0  # of this run: what is newer is another attempt's
         self._count = 0
-        self._wrote = False
         self._lock = asyncio.Lock()
 
     async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
@@ -368,45 +395,76 @@ class Writer:
         body = codec.encode(data)
         tried: set[str] = set()
         async with self._lock:
-            self._nonce = self._nonce or secrets.token_hex(4)
             for _ in range(WRITE_TRIES_MAX):
-                self._count += 1
-                msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
-                tried.add(msg_id)
-                told = _told(event, self._run, self._epoch, self.attempt, self._word)
-                told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
                 try:
-                    ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
+                    await self._store(event, body, tried, timeout_s)
                 except Conflict:
                     if await self._catch_up(event, tried):
                         return
                 else:
-                    self._head_seq = ack.seq
-                    self._wrote = True
                     return
             raise Stale(f"{self.subject}: {WRITE_TRIES_MAX} writes were overtaken", ended=False)
+
+    async def begin(self, data: Any, *, timeout_s: float = 30.0) -> bool:
+        """Write `started`, if nothing was written since this writer's past; else False. From then on no other attempt
+        that began before can write. Raises as `write`, but Stale.
+        """
+        tried: set[str] = set()
+        async with self._lock:
+            try:
+                await self._store(STARTED, codec.encode(data), tried, timeout_s)
+            except Conflict:
+                head = await self._journal.head(self.subject)
+                if head is None or head.msg_id not in tried:
+                    return False
+                self._head_seq = self._known_seq = head.seq  # stored after all: an answer was lost
+            self._since = 0.0
+            return True
+
+    def resume(self, past: Past, attempt: int) -> None:
+        """Go on from another look at the journal. Raises Stale if a newer attempt has written meanwhile."""
+        if past.newest is not None:
+            self._heed(past.newest)
+            self._known_seq = past.newest.seq
+        self._head_seq, self._epoch = past.head_seq, max(self._epoch, past.epoch + 1)
+        self.attempt = attempt
+
+    def start_over(self, past: Past, attempt: int) -> None:
+        """Before `begin`: take what others have written meanwhile as the past."""
+        self._head_seq, self._epoch = past.head_seq, max(self._epoch, past.epoch + 1)
+        self._known_seq = past.newest.seq if past.newest else 0
+        self.attempt = attempt
+
+    async def _store(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
+        self._nonce = self._nonce or secrets.token_hex(4)
+        self._count += 1
+        msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
+        tried.add(msg_id)
+        told = _told(event, self._run, self._epoch, self.attempt, self._word)
+        told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
+        ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
+        self._head_seq = self._known_seq = ack.seq
 
     async def _catch_up(self, event: str, tried: set[str]) -> bool:
         """Learn the head after a conflict: True if it is this very write after all. Raises Stale."""
         head = await self._journal.head(self.subject)
-        if head is None:
-            self._head_seq = 0
-            return False
-        if head.msg_id.startswith(f"{self.subject}/{self._nonce}/"):
-            # ours: of this write, or of an earlier one that was given up but stored all the same
-            self._head_seq = head.seq
-            self._wrote = True
+        if head is not None and self._wrote(head):
+            # of this write, or of an earlier one that was given up but stored all the same
+            self._head_seq = self._known_seq = head.seq
             if head.msg_id in tried or (head.final and head.event == event):
                 return True
             if not head.final:
                 return False
-        # another run of this id may have written last: what counts is what this one's own attempts have said
-        own = await self._journal.of_run(self.subject, self._run, self._born, self._word)
-        if own is not None:
-            if own.final:
-                raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
-            if self._wrote and own.epoch >= self._epoch and not own.msg_id.startswith(f"{self.subject}/{self._nonce}/"):
-                raise Stale(f"{self.subject}: attempt {own.attempt} has taken this job over", ended=False)
-        self._head_seq = head.seq
-        self._epoch = max(self._epoch, head.epoch + 1)
+        past = await self._journal.past(self.subject, self._run, self._born, self._word)
+        self.resume(past, self.attempt)
         return False
+
+    def _wrote(self, entry: Entry) -> bool:
+        return self._nonce != "" and entry.msg_id.startswith(f"{self.subject}/{self._nonce}/")
+
+    def _heed(self, newest: Entry) -> None:
+        """Raises Stale if the newest entry of this run means that the job is another attempt's."""
+        if newest.final:
+            raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
+        if newest.seq > self._known_seq and newest.time >= self._since and not self._wrote(newest):
+            raise Stale(f"{self.subject}: attempt {newest.attempt} has taken this job over", ended=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from . import subjects
-from .connection import Connection, Received, Subscription
+from .connection import Connection, Received, Subscription, timestamp
 from .errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
 from .puller import LanePull, Puller
 from .subjects import Lane
@@ -160,7 +160,7 @@ class Lanes:
             name = config["durable_name"]
             subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
             async with self._creating:
-                await self._connection.api(
+                made = await self._connection.api(
                     subject, {"stream_name": family.stream, "config": config, "action": "create"}
                 )
         except ConfigMismatch as error:
@@ -175,7 +175,7 @@ class Lanes:
         except AIQueueError as error:
             self._report(lane, str(error), served=False)
         else:
-            self._serve(family, lane, name, jobs)
+            self._serve(family, lane, name, jobs, created=timestamp(made["created"]))
         finally:
             self._opening.discard(lane)
 
@@ -186,10 +186,10 @@ class Lanes:
         with contextlib.suppress(AIQueueError):
             await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
 
-    def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int) -> None:
+    def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int, *, created: float = 0.0) -> None:
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
-            rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant),
+            rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
         )  # fmt: skip
         self._open[lane] = pull
         self._puller.add(pull)

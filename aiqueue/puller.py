@@ -52,17 +52,19 @@ class Delivery:
         return self.message.reply
 
     @property
+    def tenant(self) -> str:
+        """The subject says it: a shared lane has all tenants."""
+        return self.message.subject.split(".")[3]
+
+    @property
     def run(self) -> int:
         """The sequence that names its run: of its first storing, where it has been parked since."""
-        told = self.message.headers
-        return (headers.number(told.get(headers.RUN, "")) if headers.PARKED in told else 0) or self.seq
+        return headers.run(self.message.headers, self.seq, self.enqueued_at)[0]
 
     @property
     def born(self) -> float:
         """When it was first stored in its work stream, seconds since the epoch."""
-        told = self.message.headers
-        first = headers.decimal(told.get(headers.ENQUEUED, "")) if headers.PARKED in told else None
-        return self.enqueued_at if first is None else first
+        return headers.run(self.message.headers, self.seq, self.enqueued_at)[1]
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +84,7 @@ class LanePull(turns.Turn):
     heard: float = 0.0
     active: float = 0.0
     held: float = 0.0  # when the lane was last said to hold jobs
+    created: float = 0.0  # when the server made the consumer, seconds since the epoch; 0: not known
     retiring: bool = False  # idle: to be let go when its last pull has expired
 
     @property

@@ -23,7 +23,7 @@ from .attempt import Cancelled, Contents, Handler, Outcome, Parcel, Postponed, R
 from .connection import Connection, Received, Subscription
 from .errors import AIQueueError, Unavailable
 from .job import Progress
-from .journal import TRIAL, Entry, Writer
+from .journal import STARTED, TRIAL, Entry, Writer
 from .processes import Died, NoChild, Overdue, Recipe, Seat
 from .puller import Delivery
 
@@ -192,7 +192,8 @@ class Quarantine:
         kind = suspect.handler.model.aiq_kind
         self._warn(kind, f"suspects of kind {kind} are tried in the worker, and may end it: {problem}")
         head = suspect.head
-        before = head.data.get("trials") if head and head.event == TRIAL and isinstance(head.data, dict) else 0
+        tells = head is not None and head.event in (TRIAL, STARTED) and isinstance(head.data, dict)
+        before = head.data.get("trials") if head is not None and tells else 0
         trials = before if isinstance(before, int) else 0
         if trials >= TRIALS_MAX:
             return Refused(KILLED, f"{trials} trials in a worker had no end (in no child, for {problem})")

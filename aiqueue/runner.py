@@ -1,43 +1,34 @@
-"""How one delivery is run, and the single place that decides what becomes of its job."""
+"""How one delivery is run: its body, its journal, its handler. What becomes of it is for `settlement`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
-    Contents,
     Ended,
     Handler,
-    Misplaced,
     Outcome,
     Parcel,
-    Postponed,
     Raised,
     Refused,
     Returned,
     TakenOver,
-    Unknown,
 )  # fmt: skip
-from .backoff import Backoff
-from .connection import Connection
-from .deadletter import DeadLetters, Obituary, history_of, trimmed
+from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
-from .errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, EncodeError, NotFound, Stale, TooLarge
+from .errors import BadInput, Corrupt, NotFound, Stale
 from .job import Job, Progress
-from .journal import FAILED, PROGRESS, RESULT, RETRY, STARTED, Entry, Journal, Writer
+from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Writer
 from .processes import Processes
-from .producer import relocate
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
+from .settlement import Opened, Settlement
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
@@ -45,40 +36,15 @@ from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.runner")
 
-UNKNOWN_KIND_DELAY_S = 5.0
-UNKNOWN_KIND_PATIENCE_S = 60.0
-UNKNOWN_SEEN_MAX = 10_000
-SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
-HAND_BACK_S = 0.1
-NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
-ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
-SAY_WAIT_S = 10.0
-HISTORY_MAX = 50
-
-
-@dataclass(kw_only=True)
-class Opened(Contents):
-    """What is known of a delivery once its body and journal have been looked at.
-
-    `verdict`: what looking at the body has led to already. A suspect's body has not been read here.
-    """
-
-    parcel: Parcel
-    attempt: int = 1
-    history: list[dict[str, Any]] | None = None
-    said: Entry | None = None  # the newest journal entry of this run, where it was looked for
-    suspect: bool = False
-    verdict: Refused | None = None
-
 
 class Runner:
     """Runs deliveries with the handlers of one worker."""
 
     def __init__(
         self,
-        connection: Connection,
         journal: Journal,
-        dead: DeadLetters,
+        documents: Documents,
+        settlement: Settlement,
         *,
         handlers: Mapping[tuple[str, str], Handler],
         families: Mapping[str, Family],
@@ -88,10 +54,9 @@ class Runner:
         quarantine: Quarantine,
         watchdog: Watchdog,
     ) -> None:
-        self._connection = connection
         self._journal = journal
-        self._dead = dead
-        self._documents = dead.documents
+        self._documents = documents
+        self._settlement = settlement
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._families = families
@@ -102,7 +67,6 @@ class Runner:
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
-        self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
     def close(self) -> None:
         self._threads.close()
@@ -112,28 +76,27 @@ class Runner:
         opened: Opened | None = None
         writer: Writer | None = None
         handler: Handler | None = None
+        settle = self._settlement.settle
         try:
             opened = await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
                 outcome = await self._attempt(delivery, opened, handler, writer)
-                await self._settle(delivery, opened, handler, writer, outcome)
+                if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
+                    outcome = await self._reconsider(delivery, opened, writer, outcome)
+                await settle(delivery, opened, handler, writer, outcome)
             except Stale as stale:
-                await self._settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
+                await settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
         except asyncio.CancelledError:
-            await self.hand_back(delivery)
+            await self._settlement.hand_back(delivery)
             raise
-        except Exception as error:
-            # what became of the job could not be written: it must come back, less often each time
-            delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(delivery.delivered - 1, 16))
-            trace = None if isinstance(error, AIQueueError) else error  # else it is a fault of our own
-            log.warning("job in %s comes back in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
-            await self._give_back(delivery, delay_s)
+        except Exception as error:  # noqa: BLE001
+            await self._settlement.comes_back(delivery, error)
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
-        await self._give_back(delivery, HAND_BACK_S)
+        await self._settlement.hand_back(delivery)
 
     # -- before
 
@@ -157,10 +120,12 @@ class Runner:
             opened = Opened(job_id="", kind="", parcel=parcel)
             attempt.fill(parcel, opened)
         opened.history = history_of(parcel.headers)
-        if delivery.delivered > 1 and family.journal:
+        if headers.PARKED in parcel.headers:
+            opened.attempt = opened.first = max(1, headers.number(parcel.headers.get(headers.ATTEMPT, "")))
+        if _looked(delivery, opened) and family.journal:
             await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
         if doubtful:
-            opened.suspect = self._quarantine.suspects(delivery, opened.attempt)
+            opened.suspect = self._quarantine.suspects(delivery, opened.attempt - opened.first + 1)
             if not opened.suspect and opened.data is None and opened.verdict is None:
                 attempt.fill(parcel, opened)
         return opened
@@ -181,16 +146,15 @@ class Runner:
     async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
         """Go on from what this run's journal says of earlier attempts."""
         word = headers.word(opened.parcel.headers)
-        said = await self._journal.of_run(subject, delivery.run, delivery.born, word)
-        opened.said = said
-        if said is None:
-            return
-        if said.event == RETRY and isinstance(said.data, dict):
-            opened.attempt = said.attempt + 1
-            history = said.data.get("history")
-            opened.history = [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
+        past = opened.past = await self._journal.past(subject, delivery.run, delivery.born, word)
+        if past.told is not None and isinstance(past.told.data, dict):
+            number = past.told.attempt + (past.told.event == RETRY)
+            history = past.told.data.get("history")
+            if isinstance(history, list) and number >= opened.attempt:
+                opened.history = [each for each in history if isinstance(each, dict)]
         else:
-            opened.attempt = max(1, said.attempt)
+            number = past.newest.attempt if past.newest else 1
+        opened.attempt = max(opened.first, number)
 
     def _voice(self, opened: Opened, writer: Writer | None) -> _Voice:
         return _Voice(self._documents, self._loop, opened.parcel.tenant, writer)
@@ -204,8 +168,9 @@ class Runner:
             run=delivery.run,
             born=delivery.born,
             attempt=opened.attempt,
-            head=opened.said,
+            past=opened.past,
             word=headers.word(opened.parcel.headers),
+            since=delivery.lane.created or 0.0,
         )
 
     # -- during
@@ -213,7 +178,7 @@ class Runner:
     async def _attempt(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
     ) -> Outcome:
-        if opened.said is not None and opened.said.final:
+        if opened.past.ended:
             return Ended()
         parcel = opened.parcel
         if (moved := attempt.misplaced(parcel)) is not None:
@@ -222,15 +187,17 @@ class Runner:
             return Refused("deadline", "its deadline passed before it was run")
         if opened.verdict is not None:
             return opened.verdict
-        if handler is not None and writer is not None and headers.PARKED in parcel.headers:
-            # a cancellation may contend with it: of the two, the journal takes the first
-            await writer.write(STARTED, {"seq": delivery.seq})
+        contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
+        if contended and writer is not None and handler is not None:
+            lost = await self._begin(delivery, opened, writer)
+            if lost is not None:
+                return lost
         if not opened.suspect or opened.problem:
             return await self._run(opened, handler, self._voice(opened, writer))
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
         suspect = Suspect(
-            parcel, opened.job_id, opened.attempt, handler, writer, self._voice(opened, writer), opened.said
+            parcel, opened.job_id, opened.attempt, handler, writer, self._voice(opened, writer), opened.past.newest
         )
 
         async def here() -> Outcome:
@@ -238,6 +205,32 @@ class Runner:
             return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
 
         return await self._quarantine.run(suspect, here)
+
+    async def _begin(self, delivery: Delivery, opened: Opened, writer: Writer) -> Outcome | None:
+        """Write `started`, so that no earlier attempt can write any more, and a cancellation neither: of those that
+        contend, the journal takes the first. Only where there can be such; a first delivery writes nothing.
+        """
+        mine = [delivery.seq, delivery.lane.created, delivery.delivered]
+        for _ in range(WRITE_TRIES_MAX):
+            newest, told = opened.past.newest, opened.past.told
+            if opened.past.ended:
+                return Ended()
+            if told is not None and told.event == STARTED and _later(told.data, mine):
+                return TakenOver()
+            trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
+            said = {"seq": delivery.seq, "delivery": mine, "worker": self._worker}
+            said |= {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
+            if await writer.begin(said):
+                return None
+            await self._look_back(delivery, opened, writer.subject)
+            writer.start_over(opened.past, opened.attempt)
+        raise Stale(f"{writer.subject}: {WRITE_TRIES_MAX} beginnings were overtaken", ended=False)
+
+    async def _reconsider(self, delivery: Delivery, opened: Opened, writer: Writer, outcome: Outcome) -> Outcome:
+        """A consumer made anew counts deliveries from 1: what was before a failure stands in the journal."""
+        await self._look_back(delivery, opened, writer.subject)
+        writer.resume(opened.past, opened.attempt)
+        return outcome
 
     async def _run(self, opened: Opened, handler: Handler | None, progress: Progress) -> Outcome:
         parcel = opened.parcel
@@ -277,153 +270,6 @@ class Runner:
             return Cancelled()
         return outcome
 
-    # -- after
-
-    async def _settle(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Outcome
-    ) -> None:
-        """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
-        if isinstance(outcome, Raised | Refused) and delivery.delivered == 1 and writer is not None:
-            outcome = await self._reconsider(delivery, opened, writer, outcome)
-        match outcome:
-            case Returned(value):
-                await self._finish(delivery, opened, handler, writer, value)
-            case Raised(error, trace, after_s, rule):
-                retry = handler.backoff(rule) if handler else Backoff()
-                opened.history = _with_attempt(opened, self._worker, error, trace)
-                if opened.attempt >= retry.attempts:
-                    await self._bury(delivery, opened, writer, "attempts", error)
-                else:
-                    delay_s = retry.delay_s(opened.attempt) if after_s is None else after_s
-                    await self._try_again(delivery, opened, writer, error, delay_s)
-            case Refused(reason, error, trace):
-                opened.history = _with_attempt(opened, self._worker, error, trace)
-                await self._bury(delivery, opened, writer, reason, error)
-            case Unknown(error):
-                if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
-                    await self._bury(delivery, opened, writer, "unknown_kind", error)
-                else:
-                    log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
-                    await self._give_back(delivery, UNKNOWN_KIND_DELAY_S)
-            case Misplaced(priority):
-                to = subjects.Lane(delivery.lane.key.family, _tenant(delivery), priority)
-                message = delivery.message
-                await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
-                await self._ack(delivery)
-            case Postponed(after_s):
-                await self._give_back(delivery, after_s)
-            case Ended():
-                await self._ack(delivery)
-                await self._release_ended(delivery, opened.said)
-            case TakenOver():
-                log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
-            case Cancelled():
-                await self.hand_back(delivery)
-
-    async def _reconsider(self, delivery: Delivery, opened: Opened, writer: Writer, outcome: Outcome) -> Outcome:
-        """A consumer made anew counts deliveries from 1: what was before a failure stands in the journal."""
-        await self._look_back(delivery, opened, writer.subject)
-        writer.attempt = opened.attempt
-        return Ended() if opened.said is not None and opened.said.final else outcome
-
-    def _unknown_for_s(self, delivery: Delivery) -> float:
-        """Seconds since this worker first met the job, whose kind or version it does not know."""
-        now = time.monotonic()
-        if len(self._unknown) >= UNKNOWN_SEEN_MAX:
-            self._unknown.pop(next(iter(self._unknown)))
-        return now - self._unknown.setdefault((delivery.lane.stream, delivery.seq), now)
-
-    async def _finish(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, value: Any
-    ) -> None:
-        if writer is not None and handler is not None and handler.keeps_result:
-            try:
-                await self._keep(delivery, writer, value)
-            except (EncodeError, TooLarge) as error:
-                opened.history = _with_attempt(opened, self._worker, str(error), "")
-                await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
-                return
-        await self._ack(delivery)
-        if _holds(delivery):
-            await self._release(delivery)
-
-    async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
-        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
-        """
-        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
-            end = time.monotonic() + patience_s
-            wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
-            while time.monotonic() < end:
-                try:
-                    await writer.write(RESULT, value)
-                except (AccountFull, DiskFull) as error:
-                    problem = error
-                else:
-                    return
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, ROOM_CAP_S)
-            if not acked:
-                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
-                await self._ack(delivery)
-        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
-
-    async def _try_again(
-        self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
-    ) -> None:
-        log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
-        if writer is not None:
-            told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or [])}
-            await writer.write(RETRY, told)
-        await self._nak(delivery, delay_s)
-
-    async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
-        family = self._families[delivery.lane.key.family]
-        key = subjects.Lane(family.name, _tenant(delivery), delivery.lane.key.priority)
-        obituary = Obituary(
-            job_id=opened.job_id, kind=opened.kind, lane=key, seq=delivery.seq, reason=reason, error=error,
-            attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
-            history=opened.history or [],
-        )  # fmt: skip
-        await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
-        log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
-        if writer is not None:
-            await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
-        await self._ack(delivery)
-
-    async def _ack(self, delivery: Delivery) -> None:
-        """Waits a while for a lost link: without the ack the job is delivered again, if only to be ended."""
-        if not self._connection.connected:
-            with contextlib.suppress(AIQueueError):
-                await self._connection.wait_up(SAY_WAIT_S)
-        self._say(delivery, b"+ACK")
-
-    async def _release(self, delivery: Delivery) -> None:
-        """The job is no more, and holds no documents."""
-        await self._documents.release(_tenant(delivery), delivery.message.headers)
-
-    async def _release_ended(self, delivery: Delivery, said: Entry | None) -> None:
-        """As whoever wrote the last word did, if it lived. A dead letter goes on holding."""
-        if _holds(delivery) and said is not None and said.final and said.event != FAILED:
-            await self._release(delivery)
-
-    async def _give_back(self, delivery: Delivery, delay_s: float) -> None:
-        """A nak that is nobody's fault: it makes no suspect."""
-        await self._quarantine.handed_back(delivery)
-        await self._nak(delivery, delay_s)
-
-    async def _nak(self, delivery: Delivery, delay_s: float) -> None:
-        self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
-
-    def _say(self, delivery: Delivery, word: bytes) -> None:
-        """Tell the server. Without a link the lease runs out instead, and the journal knows."""
-        if delivery.void:
-            return
-        try:
-            self._connection.tell(delivery.reply, word)
-        except AIQueueError as error:
-            log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
-
 
 class _Voice:
     """What a job may ask for while it runs: see `job.Progress`."""
@@ -448,31 +294,29 @@ class _Voice:
         return self._documents.chunks(document)
 
 
-def _holds(delivery: Delivery) -> bool:
-    told = delivery.message.headers
-    return headers.DOCUMENT_REF in told or headers.DOCUMENT in told
-
-
-def _tenant(delivery: Delivery) -> str:
-    """The subject says it: a shared lane has all tenants."""
-    return delivery.message.subject.split(".")[3]
-
-
 def _parcel(family: Family, delivery: Delivery) -> Parcel:
     message = delivery.message
     return Parcel(
-        family, _tenant(delivery), delivery.lane.key.priority, delivery.seq, delivery.born,
+        family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.born,
         message.headers, message.data,
     )  # fmt: skip
 
 
 def _journal_subject(family: Family, delivery: Delivery, opened: Opened) -> str:
     assert family.journal is not None
-    return subjects.journal(family.journal, _tenant(delivery), opened.job_id)
+    return subjects.journal(family.journal, delivery.tenant, opened.job_id)
 
 
-def _with_attempt(opened: Opened, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
-    entry: dict[str, Any] = {"attempt": opened.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
-    if trace:
-        entry["traceback"] = trace
-    return [*(opened.history or []), entry][-HISTORY_MAX:]
+def _looked(delivery: Delivery, opened: Opened) -> bool:
+    """Whether there may have been earlier attempts, by what the delivery says."""
+    return delivery.delivered > 1 or opened.first > 1
+
+
+def _later(said: Any, mine: list[Any]) -> bool:
+    """Whether `started` was written by a later delivery than this one: a later place in the stream, a later consumer of
+    the lane, or a later delivery of that.
+    """
+    theirs = said.get("delivery") if isinstance(said, dict) else None
+    if not isinstance(theirs, list) or len(theirs) != len(mine):
+        return False
+    return all(isinstance(each, int | float) for each in theirs) and theirs > mine

@@ -19,7 +19,7 @@ from .attempt import Contents, Parcel, Refused
 from .connection import Connection, Received, Stored, timestamp
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
 from .errors import AIQueueError, NotFound, Stale, Unavailable
-from .journal import FAILED, RETRY, Journal
+from .journal import FAILED, Journal
 from .topology import Family, Topology
 
 log = logging.getLogger("aiqueue.strandeds")
@@ -241,14 +241,15 @@ class Sweeper:
         count, history, writer = max(1, headers.number(told.get(headers.ATTEMPT, ""))), history_of(told), None
         if family.journal:
             subject = subjects.journal(family.journal, lane.tenant, known.job_id)
-            said = await self._journal.of_run(subject, run, born)
+            past = await self._journal.past(subject, run, born, headers.word(told))
+            said = past.newest
             if said is not None and said.final:
                 return True
             if said is not None:
                 count = max(count, said.attempt)
-                if said.event == RETRY and isinstance(said.data, dict):
-                    history = [each for each in said.data.get("history", []) if isinstance(each, dict)]
-            writer = self._journal.writer(subject, run=run, born=born, attempt=count, head=said)
+            if past.told is not None and isinstance(past.told.data, dict):
+                history = [each for each in past.told.data.get("history", []) if isinstance(each, dict)]
+            writer = self._journal.writer(subject, run=run, born=born, attempt=count, past=past)
         times = f"{deliveries:,} times" if deliveries else "again and again"
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"
         obituary = Obituary(

@@ -27,6 +27,7 @@ from .processes import Processes, Recipe
 from .puller import Delivery, LanePull, Puller, prefetch
 from .quarantine import Quarantine
 from .runner import Runner
+from .settlement import Settlement
 from .silence import Silence
 from .strandeds import Sweeper
 from .units import seconds
@@ -270,10 +271,14 @@ class Session:
                 Quarantine(client.connection, recipe, slots=worker.slots)
             )
             state = await self._stack.enter_async_context(worker.lifespan()) if worker.lifespan else None
+            settlement = Settlement(
+                client.connection, client.dead, client.parking, families=self._families, worker=worker.name,
+                quarantine=quarantine,
+            )  # fmt: skip
             self._runner = Runner(
-                client.connection,
                 client.journal,
-                client.dead,
+                client.documents,
+                settlement,
                 handlers=worker._handlers,
                 families=self._families,
                 worker=worker.name,

@@ -111,7 +111,7 @@ async def _at_the_limit(producer: aiqueue.Client, client: aiqueue.Client) -> Non
 async def test_no_header_keeps_a_job_from_its_dead_letter(
     client: aiqueue.Client, account: Any, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiqueue.runner.UNKNOWN_KIND_PATIENCE_S", 0.0)
+    monkeypatch.setattr("aiqueue.settlement.UNKNOWN_KIND_PATIENCE_S", 0.0)
     await publish(account, b'{"text": "x"}', told)
     async with rejecting().running(client):
         (letter,) = await letters(client, 1)

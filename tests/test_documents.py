@@ -868,7 +868,7 @@ async def test_a_caller_that_leaves_on_the_way_in_leaves_nothing(client: Client)
 
 
 async def test_a_job_whose_body_cannot_be_asked_for_now_comes_back(client: Client, monkeypatch: Any) -> None:
-    monkeypatch.setattr("aiqueue.runner.SETTLE_AGAIN_S", 0.1)
+    monkeypatch.setattr("aiqueue.settlement.SETTLE_AGAIN_S", 0.1)
     text = Text(text=LARGE)
     handle = await client.enqueue(text, tenant="acme")
     await client.connection.api(f"STREAM.DELETE.{STREAM}")

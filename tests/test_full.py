@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import provision, runner
+from aiqueue import provision, settlement
 from aiqueue.errors import AccountFull, DiskFull, LaneFull, QueueFull, StreamFull
 
 from .support import NatsProcess
@@ -59,7 +59,7 @@ def parcels(count: int, start: int = 0) -> list[Parcel]:
 async def test_what_is_full_is_told_nothing_acknowledged_is_lost_and_work_goes_on(
     what: str, own_server: Callable[..., NatsProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "NO_ROOM_S", 0.3)
+    monkeypatch.setattr(settlement, "NO_ROOM_S", 0.3)
     config, limits, error = FULL[what]
     async with opened(own_server(config), limits) as client:
         handles, refused = [], []

@@ -23,7 +23,7 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers, processes, provision, quarantine
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.journal import TRIAL
+from aiqueue.journal import NOTHING, TRIAL
 from aiqueue.puller import Delivery, LanePull
 from aiqueue.subjects import Lane
 
@@ -322,8 +322,8 @@ async def test_progress_of_a_child_reaches_the_journal(client: aiqueue.Client, a
         await handle.result(20)
     subject = f"ai.agent.results.acme.{handle.id}"
     said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert [each.headers[headers.EVENT] for each in said] == ["progress", "progress", "result"]
-    assert codec.decode(said[0].data) == {"fraction": 0.5, "note": "half"}
+    assert [each.headers[headers.EVENT] for each in said] == ["started", "progress", "progress", "result"]
+    assert codec.decode(said[1].data) == {"fraction": 0.5, "note": "half"}
 
 
 async def test_many_suspects_wait_without_taking_the_slots_of_others(client: aiqueue.Client, account: Any) -> None:
@@ -384,7 +384,7 @@ async def test_a_suspect_of_a_closure_is_tried_in_the_worker_and_convicted_after
     stored = await client.connection.get("AI_AGENT_TASKS", 2)
     assert stored is not None
     subject = "ai.agent.results.acme.killer"
-    writer = client.journal.writer(subject, run=2, born=stored.time, attempt=1, head=None)
+    writer = client.journal.writer(subject, run=2, born=stored.time, attempt=1, past=NOTHING)
     await writer.write(TRIAL, {"trials": quarantine.TRIALS_MAX})
     async with worker_of(closure).running(client):
         assert await innocent.result(20) == os.getpid()
@@ -393,7 +393,7 @@ async def test_a_suspect_of_a_closure_is_tried_in_the_worker_and_convicted_after
     assert (failed.value.reason, ran) == ("killed_worker", ["innocent"])
     subject = "ai.agent.results.acme.innocent"
     said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert [each.headers[headers.EVENT] for each in said] == ["trial", "result"]
+    assert [each.headers[headers.EVENT] for each in said] == ["started", "trial", "result"]
 
 
 # Handlers that run in processes

@@ -331,8 +331,8 @@ async def test_a_body_that_cannot_be_read_becomes_a_dead_letter_untouched(
 async def test_an_unknown_kind_is_handed_back_and_then_a_replayable_dead_letter(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiqueue.runner.UNKNOWN_KIND_DELAY_S", 0.05)
-    monkeypatch.setattr("aiqueue.runner.UNKNOWN_KIND_PATIENCE_S", 0.2)
+    monkeypatch.setattr("aiqueue.settlement.UNKNOWN_KIND_DELAY_S", 0.05)
+    monkeypatch.setattr("aiqueue.settlement.UNKNOWN_KIND_PATIENCE_S", 0.2)
     worker = aiqueue.Worker()
 
     @worker.handle(Echo)

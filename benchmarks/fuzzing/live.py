@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiqueue
-from aiqueue import headers, lookup, provision, runner, subjects
+from aiqueue import headers, lookup, provision, settlement, subjects
 from aiqueue.errors import AIQueueError
 from aiqueue.subjects import foreign_id
 
@@ -84,12 +84,12 @@ def _watched(outcome: Outcome) -> Iterator[None]:
     """Log records kept, and a short patience with unknown kinds, which is a minute otherwise."""
     logger, handler = logging.getLogger("aiqueue"), _Faults(outcome)
     logger.addHandler(handler)
-    usual = runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S
-    runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S = 0.5, 0.3
+    usual = settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S
+    settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S = 0.5, 0.3
     try:
         yield
     finally:
-        runner.UNKNOWN_KIND_PATIENCE_S, runner.UNKNOWN_KIND_DELAY_S = usual
+        settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S = usual
         logger.removeHandler(handler)
 
 

@@ -113,7 +113,7 @@ def _as_job(parcel: Parcel) -> str:
     codec.encode({"reason": outcome, "error": error, "history": deadletter.trimmed(history)})
     seam.block({**headers.carried(parcel.headers), **deadletter._own_headers(obituary, parcel.headers)})
     seam.block(headers.carried(parcel.headers, ours=True))
-    seam.block({headers.HISTORY: deadletter._history(history)})
+    seam.block({headers.HISTORY: deadletter.history_text(history)})
     return outcome
 
 

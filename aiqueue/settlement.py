@@ -1,0 +1,281 @@
+"""The single place that decides what becomes of a job, once its attempt has an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import headers, subjects
+from .attempt import (
+    Cancelled,
+    Contents,
+    Ended,
+    Handler,
+    Misplaced,
+    Outcome,
+    Parcel,
+    Postponed,
+    Raised,
+    Refused,
+    Returned,
+    TakenOver,
+    Unknown,
+)  # fmt: skip
+from .backoff import Backoff
+from .connection import Connection
+from .deadletter import DeadLetters, Obituary, history_text, trimmed
+from .errors import AccountFull, AIQueueError, DiskFull, EncodeError, QueueFull, TooLarge
+from .journal import FAILED, NOTHING, RESULT, RETRY, Past, Writer
+from .parking import Parking
+from .producer import relocate
+from .puller import Delivery
+from .quarantine import Quarantine
+from .topology import Family
+
+log = logging.getLogger("aiqueue.settlement")
+
+UNKNOWN_KIND_DELAY_S = 5.0
+UNKNOWN_KIND_PATIENCE_S = 60.0
+UNKNOWN_SEEN_MAX = 10_000
+PARK_AFTER_S = 5.0  # a delay from here on is waited for away from the lane, where it would count as in flight
+SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
+HAND_BACK_S = 0.1
+NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
+ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
+SAY_WAIT_S = 10.0
+HISTORY_MAX = 50
+
+
+@dataclass(kw_only=True)
+class Opened(Contents):
+    """What is known of a delivery once its body and journal have been looked at.
+
+    `first`: the number of the first attempt from this place in the stream; the earlier ones were before it was parked.
+    `verdict`: what looking at the body has led to already. A suspect's body has not been read here.
+    """
+
+    parcel: Parcel
+    attempt: int = 1
+    first: int = 1
+    history: list[dict[str, Any]] | None = None
+    past: Past = NOTHING  # what its journal says of this run, where it was looked for
+    suspect: bool = False
+    verdict: Refused | None = None
+
+
+class Settlement:
+    """Writes the outcomes of one worker's attempts, and tells the server."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        dead: DeadLetters,
+        parking: Parking,
+        *,
+        families: Mapping[str, Family],
+        worker: str,
+        quarantine: Quarantine,
+    ) -> None:
+        self._connection = connection
+        self._dead = dead
+        self._documents = dead.documents
+        self._parking = parking
+        self._families = families
+        self._worker = worker
+        self._quarantine = quarantine
+        self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
+
+    async def settle(
+        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Outcome
+    ) -> None:
+        """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
+        match outcome:
+            case Returned(value):
+                await self._finish(delivery, opened, handler, writer, value)
+            case Raised(error, trace, after_s, rule):
+                retry = handler.backoff(rule) if handler else Backoff()
+                opened.history = _with_attempt(opened, self._worker, error, trace)
+                if opened.attempt >= retry.attempts:
+                    await self._bury(delivery, opened, writer, "attempts", error)
+                else:
+                    delay_s = retry.delay_s(opened.attempt) if after_s is None else after_s
+                    await self._try_again(delivery, opened, writer, error, delay_s)
+            case Refused(reason, error, trace):
+                opened.history = _with_attempt(opened, self._worker, error, trace)
+                await self._bury(delivery, opened, writer, reason, error)
+            case Unknown(error):
+                if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
+                    await self._bury(delivery, opened, writer, "unknown_kind", error)
+                else:
+                    log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
+                    await self.give_back(delivery, UNKNOWN_KIND_DELAY_S)
+            case Misplaced(priority):
+                to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority)
+                message = delivery.message
+                await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
+                await self._ack(delivery)
+            case Postponed(after_s):
+                await self.give_back(delivery, after_s)
+            case Ended():
+                await self._ack(delivery)
+                await self._release_ended(delivery, opened.past)
+            case TakenOver():
+                log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
+            case Cancelled():
+                await self.hand_back(delivery)
+
+    async def comes_back(self, delivery: Delivery, error: Exception) -> None:
+        """What became of the job could not be written: it must come back, less often each time."""
+        delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(delivery.delivered - 1, 16))
+        trace = None if isinstance(error, AIQueueError) else error  # else it is a fault of our own
+        log.warning("job in %s comes back in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
+        await self.give_back(delivery, delay_s)
+
+    async def hand_back(self, delivery: Delivery) -> None:
+        """Give a job that was not run to the next worker."""
+        await self.give_back(delivery, HAND_BACK_S)
+
+    def _unknown_for_s(self, delivery: Delivery) -> float:
+        """Seconds since this worker first met the job, whose kind or version it does not know."""
+        now = time.monotonic()
+        if len(self._unknown) >= UNKNOWN_SEEN_MAX:
+            self._unknown.pop(next(iter(self._unknown)))
+        return now - self._unknown.setdefault((delivery.lane.stream, delivery.seq), now)
+
+    async def _finish(
+        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, value: Any
+    ) -> None:
+        if writer is not None and handler is not None and handler.keeps_result:
+            try:
+                await self._keep(delivery, writer, value)
+            except (EncodeError, TooLarge) as error:
+                opened.history = _with_attempt(opened, self._worker, str(error), "")
+                await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
+                return
+        await self._ack(delivery)
+        if _holds(delivery):
+            await self._release(delivery)
+
+    async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
+        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
+        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
+        """
+        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
+            end = time.monotonic() + patience_s
+            wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
+            while time.monotonic() < end:
+                try:
+                    await writer.write(RESULT, value)
+                except (AccountFull, DiskFull) as error:
+                    problem = error
+                else:
+                    return
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, ROOM_CAP_S)
+            if not acked:
+                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
+                await self._ack(delivery)
+        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
+
+    async def _try_again(
+        self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
+    ) -> None:
+        """The next attempt: after a short delay from its lane, after a long one, or without a journal to count its
+        attempts, by way of parking.
+        """
+        log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
+        parks = delay_s >= PARK_AFTER_S or writer is None
+        if writer is not None:
+            told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
+            await writer.write(RETRY, told)
+        if parks and await self._park(delivery, opened, time.time() + delay_s):
+            await self._ack(delivery)
+        else:
+            self._nak(delivery, delay_s)
+
+    async def _park(self, delivery: Delivery, opened: Opened, due: float) -> bool:
+        """Have the job come back at `due` for its next attempt. False where there is no room for that: it waits in its
+        lane. Raises Unavailable, NotFound.
+        """
+        lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
+        told = dict(delivery.message.headers) | {
+            headers.RUN: str(delivery.run),
+            headers.ENQUEUED: f"{delivery.born:.6f}",
+            headers.ATTEMPT: str(opened.attempt + 1),
+        }
+        hop = f"r{delivery.run}-{int(delivery.born)}-a{opened.attempt}"
+        for history in (opened.history or [], []):
+            told[headers.HISTORY] = history_text(history)
+            try:
+                await self._parking.park(lane, opened.job_id, due, told, delivery.message.data, hop=hop)
+            except (TooLarge, QueueFull) as error:
+                problem = error
+            else:
+                return True
+        log.info("job %s waits in its lane: %s", opened.job_id, problem)
+        return False
+
+    async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
+        family = self._families[delivery.lane.key.family]
+        key = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
+        obituary = Obituary(
+            job_id=opened.job_id, kind=opened.kind, lane=key, seq=delivery.seq, reason=reason, error=error,
+            attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.born,
+            history=opened.history or [],
+        )  # fmt: skip
+        await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
+        log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
+        if writer is not None:
+            await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
+        await self._ack(delivery)
+
+    async def _ack(self, delivery: Delivery) -> None:
+        """Waits a while for a lost link: without the ack the job is delivered again, if only to be ended."""
+        if not self._connection.connected:
+            with contextlib.suppress(AIQueueError):
+                await self._connection.wait_up(SAY_WAIT_S)
+        self._say(delivery, b"+ACK")
+
+    async def _release(self, delivery: Delivery) -> None:
+        """The job is no more, and holds no documents."""
+        await self._documents.release(delivery.tenant, delivery.message.headers)
+
+    async def _release_ended(self, delivery: Delivery, past: Past) -> None:
+        """As whoever wrote the last word did, if it lived. A dead letter goes on holding."""
+        said = past.newest
+        if _holds(delivery) and said is not None and said.final and said.event != FAILED:
+            await self._release(delivery)
+
+    async def give_back(self, delivery: Delivery, delay_s: float) -> None:
+        """A nak that is nobody's fault: it makes no suspect."""
+        await self._quarantine.handed_back(delivery)
+        self._nak(delivery, delay_s)
+
+    def _nak(self, delivery: Delivery, delay_s: float) -> None:
+        self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
+
+    def _say(self, delivery: Delivery, word: bytes) -> None:
+        """Tell the server. Without a link the lease runs out instead, and the journal knows."""
+        if delivery.void:
+            return
+        try:
+            self._connection.tell(delivery.reply, word)
+        except AIQueueError as error:
+            log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
+
+
+def _holds(delivery: Delivery) -> bool:
+    told = delivery.message.headers
+    return headers.DOCUMENT_REF in told or headers.DOCUMENT in told
+
+
+def _with_attempt(opened: Opened, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
+    entry: dict[str, Any] = {"attempt": opened.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
+    if trace:
+        entry["traceback"] = trace
+    return [*(opened.history or []), entry][-HISTORY_MAX:]

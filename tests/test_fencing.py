@@ -1,0 +1,289 @@
+"""Of two attempts at one job the newer one speaks: what the journal takes, what the server is told, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import headers, provision, settlement
+from aiqueue.connection import Connection
+from aiqueue.deadletter import DeadLetter
+from aiqueue.errors import Stale
+from aiqueue.journal import NOTHING, PROGRESS, RESULT, RETRY, STARTED, TRIAL, Entry, Journal, Past, Writer, entry_of
+
+from .support import Cluster, eventually
+
+SUBJECT = "ai.agent.results.acme.j1"
+FILE = """
+    [family]
+    name = "test.fences"
+    default_kind = "fence"
+    [stream]
+    name = "TEST_FENCES"
+    [consumer]
+    ack_wait = "1s"
+    """
+
+
+class Fence(aiqueue.Message, kind="fence", family="test.fences"):
+    n: int = 0
+
+
+@pytest.fixture
+async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
+    (tmp_path / "streams").mkdir()
+    (tmp_path / "streams" / "test_fences.toml").write_text(textwrap.dedent(FILE))
+    async with aiqueue.connect(
+        account.url, user=account.user, password=account.password, streams=tmp_path / "streams"
+    ) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+def pen(
+    journal: Journal, subject: str = SUBJECT, *, attempt: int = 1, past: Past = NOTHING, since: float = 0.0
+) -> Writer:
+    return journal.writer(subject, run=1, born=0.0, attempt=attempt, past=past, since=since)
+
+
+async def entries(journal: Journal, subject: str) -> list[Entry]:
+    return [entry_of(each) async for each in journal._connection.read(journal.stream, subject)]
+
+
+async def claim(journal: Journal, subject: str, attempt: int) -> Writer:
+    """What the runner does with a redelivery, its deliveries being numbered by attempt."""
+    past = await journal.past(subject, 1, 0.0)
+    writer = pen(journal, subject, attempt=attempt, past=past)
+    while True:
+        if past.ended or (past.told is not None and past.told.attempt > attempt):
+            raise Stale("overtaken", ended=past.ended)
+        if await writer.begin({"attempt": attempt}):
+            return writer
+        past = await journal.past(subject, 1, 0.0)
+        writer.start_over(past, attempt)
+
+
+# the journal
+
+
+@pytest.mark.parametrize("event", [PROGRESS, RETRY, RESULT])
+async def test_an_attempt_that_has_said_nothing_is_stale_once_a_newer_one_has_begun(
+    client: aiqueue.Client, event: str
+) -> None:
+    old = pen(client.journal)
+    new = await claim(client.journal, SUBJECT, 2)
+    with pytest.raises(Stale) as caught:
+        await old.write(event, "old")
+    assert not caught.value.ended
+    await new.write(RESULT, "new")
+    assert [each.event for each in await entries(client.journal, SUBJECT)] == [STARTED, RESULT]
+
+
+async def test_what_was_written_before_the_lanes_consumer_was_made_is_no_newer_attempts(client: aiqueue.Client) -> None:
+    await pen(client.journal).write(RETRY, "before")
+    with pytest.raises(Stale):
+        await pen(client.journal, since=time.time() - 60).write(RESULT, "of the same consumer")
+    await pen(client.journal, since=time.time() + 60).write(RESULT, "of a later one")
+
+
+async def test_of_two_that_begin_at_once_the_earlier_delivery_gives_way(client: aiqueue.Client) -> None:
+    journal = client.journal
+    earlier, later = pen(journal, attempt=2), pen(journal, attempt=3)
+    assert await later.begin({})
+    assert not await earlier.begin({})
+    with pytest.raises(Stale):
+        await claim(journal, SUBJECT, 2)
+
+
+async def rivals(journal: Journal, subject: str, rng: random.Random) -> None:
+    async def attempt(number: int) -> None:
+        await asyncio.sleep(rng.random() * 0.05)
+        with contextlib.suppress(Stale):
+            writer = pen(journal, subject) if number == 1 else await claim(journal, subject, number)
+            for n in range(rng.randrange(4)):
+                await writer.write(PROGRESS, [number, n])
+            await writer.write(RESULT, number)
+
+    await asyncio.gather(*(attempt(n) for n in (1, 2, 3)))
+
+
+@asynccontextmanager
+async def answers_lost(connection: Connection, rng: random.Random) -> AsyncIterator[None]:
+    """15 % of writes are sent a second time, as after an answer that did not arrive."""
+    store = connection.store
+
+    async def twice(*args: Any, **options: Any) -> Any:
+        ack = await store(*args, **options)
+        return await store(*args, **options) if rng.random() < 0.15 else ack
+
+    connection.store = twice  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connection.store  # type: ignore[method-assign]
+
+
+async def contend(client: aiqueue.Client, journals: int) -> None:
+    rng, journal = random.Random(7), client.journal
+    where = [f"ai.agent.results.acme.c{n}" for n in range(journals)]
+    async with answers_lost(client.connection, rng):
+        await asyncio.gather(*(rivals(journal, subject, rng) for subject in where))
+    for subject in where:
+        told = await entries(journal, subject)
+        assert [each.final for each in told].count(True) == 1
+        assert told[-1].final
+        assert [each.epoch for each in told] == sorted(each.epoch for each in told)
+        said = [(each.event, str(each.data)) for each in told]
+        assert len(said) == len(set(said))
+        begun = 0
+        for each in told:
+            begun = each.attempt if each.event == STARTED else begun
+            assert each.attempt >= begun, f"attempt {each.attempt} wrote after {begun} had begun: {said}"
+
+
+async def test_contending_attempts_whose_answers_get_lost_leave_one_last_word_and_none_after_a_newer_began(
+    client: aiqueue.Client,
+) -> None:
+    await contend(client, 60)
+
+
+async def test_the_same_on_a_cluster(own_cluster: Cluster) -> None:
+    account = own_cluster.account
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, profile="cluster") as client:
+        await provision.apply(client.connection, client.topology)
+        own_cluster.wait_ready([client.topology.journal_stream.name])
+        await contend(client, 30)
+
+
+# workers
+
+APP = """
+    import asyncio, os, sys, time
+    import aiqueue
+
+    class Fence(aiqueue.Message, kind="fence", family="test.fences"):
+        n: int = 0
+
+    worker = aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> str:
+        print("begun", flush=True)
+        await asyncio.sleep(0.2)
+        if job.message.n:
+            raise ValueError("too late")
+        return "stale"
+    """
+
+
+@asynccontextmanager
+async def stopped_worker(directory: Path, account: Any) -> AsyncIterator[subprocess.Popen[str]]:
+    """A worker that was stopped (SIGSTOP) as soon as its handler had begun."""
+    (directory / "app.py").write_text(textwrap.dedent(APP))
+    environment = {
+        **os.environ, "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "AIQUEUE_STREAMS": str(directory / "streams"),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiqueue", "work", "app:worker"],
+        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        while (await asyncio.to_thread(process.stdout.readline)).strip() != "begun":
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        yield process
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.communicate)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+async def test_a_worker_that_was_stopped_over_its_lease_says_nothing_of_the_job_any_more(
+    client: aiqueue.Client, account: Any, tmp_path: Path, fails: bool
+) -> None:
+    handle = await client.enqueue(Fence(n=int(fails)), tenant="acme")
+    ran, go, worker = [], asyncio.Event(), aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> str:
+        ran.append(job.attempt)
+        await go.wait()
+        return "newer"
+
+    async with stopped_worker(tmp_path, account) as stale, worker.running(client):
+        await eventually(lambda: ran, within=15)
+        stale.send_signal(signal.SIGCONT)
+        log: list[str] = []
+        assert stale.stderr is not None
+        while "taken over" not in "".join(log[-1:]):
+            log.append(await asyncio.wait_for(asyncio.to_thread(stale.stderr.readline), 20))
+        go.set()
+        assert await handle.result(timeout=10) == "newer"
+    assert ran == [1], "it was delivered once more: the stale attempt's word was taken for the newer one's"
+    told = [each.event for each in await entries(client.journal, f"ai.test.fences-results.acme.{handle.id}")]
+    assert [event for event in told if event != TRIAL] == [STARTED, RESULT], "a trial: it was lost twice"
+
+
+async def test_attempts_are_counted_over_parking_naks_and_a_consumer_that_is_made_anew(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.15)
+    ran, worker = [], aiqueue.Worker()
+
+    @worker.handle(Fence, retry=aiqueue.Backoff(attempts=6, first="100ms", factor=2, cap="300ms", jitter=0))
+    async def run(job: aiqueue.Job[Fence]) -> None:
+        ran.append((job.attempt, headers.PARKED in job.headers))
+        if job.attempt == 3:
+            await client.connection.api("CONSUMER.DELETE.TEST_FENCES.acme-normal")
+        raise ValueError(f"attempt {job.attempt}")
+
+    handle = await client.enqueue(Fence(), tenant="acme")
+    async with worker.running(client):
+        with pytest.raises(aiqueue.JobFailed, match=r"attempt 6 \(attempts\)"):
+            await handle.result(timeout=40)
+    assert [number for number, _ in ran if number != 3] == [1, 2, 4, 5, 6]
+    assert {parked for number, parked in ran if number > 3} == {True}
+    (letter,) = await letters(client)
+    assert [each["error"] for each in letter.history][-3:] == [f"ValueError: attempt {n}" for n in (4, 5, 6)]
+    assert len(letter.history) >= 6
+    assert all(each["traceback"] and each["worker"] and each["at"] for each in letter.history)
+
+
+async def letters(client: aiqueue.Client) -> list[DeadLetter]:
+    return [each async for each in client.dead.find()]
+
+
+async def test_a_journal_that_has_expired_does_not_forget_the_attempts_of_a_parked_job(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.0)
+    ran, worker = [], aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> None:
+        ran.append(job.attempt)
+        await client.connection.api("STREAM.PURGE.AI_RESULTS")
+        raise aiqueue.Retry("not yet", after=0.1) if job.attempt < 5 else aiqueue.Reject("never")
+
+    await client.enqueue(Fence(), tenant="acme")
+    async with worker.running(client):
+        await eventually(lambda: letters(client), within=30)
+    assert ran == [1, 2, 3, 4, 5]
+    (letter,) = await letters(client)
+    assert [each["error"] for each in letter.history] == ["not yet"] * 4 + ["never"]

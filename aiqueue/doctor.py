@@ -184,7 +184,7 @@ def _stream(spec: StreamSpec, info: dict[str, Any], drift: list[str]) -> Finding
         return Finding(spec.name, level, f"{says}; {consumers:,} of {most:,} consumers", "raise its max_consumers")
     if config["storage"] == "memory":
         return Finding(spec.name, "warn", says, 'a restart of the server loses all of it: storage = "file" keeps it')
-    if limit <= 0:
+    if limit <= 0 and spec.role in ("work", "inbox"):
         return Finding(
             spec.name, "warn", says, "without max_bytes its jobs may use up the disk for everybody: state one"
         )
@@ -193,10 +193,13 @@ def _stream(spec: StreamSpec, info: dict[str, Any], drift: list[str]) -> Finding
 
 _WHEN_FULL = {
     "work": "more workers, or a larger max_bytes: full, it refuses jobs (StreamFull)",
+    "inbox": "a larger max_bytes: full, it refuses messages",
     "journal": "a larger max_bytes or a shorter max_age: full, it drops the oldest results before their time",
     "dead": "replay or purge dead letters (`aiqueue dead`), or a larger max_bytes",
+    "parked": "a larger max_bytes, or none: full, it drops the oldest parked jobs",
+    "stranded": "run a worker: it takes the server's words on stranded jobs, of which the oldest are dropped now",
+    "documents": "`aiqueue documents collect`, or a larger max_bytes: full, it refuses documents",
 }
-_WHEN_FULL.update(dict.fromkeys(("inbox", "parked"), "a larger max_bytes: full, it takes no more"))
 
 
 def _replicas(info: dict[str, Any]) -> str:

@@ -445,6 +445,11 @@ class Writer:
         ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
         self._head_seq = self._known_seq = ack.seq
 
+    async def announce(self, event: str, data: Any) -> None:
+        """Say to those who listen just now what `write` finds no room for."""
+        told = _told(event, self._run, self._epoch, self.attempt, self._word)
+        await self._connection.publish(f"{LIVE}.{self.subject}", codec.encode(data), headers=told)
+
     async def _catch_up(self, event: str, tried: set[str]) -> bool:
         """Learn the head after a conflict: True if it is this very write after all. Raises Stale."""
         head = await self._journal.head(self.subject)

@@ -68,7 +68,12 @@ class Runner:
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for results that wait for room on the server."""
+        await self._settlement.room.wait(timeout_s)
+
     def close(self) -> None:
+        self._settlement.room.close()
         self._threads.close()
 
     async def run(self, delivery: Delivery) -> None:
@@ -170,7 +175,7 @@ class Runner:
             attempt=opened.attempt,
             past=opened.past,
             word=headers.word(opened.parcel.headers),
-            since=delivery.lane.created or 0.0,
+            since=delivery.lane.created,
         )
 
     # -- during

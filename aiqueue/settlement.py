@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -29,12 +28,13 @@ from .attempt import (
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_text, trimmed
-from .errors import AccountFull, AIQueueError, DiskFull, EncodeError, QueueFull, TooLarge
+from .errors import AIQueueError, EncodeError, QueueFull, TooLarge, Unavailable
 from .journal import FAILED, NOTHING, RESULT, RETRY, Past, Writer
 from .parking import Parking
 from .producer import relocate
 from .puller import Delivery
 from .quarantine import Quarantine
+from .room import Room
 from .topology import Family
 
 log = logging.getLogger("aiqueue.settlement")
@@ -45,8 +45,6 @@ UNKNOWN_SEEN_MAX = 10_000
 PARK_AFTER_S = 5.0  # a delay from here on is waited for away from the lane, where it would count as in flight
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
 HAND_BACK_S = 0.1
-NO_ROOM_S, ROOM_PATIENCE_S = 5.0, 120.0  # how long a result waits for room on the server, before the ack and after it
-ROOM_FIRST_S, ROOM_CAP_S = 0.005, 0.25
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
 
@@ -88,6 +86,7 @@ class Settlement:
         self._families = families
         self._worker = worker
         self._quarantine = quarantine
+        self.room = Room()
         self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
     async def settle(
@@ -162,25 +161,12 @@ class Settlement:
             await self._release(delivery)
 
     async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        """Write a result. Where all storage is used up only an ack makes room, and to wait for the room before it would
-        be for ever: after NO_ROOM_S the ack comes first (docs/decisions/full-disk.md).
-        """
-        for acked, patience_s in ((False, NO_ROOM_S), (True, ROOM_PATIENCE_S)):
-            end = time.monotonic() + patience_s
-            wait_s = ROOM_FIRST_S  # short at first: nobody else is to take what the ack freed
-            while time.monotonic() < end:
-                try:
-                    await writer.write(RESULT, value)
-                except (AccountFull, DiskFull) as error:
-                    problem = error
-                else:
-                    return
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, ROOM_CAP_S)
-            if not acked:
-                log.warning("%s: acknowledged before its result, to make room: %s", writer.subject, problem)
-                await self._ack(delivery)
-        log.error("%s: the result is lost for want of room: %s", writer.subject, problem)
+        async def ack() -> None:
+            with contextlib.suppress(Unavailable):
+                await writer.announce(RESULT, value)
+            await self._ack(delivery)
+
+        await self.room.put(writer.subject, lambda: writer.write(RESULT, value), ack)
 
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float

@@ -318,6 +318,7 @@ class Session:
         await self._lanes.stop()
         while self._waiting:
             await self._return(self._take())
+        end = time.monotonic() + self._worker.drain_timeout_s
         tasks = [task for _, task in self._running.values()]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._worker.drain_timeout_s)
@@ -328,6 +329,8 @@ class Session:
             if late:
                 log.warning("%d jobs did not end in time and go to another worker", len(late))
                 await asyncio.wait(late, timeout=2)
+        if self._runner is not None:
+            await self._runner.drain(max(0.0, end - time.monotonic()))
         await self._stop()
 
     async def _stop(self) -> None:

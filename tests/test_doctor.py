@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import aiqueue
 from aiqueue import provision, supervisor
-from aiqueue.doctor import Finding, Subject, examine
+from aiqueue.doctor import _WHEN_FULL, Finding, Subject, examine
+from aiqueue.streamfile import Role
 
 from .support import ROOT, Account, Cluster, Eventually, NatsProcess
 
@@ -141,6 +142,10 @@ async def test_a_copy_that_is_away_fails(own_cluster: Cluster, eventually: Event
             return any("is away" in each.says for each in (await found(client)).values())
 
         await eventually(away, within=40)
+
+
+def test_every_role_of_a_stream_has_advice_for_when_it_is_full() -> None:
+    assert set(_WHEN_FULL) == set(get_args(Role))
 
 
 def test_the_command_works_out_of_the_box_and_its_exit_code_tells(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import provision, settlement
+from aiqueue import provision, room
 from aiqueue.errors import AccountFull, DiskFull, LaneFull, QueueFull, StreamFull
 
-from .support import NatsProcess
+from .support import Eventually, NatsProcess
 
 BODY = 10_000
 KIB = 1024
@@ -59,7 +59,7 @@ def parcels(count: int, start: int = 0) -> list[Parcel]:
 async def test_what_is_full_is_told_nothing_acknowledged_is_lost_and_work_goes_on(
     what: str, own_server: Callable[..., NatsProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settlement, "NO_ROOM_S", 0.3)
+    monkeypatch.setattr(room, "NO_ROOM_S", 0.3)
     config, limits, error = FULL[what]
     async with opened(own_server(config), limits) as client:
         handles, refused = [], []
@@ -87,6 +87,31 @@ async def test_what_is_full_is_told_nothing_acknowledged_is_lost_and_work_goes_o
         assert len(ran) == len(handles)
         info = await client.connection.api("STREAM.INFO.AI_AGENT_TASKS")
         assert info["state"]["messages"] == 0
+
+
+async def test_results_larger_than_their_jobs_hold_no_slot_while_they_wait_for_room(
+    own_server: Callable[..., NatsProcess], monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(room, "NO_ROOM_S", 0.2)
+    async with opened(own_server(DISK), {}) as client:
+        outcomes = [each async for each in client.enqueue_many(parcels(150), tenant="acme")]
+        handles = [each for each in outcomes if not isinstance(each, aiqueue.AIQueueError)]
+        worker = aiqueue.Worker(concurrency=4)
+
+        @worker.handle(Parcel)
+        async def handle(job: aiqueue.Job[Parcel]) -> bytes | None:
+            return b"x" * (BODY * 3) if job.message.n < 20 else None
+
+        at_once = asyncio.gather(*(handle.result(20) for handle in handles))
+        async with worker.running(client):
+            assert [len(each or b"") for each in await at_once][:20] == [BODY * 3] * 20
+
+            async def written() -> bool:
+                info = await client.connection.api("STREAM.INFO.AI_RESULTS")
+                return bool(info["state"]["messages"] == len(handles))
+
+            await eventually(written, within=30)
+            assert len(await handles[0].result(10)) == BODY * 3
 
 
 async def everything(client: aiqueue.Client) -> list[Any]:

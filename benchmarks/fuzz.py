@@ -86,6 +86,7 @@ def _told(outcome: live.Outcome) -> str:
     lines = [
         f"{outcome.sent:,} frames sent to a worker in {outcome.took_s:.0f} s: {_counts(outcome.said)}",
         f"{outcome.ran:,} run, {outcome.dead.total():,} dead letters ({_counts(outcome.dead)}), {outcome.left:,} left",
+        f"{outcome.ended:,} of {outcome.claimed:,} that claimed to be runs of an earlier time had ended by its journal",
         f"the worker {'serves' if outcome.serves else 'DOES NOT SERVE'} afterwards",
         *(f"fault: {line}" for line in outcome.faults[:20]),
     ]

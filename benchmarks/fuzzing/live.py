@@ -57,13 +57,25 @@ class Outcome:
         return self.said["stored"]
 
     @property
+    def ended(self) -> int:
+        """Those that were acknowledged unrun: they claimed to be runs that had ended."""
+        return self.stored - self.ran - self.dead.total()
+
+    @property
     def sound(self) -> bool:
         """Every stored frame has run or is a dead letter with a reason, and the worker still serves."""
-        untold = self.stored - self.ran - self.dead.total()
-        return 0 <= untold <= self.claimed and not self.dead[""] and self.left == 0 and self.serves and not self.faults
+        return (
+            0 <= self.ended <= self.claimed and not self.dead[""] and self.left == 0 and self.serves and not self.faults
+        )
 
     def plain(self) -> dict[str, Any]:
-        return {**vars(self), "said": dict(self.said), "dead": dict(self.dead), "sound": self.sound}
+        return {
+            **vars(self),
+            "said": dict(self.said),
+            "dead": dict(self.dead),
+            "ended": self.ended,
+            "sound": self.sound,
+        }
 
 
 class _Faults(logging.Handler):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import headers, subjects
 from .connection import Connection, Stored
+from .documents import Documents
 from .errors import NotFound, TooLarge, Unavailable
 from .journal import CANCELLED, RETRY, Journal
 from .lookup import find
@@ -44,6 +45,7 @@ class Cancels:
         self._connection = connection
         self._topology = topology
         self._journal = Journal(connection, topology.journal_stream.name)
+        self._documents = Documents(connection, topology)
         self.parking = Parking(connection, topology)
 
     async def by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
@@ -88,17 +90,18 @@ class Cancels:
             return await self.enqueued(job._replace(stream=family.stream, seq=said.run, word=""))
         verdict = await self._forbid(family, job.lane, job.job_id, run=0, born=math.inf, word=job.word)
         if verdict.cancelled:
-            await self._connection.delete(job.stream, job.seq)
-            for each in await self.parking.of(job.lane, job.job_id):
-                if each.word == job.word:  # due, or parked again since
-                    await self._connection.delete(job.stream, each.stored.seq)
+            stored = await self._connection.get(job.stream, job.seq)
+            found = await self.parking.of(job.lane, job.job_id)  # due, or parked again since
+            for one in [stored, *(each.stored for each in found if each.word == job.word)]:
+                if one is not None:
+                    await self._remove(job.stream, job.lane, one)
         return verdict
 
     async def _parked(self, family: Family, job: Waiting) -> Verdict:
         place, born = job.place, headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
         verdict = await self._forbid(family, place.lane, place.job_id, run=job.run, born=born, word=job.word)
         if verdict.cancelled:
-            await self._connection.delete(self.parking.stream, job.stored.seq)
+            await self._remove(self.parking.stream, place.lane, job.stored)
             due = subjects.parked(place.lane, place.job_id, place.hop, due=True)
             there = await self._connection.last(self.parking.stream, due)
             moved = waiting(there) if there is not None else None
@@ -115,7 +118,7 @@ class Cancels:
             # its next attempt writes `started` first: the journal decides
             verdict = await self._forbid(family, lane, job_id, run=run, born=born, word=word)
             if verdict.cancelled:
-                await self._connection.delete(family.stream, stored.seq)
+                await self._remove(family.stream, lane, stored)
             return verdict
         if said is not None or stored.seq <= await self._delivered(family, lane):
             return BEGUN
@@ -160,7 +163,15 @@ class Cancels:
             verdict = await self._forbid(family, lane, job_id, run=stored.seq, born=stored.time, word=hop)
         if verdict is not BEGUN:
             await self._connection.delete(self.parking.stream, copy.seq)
+        if verdict.cancelled:
+            await self._documents.release(lane.tenant, stored.headers)
         return verdict
+
+    async def _remove(self, stream: str, lane: Lane, stored: Stored) -> None:
+        """Take a cancelled job out of where it waits; it holds no documents any more."""
+        await self._connection.delete(stream, stored.seq)
+        if headers.DOCUMENT_REF in stored.headers:
+            await self._documents.release(lane.tenant, stored.headers)
 
     async def _delivered(self, family: Family, lane: Lane) -> int:
         """The last sequence that was handed to a worker, 0 where the lane has no consumer."""

@@ -262,3 +262,14 @@ async def cancel_while_served(client: aiqueue.Client) -> None:
     assert run == {each.id for each in left}
     assert {each.id for each in handles} - run == {name for name, done in verdicts.items() if done}
     assert 0 < len(left) < 600
+
+
+@pytest.mark.parametrize("delay", [None, "1h"], ids=["queued", "delayed"])
+async def test_a_cancelled_job_holds_its_documents_no_longer(client: aiqueue.Client, delay: str | None) -> None:
+    class Big(aiqueue.Message, kind="big"):
+        blob: bytes
+
+    handle = await client.enqueue(Big(blob=bytes(400_000)), tenant="acme", delay=delay)
+    assert [each.jobs async for each in client.documents.find()] == [1]
+    assert await handle.cancel()
+    assert [each.jobs async for each in client.documents.find()] == []

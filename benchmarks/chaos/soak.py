@@ -27,6 +27,7 @@ from .places import Disk, Link
 from .records import Run
 from .servers import Account, Cluster, NatsProcess
 
+PARKED = "AI_PARKED"
 STEP_S = 0.02
 BROKEN_S = 2.0  # how long the broken worker may be silent with an empty stream, before it is taken to have ended
 STUCK_S = 120.0  # how long after the last fault the jobs may take to be done, without any progress
@@ -260,13 +261,17 @@ class _Soak:
             time.sleep(0.1)
 
     def _stored(self) -> int | None:
-        """How many jobs are stored; None while no server says."""
-        node = self.cluster or self.servers[0]
-        with contextlib.suppress(OSError, ValueError):
-            answer = node.ask(f"STREAM.INFO.{app.STREAM}")
-            if "error" not in answer:
-                return int(answer["state"]["messages"])
-        return None
+        """How many jobs are stored, parked ones too; None while no server says."""
+        node, count = self.cluster or self.servers[0], 0
+        for stream in (app.STREAM, PARKED):
+            try:
+                answer = node.ask(f"STREAM.INFO.{stream}")
+            except (OSError, ValueError):
+                return None
+            if "error" in answer:
+                return None
+            count += int(answer["state"]["messages"])
+        return count
 
     # -- what the server holds
 

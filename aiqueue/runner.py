@@ -19,6 +19,7 @@ from .attempt import (
     Returned,
     TakenOver,
 )  # fmt: skip
+from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
@@ -35,6 +36,8 @@ from .topology import Family
 from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.runner")
+
+MOVE_BYTES = 512  # of headers that a move adds, at most
 
 
 class Runner:
@@ -190,7 +193,7 @@ class Runner:
         parcel = opened.parcel
         if opened.verdict is not None:
             return opened.verdict
-        if (moved := attempt.misplaced(parcel)) is not None:
+        if (moved := attempt.misplaced(parcel)) is not None and self._movable(delivery):
             return moved
         if attempt.overdue(parcel):
             return Refused("deadline", "its deadline passed before it was run")
@@ -212,6 +215,12 @@ class Runner:
             return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
 
         return await self._quarantine.run(suspect, here)
+
+    def _movable(self, delivery: Delivery) -> bool:
+        """Whether it can be stored again with what a move adds; one that hardly fitted is run where it is."""
+        message = delivery.message
+        told = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
+        return told <= HEADERS_MAX and told + len(message.data) <= self._journal.connection.max_payload
 
     async def _begin(self, delivery: Delivery, opened: Opened, writer: Writer) -> Outcome | None:
         """Write `started`, so that no earlier attempt can write any more, and a cancellation neither: of those that

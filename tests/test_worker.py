@@ -792,6 +792,26 @@ async def test_a_handler_that_blocks_the_event_loop_for_three_leases_runs_once(c
     assert ran == ["block", "next"]
 
 
+async def test_a_job_that_hardly_fits_is_run_where_it_is_whatever_priority_its_header_wishes(
+    client: aiqueue.Client, account: Any
+) -> None:
+    seen: list[str] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Request)
+    async def request(job: aiqueue.Job[Request]) -> None:
+        seen.append(job.priority)
+
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    body = json.dumps({"prompt": "x" * (plain.max_payload - 100)}).encode()
+    await plain.jetstream().publish("ai.gateway.requests.acme", body, headers={"priority": "low"})
+    await plain.close()
+    async with worker.running(client), asyncio.timeout(10):
+        while not seen:
+            await asyncio.sleep(0.01)
+    assert seen == ["normal"]
+
+
 async def test_a_low_priority_header_on_the_bare_subject_moves_the_job_once(
     client: aiqueue.Client, account: Any
 ) -> None:

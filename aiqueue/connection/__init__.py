@@ -1,11 +1,11 @@
 """The seam: the only place that speaks to nats-py, its errors and its client's habits."""
 
-from .frames import Headers, PubAck, Received, Status, Stored, ack_info, block, read_headers, timestamp
+from .frames import HEADERS_MAX, Headers, PubAck, Received, Status, Stored, ack_info, block, read_headers, timestamp
 from .link import Connection
 from .subscription import Subscription
 from .window import Publish
 
 __all__ = [
-    "Connection", "Headers", "PubAck", "Publish", "Received", "Status", "Stored", "Subscription", "ack_info", "block",
-    "read_headers", "timestamp",
+    "HEADERS_MAX", "Connection", "Headers", "PubAck", "Publish", "Received", "Status", "Stored", "Subscription",
+    "ack_info", "block", "read_headers", "timestamp",
 ]  # fmt: skip

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 ARGS ?=
 RUNS ?= 10
+# The tests mostly wait for servers and leases: a few more at a time than there are cores. "make test AT_ONCE=0": one by one.
+AT_ONCE ?= 3
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,11 +29,11 @@ demo: $(APP) ## see a queue at work, on a server of its own
 	@$(PY) -m aiqueue demo $(ARGS)
 
 test: $(DEV) ## run the tests on a real server (ARGS="-k lane" runs some)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(AT_ONCE) --dist worksteal $(ARGS)
 
 soak: $(DEV) ## run the tests RUNS times (10 unless said) and count
 	@passed=0; for run in $$(seq $(RUNS)); do \
-	  if $(PY) -m pytest >$(VENV)/soak.log 2>&1; then passed=$$((passed + 1)); else tail -n 40 $(VENV)/soak.log; fi; \
+	  if $(PY) -m pytest -n $(AT_ONCE) --dist worksteal >$(VENV)/soak.log 2>&1; then passed=$$((passed + 1)); else tail -n 40 $(VENV)/soak.log; fi; \
 	  echo "soak: run $$run of $(RUNS), $$passed without a failure: $$(tail -n 1 $(VENV)/soak.log)"; \
 	done; test $$passed -eq $(RUNS)
 

@@ -157,16 +157,18 @@ class Documents:
                 raise TooLarge(len(body), codec.MAX_BYTES)
             sha256 = await asyncio.to_thread(_sha256, body)
             told |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
+        bodies = {document.sha256: None for document in wanted} | ({} if body is None else {sha256: body})
+        hold = None
         try:
-            for document in wanted:
-                await self._hold(Hold(tenant, document.sha256, JOB, told[headers.DOCUMENT_REF]))
-                await self._keep(tenant, document.sha256, None)
-            if body is not None:
-                await self._hold(Hold(tenant, sha256, JOB, told[headers.DOCUMENT_REF]))
-                await self._keep(tenant, sha256, body)
-        except BaseException:  # a caller's cancellation too: nobody else would end these holds for a long time
-            with contextlib.suppress(TimeoutError):
+            for name, source in bodies.items():
+                hold = Hold(tenant, name, JOB, told[headers.DOCUMENT_REF])
+                await self._hold(hold)
+                await self._keep(tenant, name, source)
+        except BaseException as error:  # a caller's cancellation too: nobody else would end these holds for a long time
+            with contextlib.suppress(TimeoutError, AIQueueError):
                 async with asyncio.timeout(LET_GO_S):
+                    if hold is not None and not isinstance(error, AIQueueError):
+                        await self._hold(hold)  # its answer comes after what was under way: that is purged with it
                     await self.release(tenant, told)
             raise
         return told

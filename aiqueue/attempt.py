@@ -221,10 +221,10 @@ def unknown_kind(parcel: Parcel, found: Contents) -> Unknown:
     return Unknown(f"no handler for kind {found.kind!r} in {parcel.family.name}")
 
 
-def overdue(parcel: Parcel) -> bool:
-    """Whether the job's deadline has passed."""
+def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
+    """Whether the job's deadline has passed, or will have, so many seconds later."""
     deadline = parcel.deadline
-    return deadline is not None and time.time() >= deadline
+    return deadline is not None and time.time() + in_s >= deadline
 
 
 def misplaced(parcel: Parcel) -> Misplaced | None:

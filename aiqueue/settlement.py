@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import headers, subjects
+from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
     Contents,
@@ -102,14 +102,8 @@ class Settlement:
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
-            case Raised(error, trace, after_s, rule):
-                retry = handler.backoff(rule) if handler else Backoff()
-                opened.history = _with_attempt(opened, self._worker, error, trace)
-                if opened.attempt >= retry.attempts:
-                    await self._bury(delivery, opened, writer, "attempts", error)
-                else:
-                    delay_s = retry.delay_s(opened.attempt) if after_s is None else after_s
-                    await self._try_again(delivery, opened, writer, error, delay_s)
+            case Raised():
+                await self._failed(delivery, opened, handler, writer, outcome)
             case Refused(reason, error, trace):
                 if not opened.condemned:
                     opened.history = _with_attempt(opened, self._worker, error, trace)
@@ -175,6 +169,22 @@ class Settlement:
 
         await self.room.put(writer.subject, lambda: writer.write(RESULT, value), ack)
 
+    async def _failed(
+        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Raised
+    ) -> None:
+        """The next attempt, where there are some left and it would not come too late."""
+        error = outcome.error
+        retry = handler.backoff(outcome.rule) if handler else Backoff()
+        opened.history = _with_attempt(opened, self._worker, error, outcome.trace)
+        delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
+        if opened.attempt >= retry.attempts:
+            await self._bury(delivery, opened, writer, "attempts", error)
+        elif attempt.overdue(opened.parcel, in_s=delay_s):
+            late = f"{error} (again in {delay_s:.1f} s would be after its deadline)"
+            await self._bury(delivery, opened, writer, "deadline", late)
+        else:
+            await self._try_again(delivery, opened, writer, error, delay_s)
+
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
     ) -> None:
@@ -218,6 +228,8 @@ class Settlement:
         return False
 
     async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
+        if writer is not None:
+            await writer.check()
         family = self._families[delivery.lane.key.family]
         key = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
         obituary = Obituary(

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ async def test_the_same_on_a_cluster(own_cluster: Cluster) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password, profile="cluster") as client:
         await provision.apply(client.connection, client.topology)
         own_cluster.wait_ready([client.topology.journal_stream.name])
-        await contend(client, 30)
+        await contend(client, 60)
 
 
 # workers
@@ -287,3 +288,62 @@ async def test_a_journal_that_has_expired_does_not_forget_the_attempts_of_a_park
     assert ran == [1, 2, 3, 4, 5]
     (letter,) = await letters(client)
     assert [each["error"] for each in letter.history] == ["not yet"] * 4 + ["never"]
+
+
+async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Fence(), tenant="acme")
+    begun: list[str] = []
+    reject, go = asyncio.Event(), asyncio.Event()
+    earlier, later = aiqueue.Worker(name="earlier", concurrency=4), aiqueue.Worker(name="later", concurrency=4)
+
+    @earlier.handle(Fence)
+    async def run_earlier(job: aiqueue.Job[Fence]) -> str:
+        begun.append("earlier")
+        if len(begun) == 1:
+            raise aiqueue.Retry(after=0.05)
+        await reject.wait()
+        raise aiqueue.Reject("too late")
+
+    @later.handle(Fence)
+    async def run_later(job: aiqueue.Job[Fence]) -> str:
+        begun.append("later")
+        await go.wait()
+        return "newer"
+
+    async with earlier.running(client) as session:
+        await eventually(lambda: len(begun) == 2, within=10)
+        await session._leases.stop()  # as of a machine that was paused
+        session._puller.stop()
+        async with later.running(client):
+            await eventually(lambda: begun[2:] == ["later"], within=10)
+            reject.set()
+            await eventually(lambda: not session.running, within=10)
+            assert await letters(client) == []
+            go.set()
+            assert await handle.result(timeout=10) == "newer"
+    assert await letters(client) == []
+
+
+async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Fence(), tenant="acme")
+    former, begun = aiqueue.Worker(drain_timeout=0.1), []
+
+    @former.handle(Fence)
+    async def hang(job: aiqueue.Job[Fence]) -> None:
+        begun.append(job.attempt)
+        if job.attempt == 1:
+            raise aiqueue.Retry(after=0.05)
+        await asyncio.Event().wait()
+
+    async with former.running(client):
+        await eventually(lambda: begun == [1, 2], within=10)
+    family = replace(client.topology.families["test.fences"], max_ack_pending=7)
+    client.topology = replace(client.topology, families={**client.topology.families, "test.fences": family})
+    worker = aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> int:
+        return job.attempt
+
+    async with worker.running(client):
+        assert await handle.result(timeout=10) == 2

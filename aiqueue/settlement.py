@@ -48,6 +48,9 @@ SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not
 HAND_BACK_S = 0.1
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
+REASONS = frozenset({  # of dead letters; a word of anybody else in a job's headers means nothing
+    "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
+})  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -69,7 +72,7 @@ class Opened(Contents):
     @property
     def condemned(self) -> bool:
         """Whether it was refused before, and only waited for a place among the dead letters."""
-        return headers.PARKED in self.parcel.headers and headers.REASON in self.parcel.headers
+        return headers.PARKED in self.parcel.headers and self.parcel.headers.get(headers.REASON) in REASONS
 
 
 class Settlement:

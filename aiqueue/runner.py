@@ -23,7 +23,7 @@ from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
-from .errors import BadInput, Corrupt, NotFound, Stale
+from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job, Progress
 from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Writer
 from .processes import Processes
@@ -236,7 +236,11 @@ class Runner:
             trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
             said = {"seq": delivery.seq, "delivery": mine, "worker": self._worker}
             said |= {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
-            if await writer.begin(said):
+            try:
+                if await writer.begin(said):
+                    return None
+            except (AccountFull, DiskFull) as error:  # only the ends of jobs make room: it is run, unfenced
+                log.warning("job %s is run without a word in its journal: %s", opened.job_id, error)
                 return None
             await self._look_back(delivery, opened, writer.subject)
             writer.start_over(opened.past, opened.attempt)

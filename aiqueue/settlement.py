@@ -28,7 +28,7 @@ from .attempt import (
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_text, trimmed
-from .errors import AIQueueError, EncodeError, QueueFull, TooLarge, Unavailable
+from .errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, TooLarge, Unavailable
 from .journal import FAILED, NOTHING, RESULT, RETRY, Past, Writer
 from .parking import Parking
 from .producer import relocate
@@ -48,6 +48,9 @@ SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not
 HAND_BACK_S = 0.1
 SAY_WAIT_S = 10.0
 HISTORY_MAX = 50
+REASONS = frozenset({  # of dead letters; a word of anybody else in a job's headers means nothing
+    "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
+})  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -69,7 +72,7 @@ class Opened(Contents):
     @property
     def condemned(self) -> bool:
         """Whether it was refused before, and only waited for a place among the dead letters."""
-        return headers.PARKED in self.parcel.headers and headers.REASON in self.parcel.headers
+        return headers.PARKED in self.parcel.headers and self.parcel.headers.get(headers.REASON) in REASONS
 
 
 class Settlement:
@@ -122,8 +125,9 @@ class Settlement:
             case Postponed(after_s):
                 await self.give_back(delivery, after_s)
             case Ended():
-                await self._ack(delivery)
-                await self._release_ended(delivery, opened.past)
+                said = opened.past.newest  # a dead letter goes on holding its documents
+                lets_go = _holds(delivery) and said is not None and said.final and said.event != FAILED
+                await (self._end_holding(delivery) if lets_go else self._ack(delivery))
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
@@ -157,9 +161,7 @@ class Settlement:
                 opened.history = _with_attempt(opened, self._worker, str(error), "")
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
                 return
-        await self._ack(delivery)
-        if _holds(delivery):
-            await self._release(delivery)
+        await (self._end_holding(delivery) if _holds(delivery) else self._ack(delivery))
 
     async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
         async def ack() -> None:
@@ -188,11 +190,9 @@ class Settlement:
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
     ) -> None:
-        """The next attempt: after a short delay from its lane, after a long one, or without a journal to count its
-        attempts, by way of parking.
-        """
+        """The next attempt: after a short delay from its lane, after a long one by way of parking."""
         log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
-        parks = delay_s >= PARK_AFTER_S or writer is None
+        parks = delay_s >= PARK_AFTER_S
         if writer is not None:
             told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
             await writer.write(RETRY, told)
@@ -204,8 +204,8 @@ class Settlement:
     async def _park(
         self, delivery: Delivery, opened: Opened, number: int, delay_s: float, verdict: Mapping[str, str] | None = None
     ) -> bool:
-        """Have the job come back for attempt `number`, or with a `verdict`, after so many seconds. False where there is
-        no room for that: it waits in its lane. Raises Unavailable, NotFound.
+        """Have the job come back for attempt `number`, or with a `verdict`, after so many seconds. False where that
+        cannot be stored: it waits in its lane. Raises Unavailable.
         """
         due = time.time() + delay_s
         lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
@@ -220,11 +220,11 @@ class Settlement:
             told[headers.HISTORY] = history_text(history)
             try:
                 await self._parking.park(lane, opened.job_id, due, told, delivery.message.data, hop=hop)
-            except (TooLarge, QueueFull) as error:
-                problem = error
+            except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
+                problem: AIQueueError = error
             else:
                 return True
-        log.info("job %s waits in its lane: %s", opened.job_id, problem)
+        log.warning("job %s waits in its lane, where it counts as in flight: %s", opened.job_id, problem)
         return False
 
     async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
@@ -269,15 +269,18 @@ class Settlement:
                 await self._connection.wait_up(SAY_WAIT_S)
         self._say(delivery, b"+ACK")
 
-    async def _release(self, delivery: Delivery) -> None:
-        """The job is no more, and holds no documents."""
-        await self._documents.release(delivery.tenant, delivery.message.headers)
-
-    async def _release_ended(self, delivery: Delivery, past: Past) -> None:
-        """As whoever wrote the last word did, if it lived. A dead letter goes on holding."""
-        said = past.newest
-        if _holds(delivery) and said is not None and said.final and said.event != FAILED:
-            await self._release(delivery)
+    async def _end_holding(self, delivery: Delivery) -> None:
+        """Acknowledge a job that holds documents, and let go of them when the server has confirmed it: delivered again
+        for want of the ack, it would not find its body. Unconfirmed, they are left to the collector.
+        """
+        if delivery.void:
+            return
+        try:
+            await self._connection.request(delivery.reply, b"+ACK", timeout_s=SAY_WAIT_S)
+        except AIQueueError as error:
+            log.info("ack of a job in %s is not confirmed: %s", delivery.lane.key, error)
+        else:
+            await self._documents.release(delivery.tenant, delivery.message.headers)
 
     async def give_back(self, delivery: Delivery, delay_s: float) -> None:
         """A nak that is nobody's fault: it makes no suspect."""

@@ -27,7 +27,7 @@ from aiqueue.collector import Collected, Collector
 from aiqueue.deadletter import Filter
 from aiqueue.document import Document, found_in, mentions
 from aiqueue.documents import JOB, PUT
-from aiqueue.errors import BadInput, Corrupt, JobFailed, NotFound, QueueFull, TooLarge
+from aiqueue.errors import BadInput, Corrupt, JobFailed, NotFound, QueueFull, TooLarge, Unavailable
 from aiqueue.job import JobSpec
 from aiqueue.objects import CHUNK_BYTES, Info, Objects
 
@@ -902,3 +902,19 @@ async def test_memory_does_not_grow_with_the_size(client: Client) -> None:
         tracemalloc.stop()
     assert document.size == 64_000_000
     assert max(put, read) < 32_000_000
+
+
+async def test_an_ack_that_is_not_confirmed_leaves_a_job_its_body(client: Client, monkeypatch: Any) -> None:
+    request, tried = client.connection.request, asyncio.Event()
+
+    async def lost(subject: str, *args: Any, **options: Any) -> Any:
+        if subject.startswith("$JS.ACK."):
+            tried.set()
+            raise Unavailable("no answer")
+        return await request(subject, *args, **options)
+
+    monkeypatch.setattr(client.connection, "request", lost)
+    await client.enqueue(Text(text=LARGE), tenant="acme")
+    async with worker_of(length).running(client):
+        await asyncio.wait_for(tried.wait(), 10)
+    assert [each.jobs async for each in client.documents.find()] == [1]

@@ -290,6 +290,13 @@ async def test_a_journal_that_has_expired_does_not_forget_the_attempts_of_a_park
     assert [each["error"] for each in letter.history] == ["not yet"] * 4 + ["never"]
 
 
+async def test_without_a_stream_to_park_in_a_job_waits_in_its_lane(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
+    await client.connection.api("STREAM.DELETE.AI_PARKED")
+
+
 async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Fence(), tenant="acme")
     begun: list[str] = []
@@ -343,7 +350,18 @@ async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old
 
     @worker.handle(Fence)
     async def run(job: aiqueue.Job[Fence]) -> int:
+<<<<<<< HEAD
         return job.attempt
 
     async with worker.running(client):
         assert await handle.result(timeout=10) == 2
+=======
+        if job.attempt < 3:
+            raise aiqueue.Retry("not yet", after=0.2)
+        return job.attempt
+
+    handle = await client.enqueue(Fence(), tenant="acme")
+    async with worker.running(client):
+        assert await handle.result(timeout=20) == 3
+    assert "waits in its lane" in caplog.text
+>>>>>>> 1df08c8

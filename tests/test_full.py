@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -138,3 +139,31 @@ async def test_a_limit_that_apply_raises_lets_a_waiting_enqueue_through(own_serv
         assert not waiting.done()
         await provision.apply(client.connection, client.topology)
         assert not (await waiting).duplicate
+
+
+async def test_a_redelivered_job_runs_though_there_is_no_room_for_a_word_in_its_journal(
+    own_server: Callable[..., NatsProcess],
+) -> None:
+    async with opened(own_server(DISK), {}) as client:
+        lane = client.topology.family("agent.tasks").lane_config("acme", "normal") | {"ack_wait": 10**9}
+        subject = f"CONSUMER.CREATE.AI_AGENT_TASKS.acme-normal.{lane['filter_subject']}"
+        await client.connection.api(subject, {"stream_name": "AI_AGENT_TASKS", "config": lane})
+        async for _ in client.enqueue_many(parcels(150), tenant="acme"):
+            pass
+        inbox, heard = client.connection.new_inbox(), asyncio.Queue[Any]()
+        await client.connection.subscribe(inbox, heard.put_nowait)
+        ask = json.dumps({"batch": 1_000, "no_wait": True}).encode()
+        await client.connection.publish("$JS.API.CONSUMER.MSG.NEXT.AI_AGENT_TASKS.acme-normal", ask, reply=inbox)
+        lost = 0
+        while (await asyncio.wait_for(heard.get(), 10)).status is None:
+            lost += 1  # leased to nobody: every job there is will be a redelivery
+        worker, ran = aiqueue.Worker(concurrency=8), set()
+
+        @worker.handle(Parcel)
+        async def handle(job: aiqueue.Job[Parcel]) -> None:
+            ran.add(job.message.n)
+
+        async with worker.running(client), asyncio.timeout(30):
+            while len(ran) < lost:
+                await asyncio.sleep(0.02)
+        assert lost > 50

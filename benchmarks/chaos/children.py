@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aiqueue import supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 END_S = 40.0
+IMPORTS_S = 10.0  # of a life in which a process may not have begun to heed signals
 
 
 class Child:
@@ -32,6 +34,12 @@ class Child:
             )
         self.pid = self._process.pid
         self.stopped = False
+        self._begun = time.monotonic()
+
+    @property
+    def young(self) -> bool:
+        """Whether it may still be importing."""
+        return time.monotonic() - self._begun < IMPORTS_S
 
     @property
     def code(self) -> int | None:
@@ -97,6 +105,8 @@ class Workers:
         for child in self.alive:
             if child.stopped:
                 child.resume()
-        codes = [(child.pid, child.end()) for child in self.alive]
-        self.surprises += [f"worker {pid} ended its drain with {code}" for pid, code in codes if code != 0]
+        for child in self.alive:
+            fine = (0, -signal.SIGTERM) if child.young else (0,)
+            if (code := child.end()) not in fine:
+                self.surprises.append(f"worker {child.pid} ended its drain with {code}")
         self.alive.clear()

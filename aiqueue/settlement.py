@@ -24,6 +24,7 @@ from .attempt import (
     Returned,
     TakenOver,
     Unknown,
+    Waits,
 )  # fmt: skip
 from .backoff import Backoff
 from .connection import Connection
@@ -75,6 +76,11 @@ class Opened(Contents):
         return headers.PARKED in self.parcel.headers and self.parcel.headers.get(headers.REASON) in REASONS
 
 
+def hop_of(delivery: Delivery, number: int) -> str:
+    """The word under which a run of a job is parked for attempt `number`: twice parked for it, it is stored once."""
+    return f"r{delivery.run}-{int(delivery.born)}-a{number}"
+
+
 class Settlement:
     """Writes the outcomes of one worker's attempts, and tells the server."""
 
@@ -124,6 +130,10 @@ class Settlement:
                 await self._ack(delivery)
             case Postponed(after_s):
                 await self.give_back(delivery, after_s)
+            case Waits(None):
+                await self._ack(delivery)
+            case Waits(int() | float() as after_s):
+                await self._leave(delivery, opened, opened.attempt, after_s)
             case Ended():
                 said = opened.past.newest  # a dead letter goes on holding its documents
                 lets_go = _holds(delivery) and said is not None and said.final and said.event != FAILED
@@ -196,7 +206,13 @@ class Settlement:
         if writer is not None:
             told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
             await writer.write(RETRY, told)
-        if parks and await self._park(delivery, opened, opened.attempt + 1, delay_s):
+        if parks:
+            await self._leave(delivery, opened, opened.attempt + 1, delay_s)
+        else:
+            self._nak(delivery, delay_s)
+
+    async def _leave(self, delivery: Delivery, opened: Opened, number: int, delay_s: float) -> None:
+        if await self._park(delivery, opened, number, delay_s):
             await self._ack(delivery)
         else:
             self._nak(delivery, delay_s)
@@ -215,7 +231,7 @@ class Settlement:
             headers.ATTEMPT: str(number),
             **(verdict or {}),
         }
-        hop = subjects.new_id() if verdict else f"r{delivery.run}-{int(delivery.born)}-a{opened.attempt}"
+        hop = subjects.new_id() if verdict else hop_of(delivery, number)
         for history in (opened.history or [], []):
             told[headers.HISTORY] = history_text(history)
             try:

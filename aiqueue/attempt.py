@@ -111,7 +111,16 @@ class Postponed:
     after_s: float
 
 
-Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled | Postponed
+@dataclass(frozen=True)
+class Waits:
+    """An attempt has failed and its message was not acknowledged: the next one is due `after_s` seconds later; None: by
+    another message.
+    """
+
+    after_s: float | None
+
+
+Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled | Postponed | Waits
 
 
 class Parcel(NamedTuple):
@@ -221,10 +230,10 @@ def unknown_kind(parcel: Parcel, found: Contents) -> Unknown:
     return Unknown(f"no handler for kind {found.kind!r} in {parcel.family.name}")
 
 
-def overdue(parcel: Parcel) -> bool:
-    """Whether the job's deadline has passed."""
+def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
+    """Whether the job's deadline has passed, or will have, so many seconds later."""
     deadline = parcel.deadline
-    return deadline is not None and time.time() >= deadline
+    return deadline is not None and time.time() + in_s >= deadline
 
 
 def misplaced(parcel: Parcel) -> Misplaced | None:
@@ -277,7 +286,7 @@ def _by_class(error: Exception, on: Policies) -> Outcome:
 
 _BY_WORD: dict[str, type[Any]] = {
     "raised": Raised, "refused": Refused, "unknown": Unknown, "misplaced": Misplaced, "ended": Ended,
-    "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed,
+    "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
 }  # fmt: skip
 _WORDS = {made: word for word, made in _BY_WORD.items()}
 

@@ -253,6 +253,12 @@ class Writer:
             self._since = 0.0
             return True
 
+    async def check(self) -> None:
+        """Raises Stale if a newer attempt has written, so that what cannot be taken back is not written elsewhere."""
+        head = await self._journal.head(self.subject)
+        if head is not None and head.seq != self._known_seq and not self._wrote(head):
+            self.resume(await self._journal.past(self.subject, self._run, self._born, self._word), self.attempt)
+
     def resume(self, past: Past, attempt: int) -> None:
         """Go on from another look at the journal. Raises Stale if a newer attempt has written meanwhile."""
         if past.newest is not None:

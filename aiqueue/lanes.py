@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 from . import subjects
 from .connection import Connection, Received, Subscription, timestamp
@@ -158,16 +159,10 @@ class Lanes:
         try:
             config = family.lane_config(lane.tenant, lane.priority)
             name = config["durable_name"]
-            subject = f"CONSUMER.CREATE.{family.stream}.{name}.{config['filter_subject']}"
             async with self._creating:
-                made = await self._connection.api(
-                    subject, {"stream_name": family.stream, "config": config, "action": "create"}
-                )
+                made = await self._made(family, lane, config)
         except ConfigMismatch as error:
-            drift = "already exists" in str(error)
-            self._report(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it", served=drift)
-            if drift:  # an older or newer declaration's consumer: its limits differ, its jobs are the same
-                self._serve(family, lane, name, jobs)
+            self._report_mismatch(lane, error, served=False)
         except Unavailable as error:
             log.debug("lane %s: %s", lane, error)  # the poll comes again
             if "no such file" in str(error):
@@ -179,6 +174,20 @@ class Lanes:
         finally:
             self._opening.discard(lane)
 
+    async def _made(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
+        """The server's word on the lane's consumer. One of another declaration will do: its limits differ, its jobs are
+        the same.
+        """
+        name = f"{family.stream}.{config['durable_name']}"
+        request = {"stream_name": family.stream, "config": config, "action": "create"}
+        try:
+            return await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+        except ConfigMismatch as error:
+            if "already exists" not in str(error):
+                raise
+            self._report_mismatch(lane, error, served=True)
+        return await self._connection.api(f"CONSUMER.INFO.{name}")
+
     async def _clear(self, family: Family, consumer: str) -> None:
         """Remove a consumer that the server holds in memory but whose files went with its predecessor's: left alone,
         every later attempt to make it fails too.
@@ -186,7 +195,7 @@ class Lanes:
         with contextlib.suppress(AIQueueError):
             await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
 
-    def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int, *, created: float = 0.0) -> None:
+    def _serve(self, family: Family, lane: Lane, consumer: str, jobs: int, *, created: float) -> None:
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
             rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
@@ -194,6 +203,9 @@ class Lanes:
         self._open[lane] = pull
         self._puller.add(pull)
         self._changed()
+
+    def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
+        self._report(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it", served=served)
 
     def _report(self, lane: Lane, problem: str, *, served: bool) -> None:
         if len(self._reported) >= REPORTED_MAX:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from .attempt import (
     Refused,
     Returned,
     TakenOver,
+    Waits,
 )  # fmt: skip
 from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
@@ -29,7 +31,7 @@ from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
-from .settlement import Opened, Settlement
+from .settlement import Opened, Settlement, hop_of
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
@@ -37,6 +39,7 @@ from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.runner")
 
+WAITS_MIN_S = 1.0  # what is due sooner begins
 MOVE_BYTES = 512  # of headers that a move adds, at most
 
 
@@ -188,15 +191,9 @@ class Runner:
     async def _attempt(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
     ) -> Outcome:
-        if opened.past.ended:
-            return Ended()
         parcel = opened.parcel
-        if opened.verdict is not None:
-            return opened.verdict
-        if (moved := attempt.misplaced(parcel)) is not None and self._movable(delivery):
-            return moved
-        if attempt.overdue(parcel):
-            return Refused("deadline", "its deadline passed before it was run")
+        if (foregone := self._foregone(delivery, opened)) is not None:
+            return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
         if contended and writer is not None and handler is not None:
             lost = await self._begin(delivery, opened, writer)
@@ -215,6 +212,20 @@ class Runner:
             return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
 
         return await self._quarantine.run(suspect, here)
+
+    def _foregone(self, delivery: Delivery, opened: Opened) -> Outcome | None:
+        """The outcome that no handler is asked for, None if one is."""
+        if opened.past.ended:
+            return Ended()
+        if opened.verdict is not None:
+            return opened.verdict
+        if (waits := _waits(delivery, opened)) is not None:
+            return waits
+        if (moved := attempt.misplaced(opened.parcel)) is not None and self._movable(delivery):
+            return moved
+        if attempt.overdue(opened.parcel):
+            return Refused("deadline", "its deadline passed before it was run")
+        return None
 
     def _movable(self, delivery: Delivery) -> bool:
         """Whether it can be stored again with what a move adds; one that hardly fitted is run where it is."""
@@ -330,6 +341,25 @@ def _journal_subject(family: Family, delivery: Delivery, opened: Opened) -> str:
 def _looked(delivery: Delivery, opened: Opened) -> bool:
     """Whether there may have been earlier attempts, by what the delivery says."""
     return delivery.delivered > 1 or opened.first > 1
+
+
+def _waits(delivery: Delivery, opened: Opened) -> Waits | None:
+    """What is to become of a delivery if the last attempt has failed and was to be parked: the worker died, or was cut
+    off, before it said so to the server. If that attempt was of another message, which had been parked itself, and this
+    one is not the next, then it is left over from before.
+    """
+    said = opened.past.newest
+    if said is None or said.event != RETRY or not isinstance(said.data, dict):
+        return None
+    word = headers.word(opened.parcel.headers)
+    if word != said.word:
+        left_over = said.word == hop_of(delivery, said.attempt) and word != hop_of(delivery, said.attempt + 1)
+        return Waits(None) if left_over else None
+    delay_s = said.data.get("delay_s")
+    if said.data.get("parked") is not True or not isinstance(delay_s, int | float):
+        return None
+    left_s = min(delay_s, said.time + delay_s - time.time())
+    return Waits(left_s) if left_s >= WAITS_MIN_S else None
 
 
 def _later(said: Any, mine: list[Any]) -> bool:

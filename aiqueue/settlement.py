@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import headers, subjects
+from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
     Contents,
@@ -24,6 +24,7 @@ from .attempt import (
     Returned,
     TakenOver,
     Unknown,
+    Waits,
 )  # fmt: skip
 from .backoff import Backoff
 from .connection import Connection
@@ -75,6 +76,11 @@ class Opened(Contents):
         return headers.PARKED in self.parcel.headers and self.parcel.headers.get(headers.REASON) in REASONS
 
 
+def hop_of(delivery: Delivery, number: int) -> str:
+    """The word under which a run of a job is parked for attempt `number`: twice parked for it, it is stored once."""
+    return f"r{delivery.run}-{int(delivery.born)}-a{number}"
+
+
 class Settlement:
     """Writes the outcomes of one worker's attempts, and tells the server."""
 
@@ -105,14 +111,8 @@ class Settlement:
         match outcome:
             case Returned(value):
                 await self._finish(delivery, opened, handler, writer, value)
-            case Raised(error, trace, after_s, rule):
-                retry = handler.backoff(rule) if handler else Backoff()
-                opened.history = _with_attempt(opened, self._worker, error, trace)
-                if opened.attempt >= retry.attempts:
-                    await self._bury(delivery, opened, writer, "attempts", error)
-                else:
-                    delay_s = retry.delay_s(opened.attempt) if after_s is None else after_s
-                    await self._try_again(delivery, opened, writer, error, delay_s)
+            case Raised():
+                await self._failed(delivery, opened, handler, writer, outcome)
             case Refused(reason, error, trace):
                 if not opened.condemned:
                     opened.history = _with_attempt(opened, self._worker, error, trace)
@@ -130,6 +130,10 @@ class Settlement:
                 await self._ack(delivery)
             case Postponed(after_s):
                 await self.give_back(delivery, after_s)
+            case Waits(None):
+                await self._ack(delivery)
+            case Waits(int() | float() as after_s):
+                await self._leave(delivery, opened, opened.attempt, after_s)
             case Ended():
                 said = opened.past.newest  # a dead letter goes on holding its documents
                 lets_go = _holds(delivery) and said is not None and said.final and said.event != FAILED
@@ -177,6 +181,22 @@ class Settlement:
 
         await self.room.put(writer.subject, lambda: writer.write(RESULT, value), ack)
 
+    async def _failed(
+        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Raised
+    ) -> None:
+        """The next attempt, where there are some left and it would not come too late."""
+        error = outcome.error
+        retry = handler.backoff(outcome.rule) if handler else Backoff()
+        opened.history = _with_attempt(opened, self._worker, error, outcome.trace)
+        delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
+        if opened.attempt >= retry.attempts:
+            await self._bury(delivery, opened, writer, "attempts", error)
+        elif attempt.overdue(opened.parcel, in_s=delay_s):
+            late = f"{error} (again in {delay_s:.1f} s would be after its deadline)"
+            await self._bury(delivery, opened, writer, "deadline", late)
+        else:
+            await self._try_again(delivery, opened, writer, error, delay_s)
+
     async def _try_again(
         self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
     ) -> None:
@@ -186,7 +206,13 @@ class Settlement:
         if writer is not None:
             told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
             await writer.write(RETRY, told)
-        if parks and await self._park(delivery, opened, opened.attempt + 1, delay_s):
+        if parks:
+            await self._leave(delivery, opened, opened.attempt + 1, delay_s)
+        else:
+            self._nak(delivery, delay_s)
+
+    async def _leave(self, delivery: Delivery, opened: Opened, number: int, delay_s: float) -> None:
+        if await self._park(delivery, opened, number, delay_s):
             await self._ack(delivery)
         else:
             self._nak(delivery, delay_s)
@@ -205,7 +231,7 @@ class Settlement:
             headers.ATTEMPT: str(number),
             **(verdict or {}),
         }
-        hop = subjects.new_id() if verdict else f"r{delivery.run}-{int(delivery.born)}-a{opened.attempt}"
+        hop = subjects.new_id() if verdict else hop_of(delivery, number)
         for history in (opened.history or [], []):
             told[headers.HISTORY] = history_text(history)
             try:
@@ -218,6 +244,8 @@ class Settlement:
         return False
 
     async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
+        if writer is not None:
+            await writer.check()
         family = self._families[delivery.lane.key.family]
         key = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
         obituary = Obituary(

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from aiqueue.connection import Connection
 from aiqueue.deadletter import DeadLetter
 from aiqueue.errors import Stale
 from aiqueue.journal import NOTHING, PROGRESS, RESULT, RETRY, STARTED, TRIAL, Entry, Journal, Past, Writer, entry_of
+from aiqueue.settlement import Settlement
 
 from .support import Cluster, eventually
 
@@ -166,7 +168,7 @@ async def test_the_same_on_a_cluster(own_cluster: Cluster) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password, profile="cluster") as client:
         await provision.apply(client.connection, client.topology)
         own_cluster.wait_ready([client.topology.journal_stream.name])
-        await contend(client, 30)
+        await contend(client, 60)
 
 
 # workers
@@ -306,3 +308,128 @@ async def test_without_a_stream_to_park_in_a_job_waits_in_its_lane(
     async with worker.running(client):
         assert await handle.result(timeout=20) == 3
     assert "waits in its lane" in caplog.text
+
+
+async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Fence(), tenant="acme")
+    begun: list[str] = []
+    reject, go = asyncio.Event(), asyncio.Event()
+    earlier, later = aiqueue.Worker(name="earlier", concurrency=4), aiqueue.Worker(name="later", concurrency=4)
+
+    @earlier.handle(Fence)
+    async def run_earlier(job: aiqueue.Job[Fence]) -> str:
+        begun.append("earlier")
+        if len(begun) == 1:
+            raise aiqueue.Retry(after=0.05)
+        await reject.wait()
+        raise aiqueue.Reject("too late")
+
+    @later.handle(Fence)
+    async def run_later(job: aiqueue.Job[Fence]) -> str:
+        begun.append("later")
+        await go.wait()
+        return "newer"
+
+    async with earlier.running(client) as session:
+        await eventually(lambda: len(begun) == 2, within=10)
+        await session._leases.stop()  # as of a machine that was paused
+        session._puller.stop()
+        async with later.running(client):
+            await eventually(lambda: begun[2:] == ["later"], within=10)
+            reject.set()
+            await eventually(lambda: not session.running, within=10)
+            assert await letters(client) == []
+            go.set()
+            assert await handle.result(timeout=10) == "newer"
+    assert await letters(client) == []
+
+
+async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Fence(), tenant="acme")
+    former, begun = aiqueue.Worker(drain_timeout=0.1), []
+
+    @former.handle(Fence)
+    async def hang(job: aiqueue.Job[Fence]) -> None:
+        begun.append(job.attempt)
+        if job.attempt == 1:
+            raise aiqueue.Retry(after=0.05)
+        await asyncio.Event().wait()
+
+    async with former.running(client):
+        await eventually(lambda: begun == [1, 2], within=10)
+    family = replace(client.topology.families["test.fences"], max_ack_pending=7)
+    client.topology = replace(client.topology, families={**client.topology.families, "test.fences": family})
+    worker = aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> int:
+        return job.attempt
+
+    async with worker.running(client):
+        assert await handle.result(timeout=10) == 2
+
+
+# a worker that dies between the journal and the ack of a failed attempt
+
+
+async def stored(client: aiqueue.Client, stream: str) -> int:
+    return int((await client.connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+
+
+@pytest.mark.parametrize("cut_off", ["_ack", "_leave"], ids=["before the ack", "before it is parked"])
+async def test_a_long_retry_is_kept_when_its_worker_dies_before_it_has_said_all(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, cut_off: str
+) -> None:
+    ran, died, worker = [], [], aiqueue.Worker()
+    whole = getattr(Settlement, cut_off)
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> None:
+        ran.append(job.attempt)
+        raise aiqueue.Retry("not yet", after="10m")
+
+    async def dies(self: Settlement, *args: Any) -> None:
+        if died:
+            await whole(self, *args)
+        died.append(args)
+
+    monkeypatch.setattr(Settlement, cut_off, dies)
+    await client.enqueue(Fence(), tenant="acme")
+    async with worker.running(client):
+        await eventually(lambda: len(died) > 1, within=20)
+        await eventually(lambda: none_stored(client), within=10)
+    assert ran == [1], "it was tried again long before its time"
+    assert await stored(client, "AI_PARKED") == 1
+    (parked,) = [each async for each in client.connection.read("AI_PARKED", "ai.parked.at.>")]
+    assert parked.headers[headers.ATTEMPT] == "2"
+    assert headers.number(parked.headers[headers.DUE]) / 1000 == pytest.approx(time.time() + 600, abs=60)
+
+
+async def none_stored(client: aiqueue.Client) -> bool:
+    return await stored(client, "TEST_FENCES") == 0
+
+
+async def test_what_is_left_of_a_job_that_went_on_from_parking_is_taken_away(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.0)
+    ran, acks, worker = [], [], aiqueue.Worker()
+    whole = Settlement._ack
+
+    @worker.handle(Fence)
+    async def run(job: aiqueue.Job[Fence]) -> None:
+        ran.append(job.attempt)
+        raise aiqueue.Retry("not yet", after=0.1 if job.attempt < 3 else "10m")
+
+    async def lost(self: Settlement, *args: Any) -> None:
+        acks.append(args)
+        if len(acks) > 1:
+            await whole(self, *args)
+
+    monkeypatch.setattr(Settlement, "_ack", lost)
+    await client.enqueue(Fence(), tenant="acme")
+    async with worker.running(client):
+        await eventually(lambda: len(ran) == 3, within=20)
+        await eventually(lambda: none_stored(client), within=20)
+    assert ran == [1, 2, 3]
+    assert await stored(client, "AI_PARKED") == 1

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import attempt, provision
+from aiqueue import attempt, headers, parking, provision
 from aiqueue.attempt import Raised, Refused
+from aiqueue.connection import Stored
 from aiqueue.errors import BadInput
+
+from .support import eventually
 
 
 class Task(aiqueue.Message, kind="policies"):
@@ -188,3 +191,54 @@ async def test_policies_in_a_child_need_a_worker_that_it_can_find(client: aiqueu
     with pytest.raises(BadInput):
         async with worker.running(client):
             await asyncio.sleep(0)
+
+
+async def test_a_retry_that_would_come_after_the_deadline_ends_the_job_at_once(client: aiqueue.Client) -> None:
+    worker, ran = aiqueue.Worker(), []
+
+    @worker.handle(Task)
+    async def run(job: aiqueue.Job[Task]) -> None:
+        ran.append(job.attempt)
+        raise aiqueue.Retry("busy", after=0.05 if job.attempt == 1 else "1h")
+
+    async with worker.running(client):
+        handle = await client.enqueue(Task(), tenant="acme", deadline="10m")
+        with pytest.raises(aiqueue.JobFailed, match=r"attempt 2 \(deadline\): busy \(again in 3600\.0 s"):
+            await handle.result(timeout=10)
+    (letter,) = [each async for each in client.dead.find()]
+    assert (letter.reason, ran, len(letter.history)) == ("deadline", [1, 2], 2)
+    info = await client.connection.api("STREAM.INFO.AI_PARKED")
+    assert info["state"]["messages"] == 0
+
+
+async def test_a_job_whose_deadline_passes_while_it_waits_for_its_next_attempt_is_not_run(
+    client: aiqueue.Client,
+) -> None:
+    worker, ran = aiqueue.Worker(), []
+
+    @worker.handle(Task)
+    async def run(job: aiqueue.Job[Task]) -> None:
+        ran.append(job.attempt)
+        raise aiqueue.Retry("busy", after=20)
+
+    async with worker.running(client):
+        handle = await client.enqueue(Task(), tenant="acme", deadline=60)
+        await eventually(lambda: ran, within=10)
+        place = await eventually(lambda: _parked(client), within=5)
+        assert isinstance(place, Stored)
+        await client.connection.api("STREAM.PURGE.AI_PARKED", {"filter": place.subject})
+        told = {**headers.carried(place.headers, ours=True), headers.DEADLINE: "1"}
+        waiting = parking.waiting(place)
+        assert waiting is not None
+        lane = waiting.place.lane
+        await parking.Parking(client.connection, client.topology).park(
+            lane, handle.id, time.time(), told, place.data, hop="late"
+        )
+        with pytest.raises(aiqueue.JobFailed, match=r"\(deadline\): its deadline passed before it was run"):
+            await handle.result(timeout=10)
+    assert ran == [1]
+
+
+async def _parked(client: aiqueue.Client) -> Stored | None:
+    found = [each async for each in client.connection.read("AI_PARKED", "ai.parked.at.>")]
+    return found[0] if found else None

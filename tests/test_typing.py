@@ -27,7 +27,16 @@ RIGHT = """
         await job.progress(0.5, "reading")
         return job.message.text
 
-    @worker.handle(Translate)
+    class Busy(Exception):
+        after: float = 1.0
+
+    def after(error: Busy) -> float:
+        return error.after
+
+    @worker.handle(
+        Translate,
+        on={ValueError: aiqueue.Reject, OSError: aiqueue.Backoff(first="30s"), KeyError: lambda error: None, Busy: after},
+    )
     def translate(job: aiqueue.Job[Translate]) -> int:
         return len(job.message.language)
 
@@ -49,19 +58,27 @@ UNKNOWN_FIELD = """
     """
 
 
+NO_POLICY = """
+    @worker.handle(Summarise, on={ValueError: "reject"})
+    async def summarise(job: aiqueue.Job[Summarise]) -> str:
+        return job.message.text
+    """
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
         pytest.param(RIGHT, "", id="right"),
         pytest.param(WRONG, "Callable[[Job[Summarise]]", id="wrong"),
+        pytest.param(NO_POLICY, '"str"; expected', id="no_policy"),
         pytest.param(UNKNOWN_FIELD, 'has no attribute "language"', id="unknown_field"),
     ],
 )
-def test_mypy_strict_refuses_a_handler_for_another_message_than_it_takes(
+def test_mypy_strict_refuses_a_handler_for_another_message_than_it_takes_and_what_is_no_policy(
     tmp_path: Path, code: str, complaint: str, request: pytest.FixtureRequest
 ) -> None:
-    app = f"{request.node.callspec.id}.py"  # a name of its own: the cache that the three share goes by it
+    app = f"{request.node.callspec.id}.py"  # a name of its own: the cache that they share goes by it
     (tmp_path / app).write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(code))
     root = Path(__file__).parent.parent
     ran = subprocess.run(

@@ -20,6 +20,7 @@ from .topology import Family, Topology
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
 SCAN_JOBS_MAX = 10_000  # stored jobs looked at for one without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
+LOOKS = 2  # a job that moved from one place to another between two reads is found by the second look
 
 State = Literal["queued", "parked", "in_flight", "retrying", "done", "failed", "cancelled", "ended", "unknown"]
 
@@ -118,14 +119,17 @@ class _Search:
         self._limited = False  # there were more jobs to look at than the bounds allow
 
     async def run(self) -> Found:
-        for each in self._families:
-            await self._read_journal(each)
-        await self._read_parked()
-        await self._read_dead()
-        self._refuse_several()
-        if not any(place.over for place in self._places.values()):
-            await self._read_queues()
+        for _ in range(LOOKS):
+            for each in self._families:
+                await self._read_journal(each)
+            await self._read_parked()
+            await self._read_dead()
             self._refuse_several()
+            if not any(place.over for place in self._places.values()):
+                await self._read_queues()
+                self._refuse_several()
+            if self._places or self._limited:
+                break
         if not self._places:
             raise NotFound(self._nothing())
         place, *_ = self._places.values()

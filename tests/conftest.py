@@ -14,6 +14,7 @@ import contextlib
 import gc
 import os
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell without job control has what it starts in the background ignore SIGINT, which children inherit: they are
+    # to heed it here, as they do in a terminal.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     choice = config.getoption("--server")
     if choice not in ("embedded", "container") and not choice.startswith("nats://"):
         raise pytest.UsageError(f"--server={choice}: give embedded, container, or nats://user:password@host:port")

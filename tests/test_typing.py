@@ -35,7 +35,7 @@ RIGHT = """
 
     @worker.handle(
         Translate,
-        on={ValueError: aiqueue.Reject, OSError: aiqueue.Backoff(first="30s"), KeyError: lambda _: None, Busy: after},
+        on={ValueError: aiqueue.Reject, OSError: aiqueue.Backoff(first="9s"), KeyError: lambda _: None, Busy: after},
     )
     def translate(job: aiqueue.Job[Translate]) -> int:
         return len(job.message.language)

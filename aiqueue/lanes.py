@@ -176,12 +176,13 @@ class Lanes:
 
     async def _made(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
         """The server's word on the lane's consumer. One of another declaration will do: its limits differ, its jobs are
-        the same.
+        the same. It is asked for once more: the answer to the first creation of one that was there already tells the
+        server's restart as its time (docs/decisions/journal-runs.md).
         """
         name = f"{family.stream}.{config['durable_name']}"
         request = {"stream_name": family.stream, "config": config, "action": "create"}
         try:
-            return await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+            await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
         except ConfigMismatch as error:
             if "already exists" not in str(error):
                 raise

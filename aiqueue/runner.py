@@ -40,6 +40,7 @@ from .watchdog import Watchdog
 log = logging.getLogger("aiqueue.runner")
 
 WAITS_MIN_S = 1.0  # what is due sooner begins
+BELIEVED_LEASES = 2  # for so long a message's earlier delivery gives way to a later one: their numbers can begin anew
 MOVE_BYTES = 512  # of headers that a move adds, at most
 
 
@@ -243,7 +244,10 @@ class Runner:
             if opened.past.ended:
                 return Ended()
             if told is not None and told.event == STARTED and _later(told.data, mine):
-                return TakenOver()
+                believed_s = BELIEVED_LEASES * delivery.lane.ack_wait_s
+                if told.data["delivery"][0] != delivery.seq or time.time() - told.time < believed_s:
+                    return TakenOver()
+                log.warning("job %s: a later delivery began and has not been heard of since", opened.job_id)
             trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
             said = {"seq": delivery.seq, "delivery": mine, "worker": self._worker}
             said |= {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}

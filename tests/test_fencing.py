@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import headers, provision, settlement
+from aiqueue import headers, provision, runner, settlement
 from aiqueue.connection import Connection
 from aiqueue.deadletter import DeadLetter
 from aiqueue.errors import Stale
 from aiqueue.journal import NOTHING, PROGRESS, RESULT, RETRY, STARTED, TRIAL, Entry, Journal, Past, Writer, entry_of
 from aiqueue.settlement import Settlement
 
-from .support import Cluster, eventually
+from .support import Cluster, NatsProcess, eventually
 
 SUBJECT = "ai.agent.results.acme.j1"
 FILE = """
@@ -344,21 +344,22 @@ async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiq
     assert await letters(client) == []
 
 
-async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(client: aiqueue.Client) -> None:
-    handle = await client.enqueue(Fence(), tenant="acme")
-    former, begun = aiqueue.Worker(drain_timeout=0.1), []
+async def leave_unfinished(client: aiqueue.Client) -> None:
+    """A worker that begins the next attempt and leaves."""
+    worker, begun = aiqueue.Worker(drain_timeout=0.1), []
 
-    @former.handle(Fence)
+    @worker.handle(Fence)
     async def hang(job: aiqueue.Job[Fence]) -> None:
         begun.append(job.attempt)
         if job.attempt == 1:
             raise aiqueue.Retry(after=0.05)
         await asyncio.Event().wait()
 
-    async with former.running(client):
-        await eventually(lambda: begun == [1, 2], within=10)
-    family = replace(client.topology.families["test.fences"], max_ack_pending=7)
-    client.topology = replace(client.topology, families={**client.topology.families, "test.fences": family})
+    async with worker.running(client):
+        await eventually(lambda: begun[-1:] == [2], within=10)
+
+
+async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
     worker = aiqueue.Worker()
 
     @worker.handle(Fence)
@@ -367,6 +368,65 @@ async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old
 
     async with worker.running(client):
         assert await handle.result(timeout=10) == 2
+
+
+async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BELIEVED_LEASES", 1_000)
+    handle = await client.enqueue(Fence(), tenant="acme")
+    await leave_unfinished(client)
+    family = replace(client.topology.families["test.fences"], max_ack_pending=7)
+    client.topology = replace(client.topology, families={**client.topology.families, "test.fences": family})
+    await finish(client, handle)
+
+
+async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_look_old(
+    own_server: Callable[[], NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BELIEVED_LEASES", 1_000)
+    server = own_server()
+    (tmp_path / "test_fences.toml").write_text(textwrap.dedent(FILE))
+    async with aiqueue.connect(server.url, user=server.user, password=server.password, streams=tmp_path) as client:
+        await provision.apply(client.connection, client.topology)
+        handle = await client.enqueue(Fence(), tenant="acme")
+        await leave_unfinished(client)
+        server.kill()
+        await eventually(lambda: not client.connection.connected)
+        server.start()
+        await eventually(lambda: client.connection.connected, within=15)
+        await leave_unfinished(client)  # its lane's consumer is the former one, whatever the server says at first
+        await finish(client, handle)
+
+
+async def begun_by(client: aiqueue.Client, handle: aiqueue.Handle, delivery: list[float]) -> None:
+    subject = f"ai.test.fences-results.acme.{handle.id}"
+    born = (await entries(client.journal, subject))[0].time - 5
+    past = await client.journal.past(subject, 1, born)
+    writer = client.journal.writer(subject, run=1, born=born, attempt=2, past=past)
+    assert await writer.begin({"delivery": delivery})
+
+
+async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_as_it_runs(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "BELIEVED_LEASES", 0)
+    caplog.set_level("INFO", "aiqueue")
+    handle = await client.enqueue(Fence(), tenant="acme")
+    await leave_unfinished(client)
+    await begun_by(client, handle, [2, 0, 1])
+    ran, worker = [], aiqueue.Worker()
+    worker.handle(Fence)(ran.append)
+    async with worker.running(client):
+        await eventually(lambda: caplog.text.count("was taken over") >= 2, within=15)
+    assert ran == []
+
+
+async def test_deliveries_that_are_counted_anew_keep_no_job_from_its_end(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Fence(), tenant="acme")
+    await leave_unfinished(client)
+    await begun_by(client, handle, [1, time.time() + 3_600, 99])  # as before a cluster with lanes in memory began anew
+    await finish(client, handle)
 
 
 # a worker that dies between the journal and the ack of a failed attempt

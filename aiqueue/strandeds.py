@@ -18,7 +18,7 @@ from . import attempt, headers, subjects
 from .attempt import Contents, Parcel, Refused
 from .connection import Connection, Received, Stored, timestamp
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
-from .errors import AIQueueError, NotFound, Stale, Unavailable
+from .errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
 from .journal import FAILED, Journal
 from .topology import Family, Topology
 
@@ -71,6 +71,7 @@ class Sweeper:
         self._dead = dead
         self._worker = worker
         self._look = look
+        self._deaf = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -103,7 +104,7 @@ class Sweeper:
         Raises Unavailable, NotFound where a stream is missing, QueueFull where the dead letters are full.
         """
         swept = 0
-        while heard := await self._take():
+        while heard := await self._take_if_there():
             for word in heard:
                 swept += await self._heed(word)
             if len(heard) < BATCH:
@@ -121,6 +122,16 @@ class Sweeper:
         return swept
 
     # -- what the server has said
+
+    async def _take_if_there(self) -> list[Received]:
+        """What `_take` gives, nothing where the stream is not there yet or not this user's to read: the lanes are."""
+        try:
+            return await self._take()
+        except (NotFound, AccessDenied) as error:
+            if not self._deaf:
+                log.warning("the server's word on stranded jobs is not heard, only the lanes are looked at: %s", error)
+            self._deaf = True
+            return []
 
     async def _take(self) -> list[Received]:
         """Words that nobody has taken, at most BATCH."""

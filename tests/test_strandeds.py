@@ -225,3 +225,15 @@ async def test_what_is_no_word_of_the_server_is_dropped(client: aiqueue.Client) 
     await eventually(lambda: _said(client, 5))
     assert await sweeper(client).sweep() == 0
     await eventually(lambda: _said(client, 0))
+
+
+async def test_without_the_stream_of_words_the_lanes_are_looked_at(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(strandeds, "CONFIRM_S", 0.1)
+    await strand(client, 2)
+    await client.connection.api("STREAM.DELETE.AI_STRANDED")
+    one = sweeper(client)
+    assert await one.sweep() == 2
+    assert await one.sweep() == 0
+    assert caplog.text.count("is not heard") == 1, "it is said once"

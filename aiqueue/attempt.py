@@ -95,6 +95,11 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Its job was cancelled while it ran."""
+
+
+@dataclass(frozen=True)
 class TakenOver:
     """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
 
@@ -120,7 +125,9 @@ class Waits:
     after_s: float | None
 
 
-Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled | Postponed | Waits
+Outcome = (
+    Returned | Raised | Refused | Unknown | Misplaced | Ended | Stopped | TakenOver | Cancelled | Postponed | Waits
+)
 
 
 class Parcel(NamedTuple):
@@ -286,7 +293,7 @@ def _by_class(error: Exception, on: Policies) -> Outcome:
 
 _BY_WORD: dict[str, type[Any]] = {
     "raised": Raised, "refused": Refused, "unknown": Unknown, "misplaced": Misplaced, "ended": Ended,
-    "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
+    "stopped": Stopped, "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
 }  # fmt: skip
 _WORDS = {made: word for word, made in _BY_WORD.items()}
 

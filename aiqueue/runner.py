@@ -18,6 +18,7 @@ from .attempt import (
     Raised,
     Refused,
     Returned,
+    Stopped,
     TakenOver,
     Waits,
 )  # fmt: skip
@@ -26,12 +27,13 @@ from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
-from .job import Job, Progress
+from .job import Job
 from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
 from .settlement import Opened, Settlement, hop_of
+from .stops import Stop, Stops
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
@@ -74,6 +76,7 @@ class Runner:
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
+        self.stops = Stops(journal.connection, families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for results that wait for room on the server."""
@@ -170,9 +173,6 @@ class Runner:
             number = past.newest.attempt if past.newest else 1
         opened.attempt = max(opened.first, number)
 
-    def _voice(self, opened: Opened, writer: Writer | None) -> _Voice:
-        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer)
-
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
         if not family.journal:
@@ -200,17 +200,36 @@ class Runner:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
+        task = asyncio.current_task()
+        assert task is not None
+        stop = Stop(task, writer)
+        outcome: Outcome
+        try:
+            if self.stops.begin(stop) and writer is not None and await writer.ended():
+                return Ended()  # cancelled while it waited for a slot
+            outcome = await self._stoppable(opened, handler, writer, stop)
+        except asyncio.CancelledError:
+            if not stop.asked:
+                raise
+            outcome = Cancelled()
+        finally:
+            leaves = self.stops.end(stop)
+        if not stop.asked or isinstance(outcome, Returned):
+            return outcome
+        return Cancelled() if leaves else Stopped()
+
+    async def _stoppable(self, opened: Opened, handler: Handler | None, writer: Writer | None, stop: Stop) -> Outcome:
+        parcel, voice = opened.parcel, _Voice(self._documents, self._loop, opened.parcel.tenant, writer, stop)
         if not opened.suspect or opened.problem:
-            return await self._run(opened, handler, self._voice(opened, writer))
+            return await self._run(opened, handler, voice)
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
-        suspect = Suspect(
-            parcel, opened.job_id, opened.attempt, handler, writer, self._voice(opened, writer), opened.past.newest
-        )
+        suspect = Suspect(parcel, opened.job_id, opened.attempt, handler, writer, voice, opened.past.newest, stop)
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
+            silent = _Voice(self._documents, self._loop, parcel.tenant, None, stop)  # else it would hide the trial
+            return await self._run(opened, handler, silent)
 
         return await self._quarantine.run(suspect, here)
 
@@ -267,10 +286,10 @@ class Runner:
         writer.resume(opened.past, opened.attempt)
         return outcome
 
-    async def _run(self, opened: Opened, handler: Handler | None, progress: Progress) -> Outcome:
+    async def _run(self, opened: Opened, handler: Handler | None, progress: _Voice) -> Outcome:
         parcel = opened.parcel
         if handler is not None and handler.process and opened.data is not None:
-            return await self._processes.run(parcel, opened.attempt, handler, progress)
+            return await self._processes.run(parcel, opened.attempt, handler, progress, progress.stop)
         job = attempt.prepare(parcel, opened, handler, attempt=opened.attempt, state=self._state, progress=progress)
         if not isinstance(job, Job):
             return job
@@ -309,15 +328,20 @@ class Runner:
 class _Voice:
     """What a job may ask for while it runs: see `job.Progress`."""
 
-    __slots__ = ("_documents", "_tenant", "_writer", "loop")
+    __slots__ = ("_documents", "_tenant", "_writer", "loop", "stop")
 
     def __init__(
-        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None
+        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None, stop: Stop
     ) -> None:
         self.loop = loop
         self._documents = documents
         self._tenant = tenant
         self._writer = writer
+        self.stop = stop
+
+    @property
+    def cancelled(self) -> bool:
+        return self.stop.asked or self.stop.over
 
     async def progress(self, fraction: float, note: str) -> None:
         if self._writer is not None:

@@ -140,6 +140,7 @@ class Session:
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
             )
+            await self._stack.enter_async_context(self._runner.stops)
             self._collector.start()
             await self._puller.open()
             self._leases.start()

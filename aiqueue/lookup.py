@@ -15,6 +15,7 @@ from .deadletter import DeadLetter, DeadLetters, Filter
 from .errors import BadInput, DecodeError, NotFound
 from .journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
 from .parking import Parking, Waiting
+from .timeline import BORN, Step, timeline
 from .topology import Family, Topology
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
@@ -38,8 +39,8 @@ class JobStats:
     **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
     found among those looked at). `note` is a sentence where the state alone would mislead.
 
-    `entries` is its journal, the oldest first, at most ENTRIES_MAX and the last one (`entries_cut`: some are left
-    out). Times are seconds since the epoch.
+    `timeline` is what happened to it. `entries` is its journal, the oldest first, at most ENTRIES_MAX and the last one
+    (`entries_cut`: some are left out, of the timeline too). Times are seconds since the epoch.
     """
 
     job_id: str
@@ -54,6 +55,7 @@ class JobStats:
     result: Any = None
     failure: Mapping[str, Any] | None = None
     dead_seq: int | None = None
+    timeline: tuple[Step, ...] = ()
     entries: tuple[Entry, ...] = ()
     entries_cut: bool = False
     note: str = ""
@@ -231,7 +233,7 @@ class _Search:
         declared, tenant = place.family, place.tenant
         head, letter, stored = place.head, place.letter, place.stored
         state, note, due = await self._state(declared, tenant, place)
-        born = _born(stored or (place.parked[-1].stored if place.parked else None))
+        steps = timeline(self._job_id, place.entries, stored=stored, parked=place.parked, letter=letter)
         lane: subjects.Lane | None
         kind: str | None
         if stored is not None:
@@ -252,9 +254,10 @@ class _Search:
         return JobStats(
             job_id=self._job_id, family=declared.name, tenant=tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
-            enqueued_at=born or (letter.enqueued_at if letter else None), next_attempt_at=due,
+            enqueued_at=next((step.at for step in reversed(steps) if step.event in BORN), None), next_attempt_at=due,
             result=head.data if head is not None and state == "done" else None, failure=failure,
-            dead_seq=letter.seq if letter else None, entries=tuple(place.entries), entries_cut=place.cut, note=note,
+            dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(place.entries),
+            entries_cut=place.cut, note=note,
         )  # fmt: skip
 
     async def _state(self, declared: Family, tenant: str, place: Found) -> tuple[State, str, float | None]:

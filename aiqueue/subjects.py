@@ -147,6 +147,14 @@ def _more_noise() -> list[tuple[int, str]]:
     return [(raw[at] & 3, digits[at + 1 : at + 16] + _DIGITS[raw[at + 16] & 28]) for at in range(0, 17 * _NOISE, 17)]
 
 
+_ID = re.compile(r"[0-7][0-9a-v]{25}")
+
+
+def made_at(made: str) -> float | None:
+    """When `new_id` made an id, in seconds since the epoch; None for what it cannot have made."""
+    return (int(made[:10], 32) >> 2) / 1000 if _ID.fullmatch(made) else None
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_noise.clear)  # a child must not make its parent's ids
 

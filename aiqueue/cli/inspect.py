@@ -16,10 +16,15 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..journal import Entry
     from ..stats import FamilyStats, JobStats, LaneStats
+    from ..timeline import Step
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
+_OPEN = ("queued", "parked", "in_flight", "retrying")  # states in which something is still to come
+_STEPS = frozenset({  # whose data is told in words
+    "enqueued", "replayed", "parked", "due", "started", "progress", "chunks", "retried", "attempt failed", "failed",
+    "cancelled", "dead letter",
+})  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -164,8 +169,7 @@ def _say_job(found: JobStats, json: bool) -> None:
             ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),
         ]
     )
-    if found.entries:
-        _say_journal(found)
+    _say_timeline(found)
     if found.state == "done":
         output.say(f"\nresult\n{output.pretty(found.result)}")
 
@@ -177,38 +181,53 @@ def _due(at: float | None) -> str:
     return f"in {output.age(left_s)} ({output.clock(at)})" if left_s >= 0 else output.ago(at)
 
 
-def _say_journal(found: JobStats) -> None:
-    output.say(f"\njournal{' (entries in the middle are left out)' if found.entries_cut else ''}")
-    begun = found.entries[0].time
+def _say_timeline(found: JobStats) -> None:
+    steps = found.timeline
+    days = {time.strftime("%Y-%m-%d", time.localtime(step.at)) for step in steps if step.at is not None}
+    told = f" of {days.pop()}" if len(days) == 1 else ""
+    output.say(f"\ntimeline{told}{' (what the middle of its journal says is left out)' if found.entries_cut else ''}")
     rows = [
         [
-            output.clock(each.time),
-            f"+{output.age(each.time - begun)}",
-            each.event or "?",
-            f"{each.attempt}",
-            _summary(each),
+            "?" if step.at is None else _moment(step.at, with_day=not told),
+            "" if step.after_s is None else f"+{_span(step.after_s)}",
+            step.event,
+            f"{step.attempt}" if step.attempt else "",
+            _says(step),
         ]
-        for each in found.entries
+        for step in steps
     ]
-    columns = [Column("time"), Column("", right=True), Column("event"), Column("attempt", right=True)]
+    if found.state in _OPEN:
+        rows.append(["now", "", found.state.replace("_", " "), "", ""])
+    columns = [Column("time"), Column("after", right=True), Column("event"), Column("attempt", right=True)]
     output.table([*columns, Column("says", shrink=True, prose=True)], rows)
 
 
-def _summary(entry: Entry) -> str:
-    data = entry.data
-    if isinstance(data, dict):
-        if entry.event == "progress":
-            fraction = data.get("fraction")
-            told = f"{fraction:.0%}" if isinstance(fraction, int | float) else str(fraction)
-            return f"{told} {data.get('note') or ''}".strip()
-        if entry.event == "retry":
-            delay = data.get("delay_s")
-            told = f" (again after {output.age(delay)})" if isinstance(delay, int | float) else ""
-            return f"{data.get('error')}{told}"
-        if entry.event == "started":
-            return ""
-        if entry.event == "cancelled":
-            return str(data.get("error"))
-        if entry.event == "failed":
-            return f"{data.get('reason')}: {data.get('error')}"
-    return output.cut(output.pretty(data, short=True), 500)
+def _moment(at: float, *, with_day: bool) -> str:
+    at = round(at, 3)
+    day = "%Y-%m-%d " if with_day else ""
+    return time.strftime(f"{day}%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
+
+
+def _span(value_s: float) -> str:
+    if value_s >= 9.95:
+        return output.age(value_s)
+    return f"{value_s * 1000:.0f}ms" if value_s < 0.9995 else f"{value_s:.1f}s"
+
+
+def _says(step: Step) -> str:
+    """What a step says: what is long at its end, which is cut at the edge of a terminal."""
+    parts = []
+    if step.event == "chunks":
+        parts.append(output.count(step.count, "chunk"))
+    elif step.count > 1:
+        parts.append(f"{step.count:,} times")
+    if step.until is not None and step.at is not None:
+        parked = step.event == "parked"
+        parts.append(f"until {output.clock(step.until)}" if parked else f"again after {_span(step.until - step.at)}")
+    if step.dead_seq:
+        parts.append(f"dead letter {step.dead_seq}")
+    parts += [step.reason, step.says]
+    if step.event not in _STEPS:
+        parts.append(output.cut(output.pretty(step.data, short=True), 500))
+    told = ": ".join(part for part in parts if part)
+    return f"{told} (by {step.worker})" if step.worker and told else f"by {step.worker}" if step.worker else told

@@ -17,7 +17,7 @@ import aiqueue
 from aiqueue import provision, quarantine, settlement, stops, subjects
 from aiqueue.cancel import DONE, ENDED, STOPPED
 from aiqueue.errors import JobFailed
-from aiqueue.journal import CANCELLED, WHILE_RUNNING, Entry, entry_of
+from aiqueue.journal import CANCELLED, NOTHING, WHILE_RUNNING, Entry, entry_of
 
 from . import suspects
 from .support import Relay, eventually
@@ -526,7 +526,9 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
         doomed.send_signal(signal.SIGSTOP)
         if undeleted:
             subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
-            assert await client.journal.append(subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", head=None)
+            assert await client.journal.append(
+                subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", past=NOTHING
+            )
         else:
             assert await handle.cancel()
         crew.kill(doomed)

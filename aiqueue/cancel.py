@@ -169,6 +169,8 @@ class Cancels:
 
     async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:
         """Tell the workers. One that does not hear it looks for itself."""
+        if not run:  # enqueued with a delay, and no attempt has begun
+            return
         with contextlib.suppress(AIQueueError):
             word = f"{lane.tenant} {job_id} {run}".encode()
             await self._connection.publish(f"{subjects.CANCEL}.{family.name}", word)

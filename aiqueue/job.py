@@ -83,13 +83,14 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 class Progress(Protocol):
-    """Whom a job talks to: the runner, or in a child process the way to it. `progress` goes to the job's journal;
-    `chunks` are a document's, verified.
+    """Whom a job talks to: the runner, or in a child process the way to it. `progress` and `chunk` go to the job's
+    journal; `chunks` are a document's, verified.
     """
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     async def progress(self, fraction: float, note: str) -> None: ...
+    async def chunk(self, data: Any) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
 
 
@@ -140,6 +141,16 @@ class Job(Generic[M_co]):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
+
+    async def chunk(self, data: Any) -> None:
+        """Give a part of what comes out of the job, such as a few words of an answer, to whoever follows it by
+        `Handle.stream`. Any data that a result may be; it goes to the job's journal, before the result does.
+
+        Returns when there is room among the chunks that wait for the write under way: at most 256, or 1 MiB. Raises
+        TooLarge for one that no message can hold, and what writing earlier ones raised: Unavailable, and Stale when
+        another attempt has taken the job over; let that pass, the work is no longer wanted.
+        """
+        await self._progress.chunk(data)
 
     def open(self, document: Document) -> Chunks:
         """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -95,6 +95,8 @@ class Runner:
             writer = self._writer(delivery, opened)
             try:
                 outcome = await self._attempt(delivery, opened, handler, writer)
+                if writer is not None and not isinstance(outcome, Cancelled | TakenOver | Ended):
+                    await writer.flush()  # before anything is decided by the journal's newest entry
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
                     outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
@@ -105,6 +107,9 @@ class Runner:
             raise
         except Exception as error:  # noqa: BLE001
             await self._settlement.comes_back(delivery, error)
+        finally:
+            if writer is not None:
+                writer.close()
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -170,8 +175,8 @@ class Runner:
             number = past.newest.attempt if past.newest else 1
         opened.attempt = max(opened.first, number)
 
-    def _voice(self, opened: Opened, writer: Writer | None) -> _Voice:
-        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer)
+    def _voice(self, opened: Opened, writer: Writer | None, *, quiet: bool = False) -> _Voice:
+        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer, quiet)
 
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
@@ -210,7 +215,7 @@ class Runner:
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            return await self._run(opened, handler, self._voice(opened, None))  # progress would hide the trial's entry
+            return await self._run(opened, handler, self._voice(opened, writer, quiet=True))
 
         return await self._quarantine.run(suspect, here)
 
@@ -307,21 +312,37 @@ class Runner:
 
 
 class _Voice:
-    """What a job may ask for while it runs: see `job.Progress`."""
+    """What a job may ask for while it runs: see `job.Progress`. A `quiet` one writes nothing, for it would hide the
+    entry of the trial that the job is in.
+    """
 
-    __slots__ = ("_documents", "_tenant", "_writer", "loop")
+    __slots__ = ("_documents", "_quiet", "_tenant", "_writer", "loop")
 
     def __init__(
-        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None
+        self,
+        documents: Documents,
+        loop: asyncio.AbstractEventLoop,
+        tenant: str,
+        writer: Writer | None,
+        quiet: bool,
     ) -> None:
         self.loop = loop
         self._documents = documents
         self._tenant = tenant
         self._writer = writer
+        self._quiet = quiet
 
     async def progress(self, fraction: float, note: str) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not self._quiet:
             await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
+
+    async def chunk(self, data: Any) -> None:
+        if self._writer is None:
+            return
+        if self._quiet:
+            self._writer.lose(1)
+        else:
+            await self._writer.chunk(data)
 
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         if document.tenant != self._tenant:  # a child's word for it is not enough

@@ -171,6 +171,10 @@ class _Voice:
         """Have the parent write it to the journal. Raises what the parent's write raised."""
         await self._ask("progress", fraction, note)
 
+    async def chunk(self, data: Any) -> None:
+        """As `progress`: a part of what comes out of the job."""
+        await self._ask("chunk", data)
+
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         """Have the parent read a document, chunk by chunk. Raises what the parent's reading raised."""
         self._opened += 1

@@ -86,8 +86,8 @@ class Runner:
         self._settlement.room.close()
         self._threads.close()
 
-    async def run(self, delivery: Delivery) -> None:
-        """Carry one delivery to its end. Never raises for anything that the message or its handler does."""
+    async def run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Carry one delivery to its end, in `task`. Never raises for anything that the message or its handler does."""
         opened: Opened | None = None
         writer: Writer | None = None
         handler: Handler | None = None
@@ -97,7 +97,7 @@ class Runner:
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
-                outcome = await self._attempt(delivery, opened, handler, writer)
+                outcome = await self._attempt(delivery, opened, handler, Stop(task, writer))
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
                     outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
@@ -190,9 +190,9 @@ class Runner:
     # -- during
 
     async def _attempt(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
+        self, delivery: Delivery, opened: Opened, handler: Handler | None, stop: Stop
     ) -> Outcome:
-        parcel = opened.parcel
+        parcel, writer = opened.parcel, stop.writer
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
@@ -200,14 +200,11 @@ class Runner:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
-        task = asyncio.current_task()
-        assert task is not None
-        stop = Stop(task, writer)
         outcome: Outcome
         try:
             if self.stops.begin(stop) and writer is not None and await writer.ended():
                 return Ended()  # cancelled while it waited for a slot
-            outcome = await self._stoppable(opened, handler, writer, stop)
+            outcome = await self._stoppable(opened, handler, stop)
         except asyncio.CancelledError:
             if not stop.asked:
                 raise
@@ -218,8 +215,9 @@ class Runner:
             return outcome
         return Cancelled() if leaves else Stopped()
 
-    async def _stoppable(self, opened: Opened, handler: Handler | None, writer: Writer | None, stop: Stop) -> Outcome:
-        parcel, voice = opened.parcel, _Voice(self._documents, self._loop, opened.parcel.tenant, writer, stop)
+    async def _stoppable(self, opened: Opened, handler: Handler | None, stop: Stop) -> Outcome:
+        parcel, writer = opened.parcel, stop.writer
+        voice = _Voice(self._documents, self._loop, parcel.tenant, writer, stop)
         if not opened.suspect or opened.problem:
             return await self._run(opened, handler, voice)
         if handler is None:
@@ -294,11 +292,9 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        return await self._call(handler, job)
+        return await self._call(handler, job, progress.stop.task)
 
-    async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
-        task = asyncio.current_task()
-        assert task is not None
+    async def _call(self, handler: Handler, job: Job[Any], task: asyncio.Task[None]) -> Outcome:
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
         outcome: Outcome
         try:

@@ -248,7 +248,11 @@ def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
 def misplaced(parcel: Parcel) -> Misplaced | None:
     """The priority that a header asks for, where the job belongs there."""
     wished = parcel.headers.get(headers.PRIORITY, "")
-    return Misplaced(wished) if wished and wished != parcel.priority and parcel.family.demoted(parcel.priority, wished) else None
+    return (
+        Misplaced(wished)
+        if wished and wished != parcel.priority and parcel.family.demoted(parcel.priority, wished)
+        else None
+    )
 
 
 def timed_out(timeout_s: float | None) -> Raised:

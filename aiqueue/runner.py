@@ -97,7 +97,8 @@ class Runner:
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
-                outcome = await self._attempt(delivery, opened, handler, Stop(task, writer))
+                voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
+                outcome = await self._attempt(delivery, opened, handler, voice)
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
                     outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
@@ -189,10 +190,8 @@ class Runner:
 
     # -- during
 
-    async def _attempt(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, stop: Stop
-    ) -> Outcome:
-        parcel, writer = opened.parcel, stop.writer
+    async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+        parcel, writer = opened.parcel, voice.writer
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
@@ -202,33 +201,35 @@ class Runner:
                 return lost
         outcome: Outcome
         try:
-            if self.stops.begin(stop) and writer is not None and await writer.ended():
+            if self.stops.begin(voice) and writer is not None and await writer.ended():
                 return Ended()  # cancelled while it waited for a slot
-            outcome = await self._stoppable(opened, handler, stop)
+            if not opened.suspect or opened.problem:
+                outcome = await self._run(opened, handler, voice)
+            else:
+                outcome = await self._try(opened, handler, voice)
         except asyncio.CancelledError:
-            if not stop.asked:
+            if not voice.asked:
                 raise
             outcome = Cancelled()
         finally:
-            leaves = self.stops.end(stop)
-        if not stop.asked or isinstance(outcome, Returned):
+            leaves = self.stops.end(voice)
+        if not voice.asked or isinstance(outcome, Returned):
             return outcome
         return Cancelled() if leaves else Stopped()
 
-    async def _stoppable(self, opened: Opened, handler: Handler | None, stop: Stop) -> Outcome:
-        parcel, writer = opened.parcel, stop.writer
-        voice = _Voice(self._documents, self._loop, parcel.tenant, writer, stop)
-        if not opened.suspect or opened.problem:
-            return await self._run(opened, handler, voice)
+    async def _try(self, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+        parcel = opened.parcel
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
-        suspect = Suspect(parcel, opened.job_id, opened.attempt, handler, writer, voice, opened.past.newest, stop)
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            silent = _Voice(self._documents, self._loop, parcel.tenant, None, stop)  # else it would hide the trial
-            return await self._run(opened, handler, silent)
+            voice.silent = True  # progress would hide the trial's entry
+            return await self._run(opened, handler, voice)
 
+        suspect = Suspect(
+            parcel, opened.job_id, opened.attempt, handler, voice.writer, voice, opened.past.newest, voice
+        )
         return await self._quarantine.run(suspect, here)
 
     def _foregone(self, delivery: Delivery, opened: Opened) -> Outcome | None:
@@ -287,12 +288,12 @@ class Runner:
     async def _run(self, opened: Opened, handler: Handler | None, progress: _Voice) -> Outcome:
         parcel = opened.parcel
         if handler is not None and handler.process and opened.data is not None:
-            return await self._processes.run(parcel, opened.attempt, handler, progress, progress.stop)
+            return await self._processes.run(parcel, opened.attempt, handler, progress, progress)
         job = attempt.prepare(parcel, opened, handler, attempt=opened.attempt, state=self._state, progress=progress)
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        return await self._call(handler, job, progress.stop.task)
+        return await self._call(handler, job, progress.task)
 
     async def _call(self, handler: Handler, job: Job[Any], task: asyncio.Task[None]) -> Outcome:
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
@@ -321,27 +322,32 @@ class Runner:
         return outcome
 
 
-class _Voice:
-    """What a job may ask for while it runs: see `job.Progress`."""
+class _Voice(Stop):
+    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped."""
 
-    __slots__ = ("_documents", "_tenant", "_writer", "loop", "stop")
+    silent = False
 
     def __init__(
-        self, documents: Documents, loop: asyncio.AbstractEventLoop, tenant: str, writer: Writer | None, stop: Stop
+        self,
+        documents: Documents,
+        loop: asyncio.AbstractEventLoop,
+        tenant: str,
+        writer: Writer | None,
+        task: asyncio.Task[None],
     ) -> None:
         self.loop = loop
         self._documents = documents
         self._tenant = tenant
-        self._writer = writer
-        self.stop = stop
+        self.writer = writer
+        self.task = task
 
     @property
     def cancelled(self) -> bool:
-        return self.stop.asked or self.stop.over
+        return self.asked or self.over
 
     async def progress(self, fraction: float, note: str) -> None:
-        if self._writer is not None:
-            await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
+        if self.writer is not None and not self.silent:
+            await self.writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         if document.tenant != self._tenant:  # a child's word for it is not enough

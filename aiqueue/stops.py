@@ -32,15 +32,12 @@ class Stop:
     gentle way, where there is one; else its task is cancelled.
     """
 
-    __slots__ = ("asked", "limit", "look_at", "over", "task", "tell", "writer")
-
-    def __init__(self, task: asyncio.Task[None], writer: Writer | None) -> None:
-        self.task = task
-        self.writer = writer
-        self.asked = self.over = False
-        self.limit: Limit | None = None
-        self.look_at = 0.0
-        self.tell: Callable[[], None] | None = None
+    task: asyncio.Task[None]
+    writer: Writer | None
+    asked = over = False  # of the class: an attempt is made for every job, and few are stopped
+    limit: Limit | None = None
+    look_at = 0.0
+    tell: Callable[[], None] | None = None
 
 
 class Stops:
@@ -87,7 +84,7 @@ class Stops:
     def end(self, stop: Stop) -> bool:
         """It can be stopped no more. Whether its task was cancelled by somebody else."""
         self._live.pop(stop, None)
-        stop.over, stop.tell = True, None
+        stop.over = True
         if stop.limit is None:
             return False
         self._limits.stop(stop.limit)

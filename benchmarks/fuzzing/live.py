@@ -30,8 +30,9 @@ BYTES_MAX = 900_000  # of a frame: the worker adds headers of its own to what it
 LOOKED_UP = 50
 ELSEWHERE = (
     "ai.agent.results.t0.f{}", "ai.dead.agent.tasks.t0.f{}", "aiq.hint.agent.tasks.t0.normal",
-    "aiq.hint.agent.tasks.t{}.normal", "aiq.back.agent.tasks", "aiq.cancel.agent.tasks", "aiq.live.ai.agent.results.t0.f{}",
-    "ai.parked.due.no.such.t0.normal.p{}.w", "ai.parked.at.agent.tasks.t0.normal.p{}.w",
+    "aiq.hint.agent.tasks.t{}.normal", "aiq.back.agent.tasks", "aiq.cancel.agent.tasks",
+    "aiq.live.ai.agent.results.t0.f{}", "ai.parked.due.no.such.t0.normal.p{}.w",
+    "ai.parked.at.agent.tasks.t0.normal.p{}.w",
 )  # fmt: skip
 WORDS = (
     b"x AI_AGENT_TASKS 7",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import provision, stops, subjects
+from aiqueue import provision, quarantine, settlement, stops, subjects
 from aiqueue.cancel import DONE, ENDED, STOPPED
 from aiqueue.errors import JobFailed
 from aiqueue.journal import CANCELLED, WHILE_RUNNING, Entry, entry_of
@@ -401,6 +401,70 @@ async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: 
     letters = {each.job_id async for each in client.dead.find()}
     assert letters == {name for name, end in ends.items() if end == "attempts"}
     assert 0 < sum(verdicts.values()) < count
+
+
+@pytest.mark.parametrize("does", ["wait", "block"])
+async def test_a_suspect_is_stopped_and_not_convicted(
+    client: aiqueue.Client, does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the child that tries it has to be killed."""
+    monkeypatch.setattr(quarantine, "LOST_MIN", 0)
+    monkeypatch.setattr(stops, "GRACE_S", 0.3)
+    monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
+    worker = aiqueue.Worker(concurrency=8)
+    worker.handle(Act)(suspects.act)
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
+        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=20)
+        behind = await client.enqueue(Act(do="sleep"), tenant="acme")  # waits for the trial to end
+        assert await handle.cancel()
+        assert (await behind.result(20))["attempt"] == 1
+        assert await cancelled(handle)
+        await eventually(lambda: session.running == 0, within=5)
+    assert await stored(client, "AI_DEAD") == 0
+    assert await empty(client)
+
+
+async def test_a_suspect_that_is_tried_in_the_worker_is_stopped(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler is found by no child."""
+    monkeypatch.setattr(quarantine, "LOST_MIN", 0)
+    seen = Seen()
+    async with working(seen).running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=20)
+        assert await handle.cancel()
+        await eventually(lambda: seen.stopped, within=5)
+        await eventually(lambda: session.running == 0, within=5)
+        assert await cancelled(handle)
+    assert await empty(client)
+
+
+async def test_a_job_that_has_come_back_from_parking_is_cancelled_by_its_handle(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at another place than the one that the handle knows."""
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
+    attempts: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, timeout=None)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        attempts.append(job.attempt)
+        if job.attempt == 1:
+            raise aiqueue.Retry(after=0.2)
+        await asyncio.sleep(60)
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: attempts == [1, 2], within=10)
+        assert await handle.verdict() == STOPPED
+        await eventually(lambda: session.running == 0, within=5)
+        assert await cancelled(handle)
+        assert await handle.verdict() == DONE
+    assert await empty(client)
+    assert await stored(client, "AI_PARKED") == 0
 
 
 async def test_without_a_result_to_keep_a_job_is_cancelled_too(client: aiqueue.Client) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import codec, headers, subjects
-from .connection import Connection, Stored
+from .connection import Connection, Stored, timestamp
 from .deadletter import DeadLetter, DeadLetters, Filter
 from .errors import BadInput, DecodeError, NotFound
 from .journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
@@ -93,6 +93,8 @@ class Found:
     cut: bool = False
     letter: DeadLetter | None = None
     stored: Stored | None = None
+    delivered: bool = False  # the stored job, at some time
+    delivered_at: float | None = None  # where the server knows that it was this one
 
     @property
     def head(self) -> Entry | None:
@@ -233,7 +235,10 @@ class _Search:
         declared, tenant = place.family, place.tenant
         head, letter, stored = place.head, place.letter, place.stored
         state, note, due = await self._state(declared, tenant, place)
-        steps = timeline(self._job_id, place.entries, stored=stored, parked=place.parked, letter=letter)
+        steps = timeline(
+            self._job_id, place.entries, stored=stored, parked=place.parked, letter=letter,
+            delivered=place.delivered, delivered_at=place.delivered_at,
+        )  # fmt: skip
         lane: subjects.Lane | None
         kind: str | None
         if stored is not None:
@@ -262,7 +267,7 @@ class _Search:
 
     async def _state(self, declared: Family, tenant: str, place: Found) -> tuple[State, str, float | None]:
         if place.stored is not None:
-            return await self._state_stored(declared, tenant, place.stored, place.head)
+            return await self._state_stored(declared, tenant, place, place.stored, place.head)
         if place.parked:
             return _state_parked(place.parked[-1])
         if place.letter is not None:
@@ -280,7 +285,7 @@ class _Search:
         return "ended", "it is stored no more and left no result: its handler keeps none", None
 
     async def _state_stored(
-        self, declared: Family, tenant: str, stored: Stored, head: Entry | None
+        self, declared: Family, tenant: str, place: Found, stored: Stored, head: Entry | None
     ) -> tuple[State, str, float | None]:
         if head is not None and head.event == CANCELLED and _of_this_run(head, stored):
             return "cancelled", "a worker will take it out of its lane", None
@@ -294,6 +299,9 @@ class _Search:
             return "queued", "no worker serves its lane at the moment", None
         if stored.seq > info["delivered"]["stream_seq"]:
             return "queued", "", None
+        place.delivered = True
+        if stored.seq == info["delivered"]["stream_seq"] and not info["num_redelivered"]:
+            place.delivered_at = timestamp(info["delivered"]["last_active"])
         if head is not None and _of_this_run(head, stored) and head.event == RETRY and isinstance(head.data, dict):
             delay_s = head.data.get("delay_s")
             if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # a stranger may have written anything

@@ -16,7 +16,7 @@ import pytest
 
 import aiqueue
 
-from .clients import GUIDE, HERE, Plain
+from .clients import GUIDE, HERE, Plain, Refused
 
 
 class Task(aiqueue.Message, kind="agent.task", family="agent.tasks"):
@@ -148,3 +148,16 @@ async def test_our_sender_to_plain_subscribers(plain: Plain, client: aiqueue.Cli
         assert each["headers"][row.key] == each["headers"]["Aiq-Job-Id"]
     async with worker_of(row).running(client):
         assert (await handles[-1].result(20))["said"] == "N9"
+
+
+async def test_a_publish_with_a_msg_id_is_stored_once(plain: Plain, tenant: str, row: Row) -> None:
+    """What the page tells plain publishers to do; and the answer that there is no such lane."""
+    order = {"subject": f"ai.{row.family}.{tenant}", "body": json.dumps({"text": "x"})}
+    told = {"Nats-Msg-Id": f"{tenant}/{row.family}/job-1", row.key: "job-1"}
+    first, second = [await plain.do("store", headers=told, **order) for _ in range(2)]
+    assert (first["duplicate"], second["duplicate"]) == (False, True)
+    assert first["seq"] == second["seq"]
+    high = await plain.do("store", **order | {"subject": f"ai.{row.family}.{tenant}.high"})
+    assert high["seq"] > first["seq"]
+    with pytest.raises(Refused, match=r"NoStreamResponse|JetStreamNotEnabled"):  # "no responders"
+        await plain.do("store", **order | {"subject": f"ai.{row.family}.{tenant}.urgent"})

@@ -19,6 +19,7 @@ from .timeline import BORN, Step, timeline
 from .topology import Family, Topology
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
+ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # and so much of them: chunks may be large
 SCAN_JOBS_MAX = 10_000  # stored jobs looked at for one without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
 LOOKS = 2  # a job that moved from one place to another between two reads is found by the second look
@@ -39,8 +40,9 @@ class JobStats:
     **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
     found among those looked at). `note` is a sentence where the state alone would mislead.
 
-    `timeline` is what happened to it. `entries` is its journal, the oldest first, at most ENTRIES_MAX and the last one
-    (`entries_cut`: some are left out, of the timeline too). Times are seconds since the epoch.
+    `timeline` is what happened to it. `entries` is its journal, the oldest first, at most ENTRIES_MAX and
+    ENTRIES_BYTES_MAX, and the last one (`entries_cut`: some are left out, of the timeline too). Times are seconds since
+    the epoch.
     """
 
     job_id: str
@@ -163,17 +165,17 @@ class _Search:
             return
         stream = self._topology.journal_stream.name
         subject = subjects.journal(declared.journal, self._tenant or "*", self._job_id)
-        count = 0
+        count = size_bytes = 0
         with contextlib.suppress(NotFound):
             async for stored in self._connection.read(stream, subject):
                 place = self._place(declared.name, stored.subject.split(".")[-2])
-                if count >= ENTRIES_MAX:
+                if count >= ENTRIES_MAX or size_bytes >= ENTRIES_BYTES_MAX:
                     last = await self._connection.last(stream, stored.subject)
                     place.cut = True
                     if last is not None:
                         place.entries.append(entry_of(last))
                     return
-                count += 1
+                count, size_bytes = count + 1, size_bytes + len(stored.data)
                 place.entries.append(entry_of(stored))
 
     async def _read_parked(self) -> None:

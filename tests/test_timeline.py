@@ -216,8 +216,11 @@ async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(clie
     ]
 
 
-async def test_a_very_long_journal_says_that_it_is_cut(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "ENTRIES_MAX", 2)
+@pytest.mark.parametrize(("limit", "value"), [("ENTRIES_MAX", 2), ("ENTRIES_BYTES_MAX", 50)])
+async def test_a_very_long_journal_says_that_it_is_cut(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(lookup, limit, value)
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)

@@ -22,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from . import attempt, pipes
-from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned
+from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned, Stopped
 from .backoff import Backoff
 from .document import Document
 from .errors import BadInput, EncodeError
@@ -92,6 +92,8 @@ class _Line:
         self._mouth = mouth
         self._speaking = threading.Lock()
         self._told: asyncio.Future[list[Any]] | None = None
+        self.task: asyncio.Task[None] | None = None  # in which an async handler runs
+        self.cancelled = False  # the job that runs was
         self._telling = asyncio.Lock()
         self._opened = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,15 +139,22 @@ class _Line:
     async def _ask(self, *words: Any) -> Any:
         """What the parent answers while it waits for this child's outcome."""
         async with self._telling:
+            if self._told is not None:  # of one whose asker was cancelled: the next answer is its own
+                await asyncio.wait([self._told])
             self._told = asyncio.get_running_loop().create_future()
             self.say(*words)
-            problem, value = await self._told
+            problem, value = await asyncio.shield(self._told)
         if problem:
             raise pipes.error_of(problem)
         return value
 
     def _on_frame(self, requests: asyncio.Queue[list[Any]], said: list[Any]) -> None:
-        if said[0] != "told":
+        if said[0] == "stop":
+            self.cancelled = True
+            if self.task is not None:
+                self.task.cancel()
+        elif said[0] != "told":
+            self.cancelled = False
             requests.put_nowait(said)
         elif self._told is not None and not self._told.done():
             self._told.set_result(said[1:])
@@ -217,12 +226,22 @@ async def _attempt(line: _Line, bench: _Bench, threads: Threads, parcel: Parcel,
     job = attempt.prepare(parcel, found, handler, attempt=number, state=state, progress=line)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler
+    task = asyncio.current_task()
     try:
-        return Returned(await handler.call(job) if handler.is_async else await threads.run(lambda: handler.call(job)))
+        if line.cancelled:
+            return Stopped()
+        if not handler.is_async:
+            return Returned(await threads.run(lambda: handler.call(job)))
+        line.task = task
+        return Returned(await handler.call(job))
     except asyncio.CancelledError:
-        return attempt.Raised("the handler was cancelled from within", "")
+        return Stopped() if line.cancelled else attempt.Raised("the handler was cancelled from within", "")
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
         return attempt.raised(error, handler.on)
+    finally:
+        line.task = None
+        if line.cancelled and task is not None:
+            task.uncancel()
 
 
 def _plain(outcome: Outcome, keeps_result: bool) -> list[Any]:

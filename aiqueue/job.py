@@ -89,6 +89,8 @@ class Progress(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def cancelled(self) -> bool: ...
     async def progress(self, fraction: float, note: str) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
 
@@ -131,6 +133,14 @@ class Job(Generic[M_co]):
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"
+
+    @property
+    def cancelled(self) -> bool:
+        """True once nobody waits for this attempt any more: its job was cancelled, its time is up, or the worker has
+        left. An async handler gets asyncio.CancelledError then; a plain function, which nothing can interrupt, may look
+        here now and then, and return.
+        """
+        return self._progress.cancelled
 
     async def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the job is: `fraction` from 0 to 1 and a note. Goes to the job's journal.

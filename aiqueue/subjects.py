@@ -15,6 +15,7 @@ FAMILY = re.compile(r"[a-z0-9_-]{1,32}\.[a-z0-9_-]{1,32}")
 PRIORITY = re.compile(r"[a-z0-9]{1,16}")  # no "-": a lane's consumer is named {tenant}-{priority}
 NORMAL = "normal"
 HINTS = "aiq.hint"
+CANCEL = "aiq.cancel"  # workers are told which jobs were cancelled while they may run
 BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
 PARKED = "ai.parked"

@@ -45,12 +45,18 @@ async def act(job: aiqueue.Job[Act]) -> Any:
         await job.progress(1, "whole")
     if job.message.do == "sleep":
         await asyncio.sleep(job.message.value)
-    return _act(job)
+    done = _act(job)
+    if job.message.do == "wait":
+        await asyncio.sleep(job.message.value)
+    return done
 
 
 def act_sync(job: aiqueue.Job[Act]) -> Any:
     """A plain one."""
-    return _act(job)
+    done = _act(job)
+    while job.message.do == "heed" and not job.cancelled:
+        time.sleep(0.01)
+    return done
 
 
 def _act(job: aiqueue.Job[Act]) -> Any:

@@ -151,6 +151,7 @@ async def test_a_delay_is_told_while_it_waits_and_when_it_was_cancelled(client: 
     told = await steps(client, "doc-1")
     assert events(told) == ["enqueued", "parked", "cancelled"]
     assert told[-1].says == "taken back before it began"
+    assert "cancelled           taken back before" in await shown(80, "doc-1")
 
 
 async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:

@@ -43,7 +43,7 @@ def says(step: Step) -> str:
         parts.append(f"until {output.clock(step.until)}" if parked else f"again after {span(step.until - step.at)}")
     if step.dead_seq:
         parts.append(f"dead letter {step.dead_seq}")
-    parts += [step.reason, step.says]
+    parts += ["" if step.reason == step.event else step.reason, step.says]
     if step.event not in _TOLD:
         parts.append(output.cut(output.pretty(step.data, short=True), DATA_MAX))
     told = ": ".join(part for part in parts if part)

@@ -144,7 +144,9 @@ class Parcel(NamedTuple):
     @property
     def deadline(self) -> float | None:
         """Seconds since the epoch; None: none."""
-        value = headers.number(self.headers.get(headers.DEADLINE, ""))
+        if headers.DEADLINE not in self.headers:
+            return None
+        value = headers.number(self.headers[headers.DEADLINE])
         return value / 1000 if value else None
 
 
@@ -246,7 +248,11 @@ def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
 def misplaced(parcel: Parcel) -> Misplaced | None:
     """The priority that a header asks for, where the job belongs there."""
     wished = parcel.headers.get(headers.PRIORITY, "")
-    return Misplaced(wished) if wished and parcel.family.demoted(parcel.priority, wished) else None
+    return (
+        Misplaced(wished)
+        if wished and wished != parcel.priority and parcel.family.demoted(parcel.priority, wished)
+        else None
+    )
 
 
 def timed_out(timeout_s: float | None) -> Raised:

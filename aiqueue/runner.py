@@ -86,8 +86,8 @@ class Runner:
         self._settlement.room.close()
         self._threads.close()
 
-    async def run(self, delivery: Delivery) -> None:
-        """Carry one delivery to its end. Never raises for anything that the message or its handler does."""
+    async def run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Carry one delivery to its end, in `task`. Never raises for anything that the message or its handler does."""
         opened: Opened | None = None
         writer: Writer | None = None
         handler: Handler | None = None
@@ -97,7 +97,8 @@ class Runner:
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
-                outcome = await self._attempt(delivery, opened, handler, writer)
+                voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
+                outcome = await self._attempt(delivery, opened, handler, voice)
                 if writer is not None and not isinstance(outcome, Cancelled | TakenOver | Ended):
                     await writer.flush()  # before anything is decided by the journal's newest entry
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
@@ -194,10 +195,8 @@ class Runner:
 
     # -- during
 
-    async def _attempt(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
-    ) -> Outcome:
-        parcel = opened.parcel
+    async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+        parcel, writer = opened.parcel, voice.writer
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
@@ -205,9 +204,6 @@ class Runner:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
-        task = asyncio.current_task()
-        assert task is not None
-        voice = _Voice(self._documents, self._loop, parcel.tenant, writer, task)
         outcome: Outcome
         try:
             if self.stops.begin(voice) and writer is not None and await writer.ended():
@@ -302,11 +298,9 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        return await self._call(handler, job)
+        return await self._call(handler, job, progress.task)
 
-    async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
-        task = asyncio.current_task()
-        assert task is not None
+    async def _call(self, handler: Handler, job: Job[Any], task: asyncio.Task[None]) -> Outcome:
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
         outcome: Outcome
         try:

@@ -29,7 +29,8 @@ class Step:
     since the step before. Of `count` progress entries or chunks in a row the last one is told. `until` is when a
     parked job, or a retry, is due.
 
-    `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **started** (an attempt began),
+    `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **delivered** (to a worker,
+    which has said nothing yet), **started** (an attempt began),
     **progress**, **chunks**, **trial**, **retried** (an attempt failed and another one is to come), **attempt failed**
     (the same, as a history tells it), **result**, **failed**, **cancelled**, **dead letter**, or whatever else the
     journal says. An ordinary job's first attempt writes nothing when it begins: it is known by what it says later.
@@ -56,8 +57,12 @@ def timeline(
     stored: Stored | None,
     parked: Sequence[Waiting],
     letter: DeadLetter | None,
+    delivered: bool = False,
+    delivered_at: float | None = None,
 ) -> tuple[Step, ...]:
-    """The steps, the oldest first. What nobody has noted is left out, but that the job was enqueued."""
+    """The steps, the oldest first. `delivered`: the stored job has left the queue at least once. What nobody has noted
+    is left out, but that the job was enqueued, and delivered.
+    """
     steps = _of_journal(entries)
     first_s = entries[0].time if entries else float("inf")
     steps += [step for step in _of_history(stored, parked, letter) if (step.at or 0.0) < first_s - SKEW_S]
@@ -68,8 +73,12 @@ def timeline(
         steps.append(Step("due", stored.time, "back in its lane", run))
     if letter is not None:
         _add_letter(steps, letter)
-    births = _births(job_id, entries, stored, parked, letter)
-    return _in_order([*births, *((step.at or 0.0, step) for step in steps)])
+    placed = _births(job_id, entries, stored, parked, letter)
+    if stored is not None and delivered and not any(entry.time >= stored.time for entry in entries):
+        run, _ = _born(stored)
+        says = "to a worker, which has said nothing yet"
+        placed.append((delivered_at or stored.time, Step("delivered", delivered_at, says, run)))
+    return _in_order([*placed, *((step.at or 0.0, step) for step in steps)])
 
 
 # -- what the journal says
@@ -78,7 +87,7 @@ def timeline(
 def _of_journal(entries: Sequence[Entry]) -> list[Step]:
     steps: list[Step] = []
     for entry in entries:
-        step = _of_entry(entry)
+        step = step_of(entry)
         last = steps[-1] if steps else None
         if last is not None and step.event in _ROWS and _voice(last) == _voice(step):
             steps[-1] = replace(step, count=last.count + step.count)
@@ -93,7 +102,8 @@ def _voice(step: Step) -> tuple[str, int, int | None]:
     return step.event, step.run, step.attempt
 
 
-def _of_entry(entry: Entry) -> Step:
+def step_of(entry: Entry) -> Step:
+    """What one entry of a journal says."""
     told = entry.data if isinstance(entry.data, dict) else {}
     step = Step(entry.event or "?", entry.time, run=entry.run, attempt=entry.attempt or None)
     match entry.event:

@@ -275,10 +275,10 @@ class TestPlanAndApply:
         assert "`aiqueue apply` makes them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
-        assert "10 changes made" in made.stdout
+        assert "11 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 10 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 11 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")
@@ -536,7 +536,7 @@ class TestWork:
             ("a b:worker", "is not module:attribute"),
             ("nowhere:worker", "there is no module 'nowhere'"),
             ("app:wrker", "app has no attribute 'wrker'; it has worker"),
-            ("app:not_a_worker", "app:not_a_worker is a int and not an aiqueue.Worker; it has worker"),
+            ("app:not_a_worker", "app:not_a_worker is a int and not an aiqueue.Worker or Agent; it has worker"),
             ("broken:worker", "importing broken: ModuleNotFoundError: No module named 'nothing_here' (/"),
             ("unreadable:worker", "importing unreadable: SyntaxError: "),
             ("raising:worker", "importing raising: ValueError: first second (/"),

@@ -151,6 +151,7 @@ async def test_a_delay_is_told_while_it_waits_and_when_it_was_cancelled(client: 
     told = await steps(client, "doc-1")
     assert events(told) == ["enqueued", "parked", "cancelled"]
     assert told[-1].says == "taken back before it began"
+    assert "cancelled           taken back before" in await shown(80, "doc-1")
 
 
 async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:
@@ -160,6 +161,31 @@ async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue
     told = await steps(client, "doc-1")
     assert events(told) == ["enqueued", "cancelled"]
     assert told[0].at is None
+
+
+async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    worker, running = aiqueue.Worker(concurrency=2, drain_timeout=0), asyncio.Event()
+
+    @worker.handle(Work)
+    async def work(job: aiqueue.Job[Work]) -> None:
+        running.set()
+        await asyncio.sleep(60)
+
+    async with asyncio.timeout(20):
+        async with worker.running(client):
+            first = await client.enqueue(Work(), tenant="acme")
+            await running.wait()
+            (enqueued, delivered) = await steps(client, first.id)
+            assert (enqueued.event, delivered.event) == ("enqueued", "delivered")
+            assert delivered.at == pytest.approx(time.time(), abs=20)
+            running.clear()
+            second = await client.enqueue(Work(), tenant="acme")
+            await running.wait()
+            told = await steps(client, first.id)
+            assert (events(told), told[1].at) == (["enqueued", "delivered"], None), "the server knows the newest only"
+            assert (await steps(client, second.id))[1].at is not None
 
 
 async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue.Client) -> None:
@@ -191,8 +217,11 @@ async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(clie
     ]
 
 
-async def test_a_very_long_journal_says_that_it_is_cut(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "ENTRIES_MAX", 2)
+@pytest.mark.parametrize(("limit", "value"), [("ENTRIES_MAX", 2), ("ENTRIES_BYTES_MAX", 50)])
+async def test_a_very_long_journal_says_that_it_is_cut(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(lookup, limit, value)
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)

@@ -13,18 +13,14 @@ from ..units import short_size
 from . import output
 from .options import Json, Where, verb
 from .output import Column
+from .steps import moment, says, span
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..stats import FamilyStats, JobStats, LaneStats
-    from ..timeline import Step
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _OPEN = ("queued", "parked", "in_flight", "retrying")  # states in which something is still to come
-_STEPS = frozenset({  # whose data is told in words
-    "enqueued", "replayed", "parked", "due", "started", "progress", "chunks", "retried", "attempt failed", "failed",
-    "cancelled", "dead letter",
-})  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -188,11 +184,11 @@ def _say_timeline(found: JobStats) -> None:
     output.say(f"\ntimeline{told}{' (what the middle of its journal says is left out)' if found.entries_cut else ''}")
     rows = [
         [
-            "?" if step.at is None else _moment(step.at, with_day=not told),
-            "" if step.after_s is None else f"+{_span(step.after_s)}",
+            "?" if step.at is None else moment(step.at, with_day=not told),
+            "" if step.after_s is None else f"+{span(step.after_s)}",
             step.event,
             f"{step.attempt}" if step.attempt else "",
-            _says(step),
+            says(step),
         ]
         for step in steps
     ]
@@ -200,34 +196,3 @@ def _say_timeline(found: JobStats) -> None:
         rows.append(["now", "", found.state.replace("_", " "), "", ""])
     columns = [Column("time"), Column("after", right=True), Column("event"), Column("attempt", right=True)]
     output.table([*columns, Column("says", shrink=True, prose=True)], rows)
-
-
-def _moment(at: float, *, with_day: bool) -> str:
-    at = round(at, 3)
-    day = "%Y-%m-%d " if with_day else ""
-    return time.strftime(f"{day}%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
-
-
-def _span(value_s: float) -> str:
-    if value_s >= 9.95:
-        return output.age(value_s)
-    return f"{value_s * 1000:.0f}ms" if value_s < 0.9995 else f"{value_s:.1f}s"
-
-
-def _says(step: Step) -> str:
-    """What a step says: what is long at its end, which is cut at the edge of a terminal."""
-    parts = []
-    if step.event == "chunks":
-        parts.append(output.count(step.count, "chunk"))
-    elif step.count > 1:
-        parts.append(f"{step.count:,} times")
-    if step.until is not None and step.at is not None:
-        parked = step.event == "parked"
-        parts.append(f"until {output.clock(step.until)}" if parked else f"again after {_span(step.until - step.at)}")
-    if step.dead_seq:
-        parts.append(f"dead letter {step.dead_seq}")
-    parts += [step.reason, step.says]
-    if step.event not in _STEPS:
-        parts.append(output.cut(output.pretty(step.data, short=True), 500))
-    told = ": ".join(part for part in parts if part)
-    return f"{told} (by {step.worker})" if step.worker and told else f"by {step.worker}" if step.worker else told

@@ -20,6 +20,7 @@ from .deadletter import DeadLetters
 from .documents import Documents
 from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
+from .inbox import Inboxes
 from .job import Message
 from .journal import Journal
 from .parking import Parking
@@ -59,6 +60,11 @@ class Client:
     def documents(self) -> Documents:
         """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
         return Documents(self.connection, self.topology)
+
+    @property
+    def inboxes(self) -> Inboxes:
+        """Agents' inboxes: `send`, `broadcast`, `read`, `create`, `remove`, `stats`."""
+        return Inboxes(self.connection, self.topology)
 
     @property
     def parking(self) -> Parking:

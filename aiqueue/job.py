@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
-from .document import Chunks, Document, SyncChunks, mentions
+from .document import Chunks, Document, SyncChunks, drive, mentions
 from .errors import BadInput, DecodeError
 from .units import seconds
 
@@ -150,6 +150,10 @@ class Job(Generic[M_co]):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
+
+    def progress_sync(self, fraction: float, note: str = "") -> None:
+        """The same for a handler that is a plain function."""
+        drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
 
     def open(self, document: Document) -> Chunks:
         """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -143,14 +143,13 @@ class Journal:
         return (await self.past(subject, run, born, word)).newest
 
     async def append(
-        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, head: Entry | None
+        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, past: Past
     ) -> bool:
-        """One entry by somebody who holds no lease, if `head` is still the newest entry. Raises Unavailable."""
-        epoch = (head.epoch if head else 0) + 1
-        told = _told(event, run, epoch, attempt, word)
+        """One entry by somebody who holds no lease, if nothing was written since `past`. Raises Unavailable."""
+        told = _told(event, run, past.epoch + 1, attempt, word)
         told |= {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
-            headers.EXPECTED: str(head.seq if head else 0),
+            headers.EXPECTED: str(past.head_seq),
         }
         try:
             await self.connection.store(subject, codec.encode(data), told)

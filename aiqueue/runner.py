@@ -346,6 +346,8 @@ class _Voice(Stop):
         return self.asked or self.over
 
     async def progress(self, fraction: float, note: str) -> None:
+        if self.over:
+            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
         if self.writer is not None and not self.silent:
             await self.writer.write(PROGRESS, {"fraction": fraction, "note": note})
 

@@ -20,6 +20,7 @@ BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
 PARKED = "ai.parked"
 OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
+BUCKET = "KV_"  # and that of a key-value bucket (ADR-8)
 
 
 def token(what: str, value: object) -> str:
@@ -107,6 +108,16 @@ def stranded(stream: str) -> str:
 def objects(stream: str, kind: str, *words: str) -> str:
     """A subject in the object store of a stream: kind C for chunks, M for what they are, R for who holds them."""
     return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
+
+
+def bucket(stream: str, *words: str) -> str:
+    """A subject in the bucket of a stream; without words the filter over all keys."""
+    return ".".join(("$KV", stream.removeprefix(BUCKET), *(words or (">",))))
+
+
+def inbox(family: str, tenant: str, agent: str) -> str:
+    """Where the mail of an agent is kept."""
+    return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
 
 
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import cancel, dead, doctor, documents, enqueue, health, inspect, server, tail, topology, work
+from . import cancel, dead, doctor, documents, enqueue, health, inbox, inspect, server, tail, topology, work
 from .options import Context, Directory, Profile, Streams, Url
 
 app = typer.Typer(
@@ -63,3 +63,4 @@ for module in (server, topology, enqueue, cancel, work, health, inspect, tail, d
     module.register(app)
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
+app.add_typer(inbox.app, name="inbox")

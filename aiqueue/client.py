@@ -248,7 +248,7 @@ class Client:
         return Bulk(producer, self.parking, options, made).run(items)
 
     async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
-        """Take a job back by its id, as `Handle.cancel`, wherever it waits: `family` and `tenant` narrow the search.
+        """Take a job back by its id, as `Handle.cancel`, wherever it is: `family` and `tenant` narrow the search.
 
         Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
         """

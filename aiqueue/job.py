@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
-from .document import Chunks, Document, SyncChunks, mentions
+from .document import Chunks, Document, SyncChunks, drive, mentions
 from .errors import BadInput, DecodeError
 from .units import seconds
 
@@ -89,6 +89,8 @@ class Progress(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def cancelled(self) -> bool: ...
     async def progress(self, fraction: float, note: str) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
 
@@ -132,6 +134,14 @@ class Job(Generic[M_co]):
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"
 
+    @property
+    def cancelled(self) -> bool:
+        """True once nobody waits for this attempt any more: its job was cancelled, its time is up, or the worker has
+        left. An async handler gets asyncio.CancelledError then; a plain function, which nothing can interrupt, may look
+        here now and then, and return.
+        """
+        return self._progress.cancelled
+
     async def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the job is: `fraction` from 0 to 1 and a note. Goes to the job's journal.
 
@@ -140,6 +150,10 @@ class Job(Generic[M_co]):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
+
+    def progress_sync(self, fraction: float, note: str = "") -> None:
+        """The same for a handler that is a plain function."""
+        drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
 
     def open(self, document: Document) -> Chunks:
         """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -23,6 +23,7 @@ TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quaran
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
+WHILE_RUNNING = {"reason": CANCELLED, "error": "taken back while it ran"}
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,22 @@ class Writer:
                 self._head_seq = self._known_seq = head.seq  # stored after all: an answer was lost
             self._since = 0.0
             return True
+
+    @property
+    def run(self) -> int:
+        return self._run
+
+    async def ended(self) -> bool:
+        """Whether this run has its last word."""
+        head = await self._journal.head(self.subject)
+        if head is None or (not head.final and _is_of(head, self._run, self._born, self._word)):
+            return False
+        newest = await self.newest()
+        return newest is not None and newest.final
+
+    async def newest(self) -> Entry | None:
+        """This run's newest entry, whoever wrote it."""
+        return await self._journal.of_run(self.subject, self._run, self._born, self._word)
 
     async def check(self) -> None:
         """Raises Stale if a newer attempt has written, so that what cannot be taken back is not written elsewhere."""

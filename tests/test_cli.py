@@ -362,6 +362,13 @@ class TestEnqueue:
         told = json.loads(ready("cancel", "doc-1", "--json").stdout)
         assert told == {"job_id": "doc-1", "cancelled": False, "said": "it has ended already"}
 
+    def test_a_running_job_is_stopped(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+        ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
+        wait_until(lambda: "half" in ready("inspect", "doc-1").stdout, within=20)
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has begun, and its worker is told to stop it\n"
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it will not run\n"
+        assert "job doc-1: cancelled" in ready("inspect", "doc-1").stdout
+
     def test_takes_the_family_whose_own_kind_it_is(self, ready: Cli) -> None:
         result = ready("enqueue", "gateway.request", '{"request_id": "r-1"}', "--tenant", "acme", "--priority", "batch")
         assert result.stdout == "enqueued r-1 in gateway.requests acme/batch\n"

@@ -1,8 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed|failing] [--rounds N] [--jobs N] [--json]``,
-each on an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the
-medians is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
+``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed|failing|agents] [--rounds N] [--jobs N]
+[--json]``, each on an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the
+ratio of the medians is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,21 @@ from pathlib import Path
 
 import aiqueue
 
-from . import delayed, documents, drain, endurance, enqueue, failing, fairness, fuzz, latency, many, soak, tenants
+from . import (
+    agents,
+    delayed,
+    documents,
+    drain,
+    endurance,
+    enqueue,
+    failing,
+    fairness,
+    fuzz,
+    latency,
+    many,
+    soak,
+    tenants,
+)
 from .report import Row, table
 
 
@@ -43,6 +57,8 @@ async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
                 return await endurance.run(client, jobs=jobs)
             if what == "failing":
                 return await failing.run(client, rounds=rounds)
+            if what == "agents":
+                return await agents.run(client, rounds=rounds)
             if what == "delayed":
                 return await delayed.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
@@ -56,7 +72,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed", "failing"),
+        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed", "failing", "agents"),
         default="speed",
     )
     parser.add_argument("--rounds", type=int, default=5)

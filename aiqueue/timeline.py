@@ -10,6 +10,7 @@ from typing import Any
 from . import headers, subjects
 from .connection import Stored
 from .deadletter import DeadLetter, history_of
+from .follow import StreamItem
 from .journal import Entry
 from .parking import Waiting
 
@@ -103,7 +104,7 @@ def _voice(step: Step) -> tuple[str, int, int | None]:
     return step.event, step.run, step.attempt
 
 
-def step_of(entry: Entry) -> Step:
+def step_of(entry: Entry | StreamItem) -> Step:
     """What one entry of a journal says."""
     told = entry.data if isinstance(entry.data, dict) else {}
     step = Step(entry.event or "?", entry.time, run=entry.run, attempt=entry.attempt or None)

@@ -28,7 +28,7 @@ _BY_PLACE = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # the id of a plain publi
 class Step:
     """One thing that happened to a job. `at` is in seconds since the epoch, None where nobody has noted it; `after_s`:
     since the step before. Of `count` progress entries or chunks in a row, since `first_at`, the last one is told.
-    `until` is when a parked job, or a retry, is due.
+    `until` is when a parked job, or a retry, is due; `lost` chunks before it found no room.
 
     `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **delivered** (to a worker, which has
     said nothing yet), **started** (an attempt began), **progress**, **chunks**, **trial**, **retried** (an attempt
@@ -47,6 +47,7 @@ class Step:
     until: float | None = None
     count: int = 1
     first_at: float | None = None
+    lost: int = 0
     data: Any = None
     dead_seq: int | None = None
     after_s: float | None = None
@@ -89,10 +90,12 @@ def timeline(
 def _of_journal(entries: Sequence[Entry]) -> list[Step]:
     steps: list[Step] = []
     for entry in entries:
-        step = step_of(entry)
+        step = replace(step_of(entry), lost=entry.lost)
         last = steps[-1] if steps else None
         if last is not None and step.event in _ROWS and _voice(last) == _voice(step):
-            steps[-1] = replace(step, count=last.count + step.count, first_at=last.first_at or last.at)
+            steps[-1] = replace(
+                step, count=last.count + step.count, lost=last.lost + step.lost, first_at=last.first_at or last.at
+            )
         else:
             steps.append(step)
         if isinstance(entry.data, dict) and entry.data.get("parked") and step.event == "retried":

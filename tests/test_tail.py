@@ -220,6 +220,20 @@ class TestJob:
             rest = (await cli("doc-1", "--json", "--after", each["cursor"])).stdout.splitlines()
             assert [json.loads(one) for one in rest] == whole[at + 1 :]
 
+    async def test_ctrl_c_says_how_to_go_on(self, client: aiqueue.Client, start: Start, cli: Cli) -> None:
+        await job(client)
+        await entry(client, "doc-1", "chunk", ["one", "two"])
+        process = start("doc-1", "--tenant", "acme")
+        assert process.stdout is not None
+        assert process.stdout.read(6) == "onetwo"
+        code, err = interrupted(process)
+        assert code == 130
+        told = err.strip().splitlines()[-1].removeprefix("to go on: aiqueue tail ").split(" ")
+        assert told[:3] == ["doc-1", "--tenant", "acme"]
+        await entry(client, "doc-1", "chunk", ["three\n"])
+        await entry(client, "doc-1", "result", 1)
+        assert (await cli(*told)).stdout.startswith("three\n-- ")
+
     @pytest.mark.parametrize("event", ["failed", "cancelled"])
     async def test_a_job_that_came_to_nothing_is_exit_code_1(
         self, client: aiqueue.Client, cli: Cli, event: str

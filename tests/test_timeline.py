@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -245,6 +246,8 @@ def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
     )  # fmt: skip
     assert [(step.event, step.count) for step in told[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
     assert [says(step) for step in told[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
+    lost = told_of(replace(entry("chunk", ["c"]), lost=2), replace(entry("chunk", ["f"], at=1), lost=1))
+    assert says(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost for want of room"
 
 
 def test_an_id_that_was_used_again_is_told_so() -> None:

@@ -39,6 +39,8 @@ def says(step: Step) -> str:
         parts.append(f"{output.count(step.count, 'chunk')}{took}")
     elif step.count > 1:
         parts.append(f"{step.count:,} times{took}")
+    if step.lost:
+        parts.append(f"{output.count(step.lost, 'chunk')} lost for want of room")
     if step.until is not None and step.at is not None:
         parked = step.event == "parked"
         parts.append(f"until {output.clock(step.until)}" if parked else f"again after {span(step.until - step.at)}")

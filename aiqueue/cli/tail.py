@@ -197,7 +197,8 @@ def _tail_job(where: Where, job: str, after: str | None, family: str | None, ten
         where.drive(follow)
     except KeyboardInterrupt:
         if last is not None and not json:
-            output.say(f"\nto go on: aiqueue tail {job} --after {last.cursor}", err=True)
+            narrowed = "".join(f" --{name} {word}" for name, word in (("family", family), ("tenant", tenant)) if word)
+            output.say(f"\nto go on: aiqueue tail {job}{narrowed} --after {last.cursor}", err=True)
         raise
     if last is not None and last.event in ("failed", "cancelled"):
         raise typer.Exit(FAILED)

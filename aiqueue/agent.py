@@ -188,16 +188,18 @@ class Agent:
             self.description,
         )  # fmt: skip
         desk = self._desk = Desk(terms, client.connection, client.inboxes, client.dead)
-        room = Mailroom.of(client)
+        room = None
         try:
             await client.inboxes.create(
                 self.name, tenant=self.tenant, kinds=sorted(self._handlers), capabilities=self.capabilities,
                 description=self.description,
             )  # fmt: skip
+            room = Mailroom.of(client)
             await room.join(desk)
             yield desk
         finally:
-            await room.leave(desk)
+            if room is not None:
+                await room.leave(desk)
             self._desk = None
 
     def _at_work(self) -> Desk:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import attempt, codec, headers, subjects
-from .attempt import Handler, Outcome, Parcel, Raised, Refused, Returned
+from . import attempt, codec, headers
+from .asking import Asking, envelope_of, parcel_of
+from .attempt import Handler, Outcome, Raised, Refused, Returned
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary
-from .errors import AIQueueError, BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
+from .errors import AIQueueError, BadInput, DecodeError, Unavailable
 from .inbox import Inboxes, Sent
-from .job import M, Message, parse_message, untyped
+from .job import M, Message, parse_message
 from .leases import Leases
-from .mail import BOUNCE, Bounce, Envelope, Mail, envelope
-from .producer import duration
+from .mail import BOUNCE, Envelope, Mail
 from .puller import Delivery, LanePull
 from .threads import Threads
 from .timers import Limits
@@ -29,7 +29,6 @@ from .timers import Limits
 log = logging.getLogger("aiqueue.agent")
 
 SETTLED_MAX = 1_024  # mails whose ack may have been lost: no more can be in hand
-ASKED_MAX = 10_000  # requests of an agent that await a reply
 SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 1.0, 60.0
 
 _Key = tuple[int, float]
@@ -85,7 +84,7 @@ class Desk:
         self._ready: deque[str] = deque()  # conversations whose first mail awaits a slot
         self._running = 0
         self._settled: dict[_Key, None] = {}
-        self._asked: dict[str, asyncio.Future[Delivery]] = {}
+        self._asking = Asking(terms.name, terms.tenant, inboxes, self)
         self._limits = Limits()
         self._threads = Threads(f"aiqueue-agent-{terms.name}")
         self._draining = False
@@ -137,38 +136,9 @@ class Desk:
         self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
     ) -> Mail[Any]:
         """Send a mail and await its reply; see `Agent.request`."""
-        timeout_s = duration("timeout", timeout)
         if not self.active:
             raise Unavailable(f"agent {self.terms.name} stands by: another process serves its inbox, and gets replies")
-        if len(self._asked) >= ASKED_MAX:
-            raise BadInput(f"{ASKED_MAX:,} requests await a reply already: await some of them first")
-        mail_id = subjects.new_id()
-        future = self._asked[mail_id] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(timeout_s) as limit:
-                told = {"conversation": conversation, "expires": timeout_s, "unique": mail_id, "timeout": timeout_s}
-                await self.send(message, to, told)
-                delivery = await future
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise ReplyTimeout(f"agent {to} did not reply to {mail_id} within {timeout_s:g} s") from None
-        finally:
-            self._asked.pop(mail_id, None)
-        return self._reply(delivery, to, mail_id, model)
-
-    def _reply(self, delivery: Delivery, to: str, mail_id: str, model: type[M] | None) -> Mail[Any]:
-        found = self._envelope(delivery)
-        contents = attempt.read(self._parcel(delivery, found))
-        if contents.data is None:
-            raise DecodeError(f"the reply of {to} to {mail_id}: {contents.problem}")
-        if contents.kind == BOUNCE:
-            said = parse_message(Bounce, contents.data)
-            raise MailBounced(mail_id, to=to, reason=said.reason, error=said.error)
-        if model is not None and contents.kind != model.aiq_kind:
-            raise DecodeError(f"the reply of {to} to {mail_id} is a {contents.kind}, not a {model.aiq_kind}")
-        message = parse_message(model or untyped(contents.kind, self.inboxes.family.name), contents.data)
-        return self._mail(message, found, 1, delivery)
+        return await self._asking.ask(message, to, model, conversation, timeout)
 
     # -- mail that comes in
 
@@ -186,11 +156,8 @@ class Desk:
             return
         if self._draining:
             return
-        found = self._envelope(delivery)
-        future = self._asked.get(found.correlation) if found.correlation else None
-        if future is not None:
-            if not future.done():
-                future.set_result(delivery)
+        found = envelope_of(delivery, self.inboxes.family)
+        if self._asking.take(found, delivery):
             self._ack(delivery)
             return
         self._hold(delivery)
@@ -240,9 +207,7 @@ class Desk:
             _, late = await asyncio.wait(tasks, timeout=self.terms.drain_timeout_s)
             self.clean = not late
         await self.abandon()
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(Unavailable(f"agent {self.terms.name} was stopped"))
+        self._asking.fail(Unavailable(f"agent {self.terms.name} was stopped"))
         self._threads.close()
 
     def _start_ready(self) -> None:
@@ -315,7 +280,7 @@ class Desk:
             return item.verdict
         if item.found.expired(time.time()):
             return Refused("expired", "its time was over before it was handled")
-        parcel = self._parcel(item.delivery, item.found)
+        parcel = parcel_of(item.delivery, self.inboxes.family, item.found, self.terms.name)
         contents = attempt.read(parcel)
         if contents.data is None:
             return Refused("undecodable", contents.problem)
@@ -329,7 +294,9 @@ class Desk:
             message = parse_message(handler.model, contents.data)
         except DecodeError as error:
             return Refused("invalid", error.reason)
-        outcome = await self._call(handler, self._mail(message, item.found, item.attempt, item.delivery))
+        told = item.delivery.message.headers
+        mail = Mail(message, item.found, to=self.terms.name, attempt=item.attempt, told=told, home=self)
+        outcome = await self._call(handler, mail)
         return self._settle(item, handler, outcome)
 
     def _unhandled(self, contents: attempt.Contents, *, broadcast: bool) -> Refused | None:
@@ -417,21 +384,6 @@ class Desk:
         item.history = [*item.history, entry][-50:]
 
     # -- small things
-
-    def _envelope(self, delivery: Delivery) -> Envelope:
-        told = delivery.message.headers
-        default = self.inboxes.family.default_kind
-        return envelope(delivery.message.subject, delivery.seq, delivery.enqueued_at, told, default_kind=default)
-
-    def _parcel(self, delivery: Delivery, found: Envelope) -> Parcel:
-        message = delivery.message
-        return Parcel(
-            self.inboxes.family, found.tenant, self.terms.name, delivery.seq, delivery.enqueued_at,
-            message.headers, message.data,
-        )  # fmt: skip
-
-    def _mail(self, message: M, found: Envelope, number: int, delivery: Delivery) -> Mail[M]:
-        return Mail(message, found, to=self.terms.name, attempt=number, told=delivery.message.headers, home=self)
 
     def _hold(self, delivery: Delivery) -> None:
         if self.leases is not None:

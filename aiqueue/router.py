@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from . import headers, subjects
 from .connection import timestamp
 from .deadletter import DeadLetters, Obituary
-from .errors import AIQueueError, BadInput, ConfigMismatch, InboxFull, NotFound, QueueFull, ServerError
+from .errors import AIQueueError, BadInput, ConfigMismatch, InboxFull, InvalidToken, NotFound, QueueFull, ServerError
 from .inbox import Inboxes, Unread
-from .mail import Envelope, envelope
+from .mail import BOUNCE, Envelope, envelope
 from .puller import Delivery, LanePull, Puller
 from .subjects import Lane
 
@@ -196,7 +196,8 @@ class Duty:
         except InboxFull as error:
             await self._return(delivery, found, "inbox_full", str(error))
         except BadInput as error:
-            await self._return(delivery, found, "no_such_agent", str(error))
+            reason = "no_such_agent" if isinstance(error, InvalidToken) else "invalid"
+            await self._return(delivery, found, reason, str(error))
 
     async def _return(self, delivery: Delivery, found: Envelope, reason: str, error: str) -> None:
         """Send a mail back that cannot be stored, and keep it as a dead letter where nobody can be told."""
@@ -244,7 +245,8 @@ class Duty:
 
     async def _expire(self, mail: Unread, agent: str) -> bool:
         error = "its time was over before the agent came"
-        if not await self._inboxes.bounce(mail.envelope, agent, "expired", error):
+        told = await self._inboxes.bounce(mail.envelope, agent, "expired", error)
+        if not told and mail.envelope.kind != BOUNCE:
             try:
                 await _bury(self._dead, self._family.name, mail.envelope, mail.seq, mail.stored_at, "expired", error,
                             mail.headers, mail.body)  # fmt: skip

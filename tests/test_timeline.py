@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import codec, headers, lookup, provision, settlement, stats, subjects
 from aiqueue.cli.app import app
+from aiqueue.cli.steps import says
 from aiqueue.connection import Stored
 from aiqueue.journal import Entry
 from aiqueue.timeline import Step, timeline
@@ -243,6 +244,7 @@ def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
         entry("result", 7, at=3, attempt=2),
     )  # fmt: skip
     assert [(step.event, step.count) for step in told[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
+    assert [says(step) for step in told[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
 
 
 def test_an_id_that_was_used_again_is_told_so() -> None:

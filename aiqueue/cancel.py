@@ -149,8 +149,8 @@ class Cancels:
         """
         subject = _journal(family, lane, job_id)
         for number in range(TRIES_MAX):
-            head = await self._journal.head(subject)
-            said = await self._journal.of_run(subject, run, born, word)
+            past = await self._journal.past(subject, run, born, word)
+            said = past.newest
             if said is not None and said.final:
                 if said.event != CANCELLED:
                     return ENDED
@@ -159,7 +159,7 @@ class Cancels:
             runs = said.event != RETRY if said is not None else begun
             told, attempt = _last_word(said, runs=runs)
             if number < ALONE_MAX or not runs:
-                if await self._journal.append(subject, CANCELLED, told, run=run, attempt=attempt, word=word, head=head):
+                if await self._journal.append(subject, CANCELLED, told, run=run, attempt=attempt, word=word, past=past):
                     await self._tell(family, lane, job_id, run)
                     return STOPPED if runs else DONE
             else:
@@ -169,6 +169,8 @@ class Cancels:
 
     async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:
         """Tell the workers. One that does not hear it looks for itself."""
+        if not run:  # enqueued with a delay, and no attempt has begun
+            return
         with contextlib.suppress(AIQueueError):
             word = f"{lane.tenant} {job_id} {run}".encode()
             await self._connection.publish(f"{subjects.CANCEL}.{family.name}", word)

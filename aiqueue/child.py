@@ -103,7 +103,10 @@ class _Line:
         return self._loop
 
     def say(self, *words: Any) -> None:
-        frame = memoryview(pipes.pack(list(words)))
+        self._send(pipes.pack(list(words)))
+
+    def _send(self, packed: bytes) -> None:
+        frame = memoryview(packed)
         with self._speaking:
             while frame:
                 frame = frame[self._mouth.write(frame) or 0 :]
@@ -126,8 +129,9 @@ class _Line:
         async with self._telling:
             if self._told is not None:  # of one whose asker was cancelled: the next answer is its own
                 await asyncio.wait([self._told])
+            packed = pipes.pack(list(words))
             self._told = asyncio.get_running_loop().create_future()
-            self.say(*words)
+            self._send(packed)
             problem, value = await asyncio.shield(self._told)
         if problem:
             raise pipes.error_of(problem)
@@ -166,6 +170,10 @@ class _Voice:
     async def progress(self, fraction: float, note: str) -> None:
         """Have the parent write it to the journal. Raises what the parent's write raised."""
         await self._ask("progress", fraction, note)
+
+    async def chunk(self, data: Any) -> None:
+        """As `progress`: a part of what comes out of the job."""
+        await self._ask("chunk", data)
 
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         """Have the parent read a document, chunk by chunk. Raises what the parent's reading raised."""

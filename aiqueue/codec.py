@@ -58,6 +58,13 @@ def encode(value: Any) -> bytes:
         raise EncodeError(f"cannot be written as CBOR: {_one_line(error)}") from None
 
 
+def joined(encoded: list[bytes]) -> bytes:
+    """The list of what `encode` made, without encoding it again: at most 65,535 items."""
+    count = len(encoded)
+    head = bytes([0x80 | count]) if count < 24 else b"\x99" + count.to_bytes(2, "big")
+    return b"".join([head, *encoded])
+
+
 def decode(body: bytes, content_type: str = "") -> Any:
     """Plain data of a CBOR or JSON body, told apart by `content_type` or, without one, by the first byte.
 

@@ -83,8 +83,8 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 class Progress(Protocol):
-    """Whom a job talks to: the runner, or in a child process the way to it. `progress` goes to the job's journal;
-    `chunks` are a document's, verified.
+    """Whom a job talks to: the runner, or in a child process the way to it. `progress` and `chunk` go to the job's
+    journal; `chunks` are a document's, verified.
     """
 
     @property
@@ -92,6 +92,7 @@ class Progress(Protocol):
     @property
     def cancelled(self) -> bool: ...
     async def progress(self, fraction: float, note: str) -> None: ...
+    async def chunk(self, data: Any) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
 
 
@@ -154,6 +155,20 @@ class Job(Generic[M_co]):
     def progress_sync(self, fraction: float, note: str = "") -> None:
         """The same for a handler that is a plain function."""
         drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
+
+    async def chunk(self, data: Any) -> None:
+        """Give a part of what comes out of the job, such as a few words of an answer, to whoever follows it by
+        `Handle.stream`. Any data that a result may be; it goes to the job's journal, before the result does.
+
+        Returns when there is room among the chunks that wait for the write under way: at most 256, or 1 MiB. Raises
+        TooLarge for one that no message can hold, and what writing earlier ones raised: Unavailable, and Stale when
+        another attempt has taken the job over; let that pass, the work is no longer wanted.
+        """
+        await self._progress.chunk(data)
+
+    def chunk_sync(self, data: Any) -> None:
+        """The same for a handler that is a plain function: it waits in its thread until there is room."""
+        drive(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
 
     def open(self, document: Document) -> Chunks:
         """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -7,30 +7,38 @@ they own the job cannot both write: the server takes the first. The rule is in d
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import codec, headers
 from .connection import Connection, Received, Stored
-from .errors import Conflict, DecodeError, Stale
+from .errors import AccountFull, AIQueueError, Conflict, DecodeError, DiskFull, Stale, TooLarge
+
+log = logging.getLogger("aiqueue.journal")
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
 STARTED = "started"  # an attempt that another one, or a cancellation, may contend with
+CHUNK = "chunk"  # a part of what comes out of a job; the entry's data is a list of them
 TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quarantine)
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
 WHILE_RUNNING = {"reason": CANCELLED, "error": "taken back while it ran"}
+CHUNKS_HELD_MAX, CHUNK_BYTES_HELD_MAX = 256, 1024 * 1024  # of one job, until a write is under way
+HEADERS_ROOM = 1_024  # bytes of an entry's frame that are not its body
 
 
 @dataclass(frozen=True)
 class Entry:
     """One entry. `run` is the work stream's sequence of the job that wrote it: a job enqueued again under the same
     id, or replayed, is another run. `epoch` grows with each attempt that wrote. `time`: seconds since the epoch. `word`
-    is that of the parking from which the job came, empty for one that was never parked.
+    is that of the parking from which the job came, empty for one that was never parked. `lost`: so many chunks before
+    it were not kept. `before` is the sequence of the entry that its writer took for the newest.
     """
 
     event: str
@@ -42,6 +50,8 @@ class Entry:
     msg_id: str
     data: Any
     word: str = ""
+    lost: int = 0
+    before: int = 0
 
     @property
     def final(self) -> bool:
@@ -67,6 +77,8 @@ def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         msg_id=told.get(headers.MSG_ID, ""),
         data=data,
         word=headers.word(told),
+        lost=_number(told, headers.LOST),
+        before=_number(told, headers.EXPECTED),
     )
 
 
@@ -143,14 +155,13 @@ class Journal:
         return (await self.past(subject, run, born, word)).newest
 
     async def append(
-        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, head: Entry | None
+        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, past: Past
     ) -> bool:
-        """One entry by somebody who holds no lease, if `head` is still the newest entry. Raises Unavailable."""
-        epoch = (head.epoch if head else 0) + 1
-        told = _told(event, run, epoch, attempt, word)
+        """One entry by somebody who holds no lease, if nothing was written since `past`. Raises Unavailable."""
+        told = _told(event, run, past.epoch + 1, attempt, word)
         told |= {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
-            headers.EXPECTED: str(head.seq if head else 0),
+            headers.EXPECTED: str(past.head_seq),
         }
         try:
             await self.connection.store(subject, codec.encode(data), told)
@@ -222,11 +233,18 @@ class Writer:
         self._known_seq = past.newest.seq if past.newest else 0  # of this run: what is newer is another attempt's
         self._count = 0
         self._lock = asyncio.Lock()
+        self._chunks: _Chunks | None = None  # where the job has given some
+        self._lost = 0  # chunks that there was no room for, since the last entry
 
     async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
-        """Append an entry. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull."""
+        """Append an entry, after all chunks. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull."""
         body = codec.encode(data)
-        tried: set[str] = set()
+        if self._chunks is not None:
+            await self._chunks.flush()
+        await self.append(event, body, set(), timeout_s)
+
+    async def append(self, event: str, body: bytes, tried: set[str], timeout_s: float = 30.0) -> None:
+        """Append an entry whose body is encoded. `tried` are the ids of earlier tries at it: it is stored once."""
         async with self._lock:
             for _ in range(WRITE_TRIES_MAX):
                 try:
@@ -237,6 +255,28 @@ class Writer:
                 else:
                     return
             raise Stale(f"{self.subject}: {WRITE_TRIES_MAX} writes were overtaken", ended=False)
+
+    async def chunk(self, data: Any) -> None:
+        """Append a part of what comes out of the job; returns when there is room for it among those that wait for the
+        write under way. Raises EncodeError and TooLarge for this one, and what writing the earlier ones raised.
+        """
+        if self._chunks is None:
+            self._chunks = _Chunks(self, max(self._connection.max_payload - HEADERS_ROOM, 512))
+        await self._chunks.add(codec.encode(data))
+
+    async def flush(self) -> None:
+        """Return when all chunks are stored. Raises as `write`."""
+        if self._chunks is not None:
+            await self._chunks.flush()
+
+    def lose(self, chunks: int) -> None:
+        """Chunks that are not kept: the next entry tells how many."""
+        self._lost += chunks
+
+    def close(self) -> None:
+        """Forget the chunks that are not stored: the attempt is over, or somebody else's. Safe twice."""
+        if self._chunks is not None:
+            self._chunks.close()
 
     async def begin(self, data: Any, *, timeout_s: float = 30.0) -> bool:
         """Write `started`, if nothing was written since this writer's past; else False. From then on no other attempt
@@ -297,8 +337,11 @@ class Writer:
         tried.add(msg_id)
         told = _told(event, self._run, self._epoch, self.attempt, self._word)
         told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
+        if lost := self._lost:
+            told[headers.LOST] = str(lost)
         ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
         self._head_seq = self._known_seq = ack.seq
+        self._lost -= lost
 
     async def announce(self, event: str, data: Any) -> None:
         """Say to those who listen just now what `write` finds no room for."""
@@ -312,6 +355,7 @@ class Writer:
             # of this write, or of an earlier one that was given up but stored all the same
             self._head_seq = self._known_seq = head.seq
             if head.msg_id in tried or (head.final and head.event == event):
+                self._lost = 0
                 return True
             if not head.final:
                 return False
@@ -328,3 +372,96 @@ class Writer:
             raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
         if newest.seq > self._known_seq and newest.time >= self._since and not self._wrote(newest):
             raise Stale(f"{self.subject}: attempt {newest.attempt} has taken this job over", ended=False)
+
+
+class _Chunks:
+    """The chunks of one attempt that are not stored yet. One write is under way; those given meanwhile are the next.
+
+    Where the server has no room for them they are dropped, and the next entry says how many: only the ends of jobs make
+    room, so that a job must never wait for it (docs/decisions/full-disk.md).
+    """
+
+    def __init__(self, writer: Writer, bytes_max: int) -> None:
+        self._writer = writer
+        self._bytes_max = bytes_max
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._entry: tuple[bytes, int, set[str]] | None = None  # under way, or failed: its body, chunks and tried ids
+        self._room = asyncio.Event()
+        self._writing: asyncio.Task[None] | None = None
+        self._problem: AIQueueError | None = None
+        self._closed = False
+
+    async def add(self, encoded: bytes) -> None:
+        if len(encoded) > self._bytes_max:
+            raise TooLarge(len(encoded), self._bytes_max)
+        self._raise()
+        while self._held and (
+            len(self._held) >= CHUNKS_HELD_MAX or self._held_bytes + len(encoded) > CHUNK_BYTES_HELD_MAX
+        ):
+            self._room.clear()
+            self._write()
+            await self._room.wait()
+            self._raise()
+        self._held.append(encoded)
+        self._held_bytes += len(encoded)
+        self._write()
+
+    async def flush(self) -> None:
+        while self._held or self._entry is not None:
+            self._write()
+            assert self._writing is not None
+            await asyncio.wait([self._writing])
+            self._raise()
+
+    def close(self) -> None:
+        self._closed = True
+        self._held.clear()
+        self._room.set()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def _raise(self) -> None:
+        """Say what has gone wrong. It is tried again at the next call, but where the job is another attempt's."""
+        problem = self._problem
+        if problem is None and self._closed:
+            raise Stale(f"{self._writer.subject}: this attempt is over", ended=False)
+        if problem is not None:
+            self._problem = problem if isinstance(problem, Stale) else None
+            raise problem
+
+    def _write(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        try:
+            while self._held or self._entry is not None:
+                await self._write_one()
+        except AIQueueError as error:
+            self._problem = error
+        finally:
+            self._writing = None
+            self._room.set()
+
+    async def _write_one(self) -> None:
+        if self._entry is None:
+            self._entry = self._next()
+            self._room.set()
+        body, count, tried = self._entry
+        try:
+            await self._writer.append(CHUNK, body, tried)
+        except (AccountFull, DiskFull) as error:
+            log.warning("%s: chunks are dropped for want of room: %s", self._writer.subject, error)
+            self._writer.lose(count)
+        self._entry = None
+
+    def _next(self) -> tuple[bytes, int, set[str]]:
+        """As many of the held chunks as one entry takes."""
+        parts: list[bytes] = []
+        size = 0
+        while self._held and (not parts or size + len(self._held[0]) <= self._bytes_max - 8):
+            parts.append(self._held.popleft())
+            size += len(parts[-1])
+        self._held_bytes -= size
+        return codec.joined(parts), len(parts), set()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from . import headers
 from .connection import Received, Subscription
 from .errors import ResultTimeout, Unavailable
-from .journal import FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, Journal, entry_of, heard
+from .journal import CHUNK, FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, Journal, entry_of, heard
 
 SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
@@ -124,7 +124,7 @@ class _Final:
         event = told.get(headers.EVENT)
         if event in FINAL:
             self._live.append(heard(message))
-        if event != PROGRESS:  # which need not be looked at
+        if event not in (PROGRESS, CHUNK):  # which need not be looked at
             self._woken.set()
 
     def _on_settled(self, message: Received) -> None:

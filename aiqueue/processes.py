@@ -165,7 +165,7 @@ class Child:
         opened: dict[int, AsyncGenerator[bytes, None]] = {}
         try:
             await self._say(request)
-            while (said := await self._hear())[0] in ("progress", "document", "shut"):
+            while (said := await self._hear())[0] in ("progress", "chunk", "document", "shut"):
                 await self._say(["told", *await _serve(progress, opened, said)])
         except (EOFError, OSError, DecodeError):
             raise Died(await self._how(), first=first) from None
@@ -390,6 +390,8 @@ async def _serve(
         match said:
             case ["progress", fraction, note]:
                 await progress.progress(fraction, note)
+            case ["chunk", data]:
+                await progress.chunk(data)
             case ["document", number, told]:
                 if number not in opened:
                     opened[number] = progress.chunks(Document(**told))

@@ -99,6 +99,8 @@ class Runner:
             try:
                 voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
                 outcome = await self._attempt(delivery, opened, handler, voice)
+                if writer is not None and not isinstance(outcome, Cancelled | TakenOver | Ended):
+                    await writer.flush()  # before anything is decided by the journal's newest entry
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
                     outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
@@ -109,6 +111,9 @@ class Runner:
             raise
         except Exception as error:  # noqa: BLE001
             await self._settlement.comes_back(delivery, error)
+        finally:
+            if writer is not None:
+                writer.close()
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -224,7 +229,7 @@ class Runner:
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            voice.silent = True  # progress would hide the trial's entry
+            voice.silent = True
             return await self._run(opened, handler, voice)
 
         suspect = Suspect(
@@ -323,7 +328,9 @@ class Runner:
 
 
 class _Voice(Stop):
-    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped."""
+    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped. A `silent` one writes
+    nothing, for it would hide the entry of the trial that the job is in.
+    """
 
     silent = False
 
@@ -346,10 +353,24 @@ class _Voice(Stop):
         return self.asked or self.over
 
     async def progress(self, fraction: float, note: str) -> None:
-        if self.over:
-            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
+        self._demand_wanted()
         if self.writer is not None and not self.silent:
             await self.writer.write(PROGRESS, {"fraction": fraction, "note": note})
+
+    async def chunk(self, data: Any) -> None:
+        self._demand_wanted()
+        if self.writer is None:
+            return
+        if self.silent:
+            self.writer.lose(1)
+        else:
+            await self.writer.chunk(data)
+
+    def _demand_wanted(self) -> None:
+        if self.asked:  # the journal refuses it too; else one that streams could keep who cancels from writing there
+            raise Stale("the job was cancelled", ended=True)
+        if self.over:
+            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
 
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         if document.tenant != self._tenant:  # a child's word for it is not enough

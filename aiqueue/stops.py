@@ -98,7 +98,7 @@ class Stops:
             tenant, job_id, run = message.data.decode().split(" ")
             journal = self._journals[message.subject.removeprefix(f"{subjects.CANCEL}.")]
             key = subjects.journal(journal, tenant, job_id), headers.number(run)
-        except (ValueError, KeyError, AIQueueError):
+        except (ValueError, KeyError):
             log.debug("no word of a cancellation: %.100r", message.data)
             return
         self._heard[key] = self._heard.pop(key, None)

@@ -26,14 +26,14 @@ _BY_PLACE = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # the id of a plain publi
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing that happened to a job. `at` is in seconds since the epoch, None where nobody has noted it; `after_s`:
-    since the step before. Of `count` progress entries or chunks in a row the last one is told. `until` is when a
-    parked job, or a retry, is due.
+    since the step before. Of `count` progress entries or chunks in a row, since `first_at`, the last one is told.
+    `until` is when a parked job, or a retry, is due.
 
-    `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **delivered** (to a worker,
-    which has said nothing yet), **started** (an attempt began),
-    **progress**, **chunks**, **trial**, **retried** (an attempt failed and another one is to come), **attempt failed**
-    (the same, as a history tells it), **result**, **failed**, **cancelled**, **dead letter**, or whatever else the
-    journal says. An ordinary job's first attempt writes nothing when it begins: it is known by what it says later.
+    `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **delivered** (to a worker, which has
+    said nothing yet), **started** (an attempt began), **progress**, **chunks**, **trial**, **retried** (an attempt
+    failed and another one is to come), **attempt failed** (the same, as a history tells it), **result**, **failed**,
+    **cancelled**, **dead letter**, or whatever else the journal says. An ordinary job's first attempt writes nothing
+    when it begins: it is known by what it says later.
     """
 
     event: str
@@ -45,6 +45,7 @@ class Step:
     reason: str = ""
     until: float | None = None
     count: int = 1
+    first_at: float | None = None
     data: Any = None
     dead_seq: int | None = None
     after_s: float | None = None
@@ -90,7 +91,7 @@ def _of_journal(entries: Sequence[Entry]) -> list[Step]:
         step = step_of(entry)
         last = steps[-1] if steps else None
         if last is not None and step.event in _ROWS and _voice(last) == _voice(step):
-            steps[-1] = replace(step, count=last.count + step.count)
+            steps[-1] = replace(step, count=last.count + step.count, first_at=last.first_at or last.at)
         else:
             steps.append(step)
         if isinstance(entry.data, dict) and entry.data.get("parked") and step.event == "retried":

@@ -72,6 +72,12 @@ def act_sync(job: aiqueue.Job[Act]) -> Any:
     if job.message.do == "progress":
         job.progress_sync(0.5, "half")
         job.progress_sync(1, "whole")
+    for n in range(int(job.message.value) if job.message.do.startswith("stream") else 0):
+        job.chunk_sync([job.attempt, n])
+        if "STREAMED" in os.environ:
+            Path(os.environ["STREAMED"]).write_text(str(n + 1))
+        if n == 50 and job.attempt == 1 and job.message.do == "stream, die once":
+            os.kill(os.getpid(), signal.SIGKILL)
     done = _act(job)
     while job.message.do == "heed" and not job.cancelled:
         time.sleep(0.01)

@@ -17,7 +17,7 @@ import aiqueue
 from aiqueue import provision, quarantine, settlement, stops, subjects
 from aiqueue.cancel import DONE, ENDED, STOPPED
 from aiqueue.errors import JobFailed
-from aiqueue.journal import CANCELLED, WHILE_RUNNING, Entry, entry_of
+from aiqueue.journal import CANCELLED, NOTHING, WHILE_RUNNING, Entry, entry_of
 
 from . import suspects
 from .support import Relay, eventually
@@ -526,7 +526,9 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
         doomed.send_signal(signal.SIGSTOP)
         if undeleted:
             subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
-            assert await client.journal.append(subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", head=None)
+            assert await client.journal.append(
+                subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", past=NOTHING
+            )
         else:
             assert await handle.cancel()
         crew.kill(doomed)
@@ -540,3 +542,78 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
 
 async def no_job_left(client: aiqueue.Client) -> bool:
     return await stored(client, "TEST_SLEEPS") == 0
+
+
+BUSY = """
+    import asyncio, os, time
+    import aiqueue
+
+    LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
+        n: int
+
+    worker = aiqueue.Worker(concurrency=20)
+
+    @worker.handle(Sleep)
+    async def sleep(job: aiqueue.Job[Sleep]) -> int:
+        os.write(LOG, f"start {job.message.n} {time.time_ns()}\\n".encode())
+        await asyncio.sleep(0.2)
+        return job.message.n
+    """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_is_lost(
+    account: Any, tmp_path: Path
+) -> None:
+    """3,000 jobs, half of them cancelled at random moments; a worker is killed -9 every 4 s."""
+    crew = Crew(tmp_path, account, BUSY, SLEEPS.replace("5s", "1s"))
+    streams = tmp_path / "streams"
+    ends: dict[int, str] = {}
+    at: dict[int, int] = {}
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
+        await provision.apply(client.connection, client.topology)
+        for _ in range(2):
+            crew.start()
+
+        async def one(n: int) -> None:
+            await asyncio.sleep(random.uniform(0, 30))
+            handle = await client.enqueue(Sleep(n=n), tenant="acme")
+            verdict = False
+            if n % 2:
+                await asyncio.sleep(random.uniform(0, 0.5))
+                verdict = await handle.cancel()
+                at[n] = time.time_ns()
+            try:
+                assert await handle.result(120) == n
+                ends[n] = "done"
+            except JobFailed as failed:
+                ends[n] = failed.reason
+            assert verdict == (ends[n] == CANCELLED), n
+            entries = client.connection.read(
+                "AI_RESULTS", subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
+            )
+            assert sum([entry_of(each).final async for each in entries]) == 1, n
+
+        async def kill() -> None:
+            while True:
+                await asyncio.sleep(4)
+                crew.kill(crew.alive[0])
+                crew.start()
+
+        killing = asyncio.create_task(kill())
+        await asyncio.gather(*(one(n) for n in range(3_000)))
+        killing.cancel()
+        await asyncio.wait([killing])
+        await eventually(lambda: no_job_left(client), within=30)
+        crew.stop()
+    starts: dict[int, list[int]] = {}
+    for n, when in crew.lines("start"):
+        starts.setdefault(n, []).append(when)
+    late = {n: (max(starts[n]) - at[n]) / 1e9 for n in at if ends[n] == CANCELLED and n in starts}
+    assert max(late.values()) < 1
+    assert len(late) > 100
+    assert len(ends) == 3_000
+    print(len(late), "of", sum(end == CANCELLED for end in ends.values()), "had begun; killed", len(crew.killed))

@@ -16,9 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 import aiqueue
-from aiqueue import provision
+from aiqueue import codec, headers, provision
 from aiqueue.cli.app import app
-from aiqueue.journal import Journal
 
 from .support import ROOT, Account
 
@@ -84,11 +83,15 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-async def entry(client: aiqueue.Client, job_id: str, event: str, data: Any, *, tenant: str = "acme") -> None:
-    journal = Journal(client.connection, "AI_RESULTS")
-    subject = f"ai.agent.results.{tenant}.{job_id}"
-    head = await journal.head(subject)
-    assert await journal.append(subject, event, data, run=1, attempt=1, word="", head=head)
+async def entry(
+    client: aiqueue.Client, job_id: str, event: str, data: Any, *, tenant: str = "acme", attempt: int = 1
+) -> None:
+    """As a worker would write it."""
+    told = {
+        headers.EVENT: event, headers.RUN: "1", headers.EPOCH: str(attempt), headers.ATTEMPT: str(attempt),
+        headers.CONTENT_TYPE: codec.CBOR,
+    }  # fmt: skip
+    await client.connection.store(f"ai.agent.results.{tenant}.{job_id}", codec.encode(data), told)
 
 
 class TestFamily:

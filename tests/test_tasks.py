@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiqueue
 from aiqueue import provision, subjects
-from aiqueue.errors import BadInput
-from aiqueue.journal import PROGRESS, RESULT, Entry, entry_of
+from aiqueue.errors import BadInput, JobFailed
+from aiqueue.journal import CANCELLED, CHUNK, CHUNKS_HELD_MAX, PROGRESS, RESULT, RETRY, Entry, entry_of
 
 from . import suspects
+from .support import NatsProcess, eventually
 from .suspects import Act
 
 
@@ -89,3 +92,86 @@ async def test_what_a_handler_left_behind_says_after_its_end_is_refused(client: 
         assert await second.result(20) == "Stale"
         assert told(await journal_of(client, first.id)) == []
         assert told(await journal_of(client, second.id)) == []
+
+
+def chunks(entries: list[Entry]) -> list[list[int]]:
+    return [chunk for entry in entries if entry.event == CHUNK for chunk in entry.data]
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["thread", "child"])
+async def test_a_plain_functions_chunks_are_stored_in_order_and_before_its_result(
+    client: aiqueue.Client, *, process: bool
+) -> None:
+    """Given as fast as it can; those that are given while a write is under way share the next entry."""
+    worker = aiqueue.Worker(processes=1)
+    worker.handle(Act, process=process)(suspects.act_sync)
+    async with worker.running(client):
+        handle = await client.enqueue(Act(do="stream", value=2_000), tenant="acme")
+        await handle.result(30)
+        entries = await journal_of(client, handle.id)
+    assert chunks(entries) == [[1, n] for n in range(2_000)]
+    assert entries[-1].event == RESULT
+
+
+async def test_a_killed_childs_chunks_end_where_the_next_attempts_begin(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker(processes=1)
+    worker.handle(Act, process=True, retry=aiqueue.Backoff(first=0.05))(suspects.act_sync)
+    async with worker.running(client):
+        handle = await client.enqueue(Act(do="stream, die once", value=100), tenant="acme")
+        await handle.result(30)
+        entries = await journal_of(client, handle.id)
+    again = [each.event for each in entries].index(RETRY)
+    assert chunks(entries[:again]) == [[1, n] for n in range(51)]
+    assert chunks(entries[again:]) == [[2, n] for n in range(100)]
+
+
+async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
+    own_server: Callable[..., NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has given is held by nobody but within the bounds of one job's chunks."""
+    monkeypatch.setenv("STREAMED", str(log := tmp_path / "log"))
+    server = own_server()
+
+    def given() -> int:
+        return int(log.read_text() or 0) if log.exists() else 0
+
+    async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
+        await provision.apply(client.connection, client.topology)
+        worker = aiqueue.Worker(processes=1)
+        worker.handle(Act, process=True, timeout=None)(suspects.act_sync)
+        async with worker.running(client):
+            handle = await client.enqueue(Act(do="stream", value=3_000), tenant="acme")
+            await eventually(lambda: given() > 100, within=20)
+            server.pause()
+            paused_at, waits_at = given(), -1
+            while waits_at != (waits_at := given()):  # until it waits
+                await asyncio.sleep(0.5)
+            server.resume()
+            assert waits_at < 3_000
+            assert await handle.result(30)
+            entries = await journal_of(client, handle.id)
+    assert waits_at - paused_at <= 3 * CHUNKS_HELD_MAX  # held, in the write under way, in one whose answer was heard
+    assert chunks(entries) == [[1, n] for n in range(3_000)]
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["thread", "child"])
+async def test_a_streaming_plain_function_is_cancelled(client: aiqueue.Client, *, process: bool) -> None:
+    """Its next chunk is refused, also where it never looks at `cancelled`."""
+    worker = aiqueue.Worker(processes=1)
+    worker.handle(Act, process=process)(suspects.act_sync)
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Act(do="stream", value=1e9), tenant="acme")
+        await eventually(lambda: begun(client, handle.id), within=20)
+        assert await handle.cancel()
+        await eventually(lambda: session.running == 0, within=4)  # a child would be killed after 5 s
+        with pytest.raises(JobFailed, match="cancelled"):
+            await handle.result(10)
+        entries = await journal_of(client, handle.id)
+        await asyncio.sleep(0.2)
+        assert await journal_of(client, handle.id) == entries
+    assert [each.event for each in entries if each.final] == [CANCELLED]
+    assert chunks(entries) == [[1, n] for n in range(len(chunks(entries)))]
+
+
+async def begun(client: aiqueue.Client, job_id: str) -> bool:
+    return bool(await journal_of(client, job_id))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import codec, headers, lookup, provision, settlement, stats, subjects
 from aiqueue.cli.app import app
+from aiqueue.cli.steps import says
 from aiqueue.connection import Stored
 from aiqueue.journal import Entry
 from aiqueue.timeline import Step, timeline
@@ -151,6 +152,7 @@ async def test_a_delay_is_told_while_it_waits_and_when_it_was_cancelled(client: 
     told = await steps(client, "doc-1")
     assert events(told) == ["enqueued", "parked", "cancelled"]
     assert told[-1].says == "taken back before it began"
+    assert "cancelled           taken back before" in await shown(80, "doc-1")
 
 
 async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:
@@ -242,6 +244,7 @@ def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
         entry("result", 7, at=3, attempt=2),
     )  # fmt: skip
     assert [(step.event, step.count) for step in told[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
+    assert [says(step) for step in told[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
 
 
 def test_an_id_that_was_used_again_is_told_so() -> None:

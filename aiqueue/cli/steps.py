@@ -34,16 +34,17 @@ def span(value_s: float) -> str:
 def says(step: Step) -> str:
     """What a step says: what is long at its end, which is cut at the edge of a terminal."""
     parts = []
+    took = f" in {span(step.at - step.first_at)}" if step.at is not None and step.first_at is not None else ""
     if step.event == "chunks":
-        parts.append(output.count(step.count, "chunk"))
+        parts.append(f"{output.count(step.count, 'chunk')}{took}")
     elif step.count > 1:
-        parts.append(f"{step.count:,} times")
+        parts.append(f"{step.count:,} times{took}")
     if step.until is not None and step.at is not None:
         parked = step.event == "parked"
         parts.append(f"until {output.clock(step.until)}" if parked else f"again after {span(step.until - step.at)}")
     if step.dead_seq:
         parts.append(f"dead letter {step.dead_seq}")
-    parts += [step.reason, step.says]
+    parts += ["" if step.reason == step.event else step.reason, step.says]
     if step.event not in _TOLD:
         parts.append(output.cut(output.pretty(step.data, short=True), DATA_MAX))
     told = ": ".join(part for part in parts if part)

@@ -54,6 +54,9 @@ class NoProgress:
     async def progress(self, fraction: float, note: str) -> None:
         raise NotImplementedError
 
+    async def chunk(self, data: object) -> None:
+        raise NotImplementedError
+
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         raise NotImplementedError
 

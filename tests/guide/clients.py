@@ -81,13 +81,14 @@ class Plain:
         """A snippet of the guide, by the comment above it."""
         return await self.do("run", title=title, **names)
 
-    def heard(self, sub: str) -> list[dict[str, Any]]:
-        return list(self._heard.get(sub, ()))
+    async def hears(self, *subs: str, count: int) -> list[dict[str, Any]]:
+        """What came in on these subscriptions, once there is so much of it."""
 
-    async def hears(self, sub: str, count: int = 1) -> list[dict[str, Any]]:
-        """What came in on a subscription, when there is so much of it."""
-        await eventually(lambda: len(self.heard(sub)) >= count, within=10)
-        return self.heard(sub)
+        def heard() -> list[dict[str, Any]]:
+            return [each for sub in subs for each in self._heard.get(sub, ())]
+
+        await eventually(lambda: len(heard()) >= count, within=10)
+        return heard()
 
     def end(self) -> None:
         assert self._process.stdin is not None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue.agent import Mail
 
 from ..support import ROOT, Account
 from .clients import HERE, environment
@@ -46,8 +47,12 @@ async def run(command: list[str], code: str, account: Account, cwd: Path) -> str
     return out.decode()
 
 
+class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
+    text: str
+
+
 @pytest.mark.parametrize("language", ["python fragment", "js"])
-async def test_programs_of_the_page_say_what_became_of_the_job(
+async def test_programs_of_the_page_say_what_became_of_job_and_mail(
     request: pytest.FixtureRequest, shared: Account, client: aiqueue.Client, tmp_path: Path, language: str
 ) -> None:
     if language == "js":
@@ -56,16 +61,22 @@ async def test_programs_of_the_page_say_what_became_of_the_job(
         command, cwd = ["node", "--input-type=module", "--eval"], HERE
     else:
         command, cwd = [sys.executable, "-P", "-c"], tmp_path
-    worker = aiqueue.Worker()
+    worker, agent = aiqueue.Worker(), aiqueue.Agent("reader", tenant="acme")
 
     @worker.handle(Ask)
     async def answer(job: aiqueue.Job[Ask]) -> dict[str, Any]:
         await job.progress(0.5, "half")
         return {"said": job.message.text.upper()}
 
-    async with worker.running(client):
-        first, second = [await run(command, code, shared, cwd) for code in programs(language)]
-    assert first.startswith("result ")
-    assert "HELLO" in first
-    events = [line.split()[1:3] for line in second.splitlines()]
+    @agent.handle(Note)
+    async def note(mail: Mail[Note]) -> None:
+        await mail.reply(Note(text=mail.message.text.upper()))
+
+    async with worker.running(client), agent.running(client):
+        outcome, journal, reply = [await run(command, code, shared, cwd) for code in programs(language)]
+    assert outcome.startswith("result ")
+    assert "HELLO" in outcome
+    events = [line.split()[1:3] for line in journal.splitlines()]
     assert events == [["1", "progress"], ["1", "result"]]
+    assert reply.startswith("reader ")
+    assert "HELLO" in reply

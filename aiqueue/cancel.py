@@ -164,7 +164,7 @@ class Cancels:
                     return STOPPED if runs else DONE
             else:
                 await self._tell(family, lane, job_id, run)
-                await asyncio.sleep(AGAIN_S * number)
+                await asyncio.sleep(AGAIN_S * 2 ** (number - ALONE_MAX))
         raise Unavailable(f"{subject}: {TRIES_MAX} writes were overtaken")
 
     async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:

@@ -159,8 +159,8 @@ class Journal:
     async def append(
         self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, past: Past
     ) -> bool:
-        """One entry by somebody who holds no lease, if nothing was written since `past`. Raises Unavailable."""
-        told = _told(event, run, past.epoch + 1, attempt, word)
+        """One entry by somebody who is no attempt, if nothing was written since `past`. Raises Unavailable."""
+        told = _told(event, run, max(1, past.epoch), attempt, word)
         told |= {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
             headers.EXPECTED: str(past.head_seq),

@@ -239,6 +239,7 @@ async def test_a_job_whose_deadline_passes_while_it_waits_for_its_next_attempt_i
     assert ran == [1]
 
 
-async def _parked(client: aiqueue.Client) -> Stored | None:
+async def _parked(client: aiqueue.Client) -> Stored:
     found = [each async for each in client.connection.read("AI_PARKED", "ai.parked.at.>")]
-    return found[0] if found else None
+    assert found, "nothing is parked"
+    return found[0]

@@ -1,8 +1,9 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed|failing] [--rounds N] [--jobs N] [--json]``,
-each on an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the
-medians is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
+``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed|failing|streaming]``, with ``--rounds N``,
+``--jobs N`` and ``--json``, each on an embedded server of its own in a temporary directory. Absolute figures belong to
+the machine; the ratio of the medians is what travels. ``soak``, ``fuzz`` and ``resume`` have options of their own
+(``soak --help``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,22 @@ from pathlib import Path
 
 import aiqueue
 
-from . import delayed, documents, drain, endurance, enqueue, failing, fairness, fuzz, latency, many, soak, tenants
+from . import (
+    delayed,
+    documents,
+    drain,
+    endurance,
+    enqueue,
+    failing,
+    fairness,
+    fuzz,
+    latency,
+    many,
+    resume,
+    soak,
+    streaming,
+    tenants,
+)
 from .report import Row, table
 
 
@@ -43,20 +59,22 @@ async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
                 return await endurance.run(client, jobs=jobs)
             if what == "failing":
                 return await failing.run(client, rounds=rounds)
+            if what == "streaming":
+                return await streaming.run(client, rounds=rounds)
             if what == "delayed":
                 return await delayed.run(client, jobs=jobs)
             return await tenants.run(client, jobs=jobs)
 
 
 def main() -> None:
-    for name, module in (("soak", soak), ("fuzz", fuzz)):
+    for name, module in (("soak", soak), ("fuzz", fuzz), ("resume", resume)):
         if sys.argv[1:2] == [name]:
             sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed", "failing"),
+        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed", "failing", "streaming"),
         default="speed",
     )
     parser.add_argument("--rounds", type=int, default=5)

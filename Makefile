@@ -48,6 +48,7 @@ bench: $(APP) ## measure throughput and latency (ARGS="--help" shows what)
 
 clean: ## remove ./.venv, caches, builds and ./.aiqueue, the embedded server's data; nothing else
 	rm -rf $(VENV) .aiqueue build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf tests/guide/node_modules tests/guide/.install
 	find aiqueue tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The interpreter stands for the venv: where it dangles or was upgraded, the venv is made anew.

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .agent import Agent
     from .backoff import Backoff
     from .blocking import SyncClient, SyncHandle, connect_sync
     from .client import Client, connect
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AIQueueError": "errors",
+    "Agent": "agent",
     "Backoff": "backoff",
     "Client": "client",
     "Document": "document",
@@ -42,8 +44,9 @@ _HOME = {
 }
 
 __all__ = [
-    "AIQueueError", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message", "QueueFull",
-    "Reject", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
+    "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message",
+    "QueueFull", "Reject", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect",
+    "connect_sync",
 ]  # fmt: skip
 
 

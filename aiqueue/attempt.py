@@ -95,6 +95,11 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Its job was cancelled while it ran."""
+
+
+@dataclass(frozen=True)
 class TakenOver:
     """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
 
@@ -120,7 +125,9 @@ class Waits:
     after_s: float | None
 
 
-Outcome = Returned | Raised | Refused | Unknown | Misplaced | Ended | TakenOver | Cancelled | Postponed | Waits
+Outcome = (
+    Returned | Raised | Refused | Unknown | Misplaced | Ended | Stopped | TakenOver | Cancelled | Postponed | Waits
+)
 
 
 class Parcel(NamedTuple):
@@ -137,7 +144,9 @@ class Parcel(NamedTuple):
     @property
     def deadline(self) -> float | None:
         """Seconds since the epoch; None: none."""
-        value = headers.number(self.headers.get(headers.DEADLINE, ""))
+        if headers.DEADLINE not in self.headers:
+            return None
+        value = headers.number(self.headers[headers.DEADLINE])
         return value / 1000 if value else None
 
 
@@ -239,7 +248,11 @@ def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
 def misplaced(parcel: Parcel) -> Misplaced | None:
     """The priority that a header asks for, where the job belongs there."""
     wished = parcel.headers.get(headers.PRIORITY, "")
-    return Misplaced(wished) if wished and parcel.family.demoted(parcel.priority, wished) else None
+    return (
+        Misplaced(wished)
+        if wished and wished != parcel.priority and parcel.family.demoted(parcel.priority, wished)
+        else None
+    )
 
 
 def timed_out(timeout_s: float | None) -> Raised:
@@ -286,7 +299,7 @@ def _by_class(error: Exception, on: Policies) -> Outcome:
 
 _BY_WORD: dict[str, type[Any]] = {
     "raised": Raised, "refused": Refused, "unknown": Unknown, "misplaced": Misplaced, "ended": Ended,
-    "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
+    "stopped": Stopped, "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
 }  # fmt: skip
 _WORDS = {made: word for word, made in _BY_WORD.items()}
 

@@ -1,13 +1,15 @@
-"""Taking back a job that has not begun.
+"""Taking back a job, wherever it is: parked, queued, between two attempts, or in a worker that runs it.
 
-What decides is the job's journal, where there is one to contend for: the attempt of a job that comes from parking, or
-is tried again, writes `started` before its handler runs, a cancellation writes `cancelled`, and the server takes the
-first. A job that waits in its lane for the first time has no such entry, and is taken out by way of parking. All orders
-of writes are in docs/decisions/parking.md.
+What decides is the job's journal: a cancellation writes `cancelled`, an attempt `started`, `retry` or its result, and
+the server takes the first. Workers are then told, so that the one that runs the job stops it. A job that waits in its
+lane for the first time is taken out by way of parking, for its attempt would not look at the journal before it begins.
+All orders of writes are in docs/decisions/parking.md and docs/decisions/cancelling.md.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import time
 from typing import NamedTuple
@@ -15,8 +17,8 @@ from typing import NamedTuple
 from . import headers, subjects
 from .connection import Connection, Stored
 from .documents import Documents
-from .errors import NotFound, TooLarge, Unavailable
-from .journal import CANCELLED, RETRY, Journal
+from .errors import AIQueueError, NotFound, TooLarge, Unavailable
+from .journal import CANCELLED, RETRY, WHILE_RUNNING, Entry, Journal, Past
 from .lookup import find
 from .parking import Parking, Waiting, waiting
 from .producer import Enqueued
@@ -24,22 +26,24 @@ from .subjects import Lane
 from .topology import Family, Topology
 
 TRIES_MAX = 8
+ALONE_MAX = 2  # overtaken more often by what the job's attempt writes, the attempt is told, and ends the job itself
+AGAIN_S = 0.05
 
 
 class Verdict(NamedTuple):
-    """Whether the job will never run (again), and a sentence about it. If not, nothing has changed."""
+    """Whether the job is cancelled, and a sentence about it. If not, nothing has changed."""
 
     cancelled: bool
     said: str
 
 
-BEGUN = Verdict(False, "it has begun: a worker runs it, or holds it")
 ENDED = Verdict(False, "it has ended already")
 DONE = Verdict(True, "it will not run")
+STOPPED = Verdict(True, "it has begun, and its worker is told to stop it")
 
 
 class Cancels:
-    """Cancels jobs: those that are parked, queued or between two attempts."""
+    """Cancels jobs: those that are parked, queued, between two attempts or running."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
@@ -78,8 +82,23 @@ class Cancels:
             if each.run == job.seq:
                 return await self._parked(family, each)
         subject = _journal(family, job.lane, job.job_id)
-        said = await self._journal.of_run(subject, job.seq, 0.0)
-        return DONE if said is not None and said.event == CANCELLED else ENDED
+        past = await self._journal.past(subject, job.seq, 0.0)
+        if past.newest is not None and past.newest.event == CANCELLED:
+            return DONE
+        return await self._elsewhere(family, job, past)
+
+    async def _elsewhere(self, family: Family, job: Enqueued, past: Past) -> Verdict:
+        """A job that was parked after a failed attempt, and is on its way back, or has come to another place."""
+        told = past.told.data if past.told is not None and not past.ended else None
+        if past.told is None or not isinstance(told, dict):
+            return ENDED
+        if past.told.event == RETRY and told.get("parked"):  # its next attempt writes `started` first
+            return await self._forbid(family, job.lane, job.job_id, run=job.seq, born=0.0, word=past.told.word)
+        place = told.get("seq")
+        stored = await self._connection.get(job.stream, place) if isinstance(place, int) and place else None
+        if stored is None or headers.number(stored.headers.get(headers.RUN, "")) != job.seq:
+            return ENDED
+        return await self._queued(family, job.lane, job.job_id, stored)
 
     async def _delayed(self, family: Family, job: Enqueued) -> Verdict:
         """A job that was enqueued with a delay. Before its first attempt its word is enough, wherever it is by now;
@@ -111,42 +130,54 @@ class Cancels:
 
     async def _queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
         told = stored.headers
-        word, run = headers.word(told), headers.number(told.get(headers.RUN, "")) or stored.seq
-        born = headers.decimal(told.get(headers.ENQUEUED, "")) or stored.time
+        word = headers.word(told)
+        run, born = headers.run(told, stored.seq, stored.time)
         said = await self._journal.of_run(_journal(family, lane, job_id), run, born, word)
-        if word or (said is not None and (said.final or said.event == RETRY)):
-            # its next attempt writes `started` first: the journal decides
-            verdict = await self._forbid(family, lane, job_id, run=run, born=born, word=word)
-            if verdict.cancelled:
-                await self._remove(family.stream, lane, stored)
-            return verdict
-        if said is not None or stored.seq <= await self._delivered(family, lane):
-            return BEGUN
-        return await self._take_out(family, lane, job_id, stored, word)
+        begun = not word and (said is not None or stored.seq <= await self._delivered(family, lane))
+        if not word and not begun:
+            return await self._take_out(family, lane, job_id, stored)
+        verdict = await self._forbid(family, lane, job_id, run=run, born=born, word=word, begun=begun)
+        if verdict.cancelled:
+            await self._remove(family.stream, lane, stored)
+        return verdict
 
-    async def _forbid(self, family: Family, lane: Lane, job_id: str, *, run: int, born: float, word: str) -> Verdict:
-        """Write `cancelled`, if nothing has been written since the job last waited."""
+    async def _forbid(
+        self, family: Family, lane: Lane, job_id: str, *, run: int, born: float, word: str, begun: bool = False
+    ) -> Verdict:
+        """Write `cancelled`, if it has not ended, and tell the workers, of which one may run it. `begun`: one may do so
+        without a word in its journal.
+        """
         subject = _journal(family, lane, job_id)
-        for _ in range(TRIES_MAX):
-            head = await self._journal.head(subject)
-            said = await self._journal.of_run(subject, run, born, word)
-            if said is not None and said.event == CANCELLED:
-                return DONE
-            if said is not None and said.event != RETRY:
-                return ENDED if said.final else BEGUN
-            told = {
-                "reason": CANCELLED,
-                "error": "taken back before it began" if said is None else "taken back between attempts",
-            }
-            attempt = said.attempt if said is not None else 0
-            if await self._journal.append(subject, CANCELLED, told, run=run, attempt=attempt, word=word, head=head):
-                return DONE
+        for number in range(TRIES_MAX):
+            past = await self._journal.past(subject, run, born, word)
+            said = past.newest
+            if said is not None and said.final:
+                if said.event != CANCELLED:
+                    return ENDED
+                return DONE if not number else STOPPED  # by its own attempt, as it was told
+            run = run or (said.run if said is not None else 0)
+            runs = said.event != RETRY if said is not None else begun
+            told, attempt = _last_word(said, runs=runs)
+            if number < ALONE_MAX or not runs:
+                if await self._journal.append(subject, CANCELLED, told, run=run, attempt=attempt, word=word, past=past):
+                    await self._tell(family, lane, job_id, run)
+                    return STOPPED if runs else DONE
+            else:
+                await self._tell(family, lane, job_id, run)
+                await asyncio.sleep(AGAIN_S * 2 ** (number - ALONE_MAX))
         raise Unavailable(f"{subject}: {TRIES_MAX} writes were overtaken")
 
-    async def _take_out(self, family: Family, lane: Lane, job_id: str, stored: Stored, word: str) -> Verdict:
-        """Take a job that was not delivered out of its lane. A worker may get it at this very moment: so a copy is
-        parked first, for as long as a lease. It comes back if that has happened, or if this process dies on the way;
-        where the worker has ended the job by then, the journal says so.
+    async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:
+        """Tell the workers. One that does not hear it looks for itself."""
+        if not run:  # enqueued with a delay, and no attempt has begun
+            return
+        with contextlib.suppress(AIQueueError):
+            word = f"{lane.tenant} {job_id} {run}".encode()
+            await self._connection.publish(f"{subjects.CANCEL}.{family.name}", word)
+
+    async def _take_out(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
+        """Take a job that was not delivered out of its lane. A copy is parked first, for as long as a lease: it comes
+        back if this process dies on the way. A worker may get the job at this very moment: then it is stopped.
         """
         told = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
         lane = subjects.parse_lane(stored.subject) or lane
@@ -158,11 +189,9 @@ class Cancels:
         if not await self._connection.delete(family.stream, stored.seq):
             await self._connection.delete(self.parking.stream, copy.seq)
             return ENDED
-        verdict = BEGUN
-        if stored.seq > await self._delivered(family, lane):
-            verdict = await self._forbid(family, lane, job_id, run=stored.seq, born=stored.time, word=hop)
-        if verdict is not BEGUN:
-            await self._connection.delete(self.parking.stream, copy.seq)
+        begun = stored.seq <= await self._delivered(family, lane)
+        verdict = await self._forbid(family, lane, job_id, run=stored.seq, born=stored.time, word=hop, begun=begun)
+        await self._connection.delete(self.parking.stream, copy.seq)
         if verdict.cancelled:
             await self._documents.release(lane.tenant, stored.headers)
         return verdict
@@ -181,6 +210,15 @@ class Cancels:
         except NotFound:
             return 0
         return int(info["delivered"]["stream_seq"])
+
+
+def _last_word(said: Entry | None, *, runs: bool) -> tuple[dict[str, str], int]:
+    """What `cancelled` says, and of which attempt it does."""
+    if runs:
+        return WHILE_RUNNING, said.attempt if said is not None else 1
+    if said is not None:
+        return {"reason": CANCELLED, "error": "taken back between attempts"}, said.attempt
+    return {"reason": CANCELLED, "error": "taken back before it began"}, 0
 
 
 def _journal(family: Family, lane: Lane, job_id: str) -> str:

@@ -22,10 +22,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from . import attempt, pipes
-from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned
+from .attempt import Handler, Outcome, Parcel, Policies, Refused, Returned, Stopped
 from .backoff import Backoff
 from .document import Document
-from .errors import BadInput, EncodeError
+from .errors import BadInput, EncodeError, Stale
 from .job import Job
 from .threads import Threads
 from .topology import Family
@@ -92,8 +92,9 @@ class _Line:
         self._mouth = mouth
         self._speaking = threading.Lock()
         self._told: asyncio.Future[list[Any]] | None = None
+        self.task: asyncio.Task[None] | None = None  # in which an async handler runs
+        self.cancelled = False  # the job that runs was
         self._telling = asyncio.Lock()
-        self._opened = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -102,7 +103,10 @@ class _Line:
         return self._loop
 
     def say(self, *words: Any) -> None:
-        frame = memoryview(pipes.pack(list(words)))
+        self._send(pipes.pack(list(words)))
+
+    def _send(self, packed: bytes) -> None:
+        frame = memoryview(packed)
         with self._speaking:
             while frame:
                 frame = frame[self._mouth.write(frame) or 0 :]
@@ -120,39 +124,72 @@ class _Line:
 
         threading.Thread(target=run, name="aiqueue-pipe", daemon=True).start()
 
+    async def ask(self, *words: Any) -> Any:
+        """What the parent answers while it waits for this child's outcome."""
+        async with self._telling:
+            if self._told is not None:  # of one whose asker was cancelled: the next answer is its own
+                await asyncio.wait([self._told])
+            packed = pipes.pack(list(words))
+            self._told = asyncio.get_running_loop().create_future()
+            self._send(packed)
+            problem, value = await asyncio.shield(self._told)
+        if problem:
+            raise pipes.error_of(problem)
+        return value
+
+    def _on_frame(self, requests: asyncio.Queue[list[Any]], said: list[Any]) -> None:
+        if said[0] == "stop":
+            self.cancelled = True
+            if self.task is not None:
+                self.task.cancel()
+        elif said[0] != "told":
+            self.cancelled = False
+            requests.put_nowait(said)
+        elif self._told is not None and not self._told.done():
+            self._told.set_result(said[1:])
+
+
+class _Voice:
+    """What a job may ask for while its handler runs here: see `job.Progress`. What is asked for later is refused: the
+    parent would take it for the next job's.
+    """
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+        self._opened = 0
+        self.over = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._line.loop
+
+    @property
+    def cancelled(self) -> bool:
+        return self.over or self._line.cancelled
+
     async def progress(self, fraction: float, note: str) -> None:
         """Have the parent write it to the journal. Raises what the parent's write raised."""
         await self._ask("progress", fraction, note)
 
     async def chunk(self, data: Any) -> None:
         """As `progress`: a part of what comes out of the job."""
-        await self._ask("give", data)
+        await self._ask("chunk", data)
 
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         """Have the parent read a document, chunk by chunk. Raises what the parent's reading raised."""
         self._opened += 1
         number = self._opened
         try:
-            while (chunk := await self._ask("chunk", number, document.model_dump())) is not None:
+            while (chunk := await self._ask("document", number, document.model_dump())) is not None:
                 yield chunk
         finally:
-            await self._ask("shut", number)
+            if not self.over:
+                await self._ask("shut", number)
 
     async def _ask(self, *words: Any) -> Any:
-        """What the parent answers while it waits for this child's outcome."""
-        async with self._telling:
-            self._told = asyncio.get_running_loop().create_future()
-            self.say(*words)
-            problem, value = await self._told
-        if problem:
-            raise pipes.error_of(problem)
-        return value
-
-    def _on_frame(self, requests: asyncio.Queue[list[Any]], said: list[Any]) -> None:
-        if said[0] != "told":
-            requests.put_nowait(said)
-        elif self._told is not None and not self._told.done():
-            self._told.set_result(said[1:])
+        if self.over:
+            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
+        return await self._line.ask(*words)
 
 
 class _Bench:
@@ -218,15 +255,26 @@ async def _attempt(line: _Line, bench: _Bench, threads: Threads, parcel: Parcel,
     """One run of a handler. Its timeout is the parent's to keep: it can end what hangs here."""
     found = attempt.read(parcel)
     handler = bench.handlers.get((parcel.family.name, found.kind))
-    job = attempt.prepare(parcel, found, handler, attempt=number, state=state, progress=line)
+    voice = _Voice(line)
+    job = attempt.prepare(parcel, found, handler, attempt=number, state=state, progress=voice)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler
+    task = asyncio.current_task()
     try:
-        return Returned(await handler.call(job) if handler.is_async else await threads.run(lambda: handler.call(job)))
+        if line.cancelled:
+            return Stopped()
+        if not handler.is_async:
+            return Returned(await threads.run(lambda: handler.call(job)))
+        line.task = task
+        return Returned(await handler.call(job))
     except asyncio.CancelledError:
-        return attempt.Raised("the handler was cancelled from within", "")
+        return Stopped() if line.cancelled else attempt.Raised("the handler was cancelled from within", "")
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
         return attempt.raised(error, handler.on)
+    finally:
+        voice.over, line.task = True, None
+        if line.cancelled and task is not None:
+            task.uncancel()
 
 
 def _plain(outcome: Outcome, keeps_result: bool) -> list[Any]:

@@ -20,6 +20,7 @@ from .deadletter import DeadLetters
 from .documents import Documents
 from .errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from .handle import Handle
+from .inbox import Inboxes
 from .job import Message
 from .journal import Journal
 from .lookup import find
@@ -60,6 +61,11 @@ class Client:
     def documents(self) -> Documents:
         """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
         return Documents(self.connection, self.topology)
+
+    @property
+    def inboxes(self) -> Inboxes:
+        """Agents' inboxes: `send`, `broadcast`, `read`, `create`, `remove`, `stats`."""
+        return Inboxes(self.connection, self.topology)
 
     @property
     def parking(self) -> Parking:
@@ -252,7 +258,7 @@ class Client:
         return Handle(found.enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
 
     async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
-        """Take a job back by its id, as `Handle.cancel`, wherever it waits: `family` and `tenant` narrow the search.
+        """Take a job back by its id, as `Handle.cancel`, wherever it is: `family` and `tenant` narrow the search.
 
         Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
         """

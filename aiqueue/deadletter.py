@@ -101,8 +101,8 @@ class DeadLetters:
         self._stream = topology.dead_stream.name
         self.documents = Documents(connection, topology)
 
-    async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> None:
-        """Keep a job as a dead letter; doing it twice keeps one. Raises Unavailable, QueueFull.
+    async def bury(self, job: Obituary, told: Mapping[str, str], body: bytes) -> int:
+        """Keep a job as a dead letter; doing it twice keeps one. Returns its number. Raises Unavailable, QueueFull.
 
         What is too large beside its body loses the history first, then the publisher's own headers; a body that
         still leaves no room for the reason is kept in two messages.
@@ -113,14 +113,14 @@ class DeadLetters:
         history = {headers.HISTORY: history_text(job.history)}
         for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
             try:
-                await self._connection.store(subject, body, letter)
+                return (await self._connection.store(subject, body, letter)).seq
             except TooLarge:
                 continue
-            return
         half = len(body) // 2
         rest = {headers.MSG_ID: f"{own[headers.MSG_ID]}/rest", headers.REST: "0"}
         stored = await self._connection.store(subject, body[half:], rest)
-        await self._connection.store(subject, body[:half], {**own, headers.REST: str(stored.seq)})
+        letter = {**own, headers.REST: str(stored.seq)}
+        return (await self._connection.store(subject, body[:half], letter)).seq
 
     async def find(self, wanted: Filter | None = None) -> AsyncIterator[DeadLetter]:
         """The dead letters that match, the oldest first. Raises NotFound where the stream is missing."""

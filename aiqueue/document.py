@@ -15,7 +15,7 @@ import pydantic
 from .errors import BadInput
 
 READ_MAX = 64 * 1024 * 1024
-ANSWER_S = 300.0  # what a thread waits for one chunk: the tries of a lost link are within it
+ANSWER_S = 300.0  # what a thread waits for one answer: the tries of a lost link are within it
 
 T = TypeVar("T")
 
@@ -108,11 +108,16 @@ class SyncChunks:
         return target
 
     def _drive(self, work: Coroutine[Any, Any, T]) -> T:
-        with contextlib.suppress(RuntimeError):
-            if asyncio.get_running_loop() is self._loop:
-                work.close()
-                raise BadInput("this blocks the event loop: in async code use `open` and not `open_sync`")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_S)
+        return drive(work, self._loop, "`open` and not `open_sync`")
+
+
+def drive(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, instead: str) -> T:
+    """What comes of `work` in `loop`, waited for in a thread. Raises BadInput in the loop's own."""
+    with contextlib.suppress(RuntimeError):
+        if asyncio.get_running_loop() is loop:
+            work.close()
+            raise BadInput(f"this blocks the event loop: in async code use {instead}")
+    return asyncio.run_coroutine_threadsafe(work, loop).result(ANSWER_S)
 
 
 async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:

@@ -19,7 +19,8 @@
     │   ├── LaneFull            the lane holds as many jobs as it may
     │   ├── StreamFull          the stream of all lanes of the family is at its limit
     │   ├── AccountFull         the account has used up its storage
-    │   └── DiskFull            the server has used up its storage
+    │   ├── DiskFull            the server has used up its storage
+    │   └── InboxFull           the agent has as much unread mail as it may
     ├── ConfigMismatch          the server's stream differs from the declared one
     ├── DataLossRefused         an apply that would delete messages without being told to
     ├── NotFound                a job, dead letter, stream or consumer that is not there
@@ -28,6 +29,8 @@
     ├── Stale                   a newer attempt owns this job; this one may not write any more
     ├── JobFailed               the awaited job ended badly
     ├── ResultTimeout           the awaited job did not end in time
+    ├── ReplyTimeout            the asked agent did not answer in time
+    ├── MailBounced             the asked agent's inbox sent the mail back
     ├── ResultDisabled          the job's handler keeps no result
     ├── EmbeddedError           the embedded server cannot be had
     │   └── BinaryMissing       there is no nats-server binary
@@ -202,6 +205,17 @@ class DiskFull(QueueFull):
     is_full = "no room on the server for {}"
 
 
+class InboxFull(QueueFull):
+    """`agent` has as much unread mail as it may (`limit`). Others take mail."""
+
+    retry_s = 1.0
+    is_full = "the inbox of {} is full"
+
+    def __init__(self, agent: str, *, limit: int | None = None) -> None:
+        super().__init__(agent, "it holds as many unread mails as it may", limit=limit)
+        self.agent = agent
+
+
 class ConfigMismatch(AIQueueError):
     """The server's stream or consumer differs from the declared one and cannot be changed in place."""
 
@@ -250,6 +264,23 @@ class ResultTimeout(AIQueueError, TimeoutError):
     """The awaited job did not end in time. It goes on; asking again is fine."""
 
     retryable = True
+
+
+class ReplyTimeout(AIQueueError, TimeoutError):
+    """The asked agent did not answer in time. What it says later goes to the asker's inbox all the same."""
+
+    retryable = True
+
+
+class MailBounced(AIQueueError):
+    """A mail that awaited a reply came back: `reason` is one word, `error` a line."""
+
+    def __init__(self, mail_id: str, *, to: str, reason: str, error: str) -> None:
+        super().__init__(f"mail {mail_id} to {to} came back ({reason}): {error}")
+        self.mail_id = mail_id
+        self.to = to
+        self.reason = reason
+        self.error = error
 
 
 class ResultDisabled(AIQueueError):

@@ -131,8 +131,9 @@ class Handle:
         return subjects.journal(self._family.journal, self.tenant, self.id)
 
     async def cancel(self) -> bool:
-        """Take the job back. True: it will never run (again), and `result` says "cancelled". False: it runs, a worker
-        is about to run it, or it has ended; nothing has changed. Raises Unavailable, after which asking again is fine.
+        """Take the job back, wherever it is. True: `result` says "cancelled", and it will not run (again); where it
+        runs, its worker is told to stop it, which this does not wait for. False: it has ended; nothing has changed.
+        Raises Unavailable, after which asking again is fine.
         """
         return (await self.verdict()).cancelled
 

@@ -40,6 +40,13 @@ DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job
 DOCUMENT_SIZE: Final = "Aiq-Document-Size"
 DOCUMENT_REF: Final = "Aiq-Document-Ref"  # the name under which a job holds its documents
 DOCUMENTS: Final = (DOCUMENT, DOCUMENT_SIZE, DOCUMENT_REF)  # a job keeps these wherever it goes
+TARGET: Final = "target_agent_id"  # the guide's own: whom a mail is for, and from whom
+SOURCE: Final = "source_agent_id"
+CONVERSATION: Final = "Aiq-Conversation"
+CORRELATION: Final = "Aiq-Correlation"  # the id of the mail that this one answers
+BROADCAST: Final = "Aiq-Broadcast"  # sent to a whole roster: who does not know its kind lets it be
+COPY: Final = "Aiq-Copy"  # stored already: this is for those who listen to the bare subject
+KV_OPERATION: Final = "KV-Operation"
 ROLLUP: Final = "Nats-Rollup"
 TTL: Final = "Nats-TTL"
 

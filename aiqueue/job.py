@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
-from .document import Chunks, Document, SyncChunks, mentions
+from .document import Chunks, Document, SyncChunks, drive, mentions
 from .errors import BadInput, DecodeError
 from .units import seconds
 
@@ -89,6 +89,8 @@ class Progress(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def cancelled(self) -> bool: ...
     async def progress(self, fraction: float, note: str) -> None: ...
     async def chunk(self, data: Any) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
@@ -133,6 +135,14 @@ class Job(Generic[M_co]):
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"
 
+    @property
+    def cancelled(self) -> bool:
+        """True once nobody waits for this attempt any more: its job was cancelled, its time is up, or the worker has
+        left. An async handler gets asyncio.CancelledError then; a plain function, which nothing can interrupt, may look
+        here now and then, and return.
+        """
+        return self._progress.cancelled
+
     async def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the job is: `fraction` from 0 to 1 and a note. Goes to the job's journal.
 
@@ -141,6 +151,10 @@ class Job(Generic[M_co]):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
+
+    def progress_sync(self, fraction: float, note: str = "") -> None:
+        """The same for a handler that is a plain function."""
+        drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
 
     async def chunk(self, data: Any) -> None:
         """Give a part of what comes out of the job, such as a few words of an answer, to whoever follows it by
@@ -151,6 +165,10 @@ class Job(Generic[M_co]):
         another attempt has taken the job over; let that pass, the work is no longer wanted.
         """
         await self._progress.chunk(data)
+
+    def chunk_sync(self, data: Any) -> None:
+        """The same for a handler that is a plain function: it waits in its thread until there is room."""
+        drive(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
 
     def open(self, document: Document) -> Chunks:
         """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -26,6 +26,7 @@ TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quaran
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
+WHILE_RUNNING = {"reason": CANCELLED, "error": "taken back while it ran"}
 CHUNKS_S = 30.0
 HEADERS_ROOM = 1_024  # bytes of an entry's frame that are not its body
 
@@ -163,14 +164,13 @@ class Journal:
         return (await self.past(subject, run, born, word)).newest
 
     async def append(
-        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, head: Entry | None
+        self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, past: Past
     ) -> bool:
-        """One entry by somebody who holds no lease, if `head` is still the newest entry. Raises Unavailable."""
-        epoch = (head.epoch if head else 0) + 1
-        told = _told(event, run, epoch, attempt, word)
+        """One entry by somebody who is no attempt, if nothing was written since `past`. Raises Unavailable."""
+        told = _told(event, run, max(1, past.epoch), attempt, word)
         told |= {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
-            headers.EXPECTED: str(head.seq if head else 0),
+            headers.EXPECTED: str(past.head_seq),
         }
         try:
             await self.connection.store(subject, codec.encode(data), told)
@@ -325,6 +325,22 @@ class Writer:
                 self._head_seq = self._known_seq = head.seq  # stored after all: an answer was lost
             self._since = 0.0
             return True
+
+    @property
+    def run(self) -> int:
+        return self._run
+
+    async def ended(self) -> bool:
+        """Whether this run has its last word."""
+        head = await self._journal.head(self.subject)
+        if head is None or (not head.final and _is_of(head, self._run, self._born, self._word)):
+            return False
+        newest = await self.newest()
+        return newest is not None and newest.final
+
+    async def newest(self) -> Entry | None:
+        """This run's newest entry, whoever wrote it."""
+        return await self._journal.of_run(self.subject, self._run, self._born, self._word)
 
     async def check(self) -> None:
         """Raises Stale if a newer attempt has written, so that what cannot be taken back is not written elsewhere."""

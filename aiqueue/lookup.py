@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import codec, headers, subjects
-from .connection import Connection, Stored
+from .connection import Connection, Stored, timestamp
 from .deadletter import DeadLetter, DeadLetters, Filter
 from .errors import BadInput, DecodeError, NotFound
 from .journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
 from .parking import Parking, Waiting
 from .producer import Enqueued
+from .timeline import BORN, Step, timeline
 from .topology import Family, Topology
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
+ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # and so much of them: chunks may be large
 SCAN_JOBS_MAX = 10_000  # stored jobs looked at for one without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
 LOOKS = 2  # a job that moved from one place to another between two reads is found by the second look
@@ -39,8 +41,9 @@ class JobStats:
     **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
     found among those looked at). `note` is a sentence where the state alone would mislead.
 
-    `entries` is its journal, the oldest first, at most ENTRIES_MAX and the last one (`entries_cut`: some are left
-    out). Times are seconds since the epoch.
+    `timeline` is what happened to it. `entries` is its journal, the oldest first, at most ENTRIES_MAX and
+    ENTRIES_BYTES_MAX, and the last one (`entries_cut`: some are left out, of the timeline too). Times are seconds since
+    the epoch.
     """
 
     job_id: str
@@ -55,6 +58,7 @@ class JobStats:
     result: Any = None
     failure: Mapping[str, Any] | None = None
     dead_seq: int | None = None
+    timeline: tuple[Step, ...] = ()
     entries: tuple[Entry, ...] = ()
     entries_cut: bool = False
     note: str = ""
@@ -92,6 +96,8 @@ class Found:
     cut: bool = False
     letter: DeadLetter | None = None
     stored: Stored | None = None
+    delivered: bool = False  # the stored job, at some time
+    delivered_at: float | None = None  # where the server knows that it was this one
 
     @property
     def head(self) -> Entry | None:
@@ -177,17 +183,17 @@ class _Search:
             return
         stream = self._topology.journal_stream.name
         subject = subjects.journal(declared.journal, self._tenant or "*", self._job_id)
-        count = 0
+        count = size_bytes = 0
         with contextlib.suppress(NotFound):
             async for stored in self._connection.read(stream, subject):
                 place = self._place(declared.name, stored.subject.split(".")[-2])
-                if count >= ENTRIES_MAX:
+                if count >= ENTRIES_MAX or size_bytes >= ENTRIES_BYTES_MAX:
                     last = await self._connection.last(stream, stored.subject)
                     place.cut = True
                     if last is not None:
                         place.entries.append(entry_of(last))
                     return
-                count += 1
+                count, size_bytes = count + 1, size_bytes + len(stored.data)
                 place.entries.append(entry_of(stored))
 
     async def _read_parked(self) -> None:
@@ -249,7 +255,10 @@ class _Search:
         declared, tenant = place.family, place.tenant
         head, letter, stored = place.head, place.letter, place.stored
         state, note, due = await self._state(declared, tenant, place)
-        born = _born(stored or (place.parked[-1].stored if place.parked else None))
+        steps = timeline(
+            self._job_id, place.entries, stored=stored, parked=place.parked, letter=letter,
+            delivered=place.delivered, delivered_at=place.delivered_at,
+        )  # fmt: skip
         lane: subjects.Lane | None
         kind: str | None
         if stored is not None:
@@ -270,14 +279,15 @@ class _Search:
         return JobStats(
             job_id=self._job_id, family=declared.name, tenant=tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
-            enqueued_at=born or (letter.enqueued_at if letter else None), next_attempt_at=due,
+            enqueued_at=next((step.at for step in reversed(steps) if step.event in BORN), None), next_attempt_at=due,
             result=head.data if head is not None and state == "done" else None, failure=failure,
-            dead_seq=letter.seq if letter else None, entries=tuple(place.entries), entries_cut=place.cut, note=note,
+            dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(place.entries),
+            entries_cut=place.cut, note=note,
         )  # fmt: skip
 
     async def _state(self, declared: Family, tenant: str, place: Found) -> tuple[State, str, float | None]:
         if place.stored is not None:
-            return await self._state_stored(declared, tenant, place.stored, place.head)
+            return await self._state_stored(declared, tenant, place, place.stored, place.head)
         if place.parked:
             return _state_parked(place.parked[-1])
         if place.letter is not None:
@@ -295,7 +305,7 @@ class _Search:
         return "ended", "it is stored no more and left no result: its handler keeps none", None
 
     async def _state_stored(
-        self, declared: Family, tenant: str, stored: Stored, head: Entry | None
+        self, declared: Family, tenant: str, place: Found, stored: Stored, head: Entry | None
     ) -> tuple[State, str, float | None]:
         if head is not None and head.event == CANCELLED and _of_this_run(head, stored):
             return "cancelled", "a worker will take it out of its lane", None
@@ -309,6 +319,9 @@ class _Search:
             return "queued", "no worker serves its lane at the moment", None
         if stored.seq > info["delivered"]["stream_seq"]:
             return "queued", "", None
+        place.delivered = True
+        if stored.seq == info["delivered"]["stream_seq"] and not info["num_redelivered"]:
+            place.delivered_at = timestamp(info["delivered"]["last_active"])
         if head is not None and _of_this_run(head, stored) and head.event == RETRY and isinstance(head.data, dict):
             delay_s = head.data.get("delay_s")
             if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # a stranger may have written anything

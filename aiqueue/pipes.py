@@ -42,8 +42,10 @@ def plain_family(family: Family) -> dict[str, Any]:
 
 
 def plain_error(error: AIQueueError) -> list[Any]:
-    """An error of what was done for a child, as `error_of` reads it."""
-    return [type(error).__name__, str(error), isinstance(error, Stale) and error.ended]
+    """An error of what was done for a child, as `error_of` reads it: by the nearest class that is known there."""
+    names = (each.__name__ for each in type(error).__mro__)
+    name = next((each for each in names if each in _ERRORS or each == "Stale"), "")
+    return [name, str(error), isinstance(error, Stale) and error.ended]
 
 
 def error_of(plain: list[Any]) -> AIQueueError:

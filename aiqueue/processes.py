@@ -22,6 +22,7 @@ from .child import find
 from .document import Document
 from .errors import AIQueueError, BadInput, DecodeError, Unavailable
 from .job import Progress
+from .stops import Stop
 from .topology import Family
 
 log = logging.getLogger("aiqueue.processes")
@@ -148,6 +149,12 @@ class Child:
         child.missing = said[1]
         return child
 
+    def stop(self) -> None:
+        """Tell it that the job that it runs was cancelled. Safe on one that has ended."""
+        assert self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(pipes.pack(["stop"]))
+
     async def ask(self, request: list[Any], progress: Progress | None = None) -> list[Any]:
         """The answer to one request; what the child asks for meanwhile, `progress` does: see `job.Progress`.
 
@@ -158,7 +165,7 @@ class Child:
         opened: dict[int, AsyncGenerator[bytes, None]] = {}
         try:
             await self._say(request)
-            while (said := await self._hear())[0] in ("progress", "give", "chunk", "shut"):
+            while (said := await self._hear())[0] in ("progress", "chunk", "document", "shut"):
                 await self._say(["told", *await _serve(progress, opened, said)])
         except (EOFError, OSError, DecodeError):
             raise Died(await self._how(), first=first) from None
@@ -244,8 +251,16 @@ class Seat:
         assert self._child is not None
         return self._child
 
-    async def ask(self, request: list[Any], *, timeout_s: float | None, progress: Progress | None = None) -> list[Any]:
-        """The child's answer. It is killed after `timeout_s` seconds (None: no limit), and when this is cancelled.
+    async def ask(
+        self,
+        request: list[Any],
+        *,
+        timeout_s: float | None,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+    ) -> list[Any]:
+        """The child's answer. It is killed after `timeout_s` seconds (None: no limit), and when this is cancelled. From
+        its beginning on `stop` has the child itself end what it does.
 
         Raises Died, Overdue, NoChild.
         """
@@ -253,6 +268,8 @@ class Seat:
         answered = False
         try:
             async with asyncio.timeout(timeout_s) as limit:
+                if stop is not None:
+                    stop.tell = child.stop
                 said = await child.ask(request, progress)
             answered = True
         except TimeoutError:
@@ -260,6 +277,8 @@ class Seat:
                 raise
             raise Overdue from None
         finally:
+            if stop is not None:
+                stop.tell = None
             if not answered:
                 self._child, self._killed = None, child
                 child.kill_now()
@@ -312,7 +331,7 @@ class Processes:
         """The processes that are alive."""
         return [seat.child.pid for seat in self._seats if seat.child is not None]
 
-    async def run(self, parcel: Parcel, number: int, handler: Handler, progress: Progress) -> Outcome:
+    async def run(self, parcel: Parcel, number: int, handler: Handler, progress: Progress, stop: Stop) -> Outcome:
         """Attempt `number` in a child, once one is free. A child that dies has failed the attempt.
 
         Its timeout counts from then. Raises Unavailable where no child can be started.
@@ -320,7 +339,7 @@ class Processes:
         async with self._room:
             seat = self._free.pop()
             try:
-                return await run(seat, parcel, number, handler, progress)
+                return await run(seat, parcel, number, handler, progress, stop)
             except Died as died:
                 return Raised(f"worker process died: {died}", "")
             except NoChild as error:
@@ -329,11 +348,11 @@ class Processes:
                 self._free.append(seat)
 
 
-async def run(seat: Seat, parcel: Parcel, number: int, handler: Handler, progress: Progress) -> Outcome:
+async def run(seat: Seat, parcel: Parcel, number: int, handler: Handler, progress: Progress, stop: Stop) -> Outcome:
     """Attempt `number` in the child of a seat. Raises Died, NoChild."""
     request = ["run", pipes.plain_parcel(parcel), number, handler.keeps_result]
     try:
-        said = await seat.ask(request, timeout_s=handler.timeout_s, progress=progress)
+        said = await seat.ask(request, timeout_s=handler.timeout_s, progress=progress, stop=stop)
     except Overdue:
         return attempt.timed_out(handler.timeout_s)
     try:
@@ -371,9 +390,9 @@ async def _serve(
         match said:
             case ["progress", fraction, note]:
                 await progress.progress(fraction, note)
-            case ["give", data]:
+            case ["chunk", data]:
                 await progress.chunk(data)
-            case ["chunk", number, told]:
+            case ["document", number, told]:
                 if number not in opened:
                     opened[number] = progress.chunks(Document(**told))
                 return [None, await anext(opened[number], None)]

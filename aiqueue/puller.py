@@ -33,38 +33,30 @@ STANDING_MAX = 16  # credits of one standing pull
 STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds the jobs of the others
 
 
-@dataclass(slots=True)
 class Delivery:
-    """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `void`: its stream has
-    been made anew, and what is said of its sequence would be taken for another job's.
+    """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `run` and `born`: the
+    sequence that names its run, and when that was first stored in its work stream, where it has been parked since.
+    `void`: its stream has been made anew, and what is said of its sequence would be taken for another job's.
     """
 
-    lane: LanePull
-    message: Received
-    seq: int
-    delivered: int
-    enqueued_at: float
-    arrived: float
-    void: bool = False
+    __slots__ = ("arrived", "born", "delivered", "enqueued_at", "lane", "message", "run", "seq", "tenant", "void")
+
+    def __init__(
+        self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
+    ) -> None:
+        self.lane = lane
+        self.message = message
+        self.seq = seq
+        self.delivered = delivered
+        self.enqueued_at = enqueued_at
+        self.arrived = arrived
+        self.void = False
+        self.tenant = message.subject.split(".", 4)[3]  # a shared lane has all tenants
+        self.run, self.born = headers.run(message.headers, seq, enqueued_at)
 
     @property
     def reply(self) -> str:
         return self.message.reply
-
-    @property
-    def tenant(self) -> str:
-        """The subject says it: a shared lane has all tenants."""
-        return self.message.subject.split(".")[3]
-
-    @property
-    def run(self) -> int:
-        """The sequence that names its run: of its first storing, where it has been parked since."""
-        return headers.run(self.message.headers, self.seq, self.enqueued_at)[0]
-
-    @property
-    def born(self) -> float:
-        """When it was first stored in its work stream, seconds since the epoch."""
-        return headers.run(self.message.headers, self.seq, self.enqueued_at)[1]
 
 
 @dataclass(slots=True, eq=False)

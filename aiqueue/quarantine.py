@@ -26,6 +26,7 @@ from .job import Progress
 from .journal import STARTED, TRIAL, Entry, Writer
 from .processes import Died, NoChild, Overdue, Recipe, Seat
 from .puller import Delivery
+from .stops import Stop
 
 log = logging.getLogger("aiqueue.quarantine")
 
@@ -50,6 +51,7 @@ class Suspect:
     writer: Writer | None
     progress: Progress
     head: Entry | None
+    stop: Stop
 
 
 class Quarantine:
@@ -179,11 +181,15 @@ class Quarantine:
     async def _run(self, suspect: Suspect) -> Outcome:
         """A child that an earlier suspect has used may have died of that one: only a fresh one convicts."""
         try:
-            return await processes.run(self._bench, suspect.parcel, suspect.attempt, suspect.handler, suspect.progress)
+            return await processes.run(
+                self._bench, suspect.parcel, suspect.attempt, suspect.handler, suspect.progress, suspect.stop
+            )
         except Died as died:
-            if died.first:
+            if died.first or suspect.stop.asked:
                 raise
-        return await processes.run(self._bench, suspect.parcel, suspect.attempt, suspect.handler, suspect.progress)
+        return await processes.run(
+            self._bench, suspect.parcel, suspect.attempt, suspect.handler, suspect.progress, suspect.stop
+        )
 
     async def _try_here(self, suspect: Suspect, here: Callable[[], Awaitable[Outcome]], problem: str) -> Outcome:
         """A trial in the worker, which is told to the journal first: the next delivery sees that it had no end."""

@@ -18,6 +18,7 @@ from .attempt import (
     Raised,
     Refused,
     Returned,
+    Stopped,
     TakenOver,
     Waits,
 )  # fmt: skip
@@ -26,12 +27,13 @@ from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
-from .job import Job, Progress
+from .job import Job
 from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Kept, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
 from .settlement import Opened, Settlement, hop_of
+from .stops import Stop, Stops
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
@@ -74,6 +76,7 @@ class Runner:
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
+        self.stops = Stops(journal.connection, families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for results that wait for room on the server."""
@@ -83,8 +86,8 @@ class Runner:
         self._settlement.room.close()
         self._threads.close()
 
-    async def run(self, delivery: Delivery) -> None:
-        """Carry one delivery to its end. Never raises for anything that the message or its handler does."""
+    async def run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Carry one delivery to its end, in `task`. Never raises for anything that the message or its handler does."""
         opened: Opened | None = None
         writer: Writer | None = None
         handler: Handler | None = None
@@ -94,7 +97,8 @@ class Runner:
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
-                outcome = await self._attempt(delivery, opened, handler, writer)
+                voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
+                outcome = await self._attempt(delivery, opened, handler, voice)
                 if writer is not None and not isinstance(outcome, Cancelled | TakenOver | Ended):
                     await writer.flush()  # before anything is decided by the journal's newest entry
                 if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
@@ -175,9 +179,6 @@ class Runner:
             number = past.newest.attempt if past.newest else 1
         opened.attempt = max(opened.first, number)
 
-    def _voice(self, opened: Opened, writer: Writer | None, *, quiet: bool = False) -> _Voice:
-        return _Voice(self._documents, self._loop, opened.parcel.tenant, writer, quiet)
-
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
         family = self._families[delivery.lane.key.family]
         if not family.journal:
@@ -195,10 +196,8 @@ class Runner:
 
     # -- during
 
-    async def _attempt(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None
-    ) -> Outcome:
-        parcel = opened.parcel
+    async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+        parcel, writer = opened.parcel, voice.writer
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
@@ -206,18 +205,37 @@ class Runner:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
-        if not opened.suspect or opened.problem:
-            return await self._run(opened, handler, self._voice(opened, writer))
+        outcome: Outcome
+        try:
+            if self.stops.begin(voice) and writer is not None and await writer.ended():
+                return Ended()  # cancelled while it waited for a slot
+            if not opened.suspect or opened.problem:
+                outcome = await self._run(opened, handler, voice)
+            else:
+                outcome = await self._try(opened, handler, voice)
+        except asyncio.CancelledError:
+            if not voice.asked:
+                raise
+            outcome = Cancelled()
+        finally:
+            leaves = self.stops.end(voice)
+        if not voice.asked or isinstance(outcome, Returned):
+            return outcome
+        return Cancelled() if leaves else Stopped()
+
+    async def _try(self, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+        parcel = opened.parcel
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
-        suspect = Suspect(
-            parcel, opened.job_id, opened.attempt, handler, writer, self._voice(opened, writer), opened.past.newest
-        )
 
         async def here() -> Outcome:
             attempt.fill(parcel, opened)
-            return await self._run(opened, handler, self._voice(opened, writer, quiet=True))
+            voice.silent = True
+            return await self._run(opened, handler, voice)
 
+        suspect = Suspect(
+            parcel, opened.job_id, opened.attempt, handler, voice.writer, voice, opened.past.newest, voice
+        )
         return await self._quarantine.run(suspect, here)
 
     def _foregone(self, delivery: Delivery, opened: Opened) -> Outcome | None:
@@ -273,19 +291,17 @@ class Runner:
         writer.resume(opened.past, opened.attempt)
         return outcome
 
-    async def _run(self, opened: Opened, handler: Handler | None, progress: Progress) -> Outcome:
+    async def _run(self, opened: Opened, handler: Handler | None, progress: _Voice) -> Outcome:
         parcel = opened.parcel
         if handler is not None and handler.process and opened.data is not None:
-            return await self._processes.run(parcel, opened.attempt, handler, progress)
+            return await self._processes.run(parcel, opened.attempt, handler, progress, progress)
         job = attempt.prepare(parcel, opened, handler, attempt=opened.attempt, state=self._state, progress=progress)
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        return await self._call(handler, job)
+        return await self._call(handler, job, progress.task)
 
-    async def _call(self, handler: Handler, job: Job[Any]) -> Outcome:
-        task = asyncio.current_task()
-        assert task is not None
+    async def _call(self, handler: Handler, job: Job[Any], task: asyncio.Task[None]) -> Outcome:
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
         outcome: Outcome
         try:
@@ -312,12 +328,12 @@ class Runner:
         return outcome
 
 
-class _Voice:
-    """What a job may ask for while it runs: see `job.Progress`. A `quiet` one writes nothing, for it would hide the
-    entry of the trial that the job is in.
+class _Voice(Stop):
+    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped. A `silent` one writes
+    nothing, for it would hide the entry of the trial that the job is in.
     """
 
-    __slots__ = ("_documents", "_quiet", "_tenant", "_writer", "loop")
+    silent = False
 
     def __init__(
         self,
@@ -325,25 +341,37 @@ class _Voice:
         loop: asyncio.AbstractEventLoop,
         tenant: str,
         writer: Writer | None,
-        quiet: bool,
+        task: asyncio.Task[None],
     ) -> None:
         self.loop = loop
         self._documents = documents
         self._tenant = tenant
-        self._writer = writer
-        self._quiet = quiet
+        self.writer = writer
+        self.task = task
+
+    @property
+    def cancelled(self) -> bool:
+        return self.asked or self.over
 
     async def progress(self, fraction: float, note: str) -> None:
-        if self._writer is not None and not self._quiet:
-            await self._writer.write(PROGRESS, {"fraction": fraction, "note": note})
+        self._demand_wanted()
+        if self.writer is not None and not self.silent:
+            await self.writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
     async def chunk(self, data: Any) -> None:
-        if self._writer is None:
+        self._demand_wanted()
+        if self.writer is None:
             return
-        if self._quiet:
-            self._writer.lose(1)
+        if self.silent:
+            self.writer.lose(1)
         else:
-            await self._writer.chunk(data)
+            await self.writer.chunk(data)
+
+    def _demand_wanted(self) -> None:
+        if self.asked:  # the journal refuses it too; else one that streams could keep who cancels from writing there
+            raise Stale("the job was cancelled", ended=True)
+        if self.over:
+            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
 
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         if document.tenant != self._tenant:  # a child's word for it is not enough

@@ -79,6 +79,7 @@ class Session:
         self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self._runner: Runner | None = None
         self._sweeper: Sweeper | None = None
@@ -140,6 +141,7 @@ class Session:
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
             )
+            await self._stack.enter_async_context(self._runner.stops)
             self._collector.start()
             await self._puller.open()
             self._leases.start()
@@ -273,14 +275,15 @@ class Session:
             return
         self._void_former(delivery)
         self._by_seq[delivery.lane.stream, delivery.seq] = delivery
-        task = asyncio.create_task(self._run(key, delivery))
+        # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
+        task = self._loop.create_task(self._run(key, delivery))
         self._running[key] = (delivery, task)
 
     async def _run(self, key: _Key, delivery: Delivery) -> None:
         assert self._runner is not None
         begun = time.monotonic()
         try:
-            await self._runner.run(delivery)
+            await self._runner.run(delivery, self._running[key][1])
         finally:
             self._freed = time.monotonic()
             took = self._freed - begun

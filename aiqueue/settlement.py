@@ -22,6 +22,7 @@ from .attempt import (
     Raised,
     Refused,
     Returned,
+    Stopped,
     TakenOver,
     Unknown,
     Waits,
@@ -29,8 +30,8 @@ from .attempt import (
 from .backoff import Backoff
 from .connection import Connection
 from .deadletter import DeadLetters, Obituary, history_text, trimmed
-from .errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, TooLarge, Unavailable
-from .journal import FAILED, NOTHING, RESULT, RETRY, Past, Writer
+from .errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
+from .journal import CANCELLED, FAILED, NOTHING, RESULT, RETRY, WHILE_RUNNING, Past, Writer
 from .parking import Parking
 from .producer import relocate
 from .puller import Delivery
@@ -134,14 +135,22 @@ class Settlement:
                 await self._ack(delivery)
             case Waits(int() | float() as after_s):
                 await self._leave(delivery, opened, opened.attempt, after_s)
-            case Ended():
-                said = opened.past.newest  # a dead letter goes on holding its documents
-                lets_go = _holds(delivery) and said is not None and said.final and said.event != FAILED
-                await (self._end_holding(delivery) if lets_go else self._ack(delivery))
+            case Ended() | Stopped():
+                await self._ended(delivery, opened, writer, stopped=isinstance(outcome, Stopped))
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
                 await self.hand_back(delivery)
+
+    async def _ended(self, delivery: Delivery, opened: Opened, writer: Writer | None, *, stopped: bool) -> None:
+        """The job has its last word, or gets it now: mostly this is refused, for who cancelled it has written it."""
+        if stopped and writer is not None:
+            await writer.write(CANCELLED, WHILE_RUNNING)
+        said = opened.past.newest
+        if _holds(delivery) and writer is not None and not opened.past.ended:
+            said = await writer.newest()
+        lets_go = said is not None and said.final and said.event != FAILED  # a dead letter goes on holding
+        await (self._end_holding(delivery) if _holds(delivery) and lets_go else self._ack(delivery))
 
     async def comes_back(self, delivery: Delivery, error: Exception) -> None:
         """What became of the job could not be written: it must come back, less often each time."""
@@ -254,13 +263,20 @@ class Settlement:
             history=opened.history or [],
         )  # fmt: skip
         try:
-            await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
+            letter = await self._dead.bury(obituary, delivery.message.headers, delivery.message.data)
         except QueueFull as full:
             await self._wait_for_burial(delivery, opened, reason, error, full)
             return
         log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
         if writer is not None:
-            await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
+            told = {"reason": reason, "error": error, "history": trimmed(opened.history or [])}
+            try:
+                await writer.write(FAILED, told)
+            except Stale as stale:
+                newest = await writer.newest() if stale.ended else None
+                if newest is not None and newest.event == CANCELLED:  # meanwhile: the job is not to be two things
+                    await self._dead.purge(await self._dead.get(letter))
+                raise
         await self._ack(delivery)
 
     async def _wait_for_burial(

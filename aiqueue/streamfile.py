@@ -17,7 +17,7 @@ from . import subjects, units
 from .errors import TopologyError
 from .job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents"]
+Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence"]
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
@@ -206,6 +206,7 @@ _STREAM: dict[str, Check] = {
     "allow_msg_schedules": _flag,
     "allow_msg_ttl": _flag,
     "allow_rollup_hdrs": _flag,
+    "deny_delete": _flag,
 }
 _REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": _flag}
 _CONSUMER: dict[str, Check] = {
@@ -241,6 +242,15 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "allow_rollup_hdrs": True,
         "allow_msg_ttl": True,
     },
+    "presence": {
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "deny_delete": True,
+    },
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -257,6 +267,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "parked": {"max_consumers": 100, "duplicate_window": 600 * 10**9},
     "stranded": {"max_consumers": 100},
     "documents": {},
+    "presence": {},
 }
 # Stated for every stream, so that a limit set by another hand shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -398,6 +409,8 @@ def _coherent(file: str, profile: str, role: Role, stream: Mapping[str, Any], ov
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must begin with {subjects.OBJECTS} for a documents stream: it is an object store's")
+    if role == "presence" and not stream["name"].startswith(subjects.BUCKET):
+        refuse("name", f"must begin with {subjects.BUCKET} for a presence stream: it is a bucket's")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot go with discard = "new": the server refuses schedules there')
     for key, needed in _FIXED[role].items():

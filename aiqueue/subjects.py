@@ -15,10 +15,12 @@ FAMILY = re.compile(r"[a-z0-9_-]{1,32}\.[a-z0-9_-]{1,32}")
 PRIORITY = re.compile(r"[a-z0-9]{1,16}")  # no "-": a lane's consumer is named {tenant}-{priority}
 NORMAL = "normal"
 HINTS = "aiq.hint"
+CANCEL = "aiq.cancel"  # workers are told which jobs were cancelled while they may run
 BACK = "aiq.back"  # workers tell each other which jobs they hand back
 DEAD = "ai.dead"
 PARKED = "ai.parked"
 OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
+BUCKET = "KV_"  # and that of a key-value bucket (ADR-8)
 
 
 def token(what: str, value: object) -> str:
@@ -108,6 +110,16 @@ def objects(stream: str, kind: str, *words: str) -> str:
     return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
 
 
+def bucket(stream: str, *words: str) -> str:
+    """A subject in the bucket of a stream; without words the filter over all keys."""
+    return ".".join(("$KV", stream.removeprefix(BUCKET), *(words or (">",))))
+
+
+def inbox(family: str, tenant: str, agent: str) -> str:
+    """Where the mail of an agent is kept."""
+    return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
+
+
 def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:
     """Nats-Msg-Id. The server deduplicates over a whole stream, hence tenant and family; a move needs its own
     `hop`, or the server would take it for the job that it moves.
@@ -144,6 +156,14 @@ def _more_noise() -> list[tuple[int, str]]:
     digits = raw.translate(_FIVE_BITS).decode()
     # 128 bits are 25 digits and 3 bits: the last digit's lower two bits are zero
     return [(raw[at] & 3, digits[at + 1 : at + 16] + _DIGITS[raw[at + 16] & 28]) for at in range(0, 17 * _NOISE, 17)]
+
+
+_ID = re.compile(r"[0-7][0-9a-v]{25}")
+
+
+def made_at(made: str) -> float | None:
+    """When `new_id` made an id, in seconds since the epoch; None for what it cannot have made."""
+    return (int(made[:10], 32) >> 2) / 1000 if _ID.fullmatch(made) else None
 
 
 if hasattr(os, "register_at_fork"):

@@ -58,6 +58,13 @@ class Limits:
             bucket.add(limit)
         return limit
 
+    def cancel(self, task: asyncio.Task[None], again_s: float) -> Limit:
+        """Cancel a task now, and from `again_s` seconds later on as after a limit."""
+        limit = self.start(task, again_s)
+        limit.cancels = 1
+        task.cancel()
+        return limit
+
     def stop(self, limit: Limit) -> None:
         """Safe twice."""
         bucket = self._buckets.get(limit.tick)

@@ -163,7 +163,7 @@ class Topology:
             spec = _spec(each, families)
             _unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead", "parked", "stranded", "documents"):
+        for role in ("journal", "dead", "parked", "stranded", "documents", "presence"):
             _exactly_one(role, streams)
         kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
         for family in families.values():
@@ -194,6 +194,18 @@ class Topology:
     @property
     def documents_stream(self) -> StreamSpec:
         return self._by_role("documents")
+
+    @property
+    def presence_stream(self) -> StreamSpec:
+        return self._by_role("presence")
+
+    @property
+    def inbox_family(self) -> Family:
+        """The family whose messages are mail. Raises UnknownFamily."""
+        for each in self.families.values():
+            if each.role == "inbox":
+                return each
+        raise UnknownFamily("agent.message", tuple(sorted(self.families)))
 
     def family(self, name: str) -> Family:
         """The family of this name. Raises UnknownFamily, which lists those declared."""
@@ -292,6 +304,8 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
             config["subjects"] = [subjects.stranded(each) for each in work]
         case "parked":
             config["subjects"] = [subjects.parked(due=False), subjects.parked(due=True)]
+        case "presence":
+            config["subjects"] = [subjects.bucket(config["name"])]
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)

@@ -113,7 +113,7 @@ class Worker:
         refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
         what it prints goes to stderr. Raises BadInput for a kind that has a handler already, and for what is no policy.
         """
-        policies = _checked(on or {})
+        policies = checked(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
@@ -172,7 +172,7 @@ class Worker:
         return sorted(wanted)
 
 
-def _checked(on: Policies) -> Policies:
+def checked(on: Policies) -> Policies:
     """The policies, if they are some. Raises BadInput."""
     for error, policy in on.items():
         if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):

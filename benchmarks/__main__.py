@@ -1,9 +1,8 @@
 """All measurements, in rounds that alternate between the two sides.
 
-``python -m benchmarks [speed|fairness|tenants|endurance|documents|delayed|failing|streaming]``, with ``--rounds N``,
-``--jobs N`` and ``--json``, each on an embedded server of its own in a temporary directory. Absolute figures belong to
-the machine; the ratio of the medians is what travels. ``soak``, ``fuzz`` and ``resume`` have options of their own
-(``soak --help``).
+``python -m benchmarks [speed|agents|cancel|...] [--rounds N] [--jobs N] [--json]`` (``--help`` names them all), each on
+an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
+is what travels. ``soak``, ``fuzz`` and ``resume`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiqueue
 
 from . import (
+    agents,
+    cancel,
     delayed,
     documents,
     drain,
@@ -47,23 +49,27 @@ async def measure(rounds: int, jobs: int) -> list[Row]:
     return rows
 
 
-async def other(what: str, rounds: int, jobs: int, megabytes: int) -> str:
-    """A measurement whose figures are no ratio, as text."""
+Other = Callable[[aiqueue.Client, Path, argparse.Namespace], Awaitable[str]]
+OTHERS: dict[str, Other] = {  # measurements whose figures are no plain ratio: they tell theirs as text
+    "agents": lambda client, _, chosen: agents.run(client, rounds=chosen.rounds),
+    "cancel": lambda client, _, chosen: cancel.run(client, jobs=chosen.jobs // 50),
+    "delayed": lambda client, _, chosen: delayed.run(client, jobs=chosen.jobs),
+    "documents": lambda client, directory, chosen: documents.run(
+        client, directory, rounds=chosen.rounds, megabytes=chosen.megabytes
+    ),
+    "endurance": lambda client, _, chosen: endurance.run(client, jobs=chosen.jobs),
+    "failing": lambda client, _, chosen: failing.run(client, rounds=chosen.rounds),
+    "fairness": lambda client, _, chosen: fairness.run(client, rounds=chosen.rounds),
+    "streaming": lambda client, _, chosen: streaming.run(client, rounds=chosen.rounds),
+    "tenants": lambda client, _, chosen: tenants.run(client, jobs=chosen.jobs),
+}
+
+
+async def other(chosen: argparse.Namespace) -> str:
+    """One of OTHERS."""
     with tempfile.TemporaryDirectory(prefix="aiqueue-bench-", ignore_cleanup_errors=True) as directory:
         async with aiqueue.connect(directory=Path(directory)) as client:
-            if what == "fairness":
-                return await fairness.run(client, rounds=rounds)
-            if what == "documents":
-                return await documents.run(client, Path(directory), rounds=rounds, megabytes=megabytes)
-            if what == "endurance":
-                return await endurance.run(client, jobs=jobs)
-            if what == "failing":
-                return await failing.run(client, rounds=rounds)
-            if what == "streaming":
-                return await streaming.run(client, rounds=rounds)
-            if what == "delayed":
-                return await delayed.run(client, jobs=jobs)
-            return await tenants.run(client, jobs=jobs)
+            return await OTHERS[chosen.what](client, Path(directory), chosen)
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("speed", "fairness", "tenants", "endurance", "documents", "delayed", "failing", "streaming"),
+        choices=("speed", *OTHERS),
         default="speed",
     )
     parser.add_argument("--rounds", type=int, default=5)
@@ -85,7 +91,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     if chosen.what != "speed":
-        print(asyncio.run(other(chosen.what, chosen.rounds, chosen.jobs, chosen.megabytes)))
+        print(asyncio.run(other(chosen)))
         return
     rows = asyncio.run(measure(chosen.rounds, chosen.jobs))
     if chosen.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import json
@@ -11,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from aiqueue import supervisor
@@ -133,8 +134,6 @@ async def eventually(fn: Callable[[], object], within: float = 5.0) -> object:
     An AssertionError counts as not yet; anything else that it raises ends the wait. After `within` seconds the
     last AssertionError is raised.
     """
-    import asyncio  # noqa: PLC0415 - the helpers above serve processes that need no loop
-
     deadline = time.monotonic() + within
     while True:
         failure: AssertionError | None = None
@@ -167,3 +166,49 @@ def processes(text: str) -> dict[int, str]:
     ).stdout
     rows = (line.split(None, 2) for line in listed.splitlines() if text in line)
     return {int(row[0]): row[2] for row in rows if len(row) == 3 and not row[1].startswith("Z")}
+
+
+class Relay:
+    """A way to a server that can be cut: what goes over it is passed on byte for byte."""
+
+    def __init__(self, to: tuple[str, int]) -> None:
+        self._to = to
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        await self.mend()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cut()
+
+    async def mend(self) -> None:
+        """Listen, on the same port as before."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """End what goes over it, and listen no more."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, out = await asyncio.open_connection(*self._to)
+        self._writers |= {writer, out}
+        await asyncio.gather(_pass_on(reader, out), _pass_on(there, writer))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

@@ -16,6 +16,9 @@ from typing import Any
 
 import aiqueue
 from aiqueue import attempt
+from aiqueue.errors import Stale
+
+LEFT: list[asyncio.Task[str]] = []  # what handlers began and did not wait for
 
 
 class Act(aiqueue.Message, kind="act"):
@@ -45,12 +48,40 @@ async def act(job: aiqueue.Job[Act]) -> Any:
         await job.progress(1, "whole")
     if job.message.do == "sleep":
         await asyncio.sleep(job.message.value)
-    return _act(job)
+    if job.message.do == "leave behind":
+        LEFT.append(asyncio.create_task(_late(job)))
+    if job.message.do == "left behind":
+        return await LEFT.pop()
+    done = _act(job)
+    if job.message.do == "wait":
+        await asyncio.sleep(job.message.value)
+    return done
+
+
+async def _late(job: aiqueue.Job[Act]) -> str:
+    await asyncio.sleep(0.2)
+    try:
+        await job.progress(0.5, "late")
+    except Stale as stale:
+        return type(stale).__name__
+    return "said"
 
 
 def act_sync(job: aiqueue.Job[Act]) -> Any:
     """A plain one."""
-    return _act(job)
+    if job.message.do == "progress":
+        job.progress_sync(0.5, "half")
+        job.progress_sync(1, "whole")
+    for n in range(int(job.message.value) if job.message.do.startswith("stream") else 0):
+        job.chunk_sync([job.attempt, n])
+        if "STREAMED" in os.environ:
+            Path(os.environ["STREAMED"]).write_text(str(n + 1))
+        if n == 50 and job.attempt == 1 and job.message.do == "stream, die once":
+            os.kill(os.getpid(), signal.SIGKILL)
+    done = _act(job)
+    while job.message.do == "heed" and not job.cancelled:
+        time.sleep(0.01)
+    return done
 
 
 def _act(job: aiqueue.Job[Act]) -> Any:

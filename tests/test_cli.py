@@ -275,10 +275,10 @@ class TestPlanAndApply:
         assert "`aiqueue apply` makes them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
-        assert "10 changes made" in made.stdout
+        assert "11 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 10 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 11 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")
@@ -361,6 +361,13 @@ class TestEnqueue:
         assert "job doc-1 is not cancelled: it has ended already" in result.stderr
         told = json.loads(ready("cancel", "doc-1", "--json").stdout)
         assert told == {"job_id": "doc-1", "cancelled": False, "said": "it has ended already"}
+
+    def test_a_running_job_is_stopped(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+        ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
+        wait_until(lambda: "half" in ready("inspect", "doc-1").stdout, within=20)
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has begun, and its worker is told to stop it\n"
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it will not run\n"
+        assert "job doc-1: cancelled" in ready("inspect", "doc-1").stdout
 
     def test_takes_the_family_whose_own_kind_it_is(self, ready: Cli) -> None:
         result = ready("enqueue", "gateway.request", '{"request_id": "r-1"}', "--tenant", "acme", "--priority", "batch")
@@ -529,7 +536,7 @@ class TestWork:
             ("a b:worker", "is not module:attribute"),
             ("nowhere:worker", "there is no module 'nowhere'"),
             ("app:wrker", "app has no attribute 'wrker'; it has worker"),
-            ("app:not_a_worker", "app:not_a_worker is a int and not an aiqueue.Worker; it has worker"),
+            ("app:not_a_worker", "app:not_a_worker is a int and not an aiqueue.Worker or Agent; it has worker"),
             ("broken:worker", "importing broken: ModuleNotFoundError: No module named 'nothing_here' (/"),
             ("unreadable:worker", "importing unreadable: SyntaxError: "),
             ("raising:worker", "importing raising: ValueError: first second (/"),

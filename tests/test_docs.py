@@ -25,7 +25,7 @@ from .support import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 30
-GROUPS = ("dead", "documents")  # verbs with verbs of their own
+GROUPS = ("dead", "documents", "inbox")  # verbs with verbs of their own
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")

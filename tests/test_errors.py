@@ -34,6 +34,7 @@ EXAMPLES: dict[str, AIQueueError] = {
     "Stale": errors.Stale("taken over", ended=False),
     "JobFailed": errors.JobFailed("j1", reason="rejected", error="bad\ninput", attempt=2),
     "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
+    "MailBounced": errors.MailBounced("m-1", to="bob", reason="expired", error="too late"),
 }
 
 
@@ -113,6 +114,7 @@ def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:
 def test_only_what_another_try_can_mend_is_retryable() -> None:
     assert {each.__name__ for each in CLASSES if each.retryable} == {
         "Unavailable", "QueueFull", "LaneFull", "StreamFull", "AccountFull", "DiskFull", "ResultTimeout",
+        "InboxFull", "ReplyTimeout",
     }  # fmt: skip
 
 

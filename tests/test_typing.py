@@ -19,6 +19,7 @@ PRELUDE = """
         language: str
 
     worker = aiqueue.Worker()
+    agent = aiqueue.Agent("a", tenant="acme")
     """
 
 RIGHT = """
@@ -58,6 +59,22 @@ UNKNOWN_FIELD = """
     """
 
 
+WRONG_MAIL = """
+    from aiqueue.agent import Mail
+
+    @agent.handle(Summarise)
+    async def translate(mail: Mail[Translate]) -> None: ...
+    """
+
+RIGHT_MAIL = """
+    from aiqueue.agent import Mail
+
+    @agent.handle(Summarise)
+    async def summarise(mail: Mail[Summarise]) -> None:
+        said = await agent.request(Translate(language="de"), to="b", reply=Summarise)
+        await mail.reply(Translate(language=said.message.text))
+    """
+
 NO_POLICY = """
     @worker.handle(Summarise, on={ValueError: "reject"})
     async def summarise(job: aiqueue.Job[Summarise]) -> str:
@@ -71,6 +88,8 @@ NO_POLICY = """
     [
         pytest.param(RIGHT, "", id="right"),
         pytest.param(WRONG, "Callable[[Job[Summarise]]", id="wrong"),
+        pytest.param(RIGHT_MAIL, "", id="right_mail"),
+        pytest.param(WRONG_MAIL, "Callable[[Mail[Summarise]]", id="wrong_mail"),
         pytest.param(NO_POLICY, '"str"; expected', id="no_policy"),
         pytest.param(UNKNOWN_FIELD, 'has no attribute "language"', id="unknown_field"),
     ],

@@ -1,4 +1,4 @@
-"""``cancel``: take back a job that has not begun."""
+"""``cancel``: take back a job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cancel(
     tenant: Annotated[str | None, typer.Option(help="Whose it is, if several tenants have this id.")] = None,
     json: Json = False,
 ) -> None:
-    """Take back a job that is parked, queued or between two attempts. One that runs goes on; exit code 1 says so."""
+    """Take back a job that is parked, queued, between two attempts or running. Exit code 1: it has ended already."""
 
     async def take(client: Client) -> Verdict:
         return await client.cancels.by_id(job, family=family, tenant=tenant)

@@ -13,13 +13,14 @@ from ..units import short_size
 from . import output
 from .options import Json, Where, verb
 from .output import Column
+from .steps import moment, says, span
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..journal import Entry
     from ..stats import FamilyStats, JobStats, LaneStats
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
+_OPEN = ("queued", "parked", "in_flight", "retrying")  # states in which something is still to come
 
 
 def register(app: typer.Typer) -> None:
@@ -164,8 +165,7 @@ def _say_job(found: JobStats, json: bool) -> None:
             ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),
         ]
     )
-    if found.entries:
-        _say_journal(found)
+    _say_timeline(found)
     if found.state == "done":
         output.say(f"\nresult\n{output.pretty(found.result)}")
 
@@ -177,38 +177,22 @@ def _due(at: float | None) -> str:
     return f"in {output.age(left_s)} ({output.clock(at)})" if left_s >= 0 else output.ago(at)
 
 
-def _say_journal(found: JobStats) -> None:
-    output.say(f"\njournal{' (entries in the middle are left out)' if found.entries_cut else ''}")
-    begun = found.entries[0].time
+def _say_timeline(found: JobStats) -> None:
+    steps = found.timeline
+    days = {time.strftime("%Y-%m-%d", time.localtime(step.at)) for step in steps if step.at is not None}
+    told = f" of {days.pop()}" if len(days) == 1 else ""
+    output.say(f"\ntimeline{told}{' (what the middle of its journal says is left out)' if found.entries_cut else ''}")
     rows = [
         [
-            output.clock(each.time),
-            f"+{output.age(each.time - begun)}",
-            each.event or "?",
-            f"{each.attempt}",
-            _summary(each),
+            "?" if step.at is None else moment(step.at, with_day=not told),
+            "" if step.after_s is None else f"+{span(step.after_s)}",
+            step.event,
+            f"{step.attempt}" if step.attempt else "",
+            says(step),
         ]
-        for each in found.entries
+        for step in steps
     ]
-    columns = [Column("time"), Column("", right=True), Column("event"), Column("attempt", right=True)]
+    if found.state in _OPEN:
+        rows.append(["now", "", found.state.replace("_", " "), "", ""])
+    columns = [Column("time"), Column("after", right=True), Column("event"), Column("attempt", right=True)]
     output.table([*columns, Column("says", shrink=True, prose=True)], rows)
-
-
-def _summary(entry: Entry) -> str:
-    data = entry.data
-    if isinstance(data, dict):
-        if entry.event == "progress":
-            fraction = data.get("fraction")
-            told = f"{fraction:.0%}" if isinstance(fraction, int | float) else str(fraction)
-            return f"{told} {data.get('note') or ''}".strip()
-        if entry.event == "retry":
-            delay = data.get("delay_s")
-            told = f" (again after {output.age(delay)})" if isinstance(delay, int | float) else ""
-            return f"{data.get('error')}{told}"
-        if entry.event == "started":
-            return ""
-        if entry.event == "cancelled":
-            return str(data.get("error"))
-        if entry.event == "failed":
-            return f"{data.get('reason')}: {data.get('error')}"
-    return output.cut(output.pretty(data, short=True), 500)

@@ -17,6 +17,7 @@ from . import output
 from .options import FAILED, Where, duration, names, verb
 
 if TYPE_CHECKING:
+    from ..agent import Agent
     from ..client import Client
     from ..worker import Worker
     from .crew import Member
@@ -33,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def work(
     where: Where,
-    target: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker to run, such as app:worker.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker or Agent to run, such as app:worker.")
+    ],
     *,
     processes: Annotated[
         int, typer.Option(help="How many processes run it, each replaced when it dies.", min=1, max=PROCESSES_MAX)
@@ -56,7 +59,7 @@ def work(
     ] = "info",
     crew_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run a worker until Ctrl-C or SIGTERM, then let it finish its jobs.
+    """Run a worker, or an agent, until Ctrl-C or SIGTERM, then let it finish its jobs.
 
     Exit code 0 when all running jobs could finish, 1 when some were handed to other workers. A second signal ends it
     at once (130, 143); its jobs are delivered again when their leases run out.
@@ -76,17 +79,22 @@ def work(
         raise typer.Exit(Crew(arguments, processes, what=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
+    from ..agent import Agent  # noqa: PLC0415
+
     member = None if crew_fd is None else _join(crew_fd)
     worker = load(target)
     if concurrency is not None:
         worker.concurrency = concurrency
-    if (only := names(families)) is not None:
-        worker.families = tuple(only)
-    if (whose := names(tenants)) is not None:
-        worker.tenants = tuple(whose)
+    only, whose = names(families), names(tenants)
+    if isinstance(worker, Agent):
+        if only is not None or whose is not None:
+            raise BadInput(f"--families and --tenants are for workers: {target} is an agent of {worker.tenant}")
+    else:
+        worker.families = worker.families if only is None else tuple(only)
+        worker.tenants = worker.tenants if whose is None else tuple(whose)
     if drain_timeout is not None:
         worker.drain_timeout_s = drain_timeout
-    if member is not None:
+    if member is not None and not isinstance(worker, Agent):
         worker.name = member.own_name(worker.name)
     _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -130,7 +138,7 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _run(worker: Worker, where: Where, member: Member | None, health_file: Path | None) -> bool:
+async def _run(worker: Worker | Agent, where: Where, member: Member | None, health_file: Path | None) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import signal  # noqa: PLC0415
@@ -176,22 +184,29 @@ async def _run(worker: Worker, where: Where, member: Member | None, health_file:
     return session.clean
 
 
-def _starting(worker: Worker) -> dict[str, Any]:
+def _starting(worker: Worker | Agent) -> dict[str, Any]:
     import os  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
-def _start_line(worker: Worker, client: Client) -> str:
+def _start_line(worker: Worker | Agent, client: Client) -> str:
+    from ..agent import Agent  # noqa: PLC0415
+
+    if isinstance(worker, Agent):
+        at_once = output.count(worker.concurrency, "conversation")
+        kinds = ", ".join(sorted(worker.kinds)) or "nothing"
+        return f"agent {worker.name} of {worker.tenant}: {at_once} at once, {kinds}, at {client.connection.server}"
     families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
     tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
     slots = output.count(worker.slots, "slot")
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
 
 
-def load(target: str) -> Worker:
-    """The worker that ``module:attribute`` names, the working directory being importable. Raises LoadError."""
+def load(target: str) -> Worker | Agent:
+    """The worker or agent that ``module:attribute`` names, the working directory being importable. Raises LoadError."""
+    from ..agent import Agent  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module_name, colon, attribute = target.partition(":")
@@ -210,8 +225,10 @@ def load(target: str) -> Worker:
         except AttributeError:
             raise LoadError(f"{path} has no attribute {part!r}{_workers(module_name)}") from None
         path = f"{path}.{part}" if path != module_name else f"{path}:{part}"
-    if not isinstance(found, Worker):
-        raise LoadError(f"{target} is a {type(found).__name__} and not an aiqueue.Worker{_workers(module_name)}")
+    if not isinstance(found, Worker | Agent):
+        raise LoadError(
+            f"{target} is a {type(found).__name__} and not an aiqueue.Worker or Agent{_workers(module_name)}"
+        )
     return found
 
 
@@ -239,8 +256,9 @@ def _last_line(error: BaseException) -> str:
 
 
 def _workers(module_name: str) -> str:
+    from ..agent import Agent  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module = sys.modules.get(module_name)
-    found = sorted(name for name, value in vars(module).items() if isinstance(value, Worker)) if module else []
+    found = sorted(name for name, value in vars(module).items() if isinstance(value, Worker | Agent)) if module else []
     return f"; it has {', '.join(found)}" if found else ""

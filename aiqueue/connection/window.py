@@ -63,6 +63,7 @@ class Window:
         self._unwanted: dict[str, list[Publish]] = {}  # answered by nobody, while the server is asked why
         self._asking: set[asyncio.Task[None]] = set()
         self._count = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # asked for once: it is a system call in Python 3.11
         self._timer: asyncio.TimerHandle | None = None
         self._again_timer: asyncio.TimerHandle | None = None
 
@@ -72,7 +73,10 @@ class Window:
 
     def add(self, publish: Publish, timeout_s: float) -> None:
         """Send `publish`, or put it in line. It is settled within `timeout_s` seconds, if not abandoned."""
-        publish.end = publish.due = asyncio.get_running_loop().time() + timeout_s
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        publish.end = publish.due = loop.time() + timeout_s
         if self._line or self._full() or not self._connection.connected:
             if self._connection.closing:
                 self._end(publish, Unavailable("the connection was closed"))
@@ -175,7 +179,8 @@ class Window:
     def _send(self, publish: Publish) -> None:
         self._count += 1
         publish.token = token = b"%x" % self._count
-        publish.due = due = min(asyncio.get_running_loop().time() + TRY_S, publish.end)
+        assert self._loop is not None
+        publish.due = due = min(self._loop.time() + TRY_S, publish.end)
         self._under_way[token] = publish
         self._bytes += len(publish.body)
         self._connection.put(publish.subject, token, publish.block, publish.body)

@@ -30,10 +30,18 @@ BYTES_MAX = 900_000  # of a frame: the worker adds headers of its own to what it
 LOOKED_UP = 50
 ELSEWHERE = (
     "ai.agent.results.t0.f{}", "ai.dead.agent.tasks.t0.f{}", "aiq.hint.agent.tasks.t0.normal",
-    "aiq.hint.agent.tasks.t{}.normal", "aiq.back.agent.tasks", "aiq.live.ai.agent.results.t0.f{}",
-    "ai.parked.due.no.such.t0.normal.p{}.w", "ai.parked.at.agent.tasks.t0.normal.p{}.w",
+    "aiq.hint.agent.tasks.t{}.normal", "aiq.back.agent.tasks", "aiq.cancel.agent.tasks",
+    "aiq.live.ai.agent.results.t0.f{}", "ai.parked.due.no.such.t0.normal.p{}.w",
+    "ai.parked.at.agent.tasks.t0.normal.p{}.w",
 )  # fmt: skip
-HAND_BACKS = (b"x AI_AGENT_TASKS 7", b"x AI_AGENT_TASKS " + b"9" * 5_000, b"\xff \xc2\xb2 \xd9\xa3", b"")
+WORDS = (
+    b"x AI_AGENT_TASKS 7",
+    b"t0 f7 7",
+    b"t0 f7 " + b"9" * 5_000,
+    b"x AI_AGENT_TASKS " + b"9" * 5_000,
+    b"\xff \xc2\xb2 \xd9\xa3",
+    b"",
+)
 
 
 @dataclass
@@ -157,8 +165,8 @@ async def _elsewhere(publisher: Publisher, frame: Frame, number: int) -> None:
     """The same to a subject that holds no jobs; hints of other tenants make them lanes, so only of a few."""
     subject = ELSEWHERE[number // 20 % len(ELSEWHERE)]
     where = subject.format(number % 5 if "hint" in subject else number)
-    noise = random.Random(number).choice(HAND_BACKS)
-    await publisher.shout(where, Frame(frame.block, noise) if where.startswith("aiq.back") else frame)
+    noise = random.Random(number).choice(WORDS)
+    await publisher.shout(where, Frame(frame.block, noise) if where.startswith(("aiq.back", "aiq.cancel")) else frame)
 
 
 async def _settled(client: aiqueue.Client) -> int:

@@ -47,6 +47,10 @@ class NoProgress:
     def loop(self) -> asyncio.AbstractEventLoop:
         raise NotImplementedError
 
+    @property
+    def cancelled(self) -> bool:
+        raise NotImplementedError
+
     async def progress(self, fraction: float, note: str) -> None:
         raise NotImplementedError
 

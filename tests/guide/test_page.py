@@ -1,0 +1,82 @@
+"""The programs of docs/plain-clients.md run, in their order, beside a worker of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.agent import Mail
+
+from ..support import ROOT, Account
+from .clients import HERE, environment
+
+PAGE = ROOT / "docs" / "plain-clients.md"
+_PROGRAM = re.compile(r"^```(python fragment|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAM_S = 30
+
+
+class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
+    text: str
+
+
+def programs(language: str) -> list[str]:
+    return [text for info, text in _PROGRAM.findall(PAGE.read_text()) if info == language]
+
+
+async def run(command: list[str], code: str, account: Account, cwd: Path) -> str:
+    address = account.url.replace("://", f"://{account.user}:{account.password}@")
+    process = await asyncio.create_subprocess_exec(
+        *command, code, cwd=cwd, env=environment() | {"NATS_URL": address},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(PROGRAM_S):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == 0, err.decode()
+    assert err == b""
+    return out.decode()
+
+
+class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
+    text: str
+
+
+@pytest.mark.parametrize("language", ["python fragment", "js"])
+async def test_programs_of_the_page_say_what_became_of_job_and_mail(
+    request: pytest.FixtureRequest, shared: Account, client: aiqueue.Client, tmp_path: Path, language: str
+) -> None:
+    if language == "js":
+        if problem := request.getfixturevalue("node_problem"):
+            pytest.skip(f"the Node.js client is not tried: {problem}")
+        command, cwd = ["node", "--input-type=module", "--eval"], HERE
+    else:
+        command, cwd = [sys.executable, "-P", "-c"], tmp_path
+    worker, agent = aiqueue.Worker(), aiqueue.Agent("reader", tenant="acme")
+
+    @worker.handle(Ask)
+    async def answer(job: aiqueue.Job[Ask]) -> dict[str, Any]:
+        await job.progress(0.5, "half")
+        return {"said": job.message.text.upper()}
+
+    @agent.handle(Note)
+    async def note(mail: Mail[Note]) -> None:
+        await mail.reply(Note(text=mail.message.text.upper()))
+
+    async with worker.running(client), agent.running(client):
+        outcome, journal, reply = [await run(command, code, shared, cwd) for code in programs(language)]
+    assert outcome.startswith("result ")
+    assert "HELLO" in outcome
+    events = [line.split()[1:3] for line in journal.splitlines()]
+    assert events == [["1", "progress"], ["1", "result"]]
+    assert reply.startswith("reader ")
+    assert "HELLO" in reply

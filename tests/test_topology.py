@@ -447,7 +447,7 @@ files = st.fixed_dictionaries(
                 "lane_storage": st.sampled_from(["file", "memory"]),
                 "journal": words.map(lambda word: f"ai.journal.{word}"),
                 "key": words,
-                "journal_ttl": st.integers(60, 86_400).map("{}s".format),
+                "journal_ttl": st.integers(20_000, 86_400).map("{}s".format),
                 "chunk_ttl": st.integers(1, 60).map("{}s".format),
                 "aliases": st.dictionaries(words, words, max_size=3),
                 "schema_versions": st.lists(words, min_size=1, max_size=3, unique=True),

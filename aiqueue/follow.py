@@ -292,12 +292,12 @@ class _Following:
             return []
         self._lags, self._quiet_s = 0, QUIET_S
         writer, nth = _pen(entry, self._subject)
-        if entry.seq > place.seq:
-            follows = nth == (place.nth + 1 if writer == place.writer else 1)
-            self._missed |= place.left > 0 or not (entry.before == place.seq or follows)
+        self._missed |= place.left > 0 and entry.seq > place.seq
         if not self._ours(entry):
             self._place = place._replace(seq=entry.seq, taken=0, left=0)
             return []
+        if writer and entry.seq > place.seq:
+            self._missed |= nth != (place.nth + 1 if writer == place.writer else 1)
         items = []
         later = 0 < place.run < entry.run
         if writer and writer != place.writer and (later or entry.event not in (RETRY, FAILED, CANCELLED)):
@@ -330,4 +330,4 @@ def _pen(entry: Entry, subject: str) -> tuple[str, int]:
     parts = entry.msg_id.removeprefix(f"{subject}/").split("/")
     if len(parts) != 3 or not _NONCE.fullmatch(parts[0]):
         return "", 0
-    return parts[0], headers.number(parts[2])
+    return parts[0], headers.number(parts[2].partition("-")[0])

@@ -7,18 +7,16 @@ they own the job cannot both write: the server takes the first. The rule is in d
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import secrets
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import codec, headers
+from .chunks import Chunks
 from .connection import Connection, Received, Stored, timestamp
-from .errors import AccountFull, AIQueueError, Conflict, DecodeError, DiskFull, Stale, TooLarge
-
-log = logging.getLogger("aiqueue.journal")
+from .errors import Conflict, DecodeError, Stale
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
@@ -29,7 +27,7 @@ FINAL = frozenset({RESULT, FAILED, CANCELLED})
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
 WHILE_RUNNING = {"reason": CANCELLED, "error": "taken back while it ran"}
-CHUNKS_HELD_MAX, CHUNK_BYTES_HELD_MAX = 256, 1024 * 1024  # of one job, until a write is under way
+CHUNKS_S = 30.0
 HEADERS_ROOM = 1_024  # bytes of an entry's frame that are not its body
 
 
@@ -125,12 +123,21 @@ class Journal:
         return entry_of(stored) if stored else None
 
     def writer(
-        self, subject: str, *, run: int, born: float, attempt: int, past: Past, word: str = "", since: float = 0.0
+        self,
+        subject: str,
+        *,
+        run: int,
+        born: float,
+        attempt: int,
+        past: Past,
+        word: str = "",
+        since: float = 0.0,
+        kept: Kept | None = None,
     ) -> Writer:
         """The pen of one attempt at the job stored as `run` at time `born`, which knows its `past`; `word` is that of
         the parking from which the job came. What other attempts wrote before `since` is no newer attempt's.
         """
-        return Writer(self, self.connection, subject, run, born, attempt, past, word, since)
+        return Writer(self, self.connection, subject, run, born, attempt, past, word, since, kept or AS_STREAM)
 
     async def past(self, subject: str, run: int, born: float, word: str = "") -> Past:
         """What one run of a job id has said, where another live run may have written after it. What was written of the
@@ -202,6 +209,23 @@ def _told(event: str, run: int, epoch: int, attempt: int, word: str) -> dict[str
     return told | {headers.PARKED: word} if word else told
 
 
+class Kept(NamedTuple):
+    """How long entries are kept, in seconds: `final_s` the last ones, `chunk_s` chunks and progress. None, and all
+    others: as long as the stream keeps them, for they fence.
+    """
+
+    final_s: float | None = None
+    chunk_s: float | None = None
+
+    def of(self, event: str) -> dict[str, str]:
+        """The header that says so."""
+        ttl_s = self.final_s if event in FINAL else self.chunk_s if event in (CHUNK, PROGRESS) else None
+        return {} if ttl_s is None else {headers.TTL: f"{math.ceil(ttl_s)}s"}
+
+
+AS_STREAM = Kept()
+
+
 class Writer:
     """The pen of one attempt; one write at a time.
 
@@ -221,6 +245,7 @@ class Writer:
         past: Past,
         word: str,
         since: float,
+        kept: Kept,
     ) -> None:
         self._journal = journal
         self._connection = connection
@@ -230,12 +255,13 @@ class Writer:
         self.attempt = attempt
         self._word = word
         self._since = since
+        self._kept = kept
         self._nonce = ""  # two attempts must never make the same Msg-Id; made when it is first needed
         self._head_seq, self._epoch = past.head_seq, past.epoch + 1
         self._known_seq = past.newest.seq if past.newest else 0  # of this run: what is newer is another attempt's
         self._count = 0
         self._lock = asyncio.Lock()
-        self._chunks: _Chunks | None = None  # where the job has given some
+        self._chunks: Chunks | None = None  # where the job has given some
         self._lost = 0  # chunks that there was no room for, since the last entry
 
     async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
@@ -243,10 +269,13 @@ class Writer:
         body = codec.encode(data)
         if self._chunks is not None:
             await self._chunks.flush()
-        await self.append(event, body, set(), timeout_s)
+        await self._append(event, body, set(), timeout_s)
 
-    async def append(self, event: str, body: bytes, tried: set[str], timeout_s: float = 30.0) -> None:
-        """Append an entry whose body is encoded. `tried` are the ids of earlier tries at it: it is stored once."""
+    async def append_chunks(self, body: bytes, tried: set[str]) -> None:
+        """Append an entry of chunks. `tried` are the ids of earlier tries at it: it is stored once."""
+        await self._append(CHUNK, body, tried, CHUNKS_S)
+
+    async def _append(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
         async with self._lock:
             for _ in range(WRITE_TRIES_MAX):
                 try:
@@ -263,7 +292,7 @@ class Writer:
         write under way. Raises EncodeError and TooLarge for this one, and what writing the earlier ones raised.
         """
         if self._chunks is None:
-            self._chunks = _Chunks(self, max(self._connection.max_payload - HEADERS_ROOM, 512))
+            self._chunks = Chunks(self, max(self._connection.max_payload - HEADERS_ROOM, 512))
         await self._chunks.add(codec.encode(data))
 
     async def flush(self) -> None:
@@ -291,6 +320,7 @@ class Writer:
             except Conflict:
                 head = await self._journal.head(self.subject)
                 if head is None or head.msg_id not in tried:
+                    self._count -= 1
                     return False
                 self._head_seq = self._known_seq = head.seq  # stored after all: an answer was lost
             self._since = 0.0
@@ -334,11 +364,14 @@ class Writer:
 
     async def _store(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
         self._nonce = self._nonce or secrets.token_hex(4)
-        self._count += 1
-        msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}"
+        if not tried:
+            self._count += 1
+        again = f"-{len(tried)}" if tried else ""
+        msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._count}{again}"
         tried.add(msg_id)
         told = _told(event, self._run, self._epoch, self.attempt, self._word)
         told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
+        told |= self._kept.of(event)
         if lost := self._lost:
             told[headers.LOST] = str(lost)
         ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
@@ -374,96 +407,3 @@ class Writer:
             raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
         if newest.seq > self._known_seq and newest.time >= self._since and not self._wrote(newest):
             raise Stale(f"{self.subject}: attempt {newest.attempt} has taken this job over", ended=False)
-
-
-class _Chunks:
-    """The chunks of one attempt that are not stored yet. One write is under way; those given meanwhile are the next.
-
-    Where the server has no room for them they are dropped, and the next entry says how many: only the ends of jobs make
-    room, so that a job must never wait for it (docs/decisions/full-disk.md).
-    """
-
-    def __init__(self, writer: Writer, bytes_max: int) -> None:
-        self._writer = writer
-        self._bytes_max = bytes_max
-        self._held: deque[bytes] = deque()
-        self._held_bytes = 0
-        self._entry: tuple[bytes, int, set[str]] | None = None  # under way, or failed: its body, chunks and tried ids
-        self._room = asyncio.Event()
-        self._writing: asyncio.Task[None] | None = None
-        self._problem: AIQueueError | None = None
-        self._closed = False
-
-    async def add(self, encoded: bytes) -> None:
-        if len(encoded) > self._bytes_max:
-            raise TooLarge(len(encoded), self._bytes_max)
-        self._raise()
-        while self._held and (
-            len(self._held) >= CHUNKS_HELD_MAX or self._held_bytes + len(encoded) > CHUNK_BYTES_HELD_MAX
-        ):
-            self._room.clear()
-            self._write()
-            await self._room.wait()
-            self._raise()
-        self._held.append(encoded)
-        self._held_bytes += len(encoded)
-        self._write()
-
-    async def flush(self) -> None:
-        while self._held or self._entry is not None:
-            self._write()
-            assert self._writing is not None
-            await asyncio.wait([self._writing])
-            self._raise()
-
-    def close(self) -> None:
-        self._closed = True
-        self._held.clear()
-        self._room.set()
-        if self._writing is not None:
-            self._writing.cancel()
-
-    def _raise(self) -> None:
-        """Say what has gone wrong. It is tried again at the next call, but where the job is another attempt's."""
-        problem = self._problem
-        if problem is None and self._closed:
-            raise Stale(f"{self._writer.subject}: this attempt is over", ended=False)
-        if problem is not None:
-            self._problem = problem if isinstance(problem, Stale) else None
-            raise problem
-
-    def _write(self) -> None:
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write_all())
-
-    async def _write_all(self) -> None:
-        try:
-            while self._held or self._entry is not None:
-                await self._write_one()
-        except AIQueueError as error:
-            self._problem = error
-        finally:
-            self._writing = None
-            self._room.set()
-
-    async def _write_one(self) -> None:
-        if self._entry is None:
-            self._entry = self._next()
-            self._room.set()
-        body, count, tried = self._entry
-        try:
-            await self._writer.append(CHUNK, body, tried)
-        except (AccountFull, DiskFull) as error:
-            log.warning("%s: chunks are dropped for want of room: %s", self._writer.subject, error)
-            self._writer.lose(count)
-        self._entry = None
-
-    def _next(self) -> tuple[bytes, int, set[str]]:
-        """As many of the held chunks as one entry takes."""
-        parts: list[bytes] = []
-        size = 0
-        while self._held and (not parts or size + len(self._held[0]) <= self._bytes_max - 8):
-            parts.append(self._held.popleft())
-            size += len(parts[-1])
-        self._held_bytes -= size
-        return codec.joined(parts), len(parts), set()

@@ -28,7 +28,7 @@ from .document import Document
 from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job
-from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Writer
+from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Kept, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
@@ -191,6 +191,7 @@ class Runner:
             past=opened.past,
             word=headers.word(opened.parcel.headers),
             since=delivery.lane.created,
+            kept=Kept(family.journal_ttl_s, family.chunk_ttl_s),
         )
 
     # -- during

@@ -19,7 +19,7 @@ from .attempt import Contents, Parcel, Refused
 from .connection import Connection, Received, Stored, timestamp
 from .deadletter import DeadLetters, Obituary, history_of, trimmed
 from .errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
-from .journal import FAILED, Journal
+from .journal import FAILED, Journal, Kept
 from .topology import Family, Topology
 
 log = logging.getLogger("aiqueue.strandeds")
@@ -260,7 +260,8 @@ class Sweeper:
                 count = max(count, said.attempt)
             if past.told is not None and isinstance(past.told.data, dict):
                 history = [each for each in past.told.data.get("history", []) if isinstance(each, dict)]
-            writer = self._journal.writer(subject, run=run, born=born, attempt=count, past=past)
+            kept = Kept(family.journal_ttl_s, family.chunk_ttl_s)
+            writer = self._journal.writer(subject, run=run, born=born, attempt=count, past=past, kept=kept)
         times = f"{deliveries:,} times" if deliveries else "again and again"
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"
         obituary = Obituary(

@@ -181,6 +181,8 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "lanes": _one_of("tenant", "shared"),
     "lane_storage": _one_of("file", "memory"),
     "journal": _matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
+    "journal_ttl": _nanoseconds(60),
+    "chunk_ttl": _nanoseconds(1),  # the server takes no shorter one
     "key": _word,
     "tenants": _tenants,
 }

@@ -33,6 +33,8 @@ class Family:
     lanes: Literal["tenant", "shared"]
     lane_storage: Literal["file", "memory"]
     journal: str | None
+    journal_ttl_s: float | None  # how long a result is kept; None: as long as the journals' stream keeps it
+    chunk_ttl_s: float | None  # the same of chunks and progress
     key: str | None  # the message field, and header, that holds the caller's own job id
     aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
     schema_versions: tuple[str, ...]
@@ -163,6 +165,9 @@ class Topology:
             streams[spec.name] = spec
         for role in ("journal", "dead", "parked", "stranded", "documents", "presence"):
             _exactly_one(role, streams)
+        kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
+        for family in families.values():
+            _expires(family, kept_ns / _NS)
         return cls(profile, families, streams)
 
     @property
@@ -257,6 +262,8 @@ def _family(declared: Declared) -> Family:
         lanes=given.get("lanes", "tenant"),
         lane_storage=given.get("lane_storage", "file"),
         journal=given.get("journal", f"ai.{given['name']}-results") if work else None,
+        journal_ttl_s=_seconds(given.get("journal_ttl")),
+        chunk_ttl_s=_seconds(given.get("chunk_ttl", given.get("journal_ttl"))),
         key=given.get("key"),
         aliases=given.get("aliases", {}),
         schema_versions=given.get("schema_versions", _SCHEMA_VERSIONS),
@@ -302,6 +309,25 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / _NS
+
+
+def _expires(family: Family, kept_s: float) -> None:
+    """Refuses times that would have no effect, or let an ended job run again."""
+    ttl_s, chunk_s = family.journal_ttl_s, family.chunk_ttl_s
+    if ttl_s is not None and ttl_s < 2 * family.ack_wait_s:
+        problem = "must be at least twice the ack_wait: a job whose ack was lost is delivered again"
+        raise TopologyError(family.file, "family.journal_ttl", problem)
+    for key, value in (("journal_ttl", ttl_s), ("chunk_ttl", chunk_s)):
+        if value is not None and 0 < kept_s < value:
+            raise TopologyError(
+                family.file, f"family.{key}", f"is above the {kept_s:g} s (max_age) of the journals' stream"
+            )
+    if ttl_s is not None and chunk_s is not None and chunk_s > ttl_s:
+        raise TopologyError(family.file, "family.chunk_ttl", "must not be above journal_ttl")
 
 
 def _unique(known: Mapping[str, Family | StreamSpec], name: str, file: str, key: str) -> None:

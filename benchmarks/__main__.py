@@ -2,7 +2,7 @@
 
 ``python -m benchmarks [speed|agents|cancel|...] [--rounds N] [--jobs N] [--json]`` (``--help`` names them all), each on
 an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
-is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
+is what travels. ``soak``, ``fuzz`` and ``resume`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from . import (
     fuzz,
     latency,
     many,
+    resume,
     soak,
+    streaming,
     tenants,
 )
 from .report import Row, table
@@ -58,6 +60,7 @@ OTHERS: dict[str, Other] = {  # measurements whose figures are no plain ratio: t
     "endurance": lambda client, _, chosen: endurance.run(client, jobs=chosen.jobs),
     "failing": lambda client, _, chosen: failing.run(client, rounds=chosen.rounds),
     "fairness": lambda client, _, chosen: fairness.run(client, rounds=chosen.rounds),
+    "streaming": lambda client, _, chosen: streaming.run(client, rounds=chosen.rounds),
     "tenants": lambda client, _, chosen: tenants.run(client, jobs=chosen.jobs),
 }
 
@@ -70,7 +73,7 @@ async def other(chosen: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    for name, module in (("soak", soak), ("fuzz", fuzz)):
+    for name, module in (("soak", soak), ("fuzz", fuzz), ("resume", resume)):
         if sys.argv[1:2] == [name]:
             sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

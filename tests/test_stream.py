@@ -8,28 +8,30 @@ import os
 import random
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiqueue
-from aiqueue import provision, room, subjects
+from aiqueue import chunks, provision, room, subjects
 from aiqueue.errors import BadInput, DiskFull, EncodeError, NotFound, ResultTimeout, Stale, TooLarge
 from aiqueue.follow import HELD_MAX, StreamItem, follow
 from aiqueue.journal import (
     CHUNK,
-    CHUNKS_HELD_MAX,
+    NOTHING,
     PROGRESS,
     RESULT,
     RETRY,
     STARTED,
     Entry,
     Journal,
+    Kept,
     Past,
     Writer,
 )
 
-from .support import Account
+from .support import Account, Eventually
 from .test_full import BODY, DISK, Parcel
 from .test_full import opened as full
 from .test_journal import SUBJECT, OwnServer, entries, opened, pen
@@ -97,7 +99,7 @@ async def test_a_handler_waits_when_so_many_chunks_are_not_stored(own_server: Ow
                 await asyncio.wait_for(give(), 0.5)
         finally:
             server.resume()
-        assert given <= 2 * CHUNKS_HELD_MAX
+        assert given <= 2 * chunks.HELD_MAX
         await writer.write(RESULT, "done")
         assert flat(await entries(journal)) == ["first", *range(given)]
 
@@ -379,6 +381,27 @@ async def test_a_stream_that_does_not_end_in_time_says_so(journal: Journal) -> N
         await anext(items)
 
 
+async def test_entries_expire_by_their_time_and_the_writer_goes_on(journal: Journal, eventually: Eventually) -> None:
+    writer = journal.writer(SUBJECT, run=1, born=0.0, attempt=1, past=NOTHING, kept=Kept(60.0, 1.0))
+    other = journal.writer(SUBJECT + "x", run=1, born=0.0, attempt=1, past=NOTHING, kept=Kept(60.0, 1.0))
+    await writer.chunk("soon gone")
+    await writer.flush()
+    begun = await some(journal, 1)
+    assert await other.begin({})
+    await other.chunk("soon gone")
+    await other.flush()
+
+    async def expired() -> bool:
+        return await journal.head(SUBJECT) is None and len(await entries(journal, SUBJECT + "x")) == 1
+
+    await eventually(expired, within=10)
+    for each in (writer, other):
+        await each.write(RESULT, "done")
+    assert [each.event for each in await entries(journal, SUBJECT + "x")] == [STARTED, RESULT]
+    assert told(await followed(journal, after=begun[-1].cursor)) == [(RESULT, "done")], "nothing was missed"
+    assert told(await followed(journal)) == [("gap", {"chunks": None}), (RESULT, "done")]
+
+
 # of a job
 
 
@@ -447,6 +470,31 @@ async def test_a_stream_ends_where_a_handler_keeps_no_result(account: Account) -
             found = await reading
         assert [each.event for each in found] == [CHUNK] * 3
         assert [each.event for each in await collect(handle)] == [CHUNK] * 3
+
+
+async def test_a_family_says_how_long_its_entries_are_kept(account: Account, tmp_path: Path) -> None:
+    class Brief(aiqueue.Message, kind="brief", family="brief.jobs"):
+        pass
+
+    (tmp_path / "brief.toml").write_text("""
+        family = { name = "brief.jobs", default_kind = "brief", journal_ttl = "1h", chunk_ttl = "10m" }
+        stream = { name = "BRIEF", max_bytes = "1MiB" }
+    """)
+    where = {"user": account.user, "password": account.password, "streams": tmp_path}
+    async with aiqueue.connect(account.url, **where) as client:
+        await provision.apply(client.connection, client.topology)
+        worker = aiqueue.Worker()
+
+        @worker.handle(Brief)
+        async def handle(job: aiqueue.Job[Brief]) -> None:
+            await job.chunk("a")
+
+        async with worker.running(client):
+            handle = await client.enqueue(Brief(), tenant="acme")
+            await handle.result(20)
+        found = client.connection.read(client.journal.stream, f"ai.brief.jobs-results.acme.{handle.id}")
+        told = [(each.headers["Aiq-Event"], each.headers["Nats-TTL"]) async for each in found]
+        assert told == [(CHUNK, "600s"), (RESULT, "3600s")]
 
 
 async def test_followers_make_no_consumer(account: Account) -> None:

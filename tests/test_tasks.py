@@ -11,8 +11,9 @@ import pytest
 
 import aiqueue
 from aiqueue import provision, subjects
+from aiqueue.chunks import HELD_MAX
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.journal import CANCELLED, CHUNK, CHUNKS_HELD_MAX, PROGRESS, RESULT, RETRY, Entry, entry_of
+from aiqueue.journal import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_of
 
 from . import suspects
 from .support import NatsProcess, eventually
@@ -150,7 +151,7 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
             assert waits_at < 3_000
             assert await handle.result(30)
             entries = await journal_of(client, handle.id)
-    assert waits_at - paused_at <= 3 * CHUNKS_HELD_MAX  # held, in the write under way, in one whose answer was heard
+    assert waits_at - paused_at <= 3 * HELD_MAX  # held, in the write under way, in one whose answer was heard
     assert chunks(entries) == [[1, n] for n in range(3_000)]
 
 

@@ -106,8 +106,8 @@ class Connection:
             with contextlib.suppress(Exception):
                 if link.is_connected:
                     await link.flush(timeout=2)
-            with contextlib.suppress(Exception):
-                await link.close()
+            # gathered: nats-py's close awaits what its reconnection awaited, and is cancelled where that was
+            await asyncio.gather(link.close(), return_exceptions=True)
         self._answers.fail(Unavailable("the connection was closed", maybe_stored=True))
         if left := self._answers.window.close():
             await asyncio.wait(left)

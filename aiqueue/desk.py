@@ -87,6 +87,7 @@ class Desk:
         self._asking = Asking(terms.name, terms.tenant, inboxes, self)
         self._limits = Limits()
         self._threads = Threads(f"aiqueue-agent-{terms.name}")
+        self._until = self._suspect = 0
         self._draining = False
         self.changed: Callable[[], None] = lambda: None
         self._heard: float | None = None  # when a mail last came in, seconds since the epoch
@@ -110,15 +111,14 @@ class Desk:
         return self.pull is not None
 
     def vitals(self) -> dict[str, Any]:
-        """How it is, as plain data. `state`: ok, standby, draining or disconnected. Times: seconds since the epoch."""
+        """How it is, as plain data. `state`: ok, draining or disconnected. Times are seconds since the epoch."""
         connected = self._connection.connected
-        state = (
-            "draining" if self._draining else "disconnected" if not connected else "ok" if self.active else "standby"
-        )
+        state = "draining" if self._draining else "ok" if connected else "disconnected"
         return {
             "state": state, "time": time.time(), "pid": os.getpid(), "worker": self.terms.name,
             "slots": self.terms.concurrency, "running": self._running, "waiting": self.held - self._running,
-            "done": self.done, "last_delivery": self._heard, "connected": connected, "deaf_s": 0.0, "lanes": 1,
+            "done": self.done, "last_delivery": self._heard, "connected": connected, "deaf_s": 0.0,
+            "lanes": int(self.active), "standby": not self.active,
         }  # fmt: skip
 
     # -- sending
@@ -141,6 +141,12 @@ class Desk:
         return await self._asking.ask(message, to, model, conversation, timeout)
 
     # -- mail that comes in
+
+    def beware(self, until: int, suspect: int) -> None:
+        """A process has died with mails up to sequence `until` in its hands: they are handled one by one, so that the
+        one that kills is known by the next death. `suspect` (0: none) has done so too often and is given up.
+        """
+        self._until, self._suspect = until, suspect
 
     def on_delivery(self, delivery: Delivery) -> None:
         self._heard = time.time()
@@ -212,9 +218,24 @@ class Desk:
 
     def _start_ready(self) -> None:
         while self._ready and self._running < self.terms.concurrency and not self._draining:
-            item = self._conversations[self._ready.popleft()][0]
+            item = self._next()
+            if item is None:
+                return
             self._running += 1
             item.task = asyncio.create_task(self._run(item))
+
+    def _next(self) -> _Item | None:
+        """Whose turn it is; None: the oldest mail of a dead process goes first, and has begun or waits."""
+        if self._until:
+            oldest = min(self._items)
+            if oldest[0] <= self._until:
+                item = self._items[oldest]
+                if self._running or item.found.conversation not in self._ready:
+                    return None
+                self._ready.remove(item.found.conversation)
+                return item
+            self._until = 0
+        return self._conversations[self._ready.popleft()][0]
 
     async def _run(self, item: _Item) -> None:
         again_s: float | None = None
@@ -278,6 +299,8 @@ class Desk:
         """What becomes of a mail: None where it is handled, or in how many seconds it is to be tried again."""
         if item.verdict is not None:
             return item.verdict
+        if item.delivery.seq == self._suspect:
+            return Refused("killed_worker", "the processes that began it died, one after the other")
         if item.found.expired(time.time()):
             return Refused("expired", "its time was over before it was handled")
         parcel = parcel_of(item.delivery, self.inboxes.family, item.found, self.terms.name)

@@ -201,10 +201,15 @@ class Inboxes:
     async def read(self, agent: str, *, tenant: str, after: int = 0) -> AsyncGenerator[Unread, None]:
         """The unread mail of an agent, the oldest first, taking nothing: mail that is being handled is among it."""
         subject = subjects.inbox(self.family.name, tenant, agent)
-        async for stored in self.connection.read(self.family.stream, subject, seq=after + 1):
-            yield self.unread(stored)
+        async for each in self.read_all(subject, after=after):
+            yield each
 
-    def unread(self, stored: Stored) -> Unread:
+    async def read_all(self, subject: str, *, after: int = 0) -> AsyncGenerator[Unread, None]:
+        """The same by the subject, whatever stands in it."""
+        async for stored in self.connection.read(self.family.stream, subject, seq=after + 1):
+            yield self._unread(stored)
+
+    def _unread(self, stored: Stored) -> Unread:
         found = envelope(stored.subject, stored.seq, stored.time, stored.headers, default_kind=self.family.default_kind)
         return Unread(stored.seq, stored.time, found, stored.headers, stored.data)
 

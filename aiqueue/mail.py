@@ -14,8 +14,8 @@ BOUNCE = "agent.bounce"
 
 class Bounce(Message, kind=BOUNCE, family=FAMILY):
     """What the sender of a mail gets when it could not be handled. `reason` is one word: ``expired``, ``inbox_full``,
-    ``no_such_agent``, ``unknown_kind``, ``undecodable``, ``invalid``, ``rejected``, ``attempts``; `error` is a line.
-    The others say which mail it was.
+    ``no_such_agent``, ``unknown_kind``, ``undecodable``, ``invalid``, ``rejected``, ``attempts``, ``killed_worker``;
+    `error` is a line. The others say which mail it was.
     """
 
     reason: str

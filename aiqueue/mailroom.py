@@ -29,13 +29,15 @@ from .subjects import Lane
 log = logging.getLogger("aiqueue.agent")
 
 AGENTS_MAX = 500  # of one client: each has a standing pull
-HELD_MAX = 1_024  # mails in the hands of all agents of a client
+HELD_MAX = 1_024  # mails in the hands of all agents of a client; above it fewer are asked for at once
+ROOM_MIN = 64
 WINDOW_MIN, WINDOW_PER_SLOT = 32, 16  # mails in the hands of one agent, at most
 TTL_S = 30.0  # a process that died leaves its inboxes after so long
 KEEP_S = 10.0
 TAKE_S = 2.0  # how often one that stands by looks
 TEND_S = 1.0
 MAKE_AT_ONCE_MAX = 16
+DEATHS_MAX = 3  # of processes in a row over one mail, which is then given up
 
 _rooms: WeakKeyDictionary[Client, Mailroom] = WeakKeyDictionary()
 
@@ -66,7 +68,7 @@ class Mailroom:
         self._posts: dict[LanePull, _Post] = {}
         self._all: set[_Post] = set()
         self._making = asyncio.Semaphore(MAKE_AT_ONCE_MAX)
-        self._consumers: dict[str, str] = {}  # filter -> name, as last listed
+        self._consumers: dict[str, dict[str, Any]] = {}  # by their filters, as last listed
         self._listed = 0.0
         self._engine: asyncio.Task[None] | None = None
         self._opened: asyncio.Task[None] | None = None
@@ -148,7 +150,7 @@ class Mailroom:
                     tended = now
                     self._puller.tend()
                 held = sum(post.desk.held for post in self._all) + self._duty.held
-                room = max(0, HELD_MAX - held)
+                room = max(ROOM_MIN, HELD_MAX - held)
                 self._puller.refill(room // 2, room // 2)
             except Exception:
                 log.exception("pulling mail")  # and again in a second
@@ -212,7 +214,13 @@ class Mailroom:
         key = Lane(family.name, terms.tenant, terms.name)
         window = min(family.max_ack_pending, HELD_MAX, max(WINDOW_MIN, WINDOW_PER_SLOT * terms.concurrency))
         async with self._making:
-            name, created = await self._make(subjects.inbox(*key), key, window)
+            name, created, left = await self._make(subjects.inbox(*key), key, window)
+        if left is not None and left["num_ack_pending"]:
+            oldest = await self._connection.first(family.stream, subjects.inbox(*key))
+            if oldest is not None:
+                died = await self._inboxes.presence.died(terms.tenant, terms.name, oldest.seq)
+                suspect = oldest.seq if died >= DEATHS_MAX else 0
+                post.desk.beware(left["delivered"]["stream_seq"], suspect)
         pull = LanePull(key, family.stream, name, family.ack_wait_s, pending=1, created=created)
         post.desk.pull = pull
         self._posts[pull] = post
@@ -230,10 +238,13 @@ class Mailroom:
             await self._connection.flush()  # the acks first
             await self._connection.api(f"CONSUMER.DELETE.{pull.stream}.{pull.consumer}", timeout=2.0)
 
-    async def _make(self, subject: str, key: Lane, window: int) -> tuple[str, float]:
-        """A consumer for an inbox, of a name that none has had; one that a dead process has left goes first."""
+    async def _make(self, subject: str, key: Lane, window: int) -> tuple[str, float, dict[str, Any] | None]:
+        """A consumer for an inbox, of a name that none has had: its name, when it was made, and the one that a dead
+        process has left, which goes first.
+        """
         family = self._family
-        name = f"{key.tenant}-{key.priority}-{subjects.new_id()}"
+        prefix, left = f"{key.tenant}-{key.priority}-", None
+        name = prefix + subjects.new_id()
         config = {
             "durable_name": name,
             "filter_subject": subject,
@@ -249,30 +260,34 @@ class Mailroom:
         try:
             made = await self._connection.api(call, request)
         except (ConfigMismatch, ServerError):
-            await self._evict(subject)
+            left = await self._evict(subject, prefix)
             made = await self._connection.api(call, request)
-        return name, timestamp(made["created"])
+        return name, timestamp(made["created"]), left
 
-    async def _evict(self, subject: str) -> None:
-        name = self._consumers.pop(subject, None)
-        if name is None and time.monotonic() - self._listed > 1.0:
+    async def _evict(self, subject: str, prefix: str) -> dict[str, Any] | None:
+        left = self._consumers.pop(subject, None)
+        if left is None and time.monotonic() - self._listed > 1.0:
             self._consumers = await self._list()
             self._listed = time.monotonic()
-            name = self._consumers.pop(subject, None)
-        if name is not None:
-            with contextlib.suppress(NotFound):
-                await self._connection.api(f"CONSUMER.DELETE.{self._family.stream}.{name}")
+            left = self._consumers.pop(subject, None)
+        if left is None:
+            return None
+        if not left["name"].startswith(prefix):
+            raise ConfigMismatch(f"consumer {left['name']} of another program takes the mail of {subject}: delete it")
+        with contextlib.suppress(NotFound):
+            await self._connection.api(f"CONSUMER.DELETE.{self._family.stream}.{left['name']}")
+        return left
 
-    async def _list(self) -> dict[str, str]:
+    async def _list(self) -> dict[str, dict[str, Any]]:
         """The consumers of the stream by their filters, page by page."""
-        found: dict[str, str] = {}
+        found: dict[str, dict[str, Any]] = {}
         offset = 0
         while True:
             page: dict[str, Any] = await self._connection.api(
                 f"CONSUMER.LIST.{self._family.stream}", {"offset": offset}
             )
             some = page.get("consumers") or []
-            found |= {each["config"].get("filter_subject", ""): each["name"] for each in some}
+            found |= {each["config"].get("filter_subject", ""): each for each in some}
             offset += len(some)
             if not some or offset >= page["total"]:
                 return found

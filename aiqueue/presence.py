@@ -1,7 +1,8 @@
 """Which agents there are, and which are there now: a key-value bucket that `nats kv` reads too.
 
 ``agent.{tenant}.{agent}`` is a card and stays until it is taken out; ``live.{tenant}.{agent}`` is there while a process
-serves the inbox, and goes by its TTL. Who holds such a key is alone: see `Hold`.
+serves the inbox, and goes by its TTL; who holds such a key is alone: see `Hold`. ``died.{tenant}.{agent}`` says over
+which mail such processes have died.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 
 from . import headers, subjects
 from .connection import Connection, Stored
-from .errors import AIQueueError, BadInput, Conflict
+from .errors import AIQueueError, BadInput, Conflict, NotFound
 from .topology import Topology
 
-CARD, LIVE = "agent", "live"
+CARD, LIVE, DIED = "agent", "live", "died"
 CARD_BYTES_MAX = 16_384
+DIED_TTL = "1h"
 GONE_TTL = "60s"  # how long the mark of a key that was taken out stays
 TAKE_TRIES_MAX = 4
 
@@ -61,7 +63,7 @@ class Presence:
         for what, words in (("kinds", kinds), ("capabilities", capabilities)):
             if isinstance(words, str) or not all(isinstance(each, str) for each in words):
                 raise BadInput(f"{what} is a list of words, not {words!r}")
-        known = await self._connection.last(self.stream, subject)
+        known = await _last(self._connection, self.stream, subject)
         former = _card(known) if known is not None else None
         born = former.registered_at if former else time.time()
         card = Card(tenant, agent, tuple(kinds), tuple(capabilities), description, born)
@@ -75,14 +77,14 @@ class Presence:
     async def unregister(self, tenant: str, agent: str) -> bool:
         """Take an agent off the roster; its mail stays. False if it was not there."""
         subject = self._subject(CARD, tenant, agent)
-        known = await self._connection.last(self.stream, subject)
+        known = await _last(self._connection, self.stream, subject)
         if known is None or headers.KV_OPERATION in known.headers:
             return False
         await self._connection.store(subject, b"", _gone())
         return True
 
     async def card(self, tenant: str, agent: str) -> Card | None:
-        stored = await self._connection.last(self.stream, self._subject(CARD, tenant, agent))
+        stored = await _last(self._connection, self.stream, self._subject(CARD, tenant, agent))
         return _card(stored) if stored is not None else None
 
     async def roster(self, tenant: str | None = None) -> list[Card]:
@@ -99,6 +101,19 @@ class Presence:
                 since = _plain(stored).get("since")
                 found[parts[3], parts[4]] = float(since) if isinstance(since, int | float) else stored.time
         return found
+
+    async def died(self, tenant: str, agent: str, seq: int) -> int:
+        """Remember that a process died with this mail as the oldest in its hands. How often that was in a row, with
+        less than an hour between two.
+        """
+        subject = self._subject(DIED, tenant, agent)
+        known = await _last(self._connection, self.stream, subject)
+        told = _plain(known) if known is not None else {}
+        before = told.get("times") if told.get("seq") == seq else 0
+        times = before + 1 if isinstance(before, int) else 1
+        body = json.dumps({"seq": seq, "times": times}).encode()
+        await self._connection.store(subject, body, {headers.MSG_ID: subjects.new_id(), headers.TTL: DIED_TTL})
+        return times
 
     def hold(self, tenant: str, agent: str, ttl_s: float) -> Hold:
         """The key that says: this inbox is served, and by whom."""
@@ -133,7 +148,7 @@ class Hold:
         """Have it, if nobody has. Raises Unavailable, NotFound, QueueFull."""
         self.since = time.time()
         for _ in range(TAKE_TRIES_MAX):
-            there = await self._connection.last(self._stream, self._subject)
+            there = await _last(self._connection, self._stream, self._subject)
             if there is not None and headers.KV_OPERATION not in there.headers:
                 if _plain(there).get("session") != self.session:
                     self.held = False
@@ -171,6 +186,13 @@ class Hold:
             return False
         self._seq = ack.seq
         return True
+
+
+async def _last(connection: Connection, stream: str, subject: str) -> Stored | None:
+    try:
+        return await connection.last(stream, subject)
+    except NotFound:
+        raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?") from None
 
 
 def _gone() -> dict[str, str]:

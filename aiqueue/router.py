@@ -220,7 +220,8 @@ class Duty:
                 log.exception("looking for expired mail")
 
     async def sweep(self) -> int:
-        """Send back what has expired in the inboxes of agents that are offline; how much that was. It looks at most at
+        """Send back what has expired in the inboxes of agents that are offline, and what lies where no agent can come,
+        its id being no token; how much that was. It looks at most at
         SWEPT_MAILS_MAX mails and SWEPT_BYTES_MAX bytes, and the next sweep goes on from there. An agent that is online
         sends its own back.
         """
@@ -232,23 +233,27 @@ class Duty:
         max_age_s = self._inboxes.max_age_s
         for tenant, agent in away:
             self._swept = tenant, agent
-            async for mail in self._inboxes.read(agent, tenant=tenant):
+            real = subjects.TOKEN.fullmatch(tenant) and subjects.TOKEN.fullmatch(agent)
+            async for mail in self._inboxes.read_all(f"ai.{self._family.name}.{tenant}.{agent}"):
                 left -= 1
                 left_bytes -= len(mail.body)
                 age_s = time.time() - mail.stored_at
-                if mail.envelope.expired(time.time()) or (max_age_s and age_s >= OLD_PART * max_age_s):
-                    returned += await self._expire(mail, agent)
+                if not real:
+                    returned += await self._give_up(
+                        mail, "nobody", "no_such_agent", f"{agent!r} of {tenant!r}: no token"
+                    )
+                elif mail.envelope.expired(time.time()) or (max_age_s and age_s >= OLD_PART * max_age_s):
+                    returned += await self._give_up(mail, agent, "expired", "its time was over before the agent came")
                 if left <= 0 or left_bytes <= 0:
                     return returned
         self._swept = ("", "")
         return returned
 
-    async def _expire(self, mail: Unread, agent: str) -> bool:
-        error = "its time was over before the agent came"
-        told = await self._inboxes.bounce(mail.envelope, agent, "expired", error)
+    async def _give_up(self, mail: Unread, agent: str, reason: str, error: str) -> bool:
+        told = await self._inboxes.bounce(mail.envelope, agent, reason, error)
         if not told and mail.envelope.kind != BOUNCE:
             try:
-                await _bury(self._dead, self._family.name, mail.envelope, mail.seq, mail.stored_at, "expired", error,
+                await _bury(self._dead, self._family.name, mail.envelope, mail.seq, mail.stored_at, reason, error,
                             mail.headers, mail.body)  # fmt: skip
             except QueueFull:
                 return False

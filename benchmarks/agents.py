@@ -195,6 +195,8 @@ async def many(client: aiqueue.Client, pid: int) -> str:
             f"  {rate}/s to all of them: p50 {cuts[49]:.2f} ms, p95 {cuts[94]:.2f} ms, p99 {cuts[98]:.2f} ms; server "
             f"{await used:.0f} % of a core, {_server(pid)[1]:.0f} MiB"
         )
+        cuts = statistics.quantiles(await theirs(client, rate, seconds), n=100)
+        lines.append(f"  raw beside them, one consumer more: p50 {cuts[49]:.2f} ms, p95 {cuts[94]:.2f} ms")
         begun = time.monotonic()
     lines.append(f"{CONNECTED} agents left in {time.monotonic() - begun:.1f} s")
     return "\n".join(lines)

@@ -22,9 +22,9 @@ import pytest
 import aiqueue
 from aiqueue import mailroom, provision
 from aiqueue.agent import Bounce, Mail
-from aiqueue.errors import BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
+from aiqueue.errors import BadInput, ConfigMismatch, DecodeError, MailBounced, ReplyTimeout, Unavailable
 
-from .support import NatsProcess, eventually
+from .support import Cluster, NatsProcess, eventually
 
 STREAM = "AI_AGENT_MESSAGE"
 SOON = aiqueue.Backoff(attempts=3, first=0.05, jitter=0)
@@ -441,21 +441,26 @@ APP = """
     """
 
 
+COMMAND = [sys.executable, "-m", "aiqueue", "work", "app:agent", "--log-level", "warning"]
+
+
+def _told(account: Any, directory: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JOB_LOG": str(directory / "log"),
+        "AIQUEUE_URL": account.url,
+        "AIQUEUE_USER": account.user,
+        "AIQUEUE_PASSWORD": account.password,
+    }
+
+
 async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
     client: aiqueue.Client, account: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     log = tmp_path / "log"
     log.touch()
-    told = {
-        **os.environ,
-        "JOB_LOG": str(log),
-        "AIQUEUE_URL": account.url,
-        "AIQUEUE_USER": account.user,
-        "AIQUEUE_PASSWORD": account.password,
-    }
-    command = [sys.executable, "-m", "aiqueue", "work", "app:agent", "--log-level", "warning"]
-    running = [subprocess.Popen(command, cwd=tmp_path, env=told) for _ in range(2)]
+    running = [subprocess.Popen(COMMAND, cwd=tmp_path, env=_told(account, tmp_path)) for _ in range(2)]
     try:
         for n in range(600):
             await put(client, "bob", n, conversation=f"c{n % 3}")
@@ -478,6 +483,75 @@ async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
             seen[conversation].append(int(n))
     assert seen == {f"c{each}": list(range(each, 600, 3)) for each in range(3)}
     assert len(pids) == 2
+
+
+DEADLY = APP.replace("await asyncio.sleep(0.002)", "os._exit(9) if mail.message.n == 7 else await asyncio.sleep(0.002)")
+
+
+@pytest.mark.slow
+async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
+    client: aiqueue.Client, account: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(textwrap.dedent(DEADLY))
+    (tmp_path / "log").touch()
+    for n in range(40):
+        await put(client, "bob", n, conversation=f"c{n % 6}", sender="alice")
+    deaths = 0
+    for _ in range(8):
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, env=_told(account, tmp_path))
+        try:
+            while process.poll() is None and await client.inboxes.counts() != {("acme", "alice"): 1}:
+                await asyncio.sleep(0.1)
+        finally:
+            process.terminate()
+            deaths += process.wait(timeout=20) == 9
+        if await client.inboxes.counts() == {("acme", "alice"): 1}:  # the bounce
+            break
+    assert 3 <= deaths <= 5
+    assert await reasons(client) == ["killed_worker"]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert {int(line.split()[1]) for line in lines} == set(range(40)) - {7}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_on_a_cluster_mail_keeps_its_order_over_the_deaths_of_servers(own_cluster: Cluster) -> None:
+    account = own_cluster.account
+    given = {"user": account.user, "password": account.password, "profile": "cluster"}
+    seen: list[int] = []
+    agent = aiqueue.Agent("bob", tenant="acme")
+
+    @agent.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        seen.append(mail.message.n)
+
+    async with aiqueue.connect(own_cluster.url, **given) as client:
+        await provision.apply(client.connection, client.topology)
+        async with agent.running(client):
+            sending = asyncio.create_task(_send_all_one(client, 2_000))
+            for at, name in ((300, "n1"), (900, "n2"), (1_500, "n3")):
+                await eventually(lambda at=at: len(seen) > at, within=60)
+                own_cluster.node(name).kill()
+                await asyncio.to_thread(own_cluster.start)
+            await sending
+            await emptied(client, within=60)
+    assert list(dict.fromkeys(seen)) == list(range(2_000))
+
+
+async def test_deaths_over_one_mail_are_counted_and_another_begins_anew(client: aiqueue.Client) -> None:
+    presence = client.inboxes.presence
+    assert [await presence.died("acme", "bob", seq) for seq in (5, 5, 6, 6, 6)] == [1, 2, 1, 2, 3]
+
+
+async def test_anothers_consumer_on_an_inbox_is_not_taken_away(client: aiqueue.Client) -> None:
+    config = {"durable_name": "mine", "filter_subject": "ai.agent.message.acme.bob", "ack_policy": "explicit"}
+    await client.connection.api(
+        f"CONSUMER.CREATE.{STREAM}.mine.{config['filter_subject']}", {"stream_name": STREAM, "config": config}
+    )
+    with pytest.raises(ConfigMismatch, match="consumer mine of another program"):
+        async with keeping("bob", []).running(client):
+            pass
+    assert await client.inboxes.presence.online() == {}
 
 
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:

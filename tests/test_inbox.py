@@ -331,6 +331,50 @@ async def test_a_sweep_is_bounded_and_the_next_goes_on(client: aiqueue.Client, m
     assert sum(counts) == 6
 
 
+async def test_mail_in_an_inbox_that_no_agent_can_have_is_given_up(client: aiqueue.Client, plain: Raw) -> None:
+    js = plain.jetstream()
+    await js.publish("ai.agent.message.acme.b$b", b"{}", headers={"source_agent_id": "p"})
+    await js.publish("ai.agent.message.a$a.bob", b"{}")
+    await client.inboxes.send(Note(text="late"), tenant="acme", to="zoe", sender="alice", expires=0.001)
+    await asyncio.sleep(0.01)
+    assert await duty(client).sweep() == 3
+    assert [each["reason"] for each in await bounces(client, "p")] == ["no_such_agent"]
+    await _dead(client, 1)
+
+
+NASTY: list[dict[str, str]] = [
+    {},
+    {"Aiq-Deadline": "soon", "Aiq-Job-Id": "a.b.*.>" * 30, "Aiq-Kind": "k" * 5_000},
+    {"Aiq-Conversation": "caf\u00e9 \u202e", "source_agent_id": "a.b", "Aiq-Correlation": "\u00e9"},
+    {"Aiq-Conversation": "x" * 10_000, "source_agent_id": "p", "Aiq-Correlation": "x" * 10_000},
+    {"Content-Type": "image/png", "source_agent_id": "p"},
+    {"Aiq-Deadline": "1", "source_agent_id": "p"},
+    {"Aiq-Deadline": "9" * 30, "Aiq-Enqueued": "inf", "Aiq-Attempt": "-1", "Aiq-Broadcast": "1"},
+    {"Aiq-Kind": "agent.bounce", "source_agent_id": "p"},
+    {"Aiq-Document": "0" * 64, "Aiq-Run": "7", "Aiq-Parked": "w", "Aiq-Rest": "0"},
+]
+BODIES = [b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"text": 1}', b'{"text": "x"}', b"\x9f" * 2_000]
+
+
+async def test_whatever_a_plain_client_sends_comes_to_an_end(client: aiqueue.Client, plain: Raw) -> None:
+    agent = await routing(client)
+    async with agent.running(client):
+        for told in NASTY:
+            for body in BODIES:
+                for subject in ("ai.agent.message.acme", "ai.agent.message.acme.postmaster"):
+                    target = {"target_agent_id": "postmaster"} if len(told) % 2 else {}
+                    await plain.publish(subject, body, headers={**told, **target} or None)
+
+        async def settled() -> None:
+            assert set(await client.inboxes.counts()) <= {("acme", "p")}
+            info = await client.connection.api(f"STREAM.INFO.{STREAM}", {"subjects_filter": "ai.agent.message.*"})
+            assert not info["state"].get("subjects")
+
+        await eventually(settled, within=20)
+        await client.inboxes.send(Note(text="still there"), tenant="acme", to="postmaster")
+        await eventually(settled)
+
+
 async def test_a_bounce_never_bounces(client: aiqueue.Client) -> None:
     said = Bounce(reason="r", error="e", mail_id="m", mail_kind="k", target="t", conversation="c")
     await client.inboxes.send(said, tenant="acme", to="away", sender="alice", expires=0.001)

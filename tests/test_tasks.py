@@ -13,6 +13,7 @@ import aiqueue
 from aiqueue import provision, subjects
 from aiqueue.chunks import HELD_MAX
 from aiqueue.errors import BadInput, JobFailed
+from aiqueue.follow import StreamItem
 from aiqueue.journal import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_of
 
 from . import suspects
@@ -176,3 +177,23 @@ async def test_a_streaming_plain_function_is_cancelled(client: aiqueue.Client, *
 
 async def begun(client: aiqueue.Client, job_id: str) -> bool:
     return bool(await journal_of(client, job_id))
+
+
+async def test_who_follows_a_job_that_is_cancelled_gets_its_chunks_and_the_end(client: aiqueue.Client) -> None:
+    """The cancellation is another writer's, and no other attempt."""
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        for n in range(1_000_000):
+            await job.chunk(n)
+
+    items: list[StreamItem] = []
+    async with worker.running(client):
+        handle = await client.enqueue(Task(), tenant="acme")
+        async for item in handle.stream(timeout=20):
+            items.append(item)
+            if len(items) == 200:
+                assert await handle.cancel()
+    assert [each.event for each in items] == [CHUNK] * (len(items) - 1) + [CANCELLED]
+    assert [each.data for each in items[:-1]] == list(range(len(items) - 1))

@@ -219,6 +219,59 @@ async def test_a_request_that_nobody_answers_ends_by_its_timeout(client: aiqueue
         assert late.value.retryable
 
 
+async def test_a_reply_that_comes_too_late_goes_to_a_handler_or_back(client: aiqueue.Client) -> None:
+    alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
+    late: list[int] = []
+    back: list[str] = []
+    free = asyncio.Event()
+
+    @alice.handle(Answer)
+    async def answer(mail: Mail[Answer]) -> None:
+        late.append(mail.message.n)
+
+    @bob.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        await free.wait()
+        await mail.reply(Answer(n=1))
+        await mail.reply(mail.message)
+
+    @bob.handle(Bounce)
+    async def bounce(mail: Mail[Bounce]) -> None:
+        back.append(f"{mail.message.mail_kind} {mail.message.reason}")
+
+    async with alice.running(client), bob.running(client):
+        with pytest.raises(ReplyTimeout):
+            await alice.request(Step(n=0), to="bob", timeout=0.2)
+        free.set()
+        await eventually(lambda: late == [1] and back == ["step expired"])
+    assert await reasons(client) == []
+
+
+async def test_a_handler_that_asks_is_answered_while_its_agent_leaves(client: aiqueue.Client) -> None:
+    alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
+    begun, heard = asyncio.Event(), asyncio.Event()
+    said: list[int] = []
+
+    @alice.handle(Step)
+    async def ask(mail: Mail[Step]) -> None:
+        begun.set()
+        said.append((await alice.request(Answer(n=5), to="bob", reply=Answer, timeout=10)).message.n)
+
+    @bob.handle(Answer)
+    async def reply(mail: Mail[Answer]) -> None:
+        await heard.wait()
+        await mail.reply(mail.message)
+
+    async with bob.running(client):
+        async with alice.running(client) as desk:
+            await put(client, "alice", 1)
+            await begun.wait()
+            asyncio.get_running_loop().call_later(0.1, heard.set)
+        assert desk.clean
+        await emptied(client)
+    assert said == [5]
+
+
 async def test_a_reply_of_the_wrong_kind_is_an_error(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
 

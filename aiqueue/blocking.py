@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
@@ -17,8 +18,10 @@ from .client import Client, connect
 from .config import Settings
 from .document import Document, SyncChunks
 from .errors import AIQueueError, BadInput, Unavailable
+from .follow import StreamItem
 from .handle import Handle
 from .job import Message
+from .lookup import JobStats
 from .objects import Source
 from .producer import OnFull
 
@@ -44,6 +47,20 @@ class SyncHandle:
     def result(self, timeout: str | float | None = None) -> Any:
         """As `Handle.result`."""
         return self._owner._drive(self._handle.result(timeout))
+
+    def stream(self, *, after: str | None = None, timeout: str | float | None = None) -> Iterator[StreamItem]:
+        """As `Handle.stream`: ``for item in handle.stream()``; waiting for an item blocks the calling thread."""
+        items = self._handle.stream(after=after, timeout=timeout)
+        try:
+            while (item := self._owner._drive(_next(items))) is not None:
+                yield item
+        finally:
+            with contextlib.suppress(Unavailable, BadInput):  # the client was closed meanwhile
+                self._owner._drive(items.aclose())
+
+    def status(self) -> JobStats:
+        """As `Handle.status`."""
+        return self._owner._drive(self._handle.status())
 
     def cancel(self) -> bool:
         """As `Handle.cancel`."""
@@ -142,6 +159,10 @@ class SyncClient:
         )  # fmt: skip
         return SyncHandle(self, handle)
 
+    def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle:
+        """As `Client.job`."""
+        return SyncHandle(self, self._drive(self._client.job(job_id, family=family, tenant=tenant)))
+
     def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """As `Client.cancel`."""
         return self._drive(self._client.cancel(job_id, family=family, tenant=tenant))
@@ -189,6 +210,10 @@ class SyncClient:
         except KeyboardInterrupt:
             future.cancel()
             raise
+
+
+async def _next(items: AsyncGenerator[StreamItem, None]) -> StreamItem | None:
+    return await anext(items, None)
 
 
 async def _end_tasks() -> None:

@@ -47,7 +47,7 @@ class Cancels:
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
-        self._topology = topology
+        self.topology = topology
         self._journal = Journal(connection, topology.journal_stream.name)
         self._documents = Documents(connection, topology)
         self.parking = Parking(connection, topology)
@@ -56,7 +56,7 @@ class Cancels:
         """The job of this id, wherever it waits. Raises NotFound without a trace of it, BadInput where several tenants
         or families have the id, and Unavailable, after which asking again is fine.
         """
-        found = await find(self._connection, self._topology, job_id, family=family, tenant=tenant)
+        found = await find(self._connection, self.topology, job_id, family=family, tenant=tenant)
         lane = Lane(found.family.name, found.tenant, "*")
         verdict = ENDED
         for each in found.parked:
@@ -72,7 +72,7 @@ class Cancels:
 
     async def enqueued(self, job: Enqueued) -> Verdict:
         """The job of a handle. Raises Unavailable, after which asking again is fine."""
-        family = self._topology.family(job.lane.family)
+        family = self.topology.family(job.lane.family)
         if job.word:
             return await self._delayed(family, job)
         stored = await self._connection.get(job.stream, job.seq)
@@ -164,7 +164,7 @@ class Cancels:
                     return STOPPED if runs else DONE
             else:
                 await self._tell(family, lane, job_id, run)
-                await asyncio.sleep(AGAIN_S * number)
+                await asyncio.sleep(AGAIN_S * 2 ** (number - ALONE_MAX))
         raise Unavailable(f"{subject}: {TRIES_MAX} writes were overtaken")
 
     async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:

@@ -23,6 +23,7 @@ from .handle import Handle
 from .inbox import Inboxes
 from .job import Message
 from .journal import Journal
+from .lookup import find
 from .parking import Parking
 from .producer import Enqueued, Form, OnFull, Producer, due_time, duration, identity, patiently
 from .server import EmbeddedServer
@@ -246,6 +247,15 @@ class Client:
             return Handle(enqueued, form.family, journal, cancels)
 
         return Bulk(producer, self.parking, options, made).run(items)
+
+    async def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Handle:
+        """The handle of a job that was enqueued elsewhere, by its id; `family` and `tenant` narrow the search, which is
+        that of `aiqueue inspect`. Where an id was used again it is the newest job's.
+
+        Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
+        """
+        found = await find(self.connection, self.topology, job_id, family=family, tenant=tenant)
+        return Handle(found.enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
 
     async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """Take a job back by its id, as `Handle.cancel`, wherever it is: `family` and `tenant` narrow the search.

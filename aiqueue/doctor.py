@@ -199,6 +199,7 @@ _WHEN_FULL = {
     "parked": "a larger max_bytes, or none: full, it drops the oldest parked jobs",
     "stranded": "run a worker: it takes the server's words on stranded jobs, of which the oldest are dropped now",
     "documents": "`aiqueue documents collect`, or a larger max_bytes: full, it refuses documents",
+    "presence": "take agents off the roster (`aiqueue inbox rm`), or a larger max_bytes: full, it takes no new agent",
 }
 
 

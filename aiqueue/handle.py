@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
 from . import subjects
 from .cancel import Cancels, Verdict
 from .errors import JobFailed, NotFound, ResultDisabled
+from .follow import StreamItem, follow
 from .journal import CANCELLED, FAILED, Journal
 from .lastword import last_word
+from .lookup import JobStats, job
 from .producer import Enqueued, duration
 from .topology import Family
 
@@ -59,17 +62,14 @@ class Handle:
         "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled when the job ended well
         under a handler that keeps no results. Results are kept as long as the journal's stream keeps them (a day).
         """
-        if self._family.journal is None:
-            raise NotFound(f"family {self.family} keeps no journal, so there are no results")
-        word = self._enqueued.word
-        run = 0 if word else self._enqueued.seq  # a delayed job has its place in the work stream when it is due
+        timeout_s = None if timeout is None else duration("timeout", timeout)
         entry = await last_word(
             self._journal,
-            subjects.journal(self._family.journal, self.tenant, self.id),
-            run=run,
-            timeout_s=None if timeout is None else duration("timeout", timeout),
-            job=(self._family.stream, run),
-            word=word,
+            self._subject(),
+            run=self._run,
+            timeout_s=timeout_s,
+            job=(self._family.stream, self._run),
+            word=self._enqueued.word,
             parked=self._parked,
         )
         if entry is None:
@@ -83,6 +83,52 @@ class Handle:
                 attempt=entry.attempt,
             )
         return entry.data
+
+    def stream(
+        self, *, after: str | None = None, timeout: str | float | None = None
+    ) -> AsyncGenerator[StreamItem, None]:
+        """What the job's journal says, as it is written: each chunk that its handler gives is one item, and so is each
+        other entry (started, progress, retry, and at last result, failed or cancelled)::
+
+            async with contextlib.aclosing(handle.stream()) as items:
+                async for item in items:
+                    if item.event == "chunk":
+                        print(item.data, end="")
+                    elif item.event == "restart":  # another attempt begins anew: what it gave so far does not count
+                        print()
+
+        From the beginning, or `after` the `cursor` of an earlier item: each item comes once and in order, over lost
+        links too. An item "gap" says that some are missing: they have expired, or there was no room for them. It ends
+        after the final item, or when the job ends without one: its handler keeps no result.
+
+        Raises ResultTimeout when it has not ended within `timeout`, BadInput for a wrong cursor.
+        """
+        return follow(
+            self._journal,
+            self._subject(),
+            run=self._run,
+            after=after,
+            timeout_s=None if timeout is None else duration("timeout", timeout),
+            job=(self._family.stream, self._run),
+            word=self._enqueued.word,
+            parked=self._parked,
+        )
+
+    async def status(self) -> JobStats:
+        """Where the job is and what is known of it. Raises NotFound when nothing is, any more; Unavailable."""
+        return await job(
+            self._journal.connection, self._cancels.topology, self.id, family=self.family, tenant=self.tenant
+        )
+
+    @property
+    def _run(self) -> int:
+        """0 for a delayed job, which has its place in the work stream when it is due."""
+        return 0 if self._enqueued.word else self._enqueued.seq
+
+    def _subject(self) -> str:
+        if self._family.journal is None:
+            raise NotFound(f"family {self.family} keeps no journal, so there are no results")
+        return subjects.journal(self._family.journal, self.tenant, self.id)
 
     async def cancel(self) -> bool:
         """Take the job back, wherever it is. True: `result` says "cancelled", and it will not run (again); where it

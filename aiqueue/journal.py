@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import codec, headers
-from .connection import Connection, Received, Stored
+from .connection import Connection, Received, Stored, timestamp
 from .errors import AccountFull, AIQueueError, Conflict, DecodeError, DiskFull, Stale, TooLarge
 
 log = logging.getLogger("aiqueue.journal")
@@ -89,7 +89,9 @@ def entry_of(stored: Stored) -> Entry:
 
 def heard(message: Received) -> Entry:
     """The entry in a message of LIVE."""
-    return _entry(message.headers, message.data, _number(message.headers, "Nats-Sequence"), time.time())
+    told = message.headers
+    stored_at = timestamp(told["Nats-Time-Stamp"]) if "Nats-Time-Stamp" in told else time.time()
+    return _entry(told, message.data, _number(told, "Nats-Sequence"), stored_at)
 
 
 class Past(NamedTuple):
@@ -157,8 +159,8 @@ class Journal:
     async def append(
         self, subject: str, event: str, data: Any, *, run: int, attempt: int, word: str, past: Past
     ) -> bool:
-        """One entry by somebody who holds no lease, if nothing was written since `past`. Raises Unavailable."""
-        told = _told(event, run, past.epoch + 1, attempt, word)
+        """One entry by somebody who is no attempt, if nothing was written since `past`. Raises Unavailable."""
+        told = _told(event, run, max(1, past.epoch), attempt, word)
         told |= {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
             headers.EXPECTED: str(past.head_seq),

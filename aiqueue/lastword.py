@@ -36,7 +36,7 @@ async def last_word(
     Raises ResultTimeout after `timeout_s` seconds (None: waits without end), and Unavailable when the connection is
     closed.
     """
-    waiting = _Final(journal, subject, run, job, word, parked)
+    waiting = Watch(journal, subject, run, job, word, parked)
     try:
         async with asyncio.timeout(timeout_s):
             return await waiting.wait()
@@ -66,8 +66,8 @@ class _Looks:
         return pause_s
 
 
-class _Final:
-    """One wait for a job's last word."""
+class Watch:
+    """One wait for a job's last word. One that does not listen itself is told by `hear` what is heard."""
 
     def __init__(
         self,
@@ -77,11 +77,13 @@ class _Final:
         job: tuple[str, int] | None,
         word: str,
         parked: Callable[[], Awaitable[bool]] | None,
+        *,
+        listens: bool = True,
     ) -> None:
         self._journal = journal
         self._connection = journal.connection
         self._subject = subject
-        self._run = run
+        self.run = run
         self._job = job
         self._word = word
         self._parked = parked
@@ -89,13 +91,13 @@ class _Final:
         self._woken = asyncio.Event()
         self._live: list[Entry] = []
         self._looks = _Looks()
-        self._to_hear: dict[str, Callable[[Received], None]] = {f"{LIVE}.{subject}": self._on_live}
+        self._to_hear: dict[str, Callable[[Received], None]] = {f"{LIVE}.{subject}": self.hear} if listens else {}
         self._subscriptions: list[Subscription] = []
         self._off: Callable[[], None] | None = None
 
     async def wait(self) -> Entry | None:
         self._off = self._connection.on_regained(self._woken.set)  # what was said meanwhile must be read
-        if self._job is not None and self._run:
+        if self._job is not None and self.run:
             self._follow(self._job)
         while True:
             self._woken.clear()
@@ -119,7 +121,7 @@ class _Final:
         for subscription in self._subscriptions:
             await subscription.close()
 
-    def _on_live(self, message: Received) -> None:
+    def hear(self, message: Received) -> None:
         told = message.headers
         event = told.get(headers.EVENT)
         if event in FINAL:
@@ -142,13 +144,13 @@ class _Final:
             subject, callback = next(iter(self._to_hear.items()))
             self._subscriptions.append(await self._connection.subscribe(subject, callback))
             del self._to_hear[subject]
-        if not self._run and self._word:
+        if not self.run and self._word:
             return await self._look_for_word()
         # asked first: a job that is gone has said its last word before
         stored = await self._connection.get(*self._job) if self._job is not None else None
         self._born = stored.time if stored is not None else self._born
-        heard = next((entry for entry in self._live if entry.run >= self._run), None)
-        last = heard or await self._journal.last_word(self._subject, self._run, self._born)
+        heard = next((entry for entry in self._live if entry.run >= self.run), None)
+        last = heard or await self._journal.last_word(self._subject, self.run, self._born)
         if last is not None:
             return True, last
         return (False, None) if self._job is None or stored is not None else await self._look_for_place(self._job)
@@ -158,7 +160,7 @@ class _Final:
         entry = await self._journal.of_run(self._subject, 0, math.inf, self._word)
         if entry is None or entry.final:
             return entry is not None, entry
-        self._run = entry.run
+        self.run = entry.run
         if self._job is not None:
             self._follow((self._job[0], _place(entry) or entry.run))
         return await self._look()
@@ -168,7 +170,7 @@ class _Final:
         place, parked = 0, False
         async for stored in self._connection.read(self._journal.stream, self._subject):
             entry = entry_of(stored)
-            if entry.run == self._run:
+            if entry.run == self.run:
                 if entry.event == RETRY:
                     parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
                 elif entry.event == STARTED and _place(entry):

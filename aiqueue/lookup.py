@@ -15,6 +15,7 @@ from .deadletter import DeadLetter, DeadLetters, Filter
 from .errors import BadInput, DecodeError, NotFound
 from .journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
 from .parking import Parking, Waiting
+from .producer import Enqueued
 from .timeline import BORN, Step, timeline
 from .topology import Family, Topology
 
@@ -106,6 +107,23 @@ class Found:
     def over(self) -> bool:
         """Whether it needs no look at the queue: a failed job without a dead letter may have been replayed."""
         return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
+
+    def enqueued(self, job_id: str, parking: str) -> Enqueued:
+        """The job as whoever enqueued it knows it; `parking` is the stream of parked jobs."""
+        lane = subjects.Lane(self.family.name, self.tenant, "*")
+        if self.stored is not None:
+            run, _ = headers.run(self.stored.headers, self.stored.seq, self.stored.time)
+            lane = subjects.parse_lane(self.stored.subject) or lane
+            return Enqueued(job_id, lane, self.family.stream, run, True)
+        if self.parked:
+            last = self.parked[-1]
+            if last.run:
+                return Enqueued(job_id, last.place.lane, self.family.stream, last.run, True)
+            return Enqueued(job_id, last.place.lane, parking, last.stored.seq, True, last.due, last.word)
+        if self.head is not None and not self.head.run:  # it was taken back before it had a place
+            return Enqueued(job_id, lane, self.family.stream, 0, True, None, self.head.word)
+        run = self.head.run if self.head is not None else 1
+        return Enqueued(job_id, self.letter.lane if self.letter else lane, self.family.stream, run, True)
 
 
 class _Search:

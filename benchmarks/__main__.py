@@ -2,6 +2,7 @@
 
 ``python -m benchmarks [speed|agents|cancel|...] [--rounds N] [--jobs N] [--json]`` (``--help`` names them all), each on
 an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
+is what travels. ``soak`` and ``fuzz`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations

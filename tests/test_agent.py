@@ -607,6 +607,45 @@ async def test_anothers_consumer_on_an_inbox_is_not_taken_away(client: aiqueue.C
     assert await client.inboxes.presence.online() == {}
 
 
+TROUPE = """
+    import aiqueue
+    from aiqueue.agent import Mail
+
+    class Step(aiqueue.Message, kind="step"):
+        n: int
+
+    agents = [aiqueue.Agent(name, tenant="acme") for name in ("first", "second")]
+
+    @agents[0].handle(Step)
+    async def ask(mail: Mail[Step]) -> None:
+        said = await agents[0].request(mail.message, to="second", reply=Step, timeout=10)
+        await mail.reply(said.message)
+
+    @agents[1].handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        await mail.reply(Step(n=mail.message.n + 1))
+    """
+
+
+async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, account: Any, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(textwrap.dedent(TROUPE))
+    command = [*COMMAND[:4], "app:agents", "--health-file", "health", "--concurrency", "3"]
+    service = subprocess.Popen(command, cwd=tmp_path, env=_told(account, tmp_path), stdout=subprocess.PIPE, text=True)
+    try:
+        caller = aiqueue.Agent("caller", tenant="acme")
+        async with caller.running(client):
+            said = await caller.request(Step(n=1), to="first", reply=Step, timeout=20)
+        assert said.message.n == 2
+        await eventually(lambda: '"done":2' in (tmp_path / "health").read_text().replace(" ", ""))
+        assert '"slots":6' in (tmp_path / "health").read_text().replace(" ", "")
+    finally:
+        service.terminate()
+        told, _ = service.communicate(timeout=20)
+    assert service.returncode == 0
+    assert "2 agents: first of acme, second of acme, at nats://" in told
+    assert "worker 2 agents: 2 deliveries in" in told
+
+
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:
     """The plain one does as the guide says: it listens on the bare subject and looks at the headers."""
     nc = await nats.connect(account.url, user=account.user, password=account.password)

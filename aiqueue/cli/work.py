@@ -82,10 +82,10 @@ def work(
         raise typer.Exit(Crew(arguments, processes, what=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
-    from ..agent import Agent, Troupe  # noqa: PLC0415
-
     member = None if crew_fd is None else _join(crew_fd)
     worker = load(target)
+    from ..agent import Agent, Troupe  # noqa: PLC0415
+
     if concurrency is not None:
         for each in worker.agents if isinstance(worker, Troupe) else (worker,):
             each.concurrency = concurrency

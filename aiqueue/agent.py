@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -206,6 +207,65 @@ class Agent:
         if self._desk is None:
             raise BadInput(f"agent {self.name} does not run: `async with agent.running(client):`")
         return self._desk
+
+
+class Troupe:
+    """Several agents that are run together, as one service: one client, and one word on how they are."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.agents = tuple(agents)
+        self.name = f"{len(self.agents)} agents"
+
+    @property
+    def drain_timeout_s(self) -> float:
+        return max(each.drain_timeout_s for each in self.agents)
+
+    @asynccontextmanager
+    async def running(self, client: Client) -> AsyncIterator[Desks]:
+        """Run them all; leaving the block has them finish side by side. Raises as `Agent.running`."""
+        entered: list[Any] = []
+        desks: list[Desk] = []
+        try:
+            for each in self.agents:
+                context = each.running(client)
+                desks.append(await context.__aenter__())
+                entered.append(context)
+            yield Desks(self.name, desks)
+        finally:
+            ended = await asyncio.gather(
+                *(each.__aexit__(None, None, None) for each in entered), return_exceptions=True
+            )
+            for error in ended:
+                if isinstance(error, BaseException):
+                    raise error
+
+
+class Desks:
+    """The desks of a troupe, taken together: see `Desk`."""
+
+    def __init__(self, name: str, desks: Sequence[Desk]) -> None:
+        self._name = name
+        self._desks = desks
+
+    @property
+    def running(self) -> int:
+        return sum(each.running for each in self._desks)
+
+    @property
+    def done(self) -> int:
+        return sum(each.done for each in self._desks)
+
+    @property
+    def clean(self) -> bool:
+        return all(each.clean for each in self._desks)
+
+    def vitals(self) -> dict[str, Any]:
+        """How they are, as plain data: one of them, with the sums of all."""
+        told = [each.vitals() for each in self._desks]
+        sums = {key: sum(each[key] for each in told) for key in ("slots", "running", "waiting", "done", "lanes")}
+        heard = max((each["last_delivery"] for each in told if each["last_delivery"]), default=None)
+        standby = all(each["standby"] for each in told)
+        return {**told[0], **sums, "worker": self._name, "last_delivery": heard, "standby": standby}
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

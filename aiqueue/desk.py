@@ -160,11 +160,11 @@ class Desk:
         if key in self._settled:
             self._ack(delivery)
             return
-        if self._draining:
-            return
         found = envelope_of(delivery, self.inboxes.family)
         if self._asking.take(found, delivery):
             self._ack(delivery)
+            return
+        if self._draining:
             return
         self._hold(delivery)
         item = self._items[key] = _Item(delivery, found)
@@ -309,7 +309,7 @@ class Desk:
             return Refused("undecodable", contents.problem)
         handler = self.terms.handlers.get(contents.kind)
         if handler is None:
-            return self._unhandled(contents, broadcast=headers.BROADCAST in parcel.headers)
+            return self._unhandled(contents, item.found, broadcast=headers.BROADCAST in parcel.headers)
         if not codec.known_version(contents.version, parcel.family.schema_versions):
             accepted = ", ".join(parcel.family.schema_versions)
             return Refused("unknown_kind", f"schema version {contents.version!r} is none of {accepted}")
@@ -322,12 +322,14 @@ class Desk:
         outcome = await self._call(handler, mail)
         return self._settle(item, handler, outcome)
 
-    def _unhandled(self, contents: attempt.Contents, *, broadcast: bool) -> Refused | None:
+    def _unhandled(self, contents: attempt.Contents, found: Envelope, *, broadcast: bool) -> Refused | None:
         if contents.kind == BOUNCE:
             log.warning("a mail of agent %s came back: %s", self.terms.name, contents.data)
             return None
         if broadcast:
             return None
+        if found.correlation is not None:
+            return Refused("expired", f"nobody at {self.terms.name} awaits this reply any more")
         known = ", ".join(sorted(self.terms.handlers)) or "none"
         return Refused("unknown_kind", f"agent {self.terms.name} takes no {contents.kind!r}; its kinds: {known}")
 

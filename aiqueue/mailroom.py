@@ -108,13 +108,10 @@ class Mailroom:
             await self._leave(post)
 
     async def _leave(self, post: _Post) -> None:
+        await post.desk.drain()  # while replies still come in, and the inbox is still held
         if post.tender is not None:
             post.tender.cancel()
             await asyncio.wait([post.tender])
-        pull = post.desk.pull
-        if pull is not None:
-            self._puller.remove(pull)
-        await post.desk.drain()
         await self._unserve(post)
         await post.hold.release()
         self._all.discard(post)

@@ -219,6 +219,59 @@ async def test_a_request_that_nobody_answers_ends_by_its_timeout(client: aiqueue
         assert late.value.retryable
 
 
+async def test_a_reply_that_comes_too_late_goes_to_a_handler_or_back(client: aiqueue.Client) -> None:
+    alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
+    late: list[int] = []
+    back: list[str] = []
+    free = asyncio.Event()
+
+    @alice.handle(Answer)
+    async def answer(mail: Mail[Answer]) -> None:
+        late.append(mail.message.n)
+
+    @bob.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        await free.wait()
+        await mail.reply(Answer(n=1))
+        await mail.reply(mail.message)
+
+    @bob.handle(Bounce)
+    async def bounce(mail: Mail[Bounce]) -> None:
+        back.append(f"{mail.message.mail_kind} {mail.message.reason}")
+
+    async with alice.running(client), bob.running(client):
+        with pytest.raises(ReplyTimeout):
+            await alice.request(Step(n=0), to="bob", timeout=0.2)
+        free.set()
+        await eventually(lambda: late == [1] and back == ["step expired"])
+    assert await reasons(client) == []
+
+
+async def test_a_handler_that_asks_is_answered_while_its_agent_leaves(client: aiqueue.Client) -> None:
+    alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
+    begun, heard = asyncio.Event(), asyncio.Event()
+    said: list[int] = []
+
+    @alice.handle(Step)
+    async def ask(mail: Mail[Step]) -> None:
+        begun.set()
+        said.append((await alice.request(Answer(n=5), to="bob", reply=Answer, timeout=10)).message.n)
+
+    @bob.handle(Answer)
+    async def reply(mail: Mail[Answer]) -> None:
+        await heard.wait()
+        await mail.reply(mail.message)
+
+    async with bob.running(client):
+        async with alice.running(client) as desk:
+            await put(client, "alice", 1)
+            await begun.wait()
+            asyncio.get_running_loop().call_later(0.1, heard.set)
+        assert desk.clean
+        await emptied(client)
+    assert said == [5]
+
+
 async def test_a_reply_of_the_wrong_kind_is_an_error(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
 
@@ -552,6 +605,45 @@ async def test_anothers_consumer_on_an_inbox_is_not_taken_away(client: aiqueue.C
         async with keeping("bob", []).running(client):
             pass
     assert await client.inboxes.presence.online() == {}
+
+
+TROUPE = """
+    import aiqueue
+    from aiqueue.agent import Mail
+
+    class Step(aiqueue.Message, kind="step"):
+        n: int
+
+    agents = [aiqueue.Agent(name, tenant="acme") for name in ("first", "second")]
+
+    @agents[0].handle(Step)
+    async def ask(mail: Mail[Step]) -> None:
+        said = await agents[0].request(mail.message, to="second", reply=Step, timeout=10)
+        await mail.reply(said.message)
+
+    @agents[1].handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        await mail.reply(Step(n=mail.message.n + 1))
+    """
+
+
+async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, account: Any, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(textwrap.dedent(TROUPE))
+    command = [*COMMAND[:4], "app:agents", "--health-file", "health", "--concurrency", "3"]
+    service = subprocess.Popen(command, cwd=tmp_path, env=_told(account, tmp_path), stdout=subprocess.PIPE, text=True)
+    try:
+        caller = aiqueue.Agent("caller", tenant="acme")
+        async with caller.running(client):
+            said = await caller.request(Step(n=1), to="first", reply=Step, timeout=20)
+        assert said.message.n == 2
+        await eventually(lambda: '"done":2' in (tmp_path / "health").read_text().replace(" ", ""))
+        assert '"slots":6' in (tmp_path / "health").read_text().replace(" ", "")
+    finally:
+        service.terminate()
+        told, _ = service.communicate(timeout=20)
+    assert service.returncode == 0
+    assert "2 agents: first of acme, second of acme, at nats://" in told
+    assert "worker 2 agents: 2 deliveries in" in told
 
 
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import cbor2
@@ -373,6 +374,32 @@ async def test_whatever_a_plain_client_sends_comes_to_an_end(client: aiqueue.Cli
         await eventually(settled, within=20)
         await client.inboxes.send(Note(text="still there"), tenant="acme", to="postmaster")
         await eventually(settled)
+
+
+async def test_a_process_that_runs_an_agent_looks_for_expired_mail(client: aiqueue.Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr("aiqueue.router.SWEEP_S", 0.05)
+    agent = await routing(client)
+    async with agent.running(client):
+        await client.inboxes.send(Note(text="late"), tenant="acme", to="away", sender="alice", expires=0.1)
+        await eventually(lambda: _has(client, "alice", 1))
+    assert await unread(client, "away") == []
+
+
+async def test_when_the_process_on_duty_ends_another_brings_mail_to_its_inboxes(
+    client: aiqueue.Client, account: Any, plain: Raw, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("aiqueue.router.TAKE_S", 0.2)
+    other = aiqueue.Agent("other", tenant="acme")
+    connecting = aiqueue.connect(account.url, user=account.user, password=account.password)
+    async with connecting as second, AsyncExitStack() as stack:
+        await stack.enter_async_context(other.running(second))  # it is on duty
+        async with (await routing(client)).running(client):
+            for n in range(3):
+                await plain.publish("ai.agent.message.acme", b"{}", headers={"target_agent_id": f"b{n}"})
+                await eventually(lambda n=n: _has(client, f"b{n}", 1), within=10)
+                if n == 0:
+                    leaving = asyncio.create_task(stack.aclose())
+            await leaving
 
 
 async def test_a_bounce_never_bounces(client: aiqueue.Client) -> None:

@@ -17,7 +17,7 @@ from . import output
 from .options import FAILED, Where, duration, names, verb
 
 if TYPE_CHECKING:
-    from ..agent import Agent
+    from ..agent import Agent, Troupe
     from ..client import Client
     from ..worker import Worker
     from .crew import Member
@@ -35,7 +35,10 @@ def register(app: typer.Typer) -> None:
 def work(
     where: Where,
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker or Agent to run, such as app:worker.")
+        str,
+        typer.Argument(
+            metavar="MODULE:ATTRIBUTE", help="The Worker, Agent, or list of Agents to run, such as app:worker."
+        ),
     ],
     *,
     processes: Annotated[
@@ -59,7 +62,7 @@ def work(
     ] = "info",
     crew_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run a worker, or an agent, until Ctrl-C or SIGTERM, then let it finish its jobs.
+    """Run a worker, or agents, until Ctrl-C or SIGTERM, then let it finish its jobs.
 
     Exit code 0 when all running jobs could finish, 1 when some were handed to other workers. A second signal ends it
     at once (130, 143); its jobs are delivered again when their leases run out.
@@ -79,22 +82,24 @@ def work(
         raise typer.Exit(Crew(arguments, processes, what=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
-    from ..agent import Agent  # noqa: PLC0415
-
     member = None if crew_fd is None else _join(crew_fd)
     worker = load(target)
+    from ..agent import Agent, Troupe  # noqa: PLC0415
+
     if concurrency is not None:
-        worker.concurrency = concurrency
+        for each in worker.agents if isinstance(worker, Troupe) else (worker,):
+            each.concurrency = concurrency
     only, whose = names(families), names(tenants)
-    if isinstance(worker, Agent):
+    if isinstance(worker, Agent | Troupe):
         if only is not None or whose is not None:
-            raise BadInput(f"--families and --tenants are for workers: {target} is an agent of {worker.tenant}")
+            raise BadInput(f"--families and --tenants are for workers, and {target} is none")
     else:
         worker.families = worker.families if only is None else tuple(only)
         worker.tenants = worker.tenants if whose is None else tuple(whose)
     if drain_timeout is not None:
-        worker.drain_timeout_s = drain_timeout
-    if member is not None and not isinstance(worker, Agent):
+        for each in worker.agents if isinstance(worker, Troupe) else (worker,):
+            each.drain_timeout_s = drain_timeout
+    if member is not None and not isinstance(worker, Agent | Troupe):
         worker.name = member.own_name(worker.name)
     _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -138,7 +143,7 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _run(worker: Worker | Agent, where: Where, member: Member | None, health_file: Path | None) -> bool:
+async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | None, health_file: Path | None) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import signal  # noqa: PLC0415
@@ -184,16 +189,19 @@ async def _run(worker: Worker | Agent, where: Where, member: Member | None, heal
     return session.clean
 
 
-def _starting(worker: Worker | Agent) -> dict[str, Any]:
+def _starting(worker: Worker | Agent | Troupe) -> dict[str, Any]:
     import os  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
-def _start_line(worker: Worker | Agent, client: Client) -> str:
-    from ..agent import Agent  # noqa: PLC0415
+def _start_line(worker: Worker | Agent | Troupe, client: Client) -> str:
+    from ..agent import Agent, Troupe  # noqa: PLC0415
 
+    if isinstance(worker, Troupe):
+        names = output.cut(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
+        return f"{worker.name}: {names}, at {client.connection.server}"
     if isinstance(worker, Agent):
         at_once = output.count(worker.concurrency, "conversation")
         kinds = ", ".join(sorted(worker.kinds)) or "nothing"
@@ -204,9 +212,9 @@ def _start_line(worker: Worker | Agent, client: Client) -> str:
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
 
 
-def load(target: str) -> Worker | Agent:
-    """The worker or agent that ``module:attribute`` names, the working directory being importable. Raises LoadError."""
-    from ..agent import Agent  # noqa: PLC0415
+def load(target: str) -> Worker | Agent | Troupe:
+    """What ``module:attribute`` names, the working directory being importable. Raises LoadError."""
+    from ..agent import Agent, Troupe  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module_name, colon, attribute = target.partition(":")
@@ -225,6 +233,8 @@ def load(target: str) -> Worker | Agent:
         except AttributeError:
             raise LoadError(f"{path} has no attribute {part!r}{_workers(module_name)}") from None
         path = f"{path}.{part}" if path != module_name else f"{path}:{part}"
+    if isinstance(found, list | tuple) and found and all(isinstance(each, Agent) for each in found):
+        return Troupe(found)
     if not isinstance(found, Worker | Agent):
         raise LoadError(
             f"{target} is a {type(found).__name__} and not an aiqueue.Worker or Agent{_workers(module_name)}"

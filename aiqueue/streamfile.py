@@ -182,6 +182,8 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "lane_storage": _one_of("file", "memory"),
     "journal": _matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
     "key": _word,
+    "claim": _flag,
+    "reply_within": _nanoseconds(1),
     "tenants": _tenants,
 }
 _STREAM: dict[str, Check] = {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import AIQueueError, JobFailed, QueueFull
     from .handle import Handle
     from .job import Job, JobSpec, Message, Reject, Retry
+    from .responder import Responder
     from .topology import Topology
     from .worker import Worker
 
@@ -33,6 +34,7 @@ _HOME = {
     "Message": "job",
     "QueueFull": "errors",
     "Reject": "job",
+    "Responder": "responder",
     "Retry": "job",
     "Settings": "config",
     "SyncClient": "blocking",
@@ -45,8 +47,8 @@ _HOME = {
 
 __all__ = [
     "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message",
-    "QueueFull", "Reject", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker", "connect",
-    "connect_sync",
+    "QueueFull", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker",
+    "connect", "connect_sync",
 ]  # fmt: skip
 
 

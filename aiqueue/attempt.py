@@ -100,6 +100,11 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class Duplicate:
+    """Another message of this id has been run, or is being run: see `claims`."""
+
+
+@dataclass(frozen=True)
 class TakenOver:
     """A newer attempt holds this job: whatever this delivery said of it would be taken for that one's word."""
 
@@ -126,7 +131,18 @@ class Waits:
 
 
 Outcome = (
-    Returned | Raised | Refused | Unknown | Misplaced | Ended | Stopped | TakenOver | Cancelled | Postponed | Waits
+    Returned
+    | Raised
+    | Refused
+    | Unknown
+    | Misplaced
+    | Ended
+    | Stopped
+    | Duplicate
+    | TakenOver
+    | Cancelled
+    | Postponed
+    | Waits
 )
 
 
@@ -299,7 +315,8 @@ def _by_class(error: Exception, on: Policies) -> Outcome:
 
 _BY_WORD: dict[str, type[Any]] = {
     "raised": Raised, "refused": Refused, "unknown": Unknown, "misplaced": Misplaced, "ended": Ended,
-    "stopped": Stopped, "taken over": TakenOver, "cancelled": Cancelled, "postponed": Postponed, "waits": Waits,
+    "stopped": Stopped, "duplicate": Duplicate, "taken over": TakenOver, "cancelled": Cancelled,
+    "postponed": Postponed, "waits": Waits,
 }  # fmt: skip
 _WORDS = {made: word for word, made in _BY_WORD.items()}
 

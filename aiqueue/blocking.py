@@ -159,6 +159,10 @@ class SyncClient:
         )  # fmt: skip
         return SyncHandle(self, handle)
 
+    def request(self, message: Message, *, tenant: str, **options: Any) -> Any:
+        """As `Client.request`, whose options it takes, blocking the calling thread."""
+        return self._drive(self._client.request(message, tenant=tenant, **options))
+
     def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle:
         """As `Client.job`."""
         return SyncHandle(self, self._drive(self._client.job(job_id, family=family, tenant=tenant)))

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from . import codec, provision, subjects
 from .bulk import Bulk, Items, Options, Progress
+from .calls import call
 from .cancel import Cancels
 from .config import Settings
 from .connection import Connection
@@ -256,6 +257,30 @@ class Client:
         """
         found = await find(self.connection, self.topology, job_id, family=family, tenant=tenant)
         return Handle(found.enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
+
+    async def request(
+        self,
+        message: Message,
+        *,
+        tenant: str,
+        priority: str = subjects.NORMAL,
+        unique: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: str | float | None = None,
+    ) -> Any:
+        """Ask for the result of a message's job, as plain data: a responder (`aiqueue respond`, or any other service on
+        the family's answer subject) enqueues it once and answers when it has ended.
+
+        For families with `reply_within` (gateway.requests, rag.queries). `unique`, or the message's own key, is the
+        job's id: asked again with it, the same job answers. `timeout` (seconds or "30s"): by default the family's
+        `reply_within`; a responder that dies meanwhile is asked again.
+
+        Raises JobFailed, ResultTimeout (the job goes on), QueueFull, BadInput, and Unavailable where nobody answers.
+        """
+        timeout_s = None if timeout is None else duration("timeout", timeout)
+        return await call(
+            self._opened(), message, tenant=tenant, priority=priority, unique=unique, extra=headers, timeout_s=timeout_s
+        )
 
     async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """Take a job back by its id, as `Handle.cancel`, wherever it is: `family` and `tenant` narrow the search.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,16 +64,22 @@ class Handle:
         "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled when the job ended well
         under a handler that keeps no results. Results are kept as long as the journal's stream keeps them (a day).
         """
-        timeout_s = None if timeout is None else duration("timeout", timeout)
-        entry = await last_word(
-            self._journal,
-            self._subject(),
-            run=self._run,
-            timeout_s=timeout_s,
-            job=(self._family.stream, self._run),
-            word=self._enqueued.word,
-            parked=self._parked,
-        )
+        end = None if timeout is None else time.monotonic() + duration("timeout", timeout)
+        run = self._run
+        while True:
+            entry = await last_word(
+                self._journal,
+                self._subject(),
+                run=run,
+                timeout_s=None if end is None else max(0.0, end - time.monotonic()),
+                job=(self._family.stream, run),
+                word=self._enqueued.word,
+                parked=self._parked,
+            )
+            claimant = await self._claimant(run) if entry is None else None
+            if claimant is None:
+                break
+            run = claimant
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
@@ -84,7 +92,7 @@ class Handle:
             )
         return entry.data
 
-    def stream(
+    async def stream(
         self, *, after: str | None = None, timeout: str | float | None = None
     ) -> AsyncGenerator[StreamItem, None]:
         """What the job's journal says, as it is written: each chunk that its handler gives is one item, and so is each
@@ -103,16 +111,31 @@ class Handle:
 
         Raises ResultTimeout when it has not ended within `timeout`, BadInput for a wrong cursor.
         """
-        return follow(
-            self._journal,
-            self._subject(),
-            run=self._run,
-            after=after,
-            timeout_s=None if timeout is None else duration("timeout", timeout),
-            job=(self._family.stream, self._run),
-            word=self._enqueued.word,
-            parked=self._parked,
-        )
+        end = None if timeout is None else time.monotonic() + duration("timeout", timeout)
+        run: int | None = self._run
+        while run is not None:
+            items = follow(
+                self._journal,
+                self._subject(),
+                run=run,
+                after=after,
+                timeout_s=None if end is None else max(0.0, end - time.monotonic()),
+                job=(self._family.stream, run),
+                word=self._enqueued.word,
+                parked=self._parked,
+            )
+            item = None
+            async with aclosing(items):
+                async for item in items:
+                    yield item
+            run = await self._claimant(run) if item is None or not item.final else None
+
+    async def _claimant(self, run: int) -> int | None:
+        """The run that was taken in place of `run`, whose message is gone without a last word: in a family that claims
+        its ids it was a duplicate.
+        """
+        head = await self._journal.head(self._subject()) if self._family.claim else None
+        return head.run if head is not None and head.run and head.run != run else None
 
     async def status(self) -> JobStats:
         """Where the job is and what is known of it. Raises NotFound when nothing is, any more; Unavailable."""

@@ -208,6 +208,15 @@ class Producer:
         limits = {word: config[key] for word, key in _STREAM_LIMITS if config.get(key, 0) > 0}
         return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits)
 
+    def told(
+        self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None
+    ) -> tuple[Family, dict[str, str]]:
+        """The family of a message, and the headers of its job. Raises BadInput."""
+        family = self._topology.family(message.aiq_family)
+        lane = _lane(family, tenant, priority)
+        job_id, _ = identity(family, message, unique)
+        return family, {**_headers(family, message, lane, job_id, None), **_extra(family, extra)}
+
     def hint(self, lane: subjects.Lane) -> None:
         """Tell workers of a lane that may be new to them, now and then. Never waits and never fails."""
         now = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any
 from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
+    Duplicate,
     Ended,
     Handler,
     Outcome,
@@ -22,13 +23,14 @@ from .attempt import (
     TakenOver,
     Waits,
 )  # fmt: skip
+from .claims import Claims
 from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
 from .document import Document
 from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job
-from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Journal, Kept, Writer
+from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Kept, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
@@ -51,7 +53,7 @@ class Runner:
 
     def __init__(
         self,
-        journal: Journal,
+        claims: Claims,
         documents: Documents,
         settlement: Settlement,
         *,
@@ -63,9 +65,10 @@ class Runner:
         quarantine: Quarantine,
         watchdog: Watchdog,
     ) -> None:
-        self._journal = journal
+        self._journal = claims.journal
         self._documents = documents
         self._settlement = settlement
+        self._claims = claims
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._families = families
@@ -76,7 +79,7 @@ class Runner:
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
         self._limits = Limits()
-        self.stops = Stops(journal.connection, families.values(), self._limits)
+        self.stops = Stops(claims.journal.connection, families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for results that wait for room on the server."""
@@ -200,7 +203,7 @@ class Runner:
         parcel, writer = opened.parcel, voice.writer
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
-        contended = delivery.delivered > 1 or headers.PARKED in parcel.headers
+        contended = delivery.delivered > 1 or headers.PARKED in parcel.headers or parcel.family.claim
         if contended and writer is not None and handler is not None:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
@@ -260,13 +263,18 @@ class Runner:
 
     async def _begin(self, delivery: Delivery, opened: Opened, writer: Writer) -> Outcome | None:
         """Write `started`, so that no earlier attempt can write any more, and a cancellation neither: of those that
-        contend, the journal takes the first. Only where there can be such; a first delivery writes nothing.
+        contend, the journal takes the first. Only where there can be such: a first delivery writes nothing, but in a
+        family that claims its ids. There of the messages of one id the first one to write this is run.
         """
+        family = opened.parcel.family
         mine = [delivery.seq, delivery.lane.created, delivery.delivered]
         for _ in range(WRITE_TRIES_MAX):
             newest, told = opened.past.newest, opened.past.told
             if opened.past.ended:
                 return Ended()
+            others = family.claim and newest is None and opened.past.head_seq
+            if others and await self._claims.taken(family, writer.subject, delivery.run, delivery.born):
+                return Duplicate()
             if told is not None and told.event == STARTED and _later(told.data, mine):
                 believed_s = BELIEVED_LEASES * delivery.lane.ack_wait_s
                 if told.data["delivery"][0] != delivery.seq or time.time() - told.time < believed_s:

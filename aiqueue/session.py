@@ -14,6 +14,7 @@ from typing import Any
 
 from .attempt import Handler
 from .child import refuse_while_loading
+from .claims import Claims
 from .client import Client
 from .collector import Collector
 from .lanes import Lanes
@@ -130,7 +131,7 @@ class Session:
                 quarantine=quarantine,
             )  # fmt: skip
             self._runner = Runner(
-                client.journal,
+                Claims(client.journal, client.parking),
                 client.documents,
                 settlement,
                 handlers=terms.handlers,

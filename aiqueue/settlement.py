@@ -13,6 +13,7 @@ from . import attempt, headers, subjects
 from .attempt import (
     Cancelled,
     Contents,
+    Duplicate,
     Ended,
     Handler,
     Misplaced,
@@ -135,21 +136,28 @@ class Settlement:
                 await self._ack(delivery)
             case Waits(int() | float() as after_s):
                 await self._leave(delivery, opened, opened.attempt, after_s)
-            case Ended() | Stopped():
-                await self._ended(delivery, opened, writer, stopped=isinstance(outcome, Stopped))
+            case Ended() | Stopped() | Duplicate():
+                await self._ended(delivery, opened, writer, outcome)
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Cancelled():
                 await self.hand_back(delivery)
 
-    async def _ended(self, delivery: Delivery, opened: Opened, writer: Writer | None, *, stopped: bool) -> None:
-        """The job has its last word, or gets it now: mostly this is refused, for who cancelled it has written it."""
-        if stopped and writer is not None:
+    async def _ended(
+        self, delivery: Delivery, opened: Opened, writer: Writer | None, outcome: Ended | Stopped | Duplicate
+    ) -> None:
+        """The job has its last word, or another message's, or gets it now: mostly this is refused, for who cancelled it
+        has written it.
+        """
+        if isinstance(outcome, Stopped) and writer is not None:
             await writer.write(CANCELLED, WHILE_RUNNING)
         said = opened.past.newest
         if _holds(delivery) and writer is not None and not opened.past.ended:
             said = await writer.newest()
         lets_go = said is not None and said.final and said.event != FAILED  # a dead letter goes on holding
+        if isinstance(outcome, Duplicate):
+            log.info("job %s of %s is a duplicate of one that runs or has run", opened.job_id, delivery.lane.key)
+            lets_go = True
         await (self._end_holding(delivery) if _holds(delivery) and lets_go else self._ack(delivery))
 
     async def comes_back(self, delivery: Delivery, error: Exception) -> None:
@@ -173,9 +181,10 @@ class Settlement:
     async def _finish(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, value: Any
     ) -> None:
-        if writer is not None and handler is not None and handler.keeps_result:
+        keeps = handler is not None and handler.keeps_result
+        if writer is not None and (keeps or opened.parcel.family.claim):  # where ids are claimed, the end must be known
             try:
-                await self._keep(delivery, writer, value)
+                await self._keep(delivery, writer, value if keeps else None)
             except (EncodeError, TooLarge) as error:
                 opened.history = _with_attempt(opened, self._worker, str(error), "")
                 await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")

@@ -184,6 +184,8 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "journal_ttl": _nanoseconds(60),
     "chunk_ttl": _nanoseconds(1),  # the server takes no shorter one
     "key": _word,
+    "claim": _flag,
+    "reply_within": _nanoseconds(1),
     "tenants": _tenants,
 }
 _STREAM: dict[str, Check] = {

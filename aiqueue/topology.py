@@ -44,6 +44,8 @@ class Family:
     inactive_threshold_s: float
     max_msgs_per_subject: int
     replicas: int
+    claim: bool  # of several messages of one id one is run
+    reply_within_s: float | None  # how long a responder waits for an answer; None: none answers for this family
     tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending: where declared
 
     def weight(self, tenant: str) -> float:
@@ -273,6 +275,8 @@ def _family(declared: Declared) -> Family:
         inactive_threshold_s=declared.consumer["inactive_threshold"] / _NS,
         max_msgs_per_subject=declared.stream["max_msgs_per_subject"],
         replicas=declared.stream["num_replicas"],
+        claim=given.get("claim", False),
+        reply_within_s=given["reply_within"] / _NS if "reply_within" in given else None,
         tenants=given.get("tenants", {}),
     )
 

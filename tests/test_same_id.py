@@ -15,24 +15,24 @@ from aiqueue import provision
 from aiqueue.errors import JobFailed
 
 
-class Request(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
+class Request(aiqueue.Message, kind="rag.document", family="rag.ingest"):
     prompt: str
-    request_id: str = ""
+    document_id: str = ""
 
 
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await provision.apply(client.connection, client.topology)
-        config = (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["config"]
-        await client.connection.api("STREAM.UPDATE.AI_GATEWAY_REQUESTS", {**config, "duplicate_window": 100_000_000})
+        config = (await client.connection.api("STREAM.INFO.AI_RAG_INGEST"))["config"]
+        await client.connection.api("STREAM.UPDATE.AI_RAG_INGEST", {**config, "duplicate_window": 100_000_000})
         yield client
 
 
 async def twice(client: aiqueue.Client, first: str, second: str) -> list[aiqueue.Handle]:
-    one = await client.enqueue(Request(prompt=first, request_id="r"), tenant="acme")
+    one = await client.enqueue(Request(prompt=first, document_id="r"), tenant="acme")
     async with asyncio.timeout(10):
-        while (two := await client.enqueue(Request(prompt=second, request_id="r"), tenant="acme")).duplicate:
+        while (two := await client.enqueue(Request(prompt=second, document_id="r"), tenant="acme")).duplicate:
             await asyncio.sleep(0.05)
     return [one, two]
 
@@ -55,7 +55,7 @@ async def test_both_are_run_and_counted_by_themselves_to_their_end(client: aique
     letters = [each async for each in client.dead.find()]
     assert sorted(each.error for each in letters) == ["ValueError: one", "ValueError: two"]
     assert all(len(each.history) == 3 for each in letters)
-    info = await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS")
+    info = await client.connection.api("STREAM.INFO.AI_RAG_INGEST")
     assert info["state"]["messages"] == 0
 
 
@@ -93,14 +93,14 @@ async def test_the_guides_snippet_published_twice_runs_each_once(client: aiqueue
             raise ValueError("once")
 
     plain = await nats.connect(account.url, user=account.user, password=account.password)
-    told = {"request_id": "r-9", "model": "m", "priority": "normal"}
+    told = {"document_id": "r-9", "model": "m", "priority": "normal"}
     for prompt in (b"1", b"2"):
-        await plain.publish("ai.gateway.requests.acme", b'{"prompt": "%b"}' % prompt, headers=told)
+        await plain.publish("ai.rag.ingest.acme", b'{"prompt": "%b"}' % prompt, headers=told)
     await plain.flush()
     await plain.close()
     async with worker.running(client):
         async with asyncio.timeout(15):
-            while (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["state"]["messages"]:
+            while (await client.connection.api("STREAM.INFO.AI_RAG_INGEST"))["state"]["messages"]:
                 await asyncio.sleep(0.05)
     assert sorted(ran) == ["1", "1", "2", "2"]
 
@@ -115,11 +115,11 @@ async def test_a_stream_made_anew_does_not_give_the_old_result(client: aiqueue.C
     async with worker.running(client):
         for n in range(3):
             await (await client.enqueue(Request(prompt=f"fill {n}"), tenant="acme")).result(10)
-        handle = await client.enqueue(Request(prompt="old", request_id="r"), tenant="acme")
+        handle = await client.enqueue(Request(prompt="old", document_id="r"), tenant="acme")
         assert await handle.result(10) == "old"
-    await client.connection.api("STREAM.DELETE.AI_GATEWAY_REQUESTS")
+    await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
     await provision.apply(client.connection, client.topology)
-    handle = await client.enqueue(Request(prompt="new", request_id="r"), tenant="acme")
+    handle = await client.enqueue(Request(prompt="new", document_id="r"), tenant="acme")
     with pytest.raises(aiqueue.errors.ResultTimeout):
         await handle.result(0.3)
     async with worker.running(client):

@@ -2,10 +2,11 @@
 
 from .frames import HEADERS_MAX, Headers, PubAck, Received, Status, Stored, ack_info, block, read_headers, timestamp
 from .link import Connection
+from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 from .window import Publish
 
 __all__ = [
-    "HEADERS_MAX", "Connection", "Headers", "PubAck", "Publish", "Received", "Status", "Stored", "Subscription",
-    "ack_info", "block", "read_headers", "timestamp",
+    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "Service", "Status",
+    "Stored", "Subscription", "ack_info", "block", "read_headers", "timestamp",
 ]  # fmt: skip

@@ -1,0 +1,299 @@
+"""Responders: requests on the bare responses and results subjects, by plain clients and ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import cbor2
+import nats
+import nats.errors
+import pytest
+from nats.aio.client import Client as Nats
+
+import aiqueue
+from aiqueue import provision
+from aiqueue.errors import BadInput, InvalidToken, JobFailed, QueueFull, ResultTimeout, Unavailable
+
+from .support import Eventually
+
+RESPONSES = "ai.gateway.responses.acme"
+
+
+class Request(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
+    prompt: str
+    request_id: str = ""
+
+
+class Query(aiqueue.Message, kind="rag.query", family="rag.queries"):
+    query: str
+    query_id: str = ""
+
+
+@pytest.fixture
+async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+@pytest.fixture
+async def plain(account: Any) -> AsyncIterator[Nats]:
+    nc = await nats.connect(account.url, user=account.user, password=account.password)
+    yield nc
+    await nc.close()
+
+
+@contextlib.asynccontextmanager
+async def working(client: aiqueue.Client) -> AsyncIterator[Counter[str]]:
+    """A worker for both families; what it has run."""
+    runs: Counter[str] = Counter()
+    worker = aiqueue.Worker()
+
+    @worker.handle(Request)
+    async def request(job: aiqueue.Job[Request]) -> dict[str, Any]:
+        runs[job.id] += 1
+        if job.message.prompt == "reject":
+            raise aiqueue.Reject("not this one")
+        if job.message.prompt.startswith("slow"):
+            await asyncio.sleep(0.5)
+        if job.message.prompt == "big":
+            return {"text": "x" * 1_048_150}
+        return {"text": job.message.prompt, "request_id": job.id, "model": job.headers.get("model")}
+
+    @worker.handle(Query)
+    async def query(job: aiqueue.Job[Query]) -> list[str]:
+        runs[job.id] += 1
+        return [job.message.query]
+
+    async with worker.running(client):
+        yield runs
+
+
+async def ask(nc: Nats, body: bytes, timeout: float = 10.0, **headers: str) -> tuple[Any, dict[str, str]]:
+    answer = await nc.request(RESPONSES, body, timeout=timeout, headers=headers or None)
+    told = {str(name): value for name, value in (answer.headers or {}).items()}
+    read = json.loads if told["Content-Type"] == "application/json" else cbor2.loads
+    return read(answer.data), told
+
+
+async def test_the_guides_publish_then_request_runs_the_job_once(client: aiqueue.Client, plain: Nats) -> None:
+    async with working(client) as runs, aiqueue.Responder().running(client):
+        for n in range(100):
+            told = {"request_id": f"r{n}", "model": "small", "priority": "normal"}
+            body = json.dumps({"request_id": f"r{n}", "prompt": f"p{n}"}).encode()
+            await plain.publish("ai.gateway.requests.acme", body, headers=told)
+            said, headers = await ask(plain, body)
+            assert (said["text"], headers["Aiq-Job-Id"]) == (f"p{n}", f"r{n}")
+    assert runs == Counter(dict.fromkeys((f"r{n}" for n in range(100)), 1))
+
+
+@pytest.mark.parametrize("form", ["header", "text", "json", "json text", "cbor"])
+async def test_an_id_alone_is_answered_when_the_job_ends(client: aiqueue.Client, plain: Nats, form: str) -> None:
+    bodies = {
+        "header": b"", "text": b"req-1", "json": b'{"request_id": "req-1"}', "json text": b'"req-1"',
+        "cbor": cbor2.dumps({"request_id": "req-1"}),
+    }  # fmt: skip
+    headers = {"request_id": "req-1"} if form == "header" else {}
+    async with aiqueue.Responder().running(client):
+        asking = asyncio.create_task(ask(plain, bodies[form], **headers))
+        await client.enqueue(Request(prompt="hello", request_id="req-1"), tenant="acme")
+        async with working(client):
+            said, told = await asking
+    assert said["text"] == "hello"
+    assert told["Content-Type"] == ("application/cbor" if form == "cbor" else "application/json")
+
+
+async def test_a_full_request_is_enqueued_once_and_its_answer_kept(client: aiqueue.Client, plain: Nats) -> None:
+    body = json.dumps({"schema_version": "1.0", "message_type": "llm_request",
+                       "data": {"request_id": "e-1", "prompt": "hi"}}).encode()  # fmt: skip
+    async with working(client) as runs, aiqueue.Responder().running(client):
+        answers = await asyncio.gather(*(ask(plain, body, model="small") for _ in range(20)))
+        late, _ = await ask(plain, b"e-1")
+    assert all(said == {"text": "hi", "request_id": "e-1", "model": "small"} for said, _ in answers)
+    assert late == answers[0][0]
+    assert runs == {"e-1": 1}
+
+
+async def test_a_request_without_an_id_is_told_its_id(client: aiqueue.Client, plain: Nats) -> None:
+    async with working(client) as runs, aiqueue.Responder().running(client):
+        said, told = await ask(plain, b'{"prompt": "hi"}')
+    assert said["request_id"] == told["Aiq-Job-Id"]
+    assert runs == {told["Aiq-Job-Id"]: 1}
+
+
+async def test_what_comes_too_late_is_there_for_the_next_request(client: aiqueue.Client, plain: Nats) -> None:
+    body = json.dumps({"request_id": "late", "prompt": "slow"}).encode()
+    async with working(client) as runs, aiqueue.Responder().running(client):
+        soon = {"Aiq-Deadline": str(round((time.time() + 0.4) * 1000))}
+        said, told = await ask(plain, body, **soon)
+        assert told["Nats-Service-Error-Code"] == "504"
+        assert (said["error"], said["retryable"], said["job_id"]) == ("ResultTimeout", True, "late")
+        said, told = await ask(plain, body)
+    assert said["text"] == "slow"
+    assert runs == {"late": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "kind"),
+    [
+        (b"", "400", "BadInput"),
+        (b"{}", "400", "BadInput"),
+        (b"not an id", "400", "BadInput"),
+        (b"\x00\xff\x10", "400", "BadInput"),
+        (b'{"request_id": "x1", "prompt": "reject"}', "422", "JobFailed"),
+        (b'{"request_id": "x2", "prompt": 5}', "422", "JobFailed"),
+        (b'{"request_id": "x3", "prompt": "big"}', "413", "TooLarge"),
+    ],
+)
+async def test_errors_come_back_typed(client: aiqueue.Client, plain: Nats, body: bytes, code: str, kind: str) -> None:
+    async with working(client), aiqueue.Responder().running(client):
+        said, told = await ask(plain, body)
+    assert (told["Nats-Service-Error-Code"], said["error"]) == (code, kind)
+    assert told["Nats-Service-Error"]
+    if kind == "JobFailed":
+        assert said["reason"] in ("rejected", "invalid")
+
+
+async def test_a_cancelled_job_is_told_as_such(client: aiqueue.Client, plain: Nats) -> None:
+    async with aiqueue.Responder().running(client):
+        handle = await client.enqueue(Request(prompt="x", request_id="c1"), tenant="acme")
+        assert await handle.cancel()
+        said, told = await ask(plain, b"c1")
+    assert (told["Nats-Service-Error-Code"], said["reason"]) == ("422", "cancelled")
+
+
+async def test_it_is_found_and_counted_as_a_micro_service(client: aiqueue.Client, plain: Nats) -> None:
+    async with working(client), aiqueue.Responder().running(client):
+        pong = json.loads((await plain.request("$SRV.PING.aiqueue-responder", b"", timeout=5)).data)
+        assert pong["type"] == "io.nats.micro.v1.ping_response"
+        info = json.loads((await plain.request(f"$SRV.INFO.aiqueue-responder.{pong['id']}", b"", timeout=5)).data)
+        await ask(plain, b'{"prompt": "hi"}')
+        await ask(plain, b"{}")
+        stats = json.loads((await plain.request("$SRV.STATS", b"", timeout=5)).data)
+    found = {each["subject"]: each["queue_group"] for each in info["endpoints"]}
+    assert found == {"ai.gateway.responses.*": "q", "ai.rag.results.*": "q"}
+    gateway = next(each for each in stats["endpoints"] if each["subject"] == "ai.gateway.responses.*")
+    assert (gateway["num_requests"], gateway["num_errors"]) == (2, 1)
+    assert gateway["average_processing_time"] > 0
+
+
+async def test_several_share_the_requests(client: aiqueue.Client, plain: Nats) -> None:
+    async with (
+        working(client) as runs,
+        aiqueue.Responder().running(client) as one,
+        aiqueue.Responder().running(client) as two,
+    ):
+        await asyncio.gather(*(ask(plain, json.dumps({"prompt": f"p{n}"}).encode()) for n in range(60)))
+        counts = [sum(each.requests for each in service.endpoints) for service in (one, two)]
+    assert sum(counts) == 60
+    assert min(counts) > 0
+    assert len(runs) == 60
+
+
+async def test_more_than_it_may_hold_are_told_to_ask_again(client: aiqueue.Client, plain: Nats) -> None:
+    async with aiqueue.Responder(concurrency=1).running(client) as service:
+        first = asyncio.create_task(ask(plain, b"r1"))
+        async with asyncio.timeout(5):
+            while not service.running:
+                await asyncio.sleep(0.01)
+        said, told = await ask(plain, b"r2")
+        assert (told["Nats-Service-Error-Code"], said["retryable"]) == ("503", True)
+        await client.enqueue(Request(prompt="x", request_id="r1"), tenant="acme")
+        async with working(client):
+            assert (await first)[0]["text"] == "x"
+
+
+async def test_one_that_leaves_answers_those_that_wait(client: aiqueue.Client, plain: Nats) -> None:
+    async with aiqueue.Responder(drain_timeout=0.1).running(client) as service:
+        asking = asyncio.create_task(ask(plain, b"never"))
+        async with asyncio.timeout(5):
+            while not service.running:
+                await asyncio.sleep(0.01)
+    said, told = await asking
+    assert (told["Nats-Service-Error-Code"], said["retryable"]) == ("503", True)
+
+
+async def test_it_answers_on_after_its_connection_was_made_anew(client: aiqueue.Client, plain: Nats) -> None:
+    async with working(client), aiqueue.Responder().running(client):
+        client.connection.renew()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(nats.errors.NoRespondersError, nats.errors.TimeoutError):
+                    said, _ = await ask(plain, b'{"request_id": "again", "prompt": "hi"}', timeout=2)
+                    break
+                await asyncio.sleep(0.05)
+    assert said["text"] == "hi"
+
+
+class TestOurRequester:
+    async def test_gets_what_the_handler_returned(self, client: aiqueue.Client) -> None:
+        async with working(client) as runs, aiqueue.Responder().running(client):
+            assert await client.request(Query(query="why"), tenant="acme") == ["why"]
+            said = await client.request(Request(prompt="hi"), tenant="acme", unique="u1", headers={"model": "big"})
+            assert said == {"text": "hi", "request_id": "u1", "model": "big"}
+            assert await client.request(Request(prompt="hi"), tenant="acme", unique="u1") == said
+        assert runs["u1"] == 1
+
+    async def test_gets_typed_errors(self, client: aiqueue.Client) -> None:
+        with pytest.raises(Unavailable, match="run `aiqueue respond`"):
+            await client.request(Request(prompt="x"), tenant="acme")
+        with pytest.raises(InvalidToken):
+            await client.request(Request(prompt="x"), tenant="acme.>")
+        with pytest.raises(InvalidToken):
+            await client.request(Request(prompt="x"), tenant="acme", unique="*")
+        async with aiqueue.Responder().running(client):
+            with pytest.raises(ResultTimeout, match="ask again with unique='t1'"):
+                await client.request(Request(prompt="x"), tenant="acme", unique="t1", timeout=0.5)
+            async with working(client):
+                with pytest.raises(JobFailed, match="not this one") as failed:
+                    await client.request(Request(prompt="reject"), tenant="acme")
+                assert (failed.value.reason, failed.value.attempt) == ("rejected", 1)
+
+    async def test_a_full_lane_is_told(self, client: aiqueue.Client) -> None:
+        config = (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["config"]
+        await client.connection.api("STREAM.UPDATE.AI_GATEWAY_REQUESTS", {**config, "max_msgs_per_subject": 1})
+        await client.enqueue(Request(prompt="x"), tenant="acme")
+        async with aiqueue.Responder().running(client):
+            with pytest.raises(QueueFull, match=r"gateway\.requests acme/normal"):
+                await client.request(Request(prompt="y"), tenant="acme")
+
+    async def test_asks_a_plain_responder(self, client: aiqueue.Client, plain: Nats) -> None:
+        async def respond(message: Any) -> None:
+            told = {"id": message.headers["request_id"], **cbor2.loads(message.data)}
+            await message.respond(json.dumps(told).encode())  # with our own headers: it says to be CBOR
+
+        await plain.subscribe(RESPONSES, cb=respond)
+        await plain.flush()
+        said = await client.request(Request(prompt="hi"), tenant="acme", unique="p1")
+        assert (said["id"], said["prompt"]) == ("p1", "hi")
+
+    async def test_a_family_without_answers_is_refused_at_once(self, client: aiqueue.Client) -> None:
+        class Task(aiqueue.Message, kind="agent.task"):
+            pass
+
+        with pytest.raises(BadInput, match="answers no requests"):
+            await client.request(Task(), tenant="acme")
+        with pytest.raises(BadInput, match="state reply_within"):
+            async with aiqueue.Responder(families=["agent.tasks"]).running(client):
+                pass
+
+
+async def test_a_responder_that_dies_is_asked_again_elsewhere(
+    client: aiqueue.Client, account: Any, eventually: Eventually
+) -> None:
+    async with working(client) as runs:
+        async with aiqueue.connect(account.url, user=account.user, password=account.password) as other:
+            dying = aiqueue.Responder(drain_timeout=0)
+            async with dying.running(other) as service:
+                asking = asyncio.create_task(client.request(Request(prompt="slow"), tenant="acme", unique="d1"))
+                await eventually(lambda: service.running)
+                await other.connection.close()  # no word to anybody
+        async with aiqueue.Responder().running(client):
+            assert (await asking)["text"] == "slow"
+    assert runs == {"d1": 1}

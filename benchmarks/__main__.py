@@ -2,7 +2,7 @@
 
 ``python -m benchmarks [speed|agents|cancel|...] [--rounds N] [--jobs N] [--json]`` (``--help`` names them all), each on
 an embedded server of its own in a temporary directory. Absolute figures belong to the machine; the ratio of the medians
-is what travels. ``soak``, ``fuzz`` and ``resume`` have options of their own (``soak --help``).
+is what travels. ``soak``, ``fuzz``, ``resume`` and ``requests`` have options of their own (``soak --help``).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from . import (
     fuzz,
     latency,
     many,
+    requests,
     resume,
     soak,
     streaming,
@@ -73,7 +74,7 @@ async def other(chosen: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    for name, module in (("soak", soak), ("fuzz", fuzz), ("resume", resume)):
+    for name, module in (("soak", soak), ("fuzz", fuzz), ("resume", resume), ("requests", requests)):
         if sys.argv[1:2] == [name]:
             sys.exit(module.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

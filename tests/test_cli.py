@@ -743,3 +743,39 @@ class TestOutput:
         monkeypatch.delenv("COLUMNS", raising=False)
         output.table([output.Column("x", shrink=True), output.Column("y")], [["a" * 300, "b"]])
         assert "a" * 300 + "  b" in capsys.readouterr().out
+
+
+class TestRespond:
+    def test_answers_until_it_is_told_to_stop(self, ready: Cli, processes: Processes, environment: Any) -> None:
+        responder = processes.started("respond", says="responder: ai.gateway.responses, ai.rag.results of all tenants")
+
+        async def ask() -> tuple[str, str]:
+            settings = {"user": environment["AIQUEUE_USER"], "password": environment["AIQUEUE_PASSWORD"]}
+            async with aiqueue.connect(environment["AIQUEUE_URL"], **settings) as client:
+                answer = await client.connection.request("ai.rag.results.acme", b"not an id")
+                return answer.headers["Nats-Service-Error-Code"], answer.data.decode()
+
+        code, said = asyncio.run(ask())
+        assert code == "400"
+        assert "neither a request nor an id" in said
+        responder.send_signal(signal.SIGTERM)
+        assert responder.wait(20) == 0
+        assert "responder: stopped" in processes.said(responder)
+
+    @pytest.mark.parametrize(
+        ("option", "complaint"),
+        [
+            ("--families=agent.tasks", "family agent.tasks answers no requests: state reply_within"),
+            ("--families=no.such", "unknown family 'no.such'"),
+            ("--families=", "--families names no family"),
+            ("--tenants=a.b", "tenant"),
+            ("--concurrency=0", "--concurrency"),
+            ("--drain-timeout=soon", "soon"),
+        ],
+    )
+    def test_wrong_options_are_told_in_a_line(
+        self, ready: Cli, processes: Processes, option: str, complaint: str
+    ) -> None:
+        done = processes.run("respond", option)
+        assert done.returncode == 2
+        assert complaint in one_line(done)

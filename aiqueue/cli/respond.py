@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import BadInput
 from . import output
 from .options import Where, duration, names, verb
 
@@ -26,9 +27,11 @@ def respond(
         int, typer.Option(help="How many requests may wait for their answers.", min=1, max=100_000)
     ] = 1_000,
     drain_timeout: Annotated[
-        float,
-        typer.Option(parser=duration, metavar="DURATION", help="What waiting requests get when told to stop."),
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="What waiting requests get when told to stop. Default: 5s."
+        ),
+    ] = None,
 ) -> None:
     """Answer requests (ai.gateway.responses.{tenant}, ai.rag.results.{tenant}) until Ctrl-C or SIGTERM.
 
@@ -40,9 +43,13 @@ def respond(
 
     from ..responder import Responder  # noqa: PLC0415
 
-    responder = Responder(
-        families=names(families), tenants=names(tenants), concurrency=concurrency, drain_timeout=drain_timeout
-    )
+    if families is not None and names(families) is None:
+        raise BadInput("--families names no family")
+    if tenants is not None and names(tenants) is None:
+        raise BadInput("--tenants names no tenant")
+    responder = Responder(families=names(families), tenants=names(tenants), concurrency=concurrency)
+    if drain_timeout is not None:
+        responder.drain_timeout_s = drain_timeout
 
     async def serve() -> None:
         stop = asyncio.Event()
@@ -55,7 +62,7 @@ def respond(
             await stop.wait()
             if service.running:
                 left = output.count(service.running, "request")
-                output.say(f"responder: {left} under way, up to {drain_timeout:g} s more", err=True)
+                output.say(f"responder: {left} under way, up to {responder.drain_timeout_s:g} s more", err=True)
         output.say("responder: stopped")
 
     asyncio.run(serve())

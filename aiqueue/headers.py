@@ -19,6 +19,7 @@ EVENT: Final = "Aiq-Event"
 ATTEMPT: Final = "Aiq-Attempt"
 EPOCH: Final = "Aiq-Epoch"
 RUN: Final = "Aiq-Run"
+BEGUN: Final = "Aiq-Begun"  # when the handler was called, seconds since the epoch, by its worker's clock
 LOST: Final = "Aiq-Lost"  # how many chunks before this entry were not kept
 
 READ_KIND: Final = "Aiq-Read-Kind"  # what a dead letter's body was taken for

@@ -24,6 +24,7 @@ STARTED = "started"  # an attempt that another one, or a cancellation, may conte
 CHUNK = "chunk"  # a part of what comes out of a job; the entry's data is a list of them
 TRIAL = "trial"  # a suspect is about to be run in the worker itself (see quarantine)
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
+_ENDS = FINAL | {RETRY}  # of attempts
 TELLING = frozenset({STARTED, RETRY})  # their data has the history of failed attempts
 WRITE_TRIES_MAX = 8
 WHILE_RUNNING = {"reason": CANCELLED, "error": "taken back while it ran"}
@@ -36,7 +37,8 @@ class Entry:
     """One entry. `run` is the work stream's sequence of the job that wrote it: a job enqueued again under the same
     id, or replayed, is another run. `epoch` grows with each attempt that wrote. `time`: seconds since the epoch. `word`
     is that of the parking from which the job came, empty for one that was never parked. `lost`: so many chunks before
-    it were not kept. `before` is the sequence of the entry that its writer took for the newest.
+    it were not kept. `before` is the sequence of the entry that its writer took for the newest. `born` is when the job
+    was enqueued and `begun` when this attempt's handler was called, where an entry that ends the attempt says it.
     """
 
     event: str
@@ -50,6 +52,8 @@ class Entry:
     word: str = ""
     lost: int = 0
     before: int = 0
+    born: float | None = None
+    begun: float | None = None
 
     @property
     def final(self) -> bool:
@@ -77,6 +81,8 @@ def _entry(told: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         word=headers.word(told),
         lost=_number(told, headers.LOST),
         before=_number(told, headers.EXPECTED),
+        born=headers.decimal(told.get(headers.ENQUEUED, "")),
+        begun=headers.decimal(told.get(headers.BEGUN, "")),
     )
 
 
@@ -253,6 +259,7 @@ class Writer:
         self._run = run
         self._born = born
         self.attempt = attempt
+        self.begun = 0.0  # when its handler was called, seconds since the epoch
         self._word = word
         self._since = since
         self._kept = kept
@@ -372,11 +379,17 @@ class Writer:
         told = _told(event, self._run, self._epoch, self.attempt, self._word)
         told |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
         told |= self._kept.of(event)
+        if event in _ENDS:
+            told |= self._times()
         if lost := self._lost:
             told[headers.LOST] = str(lost)
         ack = await self._connection.store(self.subject, body, told, timeout_s=timeout_s)
         self._head_seq = self._known_seq = ack.seq
         self._lost -= lost
+
+    def _times(self) -> dict[str, str]:
+        told = {headers.ENQUEUED: f"{self._born:.6f}"}
+        return told | {headers.BEGUN: f"{self.begun:.6f}"} if self.begun else told
 
     async def announce(self, event: str, data: Any) -> None:
         """Say to those who listen just now what `write` finds no room for."""

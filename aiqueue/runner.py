@@ -208,6 +208,8 @@ class Runner:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
+        if writer is not None:
+            writer.begun = time.time()
         outcome: Outcome
         try:
             if self.stops.begin(voice) and writer is not None and await writer.ended():

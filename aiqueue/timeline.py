@@ -91,6 +91,9 @@ def _of_journal(entries: Sequence[Entry]) -> list[Step]:
     steps: list[Step] = []
     for entry in entries:
         step = replace(step_of(entry), lost=entry.lost)
+        if entry.begun is not None and not any(_begins(each, entry) for each in steps):
+            begun = max(entry.begun, entry.born or 0.0)
+            steps.append(Step("started", min(begun, entry.time), run=entry.run, attempt=entry.attempt))
         last = steps[-1] if steps else None
         if last is not None and step.event in _ROWS and _voice(last) == _voice(step):
             steps[-1] = replace(
@@ -101,6 +104,10 @@ def _of_journal(entries: Sequence[Entry]) -> list[Step]:
         if isinstance(entry.data, dict) and entry.data.get("parked") and step.event == "retried":
             steps.append(Step("parked", entry.time, run=entry.run, until=step.until))
     return steps
+
+
+def _begins(step: Step, entry: Entry) -> bool:
+    return step.event == "started" and (step.run, step.attempt) == (entry.run, entry.attempt)
 
 
 def _voice(step: Step) -> tuple[str, int, int | None]:
@@ -218,7 +225,7 @@ def _births(
     told: dict[int, float | None] = {}
     for entry in entries:
         firsts.setdefault(entry.run, entry)
-        told[entry.run] = told.get(entry.run) or _told_by(entry.word, entry, firsts[entry.run])
+        told[entry.run] = entry.born or told.get(entry.run) or _told_by(entry.word, entry, firsts[entry.run])
     births: dict[int, Step] = {}
     for place, (run, entry) in enumerate(firsts.items()):
         at = told[run] or (_told_by(job_id, entry, entry) if place == 0 else None)

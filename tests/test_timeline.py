@@ -17,7 +17,7 @@ from aiqueue import codec, headers, lookup, provision, settlement, stats, subjec
 from aiqueue.cli.app import app
 from aiqueue.cli.steps import says
 from aiqueue.connection import Stored
-from aiqueue.journal import Entry
+from aiqueue.journal import NOTHING, Entry
 from aiqueue.timeline import Step, timeline
 
 from .support import Account, Eventually
@@ -76,18 +76,19 @@ async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.C
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)
     told = await steps(client, handle.id)
-    assert events(told) == ["enqueued", "progress", "result"]
-    enqueued, progress, result = told
-    assert enqueued.at == pytest.approx(before, abs=10), "its id tells, although the job is stored no more"
+    assert events(told) == ["enqueued", "started", "progress", "result"]
+    enqueued, started, progress, result = told
+    assert enqueued.at == pytest.approx(before, abs=10), "its result tells, although the job is stored no more"
+    assert enqueued.at <= (started.at or 0) <= (result.at or 0)
     assert (progress.count, progress.says) == (5, "100% step 4")
     assert result.data == "good"
     assert result.after_s is not None
 
 
 async def test_a_time_that_nobody_noted_is_none(client: aiqueue.Client) -> None:
-    async with workers().running(client):
-        handle = await client.enqueue(Work(text="good"), tenant="acme", unique="doc-1")
-        await handle.result(10)
+    """Of a run that has written, but nothing that ended an attempt."""
+    pen = client.journal.writer("ai.agent.results.acme.doc-1", run=1, born=1.0, attempt=1, past=NOTHING)
+    await pen.write("progress", {"fraction": 1, "note": ""})
     assert (await steps(client, "doc-1"))[0] == Step("enqueued", None, run=1)
     assert "?                    enqueued" in await shown(80, "doc-1")
 
@@ -98,10 +99,10 @@ async def test_retries_failure_and_replay_are_one_list(client: aiqueue.Client, e
             handle = await client.enqueue(Work(text="bad"), tenant="acme", unique="doc-1")
             with pytest.raises(aiqueue.JobFailed):
                 await handle.result(10)
-    attempts = ["progress", "retried", "started", "progress", "failed"]
+    attempts = ["started", "progress", "retried", "started", "progress", "failed"]
     told = await steps(client, "doc-1")
     assert events(told) == ["enqueued", *attempts], "the second one was a duplicate"
-    retried, failed = told[2], told[-1]
+    retried, failed = told[3], told[-1]
     assert (retried.says, retried.attempt) == ("ValueError: broken", 1)
     assert retried.until is not None
     assert retried.worker
@@ -126,8 +127,8 @@ async def test_a_long_retry_is_parked_and_comes_back(
     async with workers(after=0.2).running(client):
         assert await handle.result(20) == "late"
     told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "progress", "retried", "parked", "started", "progress", "result"]
-    assert told[0].at is not None, "the word of its parking has it"
+    assert events(told) == ["enqueued", "started", "progress", "retried", "parked", "started", "progress", "result"]
+    assert told[0].at is not None
 
     handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-2")
     async with workers(after=200).running(client):
@@ -137,7 +138,7 @@ async def test_a_long_retry_is_parked_and_comes_back(
 
         await eventually(parked)
     told = await steps(client, "doc-2")
-    assert events(told) == ["enqueued", "progress", "retried", "parked"]
+    assert events(told) == ["enqueued", "started", "progress", "retried", "parked"]
     assert told[-1].until == pytest.approx(time.time() + 200, abs=30)
 
 
@@ -227,7 +228,7 @@ async def test_a_very_long_journal_says_that_it_is_cut(
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)
-    assert events(await steps(client, handle.id)) == ["enqueued", "progress", "result"]
+    assert events(await steps(client, handle.id)) == ["enqueued", "started", "progress", "result"]
     assert "the middle of its journal" in await shown(80, handle.id)
 
 

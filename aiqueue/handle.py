@@ -64,14 +64,14 @@ class Handle:
         "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled when the job ended well
         under a handler that keeps no results. Results are kept as long as the journal's stream keeps them (a day).
         """
-        end = None if timeout is None else time.monotonic() + duration("timeout", timeout)
-        run = self._run
+        left_s = None if timeout is None else duration("timeout", timeout)
+        end, run = time.monotonic() + (left_s or 0.0), self._run
         while True:
             entry = await last_word(
                 self._journal,
                 self._subject(),
                 run=run,
-                timeout_s=None if end is None else max(0.0, end - time.monotonic()),
+                timeout_s=left_s,
                 job=(self._family.stream, run),
                 word=self._enqueued.word,
                 parked=self._parked,
@@ -79,7 +79,7 @@ class Handle:
             claimant = await self._claimant(run) if entry is None else None
             if claimant is None:
                 break
-            run = claimant
+            run, left_s = claimant, None if left_s is None else max(0.0, end - time.monotonic())
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
@@ -111,7 +111,8 @@ class Handle:
 
         Raises ResultTimeout when it has not ended within `timeout`, BadInput for a wrong cursor.
         """
-        end = None if timeout is None else time.monotonic() + duration("timeout", timeout)
+        left_s = None if timeout is None else duration("timeout", timeout)
+        end = time.monotonic() + (left_s or 0.0)
         run: int | None = self._run
         while run is not None:
             items = follow(
@@ -119,7 +120,7 @@ class Handle:
                 self._subject(),
                 run=run,
                 after=after,
-                timeout_s=None if end is None else max(0.0, end - time.monotonic()),
+                timeout_s=left_s,
                 job=(self._family.stream, run),
                 word=self._enqueued.word,
                 parked=self._parked,
@@ -129,6 +130,7 @@ class Handle:
                 async for item in items:
                     yield item
             run = await self._claimant(run) if item is None or not item.final else None
+            left_s = None if left_s is None else max(0.0, end - time.monotonic())
 
     async def _claimant(self, run: int) -> int | None:
         """The run that was taken in place of `run`, whose message is gone without a last word: in a family that claims

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from . import subjects
 from .client import Client
-from .connection import timestamp
+from .connection import delivery_number, timestamp
 from .desk import Desk
 from .errors import AIQueueError, BadInput, ConfigMismatch, NotFound, ServerError
 from .lanes import REMAKE_AFTER_S
@@ -50,6 +50,8 @@ class _Post:
         self.hold = hold
         self.tender: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()  # its consumer is gone
+        self.heard = 0  # the number of its consumer's last delivery
+        self.former = ""  # a consumer of our own that is to be made anew
         self.said = False
 
 
@@ -161,10 +163,22 @@ class Mailroom:
     def _on_delivery(self, delivery: Delivery) -> None:
         post = self._posts.get(delivery.lane)
         if post is not None:
-            post.desk.on_delivery(delivery)
+            number = delivery_number(delivery.reply)
+            if number > post.heard + 1:
+                self._on_gap(post, delivery.lane)
+            else:
+                post.heard = number
+                post.desk.on_delivery(delivery)
         elif delivery.lane is self._duty.pull:
             self._duty.on_delivery(delivery)
         self._wake.set()
+
+    def _on_gap(self, post: _Post, pull: LanePull) -> None:
+        """Deliveries were lost on their way here: a server has died with them. They would come again when their leases
+        run out, after newer mail; so the consumer is made anew.
+        """
+        post.former = pull.consumer
+        self._on_gone(pull)
 
     def _on_gone(self, pull: LanePull) -> None:
         post = self._posts.pop(pull, None)
@@ -212,13 +226,14 @@ class Mailroom:
         window = min(family.max_ack_pending, HELD_MAX, max(WINDOW_MIN, WINDOW_PER_SLOT * terms.concurrency))
         async with self._making:
             name, created, left = await self._make(subjects.inbox(*key), key, window)
-        if left is not None and left["num_ack_pending"]:
+        if left is not None and left["num_ack_pending"] and left["name"] != post.former:
             oldest = await self._connection.first(family.stream, subjects.inbox(*key))
             if oldest is not None:
                 died = await self._inboxes.presence.died(terms.tenant, terms.name, oldest.seq)
                 suspect = oldest.seq if died >= DEATHS_MAX else 0
                 post.desk.beware(left["delivered"]["stream_seq"], suspect)
         pull = LanePull(key, family.stream, name, family.ack_wait_s, pending=1, created=created)
+        post.heard, post.former = 0, ""
         post.desk.pull = pull
         self._posts[pull] = post
         self._puller.add(pull)

@@ -591,6 +591,29 @@ async def test_on_a_cluster_mail_keeps_its_order_over_the_deaths_of_servers(own_
     assert list(dict.fromkeys(seen)) == list(range(2_000))
 
 
+async def test_a_mail_that_was_lost_on_its_way_still_comes_before_newer_ones(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a server dies with a delivery: without this it would come again when its lease runs out, the last."""
+    lose = {3, 7}
+    on_delivery = mailroom.Mailroom._on_delivery
+
+    def some(room: mailroom.Mailroom, delivery: Any) -> None:
+        if delivery.lane.key.priority != "bob" or delivery.seq not in lose:
+            on_delivery(room, delivery)
+        lose.discard(delivery.seq)
+
+    monkeypatch.setattr(mailroom.Mailroom, "_on_delivery", some)
+    for n in range(1, 11):
+        await put(client, "bob", n, conversation="c")
+    kept: list[tuple[str, int]] = []
+    async with keeping("bob", kept).running(client):
+        await emptied(client)
+    assert not lose
+    assert [n for _, n in kept] == list(range(1, 11))
+    assert not await reasons(client)
+
+
 async def test_deaths_over_one_mail_are_counted_and_another_begins_anew(client: aiqueue.Client) -> None:
     presence = client.inboxes.presence
     assert [await presence.died("acme", "bob", seq) for seq in (5, 5, 6, 6, 6)] == [1, 2, 1, 2, 3]

@@ -1,6 +1,18 @@
 """The seam: the only place that speaks to nats-py, its errors and its client's habits."""
 
-from .frames import HEADERS_MAX, Headers, PubAck, Received, Status, Stored, ack_info, block, read_headers, timestamp
+from .frames import (
+    HEADERS_MAX,
+    Headers,
+    PubAck,
+    Received,
+    Status,
+    Stored,
+    ack_info,
+    block,
+    delivery_number,
+    read_headers,
+    timestamp,
+)
 from .link import Connection
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
@@ -8,5 +20,5 @@ from .window import Publish
 
 __all__ = [
     "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "Service", "Status",
-    "Stored", "Subscription", "ack_info", "block", "read_headers", "timestamp",
+    "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
 ]  # fmt: skip

@@ -75,6 +75,12 @@ def ack_info(reply: str) -> AckInfo:
     )
 
 
+def delivery_number(reply: str) -> int:
+    """The how manyth delivery of its consumer it is, by its ack subject: without gaps, as the consumer makes them."""
+    parts = reply.split(".")
+    return int(parts[6 if len(parts) == 9 else 8])
+
+
 def _see_name(name: str) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")

@@ -134,7 +134,7 @@ def _plain(each: Unread) -> dict[str, Any]:
 def send(
     where: Where,
     agent: Annotated[str, typer.Argument(metavar="AGENT|-", help="To whom; - is all of the tenant's roster.")],
-    kind: Annotated[str, typer.Argument(help="The message's kind.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="The message's kind.")],
     message: Annotated[str, typer.Argument(metavar="JSON", help="The message: a JSON object.")] = "{}",
     *,
     tenant: Tenant,

@@ -150,11 +150,10 @@ async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | N
     import time  # noqa: PLC0415
 
     from ..units import short_duration  # noqa: PLC0415
+    from ..worker import Worker  # noqa: PLC0415
     from .health import Pulse  # noqa: PLC0415
 
-    from ..agent import Agent  # noqa: PLC0415
-
-    what = "agent" if isinstance(worker, Agent) else "worker"
+    what = "worker" if isinstance(worker, Worker) else "agent"
     stop = asyncio.Event()
     pulse = Pulse(health_file, partial(_starting, worker), notify=member is None)
 

@@ -224,7 +224,7 @@ class _Desk:
         server knows its Msg-Id, and of two messages of an id one is run.
         """
         if begun:
-            return await self._claims.taken(self._family, subject, 0, math.inf)
+            return await self._claims.taken(self._family, subject, 0, math.inf) is not False
         lane = subjects.Lane(self._family.name, asked.tenant, "*")
         return bool(await self._parking.of(lane, asked.job_id))
 

@@ -16,6 +16,7 @@ from .attempt import (
     Handler,
     Outcome,
     Parcel,
+    Postponed,
     Raised,
     Refused,
     Returned,
@@ -23,7 +24,7 @@ from .attempt import (
     TakenOver,
     Waits,
 )  # fmt: skip
-from .claims import Claims
+from .claims import AGAIN_S, Claims
 from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
 from .document import Document
@@ -274,9 +275,10 @@ class Runner:
             newest, told = opened.past.newest, opened.past.told
             if opened.past.ended:
                 return Ended()
-            others = family.claim and newest is None and opened.past.head_seq
-            if others and await self._claims.taken(family, writer.subject, delivery.run, delivery.born):
-                return Duplicate()
+            if family.claim and newest is None and opened.past.head_seq:
+                taken = await self._claims.taken(family, writer.subject, delivery.run, delivery.born)
+                if taken is not False:
+                    return Duplicate() if taken else Postponed(AGAIN_S)
             if told is not None and told.event == STARTED and _later(told.data, mine):
                 believed_s = BELIEVED_LEASES * delivery.lane.ack_wait_s
                 if told.data["delivery"][0] != delivery.seq or time.time() - told.time < believed_s:

@@ -11,8 +11,9 @@ import nats
 import pytest
 
 import aiqueue
-from aiqueue import provision
+from aiqueue import provision, settlement
 from aiqueue.errors import JobFailed
+from aiqueue.parking import Forwarder
 
 from .support import Eventually
 
@@ -43,11 +44,17 @@ async def empty(client: aiqueue.Client) -> bool:
     return not (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["state"]["messages"]
 
 
-def counting(*, fails: int = 0, result: bool = True, lasts_s: float = 0.0) -> tuple[aiqueue.Worker, Counter[str]]:
+async def count(client: aiqueue.Client, messages: int) -> bool:
+    return bool((await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["state"]["messages"] == messages)
+
+
+def counting(
+    *, fails: int = 0, result: bool = True, lasts_s: float = 0.0, retry_s: float = 0.05
+) -> tuple[aiqueue.Worker, Counter[str]]:
     runs: Counter[str] = Counter()
     worker = aiqueue.Worker()
 
-    @worker.handle(Request, retry=aiqueue.Backoff(attempts=2, first=0.05), result=result)
+    @worker.handle(Request, retry=aiqueue.Backoff(attempts=2, first=retry_s), result=result)
     async def request(job: aiqueue.Job[Request]) -> str:
         runs[job.id] += 1
         await asyncio.sleep(lasts_s)
@@ -155,3 +162,27 @@ async def test_a_handler_without_results_claims_as_well(
         await publish(account, "r")
         await eventually(lambda: empty(client))
     assert runs == {"r": 1}
+
+
+async def test_one_whose_retry_is_back_in_its_lane_keeps_its_claim(
+    client: aiqueue.Client, account: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message has another place then, which nobody has told yet."""
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
+    monkeypatch.setattr("aiqueue.runner.AGAIN_S", 0.2)
+    first, runs = counting(fails=1, retry_s=1.0)
+    await publish(account, "r")
+    async with first.running(client):
+        await eventually(lambda: runs["r"] == 1)
+        await eventually(lambda: empty(client))  # parked
+    forwarder = Forwarder(client.connection, client.topology)
+    await publish(account, "r")  # ahead of it in the lane
+    await forwarder.start()
+    try:
+        await eventually(lambda: count(client, 2), within=10)
+    finally:
+        await forwarder.stop()
+    second, more = counting(fails=0)
+    async with second.running(client):
+        await eventually(lambda: empty(client), within=20)
+    assert runs + more == {"r": 2}, "its two attempts, and no other run"

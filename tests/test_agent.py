@@ -666,7 +666,7 @@ async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, ac
         told, _ = service.communicate(timeout=20)
     assert service.returncode == 0
     assert "2 agents: first of acme, second of acme, at nats://" in told
-    assert "worker 2 agents: 2 deliveries in" in told
+    assert "\n2 agents: 2 deliveries in" in told
 
 
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:

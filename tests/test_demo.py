@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from aiqueue import connect, provision
 from aiqueue.cli.demo import analysis
 from aiqueue.config import Settings
 
-from .support import ROOT, Account, processes
+from .support import ROOT, Account, processes, wait_until
 
 WITHIN_S = 50
 
@@ -85,7 +86,13 @@ class Place:
         return finish(self.start(*arguments, **environment))
 
     def is_clean(self) -> bool:
-        return not list(self.temporary.iterdir()) and not processes(str(self.temporary))
+        """Nothing is left, neither now nor in a moment: a process that has ended may still be on its way out."""
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not self.left(), within=5)
+        return not self.left()
+
+    def left(self) -> list[str]:
+        return [*map(str, self.temporary.iterdir()), *map(str, processes(str(self.temporary)))]
 
 
 @pytest.fixture

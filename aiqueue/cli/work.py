@@ -149,11 +149,12 @@ async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | N
     import signal  # noqa: PLC0415
     import time  # noqa: PLC0415
 
+    from ..agent import Agent  # noqa: PLC0415
     from ..units import short_duration  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
     from .health import Pulse  # noqa: PLC0415
 
-    what = "worker" if isinstance(worker, Worker) else "agent"
+    what = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
     stop = asyncio.Event()
     pulse = Pulse(health_file, partial(_starting, worker), notify=member is None)
 
@@ -181,13 +182,13 @@ async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | N
             if session.running:
                 left = output.count(session.running, "running job")
                 patience = short_duration(worker.drain_timeout_s)
-                output.say(f"{what} {worker.name}: draining {left}, up to {patience}; again ends at once", err=True)
+                output.say(f"{what}{worker.name}: draining {left}, up to {patience}; again ends at once", err=True)
     finally:
         await client.close()
         await pulse.stop()
     took = short_duration(time.monotonic() - begun)
     ending = "all finished" if session.clean else "some did not finish in time and go to other workers"
-    output.say(f"{what} {worker.name}: {output.count(session.done, 'delivery', 'deliveries')} in {took}, {ending}")
+    output.say(f"{what}{worker.name}: {output.count(session.done, 'delivery', 'deliveries')} in {took}, {ending}")
     return session.clean
 
 

@@ -116,13 +116,15 @@ class Objects:
             async with contextlib.aclosing(_pieces(source, chunk_bytes)) as pieces:
                 while chunk := await _piece(pieces):
                     if len(sent) >= SENT_AHEAD:
-                        last = await self._in_order(where, *sent.popleft(), last)
+                        last = await self._in_order(where, *sent[0], last)
+                        sent.popleft()
                     storing = self._connection.store(where, chunk, {headers.MSG_ID: f"{nuid}/{count}"})
                     sent.append((chunk, asyncio.create_task(storing)))
                     digest.update(chunk)
                     size, count = size + len(chunk), count + 1
             while sent:
-                last = await self._in_order(where, *sent.popleft(), last)
+                last = await self._in_order(where, *sent[0], last)
+                sent.popleft()
         except BaseException:
             tasks = [task for _, task in sent]
             if tasks:  # what is stored after the purge would stay
@@ -139,7 +141,7 @@ class Objects:
         """The sequence of a chunk, which must be above `last`: one that had to be sent again may have been passed by
         those behind it. These are then stored once more, behind it.
         """
-        ack = await storing
+        ack = await asyncio.shield(storing)  # who leaves waits for it before he takes the chunks away
         if ack.seq > last:
             return ack.seq
         again = await self._connection.store(where, chunk, {headers.MSG_ID: subjects.new_id()})

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import subjects
 from .cancel import Cancels, Verdict
-from .errors import JobFailed, NotFound, ResultDisabled
+from .errors import NotFound, ResultDisabled
 from .follow import StreamItem, follow
 from .journal import CANCELLED, FAILED, Journal
 from .lastword import last_word
@@ -83,13 +83,7 @@ class Handle:
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
-            told = entry.data if isinstance(entry.data, dict) else {}
-            raise JobFailed(
-                self.id,
-                reason=str(told.get("reason", "")),
-                error=str(told.get("error", "")),
-                attempt=entry.attempt,
-            )
+            raise entry.failure(self.id)
         return entry.data
 
     async def stream(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from . import codec, headers
 from .chunks import Chunks
 from .connection import Connection, Received, Stored, timestamp
-from .errors import Conflict, DecodeError, Stale
+from .errors import Conflict, DecodeError, JobFailed, Stale
 
 LIVE = "aiq.live"
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
@@ -58,6 +58,12 @@ class Entry:
     @property
     def final(self) -> bool:
         return self.event in FINAL
+
+    def failure(self, job_id: str) -> JobFailed:
+        """What a last word that is no result says, as an error."""
+        told = self.data if isinstance(self.data, dict) else {}
+        reason, error = str(told.get("reason", "")), str(told.get("error", ""))
+        return JobFailed(job_id, reason=reason, error=error, attempt=self.attempt)
 
 
 def _number(told: Any, name: str) -> int:

@@ -18,7 +18,6 @@ from .errors import (
     AIQueueError,
     BadInput,
     DecodeError,
-    JobFailed,
     LaneFull,
     ResultTimeout,
     TooLarge,
@@ -154,9 +153,7 @@ class _Desk:
     def _said(self, entry: Entry, job_id: str, *, as_json: bool) -> Answer:
         """The answer that a last word is. Raises JobFailed, and TooLarge for a result that an answer cannot carry."""
         if entry.event != RESULT:
-            told = entry.data if isinstance(entry.data, dict) else {}
-            reason = str(told.get("reason", entry.event))
-            raise JobFailed(job_id, reason=reason, error=str(told.get("error", "")), attempt=entry.attempt)
+            raise entry.failure(job_id)
         answer = replies.result(entry.data, job_id, as_json=as_json)
         size = len(answer.body) + HEADERS_ROOM
         if size > self._connection.max_payload:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors as ne
 from nats.aio.client import Client, Srv
 
 from .frames import Status, read_headers
+from .parsing import Reader
 
 USER_TIMEOUT_MS = 5_000  # unacknowledged writes: nats-py alone never notices a dark link with a full buffer
 PENDING_BYTES = 8 * 1024 * 1024
@@ -49,6 +50,7 @@ class Link(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self._ps = Reader(self, self._take)
         self._direct: dict[int, Direct] = {}
         self._answers_sid = -1
         self._on_answer: Raw | None = None
@@ -86,25 +88,29 @@ class Link(Client):
         if self._pending_data_size > PENDING_BYTES:
             await self._flush_pending(force_flush=True)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        if sid == self._answers_sid and self._on_answer is not None:
-            self.stats["in_msgs"] += 1
-            self.stats["in_bytes"] += len(data)
-            try:
-                self._on_answer(subject, data, headers)
-            except Exception as error:  # noqa: BLE001
-                await self._error_cb(error)
-            return
+    def _take(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> Awaitable[None] | None:
+        """A message that was read; what comes back is to be awaited."""
         callback = self._direct.get(sid)
-        if callback is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+        if sid != self._answers_sid and callback is None:
+            theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
+            return theirs
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
         try:
-            callback(Message(subject.decode(), reply.decode(), data, headers))
+            if callback is not None:
+                callback(Message(subject.decode(), reply.decode(), data, headers))
+            elif self._on_answer is not None:
+                self._on_answer(subject, data, headers)
         except Exception as error:  # noqa: BLE001  (raised here it would end nats-py's reading for good)
-            await self._error_cb(error)
+            failed: Awaitable[None] = self._error_cb(error)
+            return failed
+        return None
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if (waits := self._take(sid, subject, reply, data, headers)) is not None:
+            await waits
 
     def _connect_command(self) -> bytes:
         if self.options.get("tls") and not self._server_info.get("tls_required"):

@@ -343,6 +343,11 @@ class Writer:
     def run(self) -> int:
         return self._run
 
+    @property
+    def streams(self) -> bool:
+        """Whether the job has given chunks, so that there is something to flush."""
+        return self._chunks is not None
+
     async def ended(self) -> bool:
         """Whether this run has its last word."""
         head = await self._journal.head(self.subject)

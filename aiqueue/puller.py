@@ -36,10 +36,13 @@ STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds
 class Delivery:
     """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `run` and `born`: the
     sequence that names its run, and when that was first stored in its work stream, where it has been parked since.
-    `void`: its stream has been made anew, and what is said of its sequence would be taken for another job's.
+    `place` is where it is stored. `void`: its stream has been made anew, and what is said of its sequence would be taken
+    for another job's.
     """
 
-    __slots__ = ("arrived", "born", "delivered", "enqueued_at", "lane", "message", "run", "seq", "tenant", "void")
+    __slots__ = (
+        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "run", "seq", "tenant", "void",
+    )  # fmt: skip
 
     def __init__(
         self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
@@ -47,12 +50,15 @@ class Delivery:
         self.lane = lane
         self.message = message
         self.seq = seq
+        self.place = lane.stream, seq
         self.delivered = delivered
         self.enqueued_at = enqueued_at
         self.arrived = arrived
         self.void = False
         self.tenant = message.subject.split(".", 4)[3]  # a shared lane has all tenants
-        self.run, self.born = headers.run(message.headers, seq, enqueued_at)
+        self.run, self.born = seq, enqueued_at
+        if headers.PARKED in message.headers:
+            self.run, self.born = headers.run(message.headers, seq, enqueued_at)
 
     @property
     def reply(self) -> str:

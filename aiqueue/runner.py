@@ -97,16 +97,17 @@ class Runner:
         handler: Handler | None = None
         settle = self._settlement.settle
         try:
-            opened = await self._open(delivery)
+            opened = self._plain(delivery) or await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             writer = self._writer(delivery, opened)
             try:
                 voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
                 outcome = await self._attempt(delivery, opened, handler, voice)
-                if writer is not None and not isinstance(outcome, Cancelled | TakenOver | Ended):
+                if writer is not None and writer.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
                     await writer.flush()  # before anything is decided by the journal's newest entry
-                if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
-                    outcome = await self._reconsider(delivery, opened, writer, outcome)
+                if type(outcome) is not Returned and isinstance(outcome, Raised | Refused):
+                    if writer is not None and not _looked(delivery, opened):
+                        outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
             except Stale as stale:
                 await settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
@@ -124,6 +125,21 @@ class Runner:
         await self._settlement.hand_back(delivery)
 
     # -- before
+
+    def _plain(self, delivery: Delivery) -> Opened | None:
+        """What there is to know of a delivery that needs no look elsewhere: the first one of a job with its body.
+
+        As `_open` would have it, which is asked where this is None.
+        """
+        told = delivery.message.headers
+        if delivery.delivered > 1 or headers.PARKED in told or headers.DOCUMENT in told:
+            return None
+        if self._quarantine.suspects(delivery):
+            return None
+        parcel = _parcel(self._families[delivery.lane.key.family], delivery)
+        opened = Opened(job_id="", kind="", parcel=parcel, history=history_of(told))
+        attempt.fill(parcel, opened)
+        return opened
 
     async def _open(self, delivery: Delivery) -> Opened:
         """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts.

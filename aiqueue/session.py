@@ -34,7 +34,7 @@ log = logging.getLogger("aiqueue.worker")
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 
-_Key = tuple[str, int, float]
+_Place = tuple[str, int]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -72,12 +72,12 @@ class Session:
         self._forwarder = Forwarder(connection, client.topology)
         self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
         self._collector = Collector(connection, client.topology)
-        self._running: dict[_Key, tuple[Delivery, asyncio.Task[None]]] = {}
+        self._running: dict[_Place, tuple[Delivery, asyncio.Task[None]]] = {}
+        self._void: dict[Delivery, asyncio.Task[None]] = {}  # those whose stream was made anew
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._heard: float | None = None  # when a job last came in, monotonic seconds
         self._handler_s: float | None = None
         self._freed = 0.0  # when a slot last came free, monotonic seconds
-        self._by_seq: dict[tuple[str, int], Delivery] = {}  # what runs, by its place in a stream
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ class Session:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._void)
 
     def vitals(self) -> dict[str, Any]:
         """How it is, as plain data. `state`: ok, draining, disconnected, or deaf (lanes hold jobs, slots are free, and
@@ -104,7 +104,7 @@ class Session:
             "pid": os.getpid(),
             "worker": self._terms.name,
             "slots": self._slots,
-            "running": len(self._running),
+            "running": self.running,
             "waiting": len(self._waiting),
             "done": self.done,
             "last_delivery": self._heard and time.time() - (now - self._heard),
@@ -175,7 +175,7 @@ class Session:
         while self._waiting:
             await self._return(self._take())
         end = time.monotonic() + self._terms.drain_timeout_s
-        tasks = [task for _, task in self._running.values()]
+        tasks = [*(task for _, task in self._running.values()), *self._void.values()]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._terms.drain_timeout_s)
             _, late = await asyncio.wait(tasks, timeout=self._terms.drain_timeout_s)
@@ -210,7 +210,7 @@ class Session:
     # -- the engine
 
     def _free(self) -> int:
-        return self._slots - len(self._running) - len(self._waiting)
+        return self._slots - self.running - len(self._waiting)
 
     async def _pull(self) -> None:
         """Keep the pulls at what the free slots can take, whenever something has changed."""
@@ -225,43 +225,42 @@ class Session:
                 log.exception("pulling")  # the next change, a second away at most, tries again
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        key = _key(delivery)
         self._heard = delivery.arrived
-        if key in self._running:
-            self._adopt(key, delivery)
+        if delivery.place in self._running and self._adopt(delivery):
             return
         if self._draining:
             self._spawn_return(delivery)
             return
         self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
-        if self._waiting or len(self._running) >= self._slots:
+        if self._waiting or self.running >= self._slots:
             delivery.lane.waiting += 1
             self._waiting.append(delivery)
         else:
             self._start(delivery)
         self._wake.set()
 
-    def _adopt(self, key: _Key, delivery: Delivery) -> None:
-        """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now."""
-        ours, _ = self._running[key]
+    def _adopt(self, delivery: Delivery) -> bool:
+        """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now.
+
+        False: it is another job. A stream made anew (deleted, or in memory and restarted) counts from 1 again: the job
+        of the former one must say nothing more, for its words would be taken for those of this new job.
+        """
+        ours, task = self._running[delivery.place]
         self._leases.let_go(ours.reply)
+        if ours.enqueued_at != delivery.enqueued_at:
+            ours.void = True
+            del self._running[delivery.place]
+            self._void[ours] = task
+            return False
         ours.message = delivery.message
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
-
-    def _void_former(self, delivery: Delivery) -> None:
-        """A stream made anew (deleted, or in memory and restarted) counts from 1 again: a job of the former one that
-        still runs here must say nothing more, for its words would be taken for those of this new job.
-        """
-        former = self._by_seq.get((delivery.lane.stream, delivery.seq))
-        if former is not None and former.enqueued_at != delivery.enqueued_at:
-            former.void = True
-            self._leases.let_go(former.reply)
+        return True
 
     def _start_waiting(self) -> None:
         """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
         they were asked for, and what waits here is soon done (`prefetch`).
         """
-        while self._waiting and not self._draining and len(self._running) < self._slots:
+        while self._waiting and not self._draining and self.running < self._slots:
             self._start(self._take())
 
     def _take(self) -> Delivery:
@@ -270,30 +269,28 @@ class Session:
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
-        key = _key(delivery)
-        if key in self._running:
-            self._adopt(key, delivery)
+        if delivery.place in self._running and self._adopt(delivery):
             return
-        self._void_former(delivery)
-        self._by_seq[delivery.lane.stream, delivery.seq] = delivery
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
-        task = self._loop.create_task(self._run(key, delivery))
-        self._running[key] = (delivery, task)
+        self._running[delivery.place] = delivery, self._loop.create_task(self._run(delivery))
 
-    async def _run(self, key: _Key, delivery: Delivery) -> None:
-        assert self._runner is not None
+    async def _run(self, delivery: Delivery) -> None:
+        runner, task = self._runner, asyncio.current_task(self._loop)
+        assert runner is not None
+        assert task is not None
         begun = time.monotonic()
         try:
-            await self._runner.run(delivery, self._running[key][1])
+            await runner.run(delivery, task)
         finally:
             self._freed = time.monotonic()
             took = self._freed - begun
             mean = self._handler_s
             self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
             self._leases.let_go(delivery.reply)
-            del self._running[key]
-            if self._by_seq.get(key[:2]) is delivery:
-                del self._by_seq[key[:2]]
+            if delivery.void:
+                self._void.pop(delivery, None)
+            else:
+                del self._running[delivery.place]
             self.done += 1
             if self._waiting:
                 self._start_waiting()
@@ -320,7 +317,7 @@ class Session:
         """The mean handler time, or how long no slot has come free where that is longer: a worker whose slots are all
         in long jobs learns nothing from the short ones before them.
         """
-        if self._handler_s is None or len(self._running) < self._slots:
+        if self._handler_s is None or self.running < self._slots:
             return self._handler_s
         return max(self._handler_s, time.monotonic() - self._freed)
 
@@ -333,8 +330,3 @@ class Session:
         task = asyncio.create_task(self._return(delivery))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
-
-
-def _key(delivery: Delivery) -> _Key:
-    """Which job it is: a sequence alone may be another job's, once its stream was made anew."""
-    return delivery.lane.stream, delivery.seq, delivery.enqueued_at

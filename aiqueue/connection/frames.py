@@ -134,6 +134,8 @@ def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
         name, colon, value = line.partition(":")
         if colon:
             headers[name] = value.strip()
+    if len(first) < 12:  # "NATS/1.0"
+        return headers, None
     code, _, description = first[9:].partition(" ")  # after "NATS/1.0 "
     known = len(code) == 3 and code.isascii() and code.isdigit()  # a publisher may write anything there
     return headers, Status(int(code), description) if known else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Collection, Mapping
 from datetime import date, datetime
 from decimal import Context, Decimal
@@ -33,6 +34,7 @@ _SMALL_MIN, _SMALL_MAX = -(1 << 63), (1 << 63) - 1  # whole numbers that need no
 _REFUSED_TAGS = (5, 25, 256, 28, 29, 30, 35, 36, 43000)
 _Model = pydantic.BaseModel
 _EXACT = Context(prec=20_000, Emax=999_999, Emin=-999_999, traps=[])
+_TEXT = frozenset({str})
 _JSON_STARTS = frozenset(b'{[" \t\r\n')
 
 
@@ -94,7 +96,7 @@ def read(
     `aliases` maps foreign message types to kinds. Raises DecodeError.
     """
     data = decode(body, content_type)
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+    if type(data) is not dict or set(map(type, data)) - _TEXT:
         raise DecodeError("the body must be a map with text keys")
     if kind:
         return Incoming(kind, None, data)
@@ -210,16 +212,32 @@ def _negative(raw: Any, _immutable: bool = False) -> int:
 _TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _whole, 3: _negative, 4: _decimal}
 
 
+def _decoder(source: io.BytesIO) -> cbor2.CBORDecoder:
+    return cbor2.CBORDecoder(
+        source, tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH, strict_hashable_types=True
+    )
+
+
+class _Own(threading.local):
+    """A thread's decoder: to make one costs as much as to read a small body."""
+
+    def __init__(self) -> None:
+        self.decoder = _decoder(io.BytesIO())
+
+
+_own = _Own()
+_OWN_MAX = 64 * 1024  # it holds the last body, so a large one gets a decoder for itself
+
+
 def _decode_cbor(body: bytes) -> Any:
     source = io.BytesIO(body)
     try:
-        value = cbor2.CBORDecoder(
-            source,
-            tag_hook=_refuse_tag,
-            semantic_decoders=_TAGS,
-            max_depth=MAX_DEPTH,
-            strict_hashable_types=True,
-        ).decode()
+        if len(body) > _OWN_MAX:
+            value = _decoder(source).decode()
+        else:
+            decoder = _own.decoder
+            decoder.fp = source
+            value = decoder.decode()
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders of tags raise whatever the bytes lead them to)

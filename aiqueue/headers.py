@@ -83,8 +83,8 @@ def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:
 
 def word(told: Mapping[str, str]) -> str:
     """Of which parking a message says to come; empty for none, and for what is no such word."""
-    found = told.get(PARKED, "")
-    return found if _WORD.fullmatch(found) else ""
+    found = told.get(PARKED)
+    return found if found and _WORD.fullmatch(found) else ""
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

@@ -41,14 +41,14 @@ class Delivery:
     """
 
     __slots__ = (
-        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "run", "seq", "tenant", "void",
+        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "tenant", "void",
     )  # fmt: skip
 
     def __init__(
         self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
     ) -> None:
         self.lane = lane
-        self.message = message
+        self.take(message)
         self.seq = seq
         self.place = lane.stream, seq
         self.delivered = delivered
@@ -60,9 +60,10 @@ class Delivery:
         if headers.PARKED in message.headers:
             self.run, self.born = headers.run(message.headers, seq, enqueued_at)
 
-    @property
-    def reply(self) -> str:
-        return self.message.reply
+    def take(self, message: Received) -> None:
+        """This message is the lease now."""
+        self.message = message
+        self.reply = message.reply
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +139,11 @@ class Puller:
         self._renewing: asyncio.Task[None] | None = None
 
     @property
+    def granted(self) -> int:
+        """Jobs that open grants may still bring."""
+        return self._granted
+
+    @property
     def lanes(self) -> Iterable[LanePull]:
         return self._by_consumer.values()
 
@@ -203,6 +209,7 @@ class Puller:
             step = min(STEP_MAX, max(1, extra // 16))  # jobs that are soon done are worth fewer requests
             for lane, credits_ in turns.share(self._clock, wanting, budget, time.monotonic(), step=step):
                 self._grant(lane, credits_)
+            self._connection.push()
         if free > 0 and self._quiet:
             batch = min(STANDING_MAX, 1 + extra // max(1, len(self._by_consumer)))
             while self._quiet and self._standing < STANDING_LANES_MAX:

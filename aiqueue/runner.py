@@ -79,6 +79,7 @@ class Runner:
         self._quarantine = quarantine
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
+        self._kept = {name: Kept(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()}
         self._limits = Limits()
         self.stops = Stops(claims.journal.connection, families.values(), self._limits)
 
@@ -105,9 +106,8 @@ class Runner:
                 outcome = await self._attempt(delivery, opened, handler, voice)
                 if writer is not None and writer.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
                     await writer.flush()  # before anything is decided by the journal's newest entry
-                if type(outcome) is not Returned and isinstance(outcome, Raised | Refused):
-                    if writer is not None and not _looked(delivery, opened):
-                        outcome = await self._reconsider(delivery, opened, writer, outcome)
+                if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
+                    outcome = await self._reconsider(delivery, opened, writer, outcome)
                 await settle(delivery, opened, handler, writer, outcome)
             except Stale as stale:
                 await settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
@@ -200,18 +200,18 @@ class Runner:
         opened.attempt = max(opened.first, number)
 
     def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
-        family = self._families[delivery.lane.key.family]
+        family = opened.parcel.family
         if not family.journal:
             return None
         return self._journal.writer(
-            _journal_subject(family, delivery, opened),
+            f"{family.journal}.{delivery.tenant}.{opened.job_id}",
             run=delivery.run,
             born=delivery.born,
             attempt=opened.attempt,
             past=opened.past,
             word=headers.word(opened.parcel.headers),
             since=delivery.lane.created,
-            kept=Kept(family.journal_ttl_s, family.chunk_ttl_s),
+            kept=self._kept[family.name],
         )
 
     # -- during

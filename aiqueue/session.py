@@ -62,12 +62,14 @@ class Session:
         self._slots = terms.slots
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in terms.families}
-        self._wake = asyncio.Event()
-        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
+        self._loop = asyncio.get_running_loop()
+        self._pulling = False  # a look at the pulls is on its way
+        self._held_min = 0  # with fewer jobs here or asked for, more are asked for at once
+        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._changed)
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self._leases = Leases(connection, shortest_s=shortest_s)
         self._lanes = Lanes(
-            connection, self._puller, self._families.values(), tenants=terms.tenants, changed=self._wake.set
+            connection, self._puller, self._families.values(), tenants=terms.tenants, changed=self._changed
         )
         self._forwarder = Forwarder(connection, client.topology)
         self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
@@ -80,11 +82,9 @@ class Session:
         self._freed = 0.0  # when a slot last came free, monotonic seconds
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self._runner: Runner | None = None
         self._sweeper: Sweeper | None = None
-        self._engine: asyncio.Task[None] | None = None
         self.done = 0  # deliveries carried to an end
         self.clean = True  # no running job had to be cancelled at the end of a drain
 
@@ -146,7 +146,6 @@ class Session:
             self._collector.start()
             await self._puller.open()
             self._leases.start()
-            self._engine = asyncio.create_task(self._pull())
             await self._lanes.start()
             await self._forwarder.start()
             self._silence.start()
@@ -195,9 +194,6 @@ class Session:
         if self._sweeper is not None:
             await self._sweeper.stop()
         await self._lanes.stop()
-        if self._engine is not None:
-            self._engine.cancel()
-            await asyncio.gather(self._engine, return_exceptions=True)
         await self._forwarder.stop()
         await self._puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
@@ -212,17 +208,24 @@ class Session:
     def _free(self) -> int:
         return self._slots - self.running - len(self._waiting)
 
-    async def _pull(self) -> None:
-        """Keep the pulls at what the free slots can take, whenever something has changed."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                extra = prefetch(self._slots, self._pace_s())
-                self._puller.refill(self._free(), extra)
-                await self._return_overdue()
-            except Exception:
-                log.exception("pulling")  # the next change, a second away at most, tries again
+    def _changed(self) -> None:
+        """Have a look at the pulls when all else of this turn of the event loop is done."""
+        if not self._pulling:
+            self._pulling = True
+            self._loop.call_soon(self._pull)
+
+    def _pull(self) -> None:
+        """Keep the pulls at what the free slots can take."""
+        self._pulling = False
+        if self._draining:
+            return
+        try:
+            extra = prefetch(self._slots, self._pace_s())
+            self._held_min = extra // 2
+            self._puller.refill(self._free(), extra)
+            self._return_overdue()
+        except Exception:
+            log.exception("pulling")  # the next change, a second away at most, tries again
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self._heard = delivery.arrived
@@ -237,7 +240,7 @@ class Session:
             self._waiting.append(delivery)
         else:
             self._start(delivery)
-        self._wake.set()
+        self._changed()
 
     def _adopt(self, delivery: Delivery) -> bool:
         """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now.
@@ -252,7 +255,7 @@ class Session:
             del self._running[delivery.place]
             self._void[ours] = task
             return False
-        ours.message = delivery.message
+        ours.take(delivery.message)
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
         return True
 
@@ -294,7 +297,10 @@ class Session:
             self.done += 1
             if self._waiting:
                 self._start_waiting()
-            self._wake.set()
+            if len(self._waiting) + self._puller.granted < self._held_min:
+                self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
+            else:
+                self._changed()
 
     def _on_gone(self, lane: LanePull) -> None:
         """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
@@ -304,14 +310,14 @@ class Session:
         lane.waiting = 0
         self._lanes.gone(lane)
 
-    async def _return_overdue(self) -> None:
+    def _return_overdue(self) -> None:
         """Hand back jobs that wait here for a slot while another worker may be idle."""
         pace_s = self._pace_s()
         if pace_s is not None and pace_s < WAIT_HERE_MAX_S / 4:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
         while self._waiting and self._waiting[0].arrived < oldest:
-            await self._return(self._take())
+            self._spawn_return(self._take())
 
     def _pace_s(self) -> float | None:
         """The mean handler time, or how long no slot has come free where that is longer: a worker whose slots are all

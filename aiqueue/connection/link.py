@@ -167,9 +167,15 @@ class Connection:
 
     def tell(self, subject: str, body: bytes, *, reply: str = "", block: bytes = b"") -> None:
         """The same without ever waiting, for words that are few and short: acks. Raises Unavailable."""
-        if not self._up.is_set():
+        link = self._link
+        if link is None or not self._up.is_set():
             raise Unavailable("no connection")
-        self._client.send(frames.frame(subject, reply, block, body))
+        link.send(frames.frame(subject, reply, block, body))
+
+    def push(self) -> None:
+        """Have what was told go out at once, and not with all else of this turn of the event loop: it is waited for."""
+        if self._link is not None:
+            self._link.push()
 
     async def flush(self) -> None:
         """Return when the server has read all that was published. Raises Unavailable."""
@@ -244,7 +250,8 @@ class Connection:
 
     def put(self, subject: str, token: bytes, block: bytes, body: bytes) -> None:
         """Send a publish that is answered under `token`; for the window, which knows that the link stands."""
-        self._client.send(frames.put(subject, self._answers.inbox_bytes, token, block, body))
+        assert self._link is not None
+        self._link.send(frames.put(subject, self._answers.inbox_bytes, token, block, body))
 
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""

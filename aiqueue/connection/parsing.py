@@ -58,31 +58,25 @@ class Reader(Parser):
                 break
             words = data[at:end].split(b" ")
             count = len(words)
-            if words[0] == b"HMSG" and 5 <= count <= 6:
-                body_at = end + 2 + _number(words[-2])
-            elif words[0] == b"MSG" and 4 <= count <= 5:
-                body_at, count = end + 2, count + 1
-            else:
-                return data[end + 2 :], super().parse(data[at : end + 2])
-            after = end + 2 + _number(words[-1]) + 2
+            try:
+                if words[0] == b"HMSG" and 5 <= count <= 6:
+                    body_at = end + 2 + int(words[-2])
+                elif words[0] == b"MSG" and 4 <= count <= 5:
+                    body_at, count = end + 2, count + 1
+                else:
+                    return data[end + 2 :], super().parse(data[at : end + 2])
+                after, sid = end + 4 + int(words[-1]), int(words[2])
+            except ValueError:
+                raise ProtocolError from None
+            if not end < body_at <= after - 2:
+                raise ProtocolError
             if after > size:
                 if after - at > SHORT_MAX:
                     return b"", super().parse(data[at:])
                 break
-            waits = take(
-                _number(words[2]),
-                words[1],
-                words[3] if count == 6 else b"",
-                data[body_at : after - 2],
-                data[end + 2 : body_at] or None,
-            )
+            reply = words[3] if count == 6 else b""
+            waits = take(sid, words[1], reply, data[body_at : after - 2], data[end + 2 : body_at] or None)
             at = after
             if waits is not None:
                 return data[at:], waits
         return data[at:], None
-
-
-def _number(word: bytes) -> int:
-    if not word.isdigit():
-        raise ProtocolError
-    return int(word)

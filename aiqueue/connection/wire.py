@@ -15,6 +15,7 @@ from .frames import Status, read_headers
 from .parsing import Reader
 
 USER_TIMEOUT_MS = 5_000  # unacknowledged writes: nats-py alone never notices a dark link with a full buffer
+BEHIND_BYTES = 256 * 1024  # that the socket has not taken yet
 PENDING_BYTES = 8 * 1024 * 1024
 
 
@@ -51,6 +52,8 @@ class Link(Client):
     def __init__(self) -> None:
         super().__init__()
         self._ps = Reader(self, self._take)
+        self._pushing = False  # a push is on its way
+        self._loop: asyncio.AbstractEventLoop | None = None  # asked for once: it is a system call in Python 3.11
         self._direct: dict[int, Direct] = {}
         self._answers_sid = -1
         self._on_answer: Raw | None = None
@@ -73,8 +76,24 @@ class Link(Client):
         """Queue a whole frame; it goes out with all others of this turn of the event loop."""
         self._pending.append(frame)
         self._pending_data_size += len(frame)
-        if self._flush_queue is not None and self._flush_queue.empty() and self.is_connected:
-            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._pushing:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._pushing = True
+            self._loop.call_soon(self.push)
+
+    def push(self) -> None:
+        """Write what is queued to the socket now; where that is behind, nats-py's own flusher waits for it."""
+        self._pushing = False
+        if not self._pending or not self.is_connected or self._flush_queue is None:
+            return  # once connected again nats-py sends what is queued
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and writer.transport.get_write_buffer_size() < BEHIND_BYTES:
+            frames, self._pending, self._pending_data_size = self._pending, [], 0
+            writer.write(b"".join(frames))
+        elif self._flush_queue.empty():
+            assert self._loop is not None
+            self._flush_queue.put_nowait(self._loop.create_future())
 
     def take_back(self, inbox: bytes) -> None:
         """Drop frames that wait for the socket and are answered on `inbox`: nats-py would send them after it has

@@ -1,0 +1,51 @@
+"""What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded.
+
+``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It ends after so many. It
+imports nothing of aiqueue: its start and its memory are nats-py's. As `aiqueue work`, it uses uvloop where that is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+
+import nats
+import nats.errors
+
+STAMP = struct.Struct("<dq")
+IDLE_S = 30.0
+
+
+async def drain(stream: str, consumer: str, count: int) -> None:
+    file = os.open(os.environ["BENCH_STAMPS"], os.O_WRONLY | os.O_APPEND)
+    servers = os.environ["AIQUEUE_URL"].split(",")
+    raw = await nats.connect(servers, user=os.environ["AIQUEUE_USER"], password=os.environ["AIQUEUE_PASSWORD"])
+    subscription = await raw.jetstream().pull_subscribe_bind(consumer, stream)
+    done, heard = 0, time.monotonic()
+    while done < count and time.monotonic() - heard < IDLE_S:
+        with contextlib.suppress(nats.errors.TimeoutError, asyncio.TimeoutError):
+            for each in await subscription.fetch(min(100, count - done), timeout=5):
+                heard = time.monotonic()
+                os.write(file, STAMP.pack(heard, done))
+                await each.ack()
+                done += 1
+    await raw.flush()
+    await raw.close()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(drain(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from nats.aio.msg import Msg
 
@@ -29,9 +31,11 @@ HOW = {
 }
 
 
-async def raise_cap(client: aiqueue.Client, jobs: int) -> None:
-    """Let one lane of the family under test hold so many jobs."""
+@asynccontextmanager
+async def cap_raised(client: aiqueue.Client, jobs: int) -> AsyncIterator[None]:
+    """One lane of the family under test may hold so many jobs meanwhile. Its stream is emptied on leaving."""
     topology = client.topology
+    jobs = max(jobs, topology.family(FAMILY).max_msgs_per_subject)
     spec = topology.streams[STREAM]
     config = {**spec.config, "max_msgs_per_subject": jobs, "max_bytes": max(2**30, 1024 * jobs)}
     family = dataclasses.replace(topology.families[FAMILY], max_msgs_per_subject=jobs)
@@ -41,6 +45,12 @@ async def raise_cap(client: aiqueue.Client, jobs: int) -> None:
         streams={**topology.streams, STREAM: dataclasses.replace(spec, config=config)},
     )
     await provision.apply(client.connection, client.topology)
+    try:
+        yield
+    finally:
+        await empty(client)
+        client.topology = topology
+        await provision.apply(client.connection, topology)
 
 
 async def pour(client: aiqueue.Client, jobs: int) -> None:
@@ -118,12 +128,10 @@ async def _all_ran(client: aiqueue.Client, worker: Stamped, given: int) -> None:
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     """Depths up to 100 times `jobs`, each drained of twice `jobs`. The family's cap is raised meanwhile."""
-    declared = client.topology
     deepest = 100 * jobs
     rows: list[Row] = []
     await empty(client)
-    await raise_cap(client, deepest)
-    try:
+    async with cap_raised(client, deepest):
         for waiting in (each for each in WAITING if each <= deepest):
             rate = Row("backlog", f"drain with {waiting:,} jobs waiting", "/s", x=waiting, how=HOW)
             memory = Row("backlog", f"worker's memory, {waiting:,} jobs waiting", "MiB", x=waiting, how=HOW)
@@ -134,8 +142,4 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
                     rate.add(side, figure)
                     memory.add(side, peak)
             rows += [rate, memory]
-    finally:
-        await empty(client)
-        client.topology = declared
-        await provision.apply(client.connection, declared)
     return rows

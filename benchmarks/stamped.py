@@ -70,6 +70,10 @@ class Stamped:
                 raise RuntimeError(f"the worker ran {self.done:,} of {count:,} jobs: {said or 'it said nothing'}")
             await asyncio.sleep(POLL_S)
 
+    def said(self) -> str:
+        """What it wrote to stdout and stderr, as text."""
+        return self._log.read_text(errors="replace")
+
     async def end(self) -> None:
         """Have it finish what it runs, and wait for its end."""
         await asyncio.to_thread(self._child.end)

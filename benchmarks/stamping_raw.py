@@ -1,7 +1,8 @@
 """What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded.
 
 ``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It ends after so many. It
-imports nothing of aiqueue: its start and its memory are nats-py's. As `aiqueue work`, it uses uvloop where that is there.
+imports nothing of aiqueue: its start and its memory are those of nats-py. It uses uvloop where that is installed, as
+`aiqueue work` does.
 """
 
 from __future__ import annotations

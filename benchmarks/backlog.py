@@ -18,11 +18,10 @@ from aiqueue import provision
 
 from .common import FAMILY, STREAM, empty, raw_client, raw_job
 from .report import OURS, RAW, Row
-from .stamped import Stamped, running, stored
+from .stamped import all_ran, running, skipped, stored
 
 WAITING = (1_000, 10_000, 100_000, 1_000_000)
 PORTIONS_MAX = 20
-SKIP = 100
 UNDER_WAY_MAX = 2_000
 ANSWER_S = 30.0
 HOW = {
@@ -97,7 +96,7 @@ async def measure(client: aiqueue.Client, side: str, waiting: int, jobs: int) ->
     """
     portion = min(waiting, jobs)
     portions = min(PORTIONS_MAX, -(-jobs // portion))
-    skip = min(SKIP, portion // 10)
+    skip = skipped(portion)
     counted, took_s = 0, 0.0
     async with running(client, side, portions * portion) as worker:
         for number in range(portions):
@@ -108,22 +107,12 @@ async def measure(client: aiqueue.Client, side: str, waiting: int, jobs: int) ->
                 finally:
                     worker.resume()
             await worker.wait((number + 1) * portion)
-            took_s += worker.span_s(number * portion + skip, (number + 1) * portion)
-            counted += portion - skip - 1
+            took_s += worker.span_s(number * portion + skip - 1, (number + 1) * portion)
+            counted += portion - skip
         peak = worker.peak_mib()
         await worker.end()
-        await _all_ran(client, worker, waiting + (portions - 1) * portion)
+        await all_ran(client, worker, waiting + (portions - 1) * portion)
     return counted / took_s, peak
-
-
-async def _all_ran(client: aiqueue.Client, worker: Stamped, given: int) -> None:
-    """Raises RuntimeError unless those that the worker ran are gone, and no others. Its last acks may be on the way."""
-    for _ in range(100):
-        gone = given - await stored(client)
-        if gone == worker.done:
-            return
-        await asyncio.sleep(0.05)
-    raise RuntimeError(f"{gone:,} jobs are gone and {worker.done:,} have run")
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:

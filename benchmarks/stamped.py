@@ -120,8 +120,9 @@ def skipped(count: int) -> int:
 
 
 async def all_ran(client: aiqueue.Client, worker: Stamped, given: int) -> None:
-    """Raises RuntimeError unless, of so many jobs given, those that the worker ran are gone and no others. It has ended,
-    but the server may still be at its last acks.
+    """Raises RuntimeError unless, of so many jobs given, those that the worker ran are gone and no others.
+
+    The worker has ended; the server may still be at its last acks.
     """
     for _ in range(100):
         gone = given - await stored(client)

@@ -1,6 +1,6 @@
-"""What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded. Of fewer than
-a thousand messages it fetches a tenth at a time: what is counted must be several batches.
+"""What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded.
 
+Of fewer than a thousand messages it fetches a tenth at a time: what is counted must be several batches.
 ``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It ends after so many. It
 imports nothing of aiqueue: its start and its memory are those of nats-py. It uses uvloop where that is installed, as
 `aiqueue work` does.

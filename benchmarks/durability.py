@@ -1,7 +1,7 @@
 """What safety costs: one server or three, synced every two minutes (the server's default) or at every write.
 
 On each: enqueues awaited singly, by 64 and by 512 callers at once with the slowest of a hundred of their calls, many in
-a window, and one worker's drain. Three servers here share one machine and its disk.
+a window, and one worker's drain until the server has taken its last ack. Three servers share one machine and its disk.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ class Setting:
         self.drain.add(side, await drained(client, side, jobs))  # of what this side has just stored
 
 
-async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
+async def run(client: aiqueue.Client, *, rounds: int, jobs: int, settings: tuple[str, ...] = SETTINGS) -> list[Row]:
     """`jobs` of each kind, a fifth of them singly."""
     found: list[Row] = []
-    for name in SETTINGS:
+    for name in settings:
         setting = Setting(name)
         async with served(client, name) as other:
             raw = await raw_client(other)

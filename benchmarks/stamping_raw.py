@@ -1,9 +1,10 @@
 """What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded.
 
 Of fewer than a thousand messages it fetches a tenth at a time: what is counted must be several batches.
-``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It ends after so many. It
-imports nothing of aiqueue: its start and its memory are those of nats-py. It uses uvloop where that is installed, as
-`aiqueue work` does.
+
+``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It takes so many, and ends
+when it is told to or has had nothing for half a minute. It imports nothing of aiqueue: its start and its memory are
+those of nats-py. It uses uvloop where that is installed, as `aiqueue work` does.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ async def drain(stream: str, consumer: str, count: int) -> None:
                 await each.ack()
                 done += 1
     await raw.flush()
+    while not told and time.monotonic() - heard < IDLE_S:  # its memory may still be asked for
+        await asyncio.sleep(0.01)
     await raw.close()
 
 

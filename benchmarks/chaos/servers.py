@@ -49,11 +49,14 @@ def wait_until(fn: Callable[[], T], within: float = 10.0) -> T:
 class NatsProcess:
     """A nats-server of one's own, on a port of its own that it keeps over restarts; one user, JetStream on.
 
-    `extra` is config text behind the default one and overrides it: max_payload, tls, authorization… Call `start`
-    from the main thread: the kernel kills the server when the thread that started it ends (see `launch`).
+    `extra` is config text behind the default one and overrides it: max_payload, tls, authorization… `storage` goes
+    into the jetstream block, which a second one would replace, its directory too. Call `start` from the main thread:
+    the kernel kills the server when the thread that started it ends (see `launch`).
     """
 
-    def __init__(self, directory: Path, extra: str = "", *, config: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, extra: str = "", *, storage: str = "", config: Callable[[], str] | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = 0
@@ -63,6 +66,7 @@ class NatsProcess:
         self.host = supervisor.HOST
         self.paused = False
         self.extra = extra
+        self._storage = storage
         self._more = config or self._one_user
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -130,7 +134,7 @@ class NatsProcess:
         self._config.write_text(
             f'listen: "{self.host}:{self.port}"\n'
             # Far above any disk: what streams reserve by max_bytes must not run out over a test run.
-            f'jetstream {{ store_dir: ".", max_file_store: {2**50}, max_memory_store: {2**40} }}\n'
+            f'jetstream {{ store_dir: ".", max_file_store: {2**50}, max_memory_store: {2**40}\n{self._storage}\n}}\n'
             f'log_file: "{self.log.name}"\n{self._more()}\n{self.extra}\n'
         )
 
@@ -160,9 +164,10 @@ class Cluster:
     `NatsProcess`, do so in the main thread.
     """
 
-    def __init__(self, directory: Path, *, size: int = 3, extra: str = "") -> None:
+    def __init__(self, directory: Path, *, size: int = 3, extra: str = "", storage: str = "") -> None:
         self.directory = directory
         self._extra = extra
+        self._storage = storage
         self._password = secrets.token_hex(8)
         self.nodes = [self._node(directory / f"n{number + 1}") for number in range(size)]
 
@@ -264,7 +269,7 @@ class Cluster:
         return bool(cluster.get("leader")) and all(each.get("current") and not each.get("offline") for each in replicas)
 
     def _node(self, directory: Path) -> NatsProcess:
-        node = NatsProcess(directory)
+        node = NatsProcess(directory, storage=self._storage)
         node.password = self._password
         return node
 

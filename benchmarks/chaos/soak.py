@@ -149,13 +149,13 @@ class _Soak:
 
     def _servers(self, stack: contextlib.ExitStack) -> list[NatsProcess]:
         place = self.disk.directory if self.disk else self._directory
-        extra = "jetstream { sync_interval: always }" if self._options.sync_always else ""
+        storage = "sync_interval: always" if self._options.sync_always else ""
         if self._options.servers > 1:
-            self.cluster = Cluster(place / "cluster", size=self._options.servers, extra=extra)
+            self.cluster = Cluster(place / "cluster", size=self._options.servers, storage=storage)
             stack.callback(self.cluster.end)
             servers = self.cluster.nodes
         else:
-            single = NatsProcess(place / "server", extra)
+            single = NatsProcess(place / "server", storage=storage)
             stack.callback(single.kill)
             servers = [single]
         for server in servers:

@@ -47,19 +47,21 @@ def main() -> None:
             )
         except AIQueueError as error:
             sys.exit(f"benchmarks.peers: {error}")
+        except KeyboardInterrupt:
+            sys.exit("benchmarks.peers: interrupted; all servers and workers have ended")
     if asked.json:
         print(json.dumps(compared.plain(), indent=1))
-        return
+        sys.exit(1 if compared.failed else 0)
     print(table([replace(row, how={}) for row in compared.rows if row.sides]))
     for name, how in compared.rows[0].how.items():
         print(f"{name}: {how}")
-    for row in compared.rows:
-        for name in row.how.keys() - row.sides.keys():
-            print(f"no figure: {row.name}: {name}")
     for name, reason in compared.skipped.items():
         print(f"skipped: {name}: {reason}")
     for note in compared.notes:
         print(f"note: {note}")
+    for each in compared.failed:
+        print(f"FAILED: {each}")
+    sys.exit(1 if compared.failed else 0)
 
 
 if __name__ == "__main__":

@@ -35,20 +35,40 @@ from .trial import (
 )
 
 QUESTION = "peers"
+METHOD = (
+    "A job is a no-op with i, t and 160 characters; its handler writes 24 bytes. Every job is checked to have run.",
+    "Enqueueing is timed in the producer's process, its start and connection excluded; its CPU is its own rusage.",
+    "A drain goes from the first handler to the last, so the second worker's later start counts in that of two.",
+    "CPU of worker and server: user and system, with all their processes, from the first handler to 0.2 s past the last.",
+    "The server's CPU has that of the bulk enqueue, too. A worker's start is in neither.",
+    "Memory is the resident memory of all processes of a worker after its drain, summed.",
+    "Latency: one worker, an open loop whose producer awaits each call, without the first second.",
+    "It goes from the call, or from its schedule where the producer was more than 5 ms late, to the handler's start.",
+)
 BEST = 4  # peers that are measured again after the first round, beside aiqueue and raw nats-py
 CLEAN_MIN = 2  # rounds without much use by others, for the other rounds to be left out
 
 
 @dataclass
 class Comparison:
-    """The rows, the peers that could not be measured here and why, and what a reader of the figures must know."""
+    """The rows, the peers that could not be measured here and why, and what a reader of the figures must know.
+
+    `failed` has the steps that lost a job or did not work; their rows' `how` begins with FAILED.
+    """
 
     rows: list[Row]
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in self.rows], "skipped": self.skipped, "notes": self.notes}
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "failed": self.failed,
+            "method": METHOD,
+        }
 
 
 def run(
@@ -71,13 +91,14 @@ def compare(plan: Plan, *, only: Collection[str] | None, scratch: Path, say: Cal
     how: dict[str, str] = {}
     for peer in peers:
         try:
-            ready[peer], how[peer.name] = _made_ready(peer, plan)
+            ready[peer], how[peer.name] = _made_ready(peer, plan, say)
         except Failed as error:
             skipped[peer.name] = str(error)
             say(f"{peer.name}: skipped: {error}")
     figures, notes, failures = _rounds(plan, ready, scratch, say)
     rows, left_out = _rows(plan, figures, how, failures)
-    return Comparison(rows, skipped, notes + left_out)
+    failed = {f"{side}: {reason}" for sides in failures.values() for side, reason in sides.items()}
+    return Comparison(rows, skipped, notes + left_out, sorted(failed))
 
 
 def chosen(only: Collection[str] | None) -> list[Peer]:
@@ -88,12 +109,12 @@ def chosen(only: Collection[str] | None) -> list[Peer]:
     return [peer for peer in PEERS if only is None or peer.key in only]
 
 
-def _made_ready(peer: Peer, plan: Plan) -> tuple[Path, str]:
+def _made_ready(peer: Peer, plan: Plan, say: Callable[[str], None]) -> tuple[Path, str]:
     """Its Python, and what is to be said of it. Raises Failed with the reason why it cannot be measured here."""
     server = SERVERS[peer.server]
     if reason := server.missing():
         raise Failed(reason)
-    python = venvs.python(peer)
+    python = venvs.python(peer, say)
     jobs = f"{max(2, round(plan.jobs * peer.share)):,} jobs"
     version = venvs.version(python, peer.package)
     return (
@@ -137,7 +158,8 @@ def best(peers: list[Peer], figures: list[Figure]) -> list[Peer]:
 def _told(trial: Trial) -> str:
     values = {figure.name: figure.value for figure in trial.figures}
     rates = [f"{name} {values[name]:,.0f}/s" for name in (ONE, MANY, DRAIN, DRAIN_TWO) if name in values]
-    return f"{trial.peer.name}: {'; '.join([*rates, *trial.failures.values()])}"
+    failed = [f"failed: {reason}" for reason in dict.fromkeys(trial.failures.values())]
+    return f"{trial.peer.name}: {'; '.join([*rates, *failed])}"
 
 
 def _rows(

@@ -135,11 +135,11 @@ class Child:
         if code:
             raise Failed(f"ended with {code}: {last_words(self.log)}")
 
-    def end(self, within_s: float = 5.0) -> None:
-        """SIGTERM, and SIGKILL after so many seconds (0: at once) for all that is left of it. Safe twice."""
+    def end(self, within_s: float = 5.0, *, by: signal.Signals = signal.SIGTERM) -> None:
+        """This signal, and SIGKILL after so many seconds (0: at once) for all that is left of it. Safe twice."""
         family = {stat.pid: stat.begun for stat in tree(self.pid)}
         if within_s > 0 and self.code is None:
-            self._process.terminate()
+            self._process.send_signal(by)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(within_s)
         stats = everyone()

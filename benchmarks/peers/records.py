@@ -24,6 +24,7 @@ class Tally:
     """The runs of a range of jobs."""
 
     runs: list[Run]
+    expected: int
     missing: int
     repeated: int
 
@@ -31,7 +32,17 @@ class Tally:
     def of(cls, runs: Iterable[Run], numbers: range) -> Tally:
         ours = [run for run in runs if run.number in numbers]
         distinct = len({run.number for run in ours})
-        return cls(ours, len(numbers) - distinct, len(ours) - distinct)
+        return cls(ours, len(numbers), len(numbers) - distinct, len(ours) - distinct)
+
+    @property
+    def lacking(self) -> str:
+        """What is missing, in words; empty where every job ran."""
+        return f"{self.missing:,} of {self.expected:,} jobs did not run" if self.missing else ""
+
+    @property
+    def surplus(self) -> str:
+        """What ran more than once, in words; empty where nothing did."""
+        return f"{self.repeated:,} runs beside those of {self.expected:,} jobs" if self.repeated else ""
 
     def rate(self) -> float:
         """Jobs a second, from the first handler to the last."""

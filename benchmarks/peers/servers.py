@@ -7,6 +7,7 @@ import pwd
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -33,6 +34,7 @@ class Server:
 
     kind: str
     durability: str
+    quit = signal.SIGKILL  # its data goes at once: there is nothing to save
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True)
@@ -65,7 +67,7 @@ class Server:
     def end(self) -> None:
         """End it and remove its data. Safe twice."""
         while self._children:
-            self._children.pop().end(0)  # its data goes at once: there is nothing to save
+            self._children.pop().end(STOP_S, by=self.quit)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _await(self, answers: Callable[[], bool]) -> None:
@@ -163,9 +165,10 @@ class RabbitMQ(Server):
 
     @classmethod
     def version(cls) -> str:
-        return next(iter(re.findall(r"rabbitmq_server-([\d.]+)", str(Path(_rabbitmq()).resolve()))), "") or _listed(
-            Path(_rabbitmq()).parent.parent / "lib"
-        )
+        script = Path(_rabbitmq()).resolve()
+        homes = [str(script), *(each.name for each in script.parent.parent.glob("lib/rabbitmq_server-*"))]
+        found = [each for home in homes for each in re.findall(r"rabbitmq_server-([\d.]+)", home)]
+        return found[-1] if found else ""
 
     @property
     def address(self) -> str:
@@ -200,6 +203,7 @@ class Postgres(Server):
 
     kind = "PostgreSQL"
     durability = "fsync on, synchronous_commit on"
+    quit = signal.SIGQUIT  # at once, and it waits for its own children
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -258,11 +262,6 @@ def _rabbitmq() -> str:
     packaged = "/usr/lib/rabbitmq/bin/rabbitmq-server"
     found = packaged if Path(packaged).exists() else shutil.which("rabbitmq-server")
     return found if found and shutil.which("epmd") else ""
-
-
-def _listed(lib: Path) -> str:
-    names = sorted(each.name for each in lib.glob("rabbitmq_server-*")) if lib.is_dir() else []
-    return names[-1].partition("-")[2] if names else ""
 
 
 def _postgres(program: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .catalogue import Peer
@@ -17,22 +18,23 @@ INSTALL_S = 900.0
 OURS = "aiqueue"
 
 
-def python(peer: Peer) -> Path:
+def python(peer: Peer, say: Callable[[str], None]) -> Path:
     """The Python that has the peer's packages, made if need be. Raises Failed with the reason, in one line.
 
     For aiqueue and raw nats-py it is this one, where it has uvloop.
     """
     if peer.venv == OURS and importlib.util.find_spec("uvloop") is not None:
         return Path(sys.executable)
-    wanted = (ADAPTERS / f"{peer.venv}.txt").read_text()
+    pins = ADAPTERS / f"{peer.venv}.txt"
     directory = VENVS / peer.venv
     made, program = directory / ".installed", directory / "bin" / "python"
-    if made.exists() and made.read_text() == wanted and program.exists():
+    if made.exists() and made.read_text() == pins.read_text() and program.exists():
         return program
+    say(f"{peer.name}: installing its packages")
     _do(sys.executable, "-m", "venv", "--clear", str(directory))
     pip = (str(program), "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-    _do(*pip, "--requirement", str(ADAPTERS / f"{peer.venv}.txt"))
-    made.write_text(wanted)
+    _do(*pip, "--requirement", str(pins))
+    made.write_text(pins.read_text())
     return program
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvloop
 import verbs
 
 import aiqueue
@@ -48,5 +47,4 @@ async def prepare() -> None:
 
 
 if __name__ == "__main__":
-    arguments = verbs.arguments()
-    uvloop.run(prepare() if arguments == ["prepare"] else verbs.run(connect, arguments))
+    verbs.main(connect, prepare=prepare)

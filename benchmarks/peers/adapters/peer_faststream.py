@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvloop
 import verbs
 from faststream import FastStream
 from faststream.nats import JStream, NatsBroker, PullSub
@@ -54,5 +53,4 @@ async def prepare() -> None:
 
 
 if __name__ == "__main__":
-    arguments = verbs.arguments()
-    uvloop.run(prepare() if arguments == ["prepare"] else verbs.run(connect, arguments))
+    verbs.main(connect, prepare=prepare)

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import cbor2
 import nats
-import uvloop
 import verbs
 from nats.js import JetStreamContext
 
@@ -73,10 +72,4 @@ async def prepare() -> None:
 
 
 if __name__ == "__main__":
-    match verbs.arguments():
-        case ["prepare"]:
-            uvloop.run(prepare())
-        case ["work"]:
-            uvloop.run(work())
-        case arguments:
-            uvloop.run(verbs.run(connect, arguments))
+    verbs.main(connect, prepare=prepare, work=work)

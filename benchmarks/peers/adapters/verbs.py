@@ -17,9 +17,9 @@ import resource
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 ADDRESS_ENV = "BENCH_ADDRESS"
 RECORD_ENV = "BENCH_RECORD"
@@ -28,6 +28,8 @@ TEXT = "x" * 160
 AT_ONCE = 100  # calls under way where a peer has no bulk API
 LATE_S = 0.005  # a producer that is later than this counts from the schedule
 OVERRUN = 1.5  # a producer that cannot hold its pace ends after this many times its seconds
+
+Step = Callable[[], Coroutine[Any, Any, None]]
 
 _record: list[int] = []
 
@@ -52,7 +54,9 @@ class Producer(Protocol):
 
 
 class SyncProducer(Protocol):
-    """A connection of a sync peer."""
+    """A connection of a sync peer; `open` has it stand, so that no job's call does."""
+
+    def open(self) -> object: ...
 
     def one(self, i: int, t: float) -> object: ...
 
@@ -131,8 +135,9 @@ async def _paced(producer: Producer, pace: Pace, first: int) -> int:
 
 
 def run_sync(producer: SyncProducer, arguments: list[str]) -> None:
-    """A verb of a sync peer. The first call of most opens the connection: a job is not sent for that."""
+    """A verb of a sync peer."""
     verb, *numbers = arguments
+    producer.open()
     clock = Clock()
     if verb == "pace":
         clock.tell(_paced_sync(producer, Pace(float(numbers[0]), float(numbers[1])), int(numbers[2])))
@@ -155,5 +160,26 @@ def _paced_sync(producer: SyncProducer, pace: Pace, first: int) -> int:
     return pace.count
 
 
-def arguments() -> list[str]:
-    return sys.argv[1:]
+def main(
+    connect: Callable[[], AbstractAsyncContextManager[Producer]],
+    *,
+    prepare: Step | None = None,
+    work: Step | None = None,
+) -> None:
+    """The program of an async peer, on uvloop. `work`: the worker, where the peer has no program of its own for it."""
+    import uvloop  # noqa: PLC0415 - sync peers have none
+
+    match sys.argv[1:]:
+        case ["prepare"]:
+            if prepare is not None:
+                uvloop.run(prepare())
+        case ["work"] if work is not None:
+            uvloop.run(work())
+        case arguments:
+            uvloop.run(run(connect, arguments))
+
+
+def main_sync(producer: SyncProducer) -> None:
+    """The program of a sync peer. It has nothing to prepare."""
+    if sys.argv[1:] != ["prepare"]:
+        run_sync(producer, sys.argv[1:])

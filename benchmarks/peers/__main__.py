@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -38,6 +39,7 @@ def main() -> None:
         parser.error("the pace must last at least 1.5 s, and no time be below 0")
     if asked.scratch is not None and not asked.scratch.is_dir():
         parser.error(f"{asked.scratch} is no directory")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all that was started is ended first
     plan = Plan(rounds=asked.rounds, jobs=asked.jobs, pace_s=asked.pace_seconds, quiet_s=asked.quiet_seconds)
     with tempfile.TemporaryDirectory(prefix="aiqueue-peers-", dir=asked.scratch, ignore_cleanup_errors=True) as place:
         Path(place).chmod(0o711)

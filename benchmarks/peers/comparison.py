@@ -39,7 +39,7 @@ METHOD = (
     "A job is a no-op with i, t and 160 characters; its handler writes 24 bytes. Every job is checked to have run.",
     "Enqueueing is timed in the producer's process, its start and connection excluded; its CPU is its own rusage.",
     "A drain goes from the first handler to the last, so the second worker's later start counts in that of two.",
-    "CPU of worker and server: user and system, with all their processes, from the first handler to 0.2 s past the last.",
+    "CPU of worker and server: user and system, all their processes, from the first handler to 0.2 s past the last.",
     "The server's CPU has that of the bulk enqueue, too. A worker's start is in neither.",
     "Memory is the resident memory of all processes of a worker after its drain, summed.",
     "Latency: one worker, an open loop whose producer awaits each call, without the first second.",

@@ -34,6 +34,7 @@ TASKIQ = ("-m", "taskiq", "worker", "peer_taskiq:broker", "--workers", "1", "--m
           "--log-level", "WARNING")  # fmt: skip
 CELERY = ("-m", "celery", "-A", "peer_celery", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel",
           "WARNING", "--hostname", "bench{number}@localhost")  # fmt: skip
+ARQ = ("-m", "arq", "peer_arq.Settings", "--custom-log-dict", "peer_arq.QUIET")
 
 PEERS = (
     Peer(
@@ -48,8 +49,8 @@ PEERS = (
     ),
     Peer(
         "faststream", "FastStream", "peer_faststream", "faststream", "nats-server", "faststream",
-        ("-m", "faststream", "run", "--log-level", "warning", "peer_faststream:app"),
-        "JStream WORK_QUEUE, PullSub(batch_size=100); publish with stream= (awaits the PubAck), 100 at once; uvloop",
+        ("-m", "faststream", "run", "peer_faststream:app"),
+        "JStream WORK_QUEUE, PullSub(batch_size=100), no log; publish awaits the PubAck, 100 at once; uvloop",
     ),
     Peer(
         "taskiq", "taskiq-nats", "peer_taskiq", "taskiq", "nats-server", "taskiq-nats",
@@ -75,14 +76,14 @@ PEERS = (
     ),
     Peer(
         "arq", "arq", "peer_arq", "arq", "redis-server", "arq",
-        ("-m", "arq", "peer_arq.Settings"),
-        "max_jobs=100, keep_result=0, poll_delay 0.5 s as it comes; enqueue_job, 100 at once; hiredis, uvloop",
+        ARQ,
+        "max_jobs=100, keep_result=0, no log, poll_delay 0.5 s as it comes; enqueue_job, 100 at once; hiredis, uvloop",
         share=0.5,
     ),
     Peer(
         "arq-20ms", "arq, poll_delay 20 ms", "peer_arq", "arq", "redis-server", "arq",
-        ("-m", "arq", "peer_arq.Settings"),
-        "max_jobs=100, keep_result=0, poll_delay 20 ms; enqueue_job, 100 at once; hiredis, uvloop",
+        ARQ,
+        "max_jobs=100, keep_result=0, no log, poll_delay 20 ms; enqueue_job, 100 at once; hiredis, uvloop",
         env={"BENCH_ARQ_POLL_S": "0.02"},
     ),
     Peer(

@@ -14,6 +14,7 @@ from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 
 POLL_ENV = "BENCH_ARQ_POLL_S"
+QUIET = {"version": 1, "loggers": {"arq": {"level": "WARNING"}}}  # it would write two lines a job
 redis = RedisSettings.from_dsn(verbs.address())
 
 

@@ -12,7 +12,7 @@ from nats.js.api import RetentionPolicy, StorageType
 from pydantic import BaseModel
 
 SUBJECT = "bench.jobs"
-broker = NatsBroker(verbs.address())
+broker = NatsBroker(verbs.address(), logger=None)  # it would write two lines a job
 stream = JStream("BENCH", subjects=[SUBJECT], retention=RetentionPolicy.WORK_QUEUE, storage=StorageType.FILE)
 app = FastStream(broker)
 

@@ -153,7 +153,7 @@ def rate(file: Path, jobs: int) -> float:
     if len(records) != jobs or numbers != set(range(jobs)):
         raise RuntimeError(f"{len(numbers):,} of {jobs:,} jobs ran, in {len(records):,} runs")
     begun = [start for _, start, _ in records]
-    return (jobs - 1) / (max(begun) - min(begun))
+    return (jobs - 1) / float(max(begun) - min(begun))
 
 
 async def _fetch(client: aiqueue.Client, consumer: str) -> None:

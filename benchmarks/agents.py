@@ -60,6 +60,7 @@ def raw_mail(i: int, t: float) -> tuple[str, bytes, dict[str, str]]:
         headers.JOB_ID: mail_id,
         headers.CONVERSATION: mail_id,
         headers.SOURCE: "sender",
+        headers.TARGET: "raw",
         headers.MSG_ID: subjects.msg_id(FAMILY, "bench", mail_id, "raw"),
     }
     return f"{SUBJECT}.raw", codec.encode(message(i, t)), told

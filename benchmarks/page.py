@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .questions import ALL, ROWS, Question
-from .report import OURS, RAW, Row, ordered, spread
+from .report import OURS, RAW, Row, kin, ordered, spread
 from .results import Asked, Results
 
 EQUAL = 1.25  # on a shared machine a smaller difference is none
@@ -105,17 +105,29 @@ def markdown(results: Results, drawn: dict[str, str], left: Iterable[str] = ()) 
 
 def behind(rows: list[Row]) -> str:
     """Where aiqueue is not ahead: of the best peer, of raw nats-py, and of what was promised."""
+    worse = [(row, side, found) for row in rows for side in (rival(row), RAW if RAW in row.sides else None)
+             if side and (found := ahead(row, side)) is not None and found < 1]  # fmt: skip
+    clear = [each for each in worse if each[2] <= 1 / EQUAL]
     lines = ["## Where aiqueue is not ahead", ""]
-    worse = [(row, side, factor) for row in rows for side in (rival(row), RAW if RAW in row.sides else None)
-             if side and (factor := ahead(row, side)) is not None and factor < 1]  # fmt: skip
-    for row, side, factor in sorted(worse, key=lambda each: each[2]):
-        equal = ", which is no difference here" if factor > 1 / EQUAL else ""
-        lines.append(f"- {row.question}, {row.name}: {factor:.2f} of {side}{equal}")
-    lines += [f"- {row.name}: {spread(row.sides[OURS], row.unit)} {row.unit}, where {row.demand} is demanded: not met"
-              for row in rows if row.met is False]  # fmt: skip
-    if len(lines) == 2:
-        lines.append("In none of the measurements on this page." if rows else "Nothing has been measured yet.")
+    if not rows:
+        return "\n".join([*lines, "Nothing has been measured yet."])
+    lines.append("The figures are *ahead by*: below 1.00 the other side is the better one.")
+    lines += ["", "Clearly behind:", "", *(_by_question(clear) or ["- nowhere"])]
+    if equal := [each for each in worse if each not in clear]:
+        lines += ["", "Behind by less than 25 %, which is no difference here:", "", *_by_question(equal)]
+    unmet = [f"- {row.name}: {cell(row, OURS)}, where {row.demand} is demanded" for row in rows if row.met is False]
+    if unmet:
+        lines += ["", "Targets that are not met:", "", *unmet]
     return "\n".join(lines)
+
+
+def _by_question(worse: list[tuple[Row, str, float]]) -> list[str]:
+    """A line a question, the worst first."""
+    told: dict[str, list[str]] = {}
+    for row, side, found in sorted(worse, key=lambda each: each[2]):
+        title = ALL[row.question].title if row.question in ALL else row.question
+        told.setdefault(title, []).append(f"{row.name}, {side} ({found:.2f})")
+    return [f"- {title}: {'; '.join(each)}" for title, each in told.items()]
 
 
 def section(name: str, results: Results, drawn: dict[str, str]) -> str:
@@ -167,7 +179,9 @@ def factor(row: Row, side: str | None) -> str:
 
 
 def plain(rows: list[Row]) -> list[str]:
-    """A line a measurement, a column a side."""
+    """A line a measurement, those of one curve together, and a column a side."""
+    curves = list(dict.fromkeys(map(kin, rows)))
+    rows = sorted(rows, key=lambda row: curves.index(kin(row)))
     sides = ordered(side for row in rows for side in row.sides)
     pairs = any({OURS, RAW} <= {*row.sides} for row in rows)
     lines = head(["", *sides, *(["ahead of raw by"] if pairs else [])])

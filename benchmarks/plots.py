@@ -17,11 +17,12 @@ import matplotlib as mpl
 mpl.use("Agg")  # before pyplot: there may be no screen
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
 
 from .report import OURS, RAW, Row, figure, kin, ordered
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, GREY, LIGHT = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#B8B8B8",
+BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, GREY, LIGHT = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#B8B8B8",
 )  # fmt: skip
 MORE = ((ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"))
 STYLE = {
@@ -32,7 +33,7 @@ STYLE = {
 UNITS = {"/s": "jobs a second", "ms": "ms", "s": "seconds", "CPU s": "CPU seconds", "MiB": "MiB"}
 SCALES = {"backlog": "jobs waiting", "tenants": "tenants", "payload": "bytes of a body"}
 LOG_ABOVE = 50  # where the most is so many times the least, an axis is logarithmic
-PARTS = (("producer", SKY), ("worker", BLUE), ("server", LIGHT))
+PARTS = (("producer", SKY), ("worker", AMBER), ("server", "#8A8A8A"))
 PERCENTS = (("50", "o"), ("95", "D"), ("99", "^"))
 LATENCY = re.compile(r"latency at ([\d,]+)/s, p(\d+)")
 SERVERS = re.compile(r", (R\d(?: sync always)?)\b")
@@ -158,7 +159,7 @@ def latency(rows: list[Row]) -> Picture | None:
                               markersize=6 if side == OURS else 5, linewidth=0.8, capsize=2)  # fmt: skip
             axes.plot([], [], color="black", marker=marker, linestyle="", label=f"p{percent}")
         axes.set(xscale="log", yticks=range(len(sides)), yticklabels=sides, xlabel="ms from the call to the handler",
-                 title=f"{rate} jobs a second")  # fmt: skip
+                 title=f"{int(rate.replace(',', '')):,} jobs a second")  # fmt: skip
         axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
         axes.grid(axis="both")
     sheet.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -191,9 +192,8 @@ def cost(rows: list[Row]) -> Picture | None:
                     middle = parts[part].median(side)
                     axes.barh(place, middle, left=at, color=colour, height=0.7)
                     at += middle
-        for part, colour in PARTS:
-            axes.barh([], [], color=colour, label=part)
-        axes.legend(loc="lower right", frameon=False)
+        sheet.legend(handles=[Patch(color=colour, label=part) for part, colour in PARTS], loc="outside lower left",
+                     ncols=3, frameon=False)  # fmt: skip
     for row in memory:
         _bars(next(panels), row, sides)
     grid[0, 0].invert_yaxis()
@@ -207,7 +207,8 @@ def beside_raw(rows: list[Row]) -> Picture | None:
     if not found:
         return None
     sheet, axes = plt.subplots(figsize=(8.5, 0.9 + 0.62 * len(found)))
-    _pairs(axes, {f"{row.name}": row for row in found}, "jobs a second")
+    _pairs(axes, {row.name: row for row in found}, "jobs a second")
+    _legend_of_pairs(sheet)
     return sheet, "Jobs a second of aiqueue and of a bare loop on raw nats-py"
 
 
@@ -225,16 +226,18 @@ def _pairs(axes: Any, rows: dict[str, Row], unit: str) -> None:
                 axes.errorbar(middle, place + shift, xerr=_whiskers(figures, middle), color="black", capsize=2,
                               linewidth=0.8)  # fmt: skip
             axes.text(max(figures) + most * 0.01, place + shift, figure(middle, row.unit), va="center", fontsize=8)
-    for side in (OURS, RAW):
-        axes.barh([], [], color=_colour(side), hatch="" if side == OURS else "//", edgecolor="white", linewidth=0,
-                  label=side)  # fmt: skip
     axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=unit)
     axes.set_xlim(0, most * 1.18)
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
     axes.grid(axis="x")
     axes.invert_yaxis()
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+
+
+def _legend_of_pairs(sheet: Any) -> None:
+    handles = [Patch(facecolor=_colour(side), edgecolor="white", linewidth=0, hatch="" if side == OURS else "//",
+                     label=side) for side in (OURS, RAW)]  # fmt: skip
+    sheet.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 
 def growth(question: str, rows: list[Row]) -> Picture | None:
@@ -282,8 +285,16 @@ def _curve(axes: Any, points: list[Row], looks: dict[str, tuple[str, str]]) -> N
     else:
         axes.set_ylim(0, None)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
+        axis.set_major_formatter(mpl.ticker.FuncFormatter(short))
     axes.grid(axis="both")
+
+
+def short(value: float, _: object = None) -> str:
+    """A round number as an axis has room for it: 500, 2,500, 20k, 1M."""
+    for size, letter in ((1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e6 if letter == 'M' else 1e3):,g}{letter}"
+    return f"{value:,g}"
 
 
 def durability(rows: list[Row]) -> Picture | None:
@@ -303,6 +314,5 @@ def durability(rows: list[Row]) -> Picture | None:
         axes.set_title(name)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for legend in sheet.legends[1:]:
-        legend.remove()
+    _legend_of_pairs(sheet)
     return sheet, "Rates and latencies on one server and on a cluster of three, synced now and then or at every write"

@@ -66,6 +66,8 @@ def whole(arguments: Sequence[str]) -> int:
         results.write(out / RESULTS)  # each time, so that an end half-way loses nothing
     print(table(row for row in results.rows if row.question in questions))
     show(results, out)
+    for question in (each for each in questions if each in results.failed):
+        say(f"FAILED: {question}: {results.failed[question]}")
     return 0 if all(asked) else 1
 
 

@@ -145,7 +145,7 @@ def latency(rows: list[Row]) -> Picture | None:
     if not found:
         return None
     sides = _ranking([row for percents in found.values() for row in percents.values()])
-    sheet, grid = plt.subplots(1, len(found), figsize=(5.2 * len(found), 1.2 + 0.27 * len(sides)), sharey=True,
+    sheet, grid = plt.subplots(1, len(found), figsize=(5.2 * len(found), 1.4 + 0.27 * len(sides)), sharey=True,
                                squeeze=False)  # fmt: skip
     for axes, (rate, percents) in zip(grid.flat, found.items(), strict=True):
         for percent, marker in PERCENTS:
@@ -160,10 +160,13 @@ def latency(rows: list[Row]) -> Picture | None:
             axes.plot([], [], color="black", marker=marker, linestyle="", label=f"p{percent}")
         axes.set(xscale="log", yticks=range(len(sides)), yticklabels=sides, xlabel="ms from the call to the handler",
                  title=f"{int(rate.replace(',', '')):,} jobs a second")  # fmt: skip
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="both")
     sheet.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    grid[0, 0].invert_yaxis()
+    grid[0, 0].set_ylim(len(sides) - 0.5, -0.5)
     _mark_names(grid[0, 0])
     return sheet, "Time from the enqueue call to the handler, aiqueue and other queues, p50, p95 and p99"
 
@@ -269,6 +272,7 @@ def growth(question: str, rows: list[Row]) -> Picture | None:
 
 def _curve(axes: Any, points: list[Row], looks: dict[str, tuple[str, str]]) -> None:
     middles: list[float] = []
+    most = 0.0
     for side, (colour, marker) in looks.items():
         mine = [row for row in points if row.sides.get(side)]
         if not mine:
@@ -279,11 +283,13 @@ def _curve(axes: Any, points: list[Row], looks: dict[str, tuple[str, str]]) -> N
         axes.errorbar(x, y, yerr=[low, high], color=colour, marker=marker, markersize=5, capsize=2,
                       linestyle="--" if side == RAW else "-", linewidth=1.8 if side == OURS else 1.3)  # fmt: skip
         middles += y
-    axes.set_xscale("log")
+        most = max(most, *(max(row.sides[side]) for row in mine))
+    if all(row.x for row in points):
+        axes.set_xscale("log")
     if min(middles) > 0 and max(middles) / min(middles) > LOG_ABOVE:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, most * 1.1 or 1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(mpl.ticker.FuncFormatter(short))
     axes.grid(axis="both")

@@ -54,7 +54,7 @@ ROWS = {
 PEERS = Question(
     "Beside other queues",
     "The same no-op job, each queue with its own server, packages and worker; every job is checked to have run.",
-    600, 420,
+    480, 300,
 )  # fmt: skip
 TEXTS = ("cancel", "delayed", "documents", "endurance", "failing")  # they tell theirs as text
 OWN = ("soak", "fuzz", "resume", "requests", "peers")  # with options of their own

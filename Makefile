@@ -11,11 +11,12 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 APP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
 
 # pip reads dependency groups from 25.1 on. A new venv has the pip of its Python, mostly an older one, and replacing
 # that is one more thing that can fail, so the groups are read here.
-GROUPS := import tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
-	print(*sorted({*groups["test"], *groups["lint"]}), sep="\n")
+GROUPS := import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+	print(*sorted({each for name in sys.argv[1:] for each in groups[name]}), sep="\n")
 OLD := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
@@ -43,8 +44,8 @@ lint: $(DEV) ## check style, format, types and the direction of imports
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports
 
-bench: $(APP) ## measure throughput and latency (ARGS="--help" shows what)
-	@$(PY) -m benchmarks $(ARGS)
+bench: $(BENCH) ## measure everything and write docs/benchmarks (ARGS="--help" shows what else)
+	@$(PY) -m benchmarks $(or $(ARGS),all)
 
 clean: ## remove ./.venv, caches, builds and ./.aiqueue, the embedded server's data; nothing else
 	rm -rf $(VENV) .aiqueue build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
@@ -64,6 +65,12 @@ $(APP): $(PY) pyproject.toml
 
 $(DEV): $(APP)
 	@echo "installing the tools of the tests into $(VENV)"
-	@$(PY) -c '$(GROUPS)' > $(VENV)/tools.txt
+	@$(PY) -c '$(GROUPS)' test lint > $(VENV)/tools.txt
 	@$(PIP) --requirement $(VENV)/tools.txt
+	@touch $@
+
+$(BENCH): $(APP)
+	@echo "installing what draws the measurements into $(VENV)"
+	@$(PY) -c '$(GROUPS)' bench > $(VENV)/bench.txt
+	@$(PIP) --requirement $(VENV)/bench.txt
 	@touch $@

@@ -9,101 +9,125 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
-import statistics
 import sys
 import time
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import cbor2
 
 import aiqueue
+from aiqueue import codec, headers, subjects
 from aiqueue.agent import Mail
 from aiqueue.mailroom import AGENTS_MAX
 
-from .common import Noop, message, raw_client
-from .report import Row, table
+from .common import (
+    Noop,
+    add_percentiles,
+    beside,
+    cpu_s,
+    message,
+    paced,
+    percentile_rows,
+    raw_client,
+    resident_mib,
+    run_loop,
+    server_pid,
+    until,
+)
+from .latency import RATES, lasting
+from .many import CALLERS, callers
+from .report import OURS, RAW, Row
 
-STREAM, SUBJECT = "AI_AGENT_MESSAGE", "ai.agent.message.bench"
-RATES = ((200, 5), (1_000, 5))  # mails a second, for how many seconds
-INBOXES, CONNECTED = 5_000, AGENTS_MAX
+FAMILY, STREAM, SUBJECT = "agent.message", "AI_AGENT_MESSAGE", "ai.agent.message.bench"
+INBOXES_MAX = 5_000
 CONVERSATIONS, EACH, HANDLERS = 50, 200, 8
+IDLE_S_MAX = 20
+HOW = {
+    OURS: "agent.send; an agent with a typed handler",
+    RAW: "js.publish, same headers, Msg-Id and codec; a standing pull, decoded, ack",
+}
 
 
-async def _pace(client: aiqueue.Client, side: str, rate: int, count: int, targets: int) -> None:
-    """The sender's process: an open loop of `rate` a second; a late call counts from its schedule. Sends overlap, so
-    that a slow one does not hold up the next.
-    """
-    js = (await raw_client(client)).jetstream()
+def raw_mail(i: int, t: float) -> tuple[str, bytes, dict[str, str]]:
+    """Subject, body and headers of the mail that the library would have stored."""
+    mail_id = subjects.new_id()
+    told = {
+        headers.CONTENT_TYPE: codec.CBOR,
+        headers.KIND: "noop",
+        headers.JOB_ID: mail_id,
+        headers.CONVERSATION: mail_id,
+        headers.SOURCE: "sender",
+        headers.TARGET: "raw",
+        headers.MSG_ID: subjects.msg_id(FAMILY, "bench", mail_id, "raw"),
+    }
+    return f"{SUBJECT}.raw", codec.encode(message(i, t)), told
+
+
+async def _send(client: aiqueue.Client, side: str, rate: int, count: int, targets: int) -> None:
+    """The sender's process: `rate` mails a second, or as fast as CALLERS of them at once can where `rate` is 0."""
+    raw = await raw_client(client)
+    js = raw.jetstream()
     agent = aiqueue.Agent("sender", tenant="bench")
-    under_way: set[asyncio.Task[Any]] = set()
-    async with agent.running(client):
-        await asyncio.sleep(0.5)
-        begun = time.monotonic()
-        for i in range(count):
-            due = begun + i / rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            at = time.monotonic() if time.monotonic() - due < 0.005 else due
-            to = f"a{random.randrange(targets)}"
-            if side == "ours":
-                call: Any = agent.send(message(i, at), to=to)
+
+    async def ours(i: int, at: float) -> None:
+        await agent.send(message(i, at), to=f"a{random.randrange(targets)}")
+
+    async def theirs(i: int, at: float) -> None:
+        subject, body, told = raw_mail(i, at)
+        await js.publish(subject, body, headers=told)
+
+    say = ours if side == OURS else theirs
+    try:
+        async with agent.running(client):
+            await asyncio.sleep(0.5)
+            if rate:
+                await paced(rate, count, say)
             else:
-                told = {"Nats-Msg-Id": f"bench/{i}-{at}", "target_agent_id": to, "source_agent_id": "sender"}
-                call = js.publish(f"{SUBJECT}.raw", cbor2.dumps(message(i, at).model_dump()), headers=told)
-            task = asyncio.ensure_future(call)
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+                await callers(count, lambda i: say(i, time.monotonic()))
+    finally:
+        await raw.close()
 
 
-async def _sender(client: aiqueue.Client, *arguments: object) -> asyncio.subprocess.Process:
-    settings = client.connection.settings
-    password = settings.password.get_secret_value() if settings.password else ""
-    told = {"AIQUEUE_URL": settings.url or "", "AIQUEUE_USER": settings.user or "", "AIQUEUE_PASSWORD": password}
-    where = client.connection.server
-    told["AIQUEUE_URL"] = where
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.agents", *map(str, arguments), env={**os.environ, **told}
-    )
+def _sender(side: str, rate: int, count: int, targets: int) -> list[str]:
+    return ["-m", "benchmarks.agents", side, str(rate), str(count), str(targets)]
 
 
-def receiver(name: str, waits: list[float]) -> aiqueue.Agent:
+Came = dict[int, tuple[float, float]]  # by the mail's number: when it was sent, when its handler began
+
+
+def receiver(name: str, came: Came) -> aiqueue.Agent:
     agent = aiqueue.Agent(name, tenant="bench")
 
     @agent.handle(Noop)
     async def noop(mail: Mail[Noop]) -> None:
-        waits.append((time.monotonic() - mail.message.t) * 1000)
+        came[mail.message.i] = mail.message.t, time.monotonic()
 
     return agent
 
 
-async def _all(waits: list[float], count: int) -> None:
-    end = time.monotonic() + 60
-    while len(waits) < count and time.monotonic() < end:
-        await asyncio.sleep(0.05)
-    if len(waits) != count:
-        raise RuntimeError(f"{len(waits)} of {count} came")
+async def _all(client: aiqueue.Client, sender: list[str], came: Came, count: int) -> None:
+    """Run the sender, until all that it sends has come."""
+    async with beside(client, sender) as (process,):
+        await process.ended(120.0)
+        await until(lambda: len(came) == count, lambda: f"{len(came):,} of {count:,} mails had come")
 
 
-async def ours(client: aiqueue.Client, rate: int, seconds: int) -> list[float]:
-    waits: list[float] = []
-    async with receiver("a0", waits).running(client):
-        sender = await _sender(client, "ours", rate, rate * seconds, 1)
-        await sender.wait()
-        await _all(waits, rate * seconds)
-    return waits[rate:]
+async def ours(client: aiqueue.Client, rate: int, count: int) -> Came:
+    came: Came = {}
+    async with receiver("a0", came).running(client):
+        await _all(client, _sender(OURS, rate, count, 1), came, count)
+    return came
 
 
-async def theirs(client: aiqueue.Client, rate: int, seconds: int) -> list[float]:
+async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
     config = {"durable_name": "raw", "filter_subject": f"{SUBJECT}.raw", "ack_policy": "explicit", "mem_storage": True}
     request = {"stream_name": STREAM, "config": config}
     await client.connection.api(f"CONSUMER.CREATE.{STREAM}.raw.{SUBJECT}.raw", request)
     raw = await raw_client(client)
-    waits: list[float] = []
+    came: Came = {}
     inbox = raw.new_inbox()
     left = 0
 
@@ -113,96 +137,101 @@ async def theirs(client: aiqueue.Client, rate: int, seconds: int) -> list[float]
         asked = json.dumps({"batch": 500, "expires": 30_000_000_000}).encode()
         await raw.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.raw", asked, reply=inbox)
 
-    async def came(message: Any) -> None:
+    async def arrived(message: Any) -> None:
         nonlocal left
         if not message.reply:
             return
-        waits.append((time.monotonic() - cbor2.loads(message.data)["t"]) * 1000)
+        told = cbor2.loads(message.data)
+        came[told["i"]] = told["t"], time.monotonic()
         await raw.publish(message.reply, b"+ACK")
         left -= 1
         if left < 250:
             await pull()
 
-    await raw.subscribe(inbox, cb=came)
-    await pull()
-    sender = await _sender(client, "raw", rate, rate * seconds, 1)
-    await sender.wait()
-    await _all(waits, rate * seconds)
-    await raw.close()
+    try:
+        await raw.subscribe(inbox, cb=arrived)
+        await pull()
+        await _all(client, _sender(RAW, rate, count, 1), came, count)
+    finally:
+        await raw.close()
     await client.connection.api(f"CONSUMER.DELETE.{STREAM}.raw")
-    return waits[rate:]
+    return came
 
 
-async def latency(client: aiqueue.Client, rounds: int) -> list[Row]:
+def waits_ms(came: Came, drop: int) -> list[float]:
+    """How long each mail took, but for the first `drop`."""
+    return [(end - begun) * 1000 for number, (begun, end) in came.items() if number >= drop]
+
+
+def rate_of(came: Came) -> float:
+    """Mails a second, from the first send to the last handler."""
+    begun, ended = zip(*came.values(), strict=True)
+    return len(came) / float(max(ended) - min(begun))
+
+
+async def latency(client: aiqueue.Client, rounds: int, jobs: int) -> list[Row]:
+    rows = {rate: percentile_rows("agents", f"send to handler at {rate:,}/s", HOW) for rate in RATES}
+    flood = Row("agents", f"mails from one agent to another, {CALLERS} sends at once", "/s", how=HOW)
+    for _ in range(rounds):
+        for rate, each in rows.items():
+            for side, measure in ((OURS, ours), (RAW, theirs)):
+                add_percentiles(each, side, waits_ms(await measure(client, rate, rate * lasting(rate, jobs)), rate))
+        for side, measure in ((OURS, ours), (RAW, theirs)):
+            flood.add(side, rate_of(await measure(client, 0, jobs)))
+    return [*(row for each in rows.values() for row in each), flood]
+
+
+async def _cpu_percent(pid: int, seconds: float) -> float:
+    """The part of one core that a process uses."""
+    before = cpu_s(pid)
+    await asyncio.sleep(seconds)
+    return (cpu_s(pid) - before) / seconds * 100
+
+
+async def many(client: aiqueue.Client, jobs: int) -> list[Row]:
+    """All inboxes on the roster, one mail in each that is not served, and as many agents as one client may run."""
+    pid = server_pid(client)
+    inboxes = min(INBOXES_MAX, max(100, jobs // 2))
+    connected = min(AGENTS_MAX, inboxes // 10)
+    idle_s = min(IDLE_S_MAX, max(2, jobs // 500))
     rows: list[Row] = []
-    for rate, seconds in RATES:
-        pair = [Row(f"send to handler at {rate:,}/s, p{p}", "ms", "js.publish, standing pull") for p in (50, 95)]
-        for _ in range(rounds):
-            for side, measure in (("ours", ours), ("raw", theirs)):
-                cuts = statistics.quantiles(await measure(client, rate, seconds), n=100)
-                for row, cut in zip(pair, (cuts[49], cuts[94]), strict=True):
-                    (row.ours if side == "ours" else row.raw).append(cut)
-        rows += pair
+
+    def told(name: str, unit: str, figure: float, side: str = OURS) -> None:
+        rows.append(Row("agents", name, unit, {side: [figure]}))
+
+    begun = time.monotonic()
+    for at in range(0, inboxes, 100):
+        most = min(at + 100, inboxes)
+        await asyncio.gather(*(client.inboxes.create(f"a{n}", tenant="bench") for n in range(at, most)))
+    told(f"{inboxes:,} inboxes made", "s", time.monotonic() - begun)
+    for at in range(connected, inboxes, 100):
+        some = range(at, min(at + 100, inboxes))
+        await asyncio.gather(*(client.inboxes.send(message(n), tenant="bench", to=f"a{n}") for n in some))
+    told(f"server with {inboxes:,} inboxes, a mail in each", "MiB", resident_mib(pid))
+    told("server's part of a core, none of them served", "%", await _cpu_percent(pid, idle_s / 4))
+    came: Came = {}
+    begun = time.monotonic()
+    async with AsyncExitStack() as stack:
+        agents = [receiver(f"a{n}", came) for n in range(connected)]
+        await asyncio.gather(*(stack.enter_async_context(each.running(client)) for each in agents))
+        told(f"{connected} agents of one process connect", "s", time.monotonic() - begun)
+        own = cpu_s()
+        told(f"server's part of a core, {connected} agents idle", "%", await _cpu_percent(pid, idle_s))
+        told(f"part of a core of the process of {connected} idle agents", "%", (cpu_s() - own) / idle_s * 100)
+        told(f"server with {connected} agents connected", "MiB", resident_mib(pid))
+        rate = RATES[0]
+        count = rate * lasting(rate, jobs)
+        waits = percentile_rows("agents", f"send to handler at {rate}/s, spread over {connected} agents", HOW)
+        await _all(client, _sender(OURS, rate, count, connected), came, count)
+        add_percentiles(waits, OURS, waits_ms(came, rate))
+        add_percentiles(waits, RAW, waits_ms(await theirs(client, rate, count), rate))
+        rows += waits
+        begun = time.monotonic()
+    told(f"{connected} agents leave", "s", time.monotonic() - begun)
     return rows
 
 
-def _server(pid: int) -> tuple[float, float]:
-    """Seconds of CPU that the server has used, and its resident MiB."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (int(fields[11]) + int(fields[12])) / ticks, int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-async def _cpu(pid: int, seconds: float) -> float:
-    """The part of one core that the server uses, in percent."""
-    before, _ = _server(pid)
-    await asyncio.sleep(seconds)
-    return (_server(pid)[0] - before) / seconds * 100
-
-
-async def many(client: aiqueue.Client, pid: int) -> str:
-    """All inboxes on the roster, one mail in each that is not served."""
-    lines = []
-    begun, (_, before) = time.monotonic(), _server(pid)
-    for at in range(0, INBOXES, 100):
-        await asyncio.gather(*(client.inboxes.create(f"a{n}", tenant="bench") for n in range(at, at + 100)))
-    for at in range(CONNECTED, INBOXES, 100):
-        await asyncio.gather(
-            *(client.inboxes.send(message(n), tenant="bench", to=f"a{n}") for n in range(at, at + 100))
-        )
-    took, rss = time.monotonic() - begun, _server(pid)[1]
-    lines.append(f"{INBOXES:,} inboxes made in {took:.1f} s; server {before:.0f} -> {rss:.0f} MiB")
-    lines.append(f"  none served: server {await _cpu(pid, 5):.1f} % of a core")
-    waits: list[float] = []
-    begun = time.monotonic()
-    async with AsyncExitStack() as stack:
-        agents = [receiver(f"a{n}", waits) for n in range(CONNECTED)]
-        await asyncio.gather(*(stack.enter_async_context(each.running(client)) for each in agents))
-        lines.append(f"{CONNECTED} agents connected in {time.monotonic() - begun:.1f} s")
-        own = time.process_time()
-        idle = await _cpu(pid, 20)
-        mine = (time.process_time() - own) / 20 * 100
-        lines.append(
-            f"  idle: server {idle:.1f} % of a core, {_server(pid)[1]:.0f} MiB; the agents' process {mine:.1f} %"
-        )
-        rate, seconds = RATES[0]
-        used = asyncio.create_task(_cpu(pid, seconds))
-        sender = await _sender(client, "ours", rate, rate * seconds, CONNECTED)
-        await sender.wait()
-        await _all(waits, rate * seconds)
-        cuts = statistics.quantiles(waits[rate:], n=100)
-        lines.append(
-            f"  {rate}/s to all of them: p50 {cuts[49]:.2f} ms, p95 {cuts[94]:.2f} ms, p99 {cuts[98]:.2f} ms; server "
-            f"{await used:.0f} % of a core, {_server(pid)[1]:.0f} MiB"
-        )
-        cuts = statistics.quantiles(await theirs(client, rate, seconds), n=100)
-        lines.append(f"  raw beside them, one consumer more: p50 {cuts[49]:.2f} ms, p95 {cuts[94]:.2f} ms")
-        begun = time.monotonic()
-    lines.append(f"{CONNECTED} agents left in {time.monotonic() - begun:.1f} s")
-    return "\n".join(lines)
-
-
-async def order(client: aiqueue.Client) -> str:
+async def order(client: aiqueue.Client) -> list[Row]:
     """Mails of many conversations, in random turns, over few handlers that take random times."""
     seen: dict[str, list[int]] = defaultdict(list)
     busy: Counter[str] = Counter()
@@ -221,33 +250,34 @@ async def order(client: aiqueue.Client) -> str:
     turns = [f"c{each}" for each in range(CONVERSATIONS)] * EACH
     random.shuffle(turns)
     sent: Counter[str] = Counter()
-    begun = time.monotonic()
     async with agent.running(client):
         for name in turns:
             await client.inboxes.send(message(sent[name]), tenant="bench", to="orderly", conversation=name)
             sent[name] += 1
-        while sum(map(len, seen.values())) < len(turns):
-            await asyncio.sleep(0.05)
-    took = time.monotonic() - begun
+
+        def handled() -> int:
+            return sum(map(len, seen.values()))
+
+        await until(lambda: handled() >= len(turns), lambda: f"{handled():,} of {len(turns):,} mails had been handled")
+    if not all(sorted(numbers) == list(range(EACH)) for numbers in seen.values()):
+        raise RuntimeError("a mail of a conversation was not handled once")
     inversions = sum(a > b for numbers in seen.values() for a, b in itertools.pairwise(numbers))
-    whole = all(sorted(numbers) == list(range(EACH)) for numbers in seen.values())
-    return (
-        f"{CONVERSATIONS} conversations of {EACH} over {HANDLERS} handlers in {took:.1f} s: {inversions} inversions, "
-        f"{wrong} at the same time, {'each once' if whole else 'NOT each once'}"
-    )
+    what = f"of {CONVERSATIONS} conversations of {EACH} mails, {HANDLERS} handlers"
+    return [
+        Row("agents", f"mails out of order, {what}", "jobs", {OURS: [float(inversions)]}),
+        Row("agents", f"mails at the same time as one of their own, {what}", "jobs", {OURS: [float(wrong)]}),
+    ]
 
 
-async def run(client: aiqueue.Client, *, rounds: int) -> str:
-    assert client._embedded is not None
-    rows = await latency(client, rounds)
-    return "\n".join([table(rows), "", await order(client), "", await many(client, client._embedded.pid)])
+async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
+    return [*await latency(client, rounds, jobs), *await order(client), *await many(client, jobs)]
 
 
 async def _main() -> None:
     side, rate, count, targets = sys.argv[1], *map(int, sys.argv[2:5])
     async with aiqueue.connect() as client:
-        await _pace(client, side, rate, count, targets)
+        await _send(client, side, rate, count, targets)
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    run_loop(_main())

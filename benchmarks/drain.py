@@ -1,14 +1,65 @@
-"""A backlog of no-op jobs on one worker, beside fetch(100) + ack. Results off, concurrency 100."""
+"""A backlog of no-op jobs on one worker in this process, then on one and on two worker processes. Results off.
+
+A worker process is ``aiqueue work benchmarks.drain:worker``; the raw one fetches 100 at a time and acks. All processes
+wait at a gate until the last of them is ready, so that none has a start. In the processes each handler appends 24 bytes
+to one file by one write: when the job was enqueued, when its handler began, and its number. The rate is from the first
+handler to the last, over all processes, and each job must be there once.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import struct
+import sys
+import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import cbor2
+import nats.errors
 
 import aiqueue
 
-from .common import STREAM, Noop, empty, lane, raw_client, raw_job
-from .report import Row
+from .common import STREAM, Noop, beside, empty, lane, raw_client, raw_job, run_loop, until
+from .report import OURS, RAW, Row
+
+RECORD = struct.Struct("<ddq")
+FILE, GATE = "BENCH_RECORDS", "BENCH_GATE"
+WITHIN_S = 120.0
+PROCESSES = (1, 2)
+
+_file: list[int] = []  # opened by the first handler of this process
+
+
+def note(enqueued: float, number: int) -> None:
+    """What every handler does, and every raw consumer: one append that other processes' appends do not cut."""
+    if not _file:
+        _file.append(os.open(os.environ[FILE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    os.write(_file[0], RECORD.pack(enqueued, time.monotonic(), number))
+
+
+async def _gate() -> None:
+    """Say that this process is ready, and wait until all are."""
+    gate = Path(os.environ[GATE])
+    (gate / str(os.getpid())).touch()
+    await until((gate / "open").exists, lambda: "the gate was shut")
+
+
+@asynccontextmanager
+async def _gated() -> AsyncIterator[None]:
+    await _gate()
+    yield
+
+
+worker = aiqueue.Worker(concurrency=100, lifespan=_gated)
+
+
+@worker.handle(Noop, result=False)
+async def noop(job: aiqueue.Job[Noop]) -> None:
+    note(job.message.t, job.message.i)
 
 
 async def fill(
@@ -34,17 +85,17 @@ async def fill(
 
 async def ours(client: aiqueue.Client, jobs: int) -> float:
     """Jobs a second, from the first handler to the last."""
-    worker = aiqueue.Worker(concurrency=100)
+    here = aiqueue.Worker(concurrency=100)
     seen: list[float] = []
     finished = asyncio.Event()
 
-    @worker.handle(Noop, result=False)
+    @here.handle(Noop, result=False)
     async def noop(job: aiqueue.Job[Noop]) -> None:
         seen.append(time.perf_counter())
         if len(seen) >= jobs:
             finished.set()
 
-    async with worker.running(client):
+    async with here.running(client), asyncio.timeout(WITHIN_S):
         await finished.wait()
     return (jobs - 1) / (seen[-1] - seen[0])
 
@@ -54,23 +105,96 @@ async def theirs(client: aiqueue.Client, jobs: int) -> float:
     raw = await raw_client(client)
     subscription = await raw.jetstream().pull_subscribe_bind(name, STREAM)
     first, done = 0.0, 0
-    while done < jobs:
-        for each in await subscription.fetch(100, timeout=5):
-            first = first or time.perf_counter()
-            await each.ack()
-            done += 1
+    async with asyncio.timeout(WITHIN_S):
+        while done < jobs:
+            for each in await subscription.fetch(100, timeout=5):
+                first = first or time.perf_counter()
+                await each.ack()
+                done += 1
     rate = (jobs - 1) / (time.perf_counter() - first)
     await raw.flush()
     await raw.close()
     return rate
 
 
+async def processes(client: aiqueue.Client, side: str, jobs: int, *, count: int) -> float:
+    """Jobs a second of so many worker processes, from the first handler of all to the last."""
+    if side == OURS:
+        program = ["-m", "aiqueue", "work", "benchmarks.drain:worker", "--log-level", "warning"]
+    else:
+        program = ["-m", "benchmarks.drain", await lane(client)]
+    with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
+        gate, file = Path(directory) / "gate", Path(directory) / "records"
+        gate.mkdir()
+        file.touch()
+        env = {FILE: str(file), GATE: str(gate)}
+        async with beside(client, *[program] * count, env=env) as workers:
+
+            def ready() -> int:
+                for each in workers:
+                    each.check()
+                return sum(1 for _ in gate.iterdir())
+
+            def done() -> int:
+                for each in workers:
+                    each.check()
+                return file.stat().st_size // RECORD.size
+
+            await until(lambda: ready() == count, lambda: f"{ready()} of {count} workers were ready")
+            (gate / "open").touch()
+            await until(lambda: done() >= jobs, lambda: f"{done():,} of {jobs:,} jobs had run", within_s=WITHIN_S)
+        return rate(file, jobs)
+
+
+def rate(file: Path, jobs: int) -> float:
+    """Jobs a second by the records. Raises RuntimeError where one is missing, or was run twice."""
+    records = [*RECORD.iter_unpack(file.read_bytes())]
+    numbers = {number for _, _, number in records}
+    if len(records) != jobs or numbers != set(range(jobs)):
+        raise RuntimeError(f"{len(numbers):,} of {jobs:,} jobs ran, in {len(records):,} runs")
+    begun = [start for _, start, _ in records]
+    return (jobs - 1) / float(max(begun) - min(begun))
+
+
+async def _fetch(client: aiqueue.Client, consumer: str) -> None:
+    """The raw worker's process, until it is ended."""
+    raw = await raw_client(client)
+    subscription = await raw.jetstream().pull_subscribe_bind(consumer, STREAM)
+    await _gate()
+    while True:
+        try:
+            batch = await subscription.fetch(100, timeout=5)
+        except nats.errors.TimeoutError:
+            continue
+        for each in batch:
+            told = cbor2.loads(each.data)
+            note(told["t"], told["i"])
+            await each.ack()
+
+
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
-    row = Row("drain of no-op typed jobs, one worker", "/s", "fetch(100) + ack, nothing decoded")
+    here = Row("drain", "drain, one worker in this process", "/s",
+               how={OURS: "typed handler, 100 slots", RAW: "fetch(100) + ack, nothing decoded"})  # fmt: skip
+    words = {1: "one worker process", 2: "two worker processes"}
+    how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: "fetch(100), CBOR decoded, ack"}
+    apart = {count: Row("drain", f"drain, {words[count]}", "/s", how=how) for count in PROCESSES}
     for _ in range(rounds):
         await fill(client, jobs)
-        row.ours.append(await ours(client, jobs))
+        here.add(OURS, await ours(client, jobs))
         await fill(client, jobs)
-        row.raw.append(await theirs(client, jobs))
+        here.add(RAW, await theirs(client, jobs))
+        for count, row in apart.items():
+            for side in (OURS, RAW):
+                await fill(client, jobs)
+                row.add(side, await processes(client, side, jobs, count=count))
     await empty(client)
-    return [row]
+    return [here, *apart.values()]
+
+
+async def _main() -> None:
+    async with aiqueue.connect() as client:
+        await _fetch(client, sys.argv[1])
+
+
+if __name__ == "__main__":
+    run_loop(_main())

@@ -6,27 +6,40 @@ import time
 
 import aiqueue
 
-from .common import empty, message, raw_client, raw_job
-from .report import Row
+from .common import STREAM, empty, message, raw_client, raw_job
+from .report import OURS, RAW, Row
+
+HOW = {OURS: "client.enqueue", RAW: "js.publish, same headers, Msg-Id and codec"}
+
+
+async def stored(client: aiqueue.Client, jobs: int) -> None:
+    """Look that the stream holds them all. Raises RuntimeError."""
+    info = await client.connection.api(f"STREAM.INFO.{STREAM}")
+    if (found := info["state"]["messages"]) != jobs:
+        raise RuntimeError(f"{found:,} of {jobs:,} jobs were stored")
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
-    row = Row("enqueue, one awaited at a time", "/s", "js.publish, same headers and Msg-Id")
+    row = Row("enqueue", "enqueue, one awaited at a time", "/s", how=HOW)
     raw = await raw_client(client)
     js = raw.jetstream()
     count = max(1, jobs // 3)
-    for _ in range(rounds):
+    try:
+        for _ in range(rounds):
+            await empty(client)
+            begun = time.perf_counter()
+            for i in range(count):
+                await client.enqueue(message(i), tenant="bench")
+            row.add(OURS, count / (time.perf_counter() - begun))
+            await stored(client, count)
+            await empty(client)
+            begun = time.perf_counter()
+            for i in range(count):
+                subject, body, told = raw_job(i)
+                await js.publish(subject, body, headers=told)
+            row.add(RAW, count / (time.perf_counter() - begun))
+            await stored(client, count)
         await empty(client)
-        begun = time.perf_counter()
-        for i in range(count):
-            await client.enqueue(message(i), tenant="bench")
-        row.ours.append(count / (time.perf_counter() - begun))
-        await empty(client)
-        begun = time.perf_counter()
-        for i in range(count):
-            subject, body, told = raw_job(i)
-            await js.publish(subject, body, headers=told)
-        row.raw.append(count / (time.perf_counter() - begun))
-    await empty(client)
-    await raw.close()
+    finally:
+        await raw.close()
     return [row]

@@ -1,10 +1,7 @@
-"""From the enqueue call to the handler at 200 jobs a second, the producer in a process of its own."""
+"""From the enqueue call to the handler at 200 and at 1,000 jobs a second, the producer in a process of its own."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import statistics
 import sys
 import time
 
@@ -13,91 +10,114 @@ import nats.errors
 
 import aiqueue
 
-from .common import STREAM, Noop, empty, lane, message, raw_client, raw_job
-from .report import Row
+from .common import (
+    STREAM,
+    Noop,
+    add_percentiles,
+    beside,
+    empty,
+    lane,
+    message,
+    paced,
+    percentile_rows,
+    raw_client,
+    raw_job,
+    run_loop,
+    until,
+)
+from .report import OURS, RAW, Row
 
-RATE = 200
-SECONDS = 4
-DROP = RATE  # the first second warms up
-
-
-async def _pace(client: aiqueue.Client, side: str) -> None:
-    """The producer's process: an open loop of RATE a second; a late call counts from its schedule."""
-    js = (await raw_client(client)).jetstream()
-    begun = time.monotonic() + 0.1
-    for i in range(RATE * SECONDS):
-        due = begun + i / RATE
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        at = time.monotonic() if time.monotonic() - due < 0.005 else due
-        if side == "ours":
-            await client.enqueue(message(i, at), tenant="bench")
-        else:
-            subject, body, told = raw_job(i, at)
-            await js.publish(subject, body, headers=told)
-
-
-async def _producer(client: aiqueue.Client, side: str) -> asyncio.subprocess.Process:
-    settings = client.connection.settings
-    password = settings.password.get_secret_value() if settings.password else ""
-    told = {
-        **os.environ,
-        "AIQUEUE_URL": settings.url or "",
-        "AIQUEUE_USER": settings.user or "",
-        "AIQUEUE_PASSWORD": password,
-    }
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.latency", side, env=told)
+RATES = (200, 1_000)
+SECONDS_MIN, SECONDS_MAX = 2, 5  # the first second warms up
+HOW = {
+    OURS: "client.enqueue; a typed handler, results off, 100 slots",
+    RAW: "js.publish, same headers, Msg-Id and codec; fetch(100), decoded, ack",
+}
 
 
-async def ours(client: aiqueue.Client) -> list[float]:
+def lasting(rate: int, jobs: int) -> int:
+    """For how many seconds to go on at a rate, with so many jobs to spend."""
+    return min(SECONDS_MAX, max(SECONDS_MIN, jobs // rate))
+
+
+async def _pace(client: aiqueue.Client, side: str, rate: int, count: int) -> None:
+    """The producer's process."""
+    raw = await raw_client(client)
+    js = raw.jetstream()
+
+    async def enqueue(i: int, at: float) -> None:
+        await client.enqueue(message(i, at), tenant="bench")
+
+    async def publish(i: int, at: float) -> None:
+        subject, body, told = raw_job(i, at)
+        await js.publish(subject, body, headers=told)
+
+    try:
+        await paced(rate, count, enqueue if side == OURS else publish)
+    finally:
+        await raw.close()
+
+
+def _producer(side: str, rate: int, count: int) -> list[str]:
+    return ["-m", "benchmarks.latency", side, str(rate), str(count)]
+
+
+async def ours(client: aiqueue.Client, rate: int, count: int) -> list[float]:
+    """How long each job took to its handler, in ms."""
     worker = aiqueue.Worker(concurrency=100)
-    waits: list[float] = []
+    waits: dict[int, float] = {}
 
     @worker.handle(Noop, result=False)
     async def noop(job: aiqueue.Job[Noop]) -> None:
-        waits.append((time.monotonic() - job.message.t) * 1000)
+        waits[job.message.i] = (time.monotonic() - job.message.t) * 1000
 
-    async with worker.running(client):
-        producer = await _producer(client, "ours")
-        await producer.wait()
-        while len(waits) < RATE * SECONDS:
-            await asyncio.sleep(0.05)
-    return waits[DROP:]
+    async with worker.running(client), beside(client, _producer(OURS, rate, count)) as (producer,):
+        await producer.ended()
+        await until(lambda: len(waits) == count, lambda: f"{len(waits):,} of {count:,} jobs had come")
+    return [waits[i] for i in range(rate, count)]
 
 
-async def theirs(client: aiqueue.Client) -> list[float]:
+async def theirs(client: aiqueue.Client, rate: int, count: int) -> list[float]:
     name = await lane(client)
     raw = await raw_client(client)
-    subscription = await raw.jetstream().pull_subscribe_bind(name, STREAM)
-    producer = await _producer(client, "raw")
-    waits: list[float] = []
-    while len(waits) < RATE * SECONDS:
-        try:
-            batch = await subscription.fetch(100, timeout=5)
-        except nats.errors.TimeoutError:
-            continue
-        for each in batch:
-            waits.append((time.monotonic() - cbor2.loads(each.data)["t"]) * 1000)
-            await each.ack()
-    await producer.wait()
-    await raw.close()
-    return waits[DROP:]
+    waits: dict[int, float] = {}
+    try:
+        subscription = await raw.jetstream().pull_subscribe_bind(name, STREAM)
+        async with beside(client, _producer(RAW, rate, count)) as (producer,):
+            end = time.monotonic() + 60
+            while len(waits) < count:
+                if time.monotonic() > end:
+                    raise RuntimeError(f"{len(waits):,} of {count:,} messages had come after 60 s")
+                try:
+                    batch = await subscription.fetch(100, timeout=1)
+                except nats.errors.TimeoutError:
+                    producer.check()
+                    continue
+                for each in batch:
+                    told = cbor2.loads(each.data)
+                    waits[told["i"]] = (time.monotonic() - told["t"]) * 1000
+                    await each.ack()
+            await producer.ended()
+    finally:
+        await raw.close()
+    return [waits[i] for i in range(rate, count)]
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
-    rows = [Row(f"enqueue to handler at {RATE}/s, p{p}", "ms", "js.publish, fetch(100) loop") for p in (50, 95)]
-    for _ in range(max(1, rounds // 2 + 1)):
-        for side, measure in (("ours", ours), ("raw", theirs)):
-            await empty(client)
-            cuts = statistics.quantiles(await measure(client), n=100)
-            for row, cut in zip(rows, (cuts[49], cuts[94]), strict=True):
-                (row.ours if side == "ours" else row.raw).append(cut)
-    return rows
+    rows = {rate: percentile_rows("latency", f"enqueue to handler at {rate:,}/s", HOW) for rate in RATES}
+    for _ in range(rounds):
+        for rate, each in rows.items():
+            for side, measure in ((OURS, ours), (RAW, theirs)):
+                await empty(client)
+                add_percentiles(each, side, await measure(client, rate, rate * lasting(rate, jobs)))
+    await empty(client)
+    return [row for each in rows.values() for row in each]
 
 
 async def _main() -> None:
     async with aiqueue.connect() as client:
-        await _pace(client, sys.argv[1])
+        await _pace(client, sys.argv[1], *map(int, sys.argv[2:4]))
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    run_loop(_main())

@@ -11,7 +11,8 @@ from nats.js import JetStreamContext
 import aiqueue
 
 from .common import empty, message, raw_client, raw_job
-from .report import Row
+from .enqueue import stored
+from .report import OURS, RAW, Row
 
 WINDOW = 1_000
 CALLERS = 64
@@ -43,8 +44,11 @@ async def callers(jobs: int, one: Callable[[int], Awaitable[object]]) -> None:
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
-    many = Row(f"enqueue_many, window {WINDOW:,}", "/s", "js.publish_async, same window, headers, Msg-Id, codec")
-    at_once = Row(f"enqueue, {CALLERS} callers at once", "/s", "js.publish, as many callers, headers and Msg-Id")
+    same = "same headers, Msg-Id and codec"
+    many = Row("many", f"enqueue_many, window {WINDOW:,}", "/s",
+               how={OURS: "client.enqueue_many", RAW: f"js.publish_async, same window, {same}"})  # fmt: skip
+    at_once = Row("many", f"enqueue, {CALLERS} callers at once", "/s",
+                  how={OURS: "client.enqueue", RAW: f"js.publish, as many callers, {same}"})  # fmt: skip
     raw = await raw_client(client)
     js = raw.jetstream(publish_async_max_pending=WINDOW)
 
@@ -55,17 +59,20 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         subject, body, told = raw_job(i)
         await js.publish(subject, body, headers=told)
 
-    async def measured(figures: list[float], work: Callable[[], Awaitable[None]]) -> None:
+    async def measured(row: Row, side: str, work: Callable[[], Awaitable[None]]) -> None:
         await empty(client)
         begun = time.perf_counter()
         await work()
-        figures.append(jobs / (time.perf_counter() - begun))
+        row.add(side, jobs / (time.perf_counter() - begun))
+        await stored(client, jobs)
 
-    for _ in range(rounds):
-        await measured(many.ours, lambda: ours(client, jobs))
-        await measured(many.raw, lambda: theirs(js, jobs))
-        await measured(at_once.ours, lambda: callers(jobs, enqueue))
-        await measured(at_once.raw, lambda: callers(jobs, publish))
-    await empty(client)
-    await raw.close()
+    try:
+        for _ in range(rounds):
+            await measured(many, OURS, lambda: ours(client, jobs))
+            await measured(many, RAW, lambda: theirs(js, jobs))
+            await measured(at_once, OURS, lambda: callers(jobs, enqueue))
+            await measured(at_once, RAW, lambda: callers(jobs, publish))
+        await empty(client)
+    finally:
+        await raw.close()
     return [many, at_once]

@@ -7,9 +7,7 @@ to the republished subjects. Then what a thousand followers of one job cost.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
-import statistics
 import sys
 import time
 from itertools import chain
@@ -20,16 +18,17 @@ import cbor2
 import aiqueue
 from aiqueue import codec, headers, subjects
 
-from .common import raw_client
-from .report import Row, table
+from .common import add_percentiles, beside, percentile_rows, raw_client, run_loop
+from .report import OURS, RAW, Row
 
 STREAMS, RATE, SECONDS = 20, 40, 4
 COUNT = RATE * SECONDS
 DROP = RATE  # of each stream: the first second warms up
 TEXT = "a few words of the answer, as they come "
-FOLLOWERS = 1_000
+FOLLOWERS_MAX = 1_000
 ROOT = "ai.agent.results"
 RESULTS = "AI_RESULTS"
+HOW = {OURS: "job.chunk, handle.stream", RAW: "js.publish of the same bytes and headers, a core subscription"}
 
 
 class Talk(aiqueue.Message, kind="bench.talk"):
@@ -86,27 +85,12 @@ async def _raw_writer(client: aiqueue.Client, begin: float) -> None:
     await asyncio.gather(*(one(number) for number in range(STREAMS)))
 
 
-async def _process(client: aiqueue.Client, *words: str) -> asyncio.subprocess.Process:
-    settings = client.connection.settings
-    password = settings.password.get_secret_value() if settings.password else ""
-    told = {
-        **os.environ,
-        "AIQUEUE_URL": settings.url or "",
-        "AIQUEUE_USER": settings.user or "",
-        "AIQUEUE_PASSWORD": password,
-    }
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.streaming", *words, env=told)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-    await process.wait()
+def _program(*words: str) -> list[str]:
+    return ["-m", "benchmarks.streaming", *words]
 
 
 async def ours(client: aiqueue.Client) -> list[float]:
-    process = await _process(client, "work")
-    try:
+    async with beside(client, _program("work")):
         warm = await client.enqueue(Whisper(chunks=1), tenant="bench")
         await warm.result(30)
         begin = time.monotonic() + 0.5
@@ -125,8 +109,6 @@ async def ours(client: aiqueue.Client) -> list[float]:
             return waits[DROP:]
 
         return [*chain.from_iterable(await asyncio.gather(*map(read, jobs)))]
-    finally:
-        await _end(process)
 
 
 async def theirs(client: aiqueue.Client) -> list[float]:
@@ -141,22 +123,19 @@ async def theirs(client: aiqueue.Client) -> list[float]:
         if len(found) == STREAMS and all(len(each) == COUNT for each in found.values()):
             every.set()
 
-    await raw.subscribe(f"aiq.live.{ROOT}.raw.*", cb=heard)
-    await raw.flush()
-    process = await _process(client, "raw", repr(begin))
     try:
-        async with asyncio.timeout(60):
+        await raw.subscribe(f"aiq.live.{ROOT}.raw.*", cb=heard)
+        await raw.flush()
+        async with beside(client, _program("raw", repr(begin))), asyncio.timeout(60):
             await every.wait()
     finally:
-        await _end(process)
         await raw.close()
     return [*chain.from_iterable(waits[DROP:] for waits in found.values())]
 
 
-async def _followers(client: aiqueue.Client) -> str:
-    """What a thousand followers of one job cost, all in this process."""
-    process = await _process(client, "work")
-    try:
+async def followers(client: aiqueue.Client, count: int) -> list[Row]:
+    """What many followers of one job cost, all in this process."""
+    async with beside(client, _program("work")):
         handle = await client.enqueue(Whisper(chunks=40), tenant="bench")
         async for item in handle.stream(timeout=30):
             if item.event == "chunk":
@@ -165,14 +144,14 @@ async def _followers(client: aiqueue.Client) -> str:
         waits: list[float] = []
 
         async def read() -> int:
-            count = 0
+            found = 0
             async for item in handle.stream(timeout=60):
-                count += 1
+                found += 1
                 if item.event == "chunk":
-                    waits.append(time.monotonic() - item.data["t"])
-            return count
+                    waits.append((time.monotonic() - item.data["t"]) * 1000)
+            return found
 
-        reading = [asyncio.ensure_future(read()) for _ in range(FOLLOWERS)]
+        reading = [asyncio.ensure_future(read()) for _ in range(count)]
         most = 0
         while not all(each.done() for each in reading):
             info = await client.connection.api(f"STREAM.INFO.{RESULTS}")
@@ -180,24 +159,25 @@ async def _followers(client: aiqueue.Client) -> str:
             await asyncio.wait(reading, timeout=0.5)
         counts = {each.result() for each in reading}
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    finally:
-        await _end(process)
-    late = statistics.quantiles(waits[-10 * FOLLOWERS :], n=100)
-    return (
-        f"{FOLLOWERS:,} followers of one job in one process: items each {sorted(counts)}, consumers made {most}, "
-        f"{(after - before) / FOLLOWERS:.1f} KiB each at most, chunk latency of all p50 {late[49] * 1000:.0f} ms"
-    )
+    if len(counts) != 1:
+        raise RuntimeError(f"the followers of one job had {sorted(counts)} items")
+    what = f"{count:,} followers of one job in one process"
+    late = percentile_rows("streaming", f"chunk to item, {what}", {OURS: "handle.stream"})
+    add_percentiles(late, OURS, waits[-10 * count :])
+    return [
+        Row("streaming", f"memory of each, at most, {what}", "KiB", {OURS: [(after - before) / count]}),
+        Row("streaming", f"consumers made for {what}", "consumers", {OURS: [float(most)]}),
+        *late,
+    ]
 
 
-async def run(client: aiqueue.Client, *, rounds: int) -> str:
-    rows = [Row(f"chunk to item, {STREAMS} streams of {RATE}/s, p{p}", "ms", "js.publish, subscribe") for p in (50, 95)]
+async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
+    rows = percentile_rows("streaming", f"chunk to item, {STREAMS} streams of {RATE}/s", HOW)
     for _ in range(rounds):
-        for side, measure in (("ours", ours), ("raw", theirs)):
+        for side, measure in ((OURS, ours), (RAW, theirs)):
             await client.connection.api(f"STREAM.PURGE.{RESULTS}")
-            cuts = statistics.quantiles(await measure(client), n=100)
-            for row, cut in zip(rows, (cuts[49], cuts[94]), strict=True):
-                (row.ours if side == "ours" else row.raw).append(cut)
-    return f"{table(rows)}\n\n{await _followers(client)}"
+            add_percentiles(rows, side, await measure(client))
+    return [*rows, *await followers(client, min(FOLLOWERS_MAX, max(10, jobs // 10)))]
 
 
 async def _main() -> None:
@@ -210,4 +190,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    run_loop(_main())

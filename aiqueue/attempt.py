@@ -47,7 +47,7 @@ class Handler:
 # What came of running a delivery
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would cost more than the rest of it: there is one for every job
 class Returned:
     """The handler's own result."""
 
@@ -257,18 +257,18 @@ def unknown_kind(parcel: Parcel, found: Contents) -> Unknown:
 
 def overdue(parcel: Parcel, *, in_s: float = 0.0) -> bool:
     """Whether the job's deadline has passed, or will have, so many seconds later."""
+    if headers.DEADLINE not in parcel.headers:
+        return False
     deadline = parcel.deadline
     return deadline is not None and time.time() + in_s >= deadline
 
 
 def misplaced(parcel: Parcel) -> Misplaced | None:
     """The priority that a header asks for, where the job belongs there."""
-    wished = parcel.headers.get(headers.PRIORITY, "")
-    return (
-        Misplaced(wished)
-        if wished and wished != parcel.priority and parcel.family.demoted(parcel.priority, wished)
-        else None
-    )
+    wished = parcel.headers.get(headers.PRIORITY)
+    if not wished or wished == parcel.priority or not parcel.family.demoted(parcel.priority, wished):
+        return None
+    return Misplaced(wished)
 
 
 def timed_out(timeout_s: float | None) -> Raised:
@@ -352,7 +352,9 @@ def _job_id(parcel: Parcel, data: Mapping[str, Any] | None) -> str:
     found: Any = parcel.headers.get(headers.JOB_ID)
     if not found and key:
         found = parcel.headers.get(key) or (data or {}).get(key)
-    if isinstance(found, str | int) and str(found):
+    if type(found) is str and found:
+        return subjects.foreign_id(found)
+    if isinstance(found, int):
         return subjects.foreign_id(str(found))
     return f"s{parcel.seq}-{int(parcel.enqueued_at * 1e6):x}"
 

@@ -210,7 +210,8 @@ class Reject(Exception):
 def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
     """`data` as `model`. Raises DecodeError naming the first field that does not fit."""
     try:
-        return model.__pydantic_validator__.validate_python(data)  # what model_validate comes to
+        message: M = model.__pydantic_validator__.validate_python(data)  # what model_validate comes to
+        return message  # noqa: TRY300
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the message"

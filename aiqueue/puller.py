@@ -36,19 +36,21 @@ STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds
 class Delivery:
     """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `run` and `born`: the
     sequence that names its run, and when that was first stored in its work stream, where it has been parked since.
-    `place` is where it is stored. `void`: its stream has been made anew, and what is said of its sequence would be taken
-    for another job's.
+    `place` is where it is stored. `void`: its stream has been made anew, and what is said of its sequence would be
+    taken for another job's.
     """
 
     __slots__ = (
-        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "tenant", "void",
+        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "tenant",
+        "void",
     )  # fmt: skip
 
     def __init__(
         self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
     ) -> None:
         self.lane = lane
-        self.take(message)
+        self.message = message
+        self.reply = message.reply
         self.seq = seq
         self.place = lane.stream, seq
         self.delivered = delivered
@@ -60,7 +62,7 @@ class Delivery:
         if headers.PARKED in message.headers:
             self.run, self.born = headers.run(message.headers, seq, enqueued_at)
 
-    def take(self, message: Received) -> None:
+    def renew(self, message: Received) -> None:
         """This message is the lease now."""
         self.message = message
         self.reply = message.reply
@@ -142,6 +144,11 @@ class Puller:
     def granted(self) -> int:
         """Jobs that open grants may still bring."""
         return self._granted
+
+    @property
+    def busy(self) -> bool:
+        """Whether any lane has jobs that wait, as far as is known."""
+        return bool(self._busy)
 
     @property
     def lanes(self) -> Iterable[LanePull]:
@@ -278,7 +285,10 @@ class Puller:
         lane.heard = lane.active = now
         lane.retiring = False
         self._count(lane)
-        self._note(lane, info.pending)
+        if info.pending > 0 and lane in self._busy:
+            lane.pending = info.pending
+        else:
+            self._note(lane, info.pending)
         self._deliver(Delivery(lane, message, info.seq, info.delivered, info.time, now))
 
     def _count(self, lane: LanePull) -> None:

@@ -96,7 +96,7 @@ class Runner:
         opened: Opened | None = None
         writer: Writer | None = None
         handler: Handler | None = None
-        settle = self._settlement.settle
+        settlement = self._settlement
         try:
             opened = self._plain(delivery) or await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
@@ -106,18 +106,22 @@ class Runner:
                 outcome = await self._attempt(delivery, opened, handler, voice)
                 if writer is not None and writer.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
                     await writer.flush()  # before anything is decided by the journal's newest entry
-                if isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
+                if type(outcome) is Returned:
+                    if settlement.acknowledged(delivery, opened, handler):
+                        return
+                elif isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
                     outcome = await self._reconsider(delivery, opened, writer, outcome)
-                await settle(delivery, opened, handler, writer, outcome)
+                await settlement.settle(delivery, opened, handler, writer, outcome)
             except Stale as stale:
-                await settle(delivery, opened, handler, writer, Ended() if stale.ended else TakenOver())
+                outcome = Ended() if stale.ended else TakenOver()
+                await settlement.settle(delivery, opened, handler, writer, outcome)
         except asyncio.CancelledError:
-            await self._settlement.hand_back(delivery)
+            await settlement.hand_back(delivery)
             raise
         except Exception as error:  # noqa: BLE001
-            await self._settlement.comes_back(delivery, error)
+            await settlement.comes_back(delivery, error)
         finally:
-            if writer is not None:
+            if writer is not None and writer.streams:
                 writer.close()
 
     async def hand_back(self, delivery: Delivery) -> None:
@@ -327,18 +331,16 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        return await self._call(handler, job, progress.task)
-
-    async def _call(self, handler: Handler, job: Job[Any], task: asyncio.Task[None]) -> Outcome:
-        limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
+        task, timeout_s = progress.task, handler.timeout_s
+        limit = None if timeout_s is None else self._limits.start(task, timeout_s)
         outcome: Outcome
         try:
             if handler.is_async:
-                self._watchdog.began(handler.timeout_s)
+                self._watchdog.running[timeout_s] += 1
                 try:
                     value = await handler.call(job)
                 finally:
-                    self._watchdog.ended(handler.timeout_s)
+                    self._watchdog.running[timeout_s] -= 1
             else:
                 value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
@@ -350,8 +352,8 @@ class Runner:
                 self._limits.stop(limit)
         if limit is not None and limit.expired:
             # also where the handler made something else of its cancellation: the time is up
-            return Cancelled() if limit.absolve() else attempt.timed_out(handler.timeout_s)
-        if task.cancelling() and not isinstance(outcome, Returned):
+            return Cancelled() if limit.absolve() else attempt.timed_out(timeout_s)
+        if type(outcome) is not Returned and task.cancelling():
             return Cancelled()
         return outcome
 

@@ -240,7 +240,8 @@ class Session:
             self._waiting.append(delivery)
         else:
             self._start(delivery)
-        self._changed()
+        if not self._pulling:
+            self._changed()
 
     def _adopt(self, delivery: Delivery) -> bool:
         """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now.
@@ -255,7 +256,7 @@ class Session:
             del self._running[delivery.place]
             self._void[ours] = task
             return False
-        ours.take(delivery.message)
+        ours.renew(delivery.message)
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
         return True
 
@@ -297,9 +298,9 @@ class Session:
             self.done += 1
             if self._waiting:
                 self._start_waiting()
-            if len(self._waiting) + self._puller.granted < self._held_min:
+            if len(self._waiting) + self._puller.granted < self._held_min and self._puller.busy:
                 self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
-            else:
+            elif not self._pulling:
                 self._changed()
 
     def _on_gone(self, lane: LanePull) -> None:

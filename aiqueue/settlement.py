@@ -106,6 +106,16 @@ class Settlement:
         self.room = Room()
         self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
+    def acknowledged(self, delivery: Delivery, opened: Opened, handler: Handler | None) -> bool:
+        """Settle a job that has returned at once, where nothing is written of it and nobody needs to be waited for:
+        most jobs of handlers that keep no result. False: it is for `settle`.
+        """
+        keeps = handler is None or handler.keeps_result or opened.parcel.family.claim
+        if keeps or _holds(delivery) or not self._connection.connected:
+            return False
+        self._say(delivery, b"+ACK")
+        return True
+
     async def settle(
         self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Outcome
     ) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from types import TracebackType
 from typing import Self
 
@@ -22,31 +23,20 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """A thread that sees whether the loop still answers, while async handlers run and all have a timeout.
+    """A thread that sees whether the loop still answers, while async handlers run and all have a timeout. Who runs one
+    counts it in `running`.
 
     Time in which this thread did not run either, the process being stopped or the machine asleep, does not count.
     A handler that holds the interpreter's lock holds this thread too.
     """
 
     def __init__(self) -> None:
-        self._timeouts: dict[float, int] = {}  # of the handlers that run, and how many have it; inf: none
+        self.running: defaultdict[float | None, int] = defaultdict(int)  # handlers on the loop, by timeout (None: none)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched = 0  # the id of the loop's thread
         self._stop = threading.Event()
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
-
-    def began(self, timeout_s: float | None) -> None:
-        """An async handler with this timeout starts on the loop."""
-        limit = math.inf if timeout_s is None else timeout_s
-        self._timeouts[limit] = self._timeouts.get(limit, 0) + 1
-
-    def ended(self, timeout_s: float | None) -> None:
-        """It is over."""
-        limit = math.inf if timeout_s is None else timeout_s
-        self._timeouts[limit] -= 1
-        if not self._timeouts[limit]:
-            del self._timeouts[limit]
 
     def __enter__(self) -> Self:
         """Watch the running loop."""
@@ -75,7 +65,7 @@ class Watchdog:
                 if over > 1:  # seen twice: a process that was stopped gets its tick to answer
                     self._end(blocked_s)
             else:
-                blocked_s, over, asked = 0.0, 0, bool(self._timeouts)
+                blocked_s, over, asked = 0.0, 0, any([*self.running.values()])
                 if asked:
                     self._answered.clear()
                     try:
@@ -86,7 +76,8 @@ class Watchdog:
 
     def _limit_s(self) -> float:
         """How long a loop may be blocked: whichever handler does it, it is past its timeout then."""
-        return max(list(self._timeouts), default=math.inf) + GRACE_S
+        limits = [math.inf if limit is None else limit for limit, count in [*self.running.items()] if count]
+        return max(limits, default=math.inf) + GRACE_S
 
     def _end(self, blocked_s: float) -> None:
         frame = sys._current_frames().get(self._watched)

@@ -115,8 +115,6 @@ class Link(Client):
         if sid != self._answers_sid and callback is None:
             theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
             return theirs
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
         try:
             if callback is not None:
                 callback(Message(subject.decode(), reply.decode(), data, headers))

@@ -255,7 +255,7 @@ async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> N
 async def test_a_hand_back_that_another_worker_told_of_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
     recipe = processes.Recipe(client.topology.families, {})
     lane = LanePull(Lane("agent.tasks", "acme", "normal"), "AI_AGENT_TASKS", "acme-normal", 30)
-    message = SimpleNamespace(subject="ai.agent.tasks.acme.normal", headers={})
+    message = SimpleNamespace(subject="ai.agent.tasks.acme.normal", headers={}, reply="")
     delivery = Delivery(lane, message, 7, 4, 0, 0)  # type: ignore[arg-type]
     async with (
         quarantine.Quarantine(client.connection, recipe, slots=4) as ours,

@@ -54,7 +54,9 @@ class Reader(Parser):
         at, size = 0, len(data)
         while at < size:
             end = data.find(b"\r\n", at)
-            if end < 0 and size - at <= LINE_MAX:
+            if end < 0:
+                if size - at > LINE_MAX:
+                    return b"", super().parse(data[at:])
                 break
             words = data[at:end].split(b" ")
             count = len(words)

@@ -78,6 +78,8 @@ def untyped(kind: str, family: str) -> type[Message]:
     return Untyped
 
 
+_MODEL_VALIDATE = pydantic.BaseModel.model_validate.__func__  # type: ignore[attr-defined]
+
 M = TypeVar("M", bound=Message)
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 
@@ -210,7 +212,9 @@ class Reject(Exception):
 def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
     """`data` as `model`. Raises DecodeError naming the first field that does not fit."""
     try:
-        message: M = model.__pydantic_validator__.validate_python(data)  # what model_validate comes to
+        if model.model_validate.__func__ is not _MODEL_VALIDATE:  # type: ignore[attr-defined]
+            return model.model_validate(data)
+        message: M = model.__pydantic_validator__.validate_python(data)  # what it comes to
         return message  # noqa: TRY300
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

@@ -146,11 +146,6 @@ class Puller:
         return self._granted
 
     @property
-    def busy(self) -> bool:
-        """Whether any lane has jobs that wait, as far as is known."""
-        return bool(self._busy)
-
-    @property
     def lanes(self) -> Iterable[LanePull]:
         return self._by_consumer.values()
 
@@ -214,9 +209,11 @@ class Puller:
         if self._busy and budget > 0 and (self._granted < free or budget * 2 >= extra):
             wanting = [lane for lane in self._busy if lane.pending > lane.granted]
             step = min(STEP_MAX, max(1, extra // 16))  # jobs that are soon done are worth fewer requests
-            for lane, credits_ in turns.share(self._clock, wanting, budget, time.monotonic(), step=step):
+            shares = turns.share(self._clock, wanting, budget, time.monotonic(), step=step)
+            for lane, credits_ in shares:
                 self._grant(lane, credits_)
-            self._connection.push()
+            if shares:
+                self._connection.push()
         if free > 0 and self._quiet:
             batch = min(STANDING_MAX, 1 + extra // max(1, len(self._by_consumer)))
             while self._quiet and self._standing < STANDING_LANES_MAX:

@@ -221,8 +221,9 @@ class Session:
             return
         try:
             extra = prefetch(self._slots, self._pace_s())
-            self._held_min = extra // 2
             self._puller.refill(self._free(), extra)
+            held = len(self._waiting) + self._puller.granted
+            self._held_min = extra // 2 if held >= extra // 2 else 0  # else there is no more to be had now
             self._return_overdue()
         except Exception:
             log.exception("pulling")  # the next change, a second away at most, tries again
@@ -298,7 +299,7 @@ class Session:
             self.done += 1
             if self._waiting:
                 self._start_waiting()
-            if len(self._waiting) + self._puller.granted < self._held_min and self._puller.busy:
+            if len(self._waiting) + self._puller.granted < self._held_min:
                 self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
             elif not self._pulling:
                 self._changed()
@@ -336,4 +337,9 @@ class Session:
     def _spawn_return(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._return(delivery))
         self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
+        task.add_done_callback(self._returned)
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._returning.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("handing a job back", exc_info=error)

@@ -173,7 +173,9 @@ class Connection:
         link.send(frames.frame(subject, reply, block, body))
 
     def push(self) -> None:
-        """Have what was told go out at once, and not with all else of this turn of the event loop: it is waited for."""
+        """Have what was told go to the socket at once, if that keeps up, and not with all else of this turn of the
+        event loop: it is waited for.
+        """
         if self._link is not None:
             self._link.push()
 

@@ -17,7 +17,8 @@ Take = Callable[[int, bytes, bytes, bytes, bytes | None], Awaitable[None] | None
 
 
 class Reader(Parser):
-    """Takes whole messages from what was read; everything else goes to nats-py's own parser, line by line.
+    """Takes whole messages from what was read; everything else goes to nats-py's own parser: other lines, and messages
+    that are large, with what came in the same reads.
 
     `take` is called with each message: subscription, subject, reply, body, header block (None: it has none). What it
     returns, if anything, is awaited before the next message.
@@ -42,7 +43,7 @@ class Reader(Parser):
             data = self._rest + data
         while True:
             data, waits = self._messages(data)
-            self._rest = data  # whoever closes the client meanwhile resets it
+            self._rest = data  # a reconnect meanwhile resets it
             if waits is None:
                 return
             await waits

@@ -39,7 +39,7 @@ Raw = Callable[[bytes, bytes, bytes | None], None]
 
 
 async def _never(_message: Any) -> None:
-    """nats-py's own way, unused: see Link._process_msg."""
+    """nats-py's own way, unused: see Link._take."""
 
 
 class Link(Client):
@@ -88,12 +88,14 @@ class Link(Client):
         if not self._pending or not self.is_connected or self._flush_queue is None:
             return  # once connected again nats-py sends what is queued
         writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None and writer.transport.get_write_buffer_size() < BEHIND_BYTES:
-            frames, self._pending, self._pending_data_size = self._pending, [], 0
-            writer.write(b"".join(frames))
-        elif self._flush_queue.empty():
-            assert self._loop is not None
-            self._flush_queue.put_nowait(self._loop.create_future())
+        wire = writer.transport if writer is not None else None
+        if wire is not None and not wire.is_closing() and wire.get_write_buffer_size() < BEHIND_BYTES:
+            with contextlib.suppress(RuntimeError):  # it is being closed: the frames are kept
+                wire.write(b"".join(self._pending))
+                self._pending, self._pending_data_size = [], 0
+                return
+        if self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def take_back(self, inbox: bytes) -> None:
         """Drop frames that wait for the socket and are answered on `inbox`: nats-py would send them after it has
@@ -141,6 +143,7 @@ class Link(Client):
             with contextlib.suppress(Exception):
                 former.close()
         await super()._connect_to_server(s)
+        self._ps.reset()  # the former socket's last read may have come behind nats-py's own reset
         writer = getattr(self._transport, "_bare_io_writer", None)
         sock = writer.get_extra_info("socket") if writer else None
         option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only

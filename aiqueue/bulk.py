@@ -309,7 +309,7 @@ class Bulk(Generic[T]):
             slot.subject, slot.block, slot.fenced = parked.subject, block(parked.headers), slot.by_caller
             slot.begins, slot.word = names.number(parked.headers[names.DUE]) / 1000, parked.headers[names.PARKED]
             return message
-        slot.subject = form.subject
+        slot.subject, slot.stream = form.subject, form.batched
         slot.block = form.block(slot.job_id)
         self._producer.hint(form.lane)
         return message

@@ -42,6 +42,7 @@ class Client:
         self._embedded: EmbeddedServer | None = None
         self._connection: Connection | None = None
         self._producer: Producer | None = None
+        self._ways: tuple[Journal, Cancels] | None = None  # what all handles lead by; made once, for there are many
 
     @property
     def connection(self) -> Connection:
@@ -109,12 +110,13 @@ class Client:
             raise
         self._connection = connection
         self._producer = Producer(connection, self.topology)
+        self._ways = self.journal, self.cancels
         return self
 
     async def close(self) -> None:
         """Leave; the embedded server ends with its last user. Safe twice and unopened."""
         connection, self._connection = self._connection, None
-        self._producer = None
+        self._producer = self._ways = None
         if connection is not None:
             await connection.close()
         await self._release()
@@ -158,6 +160,8 @@ class Client:
         NotFound (the stream is not there: `aiqueue apply`), AccessDenied.
         """
         producer, timeout_s = self._opened(), duration("timeout", timeout)
+        assert self._ways is not None
+        journal, cancels = self._ways
         due = due_time(delay, at)
         if due is not None:
             form = producer.form(message, tenant, priority, headers, deadline)
@@ -173,7 +177,7 @@ class Client:
                 on_full=on_full,
                 timeout_s=timeout_s,
             )
-        return Handle(enqueued, self.topology.family(message.aiq_family), self.journal, self.cancels)
+        return Handle(enqueued, self.topology.family(message.aiq_family), journal, cancels)
 
     async def _park(
         self, form: Form, message: Message, unique: str | None, due: float, on_full: OnFull, timeout_s: float

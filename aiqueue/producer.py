@@ -66,6 +66,7 @@ class Form(NamedTuple):
     ids: int
     deadline_s: float | None
     limits: Mapping[str, int]  # of its stream, all lanes together: bytes, messages
+    batched: str  # its stream, where that takes atomic batches; else empty
 
     def block(self, job_id: str) -> bytes:
         """The headers of one job, as they travel."""
@@ -121,7 +122,7 @@ class Producer:
         self.hint(form.lane)
 
         async def store(left_s: float) -> PubAck:
-            return await self.connection.store_block(form.subject, told, body, timeout_s=left_s)
+            return await self.connection.store_block(form.subject, told, body, stream=form.batched, timeout_s=left_s)
 
         return await patiently(store, form, on_full, end - time.monotonic())
 
@@ -206,7 +207,8 @@ class Producer:
         where = subjects.work(family.name, lane.tenant, lane.priority)
         config = self._topology.streams[family.stream].config
         limits = {word: config[key] for word, key in _STREAM_LIMITS if config.get(key, 0) > 0}
-        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits)
+        batched = family.stream if config.get("allow_atomic") else ""
+        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits, batched)
 
     def told(
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None

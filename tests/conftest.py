@@ -69,8 +69,8 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., NatsProcess]]:
     """A factory of servers for fault tests, started: ``own_server("max_payload: 1000")``. They end with the test."""
     made: list[NatsProcess] = []
 
-    def make(extra: str = "") -> NatsProcess:
-        server = NatsProcess(tmp_path / f"own-server-{len(made)}", extra)
+    def make(extra: str = "", *, storage: str = "") -> NatsProcess:
+        server = NatsProcess(tmp_path / f"own-server-{len(made)}", extra, storage=storage)
         made.append(server)
         server.start()
         return server

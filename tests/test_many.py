@@ -68,7 +68,8 @@ async def outcomes(client: Client, items: Any, **options: Any) -> list[aiqueue.H
 
 def idle(client: Client) -> bool:
     at = client.connection.window
-    return not (at._under_way or at._line or at._again or at._unwanted or at._asking or at._bytes)
+    gathered = any(each.gathered or each.batch or each._under_way for each in at._groups.values())
+    return not (at._under_way or at._line or at._again or at._unwanted or at._asking or at._bytes or gathered)
 
 
 # what is stored
@@ -345,14 +346,14 @@ async def test_concurrent_callers_share_one_window_first_come_first_served(
 ) -> None:
     monkeypatch.setattr(window, "UNDER_WAY_MAX", 16)
     at, most = client.connection.window, 0
-    send = at._send
+    send = at.send
 
     def counted(publish: Any) -> None:
         nonlocal most
         send(publish)
         most = max(most, at.under_way)
 
-    monkeypatch.setattr(at, "_send", counted)
+    monkeypatch.setattr(at, "send", counted)
     told = await asyncio.gather(*(client.enqueue(Task(text=str(n)), tenant="acme") for n in range(500)))
     assert most == 16
     assert [each._enqueued.seq for each in told] == list(range(1, 501))

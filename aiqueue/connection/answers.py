@@ -43,9 +43,8 @@ class Answers:
             late.cancel()
             self._waiting.pop(token.encode(), None)
 
-    async def store(self, subject: str, block: bytes, body: bytes, *, fenced: bool, timeout_s: float) -> PubAck:
+    async def store(self, publish: Awaited, timeout_s: float) -> PubAck:
         """Put one message through the window. Raises what came of it instead of a PubAck."""
-        publish = _Awaited(subject, block, body, fenced=fenced)
         try:
             self.window.add(publish, timeout_s)
             await self._connection.relieve()
@@ -82,13 +81,13 @@ class Answers:
                 future.set_exception(AccessDenied(f"this user may not publish to {subject}"))
 
 
-class _Awaited(Publish):
+class Awaited(Publish):
     """A publish whose caller waits for it alone."""
 
     __slots__ = ("future",)
 
-    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool) -> None:
-        super().__init__(subject, block, body, fenced=fenced)
+    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool, stream: str) -> None:
+        super().__init__(subject, block, body, fenced=fenced, stream=stream)
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settled(self) -> None:

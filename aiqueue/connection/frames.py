@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from .faults import from_api
 Headers = Mapping[str, str]
 
 HEADERS_MAX = 65_535  # bytes of headers that JetStream stores with a message
+BATCH_HEADERS_MAX = 160  # bytes that `batch` adds to a message's
 _names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
 _NAMES_SEEN_MAX = 1_000
 
@@ -114,6 +115,25 @@ def put(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -
     return b"HPUB %b %b%b %d %d\r\n%b%b\r\n" % (
         subject.encode(), inbox, token, size, size + len(body), headers, body,
     )  # fmt: skip
+
+
+def batch(name: bytes, members: Iterable[tuple[str, bytes, bytes]], count: int, reply: bytes) -> bytes:
+    """The HPUBs of an atomic batch (ADR-50): subject, headers and body of `count` messages for one stream. `name` is
+    up to 64 bytes. The first is answered on `reply`, where it is refused or with an empty body; so is the last.
+    """
+    made = []
+    for number, (subject, headers, body) in enumerate(members, 1):
+        last = number == count
+        own = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b\r\n" % (
+            name, number, b"Nats-Batch-Commit: 1\r\n" if last else b"",
+        )  # fmt: skip
+        size = len(headers) - 2 + len(own)
+        answered = reply if last or number == 1 else b""
+        made.append(
+            b"HPUB %b %b %d %d\r\n%b%b%b\r\n"
+            % (subject.encode(), answered, size, size + len(body), headers[:-2], own, body)
+        )
+    return b"".join(made)
 
 
 def measure(headers: bytes, body: bytes, max_payload: int) -> None:

@@ -7,13 +7,13 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
-from .answers import Answers
+from .answers import Answers, Awaited
 from .dial import dial, reconnect_delay_s
 from .faults import denied_subject, text, translate
 from .frames import Headers, PubAck, Received, Stored
@@ -232,12 +232,20 @@ class Connection:
         )
 
     async def store_block(
-        self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, timeout_s: float = 30.0
+        self,
+        subject: str,
+        block: bytes,
+        body: bytes,
+        *,
+        fenced: bool = False,
+        stream: str = "",
+        timeout_s: float = 30.0,
     ) -> PubAck:
-        """The same with headers that `frames.block` has made."""
+        """The same with headers that `frames.block` has made. `stream`: see `Publish`."""
         self._demand_open()
         frames.measure(block, body, self.max_payload)
-        return await self._answers.store(subject, block, body, fenced=fenced, timeout_s=timeout_s)
+        publish = Awaited(subject, block, body, fenced=fenced, stream=stream)
+        return await self._answers.store(publish, timeout_s)
 
     @property
     def window(self) -> Window:
@@ -254,6 +262,11 @@ class Connection:
         """Send a publish that is answered under `token`; for the window, which knows that the link stands."""
         assert self._link is not None
         self._link.send(frames.put(subject, self._answers.inbox_bytes, token, block, body))
+
+    def put_batch(self, name: str, token: bytes, members: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """The same for several of one stream, as an atomic batch of this `name`: subject, block and body of each."""
+        reply = self._answers.inbox_bytes + token  # of the first one too: Link.take_back goes by that
+        self._client.send(frames.batch(name.encode(), members, len(members), reply))
 
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""

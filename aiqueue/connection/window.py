@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
+from .batches import Batch, Group
 from .dial import reconnect_delay_s
 
 if TYPE_CHECKING:
@@ -29,17 +31,22 @@ class Publish:
     """One message on its way into a stream, until `outcome` is set and `settled` was called, once.
 
     `block` is of `frames.block` with Nats-Msg-Id, and measured. `fenced`: it has an expected sequence, so that a
-    conflict is an answer and not a reason to try again.
+    conflict is an answer and not a reason to try again. `stream`: the one that it goes to, where that takes atomic
+    batches and this may go in one; else empty.
     """
 
-    __slots__ = ("block", "body", "due", "end", "fenced", "maybe_stored", "outcome", "problem", "subject", "token",
-                 "tries")  # fmt: skip
+    __slots__ = ("alone", "batch", "block", "body", "due", "end", "fenced", "group", "maybe_stored", "outcome",
+                 "problem", "stream", "subject", "token", "tries")  # fmt: skip
 
-    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool = False) -> None:
+    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, stream: str = "") -> None:
         self.subject = subject
         self.block = block
         self.body = body
         self.fenced = fenced
+        self.stream = stream
+        self.group: Group | None = None
+        self.batch = b""  # the token of the batch that it is under way in
+        self.alone = False  # it was in a batch that failed
         self.outcome: frames.PubAck | AIQueueError | None = None
         self.maybe_stored = False
         self.problem = ""  # why the last try failed; none yet
@@ -57,6 +64,8 @@ class Window:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._under_way: dict[bytes, Publish] = {}  # in the order of sending
+        self._groups: dict[str, Group] = {}  # by stream
+        self._batch_name = secrets.token_hex(6)
         self._bytes = 0
         self._line: deque[Publish] = deque()
         self._again: list[Publish] = []  # to be sent again, together
@@ -77,39 +86,42 @@ class Window:
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         publish.end = publish.due = loop.time() + timeout_s
-        if self._line or self._full() or not self._connection.connected:
+        if publish.stream and publish.group is None:
+            publish.group = self._group(publish.stream)
+        if self._line or not self.ready:
             if self._connection.closing:
                 self._end(publish, Unavailable("the connection was closed"))
                 return
             self._line.append(publish)
-            self._watch(publish.end)
+            self.watch(publish.end)
         else:
-            self._send(publish)
+            self._go(publish)
 
     def abandon(self, publishes: Iterable[Publish]) -> None:
         """Forget these: what was not sent is not sent any more, and none is settled."""
         gone = set()
         for publish in publishes:
             if self._under_way.get(publish.token) is publish:
-                del self._under_way[publish.token]
-                self._bytes -= len(publish.body)
+                self.take((publish,))
             else:
                 gone.add(id(publish))
         if gone:
             self._drop(gone)
-        self._pump()
+        self.pump()
 
     def answered(self, token: bytes, data: bytes, block: bytes | None) -> bool:
         """An answer of the server; False if it belongs to no publish that is under way."""
         publish = self._under_way.pop(token, None)
         if publish is None:
-            return False
+            return any(group.told(token, data, block) for group in self._groups.values())
         self._bytes -= len(publish.body)
+        if publish.group is not None:
+            publish.group.answered()
         if block:
             status = frames.read_headers(block)[1]
             if status is not None and status.code == 503:
                 self._ask_why(publish)
-                self._pump()
+                self.pump()
                 return True
         try:
             publish.outcome = frames.PubAck.read(data, publish.subject)
@@ -125,7 +137,7 @@ class Window:
         else:
             publish.settled()
         if self._line:
-            self._pump()
+            self.pump()
         return True
 
     def lost(self) -> None:
@@ -135,20 +147,24 @@ class Window:
         self._bytes = 0
         for publish in back:
             publish.maybe_stored, publish.problem = True, LOST
-            self._watch(publish.end)
-        self._line.extendleft(reversed(back))
+            publish.alone, publish.batch = bool(publish.batch), b""
+            self.watch(publish.end)
+        for group in self._groups.values():
+            back += group.lost()
+        self.first(back)
 
     def regained(self) -> None:
-        self._pump()
+        self.pump()
 
     def refuse(self, denied: str) -> None:
         """End those on a subject which this user may not publish to; nats-py tells it in lower case."""
-        for token, publish in list(self._under_way.items()):
+        for publish in list(self._under_way.values()):
             if publish.subject.lower() == denied:
-                del self._under_way[token]
-                self._bytes -= len(publish.body)
+                self.take((publish,))
                 self._end(publish, AccessDenied(f"this user may not publish to {publish.subject}"))
-        self._pump()
+        for group in self._groups.values():
+            group.refused(denied)
+        self.pump()
 
     def close(self) -> set[asyncio.Task[None]]:
         """End all with Unavailable, and all timers. Returns tasks that are cancelled and not yet done."""
@@ -161,7 +177,8 @@ class Window:
         for publish in self._under_way.values():
             publish.maybe_stored = True
         unwanted = [each for several in self._unwanted.values() for each in several]
-        left = [*self._under_way.values(), *self._again, *unwanted, *self._line]
+        gathered = [each for group in self._groups.values() for each in group.lost()]
+        left = [*self._under_way.values(), *self._again, *unwanted, *gathered, *self._line]
         self._under_way.clear()
         self._bytes = 0
         self._line.clear()
@@ -171,32 +188,98 @@ class Window:
             self._end(publish, Unavailable("the connection was closed", maybe_stored=publish.maybe_stored))
         return set(self._asking)
 
+    # -- what groups ask for
+
+    @property
+    def ready(self) -> bool:
+        """Whether one more may be sent."""
+        return (
+            len(self._under_way) < UNDER_WAY_MAX and self._bytes <= UNDER_WAY_BYTES_MAX and self._connection.connected
+        )
+
+    @property
+    def room(self) -> int:
+        """How many more may be under way."""
+        return UNDER_WAY_MAX - len(self._under_way)
+
+    def now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def leaves_room(self, publish: Publish, size: int) -> bool:
+        """Whether its headers may be so many bytes longer."""
+        headers = len(publish.block) + size
+        return headers <= frames.HEADERS_MAX and headers + len(publish.body) <= self._connection.max_payload
+
+    def send(self, publish: Publish) -> None:
+        self._start(publish, self.now())
+        self._connection.put(publish.subject, publish.token, publish.block, publish.body)
+
+    def send_batch(self, members: list[Publish]) -> Batch:
+        """Send these as one: all are stored, or none."""
+        now = self.now()
+        for publish in members:
+            self._start(publish, now)
+        self._count += 1
+        batch = Batch(b"g%x" % self._count, members, now + TRY_S)  # no other token begins so
+        for publish in members:
+            publish.batch = batch.token
+        name = f"{self._batch_name}-{self._count:x}"
+        self._connection.put_batch(name, batch.token, [(each.subject, each.block, each.body) for each in members])
+        self.watch(batch.due)
+        return batch
+
+    def take(self, publishes: Iterable[Publish]) -> None:
+        """These are not under way any more."""
+        for publish in publishes:
+            del self._under_way[publish.token]
+            self._bytes -= len(publish.body)
+            if publish.group is not None:
+                publish.group.gone(publish)
+
+    def first(self, publishes: Sequence[Publish]) -> None:
+        """Put these at the head of the line."""
+        self._line.extendleft(reversed(publishes))
+
+    def pump(self) -> None:
+        """Send from the line what may be sent."""
+        line = self._line
+        while line and self.ready:
+            self._go(line.popleft())
+        for group in self._groups.values():
+            if group.gathered:
+                group.flush_soon()
+
     # -- within
 
-    def _full(self) -> bool:
-        return len(self._under_way) >= UNDER_WAY_MAX or self._bytes > UNDER_WAY_BYTES_MAX
+    def _group(self, stream: str) -> Group:
+        group = self._groups.get(stream)
+        if group is None:
+            group = self._groups[stream] = Group(self, stream)
+        return group
 
-    def _send(self, publish: Publish) -> None:
+    def _go(self, publish: Publish) -> None:
+        if publish.group is None or not publish.group.gather(publish):
+            self.send(publish)
+
+    def _start(self, publish: Publish, now: float) -> None:
         self._count += 1
         publish.token = token = b"%x" % self._count
-        assert self._loop is not None
-        publish.due = due = min(self._loop.time() + TRY_S, publish.end)
+        publish.due = due = min(now + TRY_S, publish.end)
         self._under_way[token] = publish
         self._bytes += len(publish.body)
-        self._connection.put(publish.subject, token, publish.block, publish.body)
+        if publish.group is not None:
+            publish.group.sent(now)
         if self._timer is None or due < self._timer.when():
-            self._watch(due)
+            self.watch(due)
 
     def _drop(self, gone: set[int]) -> None:
         self._line = deque(each for each in self._line if id(each) not in gone)
         self._again = [each for each in self._again if id(each) not in gone]
         for subject, waiting in self._unwanted.items():
             self._unwanted[subject] = [each for each in waiting if id(each) not in gone]
-
-    def _pump(self) -> None:
-        line = self._line
-        while line and not self._full() and self._connection.connected:
-            self._send(line.popleft())
+        for group in self._groups.values():
+            group.gathered = deque(each for each in group.gathered if id(each) not in gone)
 
     def _end(self, publish: Publish, error: AIQueueError) -> None:
         publish.outcome = error
@@ -206,7 +289,7 @@ class Window:
         problem = publish.problem or f"no connection to {self._connection.settings.addresses}"
         self._end(publish, Unavailable(f"{publish.subject}: {problem}", maybe_stored=publish.maybe_stored))
 
-    def _watch(self, due: float) -> None:
+    def watch(self, due: float) -> None:
         """Have `_tick` called at `due` or before."""
         if self._timer is not None:
             if self._timer.when() <= due:
@@ -218,9 +301,10 @@ class Window:
         """End what is out of time, send again what was not answered. The next look is at the next time limit."""
         self._timer = None
         now = asyncio.get_running_loop().time() + 0.001
-        for token, publish in [each for each in self._under_way.items() if each[1].due <= now]:
-            del self._under_way[token]
-            self._bytes -= len(publish.body)
+        for group in self._groups.values():
+            group.expire(now)
+        for publish in [each for each in self._under_way.values() if each.due <= now]:
+            self.take((publish,))
             publish.maybe_stored, publish.problem = True, NO_ANSWER
             if publish.end <= now:
                 self._give_up(publish)
@@ -233,15 +317,22 @@ class Window:
             left, ended = _parted(waiting, now)
             self._unwanted[subject] = list(left)
             late += ended
+        for group in self._groups.values():
+            group.gathered, ended = _parted(group.gathered, now)
+            late += ended
         for publish in [*late_again, *late]:
             self._give_up(publish)
         if self._again:
             self._arm_again(0.0)
         dues = [each.due for each in self._under_way.values()]
         dues += [each.end for each in (*self._line, *self._again, *(p for w in self._unwanted.values() for p in w))]
+        for group in self._groups.values():
+            dues += [each.end for each in group.gathered]
+            if group.batch is not None:
+                dues.append(group.batch.due)
         if dues:
-            self._watch(min(dues))
-        self._pump()
+            self.watch(min(dues))
+        self.pump()
 
     def _later(self, publish: Publish, error: AIQueueError) -> None:
         """Try again after a while, together with others that wait for this."""
@@ -252,7 +343,7 @@ class Window:
             return
         log.debug("%s", error)
         self._again.append(publish)
-        self._watch(publish.end)
+        self.watch(publish.end)
         self._arm_again(reconnect_delay_s(publish.tries))
         publish.tries += 1
 
@@ -264,11 +355,11 @@ class Window:
         self._again_timer = None
         again, self._again = self._again, []
         self._line.extendleft(reversed(again))
-        self._pump()
+        self.pump()
 
     def _ask_why(self, publish: Publish) -> None:
         """Nobody took it: NotFound where no stream wants the subject, another try where one does."""
-        self._watch(publish.end)
+        self.watch(publish.end)
         waiting = self._unwanted.get(publish.subject)
         if waiting is not None:
             waiting.append(publish)

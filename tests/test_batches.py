@@ -519,3 +519,11 @@ def test_a_rest_is_kept() -> None:
     run(pace, later, 2, (3_000, 12_000))
     assert pace.batches
     assert batches.PAUSE_S >= 10
+
+
+def test_what_was_found_in_a_bad_moment_does_not_outlast_it() -> None:
+    pace = Pace()
+    now = run(pace, 100.0, 100, (25_000, 12_000))
+    now = run(pace, now, 0.6, (4_000, 12_000))  # something else had the processors
+    run(pace, now, 1.5, (25_000, 12_000))
+    assert not pace.batches

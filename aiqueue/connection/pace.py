@@ -9,7 +9,7 @@ LOADED = 8.0  # publishes under way, on average, below which a rate says nothing
 BETTER = 1.3  # how many times as fast the other way has to be
 TRY_FIRST_S, TRY_MAX_S = 0.5, 30.0  # from one trial to the next: doubled where it changed nothing
 NEWS = 0.3  # what a span's rate counts for beside those before it
-OTHER_LOAD = 3.0  # so many times the load, or as small a part of it, and a trial is due early
+OTHER_LOAD = 3.0  # so many times the load, or as small a part of it, is news: the next trial need not wait so long
 
 
 class Pace:
@@ -26,6 +26,7 @@ class Pace:
         self._look_at = 0  # the count
         self._rates = [0.0, 0.0]  # of singles, of batches
         self._tried_under = 0.0  # which load
+        self._tried_at = 0.0
         self._since = self._last = 0.0
         self._every_s = TRY_FIRST_S
         self._try_at = 0.0
@@ -61,6 +62,7 @@ class Pace:
         """No batches for so long."""
         self._try_at = max(self._try_at, now + for_s)
         self._every_s = TRY_FIRST_S
+        self._tried_at = max(self._tried_at, self._try_at - TRY_FIRST_S)
         self._rates[1] = 0.0
         self.batches = self.trying = False
         self._start(now)
@@ -87,12 +89,11 @@ class Pace:
             return
         known = self._rates[way]
         self._rates[way] = rate = known + (rate - known) * NEWS if known else rate
-        like = self._tried_under / OTHER_LOAD < load < self._tried_under * OTHER_LOAD
-        due = self._try_at if like else min(self._try_at, self._try_at - self._every_s + TRY_FIRST_S)
-        if now >= due:
+        other = self._rates[1 - way]
+        news = rate * BETTER < other or not self._tried_under / OTHER_LOAD < load < self._tried_under * OTHER_LOAD
+        if now >= (self._tried_at + TRY_FIRST_S if news else self._try_at):
             self.trying = True
-            self._turn(under_way)
-        elif like and rate * BETTER < self._rates[1 - way]:
+            self._tried_at = now
             self._turn(under_way)
 
     def _turn(self, under_way: int) -> None:

@@ -170,7 +170,7 @@ class Runner:
         if opened.condemned:
             opened.verdict = Refused(parcel.headers[headers.REASON], parcel.headers.get(headers.ERROR, ""))
         if _looked(delivery, opened) and family.journal:
-            await self._look_back(delivery, opened, _journal_subject(family, delivery, opened))
+            await self._look_back(delivery, opened, subjects.journal(family.journal, delivery.tenant, opened.job_id))
         if doubtful:
             opened.suspect = self._quarantine.suspects(delivery, opened.attempt - opened.first + 1)
             if not opened.suspect and opened.data is None and opened.verdict is None:
@@ -208,7 +208,7 @@ class Runner:
         if not family.journal:
             return None
         return self._journal.writer(
-            f"{family.journal}.{delivery.tenant}.{opened.job_id}",
+            subjects.journal(family.journal, delivery.tenant, opened.job_id),
             run=delivery.run,
             born=delivery.born,
             attempt=opened.attempt,
@@ -415,11 +415,6 @@ def _parcel(family: Family, delivery: Delivery) -> Parcel:
         family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.born,
         message.headers, message.data,
     )  # fmt: skip
-
-
-def _journal_subject(family: Family, delivery: Delivery, opened: Opened) -> str:
-    assert family.journal is not None
-    return subjects.journal(family.journal, delivery.tenant, opened.job_id)
 
 
 def _looked(delivery: Delivery, opened: Opened) -> bool:

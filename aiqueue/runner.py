@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from . import attempt, headers, subjects
@@ -27,19 +27,19 @@ from .attempt import (
 from .claims import AGAIN_S, Claims
 from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
-from .document import Document
 from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job
-from .journal import PROGRESS, RETRY, STARTED, WRITE_TRIES_MAX, Kept, Writer
+from .journal import RETRY, STARTED, WRITE_TRIES_MAX, Writer
 from .processes import Processes
 from .puller import Delivery
 from .quarantine import Quarantine, Suspect
 from .settlement import Opened, Settlement, hop_of
-from .stops import Stop, Stops
+from .stops import Stops
 from .threads import Threads
 from .timers import Limits
 from .topology import Family
+from .voice import Means, Voice
 from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.runner")
@@ -79,7 +79,7 @@ class Runner:
         self._quarantine = quarantine
         self._watchdog = watchdog
         self._threads = Threads("aiqueue-handler")
-        self._kept = {name: Kept(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()}
+        self._means = Means(claims.journal, documents, families)
         self._limits = Limits()
         self.stops = Stops(claims.journal.connection, families.values(), self._limits)
 
@@ -93,36 +93,33 @@ class Runner:
 
     async def run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         """Carry one delivery to its end, in `task`. Never raises for anything that the message or its handler does."""
-        opened: Opened | None = None
-        writer: Writer | None = None
-        handler: Handler | None = None
+        voice: Voice | None = None
         settlement = self._settlement
         try:
             opened = self._plain(delivery) or await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
-            writer = self._writer(delivery, opened)
+            voice = Voice(self._means, delivery, opened, task)
             try:
-                voice = _Voice(self._documents, self._loop, delivery.tenant, writer, task)
                 outcome = await self._attempt(delivery, opened, handler, voice)
-                if writer is not None and writer.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
-                    await writer.flush()  # before anything is decided by the journal's newest entry
+                if voice.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
+                    await voice.flush()  # before anything is decided by the journal's newest entry
                 if type(outcome) is Returned:
                     if settlement.acknowledged(delivery, opened, handler):
                         return
-                elif isinstance(outcome, Raised | Refused) and writer is not None and not _looked(delivery, opened):
-                    outcome = await self._reconsider(delivery, opened, writer, outcome)
-                await settlement.settle(delivery, opened, handler, writer, outcome)
+                elif isinstance(outcome, Raised | Refused) and voice.writer and not _looked(delivery, opened):
+                    outcome = await self._reconsider(delivery, opened, voice.writer, outcome)
+                await settlement.settle(delivery, opened, handler, voice.writer, outcome)
             except Stale as stale:
                 outcome = Ended() if stale.ended else TakenOver()
-                await settlement.settle(delivery, opened, handler, writer, outcome)
+                await settlement.settle(delivery, opened, handler, voice.writer, outcome)
         except asyncio.CancelledError:
             await settlement.hand_back(delivery)
             raise
         except Exception as error:  # noqa: BLE001
             await settlement.comes_back(delivery, error)
         finally:
-            if writer is not None and writer.streams:
-                writer.close()
+            if voice is not None and voice.streams:
+                voice.close()
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -203,37 +200,21 @@ class Runner:
             number = past.newest.attempt if past.newest else 1
         opened.attempt = max(opened.first, number)
 
-    def _writer(self, delivery: Delivery, opened: Opened) -> Writer | None:
-        family = opened.parcel.family
-        if not family.journal:
-            return None
-        return self._journal.writer(
-            subjects.journal(family.journal, delivery.tenant, opened.job_id),
-            run=delivery.run,
-            born=delivery.born,
-            attempt=opened.attempt,
-            past=opened.past,
-            word=headers.word(opened.parcel.headers),
-            since=delivery.lane.created,
-            kept=self._kept[family.name],
-        )
-
     # -- during
 
-    async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
-        parcel, writer = opened.parcel, voice.writer
+    async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: Voice) -> Outcome:
+        parcel = opened.parcel
         if (foregone := self._foregone(delivery, opened)) is not None:
             return foregone
         contended = delivery.delivered > 1 or headers.PARKED in parcel.headers or parcel.family.claim
-        if contended and writer is not None and handler is not None:
+        if contended and handler is not None and (writer := voice.writer) is not None:
             lost = await self._begin(delivery, opened, writer)
             if lost is not None:
                 return lost
-        if writer is not None:
-            writer.begun = time.time()
+        voice.begin()
         outcome: Outcome
         try:
-            if self.stops.begin(voice) and writer is not None and await writer.ended():
+            if self.stops.begin(voice) and (writer := voice.writer) is not None and await writer.ended():
                 return Ended()  # cancelled while it waited for a slot
             if not opened.suspect or opened.problem:
                 outcome = await self._run(opened, handler, voice)
@@ -249,7 +230,7 @@ class Runner:
             return outcome
         return Cancelled() if leaves else Stopped()
 
-    async def _try(self, opened: Opened, handler: Handler | None, voice: _Voice) -> Outcome:
+    async def _try(self, opened: Opened, handler: Handler | None, voice: Voice) -> Outcome:
         parcel = opened.parcel
         if handler is None:
             return attempt.unknown_kind(parcel, opened)
@@ -323,7 +304,7 @@ class Runner:
         writer.resume(opened.past, opened.attempt)
         return outcome
 
-    async def _run(self, opened: Opened, handler: Handler | None, progress: _Voice) -> Outcome:
+    async def _run(self, opened: Opened, handler: Handler | None, progress: Voice) -> Outcome:
         parcel = opened.parcel
         if handler is not None and handler.process and opened.data is not None:
             return await self._processes.run(parcel, opened.attempt, handler, progress, progress)
@@ -356,57 +337,6 @@ class Runner:
         if type(outcome) is not Returned and task.cancelling():
             return Cancelled()
         return outcome
-
-
-class _Voice(Stop):
-    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped. A `silent` one writes
-    nothing, for it would hide the entry of the trial that the job is in.
-    """
-
-    silent = False
-
-    def __init__(
-        self,
-        documents: Documents,
-        loop: asyncio.AbstractEventLoop,
-        tenant: str,
-        writer: Writer | None,
-        task: asyncio.Task[None],
-    ) -> None:
-        self.loop = loop
-        self._documents = documents
-        self._tenant = tenant
-        self.writer = writer
-        self.task = task
-
-    @property
-    def cancelled(self) -> bool:
-        return self.asked or self.over
-
-    async def progress(self, fraction: float, note: str) -> None:
-        self._demand_wanted()
-        if self.writer is not None and not self.silent:
-            await self.writer.write(PROGRESS, {"fraction": fraction, "note": note})
-
-    async def chunk(self, data: Any) -> None:
-        self._demand_wanted()
-        if self.writer is None:
-            return
-        if self.silent:
-            self.writer.lose(1)
-        else:
-            await self.writer.chunk(data)
-
-    def _demand_wanted(self) -> None:
-        if self.asked:  # the journal refuses it too; else one that streams could keep who cancels from writing there
-            raise Stale("the job was cancelled", ended=True)
-        if self.over:
-            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
-
-    def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
-        if document.tenant != self._tenant:  # a child's word for it is not enough
-            raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {self._tenant}")
-        return self._documents.chunks(document)
 
 
 def _parcel(family: Family, delivery: Delivery) -> Parcel:

@@ -33,11 +33,15 @@ class Stop:
     """
 
     task: asyncio.Task[None]
-    writer: Writer | None
+    journaled: bool  # whether it has a writer
     asked = over = False  # of the class: an attempt is made for every job, and few are stopped
     limit: Limit | None = None
     look_at = 0.0
     tell: Callable[[], None] | None = None
+
+    @property
+    def writer(self) -> Writer | None:
+        raise NotImplementedError
 
 
 class Stops:
@@ -74,12 +78,13 @@ class Stops:
 
     def begin(self, stop: Stop) -> bool:
         """From now on it can be stopped. True: its job may have been cancelled before; the journal knows."""
-        writer = stop.writer
-        if writer is None:
+        if not stop.journaled:
             return False
         stop.look_at = time.monotonic() + LONG_S
         self._live[stop] = None
-        return bool(self._heard) and (writer.subject, writer.run) in self._heard
+        if not self._heard or (writer := stop.writer) is None:
+            return False
+        return (writer.subject, writer.run) in self._heard
 
     def end(self, stop: Stop) -> bool:
         """It can be stopped no more. Whether its task was cancelled by somebody else."""
@@ -105,7 +110,7 @@ class Stops:
         if len(self._heard) > HEARD_MAX:
             del self._heard[next(iter(self._heard))]
         for stop in self._live:
-            if stop.writer is not None and (stop.writer.subject, stop.writer.run) == key:
+            if (writer := stop.writer) is not None and (writer.subject, writer.run) == key:
                 self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:
@@ -131,13 +136,14 @@ class Stops:
                 await asyncio.gather(*(self._look(stop) for stop in due[:LOOKS_MAX]))
 
     async def _look(self, stop: Stop) -> None:
-        assert stop.writer is not None
+        writer = stop.writer
+        assert writer is not None
         try:
-            ended = await stop.writer.ended()
+            ended = await writer.ended()
         except AIQueueError as error:
-            log.debug("looking at %s: %s", stop.writer.subject, error)
+            log.debug("looking at %s: %s", writer.subject, error)
         except Exception:
-            log.exception("looking at %s", stop.writer.subject)
+            log.exception("looking at %s", writer.subject)
         else:
             stop.look_at = time.monotonic() + LONG_S
             if ended and stop in self._live:

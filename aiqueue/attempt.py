@@ -240,7 +240,7 @@ def prepare(
     return Job(
         message,
         job_id=found.job_id,
-        lane=subjects.Lane(family.name, parcel.tenant, parcel.priority),
+        lane=(family.name, parcel.tenant, parcel.priority),
         attempt=attempt,
         enqueued_at=parcel.enqueued_at,
         deadline=parcel.deadline,

@@ -115,7 +115,7 @@ class Job(Generic[M_co]):
         message: M_co,
         *,
         job_id: str,
-        lane: subjects.Lane,
+        lane: tuple[str, str, str],
         attempt: int,
         enqueued_at: float,
         deadline: float | None,

@@ -36,14 +36,16 @@ STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds
 class Delivery:
     """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `run` and `born`: the
     sequence that names its run, and when that was first stored in its work stream, where it has been parked since.
-    `place` is where it is stored. `void`: its stream has been made anew, and what is said of its sequence would be
-    taken for another job's.
+    `place` is where it is stored, and `task` what runs it. `void`: its stream has been made anew, and what is said of
+    its sequence would be taken for another job's.
     """
 
     __slots__ = (
-        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "tenant",
-        "void",
+        "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "task",
+        "tenant", "void",
     )  # fmt: skip
+
+    task: asyncio.Task[None]
 
     def __init__(
         self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
@@ -274,19 +276,19 @@ class Puller:
             if message.status is not None and message.subject.startswith(self._inbox):  # none from before a reconnect
                 self._on_status(message, message.status)
             return
-        info = ack_info(message.reply)
-        lane = self._by_consumer.get((info.stream, info.consumer))
+        stream, consumer, delivered, seq, enqueued_at, pending = ack_info(message.reply)
+        lane = self._by_consumer.get((stream, consumer))
         if lane is None:
             return  # a lane let go while its pull was open: the lease runs out and another worker has it
         now = time.monotonic()
         lane.heard = lane.active = now
         lane.retiring = False
         self._count(lane)
-        if info.pending > 0 and lane in self._busy:
-            lane.pending = info.pending
+        if pending > 0 and lane in self._busy:
+            lane.pending = pending
         else:
-            self._note(lane, info.pending)
-        self._deliver(Delivery(lane, message, info.seq, info.delivered, info.time, now))
+            self._note(lane, pending)
+        self._deliver(Delivery(lane, message, seq, delivered, enqueued_at, now))
 
     def _count(self, lane: LanePull) -> None:
         """One credit is used: the standing pull's, which is older than any grant, or the oldest grant's."""

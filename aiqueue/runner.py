@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import attempt, headers, subjects
@@ -27,7 +27,6 @@ from .attempt import (
 from .claims import AGAIN_S, Claims
 from .connection import HEADERS_MAX
 from .deadletter import history_of, trimmed
-from .documents import Documents
 from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job
 from .journal import RETRY, STARTED, WRITE_TRIES_MAX, Writer
@@ -47,6 +46,7 @@ log = logging.getLogger("aiqueue.runner")
 WAITS_MIN_S = 1.0  # what is due sooner begins
 BELIEVED_LEASES = 2  # for so long a message's earlier delivery gives way to a later one: their numbers can begin anew
 MOVE_BYTES = 512  # of headers that a move adds, at most
+_ASKING = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
 
 
 class Runner:
@@ -55,33 +55,34 @@ class Runner:
     def __init__(
         self,
         claims: Claims,
-        documents: Documents,
+        means: Means,
         settlement: Settlement,
         *,
         handlers: Mapping[tuple[str, str], Handler],
-        families: Mapping[str, Family],
         worker: str,
         state: Any,
         processes: Processes,
         quarantine: Quarantine,
         watchdog: Watchdog,
+        ended: Callable[[Delivery, float], None],
     ) -> None:
+        """`ended` is called with each delivery that has been run, and when that began, monotonic seconds."""
         self._journal = claims.journal
-        self._documents = documents
         self._settlement = settlement
         self._claims = claims
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
-        self._families = families
+        self._families = means.families
         self._worker = worker
         self._state = state
         self._processes = processes
         self._quarantine = quarantine
         self._watchdog = watchdog
+        self._ended = ended
         self._threads = Threads("aiqueue-handler")
-        self._means = Means(claims.journal, documents, families)
+        self._means = means
         self._limits = Limits()
-        self.stops = Stops(claims.journal.connection, families.values(), self._limits)
+        self.stops = Stops(claims.journal.connection, means.families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for results that wait for room on the server."""
@@ -91,14 +92,17 @@ class Runner:
         self._settlement.room.close()
         self._threads.close()
 
-    async def run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        """Carry one delivery to its end, in `task`. Never raises for anything that the message or its handler does."""
+    async def run(self, delivery: Delivery) -> None:
+        """Carry one delivery to its end, in its task, and say so. Never raises for anything that the message or its
+        handler does.
+        """
+        begun = time.monotonic()
         voice: Voice | None = None
         settlement = self._settlement
         try:
             opened = self._plain(delivery) or await self._open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
-            voice = Voice(self._means, delivery, opened, task)
+            voice = Voice(self._means, delivery, opened)
             try:
                 outcome = await self._attempt(delivery, opened, handler, voice)
                 if voice.streams and not isinstance(outcome, Cancelled | TakenOver | Ended):
@@ -120,6 +124,7 @@ class Runner:
         finally:
             if voice is not None and voice.streams:
                 voice.close()
+            self._ended(delivery, begun)
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -128,17 +133,18 @@ class Runner:
     # -- before
 
     def _plain(self, delivery: Delivery) -> Opened | None:
-        """What there is to know of a delivery that needs no look elsewhere: the first one of a job with its body.
+        """What there is to know of a delivery that needs no look elsewhere, and asks for nothing: most jobs' first one.
 
         As `_open` would have it, which is asked where this is None.
         """
-        told = delivery.message.headers
-        if delivery.delivered > 1 or headers.PARKED in told or headers.DOCUMENT in told:
+        told, key = delivery.message.headers, delivery.lane.key
+        family = self._families[key.family]
+        if delivery.delivered > 1 or family.claim or not _ASKING.isdisjoint(told):
             return None
-        if self._quarantine.suspects(delivery):
+        if told.get(headers.PRIORITY, key.priority) != key.priority:
             return None
-        parcel = _parcel(self._families[delivery.lane.key.family], delivery)
-        opened = Opened(job_id="", kind="", parcel=parcel, history=history_of(told))
+        parcel = _parcel(family, delivery)
+        opened = Opened.plainly(parcel)
         attempt.fill(parcel, opened)
         return opened
 
@@ -177,7 +183,7 @@ class Runner:
     async def _fetch(self, parcel: Parcel) -> tuple[Parcel, Refused | None]:
         """The parcel with the body that is kept as a document, or why there is none. Raises Unavailable."""
         try:
-            return parcel._replace(body=await self._documents.body(parcel.tenant, parcel.headers)), None
+            return parcel._replace(body=await self._means.documents.body(parcel.tenant, parcel.headers)), None
         except (NotFound, Corrupt, BadInput) as error:
             return parcel, Refused("document", str(error))
 
@@ -203,14 +209,15 @@ class Runner:
     # -- during
 
     async def _attempt(self, delivery: Delivery, opened: Opened, handler: Handler | None, voice: Voice) -> Outcome:
-        parcel = opened.parcel
-        if (foregone := self._foregone(delivery, opened)) is not None:
-            return foregone
-        contended = delivery.delivered > 1 or headers.PARKED in parcel.headers or parcel.family.claim
-        if contended and handler is not None and (writer := voice.writer) is not None:
-            lost = await self._begin(delivery, opened, writer)
-            if lost is not None:
-                return lost
+        if not opened.plain:
+            if (foregone := self._foregone(delivery, opened)) is not None:
+                return foregone
+            parcel = opened.parcel
+            contended = delivery.delivered > 1 or headers.PARKED in parcel.headers or parcel.family.claim
+            if contended and handler is not None and (writer := voice.writer) is not None:
+                lost = await self._begin(delivery, opened, writer)
+                if lost is not None:
+                    return lost
         voice.begin()
         outcome: Outcome
         try:

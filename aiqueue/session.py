@@ -27,6 +27,7 @@ from .runner import Runner
 from .settlement import Settlement
 from .silence import Silence
 from .strandeds import Sweeper
+from .voice import Means
 from .watchdog import Watchdog
 
 log = logging.getLogger("aiqueue.worker")
@@ -74,8 +75,8 @@ class Session:
         self._forwarder = Forwarder(connection, client.topology)
         self._silence = Silence(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
         self._collector = Collector(connection, client.topology)
-        self._running: dict[_Place, tuple[Delivery, asyncio.Task[None]]] = {}
-        self._void: dict[Delivery, asyncio.Task[None]] = {}  # those whose stream was made anew
+        self._running: dict[_Place, Delivery] = {}
+        self._void: set[Delivery] = set()  # those whose stream was made anew
         self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
         self._heard: float | None = None  # when a job last came in, monotonic seconds
         self._handler_s: float | None = None
@@ -132,15 +133,15 @@ class Session:
             )  # fmt: skip
             self._runner = Runner(
                 Claims(client.journal, client.parking),
-                client.documents,
+                Means(client.journal, client.documents, self._families),
                 settlement,
                 handlers=terms.handlers,
-                families=self._families,
                 worker=terms.name,
                 state=state,
                 processes=processes,
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
+                ended=self._ended,
             )
             await self._stack.enter_async_context(self._runner.stops)
             self._collector.start()
@@ -174,7 +175,7 @@ class Session:
         while self._waiting:
             await self._return(self._take())
         end = time.monotonic() + self._terms.drain_timeout_s
-        tasks = [*(task for _, task in self._running.values()), *self._void.values()]
+        tasks = [each.task for each in (*self._running.values(), *self._void)]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._terms.drain_timeout_s)
             _, late = await asyncio.wait(tasks, timeout=self._terms.drain_timeout_s)
@@ -250,12 +251,12 @@ class Session:
         False: it is another job. A stream made anew (deleted, or in memory and restarted) counts from 1 again: the job
         of the former one must say nothing more, for its words would be taken for those of this new job.
         """
-        ours, task = self._running[delivery.place]
+        ours = self._running[delivery.place]
         self._leases.let_go(ours.reply)
         if ours.enqueued_at != delivery.enqueued_at:
             ours.void = True
             del self._running[delivery.place]
-            self._void[ours] = task
+            self._void.add(ours)
             return False
         ours.renew(delivery.message)
         self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
@@ -276,33 +277,28 @@ class Session:
     def _start(self, delivery: Delivery) -> None:
         if delivery.place in self._running and self._adopt(delivery):
             return
+        assert self._runner is not None
+        self._running[delivery.place] = delivery
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
-        self._running[delivery.place] = delivery, self._loop.create_task(self._run(delivery))
+        delivery.task = self._loop.create_task(self._runner.run(delivery))
 
-    async def _run(self, delivery: Delivery) -> None:
-        runner, task = self._runner, asyncio.current_task(self._loop)
-        assert runner is not None
-        assert task is not None
-        begun = time.monotonic()
-        try:
-            await runner.run(delivery, task)
-        finally:
-            self._freed = time.monotonic()
-            took = self._freed - begun
-            mean = self._handler_s
-            self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
-            self._leases.let_go(delivery.reply)
-            if delivery.void:
-                self._void.pop(delivery, None)
-            else:
-                del self._running[delivery.place]
-            self.done += 1
-            if self._waiting:
-                self._start_waiting()
-            if len(self._waiting) + self._puller.granted < self._held_min:
-                self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
-            elif not self._pulling:
-                self._changed()
+    def _ended(self, delivery: Delivery, begun: float) -> None:
+        self._freed = time.monotonic()
+        took = self._freed - begun
+        mean = self._handler_s
+        self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
+        self._leases.let_go(delivery.reply)
+        if delivery.void:
+            self._void.discard(delivery)
+        else:
+            del self._running[delivery.place]
+        self.done += 1
+        if self._waiting:
+            self._start_waiting()
+        if len(self._waiting) + self._puller.granted < self._held_min:
+            self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
+        elif not self._pulling:
+            self._changed()
 
     def _on_gone(self, lane: LanePull) -> None:
         """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""

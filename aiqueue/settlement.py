@@ -71,6 +71,15 @@ class Opened(Contents):
     past: Past = NOTHING  # what its journal says of this run, where it was looked for
     suspect: bool = False
     verdict: Refused | None = None
+    plain: bool = False  # a first delivery that asks for nothing: no deadline, document, other lane, claim or history
+
+    @classmethod
+    def plainly(cls, parcel: Parcel) -> Opened:
+        """Of a plain delivery; `attempt.fill` is to put in what its body holds."""
+        opened = cls.__new__(cls)  # for __init__ would set a dozen fields to what they are in the class
+        opened.parcel = parcel
+        opened.plain = True
+        return opened
 
     @property
     def condemned(self) -> bool:
@@ -110,8 +119,9 @@ class Settlement:
         """Settle a job that has returned at once, where nothing is written of it and nobody needs to be waited for:
         most jobs of handlers that keep no result. False: it is for `settle`.
         """
-        keeps = handler is None or handler.keeps_result or opened.parcel.family.claim
-        if keeps or _holds(delivery) or not self._connection.connected:
+        if handler is None or handler.keeps_result or not self._connection.connected:
+            return False
+        if not opened.plain and (opened.parcel.family.claim or _holds(delivery)):
             return False
         self._say(delivery, b"+ACK")
         return True

@@ -24,6 +24,7 @@ class Means:
     def __init__(self, journal: Journal, documents: Documents, families: Mapping[str, Family]) -> None:
         self.journal = journal
         self.documents = documents
+        self.families = families
         self.loop = asyncio.get_running_loop()
         self.kept = {name: Kept(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()}
 
@@ -39,8 +40,8 @@ class Voice(Stop):
     _writer: Writer | None = None
     _begun = 0.0
 
-    def __init__(self, means: Means, delivery: Delivery, opened: Opened, task: asyncio.Task[None]) -> None:
-        self.task = task
+    def __init__(self, means: Means, delivery: Delivery, opened: Opened) -> None:
+        self.task = delivery.task
         self.journaled = bool(opened.parcel.family.journal)
         self._means = means
         self._delivery = delivery

@@ -53,27 +53,19 @@ class Stored(NamedTuple):
     time: float
 
 
-class AckInfo(NamedTuple):
-    """What the reply subject of a delivery tells (the v1 and v2 forms of ``$JS.ACK``, ADR-15)."""
-
-    stream: str
-    consumer: str
-    delivered: int
-    seq: int
-    time: float
-    pending: int
-
-
-def ack_info(reply: str) -> AckInfo:
-    """The facts in a delivery's ack subject. Raises ValueError for any other subject."""
+def ack_info(reply: str) -> tuple[str, str, int, int, float, int]:
+    """What a delivery's ack subject tells (the v1 and v2 forms of ``$JS.ACK``, ADR-15): stream, consumer, the how
+    manyth delivery, sequence, when it was stored (seconds since the epoch), and what the consumer holds beside it.
+    Raises ValueError for any other subject.
+    """
     parts = reply.split(".")
     if len(parts) < 9 or parts[0] != "$JS" or parts[1] != "ACK":
         raise ValueError(f"not an ack subject: {reply[:120]!r}")
     # v1: $JS.ACK.stream.consumer.delivered.seq.cseq.time.pending; v2 has domain and account before the stream
     at = 2 if len(parts) == 9 else 4
-    return AckInfo(
+    return (
         parts[at], parts[at + 1], int(parts[at + 2]), int(parts[at + 3]), int(parts[at + 5]) / 1e9, int(parts[at + 6])
-    )
+    )  # fmt: skip
 
 
 def delivery_number(reply: str) -> int:

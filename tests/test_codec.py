@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -353,3 +354,29 @@ def test_a_version_is_known_if_accepted_or_not_claimed() -> None:
     assert codec.known_version(None, ("1",))
     assert codec.known_version("1", ("1",))
     assert not codec.known_version("2", ("1",))
+
+
+SHARED = b"\xd8\x1c\x82\xd8\x1d\x00\x01"  # a list that refers to itself
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\x82\x01", b"\xa1\x01", b"\xff", b"\xc0\x61x", SHARED, b"\x01\x02", b"\x81" * 500]
+)
+def test_what_cannot_be_read_leaves_nothing_behind_for_what_is_read_next(broken: bytes) -> None:
+    good = {"a": [1, "x", {"b": b"y"}], "c": datetime(2026, 1, 2, tzinfo=UTC)}
+    with contextlib.suppress(DecodeError):
+        codec.decode(broken, codec.CBOR)
+    assert codec.decode(codec.encode(good), codec.CBOR) == good
+    with pytest.raises(DecodeError):  # a reference to a value of the body before
+        codec.decode(b"\xd8\x1d\x00", codec.CBOR)
+
+
+def test_threads_that_read_at_once_each_get_their_own() -> None:
+    bodies = [codec.encode({"n": n, "rest": list(range(n))}) for n in range(200)]
+
+    def read(first: int) -> list[int]:
+        return [codec.decode(body, codec.CBOR)["n"] for body in bodies[first:] * 20]
+
+    with ThreadPoolExecutor(4) as pool:
+        for first, told in enumerate(pool.map(read, range(4))):
+            assert told == list(range(first, 200)) * 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -16,6 +17,7 @@ from aiqueue.backoff import Backoff
 from aiqueue.connection import frames as seam
 from aiqueue.deadletter import history_of
 from aiqueue.errors import TooLarge
+from aiqueue.settlement import Opened
 from benchmarks.fuzzing import live
 from benchmarks.fuzzing.frames import Frame, frames
 from benchmarks.fuzzing.readers import Fuzz, NoProgress, family, read_many
@@ -84,6 +86,16 @@ def test_a_kind_in_a_header_is_cut_like_one_in_a_body() -> None:
     for found in (attempt.read(parcel), attempt.unread(parcel), attempt.nameless(parcel)):
         assert found is not None
         assert found.kind == "k" * 128
+
+
+@pytest.mark.parametrize("body", [codec.encode({"text": "x", "task_id": "t-1"}), b"\xff", b""])
+def test_a_plain_delivery_is_opened_as_any_other(body: bytes) -> None:
+    told = {headers.KIND: "noop", headers.CONTENT_TYPE: codec.CBOR}
+    parcel = Parcel(family(), "t0", "normal", 1, 1.7e9, told, body)
+    plain, other = Opened.plainly(parcel), Opened(job_id="", kind="", parcel=parcel)
+    for opened in (plain, other):
+        attempt.fill(parcel, opened)
+    assert plain == replace(other, plain=True)
 
 
 def test_what_a_handler_raises_can_be_written_whatever_its_text_is_made_of() -> None:

@@ -96,6 +96,17 @@ def test_an_untyped_message_keeps_all_fields() -> None:
     assert message.model_dump() == {"a": 1, "b": [2]}
 
 
+def test_a_model_that_reads_its_fields_in_its_own_way_is_asked_to() -> None:
+    class Old(Message, kind="old"):
+        text: str
+
+        @classmethod
+        def model_validate(cls, data: Any, **options: Any) -> Old:
+            return super().model_validate({"text": data["body"]}, **options)
+
+    assert parse_message(Old, {"body": "x"}) == Old(text="x")
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [({}, "text: Field required"), ({"text": 5}, "text: "), ({"text": "x", "tags": [1, "y"]}, r"tags\.1: "),

@@ -340,10 +340,6 @@ class Writer:
             return True
 
     @property
-    def run(self) -> int:
-        return self._run
-
-    @property
     def streams(self) -> bool:
         """Whether the job has given chunks, so that there is something to flush."""
         return self._chunks is not None

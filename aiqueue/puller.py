@@ -36,16 +36,14 @@ STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds
 class Delivery:
     """A leased job as it came in. `enqueued_at` is when it was stored, seconds since the epoch. `run` and `born`: the
     sequence that names its run, and when that was first stored in its work stream, where it has been parked since.
-    `place` is where it is stored, and `task` what runs it. `void`: its stream has been made anew, and what is said of
-    its sequence would be taken for another job's.
+    `place` is where it is stored, and `task` what runs it, once it has a slot. `void`: its stream has been made anew,
+    and what is said of its sequence would be taken for another job's.
     """
 
     __slots__ = (
         "arrived", "born", "delivered", "enqueued_at", "lane", "message", "place", "reply", "run", "seq", "task",
         "tenant", "void",
     )  # fmt: skip
-
-    task: asyncio.Task[None]
 
     def __init__(
         self, lane: LanePull, message: Received, seq: int, delivered: int, enqueued_at: float, arrived: float
@@ -58,6 +56,7 @@ class Delivery:
         self.delivered = delivered
         self.enqueued_at = enqueued_at
         self.arrived = arrived
+        self.task: asyncio.Task[None] | None = None
         self.void = False
         self.tenant = message.subject.split(".", 4)[3]  # a shared lane has all tenants
         self.run, self.born = seq, enqueued_at

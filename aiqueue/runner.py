@@ -122,9 +122,11 @@ class Runner:
         except Exception as error:  # noqa: BLE001
             await settlement.comes_back(delivery, error)
         finally:
-            if voice is not None and voice.streams:
-                voice.close()
-            self._ended(delivery, begun)
+            try:
+                if voice is not None and voice.streams:
+                    voice.close()
+            finally:
+                self._ended(delivery, begun)
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give a job that was not run to the next worker."""
@@ -141,7 +143,7 @@ class Runner:
         family = self._families[key.family]
         if delivery.delivered > 1 or family.claim or not _ASKING.isdisjoint(told):
             return None
-        if told.get(headers.PRIORITY, key.priority) != key.priority:
+        if told.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.suspects(delivery):
             return None
         parcel = _parcel(family, delivery)
         opened = Opened.plainly(parcel)

@@ -175,7 +175,7 @@ class Session:
         while self._waiting:
             await self._return(self._take())
         end = time.monotonic() + self._terms.drain_timeout_s
-        tasks = [each.task for each in (*self._running.values(), *self._void)]
+        tasks = [each.task for each in (*self._running.values(), *self._void) if each.task is not None]
         if tasks:
             log.info("draining: %d running jobs, up to %g s", len(tasks), self._terms.drain_timeout_s)
             _, late = await asyncio.wait(tasks, timeout=self._terms.drain_timeout_s)

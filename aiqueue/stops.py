@@ -43,6 +43,11 @@ class Stop:
     def writer(self) -> Writer | None:
         raise NotImplementedError
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """The subject of its journal, and its run."""
+        raise NotImplementedError
+
 
 class Stops:
     """The attempts of one worker that may be stopped."""
@@ -82,9 +87,7 @@ class Stops:
             return False
         stop.look_at = time.monotonic() + LONG_S
         self._live[stop] = None
-        if not self._heard or (writer := stop.writer) is None:
-            return False
-        return (writer.subject, writer.run) in self._heard
+        return bool(self._heard) and stop.key in self._heard
 
     def end(self, stop: Stop) -> bool:
         """It can be stopped no more. Whether its task was cancelled by somebody else."""
@@ -110,7 +113,7 @@ class Stops:
         if len(self._heard) > HEARD_MAX:
             del self._heard[next(iter(self._heard))]
         for stop in self._live:
-            if (writer := stop.writer) is not None and (writer.subject, writer.run) == key:
+            if stop.key == key:
                 self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:

@@ -41,7 +41,9 @@ class Voice(Stop):
     _begun = 0.0
 
     def __init__(self, means: Means, delivery: Delivery, opened: Opened) -> None:
-        self.task = delivery.task
+        task = delivery.task or asyncio.current_task(means.loop)  # a task that is begun eagerly is not known there yet
+        assert task is not None
+        self.task = task
         self.journaled = bool(opened.parcel.family.journal)
         self._means = means
         self._delivery = delivery
@@ -62,7 +64,7 @@ class Voice(Stop):
         if self._writer is None and family.journal:
             means, delivery, opened = self._means, self._delivery, self._opened
             self._writer = means.journal.writer(
-                subjects.journal(family.journal, delivery.tenant, opened.job_id),
+                self.key[0],
                 run=delivery.run,
                 born=delivery.born,
                 attempt=opened.attempt,
@@ -73,6 +75,11 @@ class Voice(Stop):
             )
             self._writer.begun = self._begun
         return self._writer
+
+    @property
+    def key(self) -> tuple[str, int]:
+        journal = self._opened.parcel.family.journal or ""
+        return subjects.journal(journal, self._delivery.tenant, self._opened.job_id), self._delivery.run
 
     def begin(self) -> None:
         """The handler is about to be called."""

@@ -634,6 +634,20 @@ async def test_what_a_job_holds_outlives_its_keep(client: Client, eventually: Ev
     assert await stored(client) == []
 
 
+async def test_a_job_without_a_result_lets_its_document_go_too(client: Client, eventually: Eventually) -> None:
+    document = await client.documents.put(noise(1_000), tenant="acme")
+    await client.enqueue(Scan(file=document), tenant="acme")
+    assert await holds(client) == [("acme", document.sha256)]
+    worker = aiqueue.Worker()
+    worker.handle(Scan, result=False)(iterating)
+
+    async def released() -> bool:
+        return not await holds(client)
+
+    async with worker.running(client):
+        await eventually(released)
+
+
 async def test_the_collector_leaves_what_was_touched_lately_and_what_is_not_ours(
     client: Client, account: Account
 ) -> None:

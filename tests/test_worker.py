@@ -844,6 +844,26 @@ async def test_a_low_priority_header_on_the_bare_subject_moves_the_job_once(
     ]
 
 
+async def test_a_plain_publishers_low_job_moves_in_a_family_that_claims_no_ids(
+    client: aiqueue.Client, account: Any
+) -> None:
+    seen: list[str] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, result=False)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        seen.append(job.priority)
+
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    for priority in ("low", "normal"):
+        await plain.jetstream().publish("ai.agent.tasks.acme", b"{}", headers={"priority": priority})
+    await plain.close()
+    async with worker.running(client), asyncio.timeout(10):
+        while len(seen) < 2:
+            await asyncio.sleep(0.01)
+    assert sorted(seen) == ["low", "normal"]
+
+
 async def test_a_quiet_tenants_jobs_start_within_a_second_behind_a_backlog(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker(concurrency=5)
     started: dict[str, list[float]] = {"noisy": [], "quiet": []}

@@ -500,6 +500,30 @@ def test_another_load_is_a_reason_to_try_early() -> None:
     assert pace.batches
 
 
+def test_loads_under_which_the_same_way_was_the_better_one_are_no_news() -> None:
+    pace, tried, now = Pace(), 0, 100.0
+    for turn in range(60):
+        for load, rates in ((64, (3_000, 9_000)), (512, (3_000, 25_000))):
+            before = pace._tried_at
+            now = run(pace, now, 0.3, rates, load=load)
+            tried += turn >= 30 and pace._tried_at != before
+    assert pace.batches
+    assert tried <= 2
+
+
+def test_a_trial_that_is_plainly_worse_ends_early() -> None:
+    pace = Pace()
+    now = run(pace, 100.0, 1, (1_000, 12_000))
+    assert pace.batches
+    slow, trials = 0.0, 0
+    while trials < 4:
+        begun, way, before = now, pace.batches, pace._tried_at
+        now = run(pace, now, 0.002, (1_000, 12_000))
+        slow += 0 if way and pace.batches else now - begun
+        trials += pace._tried_at != before
+    assert slow / trials < 0.08  # what was under way when it began and when it ended is waited for
+
+
 def test_few_at_a_time_or_now_and_then_are_no_measure() -> None:
     pace = Pace()
     now = run(pace, 100.0, 2, (5_000, 5_000), load=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SPAN_S = 0.025  # over which a rate is taken
+PLAIN_S, PLAIN = 0.008, 3.0  # after which a trial ends where the former way was so many times as fast
 GAP_S = 0.03  # with nothing under way for so long, it is not the stream that sets the pace
 LOOK_EVERY = 16  # answers from one look at the clock to the next
 LOADED = 8.0  # publishes under way, on average, below which a rate says nothing of the stream
@@ -25,7 +26,7 @@ class Pace:
         self._load = 0  # the sum of what was under way at each answer
         self._look_at = 0  # the count
         self._rates = [0.0, 0.0]  # of singles, of batches
-        self._tried_under = 0.0  # which load
+        self._tried = (0.0, 0.0)  # the lowest and the highest load under which the way in use was found the better one
         self._tried_at = 0.0
         self._since = self._last = 0.0
         self._every_s = TRY_FIRST_S
@@ -50,7 +51,7 @@ class Pace:
                 self._start(now)
             return
         elapsed = now - self._since
-        if elapsed < SPAN_S or not self._count:
+        if not self._count or (elapsed < SPAN_S and not self._plain(elapsed)):
             self._look_at = self._count + LOOK_EVERY
             return
         rate, load = self._count / elapsed, self._load / self._count
@@ -75,22 +76,31 @@ class Pace:
         self._count = self._load = 0
         self._look_at = LOOK_EVERY
 
+    def _plain(self, elapsed_s: float) -> bool:
+        """Whether the trial has shown already that the other way is far better."""
+        former = self._rates[not self.batches]
+        return self.trying and elapsed_s >= PLAIN_S and self._count / elapsed_s * PLAIN < former
+
     def _took(self, rate: float, load: float, now: float, under_way: int) -> None:
         way = int(self.batches)
         if self.trying:
             self.trying = False
-            self._rates[way], self._tried_under = rate, load
+            self._rates[way] = rate
+            low, high = self._tried
             if rate > self._rates[1 - way] * BETTER:
                 self._every_s = TRY_FIRST_S
+                self._tried = (load, load)
             else:
                 self._every_s = min(self._every_s * 2, TRY_MAX_S)
+                self._tried = (min(low or load, load), max(high, load))
                 self._turn(under_way)
             self._try_at = now + self._every_s
             return
         known = self._rates[way]
         self._rates[way] = rate = known + (rate - known) * NEWS if known else rate
         other = self._rates[1 - way]
-        news = rate * BETTER < other or not self._tried_under / OTHER_LOAD < load < self._tried_under * OTHER_LOAD
+        low, high = self._tried
+        news = rate * BETTER < other or not low / OTHER_LOAD < load < high * OTHER_LOAD
         if now >= (self._tried_at + TRY_FIRST_S if news else self._try_at):
             self.trying = True
             self._tried_at = now

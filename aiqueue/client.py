@@ -162,7 +162,7 @@ class Client:
         producer, timeout_s = self._opened(), duration("timeout", timeout)
         assert self._ways is not None
         journal, cancels = self._ways
-        due = due_time(delay, at)
+        due = None if delay is None and at is None else due_time(delay, at)
         if due is not None:
             form = producer.form(message, tenant, priority, headers, deadline)
             enqueued = await self._park(form, message, unique, due, on_full, timeout_s)

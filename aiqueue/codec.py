@@ -128,7 +128,8 @@ def _plain(value: Any, depth: int) -> Any:
         return _checked_number(value)
     if _Model in kind.__mro__:  # as isinstance, which pydantic's metaclass makes slow
         if kind.model_dump is _Model.model_dump:  # what it would call, without its dozen arguments
-            return _plain(value.__pydantic_serializer__.to_python(value), depth)
+            data = value.__pydantic_serializer__.to_python(value)
+            return _plain_map(data, depth) if type(data) is dict and depth < MAX_DEPTH else _plain(data, depth)
         return _plain(value.model_dump(), depth)
     if isinstance(value, dict):
         return _plain(dict(value), depth)

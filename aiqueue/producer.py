@@ -26,6 +26,7 @@ HINTED_MAX = 10_000
 FORMS_MAX = 10_000
 DELAY_MAX_S = 365 * 86_400.0
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
+TRY_MIN_S = 0.05  # for a try whose caller has less time left
 
 _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
 T = TypeVar("T")
@@ -120,11 +121,15 @@ class Producer:
 
     async def _store(self, form: Form, told: bytes, body: bytes, on_full: OnFull, end: float) -> PubAck:
         self.hint(form.lane)
-
-        async def store(left_s: float) -> PubAck:
-            return await self.connection.store_block(form.subject, told, body, stream=form.batched, timeout_s=left_s)
-
-        return await patiently(store, form, on_full, end - time.monotonic())
+        wait_s = FULL_FIRST_S
+        while True:  # not by `patiently`, which costs two calls more: this is the hot path
+            left_s = max(TRY_MIN_S, end - time.monotonic())
+            try:
+                return await self.connection.store_block(
+                    form.subject, told, body, stream=form.batched, timeout_s=left_s
+                )
+            except QueueFull as error:
+                wait_s = await _wait_for_room(error, form, on_full, end, wait_s)
 
     # -- documents
 
@@ -303,13 +308,18 @@ async def patiently(store: Callable[[float], Awaitable[T]], form: Form, on_full:
     wait_s = FULL_FIRST_S
     while True:
         try:
-            return await store(max(0.05, end - time.monotonic()))
+            return await store(max(TRY_MIN_S, end - time.monotonic()))
         except QueueFull as error:
-            left = end - time.monotonic()
-            if on_full == "raise" or left <= 0:
-                raise full(error, form) from None
-            await asyncio.sleep(min(wait_s, left))
-            wait_s = min(wait_s * 2, FULL_CAP_S)
+            wait_s = await _wait_for_room(error, form, on_full, end, wait_s)
+
+
+async def _wait_for_room(error: QueueFull, form: Form, on_full: OnFull, end: float, wait_s: float) -> float:
+    """Wait before the next try, and return how long to wait before the one after it. Raises QueueFull."""
+    left_s = end - time.monotonic()
+    if on_full == "raise" or left_s <= 0:
+        raise full(error, form) from None
+    await asyncio.sleep(min(wait_s, left_s))
+    return min(wait_s * 2, FULL_CAP_S)
 
 
 def due_time(delay: str | float | None, at: datetime | float | None) -> float | None:

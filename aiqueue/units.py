@@ -20,6 +20,8 @@ def seconds(value: str | float) -> float:
 
     Raises ValueError for anything else, negative numbers and more than a century included.
     """
+    if type(value) is float and 0 <= value <= MAX_S:
+        return value  # at once: every enqueue asks
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(_wrong(value))
     if isinstance(value, int | float):

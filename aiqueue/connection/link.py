@@ -64,7 +64,9 @@ class Connection:
     @property
     def max_payload(self) -> int:
         """Bytes that the server takes in one frame, headers counted."""
-        return self._client.max_payload
+        if self._link is None:
+            raise Unavailable("the connection is not open")
+        return self._link._max_payload  # not by its property: every publish asks
 
     @property
     def server(self) -> str:
@@ -231,7 +233,7 @@ class Connection:
             subject, block, body, fenced="Nats-Expected-Last-Subject-Sequence" in headers, timeout_s=timeout_s
         )
 
-    async def store_block(
+    def store_block(
         self,
         subject: str,
         block: bytes,
@@ -240,12 +242,12 @@ class Connection:
         fenced: bool = False,
         stream: str = "",
         timeout_s: float = 30.0,
-    ) -> PubAck:
+    ) -> Awaitable[PubAck]:
         """The same with headers that `frames.block` has made. `stream`: see `Publish`."""
         self._demand_open()
         frames.measure(block, body, self.max_payload)
         publish = Awaited(subject, block, body, fenced=fenced, stream=stream)
-        return await self._answers.store(publish, timeout_s)
+        return self._answers.store(publish, timeout_s)
 
     @property
     def window(self) -> Window:
@@ -267,6 +269,11 @@ class Connection:
         """The same for several of one stream, as an atomic batch of this `name`: subject, block and body of each."""
         reply = self._answers.inbox_bytes + token  # of the first one too: Link.take_back goes by that
         self._client.send(frames.batch(name.encode(), members, len(members), reply))
+
+    @property
+    def behind(self) -> bool:
+        """Whether a lot is queued for the socket: one who sends more is to `relieve` it."""
+        return self._link is not None and self._link.behind
 
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""

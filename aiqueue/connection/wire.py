@@ -104,9 +104,14 @@ class Link(Client):
         self._pending = [frame for frame in self._pending if inbox not in frame[: frame.find(b"\r\n")]]
         self._pending_data_size = sum(map(len, self._pending))
 
+    @property
+    def behind(self) -> bool:
+        """Whether a lot is queued for the socket already."""
+        return self._pending_data_size > PENDING_BYTES
+
     async def relieve(self) -> None:
         """Wait for the socket when a lot is queued already."""
-        if self._pending_data_size > PENDING_BYTES:
+        if self.behind:
             await self._flush_pending(force_flush=True)
 
     def _take(

@@ -150,6 +150,113 @@ async def test_a_lone_enqueue_is_sent_at_once_whatever_is_faster(client: Client)
         assert "Nats-Batch-Id" not in told.headers
 
 
+# a batch that is opened, and two under way
+
+
+async def opened(client: Client, *more: Callable[[], Any]) -> list[asyncio.Task[aiqueue.Handle]]:
+    """The calls of as many callers as open a batch, the last ones `more`, in the turn of the loop that opens it."""
+    await at_once(client, 64)
+    assert idle(client)
+    kinds = [*[lambda: client.enqueue(Task(text="open"), tenant="acme")] * (FEW - len(more)), *more]
+    calls = [asyncio.create_task(each()) for each in kinds]
+    await asyncio.sleep(0)
+    (batch,) = group(client).batches.values()
+    assert batch.open
+    assert len(batch.members) == FEW - 1
+    return calls
+
+
+async def test_a_batch_is_opened_while_callers_run_and_complete_when_they_have(client: Client) -> None:
+    calls = await opened(client)
+    calls += [asyncio.create_task(client.enqueue(Task(text="open"), tenant="acme")) for _ in range(5)]
+    await asyncio.sleep(0)
+    (batch,) = group(client).batches.values()
+    assert not batch.open
+    handles = await asyncio.gather(*calls)
+    sizes = [int(each.headers["Nats-Batch-Sequence"]) for each in batched(await stored(client))[-FEW:]]
+    assert sizes == list(range(1, FEW + 1))
+    assert len({each._enqueued.seq for each in handles}) == FEW + 5
+    assert idle(client)
+
+
+async def test_few_callers_open_no_batch_after_many(client: Client) -> None:
+    await at_once(client, 64)
+    calls = asyncio.create_task(at_once(client, FEW - 1))
+    while not client.connection.window.under_way:
+        assert not group(client).batches
+        await asyncio.sleep(0)
+    for handle in await calls:
+        told = await client.connection.get(WORK, handle._enqueued.seq)
+        assert told is not None
+        assert "Nats-Batch-Id" not in told.headers
+
+
+async def test_an_opened_batch_whose_next_job_has_no_room_for_its_headers_is_given_up_and_all_go_alone(
+    client: Client,
+) -> None:
+    form = client._opened().form(Task(), "acme", "normal", {"m": ""})
+    room = HEADERS_MAX - len(form.block(subjects.new_id()))
+    calls = await opened(client, lambda: client.enqueue(Task(text="large"), tenant="acme", headers={"m": "x" * room}))
+    async with asyncio.timeout(10):
+        handles = await asyncio.gather(*calls)
+    kept = (await stored(client))[64:]
+    assert texts(kept) == [*["open"] * (FEW - 1), "large"]
+    assert [each._enqueued.seq for each in handles] == [each.seq for each in kept]
+    assert not batched(kept)
+    assert idle(client)
+
+
+async def test_an_opened_batch_whose_next_caller_gives_up_is_given_up_and_the_others_go_alone(client: Client) -> None:
+    calls = await opened(client)
+    client.connection.window.abandon(list(group(client).gathered))
+    calls.pop().cancel()
+    async with asyncio.timeout(10):
+        handles = await asyncio.gather(*calls)
+    kept = (await stored(client))[64:]
+    assert [each._enqueued.seq for each in handles] == [each.seq for each in kept]
+    assert not batched(kept)
+    assert idle(client)
+
+
+async def test_a_link_that_is_lost_with_a_batch_open_loses_and_doubles_nothing(client: Client) -> None:
+    calls = await opened(client)
+    client.connection.renew()
+    await client.connection._on_lost()  # at once, before the batch is completed
+    assert not group(client).batches
+    async with asyncio.timeout(20):
+        handles = await asyncio.gather(*calls)
+    kept = (await stored(client))[64:]
+    assert {each._enqueued.seq for each in handles} == {each.seq for each in kept}
+    assert len(kept) == FEW
+    assert idle(client)
+
+
+async def test_a_second_batch_is_sent_before_the_first_is_answered_and_the_refusal_of_one_is_not_the_others(
+    client: Client,
+) -> None:
+    first = await client.enqueue(Task(text="first"), tenant="acme", unique="k")
+    calls = [
+        asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme", unique="k" if n == 40 else None))
+        for n in range(512)
+    ]
+    while len(group(client).batches) < 2:
+        await asyncio.sleep(0)
+    one, other = group(client).batches.values()
+    assert min(len(one.members), len(other.members)) >= batches.ENOUGH
+    handles = await asyncio.gather(*calls)
+    assert [n for n, each in enumerate(handles) if each.duplicate] == [40]
+    assert handles[40]._enqueued.seq == first._enqueued.seq
+    by_seq = {each.seq: each for each in await stored(client)}
+    assert len(by_seq) == 512
+    for n, handle in enumerate(handles):
+        if n != 40:
+            assert codec.decode(by_seq[handle._enqueued.seq].data)["text"] == str(n)
+    names = {each.headers["Nats-Batch-Id"] for each in batched(list(by_seq.values()))}
+    assert other.name in names
+    assert one.name not in names
+    assert idle(client)
+
+
 # what comes of each
 
 
@@ -287,7 +394,7 @@ async def test_without_the_stream_each_says_what_to_do(account: Account, streams
 
 async def test_callers_that_are_cancelled_behind_a_batch_are_not_sent(client: Client) -> None:
     first = [asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme")) for n in range(100)]
-    while group(client).batch is None:
+    while not group(client).batches:
         await asyncio.sleep(0)
     behind = [asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme")) for n in range(100, 160)]
     await asyncio.sleep(0)
@@ -301,7 +408,7 @@ async def test_callers_that_are_cancelled_behind_a_batch_are_not_sent(client: Cl
 
 async def test_callers_that_are_cancelled_under_way_leave_the_others_their_places(client: Client) -> None:
     calls = [asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme")) for n in range(100)]
-    while group(client).batch is None:
+    while not group(client).batches:
         await asyncio.sleep(0)
     for call in calls[40:50]:
         call.cancel()
@@ -338,7 +445,7 @@ async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_on
 
 async def test_a_client_that_is_closed_meanwhile_ends_all(client: Client) -> None:
     calls = [asyncio.create_task(client.enqueue(Task(), tenant="acme")) for _ in range(300)]
-    while group(client).batch is None:
+    while not group(client).batches:
         await asyncio.sleep(0)
     at = client.connection.window
     await client.close()
@@ -368,7 +475,7 @@ async def test_the_server_killed_in_the_midst_of_batches_loses_and_doubles_nothi
         callers = [asyncio.create_task(caller()) for _ in range(256)]
         for _ in range(3):
             goal = len(told) + 1_000
-            await eventually(lambda goal=goal: len(told) > goal and group(client).batch is not None, within=30)
+            await eventually(lambda goal=goal: len(told) > goal and group(client).batches, within=30)
             server.kill()
             await eventually(lambda: not client.connection.connected)
             server.start()

@@ -68,7 +68,7 @@ async def outcomes(client: Client, items: Any, **options: Any) -> list[aiqueue.H
 
 def idle(client: Client) -> bool:
     at = client.connection.window
-    gathered = any(each.gathered or each.batch or each._under_way for each in at._groups.values())
+    gathered = any(each.gathered or each.batches or each._under_way for each in at._groups.values())
     return not (at._under_way or at._line or at._again or at._unwanted or at._asking or at._bytes or gathered)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -41,6 +41,17 @@ class Received(Protocol):
     def headers(self) -> Headers: ...
     @property
     def status(self) -> Status | None: ...
+
+
+class Message(Protocol):
+    """A message to be sent; `block` is what the function of that name has made."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def block(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 class Stored(NamedTuple):
@@ -109,22 +120,26 @@ def put(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -
     )  # fmt: skip
 
 
-def batch(name: bytes, members: Iterable[tuple[str, bytes, bytes]], count: int, reply: bytes) -> bytes:
-    """The HPUBs of an atomic batch (ADR-50): subject, headers and body of `count` messages for one stream. `name` is
-    up to 64 bytes. The first is answered on `reply`, where it is refused or with an empty body; so is the last.
+def batch(name: bytes, messages: Sequence[Message], first: int, reply: bytes, *, last: bool) -> bytes:
+    """HPUBs of an atomic batch (ADR-50), whose `name` has up to 64 bytes: messages for one stream, numbered from
+    `first`. `last`: it ends with them. On `reply` comes an empty answer to the first of these, where it is not refused,
+    and one to the last of all.
     """
     made = []
-    for number, (subject, headers, body) in enumerate(members, 1):
-        last = number == count
-        own = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b\r\n" % (
-            name, number, b"Nats-Batch-Commit: 1\r\n" if last else b"",
-        )  # fmt: skip
-        size = len(headers) - 2 + len(own)
-        answered = reply if last or number == 1 else b""
+    end = first + len(messages) - 1 if last else 0
+    answered = reply
+    own = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: " % name
+    for number, message in enumerate(messages, first):
+        tail = b"%d\r\n\r\n" % number
+        if number == end:
+            tail, answered = b"%d\r\nNats-Batch-Commit: 1\r\n\r\n" % number, reply
+        headers, body = message.block, message.body
+        size = len(headers) - 2 + len(own) + len(tail)
         made.append(
-            b"HPUB %b %b %d %d\r\n%b%b%b\r\n"
-            % (subject.encode(), answered, size, size + len(body), headers[:-2], own, body)
+            b"HPUB %b %b %d %d\r\n%b%b%b%b\r\n"
+            % (message.subject.encode(), answered, size, size + len(body), headers[:-2], own, tail, body)
         )
+        answered = b""
     return b"".join(made)
 
 

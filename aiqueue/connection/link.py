@@ -265,10 +265,14 @@ class Connection:
         assert self._link is not None
         self._link.send(frames.put(subject, self._answers.inbox_bytes, token, block, body))
 
-    def put_batch(self, name: str, token: bytes, members: Sequence[tuple[str, bytes, bytes]]) -> None:
-        """The same for several of one stream, as an atomic batch of this `name`: subject, block and body of each."""
-        reply = self._answers.inbox_bytes + token  # of the first one too: Link.take_back goes by that
-        self._client.send(frames.batch(name.encode(), members, len(members), reply))
+    def put_batch(self, name: str, token: bytes, messages: Sequence[Publish], first: int, *, last: bool) -> None:
+        """The same for messages of an atomic batch, of which the first has the number `first`. With the `last` of them
+        it is complete. They go out at once: the server works while callers run.
+        """
+        reply = self._answers.inbox_bytes + token  # in each frame's first line: Link.take_back goes by that
+        link = self._client
+        link.send(frames.batch(name.encode(), messages, first, reply, last=last))
+        link.push()
 
     @property
     def behind(self) -> bool:

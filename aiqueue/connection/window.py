@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -74,6 +75,7 @@ class Window:
         self._count = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # asked for once: it is a system call in Python 3.11
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = math.inf  # when the timer ends
         self._again_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -172,6 +174,7 @@ class Window:
             if timer is not None:
                 timer.cancel()
         self._timer = self._again_timer = None
+        self._look_at = math.inf
         for task in self._asking:
             task.cancel()
         for publish in self._under_way.values():
@@ -206,28 +209,27 @@ class Window:
         assert self._loop is not None
         return self._loop.time()
 
-    def leaves_room(self, publish: Publish, size: int) -> bool:
-        """Whether its headers may be so many bytes longer."""
-        headers = len(publish.block) + size
-        return headers <= frames.HEADERS_MAX and headers + len(publish.body) <= self._connection.max_payload
+    @property
+    def max_payload(self) -> int:
+        return self._connection.max_payload
 
     def send(self, publish: Publish) -> None:
-        self._start(publish, self.now())
+        self._start((publish,), self.now())
         self._connection.put(publish.subject, publish.token, publish.block, publish.body)
 
-    def send_batch(self, members: list[Publish]) -> Batch:
-        """Send these as one: all are stored, or none."""
-        now = self.now()
-        for publish in members:
-            self._start(publish, now)
+    def new_batch(self) -> Batch:
         self._count += 1
-        batch = Batch(b"g%x" % self._count, members, now + TRY_S)  # no other token begins so
-        for publish in members:
-            publish.batch = batch.token
-        name = f"{self._batch_name}-{self._count:x}"
-        self._connection.put_batch(name, batch.token, [(each.subject, each.block, each.body) for each in members])
+        # no other token begins so
+        return Batch(f"{self._batch_name}-{self._count:x}", b"g%x" % self._count, self.now() + TRY_S)
+
+    def put_batch(self, batch: Batch, members: list[Publish], *, last: bool) -> None:
+        """Send these, the next ones of `batch`. With the `last` of them the server stores it."""
+        self._start(members, self.now(), batch.token)
+        first = len(batch.members) + 1
+        batch.members += members
+        batch.open = not last
+        self._connection.put_batch(batch.name, batch.token, members, first, last=last)
         self.watch(batch.due)
-        return batch
 
     def take(self, publishes: Iterable[Publish]) -> None:
         """These are not under way any more."""
@@ -262,16 +264,23 @@ class Window:
         if publish.group is None or not publish.group.gather(publish):
             self.send(publish)
 
-    def _start(self, publish: Publish, now: float) -> None:
-        self._count += 1
-        publish.token = token = b"%x" % self._count
-        publish.due = due = min(now + TRY_S, publish.end)
-        self._under_way[token] = publish
-        self._bytes += len(publish.body)
-        if publish.group is not None:
-            publish.group.sent(now)
-        if self._timer is None or due < self._timer.when():
-            self.watch(due)
+    def _start(self, publishes: Sequence[Publish], now: float, batch: bytes = b"") -> None:
+        """These, of one group or none, are under way from now on."""
+        count, soonest, size = self._count, now + TRY_S, 0
+        for count, publish in enumerate(publishes, count + 1):  # noqa: B020
+            publish.token = token = b"%x" % count
+            publish.batch = batch
+            publish.due = due = min(now + TRY_S, publish.end)
+            soonest = min(soonest, due)
+            self._under_way[token] = publish
+            size += len(publish.body)
+        self._count = count
+        self._bytes += size
+        group = publishes[0].group
+        if group is not None:
+            group.sent(now, len(publishes))
+        if soonest < self._look_at:
+            self.watch(soonest)
 
     def _drop(self, gone: set[int]) -> None:
         self._line = deque(each for each in self._line if id(each) not in gone)
@@ -291,15 +300,16 @@ class Window:
 
     def watch(self, due: float) -> None:
         """Have `_tick` called at `due` or before."""
+        if self._look_at <= due:
+            return
         if self._timer is not None:
-            if self._timer.when() <= due:
-                return
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(due, self._tick)
+        self._look_at = due
 
     def _tick(self) -> None:
         """End what is out of time, send again what was not answered. The next look is at the next time limit."""
-        self._timer = None
+        self._timer, self._look_at = None, math.inf
         now = asyncio.get_running_loop().time() + 0.001
         for group in self._groups.values():
             group.expire(now)
@@ -328,8 +338,7 @@ class Window:
         dues += [each.end for each in (*self._line, *self._again, *(p for w in self._unwanted.values() for p in w))]
         for group in self._groups.values():
             dues += [each.end for each in group.gathered]
-            if group.batch is not None:
-                dues.append(group.batch.due)
+            dues += [each.due for each in group.batches.values()]
         if dues:
             self.watch(min(dues))
         self.pump()

@@ -33,8 +33,10 @@ class Pace:
         self._try_at = 0.0
 
     def begin(self, now: float) -> None:
-        """Something is under way, and nothing was."""
-        if now - self._last > GAP_S:
+        """Something is under way, and nothing was. A trial begins with it, and not with the answer before it, whose
+        callers had to run first.
+        """
+        if now - self._last > GAP_S or (self.trying and not self._settling and not self._count):
             self._start(now)
 
     def count(self, answers: int, under_way: int) -> bool:

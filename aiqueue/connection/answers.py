@@ -87,9 +87,11 @@ class Awaited(Publish):
 
     __slots__ = ("future",)
 
-    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool, stream: str) -> None:
+    def __init__(
+        self, subject: str, block: bytes, body: bytes, future: asyncio.Future[None], *, fenced: bool, stream: str
+    ) -> None:
         super().__init__(subject, block, body, fenced=fenced, stream=stream)
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future = future
 
     def settled(self) -> None:
         if not self.future.done():

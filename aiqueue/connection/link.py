@@ -246,8 +246,9 @@ class Connection:
         """The same with headers that `frames.block` has made. `stream`: see `Publish`."""
         self._demand_open()
         frames.measure(block, body, self.max_payload)
-        publish = Awaited(subject, block, body, fenced=fenced, stream=stream)
-        return self._answers.store(publish, timeout_s)
+        answers = self._answers
+        publish = Awaited(subject, block, body, answers.window.loop.create_future(), fenced=fenced, stream=stream)
+        return answers.store(publish, timeout_s)
 
     @property
     def window(self) -> Window:

@@ -79,15 +79,18 @@ class Window:
         self._again_timer: asyncio.TimerHandle | None = None
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    @property
     def under_way(self) -> int:
         return len(self._under_way)
 
     def add(self, publish: Publish, timeout_s: float) -> None:
         """Send `publish`, or put it in line. It is settled within `timeout_s` seconds, if not abandoned."""
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        publish.end = publish.due = loop.time() + timeout_s
+        publish.end = publish.due = self.loop.time() + timeout_s
         if publish.stream and publish.group is None:
             publish.group = self._group(publish.stream)
         if self._line or not self.ready:

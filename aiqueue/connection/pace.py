@@ -63,7 +63,7 @@ class Pace:
 
     def rest(self, now: float, for_s: float) -> None:
         """No batches for so long."""
-        self._try_at = max(self._try_at, now + for_s)
+        self._try_at = now + for_s
         self._every_s = TRY_FIRST_S
         self._tried_at = max(self._tried_at, self._try_at - TRY_FIRST_S)
         self._rates[1] = 0.0
@@ -93,7 +93,8 @@ class Pace:
                 self._every_s = TRY_FIRST_S
                 self._tried = (load, load)
             else:
-                self._every_s = min(self._every_s * 2, TRY_MAX_S)
+                plain = rate * PLAIN < self._rates[1 - way]  # it is not soon the better one
+                self._every_s = TRY_MAX_S if plain else min(self._every_s * 2, TRY_MAX_S)
                 self._tried = (min(low or load, load), max(high, load))
                 self._turn(under_way)
             self._try_at = now + self._every_s

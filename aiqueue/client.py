@@ -229,8 +229,8 @@ class Client:
         error about one item is yielded, never raised, and stops no other.
 
         Jobs are sent in the order of the items, so a lane holds them in that order, except where one was tried
-        again: after a PubAck that did not come, a full lane, or a cluster without a leader. Each item is tried with
-        the same id until `timeout` (from when it was taken) is over. `on_full`: a full lane's items fail with
+        again: after a PubAck that did not come, a full lane, a cluster without a leader, or, where they went in batches
+        (a server that syncs every write), beside a duplicate. Each item is tried with the same id until `timeout` (from when it was taken) is over. `on_full`: a full lane's items fail with
         QueueFull, or "wait" with backoff; other lanes' items pass them, but are yielded after them, so that a lane
         which stays full holds the window up for at most `timeout`. `deadline` and `delay` count from when the item was
         taken.

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,11 @@ log = logging.getLogger("aiqueue.lanes")
 POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is let go; its consumer goes by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
+FEW = 128  # with more lanes than this, one in memory that was found with a backlog is let go once that is done
+BACKLOG_MIN = 8  # jobs; for fewer it does not pay to make a consumer and to remove it
+SETTLED_S = 0.1  # after the last job was delivered, its ack should be there
+LEAVE_AT_ONCE_MAX = 64
+PAUSED_S = 2.0  # how long a consumer is held still for, to be removed unused
 REPORTED_MAX = 1_000
 REMAKE_AFTER_S = 0.25  # docs/decisions/lane-made-anew.md: at once would meet the server's clean-up
 SUBJECTS_PAGE = 100_000  # the server's own page of STREAM.INFO subjects
@@ -49,7 +55,12 @@ class Lanes:
         self._changed = changed
         self._open: dict[Lane, LanePull] = {}
         self._opening: set[Lane] = set()
+        self._hinted: set[Lane] = set()  # of those that are being opened
         self._creating = asyncio.Semaphore(CREATE_AT_ONCE_MAX)
+        self._settling: set[LanePull] = set()  # drained, to be let go
+        self._leaving: dict[Lane, bool] = {}  # and whether jobs were heard of meanwhile
+        self._removing = asyncio.Semaphore(LEAVE_AT_ONCE_MAX)
+        self._ahead_s = 0.0  # the server's clock, beside this one
         self._tasks: set[asyncio.Task[None]] = set()
         self._hints: list[Subscription] = []
         self._poller: asyncio.Task[None] | None = None
@@ -122,7 +133,7 @@ class Lanes:
             found = info["state"].get("subjects") or {}
             for subject, jobs in found.items():
                 lane = subjects.parse_lane(subject)
-                if lane is not None:
+                if lane is not None and lane not in self._leaving:  # if it is true, in a second again
                     self._want(lane, jobs=jobs)
             if len(found) < SUBJECTS_PAGE:
                 return
@@ -131,6 +142,10 @@ class Lanes:
     def _on_hint(self, message: Received) -> None:
         parts = message.subject.split(".")
         lane = Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
+        if lane in self._opening:
+            self._hinted.add(lane)
+        elif lane in self._open:
+            self._open[lane].passing = False  # its producer counts on us, and hints again only after a while
         self._want(lane, jobs=1)
 
     def _want(self, lane: Lane, *, jobs: int) -> None:
@@ -146,6 +161,9 @@ class Lanes:
             pull.held = time.monotonic()
             self._puller.told(pull, jobs)
             self._changed()
+            return
+        if lane in self._leaving:
+            self._leaving[lane] = True
             return
         if lane in self._opening:
             return
@@ -173,6 +191,7 @@ class Lanes:
             self._serve(family, lane, name, jobs, created=timestamp(made["created"]))
         finally:
             self._opening.discard(lane)
+            self._hinted.discard(lane)
 
     async def _made(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
         """The server's word on the lane's consumer. One of another declaration will do: its limits differ, its jobs are
@@ -181,13 +200,21 @@ class Lanes:
         """
         name = f"{family.stream}.{config['durable_name']}"
         request = {"stream_name": family.stream, "config": config, "action": "create"}
+        drifted = None
         try:
             await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
         except ConfigMismatch as error:
             if "already exists" not in str(error):
                 raise
-            self._report_mismatch(lane, error, served=True)
-        return await self._connection.api(f"CONSUMER.INFO.{name}")
+            drifted = error
+        try:
+            info = await self._connection.api(f"CONSUMER.INFO.{name}")
+        except NotFound as error:
+            raise Unavailable(str(error)) from None  # let go by another worker in this moment
+        if drifted is not None and not info.get("paused"):  # else it is on its way out
+            self._report_mismatch(lane, drifted, served=True)
+        self._ahead_s = timestamp(info["ts"]) - time.time()
+        return info
 
     async def _clear(self, family: Family, consumer: str) -> None:
         """Remove a consumer that the server holds in memory but whose files went with its predecessor's: left alone,
@@ -200,10 +227,15 @@ class Lanes:
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
             rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
+            passing=self._passing(family, lane, jobs),
         )  # fmt: skip
         self._open[lane] = pull
         self._puller.add(pull)
         self._changed()
+
+    def _passing(self, family: Family, lane: Lane, jobs: int) -> bool:
+        own = family.lanes == "tenant" and family.lane_storage == "memory" and not family.claim
+        return own and jobs >= BACKLOG_MIN and lane not in self._hinted
 
     def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
         self._report(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it", served=served)
@@ -223,7 +255,82 @@ class Lanes:
             elif pull.key.tenant != "*" and now - pull.active > IDLE_S and not pull.waiting and not pull.pending:
                 pull.retiring = True
 
+    def drained(self, pull: LanePull) -> bool:
+        """A passing lane has no more jobs. True: there are many lanes, each of which costs every ack of the stream, and
+        it is to go (docs/decisions/passing-lanes.md).
+        """
+        if pull in self._settling:
+            return True
+        if self._stopped or len(self._open) <= FEW:
+            return False
+        self._settle(pull)
+        return True
+
+    def _settle(self, pull: LanePull) -> None:
+        self._settling.add(pull)
+        asyncio.get_running_loop().call_later(SETTLED_S, self._let_go, pull)
+
+    def _let_go(self, pull: LanePull) -> None:
+        self._settling.discard(pull)
+        if self._stopped or self._open.get(pull.key) is not pull:
+            return
+        if pull.pending > 0 or pull.grants or pull.standing:
+            return  # there are jobs again
+        if pull.waiting:
+            self._settle(pull)
+            return
+        self._drop(pull)
+        self._leaving[pull.key] = False
+        task = asyncio.create_task(self._leave(pull))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _leave(self, pull: LanePull) -> None:
+        """Remove the lane's consumer, or serve the lane on if that is of use to anybody."""
+        try:
+            async with self._removing:
+                removed = await self._removed(f"{pull.stream}.{pull.consumer}")
+        except NotFound:
+            removed = True
+        except AIQueueError as error:
+            log.debug("letting go of lane %s: %s", pull.key, error)
+            removed = False
+        finally:
+            wanted = self._leaving.pop(pull.key)
+        if not removed and not self._stopped:
+            pull.pending, pull.passing = 1, False  # as far as is known
+            self._open[pull.key] = pull
+            self._puller.add(pull)
+            self._changed()
+        elif wanted:
+            self._want(pull.key, jobs=1)
+
+    async def _removed(self, name: str) -> bool:
+        """Remove a consumer that nobody waits at and of which nothing is in flight or to be had; one that is paused is
+        left to whoever did that. It is paused first: a job that it delivered after this was asked, to another worker,
+        would be delivered again.
+        """
+        api = self._connection.api
+        info = await api(f"CONSUMER.INFO.{name}")
+        if info.get("paused"):
+            return True  # another worker is about to
+        if not _unused(info):
+            return False
+        until = datetime.fromtimestamp(time.time() + self._ahead_s + PAUSED_S, UTC)
+        await api(f"CONSUMER.PAUSE.{name}", {"pause_until": until.isoformat()})
+        info = await api(f"CONSUMER.INFO.{name}")
+        if info.get("paused") and _unused(info):
+            await api(f"CONSUMER.DELETE.{name}")
+            return True
+        await api(f"CONSUMER.PAUSE.{name}", {})
+        return False
+
     def _drop(self, pull: LanePull) -> None:
         if self._open.get(pull.key) is pull:
             del self._open[pull.key]
             self._puller.remove(pull)
+
+
+def _unused(info: dict[str, Any]) -> bool:
+    """Nothing of it is in flight, to be had or at its last delivery, and no pull waits."""
+    return not any(info[each] for each in ("num_ack_pending", "num_pending", "num_redelivered", "num_waiting"))

@@ -88,6 +88,7 @@ class LanePull(turns.Turn):
     held: float = 0.0  # when the lane was last said to hold jobs
     created: float = 0.0  # when the server made the consumer, seconds since the epoch; 0: not known
     retiring: bool = False  # idle: to be let go when its last pull has expired
+    passing: bool = False  # found with a backlog: may be let go when that is done
 
     @property
     def granted(self) -> int:
@@ -111,7 +112,8 @@ def prefetch(concurrency: int, handler_s: float | None) -> int:
 
 class Puller:
     """The open pulls of one worker. `deliver` is called with each delivery, `gone` with a lane whose consumer the
-    server no longer has, `changed` when there may be something to pull again.
+    server no longer has, `changed` when there may be something to pull again, `drained` with a passing lane that has no
+    more jobs: True says that it is taken care of and gets no pull.
     """
 
     def __init__(
@@ -121,8 +123,10 @@ class Puller:
         deliver: Callable[[Delivery], None],
         gone: Callable[[LanePull], None],
         changed: Callable[[], None],
+        drained: Callable[[LanePull], bool] | None = None,
     ) -> None:
         self._connection = connection
+        self._drained = drained
         self._deliver = deliver
         self._gone = gone
         self._changed = changed
@@ -242,7 +246,9 @@ class Puller:
             self._quiet.pop(lane, None)
             return
         self._busy.discard(lane)
-        if not lane.standing and not lane.grants and not lane.retiring:
+        if lane.standing or lane.grants or lane.retiring:
+            return
+        if not (lane.passing and self._drained is not None and self._drained(lane)):
             self._quiet[lane] = None
 
     def _grant(self, lane: LanePull, batch: int) -> None:

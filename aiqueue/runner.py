@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -25,9 +26,9 @@ from .attempt import (
     Waits,
 )  # fmt: skip
 from .claims import AGAIN_S, Claims
-from .connection import HEADERS_MAX
+from .connection import HEADERS_MAX, timestamp
 from .deadletter import history_of, trimmed
-from .errors import AccountFull, BadInput, Corrupt, DiskFull, NotFound, Stale
+from .errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, NotFound, Stale
 from .job import Job
 from .journal import RETRY, STARTED, WRITE_TRIES_MAX, Writer
 from .processes import Processes
@@ -280,7 +281,7 @@ class Runner:
         family that claims its ids. There of the messages of one id the first one to write this is run.
         """
         family = opened.parcel.family
-        mine = [delivery.seq, delivery.lane.created, delivery.delivered]
+        mine = [delivery.seq, await self._made(delivery, family), delivery.delivered]
         for _ in range(WRITE_TRIES_MAX):
             newest, told = opened.past.newest, opened.past.told
             if opened.past.ended:
@@ -306,6 +307,17 @@ class Runner:
             await self._look_back(delivery, opened, writer.subject)
             writer.start_over(opened.past, opened.attempt)
         raise Stale(f"{writer.subject}: {WRITE_TRIES_MAX} beginnings were overtaken", ended=False)
+
+    async def _made(self, delivery: Delivery, family: Family) -> float:
+        """When the consumer was made that delivered this, seconds since the epoch. One in memory may have been let go
+        and made anew since this worker first asked; while a job of it is in flight, it stays.
+        """
+        lane = delivery.lane
+        if delivery.delivered > 1 and family.lane_storage == "memory":
+            with contextlib.suppress(AIQueueError):
+                info = await self._journal.connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
+                lane.created = max(lane.created, timestamp(info["created"]))
+        return lane.created
 
     async def _reconsider(self, delivery: Delivery, opened: Opened, writer: Writer, outcome: Outcome) -> Outcome:
         """A consumer made anew counts deliveries from 1: what was before a failure stands in the journal."""

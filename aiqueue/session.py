@@ -66,7 +66,9 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._pulling = False  # a look at the pulls is on its way
         self._held_min = 0  # with fewer jobs here or asked for, more are asked for at once
-        self._puller = Puller(connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._changed)
+        self._puller = Puller(
+            connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._changed, drained=self._on_drained
+        )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self._leases = Leases(connection, shortest_s=shortest_s)
         self._lanes = Lanes(
@@ -307,6 +309,9 @@ class Session:
             self._leases.let_go(delivery.reply)
         lane.waiting = 0
         self._lanes.gone(lane)
+
+    def _on_drained(self, lane: LanePull) -> bool:
+        return self._lanes.drained(lane)
 
     def _return_overdue(self) -> None:
         """Hand back jobs that wait here for a slot while another worker may be idle."""

@@ -27,6 +27,20 @@ from aiqueue import supervisor
 from . import support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
 
+SMALL = """
+[family]
+name = "small.jobs"
+default_kind = "small"
+priorities = ["high", "normal"]
+key = "ticket"
+[stream]
+name = "SMALL"
+storage = "memory"
+max_msgs_per_subject = 3
+max_bytes = "1MiB"
+max_msg_size = "100KiB"
+"""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--server", default="embedded", metavar="embedded|container|URL", help="the server to test on")
@@ -54,6 +68,15 @@ def nats_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield from _container()
     else:
         yield _given(choice)
+
+
+@pytest.fixture
+def streams(tmp_path: Path) -> Path:
+    """A directory of stream files with a small one: family small.jobs, three jobs a lane."""
+    directory = tmp_path / "streams"
+    directory.mkdir()
+    (directory / "small.toml").write_text(SMALL)
+    return directory
 
 
 @pytest.fixture

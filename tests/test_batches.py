@@ -25,7 +25,7 @@ from aiqueue.job import JobSpec
 
 from .support import Account, Eventually, NatsProcess
 from .test_many import WORK, idle, outcomes, stored, texts
-from .test_producer import SMALL, Small, Task, where
+from .test_producer import Small, Task, where
 
 OwnServer = Callable[..., NatsProcess]
 ALWAYS = "sync_interval: always"
@@ -40,14 +40,6 @@ class Grouping(Pace):
 
     def look(self, now: float, under_way: int) -> None:
         pass
-
-
-@pytest.fixture
-def streams(tmp_path: Path) -> Path:
-    directory = tmp_path / "streams"
-    directory.mkdir()
-    (directory / "small.toml").write_text(SMALL)
-    return directory
 
 
 @pytest.fixture
@@ -422,7 +414,7 @@ async def test_callers_that_are_cancelled_under_way_leave_the_others_their_place
 
 
 async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_once(
-    own_server: OwnServer, streams: Path, monkeypatch: pytest.MonkeyPatch
+    own_server: OwnServer, streams: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr("aiqueue.connection.window.TRY_S", 0.3)
     server = own_server()
@@ -433,7 +425,7 @@ async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_on
         short = asyncio.create_task(at_once(client, 100, timeout=0.1))
         assert {type(each) for each in await short} == {Unavailable}
         calls = asyncio.create_task(at_once(client, 100))
-        await asyncio.sleep(0.5)
+        await eventually(lambda: any(each.alone for each in client.connection.window._under_way.values()))
         assert not calls.done()
         server.resume()
         told = await calls

@@ -33,18 +33,10 @@ from aiqueue.errors import (
 from aiqueue.job import JobSpec, Message, untyped
 
 from .support import Account, Eventually, NatsProcess
-from .test_producer import SMALL, Small, Task, where
+from .test_producer import Small, Task, where
 
 OwnServer = Callable[..., NatsProcess]
 WORK = "AI_AGENT_TASKS"
-
-
-@pytest.fixture
-def streams(tmp_path: Path) -> Path:
-    directory = tmp_path / "streams"
-    directory.mkdir()
-    (directory / "small.toml").write_text(SMALL)
-    return directory
 
 
 @pytest.fixture

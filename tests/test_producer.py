@@ -35,20 +35,6 @@ from .support import Account, Eventually, NatsProcess
 
 OwnServer = Callable[..., NatsProcess]
 
-SMALL = """
-[family]
-name = "small.jobs"
-default_kind = "small"
-priorities = ["high", "normal"]
-key = "ticket"
-[stream]
-name = "SMALL"
-storage = "memory"
-max_msgs_per_subject = 3
-max_bytes = "1MiB"
-max_msg_size = "100KiB"
-"""
-
 
 class Small(Message, kind="small", family="small.jobs"):
     n: int = 0
@@ -59,14 +45,6 @@ class Small(Message, kind="small", family="small.jobs"):
 class Task(Message, kind="task"):
     text: str = ""
     task_id: str | None = None
-
-
-@pytest.fixture
-def streams(tmp_path: Path) -> Path:
-    directory = tmp_path / "streams"
-    directory.mkdir()
-    (directory / "small.toml").write_text(SMALL)
-    return directory
 
 
 def where(server: Account | NatsProcess, streams: Path) -> dict[str, Any]:

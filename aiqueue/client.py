@@ -230,10 +230,10 @@ class Client:
 
         Jobs are sent in the order of the items, so a lane holds them in that order, except where one was tried
         again: after a PubAck that did not come, a full lane, a cluster without a leader, or, on a server that syncs
-        every write, beside a duplicate in its batch. Each item is tried with the same id until `timeout` (from when
-        it was taken) is over. `on_full`: a full lane's items fail with QueueFull, or "wait" with backoff; other lanes'
-        items pass them, but are yielded after them, so that a lane which stays full holds the window up for at most
-        `timeout`. `deadline` and `delay` count from when the item was taken.
+        every write, in a batch that was refused for another job. Each item is tried with the same id until `timeout`
+        (from when it was taken) is over. `on_full`: a full lane's items fail with QueueFull, or "wait" with backoff;
+        other lanes' items pass them, but are yielded after them, so that a lane which stays full holds the window up
+        for at most `timeout`. `deadline` and `delay` count from when the item was taken.
 
         `progress(stored, failed)` counts what was yielded; it is called at most 10 times a second and at the end.
         Leaving early (`aclose`, `contextlib.aclosing`, cancellation) forgets what is under way: those that were sent

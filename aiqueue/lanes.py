@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ BACKLOG_MIN = 8  # jobs; for fewer it does not pay to make a consumer and to rem
 SETTLED_S = 0.1  # after the last job was delivered, its ack should be there
 LEAVE_AT_ONCE_MAX = 64
 PAUSED_S = 2.0  # how long a consumer is held still for, to be removed unused
+PAUSE_EXACT_S = 2e-6
+LEAVE_API_S = 1.0  # for each answer meanwhile
 REPORTED_MAX = 1_000
 REMAKE_AFTER_S = 0.25  # docs/decisions/lane-made-anew.md: at once would meet the server's clean-up
 SUBJECTS_PAGE = 100_000  # the server's own page of STREAM.INFO subjects
@@ -60,7 +63,7 @@ class Lanes:
         self._settling: set[LanePull] = set()  # drained, to be let go
         self._leaving: dict[Lane, bool] = {}  # and whether jobs were heard of meanwhile
         self._removing = asyncio.Semaphore(LEAVE_AT_ONCE_MAX)
-        self._ahead_s = 0.0  # the server's clock, beside this one
+        self._leaves: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hints: list[Subscription] = []
         self._poller: asyncio.Task[None] | None = None
@@ -79,10 +82,13 @@ class Lanes:
     async def stop(self) -> None:
         """Find no more. Safe twice and unstarted."""
         self._stopped = True
-        for task in [self._poller, *self._tasks]:
+        if self._leaves:
+            await asyncio.wait(self._leaves, timeout=PAUSED_S)  # those that have paused a consumer end it
+        for task in [self._poller, *self._tasks, *self._leaves]:
             if task is not None:
                 task.cancel()
-        await asyncio.gather(*(t for t in [self._poller, *self._tasks] if t is not None), return_exceptions=True)
+        left = [t for t in [self._poller, *self._tasks, *self._leaves] if t is not None]
+        await asyncio.gather(*left, return_exceptions=True)
         self._poller = None
         for subscription in self._hints:
             await subscription.close()
@@ -213,7 +219,6 @@ class Lanes:
             raise Unavailable(str(error)) from None  # let go by another worker in this moment
         if drifted is not None and not info.get("paused"):  # else it is on its way out
             self._report_mismatch(lane, drifted, served=True)
-        self._ahead_s = timestamp(info["ts"]) - time.time()
         return info
 
     async def _clear(self, family: Family, consumer: str) -> None:
@@ -235,7 +240,8 @@ class Lanes:
 
     def _passing(self, family: Family, lane: Lane, jobs: int) -> bool:
         own = family.lanes == "tenant" and family.lane_storage == "memory" and not family.claim
-        return own and jobs >= BACKLOG_MIN and lane not in self._hinted
+        # of a job that was delivered once, and given up at that, the consumer says nothing
+        return own and family.max_deliver != 1 and jobs >= BACKLOG_MIN and lane not in self._hinted
 
     def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
         self._report(lane, f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` mends it", served=served)
@@ -271,32 +277,32 @@ class Lanes:
         asyncio.get_running_loop().call_later(SETTLED_S, self._let_go, pull)
 
     def _let_go(self, pull: LanePull) -> None:
-        self._settling.discard(pull)
-        if self._stopped or self._open.get(pull.key) is not pull:
-            return
-        if pull.pending > 0 or pull.grants or pull.standing:
-            return  # there are jobs again
-        if pull.waiting:
-            self._settle(pull)
-            return
-        self._drop(pull)
-        self._leaving[pull.key] = False
-        task = asyncio.create_task(self._leave(pull))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if not self._stopped:
+            task = asyncio.create_task(self._leave(pull))
+            self._leaves.add(task)
+            task.add_done_callback(self._leaves.discard)
 
     async def _leave(self, pull: LanePull) -> None:
         """Remove the lane's consumer, or serve the lane on if that is of use to anybody."""
-        try:
-            async with self._removing:
+        async with self._removing:
+            self._settling.discard(pull)
+            if self._stopped or self._open.get(pull.key) is not pull:
+                return
+            if not (pull.passing and pull.idle and pull.pending <= 0):  # there are jobs again, or a hint has come
+                self._puller.keep(pull)
+                self._changed()
+                return
+            self._drop(pull)
+            self._leaving[pull.key] = False
+            try:
                 removed = await self._removed(f"{pull.stream}.{pull.consumer}")
-        except NotFound:
-            removed = True
-        except AIQueueError as error:
-            log.debug("letting go of lane %s: %s", pull.key, error)
-            removed = False
-        finally:
-            wanted = self._leaving.pop(pull.key)
+            except NotFound:
+                removed = True
+            except AIQueueError as error:
+                log.debug("letting go of lane %s: %s", pull.key, error)
+                removed = False
+            finally:
+                wanted = self._leaving.pop(pull.key)
         if not removed and not self._stopped:
             pull.pending, pull.passing = 1, False  # as far as is known
             self._open[pull.key] = pull
@@ -306,23 +312,31 @@ class Lanes:
             self._want(pull.key, jobs=1)
 
     async def _removed(self, name: str) -> bool:
-        """Remove a consumer that nobody waits at and of which nothing is in flight or to be had; one that is paused is
-        left to whoever did that. It is paused first: a job that it delivered after this was asked, to another worker,
-        would be delivered again.
+        """Remove a consumer that nobody waits at and of which nothing is in flight or to be had; one that another
+        worker has paused is left to that one. It is paused first: a job that it delivered after this was asked would
+        be delivered again. False: it is of use.
         """
-        api = self._connection.api
-        info = await api(f"CONSUMER.INFO.{name}")
-        if info.get("paused"):
-            return True  # another worker is about to
-        if not _unused(info):
-            return False
-        until = datetime.fromtimestamp(time.time() + self._ahead_s + PAUSED_S, UTC)
-        await api(f"CONSUMER.PAUSE.{name}", {"pause_until": until.isoformat()})
-        info = await api(f"CONSUMER.INFO.{name}")
-        if info.get("paused") and _unused(info):
-            await api(f"CONSUMER.DELETE.{name}")
+
+        async def ask(word: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+            return await self._connection.api(f"CONSUMER.{word}.{name}", request, timeout=LEAVE_API_S)
+
+        before = await ask("INFO")
+        if before.get("paused"):
             return True
-        await api(f"CONSUMER.PAUSE.{name}", {})
+        if not _unused(before):
+            return False
+        until = timestamp(before["ts"]) + PAUSED_S + secrets.randbelow(100_000) / 1e6  # nobody else's
+        asked = time.monotonic()
+        await ask("PAUSE", {"pause_until": datetime.fromtimestamp(until, UTC).isoformat(timespec="microseconds")})
+        after = await ask("INFO")
+        told = after["config"].get("pause_until")
+        if told is None or abs(timestamp(told) - until) > PAUSE_EXACT_S:
+            return True  # it is another one's pause now
+        holds = after.get("paused") and time.monotonic() - asked < PAUSED_S / 2 and self._connection.connected
+        if holds and _unused(after) and after["created"] == before["created"]:
+            await ask("DELETE")
+            return True
+        await ask("PAUSE", {})
         return False
 
     def _drop(self, pull: LanePull) -> None:

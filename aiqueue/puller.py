@@ -205,6 +205,10 @@ class Puller:
         if jobs > 0 and lane.idle:
             self._note(lane, max(lane.pending, jobs))
 
+    def keep(self, lane: LanePull) -> None:
+        """A drained lane stays: it is to have a pull again."""
+        self._note(lane, lane.pending)
+
     def refill(self, free: int, extra: int) -> None:
         """Open credits: `free` slots to be filled, and `extra` jobs to be held beyond them."""
         if not self._pulling or not self._connection.connected:

@@ -1,10 +1,12 @@
+"""The lanes that a worker serves, and those that it lets go."""
+
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,6 +22,10 @@ JOBS, TENANTS = 12, [f"t{n}" for n in range(6)]
 
 class Echo(aiqueue.Message, kind="echo"):
     n: int = 0
+
+
+class Hint(NamedTuple):
+    subject: str
 
 
 class Ran:
@@ -146,3 +152,122 @@ async def test_a_redelivery_knows_the_consumer_that_another_worker_has_made_anew
         info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
         assert pull.created == timestamp(info["created"])
     assert pull.key == subjects.Lane(FAMILY, "acme", "normal")
+
+
+async def drained(client: aiqueue.Client) -> None:
+    """A lane, acme-normal, that was served and holds nothing, and at which nobody waits."""
+    ran = Ran()
+    async with ran.worker.running(client):
+        await client.enqueue(Echo(), tenant="acme")
+        async with asyncio.timeout(10):
+            while not ran.times or await left(client):
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while (await info_of(client))["num_waiting"]:
+            await asyncio.sleep(0.01)
+
+
+async def info_of(client: aiqueue.Client) -> dict[str, Any]:
+    return await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
+
+
+def leaving(client: aiqueue.Client, word: str, meanwhile: Callable[[], Awaitable[object]]) -> lanes.Lanes:
+    """The lanes of a worker with another thing that is done once, after its first call of this word was answered."""
+    api, done = client.connection.api, []
+
+    async def asked(subject: str, *words: Any, **options: Any) -> dict[str, Any]:
+        told = await api(subject, *words, **options)
+        if subject.startswith(f"CONSUMER.{word}.") and not done:
+            done.append(subject)
+            client.connection.api = api  # type: ignore[method-assign]
+            await meanwhile()
+            client.connection.api = asked  # type: ignore[method-assign]
+        return told
+
+    found = lanes.Lanes(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    client.connection.api = asked  # type: ignore[method-assign]
+    return found
+
+
+async def test_an_unused_lane_is_removed(client: aiqueue.Client) -> None:
+    await drained(client)
+    assert await leaving(client, "NONE", asyncio.Event().wait)._removed(f"{STREAM}.acme-normal")
+    assert "acme-normal" not in await consumers(client)
+
+
+async def test_a_job_that_comes_before_a_lane_is_paused_keeps_it(client: aiqueue.Client) -> None:
+    await drained(client)
+    let_go = leaving(client, "INFO", lambda: client.enqueue(Echo(n=1), tenant="acme"))
+    assert not await let_go._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    await drained(client)
+    monkeypatch.setattr(lanes, "PAUSED_S", 0.3)
+
+    async def over() -> None:
+        while (await info_of(client)).get("paused"):
+            await asyncio.sleep(0.01)
+
+    assert not await leaving(client, "PAUSE", over)._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client: aiqueue.Client) -> None:
+    await drained(client)
+    until = "2100-01-02T03:04:05.678Z"
+
+    async def other() -> None:
+        await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until})
+
+    assert await leaving(client, "PAUSE", other)._removed(f"{STREAM}.acme-normal")
+    told = await info_of(client)
+    assert told["paused"]
+    assert told["config"]["pause_until"] == until
+
+
+async def test_a_lane_that_was_made_anew_meanwhile_is_not_removed(client: aiqueue.Client) -> None:
+    await drained(client)
+    config = client.topology.family(FAMILY).lane_config("acme", "normal")
+
+    async def anew() -> None:
+        name = f"{STREAM}.acme-normal"
+        await client.connection.api(f"CONSUMER.DELETE.{name}")
+        request = {"stream_name": STREAM, "config": config, "action": "create"}
+        await client.connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+
+    assert not await leaving(client, "INFO", anew)._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_that_is_hinted_while_it_is_to_go_stays(client: aiqueue.Client, eventually: Eventually) -> None:
+    await fill(client)
+    ran = Ran()
+    async with ran.worker.running(client) as session:
+        found = session._lanes
+        await eventually(lambda: bool(found._settling), within=10)
+        pull = next(iter(found._settling))
+        found._on_hint(Hint(f"{subjects.HINTS}.{pull.key.family}.{pull.key.tenant}.{pull.key.priority}"))  # type: ignore[arg-type]
+        await eventually(lambda: bool(pull.standing), within=10)
+        assert found._open[pull.key] is pull
+
+
+async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiqueue.Client) -> None:
+    await fill(client)
+    ran = Ran()
+    async with ran.worker.running(client) as session, asyncio.timeout(10):
+        while not session._lanes._leaving:
+            await asyncio.sleep(0)
+    for name in await consumers(client):
+        assert not (await client.connection.api(f"CONSUMER.INFO.{STREAM}.{name}")).get("paused"), name
+
+
+def test_where_a_job_is_delivered_once_only_no_lane_goes(client: aiqueue.Client) -> None:
+    family = client.topology.family(FAMILY)
+    found = lanes.Lanes(client.connection, None, [family], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    lane = subjects.Lane(FAMILY, "acme", "normal")
+    assert found._passing(family, lane, 10)
+    assert not found._passing(dataclasses.replace(family, max_deliver=1), lane, 10)
+    assert not found._passing(dataclasses.replace(family, claim=True), lane, 10)
+    assert not found._passing(dataclasses.replace(family, lane_storage="file"), lane, 10)

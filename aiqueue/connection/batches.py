@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiqueue.connection")
 
 BATCH_MAX = 1_000  # messages, by the server
-BATCH_BYTES_MAX = 4 * 1024 * 1024
+BATCH_BYTES_MAX = 4 * 1024 * 1024  # of one part: a batch that was opened has two
 FEW = 16  # below so many, singles are as fast: a batch costs the server some six writes to disk
 ENOUGH = 200  # from twice as many up, half of them go: the others' callers and the server then work side by side
 UNDER_WAY_MAX = 2  # batches: the server has the second one at hand when it is done with the first
@@ -69,7 +69,7 @@ class Group:
         self._window.watch(publish.end)
         self.flush_soon()
         self._quiet = False
-        if len(self.gathered) == FEW and not self._under_way and self.pace.batches:
+        if len(self.gathered) == FEW and not (self._under_way or self.batches) and self.pace.batches:
             self._open()
         return True
 
@@ -148,7 +148,7 @@ class Group:
             self._flushing = None
         window, pace, gathered = self._window, self.pace, self.gathered
         for batch in self.batches.values():
-            if batch.open:
+            if batch.open and window.connected:  # else it is lost, and those that wait for it are told
                 self._complete(batch, self._share(back))
                 break
         while gathered and len(self.batches) < UNDER_WAY_MAX:

@@ -213,6 +213,10 @@ class Window:
         return self._loop.time()
 
     @property
+    def connected(self) -> bool:
+        return self._connection.connected
+
+    @property
     def max_payload(self) -> int:
         return self._connection.max_payload
 

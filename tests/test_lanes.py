@@ -255,10 +255,16 @@ async def test_a_lane_that_is_hinted_while_it_is_to_go_stays(client: aiqueue.Cli
 
 async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiqueue.Client) -> None:
     await fill(client)
-    ran = Ran()
-    async with ran.worker.running(client) as session, asyncio.timeout(10):
-        while not session._lanes._leaving:
-            await asyncio.sleep(0)
+    ran, paused = Ran(), asyncio.Event()
+    async with asyncio.timeout(20), ran.worker.running(client) as session:
+
+        async def stopping() -> None:
+            paused.set()
+            while not session._lanes._stopped:
+                await asyncio.sleep(0.001)
+
+        leaving(client, "PAUSE", stopping)
+        await paused.wait()
     for name in await consumers(client):
         assert not (await client.connection.api(f"CONSUMER.INFO.{STREAM}.{name}")).get("paused"), name
 

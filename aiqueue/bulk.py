@@ -25,6 +25,7 @@ Items = Iterable[Item] | AsyncIterable[Item]
 Progress = Callable[[int, int], None]
 
 TURN = 64  # items that are sent, or told, before the event loop has its turn
+TURN_BYTES = 128 * 1024  # of bodies, likewise: the server stores them while the next ones are made
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that wait for their acknowledgement
 PROGRESS_EVERY_S = 0.1
 LANE_TURN_MAX = 64
@@ -203,8 +204,8 @@ class Bulk(Generic[T]):
 
     def _pull(self, source: Iterator[Item]) -> int:
         """Take and send some items. Returns how many."""
-        pulled = 0
-        while pulled < TURN and not self._ended and self._room():
+        pulled, bytes_max = 0, self._bytes + TURN_BYTES
+        while pulled < TURN and self._bytes < bytes_max and not self._ended and self._room():
             try:
                 item = next(source)
             except StopIteration:

@@ -425,7 +425,7 @@ async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_on
         short = asyncio.create_task(at_once(client, 100, timeout=0.1))
         assert {type(each) for each in await short} == {Unavailable}
         calls = asyncio.create_task(at_once(client, 100))
-        await eventually(lambda: any(each.alone for each in client.connection.window._under_way.values()))
+        await eventually(lambda: not group(client).batches and client.connection.window.under_way == 100)
         assert not calls.done()
         server.resume()
         told = await calls

@@ -37,7 +37,7 @@ ROWS = {
         "Latency", "From the enqueue call in one process to the handler in another; an open loop, no backlog.", 3, 28
     ),
     "backlog": Question("Depth of the backlog", "Whether jobs that wait make a worker slower.", 30, 120),
-    "tenants": Question("Many tenants", "What lanes cost: one tenant or a thousand with jobs at once.", 30, 60),
+    "tenants": Question("Many tenants", "What lanes cost: twice the jobs, of one tenant or up to a thousand.", 30, 100),
     "payload": Question("Size of the body", "Bodies from 200 bytes to a megabyte; large ones become documents.", 5, 40),
     "durability": Question(
         "Durability", "One server or a cluster of three, synced now and then (the default) or at every write.", 30, 90

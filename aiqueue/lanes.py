@@ -29,7 +29,7 @@ BACKLOG_MIN = 8  # jobs; for fewer it does not pay to make a consumer and to rem
 SETTLED_S = 0.1  # after the last job was delivered, its ack should be there
 LEAVE_AT_ONCE_MAX = 64
 PAUSED_S = 2.0  # how long a consumer is held still for, to be removed unused
-PAUSE_EXACT_S = 2e-6
+PAUSE_EXACT_S = 2e-6  # how exactly its end comes back
 LEAVE_API_S = 1.0  # for each answer meanwhile
 REPORTED_MAX = 1_000
 REMAKE_AFTER_S = 0.25  # docs/decisions/lane-made-anew.md: at once would meet the server's clean-up
@@ -84,10 +84,9 @@ class Lanes:
         self._stopped = True
         if self._leaves:
             await asyncio.wait(self._leaves, timeout=PAUSED_S)  # those that have paused a consumer end it
-        for task in [self._poller, *self._tasks, *self._leaves]:
-            if task is not None:
-                task.cancel()
-        left = [t for t in [self._poller, *self._tasks, *self._leaves] if t is not None]
+        left = [task for task in (self._poller, *self._tasks, *self._leaves) if task is not None]
+        for task in left:
+            task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         self._poller = None
         for subscription in self._hints:

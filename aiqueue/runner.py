@@ -71,7 +71,6 @@ class Runner:
         self._journal = claims.journal
         self._settlement = settlement
         self._claims = claims
-        self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._families = means.families
         self._worker = worker

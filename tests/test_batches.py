@@ -24,7 +24,7 @@ from aiqueue.errors import AccessDenied, LaneFull, Unavailable
 from aiqueue.job import JobSpec
 
 from .support import Account, Eventually, NatsProcess
-from .test_many import WORK, idle, outcomes, stored, texts
+from .test_many import WORK, acme_only, idle, outcomes, stored, texts
 from .test_producer import Small, Task, where
 
 OwnServer = Callable[..., NatsProcess]
@@ -119,7 +119,7 @@ async def test_at_the_servers_default_setting_singles_stay_in_use(account: Accou
         ways: list[bool] = []
 
         async def caller() -> None:
-            while len(ways) < 3_000 or pace.batches:
+            while len(ways) < 20_000 or pace.batches:
                 await client.enqueue(Task(), tenant="acme")
                 ways.append(pace.batches)
 
@@ -335,12 +335,7 @@ async def test_a_job_without_room_for_the_headers_of_a_batch_goes_by_itself(clie
 async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
     own_server: OwnServer, streams: Path
 ) -> None:
-    permitted = '"ai.agent.tasks.acme", "$JS.API.>", "aiq.>"'
-    server = own_server(
-        "authorization { users: [ {user: root, password: r}, {user: u, password: p, permissions: "
-        f'{{publish: [{permitted}], subscribe: [">"]}}}} ] }}'
-    )
-    at = {"url": server.url, "streams": streams}
+    at = acme_only(own_server, streams)
     async with aiqueue.connect(**at, user="root", password="r") as root:
         await provision.apply(root.connection, root.topology)
         for denied in ({5, 20}, {0}, {63}, set(range(0, 64, 2))):  # the first and the last message of a batch, too

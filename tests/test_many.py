@@ -245,15 +245,20 @@ async def test_without_the_stream_each_item_says_what_to_do(
         await eventually(lambda: idle(client))
 
 
-async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
-    own_server: OwnServer, streams: Path
-) -> None:
+def acme_only(own_server: OwnServer, streams: Path) -> dict[str, Any]:
+    """Where user root (password r) may do all, and user u (password p) may enqueue tasks of the tenant acme only."""
     permitted = '"ai.agent.tasks.acme", "$JS.API.>", "aiq.>"'
     server = own_server(
         "authorization { users: [ {user: root, password: r}, {user: u, password: p, permissions: "
         f'{{publish: [{permitted}], subscribe: [">"]}}}} ] }}'
     )
-    at = {"url": server.url, "streams": streams}
+    return {"url": server.url, "streams": streams}
+
+
+async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
+    own_server: OwnServer, streams: Path
+) -> None:
+    at = acme_only(own_server, streams)
     async with aiqueue.connect(**at, user="root", password="r") as root:
         await provision.apply(root.connection, root.topology)
         async with aiqueue.connect(**at, user="u", password="p") as client:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agent import Agent
     from .backoff import Backoff
-    from .blocking import SyncClient, SyncHandle, connect_sync
-    from .client import Client, connect
+    from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
-    from .document import Document
+    from .document_ref import Document
     from .errors import AIQueueError, JobFailed, QueueFull
-    from .handle import Handle
     from .job import Job, JobSpec, Message, Reject, Retry
     from .responder import Responder
     from .topology import Topology
@@ -26,8 +24,8 @@ _HOME = {
     "Agent": "agent",
     "Backoff": "backoff",
     "Client": "client",
-    "Document": "document",
-    "Handle": "handle",
+    "Document": "document_ref",
+    "Handle": "client",
     "Job": "job",
     "JobFailed": "errors",
     "JobSpec": "job",
@@ -37,12 +35,12 @@ _HOME = {
     "Responder": "responder",
     "Retry": "job",
     "Settings": "config",
-    "SyncClient": "blocking",
-    "SyncHandle": "blocking",
+    "SyncClient": "client",
+    "SyncHandle": "client",
     "Topology": "topology",
     "Worker": "worker",
     "connect": "client",
-    "connect_sync": "blocking",
+    "connect_sync": "client",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ EVENT: Final = "Aiq-Event"
 ATTEMPT: Final = "Aiq-Attempt"
 EPOCH: Final = "Aiq-Epoch"
 RUN: Final = "Aiq-Run"
-BEGUN: Final = "Aiq-Begun"  # when the handler was called, seconds since the epoch, by its worker's clock
+STARTED_AT: Final = "Aiq-Begun"  # when the handler was called, seconds since the epoch, by its worker's clock
 LOST: Final = "Aiq-Lost"  # how many chunks before this entry were not kept
 
 READ_KIND: Final = "Aiq-Read-Kind"  # what a dead letter's body was taken for
@@ -65,8 +65,8 @@ def run(told: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float
     """
     if PARKED not in told:
         return seq, stored_at
-    born = decimal(told.get(ENQUEUED, ""))
-    return number(told.get(RUN, "")) or seq, stored_at if born is None else born
+    enqueued_at = decimal(told.get(ENQUEUED, ""))
+    return number(told.get(RUN, "")) or seq, stored_at if enqueued_at is None else enqueued_at
 
 
 def carried(told: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
-from .document import Chunks, Document, SyncChunks, drive, mentions
+from .document_ref import Chunks, Document, SyncChunks, drive, mentions
 from .errors import BadInput, DecodeError
 from .units import seconds
 

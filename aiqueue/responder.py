@@ -10,22 +10,13 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from . import codec, headers, replies, subjects
-from .claims import Claims
+from . import codec, headers, subjects
 from .client import Client
 from .connection import Answer, Endpoint, Received, Service
-from .errors import (
-    AIQueueError,
-    BadInput,
-    DecodeError,
-    LaneFull,
-    ResultTimeout,
-    TooLarge,
-    Unavailable,
-)  # fmt: skip
-from .journal import RESULT, Entry
-from .lastword import last_word
-from .producer import Producer
+from .enqueue import Producer
+from .errors import AIQueueError, BadInput, DecodeError, LaneFull, ResultTimeout, TooLarge, Unavailable  # fmt: skip
+from .journal import RESULT, Entry, wait_for_outcome
+from .requests import Claims, replies
 from .topology import Family
 from .units import seconds
 
@@ -210,7 +201,7 @@ class _Desk:
             await self._enqueue(asked, message)
             run = 0
         try:
-            found = await last_word(self._journal, subject, run=run, timeout_s=max(0.0, end - time.monotonic()))
+            found = await wait_for_outcome(self._journal, subject, run=run, timeout_s=max(0.0, end - time.monotonic()))
         except ResultTimeout:
             raise ResultTimeout(f"job {asked.job_id} has not ended in time: ask again with its id") from None
         assert found is not None  # without a stored job to look at it waits for a word

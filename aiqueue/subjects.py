@@ -76,20 +76,20 @@ def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:
 
 
 class Parked(NamedTuple):
-    """A parked job by its subject. `hop` tells its parkings apart; `due`: its time has come."""
+    """A parked job by its subject. `move` tells its parkings apart; `due`: its time has come."""
 
     lane: Lane
     job_id: str
-    hop: str
+    move: str
     due: bool
 
 
-def parked(lane: Lane | None = None, job_id: str = "*", hop: str = "*", *, due: bool) -> str:
+def parked(lane: Lane | None = None, job_id: str = "*", move: str = "*", *, due: bool) -> str:
     """Where a job waits for its time, or, `due`, for a forwarder; without a lane the filter over all. A word of the
     lane may be ``*``.
     """
     where = "*.*.*.*" if lane is None else f"{lane.family}.{lane.tenant}.{lane.priority}"
-    return f"{PARKED}.{'due' if due else 'at'}.{where}.{job_id}.{hop}"
+    return f"{PARKED}.{'due' if due else 'at'}.{where}.{job_id}.{move}"
 
 
 def parse_parked(subject: str) -> Parked | None:
@@ -120,11 +120,11 @@ def inbox(family: str, tenant: str, agent: str) -> str:
     return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
 
 
-def msg_id(family: str, tenant: str, job_id: str, hop: str = "") -> str:
+def msg_id(family: str, tenant: str, job_id: str, move: str = "") -> str:
     """Nats-Msg-Id. The server deduplicates over a whole stream, hence tenant and family; a move needs its own
-    `hop`, or the server would take it for the job that it moves.
+    `move`, or the server would take it for the job that it moves.
     """
-    return f"{tenant}/{family}/{job_id}" + (f"/{hop}" if hop else "")
+    return f"{tenant}/{family}/{job_id}" + (f"/{move}" if move else "")
 
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"  # base32hex, which keeps the order of the bytes (RFC 4648, section 7)

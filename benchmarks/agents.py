@@ -20,8 +20,8 @@ import cbor2
 
 import aiqueue
 from aiqueue import codec, headers, subjects
-from aiqueue.agent import Mail
-from aiqueue.mailroom import AGENTS_MAX
+from aiqueue.agent.agent import Mail
+from aiqueue.agent.session import AGENTS_MAX
 
 from .common import (
     Noop,

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from nats.aio.msg import Msg
 
 import aiqueue
-from aiqueue import provision
+from aiqueue.topology import provision
 
 from .common import FAMILY, STREAM, empty, raw_client, raw_job
 from .report import OURS, RAW, Row

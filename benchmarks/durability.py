@@ -17,7 +17,7 @@ from pathlib import Path
 from nats.js import JetStreamContext
 
 import aiqueue
-from aiqueue import provision
+from aiqueue.topology import provision
 
 from .chaos.servers import Cluster, NatsProcess
 from .common import STREAM, empty, message, raw_client, raw_job

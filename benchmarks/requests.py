@@ -28,7 +28,7 @@ import nats.js.errors
 from nats.aio.client import Client as Nats
 
 import aiqueue
-from aiqueue import provision
+from aiqueue.topology import provision
 
 from .chaos.children import Child
 from .chaos.servers import NatsProcess

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import aiqueue
-from aiqueue import provision
 from aiqueue.errors import Unavailable
-from aiqueue.follow import StreamItem
+from aiqueue.journal.follower import StreamItem
+from aiqueue.topology import provision
 
 from .chaos.app import FAMILY, declared
 from .chaos.servers import Cluster, NatsProcess

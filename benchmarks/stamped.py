@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiqueue
-from aiqueue.supervisor import last_words, tail
+from aiqueue.server.supervisor import last_words, tail
 
 from .chaos.children import Child
 from .common import STREAM, lane

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import aiqueue
-from aiqueue import lanes
-from aiqueue.server import EmbeddedServer
+from aiqueue.lanes import discovery
+from aiqueue.server.embedded import EmbeddedServer
 
 from .common import STREAM, Noop, empty, raw_client, raw_job
 from .drain import fill
@@ -186,7 +186,7 @@ async def _work() -> None:
     """The worker process of `passing`: that of `stamping`, with lanes that are let go sooner."""
     from .stamping import worker  # noqa: PLC0415  (it opens the file of stamps)
 
-    lanes.IDLE_S = IDLE_S
+    discovery.IDLE_S = IDLE_S
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with aiqueue.connect() as client:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
-from aiqueue import supervisor
+from aiqueue.server import supervisor
 
 from . import page
 from .chaos.children import ROOT

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from aiqueue import supervisor
+from aiqueue.server import supervisor
 
 from . import support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
@@ -84,7 +84,7 @@ def account(nats_server: Server) -> Iterator[Account]:
     """An account that is empty and nobody else's."""
     taken = nats_server.take()
     yield taken
-    nats_server.give_back(taken)
+    nats_server.return_to_queue(taken)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from aiqueue import supervisor
+from aiqueue.server import supervisor
 from benchmarks.chaos.servers import POLL_S, Account, Cluster, NatsProcess, wait_until
 
 __all__ = ["POLL_S", "ROOT", "Account", "Cluster", "NatsProcess", "wait_until"]
@@ -35,7 +35,7 @@ class Server(Protocol):
 
     def take(self) -> Account: ...
 
-    def give_back(self, account: Account) -> None: ...
+    def return_to_queue(self, account: Account) -> None: ...
 
 
 class AccountPool:
@@ -68,7 +68,7 @@ class AccountPool:
         self._taken += 1
         return account
 
-    def give_back(self, account: Account) -> None:
+    def return_to_queue(self, account: Account) -> None:
         """Delete its streams, so that a long run does not slow the server. The account is not used again."""
         with contextlib.suppress(OSError):  # a hygiene of the run, no claim of the test
             delete_streams(account)
@@ -103,7 +103,7 @@ class WholeServer:
     def take(self) -> Account:
         return self._account
 
-    def give_back(self, account: Account) -> None:
+    def return_to_queue(self, account: Account) -> None:
         delete_streams(account)
 
 

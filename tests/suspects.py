@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiqueue
-from aiqueue import attempt
+from aiqueue.attempt import attempt
 from aiqueue.errors import Stale
 
 LEFT: list[asyncio.Task[str]] = []  # what handlers began and did not wait for

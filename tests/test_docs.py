@@ -16,10 +16,11 @@ from typing import NamedTuple
 import pytest
 
 import aiqueue
-from aiqueue import headers, streamfile
+from aiqueue import headers
 from aiqueue.config import Settings
-from aiqueue.server import DIRECTORY, EmbeddedServer
-from aiqueue.topology import Topology
+from aiqueue.server.embedded import DIRECTORY, EmbeddedServer
+from aiqueue.topology import streamfile
+from aiqueue.topology.declared import Topology
 
 from .support import ROOT
 

@@ -17,8 +17,8 @@ import pytest
 from nats.aio.client import Client as Nats
 
 import aiqueue
-from aiqueue import provision
 from aiqueue.errors import BadInput, InvalidToken, JobFailed, QueueFull, ResultTimeout, Unavailable
+from aiqueue.topology import provision
 
 from .support import Eventually
 

@@ -10,8 +10,7 @@ from . import output
 from .options import FAILED, Json, Where, complain, verb
 
 if TYPE_CHECKING:
-    from ..cancel import Verdict
-    from ..client import Client
+    from ..client import Client, Verdict
 
 
 def register(app: typer.Typer) -> None:

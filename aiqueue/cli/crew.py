@@ -64,7 +64,7 @@ def join(fd: int) -> Member:
         line = socket.socket(fileno=fd)
     except OSError:
         raise BadInput("--crew-fd is how a crew starts its members; give --processes instead") from None
-    from .. import supervisor  # noqa: PLC0415  (the parent can do without it)
+    from ..server import supervisor  # noqa: PLC0415  (the parent can do without it)
 
     os.set_inheritable(fd, False)
     if arrange := supervisor.die_with(os.getppid()):

@@ -17,7 +17,7 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..deadletter import DeadLetter, DeadLetters, Filter
+    from ..enqueue import DeadLetter, DeadLetters, Filter
 
 AT_ONCE = 16
 HEX_BYTES = 256
@@ -78,7 +78,7 @@ def ls(
 def _list(found: list[DeadLetter]) -> None:
     now = time.time()
     rows = [
-        [f"{each.seq}", each.job_id, output.lane(*each.lane), each.kind, output.age(now - each.died_at)]
+        [f"{each.seq}", each.job_id, output.lane(*each.lane), each.kind, output.age(now - each.failed_at)]
         for each in found
     ]
     columns = [
@@ -115,7 +115,7 @@ def show(
             ("kind", letter.kind),
             ("lane", output.lane(*letter.lane)),
             ("reason", f"{letter.reason} (attempt {letter.attempt})"),
-            ("died", output.ago(letter.died_at)),
+            ("died", output.ago(letter.failed_at)),
             ("enqueued", output.ago(letter.enqueued_at)),
             ("worker", letter.worker),
             ("replays", f"{letter.replays}" if letter.replays else ""),
@@ -304,7 +304,7 @@ def _report(tally: _Tally, done: str, json: bool) -> None:
 
 def _filter(family: str | None, tenant: str | None, kind: str | None, job: str | None, older: float | None) -> Filter:
     from .. import subjects  # noqa: PLC0415
-    from ..deadletter import Filter  # noqa: PLC0415
+    from ..enqueue import Filter  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)

@@ -12,7 +12,7 @@ from .options import FAILED, Json, Where, verb
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..doctor import Finding
+    from ..inspect import Finding
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -34,7 +34,7 @@ def doctor(
 
     Exit code 1 if anything fails; what is only worth knowing warns.
     """
-    from ..doctor import Subject, examine  # noqa: PLC0415
+    from ..inspect import Subject, examine  # noqa: PLC0415
     from ..server import find_directory  # noqa: PLC0415
 
     async def look(client: Client) -> list[Finding]:

@@ -17,9 +17,8 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..collector import Collected
-    from ..document import Document
-    from ..documents import Listed
+    from ..document_ref import Document
+    from ..documents import Collected, Listed
 
 app = typer.Typer(no_args_is_help=True, help="Large bytes that jobs refer to: put, list, get, delete, collect.")
 
@@ -136,7 +135,7 @@ def collect(
     """Delete what no job needs. Workers do this by themselves every ten minutes."""
 
     async def work(client: Client) -> Collected:
-        from ..collector import Collector  # noqa: PLC0415
+        from ..documents import Collector  # noqa: PLC0415
 
         return await Collector(client.connection, client.topology).collect(grace_s=grace)
 

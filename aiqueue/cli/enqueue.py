@@ -19,8 +19,7 @@ from . import many, output
 from .options import FAILED, Where, complain, duration, moment, verb
 
 if TYPE_CHECKING:
-    from ..client import Client
-    from ..handle import Handle
+    from ..client import Client, Handle
     from ..job import Message
 
 AT_ONCE = 256

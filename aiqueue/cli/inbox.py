@@ -15,7 +15,7 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..inbox import InboxStats, Sent, Unread
+    from ..mailbox import InboxStats, Sent, Unread
 
 app = typer.Typer(no_args_is_help=True, help="Agents' mail: list, read, send; put agents on the roster.")
 

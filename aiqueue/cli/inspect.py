@@ -17,7 +17,7 @@ from .steps import moment, says, span
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..stats import FamilyStats, JobStats, LaneStats
+    from ..inspect import FamilyStats, JobStats, LaneStats
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _OPEN = ("queued", "parked", "in_flight", "retrying")  # states in which something is still to come
@@ -39,7 +39,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show the families, the lanes of a family, or what is known of one job. Changes nothing."""
-    from .. import stats, subjects  # noqa: PLC0415
+    from .. import subjects  # noqa: PLC0415
+    from ..inspect import stats  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)

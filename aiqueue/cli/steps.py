@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from . import output
 
 if TYPE_CHECKING:
-    from ..timeline import Step
+    from ..inspect import Step
 
 _TOLD = frozenset({  # whose data is told in words
     "enqueued", "replayed", "parked", "due", "delivered", "started", "progress", "chunks", "retried",

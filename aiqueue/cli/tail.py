@@ -16,8 +16,7 @@ from .steps import moment, says
 if TYPE_CHECKING:
     from ..client import Client
     from ..connection import Received
-    from ..follow import StreamItem
-    from ..journal import Entry
+    from ..journal import Entry, StreamItem
 
 BEHIND_MAX = 10_000  # entries that have come in and are not written yet: those above are counted, and not shown
 
@@ -117,7 +116,7 @@ def _say_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool) 
         told = {"family": family, "tenant": tenant, "job_id": job_id, **_plain(entry)}
         output.say_json(told, lines=True)
         return
-    from ..timeline import step_of  # noqa: PLC0415
+    from ..inspect import step_of  # noqa: PLC0415
 
     chunk = entry.event == "chunk"
     said = " ".join(_texts(entry.data)) if chunk else says(step_of(entry))
@@ -126,7 +125,7 @@ def _say_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool) 
 
 
 def _event(entry: Entry | StreamItem) -> str:
-    from ..timeline import step_of  # noqa: PLC0415
+    from ..inspect import step_of  # noqa: PLC0415
 
     event = entry.event if entry.event == "chunk" else step_of(entry).event
     return f"{event} (attempt {entry.attempt})" if entry.attempt > 1 else event
@@ -167,7 +166,7 @@ class _Teller:
             said = output.count(chunks, "chunk is", "chunks are") if chunks else "something is"
             self._line(output.styled(f"-- gap: {said} missing here, expired or never kept", "yellow"))
         else:
-            from ..timeline import step_of  # noqa: PLC0415
+            from ..inspect import step_of  # noqa: PLC0415
 
             told = ": ".join(part for part in (_event(entry), says(step_of(entry))) if part)
             self._line(output.styled(f"-- {moment(entry.time)} {output.clean(told)}", "dim"))

@@ -13,7 +13,7 @@ from .options import DRIFT, Json, Where, verb
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..provision import Plan
+    from ..topology import provision
 
 _COLOURS = {"+": "green", "~": "yellow", "-": "red", "!": "red"}
 
@@ -26,9 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def plan(where: Where, *, json: Json = False) -> None:
     """Show what apply would change on the server. Exit code 3 if there is anything."""
-    from .. import provision  # noqa: PLC0415
+    from ..topology import provision  # noqa: PLC0415
 
-    async def look(client: Client) -> tuple[Plan, int]:
+    async def look(client: Client) -> tuple[provision.Plan, int]:
         return await provision.plan(client.connection, client.topology), len(client.topology.streams)
 
     found, streams = where.drive(look, declare=False)
@@ -52,9 +52,9 @@ def apply(
     json: Json = False,
 ) -> None:
     """Make the server as it is declared. Repeating it changes nothing; messages are never deleted unasked."""
-    from .. import provision  # noqa: PLC0415
+    from ..topology import provision  # noqa: PLC0415
 
-    async def change(client: Client) -> tuple[Plan, int]:
+    async def change(client: Client) -> tuple[provision.Plan, int]:
         made = await provision.apply(client.connection, client.topology, allow_data_loss=allow_data_loss)
         return made, len(client.topology.streams)
 
@@ -68,7 +68,7 @@ def apply(
         output.say(f"\n{output.count(len(made.changes), 'change')} made")
 
 
-def _show(found: Plan) -> None:
+def _show(found: provision.Plan) -> None:
     edge = output.width()
     for line in found.lines():
         parts = textwrap.wrap(line, edge, subsequent_indent="    ", break_on_hyphens=False) if edge else [line]
@@ -76,7 +76,7 @@ def _show(found: Plan) -> None:
             output.say(output.styled(output.clean(part), _COLOURS.get(line[:1], "")))
 
 
-def _summary(found: Plan) -> str:
+def _summary(found: provision.Plan) -> str:
     text = output.count(len(found.changes), "change")
     if found.refusals:
         return f"{text}; {len(found.refusals)} cannot be made in place, and apply would refuse them all"

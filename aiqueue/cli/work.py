@@ -17,7 +17,7 @@ from . import output
 from .options import FAILED, Where, duration, names, verb
 
 if TYPE_CHECKING:
-    from ..agent import Agent, Troupe
+    from ..agent import Agent, AgentGroup
     from ..client import Client
     from ..worker import Worker
     from .crew import Member
@@ -84,22 +84,22 @@ def work(
 
     member = None if crew_fd is None else _join(crew_fd)
     worker = load(target)
-    from ..agent import Agent, Troupe  # noqa: PLC0415
+    from ..agent import Agent, AgentGroup  # noqa: PLC0415
 
     if concurrency is not None:
-        for each in worker.agents if isinstance(worker, Troupe) else (worker,):
+        for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
             each.concurrency = concurrency
     only, whose = names(families), names(tenants)
-    if isinstance(worker, Agent | Troupe):
+    if isinstance(worker, Agent | AgentGroup):
         if only is not None or whose is not None:
             raise BadInput(f"--families and --tenants are for workers, and {target} is none")
     else:
         worker.families = worker.families if only is None else tuple(only)
         worker.tenants = worker.tenants if whose is None else tuple(whose)
     if drain_timeout is not None:
-        for each in worker.agents if isinstance(worker, Troupe) else (worker,):
+        for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
             each.drain_timeout_s = drain_timeout
-    if member is not None and not isinstance(worker, Agent | Troupe):
+    if member is not None and not isinstance(worker, Agent | AgentGroup):
         worker.name = member.own_name(worker.name)
     _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -143,7 +143,9 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | None, health_file: Path | None) -> bool:
+async def _run(
+    worker: Worker | Agent | AgentGroup, where: Where, member: Member | None, health_file: Path | None
+) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import signal  # noqa: PLC0415
@@ -192,17 +194,17 @@ async def _run(worker: Worker | Agent | Troupe, where: Where, member: Member | N
     return session.clean
 
 
-def _starting(worker: Worker | Agent | Troupe) -> dict[str, Any]:
+def _starting(worker: Worker | Agent | AgentGroup) -> dict[str, Any]:
     import os  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
-def _start_line(worker: Worker | Agent | Troupe, client: Client) -> str:
-    from ..agent import Agent, Troupe  # noqa: PLC0415
+def _start_line(worker: Worker | Agent | AgentGroup, client: Client) -> str:
+    from ..agent import Agent, AgentGroup  # noqa: PLC0415
 
-    if isinstance(worker, Troupe):
+    if isinstance(worker, AgentGroup):
         names = output.cut(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
         return f"{worker.name}: {names}, at {client.connection.server}"
     if isinstance(worker, Agent):
@@ -215,9 +217,9 @@ def _start_line(worker: Worker | Agent | Troupe, client: Client) -> str:
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
 
 
-def load(target: str) -> Worker | Agent | Troupe:
+def load(target: str) -> Worker | Agent | AgentGroup:
     """What ``module:attribute`` names, the working directory being importable. Raises LoadError."""
-    from ..agent import Agent, Troupe  # noqa: PLC0415
+    from ..agent import Agent, AgentGroup  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module_name, colon, attribute = target.partition(":")
@@ -237,7 +239,7 @@ def load(target: str) -> Worker | Agent | Troupe:
             raise LoadError(f"{path} has no attribute {part!r}{_workers(module_name)}") from None
         path = f"{path}.{part}" if path != module_name else f"{path}:{part}"
     if isinstance(found, list | tuple) and found and all(isinstance(each, Agent) for each in found):
-        return Troupe(found)
+        return AgentGroup(found)
     if not isinstance(found, Worker | Agent):
         raise LoadError(
             f"{target} is a {type(found).__name__} and not an aiqueue.Worker or Agent{_workers(module_name)}"

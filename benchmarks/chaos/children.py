@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aiqueue import supervisor
+from aiqueue.server import supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 END_S = 40.0

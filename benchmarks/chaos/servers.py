@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from aiqueue import supervisor
-from aiqueue.server import find_binary
+from aiqueue.server import supervisor
+from aiqueue.server.embedded import find_binary
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import aiqueue
-from aiqueue import provision
 from aiqueue.connection import Stored
 from aiqueue.errors import NotFound
-from aiqueue.journal import entry_of
+from aiqueue.journal.journal import entry_of
+from aiqueue.topology import provision
 
 from . import app, checker, records
 from .checker import Evidence, Recovery, Verdict, Word

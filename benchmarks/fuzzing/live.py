@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiqueue
-from aiqueue import headers, lookup, provision, settlement, subjects
+from aiqueue import headers, subjects
 from aiqueue.errors import AIQueueError
+from aiqueue.inspect import lookup
 from aiqueue.subjects import foreign_id
+from aiqueue.topology import provision
+from aiqueue.worker import settlement
 
 from ..chaos.servers import Account
 from .frames import Frame

@@ -9,18 +9,20 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from aiqueue import attempt, codec, deadletter, headers
-from aiqueue.attempt import Handler, Parcel, Refused, Unknown
+from aiqueue import codec, headers
+from aiqueue.attempt import attempt
+from aiqueue.attempt.attempt import Handler, RawJob, Refused, Unknown
 from aiqueue.backoff import Backoff
 from aiqueue.connection import Stored
 from aiqueue.connection import frames as seam
-from aiqueue.deadletter import Obituary
-from aiqueue.document import Document
+from aiqueue.document_ref import Document
+from aiqueue.enqueue import deadletter
+from aiqueue.enqueue.deadletter import FailedJob
 from aiqueue.errors import DecodeError
 from aiqueue.job import Message
-from aiqueue.journal import entry_of
+from aiqueue.journal.journal import entry_of
 from aiqueue.subjects import Lane
-from aiqueue.topology import Family, Topology
+from aiqueue.topology.declared import Family, Topology
 
 from .frames import Frame, frames
 
@@ -89,14 +91,14 @@ def read_one(declared: Family, frame: Frame) -> str:
             codec.read(frame.body, content_type=media, default_kind="agent.task", aliases=declared.aliases)
         except DecodeError:
             continue
-    parcel = Parcel(declared, LANE.tenant, LANE.priority, 7, 1.7e9, told, frame.body)
+    parcel = RawJob(declared, LANE.tenant, LANE.priority, 7, 1.7e9, told, frame.body)
     outcome = _as_job(parcel)
     _as_journal_entry(told, frame.body)
     _as_dead_letter(told, frame.body)
     return outcome
 
 
-def _as_job(parcel: Parcel) -> str:
+def _as_job(parcel: RawJob) -> str:
     found = attempt.read(parcel)
     attempt.unread(parcel)
     attempt.nameless(parcel)
@@ -113,7 +115,7 @@ def _as_job(parcel: Parcel) -> str:
     else:
         repr(made)
         return "ran" if found.kind == HANDLER.model.aiq_kind else "of another kind"
-    obituary = Obituary(
+    obituary = FailedJob(
         job_id=found.job_id, kind=found.kind, lane=LANE, seq=parcel.seq, reason=outcome, error=error, attempt=1,
         worker="fuzz", enqueued_at=parcel.enqueued_at, history=history,
     )  # fmt: skip

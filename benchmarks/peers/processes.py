@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiqueue import supervisor
+from aiqueue.server import supervisor
 
 POLL_S = 0.02
 GONE_S = 5.0  # what killed processes get to disappear

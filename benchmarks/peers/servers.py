@@ -15,9 +15,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from aiqueue import supervisor
 from aiqueue.errors import AIQueueError
-from aiqueue.server import find_binary
+from aiqueue.server import supervisor
+from aiqueue.server.embedded import find_binary
 
 from ..chaos.servers import NatsProcess
 from .processes import POLL_S, Child, Failed, last_words

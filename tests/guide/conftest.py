@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import aiqueue
-from aiqueue import provision
+from aiqueue.topology import provision
 
 from ..support import Account, Server
 from . import clients
@@ -27,7 +27,7 @@ def shared(nats_server: Server) -> Iterator[Account]:
 
     asyncio.run(apply())
     yield taken
-    nats_server.give_back(taken)
+    nats_server.return_to_queue(taken)
 
 
 @pytest.fixture(scope="session")

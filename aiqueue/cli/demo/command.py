@@ -24,11 +24,12 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from ... import provision, subjects, supervisor
+from ... import subjects
 from ...client import Client, connect
 from ...config import Settings
 from ...errors import AIQueueError, BadInput, NotFound
-from ...server import DIRECTORY, EmbeddedServer
+from ...server import DIRECTORY, EmbeddedServer, supervisor
+from ...topology import provision
 from ..options import FAILED, USAGE, complain
 from . import analysis, view
 from .analysis import Gathered

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ...client import Client
-from ...deadletter import DeadLetter
+from ...enqueue import DeadLetter
 from ...job import Job, M
 from ...journal import FAILED, RESULT, RETRY, Entry, entry_of
 

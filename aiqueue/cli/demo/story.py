@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ... import stats
 from ...client import Client
-from ...deadletter import DeadLetter, Filter
+from ...enqueue import DeadLetter, Filter
 from ...errors import AIQueueError
+from ...inspect import stats
 from . import analysis, view
 from .handlers import BROKEN_NAME, Document, Feed, Workshop
 from .ledger import ANALYSIS, FAMILIES, INGEST, Follower, Ledger

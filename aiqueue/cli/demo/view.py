@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...deadletter import DeadLetter
-from ...stats import FamilyStats
+from ...enqueue import DeadLetter
+from ...inspect import FamilyStats
 from ...units import short_duration, short_size
 from .ledger import FAMILIES, Count, Ledger
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import verbs
 
 import aiqueue
-from aiqueue import provision
+from aiqueue.topology import provision
 from benchmarks.common import Noop, message
 
 WINDOW = 1_000

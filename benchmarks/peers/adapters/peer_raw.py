@@ -13,8 +13,8 @@ import verbs
 from nats.js import JetStreamContext
 
 import aiqueue
-from aiqueue import provision
-from aiqueue.topology import lane_name
+from aiqueue.topology import provision
+from aiqueue.topology.declared import lane_name
 from benchmarks.common import STREAM, lane, raw_job
 
 WINDOW = 1_000

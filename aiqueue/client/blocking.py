@@ -1,0 +1,241 @@
+"""The plain form for scripts and web apps without asyncio: an event loop in a thread, driven call by call."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
+from datetime import datetime
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .. import subjects
+from ..config import Settings
+from ..document_ref import Document, SyncChunks
+from ..documents import Source
+from ..enqueue import Item, OnFull
+from ..errors import AIQueueError, BadInput, Unavailable
+from ..inspect import JobStats
+from ..job import Message
+from ..journal import StreamItem
+from .client import Client, connect
+from .handle import Handle
+
+T = TypeVar("T")
+_NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
+
+
+class SyncHandle:
+    """An enqueued job; `result` blocks the calling thread. Else as `Handle`."""
+
+    def __init__(self, owner: SyncClient, handle: Handle) -> None:
+        self._owner = owner
+        self._handle = handle
+        self.id = handle.id
+        self.tenant = handle.tenant
+        self.family = handle.family
+        self.duplicate = handle.duplicate
+        self.due = handle.due
+
+    def __repr__(self) -> str:
+        return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
+
+    def result(self, timeout: str | float | None = None) -> Any:
+        """As `Handle.result`."""
+        return self._owner._drive(self._handle.result(timeout))
+
+    def stream(self, *, after: str | None = None, timeout: str | float | None = None) -> Iterator[StreamItem]:
+        """As `Handle.stream`: ``for item in handle.stream()``; waiting for an item blocks the calling thread."""
+        items = self._handle.stream(after=after, timeout=timeout)
+        try:
+            while (item := self._owner._drive(_next(items))) is not None:
+                yield item
+        finally:
+            with contextlib.suppress(Unavailable, BadInput):  # the client was closed meanwhile
+                self._owner._drive(items.aclose())
+
+    def status(self) -> JobStats:
+        """As `Handle.status`."""
+        return self._owner._drive(self._handle.status())
+
+    def cancel(self) -> bool:
+        """As `Handle.cancel`."""
+        return self._owner._drive(self._handle.cancel())
+
+
+class SyncDocuments:
+    """The documents of a sync client."""
+
+    def __init__(self, owner: SyncClient) -> None:
+        self._owner = owner
+
+    def put(
+        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
+    ) -> Document:
+        """As `Documents.put`, blocking the calling thread. Files and iterables are read in another one."""
+        documents = self._owner._open().documents
+        return self._owner._drive(documents.put(source, tenant=tenant, name=name, content_type=content_type, keep=keep))
+
+    def get(self, sha256: str, *, tenant: str) -> Document:
+        """As `Documents.get`."""
+        return self._owner._drive(self._owner._open().documents.get(sha256, tenant=tenant))
+
+    def open(self, document: Document) -> SyncChunks:
+        """As `Documents.open`: ``for chunk in documents.open(document)``, or its `read` or `save`."""
+        client = self._owner._open()
+        assert self._owner._loop is not None
+        return SyncChunks(document, client.documents.chunks, self._owner._loop)
+
+
+class SyncClient:
+    """A client for code without an event loop. Threads may share it.
+
+    It enqueues, cancels, waits for results, puts and reads documents; everything else is the async client's.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> Self:
+        """Connect. Raises as `Client.open`. Safe twice."""
+        if self._loop is None:
+            loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_run, args=(loop,), name="aiqueue-client", daemon=True)
+            self._thread.start()
+            self._loop = loop
+            try:
+                self._drive(self._client.open())
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Leave; calls that other threads still wait in raise Unavailable. Safe twice and unopened."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            if self._thread is not None:
+                self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        message: Message,
+        *,
+        tenant: str,
+        priority: str = subjects.NORMAL,
+        unique: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: str | float | None = None,
+        delay: str | float | None = None,
+        at: datetime | float | None = None,
+        on_full: OnFull = "raise",
+        timeout: str | float = 30.0,
+    ) -> SyncHandle:
+        """As `Client.enqueue`, blocking the calling thread."""
+        handle = self._drive(
+            self._client.enqueue(
+                message, tenant=tenant, priority=priority, unique=unique, headers=headers, deadline=deadline,
+                delay=delay, at=at, on_full=on_full, timeout=timeout,
+            )
+        )  # fmt: skip
+        return SyncHandle(self, handle)
+
+    def request(self, message: Message, *, tenant: str, **options: Any) -> Any:
+        """As `Client.request`, whose options it takes, blocking the calling thread."""
+        return self._drive(self._client.request(message, tenant=tenant, **options))
+
+    def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle:
+        """As `Client.job`."""
+        return SyncHandle(self, self._drive(self._client.job(job_id, family=family, tenant=tenant)))
+
+    def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
+        """As `Client.cancel`."""
+        return self._drive(self._client.cancel(job_id, family=family, tenant=tenant))
+
+    def enqueue_many(
+        self, items: Iterable[Item], *, window: int = 1_000, **options: Any
+    ) -> Iterator[SyncHandle | AIQueueError]:
+        """As `Client.enqueue_many`, whose arguments it takes, for a plain iterable.
+
+        It is read in the calling thread, `window` items at a time, each lot when the one before has been told.
+        `progress` counts within a lot.
+        """
+        if type(window) is not int or window < 1:
+            raise BadInput(f"window: a whole number from 1 up, not {window!r}")
+        source = iter(items)
+        while lot := list(islice(source, window)):
+            for outcome in self._drive(self._lot(lot, window=window, **options)):
+                yield outcome if isinstance(outcome, AIQueueError) else SyncHandle(self, outcome)
+
+    @property
+    def documents(self) -> SyncDocuments:
+        """As `Client.documents`: `put`, `get`, `open`."""
+        return SyncDocuments(self)
+
+    def _open(self) -> Client:
+        if self._loop is None:
+            raise BadInput(_NOT_OPEN)
+        return self._client
+
+    async def _lot(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
+        return [outcome async for outcome in self._client.enqueue_many(items, **options)]
+
+    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise BadInput(_NOT_OPEN)
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise BadInput("a sync client cannot be used from its own event loop; use aiqueue.connect() there")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Unavailable("the client was closed meanwhile", maybe_stored=True) from None
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+
+async def _next(items: AsyncGenerator[StreamItem, None]) -> StreamItem | None:
+    return await anext(items, None)
+
+
+async def _end_tasks() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+        loop.run_until_complete(_end_tasks())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+def connect_sync(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> SyncClient:
+    """A blocking client, not yet open: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
+    return SyncClient(connect(url, settings=settings, **arguments))

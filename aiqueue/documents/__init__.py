@@ -1,0 +1,12 @@
+"""Documents: large bytes beside the jobs, stored once for each tenant and hash, deleted when no job needs them.
+
+May not know lanes, workers or journals.
+"""
+
+from __future__ import annotations
+
+from .collector import Collected, Collector
+from .objects import Source
+from .store import Documents, Listed
+
+__all__ = ["Collected", "Collector", "Documents", "Listed", "Source"]

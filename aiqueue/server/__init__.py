@@ -1,0 +1,11 @@
+"""The embedded nats-server of a directory, and the small process that supervises it.
+
+The supervisor runs by its path without site-packages: it may import nothing of aiqueue.
+"""
+
+from __future__ import annotations
+
+from . import supervisor
+from .embedded import DIRECTORY, EmbeddedServer, find_directory
+
+__all__ = ["DIRECTORY", "EmbeddedServer", "find_directory", "supervisor"]

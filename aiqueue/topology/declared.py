@@ -1,0 +1,369 @@
+"""All families and streams, as declared in ``streams/*.toml``. Pure: no server is asked (see provision)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from .. import subjects
+from ..errors import BadInput, TopologyError, UnknownFamily
+from . import streamfile
+from .streamfile import PROFILES, Declared, Role
+
+_NS = 1_000_000_000
+_SCHEMA_VERSIONS = ("1.0", "1")
+_PRIORITIES = ("high", "normal", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of the subject table: where its jobs go, how they are taken for what they are, its limits.
+
+    An inbox family (``role == "inbox"``) has mailboxes instead of lanes: no priorities, no journal.
+    `replicas` and `max_msgs_per_subject` are its stream's; the last is what one lane (or mailbox) may hold.
+    """
+
+    name: str
+    role: Literal["work", "inbox"]
+    file: str
+    stream: str
+    default_kind: str
+    priorities: tuple[str, ...]  # the highest first
+    lanes: Literal["tenant", "shared"]
+    lane_storage: Literal["file", "memory"]
+    journal: str | None
+    journal_ttl_s: float | None  # how long a result is kept; None: as long as the journals' stream keeps it
+    chunk_ttl_s: float | None  # the same of chunks and progress
+    key: str | None  # the message field, and header, that holds the caller's own job id
+    aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
+    schema_versions: tuple[str, ...]
+    ack_wait_s: float
+    max_ack_pending: int
+    max_deliver: int
+    inactive_threshold_s: float
+    max_msgs_per_subject: int
+    replicas: int
+    claim: bool  # of several messages of one id one is run
+    reply_within_s: float | None  # how long a responder waits for an answer; None: none answers for this family
+    tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending: where declared
+
+    def weight(self, tenant: str) -> float:
+        """A tenant's part of the turns within a priority, among those that have jobs waiting. Default 1."""
+        weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
+        return weight
+
+    def demoted(self, priority: str, wished: str) -> bool:
+        """Whether a job in lane `priority` that wishes for another one belongs there: only downwards from the bare
+        subject's. Met at the head of its lane, moving it up would gain nothing.
+        """
+        if priority != subjects.NORMAL or wished not in self.priorities:
+            return False
+        return self.priorities.index(wished) > self.priorities.index(priority)
+
+    def lane_name(self, tenant: str, priority: str) -> str:
+        """The durable name of a lane's consumer: ``acme-normal``, or ``normal`` where all tenants share it.
+
+        Raises InvalidToken for the tenant, BadInput for a priority that the family has not.
+        """
+        lane = self._lane(tenant, priority)
+        return lane_name(lane.tenant, lane.priority)
+
+    def lane_of(self, consumer: str) -> subjects.Lane | None:
+        """The lane of a consumer's name (tenant ``*``: all), None for a name that lane_name never gives."""
+        tenant, dash, priority = consumer.rpartition("-")
+        if priority not in self.priorities or bool(dash) == (self.lanes == "shared"):
+            return None
+        if dash and not subjects.TOKEN.fullmatch(tenant):
+            return None
+        return subjects.Lane(self.name, tenant or "*", priority)
+
+    def lane_config(self, tenant: str, priority: str) -> dict[str, Any]:
+        """The consumer over a lane, in the form of the JetStream API. Raises as lane_name does.
+
+        num_replicas is left out on purpose: a work queue's consumer must have as many as its stream.
+        """
+        lane = self._lane(tenant, priority)
+        return {
+            "durable_name": lane_name(lane.tenant, lane.priority),
+            "filter_subject": subjects.lane(*lane),
+            "ack_policy": "explicit",
+            "mem_storage": self.lane_storage == "memory",
+            **self.lane_limits(lane.tenant),
+        }
+
+    def lane_limits(self, tenant: str) -> dict[str, int]:
+        """The part of lane_config that can be changed while the lane is in use. Durations are nanoseconds."""
+        own = self.tenants.get(tenant, {})
+        return {
+            "ack_wait": round(self.ack_wait_s * _NS),
+            "max_ack_pending": own.get("max_ack_pending", self.max_ack_pending),
+            "max_deliver": self.max_deliver,
+            "inactive_threshold": round(self.inactive_threshold_s * _NS),
+        }
+
+    def _lane(self, tenant: str, priority: str) -> subjects.Lane:
+        if priority not in self.priorities:
+            has = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
+            raise BadInput(f"{self.name} has no priority {priority!r}: {has}")
+        if self.lanes == "shared":
+            return subjects.Lane(self.name, "*", priority)
+        return subjects.Lane(self.name, subjects.token("tenant", tenant), priority)
+
+
+def lane_name(tenant: str, priority: str) -> str:
+    """The consumer's name for a lane of either mode; tenant ``*`` means all.
+
+    A priority holds no "-" and a tenant's lane always does, so that they never share a name.
+    """
+    return priority if tenant == "*" else f"{tenant}-{priority}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """A declared stream. `config` has the JetStream API's form (nanoseconds, bytes), declared fields only."""
+
+    name: str
+    role: Role
+    file: str
+    config: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything that is declared, under one profile."""
+
+    profile: str
+    families: Mapping[str, Family] = field(hash=False)
+    streams: Mapping[str, StreamSpec] = field(hash=False)
+
+    @classmethod
+    def load(cls, *directories: Path, profile: str = "single") -> Self:
+        """The bundled files, then those of `directories`, which add families and cannot change bundled ones.
+
+        `profile` is "single" (one server) or "cluster" (three replicas). Raises TopologyError.
+        """
+        bundled = bundled_directory()
+        roots = [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
+        return cls.build(((str(path), _text(path)) for root in roots for path in _files(root)), profile=profile)
+
+    @classmethod
+    def build(cls, files: Iterable[tuple[str, str]], *, profile: str = "single") -> Self:
+        """The topology of (name, TOML text) pairs, in this order. Raises TopologyError."""
+        if profile not in PROFILES:
+            raise TopologyError("topology", "profile", f"{profile!r} is unknown; there are {', '.join(PROFILES)}")
+        declared = [streamfile.read(file, text, profile) for file, text in files]
+        families: dict[str, Family] = {}
+        for each in declared:
+            if each.family:
+                family = _family(each)
+                _unique(families, family.name, each.file, "family.name")
+                families[family.name] = family
+        _disjoint(families)
+        streams: dict[str, StreamSpec] = {}
+        for each in declared:
+            spec = _spec(each, families)
+            _unique(streams, spec.name, each.file, "stream.name")
+            streams[spec.name] = spec
+        for role in ("journal", "dead", "parked", "stranded", "documents", "presence"):
+            _exactly_one(role, streams)
+        kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
+        for family in families.values():
+            _expires(family, kept_ns / _NS)
+        return cls(profile, families, streams)
+
+    @property
+    def work_families(self) -> tuple[Family, ...]:
+        """The families that have lanes, in the order of their files."""
+        return tuple(each for each in self.families.values() if each.role == "work")
+
+    @property
+    def journal_stream(self) -> StreamSpec:
+        return self._by_role("journal")
+
+    @property
+    def dead_stream(self) -> StreamSpec:
+        return self._by_role("dead")
+
+    @property
+    def stranded_stream(self) -> StreamSpec:
+        return self._by_role("stranded")
+
+    @property
+    def parked_stream(self) -> StreamSpec:
+        return self._by_role("parked")
+
+    @property
+    def documents_stream(self) -> StreamSpec:
+        return self._by_role("documents")
+
+    @property
+    def presence_stream(self) -> StreamSpec:
+        return self._by_role("presence")
+
+    @property
+    def inbox_family(self) -> Family:
+        """The family whose messages are mail. Raises UnknownFamily."""
+        for each in self.families.values():
+            if each.role == "inbox":
+                return each
+        raise UnknownFamily("agent.message", tuple(sorted(self.families)))
+
+    def family(self, name: str) -> Family:
+        """The family of this name. Raises UnknownFamily, which lists those declared."""
+        try:
+            return self.families[name]
+        except KeyError:
+            raise UnknownFamily(name, tuple(sorted(self.families))) from None
+
+    def family_of_kind(self, kind: str) -> Family | None:
+        """The family whose default_kind this is, None if it is no family's."""
+        return next((each for each in self.families.values() if each.default_kind == kind), None)
+
+    def _by_role(self, role: Role) -> StreamSpec:
+        return next(each for each in self.streams.values() if each.role == role)
+
+
+def bundled_directory() -> Path:
+    """Where aiqueue's own files are: beside the modules when installed, else in the root of the checkout."""
+    here = Path(__file__).resolve().parent.parent
+    for directory in (here / "streams", here.parent / "streams"):
+        if directory.is_dir():
+            return directory
+    raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: install aiqueue again")
+
+
+def _files(directory: Path) -> list[Path]:
+    """The declarations of a directory, sorted by name. Hidden files are passed over: editors leave them."""
+    if not directory.is_dir():
+        raise TopologyError(str(directory), "", "there is no such directory")
+    files = sorted(path for path in directory.glob("*.toml") if not path.name.startswith("."))
+    if not files:
+        raise TopologyError(str(directory), "", "holds no *.toml file")
+    return files
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TopologyError(str(path), "", f"cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TopologyError(str(path), "", f"is not UTF-8 (byte {error.start})") from None
+
+
+def _family(declared: Declared) -> Family:
+    given, work = declared.family, declared.role == "work"
+    return Family(
+        name=given["name"],
+        role="work" if work else "inbox",
+        file=declared.file,
+        stream=declared.stream["name"],
+        default_kind=given["default_kind"],
+        priorities=given.get("priorities", _PRIORITIES) if work else (),
+        lanes=given.get("lanes", "tenant"),
+        lane_storage=given.get("lane_storage", "file"),
+        journal=given.get("journal", f"ai.{given['name']}-results") if work else None,
+        journal_ttl_s=_seconds(given.get("journal_ttl")),
+        chunk_ttl_s=_seconds(given.get("chunk_ttl", given.get("journal_ttl"))),
+        key=given.get("key"),
+        aliases=given.get("aliases", {}),
+        schema_versions=given.get("schema_versions", _SCHEMA_VERSIONS),
+        ack_wait_s=declared.consumer["ack_wait"] / _NS,
+        max_ack_pending=declared.consumer["max_ack_pending"],
+        max_deliver=declared.consumer["max_deliver"],
+        inactive_threshold_s=declared.consumer["inactive_threshold"] / _NS,
+        max_msgs_per_subject=declared.stream["max_msgs_per_subject"],
+        replicas=declared.stream["num_replicas"],
+        claim=given.get("claim", False),
+        reply_within_s=given["reply_within"] / _NS if "reply_within" in given else None,
+        tenants=given.get("tenants", {}),
+    )
+
+
+def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
+    """The stream with its computed part: subjects, and for work streams the transform of the bare subject."""
+    config = dict(declared.stream)
+    match declared.role:
+        case "work":
+            family = families[declared.family["name"]]
+            bare = f"ai.{family.name}.*"
+            # Lanes are listed one by one: a wildcard would store a job under a priority that nobody consumes.
+            config["subjects"] = [
+                bare,
+                *(subjects.lane(family.name, "*", each) for each in family.priorities),
+            ]
+            normal = subjects.lane(family.name, "{{wildcard(1)}}", subjects.NORMAL)
+            config["subject_transform"] = {"src": bare, "dest": normal}
+        case "inbox":
+            config["subjects"] = [f"ai.{declared.family['name']}.*", f"ai.{declared.family['name']}.*.*"]
+        case "journal":
+            # Five tokens only: the bare ones belong to responders, for whom a stream's PubAck would answer.
+            roots = [each.journal for each in families.values() if each.journal]
+            config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
+        case "dead":
+            config["subjects"] = [subjects.dead("*.*")]
+        case "stranded":
+            work = [each.stream for each in families.values() if each.role == "work"]
+            config["subjects"] = [subjects.stranded(each) for each in work]
+        case "parked":
+            config["subjects"] = [subjects.parked(due=False), subjects.parked(due=True)]
+        case "presence":
+            config["subjects"] = [subjects.bucket(config["name"])]
+        case "documents":
+            config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
+    return StreamSpec(config["name"], declared.role, declared.file, config)
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / _NS
+
+
+def _expires(family: Family, kept_s: float) -> None:
+    """Refuses times that would have no effect, or let an ended job run again."""
+    ttl_s, chunk_s = family.journal_ttl_s, family.chunk_ttl_s
+    if ttl_s is not None and ttl_s < 2 * family.ack_wait_s:
+        problem = "must be at least twice the ack_wait: a job whose ack was lost is delivered again"
+        raise TopologyError(family.file, "family.journal_ttl", problem)
+    for key, value in (("journal_ttl", ttl_s), ("chunk_ttl", chunk_s)):
+        if value is not None and 0 < kept_s < value:
+            raise TopologyError(
+                family.file, f"family.{key}", f"is above the {kept_s:g} s (max_age) of the journals' stream"
+            )
+    if ttl_s is not None and chunk_s is not None and chunk_s > ttl_s:
+        raise TopologyError(family.file, "family.chunk_ttl", "must not be above journal_ttl")
+
+
+def _unique(known: Mapping[str, Family | StreamSpec], name: str, file: str, key: str) -> None:
+    if name in known:
+        raise TopologyError(file, key, f"{name!r} is already declared in {known[name].file}")
+
+
+def _disjoint(families: Mapping[str, Family]) -> None:
+    """Refuses a journal or default kind that two families share, and a journal on a family's subjects."""
+    journals: dict[str, Family] = {}
+    kinds: dict[str, Family] = {}
+    for family in families.values():
+        other = kinds.setdefault(family.default_kind, family)
+        if other is not family:
+            problem = f"{family.default_kind!r} is already that of {other.name} in {other.file}"
+            raise TopologyError(family.file, "family.default_kind", problem)
+        if family.journal is None:
+            continue
+        other = journals.setdefault(family.journal, family)
+        if other is not family:
+            problem = f"{family.journal!r} is already the journal of {other.name} in {other.file}"
+            raise TopologyError(family.file, "family.journal", problem)
+        taken = families.get(family.journal.removeprefix("ai."))
+        if taken:
+            problem = f"{family.journal!r} is where the jobs of {taken.name} go, declared in {taken.file}"
+            raise TopologyError(family.file, "family.journal", problem)
+
+
+def _exactly_one(role: str, streams: Mapping[str, StreamSpec]) -> None:
+    found = [each for each in streams.values() if each.role == role]
+    if not found:
+        raise TopologyError("topology", "role", f"no file declares the {role} stream")
+    if len(found) > 1:
+        raise TopologyError(found[1].file, "role", f"{found[0].file} declares the {role} stream already")

@@ -1,0 +1,183 @@
+"""What a user declares: handlers, and how many of them run at once. A run of it is a `Session`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from ..attempt import Handler, Policies
+from ..backoff import Backoff
+from ..client import Client
+from ..errors import BadInput
+from ..job import Job, M, Reject, Retry
+from ..units import seconds
+from .session import Lifespan, Session, Terms
+
+log = logging.getLogger("aiqueue.worker")
+
+R = TypeVar("R")
+CONCURRENCY_MAX = 10_000
+PROCESSES_MAX = 1_000
+
+
+class _Register(Generic[M]):
+    """What `Worker.handle` returns: a decorator that takes only functions of the right job."""
+
+    def __init__(self, add: Callable[[Callable[[Job[M]], Any]], None]) -> None:
+        self._add = add
+
+    def __call__(self, function: Callable[[Job[M]], R]) -> Callable[[Job[M]], R]:
+        self._add(function)
+        return function
+
+
+class Worker:
+    """Handlers and how many of them run at once.
+
+    `families`: which families' jobs to take; None is those of the registered messages. `tenants`: whose jobs; None
+    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `processes` (1 to 1,000,
+    default: as many as there are CPUs, at most `concurrency`) is how many children run the handlers registered with
+    ``process=True``. `lifespan` is an async context manager function entered before the first job and left after the
+    last; what it yields is ``job.state``. Each child enters it too.
+    `drain_timeout` (default "30s") bounds the finish of running jobs when the worker is told to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        families: Collection[str] | None = None,
+        tenants: Collection[str] | None = None,
+        concurrency: int = 100,
+        processes: int | None = None,
+        lifespan: Lifespan | None = None,
+        drain_timeout: str | float = "30s",
+        name: str | None = None,
+    ) -> None:
+        if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
+            raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
+        if processes is not None and (isinstance(processes, bool) or not 1 <= processes <= PROCESSES_MAX):
+            raise BadInput(f"processes must be from 1 to {PROCESSES_MAX:,}, not {processes!r}")
+        if isinstance(families, str) or isinstance(tenants, str):
+            raise BadInput("families and tenants are lists of names")
+        self.families = None if families is None else tuple(families)
+        self.tenants = None if tenants is None else tuple(tenants)
+        self.concurrency = concurrency
+        self.processes = processes
+        self.lifespan = lifespan
+        self.drain_timeout_s = seconds(drain_timeout)
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._handlers: dict[tuple[str, str], Handler] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once: `concurrency`, or as many as there are processes where all handlers need one
+        (a job must not wait here for a process while another worker has one free).
+        """
+        return self.process_count if all(each.process for each in self.handlers) else self.concurrency
+
+    @property
+    def process_count(self) -> int:
+        """How many children run the handlers registered with ``process=True``."""
+        return min(self.concurrency, self.processes or os.cpu_count() or 1)
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        return tuple(self._handlers.values())
+
+    def handle(
+        self,
+        model: type[M],
+        *,
+        retry: Backoff | None = None,
+        timeout: str | float | None = "10m",
+        result: bool = True,
+        process: bool = False,
+        on: Policies | None = None,
+    ) -> _Register[M]:
+        """Register a function for a kind of message: a decorator.
+
+        The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
+        (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
+        "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
+        `on` says what an error of a class means, where that is not `retry`: ``{ValueError: Reject, Busy: Backoff(...),
+        Limited: lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: by that policy. A
+        function of the error: again after so long ("30s", seconds; None: by `retry`). The nearest class of the error
+        counts; attempts are counted together, whatever ended them. ``Retry`` and ``Reject`` that are raised go first.
+        `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
+        function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
+        refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
+        what it prints goes to stderr. Raises BadInput for a kind that has a handler already, and for what is no policy.
+        """
+        policies = checked(on or {})
+        timeout_s = None if timeout is None else seconds(timeout)
+        if timeout_s == 0:
+            raise BadInput("timeout must be above 0; None is no timeout")
+        key = (model.aiq_family, model.aiq_kind)
+
+        def add(function: Callable[[Job[M]], Any]) -> None:
+            if key in self._handlers:
+                raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
+            is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+                getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
+            )
+            self._handlers[key] = Handler(
+                model, function, is_async, retry or Backoff(), timeout_s, result, process, policies
+            )
+
+        return _Register(add)
+
+    @asynccontextmanager
+    async def running(self, client: Client) -> AsyncIterator[Session]:
+        """Run beside other code on an open client; leaving the block drains.
+
+        Raises BadInput without handlers, UnknownFamily, NotFound where a stream is missing.
+        """
+        session = Session(self._terms(client), client)
+        await session.start()
+        try:
+            yield session
+        finally:
+            await session.drain()
+
+    async def run(self, client: Client, *, until: Awaitable[Any]) -> bool:
+        """Run until `until` is done, then drain. True if every running job could finish in time."""
+        async with self.running(client) as session:
+            await until
+        return session.clean
+
+    def _terms(self, client: Client) -> Terms:
+        return Terms(
+            self.name, self._handlers, self._families(client), self.tenants, self.slots, self.process_count,
+            self.lifespan, self.drain_timeout_s, self,
+        )  # fmt: skip
+
+    def _families(self, client: Client) -> list[str]:
+        if not self._handlers:
+            raise BadInput("this worker has no handlers: register one with @worker.handle(YourMessage)")
+        handled = {family for family, _ in self._handlers}
+        wanted = handled if self.families is None else set(self.families)
+        for name in sorted(handled | wanted):
+            if client.topology.family(name).role != "work":
+                raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
+        shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
+        if self.tenants is not None and shared:
+            raise BadInput(f"tenants cannot be chosen in {', '.join(shared)}: all tenants share its lanes")
+        if not wanted & handled:
+            raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
+        return sorted(wanted)
+
+
+def checked(on: Policies) -> Policies:
+    """The policies, if they are some. Raises BadInput."""
+    for error, policy in on.items():
+        if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
+            raise BadInput(f"on: {error!r} is no class of errors that a policy can be for")
+        if policy is Reject or isinstance(policy, Backoff) or (callable(policy) and not isinstance(policy, type)):
+            continue
+        raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")
+    return dict(on)

@@ -1,0 +1,641 @@
+"""Cancelling jobs that run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import subjects
+from aiqueue.attempt import cancellation
+from aiqueue.client.cancel import DONE, ENDED, STOPPED
+from aiqueue.errors import JobFailed
+from aiqueue.journal.journal import CANCELLED, NOTHING, WHILE_RUNNING, Entry, entry_of
+from aiqueue.processes import quarantine
+from aiqueue.topology import provision
+from aiqueue.worker import session, settlement
+
+from .. import suspects
+from ..client.test_cancel import cancelled, empty, stored
+from ..support import Relay, eventually
+from ..suspects import Act
+from ..worker.test_kill import STREAM as SLEEPS
+from ..worker.test_kill import Crew, Sleep
+
+
+class Task(aiqueue.Message, kind="task"):
+    n: int = 0
+
+
+@pytest.fixture
+async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+class Seen:
+    """What a handler has gone through."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.stopped: list[str] = []
+        self.done: list[str] = []
+
+
+def working(seen: Seen, *, takes_s: float = 60.0, cleans_s: float = 0.0, **options: Any) -> aiqueue.Worker:
+    worker = aiqueue.Worker(**options)
+
+    @worker.handle(Task, timeout=None)
+    async def task(job: aiqueue.Job[Task]) -> int:
+        seen.begun.append(job.id)
+        try:
+            await asyncio.sleep(takes_s)
+        except asyncio.CancelledError:
+            seen.stopped.append(job.id)
+            await asyncio.sleep(cleans_s)
+            raise
+        seen.done.append(job.id)
+        return job.message.n
+
+    return worker
+
+
+async def journal_of(client: aiqueue.Client, job_id: str) -> list[Entry]:
+    read = client.connection.read("AI_RESULTS", subjects.journal("ai.agent.results", "acme", job_id))
+    return [entry_of(each) async for each in read]
+
+
+async def test_a_running_jobs_coroutine_is_cancelled_and_its_result_says_so(client: aiqueue.Client) -> None:
+    seen = Seen()
+    async with working(seen).running(client) as session:
+        handles = [await client.enqueue(Task(), tenant="acme", delay=delay) for delay in (None, 0.1)]
+        await eventually(lambda: len(seen.begun) == 2, within=10)
+        for handle in handles:
+            assert await handle.verdict() == STOPPED
+            assert await cancelled(handle)
+            assert await handle.verdict() == DONE
+        await eventually(lambda: len(seen.stopped) == 2, within=5)
+        await eventually(lambda: session.running == 0, within=5)
+        assert await empty(client)
+        assert await stored(client, "AI_DEAD") == 0
+        entries = [entry for handle in handles for entry in await journal_of(client, handle.id)]
+        assert [each.event for each in entries if each.final] == [CANCELLED, CANCELLED]
+    assert seen.done == []
+
+
+async def test_by_its_id_a_running_job_is_cancelled_too(client: aiqueue.Client) -> None:
+    seen = Seen()
+    async with working(seen).running(client):
+        await client.enqueue(Task(), tenant="acme", unique="a")
+        await eventually(lambda: seen.begun, within=10)
+        assert await client.cancel("a")
+        await eventually(lambda: seen.stopped, within=5)
+
+
+async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Client) -> None:
+    seen = Seen()
+    cleaned: list[bool] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        try:
+            seen.begun.append(job.id)
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(1.5)
+            cleaned.append(job.cancelled)
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        assert await handle.cancel()
+        await eventually(lambda: session.running == 0, within=10)
+    assert cleaned == [True]
+    assert await empty(client)
+
+
+async def test_a_handler_that_swallows_its_cancellation_has_its_result_refused(client: aiqueue.Client) -> None:
+    seen = Seen()
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> str:
+        seen.begun.append(job.id)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "all the same"
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        assert await handle.cancel()
+        await eventually(lambda: session.running == 0, within=10)
+        assert await cancelled(handle)
+    assert await empty(client)
+
+
+async def test_a_plain_function_is_told_and_its_slot_is_free_at_once(client: aiqueue.Client) -> None:
+    seen = Seen()
+    worker = aiqueue.Worker(concurrency=1)
+    said: list[str] = []
+
+    @worker.handle(Task)
+    def task(job: aiqueue.Job[Task]) -> None:
+        seen.begun.append(job.id)
+        while job.message.n and not job.cancelled:
+            time.sleep(0.01)
+        said.append("stopped" if job.cancelled else "done")
+
+    async with worker.running(client):
+        handle = await client.enqueue(Task(n=1), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        assert await handle.cancel()
+        await eventually(lambda: said == ["stopped"], within=5)
+        await (await client.enqueue(Task(), tenant="acme")).result(10)
+        assert await cancelled(handle)
+    assert said == ["stopped", "done"]
+
+
+async def test_a_thread_that_was_given_up_at_its_timeout_is_told_as_well(client: aiqueue.Client) -> None:
+    told: list[bool] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, timeout=0.2, retry=aiqueue.Backoff(attempts=1))
+    def task(job: aiqueue.Job[Task]) -> None:
+        end = time.monotonic() + 10
+        while not job.cancelled and time.monotonic() < end:
+            time.sleep(0.01)
+        told.append(job.cancelled)
+
+    async with worker.running(client):
+        with pytest.raises(JobFailed, match="timed out"):
+            await (await client.enqueue(Task(), tenant="acme")).result(10)
+        await eventually(lambda: told == [True], within=5)
+
+
+@pytest.mark.parametrize("kept", ["async", "plain", "deaf"])
+async def test_a_child_process_ends_its_handler_or_is_killed(
+    client: aiqueue.Client, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends it is asked again; one that goes on is killed, and another one takes its place."""
+    monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.3 if kept == "deaf" else 5.0)
+    worker = aiqueue.Worker(processes=1)
+    worker.handle(Act, process=True)(suspects.act if kept == "async" else suspects.act_sync)
+    async with worker.running(client) as session:
+        before = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
+        does = {"async": "wait", "plain": "heed", "deaf": "block"}[kept]
+        handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
+        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=10)
+        assert await handle.cancel()
+        await eventually(lambda: session.running == 0, within=10)
+        after = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
+        assert await cancelled(handle)
+    assert (after["pid"] == before["pid"]) == (kept != "deaf")
+    assert await empty(client)
+
+
+async def test_a_job_that_waits_for_a_child_process_is_not_run(
+    client: aiqueue.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
+    worker = working(Seen(), processes=1, concurrency=2)
+    worker.handle(Act, process=True)(suspects.act_sync)
+    async with worker.running(client) as session:
+        handles = [await client.enqueue(Act(do="heed"), tenant="acme") for _ in range(2)]
+        await eventually(lambda: session.running == 2 and log.exists() and "heed " in log.read_text(), within=10)
+        waits = next(each for each in handles if each.id not in log.read_text())
+        for each in (waits, *handles):
+            assert await each.cancel()
+        await eventually(lambda: session.running == 0, within=10)
+    assert log.read_text().count("heed") == 1
+
+
+async def test_unheard_a_cancellation_is_noticed_by_looking(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "LONG_S", 0.3)
+    seen = Seen()
+    async with working(seen).running(client) as session:
+        await deafen(session)
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        assert await handle.cancel()
+        await eventually(lambda: seen.stopped, within=10)
+        await eventually(lambda: session.running == 0, within=5)
+    assert await empty(client)
+
+
+async def deafen(session: Any) -> None:
+    for each in session._runner.stops._subscriptions:
+        await each.close()
+
+
+async def test_a_write_of_the_attempt_meets_the_cancellation(client: aiqueue.Client) -> None:
+    """Unheard too: `progress` raises in the handler."""
+    go, begun = asyncio.Event(), asyncio.Event()
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        begun.set()
+        await go.wait()
+        await job.progress(0.5)
+
+    async with worker.running(client) as session:
+        await deafen(session)
+        handle = await client.enqueue(Task(), tenant="acme")
+        await begun.wait()
+        assert await handle.cancel()
+        go.set()
+        await eventually(lambda: session.running == 0, within=5)
+        assert await cancelled(handle)
+    assert [each.event for each in await journal_of(client, handle.id)] == [CANCELLED]
+    assert await empty(client)
+
+
+async def test_a_worker_that_was_cut_off_learns_of_it_when_it_is_back(account: Any, client: aiqueue.Client) -> None:
+    """Long before it would have looked."""
+    seen = Seen()
+    async with (
+        Relay(account.address) as relay,
+        aiqueue.connect(relay.url, user=account.user, password=account.password) as cut_off,
+        working(seen).running(cut_off) as session,
+    ):
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        await relay.cut()
+        await eventually(lambda: not cut_off.connection.connected, within=10)
+        assert await handle.cancel()
+        assert seen.stopped == []
+        await relay.mend()
+        await eventually(lambda: seen.stopped, within=10)
+        await eventually(lambda: session.running == 0, within=10)
+    assert await empty(client)
+
+
+async def test_an_attempt_that_streams_faster_than_one_can_cancel_ends_itself(client: aiqueue.Client) -> None:
+    """Each entry of its own refuses the canceller's, which knew of an older one."""
+    worker = aiqueue.Worker()
+    begun = asyncio.Event()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        async def tell() -> None:
+            while True:
+                await job.progress(0.5)
+                begun.set()
+
+        await asyncio.gather(*(tell() for _ in range(5)))
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await begun.wait()
+        assert await handle.verdict() == STOPPED
+        await eventually(lambda: session.running == 0, within=5)
+        entries = await journal_of(client, handle.id)
+    assert [each.event for each in entries if each.final] == [CANCELLED]
+    assert entries[-1].event == CANCELLED
+
+
+async def test_a_job_that_waits_in_a_worker_for_a_slot_is_not_run(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker holds one beyond its slot, as one does whose jobs are short."""
+    monkeypatch.setattr(session, "prefetch", lambda slots, handler_s: 1)
+    monkeypatch.setattr(session, "WAIT_HERE_MAX_S", 60.0)
+    begun: list[str] = []
+    go = asyncio.Event()
+    worker = aiqueue.Worker(concurrency=1)
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        begun.append(job.id)
+        await go.wait()
+
+    handles = [await client.enqueue(Task(), tenant="acme") for _ in range(2)]
+    async with worker.running(client) as running:
+        await eventually(lambda: begun and running.vitals()["waiting"] == 1, within=10)
+        first, second = sorted(handles, key=lambda each: each.id not in begun)
+        assert await second.verdict() == STOPPED
+        go.set()
+        await first.result(10)
+        assert await cancelled(second)
+        await eventually(lambda: running.vitals()["waiting"] == running.running == 0, within=5)
+        assert await empty(client)
+    assert begun == [first.id]
+
+
+async def test_a_stopped_job_holds_its_documents_no_longer(client: aiqueue.Client) -> None:
+    class Big(aiqueue.Message, kind="big"):
+        blob: bytes
+
+    begun = asyncio.Event()
+    worker = aiqueue.Worker()
+
+    @worker.handle(Big)
+    async def big(job: aiqueue.Job[Big]) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async with worker.running(client):
+        handle = await client.enqueue(Big(blob=bytes(400_000)), tenant="acme")
+        await asyncio.wait_for(begun.wait(), 10)
+        assert await handle.cancel()
+        assert [each.jobs async for each in client.documents.find()] == []
+
+
+async def test_drained_while_it_is_stopped_a_job_does_not_come_back(client: aiqueue.Client) -> None:
+    seen = Seen()
+    async with working(seen, cleans_s=60, drain_timeout=0.2).running(client):
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=10)
+        assert await handle.cancel()
+        await eventually(lambda: seen.stopped, within=5)
+    assert await empty(client)
+    assert await cancelled(handle)
+
+
+Handlers = Callable[[aiqueue.Job[Task]], Awaitable[object]]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("way", ["async", "thread", "child", "fails"])
+async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: aiqueue.Client, way: str) -> None:
+    """At 200 random moments around the end of the handler (50 for children)."""
+    begun: list[str] = []
+    worker = aiqueue.Worker(concurrency=50, processes=2)
+
+    @worker.handle(Task, retry=aiqueue.Backoff(attempts=1))
+    async def task(job: aiqueue.Job[Task]) -> int:
+        begun.append(job.id)
+        await asyncio.sleep(0.05)
+        if way == "fails":
+            raise ValueError
+        return job.message.n
+
+    class Plain(aiqueue.Message, kind="plain"):
+        n: int
+
+    @worker.handle(Plain)
+    def plain(job: aiqueue.Job[Plain]) -> int:
+        begun.append(job.id)
+        time.sleep(0.05)
+        return job.message.n
+
+    worker.handle(Act, process=True)(suspects.act)
+    count = 50 if way == "child" else 200
+    verdicts: dict[str, bool] = {}
+    ends: dict[str, str] = {}
+
+    def message(n: int) -> aiqueue.Message:
+        return {"thread": Plain(n=n), "child": Act(do="sleep", value=0.05)}.get(way) or Task(n=n)
+
+    async def one(n: int) -> None:
+        await asyncio.sleep(random.uniform(0, 1.0 if way == "child" else 0.5))
+        handle = await client.enqueue(message(n), tenant="acme", unique=f"j{n}")
+        await asyncio.sleep(random.uniform(0.02, 0.12))
+        verdicts[handle.id] = await handle.cancel()
+        try:
+            await handle.result(20)
+        except JobFailed as failed:
+            ends[handle.id] = failed.reason
+        else:
+            ends[handle.id] = "done"
+
+    async with worker.running(client):
+        await asyncio.gather(*(one(n) for n in range(count)))
+        await eventually(lambda: empty(client), within=20)
+    for name, verdict in verdicts.items():
+        assert ends[name] == (CANCELLED if verdict else "attempts" if way == "fails" else "done")
+        assert sum(each.final for each in await journal_of(client, name)) == 1
+    assert len(set(begun)) == len(begun)
+    letters = {each.job_id async for each in client.dead.find()}
+    assert letters == {name for name, end in ends.items() if end == "attempts"}
+    assert 0 < sum(verdicts.values()) < count
+
+
+@pytest.mark.parametrize("does", ["wait", "block"])
+async def test_a_suspect_is_stopped_and_not_convicted(
+    client: aiqueue.Client, does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the child that tries it has to be killed."""
+    monkeypatch.setattr(quarantine, "LOST_MIN", 0)
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.3)
+    monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
+    worker = aiqueue.Worker(concurrency=8)
+    worker.handle(Act)(suspects.act)
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
+        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=20)
+        behind = await client.enqueue(Act(do="sleep"), tenant="acme")  # waits for the trial to end
+        assert await handle.cancel()
+        assert (await behind.result(20))["attempt"] == 1
+        assert await cancelled(handle)
+        await eventually(lambda: session.running == 0, within=5)
+    assert await stored(client, "AI_DEAD") == 0
+    assert await empty(client)
+
+
+async def test_a_suspect_that_is_tried_in_the_worker_is_stopped(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler is found by no child."""
+    monkeypatch.setattr(quarantine, "LOST_MIN", 0)
+    seen = Seen()
+    async with working(seen).running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.begun, within=20)
+        assert await handle.cancel()
+        await eventually(lambda: seen.stopped, within=5)
+        await eventually(lambda: session.running == 0, within=5)
+        assert await cancelled(handle)
+    assert await empty(client)
+
+
+async def test_a_job_that_has_come_back_from_parking_is_cancelled_by_its_handle(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at another place than the one that the handle knows."""
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
+    attempts: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, timeout=None)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        attempts.append(job.attempt)
+        if job.attempt == 1:
+            raise aiqueue.Retry(after=0.2)
+        await asyncio.sleep(60)
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: attempts == [1, 2], within=10)
+        assert await handle.verdict() == STOPPED
+        await eventually(lambda: session.running == 0, within=5)
+        assert await cancelled(handle)
+        assert await handle.verdict() == DONE
+    assert await empty(client)
+    assert await stored(client, "AI_PARKED") == 0
+
+
+async def test_without_a_result_to_keep_a_job_is_cancelled_too(client: aiqueue.Client) -> None:
+    begun = asyncio.Event()
+    stopped = asyncio.Event()
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, result=False)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60 if job.message.n else 0)
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Task(n=1), tenant="acme")
+        await asyncio.wait_for(begun.wait(), 10)
+        assert await handle.verdict() == STOPPED
+        await asyncio.wait_for(stopped.wait(), 5)
+        assert await cancelled(handle)
+        short = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: empty(client), within=5)
+        assert await short.verdict() == ENDED
+        await eventually(lambda: session.running == 0, within=5)
+
+
+APP = """
+    import asyncio, os
+    import aiqueue
+
+    LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
+        n: int
+
+    worker = aiqueue.Worker()
+
+    @worker.handle(Sleep)
+    async def sleep(job: aiqueue.Job[Sleep]) -> None:
+        os.write(LOG, f"start {job.message.n} {os.getpid()}\\n".encode())
+        await asyncio.sleep(60 if job.message.n == 1 else 0)
+    """
+
+
+@pytest.mark.parametrize("undeleted", [False, True], ids=["cancelled", "canceller died"])
+async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
+    account: Any, tmp_path: Path, *, undeleted: bool
+) -> None:
+    """Also where its canceller died before it could take it out of its lane: its journal is looked at."""
+    crew = Crew(tmp_path, account, APP, SLEEPS.replace("5s", "1s"))
+    streams = tmp_path / "streams"
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
+        await provision.apply(client.connection, client.topology)
+        doomed = crew.start()
+        handle = await client.enqueue(Sleep(n=1), tenant="acme")
+        await eventually(lambda: crew.lines("start"), within=20)
+        doomed.send_signal(signal.SIGSTOP)
+        if undeleted:
+            subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
+            assert await client.journal.append(
+                subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", record=NOTHING
+            )
+        else:
+            assert await handle.cancel()
+        crew.kill(doomed)
+        crew.start()
+        await (await client.enqueue(Sleep(n=2), tenant="acme")).result(20)
+        await eventually(lambda: no_job_left(client), within=10)
+        assert await cancelled(handle)
+        crew.stop()
+    assert [n for n, _ in crew.lines("start")] == [1, 2]
+
+
+async def no_job_left(client: aiqueue.Client) -> bool:
+    return await stored(client, "TEST_SLEEPS") == 0
+
+
+BUSY = """
+    import asyncio, os, time
+    import aiqueue
+
+    LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
+        n: int
+
+    worker = aiqueue.Worker(concurrency=20)
+
+    @worker.handle(Sleep)
+    async def sleep(job: aiqueue.Job[Sleep]) -> int:
+        os.write(LOG, f"start {job.message.n} {time.time_ns()}\\n".encode())
+        await asyncio.sleep(0.2)
+        return job.message.n
+    """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_is_lost(
+    account: Any, tmp_path: Path
+) -> None:
+    """3,000 jobs, half of them cancelled at random moments; a worker is killed -9 every 4 s."""
+    crew = Crew(tmp_path, account, BUSY, SLEEPS.replace("5s", "1s"))
+    streams = tmp_path / "streams"
+    ends: dict[int, str] = {}
+    at: dict[int, int] = {}
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
+        await provision.apply(client.connection, client.topology)
+        for _ in range(2):
+            crew.start()
+
+        async def one(n: int) -> None:
+            await asyncio.sleep(random.uniform(0, 30))
+            handle = await client.enqueue(Sleep(n=n), tenant="acme")
+            verdict = False
+            if n % 2:
+                await asyncio.sleep(random.uniform(0, 0.5))
+                verdict = await handle.cancel()
+                at[n] = time.time_ns()
+            try:
+                assert await handle.result(120) == n
+                ends[n] = "done"
+            except JobFailed as failed:
+                ends[n] = failed.reason
+            assert verdict == (ends[n] == CANCELLED), n
+            entries = client.connection.read(
+                "AI_RESULTS", subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
+            )
+            assert sum([entry_of(each).final async for each in entries]) == 1, n
+
+        async def kill() -> None:
+            while True:
+                await asyncio.sleep(4)
+                crew.kill(crew.alive[0])
+                crew.start()
+
+        killing = asyncio.create_task(kill())
+        await asyncio.gather(*(one(n) for n in range(3_000)))
+        killing.cancel()
+        await asyncio.wait([killing])
+        await eventually(lambda: no_job_left(client), within=30)
+        crew.stop()
+    starts: dict[int, list[int]] = {}
+    for n, when in crew.lines("start"):
+        starts.setdefault(n, []).append(when)
+    late = {n: (max(starts[n]) - at[n]) / 1e9 for n in at if ends[n] == CANCELLED and n in starts}
+    assert max(late.values()) < 1
+    assert len(late) > 100
+    assert len(ends) == 3_000
+    print(len(late), "of", sum(end == CANCELLED for end in ends.values()), "had begun; killed", len(crew.killed))

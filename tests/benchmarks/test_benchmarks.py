@@ -1,0 +1,259 @@
+"""The figures of measurements: their one form, the table, the page, the pictures, and the words that ask for them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiqueue
+from benchmarks import agents, common, drain, page, targets, whole
+from benchmarks.questions import ALL, OWN, ROWS, TEXTS
+from benchmarks.report import OURS, RAW, Row, figure, kin, plain, spread, table
+from benchmarks.results import Asked, Results
+
+from ..support import ROOT
+
+pictures = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="only `make bench` has matplotlib")
+
+
+def some_rows() -> list[Row]:
+    """Rows of every kind that the page and the pictures know; the figures mean nothing."""
+    peers = {OURS: [9.0, 8.0], RAW: [10.0], "huey": [12.0], "Celery, Redis": [11.0], "SAQ": [3.0, 4.0], "gone": []}
+    return [
+        Row("targets", "queuing, p95", "ms", {OURS: [4.0, 6.0, 9.0]}, how={OURS: "x"}, limit=5.0),
+        Row("targets", "tracing", "%", how={OURS: "not built"}, limit=5.0),
+        Row("targets", "rate", "/s", {OURS: [200.0]}, limit=100.0),
+        Row("peers", "drain, one worker", "/s", peers, how={"huey": "8 threads", "gone": "FAILED: no answer"}),
+        Row("peers", "latency at 200/s, p50", "ms", {OURS: [1.0], "SAQ": [0.5]}),
+        Row("peers", "CPU of 10,000 jobs, worker", "CPU s", {OURS: [1.0], "SAQ": [2.0]}),
+        Row("peers", "CPU of 10,000 jobs, all", "CPU s", {OURS: [1.5], "SAQ": [3.0]}),
+        Row("drain", "drain, one | worker", "/s", {OURS: [1.0], RAW: [2.0]}, how={RAW: "fetch(100)"}),
+        Row("tenants", "drain, 1 tenants active", "/s", {"shared lane": [5.0, 6.0]}, x=1),
+        Row("tenants", "drain, 1,000 tenants active", "/s", {"shared lane": [4.0], OURS: [3.0]}, x=1_000),
+        Row("durability", "drain of one worker, R1 sync always", "/s", {OURS: [1.0]}),
+    ]
+
+
+def some_results() -> Results:
+    asked = Asked(3, 10_000, "2026-01-02", 12.0, {"cpus": 2, "python": "3.11"}, {"RQ": "there is no redis-server"})
+    return Results(some_rows(), {"peers": asked}, {"payload": "not done after 9 s"})
+
+
+def test_rows_go_through_json_and_come_back_as_they_were() -> None:
+    rows = some_rows()
+    told = json.loads(json.dumps(plain(rows)))
+    assert [Row.read(each) for each in told["rows"]] == rows
+    assert told["machine"]["cpus"]
+    assert "aiqueue" in told["machine"]["versions"]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"question": "a", "name": "b", "unit": "s", "sides": {"x": ["y"]}}, {"a": 1}])
+def test_what_is_no_row_is_refused_in_one_line(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not a row") as refused:
+        Row.read(wrong)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_limit_is_a_ceiling_or_for_rates_a_floor() -> None:
+    late, absent, rate = some_rows()[:3]
+    assert (late.met, late.demand) == (False, "at most 5 ms")
+    assert absent.met is None
+    assert (rate.met, rate.demand) == (True, "at least 100 /s")
+
+
+def test_figures_have_the_digits_that_say_something() -> None:
+    assert [figure(each, "ms") for each in (12.345, 0.0213, 0.00213, 0.0)] == ["12.35", "0.021", "0.00213", "0.00"]
+    assert figure(12_345.6, "/s") == "12,346"
+    assert spread([3.0, 1.0, 2.0], "s") == "2.00 [1.00-3.00]"
+
+
+def test_a_ratio_with_a_side_that_is_missing_or_zero_is_none() -> None:
+    row = Row("q", "n", "ms", {OURS: [1.0], "zero": [0.0], "none": []})
+    assert [row.ratio(side) for side in ("zero", "none", "gone")] == [None, None, None]
+    assert page.ahead(row, "zero") is None
+    assert page.ahead(Row("q", "n", "ms", {OURS: [1.0], RAW: [2.0]}), RAW) == 2.0
+    assert page.ahead(Row("q", "n", "/s", {OURS: [1.0], RAW: [2.0]}), RAW) == 0.5
+
+
+def test_rows_of_one_curve_share_a_name() -> None:
+    assert kin(Row("q", "drain with 1,000 of 11,000 jobs", "/s", x=1_000)) == "drain with N of 11,000 jobs"
+    assert kin(Row("q", "drain, p95", "/s")) == "drain, p95"
+
+
+def test_the_table_has_every_side_and_says_what_is_not_met_or_has_no_figure() -> None:
+    lines = table(some_rows()).splitlines()
+    assert "targets: queuing, p95 (at most 5 ms)  NOT met" in lines
+    assert any(line.split() == [OURS, "-", "not", "built"] for line in lines)
+    assert any(line.split()[:1] == ["gone"] and "FAILED" in line for line in lines)
+
+
+def test_the_page_says_where_we_are_behind_what_failed_and_what_was_skipped() -> None:
+    told = page.markdown(some_results(), {"throughput": "rates"})
+    behind = told.partition("## The guide's targets")[0]
+    assert "latency at 200/s, p50, SAQ (0.50)" in behind
+    assert "queuing, p95" in behind
+    assert "huey" not in behind  # it acknowledges nothing
+    assert "| tracing | at most 5 % | - | not built |" in told
+    assert "| drain, one worker | SAQ |" in told
+    assert "drain, one \\| worker" in told
+    assert "- RQ was skipped: there is no redis-server" in told
+    assert "- payload: not done after 9 s" in told
+    assert "- start: not measured" in told
+    assert "![rates](throughput.png)" in told
+    assert "latency.png" not in told  # a picture that was not drawn
+
+
+def test_the_page_of_nothing_says_so() -> None:
+    told = page.markdown(Results(), {}, ["all pictures: nothing to draw"])
+    assert "Nothing has been measured yet." in told
+    assert "- all pictures: nothing to draw" in told
+
+
+def test_results_are_kept_and_a_question_asked_again_replaces_its_own(tmp_path: Path) -> None:
+    results = some_results()
+    results.write(tmp_path / "deep" / "results.json")
+    again = Results.read(tmp_path / "deep" / "results.json")
+    assert again == results
+    row = Row("peers", "drain, one worker", "/s", {OURS: [1.0]})
+    again.failed["peers"] = "no"
+    again.put("peers", [row], Asked(1, 10, "2026-01-03", 1.0))
+    assert again.of("peers") == [row]
+    assert again.of("drain") == results.of("drain")
+    assert "peers" not in again.failed
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 1}', '{"rows": [{}], "asked": {}, "failed": {}}'])
+def test_a_file_that_holds_no_results_is_refused_in_one_line(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        whole.report(["--from", str(tmp_path / "results.json"), "--out", str(tmp_path)])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pictures
+def test_the_same_rows_give_the_same_pictures(tmp_path: Path) -> None:
+    plots = importlib.import_module("benchmarks.plots")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place in (one, two):
+        place.mkdir()
+        drawn, left = plots.draw(some_rows(), place)
+        assert {*drawn} == {"throughput", "latency", "cost", "raw", "tenants", "durability"}
+        assert len(left) == 2  # backlog and payload have no rows
+    assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+        path.name: path.read_bytes() for path in two.iterdir()
+    }
+
+
+@pictures
+def test_a_picture_whose_rows_are_gone_goes_too(tmp_path: Path) -> None:
+    plots = importlib.import_module("benchmarks.plots")
+    plots.draw(some_rows(), tmp_path)
+    drawn, left = plots.draw([], tmp_path)
+    assert not drawn
+    assert len(left) == 8
+    assert not [*tmp_path.iterdir()]
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nonsense"], ["drain", "--rounds", "0"], ["drain", "--jobs", "many"], ["cancel", "--json"],
+     ["all", "--only", "nonsense"], ["report", "--from", "nowhere.json"]],
+)  # fmt: skip
+def test_a_wrong_question_is_a_one_line_error(words: list[str]) -> None:
+    done = ask(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_without_a_question_there_is_help_that_names_them_all() -> None:
+    done = ask()
+    assert done.returncode == 0
+    assert [name for name in [*ALL, *TEXTS, *OWN, "all", "report"] if name not in done.stdout] == []
+
+
+def test_a_question_answers_in_json() -> None:
+    done = ask("enqueue", "--rounds", "1", "--jobs", "60", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = [Row.read(each) for each in json.loads(done.stdout)["rows"]]
+    assert {*row.sides} == {OURS, RAW}
+
+
+def test_a_question_whose_module_fails_is_told_and_the_older_figures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(words: list[str], *, within_s: float) -> str:
+        raise RuntimeError("59 of 60 jobs ran, in 59 runs")
+
+    monkeypatch.setattr(whole, "_output", broken)
+    results = some_results()
+    assert not whole.ask(results, "drain", 1, 60, "[1/1]")
+    assert results.failed["drain"] == "59 of 60 jobs ran, in 59 runs"
+    assert "(the figures above are older)" in page.markdown(results, {})
+
+
+def test_a_job_that_is_missing_or_ran_twice_is_an_error_and_no_figure(tmp_path: Path) -> None:
+    file = tmp_path / "records"
+    file.write_bytes(b"".join(drain.RECORD.pack(0.0, float(i), i) for i in range(4)))
+    assert drain.rate(file, 4) == 1.0
+    for numbers in ((0, 1, 3), (0, 1, 1, 3), (0, 1, 2, 2, 3)):
+        file.write_bytes(b"".join(drain.RECORD.pack(0.0, float(i), i) for i in numbers))
+        with pytest.raises(RuntimeError, match="of 4 jobs ran"):
+            drain.rate(file, 4)
+
+
+async def test_the_raw_side_stores_what_aiqueue_stores(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        message = common.message(1, 2.0)
+        await client.enqueue(message, tenant="bench")
+        await client.inboxes.send(message, tenant="bench", to="raw", sender="sender")
+        raw = await common.raw_client(client)
+        for subject, body, told in (common.raw_job(1, 2.0), agents.raw_mail(1, 2.0)):
+            await raw.jetstream().publish(subject, body, headers=told)
+        await raw.close()
+        for stream in (common.STREAM, agents.STREAM):
+            ours, theirs = [await client.connection.get(stream, seq) for seq in (1, 2)]
+            assert ours is not None
+            assert theirs is not None
+            assert {*ours.headers} == {*theirs.headers}
+            assert (ours.subject, ours.data) == (theirs.subject, theirs.data)
+
+
+async def test_worker_processes_drain_a_small_backlog_on_both_sides(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        for side in (OURS, RAW):
+            await drain.fill(client, 200)
+            assert await drain.processes(client, side, 200, count=2) > 0
+
+
+async def test_the_guides_targets_are_measured_on_its_families(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        for key in targets.FAMILIES:
+            assert await targets.throughput(client, key, 50, result=key == "gateway") > 0
+        codec = targets.Codec(client, "2 KB")
+        codec.measure()
+        assert all(row.sides[OURS][0] > 0 and row.limit for row in codec.rows.values())
+        assert targets.tracing().met is None
+
+
+def test_every_question_has_a_sentence_and_a_time() -> None:
+    for name in ROWS:
+        assert ALL[name].about.endswith(".")
+        assert whole.expected_s(name, rounds=1, jobs=10) > 0

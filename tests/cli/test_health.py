@@ -1,0 +1,161 @@
+"""What a supervisor reads: a worker's file, the exit code of ``aiqueue health``, systemd's socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..support import ROOT, NatsProcess, wait_until
+
+APP = """
+    import time
+    import aiqueue
+
+    worker = aiqueue.Worker(concurrency=3, name="w")
+
+    class Block(aiqueue.Message, kind="block"):
+        for_s: float
+
+    @worker.handle(Block, timeout="60s")
+    async def block(job: aiqueue.Job[Block]) -> None:
+        time.sleep(job.message.for_s)
+    """
+
+
+class Place:
+    def __init__(self, directory: Path, server: NatsProcess) -> None:
+        self.directory = directory
+        self.server = server
+        self.file = directory / "health.json"
+        (directory / "app.py").write_text(textwrap.dedent(APP))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIQUEUE_", "NATS_"))}
+        self.environment = {
+            **kept, "PYTHONPATH": str(ROOT), "AIQUEUE_URL": server.url, "AIQUEUE_USER": server.user,
+            "AIQUEUE_PASSWORD": server.password,
+        }  # fmt: skip
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aiqueue", *words]
+        return subprocess.run(
+            command, cwd=self.directory, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def work(self, *options: str, **more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "aiqueue", "work", *options, "app:worker"]
+        made = subprocess.Popen(command, cwd=self.directory, env={**self.environment, **more})
+        self.workers.append(made)
+        return made
+
+    def told(self) -> dict[str, Any]:
+        try:
+            told: dict[str, Any] = json.loads(self.file.read_text())
+        except FileNotFoundError:
+            return {"state": "none"}
+        return told
+
+    def wait_state(self, state: str) -> None:
+        wait_until(lambda: self.told()["state"] == state, within=30)
+
+
+@pytest.fixture
+def place(tmp_path: Path, own_server: Callable[..., NatsProcess]) -> Iterator[Place]:
+    place = Place(tmp_path, own_server())
+    assert place.run("apply").returncode == 0
+    yield place
+    for worker in place.workers:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -> None:
+    worker = place.work("--health-file", str(place.file))
+    place.wait_state("ok")
+    told = place.told()
+    assert (told["pid"], told["worker"], told["slots"], told["running"], told["connected"]) == (
+        worker.pid, "w", 3, 0, True,
+    )  # fmt: skip
+    for options in ((), ("--ready",), ("--json",)):
+        assert place.run("health", *options, str(place.file)).returncode == 0
+    # blocked: the file grows old
+    assert place.run("enqueue", "block", '{"for_s": 2.5}', "--tenant", "acme").returncode == 0
+    wait_until(lambda: time.time() - place.told()["time"] > 1.5)
+    seen = place.run("health", "--within", "1s", str(place.file))
+    assert seen.returncode == 1
+    assert "stale" in seen.stderr
+    wait_until(lambda: time.time() - place.told()["time"] < 1.5)
+    wait_until(lambda: place.told()["done"] == 1)
+    assert place.told()["last_delivery"] > time.time() - 60
+    # without its server it is alive, and not ready
+    place.server.kill()
+    place.wait_state("disconnected")
+    assert place.run("health", str(place.file)).returncode == 0
+    assert place.run("health", "--ready", str(place.file)).returncode == 1
+    place.server.start()
+    place.wait_state("ok")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert not place.file.exists()
+    assert "no such file" in place.run("health", str(place.file)).stderr
+
+
+def test_a_crew_gives_one_answer_and_leaves_no_file(place: Place) -> None:
+    crew = place.work("--processes", "2", "--health-file", str(place.file))
+    place.wait_state("ok")
+    told = place.told()
+    assert (told["pid"], told["slots"], len(told["members"])) == (crew.pid, 6, 2)
+    os.kill(told["members"][0]["pid"], signal.SIGSTOP)
+    assert place.run("health", "--within", "30s", str(place.file)).returncode == 0
+    os.kill(told["members"][0]["pid"], signal.SIGKILL)
+    crew.send_signal(signal.SIGTERM)
+    crew.wait(30)
+    assert [each.name for each in place.directory.iterdir() if "health" in each.name] == []
+
+
+def test_systemd_is_told_when_it_is_ready_and_that_it_is_alive(place: Place) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(20)
+        path = place.directory / "notify"
+        listener.bind(str(path))
+        worker = place.work(NOTIFY_SOCKET=str(path))
+        while "READY=1" not in (said := listener.recv(4096).decode().splitlines()):
+            assert said[0].startswith("STATUS=worker w: starting")
+        assert "WATCHDOG=1" in said
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+
+
+def test_a_file_that_cannot_be_written_ends_the_worker_with_one_line(place: Place) -> None:
+    done = place.run("work", "--health-file", str(place.directory / "none" / "health"), "app:worker")
+    assert done.returncode == 2
+    assert "--health-file" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_what_is_no_health_file_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from aiqueue.cli.health import read  # noqa: PLC0415
+    from aiqueue.errors import BadInput  # noqa: PLC0415
+
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(BadInput, match="not a health file"):
+        read(tmp_path / "file")
+
+
+def test_a_worker_that_stays_deaf_is_to_be_replaced() -> None:
+    from aiqueue.cli.health import alive, merged  # noqa: PLC0415
+
+    assert alive({"state": "deaf", "deaf_s": 5.0})
+    assert not alive({"state": "deaf", "deaf_s": 90.0})
+    both = merged([{"state": "ok", "slots": 2}, {"state": "deaf", "deaf_s": 90.0, "slots": 3}], worker="crew")
+    assert (both["state"], both["slots"], alive(both)) == ("deaf", 5, False)

@@ -1,0 +1,298 @@
+"""What `inspect JOB` tells of a job, in one order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import aiqueue
+from aiqueue import codec, headers, subjects
+from aiqueue.cli.app import app
+from aiqueue.cli.steps import says
+from aiqueue.connection import Stored
+from aiqueue.inspect import lookup, stats
+from aiqueue.inspect.timeline import Step, timeline
+from aiqueue.journal.journal import NOTHING, Entry
+from aiqueue.topology import provision
+from aiqueue.worker import settlement
+
+from ..support import Account, Eventually
+
+
+class Work(aiqueue.Message, kind="work"):
+    text: str = ""
+
+
+def workers(after: float = 0.01) -> aiqueue.Worker:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Work, retry=aiqueue.Backoff(attempts=2, first=after, jitter=0))
+    async def work(job: aiqueue.Job[Work]) -> str:
+        for step in range(5):
+            await job.progress(step / 4, f"step {step}")
+        if job.message.text == "bad" or (job.message.text == "late" and job.attempt == 1):
+            raise ValueError("broken")
+        return job.message.text
+
+    return worker
+
+
+@pytest.fixture
+async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiqueue.Client]:
+    for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
+        monkeypatch.setenv(f"AIQUEUE_{name}", value)
+    monkeypatch.setenv("TZ", "UTC")
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+async def steps(client: aiqueue.Client, job_id: str) -> tuple[Step, ...]:
+    told = (await stats.job(client.connection, client.topology, job_id)).timeline
+    times = [step.at for step in told if step.at is not None]
+    assert times == sorted(times)
+    return told
+
+
+async def shown(columns: int, *words: str) -> str:
+    """What the command line says, in a thread: it has a loop of its own."""
+    environment = {"COLUMNS": str(columns)} if columns else {}
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["inspect", *words], env=environment)
+    assert done.exit_code == 0, done.output
+    return str(done.stdout)
+
+
+def events(told: tuple[Step, ...]) -> list[str]:
+    return [step.event for step in told]
+
+
+async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.Client) -> None:
+    before = time.time()
+    async with workers().running(client):
+        handle = await client.enqueue(Work(text="good"), tenant="acme")
+        await handle.result(10)
+    told = await steps(client, handle.id)
+    assert events(told) == ["enqueued", "started", "progress", "result"]
+    enqueued, started, progress, result = told
+    assert enqueued.at == pytest.approx(before, abs=10), "its result tells, although the job is stored no more"
+    assert enqueued.at <= (started.at or 0) <= (result.at or 0)
+    assert (progress.count, progress.says) == (5, "100% step 4")
+    assert result.data == "good"
+    assert result.after_s is not None
+
+
+async def test_a_time_that_nobody_noted_is_none(client: aiqueue.Client) -> None:
+    """Of a run that has written, but nothing that ended an attempt."""
+    pen = client.journal.writer("ai.agent.results.acme.doc-1", run=1, enqueued_at=1.0, attempt=1, record=NOTHING)
+    await pen.write("progress", {"fraction": 1, "note": ""})
+    assert (await steps(client, "doc-1"))[0] == Step("enqueued", None, run=1)
+    assert "?                    enqueued" in await shown(80, "doc-1")
+
+
+async def test_retries_failure_and_replay_are_one_list(client: aiqueue.Client, eventually: Eventually) -> None:
+    async with workers().running(client):
+        for _ in range(2):
+            handle = await client.enqueue(Work(text="bad"), tenant="acme", unique="doc-1")
+            with pytest.raises(aiqueue.JobFailed):
+                await handle.result(10)
+    attempts = ["started", "progress", "retried", "started", "progress", "failed"]
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", *attempts], "the second one was a duplicate"
+    retried, failed = told[3], told[-1]
+    assert (retried.says, retried.attempt) == ("ValueError: broken", 1)
+    assert retried.until is not None
+    assert retried.worker
+    assert (failed.reason, failed.says, failed.dead_seq, failed.attempt) == ("attempts", "ValueError: broken", 1, 2)
+    await client.dead.replay(await client.dead.get(1))
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", *attempts, "replayed"]
+    assert told[-2].dead_seq is None
+    async with workers().running(client):
+
+        async def failed_again() -> None:
+            assert events(await steps(client, "doc-1")) == ["enqueued", *attempts, "replayed", *attempts]
+
+        await eventually(failed_again, within=15)
+
+
+async def test_a_long_retry_is_parked_and_comes_back(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
+    handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-1")
+    async with workers(after=0.2).running(client):
+        assert await handle.result(20) == "late"
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", "started", "progress", "retried", "parked", "started", "progress", "result"]
+    assert told[0].at is not None
+
+    handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-2")
+    async with workers(after=200).running(client):
+
+        async def parked() -> bool:
+            return (await stats.job(client.connection, client.topology, "doc-2")).state == "retrying"
+
+        await eventually(parked)
+    told = await steps(client, "doc-2")
+    assert events(told) == ["enqueued", "started", "progress", "retried", "parked"]
+    assert told[-1].until == pytest.approx(time.time() + 200, abs=30)
+
+
+async def test_a_delay_is_told_while_it_waits_and_when_it_was_cancelled(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Work(), tenant="acme", unique="doc-1", delay="1h")
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", "parked"]
+    assert told[1].until == handle.due
+    table = await shown(80, "doc-1")
+    assert "parked             until 20" in table
+    assert table.splitlines()[-1].split() == ["now", "parked"]
+    await handle.cancel()
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", "parked", "cancelled"]
+    assert told[-1].says == "taken back before it began"
+    assert "cancelled           taken back before" in await shown(80, "doc-1")
+
+
+async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Work(), tenant="acme", unique="doc-1")
+    assert events(await steps(client, "doc-1")) == ["enqueued"]
+    assert await handle.cancel()
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", "cancelled"]
+    assert told[0].at is None
+
+
+async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    worker, running = aiqueue.Worker(concurrency=2, drain_timeout=0), asyncio.Event()
+
+    @worker.handle(Work)
+    async def work(job: aiqueue.Job[Work]) -> None:
+        running.set()
+        await asyncio.sleep(60)
+
+    async with asyncio.timeout(20):
+        async with worker.running(client):
+            first = await client.enqueue(Work(), tenant="acme")
+            await running.wait()
+            (enqueued, delivered) = await steps(client, first.id)
+            assert (enqueued.event, delivered.event) == ("enqueued", "delivered")
+            assert delivered.at == pytest.approx(time.time(), abs=20)
+            running.clear()
+            second = await client.enqueue(Work(), tenant="acme")
+            await running.wait()
+            told = await steps(client, first.id)
+            assert (events(told), told[1].at) == (["enqueued", "delivered"], None), "the server knows the newest only"
+            assert (await steps(client, second.id))[1].at is not None
+
+
+async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue.Client) -> None:
+    async with workers().running(client):
+        handle = await client.enqueue(Work(text="bad"), tenant="acme", unique="doc-1")
+        with pytest.raises(aiqueue.JobFailed):
+            await handle.result(10)
+    await client.connection.api("STREAM.PURGE.AI_RESULTS")
+    told = await steps(client, "doc-1")
+    assert events(told) == ["enqueued", "attempt failed", "dead letter"]
+    assert told[1].says == "ValueError: broken"
+    assert (told[-1].reason, told[-1].dead_seq) == ("attempts", 1)
+
+
+async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(client: aiqueue.Client) -> None:
+    async with workers().running(client):
+        handle = await client.enqueue(Work(text="bad"), tenant="acme")
+        with pytest.raises(aiqueue.JobFailed):
+            await handle.result(10)
+    told = await steps(client, handle.id)
+    narrow, wide = await shown(80, handle.id), await shown(0, handle.id)
+    rows = narrow.split("timeline")[1].splitlines()
+    assert all(len(row) <= 80 for row in rows)
+    assert len(rows) == 2 + len(told)
+    assert "ValueError: broken" in wide.split("timeline")[1]
+    found = json.loads(await shown(0, handle.id, "--json"))["timeline"]
+    assert [(each["event"], each["at"], each["says"]) for each in found] == [
+        (step.event, step.at, step.says) for step in told
+    ]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("ENTRIES_MAX", 2), ("ENTRIES_BYTES_MAX", 50)])
+async def test_a_very_long_journal_says_that_it_is_cut(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(lookup, limit, value)
+    async with workers().running(client):
+        handle = await client.enqueue(Work(text="good"), tenant="acme")
+        await handle.result(10)
+    assert events(await steps(client, handle.id)) == ["enqueued", "started", "progress", "result"]
+    assert "the middle of its journal" in await shown(80, handle.id)
+
+
+def entry(event: str, data: Any = None, *, at: float = 0.0, run: int = 1, attempt: int = 1, word: str = "") -> Entry:
+    return Entry(event, 1, run, 1, attempt, 1_800_000_000.0 + at, "", data, word)
+
+
+def told_of(*entries: Entry, stored: Stored | None = None, job_id: str = "doc-1") -> tuple[Step, ...]:
+    return timeline(job_id, entries, stored=stored, parked=(), letter=None)
+
+
+def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
+    told = told_of(
+        entry("chunk", ["a", "b"]), entry("chunk", ["c"], at=1), entry("chunk", ["x"], at=2, attempt=2),
+        entry("result", 7, at=3, attempt=2),
+    )  # fmt: skip
+    assert [(step.event, step.count) for step in told[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
+    assert [says(step) for step in told[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
+    lost = told_of(replace(entry("chunk", ["c"]), lost=2), replace(entry("chunk", ["f"], at=1), lost=1))
+    assert says(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost for want of room"
+
+
+def test_an_id_that_was_used_again_is_told_so() -> None:
+    told = told_of(entry("result", 1), entry("result", 2, at=5, run=9))
+    assert [(step.event, step.run, step.at is None) for step in told] == [
+        ("enqueued", 1, True), ("result", 1, False), ("enqueued", 9, True), ("result", 9, False),
+    ]  # fmt: skip
+    assert "again" in told[2].says
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, 5, "x", [1], {"delay_s": "soon", "history": 3}, {"delay_s": float("inf")}, {"fraction": [], "note": {}},
+     {"delivery": [1, "x", None], "worker": 4}, {"history": [7], "error": b"\x00", "reason": 1}],
+)  # fmt: skip
+@pytest.mark.parametrize("event", ["started", "progress", "chunk", "retry", "failed", "cancelled", "trial", "", "odd"])
+def test_what_a_stranger_wrote_is_told_all_the_same(event: str, data: Any) -> None:
+    told = told_of(entry(event, data, word="r1-99999999999-a1"))
+    assert len(told) == (3 if event == "retry" and isinstance(data, dict) and data.get("parked") else 2)
+    assert told[0].at is None
+
+
+def test_no_id_tells_a_time_that_cannot_be() -> None:
+    made: Callable[[str], float | None] = lambda job_id: told_of(entry("result"), job_id=job_id)[0].at  # noqa: E731
+    assert made("0" * 26) is None, "1970"
+    assert made("7" + "v" * 25) is None, "in thousands of years"
+    assert made("s12-" + f"{1_799_999_990_000_000:x}") == 1_799_999_990.0, "the id of a plain publisher's job"
+
+
+def test_the_time_in_an_id_is_the_one_it_was_made_at() -> None:
+    assert subjects.made_at(subjects.new_id()) == pytest.approx(time.time(), abs=5)
+    assert subjects.made_at("doc-1") is None
+
+
+def test_a_stored_job_that_was_parked_says_when_it_came_back() -> None:
+    word = "r1-1799999990-a2"
+    told = {headers.PARKED: word, headers.RUN: "1", headers.ENQUEUED: "1799999990.5", headers.CONTENT_TYPE: codec.CBOR}
+    back = Stored("ai.agent.tasks.acme.normal", 8, b"", told, 1_800_000_060.0)
+    retry = entry("retry", {"error": "e", "delay_s": 60, "parked": True})
+    shown = told_of(retry, stored=back)
+    assert [(step.event, step.at) for step in shown] == [
+        ("enqueued", 1_799_999_990.5), ("retried", 1_800_000_000.0), ("parked", 1_800_000_000.0),
+        ("due", 1_800_000_060.0),
+    ]  # fmt: skip

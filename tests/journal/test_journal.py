@@ -1,0 +1,372 @@
+"""Journals: one truth per job, whoever writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aiqueue import codec, headers
+from aiqueue.client.cancel import Cancels
+from aiqueue.client.handle import Handle
+from aiqueue.config import Settings
+from aiqueue.connection import Connection, Received
+from aiqueue.enqueue.producer import Enqueued
+from aiqueue.errors import EncodeError, JobFailed, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
+from aiqueue.journal.journal import (
+    FAILED,
+    NOTHING,
+    PROGRESS,
+    RESULT,
+    RETRY,
+    Entry,
+    Journal,
+    RunRecord,
+    Writer,
+    entry_of,
+)
+from aiqueue.journal.outcome import wait_for_outcome
+from aiqueue.subjects import Lane
+from aiqueue.topology import provision
+from aiqueue.topology.declared import Topology
+
+from ..support import Account, Eventually, NatsProcess
+
+OwnServer = Callable[..., NatsProcess]
+SUBJECT = "ai.agent.results.acme.j1"
+TOPOLOGY = Topology.load()
+
+
+@contextlib.asynccontextmanager
+async def opened(where: Account | NatsProcess) -> AsyncIterator[Journal]:
+    account = where.account if isinstance(where, NatsProcess) else where
+    connection = Connection(Settings.load(url=account.url, user=account.user, password=account.password))
+    await connection.open()
+    try:
+        await provision.apply(connection, TOPOLOGY)
+        yield Journal(connection, TOPOLOGY.journal_stream.name)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def journal(account: Account) -> AsyncIterator[Journal]:
+    async with opened(account) as found:
+        yield found
+
+
+def pen(
+    journal: Journal, *, run: int = 1, attempt: int = 1, enqueued_at: float = 0.0, head: Entry | None = None
+) -> Writer:
+    record = NOTHING if head is None else RunRecord(head.seq, head.epoch, head if head.run == run else None)
+    return journal.writer(SUBJECT, run=run, enqueued_at=enqueued_at, attempt=attempt, record=record)
+
+
+async def entries(journal: Journal, subject: str = SUBJECT) -> list[Entry]:
+    return [entry_of(each) async for each in journal.connection.read(journal.stream, subject)]
+
+
+async def events(journal: Journal) -> list[tuple[str, int, Any]]:
+    return [(each.event, each.attempt, each.data) for each in await entries(journal)]
+
+
+# writing
+
+
+async def test_an_entry_is_read_as_it_was_written(journal: Journal) -> None:
+    assert await journal.head(SUBJECT) is None
+    await pen(journal, run=7, attempt=2).write(RESULT, {"answer": [1, None, "é"]})
+    head = await journal.head(SUBJECT)
+    assert head is not None
+    assert (head.event, head.run, head.epoch, head.attempt, head.final) == (RESULT, 7, 1, 2, True)
+    assert head.data == {"answer": [1, None, "é"]}
+    assert abs(head.time - time.time()) < 30
+
+
+async def test_one_writers_entries_stay_in_order(journal: Journal) -> None:
+    writer = pen(journal)
+    await asyncio.gather(*(writer.write(PROGRESS, n) for n in range(20)))
+    await writer.write(RESULT, "done")
+    assert [data for _, _, data in await events(journal)] == [*range(20), "done"]
+
+
+@pytest.mark.parametrize("round_", range(5))
+async def test_of_many_attempts_that_write_a_last_word_at_once_exactly_one_does(journal: Journal, round_: int) -> None:
+    writers = [pen(journal, attempt=n) for n in range(1, 9)]
+    found = await asyncio.gather(*(each.write(RESULT, n) for n, each in enumerate(writers)), return_exceptions=True)
+    assert sorted(map(str, map(type, found))) == sorted(map(str, [type(None), *[Stale] * 7]))
+    told = await events(journal)
+    assert len(told) == 1
+    assert told[0][2] == found.index(None)
+
+
+async def test_after_the_last_word_of_a_run_its_other_attempts_are_stale(journal: Journal) -> None:
+    late = pen(journal, attempt=1)
+    await pen(journal, attempt=2).write(RESULT, "first")
+    for event in (PROGRESS, RETRY, RESULT, FAILED):
+        with pytest.raises(Stale):
+            await late.write(event, "late")
+    assert [data for _, _, data in await events(journal)] == ["first"]
+
+
+async def test_an_attempt_that_was_taken_over_is_stale_and_the_newer_one_goes_on(journal: Journal) -> None:
+    old = pen(journal, attempt=1)
+    await old.write(PROGRESS, "old")
+    new = pen(journal, attempt=2, head=await journal.head(SUBJECT))
+    await new.write(PROGRESS, "new")
+    with pytest.raises(Stale):
+        await old.write(RESULT, "old")
+    await new.write(RESULT, "new")
+    assert [data for _, _, data in await events(journal)] == ["old", "new", "new"]
+
+
+async def test_epochs_never_fall_when_attempts_follow_each_other(journal: Journal) -> None:
+    for n in range(1, 6):
+        await pen(journal, attempt=n, head=await journal.head(SUBJECT)).write(RETRY, n)
+    epochs = [each.epoch for each in await entries(journal)]
+    assert epochs == sorted(set(epochs))
+
+
+async def test_a_later_run_overwrites_an_earlier_runs_last_word(journal: Journal) -> None:
+    await pen(journal, run=1).write(RESULT, "first")
+    await pen(journal, run=2).write(RESULT, "replayed")
+    head = await journal.head(SUBJECT)
+    assert head is not None
+    assert (head.run, head.data) == (2, "replayed")
+    with pytest.raises(Stale):
+        await pen(journal, run=1, attempt=9).write(RESULT, "zombie")
+
+
+async def test_an_entry_older_than_the_job_is_of_a_stream_before_this_one(journal: Journal) -> None:
+    await pen(journal, run=500).write(RESULT, "of a deleted stream")
+    await pen(journal, run=3, enqueued_at=time.time() + 60).write(RESULT, "new")
+    assert [data for _, _, data in await events(journal)] == ["of a deleted stream", "new"]
+
+
+async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server: OwnServer) -> None:
+    server = own_server()
+    async with opened(server) as journal:
+        writer = pen(journal)
+        await writer.write(PROGRESS, "begun")
+        server.pause()
+        work = asyncio.create_task(writer.write(RESULT, "done"))
+        await asyncio.sleep(0.05)  # let it be sent: with what is not sent this test would prove less, not fail
+        journal.connection.window.lost()  # its answer will be to a try that nobody waits for any more
+        journal.connection.window.regained()
+        server.resume()
+        await work
+        assert [data for _, _, data in await events(journal)] == ["begun", "done"]
+
+
+async def test_a_write_that_was_given_up_but_stored_does_not_make_its_own_writer_stale(own_server: OwnServer) -> None:
+    server = own_server()
+    async with opened(server) as journal:
+        writer = pen(journal)
+        await writer.write(PROGRESS, 1)
+        for event, data in ((PROGRESS, 2), (RESULT, "done")):
+            server.pause()
+            with pytest.raises(Unavailable) as caught:
+                await writer.write(event, data, timeout_s=0.3)
+            assert caught.value.maybe_stored
+            server.resume()
+        await writer.write(RESULT, "done")  # once more: there can be one last word only
+        assert [data for _, _, data in await events(journal)] == [1, 2, "done"]
+
+
+async def test_writes_go_on_over_a_server_restart_and_none_is_lost_or_doubled(
+    own_server: OwnServer, eventually: Eventually
+) -> None:
+    server = own_server()
+    async with opened(server) as journal:
+        writer, written = pen(journal), 0
+
+        async def write() -> None:
+            nonlocal written
+            for n in range(300):
+                await writer.write(PROGRESS, n)
+                written += 1
+
+        work = asyncio.create_task(write())
+        await eventually(lambda: written > 50)
+        server.kill()
+        await eventually(lambda: not journal.connection.connected)
+        server.start()
+        await work
+        assert [data for _, _, data in await events(journal)] == list(range(300))
+
+
+async def test_a_chaos_of_writers_leaves_one_last_word_and_no_doubles(journal: Journal) -> None:
+    async def attempt(number: int) -> None:
+        writer = pen(journal, attempt=number)
+        with contextlib.suppress(Stale):
+            for n in range(10):
+                await writer.write(PROGRESS, (number, n))
+            await writer.write(RESULT, number)
+
+    await asyncio.gather(*(attempt(n) for n in range(1, 6)))
+    told = await entries(journal)
+    assert [each.final for each in told].count(True) == 1
+    assert told[-1].final
+    said = [str(each.data) for each in told]
+    assert len(said) == len(set(said))
+    assert [each.epoch for each in told] == sorted(each.epoch for each in told)
+
+
+async def test_what_cannot_be_written_is_refused_and_the_writer_still_works(journal: Journal) -> None:
+    writer = pen(journal)
+    with pytest.raises(EncodeError):
+        await writer.write(RESULT, object())
+    await writer.write(RESULT, "fine")
+    assert [data for _, _, data in await events(journal)] == ["fine"]
+
+
+async def test_a_foreign_entry_that_cannot_be_read_is_told_and_not_raised(journal: Journal) -> None:
+    told = {headers.MSG_ID: "x", headers.EVENT: RESULT, headers.RUN: "many", headers.CONTENT_TYPE: codec.CBOR}
+    await journal.connection.store(SUBJECT, b"\xff\xff", told)
+    head = await journal.head(SUBJECT)
+    assert head is not None
+    assert head.run == 0
+    assert "undecodable" in head.data
+
+
+# awaiting the last word
+
+
+async def test_a_last_word_that_is_there_is_returned_at_once(journal: Journal) -> None:
+    await pen(journal).write(RESULT, 1)
+    entry = await wait_for_outcome(journal, SUBJECT, run=1, timeout_s=5)
+    assert entry is not None
+    assert entry.data == 1
+
+
+async def test_waiting_ends_with_the_message_of_the_last_word(journal: Journal) -> None:
+    writer = pen(journal)
+    await writer.write(PROGRESS, 0)
+    waiting = asyncio.create_task(wait_for_outcome(journal, SUBJECT, run=1, timeout_s=20))
+    for n in range(5):
+        await writer.write(PROGRESS, n)
+    assert not waiting.done()
+    await writer.write(FAILED, {"reason": "rejected"})
+    begun = time.monotonic()
+    entry = await waiting
+    assert entry is not None
+    assert (entry.event, entry.data) == (FAILED, {"reason": "rejected"})
+    assert time.monotonic() - begun < 1
+
+
+async def test_a_hundred_may_wait_for_the_same_job(journal: Journal) -> None:
+    waiting = [asyncio.create_task(wait_for_outcome(journal, SUBJECT, run=1, timeout_s=20)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await pen(journal).write(RESULT, "all")
+    assert {entry.data for entry in await asyncio.gather(*waiting) if entry} == {"all"}
+
+
+async def test_an_earlier_runs_last_word_is_not_taken_and_a_later_ones_is(journal: Journal) -> None:
+    await pen(journal, run=1).write(RESULT, "earlier")
+    with pytest.raises(ResultTimeout):
+        await wait_for_outcome(journal, SUBJECT, run=2, timeout_s=0.2)
+    await pen(journal, run=3).write(RESULT, "later")
+    entry = await wait_for_outcome(journal, SUBJECT, run=2, timeout_s=5)
+    assert entry is not None
+    assert entry.data == "later"
+
+
+async def test_no_last_word_in_time_is_a_result_timeout_and_leaves_nothing_behind(journal: Journal) -> None:
+    await pen(journal).write(PROGRESS, 0)
+    for _ in range(3):
+        with pytest.raises(ResultTimeout, match=r"0\.1 s"):
+            await wait_for_outcome(journal, SUBJECT, run=1, timeout_s=0.1)
+    assert journal.connection._subscriptions == set()
+    assert journal.connection._regained == []
+
+
+async def test_a_last_word_said_while_the_waiter_was_cut_off_is_found_after_the_reconnect(
+    own_server: OwnServer, eventually: Eventually
+) -> None:
+    server = own_server()
+    async with opened(server) as waiter:
+        await pen(waiter).write(PROGRESS, 0)
+        waiting = asyncio.create_task(wait_for_outcome(waiter, SUBJECT, run=1, timeout_s=30))
+        await eventually(lambda: waiter.connection._regained)
+        await waiter.connection.flush()
+        server.kill()
+        await eventually(lambda: not waiter.connection.connected)
+        waiter.connection._up.clear()
+        server.start()
+        async with opened(server) as other:
+            await pen(other, head=await other.head(SUBJECT)).write(RESULT, "meanwhile")
+        entry = await waiting
+        assert entry is not None
+        assert entry.data == "meanwhile"
+
+
+# through the handle
+
+
+async def handle(journal: Journal) -> Handle:
+    family = TOPOLOGY.family("agent.tasks")
+    ack = await journal.connection.store("ai.agent.tasks.acme", codec.encode({}), {headers.MSG_ID: "acme/j1"})
+    enqueued = Enqueued("j1", Lane("agent.tasks", "acme", "normal"), ack.stream, ack.seq, duplicate=False)
+    return Handle(enqueued, family, journal, Cancels(journal.connection, TOPOLOGY))
+
+
+async def remove(journal: Journal, job: Handle) -> None:
+    found = job._enqueued
+    await journal.connection.api(f"STREAM.MSG.DELETE.{found.stream}", {"seq": found.seq, "no_erase": True})
+
+
+async def test_a_handle_gives_the_result_and_raises_the_failure(journal: Journal) -> None:
+    job = await handle(journal)
+    await pen(journal, run=job._enqueued.seq).write(RESULT, {"n": 1})
+    assert await job.result("5s") == {"n": 1}
+    failure = {"reason": "rejected", "error": "ValueError: no"}
+    await pen(journal, run=job._enqueued.seq + 1, attempt=3).write(FAILED, failure)
+    with pytest.raises(JobFailed) as caught:
+        await job.result(5)
+    assert (caught.value.reason, caught.value.error, caught.value.attempt) == ("rejected", "ValueError: no", 3)
+
+
+async def test_a_job_that_is_gone_without_a_last_word_keeps_no_result(journal: Journal) -> None:
+    job = await handle(journal)
+    with pytest.raises(ResultTimeout):
+        await job.result(0.2)
+    await remove(journal, job)
+    with pytest.raises(ResultDisabled):
+        await job.result(5)
+
+
+async def test_progress_alone_does_not_make_a_gone_job_wait_for_ever(journal: Journal) -> None:
+    job = await handle(journal)
+    await pen(journal, run=job._enqueued.seq).write(PROGRESS, 0.5)
+    await remove(journal, job)
+    with pytest.raises(ResultDisabled):
+        await job.result(5)
+
+
+async def test_a_waiter_is_woken_by_the_ack_of_a_job_that_keeps_no_result(journal: Journal) -> None:
+    job = await handle(journal)
+    connection, lane = journal.connection, TOPOLOGY.family("agent.tasks").lane_config("acme", "normal")
+    name = f"{job._enqueued.stream}.{lane['durable_name']}"
+    await connection.api(
+        f"CONSUMER.CREATE.{name}.{lane['filter_subject']}", {"stream_name": job._enqueued.stream, "config": lane}
+    )
+    waiting = asyncio.create_task(job.result(20))
+    inbox, delivered = connection.new_inbox(), asyncio.Queue[Received]()
+    await connection.subscribe(inbox, delivered.put_nowait)
+    await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}", b'{"batch":1}', reply=inbox)
+    await connection.publish((await delivered.get()).reply, b"+ACK")
+    begun = time.monotonic()
+    with pytest.raises(ResultDisabled):
+        await waiting
+    assert time.monotonic() - begun < 2
+
+
+async def test_a_family_without_a_journal_says_so(journal: Journal) -> None:
+    job = await handle(journal)
+    with pytest.raises(NotFound, match="keeps no journal"):
+        await Handle(job._enqueued, replace(job._family, journal=None), journal, job._cancels).result()

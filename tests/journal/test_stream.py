@@ -1,0 +1,546 @@
+"""What comes out of a job while it runs, and whoever follows it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import subjects
+from aiqueue.errors import BadInput, DiskFull, EncodeError, NotFound, ResultTimeout, Stale, TooLarge
+from aiqueue.journal import chunks
+from aiqueue.journal.follower import HELD_MAX, StreamItem, follow
+from aiqueue.journal.journal import (
+    CHUNK,
+    NOTHING,
+    PROGRESS,
+    RESULT,
+    RETRY,
+    STARTED,
+    Entry,
+    Journal,
+    Retention,
+    RunRecord,
+    Writer,
+)
+from aiqueue.topology import provision
+from aiqueue.worker import overflow
+
+from ..enqueue.test_full import BODY, DISK, Parcel
+from ..enqueue.test_full import opened as full
+from ..support import Account, Eventually
+from .test_journal import SUBJECT, OwnServer, entries, opened, pen
+
+
+@pytest.fixture
+async def journal(account: Account) -> AsyncIterator[Journal]:
+    async with opened(account) as found:
+        yield found
+
+
+def flat(found: list[Any]) -> list[Any]:
+    return [part for each in found if each.event == CHUNK for part in each.data]
+
+
+# writing
+
+
+async def test_chunks_given_during_a_write_share_the_next_entry(journal: Journal) -> None:
+    writer = pen(journal)
+    for number in range(50):
+        await writer.chunk({"n": number})
+    await writer.write(RESULT, "done")
+    found = await entries(journal)
+    assert [each["n"] for each in flat(found)] == list(range(50))
+    assert [each.event for each in found][-1] == RESULT
+    assert len(found) <= 4, "one write was under way, and all others waited for it"
+
+
+async def test_other_entries_keep_their_place_among_chunks(journal: Journal) -> None:
+    writer = pen(journal)
+    await writer.chunk("a")
+    await writer.write(PROGRESS, 1)
+    await writer.chunk("b")
+    await writer.flush()
+    assert [(each.event, each.data) for each in await entries(journal)] == [
+        (CHUNK, ["a"]), (PROGRESS, 1), (CHUNK, ["b"]),
+    ]  # fmt: skip
+
+
+async def test_a_job_that_gives_no_chunk_writes_its_result_alone(journal: Journal) -> None:
+    writer = pen(journal)
+    await writer.flush()
+    await writer.write(RESULT, 1)
+    writer.close()
+    assert [each.event for each in await entries(journal)] == [RESULT]
+
+
+async def test_a_handler_waits_when_so_many_chunks_are_not_stored(own_server: OwnServer) -> None:
+    server = own_server()
+    async with opened(server) as journal:
+        writer = pen(journal)
+        await writer.chunk("first")
+        server.pause()
+        try:
+            given = 0
+
+            async def give() -> None:
+                nonlocal given
+                while True:
+                    await writer.chunk(given)
+                    given += 1
+
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(give(), 0.5)
+        finally:
+            server.resume()
+        assert given <= 2 * chunks.HELD_MAX
+        await writer.write(RESULT, "done")
+        assert flat(await entries(journal)) == ["first", *range(given)]
+
+
+async def test_a_chunk_above_max_payload_is_refused_at_once_and_no_entry_is_larger(own_server: OwnServer) -> None:
+    async with opened(own_server("max_payload: 8000")) as journal:
+        writer = pen(journal)
+        with pytest.raises(TooLarge):
+            await writer.chunk("x" * 8_000)
+        with pytest.raises(EncodeError):
+            await writer.chunk(object())
+        for _ in range(40):
+            await writer.chunk("y" * 1_000)
+        await writer.write(RESULT, "done")
+        assert flat(await entries(journal)) == ["y" * 1_000] * 40
+
+
+async def test_the_chunks_of_an_attempt_that_was_taken_over_are_refused(journal: Journal) -> None:
+    old = pen(journal)
+    await old.chunk("old")
+    await old.flush()
+    head = await journal.head(old.subject)
+    assert head is not None
+    newer = journal.writer(old.subject, run=1, enqueued_at=0.0, attempt=1, record=RunRecord(head.seq, head.epoch, head))
+    assert await newer.begin({})
+    await old.chunk("late")
+    with pytest.raises(Stale):
+        await old.flush()
+    with pytest.raises(Stale):
+        await old.chunk("later")
+    with pytest.raises(Stale):
+        await old.write(RESULT, "never")
+    assert [each.event for each in await entries(journal)] == [CHUNK, STARTED]
+
+
+async def test_chunks_that_find_no_server_are_stored_once_when_it_is_back(own_server: OwnServer) -> None:
+    server = own_server()
+    async with opened(server) as journal:
+        writer = pen(journal)
+        for number in range(20):
+            await writer.chunk(number)
+        server.kill()
+        for number in range(20, 40):
+            await writer.chunk(number)
+        server.start()
+        await writer.write(RESULT, "done")
+        assert flat(await entries(journal)) == list(range(40))
+
+
+async def test_chunks_without_room_are_dropped_and_the_next_entry_tells_how_many(
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overflow, "NO_ROOM_S", 0.2)
+    async with full(own_server(DISK), {}) as client:
+        handles = []
+        with contextlib.suppress(DiskFull):
+            while True:
+                handles.append(await client.enqueue(Parcel(blob=os.urandom(BODY)), tenant="acme"))
+        worker = aiqueue.Worker(concurrency=4)
+
+        @worker.handle(Parcel)
+        async def handle(job: aiqueue.Job[Parcel]) -> str:
+            for _ in range(3):
+                await job.chunk(os.urandom(BODY))
+            return "kept"
+
+        results = [asyncio.ensure_future(each.result(30)) for each in handles]
+        async with worker.running(client):
+            assert await asyncio.gather(*results) == ["kept"] * len(handles)
+        kept = [
+            await entries(client.journal, subjects.journal("ai.agent.results", "acme", each.id)) for each in handles
+        ]
+        assert sum(entry.lost for journal in kept for entry in journal) > 0
+
+
+# following
+
+
+Items = list[StreamItem]
+
+
+def told(items: Items) -> list[tuple[str, Any]]:
+    return [(each.event, each.data) for each in items]
+
+
+async def followed(journal: Journal, *, run: int = 1, after: str | None = None) -> Items:
+    return [each async for each in follow(journal, SUBJECT, run=run, after=after, timeout_s=20)]
+
+
+async def some(journal: Journal, count: int, *, after: str | None = None) -> Items:
+    """The first so many items; then the reader is gone."""
+    found: Items = []
+    async with contextlib.aclosing(follow(journal, SUBJECT, run=1, after=after, timeout_s=20)) as items:
+        while len(found) < count:
+            found.append(await anext(items))
+    return found
+
+
+def another(journal: Journal, head: Entry, *, run: int = 1, attempt: int = 1) -> Writer:
+    return journal.writer(
+        SUBJECT, run=run, enqueued_at=0.0, attempt=attempt, record=RunRecord(head.seq, head.epoch, head)
+    )
+
+
+async def newest(journal: Journal) -> Entry:
+    head = await journal.head(SUBJECT)
+    assert head is not None
+    return head
+
+
+async def test_a_stream_has_each_chunk_once_and_ends_with_the_result(journal: Journal) -> None:
+    reading = asyncio.ensure_future(followed(journal))
+    writer = pen(journal)
+    for number in range(200):
+        await writer.chunk(number)
+        await asyncio.sleep(0)
+    await writer.write(RESULT, "done")
+    whole = [*((CHUNK, number) for number in range(200)), (RESULT, "done")]
+    assert told(await reading) == whole
+    assert told(await followed(journal)) == whole, "from the beginning, when it is over"
+
+
+async def test_every_cursor_resumes_after_its_item(journal: Journal) -> None:
+    writer = pen(journal)
+    for number in range(7):
+        await writer.chunk(number)
+    await writer.write(PROGRESS, 0.5)
+    await writer.chunk("last")
+    await writer.write(RESULT, "done")
+    whole = await followed(journal)
+    assert len(whole) == 10
+    for place, item in enumerate(whole):
+        assert told(await followed(journal, after=item.cursor)) == told(whole[place + 1 :])
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_reader_that_comes_and_goes_at_random_has_each_item_once(seed: int, own_server: OwnServer) -> None:
+    chance, restarts = random.Random(seed), 2
+    server = own_server()
+    async with opened(server) as journal, opened(server) as other:
+        writer = pen(journal)
+
+        async def write() -> None:
+            for number in range(300):
+                await writer.chunk(number)
+                if chance.random() < 0.2:
+                    await writer.write(PROGRESS, number)
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0.002)
+            await writer.write(RESULT, "done")
+
+        writing = asyncio.ensure_future(write())
+        found: Items = []
+        while not found or not found[-1].final:
+            after = found[-1].cursor if found else None
+            async with contextlib.aclosing(follow(other, SUBJECT, run=1, after=after, timeout_s=20)) as items:
+                for _ in range(chance.randrange(1, 60)):
+                    found.append(await anext(items))
+                    if found[-1].final:
+                        break
+                    if chance.random() < 0.02:
+                        await asyncio.sleep(0.02)  # slow
+            if seed == 2 and restarts and chance.random() < 0.5:
+                restarts -= 1
+                server.kill()
+                server.start()
+        await writing
+        assert [each.data for each in found if each.event == CHUNK] == list(range(300))
+        entries_told = [(each.event, each.data) for each in await entries(journal) if each.event != CHUNK]
+        assert [each for each in told(found) if each[0] != CHUNK] == entries_told
+
+
+async def test_a_reader_that_takes_nothing_holds_little_and_misses_nothing(journal: Journal) -> None:
+    writer = pen(journal)
+    await writer.chunk("first")
+    async with contextlib.aclosing(follow(journal, SUBJECT, run=1, timeout_s=20)) as items:
+        assert (await anext(items)).data == "first"
+        for number in range(3 * HELD_MAX):
+            await writer.write(PROGRESS, number)
+        await writer.write(RESULT, "done")
+        assert [each.data async for each in items] == [*range(3 * HELD_MAX), "done"]
+
+
+async def test_another_attempt_is_told_before_its_items(journal: Journal) -> None:
+    first = pen(journal)
+    for part in "abc":
+        await first.chunk(part)
+    await first.flush()
+    before = await some(journal, 2)
+    second = another(journal, await newest(journal), attempt=2)
+    assert await second.begin({})
+    with pytest.raises(Stale):
+        await first.write(RESULT, "late")
+    await second.chunk("A")
+    await second.write(RESULT, "done")
+    rest = [("restart", 2), (STARTED, 2), (CHUNK, 2), (RESULT, 2)]
+    whole = await followed(journal)
+    assert [(each.event, each.attempt) for each in whole] == [(CHUNK, 1), (CHUNK, 1), (CHUNK, 1), *rest]
+    resumed = await followed(journal, after=before[-1].cursor)
+    assert [(each.event, each.attempt) for each in resumed] == [(CHUNK, 1), *rest]
+    assert told(await followed(journal, after=whole[3].cursor)) == told(whole[4:]), "told once"
+
+
+async def test_a_retry_says_why_the_next_attempt_begins_anew(journal: Journal) -> None:
+    first = pen(journal)
+    await first.chunk("a")
+    await first.write(RETRY, {"error": "it rained", "delay_s": 0.1})
+    second = another(journal, await newest(journal), attempt=2)
+    assert await second.begin({})
+    await second.write(RESULT, "done")
+    found = await followed(journal)
+    assert [each.event for each in found] == [CHUNK, RETRY, "restart", STARTED, RESULT]
+    assert found[2].data == {"attempt": 2, "why": "it rained"}
+
+
+async def test_a_run_before_is_not_shown_and_a_later_one_restarts(journal: Journal) -> None:
+    old = pen(journal, run=1)
+    await old.chunk("old")
+    await old.write(RESULT, "old")
+    mine = pen(journal, run=5)
+    await mine.chunk("mine")
+    await mine.flush()
+    later = pen(journal, run=9)
+    await later.chunk("later")
+    await later.flush()
+    await mine.write(PROGRESS, "of the run that is not followed any more")
+    await later.write(RESULT, "done")
+    assert told(await followed(journal, run=5)) == [
+        (CHUNK, "mine"), ("restart", {"attempt": 1, "why": "a later run of this id"}), (CHUNK, "later"),
+        (RESULT, "done"),
+    ]  # fmt: skip
+
+
+async def test_what_is_gone_from_a_journal_is_told_as_a_gap(journal: Journal) -> None:
+    writer = pen(journal)
+    for number in range(6):
+        await writer.write(PROGRESS, number)
+    begun = await some(journal, 2)
+    stored = await entries(journal)
+    for entry in stored[1:4]:
+        await journal.connection.delete(journal.stream, entry.seq)
+    await writer.write(RESULT, "done")
+    rest = [("gap", {"chunks": None}), (PROGRESS, 4), (PROGRESS, 5), (RESULT, "done")]
+    assert told(await followed(journal, after=begun[-1].cursor)) == rest
+    whole = await followed(journal)
+    assert told(whole) == [(PROGRESS, 0), *rest]
+    assert told(await followed(journal, after=whole[1].cursor)) == rest[1:], "told once"
+
+
+async def test_a_cursor_within_an_entry_that_is_gone_leads_to_a_gap(journal: Journal) -> None:
+    writer = pen(journal)
+    await writer.write(PROGRESS, 0)
+    for part in "abc":
+        await writer.chunk(part)
+    await writer.flush()
+    found = await some(journal, 2)
+    *_, entry = await entries(journal)
+    assert entry.data == ["a", "b", "c"]
+    await journal.connection.delete(journal.stream, entry.seq)
+    await writer.write(RESULT, "done")
+    assert told(await followed(journal, after=found[-1].cursor)) == [("gap", {"chunks": None}), (RESULT, "done")]
+
+
+async def test_a_wrong_cursor_is_refused_in_one_line(journal: Journal) -> None:
+    await pen(journal).write(RESULT, 1)
+    (item,) = await followed(journal)
+    for wrong in ("", "7", item.cursor + "x", "é" * 40, item.cursor.replace("1-", "2-", 1)):
+        with pytest.raises(BadInput, match="is no cursor"):
+            await followed(journal, after=wrong)
+    with pytest.raises(BadInput, match="another job"):
+        async for _ in follow(journal, SUBJECT + "x", run=1, after=item.cursor):
+            pass
+    assert await followed(journal, after=item.cursor) == []
+
+
+async def test_a_stream_that_does_not_end_in_time_says_so(journal: Journal) -> None:
+    await pen(journal).write(PROGRESS, 1)
+    items = follow(journal, SUBJECT, run=1, timeout_s=0.3)
+    assert (await anext(items)).data == 1
+    with pytest.raises(ResultTimeout):
+        await anext(items)
+
+
+async def test_entries_expire_by_their_time_and_the_writer_goes_on(journal: Journal, eventually: Eventually) -> None:
+    writer = journal.writer(SUBJECT, run=1, enqueued_at=0.0, attempt=1, record=NOTHING, kept=Retention(60.0, 1.0))
+    other = journal.writer(SUBJECT + "x", run=1, enqueued_at=0.0, attempt=1, record=NOTHING, kept=Retention(60.0, 1.0))
+    await writer.chunk("soon gone")
+    await writer.flush()
+    begun = await some(journal, 1)
+    assert await other.begin({})
+    await other.chunk("soon gone")
+    await other.flush()
+
+    async def expired() -> bool:
+        return await journal.head(SUBJECT) is None and len(await entries(journal, SUBJECT + "x")) == 1
+
+    await eventually(expired, within=10)
+    for each in (writer, other):
+        await each.write(RESULT, "done")
+    assert [each.event for each in await entries(journal, SUBJECT + "x")] == [STARTED, RESULT]
+    assert told(await followed(journal, after=begun[-1].cursor)) == [(RESULT, "done")], "nothing was missed"
+    assert told(await followed(journal)) == [("gap", {"chunks": None}), (RESULT, "done")]
+
+
+# of a job
+
+
+class Story(aiqueue.Message, kind="story"):
+    parts: int = 5
+    fail: bool = False
+
+
+def teller(**options: Any) -> aiqueue.Worker:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Story, **options)
+    async def tell(job: aiqueue.Job[Story]) -> str:
+        for number in range(job.message.parts):
+            await job.chunk(f"{job.attempt}.{number}")
+            if job.message.fail and job.attempt == 1 and number == 2:
+                raise aiqueue.Retry("again", after=0.05)
+        return "told"
+
+    return worker
+
+
+@contextlib.asynccontextmanager
+async def queue(account: Account) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+async def test_a_handlers_chunks_reach_whoever_has_the_handle(account: Account) -> None:
+    async with queue(account) as client:
+        handle = await client.enqueue(Story(fail=True), tenant="acme")
+        async with teller().running(client):
+            found = [each async for each in handle.stream(timeout=20)]
+        assert [each.event for each in found] == [CHUNK] * 3 + [RETRY, "restart", STARTED] + [CHUNK] * 5 + [RESULT]
+        assert [each.data for each in found if each.event == CHUNK and each.attempt == 2] == [
+            f"2.{number}" for number in range(5)
+        ]
+        assert found[-1].data == "told"
+
+
+@pytest.mark.parametrize("delay", [None, 0.2])
+async def test_a_job_can_be_followed_by_its_id_from_elsewhere(account: Account, delay: float | None) -> None:
+    async with queue(account) as client, queue(account) as elsewhere:
+        mine = await client.enqueue(Story(), tenant="acme", delay=delay)
+        theirs = await elsewhere.job(mine.id)
+        assert (await theirs.status()).state == ("queued" if delay is None else "parked")
+        reading = [asyncio.ensure_future(collect(each)) for each in (mine, theirs)]
+        async with teller().running(client):
+            one, other = await asyncio.gather(*reading)
+        assert [each.data for each in one if each.event == CHUNK] == [f"1.{number}" for number in range(5)]
+        assert one == other
+        again = await elsewhere.job(mine.id, family="agent.tasks", tenant="acme")
+        assert await again.result(10) == "told"
+        assert [each.cursor for each in await collect(again)] == [each.cursor for each in one]
+        assert (await again.status()).state == "done"
+        with pytest.raises(NotFound):
+            await elsewhere.job("nobody")
+
+
+async def test_a_stream_ends_where_a_handler_keeps_no_result(account: Account) -> None:
+    async with queue(account) as client:
+        handle = await client.enqueue(Story(parts=3), tenant="acme")
+        reading = asyncio.ensure_future(collect(handle))
+        async with teller(result=False).running(client):
+            found = await reading
+        assert [each.event for each in found] == [CHUNK] * 3
+        assert [each.event for each in await collect(handle)] == [CHUNK] * 3
+
+
+async def test_a_family_says_how_long_its_entries_are_kept(account: Account, tmp_path: Path) -> None:
+    class Brief(aiqueue.Message, kind="brief", family="brief.jobs"):
+        pass
+
+    (tmp_path / "brief.toml").write_text("""
+        family = { name = "brief.jobs", default_kind = "brief", journal_ttl = "1h", chunk_ttl = "10m" }
+        stream = { name = "BRIEF", max_bytes = "1MiB" }
+    """)
+    where = {"user": account.user, "password": account.password, "streams": tmp_path}
+    async with aiqueue.connect(account.url, **where) as client:
+        await provision.apply(client.connection, client.topology)
+        worker = aiqueue.Worker()
+
+        @worker.handle(Brief)
+        async def handle(job: aiqueue.Job[Brief]) -> None:
+            await job.chunk("a")
+
+        async with worker.running(client):
+            handle = await client.enqueue(Brief(), tenant="acme")
+            await handle.result(20)
+        found = client.connection.read(client.journal.stream, f"ai.brief.jobs-results.acme.{handle.id}")
+        told = [(each.headers["Aiq-Event"], each.headers["Nats-TTL"]) async for each in found]
+        assert told == [(CHUNK, "600s"), (RESULT, "3600s")]
+
+
+async def test_followers_make_no_consumer(account: Account) -> None:
+    async with queue(account) as client:
+        handle = await client.enqueue(Story(), tenant="acme")
+        reading = [asyncio.ensure_future(collect(handle)) for _ in range(50)]
+        worker = teller()
+
+        async def consumers() -> int:
+            info = await client.connection.api(f"STREAM.INFO.{client.topology.journal_stream.name}")
+            return int(info["state"]["consumer_count"])
+
+        async with worker.running(client):
+            await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            assert await consumers() == 0
+            assert all(len(found) == 6 for found in await asyncio.gather(*reading))
+
+
+def test_a_sync_client_streams_too(account: Account) -> None:
+    async def work(ready: threading.Event, over: threading.Event) -> None:
+        async with queue(account) as client, teller().running(client):
+            ready.set()
+            await asyncio.to_thread(over.wait, 30)
+
+    ready, over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(work(ready, over)))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        with aiqueue.connect_sync(account.url, user=account.user, password=account.password) as client:
+            handle = client.enqueue(Story(), tenant="acme")
+            found = list(handle.stream(timeout=20))
+            assert [each.event for each in found] == [CHUNK] * 5 + [RESULT]
+            for item in client.job(handle.id).stream(after=found[2].cursor):
+                assert item.data == "1.3"
+                break
+            assert handle.status().state == "done"
+    finally:
+        over.set()
+        thread.join()
+
+
+async def collect(handle: aiqueue.Handle) -> Items:
+    return [each async for each in handle.stream(timeout=20)]

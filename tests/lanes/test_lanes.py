@@ -1,0 +1,281 @@
+"""The lanes that a worker serves, and those that it lets go."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+import aiqueue
+from aiqueue import subjects
+from aiqueue.connection import timestamp
+from aiqueue.lanes import discovery
+from aiqueue.topology import provision
+
+from ..support import Eventually
+
+STREAM, FAMILY = "AI_AGENT_TASKS", "agent.tasks"
+JOBS, TENANTS = 12, [f"t{n}" for n in range(6)]
+
+
+class Echo(aiqueue.Message, kind="echo"):
+    n: int = 0
+
+
+class Hint(NamedTuple):
+    subject: str
+
+
+class Ran:
+    """Which jobs a worker's handler began, and how often. `held`: those of this tenant wait for `release`."""
+
+    def __init__(self, *, held: str = "", concurrency: int = 20) -> None:
+        self.times: Counter[tuple[str, int]] = Counter()
+        self.release = asyncio.Event()
+        self.worker = aiqueue.Worker(concurrency=concurrency)
+
+        @self.worker.handle(Echo, result=False)
+        async def echo(job: aiqueue.Job[Echo]) -> None:
+            self.times[job.tenant, job.message.n] += 1
+            if job.tenant == held:
+                await self.release.wait()
+
+
+@pytest.fixture
+async def client(account: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiqueue.Client]:
+    """Its lanes are in memory, two are many, one job is a backlog, and a lane is hinted at once."""
+    monkeypatch.setattr("aiqueue.enqueue.producer.HINT_EVERY_S", 1e9)
+    monkeypatch.setattr(discovery, "FEW", 2)
+    monkeypatch.setattr(discovery, "BACKLOG_MIN", 1)
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        family = dataclasses.replace(client.topology.families[FAMILY], lane_storage="memory")
+        client.topology = dataclasses.replace(client.topology, families={**client.topology.families, FAMILY: family})
+        yield client
+
+
+async def fill(client: aiqueue.Client, first: int = 0) -> None:
+    for tenant in TENANTS:
+        for n in range(first, first + JOBS):
+            await client.enqueue(Echo(n=n), tenant=tenant)
+
+
+async def consumers(client: aiqueue.Client) -> set[str]:
+    return set((await client.connection.api(f"CONSUMER.NAMES.{STREAM}"))["consumers"] or ())
+
+
+async def left(client: aiqueue.Client) -> int:
+    return int((await client.connection.api(f"STREAM.INFO.{STREAM}"))["state"]["messages"])
+
+
+async def test_of_many_lanes_those_whose_backlog_is_done_go_and_come_back(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    await fill(client)
+    ran = Ran()
+
+    async def few_left() -> bool:
+        return not await left(client) and len(await consumers(client)) <= discovery.FEW
+
+    async with ran.worker.running(client):
+        await eventually(few_left, within=10)
+        await fill(client, first=JOBS)
+        await eventually(lambda: len(ran.times) == 2 * JOBS * len(TENANTS), within=10)
+    assert set(ran.times.values()) == {1}
+
+
+async def test_a_lane_with_a_job_in_flight_stays(client: aiqueue.Client, eventually: Eventually) -> None:
+    await fill(client)
+    ran = Ran(held="t0")
+
+    async def others_gone() -> bool:
+        return await left(client) == JOBS and len(await consumers(client)) <= discovery.FEW
+
+    async with ran.worker.running(client):
+        await eventually(others_gone, within=10)
+        assert "t0-normal" in await consumers(client)
+        ran.release.set()
+        await eventually(lambda: _none_left(client), within=10)
+    assert set(ran.times.values()) == {1}
+
+
+async def _none_left(client: aiqueue.Client) -> bool:
+    return not await left(client)
+
+
+async def test_a_lane_at_which_another_worker_waits_is_not_removed(client: aiqueue.Client) -> None:
+    async with Ran().worker.running(client) as session:
+        lane = session._lanes
+        await client.enqueue(Echo(), tenant="acme")
+        async with asyncio.timeout(10):
+            while not any(pull.standing for pull in session._puller.lanes):
+                await asyncio.sleep(0.01)
+        assert not await lane._removed(f"{STREAM}.acme-normal")
+        info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
+    assert not info.get("paused")
+
+
+async def test_workers_that_let_lanes_go_under_each_other_run_each_job_once(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    one, two = Ran(), Ran()
+
+    async def some_gone() -> bool:
+        return len(await consumers(client)) < len(TENANTS)
+
+    await fill(client)
+    async with one.worker.running(client), two.worker.running(client):
+        await eventually(some_gone, within=10)
+        await fill(client, first=JOBS)  # in the midst of it
+        await eventually(lambda: len(one.times + two.times) == 2 * JOBS * len(TENANTS), within=20)
+        await eventually(lambda: _none_left(client), within=10)
+    assert set((one.times + two.times).values()) == {1}
+
+
+async def test_a_redelivery_knows_the_consumer_that_another_worker_has_made_anew(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Echo, retry=aiqueue.Backoff(attempts=3, first=0.02, cap=0.05))
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        if job.attempt == 1:
+            raise ValueError
+        return "ok"
+
+    async with worker.running(client) as session:
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
+        (pull,) = session._puller.lanes
+        pull.created -= 100.0  # as after another worker has let the lane go and made it anew
+        handle = await client.enqueue(Echo(n=1), tenant="acme")
+        assert await handle.result(10) == "ok"
+        info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
+        assert pull.created == timestamp(info["created"])
+    assert pull.key == subjects.Lane(FAMILY, "acme", "normal")
+
+
+async def drained(client: aiqueue.Client) -> None:
+    """A lane, acme-normal, that was served and holds nothing, and at which nobody waits."""
+    ran = Ran()
+    async with ran.worker.running(client):
+        await client.enqueue(Echo(), tenant="acme")
+        async with asyncio.timeout(10):
+            while not ran.times or await left(client):
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while (await info_of(client))["num_waiting"]:
+            await asyncio.sleep(0.01)
+
+
+async def info_of(client: aiqueue.Client) -> dict[str, Any]:
+    return await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
+
+
+def leaving(client: aiqueue.Client, word: str, meanwhile: Callable[[], Awaitable[object]]) -> discovery.Lanes:
+    """The lanes of a worker with another thing that is done once, after its first call of this word was answered."""
+    api, done = client.connection.api, []
+
+    async def asked(subject: str, *words: Any, **options: Any) -> dict[str, Any]:
+        told = await api(subject, *words, **options)
+        if subject.startswith(f"CONSUMER.{word}.") and not done:
+            done.append(subject)
+            client.connection.api = api  # type: ignore[method-assign]
+            await meanwhile()
+            client.connection.api = asked  # type: ignore[method-assign]
+        return told
+
+    found = discovery.Lanes(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    client.connection.api = asked  # type: ignore[method-assign]
+    return found
+
+
+async def test_an_unused_lane_is_removed(client: aiqueue.Client) -> None:
+    await drained(client)
+    assert await leaving(client, "NONE", asyncio.Event().wait)._removed(f"{STREAM}.acme-normal")
+    assert "acme-normal" not in await consumers(client)
+
+
+async def test_a_job_that_comes_before_a_lane_is_paused_keeps_it(client: aiqueue.Client) -> None:
+    await drained(client)
+    let_go = leaving(client, "INFO", lambda: client.enqueue(Echo(n=1), tenant="acme"))
+    assert not await let_go._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    await drained(client)
+    monkeypatch.setattr(discovery, "PAUSED_S", 0.3)
+
+    async def over() -> None:
+        while (await info_of(client)).get("paused"):
+            await asyncio.sleep(0.01)
+
+    assert not await leaving(client, "PAUSE", over)._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client: aiqueue.Client) -> None:
+    await drained(client)
+    until = "2100-01-02T03:04:05.678Z"
+
+    async def other() -> None:
+        await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until})
+
+    assert await leaving(client, "PAUSE", other)._removed(f"{STREAM}.acme-normal")
+    told = await info_of(client)
+    assert told["paused"]
+    assert told["config"]["pause_until"] == until
+
+
+async def test_a_lane_that_was_made_anew_meanwhile_is_not_removed(client: aiqueue.Client) -> None:
+    await drained(client)
+    config = client.topology.family(FAMILY).lane_config("acme", "normal")
+
+    async def anew() -> None:
+        name = f"{STREAM}.acme-normal"
+        await client.connection.api(f"CONSUMER.DELETE.{name}")
+        request = {"stream_name": STREAM, "config": config, "action": "create"}
+        await client.connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+
+    assert not await leaving(client, "INFO", anew)._removed(f"{STREAM}.acme-normal")
+    assert not (await info_of(client)).get("paused")
+
+
+async def test_a_lane_that_is_hinted_while_it_is_to_go_stays(client: aiqueue.Client, eventually: Eventually) -> None:
+    await fill(client)
+    ran = Ran()
+    async with ran.worker.running(client) as session:
+        found = session._lanes
+        await eventually(lambda: bool(found._settling), within=10)
+        pull = next(iter(found._settling))
+        found._on_hint(Hint(f"{subjects.HINTS}.{pull.key.family}.{pull.key.tenant}.{pull.key.priority}"))  # type: ignore[arg-type]
+        await eventually(lambda: bool(pull.standing), within=10)
+        assert found._open[pull.key] is pull
+
+
+async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiqueue.Client) -> None:
+    await fill(client)
+    ran, paused = Ran(), asyncio.Event()
+    async with asyncio.timeout(20), ran.worker.running(client) as session:
+
+        async def stopping() -> None:
+            paused.set()
+            while not session._lanes._stopped:
+                await asyncio.sleep(0.001)
+
+        leaving(client, "PAUSE", stopping)
+        await paused.wait()
+    for name in await consumers(client):
+        assert not (await client.connection.api(f"CONSUMER.INFO.{STREAM}.{name}")).get("paused"), name
+
+
+def test_where_a_job_is_delivered_once_only_no_lane_goes(client: aiqueue.Client) -> None:
+    family = client.topology.family(FAMILY)
+    found = discovery.Lanes(client.connection, None, [family], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    lane = subjects.Lane(FAMILY, "acme", "normal")
+    assert found._passing(family, lane, 10)
+    assert not found._passing(dataclasses.replace(family, max_deliver=1), lane, 10)
+    assert not found._passing(dataclasses.replace(family, claim=True), lane, 10)
+    assert not found._passing(dataclasses.replace(family, lane_storage="file"), lane, 10)

@@ -1,0 +1,141 @@
+"""A worker that is alive but deaf is made to hear again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.topology import provision
+from aiqueue.worker.session import Session
+
+from ..support import Eventually
+
+
+class Ping(aiqueue.Message, kind="ping"):
+    n: int = 0
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiqueue.lanes.stalled.LOOK_S", 0.2)
+    monkeypatch.setattr("aiqueue.lanes.stalled.SILENT_S", 0.6)
+
+
+class Deaf(dict[int, Any]):
+    """In place of a client's table of who hears what: it takes no entry."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        pass
+
+
+@pytest.fixture
+async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+def worker() -> aiqueue.Worker:
+    made = aiqueue.Worker(concurrency=4)
+
+    @made.handle(Ping)
+    async def ping(job: aiqueue.Job[Ping]) -> int:
+        return job.message.n
+
+    return made
+
+
+async def hears(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Ping(n=1), tenant="acme")
+    assert await handle.result(10) == 1
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "aiqueue.silence"]
+
+
+async def drop_interest(session: Session) -> None:
+    """As a server that has lost it: the worker goes on to believe in its inbox."""
+    subscription = session._puller._subscription
+    assert subscription is not None
+    assert subscription._at is not None
+    await subscription._at[1].unsubscribe()
+
+
+async def test_a_worker_whose_inbox_the_server_forgot_pulls_again_on_a_new_one(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with worker().running(client) as session:
+        await hears(client)
+        await drop_interest(session)
+        begun = time.monotonic()
+        await hears(client)
+        assert time.monotonic() - begun < 6  # without: when heartbeats have stayed away for 12.5 s
+        await hears(client)
+    (line,) = said(caplog)
+    assert "lane agent.tasks" in line
+    assert line.endswith("pulling again, on a new inbox")
+
+
+async def test_a_worker_that_stays_deaf_on_a_new_inbox_gets_a_new_connection(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    async with worker().running(client):
+        await hears(client)
+        link = client.connection._link
+        assert link is not None
+        link._direct = Deaf()
+        await client.enqueue(Ping(n=2), tenant="acme")  # the deaf client is given it: it comes back after its lease
+        await eventually(lambda: client.connection._link is not link and client.connection.connected, within=15)
+        await hears(client)
+    assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new inbox", "on a new connection"]
+
+
+async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr("aiqueue.lanes.stalled.UNANSWERED_S", 2.0)
+    async with worker().running(client):
+        await hears(client)
+        link = client.connection._link
+        assert link is not None
+        link._answers_sid = -1
+        await eventually(lambda: client.connection._link is not link and client.connection.connected, within=10)
+        await hears(client)
+    assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new connection"]
+
+
+async def test_lanes_that_give_nothing_for_a_reason_are_not_silent(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    caplog.set_level(logging.DEBUG, "aiqueue.silence")
+    release = asyncio.Event()
+    busy = aiqueue.Worker(concurrency=4)
+
+    @busy.handle(Ping)
+    async def ping(job: aiqueue.Job[Ping]) -> None:
+        await release.wait()
+
+    async with busy.running(client) as session:
+        handle = await client.enqueue(Ping(), tenant="acme")  # in flight for long
+        await eventually(lambda: session.running == 1)
+        until = "2999-01-01T00:00:00Z"
+        await eventually(lambda: len(list(session._puller.lanes)) == 1)
+        config = client.topology.family("agent.tasks").lane_config("globex", "normal")
+        where = "AI_AGENT_TASKS.globex-normal"
+        request = {"stream_name": "AI_AGENT_TASKS", "config": config, "action": "create"}
+        await client.connection.api(f"CONSUMER.CREATE.{where}.{config['filter_subject']}", request)
+        await client.connection.api(f"CONSUMER.PAUSE.{where}", {"pause_until": until})
+        await client.enqueue(Ping(), tenant="globex")
+        await eventually(lambda: len(session._silence._cleared) == 2, within=10)
+        await asyncio.sleep(0.5)  # a second look at both would be under way
+        assert session._silence.since is None
+        release.set()
+        assert await handle.result(10) is None
+    assert not said(caplog)

@@ -1,0 +1,241 @@
+"""Jobs that the server gives up after max_deliver deliveries, found by its word and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.attempt import attempt
+from aiqueue.attempt.attempt import DecodedJob, RawJob
+from aiqueue.enqueue.deadletter import DeadLetter
+from aiqueue.topology import provision
+from aiqueue.worker import stranded
+from aiqueue.worker.stranded import StrandedSweeper
+
+from ..support import eventually
+
+FILE = """
+    [family]
+    name = "test.strands"
+    default_kind = "strand"
+    [stream]
+    name = "TEST_STRANDS"
+    [consumer]
+    ack_wait = "1s"
+    max_deliver = 2
+    """
+STREAM, LANE = "TEST_STRANDS", "acme-normal"
+
+
+class Strand(aiqueue.Message, kind="strand", family="test.strands"):
+    n: int
+
+
+@pytest.fixture
+async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
+    (tmp_path / "test_strands.toml").write_text(textwrap.dedent(FILE))
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=tmp_path) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+async def look(raw: RawJob) -> DecodedJob:
+    return attempt.read(raw)
+
+
+def sweeper(client: aiqueue.Client, name: str = "w") -> StrandedSweeper:
+    return StrandedSweeper(client.connection, client.topology, client.journal, client.dead, worker=name, look=look)
+
+
+async def make_lane(client: aiqueue.Client) -> None:
+    config = client.topology.family("test.strands").lane_config("acme", "normal")
+    subject = f"CONSUMER.CREATE.{STREAM}.{LANE}.{config['filter_subject']}"
+    await client.connection.api(subject, {"stream_name": STREAM, "config": config})
+
+
+async def pull(client: aiqueue.Client, word: bytes = b"") -> list[int]:
+    """What the lane gives now; `word` is said of each. The sequences."""
+    inbox, seqs = client.connection.new_inbox(), []
+    answers: asyncio.Queue[Any] = asyncio.Queue()
+    subscription = await client.connection.subscribe(inbox, answers.put_nowait)
+    await client.connection.publish(
+        f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{LANE}", json.dumps({"batch": 100, "no_wait": True}).encode(), reply=inbox
+    )
+    while (answer := await asyncio.wait_for(answers.get(), 5)).status is None:
+        seqs.append(int(answer.reply.split(".")[5]))
+        if word:
+            await client.connection.publish(answer.reply, word)
+    await subscription.close()
+    await client.connection.flush()
+    return seqs
+
+
+async def in_flight(client: aiqueue.Client) -> int:
+    return int((await client.connection.api(f"CONSUMER.INFO.{STREAM}.{LANE}"))["num_ack_pending"])
+
+
+async def count(client: aiqueue.Client, stream: str) -> int:
+    return int((await client.connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+
+
+async def letters(client: aiqueue.Client) -> list[DeadLetter]:
+    return [each async for each in client.dead.find()]
+
+
+async def strand(client: aiqueue.Client, jobs: int) -> None:
+    """Have the server give up `jobs` jobs: delivered twice, and no more."""
+    for n in range(jobs):
+        await client.enqueue(Strand(n=n), tenant="acme", unique=f"job-{n}")
+    await make_lane(client)
+    assert len(await pull(client)) == jobs
+    again: list[int] = []
+
+    async def redelivered() -> bool:
+        again.extend(await pull(client))
+        return len(again) == jobs
+
+    await eventually(redelivered, within=10)
+
+    async def given_up() -> bool:
+        return await pull(client) == [] and await in_flight(client) == 0
+
+    await eventually(given_up, within=10)
+    assert await count(client, STREAM) == jobs
+
+
+async def test_a_stranded_job_becomes_a_dead_letter_with_its_payload_when_a_worker_starts(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stranded, "FIRST_S", 0.1)
+    await strand(client, 1)
+    worker = aiqueue.Worker()
+
+    @worker.handle(Strand)
+    async def run(job: aiqueue.Job[Strand]) -> None: ...
+
+    async with worker.running(client):
+        await eventually(lambda: letters(client), within=10)
+        await eventually(lambda: _empty(client), within=5)
+    (letter,) = await letters(client)
+    assert (letter.job_id, letter.reason, letter.kind) == ("job-0", "stranded", "strand")
+    assert letter.error == "it was delivered 2 times without an outcome (max_deliver is 2)"
+    assert letter.body
+    with pytest.raises(aiqueue.JobFailed, match="stranded"):
+        await (await client.enqueue(Strand(n=0), tenant="acme", unique="job-0")).result(timeout=5)
+    await client.dead.replay(letter)
+    async with worker.running(client):
+        await eventually(lambda: _empty(client), within=10)
+
+
+async def _empty(client: aiqueue.Client) -> bool:
+    return await count(client, STREAM) == 0
+
+
+async def test_without_the_servers_word_the_lane_shows_what_was_stranded(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
+    await strand(client, 3)
+    await eventually(lambda: count(client, "AI_STRANDED"))
+    await client.connection.api("STREAM.PURGE.AI_STRANDED")
+    for n in (3, 4):
+        await client.enqueue(Strand(n=n), tenant="acme", unique=f"job-{n}")
+    assert await sweeper(client).sweep() == 3
+    assert {each.job_id for each in await letters(client)} == {"job-0", "job-1", "job-2"}
+    assert await count(client, STREAM) == 2, "those that were never delivered wait on"
+
+
+async def test_jobs_in_flight_or_between_two_attempts_are_left_alone(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
+    await client.enqueue(Strand(n=0), tenant="acme")
+    await make_lane(client)
+    await pull(client, b'-NAK {"delay": 60000000000}')
+    assert await sweeper(client).sweep() == 0
+    await client.enqueue(Strand(n=1), tenant="acme")
+    await pull(client, b"+WPI")
+    assert await sweeper(client).sweep() == 0
+    assert await count(client, STREAM) == 2
+
+
+async def test_a_word_on_a_job_that_has_ended_or_is_delivered_anew_buries_nothing(client: aiqueue.Client) -> None:
+    await strand(client, 2)
+    await eventually(lambda: _said(client, 2))
+    await client.connection.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": 1})
+    await client.connection.api(f"CONSUMER.DELETE.{STREAM}.{LANE}")
+
+    async def remade() -> None:
+        try:
+            await make_lane(client)
+        except aiqueue.AIQueueError as error:
+            raise AssertionError from error
+
+    await eventually(remade)
+    assert await sweeper(client).sweep() == 0
+    assert await letters(client) == []
+    assert await pull(client) == [2]
+    assert await count(client, "AI_STRANDED") == 0
+
+
+async def _said(client: aiqueue.Client, words: int) -> bool:
+    return await count(client, "AI_STRANDED") == words
+
+
+async def test_two_sweepers_at_once_keep_one_dead_letter_of_each_job(client: aiqueue.Client) -> None:
+    await strand(client, 5)
+    await eventually(lambda: _said(client, 5))
+    await asyncio.gather(*(sweeper(client, f"w{n}").sweep() for n in range(3)))
+    assert sorted(each.job_id for each in await letters(client)) == [f"job-{n}" for n in range(5)]
+    assert await count(client, STREAM) == 0
+
+
+async def test_a_sweeper_that_dies_between_dead_letter_and_deletion_leaves_the_rest_to_the_next(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
+    await strand(client, 1)
+    await eventually(lambda: _said(client, 1))
+    api = client.connection.api
+
+    async def dying(subject: str, *args: Any, **options: Any) -> Any:
+        if subject.startswith("STREAM.MSG.DELETE"):
+            raise asyncio.CancelledError
+        return await api(subject, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.connection, "api", dying)
+        with pytest.raises(asyncio.CancelledError):
+            await sweeper(client).sweep()
+    assert len(await letters(client)) == 1
+    assert await count(client, STREAM) == 1
+    assert await sweeper(client).sweep() == 1, "the word of the server is delivered again, or the lane shows it"
+    assert len(await letters(client)) == 1
+    assert await count(client, STREAM) == 0
+
+
+async def test_what_is_no_word_of_the_server_is_dropped(client: aiqueue.Client) -> None:
+    for body in (b"", b"[]", b"{", b'{"stream": "X"}', b"\xff"):
+        await client.connection.publish(f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}.x", body)
+    await eventually(lambda: _said(client, 5))
+    assert await sweeper(client).sweep() == 0
+    await eventually(lambda: _said(client, 0))
+
+
+async def test_without_the_stream_of_words_the_lanes_are_looked_at(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
+    await strand(client, 2)
+    await client.connection.api("STREAM.DELETE.AI_STRANDED")
+    one = sweeper(client)
+    assert await one.sweep() == 2
+    assert await one.sweep() == 0
+    assert caplog.text.count("is not heard") == 1, "it is said once"

@@ -1,5 +1,14 @@
-"""The seam: the only place that speaks to nats-py, its errors and its client's habits."""
+"""The connection to NATS: the only room that imports nats-py.
 
+Here: connecting and reconnecting, publishing with PubAcks and in atomic batches, subscriptions, request and reply,
+JetStream API calls, reading streams, headers and ack subjects, NATS micro services, and the translation of every error
+of nats-py and JetStream into `aiqueue.errors`.
+
+Not here: anything that knows jobs, lanes, agents, journals or the declared streams. This room imports `errors`,
+`headers` and `config` only. Other rooms import the names below from `aiqueue.connection`, and never its modules.
+"""
+
+from .connection import Connection
 from .frames import (
     HEADERS_MAX,
     Headers,
@@ -13,12 +22,11 @@ from .frames import (
     read_headers,
     timestamp,
 )
-from .link import Connection
+from .publish import Publish
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
-from .window import Publish
 
 __all__ = [
-    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "Service", "Status",
-    "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
-]  # fmt: skip
+    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "Service",
+    "Status", "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
+]  # fmt: skip  # fmt: skip

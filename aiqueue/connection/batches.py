@@ -1,5 +1,6 @@
-"""Group commit: publishes that wait at the same time go into their stream as one atomic batch, where that is faster
-than one by one. Whether it is depends on settings that the server does not tell (docs/decisions/group-commit.md).
+"""Group commit: publishes that wait at the same time go into their stream as one atomic batch, where batches are faster
+than singles. That depends on server settings which a client cannot read (docs/decisions/group-commit.md), so `pace`
+measures both ways.
 """
 
 from __future__ import annotations
@@ -7,261 +8,292 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from ..errors import AccessDenied, AIQueueError, BadInput, Conflict, QueueFull, Unavailable
 from . import frames
 from .pace import Pace
+from .publish import Publish
 
-if TYPE_CHECKING:
-    from .window import Publish, Window
+log = logging.getLogger(__name__)
 
-log = logging.getLogger("aiqueue.connection")
-
-BATCH_MAX = 1_000  # messages, by the server
-BATCH_BYTES_MAX = 4 * 1024 * 1024  # of one part: a batch that was opened has two
-FEW = 16  # below so many, singles are as fast: a batch costs the server some six writes to disk
-ENOUGH = 200  # from twice as many up, half of them go: the others' callers and the server then work side by side
-UNDER_WAY_MAX = 2  # batches: the server has the second one at hand when it is done with the first
-TRIAL_MAX = 32  # singles under way while they are tried: a batch that is sent next waits for them
-PAUSE_S, PAUSE_MAX_S = 10.0, 600.0  # without batches, where the stream does not take them
+BATCH_MAX = 1_000  # messages: the server's limit
+BATCH_BYTES_MAX = 4 * 1024 * 1024  # of one part; a batch that was opened early has two parts
+FEW = 16  # fewer than this go as singles: a batch costs the server some six writes to disk
+ENOUGH = 200  # from twice as many on, half of them go: the server stores these while the callers of the others run
+BATCHES_IN_FLIGHT_MAX = 2  # the server can start on the second as soon as the first is stored
+TRIAL_MAX = 32  # singles in flight during a trial of singles: the batch after the trial waits for them
+PAUSE_S, PAUSE_MAX_S = 10.0, 600.0  # without batches, after the stream has refused one
 
 
 class Batch:
-    """Publishes that a stream stores all, or none. In the window they are under way like others. `open`: more of them
-    are to be sent, and until the last one is, the server stores none.
+    """Publishes that a stream stores all together or not at all. The window counts each of them as in flight.
+
+    `open`: more messages follow. The server stores the batch once it has the last one.
     """
 
-    __slots__ = ("due", "members", "name", "open", "token")
+    __slots__ = ("deadline", "members", "name", "open", "token")
 
-    def __init__(self, name: str, token: bytes, due: float) -> None:
+    def __init__(self, name: str, token: bytes, deadline: float) -> None:
         self.name = name
         self.token = token
         self.members: list[Publish] = []
         self.open = True
-        self.due = due
+        self.deadline = deadline
 
 
-class Group:
-    """One connection's publishes to one stream: those gathered here are not sent yet, first come first."""
+class BatchWindow(Protocol):
+    """What a batcher needs of its window."""
 
-    def __init__(self, window: Window, stream: str) -> None:
-        self.gathered: deque[Publish] = deque()
-        self.batches: dict[bytes, Batch] = {}  # those under way, by token
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def max_payload(self) -> int: ...
+    def now(self) -> float: ...
+    def send(self, publish: Publish) -> None: ...
+    def new_batch(self) -> Batch: ...
+    def send_batch(self, batch: Batch, members: list[Publish], *, last: bool) -> None: ...
+    def remove_in_flight(self, publishes: Iterable[Publish]) -> None: ...
+    def requeue(self, publishes: Sequence[Publish]) -> None: ...
+    def set_timer(self, due_at: float) -> None: ...
+    def pump(self) -> None: ...
+
+
+class StreamBatcher:
+    """One connection's publishes to one stream: gathers them, and sends them as batches or as singles.
+
+    The window reports what happens to publishes in flight: `count_sent`, `count_reply`, `forget`, `deny_subject`,
+    `expire_batches`, `on_reply`, `reset`.
+    """
+
+    def __init__(self, window: BatchWindow, stream: str) -> None:
+        self.gathered: deque[Publish] = deque()  # not sent yet, in order
+        self.batches: dict[bytes, Batch] = {}  # in flight, by token
         self.pace = Pace()
         self._stream = stream
         self._window = window
-        self._under_way = 0  # the batches' members among them
-        self._quiet = True  # there were few: the next one is not held back
-        self._flushing: asyncio.Handle | None = None
+        self._in_flight = 0  # publishes, those in batches included
+        self._few = True  # few publishes were waiting at the last flush, so the next one is not held back
+        self._flush_handle: asyncio.Handle | None = None
         self._pause_s = PAUSE_S
 
     def gather(self, publish: Publish) -> bool:
-        """Take it along with others. False: it is to be sent by itself, now."""
+        """Keep `publish` for the next flush. Returns False if the window must send it as a single now."""
         if not self.gathered:
             if not (self.pace.batches or self.pace.trying):
                 return False
-            if self._quiet and self._under_way < FEW:
+            if self._few and self._in_flight < FEW:
                 return False
-        if publish.alone:
+        if publish.unbatched:
             return False
         self.gathered.append(publish)
-        self._window.watch(publish.end)
+        self._window.set_timer(publish.deadline)
         self.flush_soon()
-        self._quiet = False
-        if len(self.gathered) == FEW and not (self._under_way or self.batches) and self.pace.batches:
-            self._open()
+        self._few = False
+        if len(self.gathered) == FEW and not (self._in_flight or self.batches) and self.pace.batches:
+            self._open_batch()
         return True
 
-    # -- what the window says of publishes under way
+    # -- what the window reports
 
-    def sent(self, now: float, count: int) -> None:
-        if not self._under_way:
-            self.pace.begin(now)
-        self._under_way += count
+    def count_sent(self, now: float, count: int) -> None:
+        if not self._in_flight:
+            self.pace.start_load(now)
+        self._in_flight += count
 
-    def answered(self) -> None:
-        """One that was sent by itself."""
-        due = self.pace.count(1, self._under_way)
-        self._under_way -= 1
-        if due:
-            self.pace.look(self._window.now(), self._under_way)
+    def count_reply(self) -> None:
+        """The reply to one single has come."""
+        measure_now = self.pace.count_replies(1, self._in_flight)
+        self._in_flight -= 1
+        if measure_now:
+            self.pace.measure(self._window.now(), self._in_flight)
         if self.gathered:
             self.flush_soon()
 
-    def gone(self, publish: Publish) -> None:
-        """Nobody waits for its answer any more."""
-        publish.batch = b""
-        self._under_way -= 1
+    def forget(self, publish: Publish) -> None:
+        """`publish` is no longer in flight: nobody waits for its reply."""
+        publish.batch_token = b""
+        self._in_flight -= 1
 
-    def lost(self) -> deque[Publish]:
-        """The link is gone, and with it all answers. Returns what was gathered, and is not any more."""
+    def reset(self) -> deque[Publish]:
+        """The connection is lost, and all replies with it. Returns the gathered publishes, and keeps none."""
         self.batches.clear()
-        self._under_way = 0
+        self._in_flight = 0
         gathered, self.gathered = self.gathered, deque()
         return gathered
 
-    def refused(self, denied: str) -> None:
-        """A message on this subject, in lower case, was not let in: no batch with one of these can be whole."""
+    def deny_subject(self, denied: str) -> None:
+        """The server dropped a message on `denied` (in lower case), so a batch with such a message cannot complete."""
         for batch in list(self.batches.values()):
             if any(each.subject.lower() == denied for each in batch.members):
-                self._failed(batch, AccessDenied(f"this user may not publish to {denied}"))
+                self._fail_batch(batch, AccessDenied(f"permission denied: this user may not publish to {denied}"))
 
-    def expire(self, now: float) -> None:
-        """Give up batches that were not answered in time."""
+    def expire_batches(self, now: float) -> None:
+        """Fail batches that got no reply in time."""
         for batch in list(self.batches.values()):
-            if batch.due <= now:
-                self._failed(batch, Unavailable("no answer to a batch", maybe_stored=True))
+            if batch.deadline <= now:
+                self._fail_batch(batch, Unavailable("no reply to an atomic batch", maybe_stored=True))
 
-    def told(self, token: bytes, data: bytes, block: bytes | None) -> bool:
-        """An answer; False if it belongs to no batch under way."""
+    def on_reply(self, token: bytes, data: bytes, block: bytes | None) -> bool:
+        """Handle a reply. Returns False if it belongs to no batch in flight."""
         batch = self.batches.get(token)
         if batch is None:
             return False
         if not data and not block:
-            return True  # a part of it is taken in
+            return True  # the server has accepted one part of the batch
         try:
-            if block:  # 503
-                raise Unavailable("nobody takes it")
-            told = frames.answer(data, self._stream)
-            if told.get("count") != len(batch.members):
-                raise Unavailable("something else than a stream answered", maybe_stored=True)
-            last = int(told["seq"])
+            if block:  # status 503
+                raise Unavailable("nobody responds to an atomic batch")
+            ack = frames.parse_api_reply(data, self._stream)
+            if ack.get("count") != len(batch.members):
+                raise Unavailable("the reply to an atomic batch is not a stream's", maybe_stored=True)
+            last_seq = int(ack["seq"])
         except AIQueueError as error:
-            self._failed(batch, error)
+            self._fail_batch(batch, error)
             self._window.pump()
         else:
-            self._stored(batch, told["stream"], last)
+            self._settle_batch(batch, ack["stream"], last_seq)
         return True
 
     # -- sending
 
     def flush_soon(self) -> None:
-        """Send what is gathered, with all that comes in this turn of the event loop."""
-        if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().call_soon(self._flush)
+        """Flush at the end of this turn of the event loop, with all that is gathered until then."""
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_gathered)
 
-    def _flush(self, back: int = 0) -> None:
-        """Send what may go now. `back`: so many were answered at this moment, and as many are likely to follow."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
+    def _flush_gathered(self, returning: int = 0) -> None:
+        """Send what may be sent now. `returning`: so many publishes were answered just now, so about as many new ones
+        are likely to follow.
+        """
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
         window, pace, gathered = self._window, self.pace, self.gathered
         for batch in self.batches.values():
-            if batch.open and window.connected:  # else it is lost, and those that wait for it are told
-                self._complete(batch, self._share(back))
+            if batch.open and window.connected:  # without a connection the batch is lost, and `reset` follows
+                self._complete_batch(batch, self._next_size(returning))
                 break
-        while gathered and len(self.batches) < UNDER_WAY_MAX:
+        while gathered and len(self.batches) < BATCHES_IN_FLIGHT_MAX:
             if not window.ready:
-                window.first(self.gathered)
+                window.requeue(self.gathered)
                 self.gathered = deque()
                 return
             count = len(gathered)
             if self.batches:
-                if pace.batches and count >= max(ENOUGH, self._under_way * 2 // 3):
-                    self._send_batch(self._share(back))
+                if pace.batches and count >= max(ENOUGH, self._in_flight * 2 // 3):
+                    self._send_gathered(self._next_size(returning))
                 return
-            if count + self._under_way < FEW:
-                self._quiet = True
+            if count + self._in_flight < FEW:
+                self._few = True
             elif pace.batches:
-                if count < max(FEW, self._under_way):
-                    return  # the next answer flushes again
-                self._send_batch(self._share(back))
+                if count < max(FEW, self._in_flight):
+                    return  # the next reply flushes again
+                self._send_gathered(self._next_size(returning))
                 continue
-            elif pace.trying and self._under_way >= TRIAL_MAX:
+            elif pace.trying and self._in_flight >= TRIAL_MAX:
                 return
             window.send(gathered.popleft())
 
-    def _share(self, back: int) -> int:
-        """How many of those that wait go now, when `back` more come back soon."""
+    def _next_size(self, returning: int) -> int:
+        """How many of the gathered publishes go now, if `returning` more are about to follow."""
         count = len(self.gathered)
-        half = (count + back + self._under_way + 1) // 2
+        half = (count + returning + self._in_flight + 1) // 2
         return count if half < ENOUGH else min(count, half)
 
-    def _open(self) -> None:
-        """Send the first messages of a batch ahead: the server makes its files while the others' callers run. The
-        flush that follows in this turn of the event loop, or its end, sends the others.
+    def _open_batch(self) -> None:
+        """Send the first messages of a batch early: the server creates the batch's files while other callers run. The
+        next flush, at the end of this turn of the event loop, completes the batch.
         """
-        if self._window.ready and (members := self._members(FEW - 1)):
-            self._put(members, last=False)
+        if self._window.ready and (members := self._pop_members(FEW - 1)):
+            self._start_batch(members, last=False)
 
-    def _complete(self, batch: Batch, count: int) -> None:
-        """Send the other messages of a batch, so many as there is room for."""
-        members = self._members(max(1, min(count, BATCH_MAX - len(batch.members), self._window.room)))
+    def _complete_batch(self, batch: Batch, count: int) -> None:
+        """Send the rest of an open batch: `count` messages, or as many as the limits allow."""
+        members = self._pop_members(max(1, min(count, BATCH_MAX - len(batch.members), self._window.room)))
         if members:
-            self._window.put_batch(batch, members, last=True)
-        else:  # the next one was given up meanwhile, or is too large
-            self._again(batch, "its batch was not completed")
+            self._window.send_batch(batch, members, last=True)
+        else:  # the next publish was abandoned meanwhile, or has no room for a batch's headers
+            self._retry_as_singles(batch, "its atomic batch was not completed")
             self._window.pump()
 
-    def _send_batch(self, count: int) -> None:
-        members = self._members(min(count, BATCH_MAX, self._window.room))
+    def _send_gathered(self, count: int) -> None:
+        members = self._pop_members(min(count, BATCH_MAX, self._window.room))
         if len(members) > 1:
-            self._put(members, last=True)
+            self._start_batch(members, last=True)
         else:
             self._window.send(members[0] if members else self.gathered.popleft())
             self.flush_soon()
 
-    def _put(self, members: list[Publish], *, last: bool) -> None:
+    def _start_batch(self, members: list[Publish], *, last: bool) -> None:
         batch = self._window.new_batch()
         self.batches[batch.token] = batch
-        self._window.put_batch(batch, members, last=last)
+        self._window.send_batch(batch, members, last=last)
 
-    def _members(self, most: int) -> list[Publish]:
-        """The first of those gathered, up to the first one that has no room for a batch's headers."""
-        gathered, left = self.gathered, BATCH_BYTES_MAX
+    def _pop_members(self, limit: int) -> list[Publish]:
+        """Up to `limit` of the gathered publishes, in order. Stops before one that has no room for a batch's headers,
+        and once BATCH_BYTES_MAX is reached.
+        """
+        gathered, bytes_left = self.gathered, BATCH_BYTES_MAX
         block_max = frames.HEADERS_MAX - frames.BATCH_HEADERS_MAX
         size_max = self._window.max_payload - frames.BATCH_HEADERS_MAX
         members: list[Publish] = []
-        while gathered and len(members) < most and left > 0:
+        while gathered and len(members) < limit and bytes_left > 0:
             publish = gathered[0]
-            block = len(publish.block)
-            size = block + len(publish.body)
-            if block > block_max or size > size_max:
+            block_size = len(publish.block)
+            size = block_size + len(publish.body)
+            if block_size > block_max or size > size_max:
                 break
-            left -= size
+            bytes_left -= size
             members.append(gathered.popleft())
         return members
 
-    # -- what came of a batch
+    # -- the outcome of a batch
 
-    def _stored(self, batch: Batch, stream: str, last: int) -> None:
-        """Its messages have the sequences up to `last`, without a gap."""
+    def _settle_batch(self, batch: Batch, stream: str, last_seq: int) -> None:
+        """The stream has stored the batch. Its messages have consecutive sequences, up to `last_seq`."""
         self._pause_s = PAUSE_S
-        self.pace.count(len(batch.members), self._under_way)
-        waiting = [each.batch == batch.token for each in batch.members]
-        self._ended(batch)
-        self.pace.look(self._window.now(), self._under_way)
+        self.pace.count_replies(len(batch.members), self._in_flight)
+        awaited = [each.batch_token == batch.token for each in batch.members]
+        self._remove_batch(batch)
+        self.pace.measure(self._window.now(), self._in_flight)
         if len(self.gathered) >= ENOUGH:
-            self._flush(len(batch.members))  # the server is not to wait until their callers have run
-        for seq, publish in enumerate(batch.members, last - len(batch.members) + 1):
-            if waiting[seq - last - 1]:
+            self._flush_gathered(len(batch.members))  # before the callers run: the server must not wait for them
+        for seq, publish in enumerate(batch.members, last_seq - len(batch.members) + 1):
+            if awaited[seq - last_seq - 1]:
                 publish.outcome = frames.PubAck(stream, seq, False)
                 publish.settled()
         if self.gathered:
             self.flush_soon()
 
-    def _failed(self, batch: Batch, error: AIQueueError) -> None:
-        if not isinstance(error, Conflict | QueueFull | BadInput):  # those are one member's, as it would be alone
-            log.debug("%s: no batches for %g s: %s", self._stream, self._pause_s, error)
+    def _fail_batch(self, batch: Batch, error: AIQueueError) -> None:
+        """The batch failed with `error`. Unless one member is the cause, pause batches on this stream."""
+        if not isinstance(error, Conflict | QueueFull | BadInput):  # these a single message would meet as well
+            log.debug("stream %s: no atomic batches for %g s: %s", self._stream, self._pause_s, error)
             if self.pace.batches or self.pace.trying:
-                self.pace.rest(self._window.now(), self._pause_s)
+                self.pace.pause_batches(self._window.now(), self._pause_s)
                 self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S)
-        self._again(batch, str(error), maybe_stored=isinstance(error, Unavailable) and error.maybe_stored)
+        maybe_stored = isinstance(error, Unavailable) and error.maybe_stored
+        self._retry_as_singles(batch, str(error), maybe_stored=maybe_stored)
 
-    def _again(self, batch: Batch, problem: str, *, maybe_stored: bool = False) -> None:
-        """Nothing of it is stored, or nobody knows. Its members go again, each by itself."""
-        members = self._ended(batch)
+    def _retry_as_singles(self, batch: Batch, problem: str, *, maybe_stored: bool = False) -> None:
+        """The stream has stored nothing of the batch, or its state is unknown. Send its members again, as singles."""
+        members = self._remove_batch(batch)
         for publish in members:
-            publish.alone, publish.problem = True, problem
+            publish.unbatched, publish.problem = True, problem
             publish.maybe_stored = publish.maybe_stored or maybe_stored
-        self._window.first(members)
+        self._window.requeue(members)
         if self.gathered:
             self.flush_soon()
 
-    def _ended(self, batch: Batch) -> list[Publish]:
-        """The batch is not under way any more. Returns the members that still wait for what comes of it."""
+    def _remove_batch(self, batch: Batch) -> list[Publish]:
+        """The batch is no longer in flight. Returns the members that nobody has abandoned."""
         del self.batches[batch.token]
-        members = [each for each in batch.members if each.batch == batch.token]
-        self._window.take(members)
+        members = [each for each in batch.members if each.batch_token == batch.token]
+        self._window.remove_in_flight(members)
         return members

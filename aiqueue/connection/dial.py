@@ -1,4 +1,4 @@
-"""One nats-py client: its options from our settings, its sockets with a time limit, its first connection bounded."""
+"""Connecting one nats-py client: options from our settings, a first connection with a time limit, readable errors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nats.aio.client import Server
 
 from ..config import Settings
 from ..errors import AccessDenied, SettingsError, Unavailable
-from .faults import text, translate
-from .wire import PENDING_BYTES, Link
+from .faults import error_text, translate
+from .nats_client import PENDING_BYTES, NatsClient
 
 PINGS_MISSED_MAX = 2
 RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
@@ -26,35 +26,35 @@ Callback = Callable[[], Awaitable[None]]
 
 
 def reconnect_delay_s(attempt: int, rng: Callable[[], float] = random.random) -> float:
-    """Seconds before reconnect number `attempt` (0 is the first): exponential, half of it jitter, capped."""
+    """Seconds before reconnect number `attempt` (the first is 0): exponential, capped, half of the delay is jitter."""
     full = min(RECONNECT_CAP_S, RECONNECT_FIRST_S * 2.0 ** min(attempt, 16))
     return full * (1 - 0.5 * rng())
 
 
-def _next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-    """The server tried least, after a delay that grows with the rounds made over all of them."""
+def _choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+    """The server with the fewest attempts, and a delay that grows with its attempts."""
     chosen = min(servers, key=lambda server: server.reconnects)
     return chosen, reconnect_delay_s(chosen.reconnects)
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    wanted = settings.tls_ca or settings.tls_cert or any(url.startswith("tls://") for url in settings.servers)
-    if not wanted:
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    enabled = settings.tls_ca or settings.tls_cert or any(url.startswith("tls://") for url in settings.servers)
+    if not enabled:
         return None
     try:
         context = ssl.create_default_context(cafile=settings.tls_ca)
         if settings.tls_cert:
             context.load_cert_chain(settings.tls_cert, settings.tls_key)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"tls_ca, tls_cert or tls_key: {text(error)}") from None
+        raise SettingsError(f"cannot load tls_ca, tls_cert or tls_key: {error_text(error)}") from None
     return context
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _client_options(settings: Settings) -> dict[str, Any]:
     for name in ("creds", "nkey"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
-            raise SettingsError(f"{name}: there is no file {path}")
+            raise SettingsError(f"{name}: file {path} does not exist")
     secret = {name: value.get_secret_value() for name in ("password", "token") if (value := getattr(settings, name))}
     return {
         "servers": settings.servers,
@@ -64,7 +64,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "token": secret.get("token"),
         "user_credentials": str(settings.creds) if settings.creds else None,
         "nkeys_seed": str(settings.nkey) if settings.nkey else None,
-        "tls": _tls(settings),
+        "tls": _tls_context(settings),
         "tls_hostname": settings.tls_hostname,
         "tls_handshake_first": settings.tls_handshake_first,
         "inbox_prefix": settings.inbox_prefix or f"_INBOX.{secrets.token_hex(8)}",
@@ -73,85 +73,98 @@ def _options(settings: Settings) -> dict[str, Any]:
         "max_outstanding_pings": PINGS_MISSED_MAX,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": RECONNECT_FIRST_S,
-        "reconnect_to_server_handler": _next_server,
+        "reconnect_to_server_handler": _choose_server,
         "pending_size": PENDING_BYTES,
     }
 
 
 async def dial(
-    settings: Settings, *, lost: Callback, regained: Callback, closed: Callback, noted: Callable[[Exception], None]
-) -> Link:
-    """A connected client. `noted` hears of every error that no call of ours will raise.
+    settings: Settings,
+    on_disconnected: Callback,
+    on_reconnected: Callback,
+    on_closed: Callback,
+    on_error: Callable[[Exception], None],
+) -> NatsClient:
+    """Connect a client. `on_error` gets every later error that no call raises.
 
-    nats-py's first connection would go on for ever and swallow its errors: here it ends after
-    ``settings.connect_timeout``, and at once when the server refuses us. Raises Unavailable, AccessDenied,
+    nats-py's first connection would retry for ever and swallow its errors. This one ends after
+    ``settings.connect_timeout``, or at once if the server refuses the user. Raises Unavailable, AccessDenied,
     SettingsError.
     """
     end = time.monotonic() + settings.connect_timeout
     while True:
         left = end - time.monotonic()
         try:
-            return await _dial_for(left, settings, lost, regained, closed, noted)
+            return await _dial_once(left, settings, on_disconnected, on_reconnected, on_closed, on_error)
         except Unavailable:
-            # a server that refuses us may reset the connection before its reason is read: ask it again
+            # a server that refuses the user may reset the connection before its reason is read, so dial again
             if time.monotonic() > end - RECONNECT_FIRST_S:
                 raise
             await asyncio.sleep(RECONNECT_FIRST_S)
 
 
-async def _dial_for(
+async def _dial_once(
     timeout_s: float,
     settings: Settings,
-    lost: Callback,
-    regained: Callback,
-    closed: Callback,
-    noted: Callable[[Exception], None],
-) -> Link:
-    options = _options(settings)
-    where = settings.addresses
-    standing = False
+    on_disconnected: Callback,
+    on_reconnected: Callback,
+    on_closed: Callback,
+    on_error: Callable[[Exception], None],
+) -> NatsClient:
+    options = _client_options(settings)
+    connected = False
     last: list[Exception] = []
     refused = asyncio.Event()
 
-    async def on_error(error: Exception) -> None:
-        if standing:
-            noted(error)
+    async def note_error(error: Exception) -> None:
+        if connected:
+            on_error(error)
             return
         last[:] = [error]
         if isinstance(translate(error, ""), AccessDenied):
             refused.set()
 
-    link = Link()
+    client = NatsClient()
     connecting = asyncio.create_task(
-        link.connect(error_cb=on_error, disconnected_cb=lost, reconnected_cb=regained, closed_cb=closed, **options)
+        client.connect(
+            error_cb=note_error,
+            disconnected_cb=on_disconnected,
+            reconnected_cb=on_reconnected,
+            closed_cb=on_closed,
+            **options,
+        )
     )
-    stop = asyncio.create_task(refused.wait())
+    refusal = asyncio.create_task(refused.wait())
     try:
-        await asyncio.wait({connecting, stop}, timeout=timeout_s, return_when="FIRST_COMPLETED")
+        await asyncio.wait({connecting, refusal}, timeout=timeout_s, return_when="FIRST_COMPLETED")
         if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-            standing = True
-            return link
+            connected = True
+            return client
         error = connecting.exception() if connecting.done() else (last[0] if last else None)
     finally:
-        stop.cancel()
-        if not standing:
+        refusal.cancel()
+        if not connected:
             connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await connecting
-            await link.forsake()
-    raise _first_failure(error, where, settings)
+            await client.abort()
+    raise _explain_failure(error, settings)
 
 
-def _first_failure(error: BaseException | None, where: str, settings: Settings) -> Exception:
+def _explain_failure(error: BaseException | None, settings: Settings) -> Exception:
+    """The error of ours that says why the first connection failed."""
+    addresses = settings.addresses
     if isinstance(error, ImportError):
-        return SettingsError(f"creds and nkey need another package: pip install 'aiqueue[nkeys]' ({text(error)})")
+        return SettingsError(f"creds and nkey need `pip install 'aiqueue[nkeys]'` ({error_text(error)})")
     if error is None or (isinstance(error, TimeoutError) and not isinstance(error, ne.AuthorizationError)):
-        return Unavailable(f"no NATS server answers at {where} within {settings.connect_timeout:g} s")
+        return Unavailable(f"no NATS server answers at {addresses} within {settings.connect_timeout:g} s")
     if type(error).__module__.partition(".")[0] == "nkeys":
-        return SettingsError(f"creds or nkey: not a file of the right kind ({text(error)})")
+        return SettingsError(f"creds or nkey: the file holds no valid credentials ({error_text(error)})")
     if not isinstance(error, Exception):
-        return Unavailable(f"{where}: {text(error)}")
-    ours = translate(error, where)
+        return Unavailable(f"{addresses}: {error_text(error)}")
+    ours = translate(error, addresses)
     if isinstance(ours, Unavailable):
-        return Unavailable(f"no NATS server answers at {where} ({text(error)}): is it running, is NATS_URL right?")
+        return Unavailable(
+            f"no NATS server answers at {addresses} ({error_text(error)}): is it running, is NATS_URL right?"
+        )
     return ours

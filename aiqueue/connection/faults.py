@@ -1,4 +1,4 @@
-"""From every error of nats-py and JetStream that we can meet to ours: two tables, tested to be complete."""
+"""Translation of every error of nats-py and JetStream into `aiqueue.errors`: two tables, tested to be complete."""
 
 from __future__ import annotations
 
@@ -26,112 +26,114 @@ from ..errors import (
     Unavailable,
 )
 
-_Make = Callable[[Exception, str], AIQueueError]
+_Translator = Callable[[Exception, str], AIQueueError]
 
 
-def _unavailable(error: Exception, what: str) -> AIQueueError:
-    return Unavailable(f"{what}: {text(error)}")
+def _to_unavailable(error: Exception, what: str) -> AIQueueError:
+    return Unavailable(f"{what}: {error_text(error)}")
 
 
-def _maybe(error: Exception, what: str) -> AIQueueError:
-    return Unavailable(f"{what}: {text(error)}; it may have been carried out all the same", maybe_stored=True)
+def _to_maybe_stored(error: Exception, what: str) -> AIQueueError:
+    return Unavailable(
+        f"{what}: {error_text(error)}; the server may have carried it out all the same", maybe_stored=True
+    )
 
 
-def _bad(error: Exception, what: str) -> AIQueueError:
-    return BadInput(f"{what}: {text(error)}")
+def _to_bad_input(error: Exception, what: str) -> AIQueueError:
+    return BadInput(f"{what}: {error_text(error)}")
 
 
-def _denied(error: Exception, what: str) -> AIQueueError:
-    return AccessDenied(f"{what}: {text(error)}: check user, password, token, credentials and TLS settings")
+def _to_access_denied(error: Exception, what: str) -> AIQueueError:
+    return AccessDenied(f"{what}: {error_text(error)}: check user, password, token, credentials and TLS settings")
 
 
-def _missing(error: Exception, what: str) -> AIQueueError:
-    return NotFound(f"{what}: {text(error)}")
+def _to_not_found(error: Exception, what: str) -> AIQueueError:
+    return NotFound(f"{what}: {error_text(error)}")
 
 
-def _conflict(error: Exception, what: str) -> AIQueueError:
-    return Conflict(f"{what}: {text(error)}")
+def _to_conflict(error: Exception, what: str) -> AIQueueError:
+    return Conflict(f"{what}: {error_text(error)}")
 
 
-def _api(error: Exception, what: str) -> AIQueueError:
+def _from_api_error(error: Exception, what: str) -> AIQueueError:
     if isinstance(error, je.APIError):
-        return from_api(error.code or 0, error.err_code or 0, error.description or text(error), what)
-    return ServerError(f"{what}: {text(error)}")
+        return from_api(error.code or 0, error.err_code or 0, error.description or error_text(error), what)
+    return ServerError(f"{what}: {error_text(error)}")
 
 
-def _plain(error: Exception, what: str) -> AIQueueError:
-    """nats-py tells many things of the server's -ERR lines by text alone."""
-    said = text(error).lower()
-    if "authorization" in said or "authentication" in said or "permissions violation" in said:
-        return _denied(error, what)
-    if "maximum payload" in said:
+def _from_text(error: Exception, what: str) -> AIQueueError:
+    """nats-py raises many of the server's -ERR lines as plain errors that differ only in their text."""
+    message = error_text(error).lower()
+    if "authorization" in message or "authentication" in message or "permissions violation" in message:
+        return _to_access_denied(error, what)
+    if "maximum payload" in message:
         return TooLarge(0, 0)
-    if "invalid connect url" in said or "invalid hostname" in said or "websocket" in said:
-        return _bad(error, what)
-    if "maximum connections" in said or "empty response" in said or "stale" in said:
-        return _unavailable(error, what)
-    return ServerError(f"{what}: {text(error)}")
+    if "invalid connect url" in message or "invalid hostname" in message or "websocket" in message:
+        return _to_bad_input(error, what)
+    if "maximum connections" in message or "empty response" in message or "stale" in message:
+        return _to_unavailable(error, what)
+    return ServerError(f"{what}: {error_text(error)}")
 
 
-CLASSES: dict[type[Exception], _Make] = {
-    ne.Error: _plain,
-    ne.TimeoutError: _maybe,
-    ne.FlushTimeoutError: _maybe,
-    ne.DrainTimeoutError: _maybe,
-    ne.NoRespondersError: _unavailable,
-    ne.StaleConnectionError: _maybe,
-    ne.UnexpectedEOF: _maybe,
-    ne.OutboundBufferLimitError: _unavailable,
-    ne.ConnectionClosedError: _unavailable,
-    ne.ConnectionDrainingError: _unavailable,
-    ne.ConnectionReconnectingError: _unavailable,
-    ne.NoServersError: _unavailable,
-    ne.ServerNotInPoolError: _unavailable,
-    ne.SlowConsumerError: _unavailable,
-    ne.ProtocolError: _unavailable,
-    ne.JsonParseError: _unavailable,
-    ne.SecureConnRequiredError: _denied,
-    ne.SecureConnWantedError: _denied,
-    ne.SecureConnFailedError: _denied,
-    ne.AuthorizationError: _denied,
-    ne.InvalidUserCredentialsError: _denied,
-    ne.BadSubscriptionError: _bad,
-    ne.BadSubjectError: _bad,
-    ne.BadHeaderError: _bad,
-    ne.BadTimeoutError: _bad,
-    ne.InvalidCallbackTypeError: _bad,
-    ne.NotJSMessageError: _bad,
-    ne.MsgAlreadyAckdError: _bad,
+CLASSES: dict[type[Exception], _Translator] = {
+    ne.Error: _from_text,
+    ne.TimeoutError: _to_maybe_stored,
+    ne.FlushTimeoutError: _to_maybe_stored,
+    ne.DrainTimeoutError: _to_maybe_stored,
+    ne.NoRespondersError: _to_unavailable,
+    ne.StaleConnectionError: _to_maybe_stored,
+    ne.UnexpectedEOF: _to_maybe_stored,
+    ne.OutboundBufferLimitError: _to_unavailable,
+    ne.ConnectionClosedError: _to_unavailable,
+    ne.ConnectionDrainingError: _to_unavailable,
+    ne.ConnectionReconnectingError: _to_unavailable,
+    ne.NoServersError: _to_unavailable,
+    ne.ServerNotInPoolError: _to_unavailable,
+    ne.SlowConsumerError: _to_unavailable,
+    ne.ProtocolError: _to_unavailable,
+    ne.JsonParseError: _to_unavailable,
+    ne.SecureConnRequiredError: _to_access_denied,
+    ne.SecureConnWantedError: _to_access_denied,
+    ne.SecureConnFailedError: _to_access_denied,
+    ne.AuthorizationError: _to_access_denied,
+    ne.InvalidUserCredentialsError: _to_access_denied,
+    ne.BadSubscriptionError: _to_bad_input,
+    ne.BadSubjectError: _to_bad_input,
+    ne.BadHeaderError: _to_bad_input,
+    ne.BadTimeoutError: _to_bad_input,
+    ne.InvalidCallbackTypeError: _to_bad_input,
+    ne.NotJSMessageError: _to_bad_input,
+    ne.MsgAlreadyAckdError: _to_bad_input,
     ne.MaxPayloadError: lambda _e, _w: TooLarge(0, 0),
-    je.Error: _api,
-    je.APIError: _api,
-    je.ServiceUnavailableError: _api,
-    je.ServerError: _api,
-    je.NotFoundError: _api,
-    je.BadRequestError: _api,
-    je.ConsumerInvalidResetError: _api,
-    je.NoStreamResponseError: _unavailable,
-    je.TooManyStalledMsgsError: _unavailable,
-    je.FetchTimeoutError: _unavailable,
-    je.ConsumerSequenceMismatchError: _api,
-    je.BucketNotFoundError: _missing,
-    je.BadBucketError: _api,
-    je.KeyValueError: _api,
-    je.KeyDeletedError: _missing,
-    je.KeyNotFoundError: _missing,
-    je.KeyWrongLastSequenceError: _conflict,
-    je.NoKeysError: _missing,
-    je.KeyHistoryTooLargeError: _bad,
-    je.InvalidKeyError: _bad,
-    je.InvalidBucketNameError: _bad,
-    je.InvalidObjectNameError: _bad,
-    je.BadObjectMetaError: _api,
-    je.LinkIsABucketError: _bad,
-    je.DigestMismatchError: _api,
-    je.ObjectNotFoundError: _missing,
-    je.ObjectDeletedError: _missing,
-    je.ObjectAlreadyExists: _conflict,
-    je.KeyValueLimitMarkerTTLNotSupportedError: _api,
+    je.Error: _from_api_error,
+    je.APIError: _from_api_error,
+    je.ServiceUnavailableError: _from_api_error,
+    je.ServerError: _from_api_error,
+    je.NotFoundError: _from_api_error,
+    je.BadRequestError: _from_api_error,
+    je.ConsumerInvalidResetError: _from_api_error,
+    je.NoStreamResponseError: _to_unavailable,
+    je.TooManyStalledMsgsError: _to_unavailable,
+    je.FetchTimeoutError: _to_unavailable,
+    je.ConsumerSequenceMismatchError: _from_api_error,
+    je.BucketNotFoundError: _to_not_found,
+    je.BadBucketError: _from_api_error,
+    je.KeyValueError: _from_api_error,
+    je.KeyDeletedError: _to_not_found,
+    je.KeyNotFoundError: _to_not_found,
+    je.KeyWrongLastSequenceError: _to_conflict,
+    je.NoKeysError: _to_not_found,
+    je.KeyHistoryTooLargeError: _to_bad_input,
+    je.InvalidKeyError: _to_bad_input,
+    je.InvalidBucketNameError: _to_bad_input,
+    je.InvalidObjectNameError: _to_bad_input,
+    je.BadObjectMetaError: _from_api_error,
+    je.LinkIsABucketError: _to_bad_input,
+    je.DigestMismatchError: _from_api_error,
+    je.ObjectNotFoundError: _to_not_found,
+    je.ObjectDeletedError: _to_not_found,
+    je.ObjectAlreadyExists: _to_conflict,
+    je.KeyValueLimitMarkerTTLNotSupportedError: _from_api_error,
 }
 
 # JetStream's err_codes (nats-server, server/errors.json)
@@ -145,7 +147,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10009: Unavailable,  # meta leader not available
     10010: Unavailable,  # cluster: not member
     10011: Unavailable,  # cluster: needs a leader
-    10012: Unavailable,  # consumer can not be created (now: its files are being removed, say)
+    10012: Unavailable,  # consumer cannot be created now; for example, its files are being removed
     10013: ConfigMismatch,  # consumer name already in use
     10014: NotFound,  # consumer
     10023: DiskFull,  # insufficient resources: max_file_store
@@ -156,7 +158,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10035: AccessDenied,  # no permission
     10037: NotFound,  # message
     10039: Unavailable,  # JetStream not enabled for the account
-    10043: NotFound,  # a message to delete: its sequence
+    10043: NotFound,  # no message at the sequence to delete
     10047: DiskFull,  # storage resources exceeded
     10052: ConfigMismatch,  # stream configuration
     10054: TooLarge,  # max_msg_size
@@ -167,7 +169,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10071: Conflict,  # wrong last sequence
     10074: Unavailable,  # insufficient replicas
     10076: Unavailable,  # JetStream not enabled
-    10077: StreamFull,  # the store refused, by a limit (LaneFull: that per subject) or by a fault: see _store_failed
+    10077: StreamFull,  # the store refused, because of a limit or a fault: see _from_store_error
     10099: ConfigMismatch,  # several unfiltered consumers on a work queue
     10100: ConfigMismatch,  # consumer filters overlap on a work queue
     10101: ConfigMismatch,  # consumer must be deliver all on a work queue
@@ -175,58 +177,58 @@ CODES: dict[int, type[AIQueueError]] = {
     10134: ConfigMismatch,  # consumer replicas
     10148: ConfigMismatch,  # consumer already exists
     10149: NotFound,  # consumer does not exist (update only)
-    10158: Conflict,  # the same id is being written at this moment
+    10158: Conflict,  # a message with the same Msg-Id is being stored at this moment
     10164: Conflict,  # wrong last sequence, cluster
     10201: Conflict,  # duplicate in an atomic batch
 }
 
 
 def denied_subject(error: Exception) -> str | None:
-    """The subject, in lower case, that the server forbids us to publish to; None for any other error."""
+    """The subject, in lower case, that the server does not permit us to publish to; None for any other error."""
     found = re.search(r'publish to "([^"]+)"', str(error), re.IGNORECASE)
     return found[1].lower() if found else None
 
 
-def text(error: BaseException) -> str:
-    """One line of an exception, never empty, without nats-py's prefix."""
+def error_text(error: BaseException) -> str:
+    """An exception as one line, never empty, without nats-py's prefix."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line.removeprefix("nats: ")
 
 
 def from_api(code: int, err_code: int, description: str, what: str) -> AIQueueError:
-    """Our error for an error answer of JetStream. Unknown codes become ServerError with both codes."""
-    made = CODES.get(err_code)
-    if made is StreamFull:
-        return _store_failed(description, what)
-    if made is not None and issubclass(made, QueueFull):
-        return made(what, description)
-    if made is TooLarge:
+    """Our error for an error reply of JetStream. An unknown code becomes ServerError with both codes."""
+    kind = CODES.get(err_code)
+    if kind is StreamFull:
+        return _from_store_error(description, what)
+    if kind is not None and issubclass(kind, QueueFull):
+        return kind(what, description)
+    if kind is TooLarge:
         return BadInput(f"{what}: {description}: the stream's max_msg_size is smaller than this message")
-    if made is None:
+    if kind is None:
         return ServerError(f"{what}: {description}", code=code, err_code=err_code)
-    return made(f"{what}: {description}")
+    return kind(f"{what}: {description}")
 
 
-def _store_failed(said: str, what: str) -> AIQueueError:
-    """One code stands for all that a store may say."""
-    if "maximum" not in said:
-        if "no space left" in said:
-            return DiskFull(what, said)
-        return Unavailable(f"{what}: {said}")  # it is being closed or moved, say
-    return LaneFull(what, said) if "per subject" in said else StreamFull(what, said)
+def _from_store_error(description: str, what: str) -> AIQueueError:
+    """JetStream has one code for all failures of a store, so the text decides."""
+    if "maximum" not in description:
+        if "no space left" in description:
+            return DiskFull(what, description)
+        return Unavailable(f"{what}: {description}")  # for example, the store is being closed or moved
+    return LaneFull(what, description) if "per subject" in description else StreamFull(what, description)
 
 
 def translate(error: Exception, what: str) -> AIQueueError:
-    """Our error for anything that nats-py, the event loop or the socket raised while doing `what`."""
+    """Our error for anything that nats-py, the event loop or the socket raised during `what`."""
     if isinstance(error, AIQueueError):
         return error
     for cls in type(error).__mro__:
         if cls in CLASSES:
             return CLASSES[cls](error, what)
     if isinstance(error, ssl.SSLError):
-        return _denied(error, what)
+        return _to_access_denied(error, what)
     if isinstance(error, TimeoutError):
-        return _maybe(error, what)
+        return _to_maybe_stored(error, what)
     if isinstance(error, OSError):
-        return _unavailable(error, what)
-    return ServerError(f"{what}: {type(error).__name__}: {text(error)}")
+        return _to_unavailable(error, what)
+    return ServerError(f"{what}: {type(error).__name__}: {error_text(error)}")

@@ -1,4 +1,4 @@
-"""What travels: headers, their size, status replies, stored messages, the facts in an ack subject."""
+"""Bytes on the wire, written and read: headers, publish frames, status replies, ack subjects, PubAcks, API replies."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from .faults import from_api
 Headers = Mapping[str, str]
 
 HEADERS_MAX = 65_535  # bytes of headers that JetStream stores with a message
-BATCH_HEADERS_MAX = 160  # bytes that `batch` adds to a message's
-_names_seen: set[str] = set()  # a process uses a handful of header names, a hundred thousand times each
-_NAMES_SEEN_MAX = 1_000
+BATCH_HEADERS_MAX = 160  # bytes that `batch_frames` adds to the headers of a message
+_valid_names: set[str] = set()  # a cache: a process uses a handful of header names, a hundred thousand times each
+_VALID_NAMES_MAX = 1_000
 
 
 class Status(NamedTuple):
-    """A control reply of the server: 100 heartbeat, 404 empty, 408 expired, 409 ended, 503 nobody there."""
+    """The inline status of a server reply.
+
+    100 idle heartbeat, 404 no messages, 408 request expired, 409 pull ended early, 503 no responders.
+    """
 
     code: int
     description: str
 
 
 class Received(Protocol):
-    """A message as it came in."""
+    """A received message. `status` is set on the server's status replies, which have no body."""
 
     @property
     def subject(self) -> str: ...
@@ -43,8 +46,8 @@ class Received(Protocol):
     def status(self) -> Status | None: ...
 
 
-class Message(Protocol):
-    """A message to be sent; `block` is what the function of that name has made."""
+class OutgoingMessage(Protocol):
+    """A message to be sent. `block` is encoded by the function of that name."""
 
     @property
     def subject(self) -> str: ...
@@ -55,7 +58,7 @@ class Message(Protocol):
 
 
 class Stored(NamedTuple):
-    """A message read from a stream. `time` is when the server stored it, seconds since the epoch."""
+    """A message read from a stream. `time` is when the server stored the message, in seconds since the epoch."""
 
     subject: str
     seq: int
@@ -65,9 +68,10 @@ class Stored(NamedTuple):
 
 
 def ack_info(reply: str) -> tuple[str, str, int, int, float, int]:
-    """What a delivery's ack subject tells (the v1 and v2 forms of ``$JS.ACK``, ADR-15): stream, consumer, the how
-    manyth delivery, sequence, when it was stored (seconds since the epoch), and what the consumer holds beside it.
-    Raises ValueError for any other subject.
+    """The facts in a delivery's ack subject (``$JS.ACK``, v1 and v2, ADR-15).
+
+    Returns (stream, consumer, delivery count of the message, its stream sequence, when it was stored in seconds since
+    the epoch, messages pending on the consumer). Raises ValueError for any other subject.
     """
     parts = reply.split(".")
     if len(parts) < 9 or parts[0] != "$JS" or parts[1] != "ACK":
@@ -80,72 +84,74 @@ def ack_info(reply: str) -> tuple[str, str, int, int, float, int]:
 
 
 def delivery_number(reply: str) -> int:
-    """The how manyth delivery of its consumer it is, by its ack subject: without gaps, as the consumer makes them."""
+    """The consumer sequence in a delivery's ack subject: the consumer numbers its deliveries without gaps."""
     parts = reply.split(".")
     return int(parts[6 if len(parts) == 9 else 8])
 
 
-def _see_name(name: str) -> None:
+def _check_name(name: str) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BadInput(f"header name {name!r} must be of A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
-    if len(_names_seen) < _NAMES_SEEN_MAX:
-        _names_seen.add(name)
+        raise BadInput(f"invalid header name {name!r}: use only A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
+    if len(_valid_names) < _VALID_NAMES_MAX:
+        _valid_names.add(name)
 
 
 def block(headers: Headers) -> bytes:
-    """The headers as they go over the wire (ADR-4). Raises BadInput for what is not printable ASCII."""
+    """Encode `headers` for the wire (ADR-4). Raises BadInput for a name or value that could not arrive as given."""
     lines = ["NATS/1.0"]
     for name, value in headers.items():
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise BadInput(f"header {name!r}: its value must be printable ASCII on one line")
-        if name not in _names_seen:
-            _see_name(name)
+            raise BadInput(f"invalid value of header {name!r}: use one line of printable ASCII")
+        if name not in _valid_names:
+            _check_name(name)
         lines.append(f"{name}: {value}")
     return "\r\n".join([*lines, "\r\n"]).encode()
 
 
-def frame(subject: str, reply: str, headers: bytes, body: bytes) -> bytes:
-    """A whole HPUB or PUB. `subject` and `reply` are made of checked tokens, `headers` by `block` (or empty)."""
+def publish_frame(subject: str, reply: str, headers: bytes, body: bytes) -> bytes:
+    """One HPUB or PUB. `subject` and `reply` consist of checked tokens; `headers` are encoded by `block`, or empty."""
     if headers:
         line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(body)}\r\n"
         return b"%b%b%b\r\n" % (line.encode(), headers, body)
     return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
 
 
-def put(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -> bytes:
-    """A whole HPUB that is answered on `inbox` and `token`; `headers` are not empty."""
+def stream_publish_frame(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -> bytes:
+    """One HPUB with `inbox` plus `token` as its reply subject. `headers` must not be empty."""
     size = len(headers)
     return b"HPUB %b %b%b %d %d\r\n%b%b\r\n" % (
         subject.encode(), inbox, token, size, size + len(body), headers, body,
     )  # fmt: skip
 
 
-def batch(name: bytes, messages: Sequence[Message], first: int, reply: bytes, *, last: bool) -> bytes:
-    """HPUBs of an atomic batch (ADR-50), whose `name` has up to 64 bytes: messages for one stream, numbered from
-    `first`. `last`: it ends with them. On `reply` comes an empty answer to the first of these, where it is not refused,
-    and one to the last of all.
+def batch_frames(name: bytes, messages: Sequence[OutgoingMessage], first: int, reply: bytes, *, last: bool) -> bytes:
+    """The HPUBs of one part of an atomic batch (ADR-50): messages for one stream, numbered from `first`.
+
+    - `name` identifies the batch, in up to 64 bytes. With `last`, this part completes the batch.
+    - The server replies on `reply`: to the first message of this part, with an empty body if it accepts the message,
+      and to the last message of the batch.
     """
-    made = []
+    parts = []
     end = first + len(messages) - 1 if last else 0
-    answered = reply
+    reply_to = reply
     own = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: " % name
     for number, message in enumerate(messages, first):
         tail = b"%d\r\n\r\n" % number
         if number == end:
-            tail, answered = b"%d\r\nNats-Batch-Commit: 1\r\n\r\n" % number, reply
+            tail, reply_to = b"%d\r\nNats-Batch-Commit: 1\r\n\r\n" % number, reply
         headers, body = message.block, message.body
         size = len(headers) - 2 + len(own) + len(tail)
-        made.append(
+        parts.append(
             b"HPUB %b %b %d %d\r\n%b%b%b%b\r\n"
-            % (message.subject.encode(), answered, size, size + len(body), headers[:-2], own, tail, body)
+            % (message.subject.encode(), reply_to, size, size + len(body), headers[:-2], own, tail, body)
         )
-        answered = b""
-    return b"".join(made)
+        reply_to = b""
+    return b"".join(parts)
 
 
-def measure(headers: bytes, body: bytes, max_payload: int) -> None:
-    """Refuse (TooLarge) a frame above `max_payload`, for which the server would end the connection, and headers that
-    no stream takes.
+def check_size(headers: bytes, body: bytes, max_payload: int) -> None:
+    """Raise TooLarge for headers that no stream stores, and for a message above `max_payload`, because the server
+    closes the connection of a client that sends one.
     """
     if len(headers) > HEADERS_MAX:
         raise TooLarge(len(headers), HEADERS_MAX, headers=True)
@@ -154,7 +160,7 @@ def measure(headers: bytes, body: bytes, max_payload: int) -> None:
 
 
 def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
-    """The headers and the inline status of a header block. What is not UTF-8 in a value becomes U+FFFD."""
+    """Decode a header block into its headers and its inline status. Bytes that are not UTF-8 become U+FFFD."""
     first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     headers: dict[str, str] = {}
     for line in lines:
@@ -168,20 +174,20 @@ def read_headers(raw: bytes) -> tuple[dict[str, str], Status | None]:
     return headers, Status(int(code), description) if known else None
 
 
-def stored(answer: Mapping[str, Any]) -> Stored:
-    """The message in an answer of STREAM.MSG.GET."""
-    raw = base64.b64decode(answer.get("hdrs") or "")
+def parse_stored(reply: Mapping[str, Any]) -> Stored:
+    """The message in a reply to STREAM.MSG.GET."""
+    raw = base64.b64decode(reply.get("hdrs") or "")
     return Stored(
-        subject=answer["subject"],
-        seq=answer["seq"],
-        data=base64.b64decode(answer.get("data") or ""),
+        subject=reply["subject"],
+        seq=reply["seq"],
+        data=base64.b64decode(reply.get("data") or ""),
         headers=read_headers(raw)[0],
-        time=timestamp(answer["time"]),
+        time=timestamp(reply["time"]),
     )
 
 
-def stored_direct(message: Received) -> Stored:
-    """The message in an answer of DIRECT.GET, its place told by Nats- headers."""
+def parse_direct(message: Received) -> Stored:
+    """The message in a reply to DIRECT.GET, which carries the message's subject, sequence and time in Nats- headers."""
     headers = dict(message.headers)
     subject, seq, time = headers.pop("Nats-Subject"), headers.pop("Nats-Sequence"), headers.pop("Nats-Time-Stamp")
     for name in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"):
@@ -190,7 +196,7 @@ def stored_direct(message: Received) -> Stored:
 
 
 def timestamp(text: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time with up to nine decimals."""
+    """Convert an RFC 3339 time, with up to nine decimals, to seconds since the epoch."""
     whole, _, zone = text.partition(".")
     if not zone:
         return datetime.fromisoformat(text).timestamp()
@@ -200,41 +206,45 @@ def timestamp(text: str) -> float:
 
 
 class PubAck(NamedTuple):
-    """The server's word that a message is stored; `duplicate`: it was already, under `seq`."""
+    """The server's acknowledgement that `stream` holds the message at `seq`. `duplicate`: the stream already held a
+    message with this Nats-Msg-Id, at `seq`.
+    """
 
     stream: str
     seq: int
     duplicate: bool
 
     @classmethod
-    def read(cls, data: bytes, subject: str) -> PubAck:
-        """What a stream answered to a publish. Raises what an error's code stands for."""
+    def parse(cls, data: bytes, subject: str) -> PubAck:
+        """Parse a stream's reply to a publish. Raises the error that an error code stands for."""
         at = data.rfind(b":") + 1
-        stream = _ack_starts.get(data[:at])
+        stream = _ack_prefixes.get(data[:at])
         if stream is not None and data[-1:] == b"}" and data[at:-1].isdigit():
-            return cls(stream, int(data[at:-1]), False)  # the ordinary form, but for its number read before
-        told = answer(data, subject)
+            return cls(stream, int(data[at:-1]), False)  # the usual form: only its number differs from earlier ones
+        reply = parse_api_reply(data, subject)
         try:
-            ack = cls(told["stream"], told["seq"], bool(told.get("duplicate")))
+            ack = cls(reply["stream"], reply["seq"], bool(reply.get("duplicate")))
         except KeyError:
-            raise Unavailable(f"{subject}: something else than a stream answered", maybe_stored=True) from None
-        if [*told] == ["stream", "seq"] and len(_ack_starts) < _ACK_STARTS_MAX and data[at:-1].isdigit():
-            _ack_starts[data[:at]] = ack.stream
+            raise Unavailable(f"{subject}: the reply is not a PubAck", maybe_stored=True) from None
+        if [*reply] == ["stream", "seq"] and len(_ack_prefixes) < _ACK_PREFIXES_MAX and data[at:-1].isdigit():
+            _ack_prefixes[data[:at]] = ack.stream
         return ack
 
 
-_ack_starts: dict[bytes, str] = {}  # {"stream":"X", "seq": -> X, of answers that were read as JSON
-_ACK_STARTS_MAX = 256
+_ack_prefixes: dict[bytes, str] = {}  # a cache: `{"stream":"X", "seq":` -> X, from PubAcks that were parsed as JSON
+_ACK_PREFIXES_MAX = 256
 
 
-def answer(data: bytes, subject: str) -> dict[str, Any]:
-    """An answer of the JetStream API. Raises what an error's code stands for, Unavailable if it is none at all."""
+def parse_api_reply(data: bytes, subject: str) -> dict[str, Any]:
+    """Parse a reply of the JetStream API. Raises the error that an error code stands for, and Unavailable if the reply
+    is not JetStream's.
+    """
     try:
-        told: dict[str, Any] = json.loads(data)
-        problem = told.get("error")
+        reply: dict[str, Any] = json.loads(data)
+        problem = reply.get("error")
         if not problem:
-            return told
+            return reply
         code, err_code, description = (problem.get(key) for key in ("code", "err_code", "description"))
     except (ValueError, AttributeError):
-        raise Unavailable(f"{subject}: something else than JetStream answered", maybe_stored=True) from None
+        raise Unavailable(f"{subject}: the reply is not JetStream's", maybe_stored=True) from None
     raise from_api(code or 0, err_code or 0, description or "", subject)

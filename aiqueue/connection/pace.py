@@ -1,115 +1,119 @@
-"""Which of two ways of storing is the faster one on a stream, found out by trying both under load."""
+"""Which of two ways to publish is faster on a stream, singles or atomic batches: measured by trying both under load."""
 
 from __future__ import annotations
 
-SPAN_S = 0.025  # over which a rate is taken
-PLAIN_S, PLAIN = 0.008, 3.0  # after which a trial ends where the former way was so many times as fast
-GAP_S = 0.03  # with nothing under way for so long, it is not the stream that sets the pace
-LOOK_EVERY = 16  # answers from one look at the clock to the next
-LOADED = 8.0  # publishes under way, on average, below which a rate says nothing of the stream
-BETTER = 1.3  # how many times as fast the other way has to be
-TRY_FIRST_S, TRY_MAX_S = 0.5, 30.0  # from one trial to the next: doubled where it changed nothing
-NEWS = 0.3  # what a span's rate counts for beside those before it
-OTHER_LOAD = 3.0  # so many times the load, or as small a part of it, is news: the next trial need not wait so long
+SPAN_S = 0.025  # a rate is measured over this long
+CLEARLY_WORSE_S, CLEARLY_WORSE = 0.008, 3.0  # a trial ends after this long if the former way was this factor faster
+IDLE_GAP_S = 0.03  # after this long with nothing in flight, the callers set the rate and not the stream
+MEASURE_EVERY = 16  # replies between two reads of the clock
+LOAD_MIN = 8.0  # publishes in flight, on average, below which a rate says nothing about the stream
+BETTER = 1.3  # the other way is taken if its rate is this factor higher
+TRIAL_FIRST_S, TRIAL_MAX_S = 0.5, 30.0  # between two trials; doubled after each trial that changed nothing
+RATE_WEIGHT = 0.3  # of the newest span in the running average of the rate
+LOAD_CHANGE = 3.0  # a load this factor higher or lower than those tried is a reason for an early trial
 
 
 class Pace:
-    """Whether publishes are to go in `batches` now. `trying` says that this is a trial, which ends by itself when it
-    was measured; that takes load. Nothing here waits or has a timer: it goes by what is told.
+    """Decides whether a stream's publishes go in `batches` now.
+
+    `trying` says that a trial of the other way is under way. A trial ends once it was measured, which takes load. The
+    class neither waits nor has a timer: it decides from the counts that its owner reports.
     """
 
     def __init__(self) -> None:
         self.batches = False
         self.trying = False
-        self._settling = False  # what was sent the former way is not all answered
+        self._settling = False  # some publishes that were sent the former way are still in flight
         self._count = 0
-        self._load = 0  # the sum of what was under way at each answer
-        self._look_at = 0  # the count
-        self._rates = [0.0, 0.0]  # of singles, of batches
-        self._tried = (0.0, 0.0)  # the lowest and the highest load under which the way in use was found the better one
+        self._load = 0  # the sum, over all counted replies, of the publishes then in flight
+        self._measure_at = 0  # the count at which the clock is read next
+        self._rates = [0.0, 0.0]  # replies per second: of singles, of batches
+        self._tried_loads = (0.0, 0.0)  # lowest and highest load at which a trial confirmed the way in use
         self._tried_at = 0.0
         self._since = self._last = 0.0
-        self._every_s = TRY_FIRST_S
-        self._try_at = 0.0
+        self._trial_every_s = TRIAL_FIRST_S
+        self._trial_at = 0.0
 
-    def begin(self, now: float) -> None:
-        """Something is under way, and nothing was. A trial begins with it, and not with the answer before it, whose
-        callers had to run first.
+    def start_load(self, now: float) -> None:
+        """Report that something is in flight again after nothing was.
+
+        A trial is measured from here, and not from the reply before it: in between, the callers had to run first.
         """
-        if now - self._last > GAP_S or (self.trying and not self._settling and not self._count):
-            self._start(now)
+        if now - self._last > IDLE_GAP_S or (self.trying and not self._settling and not self._count):
+            self._start_span(now)
 
-    def count(self, answers: int, under_way: int) -> bool:
-        """So many answers came at once, to some of what was `under_way` until then. True: it is time to `look`."""
-        self._count += answers
-        self._load += answers * under_way
-        return self._count >= self._look_at or under_way <= answers
+    def count_replies(self, replies: int, in_flight: int) -> bool:
+        """Report that `replies` came at once, out of `in_flight`. Returns True when it is time to call `measure`."""
+        self._count += replies
+        self._load += replies * in_flight
+        return self._count >= self._measure_at or in_flight <= replies
 
-    def look(self, now: float, under_way: int) -> None:
-        """Take the rate, where the span is over, and choose. `under_way` is what is so still."""
+    def measure(self, now: float, in_flight: int) -> None:
+        """Take the rate if the span is over, and choose the way. `in_flight` counts what is still in flight."""
         self._last = now
         if self._settling:
             if self._count >= 0:
-                self._start(now)
+                self._start_span(now)
             return
         elapsed = now - self._since
-        if not self._count or (elapsed < SPAN_S and not self._plain(elapsed)):
-            self._look_at = self._count + LOOK_EVERY
+        if not self._count or (elapsed < SPAN_S and not self._is_clearly_worse(elapsed)):
+            self._measure_at = self._count + MEASURE_EVERY
             return
         rate, load = self._count / elapsed, self._load / self._count
-        self._start(now)
-        if load >= LOADED:
-            self._took(rate, load, now, under_way)
+        self._start_span(now)
+        if load >= LOAD_MIN:
+            self._use_rate(rate, load, now, in_flight)
 
-    def rest(self, now: float, for_s: float) -> None:
-        """No batches for so long."""
-        self._try_at = now + for_s
-        self._every_s = TRY_FIRST_S
-        self._tried_at = max(self._tried_at, self._try_at - TRY_FIRST_S)
+    def pause_batches(self, now: float, pause_s: float) -> None:
+        """Use singles, and try no batches for `pause_s` seconds."""
+        self._trial_at = now + pause_s
+        self._trial_every_s = TRIAL_FIRST_S
+        self._tried_at = max(self._tried_at, self._trial_at - TRIAL_FIRST_S)
         self._rates[1] = 0.0
         self.batches = self.trying = False
-        self._start(now)
+        self._start_span(now)
 
-    # -- within
+    # -- private
 
-    def _start(self, now: float) -> None:
+    def _start_span(self, now: float) -> None:
         self._since = self._last = now
         self._settling = False
         self._count = self._load = 0
-        self._look_at = LOOK_EVERY
+        self._measure_at = MEASURE_EVERY
 
-    def _plain(self, elapsed_s: float) -> bool:
-        """Whether the trial has shown already that the other way is far better."""
+    def _is_clearly_worse(self, elapsed_s: float) -> bool:
+        """Whether the trial has already shown that the former way is far better."""
         former = self._rates[not self.batches]
-        return self.trying and elapsed_s >= PLAIN_S and self._count / elapsed_s * PLAIN < former
+        return self.trying and elapsed_s >= CLEARLY_WORSE_S and self._count / elapsed_s * CLEARLY_WORSE < former
 
-    def _took(self, rate: float, load: float, now: float, under_way: int) -> None:
+    def _use_rate(self, rate: float, load: float, now: float, in_flight: int) -> None:
+        """Take in one span's rate: end the trial, or start one if it is time."""
         way = int(self.batches)
         if self.trying:
             self.trying = False
             self._rates[way] = rate
-            low, high = self._tried
+            low, high = self._tried_loads
             if rate > self._rates[1 - way] * BETTER:
-                self._every_s = TRY_FIRST_S
-                self._tried = (load, load)
+                self._trial_every_s = TRIAL_FIRST_S
+                self._tried_loads = (load, load)
             else:
-                plain = rate * PLAIN < self._rates[1 - way]  # it is not soon the better one
-                self._every_s = TRY_MAX_S if plain else min(self._every_s * 2, TRY_MAX_S)
-                self._tried = (min(low or load, load), max(high, load))
-                self._turn(under_way)
-            self._try_at = now + self._every_s
+                clearly_worse = rate * CLEARLY_WORSE < self._rates[1 - way]  # so it will not be better soon
+                self._trial_every_s = TRIAL_MAX_S if clearly_worse else min(self._trial_every_s * 2, TRIAL_MAX_S)
+                self._tried_loads = (min(low or load, load), max(high, load))
+                self._switch_way(in_flight)
+            self._trial_at = now + self._trial_every_s
             return
         known = self._rates[way]
-        self._rates[way] = rate = known + (rate - known) * NEWS if known else rate
+        self._rates[way] = rate = known + (rate - known) * RATE_WEIGHT if known else rate
         other = self._rates[1 - way]
-        low, high = self._tried
-        news = rate * BETTER < other or not low / OTHER_LOAD < load < high * OTHER_LOAD
-        if now >= (self._tried_at + TRY_FIRST_S if news else self._try_at):
+        low, high = self._tried_loads
+        changed = rate * BETTER < other or not low / LOAD_CHANGE < load < high * LOAD_CHANGE
+        if now >= (self._tried_at + TRIAL_FIRST_S if changed else self._trial_at):
             self.trying = True
             self._tried_at = now
-            self._turn(under_way)
+            self._switch_way(in_flight)
 
-    def _turn(self, under_way: int) -> None:
-        """Go the other way. What is under way is not counted for it."""
+    def _switch_way(self, in_flight: int) -> None:
+        """Use the other way from now on. Publishes in flight went the former way, so their replies are not counted."""
         self.batches = not self.batches
-        self._settling, self._count, self._load, self._look_at = True, -under_way, 0, 0
+        self._settling, self._count, self._load, self._measure_at = True, -in_flight, 0, 0

@@ -1,5 +1,5 @@
-"""nats-py's parser with a short way for messages: of what it costs to receive one, its patterns, its copies of the
-buffer and a coroutine for each are most (docs/decisions/short-way.md).
+"""nats-py's parser with a fast path for whole messages. To receive a message, nats-py runs four regular expressions,
+copies its buffer and awaits a coroutine; the fast path does none of these (docs/decisions/short-way.md).
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from typing import Any
 from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
-LINE_MAX = 4_096  # bytes of a control line, the server's own limit
-SHORT_MAX = 128 * 1024  # a larger message comes in many parts, which nats-py's own way gathers better
+LINE_MAX = 4_096  # bytes of a control line: the server's limit
+FAST_MAX = 128 * 1024  # bytes; a larger message arrives in many reads, which nats-py's parser joins better
 
-Take = Callable[[int, bytes, bytes, bytes, bytes | None], Awaitable[None] | None]
+Dispatch = Callable[[int, bytes, bytes, bytes, bytes | None], Awaitable[None] | None]
 
 
-class Reader(Parser):
-    """Takes whole messages from what was read; everything else goes to nats-py's own parser: other lines, and messages
-    that are large, with what came in the same reads.
+class FastParser(Parser):
+    """Cuts whole messages out of what the socket delivered. nats-py's parser gets the rest: other protocol lines, and
+    large messages with what came in the same reads.
 
-    `take` is called with each message: subscription, subject, reply, body, header block (None: it has none). What it
-    returns, if anything, is awaited before the next message.
+    The parser calls `dispatch` with each message: subscription id, subject, reply, body, header block (None if there
+    is none). If `dispatch` returns an awaitable, the parser awaits it before the next message.
     """
 
-    def __init__(self, client: Any, take: Take) -> None:
+    def __init__(self, client: Any, dispatch: Dispatch) -> None:
         super().__init__(client)
-        self._take = take
+        self._dispatch = dispatch
 
     def reset(self) -> None:
         super().reset()
         self._rest = b""
 
     async def parse(self, data: bytes = b"") -> None:
-        """What was read from the socket. Raises ProtocolError."""
+        """Parse what was read from the socket. Raises ProtocolError."""
         if self.buf or self.state != AWAITING_CONTROL_LINE:
             await super().parse(data)
             if self.state != AWAITING_CONTROL_LINE:
@@ -42,16 +42,16 @@ class Reader(Parser):
         elif self._rest:
             data = self._rest + data
         while True:
-            data, waits = self._messages(data)
-            self._rest = data  # a reconnect meanwhile resets it
-            if waits is None:
+            data, pending = self._dispatch_messages(data)
+            self._rest = data  # a reconnect during the await resets it
+            if pending is None:
                 return
-            await waits
+            await pending
             data = self._rest
 
-    def _messages(self, data: bytes) -> tuple[bytes, Awaitable[None] | None]:
-        """Hand on whole messages. Returns what is left, and what is to be awaited before that is looked at."""
-        take = self._take
+    def _dispatch_messages(self, data: bytes) -> tuple[bytes, Awaitable[None] | None]:
+        """Dispatch whole messages. Returns the rest of `data`, and what must be awaited before the rest is parsed."""
+        dispatch = self._dispatch
         at, size = 0, len(data)
         while at < size:
             end = data.find(b"\r\n", at)
@@ -59,27 +59,27 @@ class Reader(Parser):
                 if size - at > LINE_MAX:
                     return b"", super().parse(data[at:])
                 break
-            words = data[at:end].split(b" ")
-            count = len(words)
+            fields = data[at:end].split(b" ")
+            count = len(fields)
             try:
-                if words[0] == b"HMSG" and 5 <= count <= 6:
-                    body_at = end + 2 + int(words[-2])
-                elif words[0] == b"MSG" and 4 <= count <= 5:
+                if fields[0] == b"HMSG" and 5 <= count <= 6:
+                    body_at = end + 2 + int(fields[-2])
+                elif fields[0] == b"MSG" and 4 <= count <= 5:
                     body_at, count = end + 2, count + 1
                 else:
                     return data[end + 2 :], super().parse(data[at : end + 2])
-                after, sid = end + 4 + int(words[-1]), int(words[2])
+                after, sid = end + 4 + int(fields[-1]), int(fields[2])
             except ValueError:
                 raise ProtocolError from None
             if not end < body_at <= after - 2:
                 raise ProtocolError
             if after > size:
-                if after - at > SHORT_MAX:
+                if after - at > FAST_MAX:
                     return b"", super().parse(data[at:])
                 break
-            reply = words[3] if count == 6 else b""
-            waits = take(sid, words[1], reply, data[body_at : after - 2], data[end + 2 : body_at] or None)
+            reply = fields[3] if count == 6 else b""
+            pending = dispatch(sid, fields[1], reply, data[body_at : after - 2], data[end + 2 : body_at] or None)
             at = after
-            if waits is not None:
-                return data[at:], waits
+            if pending is not None:
+                return data[at:], pending
         return data[at:], None

@@ -1,4 +1,4 @@
-"""Reading a stream without a consumer: single messages from its leader, batches by direct get."""
+"""Reading a stream without a consumer: single messages from the stream's leader, pages of messages by direct get."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import AIQueueError, NotFound, ServerError, Unavailable
 from . import frames
 from .faults import from_api
 from .frames import Received, Stored
-
-if TYPE_CHECKING:
-    from .link import Connection
+from .subscription import Callback, Subscription
 
 BATCH = 256
-BATCH_BYTES = 4 * 1024 * 1024  # what must be held at once; the server then ends the batch early
+BATCH_BYTES = 4 * 1024 * 1024  # of one page, which is held in memory; the server ends a larger page early
 ANSWER_S = 5.0
-ASK_WHY_S = 2.0
+LOOKUP_S = 2.0
 
 
-async def get(connection: Connection, stream: str, request: dict[str, Any]) -> Stored | None:
-    """One message by STREAM.MSG.GET, None where there is none."""
+class ReadConnection(Protocol):
+    """What reading needs of the connection."""
+
+    async def wait_up(self, timeout_s: float) -> None: ...
+    def new_inbox(self) -> str: ...
+    async def subscribe(self, subject: str, callback: Callback) -> Subscription: ...
+    async def publish(self, subject: str, body: bytes = b"", *, reply: str = "") -> None: ...
+    async def api(
+        self, subject: str, request: dict[str, Any] | None = None, *, timeout: float = ...
+    ) -> dict[str, Any]: ...
+
+
+async def get_message(connection: ReadConnection, stream: str, request: dict[str, Any]) -> Stored | None:
+    """One message by STREAM.MSG.GET, or None if there is none."""
     try:
-        answer = await connection.api(f"STREAM.MSG.GET.{stream}", request)
+        reply = await connection.api(f"STREAM.MSG.GET.{stream}", request)
     except NotFound as error:
         if "stream not found" in str(error):
             raise
         return None
-    return frames.stored(answer["message"])
+    return frames.parse_stored(reply["message"])
 
 
-async def delete(connection: Connection, stream: str, seq: int) -> bool:
-    """Delete one message, False where there is none."""
+async def delete_message(connection: ReadConnection, stream: str, seq: int) -> bool:
+    """Delete one message. Returns False if there is none."""
     try:
         await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
     except NotFound as error:
@@ -48,65 +58,71 @@ async def delete(connection: Connection, stream: str, seq: int) -> bool:
     return True
 
 
-async def read(
-    connection: Connection, stream: str, subject: str, seq: int, *, batch: int = BATCH, ahead: bool = False
+async def read_messages(
+    connection: ReadConnection, stream: str, subject: str, seq: int, *, batch: int = BATCH, ahead: bool = False
 ) -> AsyncGenerator[Stored, None]:
-    """All messages whose subject matches, in order from `seq`; `ahead` asks for a batch while the last is used."""
+    """All messages whose subject matches, in order from `seq`. With `ahead`, the next page is requested while the
+    caller uses this one.
+    """
 
-    def ask(at: int) -> asyncio.Task[tuple[deque[Stored], bool]]:
-        return asyncio.create_task(_page(connection, stream, subject, at, batch))
+    def request_page(start_seq: int) -> asyncio.Task[tuple[deque[Stored], bool]]:
+        return asyncio.create_task(_read_page(connection, stream, subject, start_seq, batch))
 
-    asking = ask(seq)
+    page_task = request_page(seq)
     try:
         more = True
         while more:
-            page, more = await asking
-            after = page[-1].seq + 1 if more else 0
+            page, more = await page_task
+            next_seq = page[-1].seq + 1 if more else 0
             if more and ahead:
-                asking = ask(after)
+                page_task = request_page(next_seq)
             while page:
-                yield page.popleft()  # what is used is held no longer
+                yield page.popleft()  # popped, so that a used message is freed
             if more and not ahead:
-                asking = ask(after)
+                page_task = request_page(next_seq)
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        page_task.cancel()
+        await asyncio.gather(page_task, return_exceptions=True)
 
 
-async def _page(connection: Connection, stream: str, subject: str, seq: int, batch: int) -> tuple[deque[Stored], bool]:
-    """One direct-get batch (ADR-31) and whether there is more behind it."""
+async def _read_page(
+    connection: ReadConnection, stream: str, subject: str, seq: int, batch: int
+) -> tuple[deque[Stored], bool]:
+    """One batched direct get (ADR-31). Returns its messages, and whether the stream holds more of them."""
     await connection.wait_up(ANSWER_S)
     inbox = connection.new_inbox()
-    answers: asyncio.Queue[Received] = asyncio.Queue()
-    subscription = await connection.subscribe(inbox, answers.put_nowait)
+    replies: asyncio.Queue[Received] = asyncio.Queue()
+    subscription = await connection.subscribe(inbox, replies.put_nowait)
     request = {"seq": seq, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
     page: deque[Stored] = deque()
     try:
         await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         while True:
             async with asyncio.timeout(ANSWER_S):
-                answer = await answers.get()
-            said = answer.status
-            if said is None or "Nats-Sequence" in answer.headers:  # a stored message may have a status of its own
-                page.append(frames.stored_direct(answer))
+                reply = await replies.get()
+            status = reply.status
+            if status is None or "Nats-Sequence" in reply.headers:  # a stored message may carry a status of its own
+                page.append(frames.parse_direct(reply))
                 continue
-            if said.code == 503:
-                raise await _nobody(connection, stream)
-            if said.code not in (204, 404):
-                raise from_api(said.code, 0, said.description, f"reading {stream}")
-            return page, bool(page) and said.code == 204 and answer.headers.get("Nats-Num-Pending", "0") != "0"
+            if status.code == 503:
+                raise await _explain_no_responders(connection, stream)
+            if status.code not in (204, 404):
+                raise from_api(status.code, 0, status.description, f"reading stream {stream}")
+            return page, bool(page) and status.code == 204 and reply.headers.get("Nats-Num-Pending", "0") != "0"
     except TimeoutError:
-        raise Unavailable(f"{stream}: no answer to a read within {ANSWER_S:g} s") from None
+        raise Unavailable(f"reading stream {stream}: no reply within {ANSWER_S:g} s") from None
     finally:
         await subscription.close()
 
 
-async def _nobody(connection: Connection, stream: str) -> AIQueueError:
-    """Why nobody answers a read: there is no such stream, or its leader is away."""
+async def _explain_no_responders(connection: ReadConnection, stream: str) -> AIQueueError:
+    """Why a direct get had no responders: the stream does not exist, has no leader now, or forbids direct gets."""
     try:
-        await connection.api(f"STREAM.INFO.{stream}", timeout=ASK_WHY_S)
+        await connection.api(f"STREAM.INFO.{stream}", timeout=LOOKUP_S)
     except NotFound:
-        return NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?")
+        return NotFound(f"stream {stream} does not exist: run `aiqueue apply` on this server first")
     except AIQueueError:
-        pass  # a user of one tenant may not ask; a cluster that elects a leader does not know
-    return Unavailable(f"{stream}: nobody answers a read: its leader is away, or it was made without allow_direct")
+        pass  # a tenant's user may not ask; a cluster without a leader does not know
+    return Unavailable(
+        f"reading stream {stream}: nobody responds: the stream has no leader now, or was created without allow_direct"
+    )

@@ -1,7 +1,7 @@
-"""A NATS micro service (ADR-32): endpoints in a queue group, found and counted by the usual ``$SRV`` requests.
+"""A NATS micro service (ADR-32): endpoints in a queue group, discovered and counted through the ``$SRV`` subjects.
 
-nats-py's own awaits one request before it reads the next, and dies with its client; this one answers each in a task of
-its own, and its subscriptions outlive rebuilt clients.
+nats-py's micro service handles one request after the other, and ends with its client. This one handles each request in
+a task of its own, and its subscriptions outlive replaced clients.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..errors import AIQueueError
+from .connection import Connection
 from .frames import Headers, Received
-from .link import Connection
 from .subscription import Subscription
 
-log = logging.getLogger("aiqueue.service")
+log = logging.getLogger(__name__)
 
-QUEUE = "q"  # the queue group that micro services have by default
+QUEUE = "q"  # the default queue group of micro services
 
 
 class Answer(NamedTuple):
-    """What goes back. `error`: a line for the statistics, empty for none."""
+    """The response to one request. `error`: one line for the statistics, empty if the request succeeded."""
 
     headers: Headers
     body: bytes
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Endpoint:
-    """A subject that is answered by `answer`, which is called for each request in a task and must not raise."""
+    """A subject and its handler. The service calls `answer` for each request, in a task; `answer` must not raise."""
 
     name: str
     subject: str
@@ -59,41 +59,45 @@ class Endpoint:
 
 
 class Service:
-    """From `start` to `stop`; stop is safe twice and unstarted."""
+    """A micro service. It serves from `start` to `stop`; `stop` is safe to call twice, and before `start`."""
 
     def __init__(
         self, connection: Connection, endpoints: Sequence[Endpoint], *, name: str, version: str, description: str
     ) -> None:
         self._connection = connection
         self.endpoints = tuple(endpoints)
-        self._who = {"name": name, "id": secrets.token_hex(11), "version": version, "metadata": {}}
+        self._identity = {"name": name, "id": secrets.token_hex(11), "version": version, "metadata": {}}
         self._description = description
-        self._started = ""
+        self._started_at = ""
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
-        """Requests that are not answered yet."""
+        """How many requests are being handled."""
         return len(self._tasks)
 
     async def start(self) -> None:
-        """Raises AccessDenied, Unavailable."""
-        self._started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        """Subscribe the endpoints and the ``$SRV`` subjects. Raises AccessDenied, Unavailable."""
+        self._started_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         try:
             for endpoint in self.endpoints:
-                await self._listen(endpoint.subject, self._asked(endpoint), queue=endpoint.queue)
-            for verb, told in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
-                for where in ("", f".{self._who['name']}", f".{self._who['name']}.{self._who['id']}"):
-                    await self._listen(f"$SRV.{verb}{where}", self._telling(told))
+                await self._subscribe(endpoint.subject, self._on_request_to(endpoint), queue=endpoint.queue)
+            for verb, describe in (
+                ("PING", self._describe_ping),
+                ("INFO", self._describe_info),
+                ("STATS", self._describe_stats),
+            ):
+                for suffix in ("", f".{self._identity['name']}", f".{self._identity['name']}.{self._identity['id']}"):
+                    await self._subscribe(f"$SRV.{verb}{suffix}", self._on_discovery(describe))
             await self._connection.flush()
         except BaseException:
             await self.stop(0.0)
             raise
 
     async def stop(self, timeout_s: float) -> None:
-        """Take no more requests, and let those under way end in so many seconds; the rest are cancelled, and `answer`
-        may still say so.
+        """Accept no more requests, and let the running ones finish within `timeout_s` seconds. The rest is cancelled;
+        a cancelled `answer` can still return an error response.
         """
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
@@ -105,57 +109,57 @@ class Service:
             if late:
                 await asyncio.wait(late, timeout=2.0)
 
-    async def _listen(self, subject: str, callback: Callable[[Received], None], *, queue: str = "") -> None:
+    async def _subscribe(self, subject: str, callback: Callable[[Received], None], *, queue: str = "") -> None:
         self._subscriptions.append(await self._connection.subscribe(subject, callback, queue=queue))
 
-    def _asked(self, endpoint: Endpoint) -> Callable[[Received], None]:
+    def _on_request_to(self, endpoint: Endpoint) -> Callable[[Received], None]:
         def on_request(message: Received) -> None:
-            if message.reply:  # else nobody waits
-                task = asyncio.create_task(self._serve(endpoint, message))
+            if message.reply:  # without a reply subject nobody waits
+                task = asyncio.create_task(self._handle_request(endpoint, message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
         return on_request
 
-    async def _serve(self, endpoint: Endpoint, message: Received) -> None:
-        begun = time.monotonic_ns()
+    async def _handle_request(self, endpoint: Endpoint, message: Received) -> None:
+        started_ns = time.monotonic_ns()
         try:
             answer = await endpoint.answer(message)
             endpoint.requests += 1
-            endpoint.took_ns += time.monotonic_ns() - begun
+            endpoint.took_ns += time.monotonic_ns() - started_ns
             if answer.error:
                 endpoint.errors += 1
                 endpoint.last_error = answer.error
             await self._connection.publish(message.reply, answer.body, headers=answer.headers)
         except AIQueueError as error:
-            log.info("an answer on %s could not be sent: %s", endpoint.subject, error)
+            log.info("cannot send the response to a request on %s: %s", endpoint.subject, error)
         except Exception:
-            log.exception("answering on %s", endpoint.subject)
+            log.exception("the handler of %s raised", endpoint.subject)
 
-    def _telling(self, told: Callable[[], dict[str, Any]]) -> Callable[[Received], None]:
+    def _on_discovery(self, describe: Callable[[], dict[str, Any]]) -> Callable[[Received], None]:
         def on_request(message: Received) -> None:
             if not message.reply:
                 return
             try:
-                self._connection.tell(message.reply, json.dumps({**self._who, **told()}).encode())
+                self._connection.tell(message.reply, json.dumps({**self._identity, **describe()}).encode())
             except AIQueueError as error:
-                log.debug("%s: %s", message.subject, error)
+                log.debug("cannot respond to %s: %s", message.subject, error)
 
         return on_request
 
-    def _ping(self) -> dict[str, Any]:
+    def _describe_ping(self) -> dict[str, Any]:
         return {"type": "io.nats.micro.v1.ping_response"}
 
-    def _info(self) -> dict[str, Any]:
+    def _describe_info(self) -> dict[str, Any]:
         return {
             "type": "io.nats.micro.v1.info_response",
             "description": self._description,
             "endpoints": [each.info() for each in self.endpoints],
         }
 
-    def _stats(self) -> dict[str, Any]:
+    def _describe_stats(self) -> dict[str, Any]:
         return {
             "type": "io.nats.micro.v1.stats_response",
-            "started": self._started,
+            "started": self._started_at,
             "endpoints": [each.stats() for each in self.endpoints],
         }

@@ -1,4 +1,4 @@
-"""Interest in a subject."""
+"""A subscription that outlives the nats-py client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .frames import Received
-from .wire import Link
+from .nats_client import NatsClient
 
 DRAIN_S = 2.0
 
@@ -16,36 +16,36 @@ Callback = Callable[[Received], None]
 
 
 class Subscription:
-    """Interest in a subject; it outlives reconnects and rebuilt clients."""
+    """A subscription to one subject. It outlives reconnects and replaced clients."""
 
     def __init__(self, forget: Callable[[Subscription], None], subject: str, callback: Callback, queue: str) -> None:
         self._forget = forget
         self.subject = subject
         self.queue = queue
         self.callback = callback
-        self._at: tuple[Link, Any] | None = None
+        self._attached: tuple[NatsClient, Any] | None = None
 
-    async def attach(self, link: Link) -> None:
-        """Subscribe on a client: the first one, or one that was built anew."""
-        self._at = link, await link.listen(self.subject, self.queue, self.callback)
+    async def attach(self, client: NatsClient) -> None:
+        """Subscribe on `client`: the first one, or one that has replaced it."""
+        self._attached = client, await client.subscribe_direct(self.subject, self.queue, self.callback)
 
     async def close(self) -> None:
-        """Give the interest up; what is on its way is dropped. Safe twice."""
+        """Unsubscribe, and drop messages that are on their way. Safe to call twice."""
         self._forget(self)
-        if self._at is not None:
-            (link, subscription), self._at = self._at, None
-            link.unlisten(subscription)
+        if self._attached is not None:
+            (client, subscription), self._attached = self._attached, None
+            client.remove_callback(subscription)
             with contextlib.suppress(Exception):
                 await subscription.unsubscribe()
 
     async def drain(self) -> None:
-        """Give the interest up and return when the callback has had all that was on its way, or after DRAIN_S seconds
-        without the server's word. Safe twice.
+        """Unsubscribe, and return once the callback has had all messages that were on their way, or after DRAIN_S
+        seconds if the server does not confirm. Safe to call twice.
         """
         self._forget(self)
-        if self._at is not None:
-            (link, subscription), self._at = self._at, None
+        if self._attached is not None:
+            (client, subscription), self._attached = self._attached, None
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(DRAIN_S):
                     await subscription.drain()
-            link.unlisten(subscription)
+            client.remove_callback(subscription)

@@ -1,4 +1,6 @@
-"""Publishes that a stream acknowledges: a bounded number under way, the rest in line behind them, tries again."""
+"""The window: a connection's publishes that await a PubAck. A bounded number is in flight, the rest is queued behind
+them, and failed tries are retried.
+"""
 
 from __future__ import annotations
 
@@ -8,75 +10,63 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
-from .batches import Batch, Group
+from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
+from .publish import Publish
 
-if TYPE_CHECKING:
-    from .link import Connection
+log = logging.getLogger(__name__)
 
-log = logging.getLogger("aiqueue.connection")
-
-UNDER_WAY_MAX = 4_096  # publishes of one connection that the server has not answered
-UNDER_WAY_BYTES_MAX = 32 * 1024 * 1024
-TRY_S = 5.0  # one try; the caller's own timeout spans the tries
-NO_ANSWER = f"no answer within {TRY_S:g} s"
-AWAY = "no stream takes it, or its leader is away"
-LOST = "the connection was lost before the answer"
+IN_FLIGHT_MAX = 4_096  # publishes of one connection that await the server's reply
+IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
+TRY_S = 5.0  # one try; the caller's own timeout spans all tries
+NO_REPLY = f"no PubAck within {TRY_S:g} s"
+NO_LEADER = "no stream matches the subject, or the stream has no leader now"
+CONNECTION_LOST = "the connection was lost before the PubAck"
 
 
-class Publish:
-    """One message on its way into a stream, until `outcome` is set and `settled` was called, once.
+class WindowConnection(Protocol):
+    """What the window needs of its connection."""
 
-    `block` is of `frames.block` with Nats-Msg-Id, and measured. `fenced`: it has an expected sequence, so that a
-    conflict is an answer and not a reason to try again. `stream`: the one that it goes to, where that takes atomic
-    batches and this may go in one; else empty.
-    """
-
-    __slots__ = ("alone", "batch", "block", "body", "due", "end", "fenced", "group", "maybe_stored", "outcome",
-                 "problem", "stream", "subject", "token", "tries")  # fmt: skip
-
-    def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, stream: str = "") -> None:
-        self.subject = subject
-        self.block = block
-        self.body = body
-        self.fenced = fenced
-        self.stream = stream
-        self.group: Group | None = None
-        self.batch = b""  # the token of the batch that it is under way in
-        self.alone = False  # it was in a batch that failed
-        self.outcome: frames.PubAck | AIQueueError | None = None
-        self.maybe_stored = False
-        self.problem = ""  # why the last try failed; none yet
-        self.tries = 0
-        self.token = b""
-        self.due = self.end = 0.0
-
-    def settled(self) -> None:
-        """The outcome is there. Called from the reading of the socket or from a timer: it must not wait."""
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def closing(self) -> bool: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def settings(self) -> Settings: ...
+    def send_publish(self, subject: str, token: bytes, block: bytes, body: bytes) -> None: ...
+    def send_batch(self, name: str, token: bytes, messages: Sequence[Publish], first: int, *, last: bool) -> None: ...
+    async def api(self, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]: ...
 
 
 class Window:
-    """The publishes of one connection: first in line, first sent. One timer stands for all their time limits."""
+    """The publishes of one connection, sent in order. One timer serves all their time limits.
 
-    def __init__(self, connection: Connection) -> None:
+    A publish is in one place at a time: queued, gathered by a batcher, in flight, waiting for its retry, or waiting for
+    a lookup of its stream.
+    """
+
+    def __init__(self, connection: WindowConnection) -> None:
         self._connection = connection
-        self._under_way: dict[bytes, Publish] = {}  # in the order of sending
-        self._groups: dict[str, Group] = {}  # by stream
+        self._in_flight: dict[bytes, Publish] = {}  # by token, in the order of sending
+        self._in_flight_bytes = 0
+        self._queue: deque[Publish] = deque()
+        self._retries: list[Publish] = []  # sent again together, by the retry timer
+        self._lookups: dict[str, list[Publish]] = {}  # by subject: "no responders", and a lookup of the stream runs
+        self._lookup_tasks: set[asyncio.Task[None]] = set()
+        self._batchers: dict[str, StreamBatcher] = {}  # by stream
         self._batch_name = secrets.token_hex(6)
-        self._bytes = 0
-        self._line: deque[Publish] = deque()
-        self._again: list[Publish] = []  # to be sent again, together
-        self._unwanted: dict[str, list[Publish]] = {}  # answered by nobody, while the server is asked why
-        self._asking: set[asyncio.Task[None]] = set()
         self._count = 0
-        self._loop: asyncio.AbstractEventLoop | None = None  # asked for once: it is a system call in Python 3.11
+        self._loop: asyncio.AbstractEventLoop | None = None  # cached: getting it is a system call in Python 3.11
         self._timer: asyncio.TimerHandle | None = None
-        self._look_at = math.inf  # when the timer ends
-        self._again_timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._retry_timer: asyncio.TimerHandle | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -85,128 +75,133 @@ class Window:
         return self._loop
 
     @property
-    def under_way(self) -> int:
-        return len(self._under_way)
+    def in_flight(self) -> int:
+        return len(self._in_flight)
 
     def add(self, publish: Publish, timeout_s: float) -> None:
-        """Send `publish`, or put it in line. It is settled within `timeout_s` seconds, if not abandoned."""
-        publish.end = publish.due = self.loop.time() + timeout_s
-        if publish.stream and publish.group is None:
-            publish.group = self._group(publish.stream)
-        if self._line or not self.ready:
+        """Send `publish`, or queue it. The window settles it within `timeout_s` seconds, unless it is abandoned."""
+        publish.deadline = publish.try_ends_at = self.loop.time() + timeout_s
+        if publish.stream and publish.batcher is None:
+            publish.batcher = self._get_batcher(publish.stream)
+        if self._queue or not self.ready:
             if self._connection.closing:
-                self._end(publish, Unavailable("the connection was closed"))
+                self._end_publish(publish, Unavailable("the connection was closed"))
                 return
-            self._line.append(publish)
-            self.watch(publish.end)
+            self._queue.append(publish)
+            self.set_timer(publish.deadline)
         else:
-            self._go(publish)
+            self._send_or_gather(publish)
 
     def abandon(self, publishes: Iterable[Publish]) -> None:
-        """Forget these: what was not sent is not sent any more, and none is settled."""
-        gone = set()
+        """Forget these publishes: those not yet sent are never sent, and none of them is settled."""
+        unsent = set()
         for publish in publishes:
-            if self._under_way.get(publish.token) is publish:
-                self.take((publish,))
+            if self._in_flight.get(publish.token) is publish:
+                self.remove_in_flight((publish,))
             else:
-                gone.add(id(publish))
-        if gone:
-            self._drop(gone)
+                unsent.add(id(publish))
+        if unsent:
+            self._drop_unsent(unsent)
         self.pump()
 
-    def answered(self, token: bytes, data: bytes, block: bytes | None) -> bool:
-        """An answer of the server; False if it belongs to no publish that is under way."""
-        publish = self._under_way.pop(token, None)
+    def on_reply(self, token: bytes, data: bytes, block: bytes | None) -> bool:
+        """Handle a reply of the server. Returns False if it belongs to no publish in flight."""
+        publish = self._in_flight.pop(token, None)
         if publish is None:
-            return any(group.told(token, data, block) for group in self._groups.values())
-        self._bytes -= len(publish.body)
-        if publish.group is not None:
-            publish.group.answered()
+            return any(batcher.on_reply(token, data, block) for batcher in self._batchers.values())
+        self._in_flight_bytes -= len(publish.body)
+        if publish.batcher is not None:
+            publish.batcher.count_reply()
         if block:
             status = frames.read_headers(block)[1]
             if status is not None and status.code == 503:
-                self._ask_why(publish)
+                self._look_up_stream(publish)
                 self.pump()
                 return True
         try:
-            publish.outcome = frames.PubAck.read(data, publish.subject)
+            publish.outcome = frames.PubAck.parse(data, publish.subject)
         except Conflict as error:
             if publish.fenced:
-                self._end(publish, error)
-            else:  # the server is writing this very id at the moment (10158)
-                self._later(publish, error)
+                self._end_publish(publish, error)
+            else:  # err_code 10158: the server is storing a message with this very Msg-Id
+                self._retry_later(publish, error)
         except Unavailable as error:
-            self._later(publish, error)
+            self._retry_later(publish, error)
         except AIQueueError as error:
-            self._end(publish, error)
+            self._end_publish(publish, error)
         else:
             publish.settled()
-        if self._line:
+        if self._queue:
             self.pump()
         return True
 
-    def lost(self) -> None:
-        """The link is gone: what was under way goes to the head of the line, in its order."""
-        back = list(self._under_way.values())
-        self._under_way.clear()
-        self._bytes = 0
-        for publish in back:
-            publish.maybe_stored, publish.problem = True, LOST
-            publish.alone, publish.batch = bool(publish.batch), b""
-            self.watch(publish.end)
-        for group in self._groups.values():
-            back += group.lost()
-        self.first(back)
+    def on_disconnected(self) -> None:
+        """The connection is lost: what was in flight goes to the head of the queue, in its order."""
+        unsent = list(self._in_flight.values())
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+        for publish in unsent:
+            publish.maybe_stored, publish.problem = True, CONNECTION_LOST
+            publish.unbatched, publish.batch_token = bool(publish.batch_token), b""
+            self.set_timer(publish.deadline)
+        for batcher in self._batchers.values():
+            unsent += batcher.reset()
+        self.requeue(unsent)
 
-    def regained(self) -> None:
+    def on_reconnected(self) -> None:
         self.pump()
 
-    def refuse(self, denied: str) -> None:
-        """End those on a subject which this user may not publish to; nats-py tells it in lower case."""
-        for publish in list(self._under_way.values()):
+    def deny_subject(self, denied: str) -> None:
+        """End the publishes on `denied`, a subject that this user may not publish to. `denied` is in lower case, as
+        nats-py reports it.
+        """
+        for publish in list(self._in_flight.values()):
             if publish.subject.lower() == denied:
-                self.take((publish,))
-                self._end(publish, AccessDenied(f"this user may not publish to {publish.subject}"))
-        for group in self._groups.values():
-            group.refused(denied)
+                self.remove_in_flight((publish,))
+                error = AccessDenied(f"permission denied: this user may not publish to {publish.subject}")
+                self._end_publish(publish, error)
+        for batcher in self._batchers.values():
+            batcher.deny_subject(denied)
         self.pump()
 
     def close(self) -> set[asyncio.Task[None]]:
-        """End all with Unavailable, and all timers. Returns tasks that are cancelled and not yet done."""
-        for timer in (self._timer, self._again_timer):
+        """End all publishes with Unavailable, and stop all timers. Returns the cancelled tasks that still run."""
+        for timer in (self._timer, self._retry_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._again_timer = None
-        self._look_at = math.inf
-        for task in self._asking:
+        self._timer = self._retry_timer = None
+        self._timer_at = math.inf
+        for task in self._lookup_tasks:
             task.cancel()
-        for publish in self._under_way.values():
+        for publish in self._in_flight.values():
             publish.maybe_stored = True
-        unwanted = [each for several in self._unwanted.values() for each in several]
-        gathered = [each for group in self._groups.values() for each in group.lost()]
-        left = [*self._under_way.values(), *self._again, *unwanted, *gathered, *self._line]
-        self._under_way.clear()
-        self._bytes = 0
-        self._line.clear()
-        self._again.clear()
-        self._unwanted.clear()
-        for publish in left:
-            self._end(publish, Unavailable("the connection was closed", maybe_stored=publish.maybe_stored))
-        return set(self._asking)
+        looked_up = [each for publishes in self._lookups.values() for each in publishes]
+        gathered = [each for batcher in self._batchers.values() for each in batcher.reset()]
+        unsettled = [*self._in_flight.values(), *self._retries, *looked_up, *gathered, *self._queue]
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+        self._queue.clear()
+        self._retries.clear()
+        self._lookups.clear()
+        for publish in unsettled:
+            self._end_publish(publish, Unavailable("the connection was closed", maybe_stored=publish.maybe_stored))
+        return set(self._lookup_tasks)
 
-    # -- what groups ask for
+    # -- for the batchers
 
     @property
     def ready(self) -> bool:
-        """Whether one more may be sent."""
+        """Whether the window may send one more publish."""
         return (
-            len(self._under_way) < UNDER_WAY_MAX and self._bytes <= UNDER_WAY_BYTES_MAX and self._connection.connected
+            len(self._in_flight) < IN_FLIGHT_MAX
+            and self._in_flight_bytes <= IN_FLIGHT_BYTES_MAX
+            and self._connection.connected
         )
 
     @property
     def room(self) -> int:
-        """How many more may be under way."""
-        return UNDER_WAY_MAX - len(self._under_way)
+        """How many more publishes may be in flight."""
+        return IN_FLIGHT_MAX - len(self._in_flight)
 
     def now(self) -> float:
         assert self._loop is not None
@@ -221,191 +216,196 @@ class Window:
         return self._connection.max_payload
 
     def send(self, publish: Publish) -> None:
-        self._start((publish,), self.now())
-        self._connection.put(publish.subject, publish.token, publish.block, publish.body)
+        self._register_in_flight((publish,), self.now())
+        self._connection.send_publish(publish.subject, publish.token, publish.block, publish.body)
 
     def new_batch(self) -> Batch:
         self._count += 1
-        # no other token begins so
+        # no other token starts with "g"
         return Batch(f"{self._batch_name}-{self._count:x}", b"g%x" % self._count, self.now() + TRY_S)
 
-    def put_batch(self, batch: Batch, members: list[Publish], *, last: bool) -> None:
-        """Send these, the next ones of `batch`. With the `last` of them the server stores it."""
-        self._start(members, self.now(), batch.token)
+    def send_batch(self, batch: Batch, members: list[Publish], *, last: bool) -> None:
+        """Send the next `members` of `batch`. With `last`, they complete it."""
+        self._register_in_flight(members, self.now(), batch.token)
         first = len(batch.members) + 1
         batch.members += members
         batch.open = not last
-        self._connection.put_batch(batch.name, batch.token, members, first, last=last)
-        self.watch(batch.due)
+        self._connection.send_batch(batch.name, batch.token, members, first, last=last)
+        self.set_timer(batch.deadline)
 
-    def take(self, publishes: Iterable[Publish]) -> None:
-        """These are not under way any more."""
+    def remove_in_flight(self, publishes: Iterable[Publish]) -> None:
+        """Take these publishes out of flight."""
         for publish in publishes:
-            del self._under_way[publish.token]
-            self._bytes -= len(publish.body)
-            if publish.group is not None:
-                publish.group.gone(publish)
+            del self._in_flight[publish.token]
+            self._in_flight_bytes -= len(publish.body)
+            if publish.batcher is not None:
+                publish.batcher.forget(publish)
 
-    def first(self, publishes: Sequence[Publish]) -> None:
-        """Put these at the head of the line."""
-        self._line.extendleft(reversed(publishes))
+    def requeue(self, publishes: Sequence[Publish]) -> None:
+        """Put these publishes at the head of the queue, in their order."""
+        self._queue.extendleft(reversed(publishes))
 
-    def pump(self) -> None:
-        """Send from the line what may be sent."""
-        line = self._line
-        while line and self.ready:
-            self._go(line.popleft())
-        for group in self._groups.values():
-            if group.gathered:
-                group.flush_soon()
-
-    # -- within
-
-    def _group(self, stream: str) -> Group:
-        group = self._groups.get(stream)
-        if group is None:
-            group = self._groups[stream] = Group(self, stream)
-        return group
-
-    def _go(self, publish: Publish) -> None:
-        if publish.group is None or not publish.group.gather(publish):
-            self.send(publish)
-
-    def _start(self, publishes: Sequence[Publish], now: float, batch: bytes = b"") -> None:
-        """These, of one group or none, are under way from now on."""
-        count, soonest, size = self._count, now + TRY_S, 0
-        for count, publish in enumerate(publishes, count + 1):  # noqa: B020
-            publish.token = token = b"%x" % count
-            publish.batch = batch
-            publish.due = due = min(now + TRY_S, publish.end)
-            soonest = min(soonest, due)
-            self._under_way[token] = publish
-            size += len(publish.body)
-        self._count = count
-        self._bytes += size
-        group = publishes[0].group
-        if group is not None:
-            group.sent(now, len(publishes))
-        if soonest < self._look_at:
-            self.watch(soonest)
-
-    def _drop(self, gone: set[int]) -> None:
-        self._line = deque(each for each in self._line if id(each) not in gone)
-        self._again = [each for each in self._again if id(each) not in gone]
-        for subject, waiting in self._unwanted.items():
-            self._unwanted[subject] = [each for each in waiting if id(each) not in gone]
-        for group in self._groups.values():
-            group.gathered = deque(each for each in group.gathered if id(each) not in gone)
-
-    def _end(self, publish: Publish, error: AIQueueError) -> None:
-        publish.outcome = error
-        publish.settled()
-
-    def _give_up(self, publish: Publish) -> None:
-        problem = publish.problem or f"no connection to {self._connection.settings.addresses}"
-        self._end(publish, Unavailable(f"{publish.subject}: {problem}", maybe_stored=publish.maybe_stored))
-
-    def watch(self, due: float) -> None:
-        """Have `_tick` called at `due` or before."""
-        if self._look_at <= due:
+    def set_timer(self, due_at: float) -> None:
+        """Have `_check_time_limits` called at `due_at` or earlier."""
+        if self._timer_at <= due_at:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due, self._tick)
-        self._look_at = due
+        self._timer = asyncio.get_running_loop().call_at(due_at, self._check_time_limits)
+        self._timer_at = due_at
 
-    def _tick(self) -> None:
-        """End what is out of time, send again what was not answered. The next look is at the next time limit."""
-        self._timer, self._look_at = None, math.inf
+    def pump(self) -> None:
+        """Send from the queue what may be sent."""
+        queue = self._queue
+        while queue and self.ready:
+            self._send_or_gather(queue.popleft())
+        for batcher in self._batchers.values():
+            if batcher.gathered:
+                batcher.flush_soon()
+
+    # -- private
+
+    def _get_batcher(self, stream: str) -> StreamBatcher:
+        batcher = self._batchers.get(stream)
+        if batcher is None:
+            batcher = self._batchers[stream] = StreamBatcher(self, stream)
+        return batcher
+
+    def _send_or_gather(self, publish: Publish) -> None:
+        if publish.batcher is None or not publish.batcher.gather(publish):
+            self.send(publish)
+
+    def _register_in_flight(self, publishes: Sequence[Publish], now: float, batch_token: bytes = b"") -> None:
+        """Register `publishes` as in flight. They all have the same batcher, or none."""
+        count, soonest, size = self._count, now + TRY_S, 0
+        for count, publish in enumerate(publishes, count + 1):  # noqa: B020
+            publish.token = token = b"%x" % count
+            publish.batch_token = batch_token
+            publish.try_ends_at = try_ends_at = min(now + TRY_S, publish.deadline)
+            soonest = min(soonest, try_ends_at)
+            self._in_flight[token] = publish
+            size += len(publish.body)
+        self._count = count
+        self._in_flight_bytes += size
+        batcher = publishes[0].batcher
+        if batcher is not None:
+            batcher.count_sent(now, len(publishes))
+        if soonest < self._timer_at:
+            self.set_timer(soonest)
+
+    def _drop_unsent(self, dropped: set[int]) -> None:
+        """Remove the publishes with these `id`s from wherever they wait."""
+        self._queue = deque(each for each in self._queue if id(each) not in dropped)
+        self._retries = [each for each in self._retries if id(each) not in dropped]
+        for subject, publishes in self._lookups.items():
+            self._lookups[subject] = [each for each in publishes if id(each) not in dropped]
+        for batcher in self._batchers.values():
+            batcher.gathered = deque(each for each in batcher.gathered if id(each) not in dropped)
+
+    def _end_publish(self, publish: Publish, error: AIQueueError) -> None:
+        publish.outcome = error
+        publish.settled()
+
+    def _time_out_publish(self, publish: Publish) -> None:
+        problem = publish.problem or f"no connection to {self._connection.settings.addresses}"
+        self._end_publish(publish, Unavailable(f"{publish.subject}: {problem}", maybe_stored=publish.maybe_stored))
+
+    def _check_time_limits(self) -> None:
+        """End the publishes that are past their deadline, retry those that got no reply, and set the next timer."""
+        self._timer, self._timer_at = None, math.inf
         now = asyncio.get_running_loop().time() + 0.001
-        for group in self._groups.values():
-            group.expire(now)
-        for publish in [each for each in self._under_way.values() if each.due <= now]:
-            self.take((publish,))
-            publish.maybe_stored, publish.problem = True, NO_ANSWER
-            if publish.end <= now:
-                self._give_up(publish)
+        for batcher in self._batchers.values():
+            batcher.expire_batches(now)
+        for publish in [each for each in self._in_flight.values() if each.try_ends_at <= now]:
+            self.remove_in_flight((publish,))
+            publish.maybe_stored, publish.problem = True, NO_REPLY
+            if publish.deadline <= now:
+                self._time_out_publish(publish)
             else:
-                self._again.append(publish)
-        self._line, late = _parted(self._line, now)
-        again, late_again = _parted(self._again, now)
-        self._again = list(again)
-        for subject, waiting in list(self._unwanted.items()):
-            left, ended = _parted(waiting, now)
-            self._unwanted[subject] = list(left)
-            late += ended
-        for group in self._groups.values():
-            group.gathered, ended = _parted(group.gathered, now)
-            late += ended
-        for publish in [*late_again, *late]:
-            self._give_up(publish)
-        if self._again:
-            self._arm_again(0.0)
-        dues = [each.due for each in self._under_way.values()]
-        dues += [each.end for each in (*self._line, *self._again, *(p for w in self._unwanted.values() for p in w))]
-        for group in self._groups.values():
-            dues += [each.end for each in group.gathered]
-            dues += [each.due for each in group.batches.values()]
-        if dues:
-            self.watch(min(dues))
+                self._retries.append(publish)
+        self._queue, late = _split_by_deadline(self._queue, now)
+        retries, late_retries = _split_by_deadline(self._retries, now)
+        self._retries = list(retries)
+        for subject, publishes in list(self._lookups.items()):
+            in_time, late_lookups = _split_by_deadline(publishes, now)
+            self._lookups[subject] = list(in_time)
+            late += late_lookups
+        for batcher in self._batchers.values():
+            batcher.gathered, late_gathered = _split_by_deadline(batcher.gathered, now)
+            late += late_gathered
+        for publish in [*late_retries, *late]:
+            self._time_out_publish(publish)
+        if self._retries:
+            self._schedule_retries(0.0)
+        limits = [each.try_ends_at for each in self._in_flight.values()]
+        limits += [
+            each.deadline for each in (*self._queue, *self._retries, *(p for ps in self._lookups.values() for p in ps))
+        ]
+        for batcher in self._batchers.values():
+            limits += [each.deadline for each in batcher.gathered]
+            limits += [each.deadline for each in batcher.batches.values()]
+        if limits:
+            self.set_timer(min(limits))
         self.pump()
 
-    def _later(self, publish: Publish, error: AIQueueError) -> None:
-        """Try again after a while, together with others that wait for this."""
+    def _retry_later(self, publish: Publish, error: AIQueueError) -> None:
+        """Retry after a backoff, together with the other publishes that wait for the retry timer."""
         publish.problem = str(error)
         publish.maybe_stored = publish.maybe_stored or (isinstance(error, Unavailable) and error.maybe_stored)
         if self._connection.closing:
-            self._give_up(publish)
+            self._time_out_publish(publish)
             return
-        log.debug("%s", error)
-        self._again.append(publish)
-        self.watch(publish.end)
-        self._arm_again(reconnect_delay_s(publish.tries))
+        log.debug("publish to %s failed, will retry: %s", publish.subject, error)
+        self._retries.append(publish)
+        self.set_timer(publish.deadline)
+        self._schedule_retries(reconnect_delay_s(publish.tries))
         publish.tries += 1
 
-    def _arm_again(self, delay_s: float) -> None:
-        if self._again_timer is None:
-            self._again_timer = asyncio.get_running_loop().call_later(delay_s, self._send_again)
+    def _schedule_retries(self, delay_s: float) -> None:
+        if self._retry_timer is None:
+            self._retry_timer = asyncio.get_running_loop().call_later(delay_s, self._send_retries)
 
-    def _send_again(self) -> None:
-        self._again_timer = None
-        again, self._again = self._again, []
-        self._line.extendleft(reversed(again))
+    def _send_retries(self) -> None:
+        self._retry_timer = None
+        retries, self._retries = self._retries, []
+        self._queue.extendleft(reversed(retries))
         self.pump()
 
-    def _ask_why(self, publish: Publish) -> None:
-        """Nobody took it: NotFound where no stream wants the subject, another try where one does."""
-        self.watch(publish.end)
-        waiting = self._unwanted.get(publish.subject)
-        if waiting is not None:
-            waiting.append(publish)
+    def _look_up_stream(self, publish: Publish) -> None:
+        """Nobody took `publish` ("no responders"). Ask the server whether a stream matches its subject: if none does,
+        the outcome is NotFound; else the stream has no leader now, and the publish is retried.
+        """
+        self.set_timer(publish.deadline)
+        publishes = self._lookups.get(publish.subject)
+        if publishes is not None:
+            publishes.append(publish)
             return
-        self._unwanted[publish.subject] = [publish]
-        task = asyncio.get_running_loop().create_task(self._explain(publish.subject))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._lookups[publish.subject] = [publish]
+        task = asyncio.get_running_loop().create_task(self._run_lookup(publish.subject))
+        self._lookup_tasks.add(task)
+        task.add_done_callback(self._lookup_tasks.discard)
 
-    async def _explain(self, subject: str) -> None:
+    async def _run_lookup(self, subject: str) -> None:
         missing = False
         try:
-            told = await self._connection.api("STREAM.NAMES", {"subject": subject})
-            missing = not told.get("streams")
+            names = await self._connection.api("STREAM.NAMES", {"subject": subject})
+            missing = not names.get("streams")
         except AccessDenied:
-            pass  # a user of one tenant may not ask; the stream may merely lack a leader now
+            pass  # a tenant's user may not list streams; the stream may only lack a leader
         except AIQueueError as error:
-            log.debug("%s", error)
-        for publish in self._unwanted.pop(subject, ()):
+            log.debug("cannot look up the stream of %s: %s", subject, error)
+        for publish in self._lookups.pop(subject, ()):
             if missing:
-                said = f"no stream takes {subject}: has `aiqueue apply` been run on this server?"
-                self._end(publish, NotFound(said))
+                problem = f"no stream matches subject {subject}: run `aiqueue apply` on this server first"
+                self._end_publish(publish, NotFound(problem))
             else:
-                self._later(publish, Unavailable(AWAY))
+                self._retry_later(publish, Unavailable(NO_LEADER))
 
 
-def _parted(publishes: Iterable[Publish], now: float) -> tuple[deque[Publish], list[Publish]]:
-    """Those that have time left, and those whose time is over."""
-    left: deque[Publish] = deque()
+def _split_by_deadline(publishes: Iterable[Publish], now: float) -> tuple[deque[Publish], list[Publish]]:
+    """Those whose deadline is still ahead, and those past it."""
+    in_time: deque[Publish] = deque()
     late: list[Publish] = []
     for each in publishes:
-        (left if each.end > now else late).append(each)
-    return left, late
+        (in_time if each.deadline > now else late).append(each)
+    return in_time, late

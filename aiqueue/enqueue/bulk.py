@@ -280,7 +280,7 @@ class Bulk(Generic[T]):
             heapq.heappush(lane.waiting, (slot.number, slot))
         else:
             self._connection.add(slot, timeout_s)
-            slot.limit = slot.end
+            slot.limit = slot.deadline
 
     def _prepare(self, slot: _Slot, item: Item) -> Message:
         options = self._options

@@ -130,7 +130,7 @@ def test_a_job_that_its_models_own_check_fails_on_is_refused_in_words_that_can_b
 
 def test_headers_that_no_stream_takes_are_refused_before_they_are_sent() -> None:
     with pytest.raises(TooLarge, match=r"headers of 70,\d+ bytes"):
-        seam.measure(seam.block({"a": "v" * 70_000}), b"", 2**20)
+        seam.check_size(seam.block({"a": "v" * 70_000}), b"", 2**20)
 
 
 async def test_a_stored_job_or_entry_with_a_status_of_its_own_is_not_taken_for_the_servers_word(

@@ -61,8 +61,8 @@ async def outcomes(client: Client, items: Any, **options: Any) -> list[aiqueue.H
 
 def idle(client: Client) -> bool:
     at = client.connection.window
-    gathered = any(each.gathered or each.batches or each._under_way for each in at._groups.values())
-    return not (at._under_way or at._line or at._again or at._unwanted or at._asking or at._bytes or gathered)
+    gathered = any(each.gathered or each.batches or each._in_flight for each in at._batchers.values())
+    return not (at._in_flight or at._queue or at._retries or at._lookups or at._lookup_tasks or at._in_flight_bytes or gathered)
 
 
 # what is stored
@@ -342,14 +342,14 @@ async def test_leaving_early_leaves_nothing_behind(client: Client, eventually: E
 async def test_concurrent_callers_share_one_window_first_come_first_served(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window, "UNDER_WAY_MAX", 16)
+    monkeypatch.setattr(window, "IN_FLIGHT_MAX", 16)
     at, most = client.connection.window, 0
     send = at.send
 
     def counted(publish: Any) -> None:
         nonlocal most
         send(publish)
-        most = max(most, at.under_way)
+        most = max(most, at.in_flight)
 
     monkeypatch.setattr(at, "send", counted)
     told = await asyncio.gather(*(client.enqueue(Task(text=str(n)), tenant="acme") for n in range(500)))
@@ -359,7 +359,7 @@ async def test_concurrent_callers_share_one_window_first_come_first_served(
 
 
 async def test_callers_that_are_cancelled_in_line_are_not_sent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "UNDER_WAY_MAX", 1)
+    monkeypatch.setattr(window, "IN_FLIGHT_MAX", 1)
     calls = [asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme")) for n in range(10)]
     await asyncio.sleep(0)
     for call in calls[3:7]:

@@ -156,8 +156,8 @@ async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server
         server.pause()
         work = asyncio.create_task(writer.write(RESULT, "done"))
         await asyncio.sleep(0.05)  # let it be sent: with what is not sent this test would prove less, not fail
-        journal.connection.window.lost()  # its answer will be to a try that nobody waits for any more
-        journal.connection.window.regained()
+        journal.connection.window.on_disconnected()  # its answer will be to a try that nobody waits for any more
+        journal.connection.window.on_reconnected()
         server.resume()
         await work
         assert [data for _, _, data in await events(journal)] == ["begun", "done"]

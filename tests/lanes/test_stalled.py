@@ -64,8 +64,8 @@ async def drop_interest(session: Session) -> None:
     """As a server that has lost it: the worker goes on to believe in its inbox."""
     subscription = session._puller._subscription
     assert subscription is not None
-    assert subscription._at is not None
-    await subscription._at[1].unsubscribe()
+    assert subscription._attached is not None
+    await subscription._attached[1].unsubscribe()
 
 
 async def test_a_worker_whose_inbox_the_server_forgot_pulls_again_on_a_new_one(
@@ -88,11 +88,11 @@ async def test_a_worker_that_stays_deaf_on_a_new_inbox_gets_a_new_connection(
 ) -> None:
     async with worker().running(client):
         await hears(client)
-        link = client.connection._link
+        link = client.connection._client
         assert link is not None
-        link._direct = Deaf()
+        link._callbacks = Deaf()
         await client.enqueue(Ping(n=2), tenant="acme")  # the deaf client is given it: it comes back after its lease
-        await eventually(lambda: client.connection._link is not link and client.connection.connected, within=15)
+        await eventually(lambda: client.connection._client is not link and client.connection.connected, within=15)
         await hears(client)
     assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new inbox", "on a new connection"]
 
@@ -103,10 +103,10 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
     monkeypatch.setattr("aiqueue.lanes.stalled.UNANSWERED_S", 2.0)
     async with worker().running(client):
         await hears(client)
-        link = client.connection._link
+        link = client.connection._client
         assert link is not None
-        link._answers_sid = -1
-        await eventually(lambda: client.connection._link is not link and client.connection.connected, within=10)
+        link._reply_sid = -1
+        await eventually(lambda: client.connection._client is not link and client.connection.connected, within=10)
         await hears(client)
     assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new connection"]
 

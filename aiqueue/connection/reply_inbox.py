@@ -1,0 +1,96 @@
+"""The reply inbox: one subscription receives the replies to all requests and publishes of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from ..errors import AccessDenied, AIQueueError, Unavailable
+from .frames import PubAck, Received
+from .nats_client import WireMessage
+from .publish import AwaitedPublish
+from .window import Window, WindowConnection
+
+
+class RequestConnection(WindowConnection, Protocol):
+    """What the reply inbox needs of its connection."""
+
+    @property
+    def behind(self) -> bool: ...
+    async def relieve(self) -> None: ...
+    async def send(self, subject: str, reply: str, block: bytes, body: bytes) -> None: ...
+
+
+class ReplyInbox:
+    """Matches replies with the requests and publishes that wait for them."""
+
+    def __init__(self, connection: RequestConnection) -> None:
+        self._connection = connection
+        self._requests: dict[bytes, tuple[asyncio.Future[Received], str]] = {}  # by token: the waiter, its subject
+        self._count = 0
+        self.window = Window(connection)
+        self.inbox = ""
+        self.inbox_bytes = b""
+
+    async def request(self, subject: str, block: bytes, body: bytes, timeout_s: float) -> Received:
+        """Send one request and return its reply. `block` is encoded by `frames.block`; the caller has checked the size.
+
+        Raises Unavailable (no reply in time, or the connection was lost) and AccessDenied.
+        """
+        loop = asyncio.get_running_loop()
+        self._count += 1
+        token = f"r{self._count:x}"  # tokens of the window start with a hex digit or with "g"
+        future: asyncio.Future[Received] = loop.create_future()
+        self._requests[token.encode()] = (future, subject)
+        timer = loop.call_later(timeout_s, _time_out_request, future, subject, timeout_s)
+        try:
+            await self._connection.send(subject, self.inbox + token, block, body)
+            return await future
+        finally:
+            timer.cancel()
+            self._requests.pop(token.encode(), None)
+
+    async def store(self, publish: AwaitedPublish, timeout_s: float) -> PubAck:
+        """Send one message through the window and return its PubAck. Raises the error that the publish ended with."""
+        try:
+            self.window.add(publish, timeout_s)
+            if self._connection.behind:
+                await self._connection.relieve()
+            if publish.outcome is None:
+                await publish.future
+        except BaseException:
+            self.window.abandon([publish])
+            raise
+        if isinstance(publish.outcome, AIQueueError):
+            raise publish.outcome
+        assert publish.outcome is not None
+        return publish.outcome
+
+    def on_reply(self, subject: bytes, data: bytes, block: bytes | None) -> None:
+        """Handle one message on the inbox."""
+        token = subject[subject.rfind(b".") + 1 :]
+        if self.window.on_reply(token, data, block):
+            return
+        entry = self._requests.get(token)
+        if entry is not None and not entry[0].done():
+            entry[0].set_result(WireMessage(subject.decode(), "", data, block))
+
+    def fail_requests(self, error: AIQueueError) -> None:
+        """End all pending requests with `error`."""
+        for future, _ in list(self._requests.values()):
+            if not future.done():
+                future.set_exception(error)
+
+    def deny_subject(self, denied: str) -> None:
+        """End all requests and publishes on `denied`, a subject that this user may not publish to. `denied` is in lower
+        case, as nats-py reports it.
+        """
+        self.window.deny_subject(denied)
+        for future, subject in list(self._requests.values()):
+            if subject.lower() == denied and not future.done():
+                future.set_exception(AccessDenied(f"permission denied: this user may not publish to {subject}"))
+
+
+def _time_out_request(future: asyncio.Future[Received], subject: str, timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(Unavailable(f"{subject}: no reply within {timeout_s:g} s", maybe_stored=True))

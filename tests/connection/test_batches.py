@@ -70,13 +70,13 @@ async def at_once(client: Client, count: int, **options: Any) -> list[Any]:
 
 
 def syncing_costs(directory: Path) -> bool:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with (directory / "synced").open("wb") as file:
         for _ in range(20):
             file.write(b"x")
             file.flush()
             os.fsync(file.fileno())
-    return time.perf_counter() - begun > 0.002
+    return time.perf_counter() - started > 0.002
 
 
 # which way is chosen
@@ -138,9 +138,9 @@ async def test_a_lone_enqueue_is_sent_at_once_whatever_is_faster(client: Client)
     await asyncio.sleep(0)
     assert client.connection.window.in_flight == 1
     for handle in (last, await call):
-        told = await client.connection.get(WORK, handle._enqueued.seq)
-        assert told is not None
-        assert "Nats-Batch-Id" not in told.headers
+        job = await client.connection.get(WORK, handle._enqueued.seq)
+        assert job is not None
+        assert "Nats-Batch-Id" not in job.headers
 
 
 # a batch that is opened, and two under way
@@ -179,9 +179,9 @@ async def test_few_callers_open_no_batch_after_many(client: Client) -> None:
         assert not batcher(client).batches
         await asyncio.sleep(0)
     for handle in await calls:
-        told = await client.connection.get(WORK, handle._enqueued.seq)
-        assert told is not None
-        assert "Nats-Batch-Id" not in told.headers
+        job = await client.connection.get(WORK, handle._enqueued.seq)
+        assert job is not None
+        assert "Nats-Batch-Id" not in job.headers
 
 
 async def test_an_opened_batch_whose_next_job_has_no_room_for_its_headers_is_given_up_and_all_go_alone(
@@ -267,13 +267,13 @@ async def test_512_callers_each_learn_the_place_of_their_own_job_beside_other_pu
         return count
 
     other = [asyncio.create_task(others()) for _ in range(4)]
-    told: list[tuple[int, aiqueue.Handle]] = []
+    enqueued: list[tuple[int, aiqueue.Handle]] = []
     numbers = iter(range(5_000))
 
     async def caller() -> None:
         for n in numbers:
             handle = await client.enqueue(Task(text=str(n)), tenant="acme")
-            told.append((n, handle))
+            enqueued.append((n, handle))
 
     await asyncio.gather(*(caller() for _ in range(512)))
     ended = True
@@ -281,8 +281,8 @@ async def test_512_callers_each_learn_the_place_of_their_own_job_beside_other_pu
     await plain.close()
     by_seq = {each.seq: each for each in await stored(client)}
     assert len(by_seq) == 5_000 + sum(counts)
-    assert len({handle._enqueued.seq for _, handle in told}) == 5_000
-    for n, handle in told:
+    assert len({handle._enqueued.seq for _, handle in enqueued}) == 5_000
+    for n, handle in enqueued:
         job = by_seq[handle._enqueued.seq]
         assert (codec.decode(job.data)["text"], job.headers["Aiq-Job-Id"]) == (str(n), handle.id)
         assert not handle.duplicate
@@ -293,20 +293,20 @@ async def test_512_callers_each_learn_the_place_of_their_own_job_beside_other_pu
 
 
 async def test_many_are_stored_in_their_order(client: Client) -> None:
-    told = await outcomes(client, (Task(text=str(n)) for n in range(10_000)))
+    handles = await outcomes(client, (Task(text=str(n)) for n in range(10_000)))
     jobs = await stored(client)
     assert texts(jobs) == [str(n) for n in range(10_000)]
-    assert [each._enqueued.seq for each in told] == [each.seq for each in jobs]  # type: ignore[union-attr]
+    assert [each._enqueued.seq for each in handles] == [each.seq for each in jobs]  # type: ignore[union-attr]
     assert len(batched(jobs)) > 9_000
 
 
 async def test_a_duplicate_is_told_as_one_and_the_others_are_stored_once(client: Client) -> None:
     first = await client.enqueue(Task(text="first"), tenant="acme", unique="k")
     items = [JobSpec(Task(text=str(n)), unique={20: "k", 30: "twice", 40: "twice"}.get(n)) for n in range(64)]
-    told: Any = await outcomes(client, items)
-    assert [n for n, each in enumerate(told) if each.duplicate] == [20, 40]
-    assert told[20]._enqueued.seq == first._enqueued.seq
-    assert told[40]._enqueued.seq == told[30]._enqueued.seq
+    handles: Any = await outcomes(client, items)
+    assert [n for n, each in enumerate(handles) if each.duplicate] == [20, 40]
+    assert handles[20]._enqueued.seq == first._enqueued.seq
+    assert handles[40]._enqueued.seq == handles[30]._enqueued.seq
     assert texts(await stored(client)) == ["first", *(str(n) for n in range(64) if n not in (20, 40))]
     assert batcher(client).pace.batches  # a duplicate says nothing against batches
     assert idle(client)
@@ -314,8 +314,8 @@ async def test_a_duplicate_is_told_as_one_and_the_others_are_stored_once(client:
 
 async def test_a_full_lane_refuses_what_does_not_fit_and_nothing_else(client: Client) -> None:
     calls = (client.enqueue(Small(n=n), tenant=("acme", "globex")[n % 2]) for n in range(64))
-    told: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(each) for each in told] == [*[aiqueue.Handle] * 6, *[LaneFull] * 58]
+    results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in results] == [*[aiqueue.Handle] * 6, *[LaneFull] * 58]
     assert len(await stored(client, "SMALL")) == 6
 
 
@@ -344,9 +344,9 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
                 batching(client)
                 calls = (client.enqueue(Task(), tenant=("acme", "globex")[n in denied]) for n in range(64))
                 async with asyncio.timeout(10):
-                    told = await asyncio.gather(*calls, return_exceptions=True)
-                assert {n for n, each in enumerate(told) if isinstance(each, AccessDenied)} == denied
-                assert sum(isinstance(each, aiqueue.Handle) for each in told) == 64 - len(denied)
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+                assert {n for n, each in enumerate(results) if isinstance(each, AccessDenied)} == denied
+                assert sum(isinstance(each, aiqueue.Handle) for each in results) == 64 - len(denied)
                 assert idle(client)
         assert len(await stored(root)) == 4 * 64 - 36
 
@@ -354,8 +354,8 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
 async def test_a_stream_that_takes_no_batches_is_let_alone_for_a_while(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = await client.connection.api(f"STREAM.INFO.{WORK}")
-    await client.connection.api(f"STREAM.UPDATE.{WORK}", told["config"] | {"allow_atomic": False})
+    info = await client.connection.api(f"STREAM.INFO.{WORK}")
+    await client.connection.api(f"STREAM.UPDATE.{WORK}", info["config"] | {"allow_atomic": False})
     failed: list[str] = []
     failing = StreamBatcher._fail_batch
     monkeypatch.setattr(
@@ -374,8 +374,8 @@ async def test_a_stream_that_takes_no_batches_is_let_alone_for_a_while(
 
 async def test_without_the_stream_each_says_what_to_do(account: Account, streams: Path, eventually: Eventually) -> None:
     async with aiqueue.connect(**where(account, streams)) as client:
-        told = await at_once(batching(client), 50)
-        assert all(isinstance(each, aiqueue.errors.NotFound) and "aiqueue apply" in str(each) for each in told)
+        results = await at_once(batching(client), 50)
+        assert all(isinstance(each, aiqueue.errors.NotFound) and "aiqueue apply" in str(each) for each in results)
         await eventually(lambda: idle(client))
 
 
@@ -402,12 +402,12 @@ async def test_callers_that_are_cancelled_under_way_leave_the_others_their_place
         await asyncio.sleep(0)
     for call in calls[40:50]:
         call.cancel()
-    told = await asyncio.gather(*calls, return_exceptions=True)
+    results = await asyncio.gather(*calls, return_exceptions=True)
     by_seq = {each.seq: each for each in await stored(client)}
-    for n, handle in enumerate(told):
+    for n, handle in enumerate(results):
         if isinstance(handle, aiqueue.Handle):
             assert codec.decode(by_seq[handle._enqueued.seq].data)["text"] == str(n)
-    assert sum(isinstance(each, aiqueue.Handle) for each in told) == 90
+    assert sum(isinstance(each, aiqueue.Handle) for each in results) == 90
     assert idle(client)
 
 
@@ -426,10 +426,10 @@ async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_on
         await eventually(lambda: not batcher(client).batches and client.connection.window.in_flight == 100)
         assert not calls.done()
         server.resume()
-        told = await calls
-        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in told)
+        handles = await calls
+        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in handles)
         jobs = {each.headers["Aiq-Job-Id"]: each.seq for each in await stored(client)}
-        assert {each.id: each._enqueued.seq for each in told}.items() <= jobs.items()
+        assert {each.id: each._enqueued.seq for each in handles}.items() <= jobs.items()
         assert len(await stored(client)) == len(jobs)
 
 
@@ -437,12 +437,12 @@ async def test_a_client_that_is_closed_meanwhile_ends_all(client: Client) -> Non
     calls = [asyncio.create_task(client.enqueue(Task(), tenant="acme")) for _ in range(300)]
     while not batcher(client).batches:
         await asyncio.sleep(0)
-    at = client.connection.window
+    window = client.connection.window
     await client.close()
-    told = await asyncio.gather(*calls, return_exceptions=True)
-    assert {type(each) for each in told} <= {aiqueue.Handle, Unavailable}
-    assert not at._in_flight
-    assert not at._queue
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(each) for each in results} <= {aiqueue.Handle, Unavailable}
+    assert not window._in_flight
+    assert not window._queue
 
 
 @pytest.mark.parametrize("storage", ["", ALWAYS])
@@ -453,19 +453,19 @@ async def test_the_server_killed_in_the_midst_of_batches_loses_and_doubles_nothi
     async with aiqueue.connect(**where(server, streams)) as client:
         await provision.apply(client.connection, client.topology)
         batching(client)
-        told: list[tuple[int, Any]] = []
+        enqueued: list[tuple[int, Any]] = []
         numbers = iter(range(1_000_000))
         ended = False
 
         async def caller() -> None:
             while not ended:
                 n = next(numbers)
-                told.append((n, await client.enqueue(Task(text=str(n)), tenant="acme")))
+                enqueued.append((n, await client.enqueue(Task(text=str(n)), tenant="acme")))
 
         callers = [asyncio.create_task(caller()) for _ in range(256)]
         for _ in range(3):
-            goal = len(told) + 1_000
-            await eventually(lambda goal=goal: len(told) > goal and batcher(client).batches, within=30)
+            goal = len(enqueued) + 1_000
+            await eventually(lambda goal=goal: len(enqueued) > goal and batcher(client).batches, within=30)
             server.kill()
             await eventually(lambda: not client.connection.connected)
             server.start()
@@ -475,8 +475,8 @@ async def test_the_server_killed_in_the_midst_of_batches_loses_and_doubles_nothi
             await asyncio.gather(*callers)
         jobs = await stored(client)
         ids = {each.headers["Aiq-Job-Id"]: each for each in jobs}
-        assert len(ids) == len(jobs) == len(told)
-        for n, handle in told:
+        assert len(ids) == len(jobs) == len(enqueued)
+        for n, handle in enqueued:
             assert not handle.duplicate
             assert (ids[handle.id].seq, codec.decode(ids[handle.id].data)["text"]) == (handle._enqueued.seq, str(n))
         assert batched(jobs)
@@ -490,24 +490,24 @@ async def test_many_over_a_server_restart_are_stored_once_and_told_once(
     async with aiqueue.connect(**where(server, streams)) as client:
         await provision.apply(client.connection, client.topology)
         batching(client)
-        told: list[Any] = []
+        handles: list[Any] = []
 
         async def run() -> None:
             async for outcome in client.enqueue_many((Task(text=str(n)) for n in range(12_000)), tenant="acme"):
-                told.append(outcome)  # noqa: PERF401
+                handles.append(outcome)  # noqa: PERF401
 
         work = asyncio.create_task(run())
-        await eventually(lambda: len(told) > 2_000, within=30)
+        await eventually(lambda: len(handles) > 2_000, within=30)
         server.kill()
         await eventually(lambda: not client.connection.connected)
-        assert len(told) < 12_000
+        assert len(handles) < 12_000
         server.start()
         async with asyncio.timeout(60):
             await work
-        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in told)
+        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in handles)
         jobs = await stored(client)
         assert texts(jobs) == [str(n) for n in range(12_000)]
-        assert [each._enqueued.seq for each in told] == [each.seq for each in jobs]
+        assert [each._enqueued.seq for each in handles] == [each.seq for each in jobs]
 
 
 # downstream
@@ -568,11 +568,11 @@ def test_the_faster_way_is_found_within_some_hundred_milliseconds() -> None:
 def test_the_slower_way_is_tried_again_ever_more_rarely() -> None:
     pace, now, slow, turns = Pace(), 100.0, 0.0, []
     while now < 220:
-        begun, way = now, pace.batches
+        started, way = now, pace.batches
         now = run(pace, now, 0.01, (25_000, 12_000))
         if pace.batches or way:
-            slow += now - begun
-            turns.append(begun)
+            slow += now - started
+            turns.append(started)
     starts = [b for a, b in zip([0.0, *turns], turns, strict=False) if b - a > 0.2]
     assert len(starts) <= 12
     assert starts[-1] - starts[-2] > TRIAL_MAX_S - 1
@@ -614,9 +614,9 @@ def test_a_trial_that_is_plainly_worse_ends_early() -> None:
     assert pace.batches
     slow, trials = 0.0, 0
     while trials < 4:
-        begun, way, before = now, pace.batches, pace._tried_at
+        started, way, before = now, pace.batches, pace._tried_at
         now = run(pace, now, 0.002, (1_000, 12_000))
-        slow += 0 if way and pace.batches else now - begun
+        slow += 0 if way and pace.batches else now - started
         trials += pace._tried_at != before
     assert slow / trials < 0.08  # what was under way when it began and when it ended is waited for
 

@@ -1,4 +1,4 @@
-"""The seam: errors from one table, frames, credentials, and a connection that comes back."""
+"""The connection: translated errors, frames, credentials, TLS, permissions, and reconnecting."""
 
 from __future__ import annotations
 
@@ -217,10 +217,10 @@ async def test_a_full_stream_is_queue_full_with_the_servers_reason(conn: Connect
 
 
 async def test_a_subject_that_no_stream_takes_is_not_found_at_once(conn: Connection) -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(NotFound, match="no stream matches subject nobody"):
         await store(conn, "nobody")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started < 2
 
 
 async def test_something_else_that_answers_a_publish_is_not_taken_for_a_puback(conn: Connection) -> None:
@@ -237,10 +237,10 @@ async def test_an_api_call_that_nobody_answers_in_time_is_unavailable(own_server
     server = own_server()
     async with connected(server) as connection:
         server.pause()
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(Unavailable):
             await connection.api("STREAM.NAMES", timeout=0.5)
-        assert 0.4 < time.monotonic() - begun < 2
+        assert 0.4 < time.monotonic() - started < 2
         server.resume()
         assert (await connection.api("STREAM.NAMES"))["total"] == 0
 
@@ -309,12 +309,12 @@ async def test_a_foreign_publishers_non_ascii_headers_arrive_as_text(conn: Conne
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("text", "seconds"),
     [("2026-01-02T03:04:05Z", 0.0), ("2026-01-02T03:04:05.5Z", 0.5), ("2026-01-02T03:04:05.123456789Z", 0.123456789),
      ("2026-01-02T05:04:05.25+02:00", 0.25)],
 )  # fmt: skip
-def test_the_servers_times_are_read(told: str, seconds: float) -> None:
-    assert frames.timestamp(told) == pytest.approx(1767323045 + seconds, abs=1e-6)
+def test_the_servers_times_are_read(text: str, seconds: float) -> None:
+    assert frames.timestamp(text) == pytest.approx(1767323045 + seconds, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -340,10 +340,10 @@ async def refusal(where: Settings) -> tuple[AIQueueError, float]:
     """What `open` raises, and after how many seconds. Nothing may be left running."""
     before = asyncio.all_tasks()
     connection = Connection(where)
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(AIQueueError) as caught:
         await connection.open()
-    after = time.monotonic() - begun
+    after = time.monotonic() - started
     await connection.close()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
@@ -497,12 +497,12 @@ async def test_a_ca_file_of_nonsense_is_a_settings_error(tmp_path: Path) -> None
 
 
 async def test_tls_that_is_demanded_and_not_offered_is_refused_before_the_password_is_sent(certificates: Path) -> None:
-    heard = b""
+    received = b""
 
     async def in_the_clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal heard
+        nonlocal received
         writer.write(b'INFO {"server_id":"x","headers":true,"max_payload":1000,"auth_required":true}\r\n')
-        heard += await reader.read(10_000)
+        received += await reader.read(10_000)
         writer.close()
 
     async with await asyncio.start_server(in_the_clear, "127.0.0.1", 0) as listener:
@@ -517,8 +517,8 @@ async def test_tls_that_is_demanded_and_not_offered_is_refused_before_the_passwo
             error, after = await refusal(Settings.load(**where))
             assert isinstance(error, AccessDenied)
             assert after < 3
-    assert b"sekret" not in heard
-    assert b"CONNECT" not in heard
+    assert b"sekret" not in received
+    assert b"CONNECT" not in received
 
 
 # coming back
@@ -528,10 +528,10 @@ async def test_a_killed_and_restarted_server_is_one_line_lost_and_one_regained(
     own_server: OwnServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     caplog.set_level(logging.INFO)
-    server, heard, regained = own_server(), [], []
+    server, received, regained = own_server(), [], []
 
     def hear(message: Received) -> None:
-        heard.append(message.data)
+        received.append(message.data)
 
     async with connected(server) as connection:
         connection.on_regained(lambda: regained.append(True))
@@ -543,7 +543,7 @@ async def test_a_killed_and_restarted_server_is_one_line_lost_and_one_regained(
         server.start()
         await connection.wait_up(10)
         await connection.publish("news", b"again")
-        await eventually(lambda: heard == [b"again"])
+        await eventually(lambda: received == [b"again"])
     lines = [each.getMessage() for each in caplog.records if each.levelno >= logging.INFO]
     assert len(lines) == 2, lines
     assert lines[0] == f"lost the connection to {server.url}, reconnecting"
@@ -591,11 +591,11 @@ async def test_a_store_gives_up_at_its_timeout_and_says_whether_it_may_be_stored
         assert await count(connection) == 1  # it was
         server.kill()
         await eventually(lambda: not connection.connected)
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(Unavailable) as caught:
             await store(connection, "s.y", timeout_s=0.5)
         assert not caught.value.maybe_stored
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - started < 2
 
 
 async def test_a_server_that_hangs_is_noticed_within_ten_seconds(
@@ -619,10 +619,10 @@ def test_the_default_ping_finds_a_hanging_server_within_ten_seconds() -> None:
 async def test_a_frame_that_makes_nats_py_give_up_does_not_end_the_connection(
     own_server: OwnServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
-    server, heard = own_server("max_payload: 2000"), []
+    server, received = own_server("max_payload: 2000"), []
 
     def hear(message: Received) -> None:
-        heard.append(message.data)
+        received.append(message.data)
 
     async with connected(server) as connection:
         await make_stream(connection)
@@ -638,7 +638,7 @@ async def test_a_frame_that_makes_nats_py_give_up_does_not_end_the_connection(
             await connection.publish("news", str(n).encode())
             await connection.publish("old", b"unheard")
             await store(connection, f"s.{n}")
-        await eventually(lambda: heard == [b"0", b"1", b"2"])
+        await eventually(lambda: received == [b"0", b"1", b"2"])
         assert await count(connection) == 3
     assert [each.getMessage().split()[0] for each in caplog.records if each.name.startswith(LOG)] == [
         "lost",
@@ -660,17 +660,17 @@ async def test_a_user_whose_password_changes_is_told_so_and_comes_back_with_it(
         server.password = right
         server.reload()
         assert (await store(connection, "s.x", timeout_s=15)).seq == 1
-        told = [each for each in caplog.records if each.name.startswith(LOG) and each.levelno >= logging.ERROR]
-        assert len(told) <= 2, [each.getMessage() for each in told]  # not once per try
+        errors = [each for each in caplog.records if each.name.startswith(LOG) and each.levelno >= logging.ERROR]
+        assert len(errors) <= 2, [each.getMessage() for each in errors]  # not once per try
 
 
 @pytest.mark.parametrize(
-    "said",
+    "greeting",
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"INFO {broken\r\n", b"x" * 300_000, b"INFO \xff\xfe\r\n",
      b'INFO {"max_payload": "many"}\r\n-ERR \'odd\'\r\n'],
 )  # fmt: skip
 async def test_something_else_on_the_servers_port_does_not_stop_it_from_coming_back(
-    own_server: OwnServer, said: bytes, eventually: Eventually
+    own_server: OwnServer, greeting: bytes, eventually: Eventually
 ) -> None:
     server, met = own_server(), 0
 
@@ -678,7 +678,7 @@ async def test_something_else_on_the_servers_port_does_not_stop_it_from_coming_b
         nonlocal met
         met += 1
         with contextlib.suppress(OSError):
-            writer.write(said)
+            writer.write(greeting)
             await writer.drain()
         writer.close()
 
@@ -701,11 +701,11 @@ async def test_calls_that_wait_for_a_link_end_when_the_connection_is_closed(
     await eventually(lambda: not connection.connected)
     calls = [asyncio.create_task(store(connection, "s.x")), asyncio.create_task(connection.wait_up(30))]
     await asyncio.sleep(0)
-    begun = time.monotonic()
+    started = time.monotonic()
     await connection.close()
     found = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(each) for each in found] == [Unavailable, Unavailable]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
 
 
 def test_reconnect_delays_grow_exponentially_with_jitter_up_to_a_cap() -> None:
@@ -737,10 +737,10 @@ async def test_a_publish_that_is_not_permitted_is_access_denied_at_once(own_serv
         await make_stream(admin)
         async with connected(server, user="tenant", password="p", inbox_prefix="_mine.x") as tenant:
             assert (await store(tenant, "s.acme")).seq == 1
-            begun = time.monotonic()
+            started = time.monotonic()
             with pytest.raises(AccessDenied, match=r"s\.other"):
                 await store(tenant, "s.other")
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - started < 2
             assert (await store(tenant, "s.acme.high")).seq == 2  # the connection goes on
 
 
@@ -756,10 +756,10 @@ async def test_a_request_that_is_not_permitted_is_access_denied_at_once(own_serv
     server = own_server(LIMITED)
     async with connected(server, user="worker", password="p") as worker:
         await make_stream(worker)
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(AccessDenied, match=r"STREAM\.DELETE"):
             await worker.api("STREAM.DELETE.S")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - started < 2
         assert await count(worker) == 0
 
 
@@ -825,14 +825,14 @@ async def test_no_task_is_left_after_close(own_server: OwnServer, when: str, eve
 async def test_a_callback_that_raises_is_logged_and_the_next_message_still_comes(
     conn: Connection, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
-    heard = []
+    received = []
 
     def hear(message: Received) -> None:
-        heard.append(message.data)
+        received.append(message.data)
         raise RuntimeError("a mistake in a callback")
 
     await conn.subscribe("news", hear)
     await conn.publish("news", b"1")
     await conn.publish("news", b"2")
-    await eventually(lambda: heard == [b"1", b"2"])
+    await eventually(lambda: received == [b"1", b"2"])
     await eventually(lambda: "a mistake in a callback" in caplog.text)

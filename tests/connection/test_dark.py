@@ -63,7 +63,7 @@ class Link:
         wait_until(lambda: supervisor.ready((f"{NETWORK}.2", self.port), "", ""), within=30)
 
     def cut(self) -> None:
-        """Both ways, without a word: the other end of the cable is pulled."""
+        """Drop both directions silently, as when the far end of the cable is pulled."""
         self._ip("-n", self.name, "link", "set", self.theirs, "down")
 
     def cut_answers(self) -> None:
@@ -136,10 +136,10 @@ async def test_over_a_dark_link_with_queued_writes_everything_goes_on_and_each_e
             assert not client.connection.connected, "the dark link was not noticed"
             link.mend()
             mended = time.monotonic()
-            told = await asyncio.gather(*tasks)
+            results = await asyncio.gather(*tasks)
             assert time.monotonic() - mended < 35  # what was on its way to us comes again when its lease has run out
-        kept = {str(n) for n, each in enumerate(told, 1) if each == str(n)}
-        none = {n for n, each in enumerate(told, 1) if each is None}
+        kept = {str(n) for n, each in enumerate(results, 1) if each == str(n)}
+        none = {n for n, each in enumerate(results, 1) if each is None}
         assert {str(n) for n in range(1, 600) if n % 3} <= kept
         assert not none & set(ran), "said to be not stored, and ran"
         assert len(ran) == len(set(ran)), "stored twice"

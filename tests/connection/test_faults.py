@@ -36,7 +36,7 @@ class Stream:
 
     def __init__(self, client: aiqueue.Client) -> None:
         self.client = client
-        self.begun: list[float] = []  # when handlers began
+        self.started_at: list[float] = []  # when handlers began
         self.results: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
@@ -46,7 +46,7 @@ class Stream:
 
         @worker.handle(Ping)
         async def ping(job: aiqueue.Job[Ping]) -> int:
-            self.begun.append(time.monotonic())
+            self.started_at.append(time.monotonic())
             return job.message.n
 
         return worker
@@ -69,7 +69,7 @@ class Stream:
 
     def gap_s(self, since: float) -> float:
         """The longest time without a job that began, after `since`."""
-        times = [since, *sorted(each for each in self.begun if each > since)]
+        times = [since, *sorted(each for each in self.started_at if each > since)]
         return max(b - a for a, b in itertools.pairwise(times))
 
 
@@ -83,21 +83,21 @@ async def test_an_enqueue_over_a_fault_ends_in_exactly_one_way(
         await provision.apply(client.connection, client.topology)
         config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
         await client.connection.api(f"STREAM.UPDATE.{STREAM}", {**config, "max_msgs_per_subject": 200})
-        told: dict[str, str] = {}
+        outcomes: dict[str, str] = {}
 
         async def one(n: int) -> None:
             key, timeout = f"u{n}", 0.7 if n % 3 else 30
             try:
                 await client.enqueue(Ping(n=n), tenant="acme", unique=key, timeout=timeout)
             except QueueFull:
-                told[key] = "refused"
+                outcomes[key] = "refused"
             except Unavailable as error:
-                told[key] = "perhaps" if error.maybe_stored else "not"
+                outcomes[key] = "perhaps" if error.maybe_stored else "not"
             else:
-                told[key] = "stored"
+                outcomes[key] = "stored"
 
         tasks = [asyncio.create_task(one(n)) for n in range(150)]
-        await eventually(lambda: len(told) > 20)
+        await eventually(lambda: len(outcomes) > 20)
         getattr(server, fault)()
         for n in range(150, 300):
             tasks.append(asyncio.create_task(one(n)))
@@ -107,9 +107,11 @@ async def test_an_enqueue_over_a_fault_ends_in_exactly_one_way(
         await eventually(lambda: client.connection.connected, within=20)
         await client.connection.flush()
         keys = [each.headers[headers.JOB_ID] async for each in client.connection.read(STREAM, ">")]
-    assert len(told) == 300
+    assert len(outcomes) == 300
     assert len(keys) == len(set(keys))
-    kept = {how: {key for key, each in told.items() if each == how} for how in ("stored", "refused", "perhaps", "not")}
+    kept = {
+        how: {key for key, each in outcomes.items() if each == how} for how in ("stored", "refused", "perhaps", "not")
+    }
     assert kept["stored"] <= set(keys)
     assert set(keys) <= kept["stored"] | kept["perhaps"]
 
@@ -126,10 +128,10 @@ async def test_a_leader_that_gives_way_costs_under_a_second_and_fewer_replicas_a
             producing = asyncio.create_task(flow.produce())
             await eventually(lambda: len(flow.results) > 20, within=20)
             for consumer in ("", LANE):
-                begun = time.monotonic()
+                since = time.monotonic()
                 own_cluster.step_down(STREAM, consumer)
-                await eventually(lambda: flow.begun[-1] > begun + 1, within=20)  # noqa: B023
-                assert flow.gap_s(begun) < 1
+                await eventually(lambda: flow.started_at[-1] > since + 1, within=20)  # noqa: B023
+                assert flow.gap_s(since) < 1
             await flow.end()
             await producing
 
@@ -148,8 +150,8 @@ async def test_the_first_job_runs_within_three_seconds_of_a_restarted_server(
             await asyncio.sleep(3)  # the backoff of the dialling has grown
             server.start()
             up = time.monotonic()
-            await eventually(lambda: flow.begun[-1] > up, within=10)
-            assert next(each for each in flow.begun if each > up) - up < 3
+            await eventually(lambda: flow.started_at[-1] > up, within=10)
+            assert next(each for each in flow.started_at if each > up) - up < 3
             await flow.end()
             await producing
 

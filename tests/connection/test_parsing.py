@@ -67,9 +67,9 @@ traffic = st.lists(st.one_of(messages(), others), max_size=12).map(b"".join)
 
 def read(parser: Parser, data: bytes, cuts: list[int]) -> None:
     async def feed() -> None:
-        places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-        for begins, ends in pairwise(places):
-            await parser.parse(data[begins:ends])
+        offsets = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+        for start, end in pairwise(offsets):
+            await parser.parse(data[start:end])
 
     asyncio.run(feed())
 

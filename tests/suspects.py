@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiqueue
-from aiqueue.attempt import attempt
+from aiqueue import attempt
 from aiqueue.errors import Stale
 
 LEFT: list[asyncio.Task[str]] = []  # what handlers began and did not wait for
@@ -37,7 +37,7 @@ async def lifespan() -> AsyncIterator[dict[str, int]]:
 @contextlib.asynccontextmanager
 async def deadly_to_read() -> AsyncIterator[None]:
     """Where every body ends the process that reads it."""
-    attempt.read = lambda _: os._exit(7)  # type: ignore[assignment, return-value]
+    attempt.decode_body = lambda _: os._exit(7)  # type: ignore[assignment, return-value]
     yield
 
 

@@ -1,49 +1,47 @@
-"""One call of a handler: what goes in, the outcome, time limits, threads, and cancellation while it runs.
+"""One call of a handler: decoding, the job it is called with, its outcome, time limits, threads, and cancellation.
 
-The same code serves workers and their children, so nothing here may import NATS when it is loaded.
+Workers, agents and child processes use the same code. A child starts without NATS, so no module here may import it
+when it is loaded.
 """
 
 from __future__ import annotations
 
-from .attempt import (
+from .cancellation import Cancellations, RunningAttempt
+from .decoding import (
+    DecodedJob,
+    RawJob,
+    decode_body,
+    decode_headers_only,
+    decode_headers_or_defaults,
+    decode_into,
+    find_wrong_lane,
+    is_past_deadline,
+)
+from .handler import Handler, Policies, build_job, outcome_of_error, timeout_outcome, unknown_kind_outcome
+from .outcomes import (
     AlreadyEnded,
     Cancelled,
-    DecodedJob,
     Duplicate,
-    Handler,
     Interrupted,
     Outcome,
-    Policies,
     Postponed,
     Raised,
-    RawJob,
     Refused,
     RetryPending,
     Returned,
     TakenOver,
     Unknown,
     WrongLane,
-    fill,
-    here,
-    misplaced,
-    nameless,
-    outcome_of,
-    overdue,
-    prepare,
-    raised,
-    read,
-    timed_out,
-    to_plain,
-    unknown_kind,
-    unread,
+    outcome_from_plain,
+    outcome_to_plain,
 )
-from .cancellation import Cancellations, RunningAttempt
 from .threads import Threads
 from .timeouts import Limits
 
 __all__ = [
     "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler", "Interrupted", "Limits",
     "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused", "RetryPending", "Returned", "RunningAttempt",
-    "TakenOver", "Threads", "Unknown", "WrongLane", "fill", "here", "misplaced", "nameless", "outcome_of",
-    "overdue", "prepare", "raised", "read", "timed_out", "to_plain", "unknown_kind", "unread",
+    "TakenOver", "Threads", "Unknown", "WrongLane", "build_job", "decode_body", "decode_headers_only",
+    "decode_headers_or_defaults", "decode_into", "find_wrong_lane", "is_past_deadline", "outcome_from_plain",
+    "outcome_of_error", "outcome_to_plain", "timeout_outcome", "unknown_kind_outcome",
 ]  # fmt: skip

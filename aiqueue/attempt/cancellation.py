@@ -1,5 +1,7 @@
-"""Stopping attempts whose job was cancelled while they ran. What decides is the journal, which the canceller has
-written; here a worker learns of it: by a message to all workers, or by looking, for the message may be lost.
+"""Stop attempts whose job is cancelled while they run.
+
+The journal decides whether a job is cancelled: the canceller has written it. A worker learns of it in two ways. The
+canceller sends a notice to all workers. The notice may be lost, so long attempts also have their journal read.
 """
 
 from __future__ import annotations
@@ -20,56 +22,60 @@ if TYPE_CHECKING:
     from ..connection import Connection, Received, Subscription
     from ..journal import Writer
 
-log = logging.getLogger("aiqueue.stops")
+log = logging.getLogger(__name__)
 
 ROUND_S = 1.0
-LONG_S = 5.0  # an attempt that has run for so long has its journal looked at, again each time as long has passed
-LOOKS_MAX = 100  # of one round, the attempts that began first before the others
+LONG_S = 5.0  # the journal of an attempt is read after this time, and each time as long has passed
+CHECKS_MAX = 100  # journals read in one round; the attempts that started first go first
 GRACE_S = 5.0  # what a handler gets to clean up before it is cancelled again, or its child process killed
-HEARD_MAX = 10_000
+NOTICES_MAX = 10_000
 
 
 class RunningAttempt:
-    """How one attempt is stopped. `asked`: its job was cancelled. `over`: it has ended, or was given up. `tell`: the
-    gentle way, where there is one; else its task is cancelled.
+    """One attempt, as far as it can be stopped.
+
+    `cancel_requested`: its job was cancelled. `is_over`: the attempt has ended, or was abandoned. `request_stop` is a
+    callback that asks the attempt to stop gently. None: there is no gentle way, and the attempt's task is cancelled.
+    `stop_limit` cancels the task (again) when the grace period is over. `check_at`: when its journal is read next,
+    monotonic seconds.
     """
 
     task: asyncio.Task[None]
     journaled: bool  # whether it has a writer
-    asked = over = False  # of the class: an attempt is made for every job, and few are stopped
-    limit: Limit | None = None
-    look_at = 0.0
-    tell: Callable[[], None] | None = None
+    cancel_requested = is_over = False  # defaults of the class: there is an attempt for every job, and few are stopped
+    stop_limit: Limit | None = None
+    check_at = 0.0
+    request_stop: Callable[[], None] | None = None
 
     @property
     def writer(self) -> Writer | None:
         raise NotImplementedError
 
     @property
-    def key(self) -> tuple[str, int]:
-        """The subject of its journal, and its run."""
+    def journal_key(self) -> tuple[str, int]:
+        """The subject of the job's journal, and the run."""
         raise NotImplementedError
 
 
 class Cancellations:
-    """The attempts of one worker that may be stopped."""
+    """Watches the running attempts of one worker, and stops those whose job is cancelled."""
 
     def __init__(self, connection: Connection, families: Iterable[Family], limits: Limits) -> None:
         self._connection = connection
         self._journals = {each.name: each.journal for each in families if each.journal}
         self._limits = limits
-        self._live: dict[RunningAttempt, None] = {}  # in the order of their beginning
-        self._heard: dict[tuple[str, int], None] = {}  # of jobs that wait here for a slot, perhaps
+        self._watched: dict[RunningAttempt, None] = {}  # in the order in which they started
+        self._notices: dict[tuple[str, int], None] = {}  # journal keys; some of these jobs may wait here for a slot
         self._subscriptions: list[Subscription] = []
         self._off: Callable[[], None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         for family in self._journals:
-            heard = await self._connection.subscribe(f"{subjects.CANCEL}.{family}", self._on_cancel)
-            self._subscriptions.append(heard)
-        self._off = self._connection.on_regained(self._look_at_all)  # what was said meanwhile is lost
-        self._watching = asyncio.create_task(self._watch())
+            subscription = await self._connection.subscribe(f"{subjects.CANCEL}.{family}", self._on_notice)
+            self._subscriptions.append(subscription)
+        self._off = self._connection.on_regained(self._make_all_due)  # notices sent meanwhile are lost
+        self._checking = asyncio.create_task(self._check_rounds())
         return self
 
     async def __aexit__(
@@ -77,79 +83,91 @@ class Cancellations:
     ) -> None:
         if self._off is not None:
             self._off()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
+        await self.unsubscribe()
+
+    async def unsubscribe(self) -> None:
+        """Receive no more notices: from now on only the journal shows that a job was cancelled. Safe twice."""
         for subscription in self._subscriptions:
             await subscription.close()
 
-    def begin(self, stop: RunningAttempt) -> bool:
-        """From now on it can be stopped. True: its job may have been cancelled before; the journal knows."""
-        if not stop.journaled:
+    def watch(self, running: RunningAttempt) -> bool:
+        """Let the attempt be stopped from now on.
+
+        True: there was a notice for its run already, so the caller must read the journal.
+        """
+        if not running.journaled:
             return False
-        stop.look_at = time.monotonic() + LONG_S
-        self._live[stop] = None
-        return bool(self._heard) and stop.key in self._heard
+        running.check_at = time.monotonic() + LONG_S
+        self._watched[running] = None
+        return bool(self._notices) and running.journal_key in self._notices
 
-    def end(self, stop: RunningAttempt) -> bool:
-        """It can be stopped no more. Whether its task was cancelled by somebody else."""
-        self._live.pop(stop, None)
-        stop.over = True
-        if stop.limit is None:
+    def unwatch(self, running: RunningAttempt) -> bool:
+        """Let the attempt be stopped no more, and mark it as over.
+
+        Returns whether somebody else cancelled its task too, such as a worker that leaves.
+        """
+        self._watched.pop(running, None)
+        running.is_over = True
+        if running.stop_limit is None:
             return False
-        self._limits.stop(stop.limit)
-        return stop.limit.absolve()
+        self._limits.stop(running.stop_limit)
+        return running.stop_limit.absolve()
 
-    # -- how it is learnt
-
-    def _on_cancel(self, message: Received) -> None:
-        """``{tenant} {job id} {run}``."""
+    def _on_notice(self, message: Received) -> None:
+        """Note a cancellation, and stop the attempts it is for. The message is ``{tenant} {job id} {run}``."""
         try:
             tenant, job_id, run = message.data.decode().split(" ")
             journal = self._journals[message.subject.removeprefix(f"{subjects.CANCEL}.")]
             key = subjects.journal(journal, tenant, job_id), headers.number(run)
         except (ValueError, KeyError):
-            log.debug("no word of a cancellation: %.100r", message.data)
+            log.debug("this is no notice of a cancellation: %.100r", message.data)
             return
-        self._heard[key] = self._heard.pop(key, None)
-        if len(self._heard) > HEARD_MAX:
-            del self._heard[next(iter(self._heard))]
-        for stop in self._live:
-            if stop.key == key:
-                self._stop(stop)
+        self._notices[key] = self._notices.pop(key, None)
+        if len(self._notices) > NOTICES_MAX:
+            del self._notices[next(iter(self._notices))]
+        for running in self._watched:
+            if running.journal_key == key:
+                self._stop_attempt(running)
 
-    def _stop(self, stop: RunningAttempt) -> None:
-        if stop.asked:
+    def _stop_attempt(self, running: RunningAttempt) -> None:
+        """Ask the attempt to stop, or cancel its task; after GRACE_S cancel the task (again). Safe twice."""
+        if running.cancel_requested:
             return
-        stop.asked = True
-        if stop.tell is None:
-            stop.limit = self._limits.cancel(stop.task, GRACE_S)
+        running.cancel_requested = True
+        if running.request_stop is None:
+            running.stop_limit = self._limits.cancel(running.task, GRACE_S)
         else:
-            stop.tell()
-            stop.limit = self._limits.start(stop.task, GRACE_S)
+            running.request_stop()
+            running.stop_limit = self._limits.start(running.task, GRACE_S)
 
-    def _look_at_all(self) -> None:
-        for stop in self._live:
-            stop.look_at = 0.0
+    def _make_all_due(self) -> None:
+        """Have every journal read in the next round."""
+        for running in self._watched:
+            running.check_at = 0.0
 
-    async def _watch(self) -> None:
+    async def _check_rounds(self) -> None:
+        """Read the journals that are due, once every ROUND_S, for ever."""
         while True:
             await asyncio.sleep(ROUND_S)
             now = time.monotonic()
-            due = [stop for stop in self._live if stop.look_at <= now and not stop.asked]
+            due = [each for each in self._watched if each.check_at <= now and not each.cancel_requested]
             if due and self._connection.connected:
-                await asyncio.gather(*(self._look(stop) for stop in due[:LOOKS_MAX]))
+                await asyncio.gather(*(self._check_journal(each) for each in due[:CHECKS_MAX]))
 
-    async def _look(self, stop: RunningAttempt) -> None:
-        writer = stop.writer
+    async def _check_journal(self, running: RunningAttempt) -> None:
+        """Stop the attempt if its journal has a final entry. Never raises."""
+        writer = running.writer
         assert writer is not None
         try:
-            ended = await writer.ended()
+            ended = await writer.is_run_ended()
         except AIQueueError as error:
-            log.debug("looking at %s: %s", writer.subject, error)
+            log.debug("reading the journal %s: %s", writer.subject, error)
         except Exception:
-            log.exception("looking at %s", writer.subject)
+            log.exception("reading the journal %s", writer.subject)
         else:
-            stop.look_at = time.monotonic() + LONG_S
-            if ended and stop in self._live:
-                self._stop(stop)
+            running.check_at = time.monotonic() + LONG_S
+            if ended and running in self._watched:
+                self._stop_attempt(running)

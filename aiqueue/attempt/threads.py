@@ -1,4 +1,4 @@
-"""Daemon threads for sync handlers. One that hangs is abandoned, and can keep neither a slot nor the exit."""
+"""Daemon threads for sync handlers. A thread that hangs is abandoned: it keeps neither a slot nor the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", contextvars.Cont
 
 
 class Threads:
-    """As many threads as are busy at once, kept for the next call. (concurrent.futures waits at exit for its own.)"""
+    """A pool with as many threads as calls run at once; an idle thread is kept for the next call.
+
+    `_idle` counts threads that wait for work, minus calls that are queued for them. `_started` counts all threads ever
+    started, and names them. `run` and the threads themselves change both, under `_lock`. (concurrent.futures would wait
+    for its threads when the process exits.)
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -24,8 +29,9 @@ class Threads:
         self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """What `call` returns or raises, run in a thread with this task's context. Cancelled, the thread goes on
-        alone and its outcome is dropped.
+        """Run `call` in a thread, with this task's context variables, and return or raise what it does.
+
+        When this task is cancelled, the thread goes on alone, and what it returns is dropped.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -47,6 +53,7 @@ class Threads:
             self._queue.put(None)
 
     def _work(self) -> None:
+        """Run calls until there is a None in the queue: the body of each thread."""
         while (work := self._queue.get()) is not None:
             loop, future, context, call = work
             result, error = None, None
@@ -55,18 +62,19 @@ class Threads:
             except BaseException as raised:  # noqa: BLE001  (SystemExit too: it must not end the thread unseen)
                 error = raised
             with self._lock:
-                if self._closed:  # abandoned by a timeout, and done at last
+                if self._closed:  # this call was abandoned, and ends after `close`
                     self._queue.put(None)
                 else:
                     self._idle += 1
             try:
-                loop.call_soon_threadsafe(_settle, future, result, error)
+                loop.call_soon_threadsafe(_set_outcome, future, result, error)
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
             del work, future, result, error
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def _set_outcome(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Give a future its result or error, unless it was cancelled."""
     if future.done():
         return
     if error is None:

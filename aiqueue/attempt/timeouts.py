@@ -1,4 +1,4 @@
-"""Time limits for many jobs at once: one tick for all of them instead of a timer for each."""
+"""Time limits for many jobs at once: one timer for all of them instead of one each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import logging
 import time
 
-log = logging.getLogger("aiqueue.timers")
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-AGAIN_TICKS = 20
+REPEAT_TICKS = 20
 CANCELS_MAX = 10
 
 
 class Limit:
-    """The time limit of one task. `cancels` is how often it has cancelled the task: not at all before its time."""
+    """The time limit of one task. `cancels`: how often this limit has cancelled the task. `tick`: its bucket."""
 
     __slots__ = ("cancels", "task", "tick")
 
@@ -29,7 +29,7 @@ class Limit:
         return self.cancels > 0
 
     def absolve(self) -> bool:
-        """Take this limit's own cancellations back. Whether the task was cancelled by somebody else too."""
+        """Undo this limit's own cancellations of the task. Returns whether somebody else cancelled the task too."""
         left = self.task.cancelling()
         for _ in range(self.cancels):
             left = self.task.uncancel()
@@ -37,10 +37,10 @@ class Limit:
 
 
 class Limits:
-    """A wheel of buckets, each TICK_S wide: a limit is put in and taken out by one dictionary access.
+    """A timing wheel with buckets of TICK_S: a limit is added and removed by one dictionary access.
 
-    A task is cancelled at most one tick after its limit, never before, and again each second while it goes on. (The
-    idea: Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*, SOSP 1987.)
+    A task is cancelled at most one tick after its limit, never before it, and once a second after that while it goes
+    on. (Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*, SOSP 1987.)
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,7 @@ class Limits:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, task: asyncio.Task[None], after_s: float) -> Limit:
+        """Cancel `task` after `after_s` seconds, unless `stop` is called before."""
         limit = Limit(task, int((time.monotonic() + after_s) / TICK_S) + 1)
         bucket = self._buckets.get(limit.tick)
         if bucket is None:
@@ -58,15 +59,15 @@ class Limits:
             bucket.add(limit)
         return limit
 
-    def cancel(self, task: asyncio.Task[None], again_s: float) -> Limit:
-        """Cancel a task now, and from `again_s` seconds later on as after a limit."""
-        limit = self.start(task, again_s)
+    def cancel(self, task: asyncio.Task[None], repeat_s: float) -> Limit:
+        """Cancel `task` now, and from `repeat_s` seconds on as after a limit."""
+        limit = self.start(task, repeat_s)
         limit.cancels = 1
         task.cancel()
         return limit
 
     def stop(self, limit: Limit) -> None:
-        """Safe twice."""
+        """Remove a limit. Safe twice."""
         bucket = self._buckets.get(limit.tick)
         if bucket is not None:
             bucket.discard(limit)
@@ -74,13 +75,14 @@ class Limits:
                 del self._buckets[limit.tick]
 
     def _turn(self) -> None:
+        """Cancel the tasks of all buckets that are due, and set the timer for the next tick."""
         now = int(time.monotonic() / TICK_S)
         for tick in [tick for tick in self._buckets if tick <= now]:
             for limit in self._buckets.pop(tick):
                 limit.cancels += 1
                 limit.task.cancel()
-                if limit.cancels < CANCELS_MAX:  # a handler may have swallowed it
-                    limit.tick = now + AGAIN_TICKS
+                if limit.cancels < CANCELS_MAX:  # a handler may have swallowed the cancellation
+                    limit.tick = now + REPEAT_TICKS
                     self._buckets.setdefault(limit.tick, set()).add(limit)
                 else:
                     log.error("a handler has swallowed %d cancellations and keeps its slot", limit.cancels)

@@ -1,6 +1,7 @@
-"""Handlers in child processes: the pool, the protocol on the pipes, the child's side, and the quarantine of suspects.
+"""The child pool of one worker: handlers in child processes, the protocol on their pipes, and suspects' quarantine.
 
-A child imports this room: what it loads at import may not need NATS or the network.
+A child process imports this room, so nothing that is loaded at import may need NATS or the network. (Several
+`aiqueue work` processes are a worker pool, and live in `cli/`.)
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .child import refuse_while_loading
-from .pool import Processes, Recipe
+from .pool import Processes
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine, Suspect

@@ -1,8 +1,8 @@
-"""What a worker's child process does: it finds the worker's handlers by their names and runs them, one at a time.
+"""What a child process does: it finds its worker's handlers by their names, and runs one job at a time.
 
-It starts as a fresh interpreter (see `processes`). Its stdin and stdout are the pipe to its worker; handlers get an
-empty stdin, and what they print goes to stderr. It ends with its worker: by the pipe's end, and on Linux by the
-kernel, whatever the worker or the child is doing. SIGINT and SIGTERM are the worker's to answer and do nothing here.
+A child starts as a fresh interpreter (see `pool`). Its stdin and stdout are the pipe to its worker. Handlers get an
+empty stdin, and what they print goes to stderr. A child ends with its worker: when the pipe closes, and on Linux by the
+kernel, whatever worker and child are doing. It ignores SIGINT and SIGTERM, which the worker handles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import importlib
+import dataclasses
 import logging
 import multiprocessing.spawn
 import os
@@ -29,6 +29,7 @@ from ..errors import BadInput, EncodeError, Stale
 from ..job import Job
 from ..topology import Family
 from . import protocol
+from .recipe import find_object
 
 _PR_SET_PDEATHSIG = 1
 
@@ -40,26 +41,27 @@ class Loading:
 
 
 def refuse_while_loading() -> None:
-    """Raises BadInput where a module starts a worker when a child imports it."""
+    """Raises BadInput if a module starts a worker while a child imports that module."""
     if Loading.now:
         raise BadInput('a child process imports this module: start the worker under `if __name__ == "__main__":`')
 
 
 def main(parent: int) -> None:
-    """Serve the worker whose pid is `parent`; returns when it says so."""
-    _end_with(parent)
+    """Serve the worker whose pid is `parent`, until it sends "end"."""
+    _end_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    line = _Line(*_take_pipe())
-    recipe = protocol.hear_blocking(line.ears)[1]
+    pipe = _WorkerPipe(*_take_pipe())
+    recipe = protocol.read_frame_blocking(pipe.reader)[1]
     _set_up_logging(recipe["log"])
     Loading.now = True
-    bench = _Bench(recipe)
+    found = _FoundHandlers(recipe)
     Loading.now = False
-    asyncio.run(_serve(line, bench))
+    asyncio.run(_serve_worker(pipe, found))
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its worker ends. Exit at once if the worker has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.name == "posix" and os.getppid() != parent:  # it ended before the call
@@ -67,133 +69,140 @@ def _end_with(parent: int) -> None:
 
 
 def _take_pipe() -> tuple[BinaryIO, BinaryIO]:
-    """The pipe, out of the reach of whoever reads stdin and prints."""
-    ears, mouth = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    """Return the pipe's two ends, moved away from stdin and stdout, which handlers may read and print to."""
+    reader, writer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
     os.dup2(2, 1)
-    return ears, mouth
+    return reader, writer
 
 
 def _set_up_logging(levels: dict[str, int]) -> None:
-    """As the worker's process has it, as far as numbers tell; a module that sets up logging itself wins."""
+    """Log to stderr at the worker's levels. A module that sets up logging itself overrides this."""
     if levels:
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-class _Line:
-    """The child's end of the pipe. A thread listens, so that the parent's end is noticed while the loop is busy."""
+class _WorkerPipe:
+    """The child's end of the pipe. A thread reads it, so that its end is noticed while the event loop is busy.
 
-    def __init__(self, ears: BinaryIO, mouth: BinaryIO) -> None:
-        self.ears = ears
-        self._mouth = mouth
-        self._speaking = threading.Lock()
-        self._told: asyncio.Future[list[Any]] | None = None
-        self.task: asyncio.Task[None] | None = None  # in which an async handler runs
-        self.cancelled = False  # the job that runs was
-        self._telling = asyncio.Lock()
+    `task` is the task in which an async handler runs, `cancelled` whether the running job was cancelled. `_answer` is
+    the future of the last question; questions are asked one at a time, under `_asking`.
+    """
+
+    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
+        self.reader = reader
+        self._writer = writer
+        self._writing = threading.Lock()
+        self._answer: asyncio.Future[list[Any]] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.cancelled = False
+        self._asking = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None, "it is set by listen"
+        assert self._loop is not None, "it is set by start_reading"
         return self._loop
 
-    def say(self, *words: Any) -> None:
-        self._send(protocol.pack(list(words)))
+    def send(self, *items: Any) -> None:
+        """Write a frame. Raises EncodeError."""
+        self._write(protocol.encode_frame(list(items)))
 
-    def _send(self, packed: bytes) -> None:
+    def _write(self, packed: bytes) -> None:
         frame = memoryview(packed)
-        with self._speaking:
+        with self._writing:
             while frame:
-                frame = frame[self._mouth.write(frame) or 0 :]
+                frame = frame[self._writer.write(frame) or 0 :]
 
-    def listen(self, requests: asyncio.Queue[list[Any]]) -> None:
-        """Put the parent's requests in `requests`. Ends this process with the pipe."""
+    def start_reading(self, requests: asyncio.Queue[list[Any]]) -> None:
+        """Read frames in a thread, and put the worker's requests in `requests`. When the pipe closes, exit."""
         self._loop = loop = asyncio.get_running_loop()
 
-        def run() -> None:
+        def read_frames() -> None:
             with contextlib.suppress(EOFError, OSError, RuntimeError):
                 while True:
-                    said = protocol.hear_blocking(self.ears)
-                    loop.call_soon_threadsafe(self._on_frame, requests, said)
+                    items = protocol.read_frame_blocking(self.reader)
+                    loop.call_soon_threadsafe(self._on_frame, requests, items)
             os._exit(0)
 
-        threading.Thread(target=run, name="aiqueue-pipe", daemon=True).start()
+        threading.Thread(target=read_frames, name="aiqueue-pipe", daemon=True).start()
 
-    async def ask(self, *words: Any) -> Any:
-        """What the parent answers while it waits for this child's outcome."""
-        async with self._telling:
-            if self._told is not None:  # of one whose asker was cancelled: the next answer is its own
-                await asyncio.wait([self._told])
-            packed = protocol.pack(list(words))
-            self._told = asyncio.get_running_loop().create_future()
-            self._send(packed)
-            problem, value = await asyncio.shield(self._told)
+    async def ask(self, *items: Any) -> Any:
+        """Ask the worker something for the running job, and return its answer. Raises what the worker raised."""
+        async with self._asking:
+            if self._answer is not None:  # of a question whose asker was cancelled: the next answer belongs to it
+                await asyncio.wait([self._answer])
+            packed = protocol.encode_frame(list(items))
+            self._answer = asyncio.get_running_loop().create_future()
+            self._write(packed)
+            problem, value = await asyncio.shield(self._answer)
         if problem:
-            raise protocol.error_of(problem)
+            raise protocol.error_from_plain(problem)
         return value
 
-    def _on_frame(self, requests: asyncio.Queue[list[Any]], said: list[Any]) -> None:
-        if said[0] == "stop":
+    def _on_frame(self, requests: asyncio.Queue[list[Any]], items: list[Any]) -> None:
+        """Handle one frame: "stop" cancels the job, "answer" answers a question, anything else is a request."""
+        if items[0] == "stop":
             self.cancelled = True
             if self.task is not None:
                 self.task.cancel()
-        elif said[0] != "told":
+        elif items[0] != "answer":
             self.cancelled = False
-            requests.put_nowait(said)
-        elif self._told is not None and not self._told.done():
-            self._told.set_result(said[1:])
+            requests.put_nowait(items)
+        elif self._answer is not None and not self._answer.done():
+            self._answer.set_result(items[1:])
 
 
-class _Voice:
-    """What a job may ask for while its handler runs here: see `job.Progress`. What is asked for later is refused: the
-    parent would take it for the next job's.
+class _ChildContext:
+    """What a job may ask for while its handler runs in a child (it implements `job.Progress`).
+
+    Once the attempt `is_over`, questions are refused: the worker would take them for the next job's.
     """
 
-    def __init__(self, line: _Line) -> None:
-        self._line = line
-        self._opened = 0
-        self.over = False
+    def __init__(self, pipe: _WorkerPipe) -> None:
+        self._pipe = pipe
+        self._documents_opened = 0
+        self.is_over = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        return self._line.loop
+        return self._pipe.loop
 
     @property
     def cancelled(self) -> bool:
-        return self.over or self._line.cancelled
+        return self.is_over or self._pipe.cancelled
 
     async def progress(self, fraction: float, note: str) -> None:
-        """Have the parent write it to the journal. Raises what the parent's write raised."""
+        """Have the worker write a `progress` entry. Raises what the worker's write raised."""
         await self._ask("progress", fraction, note)
 
     async def chunk(self, data: Any) -> None:
-        """As `progress`: a part of what comes out of the job."""
+        """Have the worker append a part of the job's output. Raises what the worker's write raised."""
         await self._ask("chunk", data)
 
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
-        """Have the parent read a document, chunk by chunk. Raises what the parent's reading raised."""
-        self._opened += 1
-        number = self._opened
+        """Have the worker read a document, chunk by chunk. Raises what the worker's read raised."""
+        self._documents_opened += 1
+        number = self._documents_opened
         try:
             while (chunk := await self._ask("document", number, document.model_dump())) is not None:
                 yield chunk
         finally:
-            if not self.over:
-                await self._ask("shut", number)
+            if not self.is_over:
+                await self._ask("close document", number)
 
-    async def _ask(self, *words: Any) -> Any:
-        if self.over:
-            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
-        return await self._line.ask(*words)
+    async def _ask(self, *items: Any) -> Any:
+        if self.is_over:
+            raise Stale("this attempt is over: it can write nothing more for its job", ended=False)
+        return await self._pipe.ask(*items)
 
 
-class _Bench:
-    """The handlers of a recipe, found in this process. `missing`: those that were not, and why."""
+class _FoundHandlers:
+    """A worker's handlers, found by the names in its recipe. `missing`: which were not found, and why."""
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         if recipe["main"]:
@@ -203,16 +212,22 @@ class _Bench:
         self.missing: list[list[str]] = []
         worker = None
         if recipe["worker"]:
-            with contextlib.suppress(Exception):  # every handler that it is needed for will be missing
-                worker = find(recipe["worker"])
+            with contextlib.suppress(Exception):  # each handler that needs the worker will be missing
+                worker = find_object(recipe["worker"])
         for family, kind, call, model, is_async in recipe["handlers"]:
             try:
                 self.handlers[family, kind] = (
                     Handler(
-                        find(model), find(call), is_async, Backoff(), None, True, on=_policies(worker, family, kind)
+                        find_object(model),
+                        find_object(call),
+                        is_async,
+                        Backoff(),
+                        None,
+                        True,
+                        on=_find_policies(worker, family, kind),
                     )
                     if call and model
-                    else attempt.here(_registered(worker, family, kind))
+                    else dataclasses.replace(_find_registered(worker, family, kind), process=False)
                 )
             except Exception as error:  # noqa: BLE001  (a module may raise anything)
                 self.missing.append([family, kind, f"{type(error).__name__}: {error}"])
@@ -220,89 +235,90 @@ class _Bench:
         if recipe["lifespan"] == "worker":
             self.lifespan = getattr(worker, "lifespan", None)
         elif recipe["lifespan"]:
-            self.lifespan = find(recipe["lifespan"])
+            self.lifespan = find_object(recipe["lifespan"])
 
 
-async def _serve(line: _Line, bench: _Bench) -> None:
+async def _serve_worker(pipe: _WorkerPipe, found: _FoundHandlers) -> None:
+    """Enter the lifespan, send "ready", and answer requests until "end"."""
     requests: asyncio.Queue[list[Any]] = asyncio.Queue()
     threads = Threads("aiqueue-handler")
-    line.listen(requests)
+    pipe.start_reading(requests)
     async with AsyncExitStack() as stack:
         try:
-            state = await stack.enter_async_context(bench.lifespan()) if bench.lifespan else None
+            state = await stack.enter_async_context(found.lifespan()) if found.lifespan else None
         except Exception as error:  # noqa: BLE001  (a lifespan may raise anything)
-            line.say("problem", f"its lifespan raised {type(error).__name__}: {error}")
+            pipe.send("problem", f"its lifespan raised {type(error).__name__}: {error}")
             return
-        line.say("ready", bench.missing)
+        pipe.send("ready", found.missing)
         while (request := await requests.get())[0] != "end":
             try:
-                line.say(*await _answer(line, bench, threads, state, request))
-            except Exception as error:  # noqa: BLE001  (a fault of aiqueue's own: no job shall be convicted of it)
-                line.say("fault", f"{type(error).__name__}: {error}")
+                pipe.send(*await _answer_request(pipe, found, threads, state, request))
+            except Exception as error:  # noqa: BLE001  (a fault of aiqueue's own must not convict the job)
+                pipe.send("fault", f"{type(error).__name__}: {error}")
 
 
-async def _answer(line: _Line, bench: _Bench, threads: Threads, state: Any, request: list[Any]) -> list[Any]:
-    word, plain, *rest = request
-    raw = RawJob(bench.families[plain[0]], *plain[1:])
-    if word == "read":
-        found = attempt.read(raw)
-        return ["read", found.job_id, found.kind, found.problem]
+async def _answer_request(
+    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
+) -> list[Any]:
+    """Return the answer to one request: "read" decodes a job's body, "run" calls its handler."""
+    verb, plain, *rest = request
+    raw = RawJob(found.families[plain[0]], *plain[1:])
+    if verb == "read":
+        decoded = attempt.decode_body(raw)
+        return ["read", decoded.job_id, decoded.kind, decoded.problem]
     number, keeps_result = rest
-    return ["outcome", *_plain(await _attempt(line, bench, threads, raw, state, number), keeps_result)]
+    outcome = await _call_handler_here(pipe, found, threads, raw, state, number)
+    return ["outcome", *_outcome_to_send(outcome, keeps_result)]
 
 
-async def _attempt(line: _Line, bench: _Bench, threads: Threads, raw: RawJob, state: Any, number: int) -> Outcome:
-    """One run of a handler. Its timeout is the parent's to keep: it can end what hangs here."""
-    found = attempt.read(raw)
-    handler = bench.handlers.get((raw.family.name, found.kind))
-    context = _Voice(line)
-    job = attempt.prepare(raw, found, handler, attempt=number, state=state, progress=context)
+async def _call_handler_here(
+    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, raw: RawJob, state: Any, number: int
+) -> Outcome:
+    """Call the handler for attempt `number`. The worker keeps its timeout, because it can kill a child that hangs."""
+    decoded = attempt.decode_body(raw)
+    handler = found.handlers.get((raw.family.name, decoded.kind))
+    context = _ChildContext(pipe)
+    job = attempt.build_job(raw, decoded, handler, attempt=number, state=state, progress=context)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler
     task = asyncio.current_task()
     try:
-        if line.cancelled:
+        if pipe.cancelled:
             return Cancelled()
         if not handler.is_async:
             return Returned(await threads.run(lambda: handler.call(job)))
-        line.task = task
+        pipe.task = task
         return Returned(await handler.call(job))
     except asyncio.CancelledError:
-        return Cancelled() if line.cancelled else attempt.Raised("the handler was cancelled from within", "")
+        return Cancelled() if pipe.cancelled else attempt.Raised("the handler was cancelled from within", "")
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-        return attempt.raised(error, handler.on)
+        return attempt.outcome_of_error(error, handler.on)
     finally:
-        context.over, line.task = True, None
-        if line.cancelled and task is not None:
+        context.is_over, pipe.task = True, None
+        if pipe.cancelled and task is not None:
             task.uncancel()
 
 
-def _plain(outcome: Outcome, keeps_result: bool) -> list[Any]:
+def _outcome_to_send(outcome: Outcome, keeps_result: bool) -> list[Any]:
+    """Return an outcome as plain data, without a result that is not kept. One that CBOR cannot hold is Refused."""
     if isinstance(outcome, Returned) and not keeps_result:
         outcome = Returned(None)
     try:
-        return attempt.to_plain(outcome)
+        return attempt.outcome_to_plain(outcome)
     except EncodeError as error:
-        return attempt.to_plain(Refused("result", f"the result cannot be kept: {error}"))
+        return attempt.outcome_to_plain(Refused("result", f"the result cannot be kept: {error}"))
 
 
-def find(reference: str) -> Any:
-    """What ``module:qualified.name`` names. Raises what importing the module raises, AttributeError."""
-    module, _, path = reference.partition(":")
-    found: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
-
-
-def _policies(worker: Any, family: str, kind: str) -> Policies:
+def _find_policies(worker: Any, family: str, kind: str) -> Policies:
+    """Return the `on` of a worker's handler, {} if the worker has no such handler."""
     try:
-        return _registered(worker, family, kind).on
+        return _find_registered(worker, family, kind).on
     except LookupError:
         return {}
 
 
-def _registered(worker: Any, family: str, kind: str) -> Handler:
+def _find_registered(worker: Any, family: str, kind: str) -> Handler:
+    """Return a worker's handler for a kind. Raises LookupError."""
     for handler in worker.handlers if worker is not None else ():
         if (handler.model.aiq_family, handler.model.aiq_kind) == (family, kind):
             return handler  # type: ignore[no-any-return]

@@ -1,4 +1,7 @@
-"""What travels between a worker and its children: frames of CBOR on a pipe, a length in front. Nothing is unpickled."""
+"""What travels between a worker and its child processes: frames of CBOR on a pipe. Nothing is unpickled.
+
+A frame is a length and a list, whose first item is the verb. `pool` is the worker's end, `child` the child's.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,42 @@ from ..topology import Family
 LENGTH = 4  # bytes of a frame's length, big-endian
 
 
-def pack(said: list[Any]) -> bytes:
-    """A frame. Raises EncodeError for what is no plain data."""
-    body = codec.encode(said)
+def encode_frame(items: list[Any]) -> bytes:
+    """Return the frame of a list. Raises EncodeError for items that are not plain data."""
+    body = codec.encode(items)
     return len(body).to_bytes(LENGTH, "big") + body
 
 
-async def hear(reader: asyncio.StreamReader) -> list[Any]:
-    """The next frame. Raises EOFError (asyncio's IncompleteReadError is one), DecodeError."""
+async def read_frame(reader: asyncio.StreamReader) -> list[Any]:
+    """Read the next frame. Raises EOFError (asyncio's IncompleteReadError is one), DecodeError."""
     size = int.from_bytes(await reader.readexactly(LENGTH), "big")
-    return _words(await reader.readexactly(size))
+    return _decode_items(await reader.readexactly(size))
 
 
-def hear_blocking(pipe: BinaryIO) -> list[Any]:
-    """The next frame, for a thread. Raises EOFError, DecodeError."""
-    return _words(_exactly(pipe, int.from_bytes(_exactly(pipe, LENGTH), "big")))
+def read_frame_blocking(pipe: BinaryIO) -> list[Any]:
+    """Read the next frame, in a thread. Raises EOFError, DecodeError."""
+    return _decode_items(_read_exactly(pipe, int.from_bytes(_read_exactly(pipe, LENGTH), "big")))
 
 
-def plain_parcel(raw: RawJob) -> list[Any]:
-    """A parcel as plain data, its family by name."""
+def raw_job_to_plain(raw: RawJob) -> list[Any]:
+    """Return a job as plain data, with the name of its family."""
     return [raw.family.name, *raw[1:5], dict(raw.headers), raw.body]
 
 
-def plain_family(family: Family) -> dict[str, Any]:
-    """A family as plain data; ``Family(**data)`` makes it again."""
+def family_to_plain(family: Family) -> dict[str, Any]:
+    """Return a family as plain data. ``Family(**data)`` makes an equal one."""
     return {each.name: getattr(family, each.name) for each in dataclasses.fields(family)}
 
 
-def plain_error(error: AIQueueError) -> list[Any]:
-    """An error of what was done for a child, as `error_of` reads it: by the nearest class that is known there."""
+def error_to_plain(error: AIQueueError) -> list[Any]:
+    """Return an error as plain data, under the name of its nearest class that `error_from_plain` knows."""
     names = (each.__name__ for each in type(error).__mro__)
     name = next((each for each in names if each in _ERRORS or each == "Stale"), "")
     return [name, str(error), isinstance(error, Stale) and error.ended]
 
 
-def error_of(plain: list[Any]) -> AIQueueError:
-    """What a child raises where its parent could not do it: the same, or AIQueueError with the text."""
+def error_from_plain(plain: list[Any]) -> AIQueueError:
+    """Return the error that `error_to_plain` wrote. Of an unknown class, it is an AIQueueError with the same text."""
     name, text, ended = plain
     if name == "Stale":
         return Stale(text, ended=bool(ended))
@@ -61,13 +64,14 @@ _ERRORS: dict[str, type[AIQueueError]] = {
 }  # fmt: skip
 
 
-def _words(body: bytes) -> list[Any]:
-    said = codec.decode(body, codec.CBOR)
-    return said if isinstance(said, list) and said else ["?"]
+def _decode_items(body: bytes) -> list[Any]:
+    """Return the list in a frame's body. Anything else becomes ``["?"]``, a verb that nobody knows."""
+    items = codec.decode(body, codec.CBOR)
+    return items if isinstance(items, list) and items else ["?"]
 
 
-def _exactly(pipe: BinaryIO, size: int) -> bytes:
-    found = pipe.read(size)
-    if len(found) < size:
+def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
         raise EOFError
-    return found
+    return data

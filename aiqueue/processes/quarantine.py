@@ -1,8 +1,8 @@
-"""Where jobs are tried that may have killed their worker: in a child process, one at a time.
+"""Suspects: jobs that may have killed their worker. They are tried in a child process, one at a time.
 
-A job that comes back for the third time without an outcome is a suspect: its worker died twice, or it was only leased
-beside the job that killed it, or it was handed back. Being tried harms none of these but the first
-(docs/decisions/quarantine.md).
+A job whose third delivery comes, and whose first two had no outcome, is a suspect. Either it killed two workers, or it
+was only leased by workers that another job killed, or it was returned to the queue unnoticed. The trial convicts only
+the first of these (docs/decisions/quarantine.md).
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from ..errors import AIQueueError, Unavailable
 from ..job import Progress
 from ..journal import STARTED, TRIAL, Entry, Writer
 from ..lanes import Delivery
-from . import pool, protocol
-from .pool import Died, NoChild, Overdue, Recipe, Seat
+from . import protocol
+from .pool import ChildDied, ChildNotStarted, ChildSlot, ChildTimedOut, run_in_slot
+from .recipe import Recipe
 
-log = logging.getLogger("aiqueue.quarantine")
+log = logging.getLogger(__name__)
 
 LOST_MIN = 2  # deliveries without an outcome that make a suspect
-WAITING_MAX = 4  # suspects that wait here for the one that is tried; more go back
-BACK_S = (1.0, 30.0)  # for how long they go: at least, and at most
+WAITING_MAX = 4  # suspects that wait here for the trial under way; more return to the queue
+RETURN_S = (1.0, 30.0)  # for how long they return: at least, and at most
 READ_S = 30.0  # what a child gets to read a body
-IDLE_S = 60.0  # a child that has had nothing to do for so long is ended
+IDLE_S = 60.0  # a child without requests for so long is ended
 TRIALS_MAX = 3  # trials in the worker itself, where there can be no child
 REMEMBERED_MAX = 10_000
 KILLED = "killed_worker"
@@ -42,7 +43,7 @@ KILLED = "killed_worker"
 
 @dataclass(frozen=True)
 class Suspect:
-    """A job to be tried. `head`: the newest entry of its own run in the journal."""
+    """A job to be tried. `newest`: the newest entry of its run in the journal."""
 
     raw: RawJob
     job_id: str
@@ -50,201 +51,238 @@ class Suspect:
     handler: Handler
     writer: Writer | None
     progress: Progress
-    head: Entry | None
-    stop: RunningAttempt
+    newest: Entry | None
+    running: RunningAttempt
 
 
 class Quarantine:
-    """The suspects of one worker. `slots`: how many jobs it runs at once; suspects may wait in a quarter of them."""
+    """The suspects of one worker. `slots`: how many jobs the worker runs at once; suspects wait in a quarter of them.
 
-    def __init__(self, connection: Connection, recipe: Recipe, *, slots: int) -> None:
+    `_waiting` counts the suspects that wait for the trial under way, which started at `_trial_started_at` (monotonic).
+    The child in `_trial_slot` belongs to whoever holds `_trial_lock`, the one in `_reader_slot` to `_reader_lock`.
+    """
+
+    def __init__(
+        self, connection: Connection, recipe: Recipe, *, slots: int, reader_recipe: Recipe | None = None
+    ) -> None:
+        """`reader_recipe`: for the child that reads bodies; by default it knows the families and no handlers."""
         self._connection = connection
         self._recipe = recipe
         self._name = secrets.token_hex(4)
-        self._heard: list[Subscription] = []
+        self._subscriptions: list[Subscription] = []
         self._waiting_max = min(WAITING_MAX, slots // 4)
         self._waiting = 0
-        self._begun = 0.0
-        self._turn = asyncio.Lock()
-        self._reading = asyncio.Lock()
-        self._bench = Seat(recipe)
-        self._desk = Seat(Recipe(recipe.families, {}))  # reads bodies: it needs nothing of the user's
-        self._idle: dict[Seat, asyncio.TimerHandle] = {}
+        self._trial_started_at = 0.0
+        self._trial_lock = asyncio.Lock()
+        self._reader_lock = asyncio.Lock()
+        self._trial_slot = ChildSlot(recipe)
+        self._reader_slot = ChildSlot(reader_recipe or Recipe(recipe.families, {}))
+        self._idle: dict[ChildSlot, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._handed_back: dict[tuple[str, int], int] = {}
+        self._returns: dict[tuple[str, int], int] = {}  # by stream and sequence: how often the job was returned
         self._warned: set[str] = set()
 
     async def __aenter__(self) -> Self:
         for family in self._recipe.families:
-            self._heard.append(await self._connection.subscribe(f"{subjects.BACK}.{family}", self._on_back))
+            subscription = await self._connection.subscribe(f"{subjects.BACK}.{family}", self._on_return_notice)
+            self._subscriptions.append(subscription)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for subscription in self._heard:
+        for subscription in self._subscriptions:
             await subscription.close()
         for timer in self._idle.values():
             timer.cancel()
-        await asyncio.gather(self._bench.clear(), self._desk.clear(), *self._ending)
+        await asyncio.gather(self._trial_slot.end_child(), self._reader_slot.end_child(), *self._ending)
 
-    # -- who is a suspect
+    # -- which jobs are suspects
 
-    async def handed_back(self, delivery: Delivery) -> None:
-        """Remember that this delivery ends here without anybody's fault (of the last 10,000 jobs), and tell the other
-        workers. They may miss it: then a job is tried that need not be.
+    async def note_return(self, delivery: Delivery) -> None:
+        """Remember that this delivery ends through no fault of its job, and send a notice to the other workers.
+
+        The last REMEMBERED_MAX jobs are remembered. A worker that misses the notice may try a job needlessly.
         """
-        self._remember(delivery.lane.stream, delivery.seq)
-        word = f"{self._name} {delivery.lane.stream} {delivery.seq}".encode()
+        self._remember_return(delivery.lane.stream, delivery.seq)
+        notice = f"{self._name} {delivery.lane.stream} {delivery.seq}".encode()
         with contextlib.suppress(AIQueueError):
-            await self._connection.publish(f"{subjects.BACK}.{delivery.lane.key.family}", word)
+            await self._connection.publish(f"{subjects.BACK}.{delivery.lane.key.family}", notice)
 
-    def _on_back(self, message: Received) -> None:
+    def _on_return_notice(self, message: Received) -> None:
+        """Remember a return that another worker noted: ``{quarantine} {stream} {sequence}``."""
         name, _, rest = message.data.decode(errors="replace").partition(" ")
         stream, _, seq = rest.partition(" ")
         if name != self._name and (number := headers.number(seq)):
-            self._remember(stream, number)
+            self._remember_return(stream, number)
 
-    def _remember(self, stream: str, seq: int) -> None:
-        self._handed_back[stream, seq] = self._handed_back.pop((stream, seq), 0) + 1
-        if len(self._handed_back) > REMEMBERED_MAX:
-            del self._handed_back[next(iter(self._handed_back))]
+    def _remember_return(self, stream: str, seq: int) -> None:
+        self._returns[stream, seq] = self._returns.pop((stream, seq), 0) + 1
+        if len(self._returns) > REMEMBERED_MAX:
+            del self._returns[next(iter(self._returns))]
 
-    def suspects(self, delivery: Delivery, attempt: int = 1) -> bool:
-        """Whether at least LOST_MIN earlier deliveries have no outcome, given the attempt that this one is.
+    def is_suspect(self, delivery: Delivery, attempt: int = 1) -> bool:
+        """Return whether at least LOST_MIN earlier deliveries had no outcome, given that this is attempt `attempt`.
 
-        Without the attempt: whether that is possible.
+        An attempt that failed had an outcome, and a return to the queue counts as one. While the number of the attempt
+        is not known, 1 answers whether the job may be a suspect.
         """
-        lost = delivery.delivered - 1 - (attempt - 1)
+        lost = delivery.delivery_count - 1 - (attempt - 1)
         if lost < LOST_MIN:
             return False
-        return lost - self._handed_back.get((delivery.lane.stream, delivery.seq), 0) >= LOST_MIN
+        return lost - self._returns.get((delivery.lane.stream, delivery.seq), 0) >= LOST_MIN
 
-    async def look(self, raw: RawJob) -> DecodedJob | Refused:
-        """Which job this is. Its body is read in a child, and only where the headers do not tell."""
-        found = attempt.unread(raw)
+    async def identify(self, raw: RawJob) -> DecodedJob | Refused:
+        """Return id and kind of a suspect, without its data. If the headers lack them, a child reads the body.
+
+        Refused: reading the body killed the child, or took longer than READ_S.
+        """
+        found = attempt.decode_headers_only(raw)
         if found is not None:
             return found
-        async with self._reading:
+        async with self._reader_lock:
             try:
-                said = await self._ask_fresh(self._desk, ["read", protocol.plain_parcel(raw)])
-            except (Died, Overdue) as ended:
+                answer = await self._ask_reader(["read", protocol.raw_job_to_plain(raw)])
+            except (ChildDied, ChildTimedOut) as ended:
                 how = str(ended) or f"it took longer than {READ_S:g} s"
                 return Refused(KILLED, f"reading its body ended a child process: {how}")
-            except NoChild as error:
-                self._warn("read", f"bodies of suspects are read in the worker: {error}")
-                return attempt.read(raw)
+            except ChildNotStarted as error:
+                self._warn_once("read", f"bodies of suspects are read in the worker: {error}")
+                return attempt.decode_body(raw)
             finally:
-                self._rest(self._desk)
-        return DecodedJob(said[1], said[2], problem=said[3])
+                self._start_idle_timer(self._reader_slot)
+        return DecodedJob(answer[1], answer[2], problem=answer[3])
 
     # -- the trial
 
-    async def run(self, suspect: Suspect, here: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Try a suspect: in a child, or by calling `here` where its handler cannot be found there."""
-        if self._turn.locked() and self._waiting >= self._waiting_max:
-            return Postponed(self._back_s())
+    async def run_trial(self, suspect: Suspect, run_here: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Wait for the trial under way, then try a suspect in a child, or by `run_here` where no child can.
+
+        Postponed: too many suspects wait already. Raises Unavailable.
+        """
+        if self._trial_lock.locked() and self._waiting >= self._waiting_max:
+            return Postponed(self._return_delay_s())
         self._waiting += 1
         try:
-            await self._turn.acquire()
+            await self._trial_lock.acquire()
         finally:
             self._waiting -= 1
-        self._begun = time.monotonic()
+        self._trial_started_at = time.monotonic()
         try:
-            return await self._try(suspect, here)
+            return await self._choose_trial(suspect, run_here)
         finally:
-            self._rest(self._bench)
-            self._turn.release()
+            self._start_idle_timer(self._trial_slot)
+            self._trial_lock.release()
 
-    async def _try(self, suspect: Suspect, here: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        problem = self._recipe.problem(suspect.handler)
-        if not problem:
-            try:
-                child = await self._bench.fill()
-                model = suspect.handler.model
-                missing = {(family, kind): why for family, kind, why in child.missing}
-                problem = missing.get((model.aiq_family, model.aiq_kind), "")
-            except NoChild as error:
-                problem = str(error)
+    async def _choose_trial(self, suspect: Suspect, run_here: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Try a suspect in a child, or in this process if no child can be started or none finds the handler."""
+        problem = await self._find_problem(suspect.handler)
         if problem:
-            return await self._try_here(suspect, here, problem)
-        log.warning("job %s comes back for want of an outcome: it is tried in a child process", suspect.job_id)
+            return await self._try_in_worker(suspect, run_here, problem)
+        log.warning("job %s was redelivered without an outcome: it is tried in a child process", suspect.job_id)
         try:
-            return await self._run(suspect)
-        except NoChild as error:
-            return await self._try_here(suspect, here, str(error))
-        except Died as died:
+            return await self._try_in_child(suspect)
+        except ChildNotStarted as error:
+            return await self._try_in_worker(suspect, run_here, str(error))
+        except ChildDied as died:
             if suspect.handler.process:
                 return Raised(f"worker process died: {died}", "")
             return Refused(KILLED, f"it ended the child process that it was tried in: {died}")
 
-    async def _run(self, suspect: Suspect) -> Outcome:
-        """A child that an earlier suspect has used may have died of that one: only a fresh one convicts."""
+    async def _find_problem(self, handler: Handler) -> str:
+        """Return why no child can run the handler. "": the child, which is started now, has found it."""
+        problem = self._recipe.find_problem(handler)
+        if problem:
+            return problem
         try:
-            return await pool.run(
-                self._bench, suspect.raw, suspect.attempt, suspect.handler, suspect.progress, suspect.stop
-            )
-        except Died as died:
-            if died.first or suspect.stop.asked:
-                raise
-        return await pool.run(
-            self._bench, suspect.raw, suspect.attempt, suspect.handler, suspect.progress, suspect.stop
-        )
+            child = await self._trial_slot.get_child()
+        except ChildNotStarted as error:
+            return str(error)
+        missing = {(family, kind): why for family, kind, why in child.missing}
+        return missing.get((handler.model.aiq_family, handler.model.aiq_kind), "")
 
-    async def _try_here(self, suspect: Suspect, here: Callable[[], Awaitable[Outcome]], problem: str) -> Outcome:
-        """A trial in the worker, which is told to the journal first: the next delivery sees that it had no end."""
+    async def _try_in_child(self, suspect: Suspect) -> Outcome:
+        """Run the handler in the child. If the child dies, run it again in a fresh child, and let that one decide.
+
+        An earlier suspect may have damaged a child that was used before, so only a fresh child convicts.
+        Raises ChildDied, ChildNotStarted.
+        """
+        run = self._trial_slot, suspect.raw, suspect.attempt, suspect.handler, suspect.progress, suspect.running
+        try:
+            return await run_in_slot(*run)
+        except ChildDied as died:
+            if died.first or suspect.running.cancel_requested:
+                raise
+        return await run_in_slot(*run)
+
+    async def _try_in_worker(
+        self, suspect: Suspect, run_here: Callable[[], Awaitable[Outcome]], problem: str
+    ) -> Outcome:
+        """Try a suspect in this process. A `trial` entry is written first, so that the next delivery sees a death.
+
+        Refused: TRIALS_MAX trials had no end. Raises Unavailable if the handler must run in a child.
+        """
         if suspect.handler.process:
             raise Unavailable(f"no child process: {problem}")
         kind = suspect.handler.model.aiq_kind
-        self._warn(kind, f"suspects of kind {kind} are tried in the worker, and may end it: {problem}")
-        head = suspect.head
-        tells = head is not None and head.event in (TRIAL, STARTED) and isinstance(head.data, dict)
-        before = head.data.get("trials") if head is not None and tells else 0
-        trials = before if isinstance(before, int) else 0
+        self._warn_once(kind, f"suspects of kind {kind} are tried in the worker, and may end it: {problem}")
+        trials = _count_trials(suspect.newest)
         if trials >= TRIALS_MAX:
-            return Refused(KILLED, f"{trials} trials in a worker had no end (in no child, for {problem})")
+            return Refused(KILLED, f"{trials} trials in a worker had no end (no child process can try it: {problem})")
         if suspect.writer is not None:
             await suspect.writer.write(TRIAL, {"trials": trials + 1})
-        outcome = await here()
+        outcome = await run_here()
         if isinstance(outcome, Interrupted) and suspect.writer is not None:
             await suspect.writer.write(TRIAL, {"trials": trials})
         return outcome
 
-    async def _ask_fresh(self, seat: Seat, request: list[Any]) -> list[Any]:
+    async def _ask_reader(self, request: list[Any]) -> list[Any]:
+        """Ask the child that reads bodies. If a used child dies, ask a fresh one. Raises as `ChildSlot.ask`."""
         try:
-            return await seat.ask(request, timeout_s=READ_S)
-        except Died as died:
+            return await self._reader_slot.ask(request, timeout_s=READ_S)
+        except ChildDied as died:
             if died.first:
                 raise
-        return await seat.ask(request, timeout_s=READ_S)
+        return await self._reader_slot.ask(request, timeout_s=READ_S)
 
-    # -- the children
+    def _return_delay_s(self) -> float:
+        """Return as many seconds as the trial under way has taken so far, within RETURN_S, and spread by a quarter."""
+        least, most = RETURN_S
+        elapsed_s = time.monotonic() - self._trial_started_at
+        return min(most, max(least, elapsed_s)) * random.uniform(0.75, 1.25)  # noqa: S311
 
-    def _back_s(self) -> float:
-        """As long as the trial under way has taken so far, within bounds, and not all at once."""
-        least, most = BACK_S
-        return min(most, max(least, time.monotonic() - self._begun)) * random.uniform(0.75, 1.25)  # noqa: S311
+    # -- idle children
 
-    def _rest(self, seat: Seat) -> None:
-        """From now on the seat's child is idle."""
+    def _start_idle_timer(self, slot: ChildSlot) -> None:
+        """End the slot's child in IDLE_S, unless this is called again before."""
         loop = asyncio.get_running_loop()
-        if seat in self._idle:
-            self._idle.pop(seat).cancel()
-        self._idle[seat] = loop.call_later(IDLE_S, self._end_idle, seat)
+        if slot in self._idle:
+            self._idle.pop(slot).cancel()
+        self._idle[slot] = loop.call_later(IDLE_S, self._end_idle_child, slot)
 
-    def _end_idle(self, seat: Seat) -> None:
-        lock = self._turn if seat is self._bench else self._reading
+    def _end_idle_child(self, slot: ChildSlot) -> None:
+        """End the slot's child in a task, unless the child is in use."""
+        lock = self._trial_lock if slot is self._trial_slot else self._reader_lock
 
         async def end() -> None:
             if not lock.locked():
                 async with lock:
-                    await seat.clear()
+                    await slot.end_child()
 
         task = asyncio.create_task(end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    def _warn(self, about: str, text: str) -> None:
-        if about not in self._warned:  # once, not at every trial
+    def _warn_once(self, about: str, text: str) -> None:
+        """Log a warning, unless there was one about the same before."""
+        if about not in self._warned:
             self._warned.add(about)
             log.warning("%s", text)
+
+
+def _count_trials(newest: Entry | None) -> int:
+    """Return how many trials in a worker had no end: `trial` and `started` entries keep the count."""
+    if newest is None or newest.event not in (TRIAL, STARTED) or not isinstance(newest.data, dict):
+        return 0
+    trials = newest.data.get("trials")
+    return trials if isinstance(trials, int) else 0

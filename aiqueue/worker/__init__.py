@@ -1,10 +1,10 @@
-"""Workers: what a user declares, one run of it (`Session`), and what becomes of each job (`settlement`).
+"""Workers: what a user declares (`Worker`), one run of it (`session`), one delivery (`runner`), its end (`settlement`).
 
-Above the client. May not know agents, responders or the command line.
+This room is above the client. It may not know agents, responders or the command line.
 """
 
 from __future__ import annotations
 
-from .worker import Worker, checked
+from .worker import Worker, check_policies
 
-__all__ = ["Worker", "checked"]
+__all__ = ["Worker", "check_policies"]

@@ -1,4 +1,4 @@
-"""What a job in a worker may ask for while it runs, and how its attempt is heard and stopped."""
+"""What a job may ask for while it runs: progress, chunks, documents, and whether it was cancelled."""
 
 from __future__ import annotations
 
@@ -15,117 +15,126 @@ from ..errors import BadInput, Stale
 from ..journal import PROGRESS, Journal, Retention, Writer
 from ..lanes import Delivery
 from ..topology import Family
-from .settlement import Opened
+from .settlement import OpenedJob
 
 
 class WorkerResources:
-    """What all attempts of one worker speak through."""
+    """What the attempts of one worker share. `retention`: by family, how long journal entries are kept."""
 
     def __init__(self, journal: Journal, documents: Documents, families: Mapping[str, Family]) -> None:
         self.journal = journal
         self.documents = documents
         self.families = families
         self.loop = asyncio.get_running_loop()
-        self.kept = {name: Retention(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()}
+        self.retention = {
+            name: Retention(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()
+        }
 
 
 class JobContext(RunningAttempt):
-    """What a job may ask for while it runs: see `job.Progress`. And how its attempt is stopped. A `silent` one writes
-    nothing, for it would hide the entry of the trial that the job is in.
+    """One attempt as its handler sees it (it implements `job.Progress`), and as `Cancellations` stops it.
 
-    Its writer is made when it is first asked for: most jobs end without a word.
+    `journal_muted`: nothing is written while a suspect runs in this process, because an entry would hide the newest
+    `trial` entry. The journal writer is made when it is first needed: most jobs write nothing while they run.
     """
 
-    silent = False
+    journal_muted = False
     _writer: Writer | None = None
-    _begun = 0.0
+    _started_at = 0.0
 
-    def __init__(self, resources: WorkerResources, delivery: Delivery, opened: Opened) -> None:
-        task = delivery.task or asyncio.current_task(
-            resources.loop
-        )  # a task that is begun eagerly is not known there yet
+    def __init__(self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob) -> None:
+        # a task that starts eagerly is not in `delivery` yet
+        task = delivery.task or asyncio.current_task(resources.loop)
         assert task is not None
         self.task = task
         self.journaled = bool(opened.raw.family.journal)
-        self._means = resources
+        self._resources = resources
         self._delivery = delivery
         self._opened = opened
-        self._since = delivery.lane.created
+        self._consumer_created_at = delivery.lane.created
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        return self._means.loop
+        return self._resources.loop
 
     @property
     def cancelled(self) -> bool:
-        return self.asked or self.over
+        """Whether the handler should end: its job was cancelled, or its attempt is over, such as by a timeout."""
+        return self.cancel_requested or self.is_over
 
     @property
     def writer(self) -> Writer | None:
+        """The journal writer of this attempt. None: the family has no journal."""
         family = self._opened.raw.family
         if self._writer is None and family.journal:
-            resources, delivery, opened = self._means, self._delivery, self._opened
-            self._writer = resources.journal.writer(
-                self.key[0],
+            resources, delivery, opened = self._resources, self._delivery, self._opened
+            self._writer = Writer(
+                resources.journal,
+                self.journal_key[0],
                 run=delivery.run,
                 enqueued_at=delivery.enqueued_at,
                 attempt=opened.attempt,
                 record=opened.record,
-                word=headers.word(opened.raw.headers),
-                since=self._since,
-                kept=resources.kept[family.name],
+                parking_id=headers.parking_id(opened.raw.headers),
+                ignore_before=self._consumer_created_at,
+                retention=resources.retention[family.name],
             )
-            self._writer.begun = self._begun
+            self._writer.started_at = self._started_at
         return self._writer
 
     @property
-    def key(self) -> tuple[str, int]:
+    def journal_key(self) -> tuple[str, int]:
+        """The subject of the job's journal, and the run."""
         journal = self._opened.raw.family.journal or ""
         return subjects.journal(journal, self._delivery.tenant, self._opened.job_id), self._delivery.run
 
-    def begin(self) -> None:
-        """The handler is about to be called."""
-        self._begun = time.time()
+    def mark_started(self) -> None:
+        """Note the time: the handler is about to be called."""
+        self._started_at = time.time()
         if self._writer is not None:
-            self._writer.begun = self._begun
+            self._writer.started_at = self._started_at
 
     @property
-    def streams(self) -> bool:
-        """Whether the job has given chunks, so that there is something to flush."""
-        return self._writer is not None and self._writer.streams
+    def has_chunks(self) -> bool:
+        """Whether the job has given chunks, so that there may be something to flush."""
+        return self._writer is not None and self._writer.has_chunks
 
     async def flush(self) -> None:
-        """Return when all chunks are stored. Raises as the writer's."""
+        """Wait until all chunks are stored. Raises what `Writer.flush` raises."""
         if self._writer is not None:
-            await self._writer.flush()
+            await self._writer.flush_chunks()
 
     def close(self) -> None:
-        """Forget the chunks that are not stored."""
+        """Drop the chunks that are not stored."""
         if self._writer is not None:
-            self._writer.close()
+            self._writer.discard_chunks()
 
     async def progress(self, fraction: float, note: str) -> None:
-        self._demand_wanted()
-        if not self.silent and (writer := self.writer) is not None:
+        """Write a `progress` entry. Raises Stale if the attempt may not write any more, and what `write` raises."""
+        self._refuse_if_over()
+        if not self.journal_muted and (writer := self.writer) is not None:
             await writer.write(PROGRESS, {"fraction": fraction, "note": note})
 
     async def chunk(self, data: Any) -> None:
-        self._demand_wanted()
+        """Append a part of the job's output. Muted, count it as lost. Raises as `progress`."""
+        self._refuse_if_over()
         if (writer := self.writer) is None:
             return
-        if self.silent:
-            writer.lose(1)
+        if self.journal_muted:
+            writer.count_lost_chunks(1)
         else:
-            await writer.chunk(data)
+            await writer.add_chunk(data)
 
-    def _demand_wanted(self) -> None:
-        if self.asked:  # the journal refuses it too; else one that streams could keep who cancels from writing there
+    def _refuse_if_over(self) -> None:
+        """Raises Stale if the job was cancelled, or the attempt is over."""
+        if self.cancel_requested:  # the journal would refuse too, but a fast stream can keep the canceller's entry out
             raise Stale("the job was cancelled", ended=True)
-        if self.over:
-            raise Stale("this attempt is over, and says nothing more of its job", ended=False)
+        if self.is_over:
+            raise Stale("this attempt is over: it can write nothing more for its job", ended=False)
 
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
+        """Read a document of the job's own tenant, chunk by chunk. Raises BadInput for another tenant's."""
         tenant = self._delivery.tenant
-        if document.tenant != tenant:  # a child's word for it is not enough
+        if document.tenant != tenant:  # a child process may ask for any document
             raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {tenant}")
-        return self._means.documents.chunks(document)
+        return self._resources.documents.chunks(document)

@@ -1,8 +1,8 @@
-"""Results that the server has no room for: its storage, or the account's, is used up, and only acks make room.
+"""Results that the server has no space for: its storage, or the account's, is full, and only acks free some.
 
-To wait for room before the ack would be for ever: every slot would wait for room that only another slot could make. So
-after a while the job is acknowledged first, and its result waits here, outside of the slots, while other jobs end and
-make room (docs/decisions/full-disk.md).
+Waiting for space before the ack would never end: each slot would wait for space that only another slot's ack can free.
+So after NO_ROOM_S the job is acknowledged first. Its result waits here, outside of the slots, while other jobs end and
+free space (docs/decisions/full-disk.md).
 """
 
 from __future__ import annotations
@@ -14,61 +14,64 @@ from collections.abc import Awaitable, Callable
 
 from ..errors import AccountFull, AIQueueError, DiskFull
 
-log = logging.getLogger("aiqueue.room")
+log = logging.getLogger(__name__)
 
-NO_ROOM_S = 5.0  # how long a result waits for room before its ack
-PATIENCE_S = 600.0  # and after it
-FIRST_S, CAP_S = 0.005, 1.0  # between tries; short at first: nobody else is to take what the ack has freed
+NO_ROOM_S = 5.0  # how long a result waits for space before its job is acknowledged
+PATIENCE_S = 600.0  # and how long after that
+FIRST_S, CAP_S = 0.005, 1.0  # between tries; short at first, so that no other writer takes the space that an ack freed
 HELD_MAX = 1_000  # results of one worker that wait outside of the slots
 
 Act = Callable[[], Awaitable[None]]
 
 
 class Overflow:
-    """The results of one worker that wait for room."""
+    """The results of one worker that wait for space on the server."""
 
     def __init__(self) -> None:
         self._held: set[asyncio.Task[None]] = set()
 
-    async def put(self, name: str, write: Act, ack: Act) -> None:
-        """Return when `write` was done, or after `ack` where there is no room: it is then done later. Raises what
-        `write` raises, but for AccountFull and DiskFull.
+    async def write_or_defer(self, name: str, write: Act, ack: Act) -> None:
+        """Call `write`. If the server has no space for NO_ROOM_S, call `ack` instead, and `write` later in a task.
+
+        While other results wait here, the first try decides. Raises what `write` raises, except AccountFull, DiskFull.
         """
-        # where others wait already it is known that patience is in vain
-        if await _written(write, 0.0 if self._held else NO_ROOM_S) is None:
+        if await _write_within(write, 0.0 if self._held else NO_ROOM_S) is None:
             return
         while len(self._held) >= HELD_MAX:
-            if await _written(write, CAP_S) is None:
+            if await _write_within(write, CAP_S) is None:
                 return
-        log.warning("%s: acknowledged before its result, to make room", name)
-        task = asyncio.create_task(self._later(name, write))
+        log.warning("%s: acknowledged before its result is stored, to free space", name)
+        task = asyncio.create_task(self._write_later(name, write))
         self._held.add(task)
         task.add_done_callback(self._held.discard)
         await ack()
 
     async def wait(self, timeout_s: float) -> None:
-        """Return when all are written, or after `timeout_s` seconds."""
+        """Return when all results are written, or after `timeout_s` seconds."""
         if self._held:
             await asyncio.wait(self._held, timeout=timeout_s)
 
     def close(self) -> None:
-        """Give up those that still wait. Safe twice."""
+        """Drop the results that still wait. Safe twice."""
         if self._held:
-            log.error("%d results are lost for want of room on the server", len(self._held))
+            log.error("%d results are lost: the server has no space for them", len(self._held))
         for task in self._held:
             task.cancel()
 
-    async def _later(self, name: str, write: Act) -> None:
+    async def _write_later(self, name: str, write: Act) -> None:
+        """Write one result within PATIENCE_S, or log that it is lost."""
         try:
-            problem: AIQueueError | None = await _written(write, PATIENCE_S)
+            problem: AIQueueError | None = await _write_within(write, PATIENCE_S)
         except AIQueueError as error:
             problem = error
         if problem is not None:
             log.error("%s: its result is lost: %s", name, problem)
 
 
-async def _written(write: Act, within_s: float) -> AIQueueError | None:
-    """Write as soon as there is room. What was in the way, where there was none within so many seconds."""
+async def _write_within(write: Act, within_s: float) -> AIQueueError | None:
+    """Call `write` until there is space, for at most `within_s` seconds. Returns None, or the last AccountFull or
+    DiskFull.
+    """
     end, wait_s = time.monotonic() + within_s, FIRST_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""How one delivery is run: its body, its journal, its handler. What becomes of it is for `settlement`."""
+"""Run one delivery: read its body and journal, claim its run, call its handler. `settlement` writes the outcome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import attempt, headers, subjects
 from ..attempt import (
@@ -38,15 +38,34 @@ from ..processes import Processes, Quarantine, Suspect
 from ..requests import AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
-from .settlement import Opened, Settlement, retry_move
+from .settlement import OpenedJob, Settlement, retry_move
 from .watchdog import Watchdog
 
-log = logging.getLogger("aiqueue.runner")
+log = logging.getLogger(__name__)
 
-WAITS_MIN_S = 1.0  # what is due sooner begins
-BELIEVED_LEASES = 2  # for so long a message's earlier delivery gives way to a later one: their numbers can begin anew
-MOVE_BYTES = 512  # of headers that a move adds, at most
-_ASKING = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
+RETRY_WAIT_MIN_S = 1.0  # a retry that is due sooner than this runs at once
+CLAIM_LEASES = 2  # after so many leases a later delivery's `started` no longer stops an earlier delivery of the message
+MOVE_BYTES = 512  # header bytes that a move to another lane adds, at most
+_NOT_PLAIN = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
+
+
+class DeliveryOrder(NamedTuple):
+    """Orders the deliveries of one job: a later delivery compares greater. `started` stores it as a list of three.
+
+    `consumer_created_at` comes before `delivery_count`, because a recreated consumer counts from 1 again.
+    """
+
+    seq: float  # of the message in the work stream; a job that was parked has a new one
+    consumer_created_at: float  # seconds since the epoch
+    delivery_count: float  # how often this consumer has delivered the message
+
+    @classmethod
+    def of_entry(cls, data: Any) -> DeliveryOrder | None:
+        """Read the order from the data of a `started` entry. None: the entry has none, or not one of three numbers."""
+        stored = data.get("delivery") if isinstance(data, dict) else None
+        if not isinstance(stored, list) or len(stored) != len(cls._fields):
+            return None
+        return cls(*stored) if all(isinstance(each, int | float) for each in stored) else None
 
 
 class Runner:
@@ -66,7 +85,7 @@ class Runner:
         watchdog: Watchdog,
         ended: Callable[[Delivery, float], None],
     ) -> None:
-        """`ended` is called with each delivery that has been run, and when that began, monotonic seconds."""
+        """`ended` is called after each delivery, with the monotonic time at which its run started, in seconds."""
         self._journal = claims.journal
         self._settlement = settlement
         self._claims = claims
@@ -74,43 +93,48 @@ class Runner:
         self._families = resources.families
         self._worker = worker
         self._state = state
-        self._processes = processes
+        self.processes = processes
         self._quarantine = quarantine
         self._watchdog = watchdog
         self._ended = ended
         self._threads = Threads("aiqueue-handler")
-        self._means = resources
+        self._resources = resources
         self._limits = Limits()
-        self.stops = Cancellations(claims.journal.connection, resources.families.values(), self._limits)
+        self.cancellations = Cancellations(claims.journal.connection, resources.families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for results that wait for room on the server."""
+        """Wait up to `timeout_s` seconds for results that the server has no space for yet."""
         await self._settlement.overflow.wait(timeout_s)
 
     def close(self) -> None:
+        """Drop the results that still wait, and let idle threads end."""
         self._settlement.overflow.close()
         self._threads.close()
 
-    async def run(self, delivery: Delivery) -> None:
-        """Carry one delivery to its end, in its task, and say so. Never raises for anything that the message or its
-        handler does.
+    async def run_delivery(self, delivery: Delivery) -> None:
+        """Run one delivery and settle it, in the delivery's own task.
+
+        Raises nothing that the message or its handler causes. When the task itself is cancelled, the job returns to the
+        queue. When the outcome cannot be written, the job is redelivered later.
         """
-        begun = time.monotonic()
+        started_at = time.monotonic()
         context: JobContext | None = None
         settlement = self._settlement
         try:
-            opened = self._plain(delivery) or await self._open(delivery)
+            opened = self._open_first_delivery(delivery) or await self._open_delivery(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
-            context = JobContext(self._means, delivery, opened)
+            context = JobContext(self._resources, delivery, opened)
             try:
-                outcome = await self._attempt(delivery, opened, handler, context)
-                if context.streams and not isinstance(outcome, Interrupted | TakenOver | AlreadyEnded):
+                outcome = await self._gate_and_run(delivery, opened, handler, context)
+                if context.has_chunks and not isinstance(outcome, Interrupted | TakenOver | AlreadyEnded):
                     await context.flush()  # before anything is decided by the journal's newest entry
                 if type(outcome) is Returned:
                     if settlement.try_ack_now(delivery, opened, handler):
                         return
-                elif isinstance(outcome, Raised | Refused) and context.writer and not _looked(delivery, opened):
-                    outcome = await self._reconsider(delivery, opened, context.writer, outcome)
+                elif (
+                    isinstance(outcome, Raised | Refused) and context.writer and not _may_have_history(delivery, opened)
+                ):
+                    await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
             except Stale as stale:
                 outcome = AlreadyEnded() if stale.ended else TakenOver()
@@ -119,221 +143,249 @@ class Runner:
             await settlement.release(delivery)
             raise
         except Exception as error:  # noqa: BLE001
-            await settlement.comes_back(delivery, error)
+            await settlement.redeliver_later(delivery, error)
         finally:
             try:
-                if context is not None and context.streams:
+                if context is not None and context.has_chunks:
                     context.close()
             finally:
-                self._ended(delivery, begun)
+                self._ended(delivery, started_at)
 
     async def release(self, delivery: Delivery) -> None:
-        """Give a job that was not run to the next worker."""
+        """Return a job that was not run to the queue, for another worker."""
         await self._settlement.release(delivery)
 
-    # -- before
+    # -- before the handler
 
-    def _plain(self, delivery: Delivery) -> Opened | None:
-        """What there is to know of a delivery that needs no look elsewhere, and asks for nothing: most jobs' first one.
+    def _open_first_delivery(self, delivery: Delivery) -> OpenedJob | None:
+        """Open a plain first delivery without any request to the server. None: `_open_delivery` must open it.
 
-        As `_open` would have it, which is asked where this is None.
+        This is the fast path, for most jobs. For a delivery that it opens, `_open_delivery` would return the same.
         """
-        told, key = delivery.message.headers, delivery.lane.key
+        message_headers, key = delivery.message.headers, delivery.lane.key
         family = self._families[key.family]
-        if delivery.delivered > 1 or family.claim or not _ASKING.isdisjoint(told):
+        if delivery.delivery_count > 1 or family.claim or not _NOT_PLAIN.isdisjoint(message_headers):
             return None
-        if told.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.suspects(delivery):
+        if message_headers.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.is_suspect(delivery):
             return None
-        raw = _parcel(family, delivery)
-        opened = Opened.plainly(raw)
-        attempt.fill(raw, opened)
+        raw = _raw_job(family, delivery)
+        opened = OpenedJob.for_first_delivery(raw)
+        attempt.decode_into(raw, opened)
         return opened
 
-    async def _open(self, delivery: Delivery) -> Opened:
-        """Read the body and, for a job that was delivered before, what its journal says of the earlier attempts.
+    async def _open_delivery(self, delivery: Delivery) -> OpenedJob:
+        """Open any delivery: fetch and decode its body, and load the attempts before this delivery.
 
-        A suspect's body is not read here: that may be what ended its workers.
+        The body of a suspect is not decoded in this process, because decoding may be what killed its workers.
         """
         family = self._families[delivery.lane.key.family]
-        raw = _parcel(family, delivery)
-        refused = None
+        raw = _raw_job(family, delivery)
+        refusal = None
         if headers.DOCUMENT in raw.headers:
-            raw, refused = await self._fetch(raw)
-        doubtful = self._quarantine.suspects(delivery)
-        if refused is not None:
-            known = attempt.unread(raw) or attempt.nameless(raw)
-            opened = Opened(**vars(known), raw=raw, verdict=refused)
-        elif doubtful:
-            opened = await self._look(raw)
+            raw, refusal = await self._fetch_body(raw)
+        maybe_suspect = self._quarantine.is_suspect(delivery)
+        if refusal is not None:
+            known = attempt.decode_headers_only(raw) or attempt.decode_headers_or_defaults(raw)
+            opened = OpenedJob(**vars(known), raw=raw, refusal=refusal)
+        elif maybe_suspect:
+            opened = await self._identify_suspect(raw)
         else:
-            opened = Opened(job_id="", kind="", raw=raw)
-            attempt.fill(raw, opened)
+            opened = OpenedJob(job_id="", kind="", raw=raw)
+            attempt.decode_into(raw, opened)
         opened.history = history_of(raw.headers)
         if headers.PARKED in raw.headers:
-            opened.attempt = opened.first = max(1, headers.number(raw.headers.get(headers.ATTEMPT, "")))
-        if opened.condemned:
-            opened.verdict = Refused(raw.headers[headers.REASON], raw.headers.get(headers.ERROR, ""))
-        if _looked(delivery, opened) and family.journal:
-            await self._look_back(delivery, opened, subjects.journal(family.journal, delivery.tenant, opened.job_id))
-        if doubtful:
-            opened.suspect = self._quarantine.suspects(delivery, opened.attempt - opened.first + 1)
-            if not opened.suspect and opened.data is None and opened.verdict is None:
-                attempt.fill(raw, opened)
+            opened.attempt = opened.first_attempt = max(1, headers.number(raw.headers.get(headers.ATTEMPT, "")))
+        if opened.refused_before:
+            opened.refusal = Refused(raw.headers[headers.REASON], raw.headers.get(headers.ERROR, ""))
+        if _may_have_history(delivery, opened) and family.journal:
+            subject = subjects.journal(family.journal, delivery.tenant, opened.job_id)
+            await self._load_earlier_attempts(delivery, opened, subject)
+        if maybe_suspect:
+            self._decide_suspect(delivery, opened)
         return opened
 
-    async def _fetch(self, raw: RawJob) -> tuple[RawJob, Refused | None]:
-        """The parcel with the body that is kept as a document, or why there is none. Raises Unavailable."""
+    def _decide_suspect(self, delivery: Delivery, opened: OpenedJob) -> None:
+        """Set `is_suspect`, now that the number of failed attempts is known. Decode the body of a job that is none."""
+        opened.is_suspect = self._quarantine.is_suspect(delivery, opened.attempt - opened.first_attempt + 1)
+        if not opened.is_suspect and opened.data is None and opened.refusal is None:
+            attempt.decode_into(opened.raw, opened)
+
+    async def _fetch_body(self, raw: RawJob) -> tuple[RawJob, Refused | None]:
+        """Return the job with the body from its document, or unchanged with the reason why there is none.
+
+        Raises Unavailable.
+        """
         try:
-            return raw._replace(body=await self._means.documents.body(raw.tenant, raw.headers)), None
+            return raw._replace(body=await self._resources.documents.body(raw.tenant, raw.headers)), None
         except (NotFound, Corrupt, BadInput) as error:
             return raw, Refused("document", str(error))
 
-    async def _look(self, raw: RawJob) -> Opened:
-        found = await self._quarantine.look(raw)
+    async def _identify_suspect(self, raw: RawJob) -> OpenedJob:
+        """Open a suspect with id and kind only. If reading its body killed a child process, it is refused."""
+        found = await self._quarantine.identify(raw)
         if isinstance(found, Refused):
-            return Opened(**vars(attempt.nameless(raw)), raw=raw, verdict=found)
-        return Opened(**vars(found), raw=raw)
+            return OpenedJob(**vars(attempt.decode_headers_or_defaults(raw)), raw=raw, refusal=found)
+        return OpenedJob(**vars(found), raw=raw)
 
-    async def _look_back(self, delivery: Delivery, opened: Opened, subject: str) -> None:
-        """Go on from what this run's journal says of earlier attempts."""
-        word = headers.word(opened.raw.headers)
-        record = opened.record = await self._journal.record(subject, delivery.run, delivery.enqueued_at, word)
-        if record.told is not None and isinstance(record.told.data, dict):
-            number = record.told.attempt + (record.told.event == RETRY)
-            history = record.told.data.get("history")
+    async def _load_earlier_attempts(self, delivery: Delivery, opened: OpenedJob, subject: str) -> None:
+        """Read this run's journal into `opened`: its record, the number of this attempt, the history of failures."""
+        parking_id = headers.parking_id(opened.raw.headers)
+        record = opened.record = await self._journal.read_run(subject, delivery.run, delivery.enqueued_at, parking_id)
+        if record.recap is not None and isinstance(record.recap.data, dict):
+            number = record.recap.attempt + (record.recap.event == RETRY)
+            history = record.recap.data.get("history")
             if isinstance(history, list) and number >= opened.attempt:
                 opened.history = [each for each in history if isinstance(each, dict)]
         else:
             number = record.newest.attempt if record.newest else 1
-        opened.attempt = max(opened.first, number)
+        opened.attempt = max(opened.first_attempt, number)
 
-    # -- during
+    # -- the attempt
 
-    async def _attempt(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, context: JobContext
+    async def _gate_and_run(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
     ) -> Outcome:
+        """Return the outcome of one attempt.
+
+        1. A delivery that must not run, or a run that another delivery holds: the outcome, without calling the handler.
+        2. Else call the handler. Meanwhile a cancellation of the job, or the worker's leave, may stop the attempt.
+        A run is claimed only where several deliveries, or several messages of one job id, may contend for it.
+        """
         if not opened.plain:
-            if (foregone := self._foregone(delivery, opened)) is not None:
-                return foregone
-            raw = opened.raw
-            contended = delivery.delivered > 1 or headers.PARKED in raw.headers or raw.family.claim
+            if (known := self._outcome_without_run(delivery, opened)) is not None:
+                return known
+            contended = delivery.delivery_count > 1 or headers.PARKED in opened.raw.headers or opened.raw.family.claim
             if contended and handler is not None and (writer := context.writer) is not None:
-                lost = await self._begin(delivery, opened, writer)
-                if lost is not None:
-                    return lost
-        context.begin()
+                held = await self._claim_run(delivery, opened, writer)
+                if held is not None:
+                    return held
+        context.mark_started()
         outcome: Outcome
         try:
-            if self.stops.begin(context) and (writer := context.writer) is not None and await writer.ended():
+            if self.cancellations.watch(context) and (writer := context.writer) and await writer.is_run_ended():
                 return AlreadyEnded()  # cancelled while it waited for a slot
-            if not opened.suspect or opened.problem:
-                outcome = await self._run(opened, handler, context)
+            if not opened.is_suspect or opened.problem:
+                outcome = await self._call_handler(opened, handler, context)
             else:
-                outcome = await self._try(opened, handler, context)
+                outcome = await self._try_suspect(opened, handler, context)
         except asyncio.CancelledError:
-            if not context.asked:
+            if not context.cancel_requested:
                 raise
             outcome = Interrupted()
         finally:
-            leaves = self.stops.end(context)
-        if not context.asked or isinstance(outcome, Returned):
+            worker_leaves = self.cancellations.unwatch(context)
+        if not context.cancel_requested or isinstance(outcome, Returned):
             return outcome
-        return Interrupted() if leaves else Cancelled()
+        return Interrupted() if worker_leaves else Cancelled()
 
-    async def _try(self, opened: Opened, handler: Handler | None, context: JobContext) -> Outcome:
-        raw = opened.raw
-        if handler is None:
-            return attempt.unknown_kind(raw, opened)
-
-        async def here() -> Outcome:
-            attempt.fill(raw, opened)
-            context.silent = True
-            return await self._run(opened, handler, context)
-
-        suspect = Suspect(
-            raw, opened.job_id, opened.attempt, handler, context.writer, context, opened.record.newest, context
-        )
-        return await self._quarantine.run(suspect, here)
-
-    def _foregone(self, delivery: Delivery, opened: Opened) -> Outcome | None:
-        """The outcome that no handler is asked for, None if one is."""
+    def _outcome_without_run(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:
+        """Return the outcome that is known before the handler is called. None: the job is to run."""
         if opened.record.ended:
             return AlreadyEnded()
-        if opened.verdict is not None:
-            return opened.verdict
-        if (waits := _waits(delivery, opened)) is not None:
-            return waits
-        if (moved := attempt.misplaced(opened.raw)) is not None and self._movable(delivery):
-            return moved
-        if attempt.overdue(opened.raw):
+        if opened.refusal is not None:
+            return opened.refusal
+        if (pending := _find_pending_retry(delivery, opened)) is not None:
+            return pending
+        if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
+            return wrong_lane
+        if attempt.is_past_deadline(opened.raw):
             return Refused("deadline", "its deadline passed before it was run")
         return None
 
-    def _movable(self, delivery: Delivery) -> bool:
-        """Whether it can be stored again with what a move adds; one that hardly fitted is run where it is."""
+    def _can_be_moved(self, delivery: Delivery) -> bool:
+        """Return whether the message still fits with the headers that a move adds. If not, it runs in this lane."""
         message = delivery.message
-        told = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
-        return told <= HEADERS_MAX and told + len(message.data) <= self._journal.connection.max_payload
+        header_bytes = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
+        max_payload = self._journal.connection.max_payload
+        return header_bytes <= HEADERS_MAX and header_bytes + len(message.data) <= max_payload
 
-    async def _begin(self, delivery: Delivery, opened: Opened, writer: Writer) -> Outcome | None:
-        """Write `started`, so that no earlier attempt can write any more, and a cancellation neither: of those that
-        contend, the journal takes the first. Only where there can be such: a first delivery writes nothing, but in a
-        family that claims its ids. There of the messages of one id the first one to write this is run.
+    async def _claim_run(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> Outcome | None:
+        """Write `started`, after which no earlier attempt and no earlier cancellation can write to this run's journal.
+
+        Optimistic concurrency decides: of several `started` at once the journal takes the first. Returns:
+        1. None: the run is claimed. Also None where the journal has no space: the job then runs unclaimed.
+        2. AlreadyEnded: the run has a final entry.
+        3. Duplicate, Postponed: in a family with `claim`, another run holds the job id, or may come back and hold it.
+        4. TakenOver: a later delivery of this run has started.
+        Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
         family = opened.raw.family
-        mine = [delivery.seq, await self._made(delivery, family), delivery.delivered]
+        order = DeliveryOrder(
+            delivery.seq, await self._find_consumer_created_at(delivery, family), delivery.delivery_count
+        )
         for _ in range(WRITE_TRIES_MAX):
-            newest, told = opened.record.newest, opened.record.told
             if opened.record.ended:
                 return AlreadyEnded()
-            if family.claim and newest is None and opened.record.head_seq:
+            if family.claim and opened.record.newest is None and opened.record.head_seq:
                 taken = await self._claims.taken(family, writer.subject, delivery.run, delivery.enqueued_at)
                 if taken is not False:
                     return Duplicate() if taken else Postponed(AGAIN_S)
-            if told is not None and told.event == STARTED and _later(told.data, mine):
-                believed_s = BELIEVED_LEASES * delivery.lane.ack_wait_s
-                if told.data["delivery"][0] != delivery.seq or time.time() - told.time < believed_s:
-                    return TakenOver()
-                log.warning("job %s: a later delivery began and has not been heard of since", opened.job_id)
-            trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
-            said = {"seq": delivery.seq, "delivery": mine, "worker": self._worker}
-            said |= {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
+            if _is_taken_over(delivery, opened, order):
+                return TakenOver()
             try:
-                if await writer.begin(said):
+                if await writer.write_started(self._started_data(delivery, opened, order)):
                     return None
-            except (AccountFull, DiskFull) as error:  # only the ends of jobs make room: it is run, unfenced
-                log.warning("job %s is run without a word in its journal: %s", opened.job_id, error)
+            except (AccountFull, DiskFull) as error:  # only jobs that end make space, so this one must run
+                log.warning("job %s runs without its `started` entry: %s", opened.job_id, error)
                 return None
-            await self._look_back(delivery, opened, writer.subject)
-            writer.start_over(opened.record, opened.attempt)
-        raise Stale(f"{writer.subject}: {WRITE_TRIES_MAX} beginnings were overtaken", ended=False)
+            await self._load_earlier_attempts(delivery, opened, writer.subject)
+            writer.adopt_run_record(opened.record, opened.attempt)
+        raise Stale(f"{writer.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
 
-    async def _made(self, delivery: Delivery, family: Family) -> float:
-        """When the consumer was made that delivered this, seconds since the epoch. One in memory may have been let go
-        and made anew since this worker first asked; while a job of it is in flight, it stays.
+    def _started_data(self, delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> dict[str, Any]:
+        """Return the data of a `started` entry. It keeps the count of a suspect's trials, if there were any."""
+        newest = opened.record.newest
+        trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
+        data = {"seq": delivery.seq, "delivery": list(order), "worker": self._worker}
+        return data | {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
+
+    async def _find_consumer_created_at(self, delivery: Delivery, family: Family) -> float:
+        """Return when the consumer of this delivery was created, in seconds since the epoch.
+
+        A consumer in memory may have been deleted and recreated since this worker first asked, so the server is asked
+        again. While a job of the consumer is in flight, the server keeps the consumer.
         """
         lane = delivery.lane
-        if delivery.delivered > 1 and family.lane_storage == "memory":
+        if delivery.delivery_count > 1 and family.lane_storage == "memory":
             with contextlib.suppress(AIQueueError):
                 info = await self._journal.connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
                 lane.created = max(lane.created, timestamp(info["created"]))
         return lane.created
 
-    async def _reconsider(self, delivery: Delivery, opened: Opened, writer: Writer, outcome: Outcome) -> Outcome:
-        """A consumer made anew counts deliveries from 1: what was before a failure stands in the journal."""
-        await self._look_back(delivery, opened, writer.subject)
-        writer.resume(opened.record, opened.attempt)
-        return outcome
+    async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
+        """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.
 
-    async def _run(self, opened: Opened, handler: Handler | None, progress: JobContext) -> Outcome:
+        A recreated consumer restarts the delivery count, so a first delivery may have earlier attempts all the same.
+        """
+        await self._load_earlier_attempts(delivery, opened, writer.subject)
+        writer.continue_from(opened.record, opened.attempt)
+
+    async def _try_suspect(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:
+        """Have the quarantine run the handler: in a child process, or here where no child can find the handler."""
+        raw = opened.raw
+        if handler is None:
+            return attempt.unknown_kind_outcome(raw, opened)
+
+        async def run_here() -> Outcome:
+            attempt.decode_into(raw, opened)
+            context.journal_muted = True
+            return await self._call_handler(opened, handler, context)
+
+        suspect = Suspect(
+            raw, opened.job_id, opened.attempt, handler, context.writer, context, opened.record.newest, context
+        )
+        return await self._quarantine.run_trial(suspect, run_here)
+
+    async def _call_handler(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:
+        """Call the handler on the event loop, in a thread, or in a child process, within its timeout."""
         raw = opened.raw
         if handler is not None and handler.process and opened.data is not None:
-            return await self._processes.run(raw, opened.attempt, handler, progress, progress)
-        job = attempt.prepare(raw, opened, handler, attempt=opened.attempt, state=self._state, progress=progress)
+            return await self.processes.run_handler(raw, opened.attempt, handler, context, context)
+        job = attempt.build_job(raw, opened, handler, attempt=opened.attempt, state=self._state, progress=context)
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        task, timeout_s = progress.task, handler.timeout_s
+        task, timeout_s = context.task, handler.timeout_s
         limit = None if timeout_s is None else self._limits.start(task, timeout_s)
         outcome: Outcome
         try:
@@ -346,21 +398,22 @@ class Runner:
             else:
                 value = await self._threads.run(lambda: handler.call(job))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = attempt.raised(error, handler.on)
+            outcome = attempt.outcome_of_error(error, handler.on)
         else:
             outcome = Returned(value)
         finally:
             if limit is not None:
                 self._limits.stop(limit)
         if limit is not None and limit.expired:
-            # also where the handler made something else of its cancellation: the time is up
-            return Interrupted() if limit.absolve() else attempt.timed_out(timeout_s)
+            # even if the handler turned its cancellation into something else: the time is up
+            return Interrupted() if limit.absolve() else attempt.timeout_outcome(timeout_s)
         if type(outcome) is not Returned and task.cancelling():
             return Interrupted()
         return outcome
 
 
-def _parcel(family: Family, delivery: Delivery) -> RawJob:
+def _raw_job(family: Family, delivery: Delivery) -> RawJob:
+    """Return what an attempt needs of a delivery."""
     message = delivery.message
     return RawJob(
         family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
@@ -368,35 +421,48 @@ def _parcel(family: Family, delivery: Delivery) -> RawJob:
     )  # fmt: skip
 
 
-def _looked(delivery: Delivery, opened: Opened) -> bool:
-    """Whether there may have been earlier attempts, by what the delivery says."""
-    return delivery.delivered > 1 or opened.first > 1
+def _may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
+    """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
+    return delivery.delivery_count > 1 or opened.first_attempt > 1
 
 
-def _waits(delivery: Delivery, opened: Opened) -> RetryPending | None:
-    """What is to become of a delivery if the last attempt has failed and was to be parked: the worker died, or was cut
-    off, before it said so to the server. If that attempt was of another message, which had been parked itself, and this
-    one is not the next, then it is left over from before.
+def _find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | None:
+    """Return RetryPending if the newest entry is a `retry` that this delivery must wait for. None: run the delivery.
+
+    Such a delivery appears when a worker wrote `retry` and died, or lost its link, before it told the server.
+    1. The entry was written under another parking id: this message is left over if the entry is of the run itself, and
+       this message is not the one parked for the next attempt. Acknowledge it.
+    2. The same parking id: the job was to be parked, and its delay is not over. Park it for the rest of the delay.
     """
-    said = opened.record.newest
-    if said is None or said.event != RETRY or not isinstance(said.data, dict):
+    newest = opened.record.newest
+    if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
         return None
-    word = headers.word(opened.raw.headers)
-    if word != said.word:
-        left_over = said.word == retry_move(delivery, said.attempt) and word != retry_move(delivery, said.attempt + 1)
+    parking_id = headers.parking_id(opened.raw.headers)
+    if parking_id != newest.parking_id:
+        left_over = newest.parking_id == retry_move(delivery, newest.attempt) and parking_id != retry_move(
+            delivery, newest.attempt + 1
+        )
         return RetryPending(None) if left_over else None
-    delay_s = said.data.get("delay_s")
-    if said.data.get("parked") is not True or not isinstance(delay_s, int | float):
+    delay_s = newest.data.get("delay_s")
+    if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):
         return None
-    left_s = min(delay_s, said.time + delay_s - time.time())
-    return RetryPending(left_s) if left_s >= WAITS_MIN_S else None
+    left_s = min(delay_s, newest.time + delay_s - time.time())
+    return RetryPending(left_s) if left_s >= RETRY_WAIT_MIN_S else None
 
 
-def _later(said: Any, mine: list[Any]) -> bool:
-    """Whether `started` was written by a later delivery than this one: a later place in the stream, a later consumer of
-    the lane, or a later delivery of that.
+def _is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> bool:
+    """Return whether the newest `started` is of a later delivery, to which this one (`order`) gives way.
+
+    If the later delivery is of the same message, it counts for CLAIM_LEASES leases only. The order of such deliveries
+    can be wrong after a consumer was recreated, and without the limit no delivery would run.
     """
-    theirs = said.get("delivery") if isinstance(said, dict) else None
-    if not isinstance(theirs, list) or len(theirs) != len(mine):
+    started = opened.record.recap
+    if started is None or started.event != STARTED:
         return False
-    return all(isinstance(each, int | float) for each in theirs) and theirs > mine
+    theirs = DeliveryOrder.of_entry(started.data)
+    if theirs is None or not theirs > order:  # `<=` would take one with NaN for later
+        return False
+    if theirs.seq != delivery.seq or time.time() - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
+        return True
+    log.warning("job %s: a later delivery started and has written nothing since; this one runs", opened.job_id)
+    return False

@@ -1,4 +1,4 @@
-"""One run of a worker on a client: its pulls, its slots, its leases, and a graceful way to leave."""
+"""One run of a worker on a client: its pulls, its slots, its leases, and its graceful end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..attempt import Handler
 from ..client import Client
 from ..documents import Collector
 from ..enqueue import Forwarder
-from ..lanes import Delivery, LanePull, Lanes, Leases, Puller, StalledLaneWatch, prefetch
+from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading
 from ..requests import Claims
 from .context import WorkerResources
@@ -25,18 +25,19 @@ from .settlement import Settlement
 from .stranded import StrandedSweeper
 from .watchdog import Watchdog
 
-log = logging.getLogger("aiqueue.worker")
+log = logging.getLogger(__name__)
 
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
+LATE_END_S = 2.0  # what jobs get to end that a drain has cancelled
 
-_Place = tuple[str, int]
+_Location = tuple[str, int]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a worker says of its runs; see `Worker`. `declared`: the worker itself, which children find by name."""
+class WorkerOptions:
+    """What a run of a worker needs to know of the worker; see `Worker`. `declared`: the worker itself."""
 
     name: str
     handlers: Mapping[tuple[str, str], Handler]
@@ -50,292 +51,326 @@ class Terms:
 
 
 class Session:
-    """One run of a worker on a client: its pulls, its slots, its leases."""
+    """One run of a worker on a client.
 
-    def __init__(self, terms: Terms, client: Client) -> None:
-        self._terms = terms
+    A delivery is in one of three places: `_waiting` (no slot yet), `_running` (by its location in the stream), or
+    `_obsolete` (it runs, but its stream was deleted and recreated). Only deliveries in the last two take a slot.
+    `done` counts the deliveries that were run. `clean`: the drain had to cancel no running job.
+    """
+
+    def __init__(self, options: WorkerOptions, client: Client) -> None:
+        self._options = options
         self._client = client
-        self._slots = terms.slots
+        self._slots = options.slots
         connection = client.connection
-        self._families = {name: client.topology.family(name) for name in terms.families}
+        self._families = {name: client.topology.family(name) for name in options.families}
         self._loop = asyncio.get_running_loop()
-        self._pulling = False  # a look at the pulls is on its way
-        self._held_min = 0  # with fewer jobs here or asked for, more are asked for at once
-        self._puller = Puller(
-            connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._changed, drained=self._on_drained
+        self._pull_scheduled = False  # `_pull` runs in this turn of the event loop, or in the next one
+        self._held_min = 0  # with fewer jobs waiting here or requested, more are requested at once
+        self.puller = Puller(
+            connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
+            drained=self._on_drained,
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
-        self._leases = Leases(connection, shortest_s=shortest_s)
-        self._lanes = Lanes(
-            connection, self._puller, self._families.values(), tenants=terms.tenants, changed=self._changed
+        self.leases = Leases(connection, shortest_s=shortest_s)
+        self.discovery = LaneDiscovery(
+            connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull
         )
         self._forwarder = Forwarder(connection, client.topology)
-        self._silence = StalledLaneWatch(connection, self._puller, free=self._free, polled=lambda: self._lanes.polled)
+        self.stalled_watch = StalledLaneWatch(
+            connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
+        )
         self._collector = Collector(connection, client.topology)
-        self._running: dict[_Place, Delivery] = {}
-        self._void: set[Delivery] = set()  # those whose stream was made anew
-        self._waiting: deque[Delivery] = deque()  # delivered, no slot yet
-        self._heard: float | None = None  # when a job last came in, monotonic seconds
-        self._handler_s: float | None = None
-        self._freed = 0.0  # when a slot last came free, monotonic seconds
+        self._running: dict[_Location, Delivery] = {}
+        self._obsolete: set[Delivery] = set()
+        self._waiting: deque[Delivery] = deque()
+        self._last_delivery_at: float | None = None  # monotonic seconds
+        self._mean_handler_s: float | None = None
+        self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stack = AsyncExitStack()
-        self._runner: Runner | None = None
+        self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
-        self.done = 0  # deliveries carried to an end
-        self.clean = True  # no running job had to be cancelled at the end of a drain
+        self.done = 0
+        self.clean = True
 
     @property
     def running(self) -> int:
-        return len(self._running) + len(self._void)
+        """How many jobs run now."""
+        return len(self._running) + len(self._obsolete)
 
     def vitals(self) -> dict[str, Any]:
-        """How it is, as plain data. `state`: ok, draining, disconnected, or deaf (lanes hold jobs, slots are free, and
-        nothing comes), for `deaf_s` seconds. Times are seconds since the epoch.
+        """Return the state of this run as plain data. Times are seconds since the epoch.
+
+        `state`: ok, draining, disconnected, or stalled for `stalled_s` seconds: lanes hold jobs, slots are free, and
+        nothing arrives.
         """
-        connected, since = self._client.connection.connected, self._silence.since
+        connected, since = self._client.connection.connected, self.stalled_watch.stalled_since
         now = time.monotonic()
+        state = "stalled" if since else "ok"
+        if self._draining or not connected:
+            state = "draining" if self._draining else "disconnected"
         return {
-            "state": "draining" if self._draining else "disconnected" if not connected else "deaf" if since else "ok",
+            "state": state,
             "time": time.time(),
             "pid": os.getpid(),
-            "worker": self._terms.name,
+            "worker": self._options.name,
             "slots": self._slots,
             "running": self.running,
             "waiting": len(self._waiting),
             "done": self.done,
-            "last_delivery": self._heard and time.time() - (now - self._heard),
+            "last_delivery": self._last_delivery_at and time.time() - (now - self._last_delivery_at),
             "connected": connected,
-            "deaf_s": now - since if since else 0.0,
-            "lanes": len(list(self._puller.lanes)),
+            "stalled_s": now - since if since else 0.0,
+            "lanes": len(list(self.puller.lanes)),
         }
 
     async def start(self) -> None:
-        client, terms = self._client, self._terms
+        """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
+        client, options = self._client, self._options
         refuse_while_loading()
         try:
             recipe = Recipe(
                 self._families,
-                {key: each for key, each in terms.handlers.items() if key[0] in self._families},
-                terms.lifespan,
-                terms.declared,
+                {key: each for key, each in options.handlers.items() if key[0] in self._families},
+                options.lifespan,
+                options.declared,
             )
-            processes = await self._stack.enter_async_context(Processes(recipe, terms.process_count))
-            quarantine = await self._stack.enter_async_context(Quarantine(client.connection, recipe, slots=terms.slots))
-            state = await self._stack.enter_async_context(terms.lifespan()) if terms.lifespan else None
+            processes = await self._stack.enter_async_context(Processes(recipe, options.process_count))
+            quarantine = await self._stack.enter_async_context(
+                Quarantine(client.connection, recipe, slots=options.slots)
+            )
+            state = await self._stack.enter_async_context(options.lifespan()) if options.lifespan else None
             settlement = Settlement(
-                client.connection, client.dead, client.parking, families=self._families, worker=terms.name,
+                client.connection, client.dead, client.parking, families=self._families, worker=options.name,
                 quarantine=quarantine,
             )  # fmt: skip
-            self._runner = Runner(
+            self.runner = Runner(
                 Claims(client.journal, client.parking),
                 WorkerResources(client.journal, client.documents, self._families),
                 settlement,
-                handlers=terms.handlers,
-                worker=terms.name,
+                handlers=options.handlers,
+                worker=options.name,
                 state=state,
                 processes=processes,
                 quarantine=quarantine,
                 watchdog=self._stack.enter_context(Watchdog()),
-                ended=self._ended,
+                ended=self._on_run_ended,
             )
-            await self._stack.enter_async_context(self._runner.stops)
+            await self._stack.enter_async_context(self.runner.cancellations)
             self._collector.start()
-            await self._puller.open()
-            self._leases.start()
-            await self._lanes.start()
+            await self.puller.open()
+            self.leases.start()
+            await self.discovery.start()
             await self._forwarder.start()
-            self._silence.start()
+            self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
                 client.connection,
                 client.topology,
                 client.journal,
                 client.dead,
-                worker=terms.name,
-                look=quarantine.look,
+                worker=options.name,
+                identify=quarantine.identify,
             )
             self._sweeper.start()
         except BaseException:
             await self._stop()
             raise
-        log.info("worker %s: %d slots, families %s", terms.name, self._slots, ", ".join(self._families))
+        log.info("worker %s: %d slots, families %s", options.name, self._slots, ", ".join(self._families))
 
     async def drain(self) -> None:
-        """Stop pulling, finish what runs within the drain timeout, hand the rest to other workers. Safe twice."""
+        """Stop pulling, let running jobs end within the drain timeout, return the rest to the queue. Safe twice."""
         if self._draining:
             return
         self._draining = True
-        self._puller.stop()
-        await self._silence.stop()
-        await self._lanes.stop()
+        self.puller.stop()
+        await self.stalled_watch.stop()
+        await self.discovery.stop()
         while self._waiting:
-            await self._return(self._take())
-        end = time.monotonic() + self._terms.drain_timeout_s
-        tasks = [each.task for each in (*self._running.values(), *self._void) if each.task is not None]
+            await self._return_delivery(self._take_waiting())
+        end = time.monotonic() + self._options.drain_timeout_s
+        tasks = [each.task for each in (*self._running.values(), *self._obsolete) if each.task is not None]
         if tasks:
-            log.info("draining: %d running jobs, up to %g s", len(tasks), self._terms.drain_timeout_s)
-            _, late = await asyncio.wait(tasks, timeout=self._terms.drain_timeout_s)
+            log.info("draining: %d running jobs, up to %g s", len(tasks), self._options.drain_timeout_s)
+            _, late = await asyncio.wait(tasks, timeout=self._options.drain_timeout_s)
             self.clean = not late
             for task in late:
                 task.cancel()
             if late:
-                log.warning("%d jobs did not end in time and go to another worker", len(late))
-                await asyncio.wait(late, timeout=2)
-        if self._runner is not None:
-            await self._runner.drain(max(0.0, end - time.monotonic()))
+                log.warning("%d jobs did not end in time and return to the queue", len(late))
+                await asyncio.wait(late, timeout=LATE_END_S)
+        if self.runner is not None:
+            await self.runner.drain(max(0.0, end - time.monotonic()))
         await self._stop()
 
     async def _stop(self) -> None:
+        """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
         self._draining = True
-        await self._silence.stop()
+        await self.stalled_watch.stop()
         if self._sweeper is not None:
             await self._sweeper.stop()
-        await self._lanes.stop()
+        await self.discovery.stop()
         await self._forwarder.stop()
-        await self._puller.close()
+        await self.puller.close()
         await asyncio.gather(*self._returning, return_exceptions=True)
-        await self._leases.stop()
+        await self.leases.stop()
         await self._collector.stop()
-        if self._runner is not None:
-            self._runner.close()
+        if self.runner is not None:
+            self.runner.close()
         await self._stack.aclose()
 
-    # -- the engine
+    # -- pulls
 
-    def _free(self) -> int:
+    def _count_free_slots(self) -> int:
         return self._slots - self.running - len(self._waiting)
 
-    def _changed(self) -> None:
-        """Have a look at the pulls when all else of this turn of the event loop is done."""
-        if not self._pulling:
-            self._pulling = True
+    def _schedule_pull(self) -> None:
+        """Have `_pull` run after everything else in this turn of the event loop."""
+        if not self._pull_scheduled:
+            self._pull_scheduled = True
             self._loop.call_soon(self._pull)
 
     def _pull(self) -> None:
-        """Keep the pulls at what the free slots can take."""
-        self._pulling = False
+        """Request as many jobs as the free slots can take, and return those that wait here for too long."""
+        self._pull_scheduled = False
         if self._draining:
             return
         try:
-            extra = prefetch(self._slots, self._pace_s())
-            self._puller.refill(self._free(), extra)
-            held = len(self._waiting) + self._puller.granted
-            self._held_min = extra // 2 if held >= extra // 2 else 0  # else there is no more to be had now
+            extra = prefetch(self._slots, self._estimate_handler_s())
+            self.puller.refill(self._count_free_slots(), extra)
+            held = len(self._waiting) + self.puller.granted
+            self._held_min = extra // 2 if held >= extra // 2 else 0  # 0: the lanes have no more jobs now
             self._return_overdue()
         except Exception:
             log.exception("pulling")  # the next change, a second away at most, tries again
 
+    # -- deliveries
+
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._heard = delivery.arrived
-        if delivery.place in self._running and self._adopt(delivery):
+        """Start a delivered job, or keep it until a slot is free."""
+        self._last_delivery_at = delivery.arrived_at
+        if delivery.location in self._running and self._adopt_redelivery(delivery):
             return
         if self._draining:
             self._spawn_return(delivery)
             return
-        self._leases.hold(delivery.reply, delivery.lane.ack_wait_s)
+        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
         if self._waiting or self.running >= self._slots:
             delivery.lane.waiting += 1
             self._waiting.append(delivery)
         else:
-            self._start(delivery)
-        if not self._pulling:
-            self._changed()
+            self._start_run(delivery)
+        if not self._pull_scheduled:
+            self._schedule_pull()
 
-    def _adopt(self, delivery: Delivery) -> bool:
-        """The redelivery of a job that still runs here (its lease ran out meanwhile): it is the one lease now.
+    def _adopt_redelivery(self, delivery: Delivery) -> bool:
+        """Give the run at this location the lease of a redelivery. False: the delivery is of another job.
 
-        False: it is another job. A stream made anew (deleted, or in memory and restarted) counts from 1 again: the job
-        of the former one must say nothing more, for its words would be taken for those of this new job.
+        1. The job still runs here, and its lease ran out meanwhile: the run goes on with the new lease.
+        2. The stream was recreated (deleted, or in memory and restarted) and counts from 1 again: the run is obsolete.
+           It must send no reply, because the server would take the reply for the new job at this location.
         """
-        ours = self._running[delivery.place]
-        self._leases.let_go(ours.reply)
+        ours = self._running[delivery.location]
+        self.leases.drop_lease(ours.reply)
         if ours.stored_at != delivery.stored_at:
-            ours.void = True
-            del self._running[delivery.place]
-            self._void.add(ours)
+            ours.obsolete = True
+            del self._running[delivery.location]
+            self._obsolete.add(ours)
             return False
         ours.renew(delivery.message)
-        self._leases.hold(ours.reply, delivery.lane.ack_wait_s)
+        self.leases.hold_lease(ours.reply, delivery.lane.ack_wait_s)
         return True
 
     def _start_waiting(self) -> None:
-        """Give free slots to the jobs that wait here, in the order that they came: whose turn it is was decided when
-        they were asked for, and what waits here is soon done (`prefetch`).
+        """Give free slots to the waiting jobs, in the order in which they arrived.
+
+        Fairness was decided when they were requested, and few wait here at a time (`prefetch`).
         """
         while self._waiting and not self._draining and self.running < self._slots:
-            self._start(self._take())
+            self._start_run(self._take_waiting())
 
-    def _take(self) -> Delivery:
+    def _take_waiting(self) -> Delivery:
+        """Remove and return the job that has waited longest."""
         delivery = self._waiting.popleft()
         delivery.lane.waiting -= 1
         return delivery
 
-    def _start(self, delivery: Delivery) -> None:
-        if delivery.place in self._running and self._adopt(delivery):
+    def _start_run(self, delivery: Delivery) -> None:
+        """Start a task that runs the delivery, unless its job runs here already."""
+        if delivery.location in self._running and self._adopt_redelivery(delivery):
             return
-        assert self._runner is not None
-        self._running[delivery.place] = delivery
+        assert self.runner is not None
+        self._running[delivery.location] = delivery
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
-        delivery.task = self._loop.create_task(self._runner.run(delivery))
+        delivery.task = self._loop.create_task(self.runner.run_delivery(delivery))
 
-    def _ended(self, delivery: Delivery, begun: float) -> None:
-        self._freed = time.monotonic()
-        took = self._freed - begun
-        mean = self._handler_s
-        self._handler_s = took if mean is None else mean + SMOOTHING * (took - mean)
-        self._leases.let_go(delivery.reply)
-        if delivery.void:
-            self._void.discard(delivery)
+    def _on_run_ended(self, delivery: Delivery, started_at: float) -> None:
+        """Free the slot of a run that started at `started_at`, monotonic seconds, and start the next job."""
+        self._slot_freed_at = time.monotonic()
+        took_s = self._slot_freed_at - started_at
+        mean_s = self._mean_handler_s
+        self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
+        self.leases.drop_lease(delivery.reply)
+        if delivery.obsolete:
+            self._obsolete.discard(delivery)
         else:
-            del self._running[delivery.place]
+            del self._running[delivery.location]
         self.done += 1
         if self._waiting:
             self._start_waiting()
-        if len(self._waiting) + self._puller.granted < self._held_min:
-            self._pull()  # at once: behind all jobs that are to begin now, the slots would run dry meanwhile
-        elif not self._pulling:
-            self._changed()
+        if len(self._waiting) + self.puller.granted < self._held_min:
+            self._pull()  # at once: scheduled behind all jobs that start now, it would leave slots empty meanwhile
+        elif not self._pull_scheduled:
+            self._schedule_pull()
 
-    def _on_gone(self, lane: LanePull) -> None:
-        """The lane's consumer is no more, and with it these leases; the new one delivers the jobs again."""
+    def _on_consumer_gone(self, lane: LanePull) -> None:
+        """Drop the waiting jobs of a lane whose consumer was deleted: the recreated consumer delivers them again."""
         for delivery in [each for each in self._waiting if each.lane is lane]:
             self._waiting.remove(delivery)
-            self._leases.let_go(delivery.reply)
+            self.leases.drop_lease(delivery.reply)
         lane.waiting = 0
-        self._lanes.gone(lane)
+        self.discovery.on_consumer_gone(lane)
 
     def _on_drained(self, lane: LanePull) -> bool:
-        return self._lanes.drained(lane)
+        return self.discovery.on_drained(lane)
+
+    # -- back to the queue
 
     def _return_overdue(self) -> None:
-        """Hand back jobs that wait here for a slot while another worker may be idle."""
-        pace_s = self._pace_s()
-        if pace_s is not None and pace_s < WAIT_HERE_MAX_S / 4:
+        """Return jobs that have waited here for WAIT_HERE_MAX_S: another worker may be idle.
+
+        Nothing is returned while handlers take less than a quarter of that.
+        """
+        handler_s = self._estimate_handler_s()
+        if handler_s is not None and handler_s < WAIT_HERE_MAX_S / 4:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
-        while self._waiting and self._waiting[0].arrived < oldest:
-            self._spawn_return(self._take())
+        while self._waiting and self._waiting[0].arrived_at < oldest:
+            self._spawn_return(self._take_waiting())
 
-    def _pace_s(self) -> float | None:
-        """The mean handler time, or how long no slot has come free where that is longer: a worker whose slots are all
-        in long jobs learns nothing from the short ones before them.
+    def _estimate_handler_s(self) -> float | None:
+        """Return the mean handler time, or the time since a slot last came free if that is longer. None: unknown.
+
+        The second counts while all slots are taken: they may be in long jobs, after many short ones.
         """
-        if self._handler_s is None or self.running < self._slots:
-            return self._handler_s
-        return max(self._handler_s, time.monotonic() - self._freed)
+        if self._mean_handler_s is None or self.running < self._slots:
+            return self._mean_handler_s
+        return max(self._mean_handler_s, time.monotonic() - self._slot_freed_at)
 
-    async def _return(self, delivery: Delivery) -> None:
-        assert self._runner is not None
-        self._leases.let_go(delivery.reply)
-        await self._runner.release(delivery)
+    async def _return_delivery(self, delivery: Delivery) -> None:
+        """Return a job that did not start to the queue."""
+        assert self.runner is not None
+        self.leases.drop_lease(delivery.reply)
+        await self.runner.release(delivery)
 
     def _spawn_return(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._return(delivery))
+        """Return a job to the queue in a task of its own."""
+        task = asyncio.create_task(self._return_delivery(delivery))
         self._returning.add(task)
-        task.add_done_callback(self._returned)
+        task.add_done_callback(self._on_returned)
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
+    def _on_returned(self, task: asyncio.Task[None]) -> None:
         self._returning.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("handing a job back", exc_info=error)
+            log.error("returning a job to the queue", exc_info=error)

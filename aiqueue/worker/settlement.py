@@ -1,4 +1,8 @@
-"""The single place that decides what becomes of a job, once its attempt has an outcome."""
+"""Decide what becomes of a job, once its attempt has an outcome. No other module does.
+
+The order is always the same: first the journal or the dead letter is written, then the server gets its reply (ack or
+nak). A crash between the two repeats an attempt, and loses no job.
+"""
 
 from __future__ import annotations
 
@@ -30,68 +34,72 @@ from ..attempt import (
 )  # fmt: skip
 from ..backoff import Backoff
 from ..connection import Connection
-from ..enqueue import DeadLetters, FailedJob, Parking, history_text, relocate, trimmed
+from ..enqueue import DeadLetters, FailedJob, Parking, history_text, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
-from ..journal import CANCELLED, FAILED, NOTHING, RESULT, RETRY, WHILE_RUNNING, RunRecord, Writer
+from ..journal import CANCELLED, EMPTY_RECORD, FAILED, RESULT, RETRY, WHILE_RUNNING, RunRecord, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
 from ..topology import Family
 from .overflow import Overflow
 
-log = logging.getLogger("aiqueue.settlement")
+log = logging.getLogger(__name__)
 
 UNKNOWN_KIND_DELAY_S = 5.0
 UNKNOWN_KIND_PATIENCE_S = 60.0
 UNKNOWN_SEEN_MAX = 10_000
-DEAD_FULL_S = 600.0  # a job that ended badly, while the dead letters are full, comes back to be buried after this
-PARK_AFTER_S = 5.0  # a delay from here on is waited for away from the lane, where it would count as in flight
-SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 5.0, 600.0  # a job whose outcome could not be written comes back
-HAND_BACK_S = 0.1
-SAY_WAIT_S = 10.0
+DEAD_FULL_S = 600.0  # while the dead letters are full, a failed job is parked for this long before the next try
+PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane the job would count as in flight
+SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
+RELEASE_DELAY_S = 0.1
+LINK_WAIT_S = 10.0  # how long an ack waits for a lost link, or for the server's confirmation
 HISTORY_MAX = 50
-REASONS = frozenset({  # of dead letters; a word of anybody else in a job's headers means nothing
+REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
     "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
 })  # fmt: skip
 
 
 @dataclass(kw_only=True)
-class Opened(DecodedJob):
-    """What is known of a delivery once its body and journal have been looked at.
+class OpenedJob(DecodedJob):
+    """What is known of a delivery after its body, and where needed its journal, were read.
 
-    `first`: the number of the first attempt from this place in the stream; the earlier ones were before it was parked.
-    `verdict`: what looking at the body has led to already. A suspect's body has not been read here.
+    `first_attempt` is the number of the first attempt at this message: earlier attempts were at an earlier message of
+    the job, before it was parked. `refusal` is set where the job must not run at all. The body of a suspect is not
+    decoded: `data` is None.
     """
 
     raw: RawJob
     attempt: int = 1
-    first: int = 1
+    first_attempt: int = 1
     history: list[dict[str, Any]] | None = None
-    record: RunRecord = NOTHING  # what its journal says of this run, where it was looked for
-    suspect: bool = False
-    verdict: Refused | None = None
-    plain: bool = False  # a first delivery that asks for nothing: no deadline, document, other lane, claim or history
+    record: RunRecord = EMPTY_RECORD  # what the journal has of this run, if it was read
+    is_suspect: bool = False
+    refusal: Refused | None = None
+    plain: bool = False  # a first delivery without deadline, document, history, claim, or a wish for another lane
 
     @classmethod
-    def plainly(cls, raw: RawJob) -> Opened:
-        """Of a plain delivery; `attempt.fill` is to put in what its body holds."""
-        opened = cls.__new__(cls)  # for __init__ would set a dozen fields to what they are in the class
+    def for_first_delivery(cls, raw: RawJob) -> OpenedJob:
+        """Return a plain job without its body's fields, which `attempt.decode_into` must fill in."""
+        opened = cls.__new__(cls)  # __init__ would set a dozen fields to the defaults that the class has anyway
         opened.raw = raw
         opened.plain = True
         return opened
 
     @property
-    def condemned(self) -> bool:
-        """Whether it was refused before, and only waited for a place among the dead letters."""
+    def refused_before(self) -> bool:
+        """Whether an earlier delivery refused the job, and it was parked because the dead letters were full."""
         return headers.PARKED in self.raw.headers and self.raw.headers.get(headers.REASON) in REASONS
 
 
 def retry_move(delivery: Delivery, number: int) -> str:
-    """The word under which a run of a job is parked for attempt `number`: twice parked for it, it is stored once."""
+    """Return the id of the move that parks a run for attempt `number`. Parked twice under one id, it is stored once."""
     return f"r{delivery.run}-{int(delivery.enqueued_at)}-a{number}"
 
 
 class Settlement:
-    """Writes the outcomes of one worker's attempts, and tells the server."""
+    """Writes the outcomes of one worker's attempts, and replies to the server.
+
+    Methods raise what the journal, the dead letters and parking raise. The runner then calls `redeliver_later`.
+    """
 
     def __init__(
         self,
@@ -113,165 +121,202 @@ class Settlement:
         self.overflow = Overflow()
         self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
 
-    def try_ack_now(self, delivery: Delivery, opened: Opened, handler: Handler | None) -> bool:
-        """Settle a job that has returned at once, where nothing is written of it and nobody needs to be waited for:
-        most jobs of handlers that keep no result. False: it is for `settle`.
+    def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
+        """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
+
+        This is the fast path for handlers that keep no result.
         """
         if handler is None or handler.keeps_result or not self._connection.connected:
             return False
-        if not opened.plain and (opened.raw.family.claim or _holds(delivery)):
+        if not opened.plain and (opened.raw.family.claim or _holds_documents(delivery)):
             return False
-        self._say(delivery, b"+ACK")
+        self._send_reply(delivery, b"+ACK")
         return True
 
     async def settle(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Outcome
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Outcome
     ) -> None:
-        """The fate of a job. What it says goes to the journal, or the dead letters, before its lease is given up."""
+        """Write the outcome to the journal or the dead letters, then reply to the server: ack, nak or nothing."""
         match outcome:
             case Returned(value):
-                await self._finish(delivery, opened, handler, writer, value)
+                await self._settle_returned(delivery, opened, handler, writer, value)
             case Raised():
-                await self._failed(delivery, opened, handler, writer, outcome)
+                await self._settle_raised(delivery, opened, handler, writer, outcome)
             case Refused(reason, error, trace):
-                if not opened.condemned:
-                    opened.history = _with_attempt(opened, self._worker, error, trace)
-                await self._bury(delivery, opened, writer, reason, error)
+                if not opened.refused_before:
+                    opened.history = _history_with_attempt(opened, self._worker, error, trace)
+                await self._dead_letter(delivery, opened, writer, reason, error)
             case Unknown(error):
-                if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
-                    await self._bury(delivery, opened, writer, "unknown_kind", error)
-                else:
-                    log.warning("job %s in %s handed back: %s", opened.job_id, delivery.lane.key, error)
-                    await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
+                await self._settle_unknown(delivery, opened, writer, error)
             case WrongLane(priority):
                 to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority)
                 message = delivery.message
-                await relocate(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
+                await move_to_lane(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
                 await self._ack(delivery)
             case Postponed(after_s):
                 await self.return_to_queue(delivery, after_s)
             case RetryPending(None):
                 await self._ack(delivery)
             case RetryPending(int() | float() as after_s):
-                await self._leave(delivery, opened, opened.attempt, after_s)
-            case AlreadyEnded() | Cancelled() | Duplicate():
-                await self._ended(delivery, opened, writer, outcome)
+                await self._park_or_nak(delivery, opened, opened.attempt, after_s)
+            case AlreadyEnded():
+                await self._ack_ended(delivery, opened, writer)
+            case Duplicate():
+                await self._ack_ended(delivery, opened, writer, is_duplicate=True)
+            case Cancelled():
+                await self._settle_cancelled(delivery, opened, writer)
             case TakenOver():
                 log.info("job %s attempt %d was taken over", opened.job_id, opened.attempt)
             case Interrupted():
                 await self.release(delivery)
 
-    async def _ended(
-        self, delivery: Delivery, opened: Opened, writer: Writer | None, outcome: AlreadyEnded | Cancelled | Duplicate
-    ) -> None:
-        """The job has its last word, or another message's, or gets it now: mostly this is refused, for who cancelled it
-        has written it.
-        """
-        if isinstance(outcome, Cancelled) and writer is not None:
-            await writer.write(CANCELLED, WHILE_RUNNING)
-        said = opened.record.newest
-        if _holds(delivery) and writer is not None and not opened.record.ended:
-            said = await writer.newest()
-        lets_go = said is not None and said.final and said.event != FAILED  # a dead letter goes on holding
-        if isinstance(outcome, Duplicate):
-            log.info("job %s of %s is a duplicate of one that runs or has run", opened.job_id, delivery.lane.key)
-            lets_go = True
-        await (self._end_holding(delivery) if _holds(delivery) and lets_go else self._ack(delivery))
-
-    async def comes_back(self, delivery: Delivery, error: Exception) -> None:
-        """What became of the job could not be written: it must come back, less often each time."""
-        delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(delivery.delivered - 1, 16))
-        trace = None if isinstance(error, AIQueueError) else error  # else it is a fault of our own
-        log.warning("job in %s comes back in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
+    async def redeliver_later(self, delivery: Delivery, error: Exception) -> None:
+        """Return to the queue a job whose outcome could not be written, for a longer time after each delivery."""
+        delay_s = min(SETTLE_RETRY_MAX_S, SETTLE_RETRY_S * 2.0 ** min(delivery.delivery_count - 1, 16))
+        trace = None if isinstance(error, AIQueueError) else error  # anything else is a fault of aiqueue's own
+        log.warning("job in %s is redelivered in %g s: %s", delivery.lane.key, delay_s, error, exc_info=trace)
         await self.return_to_queue(delivery, delay_s)
 
     async def release(self, delivery: Delivery) -> None:
-        """Give a job that was not run to the next worker."""
-        await self.return_to_queue(delivery, HAND_BACK_S)
+        """Return a job that was not run, or not to its end, to the queue at once, for another worker."""
+        await self.return_to_queue(delivery, RELEASE_DELAY_S)
+
+    async def return_to_queue(self, delivery: Delivery, delay_s: float) -> None:
+        """Nak a delivery that ends through no fault of its job, so that the job becomes no suspect by it."""
+        await self._quarantine.note_return(delivery)
+        self._nak(delivery, delay_s)
+
+    # -- one outcome each
+
+    async def _settle_returned(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, value: Any
+    ) -> None:
+        """Write the result, then ack. A result that cannot be kept makes the job a dead letter.
+
+        In a family with `claim` an empty result is written even where the handler keeps none: it ends the claim.
+        """
+        keeps = handler is not None and handler.keeps_result
+        if writer is not None and (keeps or opened.raw.family.claim):
+            try:
+                await self._write_result(delivery, writer, value if keeps else None)
+            except (EncodeError, TooLarge) as error:
+                opened.history = _history_with_attempt(opened, self._worker, str(error), "")
+                await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
+                return
+        await (self._ack_and_release_documents(delivery) if _holds_documents(delivery) else self._ack(delivery))
+
+    async def _write_result(self, delivery: Delivery, writer: Writer, value: Any) -> None:
+        """Write the result. While the server has no space for it, announce it, ack, and let `Overflow` write it later.
+
+        Raises EncodeError, TooLarge, Stale.
+        """
+
+        async def ack_first() -> None:
+            with contextlib.suppress(Unavailable):
+                await writer.announce(RESULT, value)
+            await self._ack(delivery)
+
+        await self.overflow.write_or_defer(writer.subject, lambda: writer.write(RESULT, value), ack_first)
+
+    async def _settle_raised(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised
+    ) -> None:
+        """Schedule the next attempt. Without attempts left, or time before the deadline, make it a dead letter."""
+        error = outcome.error
+        retry = handler.backoff(outcome.rule) if handler else Backoff()
+        opened.history = _history_with_attempt(opened, self._worker, error, outcome.trace)
+        delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
+        if opened.attempt >= retry.attempts:
+            await self._dead_letter(delivery, opened, writer, "attempts", error)
+        elif attempt.is_past_deadline(opened.raw, in_s=delay_s):
+            late = f"{error} (the retry in {delay_s:.1f} s would be after its deadline)"
+            await self._dead_letter(delivery, opened, writer, "deadline", late)
+        else:
+            await self._schedule_retry(delivery, opened, writer, error, delay_s)
+
+    async def _schedule_retry(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str, delay_s: float
+    ) -> None:
+        """Write `retry`, then have the job come back: by a nak after a short delay, by parking after a long one."""
+        log.info("job %s attempt %d failed, retry in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
+        parks = delay_s >= PARK_AFTER_S
+        if writer is not None:
+            data = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
+            await writer.write(RETRY, data)
+        if parks:
+            await self._park_or_nak(delivery, opened, opened.attempt + 1, delay_s)
+        else:
+            self._nak(delivery, delay_s)
+
+    async def _settle_unknown(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str) -> None:
+        """Return the job to the queue, for a worker that knows its kind. After a minute, dead-letter it."""
+        if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
+            await self._dead_letter(delivery, opened, writer, "unknown_kind", error)
+        else:
+            log.warning("job %s in %s returns to the queue: %s", opened.job_id, delivery.lane.key, error)
+            await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
+
+    async def _settle_cancelled(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None) -> None:
+        """Write `cancelled`, then ack. Usually the canceller already has, and the write is refused: raises Stale."""
+        if writer is not None:
+            await writer.write(CANCELLED, WHILE_RUNNING)
+        await self._ack_ended(delivery, opened, writer)
+
+    async def _ack_ended(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, *, is_duplicate: bool = False
+    ) -> None:
+        """Acknowledge a job that is over, and release its documents unless a dead letter of it still needs them.
+
+        A duplicate's own documents are always released, because another message with its job id runs or has run.
+        """
+        newest = opened.record.newest
+        if _holds_documents(delivery) and writer is not None and not opened.record.ended:
+            newest = await writer.read_newest()
+        releases = newest is not None and newest.final and newest.event != FAILED
+        if is_duplicate:
+            log.info("job %s of %s is a duplicate of one that runs or has run", opened.job_id, delivery.lane.key)
+            releases = True
+        if _holds_documents(delivery) and releases:
+            await self._ack_and_release_documents(delivery)
+        else:
+            await self._ack(delivery)
 
     def _unknown_for_s(self, delivery: Delivery) -> float:
-        """Seconds since this worker first met the job, whose kind or version it does not know."""
+        """Return the seconds since this worker first met the job, whose kind or version has no handler here."""
         now = time.monotonic()
         if len(self._unknown) >= UNKNOWN_SEEN_MAX:
             self._unknown.pop(next(iter(self._unknown)))
         return now - self._unknown.setdefault((delivery.lane.stream, delivery.seq), now)
 
-    async def _finish(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, value: Any
-    ) -> None:
-        keeps = handler is not None and handler.keeps_result
-        if writer is not None and (keeps or opened.raw.family.claim):  # where ids are claimed, the end must be known
-            try:
-                await self._keep(delivery, writer, value if keeps else None)
-            except (EncodeError, TooLarge) as error:
-                opened.history = _with_attempt(opened, self._worker, str(error), "")
-                await self._bury(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
-                return
-        await (self._end_holding(delivery) if _holds(delivery) else self._ack(delivery))
+    # -- parking
 
-    async def _keep(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        async def ack() -> None:
-            with contextlib.suppress(Unavailable):
-                await writer.announce(RESULT, value)
-            await self._ack(delivery)
-
-        await self.overflow.put(writer.subject, lambda: writer.write(RESULT, value), ack)
-
-    async def _failed(
-        self, delivery: Delivery, opened: Opened, handler: Handler | None, writer: Writer | None, outcome: Raised
-    ) -> None:
-        """The next attempt, where there are some left and it would not come too late."""
-        error = outcome.error
-        retry = handler.backoff(outcome.rule) if handler else Backoff()
-        opened.history = _with_attempt(opened, self._worker, error, outcome.trace)
-        delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
-        if opened.attempt >= retry.attempts:
-            await self._bury(delivery, opened, writer, "attempts", error)
-        elif attempt.overdue(opened.raw, in_s=delay_s):
-            late = f"{error} (again in {delay_s:.1f} s would be after its deadline)"
-            await self._bury(delivery, opened, writer, "deadline", late)
-        else:
-            await self._try_again(delivery, opened, writer, error, delay_s)
-
-    async def _try_again(
-        self, delivery: Delivery, opened: Opened, writer: Writer | None, error: str, delay_s: float
-    ) -> None:
-        """The next attempt: after a short delay from its lane, after a long one by way of parking."""
-        log.info("job %s attempt %d failed, again in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
-        parks = delay_s >= PARK_AFTER_S
-        if writer is not None:
-            told = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
-            await writer.write(RETRY, told)
-        if parks:
-            await self._leave(delivery, opened, opened.attempt + 1, delay_s)
-        else:
-            self._nak(delivery, delay_s)
-
-    async def _leave(self, delivery: Delivery, opened: Opened, number: int, delay_s: float) -> None:
-        if await self._park(delivery, opened, number, delay_s):
+    async def _park_or_nak(self, delivery: Delivery, opened: OpenedJob, number: int, delay_s: float) -> None:
+        """Park the job for attempt `number` and ack, or nak it where it cannot be parked."""
+        if await self._try_park(delivery, opened, number, delay_s, {}, retry_move(delivery, number)):
             await self._ack(delivery)
         else:
             self._nak(delivery, delay_s)
 
-    async def _park(
-        self, delivery: Delivery, opened: Opened, number: int, delay_s: float, verdict: Mapping[str, str] | None = None
+    async def _try_park(
+        self, delivery: Delivery, opened: OpenedJob, number: int, delay_s: float, refusal: Mapping[str, str], move: str
     ) -> bool:
-        """Have the job come back for attempt `number`, or with a `verdict`, after so many seconds. False where that
-        cannot be stored: it waits in its lane. Raises Unavailable.
+        """Park the job for `delay_s` seconds; it comes back for attempt `number`, with the headers of `refusal`.
+
+        If it is too large with its history, park it without. False: parking refuses it, so it must wait in its lane.
+        Raises Unavailable.
         """
-        due = time.time() + delay_s
+        due_at = time.time() + delay_s
         lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
-        told = dict(delivery.message.headers) | {
+        parked_headers = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
             headers.ATTEMPT: str(number),
-            **(verdict or {}),
+            **refusal,
         }
-        move = subjects.new_id() if verdict else retry_move(delivery, number)
         for history in (opened.history or [], []):
-            told[headers.HISTORY] = history_text(history)
+            parked_headers[headers.HISTORY] = history_text(history)
             try:
-                await self._parking.park(lane, opened.job_id, due, told, delivery.message.data, move=move)
+                await self._parking.park(lane, opened.job_id, due_at, parked_headers, delivery.message.data, move=move)
             except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
                 problem: AIQueueError = error
             else:
@@ -279,92 +324,107 @@ class Settlement:
         log.warning("job %s waits in its lane, where it counts as in flight: %s", opened.job_id, problem)
         return False
 
-    async def _bury(self, delivery: Delivery, opened: Opened, writer: Writer | None, reason: str, error: str) -> None:
+    # -- dead letters
+
+    async def _dead_letter(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, reason: str, error: str
+    ) -> None:
+        """Store the job as a dead letter, write `failed`, then ack. Without space for it, park the job.
+
+        Raises Stale if a newer attempt has written: before the dead letter is stored, or after it.
+        """
         if writer is not None:
-            await writer.check()
+            await writer.raise_if_stale()
         family = self._families[delivery.lane.key.family]
-        key = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
-        obituary = FailedJob(
-            job_id=opened.job_id, kind=opened.kind, lane=key, seq=delivery.seq, reason=reason, error=error,
+        lane = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
+        failed = FailedJob(
+            job_id=opened.job_id, kind=opened.kind, lane=lane, seq=delivery.seq, reason=reason, error=error,
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
             history=opened.history or [],
         )  # fmt: skip
         try:
-            letter = await self._dead.add(obituary, delivery.message.headers, delivery.message.data)
+            letter_seq = await self._dead.add(failed, delivery.message.headers, delivery.message.data)
         except QueueFull as full:
-            await self._wait_for_burial(delivery, opened, reason, error, full)
+            await self._wait_for_dead_letter_space(delivery, opened, reason, error, full)
             return
-        log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, key, reason, error)
+        log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, lane, reason, error)
         if writer is not None:
-            told = {"reason": reason, "error": error, "history": trimmed(opened.history or [])}
-            try:
-                await writer.write(FAILED, told)
-            except Stale as stale:
-                newest = await writer.newest() if stale.ended else None
-                if newest is not None and newest.event == CANCELLED:  # meanwhile: the job is not to be two things
-                    await self._dead.purge(await self._dead.get(letter))
-                raise
+            await self._write_failed(opened, writer, reason, error, letter_seq)
         await self._ack(delivery)
 
-    async def _wait_for_burial(
-        self, delivery: Delivery, opened: Opened, reason: str, error: str, full: QueueFull
+    async def _write_failed(self, opened: OpenedJob, writer: Writer, reason: str, error: str, letter_seq: int) -> None:
+        """Write `failed` after the dead letter was stored. Raises Stale if the run has ended or was taken over.
+
+        If the job was cancelled meanwhile, purge the dead letter first: a job must not be both cancelled and failed.
+        """
+        try:
+            await writer.write(FAILED, {"reason": reason, "error": error, "history": trimmed(opened.history or [])})
+        except Stale as stale:
+            newest = await writer.read_newest() if stale.ended else None
+            if newest is not None and newest.event == CANCELLED:
+                await self._dead.purge(await self._dead.get(letter_seq))
+            raise
+
+    async def _wait_for_dead_letter_space(
+        self, delivery: Delivery, opened: OpenedJob, reason: str, error: str, full: QueueFull
     ) -> None:
-        """There is no room for a dead letter: the job is kept, with its verdict, and not run again."""
+        """Park a failed job while the dead letters are full. It keeps its reason and error, and does not run again."""
         log.error(
-            "job %s ended badly and there is no room for its dead letter, %s: make some (`aiqueue dead purge`, or a "
-            "larger max_bytes in streams/dead.toml); it is kept, and tried again in %g s",
+            "job %s failed and there is no space for its dead letter, %s: make some (`aiqueue dead purge`, or a "
+            "larger max_bytes in streams/dead.toml); the job is kept, next try in %g s",
             opened.job_id, full.reason, DEAD_FULL_S,
         )  # fmt: skip
-        verdict = {headers.REASON: reason, headers.ERROR: headers.ascii_line(error)}
-        if await self._park(delivery, opened, opened.attempt, DEAD_FULL_S, verdict):
+        refusal = {headers.REASON: reason, headers.ERROR: headers.ascii_line(error)}
+        if await self._try_park(delivery, opened, opened.attempt, DEAD_FULL_S, refusal, subjects.new_id()):
             await self._ack(delivery)
         else:
             self._nak(delivery, DEAD_FULL_S)
 
+    # -- replies to the server
+
     async def _ack(self, delivery: Delivery) -> None:
-        """Waits a while for a lost link: without the ack the job is delivered again, if only to be ended."""
+        """Acknowledge a job. Without a link, wait up to LINK_WAIT_S: an ack that is lost has the job redelivered."""
         if not self._connection.connected:
             with contextlib.suppress(AIQueueError):
-                await self._connection.wait_up(SAY_WAIT_S)
-        self._say(delivery, b"+ACK")
+                await self._connection.wait_up(LINK_WAIT_S)
+        self._send_reply(delivery, b"+ACK")
 
-    async def _end_holding(self, delivery: Delivery) -> None:
-        """Acknowledge a job that holds documents, and let go of them when the server has confirmed it: delivered again
-        for want of the ack, it would not find its body. Unconfirmed, they are left to the collector.
+    async def _ack_and_release_documents(self, delivery: Delivery) -> None:
+        """Acknowledge a job that holds documents, and release them once the server has confirmed the ack.
+
+        Without the confirmation the job may be redelivered and need its body. Then the collector releases them.
         """
-        if delivery.void:
+        if delivery.obsolete:
             return
         try:
-            await self._connection.request(delivery.reply, b"+ACK", timeout_s=SAY_WAIT_S)
+            await self._connection.request(delivery.reply, b"+ACK", timeout_s=LINK_WAIT_S)
         except AIQueueError as error:
             log.info("ack of a job in %s is not confirmed: %s", delivery.lane.key, error)
         else:
             await self._documents.release(delivery.tenant, delivery.message.headers)
 
-    async def return_to_queue(self, delivery: Delivery, delay_s: float) -> None:
-        """A nak that is nobody's fault: it makes no suspect."""
-        await self._quarantine.handed_back(delivery)
-        self._nak(delivery, delay_s)
-
     def _nak(self, delivery: Delivery, delay_s: float) -> None:
-        self._say(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
+        """Have the server redeliver the job after `delay_s` seconds."""
+        self._send_reply(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
 
-    def _say(self, delivery: Delivery, word: bytes) -> None:
-        """Tell the server. Without a link the lease runs out instead, and the journal knows."""
-        if delivery.void:
+    def _send_reply(self, delivery: Delivery, reply: bytes) -> None:
+        """Send an ack or nak. Without a link it is dropped: the lease runs out, and the journal has the outcome."""
+        if delivery.obsolete:
             return
         try:
-            self._connection.tell(delivery.reply, word)
+            self._connection.tell(delivery.reply, reply)
         except AIQueueError as error:
-            log.info("%s of a job in %s could not be said: %s", word[:4].decode(), delivery.lane.key, error)
+            log.info("%s of a job in %s was not sent: %s", reply[:4].decode(), delivery.lane.key, error)
 
 
-def _holds(delivery: Delivery) -> bool:
-    told = delivery.message.headers
-    return headers.DOCUMENT_REF in told or headers.DOCUMENT in told
+def _holds_documents(delivery: Delivery) -> bool:
+    """Return whether the job names documents, or has its body in one."""
+    message_headers = delivery.message.headers
+    return headers.DOCUMENT_REF in message_headers or headers.DOCUMENT in message_headers
 
 
-def _with_attempt(opened: Opened, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
+def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
+    """Return the history with this failed attempt at its end, at most HISTORY_MAX entries."""
     entry: dict[str, Any] = {"attempt": opened.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
     if trace:
         entry["traceback"] = trace

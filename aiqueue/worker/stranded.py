@@ -1,7 +1,8 @@
-"""Jobs that the server delivers no more, having done so `max_deliver` times: they become dead letters.
+"""Dead-letter jobs that exceeded max deliveries: the server delivered them `max_deliver` times, and stops there.
 
-The server says so once, when it is next asked for jobs; the stream of strandeds keeps that word until a worker has
-taken it. Words can be lost, so the lanes are looked at too (docs/decisions/strandeds.md).
+The server publishes one advisory for each such job, when it is next asked for jobs of the lane. A stream keeps the
+advisories until a worker has handled them. Advisories can be lost, so the lanes are checked too: a lane that stores
+more jobs than its consumer counts has some (docs/decisions/strandeds.md). Their dead letters' reason is `stranded`.
 """
 
 from __future__ import annotations
@@ -19,39 +20,39 @@ from ..attempt import DecodedJob, RawJob, Refused
 from ..connection import Connection, Received, Stored, timestamp
 from ..enqueue import DeadLetters, FailedJob, history_of, trimmed
 from ..errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
-from ..journal import FAILED, Journal, Retention
+from ..journal import FAILED, Journal, Retention, Writer
 from ..topology import Family, Topology
 
-log = logging.getLogger("aiqueue.strandeds")
+log = logging.getLogger(__name__)
 
 CONSUMER = "sweeper"
-FIRST_S = 3.0  # after the start: the first pulls have the server say what it had not said without them
-EVERY_S = 60.0  # of each worker, a quarter more or less
-CONFIRM_S = 2.0  # a lane is looked at twice: an ack may be on its way
+FIRST_S = 3.0  # until the first round: the worker's first pulls make the server publish advisories
+EVERY_S = 60.0  # between the rounds of one worker, a quarter more or less
+CONFIRM_S = 2.0  # a lane is checked twice, this far apart, because an ack may be on its way
 ACK_WAIT_S = 60.0
 ANSWER_S = 5.0
-BATCH = 100  # words of the server that are taken at once
-LANE_MAX = 1_000  # jobs of one lane that are looked at in one round
-OTHERS_S = 600.0  # a word on a stream that this worker's topology lacks is left to others for so long
+BATCH = 100  # advisories that are fetched at once
+LANE_MAX = 1_000  # jobs of one lane that are checked in one round
+OTHERS_S = 600.0  # an advisory for a stream that this worker's topology lacks is left to other workers for so long
 REASON = "stranded"
 
-Look = Callable[[RawJob], Awaitable[DecodedJob | Refused]]
+Identify = Callable[[RawJob], Awaitable[DecodedJob | Refused]]
 
 
-class _Lane(NamedTuple):
-    """A lane in which something is stored that its consumer does not count: nothing of it is in flight."""
+class _UncountedLane(NamedTuple):
+    """A lane that stores more jobs than its consumer counts as waiting, with none in flight."""
 
     family: Family
     consumer: str
     filter: str
     created: str
-    delivered: int  # the last sequence that was ever delivered
+    delivered_seq: int  # the last sequence that was ever delivered
 
 
 class StrandedSweeper:
-    """Looks for stranded jobs of all declared families, now and then. Several at once do no harm.
+    """Looks for jobs that exceeded max deliveries, in all declared families. Several sweepers at once do no harm.
 
-    `look` tells which job a parcel is without reading its body in this process (see quarantine).
+    `identify` returns id and kind of a job without reading its body in this process (see `Quarantine`).
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class StrandedSweeper:
         dead: DeadLetters,
         *,
         worker: str,
-        look: Look,
+        identify: Identify,
     ) -> None:
         self._connection = connection
         self._stream = topology.stranded_stream.name
@@ -70,71 +71,73 @@ class StrandedSweeper:
         self._journal = journal
         self._dead = dead
         self._worker = worker
-        self._look = look
-        self._deaf = False
+        self._identify = identify
+        self._warned = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Start to sweep, in a task."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run_rounds())
 
     async def stop(self) -> None:
-        """Safe twice and unstarted."""
+        """Stop sweeping. Safe twice and unstarted."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
 
-    async def _run(self) -> None:
+    async def _run_rounds(self) -> None:
+        """Sweep once every EVERY_S, for ever."""
         pause_s = FIRST_S
         while True:
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))  # noqa: S311
             pause_s = EVERY_S
             try:
                 if swept := await self.sweep():
-                    log.warning("%d stranded jobs became dead letters", swept)
+                    log.warning("%d jobs exceeded max deliveries and became dead letters", swept)
             except AIQueueError as error:
-                log.info("looking for stranded jobs: %s", error)
+                log.info("looking for jobs that exceeded max deliveries: %s", error)
             except Exception:
-                log.exception("looking for stranded jobs")  # and again in a while
+                log.exception("looking for jobs that exceeded max deliveries")  # the next round tries again
 
     async def sweep(self) -> int:
-        """One round: what the server has said, then what the lanes show. Returns how many jobs were stranded.
+        """Run one round: handle the advisories, then check the lanes. Returns how many jobs were dead-lettered.
 
         Raises Unavailable, NotFound where a stream is missing, QueueFull where the dead letters are full.
         """
         swept = 0
-        while heard := await self._take_if_there():
-            for word in heard:
-                swept += await self._heed(word)
-            if len(heard) < BATCH:
+        while advisories := await self._fetch_if_readable():
+            for advisory in advisories:
+                swept += await self._handle_advisory(advisory)
+            if len(advisories) < BATCH:
                 break
-        odd = [lane async for lane in self._odd_lanes()]
-        if odd:
-            before = [await self._settled(lane) for lane in odd]
+        lanes = [lane async for lane in self._find_uncounted_lanes()]
+        if lanes:
+            before = [await self._list_delivered(lane) for lane in lanes]
             await asyncio.sleep(CONFIRM_S)
-            again = {(lane.family.name, lane.consumer): lane async for lane in self._odd_lanes()}
-            for lane, seqs in zip(odd, before, strict=True):
-                now = again.get((lane.family.name, lane.consumer))
+            confirmed = {(lane.family.name, lane.consumer): lane async for lane in self._find_uncounted_lanes()}
+            for lane, seqs in zip(lanes, before, strict=True):
+                now = confirmed.get((lane.family.name, lane.consumer))
                 if now is not None and now.created == lane.created:
                     for seq in seqs:
-                        swept += await self._bury(lane.family, seq)
+                        swept += await self._remove_job(lane.family, seq)
         return swept
 
-    # -- what the server has said
+    # -- advisories
 
-    async def _take_if_there(self) -> list[Received]:
-        """What `_take` gives, nothing where the stream is not there yet or not this user's to read: the lanes are."""
+    async def _fetch_if_readable(self) -> list[Received]:
+        """Return what `_fetch_advisories` does, [] if their stream is missing or this user may not read it."""
         try:
-            return await self._take()
+            return await self._fetch_advisories()
         except (NotFound, AccessDenied) as error:
-            if not self._deaf:
-                log.warning("the server's word on stranded jobs is not heard, only the lanes are looked at: %s", error)
-            self._deaf = True
+            if not self._warned:
+                log.warning("advisories of max deliveries are not readable, so only the lanes are checked: %s", error)
+            self._warned = True
             return []
 
-    async def _take(self) -> list[Received]:
-        """Words that nobody has taken, at most BATCH."""
+    async def _fetch_advisories(self) -> list[Received]:
+        """Return advisories that no worker has handled, at most BATCH."""
         config = {
             "durable_name": CONSUMER,
             "ack_policy": "explicit",
@@ -147,56 +150,60 @@ class StrandedSweeper:
         inbox = self._connection.new_inbox()
         answers: asyncio.Queue[Received] = asyncio.Queue()
         subscription = await self._connection.subscribe(inbox, answers.put_nowait)
-        heard: list[Received] = []
+        advisories: list[Received] = []
         try:
             request = json.dumps({"batch": BATCH, "no_wait": True}).encode()
             await self._connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{CONSUMER}", request, reply=inbox)
             async with asyncio.timeout(ANSWER_S):
-                while len(heard) < BATCH and (answer := await answers.get()).status is None:
-                    heard.append(answer)
+                while len(advisories) < BATCH and (answer := await answers.get()).status is None:
+                    advisories.append(answer)
         except TimeoutError:
-            if not heard:
+            if not advisories:
                 raise Unavailable(f"{self._stream}: no answer within {ANSWER_S:g} s") from None
         finally:
             await subscription.close()
-        return heard
+        return advisories
 
-    async def _heed(self, word: Received) -> int:
-        """Bury the job that a word of the server is about, if it is still so, then take the word away."""
+    async def _handle_advisory(self, advisory: Received) -> int:
+        """Dead-letter the job of an advisory, unless the advisory is outdated, then acknowledge the advisory.
+
+        Returns how many jobs were dead-lettered.
+        """
         try:
-            told = json.loads(word.data)
-            stream, consumer, seq = str(told["stream"]), str(told["consumer"]), int(told["stream_seq"])
-            said_at, deliveries = timestamp(told["timestamp"]), int(told["deliveries"])
+            fields = json.loads(advisory.data)
+            stream, consumer, seq = str(fields["stream"]), str(fields["consumer"]), int(fields["stream_seq"])
+            sent_at, deliveries = timestamp(fields["timestamp"]), int(fields["deliveries"])
         except (ValueError, KeyError, TypeError):
-            log.warning("%s holds what is no word on a stranded job: dropped", self._stream)
-            self._say(word, b"+ACK")
+            log.warning("%s has a message that is no advisory of max deliveries: dropped", self._stream)
+            self._reply_to(advisory, b"+ACK")
             return 0
         family = self._families.get(stream)
         if family is None:
-            self._say(word, b'-NAK {"delay": %d}' % round(OTHERS_S * 1e9))
+            self._reply_to(advisory, b'-NAK {"delay": %d}' % round(OTHERS_S * 1e9))
             return 0
-        buried = 0
-        if await self._still(family, consumer, since=said_at):
-            buried = await self._bury(family, seq, before=said_at, deliveries=deliveries)
-        self._say(word, b"+ACK")
-        return buried
+        removed = 0
+        if await self._is_same_consumer(family, consumer, since=sent_at):
+            removed = await self._remove_job(family, seq, before=sent_at, deliveries=deliveries)
+        self._reply_to(advisory, b"+ACK")
+        return removed
 
-    async def _still(self, family: Family, consumer: str, *, since: float) -> bool:
-        """Whether the consumer is the one of which this was said: one made anew delivers all again."""
+    async def _is_same_consumer(self, family: Family, consumer: str, *, since: float) -> bool:
+        """Return whether the consumer has existed since then. A recreated consumer delivers all jobs again."""
         try:
             info = await self._connection.api(f"CONSUMER.INFO.{family.stream}.{consumer}")
         except NotFound:
             return False
         return timestamp(info["created"]) <= since
 
-    def _say(self, word: Received, what: bytes) -> None:
-        with contextlib.suppress(AIQueueError):  # unsaid, it comes again
-            self._connection.tell(word.reply, what)
+    def _reply_to(self, advisory: Received, reply: bytes) -> None:
+        """Send an ack or nak for an advisory. If that fails, the advisory is redelivered."""
+        with contextlib.suppress(AIQueueError):
+            self._connection.tell(advisory.reply, reply)
 
-    # -- what the lanes show
+    # -- lanes
 
-    async def _odd_lanes(self) -> AsyncIterator[_Lane]:
-        """Lanes that hold more jobs than wait or are in flight, with none in flight: what is over was given up."""
+    async def _find_uncounted_lanes(self) -> AsyncIterator[_UncountedLane]:
+        """Yield the lanes that store more jobs than their consumers count, with none in flight."""
         for family in self._families.values():
             info = await self._connection.api(
                 f"STREAM.INFO.{family.stream}", {"subjects_filter": f"ai.{family.name}.>"}
@@ -207,71 +214,76 @@ class StrandedSweeper:
                 page = await self._connection.api(f"CONSUMER.LIST.{family.stream}", {"offset": offset})
                 found: list[dict[str, Any]] = page.get("consumers") or []
                 for each in found:
-                    if lane := _odd(family, each, stored):
+                    if lane := _uncounted_lane(family, each, stored):
                         yield lane
                 offset += len(found)
                 if not found or offset >= page["total"]:
                     break
 
-    async def _settled(self, lane: _Lane) -> list[int]:
-        """The stored jobs of a lane that were delivered, of which none is in flight."""
+    async def _list_delivered(self, lane: _UncountedLane) -> list[int]:
+        """Return the sequences of the lane's stored jobs that were delivered before, at most LANE_MAX."""
         seqs: list[int] = []
         async for stored in self._connection.read(lane.family.stream, lane.filter):
-            if stored.seq > lane.delivered or len(seqs) >= LANE_MAX:
+            if stored.seq > lane.delivered_seq or len(seqs) >= LANE_MAX:
                 break
             seqs.append(stored.seq)
         return seqs
 
-    # -- the end of one
+    # -- one job
 
-    async def _bury(
+    async def _remove_job(
         self, family: Family, seq: int, *, before: float | None = None, deliveries: int | None = None
     ) -> int:
-        """A dead letter first, then the journal, then the job is deleted: killed in between, the next round goes on."""
+        """Dead-letter a job, then delete its message. Killed in between, the next round goes on. Returns 1 or 0.
+
+        0: the job has ended meanwhile, or was stored after `before` (the stream was recreated), or still runs.
+        """
         stored = await self._connection.get(family.stream, seq)
         if stored is None or (before is not None and stored.time > before):
-            return 0  # it has ended meanwhile, or the stream was made anew
+            return 0
         lane = subjects.parse_lane(stored.subject)
         if lane is None:
             return 0
         raw = RawJob(family, lane.tenant, lane.priority, seq, stored.time, stored.headers, stored.data)
-        found = await self._look(raw)
-        known = attempt.nameless(raw) if isinstance(found, Refused) else found
-        if await self._ended(family, lane, stored, known, deliveries):
+        found = await self._identify(raw)
+        decoded = attempt.decode_headers_or_defaults(raw) if isinstance(found, Refused) else found
+        if await self._end_run(family, lane, stored, decoded, deliveries):
             with contextlib.suppress(NotFound):
                 await self._connection.api(f"STREAM.MSG.DELETE.{family.stream}", {"seq": seq, "no_erase": True})
             return 1
         return 0
 
-    async def _ended(
-        self, family: Family, lane: subjects.Lane, stored: Stored, known: DecodedJob, deliveries: int | None
+    async def _end_run(
+        self, family: Family, lane: subjects.Lane, stored: Stored, decoded: DecodedJob, deliveries: int | None
     ) -> bool:
-        """Write the job's last words, if nobody has. False: an attempt still goes on with it."""
-        told = stored.headers
-        run, enqueued_at = headers.run(told, stored.seq, stored.time)
-        count, history, writer = max(1, headers.number(told.get(headers.ATTEMPT, ""))), history_of(told), None
+        """Dead-letter the job and write `failed`, unless its run has ended. False: an attempt has taken it over."""
+        run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
+        number, writer = max(1, headers.number(stored.headers.get(headers.ATTEMPT, ""))), None
+        history = history_of(stored.headers)
         if family.journal:
-            subject = subjects.journal(family.journal, lane.tenant, known.job_id)
-            record = await self._journal.record(subject, run, enqueued_at, headers.word(told))
-            said = record.newest
-            if said is not None and said.final:
+            subject = subjects.journal(family.journal, lane.tenant, decoded.job_id)
+            parking_id = headers.parking_id(stored.headers)
+            record = await self._journal.read_run(subject, run, enqueued_at, parking_id)
+            newest, recap = record.newest, record.recap
+            if newest is not None and newest.final:
                 return True
-            if said is not None:
-                count = max(count, said.attempt)
-            if record.told is not None and isinstance(record.told.data, dict):
-                history = [each for each in record.told.data.get("history", []) if isinstance(each, dict)]
-            kept = Retention(family.journal_ttl_s, family.chunk_ttl_s)
-            writer = self._journal.writer(
-                subject, run=run, enqueued_at=enqueued_at, attempt=count, record=record, kept=kept
-            )
+            if newest is not None:
+                number = max(number, newest.attempt)
+            if recap is not None and isinstance(recap.data, dict):
+                history = [each for each in recap.data.get("history", []) if isinstance(each, dict)]
+            retention = Retention(family.journal_ttl_s, family.chunk_ttl_s)
+            writer = Writer(
+                self._journal, subject, run=run, enqueued_at=enqueued_at, attempt=number, record=record,
+                retention=retention,
+            )  # fmt: skip
         times = f"{deliveries:,} times" if deliveries else "again and again"
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"
-        obituary = FailedJob(
-            job_id=known.job_id, kind=known.kind, lane=lane, seq=stored.seq, reason=REASON, error=error,
-            attempt=count, worker=self._worker, enqueued_at=enqueued_at, history=history,
+        failed = FailedJob(
+            job_id=decoded.job_id, kind=decoded.kind, lane=lane, seq=stored.seq, reason=REASON, error=error,
+            attempt=number, worker=self._worker, enqueued_at=enqueued_at, history=history,
         )  # fmt: skip
-        await self._dead.add(obituary, told, stored.data)
-        log.warning("job %s of %s is a dead letter (%s): %s", known.job_id, lane, REASON, error)
+        await self._dead.add(failed, stored.headers, stored.data)
+        log.warning("job %s of %s is a dead letter (%s): %s", decoded.job_id, lane, REASON, error)
         if writer is not None:
             try:
                 await writer.write(FAILED, {"reason": REASON, "error": error, "history": trimmed(history)})
@@ -280,17 +292,21 @@ class StrandedSweeper:
         return True
 
 
-def _odd(family: Family, info: dict[str, Any], stored: dict[str, int]) -> _Lane | None:
-    """The lane of a consumer that has lost sight of stored jobs, None if it has not, or if some are in flight."""
+def _uncounted_lane(family: Family, info: dict[str, Any], stored: dict[str, int]) -> _UncountedLane | None:
+    """Return the lane of a consumer, if jobs are stored that the consumer does not count. None: all are counted, or
+    some are in flight. `stored`: by subject, how many jobs the stream has.
+    """
     config = info["config"]
-    wanted = str(config.get("filter_subject", ""))
-    lane = subjects.parse_lane(wanted)
+    filter_subject = str(config.get("filter_subject", ""))
+    lane = subjects.parse_lane(filter_subject)
     if lane is None or lane.family != family.name or info["num_ack_pending"]:
         return None
     if lane.tenant == "*":
         count = sum(jobs for subject, jobs in stored.items() if subject.endswith(f".{lane.priority}"))
     else:
-        count = stored.get(wanted, 0)
+        count = stored.get(filter_subject, 0)
     if count <= info["num_pending"] or not info["delivered"]["stream_seq"]:
         return None
-    return _Lane(family, str(info["name"]), wanted, str(info["created"]), info["delivered"]["stream_seq"])
+    return _UncountedLane(
+        family, str(info["name"]), filter_subject, str(info["created"]), info["delivered"]["stream_seq"]
+    )

@@ -1,4 +1,4 @@
-"""Ends a process whose event loop is blocked for longer than any handler that runs on it may take."""
+"""End a process whose event loop is blocked for longer than any handler that runs on it may take."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from collections import defaultdict
 from types import TracebackType
 from typing import Self
 
-log = logging.getLogger("aiqueue.watchdog")
+log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 GRACE_S = 5.0  # beyond the longest timeout of the handlers that run
-SAY_S = 2.0  # what the log gets: its lock may be what the loop waits for
+LOG_S = 2.0  # what the last log record gets: the log's lock may be what the loop waits for
 EXIT_CODE = 70
 
 
 class Watchdog:
-    """A thread that sees whether the loop still answers, while async handlers run and all have a timeout. Who runs one
-    counts it in `running`.
+    """A thread that checks whether the event loop still answers, while async handlers run and all have a timeout.
 
-    Time in which this thread did not run either, the process being stopped or the machine asleep, does not count.
-    A handler that holds the interpreter's lock holds this thread too.
+    `running` counts the handlers on the loop by their timeout in seconds (None: no timeout). Whoever calls a handler
+    counts it there. Time in which this thread did not run either does not count: the process was stopped, or the
+    machine was asleep. A handler that holds the interpreter's lock stops this thread too.
     """
 
     def __init__(self) -> None:
-        self.running: defaultdict[float | None, int] = defaultdict(int)  # handlers on the loop, by timeout (None: none)
+        self.running: defaultdict[float | None, int] = defaultdict(int)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watched = 0  # the id of the loop's thread
+        self._loop_thread_id = 0
         self._stop = threading.Event()
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Watch the running loop."""
+        """Start to watch the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._watched = threading.get_ident()
-        self._thread = threading.Thread(target=self._run, name="aiqueue-watchdog", daemon=True)
+        self._loop_thread_id = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch_loop, name="aiqueue-watchdog", daemon=True)
         self._thread.start()
         return self
 
@@ -53,19 +53,20 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join(TICK_S)
 
-    def _run(self) -> None:
+    def _watch_loop(self) -> None:
+        """Ask the loop for an answer once a tick, and end the process if none came within `_limit_s`."""
         assert self._loop is not None
-        blocked_s, asked, over = 0.0, False, 0
+        blocked_s, asked, ticks_over_limit = 0.0, False, 0
         last = time.monotonic()
         while not self._stop.wait(TICK_S):
             now = time.monotonic()
             if asked and not self._answered.is_set():
                 blocked_s += min(now - last, 2 * TICK_S)
-                over = over + 1 if blocked_s > self._limit_s() else 0
-                if over > 1:  # seen twice: a process that was stopped gets its tick to answer
-                    self._end(blocked_s)
+                ticks_over_limit = ticks_over_limit + 1 if blocked_s > self._limit_s() else 0
+                if ticks_over_limit > 1:  # not at the first: a process that was stopped gets a tick to answer
+                    self._end_process(blocked_s)
             else:
-                blocked_s, over, asked = 0.0, 0, any([*self.running.values()])
+                blocked_s, ticks_over_limit, asked = 0.0, 0, any([*self.running.values()])
                 if asked:
                     self._answered.clear()
                     try:
@@ -75,19 +76,20 @@ class Watchdog:
             last = now
 
     def _limit_s(self) -> float:
-        """How long a loop may be blocked: whichever handler does it, it is past its timeout then."""
+        """Return for how many seconds the loop may be blocked: until the longest timeout of its handlers is over."""
         limits = [math.inf if limit is None else limit for limit, count in [*self.running.items()] if count]
         return max(limits, default=math.inf) + GRACE_S
 
-    def _end(self, blocked_s: float) -> None:
-        frame = sys._current_frames().get(self._watched)
+    def _end_process(self, blocked_s: float) -> None:
+        """Log where the loop is blocked, and exit with EXIT_CODE."""
+        frame = sys._current_frames().get(self._loop_thread_id)
         stack = traceback.extract_stack(frame) if frame else []
         where = f"{stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else "an unknown place"
         text = (
             f"the event loop has been blocked for {blocked_s:.0f} s, longer than any running handler's timeout, "
             f"at {where}: this process ends with exit code {EXIT_CODE}\n{''.join(traceback.format_list(stack))}"
         )
-        saying = threading.Thread(target=log.critical, args=("%s", text), daemon=True)
-        saying.start()
-        saying.join(SAY_S)
+        logging_thread = threading.Thread(target=log.critical, args=("%s", text), daemon=True)
+        logging_thread.start()
+        logging_thread.join(LOG_S)
         os._exit(EXIT_CODE)

@@ -1,9 +1,8 @@
-"""What a user declares: handlers, and how many of them run at once. A run of it is a `Session`."""
+"""What a user declares: handlers, and how many of them run at once. One run of a worker is a `Session`."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -16,16 +15,14 @@ from ..client import Client
 from ..errors import BadInput
 from ..job import Job, M, Reject, Retry
 from ..units import seconds
-from .session import Lifespan, Session, Terms
-
-log = logging.getLogger("aiqueue.worker")
+from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
 
 
-class _Register(Generic[M]):
+class _HandlerDecorator(Generic[M]):
     """What `Worker.handle` returns: a decorator that takes only functions of the right job."""
 
     def __init__(self, add: Callable[[Callable[[Job[M]], Any]], None]) -> None:
@@ -39,12 +36,12 @@ class _Register(Generic[M]):
 class Worker:
     """Handlers and how many of them run at once.
 
-    `families`: which families' jobs to take; None is those of the registered messages. `tenants`: whose jobs; None
-    is all that are found. `concurrency` (1 to 10,000, default 100) is the number of slots. `processes` (1 to 1,000,
-    default: as many as there are CPUs, at most `concurrency`) is how many children run the handlers registered with
-    ``process=True``. `lifespan` is an async context manager function entered before the first job and left after the
-    last; what it yields is ``job.state``. Each child enters it too.
-    `drain_timeout` (default "30s") bounds the finish of running jobs when the worker is told to stop.
+    `families`: the families whose jobs to take. None: those of the registered messages. `tenants`: the tenants whose
+    jobs to take. None: all. `concurrency` (1 to 10,000, default 100): the number of slots. `processes` (1 to 1,000,
+    default: the number of CPUs, at most `concurrency`): how many child processes run the handlers registered with
+    ``process=True``. `lifespan`: an async context manager function, entered before the first job and left after the
+    last one. What it yields is ``job.state``. Each child process enters it too. `drain_timeout` (default "30s"): how
+    long running jobs may take to end when the worker stops. `name`: the default is host name and pid.
     """
 
     def __init__(
@@ -75,14 +72,15 @@ class Worker:
 
     @property
     def slots(self) -> int:
-        """How many jobs run at once: `concurrency`, or as many as there are processes where all handlers need one
-        (a job must not wait here for a process while another worker has one free).
+        """How many jobs run at once: `concurrency`, or `process_count` if all handlers need a child process.
+
+        Otherwise a job could wait here for a child while another worker has one free.
         """
         return self.process_count if all(each.process for each in self.handlers) else self.concurrency
 
     @property
     def process_count(self) -> int:
-        """How many children run the handlers registered with ``process=True``."""
+        """How many child processes run the handlers registered with ``process=True``."""
         return min(self.concurrency, self.processes or os.cpu_count() or 1)
 
     @property
@@ -98,22 +96,24 @@ class Worker:
         result: bool = True,
         process: bool = False,
         on: Policies | None = None,
-    ) -> _Register[M]:
+    ) -> _HandlerDecorator[M]:
         """Register a function for a kind of message: a decorator.
 
-        The function takes one ``Job[model]``; an async one runs on the event loop, a plain one in a thread. `retry`
-        (default ``Backoff()``: 5 attempts) says when an attempt that raised is tried again; `timeout` (seconds or
-        "2m"; default "10m", None: none) ends one that hangs: an async handler is cancelled, a thread is abandoned.
-        `on` says what an error of a class means, where that is not `retry`: ``{ValueError: Reject, Busy: Backoff(...),
-        Limited: lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: by that policy. A
-        function of the error: again after so long ("30s", seconds; None: by `retry`). The nearest class of the error
-        counts; attempts are counted together, whatever ended them. ``Retry`` and ``Reject`` that are raised go first.
-        `result=False` keeps no result and spares a write. `process=True` is for work that keeps a CPU busy: the
-        function, plain or async, runs in a child process, which imports it by its name (a closure or lambda is
-        refused when the worker starts); a timeout kills the child, and a child that dies has failed the attempt;
-        what it prints goes to stderr. Raises BadInput for a kind that has a handler already, and for what is no policy.
+        The function takes one ``Job[model]``. An async function runs on the event loop, a plain one in a thread.
+        - `retry` (default ``Backoff()``: 5 attempts): when an attempt that raised is retried.
+        - `timeout` (seconds or "2m"; default "10m", None: none): ends an attempt that hangs. An async handler is
+          cancelled, a thread is abandoned.
+        - `result=False` keeps no result and saves a write.
+        - `process=True` is for work that keeps a CPU busy. The function, plain or async, runs in a child process, which
+          imports it by its name: a closure or lambda is refused when the worker starts. A timeout kills the child. A
+          child that dies has failed the attempt. What the function prints goes to stderr.
+        - `on`: policies for classes of errors, instead of `retry`: ``{ValueError: Reject, Busy: Backoff(...), Limited:
+          lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: retried by that policy. A
+          function of the error returns the delay ("30s", seconds; None: by `retry`). The error's nearest class decides.
+          All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy.
+        Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
-        policies = checked(on or {})
+        policies = check_policies(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
@@ -129,15 +129,15 @@ class Worker:
                 model, function, is_async, retry or Backoff(), timeout_s, result, process, policies
             )
 
-        return _Register(add)
+        return _HandlerDecorator(add)
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Session]:
-        """Run beside other code on an open client; leaving the block drains.
+        """Run beside other code on an open client. Leaving the block drains the worker.
 
-        Raises BadInput without handlers, UnknownFamily, NotFound where a stream is missing.
+        Raises BadInput without handlers, UnknownFamily, NotFound if a stream is missing.
         """
-        session = Session(self._terms(client), client)
+        session = Session(self._make_options(client), client)
         await session.start()
         try:
             yield session
@@ -145,18 +145,19 @@ class Worker:
             await session.drain()
 
     async def run(self, client: Client, *, until: Awaitable[Any]) -> bool:
-        """Run until `until` is done, then drain. True if every running job could finish in time."""
+        """Run until `until` is done, then drain. Returns whether every running job ended in time."""
         async with self.running(client) as session:
             await until
         return session.clean
 
-    def _terms(self, client: Client) -> Terms:
-        return Terms(
-            self.name, self._handlers, self._families(client), self.tenants, self.slots, self.process_count,
+    def _make_options(self, client: Client) -> WorkerOptions:
+        return WorkerOptions(
+            self.name, self._handlers, self._resolve_families(client), self.tenants, self.slots, self.process_count,
             self.lifespan, self.drain_timeout_s, self,
         )  # fmt: skip
 
-    def _families(self, client: Client) -> list[str]:
+    def _resolve_families(self, client: Client) -> list[str]:
+        """Return the families whose jobs this worker takes, sorted. Raises BadInput, UnknownFamily."""
         if not self._handlers:
             raise BadInput("this worker has no handlers: register one with @worker.handle(YourMessage)")
         handled = {family for family, _ in self._handlers}
@@ -172,11 +173,11 @@ class Worker:
         return sorted(wanted)
 
 
-def checked(on: Policies) -> Policies:
-    """The policies, if they are some. Raises BadInput."""
+def check_policies(on: Policies) -> Policies:
+    """Return a copy of the policies of `Worker.handle`'s `on`. Raises BadInput for an invalid one."""
     for error, policy in on.items():
         if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
-            raise BadInput(f"on: {error!r} is no class of errors that a policy can be for")
+            raise BadInput(f"on: {error!r} is no class of errors that can have a policy")
         if policy is Reject or isinstance(policy, Backoff) or (callable(policy) and not isinstance(policy, type)):
             continue
         raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")

@@ -18,7 +18,7 @@ from aiqueue import subjects
 from aiqueue.attempt import cancellation
 from aiqueue.client.cancel import DONE, ENDED, STOPPED
 from aiqueue.errors import JobFailed
-from aiqueue.journal.journal import CANCELLED, NOTHING, WHILE_RUNNING, Entry, entry_of
+from aiqueue.journal import CANCELLED, EMPTY_RECORD, WHILE_RUNNING, Entry, entry_from_stored
 from aiqueue.processes import quarantine
 from aiqueue.topology import provision
 from aiqueue.worker import session, settlement
@@ -71,7 +71,7 @@ def working(seen: Seen, *, takes_s: float = 60.0, cleans_s: float = 0.0, **optio
 
 async def journal_of(client: aiqueue.Client, job_id: str) -> list[Entry]:
     read = client.connection.read("AI_RESULTS", subjects.journal("ai.agent.results", "acme", job_id))
-    return [entry_of(each) async for each in read]
+    return [entry_from_stored(each) async for each in read]
 
 
 async def test_a_running_jobs_coroutine_is_cancelled_and_its_result_says_so(client: aiqueue.Client) -> None:
@@ -183,25 +183,25 @@ async def test_a_thread_that_was_given_up_at_its_timeout_is_told_as_well(client:
         await eventually(lambda: told == [True], within=5)
 
 
-@pytest.mark.parametrize("kept", ["async", "plain", "deaf"])
+@pytest.mark.parametrize("kept", ["async", "plain", "stuck"])
 async def test_a_child_process_ends_its_handler_or_is_killed(
     client: aiqueue.Client, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ends it is asked again; one that goes on is killed, and another one takes its place."""
     monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
-    monkeypatch.setattr(cancellation, "GRACE_S", 0.3 if kept == "deaf" else 5.0)
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.3 if kept == "stuck" else 5.0)
     worker = aiqueue.Worker(processes=1)
     worker.handle(Act, process=True)(suspects.act if kept == "async" else suspects.act_sync)
     async with worker.running(client) as session:
         before = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
-        does = {"async": "wait", "plain": "heed", "deaf": "block"}[kept]
+        does = {"async": "wait", "plain": "heed", "stuck": "block"}[kept]
         handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
         await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=10)
         assert await handle.cancel()
         await eventually(lambda: session.running == 0, within=10)
         after = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
         assert await cancelled(handle)
-    assert (after["pid"] == before["pid"]) == (kept != "deaf")
+    assert (after["pid"] == before["pid"]) == (kept != "stuck")
     assert await empty(client)
 
 
@@ -221,13 +221,13 @@ async def test_a_job_that_waits_for_a_child_process_is_not_run(
     assert log.read_text().count("heed") == 1
 
 
-async def test_unheard_a_cancellation_is_noticed_by_looking(
+async def test_without_its_notice_a_cancellation_is_found_in_the_journal(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancellation, "LONG_S", 0.3)
     seen = Seen()
     async with working(seen).running(client) as session:
-        await deafen(session)
+        await drop_notices(session)
         handle = await client.enqueue(Task(), tenant="acme")
         await eventually(lambda: seen.begun, within=10)
         assert await handle.cancel()
@@ -236,13 +236,12 @@ async def test_unheard_a_cancellation_is_noticed_by_looking(
     assert await empty(client)
 
 
-async def deafen(session: Any) -> None:
-    for each in session._runner.stops._subscriptions:
-        await each.close()
+async def drop_notices(session: Any) -> None:
+    await session.runner.cancellations.unsubscribe()
 
 
 async def test_a_write_of_the_attempt_meets_the_cancellation(client: aiqueue.Client) -> None:
-    """Unheard too: `progress` raises in the handler."""
+    """Without the notice too: `progress` raises in the handler."""
     go, begun = asyncio.Event(), asyncio.Event()
     worker = aiqueue.Worker()
 
@@ -253,7 +252,7 @@ async def test_a_write_of_the_attempt_meets_the_cancellation(client: aiqueue.Cli
         await job.progress(0.5)
 
     async with worker.running(client) as session:
-        await deafen(session)
+        await drop_notices(session)
         handle = await client.enqueue(Task(), tenant="acme")
         await begun.wait()
         assert await handle.cancel()
@@ -548,8 +547,8 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
         doomed.send_signal(signal.SIGSTOP)
         if undeleted:
             subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
-            assert await client.journal.append(
-                subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, word="", record=NOTHING
+            assert await client.journal.append_if_unchanged(
+                subject, CANCELLED, WHILE_RUNNING, run=1, attempt=1, parking_id="", record=EMPTY_RECORD
             )
         else:
             assert await handle.cancel()
@@ -617,7 +616,7 @@ async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_i
             entries = client.connection.read(
                 "AI_RESULTS", subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
             )
-            assert sum([entry_of(each).final async for each in entries]) == 1, n
+            assert sum([entry_from_stored(each).final async for each in entries]) == 1, n
 
         async def kill() -> None:
             while True:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import headers
-from aiqueue.attempt import attempt
-from aiqueue.attempt.attempt import Raised, Refused
+from aiqueue import attempt, headers
+from aiqueue.attempt import Raised, Refused
+from aiqueue.attempt.handler import RETRY_AFTER_MAX_S
 from aiqueue.connection import Stored
 from aiqueue.enqueue import parking
 from aiqueue.errors import BadInput
@@ -58,25 +58,27 @@ SLOW = aiqueue.Backoff(attempts=9, first="30s")
         (Busy("30s"), Raised("Busy: busy", "T", 30.0, 2)),
         (VeryBusy(2), Raised("VeryBusy: busy", "T", 2.0, 2)),
         (Busy(None), Raised("Busy: busy", "T", None, 2)),
-        (Busy("10000h"), Raised("Busy: busy", "T", attempt.RETRY_AFTER_MAX_S, 2)),
+        (Busy("10000h"), Raised("Busy: busy", "T", RETRY_AFTER_MAX_S, 2)),
         (aiqueue.Retry("r", after=3), Raised("r", "", 3.0)),
         (aiqueue.Reject("no"), Refused("rejected", "no")),
     ],
 )
 def test_the_nearest_class_of_an_error_decides(error: Exception, expected: Any) -> None:
-    outcome = attempt.raised(error, {ValueError: aiqueue.Reject, KeyError: SLOW, Busy: lambda each: each.after})
+    outcome = attempt.outcome_of_error(
+        error, {ValueError: aiqueue.Reject, KeyError: SLOW, Busy: lambda each: each.after}
+    )
     assert type(outcome) is type(expected)
     assert isinstance(outcome, Raised | Refused)
     assert outcome.error.startswith(expected.error)
     assert bool(outcome.trace) == bool(expected.trace)
     if isinstance(outcome, Raised):
         assert (outcome.after_s, outcome.rule) == (expected.after_s, expected.rule)
-        assert attempt.outcome_of(attempt.to_plain(outcome)) == outcome, "it crosses a pipe"
+        assert attempt.outcome_from_plain(attempt.outcome_to_plain(outcome)) == outcome, "it crosses a pipe"
 
 
 @pytest.mark.parametrize("after", ["soon", -1, object(), float("nan")])
 def test_a_policy_that_fails_leaves_the_error_to_the_handlers_own_backoff(after: Any) -> None:
-    outcome = attempt.raised(Busy(after), {Busy: lambda each: each.after})
+    outcome = attempt.outcome_of_error(Busy(after), {Busy: lambda each: each.after})
     assert isinstance(outcome, Raised)
     assert outcome.after_s is None
     assert "its policy in `on` raised" in outcome.error
@@ -86,11 +88,11 @@ def test_of_a_class_and_its_base_the_nearer_one_counts_whatever_their_order() ->
     handler = attempt.Handler(
         Task, print, False, aiqueue.Backoff(), None, True, on={Exception: aiqueue.Reject, KeyError: SLOW}
     )
-    outcome = attempt.raised(KeyError("k"), handler.on)
+    outcome = attempt.outcome_of_error(KeyError("k"), handler.on)
     assert isinstance(outcome, Raised)
     assert handler.backoff(outcome.rule) is SLOW
     assert handler.backoff(None) is handler.retry
-    assert isinstance(attempt.raised(OSError(), handler.on), Refused)
+    assert isinstance(attempt.outcome_of_error(OSError(), handler.on), Refused)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ async def test_errors_end_or_wait_by_their_class(client: aiqueue.Client) -> None
 CHILD = """
     import asyncio, sys
     import aiqueue
-    from aiqueue import provision
+    from aiqueue.topology import provision
 
     class Task(aiqueue.Message, kind="policies"):
         what: str = ""
@@ -206,7 +208,7 @@ async def test_a_retry_that_would_come_after_the_deadline_ends_the_job_at_once(c
 
     async with worker.running(client):
         handle = await client.enqueue(Task(), tenant="acme", deadline="10m")
-        with pytest.raises(aiqueue.JobFailed, match=r"attempt 2 \(deadline\): busy \(again in 3600\.0 s"):
+        with pytest.raises(aiqueue.JobFailed, match=r"attempt 2 \(deadline\): busy \(the retry in 3600\.0 s"):
             await handle.result(timeout=10)
     (letter,) = [each async for each in client.dead.find()]
     assert (letter.reason, ran, len(letter.history)) == ("deadline", [1, 2], 2)
@@ -231,9 +233,9 @@ async def test_a_job_whose_deadline_passes_while_it_waits_for_its_next_attempt_i
         assert isinstance(place, Stored)
         await client.connection.api("STREAM.PURGE.AI_PARKED", {"filter": place.subject})
         told = {**headers.carried(place.headers, ours=True), headers.DEADLINE: "1"}
-        waiting = parking.waiting(place)
+        waiting = parking.parse_parked_job(place)
         assert waiting is not None
-        lane = waiting.place.lane
+        lane = waiting.subject.lane
         await parking.Parking(client.connection, client.topology).park(
             lane, handle.id, time.time(), told, place.data, move="late"
         )

@@ -12,9 +12,9 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.journal.chunks import HELD_MAX
+from aiqueue.journal.chunks import BUFFERED_MAX
+from aiqueue.journal.entries import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_from_stored
 from aiqueue.journal.follower import StreamItem
-from aiqueue.journal.journal import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_of
 from aiqueue.topology import provision
 
 from .. import suspects
@@ -35,7 +35,7 @@ async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
 
 async def journal_of(client: aiqueue.Client, job_id: str) -> list[Entry]:
     read = client.connection.read("AI_RESULTS", subjects.journal("ai.agent.results", "acme", job_id))
-    return [entry_of(each) async for each in read]
+    return [entry_from_stored(each) async for each in read]
 
 
 def told(entries: list[Entry]) -> list[tuple[float, str]]:
@@ -153,7 +153,7 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
             assert waits_at < 3_000
             assert await handle.result(30)
             entries = await journal_of(client, handle.id)
-    assert waits_at - paused_at <= 3 * HELD_MAX  # held, in the write under way, in one whose answer was heard
+    assert waits_at - paused_at <= 3 * BUFFERED_MAX  # held, in the write under way, in one whose answer was heard
     assert chunks(entries) == [[1, n] for n in range(3_000)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -23,9 +24,10 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.journal.journal import NOTHING, TRIAL
+from aiqueue.journal import EMPTY_RECORD, TRIAL, Writer
 from aiqueue.lanes.puller import Delivery, LanePull
-from aiqueue.processes import pool, quarantine
+from aiqueue.processes import quarantine
+from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane
 from aiqueue.topology import provision
 
@@ -48,7 +50,7 @@ STREAM = """
 APP = """
     import asyncio, ctypes, os, time
     import aiqueue
-    from aiqueue import watchdog
+    from aiqueue.worker import watchdog
 
     watchdog.TICK_S, watchdog.GRACE_S = 0.1, 0.3
     LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -239,7 +241,7 @@ async def test_what_a_handler_says_in_quarantine_means_the_same(
     }  # fmt: skip
     assert letters["raise"].error == "ValueError: broken"
     assert "_act" in letters["raise"].history[0]["traceback"]
-    assert "aiqueue/child.py" not in letters["raise"].history[0]["traceback"]
+    assert "aiqueue/processes/child.py" not in letters["raise"].history[0]["traceback"]
     assert letters["rubbish"].body == b"\xff\xff"
 
 
@@ -254,8 +256,8 @@ async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> N
     assert (told["attempt"], told["pid"]) == (3, os.getpid())
 
 
-async def test_a_hand_back_that_another_worker_told_of_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
-    recipe = pool.Recipe(client.topology.families, {})
+async def test_a_return_that_another_worker_announced_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
+    recipe = Recipe(client.topology.families, {})
     lane = LanePull(Lane("agent.tasks", "acme", "normal"), "AI_AGENT_TASKS", "acme-normal", 30)
     message = SimpleNamespace(subject="ai.agent.tasks.acme.normal", headers={}, reply="")
     delivery = Delivery(lane, message, 7, 4, 0, 0)  # type: ignore[arg-type]
@@ -263,14 +265,14 @@ async def test_a_hand_back_that_another_worker_told_of_makes_no_suspect(client: 
         quarantine.Quarantine(client.connection, recipe, slots=4) as ours,
         quarantine.Quarantine(client.connection, recipe, slots=4) as theirs,
     ):
-        assert ours.suspects(delivery)
-        assert not ours.suspects(delivery, attempt=3)
-        await theirs.handed_back(delivery)
-        assert theirs.suspects(delivery)  # one of three is accounted for
-        await support.eventually(lambda: ours._handed_back)
-        await ours.handed_back(delivery)
-        assert not ours.suspects(delivery)
-        await support.eventually(lambda: not theirs.suspects(delivery))
+        assert ours.is_suspect(delivery)
+        assert not ours.is_suspect(delivery, attempt=3)
+        await theirs.note_return(delivery)
+        assert theirs.is_suspect(delivery)  # one of three is accounted for
+        await support.eventually(lambda: ours._returns)
+        await ours.note_return(delivery)
+        assert not ours.is_suspect(delivery)
+        await support.eventually(lambda: not theirs.is_suspect(delivery))
 
 
 async def test_a_plain_publishers_suspect_is_known_by_its_body_and_its_failures_still_count(
@@ -287,17 +289,20 @@ async def test_a_plain_publishers_suspect_is_known_by_its_body_and_its_failures_
     assert (head.data["attempt"], head.data["id"], head.data["pid"]) == (3, "t-1", os.getpid())
 
 
-async def test_a_body_that_kills_who_reads_it_is_read_in_a_child_only(client: aiqueue.Client, account: Any) -> None:
+async def test_a_body_that_kills_its_reader_is_read_in_a_child_only(
+    client: aiqueue.Client, account: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = b'{"do": "tell", "task_id": "t-1"}'
     async with plain(account) as publisher:
         await publisher.jetstream().publish("ai.agent.tasks.acme", body)
         told = {"Aiq-Kind": "act", "Aiq-Job-Id": "named"}
         await publisher.jetstream().publish("ai.agent.tasks.acme", body, headers=told)
     await lose(client, account, jobs=2)
-    deadly = pool.Recipe(client.topology.families, {}, suspects.deadly_to_read)
-    async with worker_of().running(client) as session:
-        assert session._runner is not None
-        session._runner._quarantine._desk = pool.Seat(deadly)  # reads those that the headers do not name
+    # it reads the bodies whose headers do not name the job
+    deadly = Recipe(client.topology.families, {}, suspects.deadly_to_read)
+    reading = functools.partial(quarantine.Quarantine, reader_recipe=deadly)
+    monkeypatch.setattr("aiqueue.worker.session.Quarantine", reading)
+    async with worker_of().running(client):
         await support.eventually(lambda: _dead_are(client, 1), within=20)
         async with asyncio.timeout(20):
             while (head := await client.journal.head("ai.agent.results.acme.named")) is None or head.event != "result":
@@ -387,7 +392,7 @@ async def test_a_suspect_of_a_closure_is_tried_in_the_worker_and_convicted_after
     stored = await client.connection.get("AI_AGENT_TASKS", 2)
     assert stored is not None
     subject = "ai.agent.results.acme.killer"
-    writer = client.journal.writer(subject, run=2, enqueued_at=stored.time, attempt=1, record=NOTHING)
+    writer = Writer(client.journal, subject, run=2, enqueued_at=stored.time, attempt=1, record=EMPTY_RECORD)
     await writer.write(TRIAL, {"trials": quarantine.TRIALS_MAX})
     async with worker_of(closure).running(client):
         assert await innocent.result(20) == os.getpid()
@@ -476,7 +481,7 @@ async def test_a_drain_ends_children_that_still_run_and_hands_their_jobs_back(cl
 
 
 async def _children_of(pid: int) -> list[int]:
-    listed = await asyncio.to_thread(support.processes, "from aiqueue.child import main")
+    listed = await asyncio.to_thread(support.processes, "from aiqueue.processes.child import main")
     return [child for child, command in listed.items() if command.endswith(f" {pid}")]
 
 
@@ -525,7 +530,7 @@ def test_the_slots_of_a_worker_with_process_handlers_only_are_its_processes() ->
 SCRIPT = """
     import asyncio, os
     import aiqueue
-    from aiqueue import provision
+    from aiqueue.topology import provision
 
     class Act(aiqueue.Message, kind="act"):
         do: str
@@ -612,6 +617,6 @@ async def test_a_worker_that_was_stopped_and_continued_is_not_taken_for_blocked(
 async def test_without_process_handlers_no_child_is_started(client: aiqueue.Client) -> None:
     async with worker_of().running(client) as session:
         await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
-        assert session._runner is not None
-        assert session._runner._processes.pids == []
+        assert session.runner is not None
+        assert session.runner.processes.pids == []
         assert await _children_of(os.getpid()) == []

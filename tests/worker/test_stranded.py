@@ -1,4 +1,4 @@
-"""Jobs that the server gives up after max_deliver deliveries, found by its word and without it."""
+"""Jobs that exceeded max deliveries, found by the server's advisories and without them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.attempt import attempt
-from aiqueue.attempt.attempt import DecodedJob, RawJob
+from aiqueue import attempt
+from aiqueue.attempt import DecodedJob, RawJob
 from aiqueue.enqueue.deadletter import DeadLetter
 from aiqueue.topology import provision
 from aiqueue.worker import stranded
@@ -46,12 +46,14 @@ async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
         yield client
 
 
-async def look(raw: RawJob) -> DecodedJob:
-    return attempt.read(raw)
+async def identify(raw: RawJob) -> DecodedJob:
+    return attempt.decode_body(raw)
 
 
 def sweeper(client: aiqueue.Client, name: str = "w") -> StrandedSweeper:
-    return StrandedSweeper(client.connection, client.topology, client.journal, client.dead, worker=name, look=look)
+    return StrandedSweeper(
+        client.connection, client.topology, client.journal, client.dead, worker=name, identify=identify
+    )
 
 
 async def make_lane(client: aiqueue.Client) -> None:
@@ -60,8 +62,8 @@ async def make_lane(client: aiqueue.Client) -> None:
     await client.connection.api(subject, {"stream_name": STREAM, "config": config})
 
 
-async def pull(client: aiqueue.Client, word: bytes = b"") -> list[int]:
-    """What the lane gives now; `word` is said of each. The sequences."""
+async def pull(client: aiqueue.Client, reply: bytes = b"") -> list[int]:
+    """What the lane gives now; `reply` is sent for each. The sequences."""
     inbox, seqs = client.connection.new_inbox(), []
     answers: asyncio.Queue[Any] = asyncio.Queue()
     subscription = await client.connection.subscribe(inbox, answers.put_nowait)
@@ -70,8 +72,8 @@ async def pull(client: aiqueue.Client, word: bytes = b"") -> list[int]:
     )
     while (answer := await asyncio.wait_for(answers.get(), 5)).status is None:
         seqs.append(int(answer.reply.split(".")[5]))
-        if word:
-            await client.connection.publish(answer.reply, word)
+        if reply:
+            await client.connection.publish(answer.reply, reply)
     await subscription.close()
     await client.connection.flush()
     return seqs
@@ -90,23 +92,23 @@ async def letters(client: aiqueue.Client) -> list[DeadLetter]:
 
 
 async def strand(client: aiqueue.Client, jobs: int) -> None:
-    """Have the server give up `jobs` jobs: delivered twice, and no more."""
+    """Have `jobs` jobs exceed max deliveries: delivered twice, and no more."""
     for n in range(jobs):
         await client.enqueue(Strand(n=n), tenant="acme", unique=f"job-{n}")
     await make_lane(client)
     assert len(await pull(client)) == jobs
-    again: list[int] = []
+    redeliveries: list[int] = []
 
     async def redelivered() -> bool:
-        again.extend(await pull(client))
-        return len(again) == jobs
+        redeliveries.extend(await pull(client))
+        return len(redeliveries) == jobs
 
     await eventually(redelivered, within=10)
 
-    async def given_up() -> bool:
+    async def exceeded() -> bool:
         return await pull(client) == [] and await in_flight(client) == 0
 
-    await eventually(given_up, within=10)
+    await eventually(exceeded, within=10)
     assert await count(client, STREAM) == jobs
 
 
@@ -138,7 +140,7 @@ async def _empty(client: aiqueue.Client) -> bool:
     return await count(client, STREAM) == 0
 
 
-async def test_without_the_servers_word_the_lane_shows_what_was_stranded(
+async def test_without_advisories_the_lane_shows_which_jobs_exceeded_max_deliveries(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
@@ -166,9 +168,11 @@ async def test_jobs_in_flight_or_between_two_attempts_are_left_alone(
     assert await count(client, STREAM) == 2
 
 
-async def test_a_word_on_a_job_that_has_ended_or_is_delivered_anew_buries_nothing(client: aiqueue.Client) -> None:
+async def test_an_advisory_of_an_ended_job_or_a_recreated_consumer_dead_letters_nothing(
+    client: aiqueue.Client,
+) -> None:
     await strand(client, 2)
-    await eventually(lambda: _said(client, 2))
+    await eventually(lambda: _has_advisories(client, 2))
     await client.connection.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": 1})
     await client.connection.api(f"CONSUMER.DELETE.{STREAM}.{LANE}")
 
@@ -185,13 +189,13 @@ async def test_a_word_on_a_job_that_has_ended_or_is_delivered_anew_buries_nothin
     assert await count(client, "AI_STRANDED") == 0
 
 
-async def _said(client: aiqueue.Client, words: int) -> bool:
-    return await count(client, "AI_STRANDED") == words
+async def _has_advisories(client: aiqueue.Client, advisories: int) -> bool:
+    return await count(client, "AI_STRANDED") == advisories
 
 
 async def test_two_sweepers_at_once_keep_one_dead_letter_of_each_job(client: aiqueue.Client) -> None:
     await strand(client, 5)
-    await eventually(lambda: _said(client, 5))
+    await eventually(lambda: _has_advisories(client, 5))
     await asyncio.gather(*(sweeper(client, f"w{n}").sweep() for n in range(3)))
     assert sorted(each.job_id for each in await letters(client)) == [f"job-{n}" for n in range(5)]
     assert await count(client, STREAM) == 0
@@ -202,7 +206,7 @@ async def test_a_sweeper_that_dies_between_dead_letter_and_deletion_leaves_the_r
 ) -> None:
     monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
     await strand(client, 1)
-    await eventually(lambda: _said(client, 1))
+    await eventually(lambda: _has_advisories(client, 1))
     api = client.connection.api
 
     async def dying(subject: str, *args: Any, **options: Any) -> Any:
@@ -216,20 +220,20 @@ async def test_a_sweeper_that_dies_between_dead_letter_and_deletion_leaves_the_r
             await sweeper(client).sweep()
     assert len(await letters(client)) == 1
     assert await count(client, STREAM) == 1
-    assert await sweeper(client).sweep() == 1, "the word of the server is delivered again, or the lane shows it"
+    assert await sweeper(client).sweep() == 1, "the advisory is redelivered, or the lane shows the job"
     assert len(await letters(client)) == 1
     assert await count(client, STREAM) == 0
 
 
-async def test_what_is_no_word_of_the_server_is_dropped(client: aiqueue.Client) -> None:
+async def test_a_message_that_is_no_advisory_is_dropped(client: aiqueue.Client) -> None:
     for body in (b"", b"[]", b"{", b'{"stream": "X"}', b"\xff"):
         await client.connection.publish(f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}.x", body)
-    await eventually(lambda: _said(client, 5))
+    await eventually(lambda: _has_advisories(client, 5))
     assert await sweeper(client).sweep() == 0
-    await eventually(lambda: _said(client, 0))
+    await eventually(lambda: _has_advisories(client, 0))
 
 
-async def test_without_the_stream_of_words_the_lanes_are_looked_at(
+async def test_without_the_stream_of_advisories_the_lanes_are_checked(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stranded, "CONFIRM_S", 0.1)
@@ -238,4 +242,4 @@ async def test_without_the_stream_of_words_the_lanes_are_looked_at(
     one = sweeper(client)
     assert await one.sweep() == 2
     assert await one.sweep() == 0
-    assert caplog.text.count("is not heard") == 1, "it is said once"
+    assert caplog.text.count("are not readable") == 1, "it is logged once"

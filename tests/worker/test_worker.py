@@ -715,8 +715,8 @@ async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client:
         handle = await client.enqueue(Echo(), tenant="acme")
         await older_begun.wait()
         # its lease ends and its pulls cease, as for a worker that hangs; the consumer gives the job to the next
-        await session._leases.stop()
-        session._puller.stop()
+        await session.leases.stop()
+        session.puller.stop()
         await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
         async with second.running(client):
             await newer_begun.wait()

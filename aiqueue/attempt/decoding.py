@@ -1,0 +1,134 @@
+"""From a message to the job's id, kind and data. The body is decoded, but not yet checked by the message's model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import codec, headers, subjects
+from ..errors import DecodeError
+from ..topology import Family
+from .outcomes import WrongLane
+
+KIND_CHARS_MAX = 128
+
+
+class RawJob(NamedTuple):
+    """A job before its body is decoded, as plain data. `enqueued_at`: seconds since the epoch."""
+
+    family: Family
+    tenant: str
+    priority: str
+    seq: int
+    enqueued_at: float
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def deadline(self) -> float | None:
+        """The deadline in seconds since the epoch. None: the job has none."""
+        if headers.DEADLINE not in self.headers:
+            return None
+        value = headers.number(self.headers[headers.DEADLINE])
+        return value / 1000 if value else None
+
+
+@dataclass
+class DecodedJob:
+    """A job's id, kind and schema version, and the data of its body.
+
+    `data` is None if the body was not decoded, or could not be: then `problem` states why.
+    """
+
+    job_id: str
+    kind: str
+    version: str | None = None
+    data: dict[str, Any] | None = None
+    problem: str = ""
+
+
+def decode_body(raw: RawJob) -> DecodedJob:
+    """Decode the body. If that fails, `problem` states why."""
+    decoded = DecodedJob("", "")
+    decode_into(raw, decoded)
+    return decoded
+
+
+def decode_into(raw: RawJob, decoded: DecodedJob) -> None:
+    """Decode the body, and set all fields of `decoded` by it and by the headers."""
+    message_headers, family = raw.headers, raw.family
+    decoded.kind = _kind_in_header(raw)
+    try:
+        incoming = codec.read(
+            raw.body,
+            content_type=message_headers.get(headers.CONTENT_TYPE, ""),
+            kind=decoded.kind,
+            default_kind=family.default_kind,
+            aliases=family.aliases,
+        )
+    except DecodeError as error:
+        decoded.problem = error.reason
+        decoded.kind = decoded.kind or family.default_kind
+    else:
+        decoded.kind, decoded.version, decoded.data = incoming
+    decoded.job_id = _find_job_id(raw, decoded.data)
+
+
+def decode_headers_only(raw: RawJob) -> DecodedJob | None:
+    """Return id and kind from the headers, without the body. None: the headers lack the kind, or an id that the body
+    may have.
+    """
+    message_headers, key = raw.headers, raw.family.key
+    if not message_headers.get(headers.KIND) or not (
+        message_headers.get(headers.JOB_ID) or not key or message_headers.get(key)
+    ):
+        return None
+    return DecodedJob(_find_job_id(raw, None), _kind_in_header(raw))
+
+
+def decode_headers_or_defaults(raw: RawJob) -> DecodedJob:
+    """Return id and kind of a job whose body must not be decoded: what the headers lack is made up.
+
+    The id is then made of the message's place in the stream, and the kind is the family's default.
+    """
+    return DecodedJob(_find_job_id(raw, None), _kind_in_header(raw) or raw.family.default_kind)
+
+
+def is_past_deadline(raw: RawJob, *, in_s: float = 0.0) -> bool:
+    """Return whether the job's deadline has passed, or will have passed `in_s` seconds from now."""
+    if headers.DEADLINE not in raw.headers:
+        return False
+    deadline = raw.deadline
+    return deadline is not None and time.time() + in_s >= deadline
+
+
+def find_wrong_lane(raw: RawJob) -> WrongLane | None:
+    """Return the priority that a header asks for, if the job must move to it. None: the job is in the right lane."""
+    wished = raw.headers.get(headers.PRIORITY)
+    if not wished or wished == raw.priority or not raw.family.demoted(raw.priority, wished):
+        return None
+    return WrongLane(wished)
+
+
+def _kind_in_header(raw: RawJob) -> str:
+    """Return the kind in the headers, cut to the longest that a kind can be. "": there is none."""
+    return raw.headers.get(headers.KIND, "")[:KIND_CHARS_MAX]
+
+
+def _find_job_id(raw: RawJob, data: Mapping[str, Any] | None) -> str:
+    """Return the job id, the same at every delivery.
+
+    1. The header of this library. 2. The family's `key` field, in the headers or in the body. 3. The message's sequence
+    and time in the stream.
+    """
+    key = raw.family.key
+    found: Any = raw.headers.get(headers.JOB_ID)
+    if not found and key:
+        found = raw.headers.get(key) or (data or {}).get(key)
+    if type(found) is str and found:
+        return subjects.foreign_id(found)
+    if isinstance(found, int):
+        return subjects.foreign_id(str(found))
+    return f"s{raw.seq}-{int(raw.enqueued_at * 1e6):x}"

@@ -1,0 +1,134 @@
+"""What may come of an attempt. The runner makes one outcome for each delivery; `settlement` acts on it."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from .. import codec
+
+
+@dataclass(slots=True)  # not frozen, which would cost more than the rest of it: there is one for every job
+class Returned:
+    """The handler returned `value`."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The attempt failed, and another one may succeed.
+
+    `after_s`: how long the handler asked to wait before the next attempt. `rule`: the number of the policy in the
+    handler's `on` that the error met. None: neither; the handler's `retry` decides.
+    """
+
+    error: str
+    trace: str
+    after_s: float | None = None
+    rule: int | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No attempt can succeed: the job becomes a dead letter. `reason` is one word for programs, `error` one line."""
+
+    reason: str
+    error: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """This worker has no handler for the kind or schema version. A newer worker may have one."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class WrongLane:
+    """A plain publisher used the bare subject and asked by header for the lower `priority`: the job moves there."""
+
+    priority: str
+
+
+@dataclass(frozen=True)
+class AlreadyEnded:
+    """The run has its final entry: another attempt ended it, or it was cancelled."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The job was cancelled while this attempt ran, and the attempt stopped."""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Another message with this job id runs or has run, in a family that claims ids."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """A later delivery holds this run. This one must not even reply to the server: its ack would end the later one."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The worker stopped the attempt because the worker leaves. The job returns to the queue."""
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """The job could not be run yet: it returns to the queue for `after_s` seconds."""
+
+    after_s: float
+
+
+@dataclass(frozen=True)
+class RetryPending:
+    """An earlier attempt failed, and its message was not acknowledged. The next attempt is due `after_s` seconds from
+    now. None: another message of the job carries the next attempt.
+    """
+
+    after_s: float | None
+
+
+Outcome = (
+    Returned
+    | Raised
+    | Refused
+    | Unknown
+    | WrongLane
+    | AlreadyEnded
+    | Cancelled
+    | Duplicate
+    | TakenOver
+    | Interrupted
+    | Postponed
+    | RetryPending
+)
+
+_BY_NAME: dict[str, type[Any]] = {
+    "raised": Raised, "refused": Refused, "unknown": Unknown, "wrong lane": WrongLane, "already ended": AlreadyEnded,
+    "cancelled": Cancelled, "duplicate": Duplicate, "taken over": TakenOver, "interrupted": Interrupted,
+    "postponed": Postponed, "retry pending": RetryPending,
+}  # fmt: skip
+_NAMES = {outcome: name for name, outcome in _BY_NAME.items()}
+
+
+def outcome_to_plain(outcome: Outcome) -> list[Any]:
+    """Return an outcome as plain data, for the pipe of a child process. A result is CBOR in it. Raises EncodeError."""
+    if isinstance(outcome, Returned):
+        return ["returned", codec.encode(outcome.value)]
+    return [_NAMES[type(outcome)], *astuple(outcome)]
+
+
+def outcome_from_plain(plain: list[Any]) -> Outcome:
+    """Return the outcome that `outcome_to_plain` wrote. Raises ValueError, TypeError or DecodeError for other data."""
+    name, *fields = plain
+    if name == "returned":
+        return Returned(codec.decode(fields[0], codec.CBOR))
+    if name not in _BY_NAME:
+        raise ValueError(f"{name!r} is no outcome")
+    outcome: Outcome = _BY_NAME[name](*fields)
+    return outcome

@@ -1,0 +1,105 @@
+"""How a fresh interpreter finds a worker's handlers: by names, which a `Recipe` carries to a child as plain data."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing.spawn
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..attempt import Handler
+from ..topology import Family
+from . import protocol
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a child needs to find the handlers and the lifespan of a worker.
+
+    `worker` is the declared worker itself. If it is a global of a module that a child can import, the child finds the
+    handlers through it; else it finds each handler, message class and lifespan by its own name.
+    """
+
+    families: Mapping[str, Family]
+    handlers: Mapping[tuple[str, str], Handler]
+    lifespan: Callable[[], Any] | None = None
+    worker: object = None
+
+    def find_problem(self, handler: Handler) -> str:
+        """Return why a child cannot find this handler, as far as this process can know. "": nothing is known."""
+        if self._refer_to_worker():
+            return ""
+        if handler.process and handler.on:
+            return "its policies (`on`) are found through its worker only, which is no global in the handler's module"
+        for thing, what in ((handler.call, "the handler"), (handler.model, "the message class")):
+            if not refer_to(thing):
+                return f"{what} {_describe(thing)} is not found under its name in its module"
+        if self.lifespan is not None and not refer_to(self.lifespan):
+            return f"the lifespan {_describe(self.lifespan)} is not found under its name in its module"
+        return ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the recipe as plain data, with the handlers that a child can find."""
+        lifespan = "" if self.lifespan is None else refer_to(self.lifespan) or "worker"
+        handlers = [
+            [*key, refer_to(each.call), refer_to(each.model), each.is_async]
+            for key, each in self.handlers.items()
+            if not self.find_problem(each)
+        ]
+        worker = self._refer_to_worker()
+        named = [lifespan, worker, *(str(name) for each in handlers for name in each[2:4])]
+        needs_main = any(name.startswith("__main__:") for name in named)
+        root = logging.getLogger()
+        return {
+            "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
+            "handlers": handlers,
+            "lifespan": lifespan,
+            "worker": worker,
+            "main": _describe_main_module() if needs_main else {},
+            "log": {"": root.level, "aiqueue": logging.getLogger("aiqueue").level} if root.handlers else {},
+        }
+
+    def _refer_to_worker(self) -> str:
+        """Return the reference of the worker, if it is a global in a module of one of its handlers. "": it is none."""
+        for handler in self.handlers.values():
+            module = getattr(handler.call, "__module__", None) or ""
+            for name, value in list(vars(sys.modules.get(module, None) or object).items()):
+                if value is self.worker and self.worker is not None:
+                    return f"{module}:{name}"
+        return ""
+
+
+def refer_to(thing: object) -> str:
+    """Return ``module:qualified.name`` if that names this very object. "": it does not, as for closures and lambdas."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module not in sys.modules or "<" in name:
+        return ""
+    try:
+        found = find_object(f"{module}:{name}")
+    except AttributeError:
+        return ""
+    return f"{module}:{name}" if found is thing else ""
+
+
+def find_object(reference: str) -> Any:
+    """Return what ``module:qualified.name`` names. Raises AttributeError, and what importing the module raises."""
+    module, _, path = reference.partition(":")
+    found: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _describe_main_module() -> dict[str, Any]:
+    """Return how a child imports a script that is ``__main__`` here: as multiprocessing does, under another name."""
+    data = multiprocessing.spawn.get_preparation_data("aiqueue child")
+    kept = ("sys_path", "sys_argv", "dir", "orig_dir", "init_main_from_name", "init_main_from_path")
+    return {key: data[key] for key in kept if key in data}
+
+
+def _describe(thing: object) -> str:
+    """Return module and name of an object, for an error."""
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', None) or repr(thing)}"

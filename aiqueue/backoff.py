@@ -1,4 +1,4 @@
-"""When a failed job is tried again."""
+"""The retry policy: how many attempts a job gets, and how long it waits between them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .units import seconds
 class Backoff:
     """A retry policy: exponential delays with jitter and a cap.
 
-    The delay before attempt n+1 is ``first * factor**(n-1)``, at most `cap`, of which the part `jitter` is random
+    The delay before attempt n+1 is ``first * factor**(n-1)``, at most `cap`, of which the share `jitter` is random
     ("equal jitter" at 0.5, "full jitter" at 1: AWS Architecture Blog, *Exponential Backoff And Jitter*, 2015).
 
-    `attempts` counts the first one too: 1 means no retry. Durations are seconds or "30s", "2m", "1h".
-    Raises ValueError for a policy that makes no sense.
+    `attempts` includes the first attempt: 1 means no retry. Durations are seconds or "30s", "2m", "1h".
+    Raises ValueError for values out of range.
     """
 
     attempts: int = 5
@@ -44,8 +44,8 @@ class Backoff:
             raise ValueError(f"cap ({self.cap}) must not be below first ({self.first})")
 
     def delay_s(self, attempt: int, rng: Callable[[], float] = random.random) -> float:
-        """Seconds to wait after failed attempt number `attempt` (1 is the first); `rng` gives [0, 1)."""
-        # The exponent is bounded before the power is taken, which would overflow at some 1,000 attempts.
+        """Return how many seconds to wait after failed attempt `attempt`, counted from 1. `rng` returns [0, 1)."""
+        # The exponent is bounded first, because the power would overflow after some 1,000 attempts.
         exponent = min(max(attempt, 1) - 1, 64)
         full = min(self.first_s * self.factor**exponent, self.cap_s)
         return full * (1 - self.jitter * rng())

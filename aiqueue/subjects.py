@@ -1,4 +1,4 @@
-"""Subjects and ids of the wire contract (docs/wire-contract.md), built from checked tokens only."""
+"""Subjects and ids of the wire contract (docs/wire-contract.md): built from checked tokens, and parsed, only here."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from .errors import InvalidToken
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FAMILY = re.compile(r"[a-z0-9_-]{1,32}\.[a-z0-9_-]{1,32}")
-PRIORITY = re.compile(r"[a-z0-9]{1,16}")  # no "-": a lane's consumer is named {tenant}-{priority}
+PRIORITY = re.compile(r"[a-z0-9]{1,16}")  # without "-", because a lane's consumer is named {tenant}-{priority}
 NORMAL = "normal"
 HINTS = "aiq.hint"
-CANCEL = "aiq.cancel"  # workers are told which jobs were cancelled while they may run
-BACK = "aiq.back"  # workers tell each other which jobs they hand back
+CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cancelled
+BACK = "aiq.back"  # notices between workers: a job was returned to the queue
 DEAD = "ai.dead"
 PARKED = "ai.parked"
-OBJECTS = "OBJ_"  # how the stream of an object store is called (ADR-20)
-BUCKET = "KV_"  # and that of a key-value bucket (ADR-8)
+OBJECTS = "OBJ_"  # prefix of the stream names of object stores (ADR-20)
+BUCKET = "KV_"  # prefix of the stream names of key-value buckets (ADR-8)
 
 
 def token(what: str, value: object) -> str:
-    """`value` if it can be one token of a subject. Raises InvalidToken, naming `what`."""
+    """Return `value` if it is valid as one token of a subject. Raises InvalidToken, naming `what`."""
     if not isinstance(value, str) or not TOKEN.fullmatch(value):
         raise InvalidToken(what, value)
     return value
 
 
 def work(family: str, tenant: str, priority: str = NORMAL) -> str:
-    """Where the library publishes a job: the guide's bare subject for normal priority, else the lane's own."""
+    """Return the subject on which a job is published.
+
+    For normal priority it is the bare subject without a priority, which plain clients use too: the stream maps it to
+    the lane's subject. For other priorities it is the lane's subject.
+    """
     bare = f"ai.{family}.{token('tenant', tenant)}"
     return bare if priority == NORMAL else f"{bare}.{priority}"
 
 
 def lane(family: str, tenant: str, priority: str) -> str:
-    """Where the stream keeps a lane. `tenant` may be ``*``: the lane that all tenants share."""
+    """Return the subject of a lane's stored jobs. `tenant` may be ``*``: the lane that all tenants share."""
     return f"ai.{family}.{tenant}.{priority}"
 
 
@@ -53,90 +57,124 @@ class Lane(NamedTuple):
 
 
 def parse_lane(subject: str) -> Lane | None:
-    """The lane of a stored job's subject, None if it is not one."""
+    """Return the lane of a stored job's subject; None for any other subject."""
     parts = subject.split(".")
     if len(parts) != 5 or parts[0] != "ai":
         return None
     return Lane(f"{parts[1]}.{parts[2]}", parts[3], parts[4])
 
 
-def hint(where: Lane) -> str:
-    """The core subject on which a producer tells workers that a lane has jobs."""
-    return f"{HINTS}.{where.family}.{where.tenant}.{where.priority}"
+def tenant_of(subject: str) -> str:
+    """Return the tenant in the subject of a stored job or mail, ``ai.{component}.{operation}.{tenant}…``."""
+    return subject.split(".")[3]
+
+
+def hint(lane: Lane) -> str:
+    """Return the core NATS subject on which producers publish hints to workers: this lane has jobs."""
+    return f"{HINTS}.{lane.family}.{lane.tenant}.{lane.priority}"
+
+
+def parse_hint(subject: str) -> Lane:
+    """Return the lane that a hint is about."""
+    parts = subject.split(".")
+    return Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
 
 
 def journal(root: str, tenant: str, job_id: str) -> str:
-    """The subject of a job's journal; `root` is the family's `journal` key."""
+    """Return the subject of a job's journal; `root` is the family's `journal` setting."""
     return f"{root}.{tenant}.{job_id}"
 
 
+def parse_journal(subject: str) -> tuple[str, str]:
+    """Return the tenant and the job id of a journal's subject."""
+    *_, tenant, job_id = subject.split(".")
+    return tenant, job_id
+
+
 def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:
-    """The subject of a job's dead letter, or the filter over a family's or tenant's."""
+    """Return the subject of a job's dead letter, or with ``*`` the filter over those of a family or tenant."""
     return f"{DEAD}.{family}.{tenant}.{job_id}"
 
 
-class Parked(NamedTuple):
-    """A parked job by its subject. `move` tells its parkings apart; `due`: its time has come."""
+def parse_dead(subject: str) -> tuple[str, str, str] | None:
+    """Return the family, tenant and job id of a dead letter's subject; None for any other subject."""
+    parts = subject.split(".")
+    return (f"{parts[2]}.{parts[3]}", parts[4], parts[5]) if len(parts) == 6 else None
+
+
+class ParkedSubject(NamedTuple):
+    """The tokens of a parked job's subject. `move` distinguishes the parkings of one job id.
+
+    `is_due`: the job's time has come, and it waits for a forwarder.
+    """
 
     lane: Lane
     job_id: str
     move: str
-    due: bool
+    is_due: bool
 
 
-def parked(lane: Lane | None = None, job_id: str = "*", move: str = "*", *, due: bool) -> str:
-    """Where a job waits for its time, or, `due`, for a forwarder; without a lane the filter over all. A word of the
-    lane may be ``*``.
+def parked(lane: Lane | None = None, job_id: str = "*", move: str = "*", *, is_due: bool) -> str:
+    """Return the subject of a job that waits for its time or, with `is_due`, for a forwarder.
+
+    Tokens of the lane may be ``*``. Without a lane: the filter over all of these subjects.
     """
     where = "*.*.*.*" if lane is None else f"{lane.family}.{lane.tenant}.{lane.priority}"
-    return f"{PARKED}.{'due' if due else 'at'}.{where}.{job_id}.{move}"
+    return f"{PARKED}.{'due' if is_due else 'at'}.{where}.{job_id}.{move}"
 
 
-def parse_parked(subject: str) -> Parked | None:
-    """What a parked job's subject says, None if it is not one."""
+def parse_parked(subject: str) -> ParkedSubject | None:
+    """Return the tokens of a parked job's subject; None for any other subject."""
     parts = subject.split(".")
     if len(parts) != 9 or parts[:2] != ["ai", "parked"] or parts[2] not in ("at", "due"):
         return None
-    return Parked(Lane(f"{parts[3]}.{parts[4]}", parts[5], parts[6]), parts[7], parts[8], parts[2] == "due")
+    return ParkedSubject(Lane(f"{parts[3]}.{parts[4]}", parts[5], parts[6]), parts[7], parts[8], parts[2] == "due")
 
 
 def stranded(stream: str) -> str:
-    """Where the server says which jobs of a stream it delivers no more."""
+    """Return the filter over the server's advisories about jobs of a stream that exceeded max deliveries."""
     return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.*"
 
 
-def objects(stream: str, kind: str, *words: str) -> str:
-    """A subject in the object store of a stream: kind C for chunks, M for what they are, R for who holds them."""
-    return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *words))
+def objects(stream: str, kind: str, *tokens: str) -> str:
+    """Return a subject in an object store's stream. `kind`: C for chunks, M for metadata, R for holds on documents."""
+    return ".".join(("$O", stream.removeprefix(OBJECTS), kind, *tokens))
 
 
-def bucket(stream: str, *words: str) -> str:
-    """A subject in the bucket of a stream; without words the filter over all keys."""
-    return ".".join(("$KV", stream.removeprefix(BUCKET), *(words or (">",))))
+def object_tokens(subject: str) -> list[str]:
+    """Return the tokens behind the kind in an object store's subject: the inverse of `objects`."""
+    return subject.split(".")[3:]
+
+
+def bucket(stream: str, *tokens: str) -> str:
+    """Return the subject of a key in a bucket's stream; without tokens the filter over all keys."""
+    return ".".join(("$KV", stream.removeprefix(BUCKET), *(tokens or (">",))))
 
 
 def inbox(family: str, tenant: str, agent: str) -> str:
-    """Where the mail of an agent is kept."""
+    """Return the subject of an agent's stored mail."""
     return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
 
 
 def msg_id(family: str, tenant: str, job_id: str, move: str = "") -> str:
-    """Nats-Msg-Id. The server deduplicates over a whole stream, hence tenant and family; a move needs its own
-    `move`, or the server would take it for the job that it moves.
+    """Return the Nats-Msg-Id of a job.
+
+    It contains tenant and family, because the server deduplicates over a whole stream. When a job is stored once more
+    (parked, replayed, dead-lettered …), `move` names that step; otherwise the server would drop it as a duplicate.
     """
     return f"{tenant}/{family}/{job_id}" + (f"/{move}" if move else "")
 
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuv"  # base32hex, which keeps the order of the bytes (RFC 4648, section 7)
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"  # base32hex, which sorts like the bytes (RFC 4648, section 7)
 _FIVE_BITS = bytes(ord(_DIGITS[byte & 31]) for byte in range(256))
-_NOISE = 256  # ids' worth of randomness that is asked for at once
-_noise: list[tuple[int, str]] = []  # two bits and sixteen digits for each id to come
-_clock = (-1, "")  # the last millisecond and its nine digits
+_NOISE = 256  # for how many ids random bytes are read at once
+_noise: list[tuple[int, str]] = []  # two bits and sixteen digits for each future id
+_clock = (-1, "")  # the last used millisecond and its nine digits
 
 
 def new_id() -> str:
-    """A time-ordered id of 26 characters: 48 bits of milliseconds, 80 random ones (ULID's layout)."""
-    global _clock  # noqa: PLW0603  (replaced as a whole, so that threads may share it)
+    """Return a new time-ordered id of 26 characters: 48 bits of milliseconds, 80 random bits (ULID's layout)."""
+    global _clock  # noqa: PLW0603  (replaced as a whole, so threads may share it)
     stamp = time.time_ns() // 1_000_000
     known, head = _clock
     if known != stamp:
@@ -145,33 +183,34 @@ def new_id() -> str:
     while True:
         try:
             bits, tail = _noise.pop()
-        except IndexError:  # another thread may take all of it meanwhile
+        except IndexError:  # loop, because another thread may use them all up meanwhile
             _noise.extend(_more_noise())
         else:
             return f"{head}{_DIGITS[(stamp & 7) << 2 | bits]}{tail}"
 
 
 def _more_noise() -> list[tuple[int, str]]:
+    """Return the random parts of the next _NOISE ids."""
     raw = os.urandom(17 * _NOISE)
     digits = raw.translate(_FIVE_BITS).decode()
-    # 128 bits are 25 digits and 3 bits: the last digit's lower two bits are zero
+    # 128 bits are 25 digits and 3 bits, so the last digit's lower two bits are zero
     return [(raw[at] & 3, digits[at + 1 : at + 16] + _DIGITS[raw[at + 16] & 28]) for at in range(0, 17 * _NOISE, 17)]
 
 
 _ID = re.compile(r"[0-7][0-9a-v]{25}")
 
 
-def made_at(made: str) -> float | None:
-    """When `new_id` made an id, in seconds since the epoch; None for what it cannot have made."""
-    return (int(made[:10], 32) >> 2) / 1000 if _ID.fullmatch(made) else None
+def made_at(job_id: str) -> float | None:
+    """Return when `new_id` made an id, in seconds since the epoch; None if `new_id` cannot have made it."""
+    return (int(job_id[:10], 32) >> 2) / 1000 if _ID.fullmatch(job_id) else None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_noise.clear)  # a child must not make its parent's ids
+    os.register_at_fork(after_in_child=_noise.clear)  # a forked child must not make the same ids as its parent
 
 
 def foreign_id(value: str) -> str:
-    """A job id for a plain publisher's key: the key itself if it is a token, else a hash of it."""
+    """Return a job id for a plain publisher's key: the key itself if it is a valid token, else a hash of it."""
     if TOKEN.fullmatch(value):
         return value
     return "x" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:40]

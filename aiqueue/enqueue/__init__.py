@@ -1,17 +1,28 @@
-"""The way in: from a message to a stored job, one or many, now or later; and dead letters, which come back this way.
+"""Enqueueing: from a message to a stored job, one or many, now or delayed. And dead letters, which are enqueued again.
 
-May not run handlers or wait for results.
+This room may not run handlers or wait for results.
 """
 
 from __future__ import annotations
 
-from .bulk import Bulk, Item, Items, Options, Progress
+from .bulk import Bulk, BulkOptions, Item, Items, ProgressCallback
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, trimmed
-from .parking import Forwarder, Parking, Waiting, waiting
-from .producer import Enqueued, Form, OnFull, Producer, due_time, duration, identity, patiently, relocate
+from .parking import Forwarder, ParkedJob, Parking, parse_parked_job
+from .producer import (
+    Enqueued,
+    JobTemplate,
+    OnFull,
+    Producer,
+    move_to_lane,
+    parse_duration,
+    resolve_due_at,
+    resolve_job_id,
+    retry_while_full,
+)
 
 __all__ = [
-    "Bulk", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Form", "Forwarder", "Item", "Items",
-    "OnFull", "Options", "Parking", "Producer", "Progress", "Waiting", "due_time", "duration", "history_of",
-    "history_text", "identity", "patiently", "relocate", "trimmed", "waiting",
+    "Bulk", "BulkOptions", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder", "Item",
+    "Items", "JobTemplate", "OnFull", "ParkedJob", "Parking", "Producer", "ProgressCallback", "history_of",
+    "history_text", "move_to_lane", "parse_duration", "parse_parked_job", "resolve_due_at", "resolve_job_id",
+    "retry_while_full", "trimmed",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Many jobs through one window: what `Client.enqueue_many` does."""
+"""Enqueueing many jobs at once: the implementation of `Client.enqueue_many`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,41 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from .. import codec
-from .. import headers as names
+from .. import codec, headers
 from ..connection import PubAck, Publish, block
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
-from .parking import Parking, delayed
-from .producer import FULL_CAP_S, FULL_FIRST_S, Attached, Enqueued, Form, OnFull, Producer, due_time, full, identity
+from .parking import Parking, delayed_job_message
+from .producer import (
+    FULL_CAP_S,
+    FULL_FIRST_S,
+    AttachedJob,
+    Enqueued,
+    JobTemplate,
+    OnFull,
+    Producer,
+    queue_full_error,
+    resolve_due_at,
+    resolve_job_id,
+)
 
 T = TypeVar("T")
 Item = Message | JobSpec
 Items = Iterable[Item] | AsyncIterable[Item]
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
-TURN = 64  # items that are sent, or told, before the event loop has its turn
-TURN_BYTES = 128 * 1024  # of bodies, likewise: the server stores them while the next ones are made
-BYTES_MAX = 32 * 1024 * 1024  # of bodies that wait for their acknowledgement
+TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the event loop get a turn
+TURN_BYTES = 128 * 1024  # of bodies, likewise: the server stores these bodies while the next ones are encoded
+BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
 PROGRESS_EVERY_S = 0.1
-LANE_TURN_MAX = 64
-ATTACH_MAX = 4  # items at a time whose documents are stored
-ANSWER_S = 0.05  # a full lane is not asked again with less time than this for its answer
+FULL_LANE_BATCH_MAX = 64
+ATTACH_MAX = 4  # items whose documents are stored at the same time
+ANSWER_S = 0.05  # a full lane is not tried again with less time than this left for the server's answer
 
 
 @dataclass(frozen=True)
-class Options:
-    """The arguments of `Client.enqueue_many` that hold for all items. Raises BadInput."""
+class BulkOptions:
+    """The arguments of `Client.enqueue_many` that apply to all items. Raises BadInput."""
 
     tenant: str | None
     priority: str
@@ -46,21 +56,25 @@ class Options:
     on_full: OnFull
     window: int
     timeout_s: float
-    progress: Progress | None
+    progress: ProgressCallback | None
 
     def __post_init__(self) -> None:
         if type(self.window) is not int or self.window < 1:
-            raise BadInput(f"window: a whole number from 1 up, not {self.window!r}")
+            raise BadInput(f"window must be a whole number of at least 1, not {self.window!r}")
         if self.on_full not in ("raise", "wait"):
-            raise BadInput(f'on_full: "raise" or "wait", not {self.on_full!r}')
+            raise BadInput(f'on_full must be "raise" or "wait", not {self.on_full!r}')
 
 
-class _Slot(Publish):
-    """An item on its way: the only thing that is made for each."""
+class _PendingItem(Publish):
+    """An item that was taken and not yet yielded. It is the only object that is created for each item.
+
+    `done`: the outcome is final. `ends_at`: when its tries end, event loop time. `found_parked`: a job of its id was
+    parked already.
+    """
 
     __slots__ = (
-        "attached", "begins", "bulk", "by_caller", "done", "form", "item", "job_id", "limit", "looked", "number",
-        "word",
+        "attached", "bulk", "by_caller", "done", "due_at", "ends_at", "found_parked", "item", "job_id", "number",
+        "parking_id", "template",
     )  # fmt: skip
 
     def __init__(self, bulk: Bulk[Any], item: Item, number: int) -> None:
@@ -69,220 +83,238 @@ class _Slot(Publish):
         self.item = item
         self.number = number
         self.done = False
-        self.form: Form | None = None
-        self.attached: Attached | None = None
+        self.template: JobTemplate | None = None
+        self.attached: AttachedJob | None = None
         self.job_id = ""
         self.by_caller = False
-        self.limit = 0.0
-        self.begins: float | None = None
-        self.word = ""
-        self.looked = False  # at what is parked under its id
+        self.ends_at = 0.0
+        self.due_at: float | None = None
+        self.parking_id = ""
+        self.found_parked = False
 
     def settled(self) -> None:
         self.bulk.on_settled(self)
 
 
 class _FullLane:
-    """A lane that was refused, whatever is full, and who waits for it: asked again with backoff, in small and then
-    larger lots.
+    """A lane that refused an item because a limit is reached, and the items that wait for it.
+
+    It is tried again with backoff: first with one item, and after each success with a larger batch.
     """
 
     def __init__(self, refusal: QueueFull) -> None:
         self.refusal = refusal
-        self.waiting: list[tuple[int, _Slot]] = []  # a heap: the earlier item goes first
+        self.waiting: list[tuple[int, _PendingItem]] = []  # a heap: earlier items go first
         self.wait_s = FULL_FIRST_S
-        self.lot = 1
+        self.batch = 1
         self.timer: asyncio.Handle | None = None
 
 
 class Bulk(Generic[T]):
-    """One call of `enqueue_many`. `make` turns what was stored into what the caller gets."""
+    """One call of `enqueue_many`. `make_result` turns a stored job into what the caller gets.
+
+    Items move through these steps: taken from the source, (documents stored,) sent or waiting for a full lane, done,
+    yielded in the order of the source. `_pending` holds them from the first step to the last, `_bytes` counts their
+    bodies.
+    """
 
     def __init__(
-        self, producer: Producer, parking: Parking, options: Options, make: Callable[[Enqueued, Form], T]
+        self,
+        producer: Producer,
+        parking: Parking,
+        options: BulkOptions,
+        make_result: Callable[[Enqueued, JobTemplate], T],
     ) -> None:
         self._producer = producer
         self._parking = parking
-        self._looking: set[asyncio.Task[None]] = set()
+        self._lookups: set[asyncio.Task[None]] = set()
         self._connection = producer.connection
         self._body_max = producer.body_max
         self._options = options
-        self._make = make
-        self._slots: deque[_Slot] = deque()
+        self._make_result = make_result
+        self._pending: deque[_PendingItem] = deque()
         self._count = 0
         self._bytes = 0
         self._stored = self._failed = 0
-        self._say_at = 0.0
-        self._ended = False
-        self._broken: Exception | None = None  # what the items' own code raised
-        self._told: asyncio.Future[None] | None = None  # wakes `run`
-        self._roomy: asyncio.Future[None] | None = None  # wakes `_feed`
-        self._full: dict[str, _FullLane] = {}
+        self._report_at = 0.0
+        self._source_ended = False
+        self._source_error: Exception | None = None  # raised by the caller's iterable
+        self._first_done: asyncio.Future[None] | None = None  # wakes `run`
+        self._has_capacity: asyncio.Future[None] | None = None  # wakes `_take_async`
+        self._full_lanes: dict[str, _FullLane] = {}
         self._attaching: set[asyncio.Task[None]] = set()
-        self._detaching: set[asyncio.Task[None]] = set()
-        self._attach_room = asyncio.Semaphore(ATTACH_MAX)
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._attach_limit = asyncio.Semaphore(ATTACH_MAX)
 
     async def run(self, items: Items) -> AsyncGenerator[T | AIQueueError, None]:
-        """See `Client.enqueue_many`."""
-        slots = self._slots
-        feeding: asyncio.Task[None] | None = None
+        """Yield for each item, in order, its result or the error that kept it out; see `Client.enqueue_many`."""
+        pending = self._pending
+        taking: asyncio.Task[None] | None = None
         source: Iterator[Item] | None = None
         try:
             if isinstance(items, AsyncIterable):
-                feeding = asyncio.get_running_loop().create_task(self._feed(items))
+                taking = asyncio.get_running_loop().create_task(self._take_async(items))
             else:
                 source = iter(items)
-            while slots or not self._ended:
-                if source is not None and self._pull(source):
-                    await self._turn()
-                told = 0
-                while told < TURN and slots and slots[0].done:
-                    told += 1
-                    yield self._outcome(slots.popleft())
-                if self._roomy is not None and self._room():
-                    _wake(self._roomy)
-                if not told and (source is None or self._ended or not self._room()):
-                    await self._wait()
-            self._say_at = 0.0
-            self._say()
-            if self._broken is not None:
-                raise self._broken
+            while pending or not self._source_ended:
+                if source is not None and self._take_items(source):
+                    await self._let_loop_run()
+                yielded = 0
+                while yielded < TURN_ITEMS and pending and pending[0].done:
+                    yielded += 1
+                    yield self._result(pending.popleft())
+                if self._has_capacity is not None and self._may_take():
+                    _wake(self._has_capacity)
+                if not yielded and (source is None or self._source_ended or not self._may_take()):
+                    await self._wait_for_first()
+            self._report_at = 0.0
+            self._report_progress()
+            if self._source_error is not None:
+                raise self._source_error
         finally:
-            self._let_go()
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.wait([feeding])
+            self._abandon_pending()
+            if taking is not None:
+                taking.cancel()
+                await asyncio.wait([taking])
             for task in self._attaching:
                 task.cancel()
-            if self._attaching or self._detaching:
-                await asyncio.wait({*self._attaching, *self._detaching})
+            if self._attaching or self._releasing:
+                await asyncio.wait({*self._attaching, *self._releasing})
 
-    def on_settled(self, slot: _Slot) -> None:
-        """The connection's word on an item, or the end of its time."""
-        if type(slot.outcome) is Conflict and slot.word:
-            _keep(self._looking, self._look(slot))
+    def on_settled(self, pending: _PendingItem) -> None:
+        """An item has an outcome: retry it if a full lane refused it and there is time, else mark it as done."""
+        if type(pending.outcome) is Conflict and pending.parking_id:
+            _start_task(self._lookups, self._resolve_conflict(pending))
             return
-        refused = isinstance(slot.outcome, QueueFull)
-        if self._full or refused:
-            lane = self._full.get(slot.subject)
+        refused = isinstance(pending.outcome, QueueFull)
+        if self._full_lanes or refused:
+            lane = self._full_lanes.get(pending.subject)
             if refused:
-                if self._options.on_full == "wait" and asyncio.get_running_loop().time() < slot.limit:
-                    self._refused(slot, lane)
+                if self._options.on_full == "wait" and asyncio.get_running_loop().time() < pending.ends_at:
+                    self._wait_for_lane(pending, lane)
                     return
-            elif lane is not None and type(slot.outcome) is PubAck:
-                self._accepted(slot.subject, lane)
-        self._end(slot)
+            elif lane is not None and type(pending.outcome) is PubAck:
+                self._on_lane_accepted(pending.subject, lane)
+        self._mark_done(pending)
 
-    def _end(self, slot: _Slot) -> None:
-        slot.done = True
-        if self._told is not None and self._slots and self._slots[0] is slot:
-            _wake(self._told)
+    def _mark_done(self, pending: _PendingItem) -> None:
+        pending.done = True
+        if self._first_done is not None and self._pending and self._pending[0] is pending:
+            _wake(self._first_done)
 
-    async def _look(self, slot: _Slot) -> None:
-        """A job of this id is parked already, or was a moment ago: then it is tried again."""
-        assert slot.form is not None
-        left = slot.limit - asyncio.get_running_loop().time()
+    async def _resolve_conflict(self, pending: _PendingItem) -> None:
+        """Find out why the server refused to park a delayed item: a job of its id is parked.
+
+        1. That job is still there: the item is its duplicate, or an earlier try of the item itself.
+        2. It is gone meanwhile: try the item again until its time is over.
+        """
+        assert pending.template is not None
+        left_s = pending.ends_at - asyncio.get_running_loop().time()
         try:
-            there = await self._parking.first(slot.form.lane, slot.job_id)
-            if there is not None:
-                slot.outcome = PubAck(self._parking.stream, there.stored.seq, there.word != slot.word)
-                slot.begins, slot.word, slot.looked = there.due, there.word, True
-            elif left > 0:
-                slot.outcome = None
-                self._connection.add(slot, left)
+            found = await self._parking.find_delayed(pending.template.lane, pending.job_id)
+            if found is not None:
+                duplicate = found.parking_id != pending.parking_id
+                pending.outcome = PubAck(self._parking.stream, found.stored.seq, duplicate)
+                pending.due_at, pending.parking_id, pending.found_parked = found.due_at, found.parking_id, True
+            elif left_s > 0:
+                pending.outcome = None
+                self._connection.add(pending, left_s)
                 return
             else:
-                slot.outcome = Unavailable(f"{slot.subject}: it was overtaken by others", maybe_stored=True)
+                pending.outcome = Unavailable(f"{pending.subject}: other writers came first", maybe_stored=True)
         except AIQueueError as error:
-            slot.outcome = error
-        self._end(slot)
+            pending.outcome = error
+        self._mark_done(pending)
 
-    # -- taking items in
+    # -- taking items
 
-    def _room(self) -> bool:
-        return len(self._slots) < self._options.window and self._bytes < BYTES_MAX
+    def _may_take(self) -> bool:
+        """Whether the window and BYTES_MAX have capacity for another item."""
+        return len(self._pending) < self._options.window and self._bytes < BYTES_MAX
 
-    def _pull(self, source: Iterator[Item]) -> int:
-        """Take and send some items. Returns how many."""
-        pulled, bytes_max = 0, self._bytes + TURN_BYTES
-        while pulled < TURN and self._bytes < bytes_max and not self._ended and self._room():
+    def _take_items(self, source: Iterator[Item]) -> int:
+        """Take and send some items of a plain iterable. Return how many."""
+        taken, bytes_max = 0, self._bytes + TURN_BYTES
+        while taken < TURN_ITEMS and self._bytes < bytes_max and not self._source_ended and self._may_take():
             try:
                 item = next(source)
             except StopIteration:
-                self._ended = True
-            except Exception as error:  # noqa: BLE001  (the items' own; what came before it is told first)
-                self._ended, self._broken = True, error
+                self._source_ended = True
+            except Exception as error:  # noqa: BLE001  (the caller's own; raised after the earlier items' outcomes)
+                self._source_ended, self._source_error = True, error
             else:
-                self._begin(item)
-                pulled += 1
-        return pulled
+                self._start_item(item)
+                taken += 1
+        return taken
 
-    async def _feed(self, items: AsyncIterable[Item]) -> None:
-        """The same for items that may let themselves be waited for."""
+    async def _take_async(self, items: AsyncIterable[Item]) -> None:
+        """Take and send all items of an async iterable, as fast as the window allows."""
         try:
             async for item in items:
-                self._begin(item)
-                if len(self._slots) == 1 and self._told is not None:
-                    _wake(self._told)
-                if self._count % TURN == 0:
-                    await self._turn()
-                while not self._room():
-                    self._roomy = asyncio.get_running_loop().create_future()
+                self._start_item(item)
+                if len(self._pending) == 1 and self._first_done is not None:
+                    _wake(self._first_done)
+                if self._count % TURN_ITEMS == 0:
+                    await self._let_loop_run()
+                while not self._may_take():
+                    self._has_capacity = asyncio.get_running_loop().create_future()
                     try:
-                        await self._roomy
+                        await self._has_capacity
                     finally:
-                        self._roomy = None
+                        self._has_capacity = None
         except Exception as error:  # noqa: BLE001
-            self._broken = error
-        self._ended = True
-        if self._told is not None:
-            _wake(self._told)
+            self._source_error = error
+        self._source_ended = True
+        if self._first_done is not None:
+            _wake(self._first_done)
 
-    def _begin(self, item: Item) -> None:
-        slot = _Slot(self, item, self._count)
+    def _start_item(self, item: Item) -> None:
+        """Encode an item and send it, or first store its documents. An error becomes the item's outcome."""
+        pending = _PendingItem(self, item, self._count)
         self._count += 1
-        self._slots.append(slot)
+        self._pending.append(pending)
         try:
-            message = self._prepare(slot, item)
-            self._bytes += len(slot.body)
-            if message.aiq_documents or len(slot.body) > self._body_max:
-                _keep(self._attaching, self._attach(slot, message))
+            message = self._prepare(pending, item)
+            self._bytes += len(pending.body)
+            if message.aiq_documents or len(pending.body) > self._body_max:
+                _start_task(self._attaching, self._attach_and_send(pending, message))
             else:
-                self._send(slot, self._options.timeout_s)
+                self._send(pending, self._options.timeout_s)
         except AIQueueError as error:
-            self._fail(slot, error)
-        except Exception as error:  # noqa: BLE001  (a model's own serialiser: its item's fault and no other's)
-            self._fail(slot, EncodeError(f"cannot be written: {type(error).__name__}: {error}"))
+            self._fail(pending, error)
+        except Exception as error:  # noqa: BLE001  (from a serialiser of the item's model: no other item fails by it)
+            self._fail(pending, EncodeError(f"cannot be encoded: {type(error).__name__}: {error}"))
 
-    async def _attach(self, slot: _Slot, message: Message) -> None:
-        """Send an item when its documents are stored. Items behind it may pass it meanwhile."""
-        assert slot.form is not None
+    async def _attach_and_send(self, pending: _PendingItem, message: Message) -> None:
+        """Store an item's documents, then send it. Later items may be sent before it."""
+        assert pending.template is not None
         end = time.monotonic() + self._options.timeout_s
         try:
-            async with self._attach_room:
-                attached = slot.attached = await self._producer.attach(
-                    message, slot.form, slot.block, slot.body, end=end, by_caller=slot.by_caller
+            async with self._attach_limit:
+                attached = pending.attached = await self._producer.attach_documents(
+                    message, pending.template, pending.block, pending.body, end=end, by_caller=pending.by_caller
                 )
-            self._bytes -= len(slot.body) - len(attached.body)
-            slot.block, slot.body = attached.block, attached.body
-            self._send(slot, max(ANSWER_S, end - time.monotonic()))
+            self._bytes -= len(pending.body) - len(attached.body)
+            pending.block, pending.body = attached.block, attached.body
+            self._send(pending, max(ANSWER_S, end - time.monotonic()))
         except AIQueueError as error:
-            slot.outcome = error
-            self.on_settled(slot)
-        if self._roomy is not None and self._room():
-            _wake(self._roomy)
+            pending.outcome = error
+            self.on_settled(pending)
+        if self._has_capacity is not None and self._may_take():
+            _wake(self._has_capacity)
 
-    def _send(self, slot: _Slot, timeout_s: float) -> None:
-        """Hand an item to the connection, or to those that wait for its lane. Raises TooLarge, Unavailable."""
-        lane = self._full.get(slot.subject) if self._full else None
+    def _send(self, pending: _PendingItem, timeout_s: float) -> None:
+        """Hand an item to the connection, or queue it behind others of a full lane. Raises TooLarge, Unavailable."""
+        lane = self._full_lanes.get(pending.subject) if self._full_lanes else None
         if lane is not None and lane.waiting:
-            slot.limit = asyncio.get_running_loop().time() + timeout_s
-            heapq.heappush(lane.waiting, (slot.number, slot))
+            pending.ends_at = asyncio.get_running_loop().time() + timeout_s
+            heapq.heappush(lane.waiting, (pending.number, pending))
         else:
-            self._connection.add(slot, timeout_s)
-            slot.limit = slot.deadline
+            self._connection.add(pending, timeout_s)
+            pending.ends_at = pending.deadline
 
-    def _prepare(self, slot: _Slot, item: Item) -> Message:
+    def _prepare(self, pending: _PendingItem, item: Item) -> Message:
+        """Set subject, headers and body of an item, and return its message. Raises BadInput."""
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
         extra, deadline = options.headers, options.deadline
@@ -297,143 +329,161 @@ class Bulk(Generic[T]):
             if item.delay is not None or item.at is not None:
                 delay, at = item.delay, item.at
         if Message not in type(message).__mro__:
-            raise BadInput(f"an item is a Message or a JobSpec of one, not a {type(message).__name__}")
+            raise BadInput(f"an item must be a Message or a JobSpec of a Message, not a {type(message).__name__}")
         assert isinstance(message, Message)
         if tenant is None:
-            raise BadInput("tenant: give one to enqueue_many, or to the item by a JobSpec")
-        form = slot.form = self._producer.form(message, tenant, priority, extra, deadline)
-        slot.job_id, slot.by_caller = identity(form.family, message, unique)
-        slot.body = codec.encode(message)
-        due = None if delay is None and at is None else due_time(delay, at)
-        if due is not None:
-            parked = delayed(form, form.block(slot.job_id), slot.job_id, due, by_caller=slot.by_caller)
-            slot.subject, slot.block, slot.fenced = parked.subject, block(parked.headers), slot.by_caller
-            slot.begins, slot.word = names.number(parked.headers[names.DUE]) / 1000, parked.headers[names.PARKED]
+            raise BadInput("the item has no tenant: pass tenant= to enqueue_many, or to the item's JobSpec")
+        template = pending.template = self._producer.template(message, tenant, priority, extra, deadline)
+        pending.job_id, pending.by_caller = resolve_job_id(template.family, message, unique)
+        pending.body = codec.encode(message)
+        due_at = None if delay is None and at is None else resolve_due_at(delay, at)
+        if due_at is not None:
+            header_block = template.header_block(pending.job_id)
+            parked = delayed_job_message(template, header_block, pending.job_id, due_at, by_caller=pending.by_caller)
+            pending.subject, pending.block, pending.fenced = parked.subject, block(parked.headers), pending.by_caller
+            pending.due_at = headers.number(parked.headers[headers.DUE]) / 1000
+            pending.parking_id = parked.headers[headers.PARKED]
             return message
-        slot.subject, slot.stream = form.subject, form.batched
-        slot.block = form.block(slot.job_id)
-        self._producer.hint(form.lane)
+        pending.subject, pending.stream = template.subject, template.batch_stream
+        pending.block = template.header_block(pending.job_id)
+        self._producer.hint(template.lane)
         return message
 
-    def _fail(self, slot: _Slot, error: AIQueueError) -> None:
-        slot.outcome = error
-        slot.done = True
+    def _fail(self, pending: _PendingItem, error: AIQueueError) -> None:
+        pending.outcome = error
+        pending.done = True
 
-    # -- telling what came of them
+    # -- yielding outcomes
 
-    def _outcome(self, slot: _Slot) -> T | AIQueueError:
-        self._bytes -= len(slot.body)
-        outcome, form = slot.outcome, slot.form
-        if slot.attached is not None and outcome is not None:
-            _keep(self._detaching, self._producer.detach(slot.attached, outcome))
-        if type(outcome) is PubAck and form is not None:
+    def _result(self, pending: _PendingItem) -> T | AIQueueError:
+        """Return what the caller gets for a done item, and count it."""
+        self._bytes -= len(pending.body)
+        outcome, template = pending.outcome, pending.template
+        if pending.attached is not None and outcome is not None:
+            _start_task(self._releasing, self._producer.release_unless_stored(pending.attached, outcome))
+        if type(outcome) is PubAck and template is not None:
             self._stored += 1
-            self._say()
-            # a parking's own word is new: the server can know it only from an earlier try
-            duplicate = outcome.duplicate and slot.by_caller and (not slot.word or slot.looked)
-            told = Enqueued(slot.job_id, form.lane, outcome.stream, outcome.seq, duplicate, slot.begins, slot.word)
-            return self._make(told, form)
+            self._report_progress()
+            # a new parking id can be a duplicate only of an earlier try of this same item
+            duplicate = outcome.duplicate and pending.by_caller and (not pending.parking_id or pending.found_parked)
+            enqueued = Enqueued(
+                pending.job_id,
+                template.lane,
+                outcome.stream,
+                outcome.seq,
+                duplicate,
+                pending.due_at,
+                pending.parking_id,
+            )
+            return self._make_result(enqueued, template)
         assert isinstance(outcome, AIQueueError)
-        error = full(outcome, form) if isinstance(outcome, QueueFull) and form is not None else outcome
-        error.item = slot.item
+        error = outcome
+        if isinstance(outcome, QueueFull) and template is not None:
+            error = queue_full_error(outcome, template)
+        error.item = pending.item
         self._failed += 1
-        self._say()
+        self._report_progress()
         return error
 
-    def _say(self) -> None:
+    def _report_progress(self) -> None:
+        """Call the caller's progress callback, at most once in PROGRESS_EVERY_S."""
         if self._options.progress is not None:
             now = asyncio.get_running_loop().time()
-            if now >= self._say_at:
-                self._say_at = now + PROGRESS_EVERY_S
+            if now >= self._report_at:
+                self._report_at = now + PROGRESS_EVERY_S
                 self._options.progress(self._stored, self._failed)
 
-    async def _turn(self) -> None:
-        """Let the event loop send and read; wait where the socket does not keep up."""
+    async def _let_loop_run(self) -> None:
+        """Let the event loop send and read; if the socket is behind, wait for it."""
         await self._connection.relieve()
         await asyncio.sleep(0)
 
-    async def _wait(self) -> None:
-        """Return when the first item is done, or when there is a first item at all, or no more."""
-        if (self._slots and self._slots[0].done) or (self._ended and not self._slots):
+    async def _wait_for_first(self) -> None:
+        """Wait until the first pending item is done. Without one: until there is an item, or the source has ended."""
+        if (self._pending and self._pending[0].done) or (self._source_ended and not self._pending):
             return
-        self._told = asyncio.get_running_loop().create_future()
+        self._first_done = asyncio.get_running_loop().create_future()
         try:
-            await self._told
+            await self._first_done
         finally:
-            self._told = None
+            self._first_done = None
 
-    def _let_go(self) -> None:
-        """What the caller does not want to hear of any more."""
-        for lane in self._full.values():
+    def _abandon_pending(self) -> None:
+        """The caller has left: drop the items that are not done, and release documents of those never sent."""
+        for lane in self._full_lanes.values():
             if lane.timer is not None:
                 lane.timer.cancel()
-        self._full.clear()
-        for task in self._looking:
+        self._full_lanes.clear()
+        for task in self._lookups:
             task.cancel()
-        if left := [slot for slot in self._slots if not slot.done]:
+        if left := [pending for pending in self._pending if not pending.done]:
             self._connection.window.abandon(left)
-            for slot in left:
-                if slot.attached is not None and not slot.token:  # it was never sent: its lane is full
-                    _keep(
-                        self._detaching, self._producer.documents.release(slot.attached.lane.tenant, slot.attached.held)
-                    )
-        self._slots.clear()
+            for pending in left:
+                if pending.attached is not None and not pending.token:  # never sent, because its lane is full
+                    attached = pending.attached
+                    release = self._producer.documents.release(attached.lane.tenant, attached.document_headers)
+                    _start_task(self._releasing, release)
+        self._pending.clear()
 
     # -- full lanes
 
-    def _refused(self, slot: _Slot, lane: _FullLane | None) -> None:
-        assert isinstance(slot.outcome, QueueFull)
+    def _wait_for_lane(self, pending: _PendingItem, lane: _FullLane | None) -> None:
+        """Add a refused item to those that wait for its lane, and schedule the next try."""
+        assert isinstance(pending.outcome, QueueFull)
         if lane is None:
-            lane = self._full[slot.subject] = _FullLane(slot.outcome)
-        lane.refusal = slot.outcome
-        heapq.heappush(lane.waiting, (slot.number, slot))
-        lane.lot = 1
-        self._ask_later(slot.subject, lane)
+            lane = self._full_lanes[pending.subject] = _FullLane(pending.outcome)
+        lane.refusal = pending.outcome
+        heapq.heappush(lane.waiting, (pending.number, pending))
+        lane.batch = 1
+        self._schedule_retry(pending.subject, lane)
 
-    def _accepted(self, subject: str, lane: _FullLane) -> None:
+    def _on_lane_accepted(self, subject: str, lane: _FullLane) -> None:
+        """A full lane took an item: send a larger batch at once, or forget the lane if no items wait for it."""
         if not lane.waiting:
             if lane.timer is not None:
                 lane.timer.cancel()
-            del self._full[subject]
+            del self._full_lanes[subject]
             return
-        lane.wait_s, lane.lot = FULL_FIRST_S, min(lane.lot * 2, LANE_TURN_MAX)
+        lane.wait_s, lane.batch = FULL_FIRST_S, min(lane.batch * 2, FULL_LANE_BATCH_MAX)
         if lane.timer is not None:
             lane.timer.cancel()
-        lane.timer = asyncio.get_running_loop().call_soon(self._ask_again, subject, lane)
+        lane.timer = asyncio.get_running_loop().call_soon(self._retry_lane, subject, lane)
 
-    def _ask_later(self, subject: str, lane: _FullLane) -> None:
+    def _schedule_retry(self, subject: str, lane: _FullLane) -> None:
+        """Try a full lane again after its backoff, or earlier when the time of its first item is over."""
         if lane.timer is None:
             loop = asyncio.get_running_loop()
-            when = min(loop.time() + lane.wait_s, lane.waiting[0][1].limit)
-            lane.timer = loop.call_at(when, self._ask_again, subject, lane)
+            when = min(loop.time() + lane.wait_s, lane.waiting[0][1].ends_at)
+            lane.timer = loop.call_at(when, self._retry_lane, subject, lane)
             lane.wait_s = min(lane.wait_s * 2, FULL_CAP_S)
 
-    def _ask_again(self, subject: str, lane: _FullLane) -> None:
-        """Send the first of those that wait, and end those whose time is over."""
+    def _retry_lane(self, subject: str, lane: _FullLane) -> None:
+        """Send the next batch of items that wait for a full lane. Items whose time is over fail with QueueFull."""
         lane.timer = None
         now = asyncio.get_running_loop().time() + 0.001
         sent = 0
-        while lane.waiting and (sent < lane.lot or lane.waiting[0][1].limit <= now):
-            slot = lane.waiting[0][1]
-            if now < slot.limit < now + ANSWER_S:
+        while lane.waiting and (sent < lane.batch or lane.waiting[0][1].ends_at <= now):
+            pending = lane.waiting[0][1]
+            if now < pending.ends_at < now + ANSWER_S:
                 break
             heapq.heappop(lane.waiting)
-            if slot.limit <= now:
-                slot.outcome = slot.outcome or lane.refusal
-                self.on_settled(slot)
+            if pending.ends_at <= now:
+                pending.outcome = pending.outcome or lane.refusal
+                self.on_settled(pending)
                 continue
-            slot.outcome = None
+            pending.outcome = None
             sent += 1
             try:
-                self._connection.add(slot, slot.limit - now)
+                self._connection.add(pending, pending.ends_at - now)
             except AIQueueError as error:
-                slot.outcome = error
-                self.on_settled(slot)
+                pending.outcome = error
+                self.on_settled(pending)
         if lane.waiting:
-            self._ask_later(subject, lane)
+            self._schedule_retry(subject, lane)
 
 
-def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+def _start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine as a task that stays in `tasks` until it ends."""
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)

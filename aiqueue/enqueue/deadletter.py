@@ -1,6 +1,6 @@
-"""Dead letters: jobs that ended badly, kept with payload, reason and history, to be replayed or purged.
+"""Dead letters: failed jobs, kept with payload, reason and history until they are replayed or purged.
 
-The body is the job's own, untouched; what happened stands in headers (docs/wire-contract.md).
+The body is the job's own, unchanged. Headers state why the job failed (docs/wire-contract.md).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HIS
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that ended badly. `seq` identifies it in the dead letters' stream; times are seconds since the epoch.
+    """A failed job as it is stored. `seq`: its sequence in the stream of dead letters. Times: seconds since the epoch.
 
-    `history` has one entry an attempt, the oldest first: attempt, at, worker, error, traceback where there was one.
+    `history` has one entry for each attempt, the oldest first, with attempt, at, worker, error and, if the handler
+    raised, traceback.
     """
 
     seq: int
@@ -50,14 +51,14 @@ class DeadLetter:
             "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
             "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
             "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
-            "died_at": self.failed_at, "replays": self.replays, "history": self.history,
+            "failed_at": self.failed_at, "replays": self.replays, "history": self.history,
             "size_bytes": headers.number(self.headers.get(headers.DOCUMENT_SIZE, "")) or len(self.body),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which dead letters are meant; None matches all. `older_s`: died at least this many seconds ago."""
+    """Selects dead letters; None matches all. `older_s`: only jobs that failed at least so many seconds ago."""
 
     family: str | None = None
     tenant: str | None = None
@@ -66,11 +67,13 @@ class Filter:
     older_s: float | None = None
 
     def subject(self) -> str:
+        """Return the narrowest subject that covers all matches. Raises InvalidToken."""
         family = self.family or "*.*"
         tenant = subjects.token("tenant", self.tenant) if self.tenant else "*"
         return subjects.dead(family, tenant, subjects.token("job id", self.job_id) if self.job_id else "*")
 
     def matches(self, letter: DeadLetter, now: float) -> bool:
+        """Whether a dead letter on `subject` also matches kind and age at the time `now`."""
         if self.kind is not None and letter.kind != self.kind:
             return False
         return self.older_s is None or now - letter.failed_at >= self.older_s
@@ -78,7 +81,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class FailedJob:
-    """What the worker knows of a job that has just ended badly."""
+    """What a worker knows about a job that has just failed for good: the input of `DeadLetters.add`."""
 
     job_id: str
     kind: str
@@ -93,7 +96,7 @@ class FailedJob:
 
 
 class DeadLetters:
-    """The dead letters' stream."""
+    """Adds, finds, replays and purges dead letters, in their stream."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
@@ -101,15 +104,15 @@ class DeadLetters:
         self._stream = topology.dead_stream.name
         self.documents = Documents(connection, topology)
 
-    async def add(self, job: FailedJob, told: Mapping[str, str], body: bytes) -> int:
-        """Keep a job as a dead letter; doing it twice keeps one. Returns its number. Raises Unavailable, QueueFull.
+    async def add(self, job: FailedJob, job_headers: Mapping[str, str], body: bytes) -> int:
+        """Store a failed job as a dead letter, and return its sequence. Adding the same job twice stores one.
 
-        What is too large beside its body loses the history first, then the publisher's own headers; a body that
-        still leaves no room for the reason is kept in two messages.
+        If headers and body do not fit into one message: 1. without the history; 2. also without the publisher's
+        headers; 3. in two messages, each with half of the body. Raises Unavailable, QueueFull.
         """
         subject = subjects.dead(job.lane.family, job.lane.tenant, job.job_id)
-        own = _own_headers(job, told)
-        foreign = headers.carried(told)
+        own = _dead_letter_headers(job, job_headers)
+        foreign = headers.carried(job_headers)
         history = {headers.HISTORY: history_text(job.history)}
         for letter in ({**foreign, **own, **history}, {**foreign, **own}, own):
             try:
@@ -123,45 +126,48 @@ class DeadLetters:
         return (await self._connection.store(subject, body[:half], letter)).seq
 
     async def find(self, wanted: Filter | None = None) -> AsyncIterator[DeadLetter]:
-        """The dead letters that match, the oldest first. Raises NotFound where the stream is missing."""
+        """Yield the dead letters that match, the oldest first. Raises NotFound if the stream is missing."""
         wanted = wanted or Filter()
         if wanted.family is not None:
             self._topology.family(wanted.family)
         now = time.time()
         async for stored in self._connection.read(self._stream, wanted.subject()):
-            letter = await self._whole(stored)
+            letter = await self._complete(stored)
             if letter is not None and wanted.matches(letter, now):
                 yield letter
 
     async def get(self, seq: int) -> DeadLetter:
-        """The dead letter with this number. Raises NotFound."""
+        """Return the dead letter of this sequence. Raises NotFound."""
         stored = await self._connection.get(self._stream, seq)
-        letter = await self._whole(stored) if stored else None
+        letter = await self._complete(stored) if stored else None
         if letter is None:
-            raise NotFound(f"there is no dead letter {seq}: `aiqueue dead ls` shows those there are")
+            raise NotFound(f"there is no dead letter {seq}: `aiqueue dead ls` lists the dead letters")
         return letter
 
-    async def _whole(self, stored: Stored) -> DeadLetter | None:
-        """The letter in a message, its second part put to it; None for that second part itself."""
-        at = stored.headers.get(headers.REST)
-        if at == "0":
+    async def _complete(self, stored: Stored) -> DeadLetter | None:
+        """Return the dead letter in a message, completed by its second message if it has one.
+
+        None if this message is the second one of a dead letter, or not a dead letter at all.
+        """
+        rest_seq = stored.headers.get(headers.REST)
+        if rest_seq == "0":
             return None
-        if at is not None and (seq := headers.number(at)):  # else a stranger's, who put anything there
+        if rest_seq is not None and (seq := headers.number(rest_seq)):  # 0: a plain publisher set something else
             rest = await self._connection.get(self._stream, seq)
             stored = stored._replace(data=stored.data + (rest.data if rest else b""))
-        return _letter(stored)
+        return _parse_dead_letter(stored)
 
     async def replay(self, letter: DeadLetter) -> None:
-        """Enqueue the job again in its own lane, its history with it, then drop the dead letter.
+        """Enqueue the job again in its lane, with its history and a fresh set of attempts; then delete the dead letter.
 
-        It gets a fresh set of attempts. Killed in between, the next replay stores nothing twice. Raises QueueFull.
+        If the process dies in between, the next replay does not store the job twice. Raises QueueFull.
         """
         kept = {
             name: value
             for name, value in letter.headers.items()
             if name in _REPLAY_KEEPS or not name.startswith((headers.OURS, headers.SERVERS))
         }
-        told = {
+        job_headers = {
             **kept,
             headers.MSG_ID: subjects.msg_id(
                 letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}-{int(letter.failed_at)}"
@@ -171,20 +177,20 @@ class DeadLetters:
         await self._connection.publish(subjects.hint(letter.lane))
         subject = subjects.work(*letter.lane)
         try:
-            await self._connection.store(subject, letter.body, told)
-        except TooLarge:  # a body that hardly fitted: its history stays behind, the job itself does not
-            told.pop(headers.HISTORY, None)
-            await self._connection.store(subject, letter.body, told)
+            await self._connection.store(subject, letter.body, job_headers)
+        except TooLarge:  # a job without its history is better than no job
+            job_headers.pop(headers.HISTORY, None)
+            await self._connection.store(subject, letter.body, job_headers)
         await self._delete(letter)
 
     async def purge(self, letter: DeadLetter) -> None:
-        """Delete the dead letter, and what only it has held. One that is gone already is fine."""
+        """Delete the dead letter, and release the documents that it holds. Safe if it is already deleted."""
         await self._delete(letter)
         if headers.DOCUMENT_REF in letter.headers:
             await self.documents.release(letter.lane.tenant, letter.headers)
 
     async def body(self, letter: DeadLetter) -> bytes:
-        """The job's body, also where it is kept as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
+        """Return the job's body, also one stored as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
         if headers.DOCUMENT not in letter.headers:
             return letter.body
         return await self.documents.body(letter.lane.tenant, letter.headers)
@@ -195,7 +201,8 @@ class DeadLetters:
                 await self._connection.delete(self._stream, seq)
 
 
-def _own_headers(job: FailedJob, told: Mapping[str, str]) -> dict[str, str]:
+def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that the library sets on a dead letter, without its history."""
     letter = {
         headers.MSG_ID: subjects.msg_id(
             job.lane.family, job.lane.tenant, job.job_id, f"dead-{job.seq}-{int(job.enqueued_at)}"
@@ -208,36 +215,41 @@ def _own_headers(job: FailedJob, told: Mapping[str, str]) -> dict[str, str]:
         headers.ATTEMPT: str(job.attempt),
         headers.WORKER: headers.ascii_line(job.worker, 128),
         headers.ENQUEUED: f"{job.enqueued_at:.6f}",
-        headers.REPLAY: str(headers.number(told.get(headers.REPLAY, ""))),
+        headers.REPLAY: str(headers.number(job_headers.get(headers.REPLAY, ""))),
     }
-    if headers.KIND in told:  # only where the publisher set it: without it the body is an envelope or a default
-        letter[headers.KIND] = headers.ascii_line(told[headers.KIND], 128)
-    letter |= {name: headers.ascii_line(told[name], 128) for name in headers.DOCUMENTS if name in told}
-    if headers.CONTENT_TYPE in told:
-        letter[headers.CONTENT_TYPE] = headers.ascii_line(told[headers.CONTENT_TYPE], 128)
+    if headers.KIND in job_headers:  # only if the publisher set it: a kind here means that the body is no envelope
+        letter[headers.KIND] = headers.ascii_line(job_headers[headers.KIND], 128)
+    letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}
+    if headers.CONTENT_TYPE in job_headers:
+        letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter
 
 
 def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The history in at most HISTORY_BYTES_MAX: it loses its tracebacks first, the oldest first, then attempts."""
+    """Return a history cut to HISTORY_BYTES_MAX, as `history_text` does it."""
     entries: list[dict[str, Any]] = json.loads(history_text(history))
     return entries
 
 
-def history_of(told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The attempts that a replayed job brings along. A plain publisher may have set the header: what could not be
-    written to a journal again is left out.
+def history_of(job_headers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the earlier attempts in the headers of a replayed job or a dead letter.
+
+    A plain publisher may have set the header, so entries that cannot be written to a journal are left out.
     """
-    if headers.HISTORY not in told:
+    if headers.HISTORY not in job_headers:
         return []
     try:
-        history = json.loads(told[headers.HISTORY], parse_constant=lambda _: None)
+        history = json.loads(job_headers[headers.HISTORY], parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return []
-    return [each for each in history if isinstance(each, dict) and _writable(each)] if isinstance(history, list) else []
+    return (
+        [each for each in history if isinstance(each, dict) and _is_encodable(each)]
+        if isinstance(history, list)
+        else []
+    )
 
 
-def _writable(entry: dict[str, Any]) -> bool:
+def _is_encodable(entry: dict[str, Any]) -> bool:
     try:
         codec.encode({"history": [entry]})
     except EncodeError:
@@ -246,7 +258,10 @@ def _writable(entry: dict[str, Any]) -> bool:
 
 
 def history_text(history: list[dict[str, Any]]) -> str:
-    """The history as a header value. Too long, it loses tracebacks first, then its oldest attempts."""
+    """Return a history as a header value of at most HISTORY_BYTES_MAX.
+
+    If it is too long, tracebacks are left out first, then attempts; the oldest first in both cases.
+    """
     entries = [dict(each) for each in history]
     text = json.dumps(entries)
     for each in entries:
@@ -260,27 +275,27 @@ def history_text(history: list[dict[str, Any]]) -> str:
     return text
 
 
-def _letter(stored: Stored) -> DeadLetter | None:
-    told = stored.headers
-    parts = stored.subject.split(".")
-    if len(parts) != 6:
+def _parse_dead_letter(stored: Stored) -> DeadLetter | None:
+    """Return the dead letter in a message; None if the subject is not that of a dead letter."""
+    letter_headers = stored.headers
+    tokens = subjects.parse_dead(stored.subject)
+    if tokens is None:
         return None
-    lane = subjects.parse_lane(told.get(headers.SUBJECT, "")) or Lane(
-        f"{parts[2]}.{parts[3]}", parts[4], subjects.NORMAL
-    )
+    family, tenant, job_id = tokens
+    lane = subjects.parse_lane(letter_headers.get(headers.SUBJECT, "")) or Lane(family, tenant, subjects.NORMAL)
     return DeadLetter(
         seq=stored.seq,
-        job_id=parts[5],
-        kind=told.get(headers.READ_KIND, ""),
+        job_id=job_id,
+        kind=letter_headers.get(headers.READ_KIND, ""),
         lane=lane,
-        reason=told.get(headers.REASON, ""),
-        error=told.get(headers.ERROR, ""),
-        attempt=headers.number(told.get(headers.ATTEMPT, "")),
-        worker=told.get(headers.WORKER, ""),
-        enqueued_at=headers.decimal(told.get(headers.ENQUEUED, "")),
+        reason=letter_headers.get(headers.REASON, ""),
+        error=letter_headers.get(headers.ERROR, ""),
+        attempt=headers.number(letter_headers.get(headers.ATTEMPT, "")),
+        worker=letter_headers.get(headers.WORKER, ""),
+        enqueued_at=headers.decimal(letter_headers.get(headers.ENQUEUED, "")),
         failed_at=stored.time,
-        replays=headers.number(told.get(headers.REPLAY, "")),
-        history=history_of(told),
-        headers=told,
+        replays=headers.number(letter_headers.get(headers.REPLAY, "")),
+        history=history_of(letter_headers),
+        headers=letter_headers,
         body=stored.data,
     )

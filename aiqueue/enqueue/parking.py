@@ -1,8 +1,8 @@
-"""Jobs that wait for a time away from the work stream, and the way back into their lanes.
+"""Parked jobs: jobs that wait for a time outside of the work stream, and the forwarder that brings them back.
 
-A parked job is a message with a schedule of the server (ADR-51) on ``ai.parked.at…``. At its time the server moves it
-to ``ai.parked.due…``, from where a forwarder, of which every worker has one, stores it in its lane. The orders of
-writes, and what a crash between two of them does, are in docs/decisions/parking.md.
+A parked job is a scheduled message of the server (ADR-51) on ``ai.parked.at…``. At its time the server moves the
+message to ``ai.parked.due…``. A forwarder, of which every worker has one, then stores the job in its lane. The orders
+of writes, and what a crash between two of them does, are in docs/decisions/parking.md.
 """
 
 from __future__ import annotations
@@ -19,94 +19,105 @@ from .. import headers, subjects
 from ..backoff import Backoff
 from ..connection import Connection, PubAck, Stored, block, read_headers
 from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull, Unavailable
-from ..lanes import REMAKE_AFTER_S, Delivery, LanePull, Puller
-from ..subjects import Lane, Parked
+from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Puller
+from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
-from .producer import Enqueued, Form, Producer
+from .producer import Enqueued, JobTemplate, Producer
 
-log = logging.getLogger("aiqueue.parking")
+log = logging.getLogger(__name__)
 
 CONSUMER = "forwarder"
-ACK_WAIT_S = 5.0  # how long the due jobs of a forwarder that died wait for another one
-ACK_PENDING_MAX = 2_000  # due jobs in the hands of all forwarders
-HELD_MAX = 512  # due jobs in the hands of one
-STANDING = 16  # of which so many may come in unasked
-NEW = "new"  # the hop of a job that is enqueued with a delay: one at a time of each id
+ACK_WAIT_S = 5.0  # after it, the unacknowledged due jobs of a dead forwarder go to another one
+ACK_PENDING_MAX = 2_000  # unacknowledged due jobs of all forwarders together
+HELD_MAX = 512  # unacknowledged due jobs of one forwarder
+STANDING_MAX = 16  # of HELD_MAX, due jobs that may arrive by the standing pull
+NEW_JOB_MOVE = "new"  # the move of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
-STORE_S = 2.0  # below ACK_WAIT_S: after it another forwarder tries
-TEND_S = 1.0
+STORE_S = 2.0  # below ACK_WAIT_S, because after that another forwarder tries
+CHECK_EVERY_S = 1.0
 FORBIDDEN_S = 60.0
-REFUSED_MAX = 10_000
-FULL_FOR_S = 0.2  # a lane that was full is not asked again for so long
-AWAY_FOR_S = 2.0  # one whose stream is away, or missing
-AGAIN = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job stays away from a lane that did not take it
-REPORTED_MAX = 1_000
-_NAK = b'-NAK {"delay": 60000000000}'
+PAUSED_LANES_MAX = 10_000
+FULL_PAUSE_S = 0.2  # how long a full lane gets no due jobs
+AWAY_PAUSE_S = 2.0  # the same for a lane whose stream is missing or does not answer
+REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job waits when its lane did not take it
+WARNED_MAX = 1_000
+_ACK = b"+ACK"
+_NAK = b"-NAK"
+_NAK_FOR_60_S = b'-NAK {"delay": 60000000000}'
 
 
-class Scheduled(NamedTuple):
-    """What is stored for a parked job."""
+class ScheduledMessage(NamedTuple):
+    """The message that is stored for a parked job."""
 
     subject: str
     headers: dict[str, str]
 
 
-def scheduled(lane: Lane, job_id: str, due: float, told: Mapping[str, str], *, move: str, word: str) -> Scheduled:
-    """The message that brings a job back at `due`, seconds since the epoch. `told` are the headers it shall carry in
-    its lane; `word` tells this parking from every other one. Raises BadInput for a time that the server cannot keep.
+def scheduled_message(
+    lane: Lane, job_id: str, due_at: float, job_headers: Mapping[str, str], *, move: str, parking_id: str
+) -> ScheduledMessage:
+    """Return the message that brings a job back to its lane at `due_at`, seconds since the epoch.
+
+    `job_headers` are the headers that the job gets in its lane. `parking_id` distinguishes this parking from all others
+    of the job id. Raises BadInput for a time that the server cannot represent.
     """
-    due = math.ceil(due * 1000) / 1000  # never early
+    due_at = math.ceil(due_at * 1000) / 1000  # rounded up, so that no job is early
     try:
-        at = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        at = datetime.fromtimestamp(due_at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError, OSError):
-        raise BadInput(f"{due!r} seconds since the epoch is no time that a job can wait for") from None
-    kept = headers.carried(told, ours=True)
+        raise BadInput(f"a job cannot wait until {due_at!r} seconds since the epoch") from None
+    kept = headers.carried(job_headers, ours=True)
     kept.pop(headers.WAITED, None)
     kept |= {
-        headers.MSG_ID: subjects.msg_id(lane.family, lane.tenant, job_id, f"park-{word}"),
+        headers.MSG_ID: subjects.msg_id(lane.family, lane.tenant, job_id, f"park-{parking_id}"),
         headers.JOB_ID: job_id,
-        headers.PARKED: word,
-        headers.DUE: str(round(due * 1000)),
+        headers.PARKED: parking_id,
+        headers.DUE: str(round(due_at * 1000)),
         headers.SCHEDULE: f"@at {at}",
-        headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, move, due=True),
+        headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, move, is_due=True),
     }
-    return Scheduled(subjects.parked(lane, job_id, move, due=False), kept)
+    return ScheduledMessage(subjects.parked(lane, job_id, move, is_due=False), kept)
 
 
-def delayed(form: Form, headers_block: bytes, job_id: str, due: float, *, by_caller: bool) -> Scheduled:
-    """What is stored for a new job that is to begin at `due`. Where its id is the caller's word, only if none of that
-    id is parked already: the server is told to expect an empty subject, and answers with a Conflict.
+def delayed_job_message(
+    template: JobTemplate, headers_block: bytes, job_id: str, due_at: float, *, by_caller: bool
+) -> ScheduledMessage:
+    """Return the message that stores a new job to start at `due_at`, seconds since the epoch.
+
+    `by_caller`: the caller chose the job id. The message then expects an empty subject, and the server refuses it with
+    a Conflict if a job of this id is parked already.
     """
-    told, _ = read_headers(headers_block)
-    message = scheduled(form.lane, job_id, due, told, move=NEW, word=subjects.new_id())
+    job_headers, _ = read_headers(headers_block)
+    message = scheduled_message(
+        template.lane, job_id, due_at, job_headers, move=NEW_JOB_MOVE, parking_id=subjects.new_id()
+    )
     if by_caller:
         message.headers[headers.EXPECTED] = "0"
     return message
 
 
-class Waiting(NamedTuple):
-    """A parked job as it was found. `due` is the time for which the server keeps it."""
+class ParkedJob(NamedTuple):
+    """A parked job as it is stored. `due_at` is in seconds since the epoch."""
 
-    place: Parked
-    word: str
-    due: float
-    run: int  # of the work stream, 0 for a job that has not been there yet
+    subject: ParkedSubject
+    parking_id: str
+    due_at: float
+    run: int  # its run's sequence in the work stream, 0 for a job that was not there yet
     stored: Stored
 
 
-def waiting(stored: Stored) -> Waiting | None:
-    """What a stored message says of the parked job that it is, None if it is none."""
-    place = subjects.parse_parked(stored.subject)
-    if place is None:
+def parse_parked_job(stored: Stored) -> ParkedJob | None:
+    """Return the parked job in a stored message; None if the subject is not that of a parked job."""
+    subject = subjects.parse_parked(stored.subject)
+    if subject is None:
         return None
-    told = stored.headers
-    word = headers.word(told) or place.move
-    due = headers.number(told.get(headers.DUE, "")) / 1000
-    return Waiting(place, word, due, headers.number(told.get(headers.RUN, "")), stored)
+    parking_id = headers.parking_id(stored.headers) or subject.move
+    due_at = headers.number(stored.headers.get(headers.DUE, "")) / 1000
+    return ParkedJob(subject, parking_id, due_at, headers.number(stored.headers.get(headers.RUN, "")), stored)
 
 
 class Parking:
-    """The stream of parked jobs."""
+    """Stores and finds parked jobs, in the stream of parked jobs."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
@@ -116,69 +127,86 @@ class Parking:
         self,
         lane: Lane,
         job_id: str,
-        due: float,
-        told: Mapping[str, str],
+        due_at: float,
+        job_headers: Mapping[str, str],
         body: bytes,
         *,
         move: str,
         timeout_s: float = 30.0,
     ) -> PubAck:
-        """Have a job come back to its lane at `due` (seconds since the epoch; past: at once), with the headers `told`
-        and Aiq-Parked, whose word is `move`. Parked twice under one hop, it is stored once: a hop is a word that no
-        other parking of this job id has, such as one made of its run and attempt.
+        """Store a job that comes back to its lane at `due_at`, seconds since the epoch; a past time means at once.
 
-        Raises BadInput (InvalidToken, TooLarge), QueueFull, Unavailable, NotFound (the stream is not there).
+        In its lane the job has the headers `job_headers`, and `move` as Aiq-Parked. `move` names this parking, for
+        example by run and attempt: parking the same move of a job id twice stores one job.
+
+        Raises BadInput (InvalidToken, TooLarge), QueueFull, Unavailable, NotFound (the stream is missing).
         """
-        move = subjects.token("hop", move)
-        message = scheduled(lane, subjects.token("job id", job_id), due, told, move=move, word=move)
+        move = subjects.token("move", move)
+        job_id = subjects.token("job id", job_id)
+        message = scheduled_message(lane, job_id, due_at, job_headers, move=move, parking_id=move)
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
 
-    async def delay(
-        self, form: Form, job_id: str, due: float, told: bytes, body: bytes, *, by_caller: bool, timeout_s: float
+    async def store_delayed(
+        self,
+        template: JobTemplate,
+        job_id: str,
+        due_at: float,
+        headers_block: bytes,
+        body: bytes,
+        *,
+        by_caller: bool,
+        timeout_s: float,
     ) -> Enqueued:
-        """Store a new job, with the headers `told`, that is to begin at `due`. One of its id that is parked already
-        makes it a duplicate.
+        """Store a new job that starts at `due_at`, seconds since the epoch.
 
-        Raises as `park`.
+        With `by_caller` (the caller chose the id), a job of the same id that is parked already is returned as a
+        duplicate, and nothing is stored. Raises what `park` raises.
         """
-        message = delayed(form, told, job_id, due, by_caller=by_caller)
-        told = block(message.headers)
+        message = delayed_job_message(template, headers_block, job_id, due_at, by_caller=by_caller)
+        parking_id = message.headers[headers.PARKED]
+        message_block = block(message.headers)
         end = time.monotonic() + timeout_s
         for _ in range(DELAY_TRIES_MAX):
             try:
                 ack = await self._connection.store_block(
-                    message.subject, told, body, fenced=by_caller, timeout_s=max(0.05, end - time.monotonic())
+                    message.subject,
+                    message_block,
+                    body,
+                    fenced=by_caller,
+                    timeout_s=max(0.05, end - time.monotonic()),
                 )
             except Conflict:
-                there = await self.first(form.lane, job_id)
-                if there is not None:
-                    mine = there.word == message.headers[headers.PARKED]  # an earlier try, whose answer was lost
-                    seq = there.stored.seq
-                    return Enqueued(job_id, form.lane, self.stream, seq, not mine, there.due, there.word)
+                found = await self.find_delayed(template.lane, job_id)
+                if found is not None:
+                    duplicate = found.parking_id != parking_id  # else an earlier try, whose PubAck was lost
+                    seq = found.stored.seq
+                    return Enqueued(job_id, template.lane, self.stream, seq, duplicate, found.due_at, found.parking_id)
             else:
-                at = headers.number(message.headers[headers.DUE]) / 1000
-                return Enqueued(job_id, form.lane, ack.stream, ack.seq, False, at, message.headers[headers.PARKED])
-        raise Unavailable(f"{message.subject}: {DELAY_TRIES_MAX} tries were overtaken", maybe_stored=True)
+                due_at = headers.number(message.headers[headers.DUE]) / 1000
+                return Enqueued(job_id, template.lane, ack.stream, ack.seq, False, due_at, parking_id)
+        raise Unavailable(
+            f"{message.subject}: other writers came first in all {DELAY_TRIES_MAX} tries", maybe_stored=True
+        )
 
-    async def first(self, lane: Lane, job_id: str) -> Waiting | None:
-        """The job of this id that was enqueued with a delay and waits for its time."""
-        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW, due=False))
-        return waiting(stored) if stored else None
+    async def find_delayed(self, lane: Lane, job_id: str) -> ParkedJob | None:
+        """Return the job of this id that was enqueued with a delay and is not due yet; None if there is none."""
+        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW_JOB_MOVE, is_due=False))
+        return parse_parked_job(stored) if stored else None
 
-    async def of(self, lane: Lane, job_id: str) -> list[Waiting]:
-        """All parkings of a job id, those that are due too; words of the lane may be ``*``."""
-        found: list[Waiting | None] = []
-        for due in (False, True):  # in this order: a job that becomes due meanwhile is found all the same
-            read = self._connection.read(self.stream, subjects.parked(lane, job_id, due=due))
-            found += [waiting(stored) async for stored in read]
+    async def find_all(self, lane: Lane, job_id: str) -> list[ParkedJob]:
+        """Return all parked jobs of an id, due ones too. Tokens of the lane may be ``*``."""
+        found: list[ParkedJob | None] = []
+        for is_due in (False, True):  # in this order, so that a job that becomes due meanwhile is found
+            read = self._connection.read(self.stream, subjects.parked(lane, job_id, is_due=is_due))
+            found += [parse_parked_job(stored) async for stored in read]
         return [each for each in found if each is not None]
 
 
 class Forwarder:
-    """Moves due jobs into their lanes: those of all families, whatever this worker runs, so that a job is not stuck
-    because another service's workers are away. A due job is acknowledged only when its lane has it.
+    """Moves due jobs into their lanes, from `start` to `stop`, over lost links and while the stream is missing.
 
-    It runs from `start` to `stop`, through lost links and a stream that is not there yet.
+    It forwards the due jobs of all families, also of those that this worker does not run: no job is stuck because the
+    workers of another service are away. A due job is acknowledged only after its lane has it.
     """
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
@@ -186,181 +214,208 @@ class Forwarder:
         self._stream = topology.parked_stream.name
         self._producer = Producer(connection, topology)  # for its hints
         self._wake = asyncio.Event()
-        self._puller = Puller(connection, deliver=self._on_due, gone=self._on_gone, changed=self._wake.set)
+        self._puller = Puller(connection, deliver=self._on_due, gone=self._on_consumer_gone, changed=self._wake.set)
         self._pull: LanePull | None = None
-        self._join_at = 0.0
-        self._held: set[asyncio.Task[None]] = set()
-        self._refused: dict[Lane, float] = {}  # lanes that took no job, and until when they are not asked
-        self._reported: set[str] = set()
+        self._create_at = 0.0  # when the consumer is created or checked next, monotonic seconds
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each due job that is being forwarded
+        self._paused_until: dict[Lane, float] = {}  # lanes that took no job; monotonic seconds
+        self._warned: set[str] = set()
         self._engine: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def start(self) -> None:
-        """Begin. Raises Unavailable."""
+        """Start forwarding. Raises Unavailable."""
         if self._engine is None:
             await self._puller.open()
-            self._engine = asyncio.create_task(self._run())
+            self._engine = asyncio.create_task(self._pull_due_jobs())
 
     async def stop(self) -> None:
-        """Take no more due jobs, and end those in hand: at most twice STORE_S. Safe twice and unstarted."""
+        """Stop pulling, and finish the due jobs in progress, which takes at most twice STORE_S.
+
+        Safe twice and unstarted.
+        """
         self._stopped = True
         self._puller.stop()
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.cancel()
             await asyncio.wait([engine])
-        await asyncio.gather(*self._held, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._puller.close()
 
-    async def _run(self) -> None:
-        """Keep pulling, whenever something has changed, and look once a second whether all is well."""
-        tended = 0.0
+    async def _pull_due_jobs(self) -> None:
+        """Keep pulls open for free capacity. Runs whenever something changes, and at least every CHECK_EVERY_S."""
+        checked_at = 0.0
         while True:
             try:
                 now = time.monotonic()
-                if self._pull is None and now >= self._join_at:
-                    await self._join()
-                if now - tended >= TEND_S:
-                    tended = now
-                    self._puller.tend()
-                self._puller.refill(HELD_MAX - len(self._held), STANDING)
+                if self._pull is None and now >= self._create_at:
+                    await self._create_consumer()
+                if now - checked_at >= CHECK_EVERY_S:
+                    checked_at = now
+                    self._puller.drop_lost_pulls()
+                self._puller.refill(HELD_MAX - len(self._tasks), STANDING_MAX)
             except Exception:
-                log.exception("forwarding due jobs")  # and again in a second
+                log.exception("pulling due jobs failed; the next try is in %g s", CHECK_EVERY_S)
             try:
-                async with asyncio.timeout(TEND_S):
+                async with asyncio.timeout(CHECK_EVERY_S):
                     await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()
 
-    async def _join(self) -> None:
-        """Make sure of the consumer, which all workers share, and pull on it."""
-        self._join_at = time.monotonic() + TEND_S
+    async def _create_consumer(self) -> None:
+        """Create the consumer over due jobs, which all workers share, and pull on it. An existing one is used."""
+        self._create_at = time.monotonic() + CHECK_EVERY_S
         config = {
             "durable_name": CONSUMER,
-            "filter_subject": subjects.parked(due=True),
+            "filter_subject": subjects.parked(is_due=True),
             "ack_policy": "explicit",
             "ack_wait": round(ACK_WAIT_S * 1e9),
             "max_ack_pending": ACK_PENDING_MAX,
-            "max_deliver": -1,  # a due job is never given up
+            "max_deliver": -1,  # without limit: a due job must reach its lane
         }
         request = {"stream_name": self._stream, "config": config}
         try:
             await self._connection.api(f"CONSUMER.CREATE.{self._stream}.{CONSUMER}", request)
         except Unavailable as error:
-            log.debug("forwarder: %s", error)
-            if "no such file" in str(error):  # as for a lane's consumer: left alone, it can never be made again
+            log.debug("creating the forwarder's consumer: %s", error)
+            if "no such file" in str(error):  # its files are gone: until it is deleted, creating it fails every time
                 await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{CONSUMER}")
         except AIQueueError as error:
-            self._report("forwarder", f"delayed jobs are not brought to their lanes: {error}")
+            self._warn_once("forwarder", f"delayed jobs do not reach their lanes: {error}")
             if not isinstance(error, NotFound):
-                self._join_at += FORBIDDEN_S
+                self._create_at += FORBIDDEN_S
         else:
             lane = Lane("parked", "*", "due")
             self._pull = LanePull(lane, self._stream, CONSUMER, ACK_WAIT_S, pending=1)
             self._puller.add(self._pull)
 
-    def _on_gone(self, pull: LanePull) -> None:
-        """The consumer is no more; its unacknowledged jobs are delivered again by the next one."""
+    def _on_consumer_gone(self, pull: LanePull) -> None:
+        """Recreate the consumer soon. The new one delivers all unacknowledged due jobs again."""
         self._puller.remove(pull)
         self._pull = None
-        self._join_at = time.monotonic() + REMAKE_AFTER_S
-        asyncio.get_running_loop().call_later(REMAKE_AFTER_S, self._wake.set)
+        self._create_at = time.monotonic() + RECREATE_AFTER_S
+        asyncio.get_running_loop().call_later(RECREATE_AFTER_S, self._wake.set)
 
-    def _on_due(self, due: Delivery) -> None:
+    def _on_due(self, delivery: Delivery) -> None:
+        """Start a task that forwards a due job; once stopped, return the job to the server."""
         if self._stopped:
-            self._say(due, b"-NAK")
+            self._reply(delivery, _NAK)
             return
-        task = asyncio.create_task(self._forward(due))
-        self._held.add(task)
-        task.add_done_callback(self._let_go)
+        task = asyncio.create_task(self._forward(delivery))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_forwarded)
 
-    def _let_go(self, task: asyncio.Task[None]) -> None:
-        self._held.discard(task)
+    def _on_forwarded(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         self._wake.set()
 
     # -- one due job
 
-    async def _forward(self, due: Delivery) -> None:
-        """Store a due job in its lane, then acknowledge it. Whatever keeps it out of its lane, it is parked again,
-        longer each time: as a message in hand it would take one of the ACK_PENDING_MAX places, and the jobs of one
-        lane would keep those of all others from coming in. Where that fails too it stays, and comes again.
-        """
-        place = subjects.parse_parked(due.message.subject)
-        try:
-            assert place is not None  # the stream takes no other subject
-            if self._refused.get(place.lane, 0.0) > time.monotonic() or not await self._store(place, due):
-                await self._park_again(place, due)
-        except AIQueueError as error:
-            log.debug("a due job stays: %s", error)
-            self._say(due, _NAK)
-        except Exception:
-            log.exception("forwarding a due job on %s", due.message.subject)
-            self._say(due, _NAK)
-        else:
-            self._say(due, b"+ACK")
+    async def _forward(self, delivery: Delivery) -> None:
+        """Store a due job in its lane, or else park it again; then acknowledge it.
 
-    async def _store(self, place: Parked, due: Delivery) -> bool:
-        """False if it cannot be stored now. Done twice, it stores one job: a due message that is delivered again has
-        the same Msg-Id.
+        1. The lane takes the job: acknowledge.
+        2. The lane does not take it: park the job again, longer each time, and acknowledge. An unacknowledged job
+           would use up ACK_PENDING_MAX, and the jobs of one full lane would block those of all others.
+        3. Parking fails too: nak, and the server delivers the due job again after 60 s.
         """
-        told = headers.carried(due.message.headers, ours=True)
-        told.pop(headers.WAITED, None)
-        told[headers.JOB_ID] = place.job_id
-        told[headers.MSG_ID] = subjects.msg_id(
-            place.lane.family, place.lane.tenant, place.job_id, f"due-{_word(place, due)}"
-        )
-        self._producer.hint(place.lane)
+        subject = subjects.parse_parked(delivery.message.subject)
         try:
-            await self._connection.store(subjects.work(*place.lane), due.message.data, told, timeout_s=STORE_S)
+            assert subject is not None  # the stream takes no other subjects
+            paused = self._paused_until.get(subject.lane, 0.0) > time.monotonic()
+            if paused or not await self._store_in_lane(subject, delivery):
+                await self._park_again(subject, delivery)
+        except AIQueueError as error:
+            log.debug("a due job is not forwarded yet: %s", error)
+            self._reply(delivery, _NAK_FOR_60_S)
+        except Exception:
+            log.exception("forwarding the due job on %s failed", delivery.message.subject)
+            self._reply(delivery, _NAK_FOR_60_S)
+        else:
+            self._reply(delivery, _ACK)
+
+    async def _store_in_lane(self, subject: ParkedSubject, delivery: Delivery) -> bool:
+        """Store a due job in its lane. Return False if the lane does not take it now.
+
+        Storing the same due job twice stores one job: a redelivered due message gets the same Msg-Id.
+        Raises what `Connection.store` raises if the link is down.
+        """
+        job_headers = headers.carried(delivery.message.headers, ours=True)
+        job_headers.pop(headers.WAITED, None)
+        job_headers[headers.JOB_ID] = subject.job_id
+        job_headers[headers.MSG_ID] = subjects.msg_id(
+            subject.lane.family, subject.lane.tenant, subject.job_id, f"due-{_parking_id(subject, delivery)}"
+        )
+        self._producer.hint(subject.lane)
+        try:
+            await self._connection.store(
+                subjects.work(*subject.lane), delivery.message.data, job_headers, timeout_s=STORE_S
+            )
         except AIQueueError as error:
             if not self._connection.connected:
                 raise
-            self._refuse(place.lane, error)
+            self._pause_lane(subject.lane, error)
             return False
-        self._refused.pop(place.lane, None)
-        self._reported.discard(str(place.lane))
+        self._paused_until.pop(subject.lane, None)
+        self._warned.discard(str(subject.lane))
         return True
 
-    async def _park_again(self, place: Parked, due: Delivery) -> None:
-        told, word = headers.carried(due.message.headers, ours=True), _word(place, due)
-        waited = headers.number(told.get(headers.WAITED, "")) + 1
-        message = scheduled(
-            place.lane, place.job_id, time.time() + AGAIN.delay_s(waited), told, move=place.move, word=word
+    async def _park_again(self, subject: ParkedSubject, delivery: Delivery) -> None:
+        """Park a due job that its lane did not take, under the same parking id, for longer each time.
+
+        A newer parking of the same move is not replaced: the message expects an empty subject, and the server refuses
+        it with a Conflict.
+        """
+        job_headers = headers.carried(delivery.message.headers, ours=True)
+        parking_id = _parking_id(subject, delivery)
+        waited = headers.number(job_headers.get(headers.WAITED, "")) + 1
+        message = scheduled_message(
+            subject.lane,
+            subject.job_id,
+            time.time() + REPARK_BACKOFF.delay_s(waited),
+            job_headers,
+            move=subject.move,
+            parking_id=parking_id,
         )
-        message.headers[headers.DUE] = told.get(headers.DUE, message.headers[headers.DUE])
+        message.headers[headers.DUE] = job_headers.get(headers.DUE, message.headers[headers.DUE])
         message.headers[headers.WAITED] = str(waited)
         message.headers[headers.MSG_ID] += f"-{waited}"
-        message.headers[headers.EXPECTED] = "0"  # a newer parking of this id may be there: it is not to be replaced
+        message.headers[headers.EXPECTED] = "0"
         try:
-            await self._connection.store(message.subject, due.message.data, message.headers, timeout_s=STORE_S)
+            await self._connection.store(message.subject, delivery.message.data, message.headers, timeout_s=STORE_S)
         except Conflict:
-            there = await self._connection.last(self._stream, message.subject)
-            if there is None or headers.word(there.headers) != word:
+            stored = await self._connection.last(self._stream, message.subject)
+            if stored is None or headers.parking_id(stored.headers) != parking_id:  # else an earlier try stored it
                 raise
 
-    def _refuse(self, lane: Lane, error: AIQueueError) -> None:
-        """Do not ask this lane for a moment: its other due jobs would fare no better."""
-        if len(self._refused) >= REFUSED_MAX:
-            self._refused.clear()
-        self._refused[lane] = time.monotonic() + (FULL_FOR_S if isinstance(error, QueueFull) else AWAY_FOR_S)
-        self._report(str(lane), f"its due jobs wait: {error}")
+    def _pause_lane(self, lane: Lane, error: AIQueueError) -> None:
+        """Send no due jobs to this lane for a moment, because they would fail in the same way."""
+        if len(self._paused_until) >= PAUSED_LANES_MAX:
+            self._paused_until.clear()
+        self._paused_until[lane] = time.monotonic() + (FULL_PAUSE_S if isinstance(error, QueueFull) else AWAY_PAUSE_S)
+        self._warn_once(str(lane), f"due jobs of this lane have to wait: {error}")
 
-    def _say(self, due: Delivery, word: bytes) -> None:
-        """Without a link it is not said, and the job comes again after ACK_WAIT_S: to be stored once, all the same."""
+    def _reply(self, delivery: Delivery, reply: bytes) -> None:
+        """Send an ack or nak. If the link is down, the server delivers the due job again after ACK_WAIT_S.
+
+        That is harmless: the job is stored once.
+        """
         try:
-            self._connection.tell(due.reply, word)
+            self._connection.tell(delivery.reply, reply)
         except AIQueueError as error:
-            log.debug("%s of a due job: %s", word[:4].decode(), error)
+            log.debug("%s of a due job was not sent: %s", reply[:4].decode(), error)
 
-    def _report(self, what: str, problem: str) -> None:
-        if len(self._reported) >= REPORTED_MAX:
-            self._reported.clear()
-        if what not in self._reported:  # once, not with every job
-            self._reported.add(what)
-            log.warning("%s: %s", what, problem)
+    def _warn_once(self, about: str, problem: str) -> None:
+        """Log a problem the first time that it occurs for `about` (a lane, or the forwarder itself)."""
+        if len(self._warned) >= WARNED_MAX:
+            self._warned.clear()
+        if about not in self._warned:
+            self._warned.add(about)
+            log.warning("%s: %s", about, problem)
 
 
-def _word(place: Parked, due: Delivery) -> str:
-    """Which parking it is; who parks without the library may leave it out."""
-    return headers.word(due.message.headers) or f"{place.move}-{due.seq}"
+def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:
+    """Return the parking id of a due job. A plain publisher may have left out its header: then it is made up."""
+    return headers.parking_id(delivery.message.headers) or f"{subject.move}-{delivery.seq}"

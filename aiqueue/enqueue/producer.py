@@ -21,12 +21,12 @@ from ..job import Message
 from ..topology import Family, Topology
 from ..units import seconds
 
-HINT_EVERY_S = 20.0  # below the time after which a worker lets an idle lane go (lanes.IDLE_S)
+HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
-FORMS_MAX = 10_000
+TEMPLATES_MAX = 10_000
 DELAY_MAX_S = 365 * 86_400.0
-FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0
-TRY_MIN_S = 0.05  # for a try whose caller has less time left
+FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0  # pauses between tries on a full lane
+TRY_MIN_S = 0.05  # the timeout of a try whose caller has less time left
 
 _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
 T = TypeVar("T")
@@ -34,8 +34,9 @@ OnFull = Literal["raise", "wait"]
 
 
 class Enqueued(NamedTuple):
-    """A stored job: where its message is, and whether it had been there before. One that waits for its time has `due`,
-    seconds since the epoch, and the `word` of its parking.
+    """A stored job, and the sequence of its message in `stream`. `duplicate`: the job had been stored before.
+
+    A delayed job has `due_at`, seconds since the epoch, and the `parking_id` under which it waits.
     """
 
     job_id: str
@@ -43,48 +44,52 @@ class Enqueued(NamedTuple):
     stream: str
     seq: int
     duplicate: bool
-    due: float | None = None
-    word: str = ""
+    due_at: float | None = None
+    parking_id: str = ""
 
 
-class Attached(NamedTuple):
-    """A job as it travels, its documents held: `held` are the headers that say so. `last_seq`: its stream's, before."""
+class AttachedJob(NamedTuple):
+    """The header block and body of a job, ready to be sent, and its documents, which are stored and held for it.
+
+    `document_headers` name the documents and the hold on them; empty for a job without documents. `last_seq` is the
+    last sequence of the job's stream before the job was sent.
+    """
 
     block: bytes
     body: bytes
     lane: subjects.Lane
-    held: dict[str, str]
+    document_headers: dict[str, str]
     last_seq: int
 
 
-class Form(NamedTuple):
+class JobTemplate(NamedTuple):
     """What all jobs of one kind in one lane have in common on the wire."""
 
     family: Family
     lane: subjects.Lane
     subject: str
-    template: bytes  # the header block; %b where the job's id goes, %d for the deadline
-    ids: int
+    header_template: bytes  # the header block with placeholders: %b for the job id, %d for the deadline
+    id_count: int  # how often the job id occurs in it
     deadline_s: float | None
-    limits: Mapping[str, int]  # of its stream, all lanes together: bytes, messages
-    batched: str  # its stream, where that takes atomic batches; else empty
+    limits: Mapping[str, int]  # of the stream, which all its lanes share: bytes, messages
+    batch_stream: str  # the stream, if it takes atomic batches; else empty
 
-    def block(self, job_id: str) -> bytes:
-        """The headers of one job, as they travel."""
-        own = (job_id.encode(),) * self.ids
+    def header_block(self, job_id: str) -> bytes:
+        """Return the encoded headers of one job."""
+        ids = (job_id.encode(),) * self.id_count
         if self.deadline_s is None:
-            return self.template % own
-        return self.template % (*own, round((time.time() + self.deadline_s) * 1000))
+            return self.header_template % ids
+        return self.header_template % (*ids, round((time.time() + self.deadline_s) * 1000))
 
 
 class Producer:
-    """Stores jobs and tells workers about lanes that may be new to them."""
+    """Stores jobs, and sends workers hints about lanes that may be new to them."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self.connection = connection
         self._topology = topology
-        self._hinted: dict[subjects.Lane, float] = {}
-        self._forms: dict[tuple[str, str, str, str], Form] = {}
+        self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
+        self._templates: dict[tuple[str, str, str, str], JobTemplate] = {}
         self.documents = Documents(connection, topology)
         check_bytes = connection.settings.claim_check
         self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
@@ -101,66 +106,79 @@ class Producer:
         on_full: OnFull = "raise",
         timeout_s: float = 30.0,
     ) -> Enqueued:
-        """Store one job; see `Client.enqueue`, which this is."""
-        form = self.form(message, tenant, priority, extra, deadline)
-        job_id, by_caller = identity(form.family, message, unique)
-        told, body = form.block(job_id), codec.encode(message)
+        """Store one job. Implements `Client.enqueue` for jobs without a delay; `extra` are the caller's headers."""
+        template = self.template(message, tenant, priority, extra, deadline)
+        job_id, by_caller = resolve_job_id(template.family, message, unique)
+        header_block, body = template.header_block(job_id), codec.encode(message)
         end = time.monotonic() + timeout_s
         if message.aiq_documents or len(body) > self.body_max:
-            attached = await self.attach(message, form, told, body, end=end, by_caller=by_caller)
+            attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
             try:
-                ack = await self._store(form, attached.block, attached.body, on_full, end)
+                ack = await self._store(template, attached.block, attached.body, on_full, end)
             except AIQueueError as error:
-                await self.detach(attached, error)
+                await self.release_unless_stored(attached, error)
                 raise
-            await self.detach(attached, ack)
+            await self.release_unless_stored(attached, ack)
         else:
-            ack = await self._store(form, told, body, on_full, end)
-        # a fresh id can only be known to the server from an earlier try of this very call
-        return Enqueued(job_id, form.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+            ack = await self._store(template, header_block, body, on_full, end)
+        # the server can know a fresh id only from an earlier try of this same call
+        return Enqueued(job_id, template.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
 
-    async def _store(self, form: Form, told: bytes, body: bytes, on_full: OnFull, end: float) -> PubAck:
-        self.hint(form.lane)
+    async def _store(
+        self, template: JobTemplate, header_block: bytes, body: bytes, on_full: OnFull, end: float
+    ) -> PubAck:
+        """Hint and store, until `end` (monotonic seconds). `on_full` "wait": retry with backoff while the lane is full.
+
+        Raises QueueFull, Unavailable and what else `Connection.store` raises.
+        """
+        self.hint(template.lane)
         wait_s = FULL_FIRST_S
-        while True:  # not by `patiently`, which costs two calls more: this is the hot path
+        while True:  # not by `retry_while_full`: that costs two more calls for each job
             left_s = max(TRY_MIN_S, end - time.monotonic())
             try:
                 return await self.connection.store_block(
-                    form.subject, told, body, stream=form.batched, timeout_s=left_s
+                    template.subject, header_block, body, stream=template.batch_stream, timeout_s=left_s
                 )
             except QueueFull as error:
-                wait_s = await _wait_for_room(error, form, on_full, end, wait_s)
+                wait_s = await _wait_while_full(error, template, on_full, end, wait_s)
 
     # -- documents
 
-    async def attach(
-        self, message: Message, form: Form, told: bytes, body: bytes, *, end: float, by_caller: bool
-    ) -> Attached:
-        """Store what does not travel with the job, and hold what it needs. `detach` says later what became of it.
+    async def attach_documents(
+        self, message: Message, template: JobTemplate, header_block: bytes, body: bytes, *, end: float, by_caller: bool
+    ) -> AttachedJob:
+        """Store a large body as a document, and hold all documents that the job needs.
 
-        Raises BadInput, NotFound, QueueFull, and Unavailable when it is not done at `end` (monotonic seconds).
+        Call `release_unless_stored` once it is known whether the job was stored. Raises BadInput, NotFound, QueueFull,
+        and Unavailable if this takes until `end` (monotonic seconds).
         """
         documents = tuple(found_in(message)) if message.aiq_documents else ()
         large = len(body) > self.body_max
         if not documents and not large:
-            return Attached(told, body, form.lane, {}, 0)
+            return AttachedJob(header_block, body, template.lane, {}, 0)
         try:
             async with asyncio.timeout(max(0.05, end - time.monotonic())) as limit:
-                held = await self.documents.attach(form.lane.tenant, documents, body if large else None)
-                last = 0
-                if by_caller:  # so that a duplicate can be told from an earlier try of this call
-                    info = await self.connection.api(f"STREAM.INFO.{form.family.stream}")
-                    last = info["state"]["last_seq"]
+                held = await self.documents.attach(template.lane.tenant, documents, body if large else None)
+                last_seq = 0
+                if by_caller:  # a duplicate may be an earlier try of this call: then its sequence is above this one
+                    info = await self.connection.api(f"STREAM.INFO.{template.family.stream}")
+                    last_seq = info["state"]["last_seq"]
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Unavailable(f"{form.lane}: the job's documents could not be stored in time") from None
+            raise Unavailable(f"{template.lane}: storing the job's documents took too long") from None
         lines = "".join(f"{name}: {value}\r\n" for name, value in held.items())
-        return Attached(told[:-2] + lines.encode() + told[-2:], b"" if large else body, form.lane, held, last)
+        complete = header_block[:-2] + lines.encode() + header_block[-2:]
+        return AttachedJob(complete, b"" if large else body, template.lane, held, last_seq)
 
-    async def detach(self, attached: Attached, outcome: PubAck | AIQueueError) -> None:
-        """Let go of the documents, if it is sure that no stored job names this hold."""
-        if not attached.held or (isinstance(outcome, Unavailable) and outcome.maybe_stored):
+    async def release_unless_stored(self, attached: AttachedJob, outcome: PubAck | AIQueueError) -> None:
+        """Release a job's hold on its documents if it is certain that no stored job has this hold.
+
+        1. The job was stored, or may have been stored: keep the hold.
+        2. It was refused: release.
+        3. It is a duplicate: release, unless the stored job is an earlier try of this call, with the same hold.
+        """
+        if not attached.document_headers or (isinstance(outcome, Unavailable) and outcome.maybe_stored):
             return
         if isinstance(outcome, PubAck):
             if not outcome.duplicate:
@@ -168,84 +186,89 @@ class Producer:
             if outcome.seq > attached.last_seq:
                 with contextlib.suppress(AIQueueError):
                     stored = await self.connection.get(outcome.stream, outcome.seq)
-                    ref = attached.held[headers.DOCUMENT_REF]
+                    ref = attached.document_headers[headers.DOCUMENT_REF]
                     if stored is not None and stored.headers.get(headers.DOCUMENT_REF) != ref:
-                        await self.documents.release(attached.lane.tenant, attached.held)
+                        await self.documents.release(attached.lane.tenant, attached.document_headers)
                 return
-        await self.documents.release(attached.lane.tenant, attached.held)
+        await self.documents.release(attached.lane.tenant, attached.document_headers)
 
-    def form(
+    def template(
         self,
         message: Message,
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None = None,
         deadline: str | float | None = None,
-    ) -> Form:
-        """The form of such jobs, made once for those without `extra` headers and deadline. Raises BadInput."""
+    ) -> JobTemplate:
+        """Return the template for jobs like this one. It is cached unless there are `extra` headers or a deadline.
+
+        Raises BadInput.
+        """
         if extra or deadline is not None or type(tenant) is not str or type(priority) is not str:
-            return self._new_form(message, tenant, priority, extra, deadline)
+            return self._build_template(message, tenant, priority, extra, deadline)
         key = message.aiq_kind, message.aiq_family, tenant, priority
-        known = self._forms.get(key)
+        known = self._templates.get(key)
         if known is None:
-            if len(self._forms) >= FORMS_MAX:
-                self._forms.clear()
-            known = self._forms[key] = self._new_form(message, tenant, priority, None, None)
+            if len(self._templates) >= TEMPLATES_MAX:
+                self._templates.clear()
+            known = self._templates[key] = self._build_template(message, tenant, priority, None, None)
         return known
 
-    def _new_form(
+    def _build_template(
         self,
         message: Message,
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None,
         deadline: str | float | None,
-    ) -> Form:
+    ) -> JobTemplate:
+        """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders."""
         family = self._topology.family(message.aiq_family)
-        lane = _lane(family, tenant, priority)
-        deadline_s = None if deadline is None else duration("deadline", deadline)
-        job_id, when = subjects.new_id(), subjects.new_id()  # words that stand nowhere else
-        told = _headers(family, message, lane, job_id, None if deadline_s is None else when)
-        told.update(_extra(family, extra))
-        raw = block(told).replace(b"%", b"%%")
-        template = raw.replace(job_id.encode(), b"%b").replace(when.encode(), b"%d")
-        where = subjects.work(family.name, lane.tenant, lane.priority)
+        lane = _checked_lane(family, tenant, priority)
+        deadline_s = None if deadline is None else parse_duration("deadline", deadline)
+        job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
+        job_headers = _job_headers(family, message, lane, job_id, None if deadline_s is None else deadline_mark)
+        job_headers.update(_checked_headers(family, extra))
+        raw = block(job_headers).replace(b"%", b"%%")
+        header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
+        subject = subjects.work(family.name, lane.tenant, lane.priority)
         config = self._topology.streams[family.stream].config
-        limits = {word: config[key] for word, key in _STREAM_LIMITS if config.get(key, 0) > 0}
-        batched = family.stream if config.get("allow_atomic") else ""
-        return Form(family, lane, where, template, raw.count(job_id.encode()), deadline_s, limits, batched)
+        limits = {unit: config[key] for unit, key in _STREAM_LIMITS if config.get(key, 0) > 0}
+        batch_stream = family.stream if config.get("allow_atomic") else ""
+        id_count = raw.count(job_id.encode())
+        return JobTemplate(family, lane, subject, header_template, id_count, deadline_s, limits, batch_stream)
 
-    def told(
+    def request_headers(
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None
     ) -> tuple[Family, dict[str, str]]:
-        """The family of a message, and the headers of its job. Raises BadInput."""
+        """Return the family of a message, and the headers of a request for its job. Raises BadInput."""
         family = self._topology.family(message.aiq_family)
-        lane = _lane(family, tenant, priority)
-        job_id, _ = identity(family, message, unique)
-        return family, {**_headers(family, message, lane, job_id, None), **_extra(family, extra)}
+        lane = _checked_lane(family, tenant, priority)
+        job_id, _ = resolve_job_id(family, message, unique)
+        return family, {**_job_headers(family, message, lane, job_id, None), **_checked_headers(family, extra)}
 
     def hint(self, lane: subjects.Lane) -> None:
-        """Tell workers of a lane that may be new to them, now and then. Never waits and never fails."""
+        """Tell workers that a lane has jobs, at most once in HINT_EVERY_S. Never waits and never fails."""
         now = time.monotonic()
-        if self._hinted.get(lane, -HINT_EVERY_S) + HINT_EVERY_S > now:
+        if self._hinted_at.get(lane, -HINT_EVERY_S) + HINT_EVERY_S > now:
             return
-        if len(self._hinted) >= HINTED_MAX:
-            self._hinted.clear()
+        if len(self._hinted_at) >= HINTED_MAX:
+            self._hinted_at.clear()
         try:
             self.connection.tell(subjects.hint(lane), b"")
         except Unavailable:
-            return  # the poll of the workers finds the lane
-        self._hinted[lane] = now
+            return  # the workers' poll finds the lane
+        self._hinted_at[lane] = now
 
 
-async def relocate(
-    connection: Connection, to: subjects.Lane, job_id: str, seq: int, told: Mapping[str, str], body: bytes
+async def move_to_lane(
+    connection: Connection, to: subjects.Lane, job_id: str, seq: int, job_headers: Mapping[str, str], body: bytes
 ) -> None:
-    """Store a job of sequence `seq` again in another lane of its family; the caller acks it afterwards.
+    """Store the job of sequence `seq` once more, in another lane of its family. The caller then acks the first one.
 
-    Doing it twice stores one: the Msg-Id has a hop for this move. Raises QueueFull, Unavailable.
+    Moving the same job twice stores one: the Msg-Id names the move. Raises QueueFull, Unavailable.
     """
-    kept = headers.carried(told, ours=True)
+    kept = headers.carried(job_headers, ours=True)
     kept |= {
         headers.MSG_ID: subjects.msg_id(to.family, to.tenant, job_id, f"lane-{seq}"),
         headers.JOB_ID: job_id,
@@ -255,24 +278,32 @@ async def relocate(
     await connection.store(subjects.work(*to), body, kept)
 
 
-def identity(family: Family, message: Message, unique: str | None) -> tuple[str, bool]:
-    """The job's id, and whether it is the caller's own word. Raises InvalidToken."""
+def resolve_job_id(family: Family, message: Message, unique: str | None) -> tuple[str, bool]:
+    """Return the job's id, and whether the caller chose it: by `unique`, or by the family's key in the message.
+
+    Otherwise the id is new. Raises InvalidToken.
+    """
     if unique is not None:
         return subjects.token("unique key", unique), True
-    own = _own_key(family, message)
-    return (subjects.new_id(), False) if own is None else (own, True)
+    key = _key_in_message(family, message)
+    return (subjects.new_id(), False) if key is None else (key, True)
 
 
-def _lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
+def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
+    """Return the lane of a tenant and priority. Raises BadInput (InvalidToken)."""
     subjects.token("tenant", tenant)
     if not family.priorities:
         raise BadInput(f"family {family.name} takes no jobs (it has no priorities)")
     if priority not in family.priorities:
-        raise BadInput(f"priority {priority!r} is none of {family.name}'s: {', '.join(family.priorities)}")
+        raise BadInput(f"family {family.name} has no priority {priority!r}: use one of {', '.join(family.priorities)}")
     return subjects.Lane(family.name, tenant, priority)
 
 
-def _own_key(family: Family, message: Message) -> str | None:
+def _key_in_message(family: Family, message: Message) -> str | None:
+    """Return the value of the family's key field (such as request_id) in a message; None if it has none.
+
+    Raises InvalidToken.
+    """
     if family.key is None:
         return None
     value = message.__dict__.get(family.key) or (message.model_extra or {}).get(family.key)
@@ -283,10 +314,11 @@ def _own_key(family: Family, message: Message) -> str | None:
     return subjects.token(family.key, value)
 
 
-def _headers(
+def _job_headers(
     family: Family, message: Message, lane: subjects.Lane, job_id: str, deadline: str | None
 ) -> dict[str, str]:
-    told = {
+    """Return the headers that the library sets on a job."""
+    job_headers = {
         headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
         headers.CONTENT_TYPE: codec.CBOR,
         headers.KIND: message.aiq_kind,
@@ -294,15 +326,19 @@ def _headers(
         headers.PRIORITY: lane.priority,
     }
     if family.key:
-        told[family.key] = job_id
+        job_headers[family.key] = job_id
     if deadline is not None:
-        told[headers.DEADLINE] = deadline
-    return told
+        job_headers[headers.DEADLINE] = deadline
+    return job_headers
 
 
-async def patiently(store: Callable[[float], Awaitable[T]], form: Form, on_full: OnFull, timeout_s: float) -> T:
-    """What `store` returns, given the seconds that are left; asked again with backoff while there is no room, if
-    `on_full` says so. Raises QueueFull.
+async def retry_while_full(
+    store: Callable[[float], Awaitable[T]], template: JobTemplate, on_full: OnFull, timeout_s: float
+) -> T:
+    """Call `store` with the seconds that are left, and return its result.
+
+    While it raises QueueFull: with `on_full` "wait", call it again with backoff until `timeout_s` is over.
+    Raises QueueFull.
     """
     end = time.monotonic() + timeout_s
     wait_s = FULL_FIRST_S
@@ -310,65 +346,74 @@ async def patiently(store: Callable[[float], Awaitable[T]], form: Form, on_full:
         try:
             return await store(max(TRY_MIN_S, end - time.monotonic()))
         except QueueFull as error:
-            wait_s = await _wait_for_room(error, form, on_full, end, wait_s)
+            wait_s = await _wait_while_full(error, template, on_full, end, wait_s)
 
 
-async def _wait_for_room(error: QueueFull, form: Form, on_full: OnFull, end: float, wait_s: float) -> float:
-    """Wait before the next try, and return how long to wait before the one after it. Raises QueueFull."""
+async def _wait_while_full(
+    error: QueueFull, template: JobTemplate, on_full: OnFull, end: float, wait_s: float
+) -> float:
+    """Sleep before the next try on a full lane, and return how long to sleep before the try after it, in seconds.
+
+    Raises QueueFull if no further try is wanted, or if `end` (monotonic seconds) has passed.
+    """
     left_s = end - time.monotonic()
     if on_full == "raise" or left_s <= 0:
-        raise full(error, form) from None
+        raise queue_full_error(error, template) from None
     await asyncio.sleep(min(wait_s, left_s))
     return min(wait_s * 2, FULL_CAP_S)
 
 
-def due_time(delay: str | float | None, at: datetime | float | None) -> float | None:
-    """When a job is due by a caller's arguments, in seconds since the epoch; None: at once. Raises BadInput."""
+def resolve_due_at(delay: str | float | None, at: datetime | float | None) -> float | None:
+    """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
+
+    Raises BadInput.
+    """
     if delay is None and at is None:
         return None
     now = time.time()
     if delay is not None:
         if at is not None:
-            raise BadInput("delay and at say the same thing: give one of them")
-        due = now + duration("delay", delay)
+            raise BadInput("delay and at both set the start time: give only one of them")
+        due_at = now + parse_duration("delay", delay)
     elif isinstance(at, datetime):
         if at.utcoffset() is None:
             raise BadInput(f"at: {at.isoformat()} has no time zone: give one, such as datetime.now(UTC), or seconds")
-        due = at.timestamp()
+        due_at = at.timestamp()
     elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
-        raise BadInput(f"at: a datetime with a time zone, or seconds since the epoch, not {at!r}")
+        raise BadInput(f"at must be a datetime with a time zone, or seconds since the epoch, not {at!r}")
     else:
-        due = float(at)
-    if due - now > DELAY_MAX_S:
-        raise BadInput(f"a job may wait for at most {DELAY_MAX_S / 86_400:.0f} days, not {(due - now) / 86_400:,.0f}")
-    return due if due > now else None
+        due_at = float(at)
+    if due_at - now > DELAY_MAX_S:
+        days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
+        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f}")
+    return due_at if due_at > now else None
 
 
-def duration(what: str, value: str | float) -> float:
-    """Seconds of a caller's argument. Raises BadInput, naming it."""
+def parse_duration(argument: str, value: str | float) -> float:
+    """Return a caller's duration in seconds. Raises BadInput, which names the `argument`."""
     try:
         return seconds(value)
     except ValueError as error:
-        raise BadInput(f"{what}: {error}") from None
+        raise BadInput(f"{argument}: {error}") from None
 
 
-def _extra(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
+def _checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return the caller's headers. Raises BadInput for names that the library sets itself."""
     for name in extra or {}:
         lower = str(name).lower()
         if lower.startswith(("nats-", "aiq-", "content-type")):
-            raise BadInput(f"header {name!r} is not the caller's to set")
+            raise BadInput(f"header {name!r} is reserved for aiqueue")
         if lower in (headers.PRIORITY, family.key):
             argument = "priority" if lower == headers.PRIORITY else "unique"
-            raise BadInput(f"header {name!r} is not the caller's to set: use the argument `{argument}`")
+            raise BadInput(f"header {name!r} is reserved for aiqueue: use the argument `{argument}`")
     return extra or {}
 
 
-def full(error: QueueFull, form: Form) -> QueueFull:
-    """The server's refusal, with what the caller can act on. `limit` is the declared one."""
+def queue_full_error(error: QueueFull, template: JobTemplate) -> QueueFull:
+    """Return the server's refusal as an error that names the lane and, where it is declared, the limit reached."""
     if isinstance(error, LaneFull):
-        return LaneFull(str(form.lane), "it holds as many jobs as it may", limit=form.family.max_msgs_per_subject)
+        return LaneFull(str(template.lane), "it holds its maximum of jobs", limit=template.family.max_msgs_per_subject)
     if isinstance(error, StreamFull):
-        return StreamFull(
-            str(form.lane), error.reason, limit=form.limits.get("bytes" if "bytes" in error.reason else "messages")
-        )
-    return type(error)(str(form.lane), error.reason)
+        unit = "bytes" if "bytes" in error.reason else "messages"
+        return StreamFull(str(template.lane), error.reason, limit=template.limits.get(unit))
+    return type(error)(str(template.lane), error.reason)

@@ -1,13 +1,16 @@
-"""The pull engine: which lanes there are, how many jobs to pull from each, whose turn it is, and leases.
+"""The pull engine: which lanes there are, whose jobs are pulled next, how many, and the renewal of leases.
 
-May not read a job's body or decide what becomes of a job. Limits that bound pulls belong in a room below this one.
+This room may not read a job's body or decide what becomes of a job. The room `limits/` (rates by key), which `lanes/`
+and `worker/` ask before a job is pulled or started, is to stand below this room: limits do not belong in here.
 """
 
 from __future__ import annotations
 
-from .discovery import REMAKE_AFTER_S, Lanes
+from .discovery import RECREATE_AFTER_S, LaneDiscovery
 from .leases import Leases
 from .puller import Delivery, LanePull, Puller, prefetch
 from .stalled import StalledLaneWatch
 
-__all__ = ["REMAKE_AFTER_S", "Delivery", "LanePull", "Lanes", "Leases", "Puller", "StalledLaneWatch", "prefetch"]
+__all__ = [
+    "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "Puller", "StalledLaneWatch", "prefetch",
+]  # fmt: skip

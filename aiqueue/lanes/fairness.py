@@ -1,8 +1,13 @@
-"""Whose turn it is: higher priorities first, within a bound on how long a lower one waits, then tenants by weight.
+"""Which lane's jobs are pulled next: higher priorities first, then tenants by weight. Low priorities do not starve.
 
-Within a priority this is stride scheduling (Waldspurger and Weihl, 1995): every job that a lane is given moves it on by
-one stride, the inverse of its weight, and the lane that is least far on is next. A lane that comes back from idleness
-starts where the others are, so that nobody saves up turns.
+Pure functions of the lanes' state and the time; nothing here waits or sends.
+
+- Among lanes of one priority: stride scheduling (Waldspurger and Weihl, 1995). Each lane has a pass value. The lane
+  with the lowest value is next, and each job advances it by one stride, ``1 / weight``. Over time, a lane of weight 3
+  thus gets three times the jobs of a lane of weight 1. A lane that was idle starts at the current value of the others:
+  idle time does not save up turns.
+- Between priorities: ageing. A lower lane that was not served for AGED_AFTER_S goes before the highest priority, but
+  all aged lanes together get at most the share AGED_SHARE of the jobs.
 """
 
 from __future__ import annotations
@@ -13,103 +18,115 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 AGED_AFTER_S = 1.0
-AGED_PART = 0.5
+AGED_SHARE = 0.5
 AGED_CREDIT_MAX = 1.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Turn:
-    """A lane's place. `rank` 0 is the highest priority; `weight` is its tenant's part (default 1)."""
+class StrideState:
+    """The scheduling state of a lane. `rank` 0 is the highest priority; `weight` is its tenant's (default 1)."""
 
     rank: int = 0
     weight: float = 1.0
-    passed: float = 0.0  # how far on it is, in strides
-    served: float = 0.0  # when it was last given something, monotonic seconds
+    pass_value: float = 0.0  # the sum of the lane's strides; the lowest is next
+    served_at: float = 0.0  # when the lane was last given a job, or joined; monotonic seconds
 
 
-class Clock:
-    """How far on the lanes of each rank are."""
-
-    def __init__(self) -> None:
-        self._now: dict[int, float] = {}
-        self.aged_credit = AGED_CREDIT_MAX  # jobs that aged lanes may be given, ahead of their part
-
-    def join(self, turn: Wanting, now: float) -> None:
-        """A lane has jobs again: it starts where the others are, and has waited since `now`."""
-        turn.passed = max(turn.passed, self._now.get(turn.rank, 0.0))
-        turn.served = now
-
-    def advance(self, turn: Wanting, jobs: int, now: float) -> None:
-        """A lane is given `jobs`."""
-        self._now[turn.rank] = max(self._now.get(turn.rank, 0.0), turn.passed)
-        turn.passed += jobs / turn.weight
-        turn.served = now
-
-
-class Wanting(Protocol):
-    """What `share` asks of a lane."""
+class Schedulable(Protocol):
+    """What `share_budget` needs of a lane. `pending`: jobs on the server; `granted`: those asked for already."""
 
     rank: int
     weight: float
-    passed: float
-    served: float
+    pass_value: float
+    served_at: float
     pending: int
 
     @property
     def granted(self) -> int: ...
 
 
-L = TypeVar("L", bound=Wanting)
+class StrideClock:
+    """The current pass value of each rank, and the credit of aged lanes.
+
+    `aged_credit`: how many jobs aged lanes may get ahead of their share, from 0 to AGED_CREDIT_MAX, in fractions.
+    """
+
+    def __init__(self) -> None:
+        self._pass_values: dict[int, float] = {}
+        self.aged_credit = AGED_CREDIT_MAX
+
+    def join(self, lane: Schedulable, now: float) -> None:
+        """A lane has jobs again: let it start at its rank's current pass value, and age from `now` on."""
+        lane.pass_value = max(lane.pass_value, self._pass_values.get(lane.rank, 0.0))
+        lane.served_at = now
+
+    def advance(self, lane: Schedulable, jobs: int, now: float) -> None:
+        """A lane is given `jobs`: advance it by as many strides."""
+        self._pass_values[lane.rank] = max(self._pass_values.get(lane.rank, 0.0), lane.pass_value)
+        lane.pass_value += jobs / lane.weight
+        lane.served_at = now
 
 
-def share(clock: Clock, lanes: Iterable[L], budget: int, now: float, *, step: int = 1) -> list[tuple[L, int]]:
-    """How many of `budget` jobs each lane is given, at most what it holds (`pending` less `granted`).
+L = TypeVar("L", bound=Schedulable)
 
-    A turn is `step` jobs, or more where there is plenty for every lane.
 
-    Lower lanes that have waited AGED_AFTER_S for a turn come first, one job each, in the order of their waiting. Over
-    time they get at most AGED_PART of all jobs, so that many of them cannot starve the highest rank: slots come free
-    one by one, and each would go to some lane that has aged. The rest goes by rank, within a rank by stride.
+def share_budget(
+    clock: StrideClock, lanes: Iterable[L], budget: int, now: float, *, step: int = 1
+) -> list[tuple[L, int]]:
+    """Share `budget` jobs among lanes. Return each served lane with its number of jobs.
+
+    No lane gets more than it holds (`pending` less `granted`), and nothing is left over while a lane holds jobs.
+
+    1. Aged lanes, those not served for AGED_AFTER_S below the highest rank present, get one job each, the longest
+       waiting first. Their number is bounded by ``aged_credit + AGED_SHARE * budget``. What they leave unused carries
+       over as credit, because slots often come free one by one, and a share of one job is less than a job.
+    2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs.
     """
     given: dict[L, int] = {}
-    room = budget
+    left = budget
     lanes = list(lanes)
-    best = min((lane.rank for lane in lanes), default=0)
+    highest = min((lane.rank for lane in lanes), default=0)
     aged = sorted(
-        (lane for lane in lanes if lane.rank > best and now - lane.served >= AGED_AFTER_S), key=lambda lane: lane.served
+        (lane for lane in lanes if lane.rank > highest and now - lane.served_at >= AGED_AFTER_S),
+        key=lambda lane: lane.served_at,
     )
-    credit = clock.aged_credit + AGED_PART * budget
+    credit = clock.aged_credit + AGED_SHARE * budget
     for lane in aged[: min(budget, int(credit))]:
         given[lane] = 1
         clock.advance(lane, 1, now)
-        room -= 1
-    aged_jobs = budget - room
+        left -= 1
+    aged_jobs = budget - left
     by_rank: dict[int, list[L]] = {}
     for lane in lanes:
         by_rank.setdefault(lane.rank, []).append(lane)
     for rank in sorted(by_rank):
-        if room <= 0:
+        if left <= 0:
             break
-        room = _stride(clock, by_rank[rank], room, given, now, step)
-    clock.aged_credit = min(AGED_CREDIT_MAX, credit - aged_jobs - AGED_PART * room)
+        left = _share_by_stride(clock, by_rank[rank], left, given, now, step)
+    clock.aged_credit = min(AGED_CREDIT_MAX, credit - aged_jobs - AGED_SHARE * left)
     return list(given.items())
 
 
-def _stride(clock: Clock, lanes: list[L], room: int, given: dict[L, int], now: float, step: int) -> int:
-    """Give out `room` jobs among the lanes of one rank; returns what is left."""
-    # several jobs at a step where there is plenty: one by one would cost more than it is fairer
-    step = max(step, room // (4 * len(lanes)))
-    heap = [(lane.passed, number, lane) for number, lane in enumerate(lanes)]
+def _share_by_stride(
+    clock: StrideClock, lanes: list[L], budget: int, given: dict[L, int], now: float, step: int
+) -> int:
+    """Share `budget` jobs among the lanes of one rank, and add them to `given`. Return how many are left over.
+
+    Each turn serves the lane with the lowest pass value. A turn is `step` jobs, or a quarter of an equal share if that
+    is more: single jobs would cost more time than they gain in fairness.
+    """
+    step = max(step, budget // (4 * len(lanes)))
+    heap = [(lane.pass_value, number, lane) for number, lane in enumerate(lanes)]
     heapq.heapify(heap)
-    while room > 0 and heap:
+    while budget > 0 and heap:
         _, number, lane = heap[0]
-        wants = lane.pending - lane.granted - given.get(lane, 0)
-        if wants <= 0:
+        wanted = lane.pending - lane.granted - given.get(lane, 0)
+        if wanted <= 0:
             heapq.heappop(heap)
             continue
-        jobs = min(wants, room, step)
+        jobs = min(wanted, budget, step)
         given[lane] = given.get(lane, 0) + jobs
         clock.advance(lane, jobs, now)
-        room -= jobs
-        heapq.heapreplace(heap, (lane.passed, number, lane))
-    return room
+        budget -= jobs
+        heapq.heapreplace(heap, (lane.pass_value, number, lane))
+    return budget

@@ -1,4 +1,4 @@
-"""Leases kept alive by a thread with a connection of its own: a handler that blocks the event loop keeps its job."""
+"""Lease renewal by a thread with its own connection, so that a handler that blocks the event loop keeps its job."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ import time
 from ..connection import Connection
 from ..errors import AIQueueError
 
-log = logging.getLogger("aiqueue.leases")
+log = logging.getLogger(__name__)
 
-PARTS = 3  # a heartbeat every third of the lease: two may be lost
+PARTS = 3  # a heartbeat every third of the lease, so that two in a row may be lost
 TICK_MIN_S, TICK_MAX_S = 0.1, 1.0
-AGAIN_S = 1.0  # between tries at a first connection
+RETRY_S = 1.0  # between tries to connect
 STOP_S = 5.0
 
 
 class Leases:
-    """Tells the server of every held delivery that it is in progress (+WPI), at a third of its lease.
+    """Renews the lease of every held delivery: sends the server a heartbeat (+WPI) every third of the lease.
 
-    `hold` and `let_go` are for the worker's event loop; the rest runs in the thread. `shortest_s` is the shortest
-    lease in use, in seconds.
+    `hold_lease` and `drop_lease` are called on the worker's event loop; the rest runs in the thread. `shortest_s` is
+    the shortest lease in use, in seconds.
     """
 
     def __init__(self, worker: Connection, *, shortest_s: float) -> None:
-        """`worker` is the worker's own connection: this one goes to the same server, wherever that is."""
+        """`worker` is the worker's own connection: the thread connects to the same server, also after a move."""
         self._worker = worker
         self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_s / PARTS / 4))
-        self._held: dict[str, list[float]] = {}  # ack subject -> [every, next], monotonic seconds
+        self._held: dict[str, list[float]] = {}  # ack subject -> [interval, next heartbeat], monotonic seconds
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
+        """How many leases are being renewed."""
         return len(self._held)
 
-    def hold(self, reply: str, ack_wait_s: float) -> None:
-        every = ack_wait_s / PARTS
-        self._held[reply] = [every, time.monotonic() + every]
+    def hold_lease(self, reply: str, ack_wait_s: float) -> None:
+        """Renew the lease of the delivery with this ack subject from now on."""
+        interval_s = ack_wait_s / PARTS
+        self._held[reply] = [interval_s, time.monotonic() + interval_s]
 
-    def let_go(self, reply: str) -> None:
-        """Safe twice."""
+    def drop_lease(self, reply: str) -> None:
+        """Renew this lease no more. Safe twice."""
         self._held.pop(reply, None)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="aiqueue-leases", daemon=True)
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run_thread, name="aiqueue-leases", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """Safe twice and unstarted."""
+        """Stop the thread and wait for its end, at most STOP_S. Safe twice and unstarted."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -60,17 +63,20 @@ class Leases:
             loop.call_soon_threadsafe(task.cancel)
         await asyncio.to_thread(thread.join, STOP_S)
 
-    def _work(self) -> None:
+    def _run_thread(self) -> None:
+        """Run `_renew_until_stopped` in an event loop of this thread; restart it after an unexpected error."""
         while self._thread is not None:
             try:
-                asyncio.run(self._main())
+                asyncio.run(self._renew_until_stopped())
             except asyncio.CancelledError:
                 return
             except Exception:
-                log.exception("keeping leases")  # without this thread they run out, and jobs are run twice
-                time.sleep(AGAIN_S)
+                # restarted, because without this thread the leases end, and other workers run the same jobs
+                log.exception("renewing leases failed; the next try is in %g s", RETRY_S)
+                time.sleep(RETRY_S)
 
-    async def _main(self) -> None:
+    async def _renew_until_stopped(self) -> None:
+        """Connect, and send due heartbeats every tick. Returns if the worker's server has another address now."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         settings = self._worker.settings
         connection = Connection(settings.model_copy(update={"name": f"{settings.name} leases"}))
@@ -80,15 +86,16 @@ class Leases:
                     await connection.open()
                     break
                 except AIQueueError as error:
-                    log.warning("no connection to keep leases by, trying again: %s", error)
-                    await asyncio.sleep(AGAIN_S)
+                    log.warning("cannot connect to renew leases; the next try is in %g s: %s", RETRY_S, error)
+                    await asyncio.sleep(RETRY_S)
             while self._thread is not None and settings.url == self._worker.settings.url:
                 await asyncio.sleep(self._tick_s)
-                self._keep(connection)
+                self._send_heartbeats(connection)
         finally:
             await connection.close()
 
-    def _keep(self, connection: Connection) -> None:
+    def _send_heartbeats(self, connection: Connection) -> None:
+        """Send a heartbeat for every lease whose interval is over."""
         now = time.monotonic()
         for reply, lease in list(self._held.items()):
             if lease[1] > now:
@@ -96,6 +103,6 @@ class Leases:
             try:
                 connection.tell(reply, b"+WPI")
             except AIQueueError as error:
-                log.debug("heartbeat: %s", error)  # the link is down; the next tick tries again
+                log.debug("heartbeat not sent: %s", error)  # the link is down; the next tick tries again
                 return
-            lease[1] = now + lease[0]  # in place: put in again, one that was let go meanwhile would stay for ever
+            lease[1] = now + lease[0]  # in place: storing it in the dict again could bring back a dropped lease

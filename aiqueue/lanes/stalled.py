@@ -1,8 +1,8 @@
-"""Silent lanes: they hold jobs, slots are free, and nothing comes. The worker is made to pull again.
+"""The watch for stalled lanes: lanes that hold jobs while the worker has free slots, and nothing arrives.
 
-A pull may get lost without a word: its server was stopped and went on as the leader of the past, an interest was
-dropped on the way, a client lost its place. What the puller believes is then no evidence. So the server is asked: the
-poll (`lanes`) says which lanes hold jobs, and the lane's consumer whether any of them could be had.
+A pull can get lost without any sign: its server was stopped and came back with an older state, a subscription was
+dropped on the way, a client lost its state. The puller's own counters prove nothing then, so the server is asked. The
+poll (`discovery`) shows which lanes hold jobs; the lane's consumer shows whether it could deliver any.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from ..connection import Connection
 from ..errors import AIQueueError, NotFound
 from .puller import LanePull, Puller
 
-log = logging.getLogger("aiqueue.silence")
+log = logging.getLogger(__name__)
 
-LOOK_S = 1.0
-SILENT_S = 2.0  # without a delivery, for as long with free slots: then the lane's consumer is asked, twice
-HELD_S = 2.5  # how long the poll's word that a lane holds jobs is good
-CLEARED_S = 5.0  # a lane that had nothing to give is not asked again for so long
-ASKED_MAX = 8  # lanes that are asked about in one look
-UNANSWERED_S = 20.0  # a link that stands, and the poll has had no answer
-AGAIN_FIRST_S, AGAIN_MAX_S = 30.0, 600.0  # between new connections
-MENDED_S = 60.0  # without a silent lane: then it all begins anew
+CHECK_EVERY_S = 1.0
+QUIET_S = 2.0  # without a delivery while slots are free: after it, the lane's consumer is checked twice
+REPORT_VALID_S = 2.5  # how long a report that a lane holds jobs counts
+CLEARED_S = 5.0  # a lane that could deliver nothing is not checked again for so long
+CHECKED_MAX = 8  # lanes that are checked at a time
+UNANSWERED_S = 20.0  # without an answer to the poll while connected: the connection is replaced
+RECONNECT_FIRST_S, RECONNECT_MAX_S = 30.0, 600.0  # between new connections
+RECOVERED_S = 60.0  # without a stalled lane: the next repair starts with a new inbox again
 
 
 class StalledLaneWatch:
-    """Looks for silent lanes once a second, and mends: fresh pulls on a new inbox first, then a new connection.
+    """Finds stalled lanes once a second, and repairs: at first by new pulls on a new inbox, then by a new connection.
 
-    `free`: how many slots are free. `polled`: when the poll last had an answer, monotonic seconds.
+    `free` returns the number of free slots. `polled` returns when the poll was last answered, monotonic seconds.
+    `stalled_since` is when a lane was first found stalled, monotonic seconds; None while no lane is.
     """
 
     def __init__(
@@ -44,17 +45,18 @@ class StalledLaneWatch:
         self._polled = polled
         self._task: asyncio.Task[None] | None = None
         self._free_since: float | None = None
-        self._suspects: set[LanePull] = set()  # found silent at the last look
-        self._cleared: dict[LanePull, float] = {}
-        self._tries = 0
-        self._tried_at = 0.0
-        self.since: float | None = None  # when silence was first found, monotonic seconds; None: all is heard
+        self._suspects: set[LanePull] = set()  # looked stalled at the last check
+        self._cleared: dict[LanePull, float] = {}  # when the lane was checked and not stalled, monotonic seconds
+        self._repairs = 0  # since all was well for RECOVERED_S
+        self._repaired_at = 0.0
+        self.stalled_since: float | None = None
 
     def start(self) -> None:
+        """Start the watch."""
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Safe twice and unstarted."""
+        """Stop the watch. Safe twice and unstarted."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -62,82 +64,96 @@ class StalledLaneWatch:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_EVERY_S)
             try:
-                await self._look()
+                await self._check()
             except AIQueueError as error:
-                log.debug("looking for silent lanes: %s", error)
+                log.debug("checking for stalled lanes: %s", error)
             except Exception:
-                log.exception("looking for silent lanes")  # and again in a second
+                log.exception("checking for stalled lanes failed; the next check is in %g s", CHECK_EVERY_S)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
+        """Check quiet lanes, and repair if one looks stalled in two checks in a row, or if the poll gets no answers."""
         now = time.monotonic()
         if not self._connection.connected:
             self._free_since = None
             return
         if now - self._polled() > UNANSWERED_S:
-            self._mend(f"no answer to the poll for {now - self._polled():.0f} s", inbox_too=True)
+            unanswered_s = now - self._polled()
+            self._repair(f"the server has not answered the poll for {unanswered_s:.0f} s", reconnect=True)
             return
         if self._free() <= 0:
             self._free_since = None
         elif self._free_since is None:
             self._free_since = now
         found: dict[LanePull, str] = {}
-        if self._free_since is not None and now - self._free_since >= SILENT_S:
-            for lane in self._quiet_ones(now):
-                if what := await self._wrong(lane):
-                    found[lane] = what
+        if self._free_since is not None and now - self._free_since >= QUIET_S:
+            for lane in self._quiet_lanes(now):
+                if symptom := await self._find_symptom(lane):
+                    found[lane] = symptom
                 else:
                     self._cleared[lane] = now
-        # heard of meanwhile: no more silent. Seen once only: a pull may just be on its way.
-        sure = [lane for lane in found if lane in self._suspects and now - lane.active >= SILENT_S]
+        # after one check only, a pull may just be on its way; after a delivery, the lane is not stalled
+        stalled = [lane for lane in found if lane in self._suspects and now - lane.last_delivery_at >= QUIET_S]
         self._suspects = set(found)
-        if sure:
-            lane, more = sure[0], f" (and {len(sure) - 1} more)" if len(sure) > 1 else ""
-            self._mend(f"lane {lane.key}{more} {found[lane]} and is silent for {now - lane.active:.0f} s")
-        elif self.since is not None and not found and now - self._tried_at > SILENT_S:
-            self.since = None
-        if self._tries and now - self._tried_at > MENDED_S and self.since is None:
-            self._tries = 0
+        if stalled:
+            lane, more = stalled[0], f" (and {len(stalled) - 1} more)" if len(stalled) > 1 else ""
+            quiet_s = now - lane.last_delivery_at
+            self._repair(
+                f"lane {lane.key}{more} is stalled: it {found[lane]}, and delivers nothing for {quiet_s:.0f} s"
+            )
+        elif self.stalled_since is not None and not found and now - self._repaired_at > QUIET_S:
+            self.stalled_since = None
+        if self._repairs and now - self._repaired_at > RECOVERED_S and self.stalled_since is None:
+            self._repairs = 0
 
-    def _quiet_ones(self, now: float) -> list[LanePull]:
-        """Lanes that hold jobs, by the poll, and have brought none for a while; those in doubt first."""
-        lanes = [lane for lane in self._puller.lanes if now - lane.held < HELD_S and now - lane.active >= SILENT_S]
+    def _quiet_lanes(self, now: float) -> list[LanePull]:
+        """Return up to CHECKED_MAX lanes with reported jobs and no delivery for QUIET_S, suspects first."""
+        lanes = [
+            lane
+            for lane in self._puller.lanes
+            if now - lane.jobs_reported_at < REPORT_VALID_S and now - lane.last_delivery_at >= QUIET_S
+        ]
         known = set(self._puller.lanes)
         self._cleared = {lane: at for lane, at in self._cleared.items() if lane in known and now - at < CLEARED_S}
-        asked = [lane for lane in lanes if lane not in self._cleared]
-        return sorted(asked, key=lambda lane: lane not in self._suspects)[:ASKED_MAX]
+        unchecked = [lane for lane in lanes if lane not in self._cleared]
+        return sorted(unchecked, key=lambda lane: lane not in self._suspects)[:CHECKED_MAX]
 
-    async def _wrong(self, lane: LanePull) -> str:
-        """What the server says that does not go with this silence; empty: nothing."""
+    async def _find_symptom(self, lane: LanePull) -> str:
+        """Return what the server's consumer shows that contradicts a quiet lane; empty if nothing does."""
         try:
             info = await self._connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
         except NotFound:
-            return "has no consumer"  # and nobody told us
-        if _held_back(info):
+            return "has no consumer"  # the puller got no message about it
+        if _may_not_deliver(info):
             return ""
         if pending := info.get("num_pending", 0):
             return f"holds {pending:,} jobs"
-        lost = not info.get("num_waiting", 0) and (lane.standing or lane.grants)
+        lost = not info.get("num_waiting", 0) and (lane.standing_request or lane.grants)
         return "has lost its pull" if lost else ""
 
-    def _mend(self, problem: str, *, inbox_too: bool = False) -> None:
-        """`inbox_too`: answers stay away as well, so that another inbox would not do."""
+    def _repair(self, problem: str, *, reconnect: bool = False) -> None:
+        """Open new pulls, with growing pauses between repairs: first on a new inbox, later on a new connection.
+
+        `reconnect`: replace the connection at once, because a new inbox on it would not help.
+        """
         now = time.monotonic()
-        self.since = self.since or now
-        pause_s = SILENT_S if self._tries < 2 else min(AGAIN_MAX_S, AGAIN_FIRST_S * 2.0 ** (self._tries - 2))
-        if self._tries and now - self._tried_at < pause_s:
+        self.stalled_since = self.stalled_since or now
+        pause_s = QUIET_S
+        if self._repairs >= 2:
+            pause_s = min(RECONNECT_MAX_S, RECONNECT_FIRST_S * 2.0 ** (self._repairs - 2))
+        if self._repairs and now - self._repaired_at < pause_s:
             return
-        self._tries, self._tried_at = self._tries + 1, now
-        if self._tries == 1 and not inbox_too:
-            log.warning("%s: pulling again, on a new inbox", problem)
-            self._puller.anew()
+        self._repairs, self._repaired_at = self._repairs + 1, now
+        if self._repairs == 1 and not reconnect:
+            log.warning("%s; pulling again, on a new inbox", problem)
+            self._puller.restart_pulls()
         else:
-            log.warning("%s: pulling again, on a new connection", problem)
+            log.warning("%s; pulling again, on a new connection", problem)
             self._connection.renew()
 
 
-def _held_back(info: dict[str, Any]) -> bool:
-    """Whether the consumer may give nothing now: paused, or as much in flight as it may have."""
+def _may_not_deliver(info: dict[str, Any]) -> bool:
+    """Whether a consumer may deliver nothing now: it is paused, or max_ack_pending is reached."""
     full = info.get("num_ack_pending", 0) >= info["config"].get("max_ack_pending", 1_000) > 0
     return bool(info.get("paused")) or full

@@ -72,15 +72,15 @@ def taking(seen: list[tuple[str, float, dict[str, str]]], **options: Any) -> aiq
 @given(words, words, words, words, st.booleans())
 def test_a_parked_jobs_subject_says_which_job_it_is(tenant: str, priority: str, job: str, move: str, due: bool) -> None:
     lane = Lane(FAMILY, tenant, priority)
-    subject = subjects.parked(lane, job, move, due=due)
-    assert subjects.parse_parked(subject) == subjects.Parked(lane, job, move, due)
+    subject = subjects.parked(lane, job, move, is_due=due)
+    assert subjects.parse_parked(subject) == subjects.ParkedSubject(lane, job, move, due)
     assert subjects.parse_lane(subject) is None
 
 
 @given(st.text(max_size=60))
 def test_no_other_subject_is_taken_for_a_parked_job(subject: str) -> None:
     found = subjects.parse_parked(subject)
-    assert found is None or subjects.parked(*found[:3], due=found.due) == subject
+    assert found is None or subjects.parked(*found[:3], is_due=found.is_due) == subject
 
 
 async def test_a_parked_job_comes_back_at_its_time_and_not_before(client: aiqueue.Client) -> None:
@@ -136,7 +136,7 @@ async def test_a_due_message_that_was_forwarded_already_is_stored_once(client: a
     lane = Lane(FAMILY, "acme", "normal")
     await park(client, "j1", time.time())
     await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"), within=5)
-    there = await client.connection.last("AI_PARKED", subjects.parked(lane, "j1", "1", due=True))
+    there = await client.connection.last("AI_PARKED", subjects.parked(lane, "j1", "1", is_due=True))
     assert there is not None
     kept = headers.carried(there.headers, ours=True) | {headers.MSG_ID: subjects.msg_id(FAMILY, "acme", "j1", "due-1")}
     await client.connection.store(subjects.work(*lane), there.data, kept)
@@ -349,7 +349,7 @@ async def test_a_sync_client_delays_and_cancels(client: aiqueue.Client, account:
 async def test_a_worker_that_is_killed_while_it_forwards_loses_nothing(client: aiqueue.Client, account: Any) -> None:
     code = (
         "import asyncio, sys, aiqueue\n"
-        "from aiqueue.parking import Forwarder\n"
+        "from aiqueue.enqueue.parking import Forwarder\n"
         "async def main():\n"
         "    async with aiqueue.connect(sys.argv[1], user=sys.argv[2], password=sys.argv[3]) as client:\n"
         "        await Forwarder(client.connection, client.topology).start()\n"

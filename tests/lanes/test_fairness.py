@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.lanes.fairness import AGED_AFTER_S, Clock, Turn, share
+from aiqueue.lanes.fairness import AGED_AFTER_S, StrideClock, StrideState, share_budget
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Lane(Turn):
+class Lane(StrideState):
     name: str = "lane"
     pending: int = 0
     granted: int = 0
 
 
-def given_to(clock: Clock, lanes: list[Lane], budget: int, now: float = 0.0) -> dict[str, int]:
-    return {lane.name: jobs for lane, jobs in share(clock, lanes, budget, now)}
+def given_to(clock: StrideClock, lanes: list[Lane], budget: int, now: float = 0.0) -> dict[str, int]:
+    return {lane.name: jobs for lane, jobs in share_budget(clock, lanes, budget, now)}
 
 
 lanes = st.lists(
@@ -26,8 +26,8 @@ lanes = st.lists(
         Lane,
         rank=st.integers(0, 3),
         weight=st.floats(0.01, 100),
-        passed=st.floats(0, 1e6),
-        served=st.floats(0, 100),
+        pass_value=st.floats(0, 1e6),
+        served_at=st.floats(0, 100),
         pending=st.integers(0, 1_000),
         granted=st.integers(0, 50),
     ),
@@ -39,7 +39,7 @@ lanes = st.lists(
 def test_no_lane_is_given_more_than_it_holds_nor_all_more_than_there_is(
     each: list[Lane], budget: int, now: float
 ) -> None:
-    parts = share(Clock(), [lane for lane in each if lane.pending > lane.granted], budget, now)
+    parts = share_budget(StrideClock(), [lane for lane in each if lane.pending > lane.granted], budget, now)
     assert sum(jobs for _, jobs in parts) <= max(budget, 0)
     for lane, jobs in parts:
         assert 0 < jobs <= lane.pending - lane.granted
@@ -49,11 +49,11 @@ def test_no_lane_is_given_more_than_it_holds_nor_all_more_than_there_is(
 def test_nothing_is_left_ungiven_while_jobs_wait(each: list[Lane], budget: int) -> None:
     wanting = [lane for lane in each if lane.pending > lane.granted]
     waits = sum(lane.pending - lane.granted for lane in wanting)
-    assert sum(jobs for _, jobs in share(Clock(), wanting, budget, 0.0)) == min(budget, waits)
+    assert sum(jobs for _, jobs in share_budget(StrideClock(), wanting, budget, 0.0)) == min(budget, waits)
 
 
 def test_weights_of_three_to_one_hold_over_many_small_turns() -> None:
-    clock, total = Clock(), Counter[str]()
+    clock, total = StrideClock(), Counter[str]()
     heavy, light = Lane(name="heavy", weight=3, pending=10**6), Lane(name="light", pending=10**6)
     for _ in range(1_000):
         total.update(given_to(clock, [light, heavy], 1))
@@ -61,7 +61,7 @@ def test_weights_of_three_to_one_hold_over_many_small_turns() -> None:
 
 
 def test_a_lane_that_was_idle_has_saved_up_no_turns() -> None:
-    clock = Clock()
+    clock = StrideClock()
     busy, back = Lane(name="busy", pending=10**6), Lane(name="back", pending=10**6)
     for _ in range(500):
         given_to(clock, [busy], 1)
@@ -73,7 +73,7 @@ def test_a_lane_that_was_idle_has_saved_up_no_turns() -> None:
 
 
 def test_a_quiet_tenants_job_is_next_behind_a_backlog_of_another() -> None:
-    clock = Clock()
+    clock = StrideClock()
     noisy = Lane(name="noisy", pending=50_000)
     for _ in range(100):
         given_to(clock, [noisy], 10)
@@ -83,7 +83,7 @@ def test_a_quiet_tenants_job_is_next_behind_a_backlog_of_another() -> None:
 
 
 def test_a_higher_rank_goes_first_and_a_lower_one_within_the_bound() -> None:
-    clock = Clock()
+    clock = StrideClock()
     high, low = Lane(name="high", rank=0, pending=10**6), Lane(name="low", rank=2, pending=5)
     clock.join(high, 0.0)
     clock.join(low, 0.0)
@@ -94,7 +94,7 @@ def test_a_higher_rank_goes_first_and_a_lower_one_within_the_bound() -> None:
 
 
 def test_many_aged_lanes_leave_the_higher_rank_half_of_what_there_is() -> None:
-    clock = Clock()
+    clock = StrideClock()
     high = Lane(name="high", rank=0, pending=100)
     low = [Lane(name=f"low{n}", rank=1, pending=100) for n in range(50)]
     parts = given_to(clock, [high, *low], 20, now=10.0)
@@ -103,7 +103,7 @@ def test_many_aged_lanes_leave_the_higher_rank_half_of_what_there_is() -> None:
 
 
 def test_many_aged_lanes_leave_the_higher_rank_half_also_where_slots_come_free_one_by_one() -> None:
-    clock, total = Clock(), Counter[str]()
+    clock, total = StrideClock(), Counter[str]()
     high = Lane(name="high", rank=0, pending=10**6)
     low = [Lane(name=f"low{n}", rank=1, pending=10**6) for n in range(50)]
     for turn in range(1_000):

@@ -49,7 +49,7 @@ class Ran:
 async def client(account: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiqueue.Client]:
     """Its lanes are in memory, two are many, one job is a backlog, and a lane is hinted at once."""
     monkeypatch.setattr("aiqueue.enqueue.producer.HINT_EVERY_S", 1e9)
-    monkeypatch.setattr(discovery, "FEW", 2)
+    monkeypatch.setattr(discovery, "FEW_LANES", 2)
     monkeypatch.setattr(discovery, "BACKLOG_MIN", 1)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await provision.apply(client.connection, client.topology)
@@ -79,7 +79,7 @@ async def test_of_many_lanes_those_whose_backlog_is_done_go_and_come_back(
     ran = Ran()
 
     async def few_left() -> bool:
-        return not await left(client) and len(await consumers(client)) <= discovery.FEW
+        return not await left(client) and len(await consumers(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(few_left, within=10)
@@ -93,7 +93,7 @@ async def test_a_lane_with_a_job_in_flight_stays(client: aiqueue.Client, eventua
     ran = Ran(held="t0")
 
     async def others_gone() -> bool:
-        return await left(client) == JOBS and len(await consumers(client)) <= discovery.FEW
+        return await left(client) == JOBS and len(await consumers(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(others_gone, within=10)
@@ -109,12 +109,12 @@ async def _none_left(client: aiqueue.Client) -> bool:
 
 async def test_a_lane_at_which_another_worker_waits_is_not_removed(client: aiqueue.Client) -> None:
     async with Ran().worker.running(client) as session:
-        lane = session._lanes
+        lane = session.discovery
         await client.enqueue(Echo(), tenant="acme")
         async with asyncio.timeout(10):
-            while not any(pull.standing for pull in session._puller.lanes):
+            while not any(pull.standing_request for pull in session.puller.lanes):
                 await asyncio.sleep(0.01)
-        assert not await lane._removed(f"{STREAM}.acme-normal")
+        assert not await lane._remove_consumer_if_unused(f"{STREAM}.acme-normal")
         info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
     assert not info.get("paused")
 
@@ -147,7 +147,7 @@ async def test_a_redelivery_knows_the_consumer_that_another_worker_has_made_anew
 
     async with worker.running(client) as session:
         assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
-        (pull,) = session._puller.lanes
+        (pull,) = session.puller.lanes
         pull.created -= 100.0  # as after another worker has let the lane go and made it anew
         handle = await client.enqueue(Echo(n=1), tenant="acme")
         assert await handle.result(10) == "ok"
@@ -173,34 +173,34 @@ async def info_of(client: aiqueue.Client) -> dict[str, Any]:
     return await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
 
 
-def leaving(client: aiqueue.Client, word: str, meanwhile: Callable[[], Awaitable[object]]) -> discovery.Lanes:
-    """The lanes of a worker with another thing that is done once, after its first call of this word was answered."""
+def leaving(client: aiqueue.Client, verb: str, meanwhile: Callable[[], Awaitable[object]]) -> discovery.LaneDiscovery:
+    """The lanes of a worker with another thing that is done once, after its first call of this verb was answered."""
     api, done = client.connection.api, []
 
-    async def asked(subject: str, *words: Any, **options: Any) -> dict[str, Any]:
-        told = await api(subject, *words, **options)
-        if subject.startswith(f"CONSUMER.{word}.") and not done:
+    async def asked(subject: str, *args: Any, **options: Any) -> dict[str, Any]:
+        told = await api(subject, *args, **options)
+        if subject.startswith(f"CONSUMER.{verb}.") and not done:
             done.append(subject)
             client.connection.api = api  # type: ignore[method-assign]
             await meanwhile()
             client.connection.api = asked  # type: ignore[method-assign]
         return told
 
-    found = discovery.Lanes(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    found = discovery.LaneDiscovery(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
     client.connection.api = asked  # type: ignore[method-assign]
     return found
 
 
 async def test_an_unused_lane_is_removed(client: aiqueue.Client) -> None:
     await drained(client)
-    assert await leaving(client, "NONE", asyncio.Event().wait)._removed(f"{STREAM}.acme-normal")
+    assert await leaving(client, "NONE", asyncio.Event().wait)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
     assert "acme-normal" not in await consumers(client)
 
 
 async def test_a_job_that_comes_before_a_lane_is_paused_keeps_it(client: aiqueue.Client) -> None:
     await drained(client)
     let_go = leaving(client, "INFO", lambda: client.enqueue(Echo(n=1), tenant="acme"))
-    assert not await let_go._removed(f"{STREAM}.acme-normal")
+    assert not await let_go._remove_consumer_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
@@ -212,7 +212,7 @@ async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monk
         while (await info_of(client)).get("paused"):
             await asyncio.sleep(0.01)
 
-    assert not await leaving(client, "PAUSE", over)._removed(f"{STREAM}.acme-normal")
+    assert not await leaving(client, "PAUSE", over)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
@@ -223,7 +223,7 @@ async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client:
     async def other() -> None:
         await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until})
 
-    assert await leaving(client, "PAUSE", other)._removed(f"{STREAM}.acme-normal")
+    assert await leaving(client, "PAUSE", other)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
     told = await info_of(client)
     assert told["paused"]
     assert told["config"]["pause_until"] == until
@@ -233,13 +233,13 @@ async def test_a_lane_that_was_made_anew_meanwhile_is_not_removed(client: aiqueu
     await drained(client)
     config = client.topology.family(FAMILY).lane_config("acme", "normal")
 
-    async def anew() -> None:
+    async def recreated() -> None:
         name = f"{STREAM}.acme-normal"
         await client.connection.api(f"CONSUMER.DELETE.{name}")
         request = {"stream_name": STREAM, "config": config, "action": "create"}
         await client.connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
 
-    assert not await leaving(client, "INFO", anew)._removed(f"{STREAM}.acme-normal")
+    assert not await leaving(client, "INFO", recreated)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
@@ -247,11 +247,11 @@ async def test_a_lane_that_is_hinted_while_it_is_to_go_stays(client: aiqueue.Cli
     await fill(client)
     ran = Ran()
     async with ran.worker.running(client) as session:
-        found = session._lanes
+        found = session.discovery
         await eventually(lambda: bool(found._settling), within=10)
         pull = next(iter(found._settling))
         found._on_hint(Hint(f"{subjects.HINTS}.{pull.key.family}.{pull.key.tenant}.{pull.key.priority}"))  # type: ignore[arg-type]
-        await eventually(lambda: bool(pull.standing), within=10)
+        await eventually(lambda: bool(pull.standing_request), within=10)
         assert found._open[pull.key] is pull
 
 
@@ -262,7 +262,7 @@ async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiq
 
         async def stopping() -> None:
             paused.set()
-            while not session._lanes._stopped:
+            while not session.discovery._stopped:
                 await asyncio.sleep(0.001)
 
         leaving(client, "PAUSE", stopping)
@@ -273,9 +273,9 @@ async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiq
 
 def test_where_a_job_is_delivered_once_only_no_lane_goes(client: aiqueue.Client) -> None:
     family = client.topology.family(FAMILY)
-    found = discovery.Lanes(client.connection, None, [family], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
+    found = discovery.LaneDiscovery(client.connection, None, [family], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
     lane = subjects.Lane(FAMILY, "acme", "normal")
-    assert found._passing(family, lane, 10)
-    assert not found._passing(dataclasses.replace(family, max_deliver=1), lane, 10)
-    assert not found._passing(dataclasses.replace(family, claim=True), lane, 10)
-    assert not found._passing(dataclasses.replace(family, lane_storage="file"), lane, 10)
+    assert found._may_remove_when_drained(family, lane, 10)
+    assert not found._may_remove_when_drained(dataclasses.replace(family, max_deliver=1), lane, 10)
+    assert not found._may_remove_when_drained(dataclasses.replace(family, claim=True), lane, 10)
+    assert not found._may_remove_when_drained(dataclasses.replace(family, lane_storage="file"), lane, 10)

@@ -23,8 +23,8 @@ class Ping(aiqueue.Message, kind="ping"):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiqueue.lanes.stalled.LOOK_S", 0.2)
-    monkeypatch.setattr("aiqueue.lanes.stalled.SILENT_S", 0.6)
+    monkeypatch.setattr("aiqueue.lanes.stalled.CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr("aiqueue.lanes.stalled.QUIET_S", 0.6)
 
 
 class Deaf(dict[int, Any]):
@@ -57,12 +57,12 @@ async def hears(client: aiqueue.Client) -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [each.getMessage() for each in caplog.records if each.name == "aiqueue.silence"]
+    return [each.getMessage() for each in caplog.records if each.name == "aiqueue.lanes.stalled"]
 
 
 async def drop_interest(session: Session) -> None:
     """As a server that has lost it: the worker goes on to believe in its inbox."""
-    subscription = session._puller._subscription
+    subscription = session.puller._subscription
     assert subscription is not None
     assert subscription._attached is not None
     await subscription._attached[1].unsubscribe()
@@ -114,7 +114,7 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
 async def test_lanes_that_give_nothing_for_a_reason_are_not_silent(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
-    caplog.set_level(logging.DEBUG, "aiqueue.silence")
+    caplog.set_level(logging.DEBUG, "aiqueue.lanes.stalled")
     release = asyncio.Event()
     busy = aiqueue.Worker(concurrency=4)
 
@@ -126,16 +126,16 @@ async def test_lanes_that_give_nothing_for_a_reason_are_not_silent(
         handle = await client.enqueue(Ping(), tenant="acme")  # in flight for long
         await eventually(lambda: session.running == 1)
         until = "2999-01-01T00:00:00Z"
-        await eventually(lambda: len(list(session._puller.lanes)) == 1)
+        await eventually(lambda: len(list(session.puller.lanes)) == 1)
         config = client.topology.family("agent.tasks").lane_config("globex", "normal")
         where = "AI_AGENT_TASKS.globex-normal"
         request = {"stream_name": "AI_AGENT_TASKS", "config": config, "action": "create"}
         await client.connection.api(f"CONSUMER.CREATE.{where}.{config['filter_subject']}", request)
         await client.connection.api(f"CONSUMER.PAUSE.{where}", {"pause_until": until})
         await client.enqueue(Ping(), tenant="globex")
-        await eventually(lambda: len(session._silence._cleared) == 2, within=10)
+        await eventually(lambda: len(session.stalled_watch._cleared) == 2, within=10)
         await asyncio.sleep(0.5)  # a second look at both would be under way
-        assert session._silence.since is None
+        assert session.stalled_watch.stalled_since is None
         release.set()
         assert await handle.result(10) is None
     assert not said(caplog)

@@ -1,4 +1,4 @@
-"""Messages, the jobs that carry them, and what a handler may say of its job."""
+"""Messages, the jobs that carry them, and what a handler raises about its job."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class Message(pydantic.BaseModel):
-    """A typed payload. Subclass it with a kind, and a family where it is not ``agent.tasks``::
+    """A typed payload. Subclass it with a kind, and with a family unless that is ``agent.tasks``::
 
         class Summarise(aiqueue.Message, kind="summarise"):
             text: str
 
-    The kind is what travels on the wire; without one it is the class's name. Fields that the model does not know
-    are ignored, so that producers can be upgraded first. Raises ValueError for a kind or family that cannot travel.
+    The kind names the message type on the wire; by default it is the class's name. Fields that the model does not have
+    are ignored, so that producers can be upgraded first. Raises ValueError for an invalid kind or family.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
 
-    aiq_kind: ClassVar[str] = ""  # not "kind": a payload may well have a field of that name
+    aiq_kind: ClassVar[str] = ""  # not "kind", because a payload may have a field of that name
     aiq_family: ClassVar[str] = "agent.tasks"
     aiq_documents: ClassVar[bool] = False  # whether a field may hold a Document
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
         super().__init_subclass__(**config)
-        if kind is None:  # Page[int] is a Page
+        if kind is None:  # a parametrised generic such as Page[int] keeps the kind of Page
             kind = cls.aiq_kind if "[" in cls.__name__ else cls.__name__
         cls.aiq_kind = kind
         if not KIND.fullmatch(cls.aiq_kind):
@@ -55,8 +55,10 @@ class Message(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """A message with options of its own, for `Client.enqueue_many`: those of `Client.enqueue`, None being what
-    `enqueue_many` was given. `headers` go over `enqueue_many`'s name by name; `delay` and `at` replace each other.
+    """A message with its own options, for `Client.enqueue_many`.
+
+    The options are those of `Client.enqueue`; None means the value that `enqueue_many` was given. `headers` are merged
+    with those of `enqueue_many`, and replace headers of the same name. `delay` or `at` here replaces both there.
     """
 
     message: Message = field(kw_only=False)
@@ -70,7 +72,7 @@ class JobSpec:
 
 
 def untyped(kind: str, family: str) -> type[Message]:
-    """A Message class that takes any fields, for tools that know a kind only by its name."""
+    """Return a Message class that takes any fields, for tools that know only the name of a kind."""
 
     class Untyped(Message, kind=kind, family=family, extra="allow"):
         pass
@@ -85,8 +87,9 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 class Progress(Protocol):
-    """Whom a job talks to: the runner, or in a child process the way to it. `progress` and `chunk` go to the job's
-    journal; `chunks` are a document's, verified.
+    """What a `Job` needs of its worker; in a child process, this forwards to the worker.
+
+    `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified.
     """
 
     @property
@@ -99,10 +102,10 @@ class Progress(Protocol):
 
 
 class Job(Generic[M_co]):
-    """One message being carried to a handler.
+    """A job as its handler gets it: a message, and the data of this attempt.
 
-    `attempt` counts from 1. `deadline` and `enqueued_at` are seconds since the epoch (`deadline` None: none).
-    `state` is what the worker's lifespan yielded. `headers` are those of the wire.
+    `attempt` counts from 1. `enqueued_at` and `deadline` are seconds since the epoch; `deadline` may be None.
+    `state` is the value that the worker's lifespan yielded. `headers` are the job's headers on the wire.
     """
 
     __slots__ = (
@@ -139,60 +142,64 @@ class Job(Generic[M_co]):
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for this attempt any more: its job was cancelled, its time is up, or the worker has
-        left. An async handler gets asyncio.CancelledError then; a plain function, which nothing can interrupt, may look
-        here now and then, and return.
+        """Whether this attempt should stop: its job was cancelled, its timeout is over, or the worker is stopping.
+
+        An async handler then gets asyncio.CancelledError. A handler that is a plain function cannot be interrupted; it
+        may check this now and then, and return.
         """
         return self._progress.cancelled
 
     async def progress(self, fraction: float, note: str = "") -> None:
-        """Tell how far the job is: `fraction` from 0 to 1 and a note. Goes to the job's journal.
+        """Report how far the job is, by a `fraction` from 0 to 1 and a note. Written to the job's journal.
 
-        Raises Stale when another attempt has taken the job over; let it pass, the work is no longer wanted.
+        Raises Stale if another attempt has taken over the job. Do not catch it: the work is no longer needed.
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
         await self._progress.progress(fraction, note)
 
     def progress_sync(self, fraction: float, note: str = "") -> None:
-        """The same for a handler that is a plain function."""
+        """As `progress`, for a handler that is a plain function."""
         drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
 
     async def chunk(self, data: Any) -> None:
-        """Give a part of what comes out of the job, such as a few words of an answer, to whoever follows it by
-        `Handle.stream`. Any data that a result may be; it goes to the job's journal, before the result does.
+        """Write a part of the job's output, such as a few words of an answer, for readers of `Handle.stream`.
 
-        Returns when there is room among the chunks that wait for the write under way: at most 256, or 1 MiB. Raises
-        TooLarge for one that no message can hold, and what writing earlier ones raised: Unavailable, and Stale when
-        another attempt has taken the job over; let that pass, the work is no longer wanted.
+        `data` may be anything that a result may be. It is written to the job's journal, before the result.
+
+        Chunks wait for the write in progress, at most 256 chunks or 1 MiB; this returns as soon as there is capacity.
+        Raises TooLarge for a chunk that exceeds a message, and errors of earlier writes: Unavailable, and Stale if
+        another attempt has taken over the job. Do not catch Stale: the work is no longer needed.
         """
         await self._progress.chunk(data)
 
     def chunk_sync(self, data: Any) -> None:
-        """The same for a handler that is a plain function: it waits in its thread until there is room."""
+        """As `chunk`, for a handler that is a plain function: it waits in its thread until there is capacity."""
         drive(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
 
     def open(self, document: Document) -> Chunks:
-        """Read a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.
+        """Open a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.
 
-        Raises BadInput for another tenant's.
+        Raises BadInput for a document of another tenant.
         """
-        return Chunks(self._own(document), self._progress.chunks)
+        self._check_tenant(document)
+        return Chunks(document, self._progress.chunks)
 
     def open_sync(self, document: Document) -> SyncChunks:
-        """The same for a handler that is a plain function."""
-        return SyncChunks(self._own(document), self._progress.chunks, self._progress.loop)
+        """As `open`, for a handler that is a plain function."""
+        self._check_tenant(document)
+        return SyncChunks(document, self._progress.chunks, self._progress.loop)
 
-    def _own(self, document: Document) -> Document:
+    def _check_tenant(self, document: Document) -> None:
+        """Raise BadInput for a document of another tenant."""
         if document.tenant != self.tenant:
-            raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {self.tenant}")
-        return document
+            raise BadInput(f"a job of tenant {self.tenant} cannot read a document of tenant {document.tenant}")
 
 
 class Retry(Exception):
-    """Raised by a handler: try this job again, `after` a delay (seconds or "30s"; None: the handler's backoff).
+    """Raise this in a handler to retry the job `after` a delay (seconds or "30s"; None: the handler's backoff).
 
-    It counts as an attempt; when the attempts are used up the job ends as a dead letter.
+    The attempt counts: when all attempts are used up, the job becomes a dead letter.
     """
 
     def __init__(self, reason: str = "the handler asked for a retry", *, after: str | float | None = None) -> None:
@@ -202,7 +209,7 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: this job can never succeed. It ends as a dead letter at once, with `reason`."""
+    """Raise this in a handler if the job can never succeed. It becomes a dead letter at once, with `reason`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -210,18 +217,18 @@ class Reject(Exception):
 
 
 def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
-    """`data` as `model`. Raises DecodeError naming the first field that does not fit."""
+    """Validate `data` as a `model`. Raises DecodeError, which names the first invalid field."""
     try:
         if model.model_validate.__func__ is not _MODEL_VALIDATE:  # type: ignore[attr-defined]
             return model.model_validate(data)
-        message: M = model.__pydantic_validator__.validate_python(data)  # what it comes to
+        message: M = model.__pydantic_validator__.validate_python(data)  # what model_validate calls; saves time
         return message  # noqa: TRY300
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the message"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        told = " ".join(first["msg"].split())
-        raise DecodeError(f"not a {model.aiq_kind}: {where}: {told}{more}") from None
-    except Exception as error:  # noqa: BLE001  (a model's own checks raise what they like, and pydantic lets it pass)
-        told = " ".join(str(error).split())[:500]
-        raise DecodeError(f"not a {model.aiq_kind}: {type(error).__name__}: {told}") from None
+        problem = " ".join(first["msg"].split())
+        raise DecodeError(f"not a {model.aiq_kind}: {where}: {problem}{more}") from None
+    except Exception as error:  # noqa: BLE001  (a model's own validators may raise anything, and pydantic passes it on)
+        problem = " ".join(str(error).split())[:500]
+        raise DecodeError(f"not a {model.aiq_kind}: {type(error).__name__}: {problem}") from None

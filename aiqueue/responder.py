@@ -1,4 +1,4 @@
-"""Answers the request/reply subjects: "the answer to this request", stored or still to come."""
+"""The responder: answers requests for a job's result, whether the result exists already or is still to come."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ from .requests import Claims, replies
 from .topology import Family
 from .units import seconds
 
-log = logging.getLogger("aiqueue.responder")
+log = logging.getLogger(__name__)
 
-NAME, VERSION = "aiqueue-responder", "1.0.0"  # among the micro services; the version is of what is answered, and how
-MARGIN_S = 0.25  # the answer that there is none is sent so much earlier, to be there in time
-WAIT_MAX_S = 3_600.0  # whatever deadline a request has
+NAME, VERSION = "aiqueue-responder", "1.0.0"  # as a NATS micro service; the version is that of the answers
+MARGIN_S = 0.25  # a timeout is answered this much before the request's deadline, to arrive in time
+WAIT_MAX_S = 3_600.0  # also for requests with a later deadline
 ENQUEUE_S = 10.0
-HEADERS_ROOM = 512  # bytes of an answer's headers, at most
+HEADERS_BYTES_MAX = 512  # of an answer
 
 
 class Responder:
-    """Answers requests on ``ai.gateway.responses.{tenant}``, ``ai.rag.results.{tenant}`` and those of other families
-    whose file has `reply_within`.
+    """Answers requests on ``ai.gateway.responses.{tenant}``, ``ai.rag.results.{tenant}``, and the answer subjects of
+    all other families whose stream file has `reply_within`.
 
-    A request names a job by its id (the header ``request_id``, or a body that is only the id) and is answered when the
-    job has ended. A full request whose id is unknown is enqueued once. It waits until the request's ``Aiq-Deadline``
-    (milliseconds since the epoch, at most an hour), without one for the family's `reply_within`; what comes later is
-    there for the next request.
+    A request names a job by its id: in a header such as ``request_id``, or as its whole body. It is answered when the
+    job has ended. A request with more than an id is enqueued if no job of the id exists. The responder waits until the
+    request's ``Aiq-Deadline`` (milliseconds since the epoch, at most an hour), or without one for the family's
+    `reply_within`. A later outcome is the answer to the next request.
 
-    `families`: which ones to answer for; None is all that have a `reply_within`. `tenants`: whose requests; None is
-    everybody's. `concurrency` (1 to 100,000, default 1,000) is how many requests may wait; one above that is told to
-    ask again. `drain_timeout` (default "5s"): what those that wait get when it is told to stop. Several responders
-    share the requests: they are NATS micro services in one queue group.
+    - `families`: the families to answer for; None: all with `reply_within`.
+    - `tenants`: the tenants to answer; None: all.
+    - `concurrency` (1 to 100,000, default 1,000): how many requests may wait. Further ones get a retryable error.
+    - `drain_timeout` (default "5s"): how long waiting requests are still answered after the responder is stopped.
+
+    Several responders share the requests: they are NATS micro services in one queue group.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Responder:
         drain_timeout: str | float = "5s",
     ) -> None:
         if isinstance(families, str) or isinstance(tenants, str):
-            raise BadInput("families and tenants are lists of names")
+            raise BadInput("families and tenants must be lists of names")
         if isinstance(concurrency, bool) or not 1 <= concurrency <= 100_000:
             raise BadInput(f"concurrency must be from 1 to 100,000, not {concurrency!r}")
         self.families = None if families is None else tuple(families)
@@ -63,22 +65,22 @@ class Responder:
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Service]:
-        """Answer beside other code on an open client; leaving the block drains.
+        """Answer requests while the block runs, on an open client. Leaving the block drains.
 
-        Raises UnknownFamily, BadInput where a family has no `reply_within`, AccessDenied, Unavailable.
+        Raises UnknownFamily, BadInput if a family has no `reply_within`, AccessDenied, Unavailable.
         """
         endpoints = [
             Endpoint(
                 f"{family.name.replace('.', '-')}{'' if tenant == '*' else f'-{tenant}'}",
                 f"{family.journal}.{tenant}",
-                _Desk(client, family, self).answer,
+                _FamilyResponder(client, family, self).answer,
             )
             for family in self.answered(client)
             for tenant in self.tenants or ("*",)
         ]
         service = Service(
             client.connection, endpoints, name=NAME, version=VERSION,
-            description="Answers to requests whose jobs aiqueue's workers run",
+            description="Answers requests for the results of aiqueue jobs",
         )  # fmt: skip
         await service.start()
         try:
@@ -87,30 +89,30 @@ class Responder:
             await service.stop(self.drain_timeout_s)
 
     def answered(self, client: Client) -> list[Family]:
-        """The families that it answers for."""
+        """Return the families that it answers for. Raises UnknownFamily, BadInput."""
         if self.families is None:
             found = [each for each in client.topology.work_families if each.reply_within_s is not None]
         else:
             found = [client.topology.family(name) for name in self.families]
         for family in found:
             if family.reply_within_s is None:
-                raise BadInput(f"family {family.name} answers no requests: state reply_within in {family.file}")
+                raise BadInput(f"family {family.name} answers no requests: set reply_within in {family.file}")
         if not found:
-            raise BadInput("no family answers requests: state reply_within in a stream file")
+            raise BadInput("no family answers requests: set reply_within in a stream file")
         return found
 
 
-class _Asked(NamedTuple):
-    """A request as it was read. `full`: there is more than an id, and it can be enqueued."""
+class _Request(NamedTuple):
+    """A parsed request. `can_enqueue`: it contains more than an id, so it can be enqueued as a job."""
 
     tenant: str
     job_id: str
-    full: bool
-    until: float | None  # seconds since the epoch
+    can_enqueue: bool
+    deadline: float | None  # seconds since the epoch
 
 
-class _Desk:
-    """Answers for one family."""
+class _FamilyResponder:
+    """Answers the requests of one family."""
 
     def __init__(self, client: Client, family: Family, responder: Responder) -> None:
         self._connection = client.connection
@@ -119,51 +121,53 @@ class _Desk:
         self._claims = Claims(client.journal, client.parking)
         self._producer = Producer(client.connection, client.topology)  # for its hints
         self._family = family
-        self._most = responder.concurrency
+        self._waiting_max = responder.concurrency
         self._waiting = 0
 
     async def answer(self, message: Received) -> Answer:
-        """Never raises for anything that a request holds."""
+        """Return the answer to a request. Every error becomes an answer; nothing in a request makes this raise."""
         as_json = replies.is_json(message.headers.get(headers.CONTENT_TYPE, ""), message.data)
         job_id = ""
         self._waiting += 1
         try:
-            asked = self._read(message)
-            job_id = asked.job_id
-            return self._said(await self._await(asked, message), job_id, as_json=as_json)
+            request = self._parse_request(message)
+            job_id = request.job_id
+            return self._to_answer(await self._wait_for_final_entry(request, message), job_id, as_json=as_json)
         except AIQueueError as error:
-            return replies.refusal(error, job_id, as_json=as_json)
+            return replies.error_answer(error, job_id, as_json=as_json)
         except asyncio.CancelledError:
-            return replies.refusal(Unavailable("this responder is leaving: ask again"), job_id, as_json=as_json)
+            return replies.error_answer(
+                Unavailable("this responder is stopping: repeat the request"), job_id, as_json=as_json
+            )
         except Exception as error:
-            log.exception("answering on %s", message.subject)
-            return replies.refusal(AIQueueError(f"{type(error).__name__}: {error}"), job_id, as_json=as_json)
+            log.exception("answering a request on %s failed", message.subject)
+            return replies.error_answer(AIQueueError(f"{type(error).__name__}: {error}"), job_id, as_json=as_json)
         finally:
             self._waiting -= 1
 
-    def _said(self, entry: Entry, job_id: str, *, as_json: bool) -> Answer:
-        """The answer that a last word is. Raises JobFailed, and TooLarge for a result that an answer cannot carry."""
+    def _to_answer(self, entry: Entry, job_id: str, *, as_json: bool) -> Answer:
+        """Return a job's final entry as an answer. Raises JobFailed, and TooLarge if the result exceeds a message."""
         if entry.event != RESULT:
-            raise entry.failure(job_id)
-        answer = replies.result(entry.data, job_id, as_json=as_json)
-        size = len(answer.body) + HEADERS_ROOM
-        if size > self._connection.max_payload:
-            raise TooLarge(size, self._connection.max_payload)
+            raise entry.as_error(job_id)
+        answer = replies.result_answer(entry.data, job_id, as_json=as_json)
+        size_bytes = len(answer.body) + HEADERS_BYTES_MAX
+        if size_bytes > self._connection.max_payload:
+            raise TooLarge(size_bytes, self._connection.max_payload)
         return answer
 
-    # -- reading
+    # -- reading a request
 
-    def _read(self, message: Received) -> _Asked:
-        """Which answer is asked for. Raises BadInput."""
-        told, family, body = message.headers, self._family, message.data
-        named: Any = told.get(headers.JOB_ID) or told.get(family.key or "")
-        full = False
+    def _parse_request(self, message: Received) -> _Request:
+        """Return which job a request is about. Raises BadInput."""
+        request_headers, family, body = message.headers, self._family, message.data
+        job_id: Any = request_headers.get(headers.JOB_ID) or request_headers.get(family.key or "")
+        can_enqueue = False
         if body.strip():
             try:
-                data = codec.read(
+                data = codec.decode_message(
                     body,
-                    content_type=told.get(headers.CONTENT_TYPE, ""),
-                    kind=told.get(headers.KIND, "")[:128],
+                    content_type=request_headers.get(headers.CONTENT_TYPE, ""),
+                    kind=request_headers.get(headers.KIND, "")[:128],
                     default_kind=family.default_kind,
                     aliases=family.aliases,
                 ).data
@@ -171,69 +175,77 @@ class _Desk:
                 text = body.decode("ascii", "replace").strip().strip('"')
                 if not subjects.TOKEN.fullmatch(text):
                     raise BadInput(f"the body is neither a request nor an id: {error.reason}") from None
-                named = named or text
+                job_id = job_id or text
             else:
-                named = named or data.get(family.key or "")
-                full = any(key != family.key for key in data)
+                job_id = job_id or data.get(family.key or "")
+                can_enqueue = any(key != family.key for key in data)
         tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
-        if not isinstance(named, str | int) or not str(named):
-            if not full:
-                raise BadInput(f"the request names no job: give the header {family.key}, or the id as the body")
-            named = subjects.new_id()
-        deadline = headers.number(told.get(headers.DEADLINE, ""))
-        return _Asked(tenant, subjects.foreign_id(str(named)), full, deadline / 1000 if deadline else None)
+        if not isinstance(job_id, str | int) or not str(job_id):
+            if not can_enqueue:
+                raise BadInput(f"the request names no job: set the header {family.key}, or send the id as the body")
+            job_id = subjects.new_id()
+        deadline_ms = headers.number(request_headers.get(headers.DEADLINE, ""))
+        deadline = deadline_ms / 1000 if deadline_ms else None
+        return _Request(tenant, subjects.foreign_id(str(job_id)), can_enqueue, deadline)
 
     # -- finding the answer
 
-    async def _await(self, asked: _Asked, message: Received) -> Entry:
-        """The job's last word. Raises ResultTimeout, Unavailable, and what enqueueing raises."""
-        if self._waiting > self._most:
-            raise Unavailable(f"{self._most:,} requests wait here already: ask again")
+    async def _wait_for_final_entry(self, request: _Request, message: Received) -> Entry:
+        """Return the job's final entry, once it is written. If no job of the id exists, enqueue the request first.
+
+        Raises ResultTimeout, Unavailable, and what enqueueing raises.
+        """
+        if self._waiting > self._waiting_max:
+            raise Unavailable(f"{self._waiting_max:,} requests wait here already: repeat the request")
         now, within_s = time.time(), self._family.reply_within_s or 0.0
-        until = now + within_s if asked.until is None else min(asked.until, now + WAIT_MAX_S)
-        end = time.monotonic() + until - now - MARGIN_S
-        subject = subjects.journal(str(self._family.journal), asked.tenant, asked.job_id)
+        deadline = now + within_s if request.deadline is None else min(request.deadline, now + WAIT_MAX_S)
+        end = time.monotonic() + deadline - now - MARGIN_S
+        subject = subjects.journal(str(self._family.journal), request.tenant, request.job_id)
         head = await self._journal.head(subject)
         if head is not None and head.final:
             return head
         run = head.run if head is not None else 0
-        if asked.full and not await self._known(asked, subject, begun=head is not None):
-            await self._enqueue(asked, message)
+        if request.can_enqueue and not await self._has_job(request, subject, started=head is not None):
+            await self._enqueue(request, message)
             run = 0
         try:
             found = await wait_for_outcome(self._journal, subject, run=run, timeout_s=max(0.0, end - time.monotonic()))
         except ResultTimeout:
-            raise ResultTimeout(f"job {asked.job_id} has not ended in time: ask again with its id") from None
-        assert found is not None  # without a stored job to look at it waits for a word
+            raise ResultTimeout(f"job {request.job_id} has not ended in time: repeat the request with its id") from None
+        assert found is not None  # never without `job`: then only a final entry ends the wait
         return found
 
-    async def _known(self, asked: _Asked, subject: str, *, begun: bool) -> bool:
-        """Whether the job has begun and is still there, or is parked. One that waits in its lane is not looked for: the
-        server knows its Msg-Id, and of two messages of an id one is run.
-        """
-        if begun:
-            return await self._claims.taken(self._family, subject, 0, math.inf) is not False
-        lane = subjects.Lane(self._family.name, asked.tenant, "*")
-        return bool(await self._parking.of(lane, asked.job_id))
+    async def _has_job(self, request: _Request, subject: str, *, started: bool) -> bool:
+        """Whether a job of the id has started and still exists, or is parked.
 
-    async def _enqueue(self, asked: _Asked, message: Received) -> None:
-        """Store the request as a job, as its sender would have. Its deadline is the answer's, not the job's."""
-        family, told = self._family, message.headers
-        wished = told.get(headers.PRIORITY, "")
-        lane = subjects.Lane(family.name, asked.tenant, wished if wished in family.priorities else subjects.NORMAL)
-        kept = headers.carried(told) | {
-            headers.MSG_ID: subjects.msg_id(family.name, asked.tenant, asked.job_id),
-            headers.JOB_ID: asked.job_id,
+        A job that waits in its lane is not looked for: the server drops the duplicate by its Msg-Id, and of two
+        messages with one id only one is run.
+        """
+        if started:
+            return await self._claims.is_taken_by_other_run(self._family, subject, 0, math.inf) is not False
+        lane = subjects.Lane(self._family.name, request.tenant, "*")
+        return bool(await self._parking.find_all(lane, request.job_id))
+
+    async def _enqueue(self, request: _Request, message: Received) -> None:
+        """Store the request as a job. The request's deadline is not the job's: it applies to the answer."""
+        family, request_headers = self._family, message.headers
+        priority = request_headers.get(headers.PRIORITY, "")
+        lane = subjects.Lane(
+            family.name, request.tenant, priority if priority in family.priorities else subjects.NORMAL
+        )
+        job_headers = headers.carried(request_headers) | {
+            headers.MSG_ID: subjects.msg_id(family.name, request.tenant, request.job_id),
+            headers.JOB_ID: request.job_id,
             headers.PRIORITY: lane.priority,
         }
         for name in (headers.KIND, headers.CONTENT_TYPE):
-            if name in told:
-                kept[name] = headers.ascii_line(told[name], 128)
+            if name in request_headers:
+                job_headers[name] = headers.ascii_line(request_headers[name], 128)
         if family.key:
-            kept[family.key] = asked.job_id
+            job_headers[family.key] = request.job_id
         self._producer.hint(lane)
         try:
-            await self._connection.store(subjects.work(*lane), message.data, kept, timeout_s=ENQUEUE_S)
+            await self._connection.store(subjects.work(*lane), message.data, job_headers, timeout_s=ENQUEUE_S)
         except LaneFull as error:
             raise LaneFull(str(lane), error.reason, limit=family.max_msgs_per_subject) from None
         except TooLarge as error:

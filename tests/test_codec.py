@@ -57,8 +57,8 @@ def tagged(number: int, value: Any) -> bytes:
     return cbor2.dumps(cbor2.CBORTag(number, value))
 
 
-def read(body: bytes, **more: Any) -> codec.Incoming:
-    return codec.read(body, default_kind="gateway.request", aliases={"llm_request": "gateway.request"}, **more)
+def read(body: bytes, **more: Any) -> codec.MessageBody:
+    return codec.decode_message(body, default_kind="gateway.request", aliases={"llm_request": "gateway.request"}, **more)
 
 
 # what is written can be read
@@ -351,9 +351,9 @@ def test_an_empty_body_is_refused() -> None:
 
 
 def test_a_version_is_known_if_accepted_or_not_claimed() -> None:
-    assert codec.known_version(None, ("1",))
-    assert codec.known_version("1", ("1",))
-    assert not codec.known_version("2", ("1",))
+    assert codec.is_accepted_version(None, ("1",))
+    assert codec.is_accepted_version("1", ("1",))
+    assert not codec.is_accepted_version("2", ("1",))
 
 
 SHARED = b"\xd8\x1c\x82\xd8\x1d\x00\x01"  # a list that refers to itself

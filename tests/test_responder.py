@@ -248,7 +248,7 @@ class TestOurRequester:
         with pytest.raises(InvalidToken):
             await client.request(Request(prompt="x"), tenant="acme", unique="*")
         async with aiqueue.Responder().running(client):
-            with pytest.raises(ResultTimeout, match="ask again with unique='t1'"):
+            with pytest.raises(ResultTimeout, match="repeat the request with unique='t1'"):
                 await client.request(Request(prompt="x"), tenant="acme", unique="t1", timeout=0.5)
             async with working(client):
                 with pytest.raises(JobFailed, match="not this one") as failed:
@@ -279,7 +279,7 @@ class TestOurRequester:
 
         with pytest.raises(BadInput, match="answers no requests"):
             await client.request(Task(), tenant="acme")
-        with pytest.raises(BadInput, match="state reply_within"):
+        with pytest.raises(BadInput, match="set reply_within"):
             async with aiqueue.Responder(families=["agent.tasks"]).running(client):
                 pass
 

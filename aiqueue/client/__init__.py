@@ -1,13 +1,13 @@
-"""The client: connect, enqueue, await a result, cancel; with asyncio or without.
+"""The client: connect, enqueue, wait for a result, cancel; with asyncio or without.
 
-May not run handlers: that is `worker`. What it wires together lives in the rooms below.
+This room may not run handlers: that is `worker`. It only combines what the rooms below do.
 """
 
 from __future__ import annotations
 
-from .blocking import SyncClient, SyncHandle, connect_sync
 from .cancel import Verdict
 from .client import Client, connect
 from .handle import Handle
+from .sync_client import SyncClient, SyncHandle, connect_sync
 
 __all__ = ["Client", "Handle", "SyncClient", "SyncHandle", "Verdict", "connect", "connect_sync"]

@@ -1,9 +1,10 @@
-"""Taking back a job, wherever it is: parked, queued, between two attempts, or in a worker that runs it.
+"""Cancelling a job: parked, queued, between two attempts, or while a worker runs it.
 
-What decides is the job's journal: a cancellation writes `cancelled`, an attempt `started`, `retry` or its result, and
-the server takes the first. Workers are then told, so that the one that runs the job stops it. A job that waits in its
-lane for the first time is taken out by way of parking, for its attempt would not look at the journal before it begins.
-All orders of writes are in docs/decisions/parking.md and docs/decisions/cancelling.md.
+The job's journal decides. A cancellation writes `cancelled`; an attempt writes `started`, `retry` or its result. All
+writes use optimistic concurrency, so the first one wins. Then the workers get a notice, and the one that runs the job
+stops it. The first attempt of a queued job does not read the journal before it starts. Therefore a queued job is
+taken out of its lane by way of parking. All orders of writes are in docs/decisions/parking.md and
+docs/decisions/cancelling.md.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from typing import NamedTuple
 from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..documents import Documents
-from ..enqueue import Enqueued, Parking, Waiting, waiting
+from ..enqueue import Enqueued, ParkedJob, Parking, parse_parked_job
 from ..errors import AIQueueError, NotFound, TooLarge, Unavailable
-from ..inspect import find
+from ..inspect import find_job
 from ..journal import CANCELLED, RETRY, WHILE_RUNNING, Entry, Journal, RunRecord
 from ..subjects import Lane
 from ..topology import Family, Topology
 
 TRIES_MAX = 8
-ALONE_MAX = 2  # overtaken more often by what the job's attempt writes, the attempt is told, and ends the job itself
-AGAIN_S = 0.05
+OWN_TRIES_MAX = 2  # after so many stale writes, the running attempt is asked to end the job itself
+PAUSE_FIRST_S = 0.05
 
 
 class Verdict(NamedTuple):
-    """Whether the job is cancelled, and a sentence about it. If not, nothing has changed."""
+    """Whether a job was cancelled, and a clause that explains it. If not, nothing was changed."""
 
     cancelled: bool
-    said: str
+    detail: str
 
 
-ENDED = Verdict(False, "it has ended already")
-DONE = Verdict(True, "it will not run")
-STOPPED = Verdict(True, "it has begun, and its worker is told to stop it")
+ALREADY_ENDED = Verdict(False, "it has already ended")
+WILL_NOT_RUN = Verdict(True, "it will not run")
+STOPPING = Verdict(True, "it has started, and its worker is told to stop it")
 
 
-class Cancels:
-    """Cancels jobs: those that are parked, queued, between two attempts or running."""
+class Canceller:
+    """Cancels jobs, wherever they are."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
@@ -51,164 +52,201 @@ class Cancels:
         self._documents = Documents(connection, topology)
         self.parking = Parking(connection, topology)
 
-    async def by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
-        """The job of this id, wherever it waits. Raises NotFound without a trace of it, BadInput where several tenants
-        or families have the id, and Unavailable, after which asking again is fine.
+    async def cancel_by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
+        """Cancel the job of this id, wherever it is.
+
+        Raises NotFound if nothing is known of it, BadInput if several tenants or families have the id, and Unavailable;
+        after that, cancelling again is safe.
         """
-        found = await find(self._connection, self.topology, job_id, family=family, tenant=tenant)
+        found = await find_job(self._connection, self.topology, job_id, family=family, tenant=tenant)
         lane = Lane(found.family.name, found.tenant, "*")
-        verdict = ENDED
-        for each in found.parked:
-            one = await self._parked(found.family, each)
+        verdict = ALREADY_ENDED
+        for parked in found.parked:
+            one = await self._cancel_parked(found.family, parked)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         if found.stored is not None:
             lane = subjects.parse_lane(found.stored.subject) or lane
-            one = await self._queued(found.family, lane, job_id, found.stored)
+            one = await self._cancel_queued(found.family, lane, job_id, found.stored)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         elif not found.parked and found.head is not None and found.head.event == CANCELLED:
-            return DONE
+            return WILL_NOT_RUN
         return verdict
 
-    async def enqueued(self, job: Enqueued) -> Verdict:
-        """The job of a handle. Raises Unavailable, after which asking again is fine."""
+    async def cancel_enqueued(self, job: Enqueued) -> Verdict:
+        """Cancel the job of a handle, wherever it is. Raises Unavailable; after that, cancelling again is safe."""
         family = self.topology.family(job.lane.family)
-        if job.word:
-            return await self._delayed(family, job)
+        if job.parking_id:
+            return await self._cancel_delayed(family, job)
         stored = await self._connection.get(job.stream, job.seq)
         if stored is not None and stored.headers.get(headers.JOB_ID, job.job_id) == job.job_id:
-            return await self._queued(family, job.lane, job.job_id, stored)
-        for each in await self.parking.of(job.lane, job.job_id):
-            if each.run == job.seq:
-                return await self._parked(family, each)
-        subject = _journal(family, job.lane, job.job_id)
-        record = await self._journal.record(subject, job.seq, 0.0)
+            return await self._cancel_queued(family, job.lane, job.job_id, stored)
+        for parked in await self.parking.find_all(job.lane, job.job_id):
+            if parked.run == job.seq:
+                return await self._cancel_parked(family, parked)
+        subject = _journal_subject(family, job.lane, job.job_id)
+        record = await self._journal.read_run(subject, job.seq, 0.0)
         if record.newest is not None and record.newest.event == CANCELLED:
-            return DONE
-        return await self._elsewhere(family, job, record)
+            return WILL_NOT_RUN
+        return await self._cancel_moved(family, job, record)
 
-    async def _elsewhere(self, family: Family, job: Enqueued, record: RunRecord) -> Verdict:
-        """A job that was parked after a failed attempt, and is on its way back, or has come to another place."""
-        told = record.told.data if record.told is not None and not record.ended else None
-        if record.told is None or not isinstance(told, dict):
-            return ENDED
-        if record.told.event == RETRY and told.get("parked"):  # its next attempt writes `started` first
-            return await self._forbid(family, job.lane, job.job_id, run=job.seq, enqueued_at=0.0, word=record.told.word)
-        place = told.get("seq")
-        stored = await self._connection.get(job.stream, place) if isinstance(place, int) and place else None
-        if stored is None or headers.number(stored.headers.get(headers.RUN, "")) != job.seq:
-            return ENDED
-        return await self._queued(family, job.lane, job.job_id, stored)
+    async def _cancel_moved(self, family: Family, job: Enqueued, record: RunRecord) -> Verdict:
+        """Cancel a job that was parked after a failed attempt, and is no longer found at its first location.
 
-    async def _delayed(self, family: Family, job: Enqueued) -> Verdict:
-        """A job that was enqueued with a delay. Before its first attempt its word is enough, wherever it is by now;
-        afterwards it is the run that this attempt has told.
+        1. It is on its way from parking to its lane: write `cancelled`; its next attempt sees that before it starts.
+        2. It has started again at another sequence: cancel it there.
+        3. Neither: it has ended.
         """
-        said = await self._journal.of_run(_journal(family, job.lane, job.job_id), 0, math.inf, job.word)
-        if said is not None and said.run:
-            return await self.enqueued(job._replace(stream=family.stream, seq=said.run, word=""))
-        verdict = await self._forbid(family, job.lane, job.job_id, run=0, enqueued_at=math.inf, word=job.word)
-        if verdict.cancelled:
-            stored = await self._connection.get(job.stream, job.seq)
-            found = await self.parking.of(job.lane, job.job_id)  # due, or parked again since
-            for one in [stored, *(each.stored for each in found if each.word == job.word)]:
-                if one is not None:
-                    await self._remove(job.stream, job.lane, one)
-        return verdict
+        recap = record.recap
+        data = recap.data if recap is not None and not record.ended else None
+        if recap is None or not isinstance(data, dict):
+            return ALREADY_ENDED
+        if recap.event == RETRY and data.get("parked"):
+            return await self._write_cancelled(
+                family, job.lane, job.job_id, run=job.seq, enqueued_at=0.0, parking_id=recap.parking_id
+            )
+        seq = data.get("seq")
+        stored = await self._connection.get(job.stream, seq) if isinstance(seq, int) and seq else None
+        if stored is None or headers.number(stored.headers.get(headers.RUN, "")) != job.seq:
+            return ALREADY_ENDED
+        return await self._cancel_queued(family, job.lane, job.job_id, stored)
 
-    async def _parked(self, family: Family, job: Waiting) -> Verdict:
-        place, enqueued_at = job.place, headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
-        verdict = await self._forbid(
-            family, place.lane, place.job_id, run=job.run, enqueued_at=enqueued_at, word=job.word
+    async def _cancel_delayed(self, family: Family, job: Enqueued) -> Verdict:
+        """Cancel a job that was enqueued with a delay.
+
+        1. An attempt has started: its entry names the run, which is cancelled like any other.
+        2. None has: the parking id identifies the job, parked or in its lane. Write `cancelled`, then delete the job.
+        """
+        subject = _journal_subject(family, job.lane, job.job_id)
+        newest = await self._journal.newest_of_run(subject, 0, math.inf, job.parking_id)
+        if newest is not None and newest.run:
+            return await self.cancel_enqueued(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
+        verdict = await self._write_cancelled(
+            family, job.lane, job.job_id, run=0, enqueued_at=math.inf, parking_id=job.parking_id
         )
         if verdict.cancelled:
-            await self._remove(self.parking.stream, place.lane, job.stored)
-            due = subjects.parked(place.lane, place.job_id, place.move, due=True)
-            there = await self._connection.last(self.parking.stream, due)
-            moved = waiting(there) if there is not None else None
-            if moved is not None and moved.word == job.word:
-                await self._connection.delete(self.parking.stream, moved.stored.seq)
+            first = await self._connection.get(job.stream, job.seq)
+            found = await self.parking.find_all(job.lane, job.job_id)  # it may be due, or parked again
+            for stored in [first, *(parked.stored for parked in found if parked.parking_id == job.parking_id)]:
+                if stored is not None:
+                    await self._delete_job(job.stream, job.lane, stored)
         return verdict
 
-    async def _queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
-        told = stored.headers
-        word = headers.word(told)
-        run, enqueued_at = headers.run(told, stored.seq, stored.time)
-        said = await self._journal.of_run(_journal(family, lane, job_id), run, enqueued_at, word)
-        begun = not word and (said is not None or stored.seq <= await self._delivered(family, lane))
-        if not word and not begun:
-            return await self._take_out(family, lane, job_id, stored)
-        verdict = await self._forbid(family, lane, job_id, run=run, enqueued_at=enqueued_at, word=word, begun=begun)
+    async def _cancel_parked(self, family: Family, job: ParkedJob) -> Verdict:
+        """Write `cancelled` for a parked job, then delete the job, also if it became due meanwhile."""
+        lane, job_id, move, _ = job.subject
+        enqueued_at = headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
+        verdict = await self._write_cancelled(
+            family, lane, job_id, run=job.run, enqueued_at=enqueued_at, parking_id=job.parking_id
+        )
         if verdict.cancelled:
-            await self._remove(family.stream, lane, stored)
+            await self._delete_job(self.parking.stream, lane, job.stored)
+            stored = await self._connection.last(self.parking.stream, subjects.parked(lane, job_id, move, is_due=True))
+            due = parse_parked_job(stored) if stored is not None else None
+            if due is not None and due.parking_id == job.parking_id:
+                await self._connection.delete(self.parking.stream, due.stored.seq)
         return verdict
 
-    async def _forbid(
-        self, family: Family, lane: Lane, job_id: str, *, run: int, enqueued_at: float, word: str, begun: bool = False
-    ) -> Verdict:
-        """Write `cancelled`, if it has not ended, and tell the workers, of which one may run it. `begun`: one may do so
-        without a word in its journal.
-        """
-        subject = _journal(family, lane, job_id)
-        for number in range(TRIES_MAX):
-            record = await self._journal.record(subject, run, enqueued_at, word)
-            said = record.newest
-            if said is not None and said.final:
-                if said.event != CANCELLED:
-                    return ENDED
-                return DONE if not number else STOPPED  # by its own attempt, as it was told
-            run = run or (said.run if said is not None else 0)
-            runs = said.event != RETRY if said is not None else begun
-            told, attempt = _last_word(said, runs=runs)
-            if number < ALONE_MAX or not runs:
-                if await self._journal.append(
-                    subject, CANCELLED, told, run=run, attempt=attempt, word=word, record=record
-                ):
-                    await self._tell(family, lane, job_id, run)
-                    return STOPPED if runs else DONE
-            else:
-                await self._tell(family, lane, job_id, run)
-                await asyncio.sleep(AGAIN_S * 2 ** (number - ALONE_MAX))
-        raise Unavailable(f"{subject}: {TRIES_MAX} writes were overtaken")
+    async def _cancel_queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
+        """Cancel a job in its lane.
 
-    async def _tell(self, family: Family, lane: Lane, job_id: str, run: int) -> None:
-        """Tell the workers. One that does not hear it looks for itself."""
-        if not run:  # enqueued with a delay, and no attempt has begun
+        1. It was neither parked nor delivered: take it out of the lane.
+        2. Otherwise: write `cancelled`, then delete the job. An attempt of it reads the journal before it starts, or
+           has started already and is stopped.
+        """
+        parking_id = headers.parking_id(stored.headers)
+        run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
+        newest = await self._journal.newest_of_run(_journal_subject(family, lane, job_id), run, enqueued_at, parking_id)
+        may_run = not parking_id and (newest is not None or stored.seq <= await self._last_delivered_seq(family, lane))
+        if not parking_id and not may_run:
+            return await self._take_out(family, lane, job_id, stored)
+        verdict = await self._write_cancelled(
+            family, lane, job_id, run=run, enqueued_at=enqueued_at, parking_id=parking_id, may_run=may_run
+        )
+        if verdict.cancelled:
+            await self._delete_job(family.stream, lane, stored)
+        return verdict
+
+    async def _write_cancelled(
+        self,
+        family: Family,
+        lane: Lane,
+        job_id: str,
+        *,
+        run: int,
+        enqueued_at: float,
+        parking_id: str,
+        may_run: bool = False,
+    ) -> Verdict:
+        """Write `cancelled` to the journal unless the run has ended, and send workers a notice.
+
+        `may_run`: an attempt may be running that has written nothing yet. If the running attempt writes so fast that
+        OWN_TRIES_MAX writes were stale, only the notice is sent; the attempt then writes `cancelled` itself.
+        Raises Unavailable.
+        """
+        subject = _journal_subject(family, lane, job_id)
+        for number in range(TRIES_MAX):
+            record = await self._journal.read_run(subject, run, enqueued_at, parking_id)
+            newest = record.newest
+            if newest is not None and newest.final:
+                if newest.event != CANCELLED:
+                    return ALREADY_ENDED
+                return WILL_NOT_RUN if not number else STOPPING  # after the first try: its attempt wrote it, as asked
+            run = run or (newest.run if newest is not None else 0)
+            is_running = newest.event != RETRY if newest is not None else may_run
+            data, attempt = _cancelled_entry(newest, is_running=is_running)
+            if number < OWN_TRIES_MAX or not is_running:
+                if await self._journal.append_if_unchanged(
+                    subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record
+                ):
+                    await self._notify_workers(family, lane, job_id, run)
+                    return STOPPING if is_running else WILL_NOT_RUN
+            else:
+                await self._notify_workers(family, lane, job_id, run)
+                await asyncio.sleep(PAUSE_FIRST_S * 2 ** (number - OWN_TRIES_MAX))
+        raise Unavailable(f"job {job_id} is not cancelled: its journal changed before each of {TRIES_MAX} writes")
+
+    async def _notify_workers(self, family: Family, lane: Lane, job_id: str, run: int) -> None:
+        """Tell the family's workers that a job is cancelled. One that misses this reads the journal."""
+        if not run:  # a delayed job of which no attempt has started
             return
         with contextlib.suppress(AIQueueError):
-            word = f"{lane.tenant} {job_id} {run}".encode()
-            await self._connection.publish(f"{subjects.CANCEL}.{family.name}", word)
+            payload = f"{lane.tenant} {job_id} {run}".encode()
+            await self._connection.publish(f"{subjects.CANCEL}.{family.name}", payload)
 
     async def _take_out(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
-        """Take a job that was not delivered out of its lane. A copy is parked first, for as long as a lease: it comes
-        back if this process dies on the way. A worker may get the job at this very moment: then it is stopped.
+        """Cancel an undelivered job: park a copy, delete the job from its lane, write `cancelled`, delete the copy.
+
+        If this process dies on the way, the copy comes back to the lane after the time of a lease, and the job is not
+        lost. If a worker gets the job just now, it is stopped like any running job.
         """
-        told = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
+        job_headers = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
         lane = subjects.parse_lane(stored.subject) or lane
         move = subjects.new_id()
+        due_at = time.time() + family.ack_wait_s
         try:
-            copy = await self.parking.park(lane, job_id, time.time() + family.ack_wait_s, told, stored.data, move=move)
+            copy = await self.parking.park(lane, job_id, due_at, job_headers, stored.data, move=move)
         except TooLarge:
             return Verdict(False, "it waits in its lane, and is too large to be taken out safely")
         if not await self._connection.delete(family.stream, stored.seq):
             await self._connection.delete(self.parking.stream, copy.seq)
-            return ENDED
-        begun = stored.seq <= await self._delivered(family, lane)
-        verdict = await self._forbid(
-            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, word=move, begun=begun
+            return ALREADY_ENDED
+        may_run = stored.seq <= await self._last_delivered_seq(family, lane)
+        verdict = await self._write_cancelled(
+            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=move, may_run=may_run
         )
         await self._connection.delete(self.parking.stream, copy.seq)
         if verdict.cancelled:
             await self._documents.release(lane.tenant, stored.headers)
         return verdict
 
-    async def _remove(self, stream: str, lane: Lane, stored: Stored) -> None:
-        """Take a cancelled job out of where it waits; it holds no documents any more."""
+    async def _delete_job(self, stream: str, lane: Lane, stored: Stored) -> None:
+        """Delete a cancelled job from its stream, and release its documents."""
         await self._connection.delete(stream, stored.seq)
         if headers.DOCUMENT_REF in stored.headers:
             await self._documents.release(lane.tenant, stored.headers)
 
-    async def _delivered(self, family: Family, lane: Lane) -> int:
-        """The last sequence that was handed to a worker, 0 where the lane has no consumer."""
+    async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:
+        """Return the last sequence of a lane that was delivered to a worker; 0 if the lane has no consumer."""
         name = family.lane_name(lane.tenant, lane.priority)
         try:
             info = await self._connection.api(f"CONSUMER.INFO.{family.stream}.{name}")
@@ -217,16 +255,17 @@ class Cancels:
         return int(info["delivered"]["stream_seq"])
 
 
-def _last_word(said: Entry | None, *, runs: bool) -> tuple[dict[str, str], int]:
-    """What `cancelled` says, and of which attempt it does."""
-    if runs:
-        return WHILE_RUNNING, said.attempt if said is not None else 1
-    if said is not None:
-        return {"reason": CANCELLED, "error": "taken back between attempts"}, said.attempt
-    return {"reason": CANCELLED, "error": "taken back before it began"}, 0
+def _cancelled_entry(newest: Entry | None, *, is_running: bool) -> tuple[dict[str, str], int]:
+    """Return data and attempt number of a `cancelled` entry. `newest` is the run's newest entry so far."""
+    if is_running:
+        return WHILE_RUNNING, newest.attempt if newest is not None else 1
+    if newest is not None:
+        return {"reason": CANCELLED, "error": "cancelled between attempts"}, newest.attempt
+    return {"reason": CANCELLED, "error": "cancelled before it started"}, 0
 
 
-def _journal(family: Family, lane: Lane, job_id: str) -> str:
+def _journal_subject(family: Family, lane: Lane, job_id: str) -> str:
+    """Return the subject of a job's journal. Raises NotFound if its family has none."""
     if family.journal is None:
         raise NotFound(f"family {family.name} keeps no journal, so its jobs cannot be cancelled")
     return subjects.journal(family.journal, lane.tenant, job_id)

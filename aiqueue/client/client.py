@@ -1,4 +1,4 @@
-"""The façade: a connection, what is declared on it, and enqueueing."""
+"""The client: a connection to the queue, and everything that a user does with jobs except running them."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from ..connection import Connection
 from ..documents import Documents
 from ..enqueue import (
     Bulk,
+    BulkOptions,
     DeadLetters,
     Enqueued,
-    Form,
     Items,
+    JobTemplate,
     OnFull,
-    Options,
     Parking,
     Producer,
-    Progress,
-    due_time,
-    duration,
-    identity,
-    patiently,
+    ProgressCallback,
+    parse_duration,
+    resolve_due_at,
+    resolve_job_id,
+    retry_while_full,
 )
 from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
-from ..inspect import find
+from ..inspect import find_job
 from ..job import Message
 from ..journal import Journal
 from ..mailbox import Inboxes
-from ..requests import call
+from ..requests import request_result
 from ..server import EmbeddedServer
 from ..topology import Topology, provision
-from .cancel import Cancels
+from .cancel import Canceller
 from .handle import Handle
 
-log = logging.getLogger("aiqueue.client")
+log = logging.getLogger(__name__)
 
 
 class Client:
-    """A connection to the queue; made by `connect`, used as an async context manager."""
+    """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -54,26 +54,28 @@ class Client:
         self._embedded: EmbeddedServer | None = None
         self._connection: Connection | None = None
         self._producer: Producer | None = None
-        self._ways: tuple[Journal, Cancels] | None = None  # what all handles lead by; made once, for there are many
+        self._for_handles: tuple[Journal, Canceller] | None = None  # shared by all handles, because there may be many
 
     @property
     def connection(self) -> Connection:
-        """The open connection; for aiqueue's own modules."""
+        """The open connection; for aiqueue's own modules. Raises BadInput if the client is not open."""
         if self._connection is None:
             raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
         return self._connection
 
     @property
     def journal(self) -> Journal:
+        """The jobs' journals; for aiqueue's own modules."""
         return Journal(self.connection, self.topology.journal_stream.name)
 
     @property
     def dead(self) -> DeadLetters:
+        """Dead letters: `find`, `get`, `replay`, `purge`."""
         return DeadLetters(self.connection, self.topology)
 
     @property
     def documents(self) -> Documents:
-        """Large bytes that are kept beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
+        """Documents, which are large bytes stored beside the jobs: `put`, `open`, `get`, `find`, `forget`."""
         return Documents(self.connection, self.topology)
 
     @property
@@ -83,19 +85,21 @@ class Client:
 
     @property
     def parking(self) -> Parking:
+        """Jobs that wait for a time; for aiqueue's own modules."""
         return Parking(self.connection, self.topology)
 
     @property
-    def cancels(self) -> Cancels:
-        return Cancels(self.connection, self.topology)
+    def cancels(self) -> Canceller:
+        """What `cancel` uses; for aiqueue's own modules."""
+        return Canceller(self.connection, self.topology)
 
     @property
     def embedded(self) -> bool:
-        """Whether this is the directory's own server and not one that was named."""
+        """Whether the client uses the directory's embedded server, because no server address was given."""
         return self._embedded is not None
 
     async def open(self, *, declare: bool = True) -> Self:
-        """Connect; on an embedded server, `declare` the streams too. Safe twice.
+        """Connect. On an embedded server, with `declare`, also create or update the streams. Safe twice.
 
         Raises Unavailable, AccessDenied, SettingsError, EmbeddedError.
         """
@@ -122,13 +126,13 @@ class Client:
             raise
         self._connection = connection
         self._producer = Producer(connection, self.topology)
-        self._ways = self.journal, self.cancels
+        self._for_handles = self.journal, self.cancels
         return self
 
     async def close(self) -> None:
-        """Leave; the embedded server ends with its last user. Safe twice and unopened."""
+        """Disconnect. The embedded server stops when its last user has left. Safe twice and unopened."""
         connection, self._connection = self._connection, None
-        self._producer = self._ways = None
+        self._producer = self._for_handles = None
         if connection is not None:
             await connection.close()
         await self._release()
@@ -155,29 +159,31 @@ class Client:
         on_full: OnFull = "raise",
         timeout: str | float = 30.0,
     ) -> Handle:
-        """Store one job and return its handle when the server has acknowledged it.
+        """Store one job, and return its handle once the server has acknowledged the job.
 
-        `unique` is the job's id: a second job of the same tenant, family and id within the stream's duplicate window
-        (10 minutes) is not stored, and its handle says `duplicate` and leads to the first. Without it the message's
-        own key counts (request_id, query_id, task_id, document_id), else a new id is made. `headers` travel with the
-        job (ASCII). `deadline` (seconds from now, or "5m"): a job not begun by then ends as a dead letter.
-        `delay` (seconds or "10m") or `at` (a datetime with a time zone, or seconds since the epoch) has it wait, at
-        most a year, before it enters its lane: never early, and as a rule within half a second. A time that has
-        passed means at once. While it waits, a second delayed job of its id is a duplicate.
-        `on_full`: "raise" QueueFull, or "wait" with backoff. `timeout` bounds everything, retries while the server
-        is away included.
+        - `unique`: the job's id. A second job of the same tenant, family and id is not stored within the stream's
+          duplicate window (10 minutes); its handle has `duplicate` set, and its results are those of the first job.
+          Without `unique`, the message's key is the id (request_id, query_id, task_id or document_id, depending on the
+          family), and without a key the id is new.
+        - `headers`: ASCII, sent with the job.
+        - `deadline` (seconds from now, or "5m"): a job that has not started by then becomes a dead letter.
+        - `delay` (seconds or "10m"), or `at` (a datetime with a time zone, or seconds since the epoch): the job waits
+          until then, at most a year, before it enters its lane. It is never early, and usually at most half a second
+          late. A time in the past means at once. While it waits, a second delayed job of its id is a duplicate.
+        - `on_full`: "raise" QueueFull, or "wait" with backoff.
+        - `timeout` (seconds or "30s"): for the whole call, retries included.
 
-        Raises BadInput (InvalidToken, EncodeError, TooLarge, UnknownFamily), QueueFull, Unavailable (its
-        `maybe_stored` says whether the job may be stored all the same; the same `unique` makes another try safe),
-        NotFound (the stream is not there: `aiqueue apply`), AccessDenied.
+        Raises BadInput (InvalidToken, EncodeError, TooLarge, UnknownFamily), QueueFull, AccessDenied, NotFound (the
+        stream is missing: run `aiqueue apply`), and Unavailable. Its `maybe_stored` tells whether the job may have been
+        stored; trying again is safe with the same `unique`.
         """
-        producer, timeout_s = self._opened(), duration("timeout", timeout)
-        assert self._ways is not None
-        journal, cancels = self._ways
-        due = None if delay is None and at is None else due_time(delay, at)
-        if due is not None:
-            form = producer.form(message, tenant, priority, headers, deadline)
-            enqueued = await self._park(form, message, unique, due, on_full, timeout_s)
+        producer, timeout_s = self._open_producer(), parse_duration("timeout", timeout)
+        assert self._for_handles is not None
+        journal, cancels = self._for_handles
+        due_at = None if delay is None and at is None else resolve_due_at(delay, at)
+        if due_at is not None:
+            template = producer.template(message, tenant, priority, headers, deadline)
+            enqueued = await self._park_job(template, message, unique, due_at, on_full, timeout_s)
         else:
             enqueued = await producer.enqueue(
                 message,
@@ -191,30 +197,37 @@ class Client:
             )
         return Handle(enqueued, self.topology.family(message.aiq_family), journal, cancels)
 
-    async def _park(
-        self, form: Form, message: Message, unique: str | None, due: float, on_full: OnFull, timeout_s: float
+    async def _park_job(
+        self,
+        template: JobTemplate,
+        message: Message,
+        unique: str | None,
+        due_at: float,
+        on_full: OnFull,
+        timeout_s: float,
     ) -> Enqueued:
-        job_id, by_caller = identity(form.family, message, unique)
-        producer, end = self._opened(), time.monotonic() + timeout_s
-        attached = await producer.attach(
-            message, form, form.block(job_id), codec.encode(message), end=end, by_caller=by_caller
+        """Store a delayed job, with its documents."""
+        job_id, by_caller = resolve_job_id(template.family, message, unique)
+        producer, end = self._open_producer(), time.monotonic() + timeout_s
+        attached = await producer.attach_documents(
+            message, template, template.header_block(job_id), codec.encode(message), end=end, by_caller=by_caller
         )
 
         async def store(left_s: float) -> Enqueued:
-            return await self.parking.delay(
-                form, job_id, due, attached.block, attached.body, by_caller=by_caller, timeout_s=left_s
+            return await self.parking.store_delayed(
+                template, job_id, due_at, attached.block, attached.body, by_caller=by_caller, timeout_s=left_s
             )
 
         try:
-            enqueued = await patiently(store, form, on_full, end - time.monotonic())
+            enqueued = await retry_while_full(store, template, on_full, end - time.monotonic())
         except AIQueueError as error:
-            await producer.detach(attached, error)
+            await producer.release_unless_stored(attached, error)
             raise
         if enqueued.duplicate:
-            await producer.documents.release(form.lane.tenant, attached.held)
+            await producer.documents.release(template.lane.tenant, attached.document_headers)
         return enqueued
 
-    def enqueue_many(  # noqa: PLR0913  (what holds for all jobs)
+    def enqueue_many(  # noqa: PLR0913  (the options of all jobs)
         self,
         items: Items,
         *,
@@ -227,52 +240,62 @@ class Client:
         on_full: OnFull = "raise",
         window: int = 1_000,
         timeout: str | float = 30.0,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> AsyncGenerator[Handle | AIQueueError, None]:
-        """Store many jobs, and yield for each item, in their order, its handle or the error that kept it out::
+        """Store many jobs. Yield for each item, in order, its handle or the error because of which it was not stored::
 
             async for outcome in client.enqueue_many(messages, tenant="acme"):
-                if isinstance(outcome, aiqueue.AIQueueError): ...  # outcome.item is what was not stored
+                if isinstance(outcome, aiqueue.AIQueueError): ...  # outcome.item was not stored
 
-        `items`: any iterable or async iterable, endless ones too, of Message or JobSpec (a message with its own
-        tenant, priority, unique, headers, deadline, delay or at). It is read only as far as the window goes: at most
-        `window` items (and 32 MiB of bodies) that were taken and not yet yielded. A plain iterable is read on the
-        event loop, so it should not block. What it raises is raised here, after the outcomes of all items before it. An
-        error about one item is yielded, never raised, and stops no other.
+        `items`: any iterable or async iterable, also an endless one, of Message or JobSpec (a message with its own
+        tenant, priority, unique, headers, deadline, delay or at). At most `window` items, and 32 MiB of bodies, are
+        taken and not yet yielded; no more is read. A plain iterable is read on the event loop, so it should not block.
+        An error that the iterable raises is raised here, after the outcomes of all items before it. An error about one
+        item is yielded, not raised, and does not stop the others.
 
-        Jobs are sent in the order of the items, so a lane holds them in that order, except where one was tried
-        again: after a PubAck that did not come, a full lane, a cluster without a leader, or, on a server that syncs
-        every write, in a batch that was refused for another job. Each item is tried with the same id until `timeout`
-        (from when it was taken) is over. `on_full`: a full lane's items fail with QueueFull, or "wait" with backoff;
-        other lanes' items pass them, but are yielded after them, so that a lane which stays full holds the window up
-        for at most `timeout`. `deadline` and `delay` count from when the item was taken.
+        A lane holds its jobs in the order of the items, except those that had to be retried: after a lost PubAck, a
+        full lane, a cluster without a leader, or, on a server that syncs every write, a batch that was refused because
+        of another job. Each item is retried with the same id until `timeout` is over, counted from when it was taken;
+        `deadline` and `delay` count from then, too. `on_full`: items of a full lane fail with QueueFull ("raise"), or
+        are retried with backoff ("wait"). Items of other lanes are stored meanwhile, but yielded after them. So a lane
+        that stays full blocks the window for at most `timeout`.
 
-        `progress(stored, failed)` counts what was yielded; it is called at most 10 times a second and at the end.
-        Leaving early (`aclose`, `contextlib.aclosing`, cancellation) forgets what is under way: those that were sent
-        may be stored all the same, and nothing says so. Raises BadInput for a wrong argument, at once.
+        `progress(stored, failed)` gets the counts of yielded items, at most 10 times a second and at the end. Leaving
+        early (`aclose`, `contextlib.aclosing`, cancellation) drops the items that are not yielded yet; those that were
+        sent may still be stored. Raises BadInput for a wrong argument, at once.
         """
-        producer = self._opened()
+        producer = self._open_producer()
         journal, cancels = self.journal, self.cancels
         if deadline is not None:
-            duration("deadline", deadline)
-        due_time(delay, at)
-        options = Options(
-            tenant, priority, headers, deadline, delay, at, on_full, window, duration("timeout", timeout), progress
+            parse_duration("deadline", deadline)
+        resolve_due_at(delay, at)
+        options = BulkOptions(
+            tenant,
+            priority,
+            headers,
+            deadline,
+            delay,
+            at,
+            on_full,
+            window,
+            parse_duration("timeout", timeout),
+            progress,
         )
 
-        def made(enqueued: Enqueued, form: Form) -> Handle:
-            return Handle(enqueued, form.family, journal, cancels)
+        def make_handle(enqueued: Enqueued, template: JobTemplate) -> Handle:
+            return Handle(enqueued, template.family, journal, cancels)
 
-        return Bulk(producer, self.parking, options, made).run(items)
+        return Bulk(producer, self.parking, options, make_handle).run(items)
 
     async def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Handle:
-        """The handle of a job that was enqueued elsewhere, by its id; `family` and `tenant` narrow the search, which is
-        that of `aiqueue inspect`. Where an id was used again it is the newest job's.
+        """Return the handle of a job by its id, for jobs that were enqueued elsewhere.
 
-        Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
+        `family` and `tenant` narrow the search, which is the one of `aiqueue inspect`. If the id was used repeatedly,
+        the handle is the newest job's. Raises NotFound if nothing is known of the job, BadInput if several tenants or
+        families have this id, Unavailable.
         """
-        found = await find(self.connection, self.topology, job_id, family=family, tenant=tenant)
-        return Handle(found.enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
+        found = await find_job(self.connection, self.topology, job_id, family=family, tenant=tenant)
+        return Handle(found.to_enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
 
     async def request(
         self,
@@ -284,39 +307,51 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: str | float | None = None,
     ) -> Any:
-        """Ask for the result of a message's job, as plain data: a responder (`aiqueue respond`, or any other service on
-        the family's answer subject) enqueues it once and answers when it has ended.
+        """Request the result of a message's job, and return it as plain data.
 
-        For families with `reply_within` (gateway.requests, rag.queries). `unique`, or the message's own key, is the
-        job's id: asked again with it, the same job answers. `timeout` (seconds or "30s"): by default the family's
-        `reply_within`; a responder that dies meanwhile is asked again.
+        A responder (`aiqueue respond`, or any other service on the family's answer subject) enqueues the job once, and
+        answers when it has ended. This works for families with `reply_within` (gateway.requests, rag.queries).
+        `unique`, or the message's key, is the job's id: a repeated request with the same id is answered by the same
+        job. `timeout` (seconds or "30s"; default: the family's `reply_within`): if a responder dies meanwhile, the
+        request is sent again.
 
-        Raises JobFailed, ResultTimeout (the job goes on), QueueFull, BadInput, and Unavailable where nobody answers.
+        Raises JobFailed, ResultTimeout (the job continues), QueueFull, BadInput, and Unavailable if there is no
+        responder.
         """
-        timeout_s = None if timeout is None else duration("timeout", timeout)
-        return await call(
-            self._opened(), message, tenant=tenant, priority=priority, unique=unique, extra=headers, timeout_s=timeout_s
+        timeout_s = None if timeout is None else parse_duration("timeout", timeout)
+        return await request_result(
+            self._open_producer(),
+            message,
+            tenant=tenant,
+            priority=priority,
+            unique=unique,
+            extra=headers,
+            timeout_s=timeout_s,
         )
 
     async def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
-        """Take a job back by its id, as `Handle.cancel`, wherever it is: `family` and `tenant` narrow the search.
+        """Cancel a job by its id, wherever it is; see `Handle.cancel`. `family` and `tenant` narrow the search.
 
-        Raises NotFound without a trace of it, BadInput where several tenants or families have this id, Unavailable.
+        Raises NotFound if nothing is known of the job, BadInput if several tenants or families have this id,
+        Unavailable.
         """
-        return (await self.cancels.by_id(job_id, family=family, tenant=tenant)).cancelled
+        return (await self.cancels.cancel_by_id(job_id, family=family, tenant=tenant)).cancelled
 
-    def _opened(self) -> Producer:
+    def _open_producer(self) -> Producer:
+        """Return the producer of the open client. Raises BadInput if the client is not open."""
         if self._producer is None:
             raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
         return self._producer
 
     async def _declare(self, connection: Connection) -> None:
+        """Create or update the streams of the embedded server, as far as that is safe."""
         try:
             await provision.apply(connection, self.topology)
         except (ConfigMismatch, DataLossRefused) as error:
-            log.warning("the embedded server keeps its streams as they are (`aiqueue plan`): %s", error)
+            log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
 
     async def _revive(self) -> str:
+        """Start the embedded server again if it has died, and return its address."""
         assert self._embedded is not None
         await asyncio.to_thread(self._embedded.ensure)
         return self._embedded.url
@@ -328,7 +363,7 @@ class Client:
 
 
 async def _acquire(directory: Path | None) -> EmbeddedServer:
-    """A hold on the directory's server; cancelled meanwhile, the hold that the thread still gets is given up."""
+    """Start to use the directory's server. If this is cancelled, the use that the thread still acquires is released."""
     acquiring = asyncio.create_task(asyncio.to_thread(EmbeddedServer.acquire, directory))
     try:
         return await asyncio.shield(acquiring)
@@ -338,13 +373,14 @@ async def _acquire(directory: Path | None) -> EmbeddedServer:
 
 
 def connect(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> Client:
-    """A client, not yet open: ``async with aiqueue.connect() as client:``.
+    """Return a client that is not open yet: ``async with aiqueue.connect() as client:``.
 
-    `url` and `arguments` are those of `Settings`; what is not given comes from the environment, ``aiqueue.toml`` and
-    defaults. With no address anywhere the directory's embedded server is used. Raises SettingsError, TopologyError.
+    `url` and `arguments` are those of `Settings`. What is not given comes from the environment, from ``aiqueue.toml``,
+    or is the default. If no server address is found, the directory's embedded server is used.
+    Raises SettingsError, TopologyError.
     """
     if settings is not None and (url is not None or arguments):
-        raise BadInput("give either settings or single arguments, not both")
+        raise BadInput("pass either settings= or single arguments, not both")
     if isinstance(arguments.get("streams"), str):
         arguments["streams"] = Path(arguments["streams"])
     return Client(settings or Settings.load(url=url, **arguments))

@@ -1,4 +1,4 @@
-"""What enqueue returns: the job's name, and the way to its result."""
+"""The handle of an enqueued job: its id, its result, its stream of items, and cancelling it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import subjects
-from ..enqueue import Enqueued, duration
+from ..enqueue import Enqueued, parse_duration
 from ..errors import NotFound, ResultDisabled
-from ..inspect import JobStats, job
+from ..inspect import JobStats, stats
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
 from ..topology import Family
-from .cancel import Cancels, Verdict
+from .cancel import Canceller, Verdict
 
 
 class Handle:
-    """An enqueued job. `duplicate` says that a job of this id was there already and nothing new was stored."""
+    """An enqueued job. `duplicate`: a job of this id existed already, and nothing new was stored."""
 
-    def __init__(self, enqueued: Enqueued, family: Family, journal: Journal, cancels: Cancels) -> None:
+    def __init__(self, enqueued: Enqueued, family: Family, journal: Journal, cancels: Canceller) -> None:
         self._enqueued = enqueued
         self._family = family
         self._journal = journal
@@ -52,27 +52,26 @@ class Handle:
 
     @property
     def due(self) -> float | None:
-        """When a delayed job is to begin, in seconds since the epoch; None for one that was not delayed."""
-        return self._enqueued.due
+        """When a delayed job is to start, in seconds since the epoch; None for a job without a delay."""
+        return self._enqueued.due_at
 
     async def result(self, timeout: str | float | None = None) -> Any:
-        """What the handler returned, as plain data, waiting up to `timeout` (seconds or "30s"; None: without end).
+        """Wait for the job's result, and return it as plain data. `timeout`: seconds or "30s"; None: without end.
 
-        Woken by the job's last word. Raises JobFailed (reason
-        "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled when the job ended well
-        under a handler that keeps no results. Results are kept as long as the journal's stream keeps them (a day).
+        Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled if the job
+        succeeded but its handler keeps no results. Results are kept as long as the journal's stream keeps them (a day).
         """
-        left_s = None if timeout is None else duration("timeout", timeout)
+        left_s = None if timeout is None else parse_duration("timeout", timeout)
         end, run = time.monotonic() + (left_s or 0.0), self._run
         while True:
             entry = await wait_for_outcome(
                 self._journal,
-                self._subject(),
+                self._journal_subject(),
                 run=run,
                 timeout_s=left_s,
                 job=(self._family.stream, run),
-                word=self._enqueued.word,
-                parked=self._parked,
+                parking_id=self._enqueued.parking_id,
+                parked=self._is_parked,
             )
             claimant = await self._claimant(run) if entry is None else None
             if claimant is None:
@@ -81,41 +80,43 @@ class Handle:
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
-            raise entry.failure(self.id)
+            raise entry.as_error(self.id)
         return entry.data
 
     async def stream(
         self, *, after: str | None = None, timeout: str | float | None = None
     ) -> AsyncGenerator[StreamItem, None]:
-        """What the job's journal says, as it is written: each chunk that its handler gives is one item, and so is each
-        other entry (started, progress, retry, and at last result, failed or cancelled)::
+        """Yield the entries of the job's journal as they are written.
+
+        Each chunk of the handler's output is an item, and so is each other entry: started, progress, retry, and at the
+        end result, failed or cancelled::
 
             async with contextlib.aclosing(handle.stream()) as items:
                 async for item in items:
                     if item.event == "chunk":
                         print(item.data, end="")
-                    elif item.event == "restart":  # another attempt begins anew: what it gave so far does not count
+                    elif item.event == "restart":  # the previous attempt was lost: discard its output
                         print()
 
-        From the beginning, or `after` the `cursor` of an earlier item: each item comes once and in order, over lost
-        links too. An item "gap" says that some are missing: they have expired, or there was no room for them. It ends
-        after the final item, or when the job ends without one: its handler keeps no result.
+        `after`: the `cursor` of an earlier item, to continue behind it; None starts at the beginning. Each item comes
+        once and in order, also over lost links. An item "gap" marks missing items, which have expired or could not be
+        stored. The stream ends after the final item, or, if the handler keeps no results, when the job ends.
 
-        Raises ResultTimeout when it has not ended within `timeout`, BadInput for a wrong cursor.
+        Raises ResultTimeout if the job has not ended within `timeout`, BadInput for an invalid cursor.
         """
-        left_s = None if timeout is None else duration("timeout", timeout)
+        left_s = None if timeout is None else parse_duration("timeout", timeout)
         end = time.monotonic() + (left_s or 0.0)
         run: int | None = self._run
         while run is not None:
             items = follow(
                 self._journal,
-                self._subject(),
+                self._journal_subject(),
                 run=run,
                 after=after,
                 timeout_s=left_s,
                 job=(self._family.stream, run),
-                word=self._enqueued.word,
-                parked=self._parked,
+                parking_id=self._enqueued.parking_id,
+                parked=self._is_parked,
             )
             item = None
             async with aclosing(items):
@@ -125,40 +126,45 @@ class Handle:
             left_s = None if left_s is None else max(0.0, end - time.monotonic())
 
     async def _claimant(self, run: int) -> int | None:
-        """The run that was taken in place of `run`, whose message is gone without a last word: in a family that claims
-        its ids it was a duplicate.
+        """Return the run that was run instead of `run`, which is gone and left no final entry; None if there is none.
+
+        In a family that claims its job ids, `run` was then a duplicate.
         """
-        head = await self._journal.head(self._subject()) if self._family.claim else None
+        head = await self._journal.head(self._journal_subject()) if self._family.claim else None
         return head.run if head is not None and head.run and head.run != run else None
 
     async def status(self) -> JobStats:
-        """Where the job is and what is known of it. Raises NotFound when nothing is, any more; Unavailable."""
-        return await job(
+        """Return where the job is, and its state. Raises NotFound if nothing is known of it any more, Unavailable."""
+        return await stats.job(
             self._journal.connection, self._cancels.topology, self.id, family=self.family, tenant=self.tenant
         )
 
     @property
     def _run(self) -> int:
-        """0 for a delayed job, which has its place in the work stream when it is due."""
-        return 0 if self._enqueued.word else self._enqueued.seq
+        """The job's run; 0 for a delayed job, which gets a sequence in the work stream only when it is due."""
+        return 0 if self._enqueued.parking_id else self._enqueued.seq
 
-    def _subject(self) -> str:
+    def _journal_subject(self) -> str:
+        """Return the subject of the job's journal. Raises NotFound if its family has none."""
         if self._family.journal is None:
             raise NotFound(f"family {self.family} keeps no journal, so there are no results")
         return subjects.journal(self._family.journal, self.tenant, self.id)
 
     async def cancel(self) -> bool:
-        """Take the job back, wherever it is. True: `result` says "cancelled", and it will not run (again); where it
-        runs, its worker is told to stop it, which this does not wait for. False: it has ended; nothing has changed.
-        Raises Unavailable, after which asking again is fine.
+        """Cancel the job, wherever it is. Return whether it was cancelled.
+
+        True: the job does not run (again), and `result` raises JobFailed "cancelled". If it is running, its worker is
+        told to stop it; this call does not wait for that. False: the job has already ended, and nothing was changed.
+        Raises Unavailable; cancelling again is safe then.
         """
         return (await self.verdict()).cancelled
 
     async def verdict(self) -> Verdict:
-        """What `cancel` does, with a sentence about it."""
-        return await self._cancels.enqueued(self._enqueued)
+        """Cancel the job, and return the outcome with an explanation; otherwise as `cancel`."""
+        return await self._cancels.cancel_enqueued(self._enqueued)
 
-    async def _parked(self) -> bool:
-        run, word = self._enqueued.seq, self._enqueued.word
-        found = await self._cancels.parking.of(self.lane, self.id)
-        return any(each.word == word if word else each.run == run for each in found)
+    async def _is_parked(self) -> bool:
+        """Whether the job is parked now."""
+        run, parking_id = self._enqueued.seq, self._enqueued.parking_id
+        found = await self._cancels.parking.find_all(self.lane, self.id)
+        return any(each.parking_id == parking_id if parking_id else each.run == run for each in found)

@@ -5,9 +5,10 @@ This room may not run handlers or wait for results.
 
 from __future__ import annotations
 
-from .bulk import Bulk, BulkOptions, Item, Items, ProgressCallback
+from .bulk import Bulk, Items
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, trimmed
 from .parking import Forwarder, ParkedJob, Parking, parse_parked_job
+from .pending import BulkOptions, Item, ProgressCallback
 from .producer import (
     Enqueued,
     JobTemplate,

@@ -6,23 +6,20 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from .. import codec, headers
-from ..connection import PubAck, Publish, block
+from ..connection import PubAck, block
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
 from .parking import Parking, delayed_job_message
+from .pending import BulkOptions, Item, PendingItem
 from .producer import (
     FULL_CAP_S,
     FULL_FIRST_S,
-    AttachedJob,
     Enqueued,
     JobTemplate,
-    OnFull,
     Producer,
     queue_full_error,
     resolve_due_at,
@@ -30,9 +27,7 @@ from .producer import (
 )
 
 T = TypeVar("T")
-Item = Message | JobSpec
 Items = Iterable[Item] | AsyncIterable[Item]
-ProgressCallback = Callable[[int, int], None]
 
 TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the event loop get a turn
 TURN_BYTES = 128 * 1024  # of bodies, likewise: the server stores these bodies while the next ones are encoded
@@ -43,59 +38,6 @@ ATTACH_MAX = 4  # items whose documents are stored at the same time
 ANSWER_S = 0.05  # a full lane is not tried again with less time than this left for the server's answer
 
 
-@dataclass(frozen=True)
-class BulkOptions:
-    """The arguments of `Client.enqueue_many` that apply to all items. Raises BadInput."""
-
-    tenant: str | None
-    priority: str
-    headers: Mapping[str, str] | None
-    deadline: str | float | None
-    delay: str | float | None
-    at: datetime | float | None
-    on_full: OnFull
-    window: int
-    timeout_s: float
-    progress: ProgressCallback | None
-
-    def __post_init__(self) -> None:
-        if type(self.window) is not int or self.window < 1:
-            raise BadInput(f"window must be a whole number of at least 1, not {self.window!r}")
-        if self.on_full not in ("raise", "wait"):
-            raise BadInput(f'on_full must be "raise" or "wait", not {self.on_full!r}')
-
-
-class _PendingItem(Publish):
-    """An item that was taken and not yet yielded. It is the only object that is created for each item.
-
-    `done`: the outcome is final. `ends_at`: when its tries end, event loop time. `found_parked`: a job of its id was
-    parked already.
-    """
-
-    __slots__ = (
-        "attached", "bulk", "by_caller", "done", "due_at", "ends_at", "found_parked", "item", "job_id", "number",
-        "parking_id", "template",
-    )  # fmt: skip
-
-    def __init__(self, bulk: Bulk[Any], item: Item, number: int) -> None:
-        super().__init__("", b"", b"")
-        self.bulk = bulk
-        self.item = item
-        self.number = number
-        self.done = False
-        self.template: JobTemplate | None = None
-        self.attached: AttachedJob | None = None
-        self.job_id = ""
-        self.by_caller = False
-        self.ends_at = 0.0
-        self.due_at: float | None = None
-        self.parking_id = ""
-        self.found_parked = False
-
-    def settled(self) -> None:
-        self.bulk.on_settled(self)
-
-
 class _FullLane:
     """A lane that refused an item because a limit is reached, and the items that wait for it.
 
@@ -104,7 +46,7 @@ class _FullLane:
 
     def __init__(self, refusal: QueueFull) -> None:
         self.refusal = refusal
-        self.waiting: list[tuple[int, _PendingItem]] = []  # a heap: earlier items go first
+        self.waiting: list[tuple[int, PendingItem]] = []  # a heap: earlier items go first
         self.wait_s = FULL_FIRST_S
         self.batch = 1
         self.timer: asyncio.Handle | None = None
@@ -132,7 +74,7 @@ class Bulk(Generic[T]):
         self._body_max = producer.body_max
         self._options = options
         self._make_result = make_result
-        self._pending: deque[_PendingItem] = deque()
+        self._pending: deque[PendingItem] = deque()
         self._count = 0
         self._bytes = 0
         self._stored = self._failed = 0
@@ -181,7 +123,7 @@ class Bulk(Generic[T]):
             if self._attaching or self._releasing:
                 await asyncio.wait({*self._attaching, *self._releasing})
 
-    def on_settled(self, pending: _PendingItem) -> None:
+    def on_settled(self, pending: PendingItem) -> None:
         """An item has an outcome: retry it if a full lane refused it and there is time, else mark it as done."""
         if type(pending.outcome) is Conflict and pending.parking_id:
             _start_task(self._lookups, self._resolve_conflict(pending))
@@ -197,12 +139,12 @@ class Bulk(Generic[T]):
                 self._on_lane_accepted(pending.subject, lane)
         self._mark_done(pending)
 
-    def _mark_done(self, pending: _PendingItem) -> None:
+    def _mark_done(self, pending: PendingItem) -> None:
         pending.done = True
         if self._first_done is not None and self._pending and self._pending[0] is pending:
             _wake(self._first_done)
 
-    async def _resolve_conflict(self, pending: _PendingItem) -> None:
+    async def _resolve_conflict(self, pending: PendingItem) -> None:
         """Find out why the server refused to park a delayed item: a job of its id is parked.
 
         1. That job is still there: the item is its duplicate, or an earlier try of the item itself.
@@ -270,7 +212,7 @@ class Bulk(Generic[T]):
 
     def _start_item(self, item: Item) -> None:
         """Encode an item and send it, or first store its documents. An error becomes the item's outcome."""
-        pending = _PendingItem(self, item, self._count)
+        pending = PendingItem(self, item, self._count)
         self._count += 1
         self._pending.append(pending)
         try:
@@ -285,7 +227,7 @@ class Bulk(Generic[T]):
         except Exception as error:  # noqa: BLE001  (from a serialiser of the item's model: no other item fails by it)
             self._fail(pending, EncodeError(f"cannot be encoded: {type(error).__name__}: {error}"))
 
-    async def _attach_and_send(self, pending: _PendingItem, message: Message) -> None:
+    async def _attach_and_send(self, pending: PendingItem, message: Message) -> None:
         """Store an item's documents, then send it. Later items may be sent before it."""
         assert pending.template is not None
         end = time.monotonic() + self._options.timeout_s
@@ -303,7 +245,7 @@ class Bulk(Generic[T]):
         if self._has_capacity is not None and self._may_take():
             _wake(self._has_capacity)
 
-    def _send(self, pending: _PendingItem, timeout_s: float) -> None:
+    def _send(self, pending: PendingItem, timeout_s: float) -> None:
         """Hand an item to the connection, or queue it behind others of a full lane. Raises TooLarge, Unavailable."""
         lane = self._full_lanes.get(pending.subject) if self._full_lanes else None
         if lane is not None and lane.waiting:
@@ -313,7 +255,7 @@ class Bulk(Generic[T]):
             self._connection.add(pending, timeout_s)
             pending.ends_at = pending.deadline
 
-    def _prepare(self, pending: _PendingItem, item: Item) -> Message:
+    def _prepare(self, pending: PendingItem, item: Item) -> Message:
         """Set subject, headers and body of an item, and return its message. Raises BadInput."""
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
@@ -349,13 +291,13 @@ class Bulk(Generic[T]):
         self._producer.hint(template.lane)
         return message
 
-    def _fail(self, pending: _PendingItem, error: AIQueueError) -> None:
+    def _fail(self, pending: PendingItem, error: AIQueueError) -> None:
         pending.outcome = error
         pending.done = True
 
     # -- yielding outcomes
 
-    def _result(self, pending: _PendingItem) -> T | AIQueueError:
+    def _result(self, pending: PendingItem) -> T | AIQueueError:
         """Return what the caller gets for a done item, and count it."""
         self._bytes -= len(pending.body)
         outcome, template = pending.outcome, pending.template
@@ -427,7 +369,7 @@ class Bulk(Generic[T]):
 
     # -- full lanes
 
-    def _wait_for_lane(self, pending: _PendingItem, lane: _FullLane | None) -> None:
+    def _wait_for_lane(self, pending: PendingItem, lane: _FullLane | None) -> None:
         """Add a refused item to those that wait for its lane, and schedule the next try."""
         assert isinstance(pending.outcome, QueueFull)
         if lane is None:

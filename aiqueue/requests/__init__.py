@@ -1,12 +1,12 @@
-"""Request and reply: the caller's side, the form of replies, and which of several messages of one id runs.
+"""Request and reply: the caller's side, the form of answers, and which of several messages with one job id is run.
 
-May not run handlers. The service that answers is `responder`.
+This room may not run handlers. The service that answers is `responder`.
 """
 
 from __future__ import annotations
 
 from . import replies
-from .caller import call
-from .claims import AGAIN_S, Claims
+from .caller import request_result
+from .claims import CHECK_AGAIN_S, Claims
 
-__all__ = ["AGAIN_S", "Claims", "call", "replies"]
+__all__ = ["CHECK_AGAIN_S", "Claims", "replies", "request_result"]

@@ -1,7 +1,7 @@
-"""Who holds a job id, in families that claim it: of the messages that carry one id, one is run.
+"""Claims: in a family that claims its job ids, of several messages with one id only one is run.
 
-The claim is the journal's: `started`, written with the expected sequence before the handler runs. What else is there
-under the id is looked at here. All cases are in docs/decisions/claims.md.
+The claim itself is in the journal: `started`, written with an expected last sequence before the handler is called.
+This module finds out whether another message of the id has that claim. All cases are in docs/decisions/claims.md.
 """
 
 from __future__ import annotations
@@ -12,81 +12,88 @@ from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import Parking
 from ..errors import Unavailable
-from ..journal import RESULT, RETRY, STARTED, Entry, Journal, entry_of
+from ..journal import RESULT, RETRY, STARTED, Entry, Journal, entry_from_stored
 from ..topology import Family
 
-LOOKS_MAX = 8  # at a journal that others write to meanwhile
-RETURNS_S = 600.0  # after its time a parked job has begun in its lane, or is taken for lost
-AGAIN_S = 5.0
+READS_MAX = 8  # of a journal that others write to meanwhile
+RETURN_MAX_S = 600.0  # after it is due, a parked job must have started in its lane; otherwise it counts as lost
+CHECK_AGAIN_S = 5.0
 
 
 class Claims:
-    """Looks at the other runs of a job id."""
+    """Looks for other runs of a job id."""
 
     def __init__(self, journal: Journal, parking: Parking) -> None:
         self.journal = journal
         self._parking = parking
 
-    async def taken(self, family: Family, subject: str, run: int, enqueued_at: float) -> bool | None:
-        """Whether another run than `run`, stored at `enqueued_at` (seconds since the epoch), has answered this id, or is
-        to: it has a result, or has failed since `enqueued_at`, or has begun and its message is still there, queued or
-        parked.
-        One whose message is gone without a last word (purged, say) does not count. None: that cannot be told now, for
-        one that was parked is on its way back; ask again in AGAIN_S. Raises Unavailable.
+    async def is_taken_by_other_run(self, family: Family, subject: str, run: int, enqueued_at: float) -> bool | None:
+        """Whether another run of a job id than `run` has produced its outcome, or is going to.
+
+        `subject` is the id's journal; `run` was enqueued at `enqueued_at` (seconds since the epoch).
+
+        1. Another run has a result, or has another final entry since `enqueued_at`: True.
+        2. Another run has started, and its message still exists, in its lane or parked: True.
+        3. Another run was parked, and its message is not found: it may be on its way back. None; check again in
+           CHECK_AGAIN_S.
+        4. Otherwise, also if a run's message is gone without a final entry (such as purged): False.
+
+        Raises Unavailable.
         """
-        for _ in range(LOOKS_MAX):
+        for _ in range(READS_MAX):
             head_seq = 0
-            begun: dict[int, _Begun] = {}
+            unfinished: dict[int, _UnfinishedRun] = {}
             async for stored in self.journal.connection.read(self.journal.stream, subject):
-                entry = entry_of(stored)
+                entry = entry_from_stored(stored)
                 head_seq = entry.seq
                 if entry.run == run and entry.time >= enqueued_at:
                     continue
                 if entry.event == RESULT or (entry.final and entry.time >= enqueued_at):
                     return True
                 if entry.final:
-                    begun.pop(entry.run, None)
+                    unfinished.pop(entry.run, None)
                 else:
-                    begun.setdefault(entry.run, _Begun(entry.run)).heed(entry)
-            found = [await self._there(family, subject, each) for each in begun.values()]
+                    unfinished.setdefault(entry.run, _UnfinishedRun(entry.run)).apply(entry)
+            found = [await self._has_message(family, subject, other) for other in unfinished.values()]
             if True in found:
                 return True
             head = await self.journal.head(subject)
-            if head is None or head.seq <= head_seq:  # nothing was said while the queue was looked at
-                return None if any(each.returns(time.time()) for each in begun.values()) else False
-        raise Unavailable(f"{subject}: {LOOKS_MAX} looks were overtaken")
+            if head is None or head.seq <= head_seq:  # else something was written while the messages were looked for
+                return None if any(other.may_return(time.time()) for other in unfinished.values()) else False
+        raise Unavailable(f"{subject}: the journal has changed during each of {READS_MAX} reads")
 
-    async def _there(self, family: Family, subject: str, begun: _Begun) -> bool:
-        """Whether the message of a run that has begun is still in its lane, or parked."""
-        _, _, _, tenant, job_id = subject.split(".")
-        stored = await self.journal.connection.get(family.stream, begun.place)
-        if stored is not None and _run(stored) == begun.run and stored.subject.split(".")[3] == tenant:
+    async def _has_message(self, family: Family, subject: str, other: _UnfinishedRun) -> bool:
+        """Whether the message of a run is still in its lane, or parked."""
+        tenant, job_id = subjects.parse_journal(subject)
+        stored = await self.journal.connection.get(family.stream, other.seq)
+        if stored is not None and _run_of(stored) == other.run and subjects.tenant_of(stored.subject) == tenant:
             return True
         lane = subjects.Lane(family.name, tenant, "*")
-        return any(each.run == begun.run for each in await self._parking.of(lane, job_id))
+        return any(parked.run == other.run for parked in await self._parking.find_all(lane, job_id))
 
 
-class _Begun:
-    """A run that has begun and not ended: where its message was when it last began, and whether it was parked since."""
+class _UnfinishedRun:
+    """A run that has started and has no final entry. `seq`: where its message was when it last started."""
 
     def __init__(self, run: int) -> None:
         self.run = run
-        self.place = run
-        self._due = 0.0
+        self.seq = run
+        self._due_at = 0.0  # of the parking since then, seconds since the epoch; 0: not parked
 
-    def heed(self, entry: Entry) -> None:
-        told = entry.data if isinstance(entry.data, dict) else {}
+    def apply(self, entry: Entry) -> None:
+        """Take over what an entry of this run states about where its message is."""
+        data = entry.data if isinstance(entry.data, dict) else {}
         if entry.event == STARTED:
-            seq = told.get("seq")
-            self.place, self._due = seq if isinstance(seq, int) else entry.run, 0.0
-        elif entry.event == RETRY and told.get("parked"):
-            delay_s = told.get("delay_s")
-            self._due = entry.time + delay_s if isinstance(delay_s, int | float) else entry.time
+            seq = data.get("seq")
+            self.seq, self._due_at = seq if isinstance(seq, int) else entry.run, 0.0
+        elif entry.event == RETRY and data.get("parked"):
+            delay_s = data.get("delay_s")
+            self._due_at = entry.time + delay_s if isinstance(delay_s, int | float) else entry.time
 
-    def returns(self, now: float) -> bool:
-        """Whether it may be in its lane again, in a place that nobody has told yet."""
-        return now < self._due + RETURNS_S
+    def may_return(self, now: float) -> bool:
+        """Whether its message may be back in the lane, at a sequence that no entry states yet."""
+        return now < self._due_at + RETURN_MAX_S
 
 
-def _run(stored: Stored) -> int:
+def _run_of(stored: Stored) -> int:
     return headers.run(stored.headers, stored.seq, stored.time)[0]

@@ -1,4 +1,4 @@
-"""What a responder answers: a result, or an error as NATS micro services tell one (ADR-32), with a typed body."""
+"""A responder's answers: a result, or an error in the form of NATS micro services (ADR-32) with a typed body."""
 
 from __future__ import annotations
 
@@ -28,94 +28,100 @@ from ..errors import (
 SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 
-_CODES: tuple[tuple[type[AIQueueError], int], ...] = (  # of the first that an error is an instance of, as in HTTP
+_CODES: tuple[tuple[type[AIQueueError], int], ...] = (  # as in HTTP; the first class that matches an error counts
     (JobFailed, 422), (ResultTimeout, 504), (QueueFull, 429), (TooLarge, 413), (BadInput, 400), (NotFound, 404),
     (AccessDenied, 403), (Unavailable, 503), (AIQueueError, 500),
 )  # fmt: skip
 
 
-def result(value: Any, job_id: str, *, as_json: bool) -> Answer:
-    """The answer with a job's result. JSON has bytes as base64."""
-    return Answer({headers.JOB_ID: job_id, headers.EVENT: "result", **_form(as_json)}, _body(value, as_json))
+def result_answer(value: Any, job_id: str, *, as_json: bool) -> Answer:
+    """Return the answer with a job's result. In JSON, bytes are base64."""
+    return Answer({headers.JOB_ID: job_id, headers.EVENT: "result", **_content_type(as_json)}, _encode(value, as_json))
 
 
-def refusal(error: AIQueueError, job_id: str, *, as_json: bool) -> Answer:
-    """The answer with an error; its body is `errors.details`: ``error`` is its class, ``retryable`` whether to ask
-    again with the same id.
+def error_answer(error: AIQueueError, job_id: str, *, as_json: bool) -> Answer:
+    """Return the answer with an error. Its body is `errors.details`.
+
+    There, ``error`` is the error's class, and ``retryable`` states whether to repeat the request with the same id.
     """
     code = next(code for kind, code in _CODES if isinstance(error, kind))
-    told = details(error) | ({"job_id": job_id} if job_id else {})
+    fields = details(error) | ({"job_id": job_id} if job_id else {})
     line = headers.ascii_line(str(error))
-    kept = {SERVICE_ERROR: line, SERVICE_ERROR_CODE: str(code), **_form(as_json)}
-    return Answer(kept | ({headers.JOB_ID: job_id} if job_id else {}), _body(told, as_json), line)
+    answer_headers = {SERVICE_ERROR: line, SERVICE_ERROR_CODE: str(code), **_content_type(as_json)}
+    return Answer(answer_headers | ({headers.JOB_ID: job_id} if job_id else {}), _encode(fields, as_json), line)
 
 
-def read(told: Mapping[str, str], body: bytes, job_id: str) -> Any:
-    """The result in an answer, ours or another responder's, as plain data. Raises the error that it tells, and
-    DecodeError for a body that is neither CBOR nor JSON.
+def read_answer(answer_headers: Mapping[str, str], body: bytes, job_id: str) -> Any:
+    """Return the result in an answer of any responder, as plain data.
+
+    Raises the error that the answer contains, and DecodeError for a body that is neither CBOR nor JSON.
     """
-    code = told.get(SERVICE_ERROR_CODE, "")
-    if not code and SERVICE_ERROR not in told:
-        return _decoded(told, body) if body else None
+    code = answer_headers.get(SERVICE_ERROR_CODE, "")
+    if not code and SERVICE_ERROR not in answer_headers:
+        return _decode(answer_headers, body) if body else None
     try:
-        found = _decoded(told, body)
+        fields = _decode(answer_headers, body)
     except DecodeError:
-        found = None
-    if not isinstance(found, dict):
-        found = {}
-    said = str(found.get("message") or told.get(SERVICE_ERROR, "") or "an error without a word")
-    raise _error(headers.number(code), said, found, job_id)
+        fields = None
+    if not isinstance(fields, dict):
+        fields = {}
+    message = str(fields.get("message") or answer_headers.get(SERVICE_ERROR, "") or "an error without a message")
+    raise _to_error(headers.number(code), message, fields, job_id)
 
 
-def _decoded(told: Mapping[str, str], body: bytes) -> Any:
-    """The body as its type says, or else as it looks: nats-py's `Msg.respond` sends the request's headers back."""
+def _decode(answer_headers: Mapping[str, str], body: bytes) -> Any:
+    """Decode a body by its content type, or else by its first byte.
+
+    The content type may be wrong: nats-py's `Msg.respond` sends the request's headers back.
+    """
     try:
-        return codec.decode(body, told.get(headers.CONTENT_TYPE, ""))
+        return codec.decode(body, answer_headers.get(headers.CONTENT_TYPE, ""))
     except DecodeError:
         return codec.decode(body)
 
 
-def _error(code: int, said: str, found: Mapping[str, Any], job_id: str) -> AIQueueError:
+def _to_error(code: int, message: str, fields: Mapping[str, Any], job_id: str) -> AIQueueError:
+    """Return the error for a code, with the fields of the answer's body."""
     match code:
         case 422:
-            number = found.get("attempt")
+            number = fields.get("attempt")
             return JobFailed(
-                str(found.get("job_id", job_id)),
-                reason=str(found.get("reason", "")),
-                error=str(found.get("cause", said)),
+                str(fields.get("job_id", job_id)),
+                reason=str(fields.get("reason", "")),
+                error=str(fields.get("cause", message)),
                 attempt=number if isinstance(number, int) else 0,
             )
         case 504:
-            return ResultTimeout(said)
+            return ResultTimeout(message)
         case 429:
-            reason = str(found.get("reason", said))
-            return QueueFull(str(found.get("lane", f"the lane of job {job_id}")), reason)
+            reason = str(fields.get("reason", message))
+            return QueueFull(str(fields.get("lane", f"the lane of job {job_id}")), reason)
         case 400 | 413:
-            return BadInput(said)
+            return BadInput(message)
         case 404:
-            return NotFound(said)
+            return NotFound(message)
         case 403:
-            return AccessDenied(said)
+            return AccessDenied(message)
         case 503:
-            return Unavailable(said, maybe_stored=True)
+            return Unavailable(message, maybe_stored=True)
         case _:
-            return ServerError(said, code=code)
+            return ServerError(message, code=code)
 
 
-def _form(as_json: bool) -> dict[str, str]:
+def _content_type(as_json: bool) -> dict[str, str]:
     return {headers.CONTENT_TYPE: codec.JSON if as_json else codec.CBOR}
 
 
-def _body(value: Any, as_json: bool) -> bytes:
+def _encode(value: Any, as_json: bool) -> bytes:
     if not as_json:
         return codec.encode(value)
     return pydantic_core.to_json(value, bytes_mode="base64", inf_nan_mode="null", fallback=str)
 
 
-def is_json(media: str, body: bytes) -> bool:
-    """Whether a request speaks JSON: it says so, or says nothing and looks so. A bare id does."""
-    if media:
-        return "json" in media.lower() or media.lower().startswith("text/")
+def is_json(content_type: str, body: bytes) -> bool:
+    """Whether a request is JSON: by its content type, or without one by its body. A bare id counts as JSON."""
+    if content_type:
+        return "json" in content_type.lower() or content_type.lower().startswith("text/")
     try:
         json.loads(body)
     except ValueError:

@@ -13,7 +13,7 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.errors import JobFailed, NotFound
 from aiqueue.inspect import stats
-from aiqueue.journal.journal import RETRY
+from aiqueue.journal import RETRY
 from aiqueue.subjects import Lane
 from aiqueue.topology import provision
 
@@ -88,8 +88,8 @@ async def test_a_job_that_is_due_and_not_forwarded_is_cancelled(client: aiqueue.
     handle = await client.enqueue(Task(), tenant="acme", delay=0.1, unique="a")
 
     async def due() -> bool:
-        found = await client.parking.of(Lane("agent.tasks", "acme", "*"), "a")
-        return bool(found) and found[0].place.due
+        found = await client.parking.find_all(Lane("agent.tasks", "acme", "*"), "a")
+        return bool(found) and found[0].subject.is_due
 
     await eventually(due, within=5)
     assert await handle.cancel()
@@ -101,7 +101,7 @@ async def test_a_message_already_in_a_forwarders_hands_does_not_run(client: aiqu
     """It is stored in its lane after the cancellation: its attempt finds the journal's last word."""
     seen: list[str] = []
     handle = await client.enqueue(Task(), tenant="acme", delay=3600, unique="a")
-    (there,) = await client.parking.of(handle.lane, "a")
+    (there,) = await client.parking.find_all(handle.lane, "a")
     assert await handle.cancel()
     told = headers.carried(there.stored.headers, ours=True) | {headers.MSG_ID: "acme/agent.tasks/a/due"}
     await client.connection.store(subjects.work(*handle.lane), there.stored.data, told)

@@ -1,4 +1,4 @@
-"""The plain form for scripts and web apps without asyncio: an event loop in a thread, driven call by call."""
+"""The client for code without asyncio, such as scripts and web apps: each call runs on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:
 
 
 class SyncHandle:
-    """An enqueued job; `result` blocks the calling thread. Else as `Handle`."""
+    """An enqueued job, like `Handle`; the methods block the calling thread."""
 
     def __init__(self, owner: SyncClient, handle: Handle) -> None:
         self._owner = owner
@@ -45,29 +45,29 @@ class SyncHandle:
 
     def result(self, timeout: str | float | None = None) -> Any:
         """As `Handle.result`."""
-        return self._owner._drive(self._handle.result(timeout))
+        return self._owner._run_on_loop(self._handle.result(timeout))
 
     def stream(self, *, after: str | None = None, timeout: str | float | None = None) -> Iterator[StreamItem]:
-        """As `Handle.stream`: ``for item in handle.stream()``; waiting for an item blocks the calling thread."""
+        """As `Handle.stream`: ``for item in handle.stream()``."""
         items = self._handle.stream(after=after, timeout=timeout)
         try:
-            while (item := self._owner._drive(_next(items))) is not None:
+            while (item := self._owner._run_on_loop(_next_item(items))) is not None:
                 yield item
         finally:
-            with contextlib.suppress(Unavailable, BadInput):  # the client was closed meanwhile
-                self._owner._drive(items.aclose())
+            with contextlib.suppress(Unavailable, BadInput):  # the client is closed already
+                self._owner._run_on_loop(items.aclose())
 
     def status(self) -> JobStats:
         """As `Handle.status`."""
-        return self._owner._drive(self._handle.status())
+        return self._owner._run_on_loop(self._handle.status())
 
     def cancel(self) -> bool:
         """As `Handle.cancel`."""
-        return self._owner._drive(self._handle.cancel())
+        return self._owner._run_on_loop(self._handle.cancel())
 
 
 class SyncDocuments:
-    """The documents of a sync client."""
+    """The documents of a `SyncClient`; the methods block the calling thread."""
 
     def __init__(self, owner: SyncClient) -> None:
         self._owner = owner
@@ -75,25 +75,27 @@ class SyncDocuments:
     def put(
         self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
     ) -> Document:
-        """As `Documents.put`, blocking the calling thread. Files and iterables are read in another one."""
-        documents = self._owner._open().documents
-        return self._owner._drive(documents.put(source, tenant=tenant, name=name, content_type=content_type, keep=keep))
+        """As `Documents.put`. Files and iterables are read in another thread."""
+        documents = self._owner._opened().documents
+        return self._owner._run_on_loop(
+            documents.put(source, tenant=tenant, name=name, content_type=content_type, keep=keep)
+        )
 
     def get(self, sha256: str, *, tenant: str) -> Document:
         """As `Documents.get`."""
-        return self._owner._drive(self._owner._open().documents.get(sha256, tenant=tenant))
+        return self._owner._run_on_loop(self._owner._opened().documents.get(sha256, tenant=tenant))
 
     def open(self, document: Document) -> SyncChunks:
         """As `Documents.open`: ``for chunk in documents.open(document)``, or its `read` or `save`."""
-        client = self._owner._open()
+        client = self._owner._opened()
         assert self._owner._loop is not None
         return SyncChunks(document, client.documents.chunks, self._owner._loop)
 
 
 class SyncClient:
-    """A client for code without an event loop. Threads may share it.
+    """A client for code without an event loop. Its methods block the calling thread; threads may share it.
 
-    It enqueues, cancels, waits for results, puts and reads documents; everything else is the async client's.
+    It can enqueue and cancel jobs, wait for results, and store and read documents. For everything else use `Client`.
     """
 
     def __init__(self, client: Client) -> None:
@@ -102,21 +104,21 @@ class SyncClient:
         self._thread: threading.Thread | None = None
 
     def open(self) -> Self:
-        """Connect. Raises as `Client.open`. Safe twice."""
+        """Connect. Raises what `Client.open` raises. Safe twice."""
         if self._loop is None:
             loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=_run, args=(loop,), name="aiqueue-client", daemon=True)
+            self._thread = threading.Thread(target=_run_loop, args=(loop,), name="aiqueue-client", daemon=True)
             self._thread.start()
             self._loop = loop
             try:
-                self._drive(self._client.open())
+                self._run_on_loop(self._client.open())
             except BaseException:
                 self.close()
                 raise
         return self
 
     def close(self) -> None:
-        """Leave; calls that other threads still wait in raise Unavailable. Safe twice and unopened."""
+        """Disconnect. Calls in which other threads still wait raise Unavailable. Safe twice and unopened."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -149,8 +151,8 @@ class SyncClient:
         on_full: OnFull = "raise",
         timeout: str | float = 30.0,
     ) -> SyncHandle:
-        """As `Client.enqueue`, blocking the calling thread."""
-        handle = self._drive(
+        """As `Client.enqueue`."""
+        handle = self._run_on_loop(
             self._client.enqueue(
                 message, tenant=tenant, priority=priority, unique=unique, headers=headers, deadline=deadline,
                 delay=delay, at=at, on_full=on_full, timeout=timeout,
@@ -159,30 +161,30 @@ class SyncClient:
         return SyncHandle(self, handle)
 
     def request(self, message: Message, *, tenant: str, **options: Any) -> Any:
-        """As `Client.request`, whose options it takes, blocking the calling thread."""
-        return self._drive(self._client.request(message, tenant=tenant, **options))
+        """As `Client.request`, with the same options."""
+        return self._run_on_loop(self._client.request(message, tenant=tenant, **options))
 
     def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle:
         """As `Client.job`."""
-        return SyncHandle(self, self._drive(self._client.job(job_id, family=family, tenant=tenant)))
+        return SyncHandle(self, self._run_on_loop(self._client.job(job_id, family=family, tenant=tenant)))
 
     def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """As `Client.cancel`."""
-        return self._drive(self._client.cancel(job_id, family=family, tenant=tenant))
+        return self._run_on_loop(self._client.cancel(job_id, family=family, tenant=tenant))
 
     def enqueue_many(
         self, items: Iterable[Item], *, window: int = 1_000, **options: Any
     ) -> Iterator[SyncHandle | AIQueueError]:
-        """As `Client.enqueue_many`, whose arguments it takes, for a plain iterable.
+        """As `Client.enqueue_many`, with the same arguments, for a plain iterable.
 
-        It is read in the calling thread, `window` items at a time, each lot when the one before has been told.
-        `progress` counts within a lot.
+        The iterable is read in the calling thread, `window` items at a time; the next batch is read when all outcomes
+        of the previous one were yielded. `progress` counts within a batch.
         """
         if type(window) is not int or window < 1:
-            raise BadInput(f"window: a whole number from 1 up, not {window!r}")
+            raise BadInput(f"window must be a whole number of at least 1, not {window!r}")
         source = iter(items)
-        while lot := list(islice(source, window)):
-            for outcome in self._drive(self._lot(lot, window=window, **options)):
+        while batch := list(islice(source, window)):
+            for outcome in self._run_on_loop(self._enqueue_batch(batch, window=window, **options)):
                 yield outcome if isinstance(outcome, AIQueueError) else SyncHandle(self, outcome)
 
     @property
@@ -190,46 +192,53 @@ class SyncClient:
         """As `Client.documents`: `put`, `get`, `open`."""
         return SyncDocuments(self)
 
-    def _open(self) -> Client:
+    def _opened(self) -> Client:
+        """Return the open client. Raises BadInput if it is not open."""
         if self._loop is None:
             raise BadInput(_NOT_OPEN)
         return self._client
 
-    async def _lot(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
+    async def _enqueue_batch(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
         return [outcome async for outcome in self._client.enqueue_many(items, **options)]
 
-    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run_on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the event loop of the thread, and wait for its result.
+
+        Raises BadInput if the client is not open or this is its own thread, Unavailable if it is closed meanwhile.
+        """
         if self._loop is None:
             work.close()
             raise BadInput(_NOT_OPEN)
         if threading.current_thread() is self._thread:
             work.close()
-            raise BadInput("a sync client cannot be used from its own event loop; use aiqueue.connect() there")
+            raise BadInput("a sync client cannot be used on its own event loop: use aiqueue.connect() there")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise Unavailable("the client was closed meanwhile", maybe_stored=True) from None
+            raise Unavailable("the client was closed during the call", maybe_stored=True) from None
         except KeyboardInterrupt:
             future.cancel()
             raise
 
 
-async def _next(items: AsyncGenerator[StreamItem, None]) -> StreamItem | None:
+async def _next_item(items: AsyncGenerator[StreamItem, None]) -> StreamItem | None:
     return await anext(items, None)
 
 
-async def _end_tasks() -> None:
+async def _cancel_all_tasks() -> None:
+    """Cancel all other tasks of this event loop, and wait until they have ended."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run an event loop until it is stopped, then clean it up: the thread's main function."""
     try:
         loop.run_forever()
-        loop.run_until_complete(_end_tasks())
+        loop.run_until_complete(_cancel_all_tasks())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
@@ -237,5 +246,5 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def connect_sync(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> SyncClient:
-    """A blocking client, not yet open: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
+    """Return a client that is not open yet: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
     return SyncClient(connect(url, settings=settings, **arguments))

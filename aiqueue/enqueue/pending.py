@@ -1,0 +1,75 @@
+"""The options of `Client.enqueue_many`, and an item on its way from the caller's iterable to its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from ..connection import Publish
+from ..errors import BadInput
+from ..job import JobSpec, Message
+from .producer import AttachedJob, JobTemplate, OnFull
+
+Item = Message | JobSpec
+ProgressCallback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """The arguments of `Client.enqueue_many` that apply to all items. Raises BadInput."""
+
+    tenant: str | None
+    priority: str
+    headers: Mapping[str, str] | None
+    deadline: str | float | None
+    delay: str | float | None
+    at: datetime | float | None
+    on_full: OnFull
+    window: int
+    timeout_s: float
+    progress: ProgressCallback | None
+
+    def __post_init__(self) -> None:
+        if type(self.window) is not int or self.window < 1:
+            raise BadInput(f"window must be a whole number of at least 1, not {self.window!r}")
+        if self.on_full not in ("raise", "wait"):
+            raise BadInput(f'on_full must be "raise" or "wait", not {self.on_full!r}')
+
+
+class SettledListener(Protocol):
+    """What a pending item needs of `bulk.Bulk`."""
+
+    def on_settled(self, pending: PendingItem) -> None: ...
+
+
+class PendingItem(Publish):
+    """An item that was taken and not yet yielded. It is the only object that is created for each item.
+
+    `done`: the outcome is final. `ends_at`: when its tries end, event loop time. `found_parked`: a job of its id was
+    parked already.
+    """
+
+    __slots__ = (
+        "attached", "bulk", "by_caller", "done", "due_at", "ends_at", "found_parked", "item", "job_id", "number",
+        "parking_id", "template",
+    )  # fmt: skip
+
+    def __init__(self, bulk: SettledListener, item: Item, number: int) -> None:
+        super().__init__("", b"", b"")
+        self.bulk = bulk
+        self.item = item
+        self.number = number
+        self.done = False
+        self.template: JobTemplate | None = None
+        self.attached: AttachedJob | None = None
+        self.job_id = ""
+        self.by_caller = False
+        self.ends_at = 0.0
+        self.due_at: float | None = None
+        self.parking_id = ""
+        self.found_parked = False
+
+    def settled(self) -> None:
+        self.bulk.on_settled(self)

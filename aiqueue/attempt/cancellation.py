@@ -153,9 +153,9 @@ class Cancellations:
         while True:
             await asyncio.sleep(ROUND_S)
             now = time.monotonic()
-            due = [each for each in self._watched if each.check_at <= now and not each.cancel_requested]
-            if due and self._connection.connected:
-                await asyncio.gather(*(self._check_journal(each) for each in due[:CHECKS_MAX]))
+            due_attempts = [each for each in self._watched if each.check_at <= now and not each.cancel_requested]
+            if due_attempts and self._connection.connected:
+                await asyncio.gather(*(self._check_journal(each) for each in due_attempts[:CHECKS_MAX]))
 
     async def _check_journal(self, running: RunningAttempt) -> None:
         """Stop the attempt if its journal has a final entry. Never raises."""

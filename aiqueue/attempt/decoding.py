@@ -61,7 +61,7 @@ def decode_into(raw: RawJob, decoded: DecodedJob) -> None:
     message_headers, family = raw.headers, raw.family
     decoded.kind = _kind_in_header(raw)
     try:
-        incoming = codec.read(
+        incoming = codec.decode_message(
             raw.body,
             content_type=message_headers.get(headers.CONTENT_TYPE, ""),
             kind=decoded.kind,
@@ -107,7 +107,7 @@ def is_past_deadline(raw: RawJob, *, in_s: float = 0.0) -> bool:
 def find_wrong_lane(raw: RawJob) -> WrongLane | None:
     """Return the priority that a header asks for, if the job must move to it. None: the job is in the right lane."""
     wished = raw.headers.get(headers.PRIORITY)
-    if not wished or wished == raw.priority or not raw.family.demoted(raw.priority, wished):
+    if not wished or wished == raw.priority or not raw.family.is_demotion(raw.priority, wished):
         return None
     return WrongLane(wished)
 

@@ -59,7 +59,7 @@ def build_job(
         return Refused("undecodable", decoded.problem)
     if handler is None:
         return unknown_kind_outcome(raw, decoded)
-    if not codec.known_version(decoded.version, family.schema_versions):
+    if not codec.is_accepted_version(decoded.version, family.schema_versions):
         return Unknown(f"schema version {decoded.version!r} is none of {', '.join(family.schema_versions)}")
     try:
         message = parse_message(handler.model, decoded.data)

@@ -35,7 +35,7 @@ from ..job import Job
 from ..journal import RETRY, STARTED, WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
-from ..requests import AGAIN_S, Claims
+from ..requests import CHECK_AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
 from .settlement import OpenedJob, Settlement, retry_move
@@ -245,10 +245,10 @@ class Runner:
     async def _gate_and_run(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
     ) -> Outcome:
-        """Return the outcome of one attempt.
+        """Check whether this delivery may run, claim its run, and call the handler. Returns the outcome.
 
-        1. A delivery that must not run, or a run that another delivery holds: the outcome, without calling the handler.
-        2. Else call the handler. Meanwhile a cancellation of the job, or the worker's leave, may stop the attempt.
+        1. The delivery must not run, or another delivery holds the run: the handler is not called.
+        2. Else the handler is called. A cancellation of the job, or a worker that leaves, may stop it.
         A run is claimed only where several deliveries, or several messages of one job id, may contend for it.
         """
         if not opened.plain:
@@ -279,7 +279,7 @@ class Runner:
         return Interrupted() if worker_leaves else Cancelled()
 
     def _outcome_without_run(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:
-        """Return the outcome that is known before the handler is called. None: the job is to run."""
+        """Return the outcome of a delivery that must not run: ended, refused, early, late or misplaced. None: run it."""
         if opened.record.ended:
             return AlreadyEnded()
         if opened.refusal is not None:
@@ -317,9 +317,11 @@ class Runner:
             if opened.record.ended:
                 return AlreadyEnded()
             if family.claim and opened.record.newest is None and opened.record.head_seq:
-                taken = await self._claims.taken(family, writer.subject, delivery.run, delivery.enqueued_at)
+                taken = await self._claims.is_taken_by_other_run(
+                    family, writer.subject, delivery.run, delivery.enqueued_at
+                )
                 if taken is not False:
-                    return Duplicate() if taken else Postponed(AGAIN_S)
+                    return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
             if _is_taken_over(delivery, opened, order):
                 return TakenOver()
             try:
@@ -430,19 +432,18 @@ def _find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending |
     """Return RetryPending if the newest entry is a `retry` that this delivery must wait for. None: run the delivery.
 
     Such a delivery appears when a worker wrote `retry` and died, or lost its link, before it told the server.
-    1. The entry was written under another parking id: this message is left over if the entry is of the run itself, and
-       this message is not the one parked for the next attempt. Acknowledge it.
-    2. The same parking id: the job was to be parked, and its delay is not over. Park it for the rest of the delay.
+    1. Another message of the run, which was parked for the attempt that failed, wrote the entry. Unless this message is
+       the one parked for the next attempt, it is left over from before: acknowledge it.
+    2. This message wrote the entry, and was to be parked. Its delay is not over: park it for the rest of the delay.
     """
     newest = opened.record.newest
     if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
         return None
     parking_id = headers.parking_id(opened.raw.headers)
     if parking_id != newest.parking_id:
-        left_over = newest.parking_id == retry_move(delivery, newest.attempt) and parking_id != retry_move(
-            delivery, newest.attempt + 1
-        )
-        return RetryPending(None) if left_over else None
+        was_parked = newest.parking_id == retry_move(delivery, newest.attempt)
+        is_next = parking_id == retry_move(delivery, newest.attempt + 1)
+        return RetryPending(None) if was_parked and not is_next else None
     delay_s = newest.data.get("delay_s")
     if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):
         return None

@@ -16,7 +16,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.attempt import cancellation
-from aiqueue.client.cancel import DONE, ENDED, STOPPED
+from aiqueue.client.cancel import ALREADY_ENDED, STOPPING, WILL_NOT_RUN
 from aiqueue.errors import JobFailed
 from aiqueue.journal import CANCELLED, EMPTY_RECORD, WHILE_RUNNING, Entry, entry_from_stored
 from aiqueue.processes import quarantine
@@ -28,7 +28,7 @@ from ..client.test_cancel import cancelled, empty, stored
 from ..support import Relay, eventually
 from ..suspects import Act
 from ..worker.test_kill import STREAM as SLEEPS
-from ..worker.test_kill import Crew, Sleep
+from ..worker.test_kill import Sleep, WorkerPool
 
 
 class Task(aiqueue.Message, kind="task"):
@@ -46,7 +46,7 @@ class Seen:
     """What a handler has gone through."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
+        self.entered: list[str] = []
         self.stopped: list[str] = []
         self.done: list[str] = []
 
@@ -56,7 +56,7 @@ def working(seen: Seen, *, takes_s: float = 60.0, cleans_s: float = 0.0, **optio
 
     @worker.handle(Task, timeout=None)
     async def task(job: aiqueue.Job[Task]) -> int:
-        seen.begun.append(job.id)
+        seen.entered.append(job.id)
         try:
             await asyncio.sleep(takes_s)
         except asyncio.CancelledError:
@@ -78,11 +78,11 @@ async def test_a_running_jobs_coroutine_is_cancelled_and_its_result_says_so(clie
     seen = Seen()
     async with working(seen).running(client) as session:
         handles = [await client.enqueue(Task(), tenant="acme", delay=delay) for delay in (None, 0.1)]
-        await eventually(lambda: len(seen.begun) == 2, within=10)
+        await eventually(lambda: len(seen.entered) == 2, within=10)
         for handle in handles:
-            assert await handle.verdict() == STOPPED
+            assert await handle.verdict() == STOPPING
             assert await cancelled(handle)
-            assert await handle.verdict() == DONE
+            assert await handle.verdict() == WILL_NOT_RUN
         await eventually(lambda: len(seen.stopped) == 2, within=5)
         await eventually(lambda: session.running == 0, within=5)
         assert await empty(client)
@@ -96,7 +96,7 @@ async def test_by_its_id_a_running_job_is_cancelled_too(client: aiqueue.Client) 
     seen = Seen()
     async with working(seen).running(client):
         await client.enqueue(Task(), tenant="acme", unique="a")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await client.cancel("a")
         await eventually(lambda: seen.stopped, within=5)
 
@@ -109,7 +109,7 @@ async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Cli
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> None:
         try:
-            seen.begun.append(job.id)
+            seen.entered.append(job.id)
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(1.5)
@@ -117,7 +117,7 @@ async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Cli
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await handle.cancel()
         await eventually(lambda: session.running == 0, within=10)
     assert cleaned == [True]
@@ -130,14 +130,14 @@ async def test_a_handler_that_swallows_its_cancellation_has_its_result_refused(c
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> str:
-        seen.begun.append(job.id)
+        seen.entered.append(job.id)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
         return "all the same"
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await handle.cancel()
         await eventually(lambda: session.running == 0, within=10)
         assert await cancelled(handle)
@@ -147,27 +147,27 @@ async def test_a_handler_that_swallows_its_cancellation_has_its_result_refused(c
 async def test_a_plain_function_is_told_and_its_slot_is_free_at_once(client: aiqueue.Client) -> None:
     seen = Seen()
     worker = aiqueue.Worker(concurrency=1)
-    said: list[str] = []
+    ends_seen: list[str] = []
 
     @worker.handle(Task)
     def task(job: aiqueue.Job[Task]) -> None:
-        seen.begun.append(job.id)
+        seen.entered.append(job.id)
         while job.message.n and not job.cancelled:
             time.sleep(0.01)
-        said.append("stopped" if job.cancelled else "done")
+        ends_seen.append("stopped" if job.cancelled else "done")
 
     async with worker.running(client):
         handle = await client.enqueue(Task(n=1), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await handle.cancel()
-        await eventually(lambda: said == ["stopped"], within=5)
+        await eventually(lambda: ends_seen == ["stopped"], within=5)
         await (await client.enqueue(Task(), tenant="acme")).result(10)
         assert await cancelled(handle)
-    assert said == ["stopped", "done"]
+    assert ends_seen == ["stopped", "done"]
 
 
-async def test_a_thread_that_was_given_up_at_its_timeout_is_told_as_well(client: aiqueue.Client) -> None:
-    told: list[bool] = []
+async def test_a_thread_that_was_abandoned_at_its_timeout_is_told_as_well(client: aiqueue.Client) -> None:
+    flags: list[bool] = []
     worker = aiqueue.Worker()
 
     @worker.handle(Task, timeout=0.2, retry=aiqueue.Backoff(attempts=1))
@@ -175,19 +175,19 @@ async def test_a_thread_that_was_given_up_at_its_timeout_is_told_as_well(client:
         end = time.monotonic() + 10
         while not job.cancelled and time.monotonic() < end:
             time.sleep(0.01)
-        told.append(job.cancelled)
+        flags.append(job.cancelled)
 
     async with worker.running(client):
         with pytest.raises(JobFailed, match="timed out"):
             await (await client.enqueue(Task(), tenant="acme")).result(10)
-        await eventually(lambda: told == [True], within=5)
+        await eventually(lambda: flags == [True], within=5)
 
 
 @pytest.mark.parametrize("kept", ["async", "plain", "stuck"])
 async def test_a_child_process_ends_its_handler_or_is_killed(
     client: aiqueue.Client, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends it is asked again; one that goes on is killed, and another one takes its place."""
+    """A child whose handler ends is used again; a child that goes on is killed and replaced."""
     monkeypatch.setenv("SUSPECTS_LOG", str(log := tmp_path / "log"))
     monkeypatch.setattr(cancellation, "GRACE_S", 0.3 if kept == "stuck" else 5.0)
     worker = aiqueue.Worker(processes=1)
@@ -214,8 +214,8 @@ async def test_a_job_that_waits_for_a_child_process_is_not_run(
     async with worker.running(client) as session:
         handles = [await client.enqueue(Act(do="heed"), tenant="acme") for _ in range(2)]
         await eventually(lambda: session.running == 2 and log.exists() and "heed " in log.read_text(), within=10)
-        waits = next(each for each in handles if each.id not in log.read_text())
-        for each in (waits, *handles):
+        waiting = next(each for each in handles if each.id not in log.read_text())
+        for each in (waiting, *handles):
             assert await each.cancel()
         await eventually(lambda: session.running == 0, within=10)
     assert log.read_text().count("heed") == 1
@@ -229,7 +229,7 @@ async def test_without_its_notice_a_cancellation_is_found_in_the_journal(
     async with working(seen).running(client) as session:
         await drop_notices(session)
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await handle.cancel()
         await eventually(lambda: seen.stopped, within=10)
         await eventually(lambda: session.running == 0, within=5)
@@ -242,19 +242,19 @@ async def drop_notices(session: Any) -> None:
 
 async def test_a_write_of_the_attempt_meets_the_cancellation(client: aiqueue.Client) -> None:
     """Without the notice too: `progress` raises in the handler."""
-    go, begun = asyncio.Event(), asyncio.Event()
+    go, entered = asyncio.Event(), asyncio.Event()
     worker = aiqueue.Worker()
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> None:
-        begun.set()
+        entered.set()
         await go.wait()
         await job.progress(0.5)
 
     async with worker.running(client) as session:
         await drop_notices(session)
         handle = await client.enqueue(Task(), tenant="acme")
-        await begun.wait()
+        await entered.wait()
         assert await handle.cancel()
         go.set()
         await eventually(lambda: session.running == 0, within=5)
@@ -272,7 +272,7 @@ async def test_a_worker_that_was_cut_off_learns_of_it_when_it_is_back(account: A
         working(seen).running(cut_off) as session,
     ):
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         await relay.cut()
         await eventually(lambda: not cut_off.connection.connected, within=10)
         assert await handle.cancel()
@@ -286,21 +286,21 @@ async def test_a_worker_that_was_cut_off_learns_of_it_when_it_is_back(account: A
 async def test_an_attempt_that_streams_faster_than_one_can_cancel_ends_itself(client: aiqueue.Client) -> None:
     """Each entry of its own refuses the canceller's, which knew of an older one."""
     worker = aiqueue.Worker()
-    begun = asyncio.Event()
+    entered = asyncio.Event()
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> None:
         async def tell() -> None:
             while True:
                 await job.progress(0.5)
-                begun.set()
+                entered.set()
 
         await asyncio.gather(*(tell() for _ in range(5)))
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await begun.wait()
-        assert await handle.verdict() == STOPPED
+        await entered.wait()
+        assert await handle.verdict() == STOPPING
         await eventually(lambda: session.running == 0, within=5)
         entries = await journal_of(client, handle.id)
     assert [each.event for each in entries if each.final] == [CANCELLED]
@@ -313,43 +313,43 @@ async def test_a_job_that_waits_in_a_worker_for_a_slot_is_not_run(
     """The worker holds one beyond its slot, as one does whose jobs are short."""
     monkeypatch.setattr(session, "prefetch", lambda slots, handler_s: 1)
     monkeypatch.setattr(session, "WAIT_HERE_MAX_S", 60.0)
-    begun: list[str] = []
+    entered: list[str] = []
     go = asyncio.Event()
     worker = aiqueue.Worker(concurrency=1)
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> None:
-        begun.append(job.id)
+        entered.append(job.id)
         await go.wait()
 
     handles = [await client.enqueue(Task(), tenant="acme") for _ in range(2)]
     async with worker.running(client) as running:
-        await eventually(lambda: begun and running.vitals()["waiting"] == 1, within=10)
-        first, second = sorted(handles, key=lambda each: each.id not in begun)
-        assert await second.verdict() == STOPPED
+        await eventually(lambda: entered and running.vitals()["waiting"] == 1, within=10)
+        first, second = sorted(handles, key=lambda each: each.id not in entered)
+        assert await second.verdict() == STOPPING
         go.set()
         await first.result(10)
         assert await cancelled(second)
         await eventually(lambda: running.vitals()["waiting"] == running.running == 0, within=5)
         assert await empty(client)
-    assert begun == [first.id]
+    assert entered == [first.id]
 
 
 async def test_a_stopped_job_holds_its_documents_no_longer(client: aiqueue.Client) -> None:
     class Big(aiqueue.Message, kind="big"):
         blob: bytes
 
-    begun = asyncio.Event()
+    entered = asyncio.Event()
     worker = aiqueue.Worker()
 
     @worker.handle(Big)
     async def big(job: aiqueue.Job[Big]) -> None:
-        begun.set()
+        entered.set()
         await asyncio.sleep(60)
 
     async with worker.running(client):
         handle = await client.enqueue(Big(blob=bytes(400_000)), tenant="acme")
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(entered.wait(), 10)
         assert await handle.cancel()
         assert [each.jobs async for each in client.documents.find()] == []
 
@@ -358,7 +358,7 @@ async def test_drained_while_it_is_stopped_a_job_does_not_come_back(client: aiqu
     seen = Seen()
     async with working(seen, cleans_s=60, drain_timeout=0.2).running(client):
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=10)
+        await eventually(lambda: seen.entered, within=10)
         assert await handle.cancel()
         await eventually(lambda: seen.stopped, within=5)
     assert await empty(client)
@@ -372,12 +372,12 @@ Handlers = Callable[[aiqueue.Job[Task]], Awaitable[object]]
 @pytest.mark.parametrize("way", ["async", "thread", "child", "fails"])
 async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: aiqueue.Client, way: str) -> None:
     """At 200 random moments around the end of the handler (50 for children)."""
-    begun: list[str] = []
+    entered: list[str] = []
     worker = aiqueue.Worker(concurrency=50, processes=2)
 
     @worker.handle(Task, retry=aiqueue.Backoff(attempts=1))
     async def task(job: aiqueue.Job[Task]) -> int:
-        begun.append(job.id)
+        entered.append(job.id)
         await asyncio.sleep(0.05)
         if way == "fails":
             raise ValueError
@@ -388,7 +388,7 @@ async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: 
 
     @worker.handle(Plain)
     def plain(job: aiqueue.Job[Plain]) -> int:
-        begun.append(job.id)
+        entered.append(job.id)
         time.sleep(0.05)
         return job.message.n
 
@@ -418,7 +418,7 @@ async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: 
     for name, verdict in verdicts.items():
         assert ends[name] == (CANCELLED if verdict else "attempts" if way == "fails" else "done")
         assert sum(each.final for each in await journal_of(client, name)) == 1
-    assert len(set(begun)) == len(begun)
+    assert len(set(entered)) == len(entered)
     letters = {each.job_id async for each in client.dead.find()}
     assert letters == {name for name, end in ends.items() if end == "attempts"}
     assert 0 < sum(verdicts.values()) < count
@@ -454,7 +454,7 @@ async def test_a_suspect_that_is_tried_in_the_worker_is_stopped(
     seen = Seen()
     async with working(seen).running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.begun, within=20)
+        await eventually(lambda: seen.entered, within=20)
         assert await handle.cancel()
         await eventually(lambda: seen.stopped, within=5)
         await eventually(lambda: session.running == 0, within=5)
@@ -462,10 +462,10 @@ async def test_a_suspect_that_is_tried_in_the_worker_is_stopped(
     assert await empty(client)
 
 
-async def test_a_job_that_has_come_back_from_parking_is_cancelled_by_its_handle(
+async def test_a_job_that_was_parked_is_cancelled_by_its_handle(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is at another place than the one that the handle knows."""
+    """Its message has another sequence than the one that the handle knows."""
     monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
     attempts: list[int] = []
     worker = aiqueue.Worker()
@@ -480,22 +480,22 @@ async def test_a_job_that_has_come_back_from_parking_is_cancelled_by_its_handle(
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
         await eventually(lambda: attempts == [1, 2], within=10)
-        assert await handle.verdict() == STOPPED
+        assert await handle.verdict() == STOPPING
         await eventually(lambda: session.running == 0, within=5)
         assert await cancelled(handle)
-        assert await handle.verdict() == DONE
+        assert await handle.verdict() == WILL_NOT_RUN
     assert await empty(client)
     assert await stored(client, "AI_PARKED") == 0
 
 
 async def test_without_a_result_to_keep_a_job_is_cancelled_too(client: aiqueue.Client) -> None:
-    begun = asyncio.Event()
+    entered = asyncio.Event()
     stopped = asyncio.Event()
     worker = aiqueue.Worker()
 
     @worker.handle(Task, result=False)
     async def task(job: aiqueue.Job[Task]) -> None:
-        begun.set()
+        entered.set()
         try:
             await asyncio.sleep(60 if job.message.n else 0)
         except asyncio.CancelledError:
@@ -504,13 +504,13 @@ async def test_without_a_result_to_keep_a_job_is_cancelled_too(client: aiqueue.C
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(n=1), tenant="acme")
-        await asyncio.wait_for(begun.wait(), 10)
-        assert await handle.verdict() == STOPPED
+        await asyncio.wait_for(entered.wait(), 10)
+        assert await handle.verdict() == STOPPING
         await asyncio.wait_for(stopped.wait(), 5)
         assert await cancelled(handle)
         short = await client.enqueue(Task(), tenant="acme")
         await eventually(lambda: empty(client), within=5)
-        assert await short.verdict() == ENDED
+        assert await short.verdict() == ALREADY_ENDED
         await eventually(lambda: session.running == 0, within=5)
 
 
@@ -537,13 +537,13 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
     account: Any, tmp_path: Path, *, undeleted: bool
 ) -> None:
     """Also where its canceller died before it could take it out of its lane: its journal is looked at."""
-    crew = Crew(tmp_path, account, APP, SLEEPS.replace("5s", "1s"))
+    pool = WorkerPool(tmp_path, account, APP, SLEEPS.replace("5s", "1s"))
     streams = tmp_path / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
         await provision.apply(client.connection, client.topology)
-        doomed = crew.start()
+        doomed = pool.start()
         handle = await client.enqueue(Sleep(n=1), tenant="acme")
-        await eventually(lambda: crew.lines("start"), within=20)
+        await eventually(lambda: pool.lines("start"), within=20)
         doomed.send_signal(signal.SIGSTOP)
         if undeleted:
             subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
@@ -552,13 +552,13 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
             )
         else:
             assert await handle.cancel()
-        crew.kill(doomed)
-        crew.start()
+        pool.kill(doomed)
+        pool.start()
         await (await client.enqueue(Sleep(n=2), tenant="acme")).result(20)
         await eventually(lambda: no_job_left(client), within=10)
         assert await cancelled(handle)
-        crew.stop()
-    assert [n for n, _ in crew.lines("start")] == [1, 2]
+        pool.stop()
+    assert [n for n, _ in pool.lines("start")] == [1, 2]
 
 
 async def no_job_left(client: aiqueue.Client) -> bool:
@@ -590,14 +590,14 @@ async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_i
     account: Any, tmp_path: Path
 ) -> None:
     """3,000 jobs, half of them cancelled at random moments; a worker is killed -9 every 4 s."""
-    crew = Crew(tmp_path, account, BUSY, SLEEPS.replace("5s", "1s"))
+    pool = WorkerPool(tmp_path, account, BUSY, SLEEPS.replace("5s", "1s"))
     streams = tmp_path / "streams"
     ends: dict[int, str] = {}
     at: dict[int, int] = {}
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
         await provision.apply(client.connection, client.topology)
         for _ in range(2):
-            crew.start()
+            pool.start()
 
         async def one(n: int) -> None:
             await asyncio.sleep(random.uniform(0, 30))
@@ -621,20 +621,20 @@ async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_i
         async def kill() -> None:
             while True:
                 await asyncio.sleep(4)
-                crew.kill(crew.alive[0])
-                crew.start()
+                pool.kill(pool.alive[0])
+                pool.start()
 
         killing = asyncio.create_task(kill())
         await asyncio.gather(*(one(n) for n in range(3_000)))
         killing.cancel()
         await asyncio.wait([killing])
         await eventually(lambda: no_job_left(client), within=30)
-        crew.stop()
+        pool.stop()
     starts: dict[int, list[int]] = {}
-    for n, when in crew.lines("start"):
+    for n, when in pool.lines("start"):
         starts.setdefault(n, []).append(when)
     late = {n: (max(starts[n]) - at[n]) / 1e9 for n in at if ends[n] == CANCELLED and n in starts}
     assert max(late.values()) < 1
     assert len(late) > 100
     assert len(ends) == 3_000
-    print(len(late), "of", sum(end == CANCELLED for end in ends.values()), "had begun; killed", len(crew.killed))
+    print(len(late), "of", sum(end == CANCELLED for end in ends.values()), "had entered; killed", len(pool.killed))

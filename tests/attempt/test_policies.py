@@ -229,15 +229,15 @@ async def test_a_job_whose_deadline_passes_while_it_waits_for_its_next_attempt_i
     async with worker.running(client):
         handle = await client.enqueue(Task(), tenant="acme", deadline=60)
         await eventually(lambda: ran, within=10)
-        place = await eventually(lambda: _parked(client), within=5)
-        assert isinstance(place, Stored)
-        await client.connection.api("STREAM.PURGE.AI_PARKED", {"filter": place.subject})
-        told = {**headers.carried(place.headers, ours=True), headers.DEADLINE: "1"}
-        waiting = parking.parse_parked_job(place)
+        stored = await eventually(lambda: _parked(client), within=5)
+        assert isinstance(stored, Stored)
+        await client.connection.api("STREAM.PURGE.AI_PARKED", {"filter": stored.subject})
+        late_headers = {**headers.carried(stored.headers, ours=True), headers.DEADLINE: "1"}
+        waiting = parking.parse_parked_job(stored)
         assert waiting is not None
         lane = waiting.subject.lane
         await parking.Parking(client.connection, client.topology).park(
-            lane, handle.id, time.time(), told, place.data, move="late"
+            lane, handle.id, time.time(), late_headers, stored.data, move="late"
         )
         with pytest.raises(aiqueue.JobFailed, match=r"\(deadline\): its deadline passed before it was run"):
             await handle.result(timeout=10)

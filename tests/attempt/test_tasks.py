@@ -1,4 +1,4 @@
-"""What handlers say of their jobs while they run: from threads, from child processes, and too late."""
+"""Progress and chunks that handlers report: from threads, from child processes, and too late."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def journal_of(client: aiqueue.Client, job_id: str) -> list[Entry]:
     return [entry_from_stored(each) async for each in read]
 
 
-def told(entries: list[Entry]) -> list[tuple[float, str]]:
+def progress_of(entries: list[Entry]) -> list[tuple[float, str]]:
     return [(each.data["fraction"], each.data["note"]) for each in entries if each.event == PROGRESS]
 
 
@@ -55,7 +55,7 @@ async def test_a_plain_function_reports_progress(client: aiqueue.Client) -> None
         handle = await client.enqueue(Task(), tenant="acme")
         assert await handle.result(10) == "done"
         entries = await journal_of(client, handle.id)
-    assert told(entries) == [(n / 5, f"step {n}") for n in range(5)]
+    assert progress_of(entries) == [(n / 5, f"step {n}") for n in range(5)]
     assert entries[-1].event == RESULT
 
 
@@ -65,26 +65,26 @@ async def test_a_plain_function_in_a_child_process_reports_progress(client: aiqu
     async with worker.running(client):
         handle = await client.enqueue(Act(do="progress"), tenant="acme")
         await handle.result(20)
-        assert told(await journal_of(client, handle.id)) == [(0.5, "half"), (1, "whole")]
+        assert progress_of(await journal_of(client, handle.id)) == [(0.5, "half"), (1, "whole")]
 
 
 async def test_on_the_loop_itself_the_blocking_form_is_refused(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
-    said: list[str] = []
+    errors: list[str] = []
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> None:
         with pytest.raises(BadInput) as refused:
             job.progress_sync(0.5)
-        said.append(str(refused.value))
+        errors.append(str(refused.value))
 
     async with worker.running(client):
         await (await client.enqueue(Task(), tenant="acme")).result(10)
-    assert said == ["this blocks the event loop: in async code use `progress` and not `progress_sync`"]
+    assert errors == ["this blocks the event loop: in async code use `progress` and not `progress_sync`"]
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["here", "in a child"])
-async def test_what_a_handler_left_behind_says_after_its_end_is_refused(client: aiqueue.Client, process: bool) -> None:
+async def test_progress_that_a_handler_reports_after_its_end_is_refused(client: aiqueue.Client, process: bool) -> None:
     """In a child the parent would take it for the next job's."""
     worker = aiqueue.Worker(processes=1)
     worker.handle(Act, process=process)(suspects.act)
@@ -93,8 +93,8 @@ async def test_what_a_handler_left_behind_says_after_its_end_is_refused(client: 
         await first.result(20)
         second = await client.enqueue(Act(do="left behind", value=0.5), tenant="acme")
         assert await second.result(20) == "Stale"
-        assert told(await journal_of(client, first.id)) == []
-        assert told(await journal_of(client, second.id)) == []
+        assert progress_of(await journal_of(client, first.id)) == []
+        assert progress_of(await journal_of(client, second.id)) == []
 
 
 def chunks(entries: list[Entry]) -> list[list[int]]:
@@ -123,9 +123,9 @@ async def test_a_killed_childs_chunks_end_where_the_next_attempts_begin(client: 
         handle = await client.enqueue(Act(do="stream, die once", value=100), tenant="acme")
         await handle.result(30)
         entries = await journal_of(client, handle.id)
-    again = [each.event for each in entries].index(RETRY)
-    assert chunks(entries[:again]) == [[1, n] for n in range(51)]
-    assert chunks(entries[again:]) == [[2, n] for n in range(100)]
+    retry_index = [each.event for each in entries].index(RETRY)
+    assert chunks(entries[:retry_index]) == [[1, n] for n in range(51)]
+    assert chunks(entries[retry_index:]) == [[2, n] for n in range(100)]
 
 
 async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
@@ -164,7 +164,7 @@ async def test_a_streaming_plain_function_is_cancelled(client: aiqueue.Client, *
     worker.handle(Act, process=process)(suspects.act_sync)
     async with worker.running(client) as session:
         handle = await client.enqueue(Act(do="stream", value=1e9), tenant="acme")
-        await eventually(lambda: begun(client, handle.id), within=20)
+        await eventually(lambda: entered(client, handle.id), within=20)
         assert await handle.cancel()
         await eventually(lambda: session.running == 0, within=4)  # a child would be killed after 5 s
         with pytest.raises(JobFailed, match="cancelled"):
@@ -176,7 +176,7 @@ async def test_a_streaming_plain_function_is_cancelled(client: aiqueue.Client, *
     assert chunks(entries) == [[1, n] for n in range(len(chunks(entries)))]
 
 
-async def begun(client: aiqueue.Client, job_id: str) -> bool:
+async def entered(client: aiqueue.Client, job_id: str) -> bool:
     return bool(await journal_of(client, job_id))
 
 

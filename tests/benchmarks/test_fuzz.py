@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pydantic
 import pytest
 
 import aiqueue
-from aiqueue import codec, headers
-from aiqueue.attempt import attempt
-from aiqueue.attempt.attempt import DecodedJob, Handler, RawJob, Refused
+from aiqueue import attempt, codec, headers
+from aiqueue.attempt import DecodedJob, Handler, RawJob, Refused
 from aiqueue.backoff import Backoff
 from aiqueue.connection import frames as seam
 from aiqueue.enqueue.deadletter import history_of
 from aiqueue.errors import TooLarge
 from aiqueue.inspect import lookup
 from aiqueue.topology import provision
-from aiqueue.worker.settlement import Opened
 from benchmarks.fuzzing import live
 from benchmarks.fuzzing.frames import Frame, frames
 from benchmarks.fuzzing.readers import Fuzz, NoProgress, family, read_many
@@ -86,25 +83,15 @@ def test_of_a_foreign_history_only_what_a_journal_can_hold_is_kept() -> None:
 def test_a_kind_in_a_header_is_cut_like_one_in_a_body() -> None:
     told = {headers.KIND: "k" * 100_000, headers.JOB_ID: "j"}
     raw = RawJob(family(), "t0", "normal", 1, 1.7e9, told, b"{}")
-    for found in (attempt.read(raw), attempt.unread(raw), attempt.nameless(raw)):
+    for found in (attempt.decode_body(raw), attempt.decode_headers_only(raw), attempt.decode_headers_or_defaults(raw)):
         assert found is not None
         assert found.kind == "k" * 128
-
-
-@pytest.mark.parametrize("body", [codec.encode({"text": "x", "task_id": "t-1"}), b"\xff", b""])
-def test_a_plain_delivery_is_opened_as_any_other(body: bytes) -> None:
-    told = {headers.KIND: "noop", headers.CONTENT_TYPE: codec.CBOR}
-    raw = RawJob(family(), "t0", "normal", 1, 1.7e9, told, body)
-    plain, other = Opened.plainly(raw), Opened(job_id="", kind="", raw=raw)
-    for opened in (plain, other):
-        attempt.fill(raw, opened)
-    assert plain == replace(other, plain=True)
 
 
 def test_what_a_handler_raises_can_be_written_whatever_its_text_is_made_of() -> None:
     odd = "broken \ud800 text"
     for error in (ValueError(odd), aiqueue.Retry(odd), aiqueue.Reject(odd), KeyboardInterrupt(odd)):
-        codec.encode(attempt.to_plain(attempt.raised(error)))
+        codec.encode(attempt.outcome_to_plain(attempt.outcome_of_error(error)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +109,7 @@ def test_a_job_that_its_models_own_check_fails_on_is_refused_in_words_that_can_b
     handler = Handler(Picky, lambda job: None, False, Backoff(), 1.0, True)
     raw = RawJob(family(), "t0", "normal", 1, 1.7e9, {}, b"")
     found = DecodedJob("j", "picky", None, {"text": "\ud800"})
-    made = attempt.prepare(raw, found, handler, attempt=1, state=None, progress=NoProgress())
+    made = attempt.build_job(raw, found, handler, attempt=1, state=None, progress=NoProgress())
     assert isinstance(made, Refused)
     assert made.reason == "invalid"
     codec.encode(made.error)

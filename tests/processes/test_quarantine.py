@@ -33,7 +33,7 @@ from aiqueue.topology import provision
 
 from .. import support, suspects
 from ..suspects import Act, act, act_sync
-from ..worker.test_kill import Crew
+from ..worker.test_kill import WorkerPool
 
 FAST = aiqueue.Backoff(attempts=3, first=0.02, cap=0.05)
 
@@ -109,18 +109,18 @@ async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, account: Any) -> Iterator[Crew]:
-    crew = Crew(tmp_path, account, APP, STREAM)
-    yield crew
-    for process in crew.alive:
+def pool(tmp_path: Path, account: Any) -> Iterator[WorkerPool]:
+    pool = WorkerPool(tmp_path, account, APP, STREAM)
+    yield pool
+    for process in pool.alive:
         if process.poll() is None:
             process.kill()
             process.wait()
 
 
 @contextlib.asynccontextmanager
-async def of_crew(crew: Crew, account: Any) -> AsyncIterator[aiqueue.Client]:
-    streams = crew.directory / "streams"
+async def client_of_pool(pool: WorkerPool, account: Any) -> AsyncIterator[aiqueue.Client]:
+    streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
         await provision.apply(client.connection, client.topology)
         yield client
@@ -167,30 +167,30 @@ def worker_of(handler: Any = act, **given: Any) -> aiqueue.Worker:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("do", "how"), [("exit", "exit code 9"), ("segv", "signal 11 (SIGSEGV)")])
 async def test_a_job_that_kills_its_worker_is_convicted_and_the_innocent_are_done(
-    crew: Crew, account: Any, do: str, how: str
+    pool: WorkerPool, account: Any, do: str, how: str
 ) -> None:
     body = f'{{"do": "{do}",   "n": -1}}'.encode()
-    async with of_crew(crew, account) as client, plain(account) as publisher:
+    async with client_of_pool(pool, account) as client, plain(account) as publisher:
         handles = [await client.enqueue(Deed(do="good", n=n), tenant="acme") for n in range(100)]
-        told = {"Aiq-Kind": "act", "Aiq-Job-Id": "killer", "X-Own": "kept"}
-        await publisher.jetstream().publish("ai.test.acts.acme", body, headers=told)
+        job_headers = {"Aiq-Kind": "act", "Aiq-Job-Id": "killer", "X-Own": "kept"}
+        await publisher.jetstream().publish("ai.test.acts.acme", body, headers=job_headers)
         handles += [await client.enqueue(Deed(do="sleep", n=n), tenant="acme") for n in range(100, 115)]
         handles += [await client.enqueue(Deed(do="good", n=n), tenant="acme") for n in range(115, 200)]
-        crew.start()
-        crew.start()
+        pool.start()
+        pool.start()
         deaths = 0
         letters: list[Any] = []
         async with asyncio.timeout(45):
             while not letters:
-                for process in [each for each in crew.alive if each.poll() is not None]:
+                for process in [each for each in pool.alive if each.poll() is not None]:
                     deaths += 1
-                    crew.alive.remove(process)
-                    crew.start()
+                    pool.alive.remove(process)
+                    pool.start()
                 letters = await dead(client)
                 await asyncio.sleep(0.05)
             results = [await handle.result(30) for handle in handles]
         assert results == [[n, 1] for n in range(200)]
-        assert crew.stop() == [0, 0]
+        assert pool.stop() == [0, 0]
         (letter,) = await dead(client)
         info = await client.connection.api("STREAM.INFO.TEST_ACTS")
     assert info["state"]["messages"] == 0
@@ -207,25 +207,25 @@ async def test_an_innocent_suspect_settles_as_anywhere_and_in_another_process(
     handle = await client.enqueue(Act(do="tell"), tenant="acme", unique="k")
     await lose(client, account)
     async with worker_of().running(client):
-        told = await handle.result(20)
+        result = await handle.result(20)
         other = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
-    assert told["pid"] != os.getpid()
+    assert result["pid"] != os.getpid()
     assert other["pid"] == os.getpid()
-    assert told["state"] == {"entered_in": told["pid"]}
-    assert (told["attempt"], told["id"], told["tenant"]) == (1, "k", "acme")
+    assert result["state"] == {"entered_in": result["pid"]}
+    assert (result["attempt"], result["id"], result["tenant"]) == (1, "k", "acme")
     assert await dead(client) == []
 
 
 @pytest.mark.parametrize("handler", [act, act_sync])
-async def test_what_a_handler_says_in_quarantine_means_the_same(
-    client: aiqueue.Client, account: Any, handler: Any
-) -> None:
-    words = ("retry", "reject", "raise", "system exit", "odd", "types", "nonsense")
-    handles = {do: await client.enqueue(Act(do=do), tenant="acme", unique=do.replace(" ", "-")) for do in words}
+async def test_outcomes_in_quarantine_mean_the_same(client: aiqueue.Client, account: Any, handler: Any) -> None:
+    acts = ("retry", "reject", "raise", "system exit", "odd", "types", "nonsense")
+    handles = {do: await client.enqueue(Act(do=do), tenant="acme", unique=do.replace(" ", "-")) for do in acts}
     async with plain(account) as publisher:
-        told = {"Aiq-Kind": "act", "Aiq-Job-Id": "rubbish"}
-        await publisher.jetstream().publish("ai.agent.tasks.acme", b"\xff\xff", headers=told)
-        await publisher.jetstream().publish("ai.agent.tasks.acme", b"{}", headers={**told, "Aiq-Job-Id": "misfit"})
+        job_headers = {"Aiq-Kind": "act", "Aiq-Job-Id": "rubbish"}
+        await publisher.jetstream().publish("ai.agent.tasks.acme", b"\xff\xff", headers=job_headers)
+        await publisher.jetstream().publish(
+            "ai.agent.tasks.acme", b"{}", headers={**job_headers, "Aiq-Job-Id": "misfit"}
+        )
     await lose(client, account, jobs=9)
     async with worker_of(handler).running(client):
         assert (await handles["retry"].result(20))["attempt"] == 3
@@ -252,8 +252,8 @@ async def _dead_are(client: aiqueue.Client, count: int) -> bool:
 async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> None:
     async with worker_of().running(client):
         handle = await client.enqueue(Act(do="retry"), tenant="acme")
-        told = await handle.result(10)
-    assert (told["attempt"], told["pid"]) == (3, os.getpid())
+        result = await handle.result(10)
+    assert (result["attempt"], result["pid"]) == (3, os.getpid())
 
 
 async def test_a_return_that_another_worker_announced_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
@@ -295,8 +295,8 @@ async def test_a_body_that_kills_its_reader_is_read_in_a_child_only(
     body = b'{"do": "tell", "task_id": "t-1"}'
     async with plain(account) as publisher:
         await publisher.jetstream().publish("ai.agent.tasks.acme", body)
-        told = {"Aiq-Kind": "act", "Aiq-Job-Id": "named"}
-        await publisher.jetstream().publish("ai.agent.tasks.acme", body, headers=told)
+        job_headers = {"Aiq-Kind": "act", "Aiq-Job-Id": "named"}
+        await publisher.jetstream().publish("ai.agent.tasks.acme", body, headers=job_headers)
     await lose(client, account, jobs=2)
     # it reads the bodies whose headers do not name the job
     deadly = Recipe(client.topology.families, {}, suspects.deadly_to_read)
@@ -329,9 +329,9 @@ async def test_progress_of_a_child_reaches_the_journal(client: aiqueue.Client, a
     async with worker_of().running(client):
         await handle.result(20)
     subject = f"ai.agent.results.acme.{handle.id}"
-    said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert [each.headers[headers.EVENT] for each in said] == ["started", "progress", "progress", "result"]
-    assert codec.decode(said[1].data) == {"fraction": 0.5, "note": "half"}
+    entries = [each async for each in client.connection.read(client.journal.stream, subject)]
+    assert [each.headers[headers.EVENT] for each in entries] == ["started", "progress", "progress", "result"]
+    assert codec.decode(entries[1].data) == {"fraction": 0.5, "note": "half"}
 
 
 async def test_many_suspects_wait_without_taking_the_slots_of_others(client: aiqueue.Client, account: Any) -> None:
@@ -341,11 +341,11 @@ async def test_many_suspects_wait_without_taking_the_slots_of_others(client: aiq
     worker.concurrency = 4
     async with worker.running(client):
         await asyncio.sleep(0.5)
-        begun = time.monotonic()
+        start = time.monotonic()
         others = [await client.enqueue(Act(do="tell"), tenant="globex") for _ in range(20)]
         for handle in others:
             await handle.result(10)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - start < 2
         pids = {(await handle.result(40))["pid"] for handle in slow}
     assert len(pids) == 1  # a child that nothing happened to is kept
     assert os.getpid() not in pids
@@ -400,8 +400,8 @@ async def test_a_suspect_of_a_closure_is_tried_in_the_worker_and_convicted_after
             await killer.result(20)
     assert (failed.value.reason, ran) == ("killed_worker", ["innocent"])
     subject = "ai.agent.results.acme.innocent"
-    said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert [each.headers[headers.EVENT] for each in said] == ["started", "trial", "result"]
+    entries = [each async for each in client.connection.read(client.journal.stream, subject)]
+    assert [each.headers[headers.EVENT] for each in entries] == ["started", "trial", "result"]
 
 
 # Handlers that run in processes
@@ -411,10 +411,10 @@ async def test_process_handlers_run_in_parallel_in_other_processes(client: aique
     worker = aiqueue.Worker(processes=2, lifespan=suspects.lifespan)
     worker.handle(Act, process=True)(act_sync)
     async with worker.running(client):
-        begun = time.monotonic()
+        start = time.monotonic()
         both = [await client.enqueue(Act(do="block", value=0.8), tenant="acme") for _ in range(2)]
         first, second = [await handle.result(20) for handle in both]
-        took = time.monotonic() - begun
+        took = time.monotonic() - start
         more = [await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10) for _ in range(5)]
     pids = {first["pid"], second["pid"]}
     assert len(pids | {os.getpid()}) == 3
@@ -444,8 +444,8 @@ async def test_a_child_that_dies_has_failed_the_attempt_and_is_replaced(client: 
     assert (failed.value.reason, failed.value.attempt) == ("attempts", 3)
     assert failed.value.error == "worker process died: exit code 9"
     subject = f"ai.agent.results.acme.{once.id}"
-    said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert codec.decode(said[0].data)["error"] == "worker process died: signal 9 (SIGKILL)"
+    entries = [each async for each in client.connection.read(client.journal.stream, subject)]
+    assert codec.decode(entries[0].data)["error"] == "worker process died: signal 9 (SIGKILL)"
 
 
 async def test_a_timeout_kills_the_child_and_the_next_job_gets_another(client: aiqueue.Client) -> None:
@@ -460,7 +460,7 @@ async def test_a_timeout_kills_the_child_and_the_next_job_gets_another(client: a
         assert not _alive(before["pid"])
 
 
-async def test_a_drain_ends_children_that_still_run_and_hands_their_jobs_back(client: aiqueue.Client) -> None:
+async def test_a_drain_ends_children_that_still_run_and_returns_their_jobs_to_the_queue(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker(processes=1, drain_timeout=0.2)
     worker.handle(Act, process=True)(act_sync)
     async with worker.running(client) as session:
@@ -473,7 +473,7 @@ async def test_a_drain_ends_children_that_still_run_and_hands_their_jobs_back(cl
     other = aiqueue.Worker()
 
     @other.handle(Act)
-    async def again(job: aiqueue.Job[Act]) -> int:
+    async def other_act(job: aiqueue.Job[Act]) -> int:
         return job.attempt
 
     async with other.running(client):
@@ -574,44 +574,44 @@ def test_a_script_is_imported_by_its_children_and_told_when_it_lacks_its_guard(
 
 @pytest.mark.timeout(40)
 async def test_children_end_with_a_worker_that_is_killed(
-    crew: Crew, account: Any, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, account: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew._environment["SPIN"] = "1"
-    async with of_crew(crew, account) as client:
-        process = crew.start()
+    pool._environment["SPIN"] = "1"
+    async with client_of_pool(pool, account) as client:
+        process = pool.start()
         await client.enqueue(Spin(n=1), tenant="acme")
-        await support.eventually(lambda: crew.lines("start"), within=20)
+        await support.eventually(lambda: pool.lines("start"), within=20)
         children = await _children_of(process.pid)
-        assert [pid for _, pid in crew.lines("start")] == children
-        crew.kill(process)
+        assert [pid for _, pid in pool.lines("start")] == children
+        pool.kill(process)
         await support.eventually(lambda: not any(_alive(pid) for pid in children), within=5)
 
 
 @pytest.mark.timeout(40)
-async def test_a_loop_that_stays_blocked_ends_its_process_and_says_where(crew: Crew, account: Any) -> None:
-    async with of_crew(crew, account) as client:
-        process = crew.start()
+async def test_a_loop_that_stays_blocked_ends_its_process_and_logs_where(pool: WorkerPool, account: Any) -> None:
+    async with client_of_pool(pool, account) as client:
+        process = pool.start()
         await client.enqueue(Deed(do="block", n=1), tenant="acme")
         await support.eventually(lambda: process.poll() is not None, within=20)
     assert process.returncode == 70
-    said = (crew.directory / "worker.err").read_text()
-    assert "the event loop has been blocked" in said
-    assert "app.py" in said
-    assert "time.sleep(60)" in said
+    logged = (pool.directory / "worker.err").read_text()
+    assert "the event loop has been blocked" in logged
+    assert "app.py" in logged
+    assert "time.sleep(60)" in logged
 
 
 @pytest.mark.timeout(40)
-async def test_a_worker_that_was_stopped_and_continued_is_not_taken_for_blocked(crew: Crew, account: Any) -> None:
-    async with of_crew(crew, account) as client:
-        process = crew.start()
+async def test_a_worker_that_was_stopped_and_continued_is_not_taken_for_blocked(pool: WorkerPool, account: Any) -> None:
+    async with client_of_pool(pool, account) as client:
+        process = pool.start()
         handle = await client.enqueue(Deed(do="sleep", n=1), tenant="acme")
-        await support.eventually(lambda: crew.lines("start"), within=20)
+        await support.eventually(lambda: pool.lines("start"), within=20)
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(2.5)
         process.send_signal(signal.SIGCONT)
         assert (await handle.result(20))[0] == 1
         assert process.poll() is None
-        assert crew.stop() == [0]
+        assert pool.stop() == [0]
 
 
 async def test_without_process_handlers_no_child_is_started(client: aiqueue.Client) -> None:

@@ -50,7 +50,7 @@ class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
     n: int
 
 
-class Crew:
+class WorkerPool:
     """Worker processes on one application module, and what their handlers wrote."""
 
     def __init__(self, directory: Path, account: Any, app: str = APP, stream: str = STREAM) -> None:
@@ -86,9 +86,9 @@ class Crew:
         self.alive.remove(process)
         self.killed.add(process.pid)
 
-    def lines(self, word: str) -> list[tuple[int, int]]:
+    def lines(self, event: str) -> list[tuple[int, int]]:
         split = (line.split() for line in self.log.read_text().splitlines())
-        return [(int(n), int(pid)) for what, n, pid in split if what == word]
+        return [(int(n), int(pid)) for logged, n, pid in split if logged == event]
 
     def wait_for_ended(self, count: int, within_s: float) -> None:
         end = time.monotonic() + within_s
@@ -103,39 +103,39 @@ class Crew:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, account: Any) -> Any:
-    crew = Crew(tmp_path, account)
-    yield crew
-    for process in crew.alive:
+def pool(tmp_path: Path, account: Any) -> Any:
+    pool = WorkerPool(tmp_path, account)
+    yield pool
+    for process in pool.alive:
         if process.poll() is None:
             process.kill()
             process.wait()
 
 
 @pytest.mark.timeout(120)
-async def test_workers_killed_again_and_again_lose_no_job_and_repeat_only_what_was_in_flight(
-    crew: Crew, account: Any
+async def test_workers_killed_repeatedly_lose_no_job_and_repeat_only_what_was_in_flight(
+    pool: WorkerPool, account: Any
 ) -> None:
-    streams = crew.directory / "streams"
+    streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
         await provision.apply(client.connection, client.topology)
         for n in range(3_000):
             await client.enqueue(Sleep(n=n), tenant=f"t{n % 3}")
-        crew.start()
-        crew.start()
+        pool.start()
+        pool.start()
         # 40 slots of 20 ms end 2,000 jobs a second: kills are placed by progress, so that each meets a busy worker
         for progress in (400, 1_100, 1_800, 2_500):
-            crew.wait_for_ended(progress, within_s=30)
-            crew.kill(crew.alive[0])
-            crew.start()
-        crew.wait_for_ended(3_000, within_s=60)
-        assert crew.stop() == [0, 0]
+            pool.wait_for_ended(progress, within_s=30)
+            pool.kill(pool.alive[0])
+            pool.start()
+        pool.wait_for_ended(3_000, within_s=60)
+        assert pool.stop() == [0, 0]
         info = await client.connection.api("STREAM.INFO.TEST_SLEEPS")
         assert info["state"]["messages"] == 0
         assert [letter async for letter in client.dead.find()] == []
     runs: dict[int, list[int]] = collections.defaultdict(list)
-    for n, pid in crew.lines("start"):
+    for n, pid in pool.lines("start"):
         runs[n].append(pid)
     repeated = {n: pids for n, pids in runs.items() if len(pids) > 1}
-    assert all(pid in crew.killed for pids in repeated.values() for pid in pids[:-1])
-    assert len(repeated) <= len(crew.killed) * 20 * 2  # a kill meets 20 running jobs, and acks not yet sent
+    assert all(pid in pool.killed for pids in repeated.values() for pid in pids[:-1])
+    assert len(repeated) <= len(pool.killed) * 20 * 2  # a kill meets 20 running jobs, and acks not yet sent

@@ -95,8 +95,8 @@ async def test_a_plain_client_that_follows_the_guide_has_its_jobs_run(client: ai
     async with worker.running(client):
         plain = await nats.connect(account.url, user=account.user, password=account.password)
         await plain.publish("ai.agent.tasks.acme", b'{"task_id": "t-1", "goal": "plan"}')
-        told = {"request_id": "r-1", "model": "gpt", "priority": "normal"}
-        await plain.publish("ai.gateway.requests.acme", b'{"prompt": "hi"}', headers=told)
+        request_headers = {"request_id": "r-1", "model": "gpt", "priority": "normal"}
+        await plain.publish("ai.gateway.requests.acme", b'{"prompt": "hi"}', headers=request_headers)
         nested = (
             b'{"schema_version": "1.0", "message_type": "llm_request", "data": {"request_id": "r-2", "prompt": "ho"}}'
         )
@@ -140,7 +140,7 @@ async def test_the_same_unique_key_of_two_tenants_is_two_jobs_and_of_one_is_one(
     assert sorted(ran) == ["acme", "globex"]
 
 
-async def test_a_failing_job_is_tried_again_and_ends_as_a_dead_letter_with_its_history(client: aiqueue.Client) -> None:
+async def test_a_failing_job_is_retried_and_ends_as_a_dead_letter_with_its_history(client: aiqueue.Client) -> None:
     attempts: list[int] = []
     worker = aiqueue.Worker(name="w-1")
 
@@ -185,13 +185,13 @@ async def test_a_replay_runs_the_job_again_and_keeps_the_history(client: aiqueue
         (letter,) = await dead(client)
         await client.dead.replay(letter)
         async with asyncio.timeout(10):
-            while not (again := [each for each in await dead(client) if each.seq != letter.seq]):
+            while not (replayed := [each for each in await dead(client) if each.seq != letter.seq]):
                 await asyncio.sleep(0.01)
-        assert [each["attempt"] for each in again[0].history] == [1, 1]
-        assert again[0].replays == 1
-        assert again[0].lane.priority == "low"
+        assert [each["attempt"] for each in replayed[0].history] == [1, 1]
+        assert replayed[0].replays == 1
+        assert replayed[0].lane.priority == "low"
         broken = False
-        await client.dead.replay(again[0])
+        await client.dead.replay(replayed[0])
         async with asyncio.timeout(10):
             while (head := await client.journal.head("ai.agent.results.acme.k")) is None or head.event != "result":
                 await asyncio.sleep(0.01)
@@ -329,7 +329,7 @@ async def test_a_body_that_cannot_be_read_becomes_a_dead_letter_untouched(
     assert (letters[0].reason, letters[0].body, letters[0].headers["X-Own"]) == (reason, body, "kept")
 
 
-async def test_an_unknown_kind_is_handed_back_and_then_a_replayable_dead_letter(
+async def test_an_unknown_kind_is_returned_to_the_queue_and_then_a_replayable_dead_letter(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiqueue.worker.settlement.UNKNOWN_KIND_DELAY_S", 0.05)
@@ -381,7 +381,7 @@ async def test_an_unknown_schema_version_is_not_run(client: aiqueue.Client, acco
                 await asyncio.sleep(0.01)
     assert ran == ["v1"]
     info = await client.connection.api("STREAM.INFO.AI_AGENT_TASKS")
-    assert info["state"]["messages"] == 1  # handed back, waiting for a newer worker
+    assert info["state"]["messages"] == 1  # returned to the queue, waiting for a newer worker
 
 
 async def test_a_job_past_its_deadline_is_not_run(client: aiqueue.Client) -> None:
@@ -401,18 +401,18 @@ async def test_a_job_past_its_deadline_is_not_run(client: aiqueue.Client) -> Non
 
 async def test_a_handler_without_results_says_so_at_once(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
-    begun, release = asyncio.Event(), asyncio.Event()
+    entered, release = asyncio.Event(), asyncio.Event()
 
     @worker.handle(Echo, result=False)
     async def echo(job: aiqueue.Job[Echo]) -> str:
-        begun.set()
+        entered.set()
         await release.wait()
         return "dropped"
 
     async with worker.running(client):
         handle = await client.enqueue(Echo(), tenant="acme")
         waiting = asyncio.create_task(handle.result(10))
-        await begun.wait()
+        await entered.wait()
         release.set()
         with pytest.raises(ResultDisabled):
             await waiting
@@ -450,9 +450,9 @@ async def test_progress_reaches_the_journal(client: aiqueue.Client) -> None:
         handle = await client.enqueue(Echo(), tenant="acme")
         assert await handle.result(10) == "ok"
     subject = f"ai.agent.results.acme.{handle.id}"
-    said = [each async for each in client.connection.read(client.journal.stream, subject)]
-    assert [each.headers[headers.EVENT] for each in said] == ["progress", "progress", "result"]
-    assert {each.headers[headers.EPOCH] for each in said} == {"1"}
+    entries = [each async for each in client.connection.read(client.journal.stream, subject)]
+    assert [each.headers[headers.EVENT] for each in entries] == ["progress", "progress", "result"]
+    assert {each.headers[headers.EPOCH] for each in entries} == {"1"}
 
 
 async def test_the_lifespan_surrounds_the_jobs_and_its_value_reaches_them(client: aiqueue.Client) -> None:
@@ -522,28 +522,28 @@ async def shorten_leases(client: aiqueue.Client, *, ack_wait_s: float) -> None:
     client.topology = dataclasses.replace(topology, families=families)
 
 
-async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(client: aiqueue.Client) -> None:
-    begun: list[str] = []
+async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(client: aiqueue.Client) -> None:
+    entered: list[str] = []
     release = asyncio.Event()
     worker = aiqueue.Worker(concurrency=2)
 
     @worker.handle(Echo)
     async def echo(job: aiqueue.Job[Echo]) -> str:
-        begun.append(job.message.text)
+        entered.append(job.message.text)
         await release.wait()
         return "ok"
 
     async with worker.running(client) as session:
         handles = [await client.enqueue(Echo(text=str(n)), tenant=f"t{n}") for n in range(6)]
         async with asyncio.timeout(10):
-            while len(begun) < 2:
+            while len(entered) < 2:
                 await asyncio.sleep(0.01)
         draining = asyncio.create_task(session.drain())
         await asyncio.sleep(0)
         release.set()
         await draining
         assert session.clean
-    assert len(begun) == 2
+    assert len(entered) == 2
     other = aiqueue.Worker()
 
     @other.handle(Echo)
@@ -554,21 +554,21 @@ async def test_a_drain_finishes_what_runs_and_hands_the_rest_back(client: aiqueu
     async with other.running(client):
         results = [await handle.result(10) for handle in handles]
     assert sorted(results) == ["again"] * 4 + ["ok"] * 2
-    assert time.monotonic() - started < 10  # handed back, not left to their leases of 30 s
+    assert time.monotonic() - started < 10  # returned to the queue, not left to their leases of 30 s
 
 
-async def test_a_drain_past_its_time_cancels_and_hands_back(client: aiqueue.Client) -> None:
+async def test_a_drain_past_its_time_cancels_and_returns_jobs_to_the_queue(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker(drain_timeout=0.1)
-    begun = asyncio.Event()
+    entered = asyncio.Event()
 
     @worker.handle(Echo)
     async def echo(job: aiqueue.Job[Echo]) -> None:
-        begun.set()
+        entered.set()
         await asyncio.sleep(3600)
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Echo(), tenant="acme")
-        await begun.wait()
+        await entered.wait()
     assert not session.clean
     other = aiqueue.Worker()
 
@@ -601,7 +601,7 @@ async def test_a_waiting_job_goes_to_an_idle_worker_and_not_behind_a_long_one(cl
             assert await long.result(10) == "ok"
 
 
-async def test_a_deleted_lane_consumer_is_made_again(client: aiqueue.Client) -> None:
+async def test_a_deleted_lane_consumer_is_recreated(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
 
     @worker.handle(Echo)
@@ -681,24 +681,24 @@ async def test_jobs_go_on_after_the_server_was_killed_and_restarted(own_server: 
 
 
 async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client: aiqueue.Client) -> None:
-    """Two workers run the same job, as after a lost lease; the older one learns it and says nothing."""
-    older_begun, newer_begun, newer_may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    older_said: list[str] = []
+    """Two workers run the same job, as after a lost lease; the older one learns it and writes nothing."""
+    older_entered, newer_entered, newer_may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    older_errors: list[str] = []
 
     async def older(job: aiqueue.Job[Echo]) -> str:
         await job.progress(0.1)
-        older_begun.set()
-        await newer_begun.wait()
+        older_entered.set()
+        await newer_entered.wait()
         try:
             await job.progress(0.2)
         except aiqueue.errors.Stale as stale:
-            older_said.append(f"stale {stale.ended}")
+            older_errors.append(f"stale {stale.ended}")
             raise
         return "older"
 
     async def newer(job: aiqueue.Job[Echo]) -> str:
         await job.progress(0.3)
-        newer_begun.set()
+        newer_entered.set()
         await newer_may_end.wait()
         raise aiqueue.Retry("not yet") if job.attempt == 1 else ValueError("never here")
 
@@ -713,17 +713,17 @@ async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client:
     second.handle(Echo, retry=aiqueue.Backoff(attempts=3, first=0.5, jitter=0))(newer)
     async with first.running(client) as session:
         handle = await client.enqueue(Echo(), tenant="acme")
-        await older_begun.wait()
+        await older_entered.wait()
         # its lease ends and its pulls cease, as for a worker that hangs; the consumer gives the job to the next
         await session.leases.stop()
         session.puller.stop()
         await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
         async with second.running(client):
-            await newer_begun.wait()
+            await newer_entered.wait()
             async with asyncio.timeout(10):
                 while session.running:
                     await asyncio.sleep(0.01)
-            assert older_said == ["stale False"]
+            assert older_errors == ["stale False"]
             newer_may_end.set()
             async with asyncio.timeout(10):
                 while (head := await client.journal.head(f"ai.agent.results.acme.{handle.id}")) is None or (
@@ -734,7 +734,7 @@ async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client:
         assert await handle.result(20) == "attempt 2"
 
 
-async def test_attempts_are_counted_on_when_the_consumer_is_made_anew(client: aiqueue.Client) -> None:
+async def test_attempts_are_counted_on_when_the_consumer_is_recreated(client: aiqueue.Client) -> None:
     attempts: list[int] = []
     worker = aiqueue.Worker()
 
@@ -935,21 +935,21 @@ async def test_short_jobs_do_not_wait_behind_long_ones_while_another_worker_idle
             release.set()
 
 
-async def test_a_job_of_a_stream_made_anew_is_not_taken_for_the_one_that_runs(client: aiqueue.Client) -> None:
+async def test_a_job_of_a_recreated_stream_is_not_taken_for_the_one_that_runs(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
-    begun, release = asyncio.Event(), asyncio.Event()
+    entered, release = asyncio.Event(), asyncio.Event()
 
     @worker.handle(Echo, result=False)
     async def echo(job: aiqueue.Job[Echo]) -> None:
         ran.append(job.message.text)
         if job.message.text == "old":
-            begun.set()
+            entered.set()
             await release.wait()
 
     ran: list[str] = []
     await client.enqueue(Echo(text="old"), tenant="acme")
     async with worker.running(client) as session:
-        await begun.wait()
+        await entered.wait()
         await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
         await provision.apply(client.connection, client.topology)
         await client.enqueue(Echo(text="new"), tenant="acme")
@@ -980,9 +980,9 @@ async def test_a_drain_without_a_server_ends_in_its_time(own_server: Any) -> Non
                 while not session.running:
                     await asyncio.sleep(0.01)
             server.kill()
-            begun = time.monotonic()
+            start = time.monotonic()
             await session.drain()
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - start < 10
 
 
 async def test_a_handler_that_swallows_its_first_cancellation_still_ends_at_its_timeout(

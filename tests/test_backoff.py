@@ -54,7 +54,7 @@ def test_a_factor_of_one_keeps_the_first_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "problem"),
     [
         ({"attempts": 0}, "attempts"), ({"attempts": 10_001}, "attempts"), ({"attempts": True}, "attempts"),
         ({"attempts": 2.0}, "attempts"), ({"attempts": "3"}, "attempts"),
@@ -65,8 +65,8 @@ def test_a_factor_of_one_keeps_the_first_delay() -> None:
         ({"first": "10s", "cap": "1s"}, "cap"),
     ],
 )  # fmt: skip
-def test_a_policy_that_makes_no_sense_is_refused_naming_what(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_policy_that_makes_no_sense_is_refused_naming_what(wrong: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         Backoff(**wrong)
 
 

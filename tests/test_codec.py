@@ -58,7 +58,9 @@ def tagged(number: int, value: Any) -> bytes:
 
 
 def read(body: bytes, **more: Any) -> codec.MessageBody:
-    return codec.decode_message(body, default_kind="gateway.request", aliases={"llm_request": "gateway.request"}, **more)
+    return codec.decode_message(
+        body, default_kind="gateway.request", aliases={"llm_request": "gateway.request"}, **more
+    )
 
 
 # what is written can be read
@@ -179,10 +181,10 @@ def test_writer_and_both_readers_stop_at_the_same_depth(wrap: Any) -> None:
      (b'{"a":' * 200_000, codec.JSON), (b"\x9f" * 1_000_000, codec.CBOR)],
 )  # fmt: skip
 def test_a_million_levels_are_refused_at_once(body: bytes, media: str) -> None:
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(DecodeError):
         codec.decode(body, media)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started_at < 2
 
 
 @pytest.mark.parametrize("head", ["9b", "bb", "5b", "7b", "d901029b", "c25b", "d9010281bb"])
@@ -214,10 +216,10 @@ def test_a_body_above_the_servers_own_ceiling_is_refused() -> None:
      tagged(0, "9" * 100_000), tagged(4, [1]), tagged(4, "x"), tagged(4, [1.5, 2])],
 )  # fmt: skip
 def test_a_number_that_would_take_minutes_or_gigabytes_is_refused_at_once(body: bytes) -> None:
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(DecodeError):
         codec.decode(body, codec.JSON if body[:1] == b"9" else codec.CBOR)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started_at < 2
 
 
 @pytest.mark.parametrize(
@@ -378,5 +380,5 @@ def test_threads_that_read_at_once_each_get_their_own() -> None:
         return [codec.decode(body, codec.CBOR)["n"] for body in bodies[first:] * 20]
 
     with ThreadPoolExecutor(4) as pool:
-        for first, told in enumerate(pool.map(read, range(4))):
-            assert told == list(range(first, 200)) * 20
+        for first, decoded in enumerate(pool.map(read, range(4))):
+            assert decoded == list(range(first, 200)) * 20

@@ -108,12 +108,12 @@ def test_a_model_that_reads_its_fields_in_its_own_way_is_asked_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "problem"),
     [({}, "text: Field required"), ({"text": 5}, "text: "), ({"text": "x", "tags": [1, "y"]}, r"tags\.1: "),
      ({"text": 1, "tags": 2}, r"\(and 1 more\)")],
 )  # fmt: skip
-def test_a_body_that_does_not_fit_is_refused_naming_kind_and_field(data: dict[str, Any], told: str) -> None:
-    with pytest.raises(DecodeError, match=told) as caught:
+def test_a_body_that_does_not_fit_is_refused_naming_kind_and_field(data: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DecodeError, match=problem) as caught:
         parse_message(Summarise, data)
     assert caught.value.reason.startswith("not a summarise: ")
 
@@ -135,46 +135,46 @@ def test_a_validators_own_text_stays_on_one_line() -> None:
     assert "\n" not in caught.value.reason
 
 
-class Told:
+class RecordedProgress:
     def __init__(self, error: Exception | None = None) -> None:
-        self.said: list[tuple[float, str]] = []
+        self.reports: list[tuple[float, str]] = []
         self.error = error
 
     async def progress(self, fraction: float, note: str) -> None:
         if self.error:
             raise self.error
-        self.said.append((fraction, note))
+        self.reports.append((fraction, note))
 
 
-def job(told: Told) -> Job[Summarise]:
+def job(recorder: RecordedProgress) -> Job[Summarise]:
     return Job(
         Summarise(text="x"), job_id="j1", lane=Lane("agent.tasks", "acme", "high"), attempt=2, enqueued_at=1.0,
-        deadline=None, headers={"model": "m"}, state=None, progress=told,
+        deadline=None, headers={"model": "m"}, state=None, progress=recorder,
     )  # fmt: skip
 
 
 def test_a_job_shows_what_it_is_but_not_its_payload() -> None:
-    assert repr(job(Told())) == "<Job j1 summarise acme/high attempt 2>"
+    assert repr(job(RecordedProgress())) == "<Job j1 summarise acme/high attempt 2>"
 
 
 async def test_progress_reaches_the_journals_writer() -> None:
-    told = Told()
-    await job(told).progress(0.5, "half")
-    await job(told).progress(1)
-    assert told.said == [(0.5, "half"), (1, "")]
+    recorder = RecordedProgress()
+    await job(recorder).progress(0.5, "half")
+    await job(recorder).progress(1)
+    assert recorder.reports == [(0.5, "half"), (1, "")]
 
 
 @pytest.mark.parametrize("fraction", [-0.01, 1.01, float("nan"), float("inf")])
 async def test_progress_outside_0_to_1_is_refused(fraction: float) -> None:
-    told = Told()
+    recorder = RecordedProgress()
     with pytest.raises(ValueError, match="fraction"):
-        await job(told).progress(fraction)
-    assert told.said == []
+        await job(recorder).progress(fraction)
+    assert recorder.reports == []
 
 
 async def test_a_stale_attempts_progress_tells_it_so() -> None:
     with pytest.raises(Stale):
-        await job(Told(Stale("taken over", ended=False))).progress(0.5)
+        await job(RecordedProgress(Stale("taken over", ended=False))).progress(0.5)
 
 
 @pytest.mark.parametrize(("after", "meant"), [(None, None), (0, 0), (2, 2), ("1m", 60), (0.5, 0.5)])

@@ -77,19 +77,19 @@ async def working(client: aiqueue.Client) -> AsyncIterator[Counter[str]]:
 
 async def ask(nc: Nats, body: bytes, timeout: float = 10.0, **headers: str) -> tuple[Any, dict[str, str]]:
     answer = await nc.request(RESPONSES, body, timeout=timeout, headers=headers or None)
-    told = {str(name): value for name, value in (answer.headers or {}).items()}
-    read = json.loads if told["Content-Type"] == "application/json" else cbor2.loads
-    return read(answer.data), told
+    answer_headers = {str(name): value for name, value in (answer.headers or {}).items()}
+    read = json.loads if answer_headers["Content-Type"] == "application/json" else cbor2.loads
+    return read(answer.data), answer_headers
 
 
 async def test_the_guides_publish_then_request_runs_the_job_once(client: aiqueue.Client, plain: Nats) -> None:
     async with working(client) as runs, aiqueue.Responder().running(client):
         for n in range(100):
-            told = {"request_id": f"r{n}", "model": "small", "priority": "normal"}
+            request_headers = {"request_id": f"r{n}", "model": "small", "priority": "normal"}
             body = json.dumps({"request_id": f"r{n}", "prompt": f"p{n}"}).encode()
-            await plain.publish("ai.gateway.requests.acme", body, headers=told)
-            said, headers = await ask(plain, body)
-            assert (said["text"], headers["Aiq-Job-Id"]) == (f"p{n}", f"r{n}")
+            await plain.publish("ai.gateway.requests.acme", body, headers=request_headers)
+            answer, answer_headers = await ask(plain, body)
+            assert (answer["text"], answer_headers["Aiq-Job-Id"]) == (f"p{n}", f"r{n}")
     assert runs == Counter(dict.fromkeys((f"r{n}" for n in range(100)), 1))
 
 
@@ -104,9 +104,9 @@ async def test_an_id_alone_is_answered_when_the_job_ends(client: aiqueue.Client,
         asking = asyncio.create_task(ask(plain, bodies[form], **headers))
         await client.enqueue(Request(prompt="hello", request_id="req-1"), tenant="acme")
         async with working(client):
-            said, told = await asking
-    assert said["text"] == "hello"
-    assert told["Content-Type"] == ("application/cbor" if form == "cbor" else "application/json")
+            answer, answer_headers = await asking
+    assert answer["text"] == "hello"
+    assert answer_headers["Content-Type"] == ("application/cbor" if form == "cbor" else "application/json")
 
 
 async def test_a_full_request_is_enqueued_once_and_its_answer_kept(client: aiqueue.Client, plain: Nats) -> None:
@@ -115,27 +115,27 @@ async def test_a_full_request_is_enqueued_once_and_its_answer_kept(client: aique
     async with working(client) as runs, aiqueue.Responder().running(client):
         answers = await asyncio.gather(*(ask(plain, body, model="small") for _ in range(20)))
         late, _ = await ask(plain, b"e-1")
-    assert all(said == {"text": "hi", "request_id": "e-1", "model": "small"} for said, _ in answers)
+    assert all(answer == {"text": "hi", "request_id": "e-1", "model": "small"} for answer, _ in answers)
     assert late == answers[0][0]
     assert runs == {"e-1": 1}
 
 
 async def test_a_request_without_an_id_is_told_its_id(client: aiqueue.Client, plain: Nats) -> None:
     async with working(client) as runs, aiqueue.Responder().running(client):
-        said, told = await ask(plain, b'{"prompt": "hi"}')
-    assert said["request_id"] == told["Aiq-Job-Id"]
-    assert runs == {told["Aiq-Job-Id"]: 1}
+        answer, answer_headers = await ask(plain, b'{"prompt": "hi"}')
+    assert answer["request_id"] == answer_headers["Aiq-Job-Id"]
+    assert runs == {answer_headers["Aiq-Job-Id"]: 1}
 
 
 async def test_what_comes_too_late_is_there_for_the_next_request(client: aiqueue.Client, plain: Nats) -> None:
     body = json.dumps({"request_id": "late", "prompt": "slow"}).encode()
     async with working(client) as runs, aiqueue.Responder().running(client):
         soon = {"Aiq-Deadline": str(round((time.time() + 0.4) * 1000))}
-        said, told = await ask(plain, body, **soon)
-        assert told["Nats-Service-Error-Code"] == "504"
-        assert (said["error"], said["retryable"], said["job_id"]) == ("ResultTimeout", True, "late")
-        said, told = await ask(plain, body)
-    assert said["text"] == "slow"
+        answer, answer_headers = await ask(plain, body, **soon)
+        assert answer_headers["Nats-Service-Error-Code"] == "504"
+        assert (answer["error"], answer["retryable"], answer["job_id"]) == ("ResultTimeout", True, "late")
+        answer, answer_headers = await ask(plain, body)
+    assert answer["text"] == "slow"
     assert runs == {"late": 1}
 
 
@@ -153,19 +153,19 @@ async def test_what_comes_too_late_is_there_for_the_next_request(client: aiqueue
 )
 async def test_errors_come_back_typed(client: aiqueue.Client, plain: Nats, body: bytes, code: str, kind: str) -> None:
     async with working(client), aiqueue.Responder().running(client):
-        said, told = await ask(plain, body)
-    assert (told["Nats-Service-Error-Code"], said["error"]) == (code, kind)
-    assert told["Nats-Service-Error"]
+        answer, answer_headers = await ask(plain, body)
+    assert (answer_headers["Nats-Service-Error-Code"], answer["error"]) == (code, kind)
+    assert answer_headers["Nats-Service-Error"]
     if kind == "JobFailed":
-        assert said["reason"] in ("rejected", "invalid")
+        assert answer["reason"] in ("rejected", "invalid")
 
 
 async def test_a_cancelled_job_is_told_as_such(client: aiqueue.Client, plain: Nats) -> None:
     async with aiqueue.Responder().running(client):
         handle = await client.enqueue(Request(prompt="x", request_id="c1"), tenant="acme")
         assert await handle.cancel()
-        said, told = await ask(plain, b"c1")
-    assert (told["Nats-Service-Error-Code"], said["reason"]) == ("422", "cancelled")
+        answer, answer_headers = await ask(plain, b"c1")
+    assert (answer_headers["Nats-Service-Error-Code"], answer["reason"]) == ("422", "cancelled")
 
 
 async def test_it_is_found_and_counted_as_a_micro_service(client: aiqueue.Client, plain: Nats) -> None:
@@ -202,8 +202,8 @@ async def test_more_than_it_may_hold_are_told_to_ask_again(client: aiqueue.Clien
         async with asyncio.timeout(5):
             while not service.running:
                 await asyncio.sleep(0.01)
-        said, told = await ask(plain, b"r2")
-        assert (told["Nats-Service-Error-Code"], said["retryable"]) == ("503", True)
+        answer, answer_headers = await ask(plain, b"r2")
+        assert (answer_headers["Nats-Service-Error-Code"], answer["retryable"]) == ("503", True)
         await client.enqueue(Request(prompt="x", request_id="r1"), tenant="acme")
         async with working(client):
             assert (await first)[0]["text"] == "x"
@@ -215,29 +215,29 @@ async def test_one_that_leaves_answers_those_that_wait(client: aiqueue.Client, p
         async with asyncio.timeout(5):
             while not service.running:
                 await asyncio.sleep(0.01)
-    said, told = await asking
-    assert (told["Nats-Service-Error-Code"], said["retryable"]) == ("503", True)
+    answer, answer_headers = await asking
+    assert (answer_headers["Nats-Service-Error-Code"], answer["retryable"]) == ("503", True)
 
 
-async def test_it_answers_on_after_its_connection_was_made_anew(client: aiqueue.Client, plain: Nats) -> None:
+async def test_it_answers_on_after_its_connection_was_replaced(client: aiqueue.Client, plain: Nats) -> None:
     async with working(client), aiqueue.Responder().running(client):
         client.connection.renew()
         async with asyncio.timeout(20):
             while True:
                 with contextlib.suppress(nats.errors.NoRespondersError, nats.errors.TimeoutError):
-                    said, _ = await ask(plain, b'{"request_id": "again", "prompt": "hi"}', timeout=2)
+                    answer, _ = await ask(plain, b'{"request_id": "again", "prompt": "hi"}', timeout=2)
                     break
                 await asyncio.sleep(0.05)
-    assert said["text"] == "hi"
+    assert answer["text"] == "hi"
 
 
 class TestOurRequester:
     async def test_gets_what_the_handler_returned(self, client: aiqueue.Client) -> None:
         async with working(client) as runs, aiqueue.Responder().running(client):
             assert await client.request(Query(query="why"), tenant="acme") == ["why"]
-            said = await client.request(Request(prompt="hi"), tenant="acme", unique="u1", headers={"model": "big"})
-            assert said == {"text": "hi", "request_id": "u1", "model": "big"}
-            assert await client.request(Request(prompt="hi"), tenant="acme", unique="u1") == said
+            answer = await client.request(Request(prompt="hi"), tenant="acme", unique="u1", headers={"model": "big"})
+            assert answer == {"text": "hi", "request_id": "u1", "model": "big"}
+            assert await client.request(Request(prompt="hi"), tenant="acme", unique="u1") == answer
         assert runs["u1"] == 1
 
     async def test_gets_typed_errors(self, client: aiqueue.Client) -> None:
@@ -265,13 +265,13 @@ class TestOurRequester:
 
     async def test_asks_a_plain_responder(self, client: aiqueue.Client, plain: Nats) -> None:
         async def respond(message: Any) -> None:
-            told = {"id": message.headers["request_id"], **cbor2.loads(message.data)}
-            await message.respond(json.dumps(told).encode())  # with our own headers: it says to be CBOR
+            fields = {"id": message.headers["request_id"], **cbor2.loads(message.data)}
+            await message.respond(json.dumps(fields).encode())  # with our own headers, so its content type is CBOR
 
         await plain.subscribe(RESPONSES, cb=respond)
         await plain.flush()
-        said = await client.request(Request(prompt="hi"), tenant="acme", unique="p1")
-        assert (said["id"], said["prompt"]) == ("p1", "hi")
+        answer = await client.request(Request(prompt="hi"), tenant="acme", unique="p1")
+        assert (answer["id"], answer["prompt"]) == ("p1", "hi")
 
     async def test_a_family_without_answers_is_refused_at_once(self, client: aiqueue.Client) -> None:
         class Task(aiqueue.Message, kind="agent.task"):
@@ -293,7 +293,7 @@ async def test_a_responder_that_dies_is_asked_again_elsewhere(
             async with dying.running(other) as service:
                 asking = asyncio.create_task(client.request(Request(prompt="slow"), tenant="acme", unique="d1"))
                 await eventually(lambda: service.running)
-                await other.connection.close()  # no word to anybody
+                await other.connection.close()  # without a notice to anybody
         async with aiqueue.Responder().running(client):
             assert (await asking)["text"] == "slow"
     assert runs == {"d1": 1}

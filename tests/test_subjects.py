@@ -21,12 +21,12 @@ BAD_SIGN = st.characters().filter(lambda c: not (c.isascii() and (c.isalnum() or
 
 
 @given(GOOD)
-def test_every_word_of_the_allowed_signs_is_a_token(word: str) -> None:
-    assert subjects.token("tenant", word) == word
+def test_every_text_of_the_allowed_characters_is_a_token(text: str) -> None:
+    assert subjects.token("tenant", text) == text
 
 
 @given(st.text(max_size=30), BAD_SIGN, st.text(max_size=30))
-def test_a_word_with_any_other_sign_is_refused_naming_what_it_was_for(before: str, sign: str, after: str) -> None:
+def test_a_text_with_any_other_character_is_refused_naming_what_it_was_for(before: str, sign: str, after: str) -> None:
     with pytest.raises(InvalidToken, match=r"^tenant ") as caught:
         subjects.token("tenant", before + sign + after)
     assert caught.value.what == "tenant"
@@ -42,7 +42,7 @@ def test_what_could_break_a_subject_is_refused(value: object) -> None:
         subjects.token("unique key", value)
 
 
-def test_the_refusal_of_a_huge_word_stays_short() -> None:
+def test_the_refusal_of_a_huge_text_stays_short() -> None:
     with pytest.raises(InvalidToken) as caught:
         subjects.token("tenant", "x" * 1_000_000)
     assert len(str(caught.value)) < 250
@@ -81,8 +81,8 @@ def test_an_id_made_in_a_later_millisecond_sorts_behind() -> None:
     ids = []
     for _ in range(20):
         ids.append(subjects.new_id())
-        begun = time.time_ns() // 1_000_000
-        while time.time_ns() // 1_000_000 == begun:
+        started_ms = time.time_ns() // 1_000_000
+        while time.time_ns() // 1_000_000 == started_ms:
             pass
     assert ids == sorted(ids)
 
@@ -133,7 +133,7 @@ PLACE = st.tuples(st.sampled_from(["agent.tasks", "a.b", "a-b.c_d"]), GOOD, GOOD
 
 
 @given(PLACE, PLACE)
-def test_message_ids_differ_wherever_family_tenant_key_or_hop_does(
+def test_message_ids_differ_wherever_family_tenant_key_or_move_does(
     one: tuple[str, ...], other: tuple[str, ...]
 ) -> None:
     assert (one == other) == (subjects.msg_id(*one) == subjects.msg_id(*other))

@@ -36,9 +36,7 @@ PAUSED_S = 2.0  # how long a consumer is paused while it is checked before its r
 PAUSE_EXACT_S = 2e-6  # how exactly the server returns the end of a pause
 REMOVE_API_S = 1.0  # timeout of each request meanwhile
 REPORTED_MAX = 1_000
-RECREATE_AFTER_S = (
-    0.25  # earlier, a new consumer would meet the clean-up of the former (docs/decisions/lane-made-anew.md)
-)
+RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
 
 

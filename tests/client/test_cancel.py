@@ -71,7 +71,7 @@ async def test_a_delayed_job_that_is_cancelled_never_runs(client: aiqueue.Client
     assert seen == ["b"]
 
 
-async def test_a_cancelled_key_can_be_delayed_anew_at_once(client: aiqueue.Client) -> None:
+async def test_a_cancelled_key_can_be_delayed_again_at_once(client: aiqueue.Client) -> None:
     seen: list[str] = []
     for _ in range(3):
         handle = await client.enqueue(Task(), tenant="acme", delay=0.5, unique="a")
@@ -98,13 +98,13 @@ async def test_a_job_that_is_due_and_not_forwarded_is_cancelled(client: aiqueue.
 
 
 async def test_a_message_already_in_a_forwarders_hands_does_not_run(client: aiqueue.Client) -> None:
-    """It is stored in its lane after the cancellation: its attempt finds the journal's last word."""
+    """It is stored in its lane after the cancellation: its attempt finds the final entry in the journal."""
     seen: list[str] = []
     handle = await client.enqueue(Task(), tenant="acme", delay=3600, unique="a")
     (there,) = await client.parking.find_all(handle.lane, "a")
     assert await handle.cancel()
-    told = headers.carried(there.stored.headers, ours=True) | {headers.MSG_ID: "acme/agent.tasks/a/due"}
-    await client.connection.store(subjects.work(*handle.lane), there.stored.data, told)
+    job_headers = headers.carried(there.stored.headers, ours=True) | {headers.MSG_ID: "acme/agent.tasks/a/due"}
+    await client.connection.store(subjects.work(*handle.lane), there.stored.data, job_headers)
     last = await client.enqueue(Task(), tenant="acme", unique="b")
     async with taking(seen).running(client):
         await last.result(10)
@@ -193,7 +193,7 @@ async def test_an_unknown_job_is_not_found(client: aiqueue.Client) -> None:
 @pytest.mark.timeout(120)
 async def test_around_its_time_a_job_is_either_cancelled_or_done(client: aiqueue.Client) -> None:
     """500 jobs that become due while they are cancelled: some are parked, some with a forwarder, some in their lane,
-    and a few have just begun: those end as cancelled too.
+    and a few have just started: those end as cancelled too.
     """
     seen: list[str] = []
     due = time.time() + 3
@@ -244,13 +244,13 @@ async def cancel_while_served(client: aiqueue.Client) -> None:
     class Step(aiqueue.Message, kind="step", family="x.y"):
         n: int = 0
 
-    begun: list[str] = []
+    started: list[str] = []
     done: list[str] = []
     worker = aiqueue.Worker(concurrency=5)
 
     @worker.handle(Step)
     async def step(job: aiqueue.Job[Step]) -> None:
-        begun.append(job.id)
+        started.append(job.id)
         await asyncio.sleep(0.02)
         done.append(job.id)
 
@@ -267,7 +267,7 @@ async def cancel_while_served(client: aiqueue.Client) -> None:
         for each in handles:
             assert not verdicts[each.id] or await cancelled(each)
     assert {each.id for each in left} <= set(done)
-    assert len(set(begun)) == len(begun) < 600
+    assert len(set(started)) == len(started) < 600
     assert 0 < len(left) < 600
 
 

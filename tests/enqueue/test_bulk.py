@@ -77,12 +77,12 @@ async def test_twenty_thousand_of_many_lanes_are_stored_once_in_the_order_of_eac
         for n in range(20_000):
             yield JobSpec(Task(text=str(n)), tenant=tenants[n % 3], priority=priorities[n % 7 % 3])
 
-    told = await outcomes(client, items(), tenant=None)
-    assert len(told) == 20_000
+    results = await outcomes(client, items(), tenant=None)
+    assert len(results) == 20_000
     jobs = await stored(client)
     assert len(jobs) == 20_000
     by_seq = {each.seq: each for each in jobs}
-    for n, handle in enumerate(told):
+    for n, handle in enumerate(results):
         assert isinstance(handle, aiqueue.Handle)
         job = by_seq[handle._enqueued.seq]
         assert codec.decode(job.data)["text"] == str(n)
@@ -100,9 +100,9 @@ async def test_a_job_of_many_is_like_one_alone(client: Client) -> None:
     assert isinstance(many, aiqueue.Handle)
     alike = []
     for job, handle in zip(await stored(client, "SMALL"), (many, one), strict=True):
-        told = {name: value.replace(handle.id, "ID") for name, value in job.headers.items()}
-        assert abs(int(told.pop("Aiq-Deadline")) / 1000 - time.time() - 3600) < 30
-        alike.append((job.subject, job.data, told))
+        job_headers = {name: value.replace(handle.id, "ID") for name, value in job.headers.items()}
+        assert abs(int(job_headers.pop("Aiq-Deadline")) / 1000 - time.time() - 3600) < 30
+        alike.append((job.subject, job.data, job_headers))
     assert alike[0] == alike[1]
     assert (many.tenant, many.family, many.lane.priority, many.duplicate) == ("acme", "small.jobs", "high", False)
 
@@ -112,8 +112,8 @@ async def test_an_items_options_go_over_those_of_all(client: Client) -> None:
         Task(text="plain"), JobSpec(Task(text="own"), tenant="globex", priority="low", headers={"b": "3", "c": "4"}),
         JobSpec(Task(text="key"), unique="k-1", deadline=60), Task(text="field", task_id="t-1"),
     ]  # fmt: skip
-    told = await outcomes(client, items, headers={"a": "1", "b": "2"})
-    assert [each.id for each in told[2:]] == ["k-1", "t-1"]  # type: ignore[union-attr]
+    results = await outcomes(client, items, headers={"a": "1", "b": "2"})
+    assert [each.id for each in results[2:]] == ["k-1", "t-1"]  # type: ignore[union-attr]
     plain, own, key, _ = await stored(client)
     assert (plain.headers["a"], plain.headers["b"]) == ("1", "2")
     assert own.subject == "ai.agent.tasks.globex.low"
@@ -123,8 +123,8 @@ async def test_an_items_options_go_over_those_of_all(client: Client) -> None:
 
 
 async def test_the_same_key_twice_is_one_job_and_a_duplicate(client: Client) -> None:
-    told = await outcomes(client, [JobSpec(Task(), unique="k") for _ in range(3)])
-    assert [each.duplicate for each in told] == [False, True, True]  # type: ignore[union-attr]
+    results = await outcomes(client, [JobSpec(Task(), unique="k") for _ in range(3)])
+    assert [each.duplicate for each in results] == [False, True, True]  # type: ignore[union-attr]
     assert len(await stored(client)) == 1
 
 
@@ -156,11 +156,11 @@ async def test_many_of_an_async_iterable_are_stored_in_order_within_the_window(c
             taken += 1
             yield Task(text=str(n))
 
-    told = 0
+    yielded = 0
     async for outcome in client.enqueue_many(items(), tenant="acme", window=50):
         assert isinstance(outcome, aiqueue.Handle)
-        assert taken - told <= 51  # the one that is being yielded
-        told += 1
+        assert taken - yielded <= 51  # the one that is being yielded
+        yielded += 1
     assert texts(await stored(client)) == [str(n) for n in range(3_000)]
 
 
@@ -173,7 +173,7 @@ class Wild(Message, kind="wild"):
 
 
 @pytest.mark.parametrize(
-    ("bad", "kind", "told"),
+    ("bad", "kind", "problem"),
     [
         (JobSpec(Task(), tenant="a.b"), InvalidToken, "tenant"), (JobSpec(Task(), tenant=5), InvalidToken, "tenant"),
         (JobSpec(Task(), unique="a b"), InvalidToken, "unique key"), (Task(task_id="a.b"), InvalidToken, "task_id"),
@@ -189,13 +189,13 @@ class Wild(Message, kind="wild"):
     ],
 )  # fmt: skip
 async def test_one_bad_item_is_an_error_in_its_place_and_stops_no_other(
-    client: Client, bad: Any, kind: type[AIQueueError], told: str
+    client: Client, bad: Any, kind: type[AIQueueError], problem: str
 ) -> None:
     first, error, last = await outcomes(client, [Task(text="a"), bad, Task(text="b")])
     assert isinstance(first, aiqueue.Handle)
     assert isinstance(last, aiqueue.Handle)
     assert isinstance(error, kind)
-    assert told in str(error)
+    assert problem in str(error)
     assert error.item is bad
     assert texts(await stored(client)) == ["a", "b"]
     assert "item" not in aiqueue.errors.details(error)
@@ -218,15 +218,15 @@ async def test_what_the_items_raise_comes_after_all_outcomes_before_it(client: C
         for each in plain():
             yield each
 
-    told = []
+    results = []
 
     async def run() -> None:
         async for outcome in client.enqueue_many(plain() if form == "plain" else waited(), tenant="acme"):
-            told.append(outcome)  # noqa: PERF401
+            results.append(outcome)  # noqa: PERF401
 
     with pytest.raises(ZeroDivisionError):
         await run()
-    assert len(told) == len(await stored(client)) == 100
+    assert len(results) == len(await stored(client)) == 100
 
 
 @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ async def test_without_the_stream_each_item_says_what_to_do(
     account: Account, streams: Path, eventually: Eventually
 ) -> None:
     async with aiqueue.connect(**where(account, streams)) as client:
-        told = await outcomes(client, [Task() for _ in range(50)])
-        assert all(isinstance(each, NotFound) and "aiqueue apply" in str(each) for each in told)
-        assert len(set(map(id, told))) == 50
+        results = await outcomes(client, [Task() for _ in range(50)])
+        assert all(isinstance(each, NotFound) and "aiqueue apply" in str(each) for each in results)
+        assert len(set(map(id, results))) == 50
         await eventually(lambda: idle(client))
 
 
@@ -266,9 +266,9 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
         await provision.apply(root.connection, root.topology)
         async with aiqueue.connect(**at, user="u", password="p") as client:
             items = [JobSpec(Task(), tenant=("acme", "globex")[n % 2]) for n in range(20)]
-            told = await outcomes(client, items)
-            assert all(isinstance(each, aiqueue.Handle) for each in told[::2])
-            assert all(isinstance(each, AccessDenied) for each in told[1::2])
+            results = await outcomes(client, items)
+            assert all(isinstance(each, aiqueue.Handle) for each in results[::2])
+            assert all(isinstance(each, AccessDenied) for each in results[1::2])
         assert len(await stored(root)) == 10
 
 
@@ -283,24 +283,24 @@ async def test_an_endless_iterator_is_read_no_further_than_the_window(client: Cl
         for taken in itertools.count(1):
             yield Task(text=str(taken))
 
-    told = 0
+    yielded = 0
     many = client.enqueue_many(items(), tenant="acme", window=100)
     async with aclosing(many):
         async for outcome in many:
             assert isinstance(outcome, aiqueue.Handle)
-            told += 1
-            assert taken - told <= 100
-            if told == 1_000:
+            yielded += 1
+            assert taken - yielded <= 100
+            if yielded == 1_000:
                 await asyncio.sleep(0.05)  # a slow caller is not outrun
-                assert taken - told <= 100
+                assert taken - yielded <= 100
                 break
     assert idle(client)
-    assert texts(await stored(client))[:told] == [str(n) for n in range(1, told + 1)]
+    assert texts(await stored(client))[:yielded] == [str(n) for n in range(1, yielded + 1)]
 
 
 async def test_large_bodies_are_bounded_by_their_size_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiqueue.enqueue.bulk.BYTES_MAX", 1_000_000)
-    taken = told = most = 0
+    taken = yielded = most = 0
 
     def items() -> Iterator[Message]:
         nonlocal taken
@@ -310,9 +310,9 @@ async def test_large_bodies_are_bounded_by_their_size_too(client: Client, monkey
 
     async for outcome in client.enqueue_many(items(), tenant="acme"):
         assert isinstance(outcome, aiqueue.Handle)
-        most = max(most, taken - told)
-        told += 1
-    assert told == 100
+        most = max(most, taken - yielded)
+        yielded += 1
+    assert yielded == 100
     assert most <= 11
 
 
@@ -354,9 +354,9 @@ async def test_concurrent_callers_share_one_window_first_come_first_served(
         most = max(most, at.in_flight)
 
     monkeypatch.setattr(at, "send", counted)
-    told = await asyncio.gather(*(client.enqueue(Task(text=str(n)), tenant="acme") for n in range(500)))
+    results = await asyncio.gather(*(client.enqueue(Task(text=str(n)), tenant="acme") for n in range(500)))
     assert most == 16
-    assert [each._enqueued.seq for each in told] == list(range(1, 501))
+    assert [each._enqueued.seq for each in results] == list(range(1, 501))
     assert idle(client)
 
 
@@ -375,9 +375,9 @@ async def test_callers_that_are_cancelled_in_line_are_not_sent(client: Client, m
 
 async def test_a_full_lane_refuses_its_items_and_no_others(client: Client) -> None:
     items = [JobSpec(Small(n=n), tenant=("acme", "globex")[n >= 6]) for n in range(8)]
-    told = await outcomes(client, items)
-    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [LaneFull] * 3 + [aiqueue.Handle] * 2
-    error = told[3]
+    results = await outcomes(client, items)
+    assert [type(each) for each in results] == [aiqueue.Handle] * 3 + [LaneFull] * 3 + [aiqueue.Handle] * 2
+    error = results[3]
     assert isinstance(error, QueueFull)
     assert (error.limit, error.item) == (3, items[3])
     assert len(await stored(client, "SMALL")) == 5
@@ -399,10 +399,10 @@ async def test_waiting_for_a_full_lane_lets_others_pass_and_keeps_its_order(clie
 
 
 async def test_waiting_for_a_full_lane_ends_at_the_timeout(client: Client) -> None:
-    begun = time.monotonic()
-    told = await outcomes(client, [Small(n=n) for n in range(200)], on_full="wait", timeout=0.6)
-    assert 0.5 < time.monotonic() - begun < 3
-    assert [type(each) for each in told] == [aiqueue.Handle] * 3 + [LaneFull] * 197
+    started_at = time.monotonic()
+    results = await outcomes(client, [Small(n=n) for n in range(200)], on_full="wait", timeout=0.6)
+    assert 0.5 < time.monotonic() - started_at < 3
+    assert [type(each) for each in results] == [aiqueue.Handle] * 3 + [LaneFull] * 197
     assert idle(client)
 
 
@@ -415,23 +415,23 @@ async def test_over_a_server_restart_each_item_is_stored_once_and_told_once(
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
         await provision.apply(client.connection, client.topology)
-        told: list[aiqueue.Handle | AIQueueError] = []
+        results: list[aiqueue.Handle | AIQueueError] = []
 
         async def run() -> None:
             async for outcome in client.enqueue_many((Task(text=str(n)) for n in range(12_000)), tenant="acme"):
-                told.append(outcome)  # noqa: PERF401
+                results.append(outcome)  # noqa: PERF401
 
         work = asyncio.create_task(run())
-        await eventually(lambda: len(told) > 1_000)
+        await eventually(lambda: len(results) > 1_000)
         server.kill()
         await eventually(lambda: not client.connection.connected)
-        assert len(told) < 12_000
+        assert len(results) < 12_000
         server.start()
         await work
-        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in told)
+        assert all(isinstance(each, aiqueue.Handle) and not each.duplicate for each in results)
         jobs = await stored(client)
         assert texts(jobs) == [str(n) for n in range(12_000)]
-        assert [each._enqueued.seq for each in told] == [each.seq for each in jobs]  # type: ignore[union-attr]
+        assert [each._enqueued.seq for each in results] == [each.seq for each in jobs]  # type: ignore[union-attr]
         assert idle(client)
 
 
@@ -446,33 +446,33 @@ async def test_without_a_server_each_item_ends_at_its_timeout_and_says_whether_i
         assert all(isinstance(each, Unavailable) and each.maybe_stored for each in await work)
         server.kill()
         await eventually(lambda: not client.connection.connected)
-        told = await outcomes(client, [Task()], timeout=0.3)
-        assert [(type(each), each.maybe_stored) for each in told] == [(Unavailable, False)]  # type: ignore[union-attr]
+        results = await outcomes(client, [Task()], timeout=0.3)
+        assert [(type(each), each.maybe_stored) for each in results] == [(Unavailable, False)]  # type: ignore[union-attr]
 
 
 async def test_a_client_that_is_closed_meanwhile_ends_it(client: Client) -> None:
     with pytest.raises(BadInput, match="async with"):
         aiqueue.connect().enqueue_many([])
-    told = []
+    results = []
     async for outcome in client.enqueue_many((Task() for _ in range(3_000)), tenant="acme", window=500):
-        told.append(outcome)
-        if len(told) == 100:
+        results.append(outcome)
+        if len(results) == 100:
             await client.close()
-    assert len(told) == 3_000
-    assert {type(each) for each in told} == {aiqueue.Handle, Unavailable}
+    assert len(results) == 3_000
+    assert {type(each) for each in results} == {aiqueue.Handle, Unavailable}
 
 
 # progress, and the sync form
 
 
 async def test_progress_is_told_now_and_then_and_at_the_end(client: Client) -> None:
-    said: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     items = [Task(task_id="a.b") if n % 10 == 0 else Task() for n in range(5_000)]
-    begun = time.monotonic()
-    await outcomes(client, items, progress=lambda done, failed: said.append((done, failed)))
-    assert said == sorted(said)
-    assert said[-1] == (4_500, 500)
-    assert len(said) <= (time.monotonic() - begun) * 10 + 3
+    started_at = time.monotonic()
+    await outcomes(client, items, progress=lambda done, failed: reports.append((done, failed)))
+    assert reports == sorted(reports)
+    assert reports[-1] == (4_500, 500)
+    assert len(reports) <= (time.monotonic() - started_at) * 10 + 3
 
 
 async def test_the_sync_form_yields_the_same(client: Client, account: Account, streams: Path) -> None:
@@ -481,6 +481,6 @@ async def test_the_sync_form_yields_the_same(client: Client, account: Account, s
             items = (JobSpec(Task(text=str(n)), tenant="a.b" if n == 5 else None) for n in range(50))
             return list(sync.enqueue_many(items, tenant="acme", window=8))
 
-    told = await asyncio.to_thread(script)
-    assert [type(each) for each in told] == [*[aiqueue.SyncHandle] * 5, InvalidToken, *[aiqueue.SyncHandle] * 44]
+    results = await asyncio.to_thread(script)
+    assert [type(each) for each in results] == [*[aiqueue.SyncHandle] * 5, InvalidToken, *[aiqueue.SyncHandle] * 44]
     assert texts(await stored(client)) == [str(n) for n in range(50) if n != 5]

@@ -142,7 +142,7 @@ async def test_a_limit_that_apply_raises_lets_a_waiting_enqueue_through(own_serv
         assert not (await waiting).duplicate
 
 
-async def test_a_redelivered_job_runs_though_there_is_no_room_for_a_word_in_its_journal(
+async def test_a_redelivered_job_runs_although_its_journal_has_no_space_for_an_entry(
     own_server: Callable[..., NatsProcess],
 ) -> None:
     async with opened(own_server(DISK), {}) as client:

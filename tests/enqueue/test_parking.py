@@ -22,7 +22,7 @@ from ..support import NatsProcess, eventually
 
 FAMILY = "agent.tasks"
 STREAM = "AI_AGENT_TASKS"
-words = st.from_regex(subjects.TOKEN, fullmatch=True)
+tokens = st.from_regex(subjects.TOKEN, fullmatch=True)
 
 
 class Task(aiqueue.Message, kind="task"):
@@ -36,14 +36,14 @@ async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
         yield client
 
 
-def told(job_id: str) -> dict[str, str]:
+def job_headers(job_id: str) -> dict[str, str]:
     return {headers.CONTENT_TYPE: codec.CBOR, headers.KIND: "task", headers.JOB_ID: job_id, "mine": "yes"}
 
 
 async def park(client: aiqueue.Client, job_id: str, due: float, *, tenant: str = "acme", move: str = "1") -> None:
     lane = Lane(FAMILY, tenant, "normal")
     await Parking(client.connection, client.topology).park(
-        lane, job_id, due, told(job_id), codec.encode(Task()), move=move
+        lane, job_id, due, job_headers(job_id), codec.encode(Task()), move=move
     )
 
 
@@ -55,8 +55,8 @@ async def stored(client: aiqueue.Client, stream: str, subject: str = ">") -> int
 async def parked_jobs(client: aiqueue.Client) -> int:
     """How many jobs are parked: one that is parked again is there twice for a moment."""
     info = await client.connection.api("STREAM.INFO.AI_PARKED", {"subjects_filter": ">"})
-    places = map(subjects.parse_parked, info["state"].get("subjects") or {})
-    return len({place.job_id for place in places if place is not None})
+    found = map(subjects.parse_parked, info["state"].get("subjects") or {})
+    return len({parsed.job_id for parsed in found if parsed is not None})
 
 
 def taking(seen: list[tuple[str, float, dict[str, str]]], **options: Any) -> aiqueue.Worker:
@@ -69,7 +69,7 @@ def taking(seen: list[tuple[str, float, dict[str, str]]], **options: Any) -> aiq
     return worker
 
 
-@given(words, words, words, words, st.booleans())
+@given(tokens, tokens, tokens, tokens, st.booleans())
 def test_a_parked_jobs_subject_says_which_job_it_is(tenant: str, priority: str, job: str, move: str, due: bool) -> None:
     lane = Lane(FAMILY, tenant, priority)
     subject = subjects.parked(lane, job, move, is_due=due)
@@ -100,7 +100,7 @@ async def test_a_parked_job_comes_back_at_its_time_and_not_before(client: aiqueu
     assert await stored(client, STREAM) == 0
 
 
-async def test_parking_twice_under_one_hop_stores_one_job(client: aiqueue.Client) -> None:
+async def test_parking_twice_under_one_move_stores_one_job(client: aiqueue.Client) -> None:
     seen: list[tuple[str, float, dict[str, str]]] = []
     due = time.time() + 0.5
     for _ in range(3):
@@ -224,12 +224,12 @@ async def test_parked_jobs_survive_a_killed_server_and_come_when_it_is_back(own_
 
 
 async def test_a_delayed_job_begins_at_its_time_and_gives_its_result(client: aiqueue.Client) -> None:
-    begun: dict[str, float] = {}
+    started_at: dict[str, float] = {}
     worker = aiqueue.Worker()
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> int:
-        begun[job.id] = time.time()
+        started_at[job.id] = time.time()
         return job.message.n + 1
 
     now = time.time()
@@ -244,7 +244,7 @@ async def test_a_delayed_job_begins_at_its_time_and_gives_its_result(client: aiq
     async with worker.running(client):
         assert await record.result(10) == 5
         assert [await each.result(10) for each in handles] == [2, 3, 4]
-    assert all(begun[each.id] >= (each.due or 0) for each in handles)
+    assert all(started_at[each.id] >= (each.due or 0) for each in handles)
     assert [await each.result(10) for each in handles] == [2, 3, 4]  # asked for afterwards, too
 
 
@@ -299,7 +299,7 @@ async def test_what_is_enqueued_in_bulk_may_be_delayed_item_by_item(client: aiqu
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "problem"),
     [
         ({"at": datetime(2030, 1, 1)}, "no time zone"),  # noqa: DTZ001
         ({"at": "tomorrow"}, "seconds since the epoch"),
@@ -311,10 +311,12 @@ async def test_what_is_enqueued_in_bulk_may_be_delayed_item_by_item(client: aiqu
         ({"delay": 1, "at": 1}, "one of them"),
     ],
 )
-async def test_a_time_that_makes_no_sense_is_refused(client: aiqueue.Client, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+async def test_a_time_that_makes_no_sense_is_refused(
+    client: aiqueue.Client, wrong: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(BadInput, match=problem):
         await client.enqueue(Task(), tenant="acme", **wrong)
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=problem):
         client.enqueue_many([Task()], tenant="acme", **wrong)
 
 
@@ -382,7 +384,7 @@ async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aique
     await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
     parking, now = Parking(client.connection, client.topology), time.time()
     lane = Lane("rag.ingest", "acme", "normal")
-    await asyncio.gather(*(parking.park(lane, f"d{n}", now, told(f"d{n}"), b"", move="1") for n in range(2_500)))
+    await asyncio.gather(*(parking.park(lane, f"d{n}", now, job_headers(f"d{n}"), b"", move="1") for n in range(2_500)))
     await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"), within=10)
     forwarder = Forwarder(client.connection, client.topology)
     await forwarder.start()

@@ -151,7 +151,7 @@ async def test_an_empty_own_key_counts_as_none(client: Client, nothing: str | No
 
 
 @pytest.mark.parametrize(
-    ("message", "arguments", "kind", "told"),
+    ("message", "arguments", "kind", "problem"),
     [
         (Task(), {"tenant": "a.b"}, InvalidToken, "tenant"), (Task(), {"tenant": ""}, InvalidToken, "tenant"),
         (Task(), {"tenant": "*"}, InvalidToken, "tenant"), (Task(), {"tenant": None}, InvalidToken, "tenant"),
@@ -179,9 +179,9 @@ async def test_an_empty_own_key_counts_as_none(client: Client, nothing: str | No
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_refused_naming_it_and_nothing_is_stored(
-    client: Client, message: Message, arguments: dict[str, Any], kind: type[Exception], told: str
+    client: Client, message: Message, arguments: dict[str, Any], kind: type[Exception], problem: str
 ) -> None:
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=problem):
         await client.enqueue(message, **({"tenant": "acme"} | arguments))
     assert await stored(client) == await stored(client, "AI_AGENT_TASKS") == []
     assert not (await client.enqueue(Task(), tenant="acme")).duplicate  # the connection lives
@@ -189,10 +189,10 @@ async def test_what_is_wrong_is_refused_naming_it_and_nothing_is_stored(
 
 async def test_without_the_stream_it_is_not_found_and_says_what_to_do(account: Account, streams: Path) -> None:
     async with aiqueue.connect(**where(account, streams)) as client:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(NotFound, match="aiqueue apply"):
             await client.enqueue(Task(), tenant="acme")
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - started_at < 3
 
 
 # full lanes
@@ -237,10 +237,10 @@ async def test_waiting_for_a_full_lane_gets_through_when_it_drains(client: Clien
 
 async def test_waiting_for_a_full_lane_ends_at_the_timeout_and_not_long_before(client: Client) -> None:
     await fill(client)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(QueueFull):
         await client.enqueue(Small(), tenant="acme", on_full="wait", timeout=1.2)
-    assert 1.1 < time.monotonic() - begun < 3
+    assert 1.1 < time.monotonic() - started_at < 3
 
 
 # faults
@@ -277,11 +277,11 @@ async def test_without_a_server_enqueue_ends_at_its_timeout(
     async with aiqueue.connect(**where(server, streams)) as client:
         server.kill()
         await eventually(lambda: not client.connection.connected)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(Unavailable) as caught:
             await client.enqueue(Task(), tenant="acme", timeout=0.5)
         assert not caught.value.maybe_stored
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - started_at < 3
 
 
 # clients
@@ -306,7 +306,7 @@ def test_settings_and_single_arguments_are_not_mixed() -> None:
 
 
 @pytest.fixture
-async def place(client: Client, account: Account, streams: Path) -> dict[str, Any]:
+async def arguments_of_connect(client: Client, account: Account, streams: Path) -> dict[str, Any]:
     """Where a sync client connects, the streams being there."""
     return where(account, streams)
 
@@ -318,27 +318,31 @@ def test_an_unopened_sync_client_says_how_to_open_it(account: Account, streams: 
     client.close()
 
 
-async def test_the_sync_form_works_in_a_thread_of_a_program_with_a_loop(client: Client, place: dict[str, Any]) -> None:
+async def test_the_sync_form_works_in_a_thread_of_a_program_with_a_loop(
+    client: Client, arguments_of_connect: dict[str, Any]
+) -> None:
     def script() -> list[bool]:
-        with aiqueue.connect_sync(**place) as sync:
+        with aiqueue.connect_sync(**arguments_of_connect) as sync:
             return [sync.enqueue(Small(), tenant="acme", unique="k").duplicate for _ in range(2)]
 
     assert await asyncio.to_thread(script) == [False, True]
     assert len(await stored(client)) == 1
 
 
-async def test_threads_may_share_a_sync_client(client: Client, place: dict[str, Any]) -> None:
+async def test_threads_may_share_a_sync_client(client: Client, arguments_of_connect: dict[str, Any]) -> None:
     def script() -> set[str]:
-        with aiqueue.connect_sync(**place) as sync, ThreadPoolExecutor(8) as pool:
+        with aiqueue.connect_sync(**arguments_of_connect) as sync, ThreadPoolExecutor(8) as pool:
             return set(pool.map(lambda n: sync.enqueue(Task(text=str(n)), tenant="acme").id, range(200)))
 
     assert len(await asyncio.to_thread(script)) == 200
     assert len(await stored(client, "AI_AGENT_TASKS")) == 200
 
 
-async def test_errors_come_out_of_the_sync_form_as_they_are(client: Client, place: dict[str, Any]) -> None:
+async def test_errors_come_out_of_the_sync_form_as_they_are(
+    client: Client, arguments_of_connect: dict[str, Any]
+) -> None:
     def script() -> None:
-        with aiqueue.connect_sync(**place) as sync:
+        with aiqueue.connect_sync(**arguments_of_connect) as sync:
             with pytest.raises(InvalidToken, match="tenant"):
                 sync.enqueue(Task(), tenant="a.b")
             with pytest.raises(TimeoutError):
@@ -348,7 +352,7 @@ async def test_errors_come_out_of_the_sync_form_as_they_are(client: Client, plac
 
 
 async def test_closing_a_sync_client_ends_the_calls_of_other_threads_and_its_own_thread(
-    client: Client, place: dict[str, Any], eventually: Eventually
+    client: Client, arguments_of_connect: dict[str, Any], eventually: Eventually
 ) -> None:
     ended: list[BaseException] = []
 
@@ -359,7 +363,7 @@ async def test_closing_a_sync_client_ends_the_calls_of_other_threads_and_its_own
             ended.append(error)
 
     def script() -> None:
-        with aiqueue.connect_sync(**place) as sync:
+        with aiqueue.connect_sync(**arguments_of_connect) as sync:
             waiter = threading.Thread(target=wait, args=(sync.enqueue(Task(), tenant="acme"),))
             waiter.start()
             while not sync._client.connection._regained:  # the waiter is at work

@@ -93,9 +93,9 @@ async def test_the_guides_snippet_published_twice_runs_each_once(client: aiqueue
             raise ValueError("once")
 
     plain = await nats.connect(account.url, user=account.user, password=account.password)
-    told = {"document_id": "r-9", "model": "m", "priority": "normal"}
+    job_headers = {"document_id": "r-9", "model": "m", "priority": "normal"}
     for prompt in (b"1", b"2"):
-        await plain.publish("ai.rag.ingest.acme", b'{"prompt": "%b"}' % prompt, headers=told)
+        await plain.publish("ai.rag.ingest.acme", b'{"prompt": "%b"}' % prompt, headers=job_headers)
     await plain.flush()
     await plain.close()
     async with worker.running(client):
@@ -105,7 +105,7 @@ async def test_the_guides_snippet_published_twice_runs_each_once(client: aiqueue
     assert sorted(ran) == ["1", "1", "2", "2"]
 
 
-async def test_a_stream_made_anew_does_not_give_the_old_result(client: aiqueue.Client) -> None:
+async def test_a_recreated_stream_does_not_give_the_old_result(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
 
     @worker.handle(Request)

@@ -136,7 +136,7 @@ async def test_workers_that_let_lanes_go_under_each_other_run_each_job_once(
     assert set((one.times + two.times).values()) == {1}
 
 
-async def test_a_redelivery_knows_the_consumer_that_another_worker_has_made_anew(client: aiqueue.Client) -> None:
+async def test_a_redelivery_knows_the_consumer_that_another_worker_has_recreated(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker()
 
     @worker.handle(Echo, retry=aiqueue.Backoff(attempts=3, first=0.02, cap=0.05))
@@ -148,7 +148,7 @@ async def test_a_redelivery_knows_the_consumer_that_another_worker_has_made_anew
     async with worker.running(client) as session:
         assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
         (pull,) = session.puller.lanes
-        pull.created -= 100.0  # as after another worker has let the lane go and made it anew
+        pull.created -= 100.0  # as after another worker has removed and recreated the lane
         handle = await client.enqueue(Echo(n=1), tenant="acme")
         assert await handle.result(10) == "ok"
         info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
@@ -178,13 +178,13 @@ def leaving(client: aiqueue.Client, verb: str, meanwhile: Callable[[], Awaitable
     api, done = client.connection.api, []
 
     async def asked(subject: str, *args: Any, **options: Any) -> dict[str, Any]:
-        told = await api(subject, *args, **options)
+        info = await api(subject, *args, **options)
         if subject.startswith(f"CONSUMER.{verb}.") and not done:
             done.append(subject)
             client.connection.api = api  # type: ignore[method-assign]
             await meanwhile()
             client.connection.api = asked  # type: ignore[method-assign]
-        return told
+        return info
 
     found = discovery.LaneDiscovery(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
     client.connection.api = asked  # type: ignore[method-assign]
@@ -224,12 +224,12 @@ async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client:
         await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until})
 
     assert await leaving(client, "PAUSE", other)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
-    told = await info_of(client)
-    assert told["paused"]
-    assert told["config"]["pause_until"] == until
+    info = await info_of(client)
+    assert info["paused"]
+    assert info["config"]["pause_until"] == until
 
 
-async def test_a_lane_that_was_made_anew_meanwhile_is_not_removed(client: aiqueue.Client) -> None:
+async def test_a_lane_that_was_recreated_meanwhile_is_not_removed(client: aiqueue.Client) -> None:
     await drained(client)
     config = client.topology.family(FAMILY).lane_config("acme", "normal")
 

@@ -1,4 +1,4 @@
-"""A worker that is alive but deaf is made to hear again."""
+"""Stalled lanes are found and repaired."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiqueue.lanes.stalled.QUIET_S", 0.6)
 
 
-class Deaf(dict[int, Any]):
-    """In place of a client's table of who hears what: it takes no entry."""
+class NoSubscriptions(dict[int, Any]):
+    """In place of a client's table of subscriptions: it takes no entry."""
 
     def __setitem__(self, key: int, value: Any) -> None:
         pass
@@ -51,17 +51,17 @@ def worker() -> aiqueue.Worker:
     return made
 
 
-async def hears(client: aiqueue.Client) -> None:
+async def runs_a_job(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Ping(n=1), tenant="acme")
     assert await handle.result(10) == 1
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.name == "aiqueue.lanes.stalled"]
 
 
 async def drop_interest(session: Session) -> None:
-    """As a server that has lost it: the worker goes on to believe in its inbox."""
+    """As if the server had lost the subscription: the worker still relies on its inbox."""
     subscription = session.puller._subscription
     assert subscription is not None
     assert subscription._attached is not None
@@ -72,29 +72,29 @@ async def test_a_worker_whose_inbox_the_server_forgot_pulls_again_on_a_new_one(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with worker().running(client) as session:
-        await hears(client)
+        await runs_a_job(client)
         await drop_interest(session)
-        begun = time.monotonic()
-        await hears(client)
-        assert time.monotonic() - begun < 6  # without: when heartbeats have stayed away for 12.5 s
-        await hears(client)
-    (line,) = said(caplog)
+        started_at = time.monotonic()
+        await runs_a_job(client)
+        assert time.monotonic() - started_at < 6  # without: when heartbeats have stayed away for 12.5 s
+        await runs_a_job(client)
+    (line,) = warnings_in(caplog)
     assert "lane agent.tasks" in line
     assert line.endswith("pulling again, on a new inbox")
 
 
-async def test_a_worker_that_stays_deaf_on_a_new_inbox_gets_a_new_connection(
+async def test_a_worker_that_stays_stalled_on_a_new_inbox_gets_a_new_connection(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     async with worker().running(client):
-        await hears(client)
+        await runs_a_job(client)
         link = client.connection._client
         assert link is not None
-        link._callbacks = Deaf()
-        await client.enqueue(Ping(n=2), tenant="acme")  # the deaf client is given it: it comes back after its lease
+        link._callbacks = NoSubscriptions()
+        await client.enqueue(Ping(n=2), tenant="acme")  # the stalled client gets it: it is redelivered after its lease
         await eventually(lambda: client.connection._client is not link and client.connection.connected, within=15)
-        await hears(client)
-    assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new inbox", "on a new connection"]
+        await runs_a_job(client)
+    assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new inbox", "on a new connection"]
 
 
 async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
@@ -102,16 +102,16 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
 ) -> None:
     monkeypatch.setattr("aiqueue.lanes.stalled.UNANSWERED_S", 2.0)
     async with worker().running(client):
-        await hears(client)
+        await runs_a_job(client)
         link = client.connection._client
         assert link is not None
         link._reply_sid = -1
         await eventually(lambda: client.connection._client is not link and client.connection.connected, within=10)
-        await hears(client)
-    assert [line.rpartition(", ")[2] for line in said(caplog)] == ["on a new connection"]
+        await runs_a_job(client)
+    assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new connection"]
 
 
-async def test_lanes_that_give_nothing_for_a_reason_are_not_silent(
+async def test_lanes_that_deliver_nothing_for_a_reason_are_not_stalled(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     caplog.set_level(logging.DEBUG, "aiqueue.lanes.stalled")
@@ -138,4 +138,4 @@ async def test_lanes_that_give_nothing_for_a_reason_are_not_silent(
         assert session.stalled_watch.stalled_since is None
         release.set()
         assert await handle.result(10) is None
-    assert not said(caplog)
+    assert not warnings_in(caplog)

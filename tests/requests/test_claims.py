@@ -35,8 +35,8 @@ async def publish(account: Any, *ids: str) -> None:
     """The guide's snippet: a plain publish without Nats-Msg-Id."""
     plain = await nats.connect(account.url, user=account.user, password=account.password)
     for request_id in ids:
-        told = {"request_id": request_id, "model": "m", "priority": "normal"}
-        await plain.publish("ai.gateway.requests.acme", b'{"prompt": "%b"}' % request_id.encode(), headers=told)
+        job_headers = {"request_id": request_id, "model": "m", "priority": "normal"}
+        await plain.publish("ai.gateway.requests.acme", b'{"prompt": "%b"}' % request_id.encode(), headers=job_headers)
     await plain.flush()
     await plain.close()
 
@@ -134,17 +134,17 @@ async def test_an_id_that_failed_may_be_enqueued_again(client: aiqueue.Client, e
 async def test_a_claim_whose_message_was_purged_holds_nobody_up(
     client: aiqueue.Client, account: Any, eventually: Eventually
 ) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
     stuck = aiqueue.Worker(drain_timeout=0.1)
 
     @stuck.handle(Request)
     async def request(job: aiqueue.Job[Request]) -> None:
-        begun.set()
+        started.set()
         await asyncio.sleep(60)
 
     await publish(account, "r")
     async with stuck.running(client):
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(started.wait(), 10)
         await client.connection.api("STREAM.PURGE.AI_GATEWAY_REQUESTS")
     worker, runs = counting()
     async with worker.running(client):
@@ -168,7 +168,7 @@ async def test_a_handler_without_results_claims_as_well(
 async def test_one_whose_retry_is_back_in_its_lane_keeps_its_claim(
     client: aiqueue.Client, account: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its message has another place then, which nobody has told yet."""
+    """Its message then has another sequence, which no entry states yet."""
     monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
     monkeypatch.setattr("aiqueue.worker.runner.CHECK_AGAIN_S", 0.2)
     first, runs = counting(fails=1, retry_s=1.0)

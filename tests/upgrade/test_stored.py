@@ -1,0 +1,293 @@
+"""What the former version (commit eb423bd) has stored is read, run and replayed by this one.
+
+The store is a fixture, made by ``store.py`` with that commit; what is expected is what that commit itself reads in it,
+and makes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.agent import Bounce, Mail
+
+from ..support import Eventually, processes, wait_until
+from . import acts
+
+FIXTURE = acts.HERE / "eb423bd.tar.gz"
+EXPECTED = json.loads((acts.HERE / "expected.json").read_text())
+JOBS, RAN = EXPECTED["jobs"], EXPECTED["ran"]
+AGELESS = {"AI_AGENT_MESSAGE", "AI_DEAD", "AI_RESULTS"}  # in the fixture, so that it lasts
+
+
+def unpack(place: Path) -> Path:
+    with tarfile.open(FIXTURE) as tar:
+        tar.extractall(place, filter="data")
+    return place / ".aiqueue"
+
+
+def of_state(*states: str) -> list[str]:
+    found = sorted(job_id for job_id, told in JOBS.items() if told["state"] in states)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[list[Path]]:
+    """Where servers run; no test leaves one there, and what each takes to end is waited for once."""
+    found: list[Path] = []
+    yield found
+    wait_until(lambda: not any(processes(str(place)) for place in found), within=15)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, places: list[Path]) -> Iterator[Path]:
+    """The former version's store on this version's server, for tests that only look."""
+    places.append(tmp_path_factory.mktemp("untouched"))
+    directory = unpack(places[-1])
+    with aiqueue.connect_sync(directory=directory, streams=acts.STREAMS):
+        yield directory
+
+
+@pytest.fixture
+async def reader(untouched: Path) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(directory=untouched, streams=acts.STREAMS) as client:
+        yield client
+
+
+@pytest.fixture
+def directory(tmp_path: Path, places: list[Path]) -> Path:
+    """A copy for one test."""
+    places.append(tmp_path)
+    return unpack(tmp_path)
+
+
+@pytest.fixture
+async def client(directory: Path) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(directory=directory, streams=acts.STREAMS) as client:
+        yield client
+
+
+# -- read
+
+
+@pytest.mark.parametrize("job_id", of_state("done"))
+async def test_a_result_of_the_former_version_is_returned(reader: aiqueue.Client, job_id: str) -> None:
+    told = JOBS[job_id]
+    handle = await reader.job(job_id, family=told["family"], tenant=told["tenant"])
+    assert acts.plainly(await handle.result(timeout=5)) == told["result"]
+
+
+@pytest.mark.parametrize("job_id", of_state("failed", "cancelled"))
+async def test_a_failure_of_the_former_version_is_raised(reader: aiqueue.Client, job_id: str) -> None:
+    told = JOBS[job_id]
+    handle = await reader.job(job_id, family=told["family"], tenant=told["tenant"])
+    with pytest.raises(aiqueue.JobFailed) as raised:
+        await handle.result(timeout=5)
+    last = told["entries"][-1][6]
+    assert (raised.value.reason, raised.value.error) == (last["reason"], last["error"])
+
+
+async def test_jobs_of_the_former_version_are_told_as_it_tells_them(
+    reader: aiqueue.Client, eventually: Eventually
+) -> None:
+    for job_id, told in JOBS.items():
+
+        async def same(job_id: str = job_id, told: dict[str, Any] = told) -> None:
+            assert await acts.read_job(reader, job_id, told["family"], told["tenant"]) == told
+
+        await eventually(same)  # the time of some has come while no server ran
+
+
+async def test_a_journal_of_the_former_version_is_followed_to_its_end(reader: aiqueue.Client) -> None:
+    for job_id, items in EXPECTED["streams"].items():
+        told = JOBS[job_id]
+        assert await acts.read_stream(reader, job_id, told["family"], told["tenant"]) == items, job_id
+    assert [item[0] for item in EXPECTED["streams"]["task-twice"]] == [
+        "chunk", "retry", "restart", "started", "progress", "chunk", "chunk", "result",
+    ]  # fmt: skip
+
+
+async def test_dead_letters_of_the_former_version_are_listed_and_shown(reader: aiqueue.Client) -> None:
+    letters = await acts.read_letters(reader)
+    assert letters == EXPECTED["letters"]
+    for each in letters:
+        shown = await reader.dead.get(each["seq"])
+        assert (shown.job_id, shown.reason, shown.history) == (each["job_id"], each["reason"], each["history"])
+
+
+async def test_mail_and_cards_of_the_former_version_are_listed(reader: aiqueue.Client) -> None:
+    assert await acts.read_mail(reader) == EXPECTED["mail"]
+
+
+async def test_documents_of_the_former_version_are_read_and_held(reader: aiqueue.Client) -> None:
+    documents = await acts.read_documents(reader)
+    assert documents == EXPECTED["documents"]
+    by_name = {each["name"]: each["sha256"] for each in documents if each["name"]}
+    for name, body in {"manual.txt": acts.MANUAL, "page.txt": acts.PAGE}.items():
+        document = await reader.documents.get(by_name[name], tenant="acme")
+        assert await reader.documents.open(document).read() == body
+
+
+# -- run
+
+
+async def test_what_waits_in_the_store_of_the_former_version_runs_as_it_does_there(
+    client: aiqueue.Client, directory: Path, eventually: Eventually
+) -> None:
+    async with acts.plain(directory) as connection:
+        ran = await acts.run_all(client, connection)
+    for job_id, told in RAN.items():
+        assert ran[job_id] == told
+    assert "ask-done" not in ran  # a second message of an id that another one has claimed
+    assert [ran[each]["attempt"] for each in ("task-retry-lane", "task-retry-parked", "act-killed")] == [2, 2, 1]
+    for job_id, before in EXPECTED["half_done"].items():
+        journal = ran[job_id]["journal"]
+        assert journal[: len(before)] == before
+        assert journal[-1][0] == "result"
+    assert [entry[4] for entry in ran["act-tried"]["journal"] if entry[0] == "trial"] == [1, 2]
+
+    async def settled() -> None:
+        late = [each async for each in client.dead.find() if each.job_id == "task-overtaken"]
+        assert [each.reason for each in late] == ["deadline"]
+        assert not [each for each in await acts.read_documents(client) if each["jobs"]]  # nobody holds them any more
+
+    await eventually(settled)
+    for job_id in ("task-far", "task-retry-far"):
+        assert await acts.read_job(client, job_id, "agent.tasks", "acme") == JOBS[job_id]
+
+
+async def test_dead_letters_of_the_former_version_are_replayed_and_run(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    wanted = {"task-late": 0, "task-never": 1, "task-rejected": 0}
+    seen: list[aiqueue.Job[Any]] = []
+    again = aiqueue.Worker(name="again")
+
+    @again.handle(acts.Task)
+    async def heal(job: aiqueue.Job[acts.Task]) -> str:
+        seen.append(job)
+        return "healed"
+
+    letters = [each async for each in client.dead.find() if each.job_id in wanted]
+    assert {each.job_id: each.replays for each in letters} == wanted
+    for each in letters:
+        await client.dead.replay(each)
+    assert not [each async for each in client.dead.find() if each.job_id in wanted]
+    async with again.running(client):
+        await eventually(lambda: wanted.keys() <= {job.id for job in seen})
+        for each in letters:
+            handle = await client.job(each.job_id)
+            assert await handle.result(timeout=5) == "healed"
+    told = {job.id: (job.message.do, job.attempt, job.headers["Aiq-Replay"]) for job in seen if job.id in wanted}
+    assert told == {
+        "task-late": ("return", 1, "1"),
+        "task-never": ("never", 1, "2"),
+        "task-rejected": ("reject", 1, "1"),
+    }
+
+
+async def test_a_waiting_job_of_the_former_version_is_taken_back(client: aiqueue.Client) -> None:
+    for job_id in ("task-acme-normal", "task-far", "task-retry-far", "task-due"):
+        handle = await client.job(job_id)
+        assert await handle.cancel()
+        with pytest.raises(aiqueue.JobFailed, match="cancelled"):
+            await handle.result(timeout=5)
+
+
+async def test_mail_of_the_former_version_is_handled_in_its_order(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    writer, planner = aiqueue.Agent("writer", tenant="acme"), aiqueue.Agent("planner", tenant="acme")
+    seen: list[Mail[acts.Note]] = []
+    bounced: list[Mail[Bounce]] = []
+
+    @writer.handle(acts.Note)
+    async def write(mail: Mail[acts.Note]) -> None:
+        seen.append(mail)
+
+    @planner.handle(acts.Note)
+    async def plan(mail: Mail[acts.Note]) -> None:
+        seen.append(mail)
+
+    @planner.handle(Bounce)
+    async def regret(mail: Mail[Bounce]) -> None:
+        bounced.append(mail)
+
+    async with writer.running(client), planner.running(client):
+        await eventually(lambda: len(seen) == 7 and bounced)
+    told = {mail.id: mail for mail in seen}
+    lines = [mail.message.text for mail in seen if mail.conversation == "on-lines"]
+    assert lines == ["line 1", "line 2", "line 3"]
+    assert (told["mail-plain"].message.text, told["mail-plain"].sender) == ("a plain line", "planner")
+    assert told["mail-urgent"].headers["traceparent"] == "00-1-2-03"
+    (answer,) = (mail for mail in seen if mail.to == "planner")
+    assert (answer.message.text, answer.correlation, answer.sender) == ("not good", "mail-asked", "critic")
+    assert (bounced[0].message.mail_id, bounced[0].message.reason) == ("mail-late", "expired")
+
+
+# -- declared and stored
+
+
+def test_the_server_of_the_former_version_is_taken_up_with_its_credentials(untouched: Path) -> None:
+    with tarfile.open(FIXTURE) as tar:
+        packed = tar.extractfile(".aiqueue/state.json")
+        assert packed is not None
+        former = json.load(packed)
+    state = json.loads((untouched / "state.json").read_text())
+    assert state.keys() == former.keys()
+    assert (state["user"], state["password"]) == (former["user"], former["password"])
+
+
+async def test_streams_of_the_former_version_are_as_this_one_declares_them(
+    client: aiqueue.Client, directory: Path
+) -> None:
+    declared = EXPECTED["declared"]
+    async with acts.plain(directory) as connection:
+
+        async def changed() -> set[str]:
+            found = await acts.configs(connection)
+            assert found.keys() == declared.keys()
+            return {
+                name for name, like in declared.items()
+                if acts.settings(found[name], like) != acts.settings(like, like)
+            }  # fmt: skip
+
+        assert await changed() == AGELESS  # an embedded server's client has applied its declaration already
+        for name in AGELESS:
+            await acts.api(connection, f"STREAM.UPDATE.{name}", declared[name])
+        for verb in ("plan", "apply"):  # plan ends with 3 where anything differs
+            options = ("--directory", str(directory), "--streams", str(acts.STREAMS))
+            command = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "aiqueue", verb, *options, stdout=asyncio.subprocess.PIPE
+            )
+            said, _ = await command.communicate()
+            assert command.returncode == 0, said.decode()
+            assert not await changed()
+
+
+async def test_every_message_of_the_former_version_is_there_with_its_headers(
+    untouched: Path, eventually: Eventually
+) -> None:
+    async with acts.plain(untouched) as connection:
+
+        async def same() -> None:
+            for stream, messages in EXPECTED["stored"].items():
+                assert await acts.shapes(connection, stream) == messages, stream
+
+        await eventually(same)
+
+
+async def test_this_version_stores_and_sends_in_the_forms_of_the_former_one(tmp_path: Path, places: list[Path]) -> None:
+    places.append(tmp_path)
+    forms = await acts.forms(tmp_path / ".aiqueue")
+    for what, wanted in EXPECTED["forms"].items():
+        assert forms[what] == wanted, what

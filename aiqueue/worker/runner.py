@@ -279,7 +279,7 @@ class Runner:
         return Interrupted() if worker_leaves else Cancelled()
 
     def _outcome_without_run(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:
-        """Return the outcome of a delivery that must not run: ended, refused, early, late or misplaced. None: run it."""
+        """Return the outcome of a delivery that must not run: ended, refused, early, late or misplaced. None: run."""
         if opened.record.ended:
             return AlreadyEnded()
         if opened.refusal is not None:

@@ -165,17 +165,17 @@ class Codec:
         }  # fmt: skip
 
     def headers(self) -> bytes:
-        return self.producer.form(self.message, "bench", subjects.NORMAL).block(subjects.new_id())
+        return self.producer.template(self.message, "bench", subjects.NORMAL).header_block(subjects.new_id())
 
     def encode(self) -> bytes:
         return codec.encode(self.message)
 
     def decode(self) -> Request:
-        told = codec.read(self.body, content_type=codec.CBOR, kind=Request.aiq_kind, default_kind="", aliases={})
+        told = codec.decode_message(self.body, content_type=codec.CBOR, kind=Request.aiq_kind, default_kind="", aliases={})
         return parse_message(Request, told.data)
 
     def opened(self) -> Request:
-        told = codec.read(self.guides, default_kind=Request.aiq_kind, aliases=self.aliases)
+        told = codec.decode_message(self.guides, default_kind=Request.aiq_kind, aliases=self.aliases)
         return parse_message(Request, told.data)
 
     def measure(self) -> None:

@@ -149,7 +149,7 @@ async def run(account: Account, *, seed: int, count: int) -> Outcome:
                 for number, frame in enumerate(sample(seed, count)):
                     if len(frame.block) + len(frame.body) > BYTES_MAX:
                         continue
-                    due = subjects.parked(LANE, f"d{number}", "w", due=True)
+                    due = subjects.parked(LANE, f"d{number}", "w", is_due=True)
                     await publisher.send(due if number % 10 == 9 else subject, frame)
                     outcome.sent += 1
                     outcome.claimed += headers.RUN.encode() in frame.block and headers.ENQUEUED.encode() in frame.block

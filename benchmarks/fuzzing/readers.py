@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from aiqueue import codec, headers
-from aiqueue.attempt import attempt
-from aiqueue.attempt.attempt import Handler, RawJob, Refused, Unknown
+from aiqueue import attempt, codec, headers
+from aiqueue.attempt import Handler, RawJob, Refused, Unknown
 from aiqueue.backoff import Backoff
 from aiqueue.connection import Stored
 from aiqueue.connection import frames as seam
@@ -20,7 +19,7 @@ from aiqueue.enqueue import deadletter
 from aiqueue.enqueue.deadletter import FailedJob
 from aiqueue.errors import DecodeError
 from aiqueue.job import Message
-from aiqueue.journal.journal import entry_of
+from aiqueue.journal import entry_from_stored
 from aiqueue.subjects import Lane
 from aiqueue.topology.declared import Family, Topology
 
@@ -88,7 +87,7 @@ def read_one(declared: Family, frame: Frame) -> str:
     told, _ = seam.read_headers(frame.block) if frame.block else ({}, None)
     for media in MEDIA:
         try:
-            codec.read(frame.body, content_type=media, default_kind="agent.task", aliases=declared.aliases)
+            codec.decode_message(frame.body, content_type=media, default_kind="agent.task", aliases=declared.aliases)
         except DecodeError:
             continue
     parcel = RawJob(declared, LANE.tenant, LANE.priority, 7, 1.7e9, told, frame.body)
@@ -99,15 +98,15 @@ def read_one(declared: Family, frame: Frame) -> str:
 
 
 def _as_job(parcel: RawJob) -> str:
-    found = attempt.read(parcel)
-    attempt.unread(parcel)
-    attempt.nameless(parcel)
-    attempt.overdue(parcel)
-    attempt.misplaced(parcel)
+    found = attempt.decode_body(parcel)
+    attempt.decode_headers_only(parcel)
+    attempt.decode_headers_or_defaults(parcel)
+    attempt.is_past_deadline(parcel)
+    attempt.find_wrong_lane(parcel)
     history = deadletter.history_of(parcel.headers)
     codec.encode({"history": deadletter.trimmed(history)})  # as a retry's entry has it
     headers.ascii_line(found.kind)
-    made = attempt.prepare(parcel, found, HANDLER, attempt=1, state=None, progress=NoProgress())
+    made = attempt.build_job(parcel, found, HANDLER, attempt=1, state=None, progress=NoProgress())
     if isinstance(made, Refused):
         error, outcome = made.error, made.reason
     elif isinstance(made, Unknown):
@@ -120,19 +119,19 @@ def _as_job(parcel: RawJob) -> str:
         worker="fuzz", enqueued_at=parcel.enqueued_at, history=history,
     )  # fmt: skip
     codec.encode({"reason": outcome, "error": error, "history": deadletter.trimmed(history)})
-    seam.block({**headers.carried(parcel.headers), **deadletter._own_headers(obituary, parcel.headers)})
+    seam.block({**headers.carried(parcel.headers), **deadletter._dead_letter_headers(obituary, parcel.headers)})
     seam.block(headers.carried(parcel.headers, ours=True))
     seam.block({headers.HISTORY: deadletter.history_text(history)})
     return outcome
 
 
 def _as_journal_entry(told: Any, body: bytes) -> None:
-    entry = entry_of(Stored("ai.agent.results.t0.f1", 1, body, told, 1.7e9))
+    entry = entry_from_stored(Stored("ai.agent.results.t0.f1", 1, body, told, 1.7e9))
     assert isinstance(entry.final, bool)
 
 
 def _as_dead_letter(told: Any, body: bytes) -> None:
-    letter = deadletter._letter(Stored("ai.dead.agent.tasks.t0.f1", 1, body, told, 1.7e9))
+    letter = deadletter._parse_dead_letter(Stored("ai.dead.agent.tasks.t0.f1", 1, body, told, 1.7e9))
     assert letter is not None
     json.dumps(letter.summary())
     deadletter.Filter(kind="fuzz", older_s=1).matches(letter, 1.8e9)

@@ -187,8 +187,8 @@ async def test_few_callers_open_no_batch_after_many(client: Client) -> None:
 async def test_an_opened_batch_whose_next_job_has_no_room_for_its_headers_is_given_up_and_all_go_alone(
     client: Client,
 ) -> None:
-    form = client._opened().template(Task(), "acme", "normal", {"m": ""})
-    room = HEADERS_MAX - len(form.block(subjects.new_id()))
+    template = client._open_producer().template(Task(), "acme", "normal", {"m": ""})
+    room = HEADERS_MAX - len(template.header_block(subjects.new_id()))
     calls = await opened(client, lambda: client.enqueue(Task(text="large"), tenant="acme", headers={"m": "x" * room}))
     async with asyncio.timeout(10):
         handles = await asyncio.gather(*calls)
@@ -320,8 +320,8 @@ async def test_a_full_lane_refuses_what_does_not_fit_and_nothing_else(client: Cl
 
 
 async def test_a_job_without_room_for_the_headers_of_a_batch_goes_by_itself(client: Client) -> None:
-    form = client._opened().template(Task(), "acme", "normal", {"m": ""})
-    room = HEADERS_MAX - len(form.block(subjects.new_id()))
+    template = client._open_producer().template(Task(), "acme", "normal", {"m": ""})
+    room = HEADERS_MAX - len(template.header_block(subjects.new_id()))
     calls = (
         client.enqueue(Task(text=str(n)), tenant="acme", headers={"m": "x" * (room, 5)[n != 20]}) for n in range(40)
     )

@@ -26,7 +26,7 @@ from aiqueue.document_ref import Document, found_in, mentions
 from aiqueue.documents.collector import Collected, Collector
 from aiqueue.documents.objects import CHUNK_BYTES, Info, Objects
 from aiqueue.documents.store import JOB, PUT
-from aiqueue.enqueue.bulk import TURN
+from aiqueue.enqueue.bulk import TURN_ITEMS
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, Corrupt, JobFailed, NotFound, QueueFull, TooLarge, Unavailable
 from aiqueue.job import JobSpec
@@ -333,7 +333,7 @@ async def test_a_body_above_what_may_be_held_in_memory_is_refused(client: Client
 
 
 async def test_many_large_and_small_bodies_go_through_one_window(client: Client, eventually: Eventually) -> None:
-    items = [Text(text=f"{number} " * (200_000 if number % 3 == 0 else 1)) for number in range(2 * TURN)]
+    items = [Text(text=f"{number} " * (200_000 if number % 3 == 0 else 1)) for number in range(2 * TURN_ITEMS)]
     handles = [outcome async for outcome in client.enqueue_many(items, tenant="acme", window=20)]
     assert all(isinstance(each, aiqueue.Handle) for each in handles)
     async with worker_of(length, concurrency=8).running(client):
@@ -747,7 +747,7 @@ def test_code_without_a_loop_puts_and_reads(account: Account, tmp_path: Path) ->
     with pytest.raises(BadInput, match="not open"):
         closed.documents.put(b"x", tenant="acme")
     with closed as client:
-        client._drive(provision.apply(client._client.connection, client._client.topology))
+        client._run_on_loop(provision.apply(client._client.connection, client._client.topology))
         document = client.documents.put(tmp_path / "file", tenant="acme", name="n")
         assert client.documents.get(document.sha256, tenant="acme") == document
         assert b"".join(client.documents.open(document)) == data
@@ -883,7 +883,7 @@ async def test_a_caller_that_leaves_on_the_way_in_leaves_nothing(client: Client)
 
 
 async def test_a_job_whose_body_cannot_be_asked_for_now_comes_back(client: Client, monkeypatch: Any) -> None:
-    monkeypatch.setattr("aiqueue.worker.settlement.SETTLE_AGAIN_S", 0.1)
+    monkeypatch.setattr("aiqueue.worker.settlement.SETTLE_RETRY_S", 0.1)
     text = Text(text=LARGE)
     handle = await client.enqueue(text, tenant="acme")
     await client.connection.api(f"STREAM.DELETE.{STREAM}")

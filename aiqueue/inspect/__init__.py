@@ -1,17 +1,16 @@
-"""Reads what there is without changing anything: families, lanes, one job, its timeline, the server's durability.
+"""Reads what is stored and changes nothing: families, lanes, one job with its timeline, the server's health.
 
-May not write to the server and may not be needed to run a job.
+May not write to the server, and nothing that runs jobs may depend on it.
 """
 
 from __future__ import annotations
 
 from . import stats
 from .doctor import Finding, Subject, examine
-from .lookup import JobStats, find, job
+from .lookup import JobStats, find_job
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
 
 __all__ = [
-    "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "examine", "find", "job", "stats",
-    "step_of",
+    "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "examine", "find_job", "stats", "step_of",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One job, wherever it is: in its queue, in its journal, among the dead letters. Read by `stats`."""
+"""Finds one job wherever it is: in its lane, parked, in its journal, among the dead letters."""
 
 from __future__ import annotations
 
@@ -11,37 +11,42 @@ from typing import Any, Literal
 
 from .. import codec, headers, subjects
 from ..connection import Connection, Stored, timestamp
-from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, Parking, Waiting
+from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
 from ..errors import BadInput, DecodeError, NotFound
-from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_of
+from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
 from ..topology import Family, Topology
-from .timeline import BORN, Step, timeline
+from .timeline import ENQUEUED_EVENTS, Step, build_timeline
 
-ENTRIES_MAX = 1_000  # journal entries of a job that are read, from its first on
-ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # and so much of them: chunks may be large
-SCAN_JOBS_MAX = 10_000  # stored jobs looked at for one without a journal, over all families
+ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
+ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # of those entries: chunks may be large
+SCAN_JOBS_MAX = 10_000  # stored jobs that are read to find a job without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
-LOOKS = 2  # a job that moved from one place to another between two reads is found by the second look
+SEARCHES = 2  # a job that moved between two reads of the first search is found by the second
 
 State = Literal["queued", "parked", "in_flight", "retrying", "done", "failed", "cancelled", "ended", "unknown"]
 
-_STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # a plain publisher's job without a key: see runner
+_STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
 
 @dataclass(frozen=True, slots=True)
 class JobStats:
-    """What is known of one job.
+    """What is known of one job. Times are seconds since the epoch.
 
-    `state`: **queued** (never delivered since its lane was made); **parked** (delayed: waits outside of its lane until
-    `next_attempt_at`); **in_flight** (delivered and not settled: it runs,
-    or waits to be delivered again); **retrying** (failed, next attempt at `next_attempt_at`); **done** (`result`);
-    **cancelled**; **failed** (`failure` has reason and error; `dead_seq` is its dead letter, None once that is gone);
-    **ended** (it began, is stored no more, and left no result); **unknown** (its journal is there, the job was not
-    found among those looked at). `note` is a sentence where the state alone would mislead.
+    `state` is one of:
 
-    `timeline` is what happened to it. `entries` is its journal, the oldest first, at most ENTRIES_MAX and
-    ENTRIES_BYTES_MAX, and the last one (`entries_cut`: some are left out, of the timeline too). Times are seconds since
-    the epoch.
+    - **queued**: never delivered since its lane's consumer was created
+    - **parked**: delayed, outside of its lane until `next_attempt_at`
+    - **in_flight**: delivered and not settled. It runs, or waits to be delivered again
+    - **retrying**: an attempt failed, and the next is at `next_attempt_at`
+    - **done**: `result` is its result
+    - **cancelled**
+    - **failed**: `failure` has reason and error. `dead_seq` is its dead letter, None once that is gone
+    - **ended**: it began, is not stored any more, and left no result
+    - **unknown**: it has a journal, but is not among the stored jobs that were read
+
+    `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
+    ENTRIES_MAX entries and ENTRIES_BYTES_MAX bytes, and the newest entry. `entries_cut`: some are left out in between,
+    of the timeline too.
     """
 
     job_id: str
@@ -65,49 +70,64 @@ class JobStats:
 async def job(
     connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
 ) -> JobStats:
-    """One job, looked for in the journals, the dead letters and the queues, everywhere or where `family` and `tenant`
-    say. Queues are not indexed by job: a job without a journal is looked for among the first SCAN_JOBS_MAX stored
-    jobs and SCAN_BYTES_MAX bytes, and one with a result not at all: an id that was used again is told by its last
-    result until its journal says more.
+    """Find a job, in all families and tenants or the given ones, and return what is known of it.
 
-    Raises NotFound, UnknownFamily, InvalidToken, and BadInput where several tenants or families have this id.
+    The journals, the parked jobs and the dead letters have an index by job id, the lanes have none:
+
+    1. A job with a result is not looked for in its lane. An id that was used again shows its last result until the new
+       job's journal has an entry.
+    2. A job without a journal is looked for among the first SCAN_JOBS_MAX stored jobs and SCAN_BYTES_MAX bytes.
+
+    Raises NotFound, UnknownFamily, InvalidToken, and BadInput if several tenants or families have this id.
     """
     search = _Search(connection, topology, job_id, family, tenant)
-    return await search.tell(await search.run())
+    return await search.describe(await search.run())
 
 
-async def find(
+async def find_job(
     connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
-) -> Found:
-    """The same search, and what it found itself."""
+) -> FoundJob:
+    """Find a job as `job` does, and return its stored messages and entries. Raises the same."""
     return await _Search(connection, topology, job_id, family, tenant).run()
 
 
 @dataclass(slots=True)
-class Found:
-    """What was found of the job in one family and tenant."""
+class FoundJob:
+    """Everything that is stored of a job id in one family and tenant.
+
+    `stored` is the job in its lane. If it was delivered at least once, `delivered` is set, and `delivered_at` if the
+    server still knows when. `has_consumer`: the lane has one. `_Search.describe` reads these three.
+    """
 
     family: Family
     tenant: str
-    parked: list[Waiting] = field(default_factory=list)
+    parked: list[ParkedJob] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    cut: bool = False
+    entries_cut: bool = False
     letter: DeadLetter | None = None
     stored: Stored | None = None
-    delivered: bool = False  # the stored job, at some time
-    delivered_at: float | None = None  # where the server knows that it was this one
+    has_consumer: bool = False
+    delivered: bool = False
+    delivered_at: float | None = None
 
     @property
     def head(self) -> Entry | None:
+        """The newest entry of the journal, of any run."""
         return self.entries[-1] if self.entries else None
 
     @property
-    def over(self) -> bool:
-        """Whether it needs no look at the queue: a failed job without a dead letter may have been replayed."""
+    def run_head(self) -> Entry | None:
+        """The newest entry of the journal, if the job in the lane wrote it."""
+        head = self.head
+        return head if head is not None and self.stored is not None and _is_written_by(head, self.stored) else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the lane need not be searched. A failed job without a dead letter may have been replayed."""
         return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
 
-    def enqueued(self, job_id: str, parking: str) -> Enqueued:
-        """The job as whoever enqueued it knows it; `parking` is the stream of parked jobs."""
+    def to_enqueued(self, job_id: str, parking_stream: str) -> Enqueued:
+        """Return the job as the client that enqueued it knows it."""
         lane = subjects.Lane(self.family.name, self.tenant, "*")
         if self.stored is not None:
             run, _ = headers.run(self.stored.headers, self.stored.seq, self.stored.time)
@@ -116,15 +136,18 @@ class Found:
         if self.parked:
             last = self.parked[-1]
             if last.run:
-                return Enqueued(job_id, last.place.lane, self.family.stream, last.run, True)
-            return Enqueued(job_id, last.place.lane, parking, last.stored.seq, True, last.due, last.word)
-        if self.head is not None and not self.head.run:  # it was taken back before it had a place
-            return Enqueued(job_id, lane, self.family.stream, 0, True, None, self.head.word)
+                return Enqueued(job_id, last.subject.lane, self.family.stream, last.run, True)
+            seq = last.stored.seq
+            return Enqueued(job_id, last.subject.lane, parking_stream, seq, True, last.due_at, last.parking_id)
+        if self.head is not None and not self.head.run:  # delayed, and cancelled before it was due
+            return Enqueued(job_id, lane, self.family.stream, 0, True, None, self.head.parking_id)
         run = self.head.run if self.head is not None else 1
         return Enqueued(job_id, self.letter.lane if self.letter else lane, self.family.stream, run, True)
 
 
 class _Search:
+    """One search for a job id: what was found by family and tenant, and how much of the lanes may still be read."""
+
     def __init__(
         self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None
     ) -> None:
@@ -134,140 +157,164 @@ class _Search:
         self._tenant = None if tenant is None else subjects.token("tenant", tenant)
         self._families = topology.work_families if family is None else (topology.family(family),)
         if self._families[0].role != "work":
-            raise BadInput(f"family {family} has mailboxes and no jobs")
+            raise BadInput(f"family {family} has inboxes and no jobs: name a family of jobs")
         self._family = family
-        self._places: dict[tuple[str, str], Found] = {}
+        self._found: dict[tuple[str, str], FoundJob] = {}
         self._jobs_left, self._bytes_left = SCAN_JOBS_MAX, SCAN_BYTES_MAX
-        self._limited = False  # there were more jobs to look at than the bounds allow
+        self._scan_limited = False  # there were more stored jobs to read than the limits allow
 
-    async def run(self) -> Found:
-        for _ in range(LOOKS):
+    async def run(self) -> FoundJob:
+        """Read all streams that may hold the job. Raises NotFound, and BadInput if it is there more than once."""
+        for _ in range(SEARCHES):
             for each in self._families:
                 await self._read_journal(each)
             await self._read_parked()
-            await self._read_dead()
+            await self._read_dead_letters()
             self._refuse_several()
-            if not any(place.over for place in self._places.values()):
-                await self._read_queues()
+            if not any(found.is_complete for found in self._found.values()):
+                await self._read_lanes()
                 self._refuse_several()
-            if self._places or self._limited:
+            if self._found or self._scan_limited:
                 break
-        if not self._places:
-            raise NotFound(self._nothing())
-        place, *_ = self._places.values()
-        return place
+        if not self._found:
+            raise NotFound(self._not_found_text())
+        found, *_ = self._found.values()
+        return found
 
-    def _place(self, name: str, tenant: str) -> Found:
-        return self._places.setdefault((name, tenant), Found(self._topology.family(name), tenant))
+    def _found_in(self, family: str, tenant: str) -> FoundJob:
+        return self._found.setdefault((family, tenant), FoundJob(self._topology.family(family), tenant))
 
     def _refuse_several(self) -> None:
-        if len(self._places) > 1:
-            where = ", ".join(f"{name} of {tenant}" for name, tenant in sorted(self._places))
-            raise BadInput(f"job {self._job_id} is there more than once ({where}): name the family and the tenant")
+        if len(self._found) > 1:
+            where = ", ".join(f"{name} of {tenant}" for name, tenant in sorted(self._found))
+            raise BadInput(f"there are several jobs {self._job_id} ({where}): name the family and the tenant")
 
-    def _nothing(self) -> str:
+    def _not_found_text(self) -> str:
         where = f" of {self._tenant}" if self._tenant else ""
         where += f" in {self._family}" if self._family else ""
-        if self._limited:
-            looked = SCAN_JOBS_MAX - self._jobs_left
-            hint = f"only the first {looked:,} stored jobs were looked at, and there are more"
+        if self._scan_limited:
+            count = SCAN_JOBS_MAX - self._jobs_left
+            hint = f"only the first {count:,} stored jobs were searched, and there are more"
             hint += "" if self._tenant and self._family else "; name its family and tenant"
         else:
             hint = "it was never stored, or it ended and its result has expired or was not kept"
         return f"no trace of job {self._job_id}{where}: {hint}"
 
-    async def _read_journal(self, declared: Family) -> None:
-        if declared.journal is None:
+    # -- reading
+
+    async def _read_journal(self, family: Family) -> None:
+        if family.journal is None:
             return
         stream = self._topology.journal_stream.name
-        subject = subjects.journal(declared.journal, self._tenant or "*", self._job_id)
+        subject = subjects.journal(family.journal, self._tenant or "*", self._job_id)
         count = size_bytes = 0
         with contextlib.suppress(NotFound):
             async for stored in self._connection.read(stream, subject):
-                place = self._place(declared.name, stored.subject.split(".")[-2])
+                tenant, _ = subjects.parse_journal(stored.subject)
+                found = self._found_in(family.name, tenant)
                 if count >= ENTRIES_MAX or size_bytes >= ENTRIES_BYTES_MAX:
                     last = await self._connection.last(stream, stored.subject)
-                    place.cut = True
+                    found.entries_cut = True
                     if last is not None:
-                        place.entries.append(entry_of(last))
+                        found.entries.append(entry_from_stored(last))
                     return
                 count, size_bytes = count + 1, size_bytes + len(stored.data)
-                place.entries.append(entry_of(stored))
+                found.entries.append(entry_from_stored(stored))
 
     async def _read_parked(self) -> None:
         lane = subjects.Lane(self._family or "*.*", self._tenant or "*", "*")
         with contextlib.suppress(NotFound):
-            for each in await Parking(self._connection, self._topology).of(lane, self._job_id):
-                if each.place.lane.family in self._topology.families:
-                    self._place(each.place.lane.family, each.place.lane.tenant).parked.append(each)
+            for each in await Parking(self._connection, self._topology).find_all(lane, self._job_id):
+                found_lane = each.subject.lane
+                if found_lane.family in self._topology.families:
+                    self._found_in(found_lane.family, found_lane.tenant).parked.append(each)
 
-    async def _read_dead(self) -> None:
+    async def _read_dead_letters(self) -> None:
         wanted = Filter(family=self._family, tenant=self._tenant, job_id=self._job_id)
         with contextlib.suppress(NotFound):
             async for letter in DeadLetters(self._connection, self._topology).find(wanted):
                 if letter.lane.family in self._topology.families:
-                    self._place(letter.lane.family, letter.lane.tenant).letter = letter  # the newest
+                    self._found_in(letter.lane.family, letter.lane.tenant).letter = letter  # the newest replaces others
 
-    async def _read_queues(self) -> None:
-        """Where the journal names the stored job, or the id does, one request; else a look through the queue."""
-        known = list(self._places.items())
-        for (name, tenant), place in known:
-            declared = self._topology.family(name)
-            if place.head is not None and place.head.run:
-                place.stored = await self._stored(declared, place.head.run, tenant)
-        if any(place.stored for _, place in known):
+    async def _read_lanes(self) -> None:
+        """Find the job in its lane.
+
+        1. The journal names its sequence: read that message.
+        2. Otherwise read through the lanes of the families and tenants that have traces of the job, or of all.
+        """
+        known = list(self._found.items())
+        for (name, tenant), found in known:
+            if found.head is not None and found.head.run:
+                found.stored = await self._get_stored(self._topology.family(name), found.head.run, tenant)
+        if any(found.stored for _, found in known):
             return
         if known:
             pairs = [(self._topology.family(name), tenant) for (name, tenant), _ in known]
         else:
-            pairs = [(declared, self._tenant or "*") for declared in self._families]
-        for declared, tenant in pairs:
-            stored = await self._scan(declared, tenant)
+            pairs = [(family, self._tenant or "*") for family in self._families]
+        for family, tenant in pairs:
+            stored = await self._scan_lanes(family, tenant)
             if stored is not None:
-                self._place(declared.name, stored.subject.split(".")[3]).stored = stored
+                self._found_in(family.name, subjects.tenant_of(stored.subject)).stored = stored
 
-    async def _stored(self, declared: Family, seq: int, tenant: str) -> Stored | None:
+    async def _get_stored(self, family: Family, seq: int, tenant: str) -> Stored | None:
+        """Return the message at a sequence, if it is the job. `tenant` may be ``*``."""
         try:
-            stored = await self._connection.get(declared.stream, seq)
+            stored = await self._connection.get(family.stream, seq)
         except NotFound:
             return None
-        ours = stored is not None and tenant in ("*", stored.subject.split(".")[3])
-        return stored if ours and stored and _is(stored, declared, self._job_id) else None
+        if stored is None or tenant not in ("*", subjects.tenant_of(stored.subject)):
+            return None
+        return stored if _has_id(stored, family, self._job_id) else None
 
-    async def _scan(self, declared: Family, tenant: str) -> Stored | None:
-        if by_place := _STREAM_ID.fullmatch(self._job_id):
-            return await self._stored(declared, int(by_place[1]), tenant)
-        subject = f"ai.{declared.name}.{tenant}.*"
+    async def _scan_lanes(self, family: Family, tenant: str) -> Stored | None:
+        """Return the job among the stored jobs of a family and tenant (``*``: all tenants), within the limits."""
+        if stream_id := _STREAM_ID.fullmatch(self._job_id):
+            return await self._get_stored(family, int(stream_id[1]), tenant)
+        subject = f"ai.{family.name}.{tenant}.*"
         with contextlib.suppress(NotFound):
-            async for stored in self._connection.read(declared.stream, subject):
+            async for stored in self._connection.read(family.stream, subject):
                 if self._jobs_left <= 0 or self._bytes_left <= 0:
-                    self._limited = True
+                    self._scan_limited = True
                     return None
                 self._jobs_left -= 1
                 self._bytes_left -= len(stored.data)
-                if _is(stored, declared, self._job_id):
+                if _has_id(stored, family, self._job_id):
                     return stored
         return None
 
-    async def tell(self, place: Found) -> JobStats:
-        declared, tenant = place.family, place.tenant
-        head, letter, stored = place.head, place.letter, place.stored
-        state, note, due = await self._state(declared, tenant, place)
-        steps = timeline(
-            self._job_id, place.entries, stored=stored, parked=place.parked, letter=letter,
-            delivered=place.delivered, delivered_at=place.delivered_at,
+    async def _read_delivery(self, found: FoundJob, stored: Stored) -> None:
+        """Read from the lane's consumer whether the job was delivered, and when. No consumer: never since it went."""
+        lane = subjects.parse_lane(stored.subject)
+        if lane is None:
+            return
+        try:
+            name = found.family.lane_name(found.tenant, lane.priority)
+            info = await self._connection.api(f"CONSUMER.INFO.{found.family.stream}.{name}")
+        except NotFound:
+            return
+        found.has_consumer = True
+        delivered_seq = info["delivered"]["stream_seq"]
+        found.delivered = stored.seq <= delivered_seq
+        if stored.seq == delivered_seq and not info["num_redelivered"]:
+            found.delivered_at = timestamp(info["delivered"]["last_active"])
+
+    # -- describing
+
+    async def describe(self, found: FoundJob) -> JobStats:
+        """Return what is known of the job that was found. Reads its lane's consumer if the state depends on that."""
+        head, letter, stored = found.head, found.letter, found.stored
+        if stored is not None and not _is_cancelled(found) and _has_declared_lane(found, stored):
+            await self._read_delivery(found, stored)
+        state, note, next_attempt_at = self._state(found)
+        steps = build_timeline(
+            self._job_id, found.entries, stored=stored, parked=found.parked, letter=letter,
+            delivered=found.delivered, delivered_at=found.delivered_at,
         )  # fmt: skip
-        lane: subjects.Lane | None
-        kind: str | None
-        if stored is not None:
-            lane, kind = subjects.parse_lane(stored.subject), stored.headers.get(headers.KIND) or declared.default_kind
-        elif place.parked:
-            stored = place.parked[-1].stored
-            lane, kind = place.parked[-1].place.lane, stored.headers.get(headers.KIND) or declared.default_kind
-        else:
-            lane, kind = (letter.lane, letter.kind) if letter else (None, None)
+        lane, kind = _lane_and_kind(found)
         attempt = head.attempt if head else letter.attempt if letter else None
-        if head is not None and stored is not None and not _of_this_run(head, stored):
+        message = stored or (found.parked[-1].stored if found.parked else None)
+        if head is not None and message is not None and not _is_written_by(head, message):
             attempt = None
         failure: Mapping[str, Any] | None = None
         if state == "failed" and letter is not None:
@@ -275,108 +322,121 @@ class _Search:
         elif state == "failed" and head is not None and isinstance(head.data, dict):
             failure = {name: head.data.get(name) for name in ("reason", "error")}
         return JobStats(
-            job_id=self._job_id, family=declared.name, tenant=tenant, state=state,
+            job_id=self._job_id, family=found.family.name, tenant=found.tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
-            enqueued_at=next((step.at for step in reversed(steps) if step.event in BORN), None), next_attempt_at=due,
+            enqueued_at=next((step.at for step in reversed(steps) if step.event in ENQUEUED_EVENTS), None),
+            next_attempt_at=next_attempt_at,
             result=head.data if head is not None and state == "done" else None, failure=failure,
-            dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(place.entries),
-            entries_cut=place.cut, note=note,
+            dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
+            entries_cut=found.entries_cut, note=note,
         )  # fmt: skip
 
-    async def _state(self, declared: Family, tenant: str, place: Found) -> tuple[State, str, float | None]:
-        if place.stored is not None:
-            return await self._state_stored(declared, tenant, place, place.stored, place.head)
-        if place.parked:
-            return _state_parked(place.parked[-1])
-        if place.letter is not None:
+    def _state(self, found: FoundJob) -> tuple[State, str, float | None]:
+        """Return the state, its note, and the time of the next attempt if one is planned."""
+        if found.stored is not None:
+            return _state_in_lane(found, found.stored)
+        if found.parked:
+            return _state_when_parked(found.parked[-1])
+        if found.letter is not None:
             return "failed", "", None
-        last = place.head.event if place.head else ""
+        last = found.head.event if found.head else ""
         if last == RESULT:
             return "done", "", None
         if last == CANCELLED:
             return "cancelled", "", None
         if last == FAILED:
             return "failed", "its dead letter is gone: replayed or purged", None
-        if self._limited:
-            looked = SCAN_JOBS_MAX - self._jobs_left
-            return "unknown", f"not among the first {looked:,} stored jobs, and more were not looked at", None
-        return "ended", "it is stored no more and left no result: its handler keeps none", None
-
-    async def _state_stored(
-        self, declared: Family, tenant: str, place: Found, stored: Stored, head: Entry | None
-    ) -> tuple[State, str, float | None]:
-        if head is not None and head.event == CANCELLED and _of_this_run(head, stored):
-            return "cancelled", "a worker will take it out of its lane", None
-        lane = subjects.parse_lane(stored.subject)
-        if lane is None or lane.priority not in declared.priorities:
-            return "queued", "in a lane that its family does not declare: no worker will take it", None
-        try:
-            name = declared.lane_name(tenant, lane.priority)
-            info = await self._connection.api(f"CONSUMER.INFO.{declared.stream}.{name}")
-        except NotFound:
-            return "queued", "no worker serves its lane at the moment", None
-        if stored.seq > info["delivered"]["stream_seq"]:
-            return "queued", "", None
-        place.delivered = True
-        if stored.seq == info["delivered"]["stream_seq"] and not info["num_redelivered"]:
-            place.delivered_at = timestamp(info["delivered"]["last_active"])
-        if head is not None and _of_this_run(head, stored) and head.event == RETRY and isinstance(head.data, dict):
-            delay_s = head.data.get("delay_s")
-            if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # a stranger may have written anything
-                due = head.time + delay_s
-                if due > time.time():
-                    return "retrying", "", due
-        return "in_flight", "delivered to a worker and not settled: it runs, or waits to be delivered again", None
+        if self._scan_limited:
+            count = SCAN_JOBS_MAX - self._jobs_left
+            return (
+                "unknown",
+                f"not among the first {count:,} stored jobs; there are more, which were not searched",
+                None,
+            )
+        return "ended", "it is not stored any more and left no result: its handler keeps none", None
 
 
-def _of_this_run(head: Entry, stored: Stored) -> bool:
+def _is_cancelled(found: FoundJob) -> bool:
+    """Whether the job in the lane is cancelled, and only its message is left."""
+    return found.run_head is not None and found.run_head.event == CANCELLED
+
+
+def _has_declared_lane(found: FoundJob, stored: Stored) -> bool:
+    lane = subjects.parse_lane(stored.subject)
+    return lane is not None and lane.priority in found.family.priorities
+
+
+def _state_in_lane(found: FoundJob, stored: Stored) -> tuple[State, str, float | None]:
+    """Return the state of a job in its lane, after `_Search._read_delivery`."""
+    if _is_cancelled(found):
+        return "cancelled", "a worker will remove it from its lane", None
+    if not _has_declared_lane(found, stored):
+        return "queued", "in a lane that its family does not declare: no worker will run it", None
+    if not found.has_consumer:
+        return "queued", "no worker serves its lane at the moment", None
+    if not found.delivered:
+        return "queued", "", None
+    head = found.run_head
+    if head is not None and head.event == RETRY and isinstance(head.data, dict):
+        delay_s = head.data.get("delay_s")
+        if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # other programs can write to a journal
+            due_at = head.time + delay_s
+            if due_at > time.time():
+                return "retrying", "", due_at
+    return "in_flight", "delivered to a worker and not settled: it runs, or waits to be delivered again", None
+
+
+def _state_when_parked(job: ParkedJob) -> tuple[State, str, float | None]:
+    if job.subject.is_due:
+        return "parked", "due: waits for a worker to move it to its lane", job.due_at
+    if headers.WAITED in job.stored.headers:
+        return "parked", "due, and its lane is full: tried again within a minute", job.due_at
+    if headers.REASON in job.stored.headers:
+        return "parked", "it failed, and there was no space for its dead letter", job.due_at
+    return "retrying" if headers.ATTEMPT in job.stored.headers else "parked", "", job.due_at
+
+
+def _lane_and_kind(found: FoundJob) -> tuple[subjects.Lane | None, str | None]:
+    default = found.family.default_kind
+    if found.stored is not None:
+        return subjects.parse_lane(found.stored.subject), found.stored.headers.get(headers.KIND) or default
+    if found.parked:
+        last = found.parked[-1]
+        return last.subject.lane, last.stored.headers.get(headers.KIND) or default
+    return (found.letter.lane, found.letter.kind) if found.letter else (None, None)
+
+
+def _is_written_by(entry: Entry, stored: Stored) -> bool:
     """Whether an entry was written by this stored job, and not by an earlier one of the same id."""
-    told = stored.headers
-    if head.word and head.word == headers.word(told):
+    job_headers = stored.headers
+    if entry.parking_id and entry.parking_id == headers.parking_id(job_headers):
         return True
-    run = headers.number(told.get(headers.RUN, "")) or stored.seq
-    return head.run == run and head.time >= (_born(stored) or 0.0)
+    run = headers.number(job_headers.get(headers.RUN, "")) or stored.seq
+    enqueued_at = headers.decimal(job_headers.get(headers.ENQUEUED, "")) or stored.time
+    return entry.run == run and entry.time >= enqueued_at
 
 
-def _born(stored: Stored | None) -> float | None:
-    """When a job was enqueued. One that has been parked between two attempts says it, having been stored anew."""
-    if stored is None:
-        return None
-    return headers.decimal(stored.headers.get(headers.ENQUEUED, "")) or stored.time
-
-
-def _state_parked(found: Waiting) -> tuple[State, str, float | None]:
-    if found.place.due:
-        return "parked", "its time has come: a worker is to bring it to its lane", found.due
-    if headers.WAITED in found.stored.headers:
-        return "parked", "its time has come, and its lane is full: it is tried again within a minute", found.due
-    if headers.REASON in found.stored.headers:
-        return "parked", "it ended badly, and there was no room for its dead letter", found.due
-    return "retrying" if headers.ATTEMPT in found.stored.headers else "parked", "", found.due
-
-
-def _is(stored: Stored, declared: Family, job_id: str) -> bool:
-    """Whether a stored job has this id: the library's header, else the caller's key in a header or the body."""
-    told = stored.headers
-    found: Any = told.get(headers.JOB_ID)
-    if not found and declared.key:
-        found = told.get(declared.key) or _key_in_body(stored, declared, declared.key)
+def _has_id(stored: Stored, family: Family, job_id: str) -> bool:
+    """Whether a stored job has this id. It is in the library's header, or the caller's key is, or a body's field."""
+    found: Any = stored.headers.get(headers.JOB_ID)
+    if not found and family.key:
+        found = stored.headers.get(family.key) or _key_in_body(stored, family, family.key)
     if isinstance(found, str | int) and str(found):
         return subjects.foreign_id(str(found)) == job_id
-    by_place = _STREAM_ID.fullmatch(job_id)
-    if by_place is None or int(by_place[1]) != stored.seq:
+    stream_id = _STREAM_ID.fullmatch(job_id)
+    if stream_id is None or int(stream_id[1]) != stored.seq:
         return False
-    return abs(int(by_place[2], 16) - stored.time * 1e6) < 2  # microseconds, rounded either way
+    return abs(int(stream_id[2], 16) - stored.time * 1e6) < 2  # microseconds, rounded either way
 
 
-def _key_in_body(stored: Stored, declared: Family, key: str) -> Any:
+def _key_in_body(stored: Stored, family: Family, key: str) -> Any:
     try:
-        incoming = codec.read(
+        incoming = codec.decode_message(
             stored.data,
             content_type=stored.headers.get(headers.CONTENT_TYPE, ""),
             kind=stored.headers.get(headers.KIND, ""),
-            default_kind=declared.default_kind,
-            aliases=declared.aliases,
+            default_kind=family.default_kind,
+            aliases=family.aliases,
         )
     except DecodeError:
         return None

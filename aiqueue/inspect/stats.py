@@ -1,7 +1,7 @@
-"""What there is to see: families, lanes and single jobs, read from the server without changing anything.
+"""Reads the state of families, lanes and single jobs from the server, and changes nothing.
 
 The one read model: the command line and every other view show these classes and compute nothing of their own.
-All counts are of one moment each and not of the same one: on a busy queue they may differ by a few jobs.
+Each count is of its own moment: on a busy queue, counts that belong together may differ by a few jobs.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from ..subjects import Lane
 from ..topology import Family, Topology
 from .lookup import JobStats, job
 
-__all__ = ["FamilyStats", "JobStats", "LaneStats", "family", "job", "overview"]
+__all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 
-AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is looked up, a request each
-AT_ONCE = 16
+AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
+REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyStats:
-    """One family. `waiting`: stored and leased to nobody; `in_flight`: leased, or between two attempts;
-    `redelivered`: those in flight that were delivered more than once. `lanes` are those with jobs or a consumer.
+    """One family.
 
-    `missing`: the server has no such stream, and the counts say nothing. Rates are jobs a second, None where no
-    sample was taken; `dead` and `parked` are None where the server has no stream for them. `parked` jobs wait for a
-    time, outside of their lanes. `size_limit_bytes` is what the stream may hold on the server now, None: without a
-    limit.
+    - `missing`: the server has no such stream. What is read from it is 0 or None.
+    - `pending`: jobs in their lanes that no worker holds. `in_flight`: jobs that a worker holds, or that wait in their
+      lane for the next attempt. `redelivered`: jobs in flight that were delivered more than once.
+    - `parked`: jobs that wait for their time, outside of their lanes. `dead`: dead letters. None: no such stream.
+    - `oldest_age_s`: age of the oldest job in the stream. `lanes`: how many have jobs or a consumer.
+    - `rate_in`, `rate_done`: jobs a second that were stored and that ended. None: not measured.
+    - `size_limit_bytes`: the limit of the stream on the server. None: no limit.
     """
 
     family: str
     stream: str
     missing: bool = False
-    waiting: int = 0
+    pending: int = 0
     in_flight: int = 0
     redelivered: int = 0
     oldest_age_s: float | None = None
@@ -54,15 +56,17 @@ class FamilyStats:
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """One lane; tenant ``*`` where all tenants share it. `limit` is what it may hold, `in_flight_limit` what of it
-    may be leased at once. `consumer`: the lane has one, so a worker has been there; `pulls`: open requests for its
-    jobs, so one is there now. `oldest_age_s` is None without jobs, and past the first AGED_LANES_MAX lanes.
+    """One lane; tenant ``*`` if all tenants share it. `pending`, `in_flight`, `redelivered`, `parked`: see FamilyStats.
+
+    - `limit`: how many jobs it may hold. `in_flight_limit`: how many of them may be in flight.
+    - `consumer`: the lane has one, so a worker has served it. `pulls`: open pull requests, so a worker serves it now.
+    - `oldest_age_s`: None without jobs, and for lanes after the first AGED_LANES_MAX.
     """
 
     family: str
     tenant: str
     priority: str
-    waiting: int
+    pending: int
     in_flight: int
     redelivered: int
     oldest_age_s: float | None
@@ -73,7 +77,9 @@ class LaneStats:
     parked: int = 0
 
 
-class _Sample(NamedTuple):
+class _StreamSample(NamedTuple):
+    """The state of a stream at one moment, `at` by the server's clock (seconds since the epoch)."""
+
     at: float
     last_seq: int
     messages: int
@@ -83,8 +89,8 @@ class _Sample(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Counts:
-    """A lane's numbers while they are collected. `stored` counts jobs in flight too, not those that are parked."""
+class _LaneCounts:
+    """The numbers of a lane while they are collected. `stored` includes jobs in flight, and not parked ones."""
 
     stored: int = 0
     parked: int = 0
@@ -93,41 +99,43 @@ class _Counts:
     consumer: Mapping[str, Any] | None = None
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         return max(0, self.stored - self.in_flight)
 
 
 async def overview(connection: Connection, topology: Topology, *, sample_s: float = 0.5) -> list[FamilyStats]:
-    """All families, in the order of their declaration; an inbox family's mailboxes count as lanes. It takes
-    `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
+    """Return all families in the order of their declaration. The inboxes of an inbox family count as lanes.
+
+    Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
     """
-    looks = (_family(connection, topology, each, sample_s) for each in topology.families.values())
-    return list(await asyncio.gather(*looks))
+    reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
+    return list(await asyncio.gather(*reads))
 
 
-async def family(connection: Connection, topology: Topology, name: str) -> list[LaneStats]:
-    """The lanes of a family that hold jobs, parked ones too, or have a consumer, by tenant, the highest priority first.
+async def lanes(connection: Connection, topology: Topology, family_name: str) -> list[LaneStats]:
+    """Return the lanes of a family that have jobs, parked ones too, or a consumer.
 
-    Raises UnknownFamily, BadInput for a family without lanes, NotFound where its stream is missing.
+    Sorted by tenant, then by priority, the highest first. Raises UnknownFamily, BadInput for a family without lanes,
+    NotFound if its stream is missing.
     """
-    declared = topology.family(name)
-    if declared.role != "work":
-        raise BadInput(f"family {name} has mailboxes and no lanes")
-    counts = await _lanes(connection, declared)
-    await _add_parked(connection, topology, declared, counts)
-    order = {priority: place for place, priority in enumerate(declared.priorities)}
-    lanes = sorted(counts, key=lambda lane: (lane.tenant, order.get(lane.priority, len(order)), lane.priority))
-    ages = await _ages(connection, declared, [lane for lane in lanes if counts[lane].stored])
+    family = topology.family(family_name)
+    if family.role != "work":
+        raise BadInput(f"family {family_name} has inboxes and no lanes: name a family of jobs")
+    counts = await _count_lanes(connection, family)
+    await _add_parked(connection, topology, family, counts)
+    order = {priority: position for position, priority in enumerate(family.priorities)}
+    ordered = sorted(counts, key=lambda lane: (lane.tenant, order.get(lane.priority, len(order)), lane.priority))
+    ages = await _read_oldest_ages(connection, family, [lane for lane in ordered if counts[lane].stored])
     found = []
-    for lane in lanes:
+    for lane in ordered:
         count = counts[lane]
         config = count.consumer["config"] if count.consumer else {}
         found.append(
             LaneStats(
-                family=name, tenant=lane.tenant, priority=lane.priority, waiting=count.waiting,
+                family=family.name, tenant=lane.tenant, priority=lane.priority, pending=count.pending,
                 in_flight=count.in_flight, redelivered=count.redelivered, oldest_age_s=ages.get(lane),
-                limit=declared.max_msgs_per_subject,
-                in_flight_limit=config.get("max_ack_pending", declared.max_ack_pending),
+                limit=family.max_msgs_per_subject,
+                in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
                 parked=count.parked,
             )
@@ -135,21 +143,21 @@ async def family(connection: Connection, topology: Topology, name: str) -> list[
     return found
 
 
-async def _family(connection: Connection, topology: Topology, declared: Family, sample_s: float) -> FamilyStats:
-    dead = await _count(connection, topology.dead_stream.name, subjects.dead(declared.name))
+async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
+    dead = await _count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
     parked = None
-    if declared.role == "work":
-        parked = await _count(connection, topology.parked_stream.name, _parked_filter(declared))
+    if family.role == "work":
+        parked = await _count_messages(connection, topology.parked_stream.name, _parked_filter(family))
     try:
-        first = await _sample(connection, declared.stream)
-        counts = await _lanes(connection, declared)
+        first = await _sample_stream(connection, family.stream)
+        counts = await _count_lanes(connection, family)
         if sample_s > 0:
             await asyncio.sleep(sample_s)
-            last = await _sample(connection, declared.stream)
+            last = await _sample_stream(connection, family.stream)
         else:
             last = first
     except NotFound:
-        return FamilyStats(declared.name, declared.stream, missing=True, dead=dead, parked=parked)
+        return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked)
     rate_in = rate_done = None
     if last.at > first.at:
         came = max(0, last.last_seq - first.last_seq)
@@ -157,9 +165,9 @@ async def _family(connection: Connection, topology: Topology, declared: Family, 
         rate_done = max(0, came - (last.messages - first.messages)) / (last.at - first.at)
     in_flight = sum(each.in_flight for each in counts.values())
     return FamilyStats(
-        family=declared.name,
-        stream=declared.stream,
-        waiting=max(0, last.messages - in_flight),
+        family=family.name,
+        stream=family.stream,
+        pending=max(0, last.messages - in_flight),
         in_flight=in_flight,
         redelivered=sum(each.redelivered for each in counts.values()),
         oldest_age_s=last.oldest_age_s,
@@ -173,26 +181,27 @@ async def _family(connection: Connection, topology: Topology, declared: Family, 
     )
 
 
-async def _sample(connection: Connection, stream: str) -> _Sample:
+async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
     info = await connection.api(f"STREAM.INFO.{stream}")
     state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
     age_s = max(0.0, at - timestamp(state["first_ts"])) if state["messages"] else None
     limit = info["config"].get("max_bytes", -1)
-    return _Sample(at, state["last_seq"], state["messages"], age_s, state["bytes"], limit if limit > 0 else None)
+    return _StreamSample(at, state["last_seq"], state["messages"], age_s, state["bytes"], limit if limit > 0 else None)
 
 
-async def _lanes(connection: Connection, declared: Family) -> dict[Lane, _Counts]:
-    counts: dict[Lane, _Counts] = {}
-    for subject, stored in (await _subjects(connection, declared.stream, f"ai.{declared.name}.>")).items():
+async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _LaneCounts]:
+    """Return the numbers of all lanes that have stored jobs or a consumer, without parked jobs."""
+    counts: dict[Lane, _LaneCounts] = {}
+    for subject, stored in (await _count_subjects(connection, family.stream, f"ai.{family.name}.>")).items():
         lane = subjects.parse_lane(subject)
         if lane is not None:
-            shared = declared.lanes == "shared"
-            counts.setdefault(lane._replace(tenant="*") if shared else lane, _Counts()).stored += stored
-    async for info in _consumers(connection, declared.stream):
-        lane = declared.lane_of(info["name"])
+            shared = family.lanes == "shared"
+            counts.setdefault(lane._replace(tenant="*") if shared else lane, _LaneCounts()).stored += stored
+    async for info in _list_consumers(connection, family.stream):
+        lane = family.lane_of(info["name"])
         if lane is None:
-            continue  # somebody else's
-        count = counts.setdefault(lane, _Counts())
+            continue  # not a lane's
+        count = counts.setdefault(lane, _LaneCounts())
         count.consumer = info
         count.in_flight = info.get("num_ack_pending", 0)
         count.redelivered = info.get("num_redelivered", 0)
@@ -200,35 +209,37 @@ async def _lanes(connection: Connection, declared: Family) -> dict[Lane, _Counts
 
 
 async def _add_parked(
-    connection: Connection, topology: Topology, declared: Family, counts: dict[Lane, _Counts]
+    connection: Connection, topology: Topology, family: Family, counts: dict[Lane, _LaneCounts]
 ) -> None:
+    """Add the parked jobs to the numbers of their lanes."""
     try:
-        found = await _subjects(connection, topology.parked_stream.name, _parked_filter(declared))
+        found = await _count_subjects(connection, topology.parked_stream.name, _parked_filter(family))
     except NotFound:
         return
     for subject, stored in found.items():
-        if (place := subjects.parse_parked(subject)) is not None:
-            lane = place.lane._replace(tenant="*") if declared.lanes == "shared" else place.lane
-            counts.setdefault(lane, _Counts()).parked += stored
+        if (parked := subjects.parse_parked(subject)) is not None:
+            lane = parked.lane._replace(tenant="*") if family.lanes == "shared" else parked.lane
+            counts.setdefault(lane, _LaneCounts()).parked += stored
 
 
-def _parked_filter(declared: Family) -> str:
-    return subjects.parked(Lane(declared.name, "*", "*"), due=False).replace(".at.", ".*.", 1)
+def _parked_filter(family: Family) -> str:
+    """Return the filter over a family's parked jobs, due ones too."""
+    return subjects.parked(Lane(family.name, "*", "*"), is_due=False).replace(".at.", ".*.", 1)
 
 
-async def _subjects(connection: Connection, stream: str, wanted: str) -> dict[str, int]:
-    """How many messages a stream holds on each subject, page by page."""
+async def _count_subjects(connection: Connection, stream: str, subject_filter: str) -> dict[str, int]:
+    """Return how many messages a stream holds on each subject. The server answers page by page."""
     found: dict[str, int] = {}
     while True:
-        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": wanted, "offset": len(found)})
+        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject_filter, "offset": len(found)})
         page: dict[str, int] = info["state"].get("subjects") or {}
         found |= page
         if not page or len(found) >= info.get("total", 0):
             return found
 
 
-async def _consumers(connection: Connection, stream: str) -> AsyncIterator[dict[str, Any]]:
-    """The stream's consumers, page by page: the server gives 256 at a time."""
+async def _list_consumers(connection: Connection, stream: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the consumers of a stream. The server answers 256 at a time."""
     offset = 0
     while True:
         page = await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset})
@@ -240,30 +251,33 @@ async def _consumers(connection: Connection, stream: str) -> AsyncIterator[dict[
             return
 
 
-async def _ages(connection: Connection, declared: Family, lanes: Iterable[Lane]) -> dict[Lane, float]:
+async def _read_oldest_ages(connection: Connection, family: Family, lanes: Iterable[Lane]) -> dict[Lane, float]:
+    """Return the age of the oldest job in each lane, in seconds, for at most AGED_LANES_MAX lanes."""
     ages: dict[Lane, float] = {}
-    gate = asyncio.Semaphore(AT_ONCE)
-    now = timestamp((await connection.api(f"STREAM.INFO.{declared.stream}"))["ts"])
+    gate = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    now = timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
 
-    async def look(lane: Lane) -> None:
+    async def read_age(lane: Lane) -> None:
         request = {"seq": 1, "next_by_subj": subjects.lane(*lane)}
         async with gate:
             try:
-                answer = await connection.api(f"STREAM.MSG.GET.{declared.stream}", request)
+                answer = await connection.api(f"STREAM.MSG.GET.{family.stream}", request)
             except NotFound:
-                return  # done meanwhile
+                return  # its last job has ended meanwhile
         ages[lane] = max(0.0, now - timestamp(answer["message"]["time"]))
 
-    await asyncio.gather(*(look(lane) for lane in list(lanes)[:AGED_LANES_MAX]))
+    await asyncio.gather(*(read_age(lane) for lane in list(lanes)[:AGED_LANES_MAX]))
     return ages
 
 
-async def _count(connection: Connection, stream: str, wanted: str) -> int | None:
-    """How many messages match, None where the stream is missing: the first one says how many follow."""
-    request = {"seq": 1, "batch": 1, "next_by_subj": wanted}
-    subject = f"$JS.API.DIRECT.GET.{stream}"
+async def _count_messages(connection: Connection, stream: str, subject_filter: str) -> int | None:
+    """Return how many messages match a filter, None if the stream is missing.
+
+    One direct get: the answer with the first message also states how many follow it.
+    """
+    request = {"seq": 1, "batch": 1, "next_by_subj": subject_filter}
     try:
-        answer = await connection.request(subject, json.dumps(request).encode())
+        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode())
     except Unavailable as error:
         if "no responders" in str(error):
             return None

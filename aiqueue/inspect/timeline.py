@@ -1,4 +1,4 @@
-"""What happened to a job, in one order: put together from its journal, its dead letter and where it is stored."""
+"""Builds the timeline of a job: what happened to it, from its journal, its dead letter and where it is stored."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ from typing import Any
 
 from .. import headers, subjects
 from ..connection import Stored
-from ..enqueue import DeadLetter, Waiting, history_of
+from ..enqueue import DeadLetter, ParkedJob, history_of
 from ..journal import Entry, StreamItem
 
-SAME_S = 60.0  # a dead letter, and the journal's word about it, are not further apart
-SKEW_S = 1.0  # between a worker's clock, by which a history is told, and the server's
-KEPT_S = 400 * 86_400.0  # no job is kept for longer: an id that tells an older time tells none
+SAME_S = 60.0  # a dead letter and the journal's `failed` of the same failure are not further apart
+SKEW_S = 1.0  # between the clock of a worker, which stamps a history, and the server's
+MAX_AGE_S = 400 * 86_400.0  # no job is kept for longer, so a time in an id that is further off is none
 
-BORN = frozenset({"enqueued", "replayed"})
-_ROWS = ("progress", "chunks")  # of which many follow each other
-_HOP = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # the word of a retry's parking: see settlement.hop_of
-_BY_PLACE = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # the id of a plain publisher's job: see runner
+ENQUEUED_EVENTS = frozenset({"enqueued", "replayed"})
+_MERGED_EVENTS = ("progress", "chunks")  # steps of one attempt that follow each other become one
+_RETRY_MOVE = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # a retry's parking id: worker/settlement.py, retry_move
+_STREAM_ID = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened to a job. `at` is in seconds since the epoch, None where nobody has noted it; `after_s`:
-    since the step before. Of `count` progress entries or chunks in a row, since `first_at`, the last one is told.
-    `until` is when a parked job, or a retry, is due; `lost` chunks before it found no room.
+    """One thing that happened to a job.
 
-    `event`: **enqueued**, **replayed**, **parked**, **due** (its time has come), **delivered** (to a worker, which has
-    said nothing yet), **started** (an attempt began), **progress**, **chunks**, **trial**, **retried** (an attempt
-    failed and another one is to come), **attempt failed** (the same, as a history tells it), **result**, **failed**,
-    **cancelled**, **dead letter**, or whatever else the journal says. An ordinary job's first attempt writes nothing
-    when it begins: it is known by what it says later.
+    - `at`: when, in seconds since the epoch; None if it was not recorded. `after_s`: seconds since the step before.
+    - `count`: how many progress entries, or chunks, of one attempt in a row this step stands for. The first was at
+      `first_at`; the step shows the last.
+    - `until`: when a parked job, or a retry, is due.
+    - `lost_chunks`: how many chunks before this step the server had no space for.
+
+    `event` is one of:
+
+    - **enqueued**, **replayed**
+    - **parked**; **due**: the job's time has come
+    - **delivered**: to a worker, which has written nothing yet
+    - **started**: an attempt began. A first attempt writes no entry when it begins; entries that end it carry the time.
+    - **progress**, **chunks**, **trial**
+    - **retried**: an attempt failed and another follows; **attempt failed**: the same, known from the history only
+    - **result**, **failed**, **cancelled**, **dead letter**
+    - any other event of a journal
     """
 
     event: str
     at: float | None
-    says: str = ""
+    text: str = ""
     run: int = 0
     attempt: int | None = None
     worker: str = ""
@@ -45,57 +54,61 @@ class Step:
     until: float | None = None
     count: int = 1
     first_at: float | None = None
-    lost: int = 0
+    lost_chunks: int = 0
     data: Any = None
     dead_seq: int | None = None
     after_s: float | None = None
 
 
-def timeline(
+def build_timeline(
     job_id: str,
     entries: Sequence[Entry],
     *,
     stored: Stored | None,
-    parked: Sequence[Waiting],
+    parked: Sequence[ParkedJob],
     letter: DeadLetter | None,
     delivered: bool = False,
     delivered_at: float | None = None,
 ) -> tuple[Step, ...]:
-    """The steps, the oldest first. `delivered`: the stored job has left the queue at least once. What nobody has noted
-    is left out, but that the job was enqueued, and delivered.
+    """Return the steps of a job, the oldest first. `delivered`: the stored job has been delivered at least once.
+
+    Only **enqueued** and **delivered** steps may have no time; any other step without a recorded time is left out.
     """
-    steps = _of_journal(entries)
+    steps = _steps_from_journal(entries)
     first_s = entries[0].time if entries else float("inf")
-    steps += [step for step in _of_history(stored, parked, letter) if (step.at or 0.0) < first_s - SKEW_S]
+    steps += [step for step in _steps_from_history(stored, parked, letter) if (step.at or 0.0) < first_s - SKEW_S]
     for each in parked:
         _add_parked(steps, each)
     if stored is not None and headers.PARKED in stored.headers:
-        run, _ = _born(stored)
+        run, _ = _run_and_enqueued_at(stored)
         steps.append(Step("due", stored.time, "back in its lane", run))
     if letter is not None:
-        _add_letter(steps, letter)
-    placed = _births(job_id, entries, stored, parked, letter)
+        _add_dead_letter(steps, letter)
+    keyed = _enqueued_steps(job_id, entries, stored, parked, letter)
     if stored is not None and delivered and not any(entry.time >= stored.time for entry in entries):
-        run, _ = _born(stored)
-        says = "to a worker, which has said nothing yet"
-        placed.append((delivered_at or stored.time, Step("delivered", delivered_at, says, run)))
-    return _in_order([*placed, *((step.at or 0.0, step) for step in steps)])
+        run, _ = _run_and_enqueued_at(stored)
+        text = "to a worker, which has written nothing yet"
+        keyed.append((delivered_at or stored.time, Step("delivered", delivered_at, text, run)))
+    return _sort_steps([*keyed, *((step.at or 0.0, step) for step in steps)])
 
 
-# -- what the journal says
+# -- from the journal
 
 
-def _of_journal(entries: Sequence[Entry]) -> list[Step]:
+def _steps_from_journal(entries: Sequence[Entry]) -> list[Step]:
     steps: list[Step] = []
     for entry in entries:
-        step = replace(step_of(entry), lost=entry.lost)
-        if entry.begun is not None and not any(_begins(each, entry) for each in steps):
-            begun = max(entry.begun, entry.enqueued_at or 0.0)
-            steps.append(Step("started", min(begun, entry.time), run=entry.run, attempt=entry.attempt))
+        step = replace(step_of(entry), lost_chunks=entry.lost_chunks)
+        if entry.started_at is not None and not any(_is_start_of(each, entry) for each in steps):
+            started_at = max(entry.started_at, entry.enqueued_at or 0.0)
+            steps.append(Step("started", min(started_at, entry.time), run=entry.run, attempt=entry.attempt))
         last = steps[-1] if steps else None
-        if last is not None and step.event in _ROWS and _voice(last) == _voice(step):
+        if last is not None and step.event in _MERGED_EVENTS and _merge_key(last) == _merge_key(step):
             steps[-1] = replace(
-                step, count=last.count + step.count, lost=last.lost + step.lost, first_at=last.first_at or last.at
+                step,
+                count=last.count + step.count,
+                lost_chunks=last.lost_chunks + step.lost_chunks,
+                first_at=last.first_at or last.at,
             )
         else:
             steps.append(step)
@@ -104,95 +117,98 @@ def _of_journal(entries: Sequence[Entry]) -> list[Step]:
     return steps
 
 
-def _begins(step: Step, entry: Entry) -> bool:
+def _is_start_of(step: Step, entry: Entry) -> bool:
+    """Whether a step is the start of the attempt that wrote an entry."""
     return step.event == "started" and (step.run, step.attempt) == (entry.run, entry.attempt)
 
 
-def _voice(step: Step) -> tuple[str, int, int | None]:
+def _merge_key(step: Step) -> tuple[str, int, int | None]:
     return step.event, step.run, step.attempt
 
 
 def step_of(entry: Entry | StreamItem) -> Step:
-    """What one entry of a journal says."""
-    told = entry.data if isinstance(entry.data, dict) else {}
+    """Return one entry of a journal as a step. Its data may be anything: other programs can write to a journal."""
+    data = entry.data if isinstance(entry.data, dict) else {}
     step = Step(entry.event or "?", entry.time, run=entry.run, attempt=entry.attempt or None)
     match entry.event:
         case "started":
-            delivery = told.get("delivery")
-            count = delivery[2] if isinstance(delivery, list) and len(delivery) == 3 else 0
-            says = f"delivery {count}" if isinstance(count, int) and count > 1 else ""
-            return replace(step, says=says, worker=_text(told, "worker"))
+            order = data.get("delivery")
+            count = order[2] if isinstance(order, list) and len(order) == 3 else 0
+            text = f"delivery {count}" if isinstance(count, int) and count > 1 else ""
+            return replace(step, text=text, worker=_text_in(data, "worker"))
         case "progress":
-            fraction = told.get("fraction")
-            shown = f"{fraction:.0%}" if isinstance(fraction, int | float) else ""
-            return replace(step, says=f"{shown} {_text(told, 'note')}".strip())
+            fraction = data.get("fraction")
+            percent = f"{fraction:.0%}" if isinstance(fraction, int | float) else ""
+            return replace(step, text=f"{percent} {_text_in(data, 'note')}".strip())
         case "chunk":
             return replace(step, event="chunks", count=len(entry.data) if isinstance(entry.data, list) else 1)
         case "retry":
-            delay_s = told.get("delay_s")
+            delay_s = data.get("delay_s")
             until = None
-            if isinstance(delay_s, int | float) and 0 <= delay_s < KEPT_S:  # a stranger may have written anything
+            if isinstance(delay_s, int | float) and 0 <= delay_s < MAX_AGE_S:
                 until = entry.time + delay_s
-            return replace(step, event="retried", says=_text(told, "error"), worker=_worker(told), until=until)
+            return replace(step, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
         case "failed" | "cancelled":
-            says, reason = _text(told, "error"), _text(told, "reason")
-            return replace(step, says=says, reason=reason, worker=_worker(told))
+            text, reason = _text_in(data, "error"), _text_in(data, "reason")
+            return replace(step, text=text, reason=reason, worker=_last_worker(data))
         case _:
             return replace(step, data=entry.data)
 
 
-def _text(told: Mapping[str, Any], name: str) -> str:
-    found = told.get(name)
+def _text_in(data: Mapping[str, Any], name: str) -> str:
+    found = data.get(name)
     return "" if found is None else str(found)
 
 
-def _worker(told: Mapping[str, Any]) -> str:
-    """Who made the newest attempt of a history."""
-    history = told.get("history")
+def _last_worker(data: Mapping[str, Any]) -> str:
+    """Return the worker of the newest attempt in an entry's history, empty without one."""
+    history = data.get("history")
     newest = history[-1] if isinstance(history, list) and history else None
-    return _text(newest, "worker") if isinstance(newest, dict) else ""
+    return _text_in(newest, "worker") if isinstance(newest, dict) else ""
 
 
-# -- what the places say where it is
+# -- from where the job is stored
 
 
-def _of_history(stored: Stored | None, parked: Sequence[Waiting], letter: DeadLetter | None) -> list[Step]:
-    """Attempts that the job, or its dead letter, brings along: a journal is not kept for as long."""
+def _steps_from_history(stored: Stored | None, parked: Sequence[ParkedJob], letter: DeadLetter | None) -> list[Step]:
+    """Return the failed attempts in the history of the job or its dead letter, which outlives the journal."""
     if letter is not None:
-        history = letter.history[:-1]  # the last one is how it died
+        history = letter.history[:-1]  # the last attempt is the dead letter's own step
     else:
-        history = [item for each in _places(stored, parked) for item in history_of(each.headers)]
+        history = [item for each in _stored_messages(stored, parked) for item in history_of(each.headers)]
     steps = []
-    for told in history:
-        at, number = told.get("at"), told.get("attempt")
+    for item in history:
+        at, number = item.get("at"), item.get("attempt")
         if isinstance(at, int | float):
             number = number if isinstance(number, int) else None
-            steps.append(Step("attempt failed", at, _text(told, "error"), attempt=number, worker=_text(told, "worker")))
+            error, worker = _text_in(item, "error"), _text_in(item, "worker")
+            steps.append(Step("attempt failed", at, error, attempt=number, worker=worker))
     return steps
 
 
-def _add_parked(steps: list[Step], job: Waiting) -> None:
-    told, at = job.stored.headers, job.stored.time
-    if job.place.due:
-        steps.append(Step("due", at, "a worker is to bring it to its lane", job.run))
-    elif headers.WAITED in told:
+def _add_parked(steps: list[Step], job: ParkedJob) -> None:
+    """Add the step of a parked job. It replaces the journal's step for the same parking, which is the last one."""
+    job_headers, at = job.stored.headers, job.stored.time
+    if job.subject.is_due:
+        steps.append(Step("due", at, "waits for a worker to move it to its lane", job.run))
+    elif headers.WAITED in job_headers:
         steps.append(Step("parked", at, "its lane was full when it was due", job.run))
-    elif headers.REASON in told:
-        says = "it ended badly, and there was no room for its dead letter"
-        steps.append(Step("parked", at, says, job.run, reason=told[headers.REASON], until=job.due))
+    elif headers.REASON in job_headers:
+        text = "it failed, and there was no space for its dead letter"
+        steps.append(Step("parked", at, text, job.run, reason=job_headers[headers.REASON], until=job.due_at))
     else:
         last = steps[-1] if steps else None
         if last is not None and (last.event, last.run) == ("parked", job.run):
-            steps.pop()  # the journal said for when it was to be parked; here it is
-        steps.append(Step("parked", at, run=job.run, until=job.due))
+            steps.pop()
+        steps.append(Step("parked", at, run=job.run, until=job.due_at))
 
 
-def _add_letter(steps: list[Step], letter: DeadLetter) -> None:
-    """The dead letter is written before the journal says so: the two are one step."""
-    for place, step in enumerate(steps):
+def _add_dead_letter(steps: list[Step], letter: DeadLetter) -> None:
+    """Add a dead letter to the journal's `failed` of the same failure, or as a step of its own if there is none."""
+    for position, step in enumerate(steps):
         same = step.event == "failed" and step.reason == letter.reason and step.at is not None
         if same and abs((step.at or 0.0) - letter.failed_at) < SAME_S:
-            steps[place] = replace(step, dead_seq=letter.seq, worker=letter.worker)
+            steps[position] = replace(step, dead_seq=letter.seq, worker=letter.worker)
             return
     steps.append(
         Step(
@@ -202,82 +218,93 @@ def _add_letter(steps: list[Step], letter: DeadLetter) -> None:
     )  # fmt: skip
 
 
-# -- when it was enqueued
+# -- when the job was enqueued
 
 
-def _places(stored: Stored | None, parked: Sequence[Waiting]) -> list[Stored]:
+def _stored_messages(stored: Stored | None, parked: Sequence[ParkedJob]) -> list[Stored]:
     return [each.stored for each in parked] + ([] if stored is None else [stored])
 
 
-def _births(
+def _enqueued_steps(
     job_id: str,
     entries: Sequence[Entry],
     stored: Stored | None,
-    parked: Sequence[Waiting],
+    parked: Sequence[ParkedJob],
     letter: DeadLetter | None,
 ) -> list[tuple[float, Step]]:
-    """When each run of the job was enqueued, and before what it stands where that is not known. A stored job says it, a
-    dead letter does, and so do ids and words of parkings that the library has made.
+    """Return an **enqueued** or **replayed** step for each run of the job, and the time to sort it by.
+
+    A stored job and a dead letter carry the time, and so do job ids and parking ids that the library has made. A run
+    without a known time sorts before its first entry. A job that was enqueued with a delay gets a **parked** step too.
     """
     firsts: dict[int, Entry] = {}
-    told: dict[int, float | None] = {}
+    times: dict[int, float | None] = {}
     for entry in entries:
-        firsts.setdefault(entry.run, entry)
-        told[entry.run] = entry.enqueued_at or told.get(entry.run) or _told_by(entry.word, entry, firsts[entry.run])
-    births: dict[int, Step] = {}
-    for place, (run, entry) in enumerate(firsts.items()):
-        at = told[run] or (_told_by(job_id, entry, entry) if place == 0 else None)
-        births[run] = Step("enqueued", at, "again, under the same id" if place else "", run)
-    for each in _places(stored, parked):
-        run, at = _born(each)
+        first = firsts.setdefault(entry.run, entry)
+        times[entry.run] = entry.enqueued_at or times.get(entry.run) or _time_in_id(entry.parking_id, entry, first)
+    by_run: dict[int, Step] = {}
+    for position, (run, entry) in enumerate(firsts.items()):
+        at = times[run] or (_time_in_id(job_id, entry, entry) if position == 0 else None)
+        by_run[run] = Step("enqueued", at, "again, under the same id" if position else "", run)
+    for each in _stored_messages(stored, parked):
+        run, at = _run_and_enqueued_at(each)
         replayed = headers.number(each.headers.get(headers.REPLAY, "")) > 0
-        births[run] = replace(births.get(run, Step("enqueued", None, run=run)), at=at)
+        by_run[run] = replace(by_run.get(run, Step("enqueued", None, run=run)), at=at)
         if replayed:
-            births[run] = replace(births[run], event="replayed", says="")
+            by_run[run] = replace(by_run[run], event="replayed", text="")
     if letter is not None:
         run = list(firsts)[-1] if firsts and stored is None and not parked else 0
         event = "replayed" if letter.replays else "enqueued"
-        births[run] = Step(event, letter.enqueued_at, run=run)
-    placed = [
+        by_run[run] = Step(event, letter.enqueued_at, run=run)
+    keyed = [
         (firsts[run].time if step.at is None and run in firsts else step.at or 0.0, step)
-        for run, step in births.items()
+        for run, step in by_run.items()
     ]
-    # what was enqueued with a delay has been parked since then, under a word with a time in it
-    placed += [
+    # the parking id of a job that was enqueued with a delay was made at that moment
+    keyed += [
         (step.at, Step("parked", step.at, "until its time", run))
-        for run, step in births.items()
-        if step.at is not None and run in firsts and subjects.made_at(firsts[run].word) == step.at
+        for run, step in by_run.items()
+        if step.at is not None and run in firsts and subjects.made_at(firsts[run].parking_id) == step.at
     ]
-    return placed
+    return keyed
 
 
-def _born(stored: Stored) -> tuple[int, float]:
-    """Which run a stored job is, and since when. One that was enqueued with a delay has no run while it is parked."""
-    told = stored.headers
-    if headers.PARKED not in told:
+def _run_and_enqueued_at(stored: Stored) -> tuple[int, float]:
+    """Return the run of a stored or parked job, and when the run was enqueued.
+
+    Unlike `headers.run`: a job that was enqueued with a delay and is still parked has no run (0), and its time is in
+    its parking id.
+    """
+    job_headers = stored.headers
+    if headers.PARKED not in job_headers:
         return stored.seq, stored.time
-    here = 0 if stored.subject.startswith(f"{subjects.PARKED}.") else stored.seq
-    enqueued_at = headers.decimal(told.get(headers.ENQUEUED, "")) or subjects.made_at(headers.word(told))
-    return headers.number(told.get(headers.RUN, "")) or here, enqueued_at or stored.time
+    own_seq = 0 if stored.subject.startswith(f"{subjects.PARKED}.") else stored.seq
+    enqueued_at = headers.decimal(job_headers.get(headers.ENQUEUED, ""))
+    enqueued_at = enqueued_at or subjects.made_at(headers.parking_id(job_headers))
+    return headers.number(job_headers.get(headers.RUN, "")) or own_seq, enqueued_at or stored.time
 
 
-def _told_by(word: str, entry: Entry, first: Entry) -> float | None:
-    """The time in an id, or in the word of a parking, where it can be that of the job, whose `first` entry is given."""
-    if move := _HOP.fullmatch(word):
+def _time_in_id(made_id: str, entry: Entry, first: Entry) -> float | None:
+    """Return when a job was enqueued by the time in its job id, or in the parking id of its `entry`.
+
+    None if there is no time, or it cannot be the job's, whose first entry is `first`.
+    """
+    if move := _RETRY_MOVE.fullmatch(made_id):
         at: float | None = float(move[1])
-    elif by_place := _BY_PLACE.fullmatch(word):
-        at = int(by_place[1], 16) / 1e6
-    elif word == entry.word and entry.event == "cancelled" and entry.run:
-        at = None  # a queued job was taken out: the word is of that moment
+    elif stream_id := _STREAM_ID.fullmatch(made_id):
+        at = int(stream_id[1], 16) / 1e6
+    elif made_id == entry.parking_id and entry.event == "cancelled" and entry.run:
+        at = None  # a queued job was cancelled by way of parking: the id was made at that moment
     else:
-        at = subjects.made_at(word)
-    return at if at is not None and first.time - KEPT_S < at < first.time + SKEW_S else None
+        at = subjects.made_at(made_id)
+    return at if at is not None and first.time - MAX_AGE_S < at < first.time + SKEW_S else None
 
 
-def _in_order(steps: list[tuple[float, Step]]) -> tuple[Step, ...]:
-    told: list[Step] = []
+def _sort_steps(keyed: list[tuple[float, Step]]) -> tuple[Step, ...]:
+    """Return the steps in the order of their keys, each with the time since the one before that has a time."""
+    ordered: list[Step] = []
     known: float | None = None
-    for _, step in sorted(steps, key=lambda each: each[0]):
-        told.append(step if step.at is None or known is None else replace(step, after_s=max(0.0, step.at - known)))
+    for _, step in sorted(keyed, key=lambda each: each[0]):
+        ordered.append(step if step.at is None or known is None else replace(step, after_s=max(0.0, step.at - known)))
         known = known if step.at is None else step.at
-    return tuple(told)
+    return tuple(ordered)

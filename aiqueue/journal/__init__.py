@@ -1,53 +1,33 @@
-"""A job's journal: entries, the one writer of a run, readers that follow it, and the wait for its outcome.
+"""A job's journal: its entries, the one writer of an attempt, readers that follow it, and the wait for its outcome.
 
 May not know who runs a job, or where it is stored.
 """
 
 from __future__ import annotations
 
-from .follower import StreamItem, follow
-from .journal import (
+from .entries import (
     CANCELLED,
+    EMPTY_RECORD,
     FAILED,
     LIVE,
-    NOTHING,
     PROGRESS,
     RESULT,
     RETRY,
     STARTED,
     TRIAL,
     WHILE_RUNNING,
-    WRITE_TRIES_MAX,
     Entry,
-    Journal,
-    Retention,
     RunRecord,
-    Writer,
-    entry_of,
-    heard,
+    entry_from_live,
+    entry_from_stored,
 )
+from .follower import StreamItem, follow
+from .journal import Journal
 from .outcome import wait_for_outcome
+from .writer import WRITE_TRIES_MAX, Retention, Writer
 
 __all__ = [
-    "CANCELLED",
-    "FAILED",
-    "LIVE",
-    "NOTHING",
-    "PROGRESS",
-    "RESULT",
-    "RETRY",
-    "STARTED",
-    "TRIAL",
-    "WHILE_RUNNING",
-    "WRITE_TRIES_MAX",
-    "Entry",
-    "Journal",
-    "Retention",
-    "RunRecord",
-    "StreamItem",
-    "Writer",
-    "entry_of",
-    "follow",
-    "heard",
-    "wait_for_outcome",
+    "CANCELLED", "EMPTY_RECORD", "FAILED", "LIVE", "PROGRESS", "RESULT", "RETRY", "STARTED", "TRIAL",
+    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Entry", "Journal", "Retention", "RunRecord", "StreamItem", "Writer",
+    "entry_from_live", "entry_from_stored", "follow", "wait_for_outcome",
 ]  # fmt: skip

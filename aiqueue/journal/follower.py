@@ -1,7 +1,7 @@
-"""Following a job: its journal from the beginning or after a cursor, live, over lost links, each entry once.
+"""Streams a job's journal to a reader: from the beginning or after a cursor, live, over lost links, each entry once.
 
-Live entries come by one subscription; what it has missed is read from the stream. Every entry names the one before it
-(its expected sequence), so that a gap shows. No consumer is made.
+Live entries arrive on one core subscription; what it has missed is read from the stream. No consumer is made. Every
+entry names the sequence it was written after, so that a missing one shows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .. import headers
+from .. import headers, subjects
 from ..connection import Received, Subscription
 from ..errors import BadInput, ResultTimeout, Unavailable
-from .journal import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, Journal, entry_of, heard
-from .outcome import LOOK_AGAIN_MAX_S, LOOK_AGAIN_S, QUIET_MAX_S, QUIET_S, Watch
+from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
+from .journal import Journal
+from .outcome import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
 
-RESTART, GAP = "restart", "gap"  # items that are no entries
-HELD_MAX, HELD_BYTES_MAX = 256, 1024 * 1024  # live entries that the reader has not taken; then he reads the stream
-LAG_S, LAGS_MAX = 0.01, 8  # a replica may be behind what was heard: asked so often, twice as late each time
+RESTART, GAP = "restart", "gap"  # events of items that are no entries
+LIVE_MAX, LIVE_BYTES_MAX = 256, 1024 * 1024  # live entries that wait for the reader; above, it reads the stream instead
+LAG_S, LAGS_MAX = 0.01, 8  # a replica may be behind the live entries: read again so often, after doubling pauses
 
 _NONCE = re.compile(r"[0-9a-f]{1,32}")
 _CURSOR = re.compile(r"1-([0-9a-f]{8})" + r"-(\d{1,19})" * 5 + r"-([0-9a-f]*)")
@@ -33,11 +34,13 @@ _CURSOR = re.compile(r"1-([0-9a-f]{8})" + r"-(\d{1,19})" * 5 + r"-([0-9a-f]*)")
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """What a follower gets: an entry of the journal, one chunk of it, or a word about them.
+    """What a reader of a job's stream gets: an entry of the journal, one chunk of it, a restart or a gap.
 
-    **restart**: an attempt other than the one whose items came before writes from here on, and begins from the start;
-    `data` has its `attempt` and `why`. **gap**: entries are missing here, expired or never kept for want of room;
-    `data` has the number of `chunks` where it is known. `cursor`: `after` this item, for a later stream.
+    - `event` **restart**: another attempt than the one before writes from here on, from the start. `data` has its
+      `attempt`, and `why` it runs.
+    - `event` **gap**: entries are missing here, because they expired or the server had no space for them. `data` has
+      the number of `chunks` if it is known.
+    - `cursor`: pass it as `after` to a later stream, to go on behind this item.
     """
 
     event: str
@@ -52,34 +55,37 @@ class StreamItem:
         return self.event in FINAL
 
 
-class _Place(NamedTuple):
-    """A place in a journal: `taken` items of entry `seq` are passed, `left` are not. `writer` wrote what came last,
-    its `nth` entry, in `run`.
+class _Cursor(NamedTuple):
+    """A position in a journal. The reader has `taken` items of entry `seq` of run `run`, and `left` are still to come.
+
+    `nonce` names the attempt's writer that is read, and `number` the last of its entries that was read.
     """
 
     run: int = 0
     seq: int = 0
     taken: int = 0
     left: int = 0
-    nth: int = 0
-    writer: str = ""
+    number: int = 0
+    nonce: str = ""
 
-    def cursor(self, subject: str) -> str:
-        run, seq, taken, left, nth, writer = self
-        return f"1-{_mark(subject)}-{run}-{seq}-{taken}-{left}-{nth}-{writer}"
+    def encode(self, subject: str) -> str:
+        """Return the text that users pass as `after`."""
+        run, seq, taken, left, number, nonce = self
+        return f"1-{_subject_mark(subject)}-{run}-{seq}-{taken}-{left}-{number}-{nonce}"
 
     @classmethod
-    def read(cls, cursor: str, subject: str) -> _Place:
-        found = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    def decode(cls, text: str, subject: str) -> _Cursor:
+        """Return the position in a cursor's text. Raises BadInput for another text, or another job's cursor."""
+        found = _CURSOR.fullmatch(text) if isinstance(text, str) else None
         if found is None:
-            raise BadInput(f"{cursor!r} is no cursor: give the `cursor` of an item of this job's stream")
-        if found[1] != _mark(subject):
-            raise BadInput(f"cursor {cursor} is another job's")
-        run, seq, taken, left, nth = (int(found[n]) for n in range(2, 7))
-        return cls(run, seq, taken, left, nth, found[7])
+            raise BadInput(f"{text!r} is no cursor: pass the `cursor` of an item of this job's stream")
+        if found[1] != _subject_mark(subject):
+            raise BadInput(f"cursor {text} is from another job's stream: pass one of this job's")
+        run, seq, taken, left, number = (int(found[n]) for n in range(2, 7))
+        return cls(run, seq, taken, left, number, found[7])
 
 
-def _mark(subject: str) -> str:
+def _subject_mark(subject: str) -> str:
     return f"{zlib.crc32(subject.encode()):08x}"
 
 
@@ -91,242 +97,303 @@ async def follow(
     after: str | None = None,
     timeout_s: float | None = None,
     job: tuple[str, int] | None = None,
-    word: str = "",
+    parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
 ) -> AsyncGenerator[StreamItem, None]:
-    """The items of run `run` of a job id, or of a later one that begins to write; ends after the final one, or when the
-    job has ended without. The other arguments are those of `lastword.last_word`.
+    """Yield the items of run `run` of a job id, then those of each later run that begins to write.
 
-    Raises BadInput for a wrong cursor, ResultTimeout when the job has not ended after `timeout_s` seconds, Unavailable
-    when the connection is closed.
+    Ends after a final item, or when the job has ended without one. `after`: the cursor of the last item that the reader
+    has. `job`, `parking_id` and `parked` are as in `wait_for_outcome`.
+
+    Raises BadInput for a wrong cursor, ResultTimeout if the job has not ended after `timeout_s` seconds (None: no
+    limit), Unavailable when the connection is closed.
     """
-    place = _Place(run) if after is None else _Place.read(after, subject)
-    following = _Following(journal, subject, place, job, word, parked)
-    end = None if timeout_s is None else time.monotonic() + timeout_s
+    cursor = _Cursor(run) if after is None else _Cursor.decode(after, subject)
+    follower = _Follower(journal, subject, cursor, job, parking_id, parked)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         while True:
-            async with aclosing(following.items()) as items:
+            async with aclosing(follower.read_items()) as items:
                 async for item in items:
                     yield item
-            if following.over:
+            if follower.over:
                 return
-            if not await following.wait(end):
-                raise ResultTimeout(f"not ended within {timeout_s:g} s: {subject}")
+            if not await follower.wait_for_more(deadline):
+                _, job_id = subjects.parse_journal(subject)
+                raise ResultTimeout(f"timed out after {timeout_s:g} s waiting for job {job_id} to end")
     finally:
-        await following.close()
+        await follower.close()
 
 
-class _Following:
-    """One reader's way through a journal."""
+class _Follower:
+    """One reader's way through a journal. `over`: the reader has the final item, or the job ended without one."""
 
     def __init__(
         self,
         journal: Journal,
         subject: str,
-        place: _Place,
+        cursor: _Cursor,
         job: tuple[str, int] | None,
-        word: str,
+        parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
     ) -> None:
         self.over = False
         self._journal = journal
         self._connection = journal.connection
         self._subject = subject
-        self._place = place
+        self._cursor = cursor
         self._job = job
-        self._word = word
+        self._parking_id = parking_id
         self._parked = parked
-        self._born: float | None = None
-        self._said = ""  # what the last retry said
-        self._missed = False
-        self._behind = True  # there may be entries in the stream that were not heard
+        self._enqueued_at: float | None = None  # None: not read yet
+        self._retry_error = ""  # the error of the newest entry, if that is a retry
+        self._has_gap = False  # entries before the next one are missing
+        self._behind = True  # the stream may hold entries that did not arrive live
         self._live: deque[Received] = deque()
         self._live_bytes = 0
-        self._lags = 0
-        self._pause_s = 0.0  # before the next look, whatever is heard meanwhile
-        self._again_s, self._quiet_s = LOOK_AGAIN_S, QUIET_S
+        self._lags = 0  # reads in a row that lacked what had arrived live
+        self._pause_s = 0.0  # before the next read, even if entries arrive meanwhile
+        self._unanswered_s, self._poll_s = UNANSWERED_PAUSE_S, POLL_S
         self._woken = asyncio.Event()
         self._subscription: Subscription | None = None
-        self._off = self._connection.on_regained(self._on_regained)
-        self._await_end()
+        self._remove_listener = self._connection.on_regained(self._on_regained)
+        self._start_outcome_watch()
 
     async def close(self) -> None:
-        self._off()
+        self._remove_listener()
         if self._subscription is not None:
             await self._subscription.close()
-        await self._leave_end()
+        await self._stop_outcome_watch()
 
-    def _await_end(self) -> None:
-        """Have the end watched for: it may come without a final entry."""
-        self._watch = Watch(
-            self._journal, self._subject, self._place.run, self._job, self._word, self._parked, listens=False
+    # -- the outcome, which may come without a final entry
+
+    def _start_outcome_watch(self) -> None:
+        self._watch = OutcomeWatch(
+            self._journal, self._subject, self._cursor.run, self._job, self._parking_id, self._parked, subscribes=False
         )
-        self._ending = asyncio.create_task(self._watch.wait())
-        self._ending.add_done_callback(lambda _: self._woken.set())
+        self._outcome = asyncio.create_task(self._watch.wait())
+        self._outcome.add_done_callback(lambda _: self._woken.set())
 
-    async def _leave_end(self) -> None:
-        self._ending.cancel()
-        await asyncio.wait([self._ending])
-        if not self._ending.cancelled():
-            self._ending.exception()
+    async def _stop_outcome_watch(self) -> None:
+        self._outcome.cancel()
+        await asyncio.wait([self._outcome])
+        if not self._outcome.cancelled():
+            self._outcome.exception()  # else asyncio logs that nobody has retrieved it
         await self._watch.close()
+
+    def _is_outcome_of_former_run(self) -> bool:
+        """Whether the watched run is not the one that is followed by now."""
+        return self._watch.run not in (0, self._cursor.run)
+
+    async def _watch_followed_run(self) -> None:
+        await self._stop_outcome_watch()
+        self._job = None if self._job is None else (self._job[0], self._cursor.run)
+        self._start_outcome_watch()
+
+    # -- waiting
 
     def _on_regained(self) -> None:
         self._behind = True
         self._woken.set()
 
     def _on_live(self, message: Received) -> None:
-        self._watch.hear(message)
+        self._watch.on_live(message)
         self._live.append(message)
         self._live_bytes += len(message.data)
-        if len(self._live) > HELD_MAX or self._live_bytes > HELD_BYTES_MAX:
-            self._live.clear()  # the reader is slow: what he has not taken he reads from the stream
+        if len(self._live) > LIVE_MAX or self._live_bytes > LIVE_BYTES_MAX:
+            self._live.clear()  # the reader is slow: it reads from the stream what it has not taken
             self._live_bytes = 0
             self._behind = True
         self._woken.set()
 
-    async def wait(self, end: float | None) -> bool:
-        """Until there may be more; False at the `end` of the reader's patience."""
-        left_s = math.inf if end is None else end - time.monotonic()
+    async def wait_for_more(self, deadline: float | None) -> bool:
+        """Wait until there may be more items. False once `deadline` (monotonic seconds) has passed."""
+        left_s = math.inf if deadline is None else deadline - time.monotonic()
         if left_s <= 0:
             return False
         if self._pause_s:
             await asyncio.sleep(min(self._pause_s, left_s))
             return True
         try:
-            async with asyncio.timeout(min(self._quiet_s, left_s)):
+            async with asyncio.timeout(min(self._poll_s, left_s)):
                 await self._woken.wait()
         except TimeoutError:
-            self._quiet_s = min(self._quiet_s * 2, QUIET_MAX_S)
+            self._poll_s = min(self._poll_s * 2, POLL_MAX_S)
             self._behind = True
         return True
 
-    async def items(self) -> AsyncGenerator[StreamItem, None]:
-        """All that is there now."""
+    # -- reading
+
+    async def read_items(self) -> AsyncGenerator[StreamItem, None]:
+        """Yield all items that are there now."""
         self._pause_s = 0.0
         self._woken.clear()
         try:
-            await self._open()
-            while self._more():
+            await self._ensure_subscribed()
+            await self._ensure_enqueued_at()
+            while self._may_have_more():
                 if self._behind or not self._live:
-                    ended = self._ending.done()  # asked first: all that its job said was stored before
+                    ended = self._outcome.done()  # asked before the read: all that the job wrote was stored before
                     self._behind = False
-                    begin = self._place.seq + (not self._place.left)
+                    start = self._cursor.seq + (not self._cursor.left)
                     stream, subject = self._journal.stream, self._subject
-                    async with aclosing(self._connection.read(stream, subject, seq=max(1, begin))) as read:
+                    async with aclosing(self._connection.read(stream, subject, seq=max(1, start))) as read:
                         async for stored in read:
-                            for item in self._take(entry_of(stored)):
+                            for item in self._advance(entry_from_stored(stored)):
                                 yield item
-                    if ended and not self.over and not await self._moved():
-                        for item in await self._take_end():
-                            yield item
+                    if ended and not self.over:
+                        if self._is_outcome_of_former_run():
+                            await self._watch_followed_run()
+                        else:
+                            for item in await self._take_outcome():
+                                yield item
                 else:
                     for item in self._take_live():
                         yield item
-            self._again_s = LOOK_AGAIN_S
+            self._unanswered_s = UNANSWERED_PAUSE_S
         except Unavailable:
             if self._connection.closing:
                 raise
             self._behind = True
-            self._pause_s, self._again_s = self._again_s, min(self._again_s * 2, LOOK_AGAIN_MAX_S)
+            self._pause_s = self._unanswered_s
+            self._unanswered_s = min(self._unanswered_s * 2, UNANSWERED_PAUSE_MAX_S)
 
-    def _more(self) -> bool:
-        return not self.over and not self._pause_s and bool(self._behind or self._live or self._ending.done())
+    def _may_have_more(self) -> bool:
+        return not self.over and not self._pause_s and bool(self._behind or self._live or self._outcome.done())
 
-    async def _open(self) -> None:
+    async def _ensure_subscribed(self) -> None:
         if self._subscription is None:
             self._subscription = await self._connection.subscribe(f"{LIVE}.{self._subject}", self._on_live)
-        if self._born is None:
-            stored = await self._connection.get(*self._job) if self._job is not None and self._place.run else None
-            self._born = stored.time if stored is not None else 0.0
 
-    async def _moved(self) -> bool:
-        """Whether another run is followed than the one whose end was awaited; then that one's is."""
-        if self._watch.run in (0, self._place.run):
-            return False
-        await self._leave_end()
-        self._job = None if self._job is None else (self._job[0], self._place.run)
-        self._await_end()
-        return True
+    async def _ensure_enqueued_at(self) -> None:
+        """Read when the followed run was enqueued; 0 if its job is not stored any more."""
+        if self._enqueued_at is None:
+            stored = await self._connection.get(*self._job) if self._job is not None and self._cursor.run else None
+            self._enqueued_at = stored.time if stored is not None else 0.0
 
     def _take_live(self) -> list[StreamItem]:
+        """Take the oldest live entry, and return its items.
+
+        1. It is not stored: a result that the server has no space for yet is passed on, anything else is dropped.
+        2. Entries before it have not been read: keep it, and read the stream first.
+        3. Otherwise it is the next entry.
+        """
         message = self._live.popleft()
         self._live_bytes -= len(message.data)
-        entry = heard(message)
-        if entry.seq == 0:  # a result that the stream has no room for yet
-            if not entry.final or not self._ours(entry):
+        entry = entry_from_live(message)
+        if entry.seq == 0:
+            if not entry.final or not self._is_followed(entry):
                 return []
             self.over = True
-            return [self._item(entry, entry.event, entry.data, self._place)]
-        if entry.before > self._place.seq and self._lags < LAGS_MAX:
+            return [self._make_item(entry, entry.event, entry.data, self._cursor)]
+        if entry.expected_seq > self._cursor.seq and self._lags < LAGS_MAX:
             self._live.appendleft(message)
             self._live_bytes += len(message.data)
-            self._lag()
+            self._plan_reread()
             return []
-        return self._take(entry)
+        return self._advance(entry)
 
-    def _lag(self) -> None:
-        """Read again what a replica of the stream did not have yet."""
+    def _plan_reread(self) -> None:
+        """Have the stream read again: the replica that answered may be behind. A first time at once, then later."""
         self._behind = True
         self._pause_s = LAG_S * 2**self._lags if self._lags else 0.0
         self._lags += 1
 
-    async def _take_end(self) -> list[StreamItem]:
-        last = self._ending.result()
-        end = last if last is not None else await self._journal.head(self._subject)
-        if end is not None and end.seq > self._place.seq and self._lags < LAGS_MAX:
-            self._lag()
+    async def _take_outcome(self) -> list[StreamItem]:
+        """Take the outcome of the followed run, once all entries before it have been read, and return its items."""
+        final = self._outcome.result()
+        newest = final if final is not None else await self._journal.head(self._subject)
+        if newest is not None and newest.seq > self._cursor.seq and self._lags < LAGS_MAX:
+            self._plan_reread()
             return []
         self.over = True
-        return self._take(last) if last is not None else []
+        return self._advance(final) if final is not None else []
 
-    def _ours(self, entry: Entry) -> bool:
-        if self._word and entry.word == self._word:
+    def _is_followed(self, entry: Entry) -> bool:
+        """Whether an entry is of the run that is followed, or of a later one."""
+        if self._parking_id and entry.parking_id == self._parking_id:
             return True
-        return 0 < self._place.run <= entry.run and entry.time >= (self._born or 0.0)
+        return 0 < self._cursor.run <= entry.run and entry.time >= (self._enqueued_at or 0.0)
 
-    def _take(self, entry: Entry) -> list[StreamItem]:
-        """What the reader gets of an entry, which is the next one that there is."""
-        place = self._place
-        if entry.seq < place.seq or (entry.seq == place.seq and not place.left):
+    # -- from entries to items
+
+    def _advance(self, entry: Entry) -> list[StreamItem]:
+        """Move the cursor to the end of `entry`, the next one of the journal, and return the reader's items of it.
+
+        1. The reader has the entry already: none.
+        2. The entry is of a run that is not followed: none.
+        3. Otherwise a restart if another attempt writes now, a gap if entries before it are missing, and the entry: its
+           chunks, or itself. A reader that has some of the chunks gets the others.
+        """
+        cursor = self._cursor
+        if entry.seq < cursor.seq or (entry.seq == cursor.seq and not cursor.left):
             return []
-        self._lags, self._quiet_s = 0, QUIET_S
-        writer, nth = _pen(entry, self._subject)
-        self._missed |= place.left > 0 and entry.seq > place.seq
-        if not self._ours(entry):
-            self._place = place._replace(seq=entry.seq, taken=0, left=0)
+        self._lags, self._poll_s = 0, POLL_S
+        if not self._is_followed(entry):
+            self._has_gap |= cursor.left > 0 and entry.seq > cursor.seq
+            self._cursor = cursor._replace(seq=entry.seq, taken=0, left=0)
             return []
-        if writer and entry.seq > place.seq:
-            self._missed |= nth != (place.nth + 1 if writer == place.writer else 1)
-        items = []
-        later = 0 < place.run < entry.run
-        if writer and writer != place.writer and (later or entry.event not in (RETRY, FAILED, CANCELLED)):
-            if place.writer:
-                why = "a later run of this id" if later else self._said or "the attempt before ended without a word"
-                place = place._replace(run=entry.run, left=0, nth=0, writer=writer)
-                items.append(self._item(entry, RESTART, {"attempt": entry.attempt, "why": why}, place))
-            place = place._replace(writer=writer)
-        nth = nth if writer == place.writer else place.nth
+        nonce, number = _writer_of(entry, self._subject)
+        self._has_gap |= _is_gap_before(entry, nonce, number, cursor)
+        items: list[StreamItem] = []
+        if _is_other_writer(entry, nonce, cursor):
+            if cursor.nonce:
+                item, cursor = self._restart(entry, nonce, cursor)
+                items.append(item)
+            cursor = cursor._replace(nonce=nonce)
+        number = number if nonce == cursor.nonce else cursor.number
         parts = entry.data if entry.event == CHUNK and isinstance(entry.data, list) else [entry.data]
-        passed = place.taken if entry.seq == place.seq else 0
-        place = _Place(entry.run, entry.seq, passed, len(parts) - passed, nth, place.writer)
-        if (self._missed or entry.lost) and not passed:
-            items.append(self._item(entry, GAP, {"chunks": entry.lost or None}, place))
-        for part in parts[passed:]:
-            place = place._replace(taken=place.taken + 1, left=place.left - 1)
-            items.append(self._item(entry, entry.event, part, place))
-        self._missed = False
-        self._place = place
-        self._said = str(entry.data.get("error", "")) if entry.event == RETRY and isinstance(entry.data, dict) else ""
+        taken = cursor.taken if entry.seq == cursor.seq else 0
+        cursor = _Cursor(entry.run, entry.seq, taken, len(parts) - taken, number, cursor.nonce)
+        if (self._has_gap or entry.lost_chunks) and not taken:
+            items.append(self._make_item(entry, GAP, {"chunks": entry.lost_chunks or None}, cursor))
+        for part in parts[taken:]:
+            cursor = cursor._replace(taken=cursor.taken + 1, left=cursor.left - 1)
+            items.append(self._make_item(entry, entry.event, part, cursor))
+        self._has_gap = False
+        self._cursor = cursor
+        is_retry = entry.event == RETRY and isinstance(entry.data, dict)
+        self._retry_error = str(entry.data.get("error", "")) if is_retry else ""
         self.over = entry.final
         return items
 
-    def _item(self, entry: Entry, event: str, data: Any, place: _Place) -> StreamItem:
-        return StreamItem(event, data, entry.attempt, entry.run, entry.time, place.cursor(self._subject))
+    def _restart(self, entry: Entry, nonce: str, cursor: _Cursor) -> tuple[StreamItem, _Cursor]:
+        """Return the restart item of an attempt's first entry, and the cursor behind the item."""
+        if 0 < cursor.run < entry.run:
+            why = "a later run of this job id"
+        else:
+            why = self._retry_error or "the previous attempt was lost"
+        cursor = cursor._replace(run=entry.run, left=0, number=0, nonce=nonce)
+        return self._make_item(entry, RESTART, {"attempt": entry.attempt, "why": why}, cursor), cursor
+
+    def _make_item(self, entry: Entry, event: str, data: Any, cursor: _Cursor) -> StreamItem:
+        return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor.encode(self._subject))
 
 
-def _pen(entry: Entry, subject: str) -> tuple[str, int]:
-    """Which attempt wrote an entry, and as its how manyth; "" for what nobody's attempt wrote."""
+def _is_gap_before(entry: Entry, nonce: str, number: int, cursor: _Cursor) -> bool:
+    """Whether something is missing between the cursor and an entry: the rest of the cursor's entry, or earlier entries
+    of the same writer. Entries that no attempt wrote (`nonce` is empty) have no number to tell by.
+    """
+    if entry.seq <= cursor.seq:
+        return False
+    expected = cursor.number + 1 if nonce == cursor.nonce else 1
+    return cursor.left > 0 or (nonce != "" and number != expected)
+
+
+def _is_other_writer(entry: Entry, nonce: str, cursor: _Cursor) -> bool:
+    """Whether another attempt than the cursor's writes its output from this entry on.
+
+    An attempt that only ends the same run (retry, failed, cancelled) has no output, so it does not restart the stream.
+    """
+    if not nonce or nonce == cursor.nonce:
+        return False
+    return 0 < cursor.run < entry.run or entry.event not in (RETRY, FAILED, CANCELLED)
+
+
+def _writer_of(entry: Entry, subject: str) -> tuple[str, int]:
+    """Return the nonce of the writer of an entry, and the entry's number among those of this writer. Both are in the
+    Msg-Id. Empty and 0 for an entry that no attempt wrote.
+    """
     parts = entry.msg_id.removeprefix(f"{subject}/").split("/")
     if len(parts) != 3 or not _NONCE.fullmatch(parts[0]):
         return "", 0

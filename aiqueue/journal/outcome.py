@@ -1,4 +1,4 @@
-"""Waiting for a job's last word, over lost links and through parking."""
+"""Waits for a job's outcome: its final entry, or its end without one. Goes on over lost links and through parking."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable
 
-from .. import headers
+from .. import headers, subjects
 from ..connection import Received, Subscription
 from ..errors import ResultTimeout, Unavailable
-from .journal import CHUNK, FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, Journal, entry_of, heard
+from .entries import CHUNK, FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, entry_from_live, entry_from_stored
+from .journal import Journal
 
-SETTLED_LOOKS_S = (0.02, 0.1, 0.5, 2.0)
-LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.25, 4.0  # after a look that nobody answered
-QUIET_S, QUIET_MAX_S = 5.0, 60.0  # a word may be lost in a cluster: looked again although nothing was heard
+SETTLED_PAUSES_S = (0.02, 0.1, 0.5, 2.0)  # after the job's ack was seen: a cluster deletes the job a little later
+UNANSWERED_PAUSE_S, UNANSWERED_PAUSE_MAX_S = 0.25, 4.0  # after a read that no server answered
+POLL_S, POLL_MAX_S = 5.0, 60.0  # between reads without a notice: in a cluster a notice may be lost
 
 
 async def wait_for_outcome(
@@ -24,50 +25,55 @@ async def wait_for_outcome(
     run: int,
     timeout_s: float | None,
     job: tuple[str, int] | None = None,
-    word: str = "",
+    parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
 ) -> Entry | None:
-    """The last word of run `run` of a job id, or of a later one, woken by its message.
+    """Wait until the job whose journal is on `subject` has ended. `job`: stream and sequence of the stored job.
 
-    `job` is the stream and sequence of the stored job: when it is gone without a last word, None is returned, unless it
-    is `parked`, or on its way back from there. A job that was enqueued with a delay has no run yet (0, and sequence 0):
-    its first attempt tells it, under the `word` of its parking. It goes on over lost links and absent servers.
+    1. Run `run`, or a later run of the job id, writes its final entry: returns the entry.
+    2. The stored job is gone, left no final entry, and `parked()` is false: returns None. Without `job` this cannot be
+       seen.
+    3. Neither happens within `timeout_s` seconds: raises ResultTimeout. None: waits without end.
 
-    Raises ResultTimeout after `timeout_s` seconds (None: waits without end), and Unavailable when the connection is
-    closed.
+    A job that was enqueued with a delay has no run yet: its run and sequence are 0, and the entry that its first
+    attempt writes under `parking_id` names the run.
+
+    The wait goes on while the link or the server is away. Raises Unavailable when the connection is closed.
     """
-    waiting = Watch(journal, subject, run, job, word, parked)
+    watch = OutcomeWatch(journal, subject, run, job, parking_id, parked)
     try:
         async with asyncio.timeout(timeout_s):
-            return await waiting.wait()
+            return await watch.wait()
     except TimeoutError:
-        raise ResultTimeout(f"no result within {timeout_s:g} s: {subject}") from None
+        _, job_id = subjects.parse_journal(subject)
+        raise ResultTimeout(f"timed out after {timeout_s:g} s waiting for the result of job {job_id}") from None
     finally:
-        await waiting.close()
+        await watch.close()
 
 
-class _Looks:
-    """How long to wait for a word before a journal is looked at again, in seconds."""
+class _Pauses:
+    """How long to wait for a notice before the journal is read again, in seconds."""
 
     def __init__(self) -> None:
-        self.soon: list[float] = []  # the next pauses, where they are known
-        self._again_s, self._quiet_s = LOOK_AGAIN_S, QUIET_S
+        self.planned: list[float] = []  # the next pauses after reads that found nothing
+        self._unanswered_s, self._poll_s = UNANSWERED_PAUSE_S, POLL_S
 
-    def failed(self) -> float:
-        """Nobody answered."""
-        pause_s, self._again_s = self._again_s, min(self._again_s * 2, LOOK_AGAIN_MAX_S)
+    def after_no_answer(self) -> float:
+        """Return the pause after a read that no server answered."""
+        pause_s, self._unanswered_s = self._unanswered_s, min(self._unanswered_s * 2, UNANSWERED_PAUSE_MAX_S)
         return pause_s
 
-    def in_vain(self) -> float:
-        self._again_s = LOOK_AGAIN_S
-        if self.soon:
-            return self.soon.pop(0)
-        pause_s, self._quiet_s = self._quiet_s, min(self._quiet_s * 2, QUIET_MAX_S)
+    def after_no_outcome(self) -> float:
+        """Return the pause after a read that found no outcome."""
+        self._unanswered_s = UNANSWERED_PAUSE_S
+        if self.planned:
+            return self.planned.pop(0)
+        pause_s, self._poll_s = self._poll_s, min(self._poll_s * 2, POLL_MAX_S)
         return pause_s
 
 
-class Watch:
-    """One wait for a job's last word. One that does not listen itself is told by `hear` what is heard."""
+class OutcomeWatch:
+    """One wait for a job's outcome. Without `subscribes` its owner passes the live entries to `on_live`."""
 
     def __init__(
         self,
@@ -75,113 +81,124 @@ class Watch:
         subject: str,
         run: int,
         job: tuple[str, int] | None,
-        word: str,
+        parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
         *,
-        listens: bool = True,
+        subscribes: bool = True,
     ) -> None:
         self._journal = journal
         self._connection = journal.connection
         self._subject = subject
         self.run = run
         self._job = job
-        self._word = word
+        self._parking_id = parking_id
         self._parked = parked
-        self._born = 0.0
+        self._enqueued_at = 0.0
         self._woken = asyncio.Event()
-        self._live: list[Entry] = []
-        self._looks = _Looks()
-        self._to_hear: dict[str, Callable[[Received], None]] = {f"{LIVE}.{subject}": self.hear} if listens else {}
+        self._live_finals: list[Entry] = []
+        self._pauses = _Pauses()
+        self._to_subscribe: dict[str, Callable[[Received], None]] = (
+            {f"{LIVE}.{subject}": self.on_live} if subscribes else {}
+        )
         self._subscriptions: list[Subscription] = []
-        self._off: Callable[[], None] | None = None
+        self._remove_listener: Callable[[], None] | None = None
 
     async def wait(self) -> Entry | None:
-        self._off = self._connection.on_regained(self._woken.set)  # what was said meanwhile must be read
+        """Wait until the job has ended. Returns its final entry, None if it left none. Raises Unavailable."""
+        self._remove_listener = self._connection.on_regained(self._woken.set)  # notices were missed: read the journal
         if self._job is not None and self.run:
-            self._follow(self._job)
+            self._watch_acks(self._job)
         while True:
             self._woken.clear()
             try:
-                over, last = await self._look()
+                ended, final = await self._read_outcome()
             except Unavailable:
                 if self._connection.closing:
                     raise
-                pause_s = self._looks.failed()
+                pause_s = self._pauses.after_no_answer()
             else:
-                if over:
-                    return last
-                pause_s = self._looks.in_vain()
+                if ended:
+                    return final
+                pause_s = self._pauses.after_no_outcome()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._woken.wait()
 
     async def close(self) -> None:
-        if self._off is not None:
-            self._off()
+        if self._remove_listener is not None:
+            self._remove_listener()
         for subscription in self._subscriptions:
             await subscription.close()
 
-    def hear(self, message: Received) -> None:
-        told = message.headers
-        event = told.get(headers.EVENT)
+    def on_live(self, message: Received) -> None:
+        """Take a live entry: keep a final one, and wake the wait for every entry that may change the outcome."""
+        event = message.headers.get(headers.EVENT)
         if event in FINAL:
-            self._live.append(heard(message))
-        if event not in (PROGRESS, CHUNK):  # which need not be looked at
+            self._live_finals.append(entry_from_live(message))
+        if event not in (PROGRESS, CHUNK):
             self._woken.set()
 
-    def _on_settled(self, message: Received) -> None:
+    def _on_ack(self, message: Received) -> None:
         if message.data.startswith((b"+ACK", b"+TERM")):
-            self._looks.soon[:] = SETTLED_LOOKS_S  # a cluster deletes the job a little after its ack is heard
+            self._pauses.planned[:] = SETTLED_PAUSES_S
             self._woken.set()
 
-    def _follow(self, job: tuple[str, int]) -> None:
+    def _watch_acks(self, job: tuple[str, int]) -> None:
+        """Be woken by the ack of the stored job `job`, which a worker sends when the job has ended."""
         self._job = job
-        self._to_hear[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_settled
+        self._to_subscribe[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_ack
 
-    async def _look(self) -> tuple[bool, Entry | None]:
-        """Whether the wait is over, and the last word, if there is one."""
-        while self._to_hear:
-            subject, callback = next(iter(self._to_hear.items()))
+    async def _read_outcome(self) -> tuple[bool, Entry | None]:
+        """Return whether the job has ended, and its final entry if there is one."""
+        while self._to_subscribe:
+            subject, callback = next(iter(self._to_subscribe.items()))
             self._subscriptions.append(await self._connection.subscribe(subject, callback))
-            del self._to_hear[subject]
-        if not self.run and self._word:
-            return await self._look_for_word()
-        # asked first: a job that is gone has said its last word before
+            del self._to_subscribe[subject]
+        if not self.run and self._parking_id:
+            return await self._read_outcome_of_delayed()
+        # the job is read before the journal: its final entry was written before the job went
         stored = await self._connection.get(*self._job) if self._job is not None else None
-        self._born = stored.time if stored is not None else self._born
-        heard = next((entry for entry in self._live if entry.run >= self.run), None)
-        last = heard or await self._journal.final_entry(self._subject, self.run, self._born)
-        if last is not None:
-            return True, last
-        return (False, None) if self._job is None or stored is not None else await self._look_for_place(self._job)
+        self._enqueued_at = stored.time if stored is not None else self._enqueued_at
+        live = next((entry for entry in self._live_finals if entry.run >= self.run), None)
+        final = live or await self._journal.final_entry(self._subject, self.run, self._enqueued_at)
+        if final is not None:
+            return True, final
+        if self._job is None or stored is not None:
+            return False, None
+        return await self._read_outcome_of_moved(self._job)
 
-    async def _look_for_word(self) -> tuple[bool, Entry | None]:
-        """A job that was enqueued with a delay, and of which no attempt was known when it was last looked for."""
-        entry = await self._journal.of_run(self._subject, 0, math.inf, self._word)
+    async def _read_outcome_of_delayed(self) -> tuple[bool, Entry | None]:
+        """As `_read_outcome`, for a job that was enqueued with a delay and has no known attempt yet."""
+        entry = await self._journal.newest_of_run(self._subject, 0, math.inf, self._parking_id)
         if entry is None or entry.final:
             return entry is not None, entry
         self.run = entry.run
         if self._job is not None:
-            self._follow((self._job[0], _place(entry) or entry.run))
-        return await self._look()
+            self._watch_acks((self._job[0], _stored_seq(entry) or entry.run))
+        return await self._read_outcome()
 
-    async def _look_for_place(self, job: tuple[str, int]) -> tuple[bool, Entry | None]:
-        """The job is gone from where it was, without a last word: over, or parked, or come back to another place."""
-        place, parked = 0, False
+    async def _read_outcome_of_moved(self, job: tuple[str, int]) -> tuple[bool, Entry | None]:
+        """As `_read_outcome`, for a job that is not where it was stored and has no final entry.
+
+        1. It was stored again, under another sequence: watch it there.
+        2. It is parked: not ended.
+        3. Otherwise it ended without a final entry.
+        """
+        seq, was_parked = 0, False
         async for stored in self._connection.read(self._journal.stream, self._subject):
-            entry = entry_of(stored)
+            entry = entry_from_stored(stored)
             if entry.run == self.run:
                 if entry.event == RETRY:
-                    parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
-                elif entry.event == STARTED and _place(entry):
-                    place, parked = _place(entry), False
-        if not parked and place not in (0, job[1]):
-            self._follow((job[0], place))
-            return await self._look()
-        return not (parked or (self._parked is not None and await self._parked())), None
+                    was_parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
+                elif entry.event == STARTED and _stored_seq(entry):
+                    seq, was_parked = _stored_seq(entry), False
+        if not was_parked and seq not in (0, job[1]):
+            self._watch_acks((job[0], seq))
+            return await self._read_outcome()
+        return not (was_parked or (self._parked is not None and await self._parked())), None
 
 
-def _place(entry: Entry) -> int:
-    """Where in the work stream the attempt that wrote `started` had its job from, 0 where it does not say."""
-    seq = entry.data.get("seq") if isinstance(entry.data, dict) else 0
+def _stored_seq(started: Entry) -> int:
+    """Return the sequence of the stored job whose attempt wrote `started`, 0 if the entry does not name it."""
+    seq = started.data.get("seq") if isinstance(started.data, dict) else 0
     return seq if isinstance(seq, int) else 0

@@ -36,7 +36,7 @@ async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
 
 
 async def found(client: aiqueue.Client, **more: Any) -> dict[str, Finding]:
-    """The findings by what was looked at, the worst of each."""
+    """The findings by check, the worst of each."""
     order = ("ok", "warn", "fail")
     worst: dict[str, Finding] = {}
     async for each in examine(Subject(client.connection, client.topology, **more)):
@@ -50,21 +50,24 @@ async def configure(client: aiqueue.Client, **limits: Any) -> None:
     await client.connection.api(f"STREAM.UPDATE.{STREAM}", {**config, **limits})
 
 
-async def test_a_server_as_declared_is_well_but_for_what_it_does_not_tell(client: aiqueue.Client) -> None:
-    told = await found(client)
-    assert {name for name, each in told.items() if each.level != "ok"} == {"sync"}
-    assert "--monitor" in told["sync"].do
-    assert set(client.topology.streams) <= set(told)
-    assert all(each.do for each in told.values() if each.level != "ok")
+async def test_a_server_as_declared_is_well_but_for_what_it_does_not_report(client: aiqueue.Client) -> None:
+    findings = await found(client)
+    assert {name for name, each in findings.items() if each.level != "ok"} == {"sync"}
+    assert "--monitor" in findings["sync"].remedy
+    assert set(client.topology.streams) <= set(findings)
+    assert all(each.remedy for each in findings.values() if each.level != "ok")
 
 
 async def test_a_stream_that_is_missing_fails_and_one_that_differs_warns(client: aiqueue.Client) -> None:
     await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
     await configure(client, max_bytes=2**29)
-    told = await found(client)
-    assert (told["AI_RAG_INGEST"].level, told["AI_RAG_INGEST"].do) == ("fail", "`aiqueue apply` makes it")
-    assert told[STREAM].level == "warn"
-    assert "max_bytes: 512.0 MiB -> 1.0 GiB" in told[STREAM].says
+    findings = await found(client)
+    assert (findings["AI_RAG_INGEST"].level, findings["AI_RAG_INGEST"].remedy) == (
+        "fail",
+        "run `aiqueue apply`, which creates it",
+    )
+    assert findings[STREAM].level == "warn"
+    assert "max_bytes: 512.0 MiB -> 1.0 GiB" in findings[STREAM].text
 
 
 async def test_lanes_near_their_limit_and_without_a_worker_are_named(account: Account, tmp_path: Path) -> None:
@@ -81,10 +84,10 @@ async def test_lanes_near_their_limit_and_without_a_worker_are_named(account: Ac
         await provision.apply(client.connection, client.topology)
         for _ in range(9):
             await client.enqueue(Small(), tenant="acme")
-        told = await found(client)
-    assert "small.jobs acme/normal (9 wait)" in told["lanes near their limit"].says
-    assert "small.jobs acme/normal (9 wait)" in told["lanes without a worker"].says
-    assert "a restart of the server loses all of it" in told["SMALL"].do
+        findings = await found(client)
+    assert "small.jobs acme/normal (9 pending)" in findings["lanes near their limit"].text
+    assert "small.jobs acme/normal (9 pending)" in findings["lanes without a worker"].text
+    assert "a restart of the server loses all of it" in findings["SMALL"].remedy
 
 
 async def test_jobs_that_wait_although_workers_ask_are_named(client: aiqueue.Client, eventually: Eventually) -> None:
@@ -96,25 +99,25 @@ async def test_jobs_that_wait_although_workers_ask_are_named(client: aiqueue.Cli
         until = {"pause_until": "2999-01-01T00:00:00Z"}
         await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", until)
         await client.enqueue(Ping(), tenant="acme")
-        told = await found(client)
-    assert "agent.tasks acme/normal (1 wait)" in told["stranded jobs"].says
+        findings = await found(client)
+    assert "agent.tasks acme/normal (1 pending)" in findings["undelivered jobs"].text
 
 
 async def test_a_full_stream_fails_and_says_what_comes_of_it(client: aiqueue.Client) -> None:
     await configure(client, max_bytes=100_000)
     for n in range(9):
         await client.enqueue(Ping(n=n, blob=bytes(10_500)), tenant="acme")
-    told = await found(client)
-    assert told[STREAM].level == "warn"  # that it differs from what is declared comes first
+    findings = await found(client)
+    assert findings[STREAM].level == "warn"  # that it differs from what is declared comes first
     spec = client.topology.streams[STREAM]
     spec.config["max_bytes"] = 100_000  # type: ignore[index]
-    told = await found(client)
-    assert told[STREAM].level == "fail"
-    assert "StreamFull" in told[STREAM].do
+    findings = await found(client)
+    assert findings[STREAM].level == "fail"
+    assert "StreamFull" in findings[STREAM].remedy
 
 
 @pytest.mark.parametrize(("interval", "level"), [("", "warn"), (", sync_interval: always", "ok")])
-async def test_the_monitoring_tells_how_often_a_server_syncs(
+async def test_the_monitoring_reports_how_often_a_server_syncs(
     own_server: Callable[..., NatsProcess], interval: str, level: str
 ) -> None:
     port = supervisor.free_port()
@@ -122,11 +125,11 @@ async def test_the_monitoring_tells_how_often_a_server_syncs(
     server = own_server(f'http: "127.0.0.1:{port}"\njetstream {{ {limits}{interval} }}')
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
         await provision.apply(client.connection, client.topology)
-        told = await found(client, monitor=f"http://127.0.0.1:{port}")
-        assert told["sync"].level == level
-        assert ("2m" in told["sync"].says) == (level == "warn")
+        findings = await found(client, monitor=f"http://127.0.0.1:{port}")
+        assert findings["sync"].level == level
+        assert ("2m" in findings["sync"].text) == (level == "warn")
         wrong = await found(client, monitor=f"http://127.0.0.1:{port + 1}")
-        assert "no monitoring of a JetStream server answers there" in wrong["sync"].says
+        assert "no monitoring of a JetStream server answers there" in wrong["sync"].text
 
 
 @pytest.mark.slow
@@ -135,12 +138,12 @@ async def test_a_copy_that_is_away_fails(own_cluster: Cluster, eventually: Event
     where = {"url": account.url, "user": account.user, "password": account.password, "profile": "cluster"}
     async with aiqueue.connect(**where) as client:
         await provision.apply(client.connection, client.topology)
-        told = await found(client)
-        assert "3 copies, led by n" in told[STREAM].says
+        findings = await found(client)
+        assert "3 copies, led by n" in findings[STREAM].text
         next(node for node in own_cluster.nodes if node is not own_cluster.leader(STREAM)).kill()
 
         async def away() -> bool:
-            return any("is away" in each.says for each in (await found(client)).values())
+            return any("is away" in each.text for each in (await found(client)).values())
 
         await eventually(away, within=40)
 
@@ -149,7 +152,7 @@ def test_every_role_of_a_stream_has_advice_for_when_it_is_full() -> None:
     assert set(_WHEN_FULL) == set(get_args(Role))
 
 
-def test_the_command_works_out_of_the_box_and_its_exit_code_tells(tmp_path: Path) -> None:
+def test_the_command_works_out_of_the_box_and_its_exit_code_shows_failures(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIQUEUE_", "NATS_"))}
     environment["PYTHONPATH"] = str(ROOT)
 
@@ -161,8 +164,8 @@ def test_the_command_works_out_of_the_box_and_its_exit_code_tells(tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warn  sync: synced every 2m" in done.stdout
     assert "ok    AI_AGENT_TASKS: file, 1 copy" in done.stdout
-    told = json.loads(run("--json").stdout)
-    assert {each["level"] for each in told} == {"ok", "warn"}
+    findings = json.loads(run("--json").stdout)
+    assert {each["level"] for each in findings} == {"ok", "warn"}
     server = NatsProcess(tmp_path / "bare")
     server.start()
     try:
@@ -171,4 +174,4 @@ def test_the_command_works_out_of_the_box_and_its_exit_code_tells(tmp_path: Path
     finally:
         server.kill()
     assert done.returncode == 1
-    assert "fail  AI_AGENT_TASKS: is not there -> `aiqueue apply` makes it" in done.stdout
+    assert "fail  AI_AGENT_TASKS: is missing -> run `aiqueue apply`, which creates it" in done.stdout

@@ -41,7 +41,7 @@ async def overview(client: aiqueue.Client, sample_s: float = 0) -> dict[str, Fam
 
 
 async def lanes(client: aiqueue.Client, name: str = "agent.tasks") -> dict[tuple[str, str], LaneStats]:
-    found = await stats.family(client.connection, client.topology, name)
+    found = await stats.lanes(client.connection, client.topology, name)
     return {(each.tenant, each.priority): each for each in found}
 
 
@@ -102,7 +102,7 @@ class TestOverview:
         await make_lane(client, "acme")
         await lease(client, "acme", 2)
         tasks = (await overview(client))["agent.tasks"]
-        assert (tasks.waiting, tasks.in_flight, tasks.redelivered, tasks.lanes) == (4, 2, 0, 2)
+        assert (tasks.pending, tasks.in_flight, tasks.redelivered, tasks.lanes) == (4, 2, 0, 2)
         assert tasks.oldest_age_s is not None
         assert 0 <= tasks.oldest_age_s < 30
         assert tasks.size_bytes > 0
@@ -121,7 +121,7 @@ class TestOverview:
 
             async def settled() -> bool:
                 tasks = (await overview(client))["agent.tasks"]
-                return tasks.dead == 2 and tasks.waiting + tasks.in_flight == 0
+                return tasks.dead == 2 and tasks.pending + tasks.in_flight == 0
 
             await eventually(settled)
         assert (await overview(client))["rag.ingest"].dead == 0
@@ -157,10 +157,10 @@ class TestParked:
         await client.enqueue(Echo(), tenant="globex", priority="high", delay="1h")
         await client.enqueue(Echo(), tenant="globex", priority="high")
         found = await overview(client)
-        assert (found["agent.tasks"].parked, found["agent.tasks"].waiting) == (4, 1)
+        assert (found["agent.tasks"].parked, found["agent.tasks"].pending) == (4, 1)
         assert (found["rag.ingest"].parked, found["agent.message"].parked) == (0, None)
         by_lane = await lanes(client)
-        assert {lane: (each.parked, each.waiting) for lane, each in by_lane.items()} == {
+        assert {lane: (each.parked, each.pending) for lane, each in by_lane.items()} == {
             ("acme", "normal"): (3, 0),
             ("globex", "high"): (1, 1),
         }
@@ -176,7 +176,7 @@ class TestParked:
     async def test_an_id_that_is_parked_twice_needs_its_tenant(self, client: aiqueue.Client) -> None:
         await client.enqueue(Echo(), tenant="acme", delay="1h", unique="a")
         await client.enqueue(Echo(), tenant="globex", delay="1h", unique="a")
-        with pytest.raises(BadInput, match="more than once"):
+        with pytest.raises(BadInput, match="several jobs"):
             await stats.job(client.connection, client.topology, "a")
         found = await stats.job(client.connection, client.topology, "a", tenant="globex")
         assert (found.state, found.tenant) == ("parked", "globex")
@@ -202,8 +202,8 @@ class TestFamily:
         await lease(client, "acme")
         found = await lanes(client)
         acme, globex = found["acme", "normal"], found["globex", "normal"]
-        assert (acme.waiting, acme.in_flight, acme.consumer) == (2, 1, True)
-        assert (globex.waiting, globex.in_flight, globex.consumer) == (1, 0, False)
+        assert (acme.pending, acme.in_flight, acme.consumer) == (2, 1, True)
+        assert (globex.pending, globex.in_flight, globex.consumer) == (1, 0, False)
         assert acme.limit == client.topology.family("agent.tasks").max_msgs_per_subject
         assert acme.oldest_age_s is not None
         assert globex.oldest_age_s is not None
@@ -250,13 +250,13 @@ class TestFamily:
             await provision.apply(client.connection, client.topology)
             for tenant in ("a", "b"):
                 await client.enqueue(X(), tenant=tenant)
-            (lane,) = await stats.family(client.connection, client.topology, "x.y")
-            assert (lane.tenant, lane.priority, lane.waiting) == ("*", "normal", 2)
+            (lane,) = await stats.lanes(client.connection, client.topology, "x.y")
+            assert (lane.tenant, lane.priority, lane.pending) == ("*", "normal", 2)
 
     async def test_refuses_what_has_no_lanes(self, client: aiqueue.Client) -> None:
         with pytest.raises(UnknownFamily):
             await lanes(client, "no.such")
-        with pytest.raises(BadInput, match="mailboxes"):
+        with pytest.raises(BadInput, match="inboxes"):
             await lanes(client, "agent.message")
         await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
         with pytest.raises(NotFound):
@@ -346,7 +346,7 @@ class TestJob:
                 await handle.result(10)
         assert (await job(client, handle.id)).state == "ended"
 
-    async def test_of_a_plain_publisher_is_found_by_its_key_and_by_its_place(self, client: aiqueue.Client) -> None:
+    async def test_of_a_plain_publisher_is_found_by_its_key_and_by_its_sequence(self, client: aiqueue.Client) -> None:
         link = client.connection
         ack = await link.store("ai.agent.tasks.acme", b'{"task_id": "their key"}', {"Nats-Msg-Id": "1"})
         found = await job(client, subjects.foreign_id("their key"))
@@ -354,8 +354,8 @@ class TestJob:
         ack = await link.store("ai.agent.tasks.acme", b'{"goal": "x"}', {"Nats-Msg-Id": "2"})
         stored = await link.get("AI_AGENT_TASKS", ack.seq)
         assert stored is not None
-        by_place = f"s{ack.seq}-{int(stored.time * 1e6):x}"
-        assert (await job(client, by_place)).state == "queued"
+        stream_id = f"s{ack.seq}-{int(stored.time * 1e6):x}"
+        assert (await job(client, stream_id)).state == "queued"
         with pytest.raises(NotFound):
             await job(client, f"s{ack.seq}-1")
 
@@ -375,7 +375,7 @@ class TestJob:
             await job(client, "a.b")
         with pytest.raises(UnknownFamily):
             await job(client, "x", family="no.such")
-        with pytest.raises(BadInput, match="mailboxes"):
+        with pytest.raises(BadInput, match="inboxes"):
             await job(client, "x", family="agent.message")
 
     async def test_behind_the_bound_of_the_search_is_not_called_lost(

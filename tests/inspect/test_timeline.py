@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.cli.app import app
-from aiqueue.cli.steps import says
+from aiqueue.cli.steps import describe_step
 from aiqueue.connection import Stored
 from aiqueue.inspect import lookup, stats
-from aiqueue.inspect.timeline import Step, timeline
-from aiqueue.journal.journal import NOTHING, Entry
+from aiqueue.inspect.timeline import Step, build_timeline
+from aiqueue.journal import EMPTY_RECORD, Entry, Writer
 from aiqueue.topology import provision
 from aiqueue.worker import settlement
 
@@ -55,10 +55,10 @@ async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 async def steps(client: aiqueue.Client, job_id: str) -> tuple[Step, ...]:
-    told = (await stats.job(client.connection, client.topology, job_id)).timeline
-    times = [step.at for step in told if step.at is not None]
+    timeline = (await stats.job(client.connection, client.topology, job_id)).timeline
+    times = [step.at for step in timeline if step.at is not None]
     assert times == sorted(times)
-    return told
+    return timeline
 
 
 async def shown(columns: int, *words: str) -> str:
@@ -69,8 +69,8 @@ async def shown(columns: int, *words: str) -> str:
     return str(done.stdout)
 
 
-def events(told: tuple[Step, ...]) -> list[str]:
-    return [step.event for step in told]
+def events(timeline: tuple[Step, ...]) -> list[str]:
+    return [step.event for step in timeline]
 
 
 async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.Client) -> None:
@@ -78,19 +78,19 @@ async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.C
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)
-    told = await steps(client, handle.id)
-    assert events(told) == ["enqueued", "started", "progress", "result"]
-    enqueued, started, progress, result = told
+    timeline = await steps(client, handle.id)
+    assert events(timeline) == ["enqueued", "started", "progress", "result"]
+    enqueued, started, progress, result = timeline
     assert enqueued.at == pytest.approx(before, abs=10), "its result tells, although the job is stored no more"
     assert enqueued.at <= (started.at or 0) <= (result.at or 0)
-    assert (progress.count, progress.says) == (5, "100% step 4")
+    assert (progress.count, progress.text) == (5, "100% step 4")
     assert result.data == "good"
     assert result.after_s is not None
 
 
 async def test_a_time_that_nobody_noted_is_none(client: aiqueue.Client) -> None:
     """Of a run that has written, but nothing that ended an attempt."""
-    pen = client.journal.writer("ai.agent.results.acme.doc-1", run=1, enqueued_at=1.0, attempt=1, record=NOTHING)
+    pen = Writer(client.journal, "ai.agent.results.acme.doc-1", run=1, enqueued_at=1.0, attempt=1, record=EMPTY_RECORD)
     await pen.write("progress", {"fraction": 1, "note": ""})
     assert (await steps(client, "doc-1"))[0] == Step("enqueued", None, run=1)
     assert "?                    enqueued" in await shown(80, "doc-1")
@@ -103,17 +103,17 @@ async def test_retries_failure_and_replay_are_one_list(client: aiqueue.Client, e
             with pytest.raises(aiqueue.JobFailed):
                 await handle.result(10)
     attempts = ["started", "progress", "retried", "started", "progress", "failed"]
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", *attempts], "the second one was a duplicate"
-    retried, failed = told[3], told[-1]
-    assert (retried.says, retried.attempt) == ("ValueError: broken", 1)
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", *attempts], "the second one was a duplicate"
+    retried, failed = timeline[3], timeline[-1]
+    assert (retried.text, retried.attempt) == ("ValueError: broken", 1)
     assert retried.until is not None
     assert retried.worker
-    assert (failed.reason, failed.says, failed.dead_seq, failed.attempt) == ("attempts", "ValueError: broken", 1, 2)
+    assert (failed.reason, failed.text, failed.dead_seq, failed.attempt) == ("attempts", "ValueError: broken", 1, 2)
     await client.dead.replay(await client.dead.get(1))
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", *attempts, "replayed"]
-    assert told[-2].dead_seq is None
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", *attempts, "replayed"]
+    assert timeline[-2].dead_seq is None
     async with workers().running(client):
 
         async def failed_again() -> None:
@@ -129,9 +129,9 @@ async def test_a_long_retry_is_parked_and_comes_back(
     handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-1")
     async with workers(after=0.2).running(client):
         assert await handle.result(20) == "late"
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "started", "progress", "retried", "parked", "started", "progress", "result"]
-    assert told[0].at is not None
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", "started", "progress", "retried", "parked", "started", "progress", "result"]
+    assert timeline[0].at is not None
 
     handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-2")
     async with workers(after=200).running(client):
@@ -140,33 +140,33 @@ async def test_a_long_retry_is_parked_and_comes_back(
             return (await stats.job(client.connection, client.topology, "doc-2")).state == "retrying"
 
         await eventually(parked)
-    told = await steps(client, "doc-2")
-    assert events(told) == ["enqueued", "started", "progress", "retried", "parked"]
-    assert told[-1].until == pytest.approx(time.time() + 200, abs=30)
+    timeline = await steps(client, "doc-2")
+    assert events(timeline) == ["enqueued", "started", "progress", "retried", "parked"]
+    assert timeline[-1].until == pytest.approx(time.time() + 200, abs=30)
 
 
-async def test_a_delay_is_told_while_it_waits_and_when_it_was_cancelled(client: aiqueue.Client) -> None:
+async def test_a_delay_is_shown_while_it_waits_and_when_it_was_cancelled(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Work(), tenant="acme", unique="doc-1", delay="1h")
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "parked"]
-    assert told[1].until == handle.due
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", "parked"]
+    assert timeline[1].until == handle.due
     table = await shown(80, "doc-1")
     assert "parked             until 20" in table
     assert table.splitlines()[-1].split() == ["now", "parked"]
     await handle.cancel()
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "parked", "cancelled"]
-    assert told[-1].says == "taken back before it began"
-    assert "cancelled           taken back before" in await shown(80, "doc-1")
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", "parked", "cancelled"]
+    assert timeline[-1].text == "cancelled before it started"
+    assert "cancelled           cancelled before" in await shown(80, "doc-1")
 
 
 async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Work(), tenant="acme", unique="doc-1")
     assert events(await steps(client, "doc-1")) == ["enqueued"]
     assert await handle.cancel()
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "cancelled"]
-    assert told[0].at is None
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", "cancelled"]
+    assert timeline[0].at is None
 
 
 async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
@@ -189,8 +189,10 @@ async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
             running.clear()
             second = await client.enqueue(Work(), tenant="acme")
             await running.wait()
-            told = await steps(client, first.id)
-            assert (events(told), told[1].at) == (["enqueued", "delivered"], None), "the server knows the newest only"
+            timeline = await steps(client, first.id)
+            assert (events(timeline), timeline[1].at) == (["enqueued", "delivered"], None), (
+                "the server knows the newest only"
+            )
             assert (await steps(client, second.id))[1].at is not None
 
 
@@ -200,10 +202,10 @@ async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue
         with pytest.raises(aiqueue.JobFailed):
             await handle.result(10)
     await client.connection.api("STREAM.PURGE.AI_RESULTS")
-    told = await steps(client, "doc-1")
-    assert events(told) == ["enqueued", "attempt failed", "dead letter"]
-    assert told[1].says == "ValueError: broken"
-    assert (told[-1].reason, told[-1].dead_seq) == ("attempts", 1)
+    timeline = await steps(client, "doc-1")
+    assert events(timeline) == ["enqueued", "attempt failed", "dead letter"]
+    assert timeline[1].text == "ValueError: broken"
+    assert (timeline[-1].reason, timeline[-1].dead_seq) == ("attempts", 1)
 
 
 async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(client: aiqueue.Client) -> None:
@@ -211,15 +213,15 @@ async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(clie
         handle = await client.enqueue(Work(text="bad"), tenant="acme")
         with pytest.raises(aiqueue.JobFailed):
             await handle.result(10)
-    told = await steps(client, handle.id)
+    timeline = await steps(client, handle.id)
     narrow, wide = await shown(80, handle.id), await shown(0, handle.id)
     rows = narrow.split("timeline")[1].splitlines()
     assert all(len(row) <= 80 for row in rows)
-    assert len(rows) == 2 + len(told)
+    assert len(rows) == 2 + len(timeline)
     assert "ValueError: broken" in wide.split("timeline")[1]
     found = json.loads(await shown(0, handle.id, "--json"))["timeline"]
-    assert [(each["event"], each["at"], each["says"]) for each in found] == [
-        (step.event, step.at, step.says) for step in told
+    assert [(each["event"], each["at"], each["text"]) for each in found] == [
+        (step.event, step.at, step.text) for step in timeline
     ]
 
 
@@ -232,34 +234,38 @@ async def test_a_very_long_journal_says_that_it_is_cut(
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(10)
     assert events(await steps(client, handle.id)) == ["enqueued", "started", "progress", "result"]
-    assert "the middle of its journal" in await shown(80, handle.id)
+    assert "in the middle of the journal" in await shown(80, handle.id)
 
 
-def entry(event: str, data: Any = None, *, at: float = 0.0, run: int = 1, attempt: int = 1, word: str = "") -> Entry:
-    return Entry(event, 1, run, 1, attempt, 1_800_000_000.0 + at, "", data, word)
+def entry(
+    event: str, data: Any = None, *, at: float = 0.0, run: int = 1, attempt: int = 1, parking_id: str = ""
+) -> Entry:
+    return Entry(event, 1, run, 1, attempt, 1_800_000_000.0 + at, "", data, parking_id)
 
 
-def told_of(*entries: Entry, stored: Stored | None = None, job_id: str = "doc-1") -> tuple[Step, ...]:
-    return timeline(job_id, entries, stored=stored, parked=(), letter=None)
+def timeline_of(*entries: Entry, stored: Stored | None = None, job_id: str = "doc-1") -> tuple[Step, ...]:
+    return build_timeline(job_id, entries, stored=stored, parked=(), letter=None)
 
 
 def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
-    told = told_of(
+    timeline = timeline_of(
         entry("chunk", ["a", "b"]), entry("chunk", ["c"], at=1), entry("chunk", ["x"], at=2, attempt=2),
         entry("result", 7, at=3, attempt=2),
     )  # fmt: skip
-    assert [(step.event, step.count) for step in told[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
-    assert [says(step) for step in told[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
-    lost = told_of(replace(entry("chunk", ["c"]), lost=2), replace(entry("chunk", ["f"], at=1), lost=1))
-    assert says(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost for want of room"
+    assert [(step.event, step.count) for step in timeline[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
+    assert [describe_step(step) for step in timeline[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
+    lost = timeline_of(
+        replace(entry("chunk", ["c"]), lost_chunks=2), replace(entry("chunk", ["f"], at=1), lost_chunks=1)
+    )
+    assert describe_step(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost: the server had no storage for them"
 
 
-def test_an_id_that_was_used_again_is_told_so() -> None:
-    told = told_of(entry("result", 1), entry("result", 2, at=5, run=9))
-    assert [(step.event, step.run, step.at is None) for step in told] == [
+def test_an_id_that_was_used_again_is_shown_so() -> None:
+    timeline = timeline_of(entry("result", 1), entry("result", 2, at=5, run=9))
+    assert [(step.event, step.run, step.at is None) for step in timeline] == [
         ("enqueued", 1, True), ("result", 1, False), ("enqueued", 9, True), ("result", 9, False),
     ]  # fmt: skip
-    assert "again" in told[2].says
+    assert "again" in timeline[2].text
 
 
 @pytest.mark.parametrize(
@@ -268,14 +274,14 @@ def test_an_id_that_was_used_again_is_told_so() -> None:
      {"delivery": [1, "x", None], "worker": 4}, {"history": [7], "error": b"\x00", "reason": 1}],
 )  # fmt: skip
 @pytest.mark.parametrize("event", ["started", "progress", "chunk", "retry", "failed", "cancelled", "trial", "", "odd"])
-def test_what_a_stranger_wrote_is_told_all_the_same(event: str, data: Any) -> None:
-    told = told_of(entry(event, data, word="r1-99999999999-a1"))
-    assert len(told) == (3 if event == "retry" and isinstance(data, dict) and data.get("parked") else 2)
-    assert told[0].at is None
+def test_what_a_stranger_wrote_is_shown_all_the_same(event: str, data: Any) -> None:
+    timeline = timeline_of(entry(event, data, parking_id="r1-99999999999-a1"))
+    assert len(timeline) == (3 if event == "retry" and isinstance(data, dict) and data.get("parked") else 2)
+    assert timeline[0].at is None
 
 
-def test_no_id_tells_a_time_that_cannot_be() -> None:
-    made: Callable[[str], float | None] = lambda job_id: told_of(entry("result"), job_id=job_id)[0].at  # noqa: E731
+def test_no_id_gives_a_time_that_cannot_be() -> None:
+    made: Callable[[str], float | None] = lambda job_id: timeline_of(entry("result"), job_id=job_id)[0].at  # noqa: E731
     assert made("0" * 26) is None, "1970"
     assert made("7" + "v" * 25) is None, "in thousands of years"
     assert made("s12-" + f"{1_799_999_990_000_000:x}") == 1_799_999_990.0, "the id of a plain publisher's job"
@@ -287,11 +293,16 @@ def test_the_time_in_an_id_is_the_one_it_was_made_at() -> None:
 
 
 def test_a_stored_job_that_was_parked_says_when_it_came_back() -> None:
-    word = "r1-1799999990-a2"
-    told = {headers.PARKED: word, headers.RUN: "1", headers.ENQUEUED: "1799999990.5", headers.CONTENT_TYPE: codec.CBOR}
-    back = Stored("ai.agent.tasks.acme.normal", 8, b"", told, 1_800_000_060.0)
+    parking_id = "r1-1799999990-a2"
+    job_headers = {
+        headers.PARKED: parking_id,
+        headers.RUN: "1",
+        headers.ENQUEUED: "1799999990.5",
+        headers.CONTENT_TYPE: codec.CBOR,
+    }
+    back = Stored("ai.agent.tasks.acme.normal", 8, b"", job_headers, 1_800_000_060.0)
     retry = entry("retry", {"error": "e", "delay_s": 60, "parked": True})
-    shown = told_of(retry, stored=back)
+    shown = timeline_of(retry, stored=back)
     assert [(step.event, step.at) for step in shown] == [
         ("enqueued", 1_799_999_990.5), ("retried", 1_800_000_000.0), ("parked", 1_800_000_000.0),
         ("due", 1_800_000_060.0),

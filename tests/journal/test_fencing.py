@@ -1,4 +1,4 @@
-"""Of two attempts at one job the newer one speaks: what the journal takes, what the server is told, what is counted."""
+"""Of two attempts at one job only the newer one counts: in the journal, in acks, in the number of attempts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from aiqueue import headers
 from aiqueue.connection import Connection
 from aiqueue.enqueue.deadletter import DeadLetter
 from aiqueue.errors import Stale
-from aiqueue.journal.journal import (
-    NOTHING,
+from aiqueue.journal import (
+    EMPTY_RECORD,
     PROGRESS,
     RESULT,
     RETRY,
@@ -35,7 +35,7 @@ from aiqueue.journal.journal import (
     Journal,
     RunRecord,
     Writer,
-    entry_of,
+    entry_from_stored,
 )
 from aiqueue.topology import provision
 from aiqueue.worker import runner, settlement
@@ -70,37 +70,42 @@ async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
         yield client
 
 
-def pen(
-    journal: Journal, subject: str = SUBJECT, *, attempt: int = 1, record: RunRecord = NOTHING, since: float = 0.0
+def new_writer(
+    journal: Journal,
+    subject: str = SUBJECT,
+    *,
+    attempt: int = 1,
+    record: RunRecord = EMPTY_RECORD,
+    ignore_before: float = 0.0,
 ) -> Writer:
-    return journal.writer(subject, run=1, enqueued_at=0.0, attempt=attempt, record=record, since=since)
+    return Writer(journal, subject, run=1, enqueued_at=0.0, attempt=attempt, record=record, ignore_before=ignore_before)
 
 
 async def entries(journal: Journal, subject: str) -> list[Entry]:
-    return [entry_of(each) async for each in journal.connection.read(journal.stream, subject)]
+    return [entry_from_stored(each) async for each in journal.connection.read(journal.stream, subject)]
 
 
 async def claim(journal: Journal, subject: str, attempt: int) -> Writer:
     """What the runner does with a redelivery, its deliveries being numbered by attempt."""
-    record = await journal.record(subject, 1, 0.0)
-    writer = pen(journal, subject, attempt=attempt, record=record)
+    record = await journal.read_run(subject, 1, 0.0)
+    writer = new_writer(journal, subject, attempt=attempt, record=record)
     while True:
-        if record.ended or (record.told is not None and record.told.attempt > attempt):
+        if record.ended or (record.recap is not None and record.recap.attempt > attempt):
             raise Stale("overtaken", ended=record.ended)
-        if await writer.begin({"attempt": attempt}):
+        if await writer.write_started({"attempt": attempt}):
             return writer
-        record = await journal.record(subject, 1, 0.0)
-        writer.start_over(record, attempt)
+        record = await journal.read_run(subject, 1, 0.0)
+        writer.adopt_run_record(record, attempt)
 
 
 # the journal
 
 
 @pytest.mark.parametrize("event", [PROGRESS, RETRY, RESULT])
-async def test_an_attempt_that_has_said_nothing_is_stale_once_a_newer_one_has_begun(
+async def test_an_attempt_that_has_written_nothing_is_stale_once_a_newer_one_has_started(
     client: aiqueue.Client, event: str
 ) -> None:
-    old = pen(client.journal)
+    old = new_writer(client.journal)
     new = await claim(client.journal, SUBJECT, 2)
     with pytest.raises(Stale) as caught:
         await old.write(event, "old")
@@ -110,17 +115,17 @@ async def test_an_attempt_that_has_said_nothing_is_stale_once_a_newer_one_has_be
 
 
 async def test_what_was_written_before_the_lanes_consumer_was_made_is_no_newer_attempts(client: aiqueue.Client) -> None:
-    await pen(client.journal).write(RETRY, "before")
+    await new_writer(client.journal).write(RETRY, "before")
     with pytest.raises(Stale):
-        await pen(client.journal, since=time.time() - 60).write(RESULT, "of the same consumer")
-    await pen(client.journal, since=time.time() + 60).write(RESULT, "of a later one")
+        await new_writer(client.journal, ignore_before=time.time() - 60).write(RESULT, "of the same consumer")
+    await new_writer(client.journal, ignore_before=time.time() + 60).write(RESULT, "of a later one")
 
 
 async def test_of_two_that_begin_at_once_the_earlier_delivery_gives_way(client: aiqueue.Client) -> None:
     journal = client.journal
-    earlier, later = pen(journal, attempt=2), pen(journal, attempt=3)
-    assert await later.begin({})
-    assert not await earlier.begin({})
+    earlier, later = new_writer(journal, attempt=2), new_writer(journal, attempt=3)
+    assert await later.write_started({})
+    assert not await earlier.write_started({})
     with pytest.raises(Stale):
         await claim(journal, SUBJECT, 2)
 
@@ -129,7 +134,7 @@ async def rivals(journal: Journal, subject: str, rng: random.Random) -> None:
     async def attempt(number: int) -> None:
         await asyncio.sleep(rng.random() * 0.05)
         with contextlib.suppress(Stale):
-            writer = pen(journal, subject) if number == 1 else await claim(journal, subject, number)
+            writer = new_writer(journal, subject) if number == 1 else await claim(journal, subject, number)
             for n in range(rng.randrange(4)):
                 await writer.write(PROGRESS, [number, n])
             await writer.write(RESULT, number)
@@ -159,19 +164,19 @@ async def contend(client: aiqueue.Client, journals: int) -> None:
     async with answers_lost(client.connection, rng):
         await asyncio.gather(*(rivals(journal, subject, rng) for subject in where))
     for subject in where:
-        told = await entries(journal, subject)
-        assert [each.final for each in told].count(True) == 1
-        assert told[-1].final
-        assert [each.epoch for each in told] == sorted(each.epoch for each in told)
-        said = [(each.event, str(each.data)) for each in told]
-        assert len(said) == len(set(said))
-        begun = 0
-        for each in told:
-            begun = each.attempt if each.event == STARTED else begun
-            assert each.attempt >= begun, f"attempt {each.attempt} wrote after {begun} had begun: {said}"
+        written = await entries(journal, subject)
+        assert [each.final for each in written].count(True) == 1
+        assert written[-1].final
+        assert [each.epoch for each in written] == sorted(each.epoch for each in written)
+        described = [(each.event, str(each.data)) for each in written]
+        assert len(described) == len(set(described))
+        started = 0
+        for each in written:
+            started = each.attempt if each.event == STARTED else started
+            assert each.attempt >= started, f"attempt {each.attempt} wrote after {started} had started: {described}"
 
 
-async def test_contending_attempts_whose_answers_get_lost_leave_one_last_word_and_none_after_a_newer_began(
+async def test_contending_attempts_whose_answers_get_lost_leave_one_final_entry_and_none_after_a_newer_began(
     client: aiqueue.Client,
 ) -> None:
     await contend(client, 60)
@@ -198,7 +203,7 @@ APP = """
 
     @worker.handle(Fence)
     async def run(job: aiqueue.Job[Fence]) -> str:
-        print("begun", flush=True)
+        print("started", flush=True)
         await asyncio.sleep(0.2)
         if job.message.n:
             raise ValueError("too late")
@@ -208,7 +213,7 @@ APP = """
 
 @asynccontextmanager
 async def stopped_worker(directory: Path, account: Any) -> AsyncIterator[subprocess.Popen[str]]:
-    """A worker that was stopped (SIGSTOP) as soon as its handler had begun."""
+    """A worker that was stopped (SIGSTOP) as soon as its handler had started."""
     (directory / "app.py").write_text(textwrap.dedent(APP))
     environment = {
         **os.environ, "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
@@ -220,7 +225,7 @@ async def stopped_worker(directory: Path, account: Any) -> AsyncIterator[subproc
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        while (await asyncio.to_thread(process.stdout.readline)).strip() != "begun":
+        while (await asyncio.to_thread(process.stdout.readline)).strip() != "started":
             assert process.poll() is None
         process.send_signal(signal.SIGSTOP)
         yield process
@@ -252,11 +257,11 @@ async def test_a_worker_that_was_stopped_over_its_lease_says_nothing_of_the_job_
         go.set()
         assert await handle.result(timeout=10) == "newer"
     assert ran == [1], "it was delivered once more: the stale attempt's word was taken for the newer one's"
-    told = [each.event for each in await entries(client.journal, f"ai.test.fences-results.acme.{handle.id}")]
-    assert [event for event in told if event != TRIAL] == [STARTED, RESULT], "a trial: it was lost twice"
+    written = [each.event for each in await entries(client.journal, f"ai.test.fences-results.acme.{handle.id}")]
+    assert [event for event in written if event != TRIAL] == [STARTED, RESULT], "a trial: it was lost twice"
 
 
-async def test_attempts_are_counted_over_parking_naks_and_a_consumer_that_is_made_anew(
+async def test_attempts_are_counted_over_parking_naks_and_a_recreated_consumer(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.15)
@@ -326,30 +331,30 @@ async def test_without_a_stream_to_park_in_a_job_waits_in_its_lane(
 
 async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Fence(), tenant="acme")
-    begun: list[str] = []
+    started: list[str] = []
     reject, go = asyncio.Event(), asyncio.Event()
     earlier, later = aiqueue.Worker(name="earlier", concurrency=4), aiqueue.Worker(name="later", concurrency=4)
 
     @earlier.handle(Fence)
     async def run_earlier(job: aiqueue.Job[Fence]) -> str:
-        begun.append("earlier")
-        if len(begun) == 1:
+        started.append("earlier")
+        if len(started) == 1:
             raise aiqueue.Retry(after=0.05)
         await reject.wait()
         raise aiqueue.Reject("too late")
 
     @later.handle(Fence)
     async def run_later(job: aiqueue.Job[Fence]) -> str:
-        begun.append("later")
+        started.append("later")
         await go.wait()
         return "newer"
 
     async with earlier.running(client) as session:
-        await eventually(lambda: len(begun) == 2, within=10)
-        await session._leases.stop()  # as of a machine that was paused
-        session._puller.stop()
+        await eventually(lambda: len(started) == 2, within=10)
+        await session.leases.stop()  # as of a machine that was paused
+        session.puller.stop()
         async with later.running(client):
-            await eventually(lambda: begun[2:] == ["later"], within=10)
+            await eventually(lambda: started[2:] == ["later"], within=10)
             reject.set()
             await eventually(lambda: not session.running, within=10)
             assert await letters(client) == []
@@ -360,17 +365,17 @@ async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiq
 
 async def leave_unfinished(client: aiqueue.Client) -> None:
     """A worker that begins the next attempt and leaves."""
-    worker, begun = aiqueue.Worker(drain_timeout=0.1), []
+    worker, started = aiqueue.Worker(drain_timeout=0.1), []
 
     @worker.handle(Fence)
     async def hang(job: aiqueue.Job[Fence]) -> None:
-        begun.append(job.attempt)
+        started.append(job.attempt)
         if job.attempt == 1:
             raise aiqueue.Retry(after=0.05)
         await asyncio.Event().wait()
 
     async with worker.running(client):
-        await eventually(lambda: begun[-1:] == [2], within=10)
+        await eventually(lambda: started[-1:] == [2], within=10)
 
 
 async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
@@ -387,7 +392,7 @@ async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
 async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "BELIEVED_LEASES", 1_000)
+    monkeypatch.setattr(runner, "CLAIM_LEASES", 1_000)
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
     family = replace(client.topology.families["test.fences"], max_ack_pending=7)
@@ -398,7 +403,7 @@ async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old
 async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_look_old(
     own_server: Callable[[], NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "BELIEVED_LEASES", 1_000)
+    monkeypatch.setattr(runner, "CLAIM_LEASES", 1_000)
     server = own_server()
     (tmp_path / "test_fences.toml").write_text(textwrap.dedent(FILE))
     async with aiqueue.connect(server.url, user=server.user, password=server.password, streams=tmp_path) as client:
@@ -413,22 +418,22 @@ async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_
         await finish(client, handle)
 
 
-async def begun_by(client: aiqueue.Client, handle: aiqueue.Handle, delivery: list[float]) -> None:
+async def write_started_by(client: aiqueue.Client, handle: aiqueue.Handle, delivery: list[float]) -> None:
     subject = f"ai.test.fences-results.acme.{handle.id}"
     enqueued_at = (await entries(client.journal, subject))[0].time - 5
-    record = await client.journal.record(subject, 1, enqueued_at)
-    writer = client.journal.writer(subject, run=1, enqueued_at=enqueued_at, attempt=2, record=record)
-    assert await writer.begin({"delivery": delivery})
+    record = await client.journal.read_run(subject, 1, enqueued_at)
+    writer = Writer(client.journal, subject, run=1, enqueued_at=enqueued_at, attempt=2, record=record)
+    assert await writer.write_started({"delivery": delivery})
 
 
 async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_as_it_runs(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runner, "BELIEVED_LEASES", 0)
+    monkeypatch.setattr(runner, "CLAIM_LEASES", 0)
     caplog.set_level("INFO", "aiqueue")
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
-    await begun_by(client, handle, [2, 0, 1])
+    await write_started_by(client, handle, [2, 0, 1])
     ran, worker = [], aiqueue.Worker()
     worker.handle(Fence)(ran.append)
     async with worker.running(client):
@@ -436,10 +441,12 @@ async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_
     assert ran == []
 
 
-async def test_deliveries_that_are_counted_anew_keep_no_job_from_its_end(client: aiqueue.Client) -> None:
+async def test_a_restarted_delivery_count_keeps_no_job_from_its_end(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
-    await begun_by(client, handle, [1, time.time() + 3_600, 99])  # as before a cluster with lanes in memory began anew
+    await write_started_by(
+        client, handle, [1, time.time() + 3_600, 99]
+    )  # as before a cluster with lanes in memory restarted
     await finish(client, handle)
 
 
@@ -450,7 +457,7 @@ async def stored(client: aiqueue.Client, stream: str) -> int:
     return int((await client.connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
 
 
-@pytest.mark.parametrize("cut_off", ["_ack", "_leave"], ids=["before the ack", "before it is parked"])
+@pytest.mark.parametrize("cut_off", ["_ack", "_park_or_nak"], ids=["before the ack", "before it is parked"])
 async def test_a_long_retry_is_kept_when_its_worker_dies_before_it_has_said_all(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, cut_off: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What comes out of a job while it runs, and whoever follows it."""
+"""The output of a job while it runs, and its readers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.errors import BadInput, DiskFull, EncodeError, NotFound, ResultTimeout, Stale, TooLarge
-from aiqueue.journal import chunks
-from aiqueue.journal.follower import HELD_MAX, StreamItem, follow
-from aiqueue.journal.journal import (
-    CHUNK,
-    NOTHING,
+from aiqueue.journal import (
+    EMPTY_RECORD,
     PROGRESS,
     RESULT,
     RETRY,
@@ -30,14 +27,17 @@ from aiqueue.journal.journal import (
     Retention,
     RunRecord,
     Writer,
+    chunks,
 )
+from aiqueue.journal.entries import CHUNK
+from aiqueue.journal.follower import LIVE_MAX, StreamItem, follow
 from aiqueue.topology import provision
 from aiqueue.worker import overflow
 
 from ..enqueue.test_full import BODY, DISK, Parcel
 from ..enqueue.test_full import opened as full
 from ..support import Account, Eventually
-from .test_journal import SUBJECT, OwnServer, entries, opened, pen
+from .test_journal import SUBJECT, OwnServer, entries, new_writer, opened
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def flat(found: list[Any]) -> list[Any]:
 
 
 async def test_chunks_given_during_a_write_share_the_next_entry(journal: Journal) -> None:
-    writer = pen(journal)
+    writer = new_writer(journal)
     for number in range(50):
-        await writer.chunk({"n": number})
+        await writer.add_chunk({"n": number})
     await writer.write(RESULT, "done")
     found = await entries(journal)
     assert [each["n"] for each in flat(found)] == list(range(50))
@@ -65,29 +65,29 @@ async def test_chunks_given_during_a_write_share_the_next_entry(journal: Journal
 
 
 async def test_other_entries_keep_their_place_among_chunks(journal: Journal) -> None:
-    writer = pen(journal)
-    await writer.chunk("a")
+    writer = new_writer(journal)
+    await writer.add_chunk("a")
     await writer.write(PROGRESS, 1)
-    await writer.chunk("b")
-    await writer.flush()
+    await writer.add_chunk("b")
+    await writer.flush_chunks()
     assert [(each.event, each.data) for each in await entries(journal)] == [
         (CHUNK, ["a"]), (PROGRESS, 1), (CHUNK, ["b"]),
     ]  # fmt: skip
 
 
 async def test_a_job_that_gives_no_chunk_writes_its_result_alone(journal: Journal) -> None:
-    writer = pen(journal)
-    await writer.flush()
+    writer = new_writer(journal)
+    await writer.flush_chunks()
     await writer.write(RESULT, 1)
-    writer.close()
+    writer.discard_chunks()
     assert [each.event for each in await entries(journal)] == [RESULT]
 
 
 async def test_a_handler_waits_when_so_many_chunks_are_not_stored(own_server: OwnServer) -> None:
     server = own_server()
     async with opened(server) as journal:
-        writer = pen(journal)
-        await writer.chunk("first")
+        writer = new_writer(journal)
+        await writer.add_chunk("first")
         server.pause()
         try:
             given = 0
@@ -95,44 +95,46 @@ async def test_a_handler_waits_when_so_many_chunks_are_not_stored(own_server: Ow
             async def give() -> None:
                 nonlocal given
                 while True:
-                    await writer.chunk(given)
+                    await writer.add_chunk(given)
                     given += 1
 
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(give(), 0.5)
         finally:
             server.resume()
-        assert given <= 2 * chunks.HELD_MAX
+        assert given <= 2 * chunks.BUFFERED_MAX
         await writer.write(RESULT, "done")
         assert flat(await entries(journal)) == ["first", *range(given)]
 
 
 async def test_a_chunk_above_max_payload_is_refused_at_once_and_no_entry_is_larger(own_server: OwnServer) -> None:
     async with opened(own_server("max_payload: 8000")) as journal:
-        writer = pen(journal)
+        writer = new_writer(journal)
         with pytest.raises(TooLarge):
-            await writer.chunk("x" * 8_000)
+            await writer.add_chunk("x" * 8_000)
         with pytest.raises(EncodeError):
-            await writer.chunk(object())
+            await writer.add_chunk(object())
         for _ in range(40):
-            await writer.chunk("y" * 1_000)
+            await writer.add_chunk("y" * 1_000)
         await writer.write(RESULT, "done")
         assert flat(await entries(journal)) == ["y" * 1_000] * 40
 
 
 async def test_the_chunks_of_an_attempt_that_was_taken_over_are_refused(journal: Journal) -> None:
-    old = pen(journal)
-    await old.chunk("old")
-    await old.flush()
+    old = new_writer(journal)
+    await old.add_chunk("old")
+    await old.flush_chunks()
     head = await journal.head(old.subject)
     assert head is not None
-    newer = journal.writer(old.subject, run=1, enqueued_at=0.0, attempt=1, record=RunRecord(head.seq, head.epoch, head))
-    assert await newer.begin({})
-    await old.chunk("late")
+    newer = Writer(
+        journal, old.subject, run=1, enqueued_at=0.0, attempt=1, record=RunRecord(head.seq, head.epoch, head)
+    )
+    assert await newer.write_started({})
+    await old.add_chunk("late")
     with pytest.raises(Stale):
-        await old.flush()
+        await old.flush_chunks()
     with pytest.raises(Stale):
-        await old.chunk("later")
+        await old.add_chunk("later")
     with pytest.raises(Stale):
         await old.write(RESULT, "never")
     assert [each.event for each in await entries(journal)] == [CHUNK, STARTED]
@@ -141,12 +143,12 @@ async def test_the_chunks_of_an_attempt_that_was_taken_over_are_refused(journal:
 async def test_chunks_that_find_no_server_are_stored_once_when_it_is_back(own_server: OwnServer) -> None:
     server = own_server()
     async with opened(server) as journal:
-        writer = pen(journal)
+        writer = new_writer(journal)
         for number in range(20):
-            await writer.chunk(number)
+            await writer.add_chunk(number)
         server.kill()
         for number in range(20, 40):
-            await writer.chunk(number)
+            await writer.add_chunk(number)
         server.start()
         await writer.write(RESULT, "done")
         assert flat(await entries(journal)) == list(range(40))
@@ -175,7 +177,7 @@ async def test_chunks_without_room_are_dropped_and_the_next_entry_tells_how_many
         kept = [
             await entries(client.journal, subjects.journal("ai.agent.results", "acme", each.id)) for each in handles
         ]
-        assert sum(entry.lost for journal in kept for entry in journal) > 0
+        assert sum(entry.lost_chunks for journal in kept for entry in journal) > 0
 
 
 # following
@@ -184,7 +186,7 @@ async def test_chunks_without_room_are_dropped_and_the_next_entry_tells_how_many
 Items = list[StreamItem]
 
 
-def told(items: Items) -> list[tuple[str, Any]]:
+def events_of(items: Items) -> list[tuple[str, Any]]:
     return [(each.event, each.data) for each in items]
 
 
@@ -202,8 +204,8 @@ async def some(journal: Journal, count: int, *, after: str | None = None) -> Ite
 
 
 def another(journal: Journal, head: Entry, *, run: int = 1, attempt: int = 1) -> Writer:
-    return journal.writer(
-        SUBJECT, run=run, enqueued_at=0.0, attempt=attempt, record=RunRecord(head.seq, head.epoch, head)
+    return Writer(
+        journal, SUBJECT, run=run, enqueued_at=0.0, attempt=attempt, record=RunRecord(head.seq, head.epoch, head)
     )
 
 
@@ -215,27 +217,27 @@ async def newest(journal: Journal) -> Entry:
 
 async def test_a_stream_has_each_chunk_once_and_ends_with_the_result(journal: Journal) -> None:
     reading = asyncio.ensure_future(followed(journal))
-    writer = pen(journal)
+    writer = new_writer(journal)
     for number in range(200):
-        await writer.chunk(number)
+        await writer.add_chunk(number)
         await asyncio.sleep(0)
     await writer.write(RESULT, "done")
     whole = [*((CHUNK, number) for number in range(200)), (RESULT, "done")]
-    assert told(await reading) == whole
-    assert told(await followed(journal)) == whole, "from the beginning, when it is over"
+    assert events_of(await reading) == whole
+    assert events_of(await followed(journal)) == whole, "from the beginning, when it is over"
 
 
 async def test_every_cursor_resumes_after_its_item(journal: Journal) -> None:
-    writer = pen(journal)
+    writer = new_writer(journal)
     for number in range(7):
-        await writer.chunk(number)
+        await writer.add_chunk(number)
     await writer.write(PROGRESS, 0.5)
-    await writer.chunk("last")
+    await writer.add_chunk("last")
     await writer.write(RESULT, "done")
     whole = await followed(journal)
     assert len(whole) == 10
-    for place, item in enumerate(whole):
-        assert told(await followed(journal, after=item.cursor)) == told(whole[place + 1 :])
+    for index, item in enumerate(whole):
+        assert events_of(await followed(journal, after=item.cursor)) == events_of(whole[index + 1 :])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -243,11 +245,11 @@ async def test_a_reader_that_comes_and_goes_at_random_has_each_item_once(seed: i
     chance, restarts = random.Random(seed), 2
     server = own_server()
     async with opened(server) as journal, opened(server) as other:
-        writer = pen(journal)
+        writer = new_writer(journal)
 
         async def write() -> None:
             for number in range(300):
-                await writer.chunk(number)
+                await writer.add_chunk(number)
                 if chance.random() < 0.2:
                     await writer.write(PROGRESS, number)
                 if chance.random() < 0.3:
@@ -271,47 +273,47 @@ async def test_a_reader_that_comes_and_goes_at_random_has_each_item_once(seed: i
                 server.start()
         await writing
         assert [each.data for each in found if each.event == CHUNK] == list(range(300))
-        entries_told = [(each.event, each.data) for each in await entries(journal) if each.event != CHUNK]
-        assert [each for each in told(found) if each[0] != CHUNK] == entries_told
+        other_entries = [(each.event, each.data) for each in await entries(journal) if each.event != CHUNK]
+        assert [each for each in events_of(found) if each[0] != CHUNK] == other_entries
 
 
 async def test_a_reader_that_takes_nothing_holds_little_and_misses_nothing(journal: Journal) -> None:
-    writer = pen(journal)
-    await writer.chunk("first")
+    writer = new_writer(journal)
+    await writer.add_chunk("first")
     async with contextlib.aclosing(follow(journal, SUBJECT, run=1, timeout_s=20)) as items:
         assert (await anext(items)).data == "first"
-        for number in range(3 * HELD_MAX):
+        for number in range(3 * LIVE_MAX):
             await writer.write(PROGRESS, number)
         await writer.write(RESULT, "done")
-        assert [each.data async for each in items] == [*range(3 * HELD_MAX), "done"]
+        assert [each.data async for each in items] == [*range(3 * LIVE_MAX), "done"]
 
 
 async def test_another_attempt_is_told_before_its_items(journal: Journal) -> None:
-    first = pen(journal)
+    first = new_writer(journal)
     for part in "abc":
-        await first.chunk(part)
-    await first.flush()
+        await first.add_chunk(part)
+    await first.flush_chunks()
     before = await some(journal, 2)
     second = another(journal, await newest(journal), attempt=2)
-    assert await second.begin({})
+    assert await second.write_started({})
     with pytest.raises(Stale):
         await first.write(RESULT, "late")
-    await second.chunk("A")
+    await second.add_chunk("A")
     await second.write(RESULT, "done")
     rest = [("restart", 2), (STARTED, 2), (CHUNK, 2), (RESULT, 2)]
     whole = await followed(journal)
     assert [(each.event, each.attempt) for each in whole] == [(CHUNK, 1), (CHUNK, 1), (CHUNK, 1), *rest]
     resumed = await followed(journal, after=before[-1].cursor)
     assert [(each.event, each.attempt) for each in resumed] == [(CHUNK, 1), *rest]
-    assert told(await followed(journal, after=whole[3].cursor)) == told(whole[4:]), "told once"
+    assert events_of(await followed(journal, after=whole[3].cursor)) == events_of(whole[4:]), "shown once"
 
 
-async def test_a_retry_says_why_the_next_attempt_begins_anew(journal: Journal) -> None:
-    first = pen(journal)
-    await first.chunk("a")
+async def test_a_retry_gives_the_reason_of_the_restart(journal: Journal) -> None:
+    first = new_writer(journal)
+    await first.add_chunk("a")
     await first.write(RETRY, {"error": "it rained", "delay_s": 0.1})
     second = another(journal, await newest(journal), attempt=2)
-    assert await second.begin({})
+    assert await second.write_started({})
     await second.write(RESULT, "done")
     found = await followed(journal)
     assert [each.event for each in found] == [CHUNK, RETRY, "restart", STARTED, RESULT]
@@ -319,55 +321,55 @@ async def test_a_retry_says_why_the_next_attempt_begins_anew(journal: Journal) -
 
 
 async def test_a_run_before_is_not_shown_and_a_later_one_restarts(journal: Journal) -> None:
-    old = pen(journal, run=1)
-    await old.chunk("old")
+    old = new_writer(journal, run=1)
+    await old.add_chunk("old")
     await old.write(RESULT, "old")
-    mine = pen(journal, run=5)
-    await mine.chunk("mine")
-    await mine.flush()
-    later = pen(journal, run=9)
-    await later.chunk("later")
-    await later.flush()
+    mine = new_writer(journal, run=5)
+    await mine.add_chunk("mine")
+    await mine.flush_chunks()
+    later = new_writer(journal, run=9)
+    await later.add_chunk("later")
+    await later.flush_chunks()
     await mine.write(PROGRESS, "of the run that is not followed any more")
     await later.write(RESULT, "done")
-    assert told(await followed(journal, run=5)) == [
-        (CHUNK, "mine"), ("restart", {"attempt": 1, "why": "a later run of this id"}), (CHUNK, "later"),
+    assert events_of(await followed(journal, run=5)) == [
+        (CHUNK, "mine"), ("restart", {"attempt": 1, "why": "a later run of this job id"}), (CHUNK, "later"),
         (RESULT, "done"),
     ]  # fmt: skip
 
 
 async def test_what_is_gone_from_a_journal_is_told_as_a_gap(journal: Journal) -> None:
-    writer = pen(journal)
+    writer = new_writer(journal)
     for number in range(6):
         await writer.write(PROGRESS, number)
-    begun = await some(journal, 2)
+    first_items = await some(journal, 2)
     stored = await entries(journal)
     for entry in stored[1:4]:
         await journal.connection.delete(journal.stream, entry.seq)
     await writer.write(RESULT, "done")
     rest = [("gap", {"chunks": None}), (PROGRESS, 4), (PROGRESS, 5), (RESULT, "done")]
-    assert told(await followed(journal, after=begun[-1].cursor)) == rest
+    assert events_of(await followed(journal, after=first_items[-1].cursor)) == rest
     whole = await followed(journal)
-    assert told(whole) == [(PROGRESS, 0), *rest]
-    assert told(await followed(journal, after=whole[1].cursor)) == rest[1:], "told once"
+    assert events_of(whole) == [(PROGRESS, 0), *rest]
+    assert events_of(await followed(journal, after=whole[1].cursor)) == rest[1:], "shown once"
 
 
 async def test_a_cursor_within_an_entry_that_is_gone_leads_to_a_gap(journal: Journal) -> None:
-    writer = pen(journal)
+    writer = new_writer(journal)
     await writer.write(PROGRESS, 0)
     for part in "abc":
-        await writer.chunk(part)
-    await writer.flush()
+        await writer.add_chunk(part)
+    await writer.flush_chunks()
     found = await some(journal, 2)
     *_, entry = await entries(journal)
     assert entry.data == ["a", "b", "c"]
     await journal.connection.delete(journal.stream, entry.seq)
     await writer.write(RESULT, "done")
-    assert told(await followed(journal, after=found[-1].cursor)) == [("gap", {"chunks": None}), (RESULT, "done")]
+    assert events_of(await followed(journal, after=found[-1].cursor)) == [("gap", {"chunks": None}), (RESULT, "done")]
 
 
 async def test_a_wrong_cursor_is_refused_in_one_line(journal: Journal) -> None:
-    await pen(journal).write(RESULT, 1)
+    await new_writer(journal).write(RESULT, 1)
     (item,) = await followed(journal)
     for wrong in ("", "7", item.cursor + "x", "é" * 40, item.cursor.replace("1-", "2-", 1)):
         with pytest.raises(BadInput, match="is no cursor"):
@@ -379,7 +381,7 @@ async def test_a_wrong_cursor_is_refused_in_one_line(journal: Journal) -> None:
 
 
 async def test_a_stream_that_does_not_end_in_time_says_so(journal: Journal) -> None:
-    await pen(journal).write(PROGRESS, 1)
+    await new_writer(journal).write(PROGRESS, 1)
     items = follow(journal, SUBJECT, run=1, timeout_s=0.3)
     assert (await anext(items)).data == 1
     with pytest.raises(ResultTimeout):
@@ -387,14 +389,18 @@ async def test_a_stream_that_does_not_end_in_time_says_so(journal: Journal) -> N
 
 
 async def test_entries_expire_by_their_time_and_the_writer_goes_on(journal: Journal, eventually: Eventually) -> None:
-    writer = journal.writer(SUBJECT, run=1, enqueued_at=0.0, attempt=1, record=NOTHING, kept=Retention(60.0, 1.0))
-    other = journal.writer(SUBJECT + "x", run=1, enqueued_at=0.0, attempt=1, record=NOTHING, kept=Retention(60.0, 1.0))
-    await writer.chunk("soon gone")
-    await writer.flush()
-    begun = await some(journal, 1)
-    assert await other.begin({})
-    await other.chunk("soon gone")
-    await other.flush()
+    writer = Writer(
+        journal, SUBJECT, run=1, enqueued_at=0.0, attempt=1, record=EMPTY_RECORD, retention=Retention(60.0, 1.0)
+    )
+    other = Writer(
+        journal, SUBJECT + "x", run=1, enqueued_at=0.0, attempt=1, record=EMPTY_RECORD, retention=Retention(60.0, 1.0)
+    )
+    await writer.add_chunk("soon gone")
+    await writer.flush_chunks()
+    first_items = await some(journal, 1)
+    assert await other.write_started({})
+    await other.add_chunk("soon gone")
+    await other.flush_chunks()
 
     async def expired() -> bool:
         return await journal.head(SUBJECT) is None and len(await entries(journal, SUBJECT + "x")) == 1
@@ -403,8 +409,8 @@ async def test_entries_expire_by_their_time_and_the_writer_goes_on(journal: Jour
     for each in (writer, other):
         await each.write(RESULT, "done")
     assert [each.event for each in await entries(journal, SUBJECT + "x")] == [STARTED, RESULT]
-    assert told(await followed(journal, after=begun[-1].cursor)) == [(RESULT, "done")], "nothing was missed"
-    assert told(await followed(journal)) == [("gap", {"chunks": None}), (RESULT, "done")]
+    assert events_of(await followed(journal, after=first_items[-1].cursor)) == [(RESULT, "done")], "nothing was missed"
+    assert events_of(await followed(journal)) == [("gap", {"chunks": None}), (RESULT, "done")]
 
 
 # of a job
@@ -424,7 +430,7 @@ def teller(**options: Any) -> aiqueue.Worker:
             await job.chunk(f"{job.attempt}.{number}")
             if job.message.fail and job.attempt == 1 and number == 2:
                 raise aiqueue.Retry("again", after=0.05)
-        return "told"
+        return "done"
 
     return worker
 
@@ -445,7 +451,7 @@ async def test_a_handlers_chunks_reach_whoever_has_the_handle(account: Account) 
         assert [each.data for each in found if each.event == CHUNK and each.attempt == 2] == [
             f"2.{number}" for number in range(5)
         ]
-        assert found[-1].data == "told"
+        assert found[-1].data == "done"
 
 
 @pytest.mark.parametrize("delay", [None, 0.2])
@@ -460,7 +466,7 @@ async def test_a_job_can_be_followed_by_its_id_from_elsewhere(account: Account, 
         assert [each.data for each in one if each.event == CHUNK] == [f"1.{number}" for number in range(5)]
         assert one == other
         again = await elsewhere.job(mine.id, family="agent.tasks", tenant="acme")
-        assert await again.result(10) == "told"
+        assert await again.result(10) == "done"
         assert [each.cursor for each in await collect(again)] == [each.cursor for each in one]
         assert (await again.status()).state == "done"
         with pytest.raises(NotFound):
@@ -498,8 +504,8 @@ async def test_a_family_says_how_long_its_entries_are_kept(account: Account, tmp
             handle = await client.enqueue(Brief(), tenant="acme")
             await handle.result(20)
         found = client.connection.read(client.journal.stream, f"ai.brief.jobs-results.acme.{handle.id}")
-        told = [(each.headers["Aiq-Event"], each.headers["Nats-TTL"]) async for each in found]
-        assert told == [(CHUNK, "600s"), (RESULT, "3600s")]
+        stored = [(each.headers["Aiq-Event"], each.headers["Nats-TTL"]) async for each in found]
+        assert stored == [(CHUNK, "600s"), (RESULT, "3600s")]
 
 
 async def test_followers_make_no_consumer(account: Account) -> None:

@@ -1,0 +1,141 @@
+"""Journal entries: their events, how a message becomes one, and the record of what one run of a job has written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import codec, headers
+from ..connection import Received, Stored, timestamp
+from ..errors import DecodeError, JobFailed
+
+LIVE = "aiq.live"  # prefix of the core subject on which the server repeats each stored entry
+RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
+STARTED = "started"  # an attempt that another attempt, or a cancellation, may contend with
+CHUNK = "chunk"  # a part of a job's output; the entry's data is a list of chunks
+TRIAL = "trial"  # the worker is about to run a suspect in its own process (see processes/quarantine.py)
+FINAL = frozenset({RESULT, FAILED, CANCELLED})
+RECAPS = frozenset({STARTED, RETRY})  # their data carries the history of failed attempts
+WHILE_RUNNING = {"reason": CANCELLED, "error": "cancelled while running"}  # data of `cancelled` for a running job
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a journal. All times are seconds since the epoch.
+
+    - `run`: the work stream's sequence of the job that wrote the entry. A job that is enqueued again under the same
+      id, or replayed, is another run.
+    - `epoch`: grows with each attempt that writes.
+    - `parking_id`: the parking from which the job came; empty for a job that was never parked.
+    - `lost_chunks`: how many chunks before this entry the server had no space for.
+    - `expected_seq`: the sequence that its writer expected the journal's newest entry to have.
+    - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
+      that end an attempt carry them.
+    """
+
+    event: str
+    seq: int
+    run: int
+    epoch: int
+    attempt: int
+    time: float
+    msg_id: str
+    data: Any
+    parking_id: str = ""
+    lost_chunks: int = 0
+    expected_seq: int = 0
+    enqueued_at: float | None = None
+    started_at: float | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the entry ends its run."""
+        return self.event in FINAL
+
+    def as_error(self, job_id: str) -> JobFailed:
+        """Return the error that a `failed` or `cancelled` entry describes."""
+        data = self.data if isinstance(self.data, dict) else {}
+        reason, error = str(data.get("reason", "")), str(data.get("error", ""))
+        return JobFailed(job_id, reason=reason, error=error, attempt=self.attempt)
+
+
+class RunRecord(NamedTuple):
+    """What one run of a job id has written to its journal, as of one look.
+
+    - `head_seq`, `epoch`: those of the journal's newest entry, whichever run wrote it; 0 for an empty journal. The
+      next writer needs them.
+    - `newest`: the run's newest entry.
+    - `recap`: the run's newest entry that carries the history of failed attempts (`started` or `retry`).
+    """
+
+    head_seq: int = 0
+    epoch: int = 0
+    newest: Entry | None = None
+    recap: Entry | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has its final entry."""
+        return self.newest is not None and self.newest.final
+
+
+EMPTY_RECORD = RunRecord()
+
+
+def entry_from_stored(stored: Stored) -> Entry:
+    """Return the entry in a message that was read from the journal's stream."""
+    return _parse_entry(stored.headers, stored.data, stored.seq, stored.time)
+
+
+def entry_from_live(message: Received) -> Entry:
+    """Return the entry in a message that arrived on a LIVE subject. Its `seq` is 0 if the entry is not stored yet."""
+    fields = message.headers
+    stored_at = timestamp(fields["Nats-Time-Stamp"]) if "Nats-Time-Stamp" in fields else time.time()
+    return _parse_entry(fields, message.data, number_in(fields, "Nats-Sequence"), stored_at)
+
+
+def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: str) -> dict[str, str]:
+    """Return the headers that every entry carries."""
+    fields = {
+        headers.CONTENT_TYPE: codec.CBOR,
+        headers.EVENT: event,
+        headers.RUN: str(run),
+        headers.EPOCH: str(epoch),
+        headers.ATTEMPT: str(attempt),
+    }
+    return fields | {headers.PARKED: parking_id} if parking_id else fields
+
+
+def is_of_run(entry: Entry, run: int, enqueued_at: float, parking_id: str) -> bool:
+    """Return whether an entry belongs to a run: it names the run and is not older than the job, or it names the
+    parking from which the job came. Sequences restart when a stream is recreated, hence the time.
+    """
+    return (entry.run == run and entry.time >= enqueued_at) or (parking_id != "" and entry.parking_id == parking_id)
+
+
+def number_in(fields: Any, name: str) -> int:
+    """Return the whole number in a header, 0 if there is none."""
+    return headers.number(fields.get(name, ""))
+
+
+def _parse_entry(fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
+    try:
+        data = codec.decode(body, fields.get(headers.CONTENT_TYPE, "")) if body else None
+    except DecodeError as error:
+        data = f"(undecodable: {error})"
+    return Entry(
+        event=fields.get(headers.EVENT, ""),
+        seq=seq,
+        run=number_in(fields, headers.RUN),
+        epoch=number_in(fields, headers.EPOCH),
+        attempt=number_in(fields, headers.ATTEMPT),
+        time=stored_at,
+        msg_id=fields.get(headers.MSG_ID, ""),
+        data=data,
+        parking_id=headers.parking_id(fields),
+        lost_chunks=number_in(fields, headers.LOST),
+        expected_seq=number_in(fields, headers.EXPECTED),
+        enqueued_at=headers.decimal(fields.get(headers.ENQUEUED, "")),
+        started_at=headers.decimal(fields.get(headers.STARTED_AT, "")),
+    )

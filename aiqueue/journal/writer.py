@@ -1,0 +1,303 @@
+"""Who may write to a journal: one `Writer` per attempt, and the first of two competing attempts wins.
+
+Writes use optimistic concurrency: each carries the sequence that the writer expects the subject's newest entry to
+have (0: none), and the server rejects a stale one. So of two attempts that both believe they own the job only one can
+write. The rule is in docs/decisions/journal-runs.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from typing import Any, NamedTuple
+
+from .. import codec, headers
+from ..errors import Conflict, Stale
+from .chunks import ChunkBuffer
+from .entries import (
+    CHUNK,
+    FINAL,
+    LIVE,
+    PROGRESS,
+    RETRY,
+    STARTED,
+    Entry,
+    RunRecord,
+    entry_headers,
+    is_of_run,
+)
+from .journal import Journal
+
+WRITE_TRIES_MAX = 8
+CHUNKS_TIMEOUT_S = 30.0
+HEADERS_BYTES = 1_024  # of an entry's frame, beside its body
+_ENDS_ATTEMPT = FINAL | {RETRY}
+
+
+class Retention(NamedTuple):
+    """How long entries are kept, in seconds: `final_s` for final entries, `chunk_s` for chunks and progress.
+
+    None, and all other entries: as long as the stream keeps them, because they fence older attempts.
+    """
+
+    final_s: float | None = None
+    chunk_s: float | None = None
+
+    def ttl_header(self, event: str) -> dict[str, str]:
+        """Return the header that limits how long an entry of this event is kept; empty for no limit."""
+        ttl_s = self.final_s if event in FINAL else self.chunk_s if event in (CHUNK, PROGRESS) else None
+        return {} if ttl_s is None else {headers.TTL: f"{math.ceil(ttl_s)}s"}
+
+
+KEEP_AS_STREAM = Retention()
+
+
+class Writer:
+    """Writes the entries of one attempt, one at a time.
+
+    The journal's subject may hold entries of other runs of the job id and of other attempts at this run. Invariants:
+
+    - `_head_seq`: the sequence of the journal's newest entry, of any run, as of this writer's last write or read. The
+      next write expects it; 0 expects an empty journal.
+    - `_known_seq`: the sequence of the newest entry of *this run* that the writer knows of. An entry of this run above
+      it, which this writer did not write, means that a newer attempt has taken the job over. `_head_seq` and
+      `_known_seq` are equal after each write of its own.
+    - `_epoch`: the epoch of its entries, above that of every entry it has read. It never falls.
+    - `_write_number`: how many entries it has written or is writing. Tries at one entry share the number. It is part of
+      the Msg-Id, and readers take a skipped number for a gap.
+    - `_lost_chunks`: chunks dropped since its last entry. The next entry carries the number.
+
+    `_send` changes them after an ack, `_resolve_conflict` and `write_started` after a conflict, `adopt_run_record` and
+    `continue_from` after a read of the journal.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        subject: str,
+        *,
+        run: int,
+        enqueued_at: float,
+        attempt: int,
+        record: RunRecord,
+        parking_id: str = "",
+        ignore_before: float = 0.0,
+        retention: Retention | None = None,
+    ) -> None:
+        """Write as attempt `attempt` at the job that was stored as `run` at `enqueued_at` (seconds since the epoch).
+
+        `record` is what the journal held when the attempt read it, or EMPTY_RECORD. `parking_id` names the parking from
+        which the job came. Entries of other attempts older than `ignore_before` (seconds since the epoch) do not make
+        this attempt stale: they are from before the lane's consumer was recreated.
+        """
+        self._journal = journal
+        self._connection = journal.connection
+        self.subject = subject
+        self._run = run
+        self._enqueued_at = enqueued_at
+        self.attempt = attempt
+        self.started_at = 0.0  # when the handler was called, seconds since the epoch
+        self._parking_id = parking_id
+        self._ignore_before = ignore_before
+        self._retention = retention or KEEP_AS_STREAM
+        self._nonce = ""  # in all its Msg-Ids, so that two attempts never make the same; made by the first write
+        self._head_seq, self._epoch = record.head_seq, record.epoch + 1
+        self._known_seq = record.newest.seq if record.newest else 0
+        self._write_number = 0
+        self._lock = asyncio.Lock()
+        self._chunks: ChunkBuffer | None = None  # made by the job's first chunk
+        self._lost_chunks = 0
+
+    # -- writing
+
+    async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
+        """Append an entry, after all chunks. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull.
+
+        Stale: another attempt has ended the job or taken it over. Nothing is stored then.
+        """
+        body = codec.encode(data)
+        if self._chunks is not None:
+            await self._chunks.flush()
+        await self._write_encoded(event, body, set(), timeout_s)
+
+    async def write_started(self, data: Any, *, timeout_s: float = 30.0) -> bool:
+        """Write `started` before the handler is called, so that no earlier attempt can write any more.
+
+        1. Nobody has written since this writer's record: `started` is stored, True.
+        2. Somebody has: nothing is stored, False. Read the run again, then `adopt_run_record`, or leave the job.
+
+        Raises what `write` raises, except Stale.
+        """
+        tried: set[str] = set()
+        async with self._lock:
+            try:
+                await self._send(STARTED, codec.encode(data), tried, timeout_s)
+            except Conflict:
+                head = await self._journal.head(self.subject)
+                if head is None or head.msg_id not in tried:
+                    self._write_number -= 1
+                    return False
+                self._head_seq = self._known_seq = head.seq  # stored, but its ack was lost
+            self._ignore_before = 0.0
+            return True
+
+    async def announce(self, event: str, data: Any) -> None:
+        """Publish an entry to those who listen now, without storing it: the server has no space for it yet."""
+        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id)
+        await self._connection.publish(f"{LIVE}.{self.subject}", codec.encode(data), headers=fields)
+
+    # -- chunks
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether the job has given chunks, so that there may be some to flush."""
+        return self._chunks is not None
+
+    async def add_chunk(self, data: Any) -> None:
+        """Buffer a part of the job's output to be stored. Waits while the buffer is full.
+
+        Raises EncodeError and TooLarge for this chunk, and what writing earlier chunks raised.
+        """
+        if self._chunks is None:
+            self._chunks = ChunkBuffer(self, max(self._connection.max_payload - HEADERS_BYTES, 512))
+        await self._chunks.add(codec.encode(data))
+
+    async def flush_chunks(self) -> None:
+        """Wait until all chunks are stored. Raises what `write` raises."""
+        if self._chunks is not None:
+            await self._chunks.flush()
+
+    async def write_chunks(self, body: bytes, tried: set[str]) -> None:
+        """Append one entry of chunks. `tried` holds the Msg-Ids of earlier tries at it: it is stored once."""
+        await self._write_encoded(CHUNK, body, tried, CHUNKS_TIMEOUT_S)
+
+    def count_lost_chunks(self, count: int) -> None:
+        """Note that `count` chunks are not kept. The next entry carries the number."""
+        self._lost_chunks += count
+
+    def discard_chunks(self) -> None:
+        """Drop the chunks that are not stored, because the attempt is over or was taken over. Safe twice."""
+        if self._chunks is not None:
+            self._chunks.close()
+
+    # -- what other attempts have written
+
+    async def read_newest(self) -> Entry | None:
+        """Return this run's newest entry, of any attempt."""
+        return await self._journal.newest_of_run(self.subject, self._run, self._enqueued_at, self._parking_id)
+
+    async def is_run_ended(self) -> bool:
+        """Read the journal, and return whether this run has its final entry."""
+        head = await self._journal.head(self.subject)
+        if head is None:
+            return False
+        if not head.final and is_of_run(head, self._run, self._enqueued_at, self._parking_id):
+            return False
+        newest = await self.read_newest()
+        return newest is not None and newest.final
+
+    async def raise_if_stale(self) -> None:
+        """Read the journal. Raises Stale if another attempt has ended the job or taken it over.
+
+        For use before something that cannot be undone is written elsewhere, such as a dead letter.
+        """
+        head = await self._journal.head(self.subject)
+        if head is not None and head.seq != self._known_seq and not self._is_own(head):
+            await self._reread_run()
+
+    def adopt_run_record(self, record: RunRecord, attempt: int) -> None:
+        """Take all that `record` holds as known, other attempts' entries too, and write as attempt `attempt`.
+
+        For use before `write_started` only: the attempt has not begun, so nobody can have taken it over. Never raises.
+        """
+        self._known_seq = record.newest.seq if record.newest else 0
+        self._expect_head_of(record)
+        self.attempt = attempt
+
+    def continue_from(self, record: RunRecord, attempt: int) -> None:
+        """Go on as attempt `attempt` after `record` was read, for an attempt that may have written before.
+
+        1. Another attempt has ended the job, or taken it over since this writer's last look: raises Stale.
+        2. Otherwise the next write expects the head of `record`.
+        """
+        if record.newest is not None:
+            self._raise_if_superseded_by(record.newest)
+            self._known_seq = record.newest.seq
+        self._expect_head_of(record)
+        self.attempt = attempt
+
+    # -- within
+
+    async def _write_encoded(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
+        """Store an entry, trying again after conflicts. Adds the Msg-Ids of its tries to `tried`. Raises Stale."""
+        async with self._lock:
+            for _ in range(WRITE_TRIES_MAX):
+                try:
+                    await self._send(event, body, tried, timeout_s)
+                except Conflict:
+                    if await self._resolve_conflict(event, tried):
+                        return
+                else:
+                    return
+            raise Stale(f"{self.subject}: other writers came first {WRITE_TRIES_MAX} times", ended=False)
+
+    async def _send(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
+        """Try once to store an entry after `_head_seq`. Raises Conflict if that is not the newest any more."""
+        self._nonce = self._nonce or secrets.token_hex(4)
+        if not tried:
+            self._write_number += 1
+        suffix = f"-{len(tried)}" if tried else ""
+        msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._write_number}{suffix}"
+        tried.add(msg_id)
+        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id)
+        fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
+        fields |= self._retention.ttl_header(event)
+        if event in _ENDS_ATTEMPT:
+            fields |= self._time_headers()
+        if lost := self._lost_chunks:
+            fields[headers.LOST] = str(lost)
+        ack = await self._connection.store(self.subject, body, fields, timeout_s=timeout_s)
+        self._head_seq = self._known_seq = ack.seq
+        self._lost_chunks -= lost
+
+    def _time_headers(self) -> dict[str, str]:
+        fields = {headers.ENQUEUED: f"{self._enqueued_at:.6f}"}
+        return fields | {headers.STARTED_AT: f"{self.started_at:.6f}"} if self.started_at else fields
+
+    async def _resolve_conflict(self, event: str, tried: set[str]) -> bool:
+        """Read the journal after a rejected write of `event`, and return whether the entry is stored after all.
+
+        1. The head entry is one of the tries, or this writer's final entry of the same event: stored, its ack was lost.
+           True.
+        2. The head entry is this writer's, from an earlier write whose ack was lost: write again after it. False.
+        3. Otherwise read the run. If another attempt has ended the job or taken it over: raises Stale.
+        4. Otherwise other runs of the job id have written: write again after the new head. False.
+        """
+        head = await self._journal.head(self.subject)
+        if head is not None and self._is_own(head):
+            self._head_seq = self._known_seq = head.seq
+            if head.msg_id in tried or (head.final and head.event == event):
+                self._lost_chunks = 0
+                return True
+            if not head.final:
+                return False
+        await self._reread_run()
+        return False
+
+    async def _reread_run(self) -> None:
+        record = await self._journal.read_run(self.subject, self._run, self._enqueued_at, self._parking_id)
+        self.continue_from(record, self.attempt)
+
+    def _expect_head_of(self, record: RunRecord) -> None:
+        self._head_seq, self._epoch = record.head_seq, max(self._epoch, record.epoch + 1)
+
+    def _is_own(self, entry: Entry) -> bool:
+        return self._nonce != "" and entry.msg_id.startswith(f"{self.subject}/{self._nonce}/")
+
+    def _raise_if_superseded_by(self, newest: Entry) -> None:
+        """Raises Stale if this run's newest entry is final, or another attempt's that this writer did not know of."""
+        if newest.final:
+            raise Stale(f"{self.subject}: another attempt has ended this job", ended=True)
+        if newest.seq > self._known_seq and newest.time >= self._ignore_before and not self._is_own(newest):
+            raise Stale(f"{self.subject}: attempt {newest.attempt} has taken this job over", ended=False)

@@ -1,4 +1,4 @@
-"""A document: large bytes that are kept beside the jobs, under the hash of what they are."""
+"""The noun of a stored document, which messages can have as a field, and the readers of its bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import pydantic
 from .errors import BadInput
 
 READ_MAX = 64 * 1024 * 1024
-ANSWER_S = 300.0  # what a thread waits for one answer: the tries of a lost link are within it
+THREAD_WAIT_S = 300.0  # how long a thread waits for one chunk; includes the retries of a lost link
 
 T = TypeVar("T")
 
 
 class Document(pydantic.BaseModel):
-    """The name of large bytes that are stored: what `client.documents.put` returns. It can be a field of a Message,
-    and a handler of the same tenant's job reads it by ``job.open(document)``. `name` and `content_type` are the
-    caller's own words.
+    """Names large bytes that are stored: what `client.documents.put` returns.
+
+    It can be a field of a Message. A handler of a job of the same tenant reads it by ``job.open(document)``. `name` and
+    `content_type` are free texts of the caller.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -35,96 +36,100 @@ class Document(pydantic.BaseModel):
     content_type: str = ""
 
 
-Source = Callable[[Document], AsyncGenerator[bytes, None]]
+ReadChunks = Callable[[Document], AsyncGenerator[bytes, None]]
 
 
-class Chunks:
-    """A document that is read: ``async for chunk in chunks``, or all of it by `read`, or into a file by `save`.
+class DocumentReader:
+    """Reads a document: ``async for chunk in reader``, or all of it by `read`, or into a file by `save`.
 
-    Each begins anew. Size and hash are verified before the last chunk is handed out. Raises NotFound where it is not
-    stored (any more), Corrupt where it is not what it was, Unavailable where the server stays away.
+    Each of these starts from the beginning. Size and hash are verified before the last chunk is returned. Raises
+    NotFound if the document is not stored (any more), Corrupt if its bytes have changed, Unavailable if the server
+    stays away.
     """
 
-    def __init__(self, document: Document, source: Source) -> None:
+    def __init__(self, document: Document, read_chunks: ReadChunks) -> None:
         self.document = document
-        self._source = source
+        self._read_chunks = read_chunks
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._source(self.document)
+        return self._read_chunks(self.document)
 
     async def read(self, limit: int = READ_MAX) -> bytes:
-        """All of it, at most `limit` bytes (64 MiB). Raises BadInput for a larger one."""
-        _within(self.document, limit)
-        async with contextlib.aclosing(self._source(self.document)) as chunks:
+        """Return all bytes, at most `limit` (64 MiB). Raises BadInput for a larger document."""
+        _check_size(self.document, limit)
+        async with contextlib.aclosing(self._read_chunks(self.document)) as chunks:
             return b"".join([chunk async for chunk in chunks])
 
     async def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it to a file, which is there, whole and verified, or not at all. Raises OSError too."""
+        """Write the document to a file. The file appears whole and verified, or not at all. Raises OSError too."""
         target = Path(path)
-        file = await asyncio.to_thread(_beside, target)
+        file = await asyncio.to_thread(_open_temporary, target)
         try:
-            async with contextlib.aclosing(self._source(self.document)) as chunks:
+            async with contextlib.aclosing(self._read_chunks(self.document)) as chunks:
                 async for chunk in chunks:
                     await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(_finish, file, target)
+            await asyncio.to_thread(_rename_to, file, target)
         except BaseException:
-            _drop(file)
+            _delete(file)
             raise
         return target
 
 
-class SyncChunks:
-    """The same for code in a thread: ``for chunk in chunks``, `read`, `save`."""
+class SyncDocumentReader:
+    """As DocumentReader, for code in a thread: ``for chunk in reader``, `read`, `save`."""
 
-    def __init__(self, document: Document, source: Source, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, document: Document, read_chunks: ReadChunks, loop: asyncio.AbstractEventLoop) -> None:
         self.document = document
-        self._source = source
+        self._read_chunks = read_chunks
         self._loop = loop
 
     def __iter__(self) -> Iterator[bytes]:
-        chunks = self._source(self.document)
+        chunks = self._read_chunks(self.document)
         try:
-            while (chunk := self._drive(_next(chunks))) is not None:
+            while (chunk := self._run(_next_chunk(chunks))) is not None:
                 yield chunk
         finally:
-            self._drive(chunks.aclose())
+            self._run(chunks.aclose())
 
     def read(self, limit: int = READ_MAX) -> bytes:
-        """As `Chunks.read`."""
-        _within(self.document, limit)
+        """As `DocumentReader.read`."""
+        _check_size(self.document, limit)
         return b"".join(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """As `Chunks.save`."""
+        """As `DocumentReader.save`."""
         target = Path(path)
-        file = _beside(target)
+        file = _open_temporary(target)
         try:
             for chunk in self:
                 file.write(chunk)
-            _finish(file, target)
+            _rename_to(file, target)
         except BaseException:
-            _drop(file)
+            _delete(file)
             raise
         return target
 
-    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
-        return drive(work, self._loop, "`open` and not `open_sync`")
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return run_from_thread(work, self._loop, "`open` and not `open_sync`")
 
 
-def drive(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, instead: str) -> T:
-    """What comes of `work` in `loop`, waited for in a thread. Raises BadInput in the loop's own."""
+def run_from_thread(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, instead: str) -> T:
+    """Run `work` in `loop` and wait for its result in this thread. Raises BadInput in the thread of the loop.
+
+    `instead` names what async code is to use, for the error text.
+    """
     with contextlib.suppress(RuntimeError):
         if asyncio.get_running_loop() is loop:
             work.close()
             raise BadInput(f"this blocks the event loop: in async code use {instead}")
-    return asyncio.run_coroutine_threadsafe(work, loop).result(ANSWER_S)
+    return asyncio.run_coroutine_threadsafe(work, loop).result(THREAD_WAIT_S)
 
 
-async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
+async def _next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
     return await anext(chunks, None)
 
 
-def _within(document: Document, limit: int) -> None:
+def _check_size(document: Document, limit: int) -> None:
     if document.size > limit:
         raise BadInput(
             f"document of {document.size:,} bytes is above the limit of {limit:,} for reading it at once: "
@@ -132,42 +137,42 @@ def _within(document: Document, limit: int) -> None:
         )
 
 
-def _beside(target: Path) -> IO[bytes]:
-    """A fresh file in the directory of `target`, to be renamed to it."""
+def _open_temporary(target: Path) -> IO[bytes]:
+    """Open a new file beside `target`, to be renamed to it."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part").open("xb")
 
 
-def _finish(file: IO[bytes], target: Path) -> None:
+def _rename_to(file: IO[bytes], target: Path) -> None:
     file.close()
     Path(file.name).replace(target)
 
 
-def _drop(file: IO[bytes]) -> None:
+def _delete(file: IO[bytes]) -> None:
     file.close()
     Path(file.name).unlink(missing_ok=True)
 
 
-def mentions(annotation: object, _seen: frozenset[object] = frozenset()) -> bool:
-    """Whether values of this type may hold a Document, as far as its annotations tell."""
+def may_contain_documents(annotation: object, _seen: frozenset[object] = frozenset()) -> bool:
+    """Return whether values of this type may contain a Document, as far as its annotations show."""
     if annotation is Document or isinstance(annotation, str | ForwardRef):
         return True
     if annotation in _seen:
         return False
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         seen = _seen | {annotation}
-        return any(mentions(field.annotation, seen) for field in annotation.model_fields.values())
-    return any(mentions(each, _seen) for each in get_args(annotation))
+        return any(may_contain_documents(field.annotation, seen) for field in annotation.model_fields.values())
+    return any(may_contain_documents(each, _seen) for each in get_args(annotation))
 
 
-def found_in(value: object) -> Iterator[Document]:
-    """The documents in a message, as often as they stand there."""
+def find_documents(value: object) -> Iterator[Document]:
+    """Yield the documents in a message, each as often as it occurs."""
     if isinstance(value, Document):
         yield value
     elif isinstance(value, pydantic.BaseModel):
-        yield from found_in({**value.__dict__, **(value.model_extra or {})})
+        yield from find_documents({**value.__dict__, **(value.model_extra or {})})
     elif isinstance(value, Mapping):
         for each in value.values():
-            yield from found_in(each)
+            yield from find_documents(each)
     elif isinstance(value, list | tuple | set | frozenset):
         for each in value:
-            yield from found_in(each)
+            yield from find_documents(each)

@@ -1,4 +1,4 @@
-"""Documents: large bytes beside the jobs, stored once for each tenant and hash, deleted when no job needs them.
+"""Documents: large bytes beside the jobs, stored once for each tenant and hash, deleted when nobody holds them.
 
 May not know lanes, workers or journals.
 """
@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from .collector import Collected, Collector
 from .objects import Source
-from .store import Documents, Listed
+from .store import Documents, ListedDocument
 
-__all__ = ["Collected", "Collector", "Documents", "Listed", "Source"]
+__all__ = ["Collected", "Collector", "Documents", "ListedDocument", "Source"]

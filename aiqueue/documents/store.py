@@ -1,8 +1,10 @@
-"""Documents: large bytes beside the jobs, by tenant and hash, for as long as a job or a stated time holds them.
+"""Stores documents by tenant and hash, and keeps each for as long as a job or a stated time holds it.
 
-A hold is a message beside the document's own. Who holds first writes the hold and then touches the document; who
-deletes first looks at the document, then for holds, and deletes only what nobody has touched since
-(docs/decisions/documents.md).
+A hold is a message of its own, beside the document. Two orders keep a held document from being deleted
+(docs/decisions/documents.md):
+
+1. To hold: write the hold, then touch the document (write its metadata again).
+2. To delete: read the document, then look for holds, and delete only if nobody has touched the document since.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ import pydantic
 
 from .. import codec, headers, subjects, units
 from ..connection import Connection
-from ..document_ref import Chunks, Document
+from ..document_ref import Document, DocumentReader
 from ..errors import AIQueueError, BadInput, Conflict, Corrupt, NotFound, TooLarge, Unavailable
 from ..topology import Topology
-from .objects import Info, Objects, Source
+from .objects import ObjectInfo, ObjectStore, Source
 
-JOB, PUT = "job", "put"  # who holds a document: a job, or who has put it
-KEEP_MIN_S = 1.0  # a message's time to live is whole seconds
-LET_GO_S = 5.0
-TOUCHES_MAX = 16  # each time somebody else's came between
+JOB, PUT = "job", "put"  # what holds a document: a job, or the time for which it was put
+KEEP_MIN_S = 1.0  # a message's time to live is in whole seconds
+CLEANUP_S = 5.0  # of a failed `attach`
+TOUCH_TRIES_MAX = 16  # each is refused if another program has written the metadata since it was read
 
 
-class Hold(NamedTuple):
-    """Who holds a document: `by` is JOB or PUT, `ref` the name of one."""
+class DocumentHold(NamedTuple):
+    """One hold on a document. `by` is JOB or PUT; `ref` is the name of the hold, which is in the headers of its job."""
 
     tenant: str
     sha256: str
@@ -38,16 +40,16 @@ class Hold(NamedTuple):
     ref: str
 
 
-class Words(NamedTuple):
-    """What a caller says of a document."""
+class Labels(NamedTuple):
+    """The texts that a caller gives a document."""
 
     title: str = ""
     content_type: str = ""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A stored document: when it was last put or held (seconds since the epoch), and by how many it is held."""
+class ListedDocument:
+    """A stored document: when it was last put or held (seconds since the epoch), and how many holds of each kind."""
 
     document: Document
     touched_at: float
@@ -55,27 +57,27 @@ class Listed:
     puts: int
 
     def summary(self) -> dict[str, object]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return {**self.document.model_dump(), "touched_at": self.touched_at, "jobs": self.jobs, "puts": self.puts}
 
 
 class Documents:
-    """The documents of all tenants; one per connection, without state of its own."""
+    """Stores, reads and deletes documents of all tenants; one per connection, without state of its own."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
-        self.objects = Objects(connection, topology.documents_stream.name)
+        self.objects = ObjectStore(connection, topology.documents_stream.name)
 
-    # -- for everybody
+    # -- public
 
     async def put(
         self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
     ) -> Document:
-        """Store bytes, a file (its path, or opened as binary), or what an iterable or async iterable of bytes gives.
+        """Store bytes, a file (its path, or opened as binary), or the bytes of an iterable or async iterable.
 
-        Constant memory for any size. What is stored already is not stored twice. It is kept for `keep` at least, and
-        for as long as a job that was enqueued with it lives. Raises BadInput, QueueFull (nothing of it is left
-        behind), NotFound where `aiqueue apply` has not been run, Unavailable.
+        Memory is constant for any size. Bytes that are stored already are not stored twice. The document is kept for at
+        least `keep`, and for as long as a job that was enqueued with it exists. Raises BadInput, QueueFull (nothing is
+        stored then), NotFound if `aiqueue apply` has not been run, Unavailable.
         """
         subjects.token("tenant", tenant)
         try:
@@ -83,59 +85,61 @@ class Documents:
         except ValueError as error:
             raise BadInput(f"keep: {error}") from None
         if keep_s < KEEP_MIN_S:
-            raise BadInput(f"keep: at least {KEEP_MIN_S:g} s, not {keep!r}")
-        words = Words(headers.ascii_line(name, 250), headers.ascii_line(content_type, 250))
+            raise BadInput(f"keep: must be at least {KEEP_MIN_S:g} s, not {keep!r}")
+        labels = Labels(headers.ascii_line(name, 250), headers.ascii_line(content_type, 250))
         uploaded = None
         if isinstance(source, bytes):  # its hash is known before it is sent
             sha256, size = await asyncio.to_thread(_sha256, source), len(source)
         else:
             uploaded = await self.objects.upload(source)
             sha256, size = uploaded.sha256, uploaded.size
-        hold = Hold(tenant, sha256, PUT, subjects.new_id())
+        hold = DocumentHold(tenant, sha256, PUT, subjects.new_id())
         try:
-            await self._hold(hold, keep_s)
-            await self._keep(tenant, sha256, uploaded or source, words)  # type: ignore[arg-type]  # bytes, else uploaded
+            await self._write_hold(hold, keep_s)
+            await self._touch_or_store(tenant, sha256, uploaded or source, labels)  # type: ignore[arg-type]  # bytes, else uploaded
         except AIQueueError as error:
             with contextlib.suppress(AIQueueError):
-                await self.objects.purge(self._subject(hold))
-            if uploaded is not None and not isinstance(error, Unavailable):  # else they may be the document's now
-                await self._drop_unused(f"{tenant}/{sha256}", uploaded)
+                await self.objects.purge(self._hold_subject(hold))
+            if uploaded is not None and not isinstance(
+                error, Unavailable
+            ):  # Unavailable: they may be stored as the document
+                await self._purge_unused_upload(f"{tenant}/{sha256}", uploaded)
             raise
         return Document(tenant=tenant, sha256=sha256, size=size, name=name, content_type=content_type)
 
-    def open(self, document: Document) -> Chunks:
-        """Read a document: ``async for chunk in documents.open(document)``, or its `read` or `save`."""
-        return Chunks(document, self.chunks)
+    def open(self, document: Document) -> DocumentReader:
+        """Return a reader: ``async for chunk in documents.open(document)``, or its `read` or `save`."""
+        return DocumentReader(document, self.read_chunks)
 
     async def get(self, sha256: str, *, tenant: str) -> Document:
-        """The stored document of this hash. Raises NotFound."""
-        named = _named(tenant, sha256)
-        info = await self._there(named)
+        """Return the stored document with this hash. Raises NotFound."""
+        named = _document_named(tenant, sha256)
+        info = await self._require_info(named)
         return named.model_copy(update={"size": info.size, "name": info.title, "content_type": info.content_type})
 
-    async def find(self, tenant: str | None = None) -> AsyncIterator[Listed]:
-        """The stored documents, of one tenant or all, the least recently touched first."""
+    async def find(self, tenant: str | None = None) -> AsyncIterator[ListedDocument]:
+        """Yield the stored documents of one tenant or all, the least recently put or held first."""
         holds: dict[tuple[str, str], dict[str, int]] = {}
-        async for hold, _, _ in self.holds():
+        async for hold, _, _ in self.list_holds():
             count = holds.setdefault((hold.tenant, hold.sha256), {JOB: 0, PUT: 0})
             count[hold.by] += 1
-        async for info in self.objects.all():
+        async for info in self.objects.list_infos():
             document = document_of(info)
             if document is None or info.deleted or tenant not in (None, document.tenant):
                 continue
             held = holds.get((document.tenant, document.sha256), {JOB: 0, PUT: 0})
-            yield Listed(document, info.time, held[JOB], held[PUT])
+            yield ListedDocument(document, info.time, held[JOB], held[PUT])
 
     async def forget(self, document: Document) -> bool:
-        """End all holds of those who have put it. Deleted at once, and True, unless a job holds it."""
-        await self.objects.purge(self._subject(Hold(document.tenant, document.sha256, PUT, "*")))
-        return await self.drop(document.tenant, document.sha256)
+        """End the holds of all who put a document. If no job holds it, it is deleted at once: True."""
+        await self.objects.purge(self._hold_subject(DocumentHold(document.tenant, document.sha256, PUT, "*")))
+        return await self.delete_if_unheld(document.tenant, document.sha256)
 
-    async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
-        """A document's bytes, the last of them once they are verified: what `Chunks` reads from."""
-        info = await self._there(document)
+    async def read_chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
+        """Yield a document's bytes, the last of them after they were verified."""
+        info = await self._require_info(document)
         if info.size != document.size or info.sha256 != document.sha256:
-            raise Corrupt(f"document {info.name} is stored with another size or hash than its own")
+            raise Corrupt(f"document {info.name} is stored with another size or hash than its name states")
         async with contextlib.aclosing(self.objects.read(info)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -143,11 +147,12 @@ class Documents:
     # -- for jobs
 
     async def attach(self, tenant: str, documents: Iterable[Document], body: bytes | None = None) -> dict[str, str]:
-        """What a job must carry to hold `documents`, and `body` where it is not to travel itself.
+        """Hold `documents`, and store and hold `body` as a document, for a job that is about to be enqueued.
 
-        Raises BadInput for another tenant's document, NotFound for one that is not stored, TooLarge, QueueFull.
+        Returns the headers by which the job names its holds. If this fails, no hold is left. Raises BadInput for
+        another tenant's document, NotFound for a document that is not stored, TooLarge, QueueFull.
         """
-        told = {headers.DOCUMENT_REF: subjects.new_id()}
+        job_headers = {headers.DOCUMENT_REF: subjects.new_id()}
         wanted = tuple(dict.fromkeys(documents))
         for document in wanted:
             if document.tenant != tenant:
@@ -156,136 +161,143 @@ class Documents:
             if len(body) > codec.MAX_BYTES:
                 raise TooLarge(len(body), codec.MAX_BYTES)
             sha256 = await asyncio.to_thread(_sha256, body)
-            told |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
+            job_headers |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
         bodies = {document.sha256: None for document in wanted} | ({} if body is None else {sha256: body})
         hold = None
         try:
             for name, source in bodies.items():
-                hold = Hold(tenant, name, JOB, told[headers.DOCUMENT_REF])
-                await self._hold(hold)
-                await self._keep(tenant, name, source)
-        except BaseException as error:  # a caller's cancellation too: nobody else would end these holds for a long time
+                hold = DocumentHold(tenant, name, JOB, job_headers[headers.DOCUMENT_REF])
+                await self._write_hold(hold)
+                await self._touch_or_store(tenant, name, source)
+        except BaseException as error:  # also a cancelled caller: only the collector would end these holds, days later
             with contextlib.suppress(TimeoutError, AIQueueError):
-                async with asyncio.timeout(LET_GO_S):
+                async with asyncio.timeout(CLEANUP_S):
                     if hold is not None and not isinstance(error, AIQueueError):
-                        await self._hold(hold)  # its answer comes after what was under way: that is purged with it
-                    await self.release(tenant, told)
+                        # written again: its PubAck comes after the cancelled write, so that the purge below finds both
+                        await self._write_hold(hold)
+                    await self.end_holds(tenant, job_headers)
             raise
-        return told
+        return job_headers
 
-    async def body(self, tenant: str, told: Mapping[str, str]) -> bytes:
-        """The body of a job that carries a reference to it, verified.
+    async def read_body(self, tenant: str, job_headers: Mapping[str, str]) -> bytes:
+        """Return the body of a job that is stored as a document, verified.
 
-        Raises NotFound, Corrupt, BadInput (a reference that is none): it will never be had. Raises Unavailable.
+        Raises NotFound, Corrupt, BadInput (no valid reference) if the body cannot be read ever again. Raises
+        Unavailable if it cannot be read now.
         """
-        size = headers.number(told.get(headers.DOCUMENT_SIZE, ""))
-        document = _named(tenant, told.get(headers.DOCUMENT, ""), size)
+        size = headers.number(job_headers.get(headers.DOCUMENT_SIZE, ""))
+        document = _document_named(tenant, job_headers.get(headers.DOCUMENT, ""), size)
         if size > codec.MAX_BYTES:
             raise TooLarge(size, codec.MAX_BYTES)
         return await self.open(document).read(codec.MAX_BYTES)
 
-    async def release(self, tenant: str, told: Mapping[str, str]) -> None:
-        """End the holds of a job that has come to its end, by its headers; a body that nobody else holds goes at once.
+    async def end_holds(self, tenant: str, job_headers: Mapping[str, str]) -> None:
+        """End the holds of a job that has ended. Its body is deleted at once if nobody else holds it.
 
-        What cannot be done now is left to the collector: this never raises.
+        Never raises: the collector does later what fails now.
         """
-        ref, sha256 = told.get(headers.DOCUMENT_REF, ""), told.get(headers.DOCUMENT, "")
+        ref, sha256 = job_headers.get(headers.DOCUMENT_REF, ""), job_headers.get(headers.DOCUMENT, "")
         with contextlib.suppress(AIQueueError):
             if subjects.TOKEN.fullmatch(ref):
-                await self.objects.purge(self._subject(Hold(tenant, "*", JOB, ref)))
+                await self.objects.purge(self._hold_subject(DocumentHold(tenant, "*", JOB, ref)))
             if sha256:
-                _named(tenant, sha256)
-                await self.drop(tenant, sha256)
+                _document_named(tenant, sha256)
+                await self.delete_if_unheld(tenant, sha256)
 
     # -- for the collector
 
-    async def drop(self, tenant: str, sha256: str) -> bool:
-        """Delete a document that nobody holds. False where somebody does, or it is not there."""
-        info = await self.objects.info(f"{tenant}/{sha256}")
-        if info is None:  # the order matters: what is touched from here on is not deleted
+    async def delete_if_unheld(self, tenant: str, sha256: str) -> bool:
+        """Delete a document if nobody holds it. False if somebody does, or the document is not stored."""
+        info = await self.objects.read_info(f"{tenant}/{sha256}")  # before the holds: a touch from here on is noticed
+        if info is None:
             return False
-        if not info.deleted and await self._connection.first(self.objects.stream, self._about(tenant, sha256)):
+        if not info.deleted and await self._connection.first(self.objects.stream, self._holds_filter(tenant, sha256)):
             return False
         return await self.objects.delete(info)
 
-    async def holds(self) -> AsyncIterator[tuple[Hold, int, float]]:
-        """All holds, each with the sequence and the time of its message."""
+    async def list_holds(self) -> AsyncIterator[tuple[DocumentHold, int, float]]:
+        """Yield all holds, each with the sequence and the time of its message."""
         async for stored in self._connection.read(self.objects.stream, self.objects.subject("R", "*", "*", "*", "*")):
-            hold = Hold(*stored.subject.split(".")[3:])
+            hold = DocumentHold(*subjects.object_tokens(stored.subject))
             if hold.by in (JOB, PUT):
                 yield hold, stored.seq, stored.time
 
-    async def let_go(self, hold: Hold, *, upto: int) -> None:
+    async def end_hold(self, hold: DocumentHold, *, upto: int) -> None:
         """End one hold, if it was not renewed after sequence `upto`."""
-        await self.objects.purge(self._subject(hold), upto=upto)
+        await self.objects.purge(self._hold_subject(hold), upto=upto)
 
     # -- within
 
-    async def _hold(self, hold: Hold, keep_s: float | None = None) -> None:
-        told = {headers.MSG_ID: subjects.new_id()}
+    async def _write_hold(self, hold: DocumentHold, keep_s: float | None = None) -> None:
+        """Store or renew a hold. It expires after `keep_s` seconds; None: never."""
+        hold_headers = {headers.MSG_ID: subjects.new_id()}
         if keep_s is not None:
-            told[headers.TTL] = f"{round(keep_s)}s"
-        await self._connection.store(self._subject(hold), b"", told)
+            hold_headers[headers.TTL] = f"{round(keep_s)}s"
+        await self._connection.store(self._hold_subject(hold), b"", hold_headers)
 
-    async def _keep(
+    async def _touch_or_store(
         self,
         tenant: str,
         sha256: str,
-        source: bytes | Info | None,
-        words: Words = Words(),  # noqa: B008  (frozen)
+        source: bytes | ObjectInfo | None,
+        labels: Labels = Labels(),  # noqa: B008  (frozen)
     ) -> None:
-        """Touch the document, or store it from its bytes or its uploaded chunks. The hold is there already.
+        """Touch a document, or store it from its bytes or its uploaded chunks. The hold must be stored before.
 
-        Raises NotFound where there is no document and no source.
+        1. The document is stored: its metadata is written again, and an upload of the same bytes is deleted.
+        2. It is not: `source` is stored as the document. Raises NotFound without a source.
+
+        Raises Unavailable if other programs write the metadata first each time.
         """
         name = f"{tenant}/{sha256}"
-        uploaded = source if isinstance(source, Info) else None
-        for _ in range(TOUCHES_MAX):
-            known = await self.objects.info(name)
-            there = known if known is not None and not known.deleted else None
-            if there is None and uploaded is None:
+        uploaded = source if isinstance(source, ObjectInfo) else None
+        for _ in range(TOUCH_TRIES_MAX):
+            known = await self.objects.read_info(name)
+            existing = known if known is not None and not known.deleted else None
+            if existing is None and uploaded is None:
                 if not isinstance(source, bytes):
-                    raise _missing(tenant, sha256)
+                    raise _not_stored(tenant, sha256)
                 uploaded = await self.objects.upload(source)
-            wanted = there or uploaded
+            wanted = existing or uploaded
             assert wanted is not None
-            title, content_type = words.title or wanted.title, words.content_type or wanted.content_type
+            title, content_type = labels.title or wanted.title, labels.content_type or wanted.content_type
             wanted = replace(wanted, name=name, title=title, content_type=content_type)
             try:
-                await self.objects.say(wanted, instead_of=known.seq if known else 0)
+                await self.objects.write_info(wanted, expected_seq=known.seq if known else 0)
             except Conflict:
                 continue
             if uploaded is not None and uploaded.nuid != wanted.nuid:
-                await self._drop_unused(name, uploaded)
+                await self._purge_unused_upload(name, uploaded)
             return
         if uploaded is not None:
-            await self._drop_unused(name, uploaded)
-        raise Unavailable(f"document {name}: {TOUCHES_MAX} others came between; try again")
+            await self._purge_unused_upload(name, uploaded)
+        raise Unavailable(f"document {name}: other programs came first {TOUCH_TRIES_MAX} times: try again")
 
-    async def _drop_unused(self, name: str, uploaded: Info) -> None:
-        """Delete an upload's chunks, unless they are the document's after all: a try that met a conflict, its answer
-        having been lost, was stored. What cannot be asked now is left to the collector.
+    async def _purge_unused_upload(self, name: str, uploaded: ObjectInfo) -> None:
+        """Delete the chunks of an upload, unless the document uses them: a write may be stored and its ack lost.
+
+        Never raises: the collector does later what fails now.
         """
         with contextlib.suppress(AIQueueError):
-            known = await self.objects.info(name)
+            known = await self.objects.read_info(name)
             if known is None or known.nuid != uploaded.nuid:
                 await self.objects.purge(self.objects.subject("C", uploaded.nuid))
 
-    async def _there(self, document: Document) -> Info:
-        info = await self.objects.info(f"{document.tenant}/{document.sha256}")
+    async def _require_info(self, document: Document) -> ObjectInfo:
+        info = await self.objects.read_info(f"{document.tenant}/{document.sha256}")
         if info is None or info.deleted:
-            raise _missing(document.tenant, document.sha256)
+            raise _not_stored(document.tenant, document.sha256)
         return info
 
-    def _subject(self, hold: Hold) -> str:
+    def _hold_subject(self, hold: DocumentHold) -> str:
         return self.objects.subject("R", *hold)
 
-    def _about(self, tenant: str, sha256: str) -> str:
+    def _holds_filter(self, tenant: str, sha256: str) -> str:
         return self.objects.subject("R", tenant, sha256, ">")
 
 
-def document_of(info: Info) -> Document | None:
-    """The document in an object; None for what somebody else keeps in this store."""
+def document_of(info: ObjectInfo) -> Document | None:
+    """Return the document in an object; None if another program has put the object into this store."""
     tenant, slash, sha256 = info.name.partition("/")
     try:
         return Document(
@@ -296,16 +308,18 @@ def document_of(info: Info) -> Document | None:
         return None
 
 
-def _named(tenant: str, sha256: str, size: int = 0) -> Document:
+def _document_named(tenant: str, sha256: str, size: int = 0) -> Document:
     subjects.token("tenant", tenant)
     try:
         return Document(tenant=tenant, sha256=sha256, size=size)
     except pydantic.ValidationError:
-        raise BadInput(f"{sha256[:80]!r} names no document: it must be a SHA-256 of 64 hexadecimal digits") from None
+        raise BadInput(f"{sha256[:80]!r} is no document: pass a SHA-256 of 64 hexadecimal digits") from None
 
 
-def _missing(tenant: str, sha256: str) -> NotFound:
-    return NotFound(f"document {sha256} of tenant {tenant} is not stored: put it, and enqueue while it is kept")
+def _not_stored(tenant: str, sha256: str) -> NotFound:
+    return NotFound(
+        f"document {sha256} of tenant {tenant} is not stored: put it, and enqueue before its `keep` has passed"
+    )
 
 
 def _sha256(body: bytes) -> str:

@@ -22,9 +22,9 @@ import aiqueue
 from aiqueue import codec, headers
 from aiqueue.cli.app import app
 from aiqueue.client.client import Client
-from aiqueue.document_ref import Document, found_in, mentions
+from aiqueue.document_ref import Document, find_documents, may_contain_documents
 from aiqueue.documents.collector import Collected, Collector
-from aiqueue.documents.objects import CHUNK_BYTES, Info, Objects
+from aiqueue.documents.objects import CHUNK_BYTES, ObjectInfo, ObjectStore
 from aiqueue.documents.store import JOB, PUT
 from aiqueue.enqueue.bulk import TURN_ITEMS
 from aiqueue.enqueue.deadletter import Filter
@@ -72,7 +72,7 @@ async def stored(client: Client, stream: str = STREAM, subject: str = ">") -> li
 
 
 async def holds(client: Client, by: str = JOB) -> list[tuple[str, str]]:
-    return [(hold.tenant, hold.sha256) async for hold, _, _ in client.documents.holds() if hold.by == by]
+    return [(hold.tenant, hold.sha256) async for hold, _, _ in client.documents.list_holds() if hold.by == by]
 
 
 async def documents(client: Client) -> list[str]:
@@ -177,8 +177,8 @@ async def test_what_is_read_is_verified_before_its_last_chunk_is_handed_out(clie
     document = await client.documents.put(data, tenant="acme")
     chunks = await stored(client, subject=f"$O.{BUCKET}.C.*")
     await client.connection.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": chunks[1].seq})
-    told = {headers.MSG_ID: "forged"}
-    await client.connection.store(chunks[1].subject, noise(CHUNK_BYTES, seed=3), told)
+    forged = {headers.MSG_ID: "forged"}
+    await client.connection.store(chunks[1].subject, noise(CHUNK_BYTES, seed=3), forged)
     got = b""
     with pytest.raises(Corrupt, match="hash"):  # noqa: PT012  (the loop is what raises)
         async for chunk in client.documents.open(document):
@@ -191,8 +191,8 @@ async def test_what_is_read_is_verified_before_its_last_chunk_is_handed_out(clie
     assert [each.name for each in tmp_path.iterdir()] == ["old"]
 
 
-async def test_a_missing_chunk_is_told_and_not_waited_for_without_end(client: Client, monkeypatch: Any) -> None:
-    monkeypatch.setattr("aiqueue.documents.objects.READ_SHORT_S", 0.3)
+async def test_a_missing_chunk_is_an_error_and_not_waited_for_without_end(client: Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr("aiqueue.documents.objects.MISSING_CHUNK_S", 0.3)
     document = await client.documents.put(noise(2 * CHUNK_BYTES), tenant="acme")
     chunks = await stored(client, subject=f"$O.{BUCKET}.C.*")
     await client.connection.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": chunks[1].seq})
@@ -256,7 +256,7 @@ async def test_a_chunk_that_was_stored_late_is_put_in_its_place(client: Client) 
     for number in (1, 2, 3):
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(acks[number])
-        last = await objects._in_order(where, b"%d" % number, done, last)  # type: ignore[arg-type]
+        last = await objects._ensure_order(where, b"%d" % number, done, last)  # type: ignore[arg-type]
     assert [each.data for each in await stored(client, subject=where)] == [b"1", b"2", b"3"]
 
 
@@ -343,7 +343,7 @@ async def test_many_large_and_small_bodies_go_through_one_window(client: Client,
         await eventually(lambda: _empty(client))
 
 
-async def test_enqueue_many_tells_of_each_item_that_cannot_be_attached(client: Client) -> None:
+async def test_enqueue_many_reports_each_item_that_cannot_be_attached(client: Client) -> None:
     items = [Text(text="x" * (codec.MAX_BYTES + 1)), Text(text=LARGE), Text(text="small")]
     outcomes = [outcome async for outcome in client.enqueue_many(items, tenant="acme")]
     assert [type(each) for each in outcomes] == [TooLarge, aiqueue.Handle, aiqueue.Handle]
@@ -396,8 +396,8 @@ async def test_a_body_that_cannot_be_had_any_more_makes_a_dead_letter_and_no_loo
         await client.connection.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": chunk.seq})
         await client.connection.store(chunk.subject, chunk.data[:-1] + b"?", {headers.MSG_ID: "forged"})
     else:
-        told = {headers.MSG_ID: "n", headers.DOCUMENT: "*", headers.DOCUMENT_REF: "*", headers.KIND: "text"}
-        await client.connection.store("ai.agent.tasks.acme", b"", told)
+        job_headers = {headers.MSG_ID: "n", headers.DOCUMENT: "*", headers.DOCUMENT_REF: "*", headers.KIND: "text"}
+        await client.connection.store("ai.agent.tasks.acme", b"", job_headers)
     async with worker_of(length).running(client):
         if harm == "nonsense":
             assert (await handle.result(30))[0] == len(LARGE)
@@ -538,10 +538,10 @@ async def test_a_plain_publishers_document_is_a_body_too(
         await js.publish(f"$O.{BUCKET}.R.acme.{sha(body)}.job.plain-1", b"")
         await store.put(f"acme/{sha(body)}", body)
         assert await collect(client) == Collected()
-        told = {headers.DOCUMENT: sha(body), headers.DOCUMENT_SIZE: str(len(body)), headers.KIND: "text",
+        job_headers = {headers.DOCUMENT: sha(body), headers.DOCUMENT_SIZE: str(len(body)), headers.KIND: "text",
                 headers.DOCUMENT_REF: "plain-1",
                 headers.CONTENT_TYPE: "application/json", headers.JOB_ID: "plain-1"}  # fmt: skip
-        await js.publish("ai.agent.tasks.acme", b"", headers=told)
+        await js.publish("ai.agent.tasks.acme", b"", headers=job_headers)
     finally:
         await raw.close()
     done = asyncio.Event()
@@ -565,9 +565,9 @@ def test_which_messages_may_hold_documents() -> None:
     assert Scan.aiq_documents
     assert Inner.aiq_documents
     assert not Text.aiq_documents
-    assert not mentions(Loop)
+    assert not may_contain_documents(Loop)
     one, two = (Document(tenant="acme", sha256=digit * 64, size=1) for digit in "12")
-    assert set(found_in(Inner(parts={"a": (Scan(file=one, more=(two, one)),)}))) == {one, two}
+    assert set(find_documents(Inner(parts={"a": (Scan(file=one, more=(two, one)),)}))) == {one, two}
 
 
 # -- kept while they are needed
@@ -684,7 +684,7 @@ async def test_a_hold_of_a_job_that_is_no_more_ends_when_it_is_aged(client: Clie
     assert len(await documents(client)) == 1
 
 
-async def test_who_deletes_and_who_enqueues_at_once_never_lose_a_document(client: Client) -> None:
+async def test_a_delete_and_an_enqueue_at_once_never_lose_a_document(client: Client) -> None:
     """Each round one job comes for bytes that another side deletes at that moment, in all orders of their requests."""
     text, failed = Text(text=LARGE), 0
     body = codec.encode(text)
@@ -692,11 +692,11 @@ async def test_who_deletes_and_who_enqueues_at_once_never_lose_a_document(client
         enqueueing = asyncio.create_task(client.documents.attach("acme", (), body))
         for _ in range(round_ % 7):
             await asyncio.sleep(0.0005)
-        await asyncio.gather(*(client.documents.drop("acme", sha(body)) for _ in range(3)))
-        told = await enqueueing
-        await client.documents.drop("acme", sha(body))
-        failed += await client.documents.body("acme", told) != body
-        await client.documents.release("acme", told)
+        await asyncio.gather(*(client.documents.delete_if_unheld("acme", sha(body)) for _ in range(3)))
+        job_headers = await enqueueing
+        await client.documents.delete_if_unheld("acme", sha(body))
+        failed += await client.documents.read_body("acme", job_headers) != body
+        await client.documents.end_holds("acme", job_headers)
     assert failed == 0
     assert await stored(client) == []
 
@@ -706,14 +706,14 @@ async def test_a_crash_anywhere_on_the_way_in_leaves_what_the_collector_finds(
     client: Client, step: str, monkeypatch: Any
 ) -> None:
     documents_ = client.documents
-    told = {headers.MSG_ID: "h"}
+    hold_headers = {headers.MSG_ID: "h"}
     if step != "upload":  # the hold comes first, then the chunks, then what is said of them
-        await client.connection.store(f"$O.{BUCKET}.R.acme.{'0' * 64}.job.dead", b"", told)
+        await client.connection.store(f"$O.{BUCKET}.R.acme.{'0' * 64}.job.dead", b"", hold_headers)
     if step != "hold":
         info = await documents_.objects.upload(noise(100))
         if step == "say":
-            named = Info(**{**vars(info), "name": f"acme/{'0' * 64}"})
-            await documents_.objects.say(named, instead_of=0)
+            named = ObjectInfo(**{**vars(info), "name": f"acme/{'0' * 64}"})
+            await documents_.objects.write_info(named, expected_seq=0)
     assert await collect(client) == Collected(), "it could be under way"
     done = await collect(client, aged_s=0.0, orphan_s=0.0)
     assert (done.holds, done.uploads, done.documents) == (step != "upload", step == "upload", step == "say")
@@ -723,10 +723,10 @@ async def test_a_crash_anywhere_on_the_way_in_leaves_what_the_collector_finds(
 async def test_a_deletion_that_was_cut_off_is_finished(client: Client, monkeypatch: Any) -> None:
     document = await client.documents.put(noise(CHUNK_BYTES), tenant="acme")
     objects = client.documents.objects
-    info = await objects.info(f"acme/{document.sha256}")
+    info = await objects.read_info(f"acme/{document.sha256}")
     assert info is not None
-    gone = Info(**{**vars(info), "deleted": True, "size": 0, "chunks": 0})
-    await objects.say(gone, instead_of=info.seq)
+    gone = ObjectInfo(**{**vars(info), "deleted": True, "size": 0, "chunks": 0})
+    await objects.write_info(gone, expected_seq=info.seq)
     await client.documents.objects.purge(f"$O.{BUCKET}.R.>")
     assert await collect(client) == Collected()
     assert await stored(client) == []
@@ -734,7 +734,7 @@ async def test_a_deletion_that_was_cut_off_is_finished(client: Client, monkeypat
 
 def test_the_names_are_those_of_the_object_stores_format() -> None:
     name = base64.urlsafe_b64encode(b"acme/x").decode()
-    assert Objects(None, STREAM)._about("acme/x") == f"$O.{BUCKET}.M.{name}"  # type: ignore[arg-type]
+    assert ObjectStore(None, STREAM)._info_subject("acme/x") == f"$O.{BUCKET}.M.{name}"  # type: ignore[arg-type]
 
 
 # -- without a loop, and on the command line
@@ -786,7 +786,7 @@ def test_the_command_line_puts_lists_gets_deletes_and_collects(
     run("enqueue", "text", json.dumps({"text": LARGE}), "--tenant", "acme")
     assert "deleted" in run("documents", "rm", sha(data), "--tenant", "acme").output
     (body,) = json.loads(run("documents", "ls", "--tenant", "acme", "--json").output)
-    assert "a job needs it" in run("documents", "rm", body["sha256"], "--tenant", "acme").output
+    assert "a job still needs it" in run("documents", "rm", body["sha256"], "--tenant", "acme").output
     assert json.loads(run("documents", "collect", "--grace", "0s", "--json").output)["documents"] == 0
 
 
@@ -817,8 +817,8 @@ async def test_one_of_several_workers_collects(client: Client, monkeypatch: Any,
     document = await client.documents.put(b"abc", tenant="acme")
     await client.documents.objects.purge(f"$O.{BUCKET}.R.acme.{document.sha256}.put.*")
     collectors = [Collector(client.connection, client.topology) for _ in range(3)]
-    assert [await each._our_turn() for each in collectors] == [True, False, False]
-    monkeypatch.setattr("aiqueue.documents.collector.EVERY_S", 0.02)
+    assert [await each._try_claim_turn() for each in collectors] == [True, False, False]
+    monkeypatch.setattr("aiqueue.documents.collector.INTERVAL_S", 0.02)
     for each in collectors:
         each.start()
         each.start()
@@ -837,8 +837,8 @@ async def test_another_applications_jobs_keep_their_documents_too(client: Client
     """Its families are not declared here; its documents are in the same store."""
     config = {"name": "THEIRS", "subjects": ["ai.their.jobs.*"], "allow_direct": True, "storage": "memory"}
     await client.connection.api("STREAM.CREATE.THEIRS", config)
-    told = await client.documents.attach("acme", (), b"body")
-    await client.connection.store("ai.their.jobs.acme", b"", {headers.MSG_ID: "theirs", **told})
+    job_headers = await client.documents.attach("acme", (), b"body")
+    await client.connection.store("ai.their.jobs.acme", b"", {headers.MSG_ID: "theirs", **job_headers})
     assert await collect(client, aged_s=0.0) == Collected()
     await client.connection.api("STREAM.PURGE.THEIRS")
     assert await collect(client, aged_s=0.0) == Collected(documents=1, size_bytes=4, holds=1)
@@ -854,19 +854,19 @@ async def test_a_stream_that_cannot_be_read_stops_no_other_collecting(
     await client.documents.objects.purge(f"$O.{BUCKET}.R.acme.{document.sha256}.put.*")
     done = await collect(client, aged_s=0.0)
     assert (done.documents, done.holds) == (1, 0)
-    assert "old holds of documents are kept" in caplog.text
+    assert "old holds on documents are kept" in caplog.text
 
 
-async def test_a_first_word_whose_answer_was_lost_costs_no_document(client: Client) -> None:
+async def test_metadata_whose_ack_was_lost_costs_no_document(client: Client) -> None:
     """The server stored it, the second try meets a conflict with oneself."""
     uploaded = await client.documents.objects.upload(noise(1_000))
-    named = Info(**{**vars(uploaded), "name": f"acme/{uploaded.sha256}"})
-    await client.documents.objects.say(named, instead_of=0)
-    await client.documents._keep("acme", uploaded.sha256, uploaded)
+    named = ObjectInfo(**{**vars(uploaded), "name": f"acme/{uploaded.sha256}"})
+    await client.documents.objects.write_info(named, expected_seq=0)
+    await client.documents._touch_or_store("acme", uploaded.sha256, uploaded)
     document = await client.documents.get(uploaded.sha256, tenant="acme")
     assert await client.documents.open(document).read() == noise(1_000)
     again = await client.documents.objects.upload(noise(1_000))
-    await client.documents._keep("acme", again.sha256, again)
+    await client.documents._touch_or_store("acme", again.sha256, again)
     assert await client.documents.open(document).read() == noise(1_000)
     assert await chunk_subjects(client) == 1
 
@@ -878,7 +878,7 @@ async def test_a_caller_that_leaves_on_the_way_in_leaves_nothing(client: Client)
         attaching.cancel()
         await asyncio.wait([attaching])
         if not attaching.cancelled():
-            await client.documents.release("acme", attaching.result())
+            await client.documents.end_holds("acme", attaching.result())
     assert await stored(client) == []
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
     "AIQueueError": "errors",
     "Agent": "agent",
     "Backoff": "backoff",
@@ -51,10 +51,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name where it is first used: the command line and the embedded server start in no time."""
-    if name not in _HOME:
+    """Import a public name on first use, so that the command line and the embedded server start quickly."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 

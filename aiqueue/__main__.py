@@ -1,4 +1,4 @@
-"""``python -m aiqueue``: the command line."""
+"""Run the command line: ``python -m aiqueue``."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""Settings: arguments over environment over ``aiqueue.toml`` over defaults."""
+"""Settings. Arguments take precedence over the environment, then ``aiqueue.toml``, then defaults."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .units import seconds, size_bytes
 def _duration(value: Any) -> float:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return seconds(float(value))  # the environment has numbers as text only
+            return seconds(float(value))  # in the environment, numbers are texts
     return seconds(value)
 
 
 def _size(value: Any) -> int:
     if isinstance(value, str) and value.isdigit():
-        return int(value)  # the environment has numbers as text only
+        return int(value)  # in the environment, numbers are texts
     return size_bytes(value)
 
 
@@ -37,48 +37,49 @@ FILE = "aiqueue.toml"
 
 
 class Settings(pydantic_settings.BaseSettings):
-    """How to reach the server and what to declare on it.
+    """How to reach the server and which streams to declare on it.
 
-    Each can be an argument of `connect`, an environment variable ``AIQUEUE_<NAME>`` (the server's address also
-    ``NATS_URL``) or a key of the nearest ``aiqueue.toml`` upwards. Durations are seconds or "30s". Without `url` and
-    `context` the directory's embedded server is used.
+    Each setting is an argument of `connect`, an environment variable ``AIQUEUE_<NAME>`` (for `url` also ``NATS_URL``)
+    or a key of ``aiqueue.toml`` in the working directory or the nearest parent. Durations are seconds or "30s".
+    Without `url` and `context`, the embedded server of the directory is used.
     """
 
     model_config = pydantic_settings.SettingsConfigDict(env_prefix="AIQUEUE_", extra="forbid", frozen=True)
 
     url: str | None = None
-    """Addresses, separated by commas: ``nats://host:4222,nats://other:4222``; ``tls://`` demands TLS."""
+    """Server URLs, separated by commas: ``nats://host:4222,nats://other:4222``. ``tls://`` requires TLS."""
     context: str | None = None
-    """The name of a context of the nats command line tool, to take address and credentials from."""
+    """Name of a nats CLI context that provides URL and credentials."""
     user: str | None = None
     password: pydantic.SecretStr | None = None
     token: pydantic.SecretStr | None = None
     creds: UserPath | None = None
-    """A credentials file (JWT and seed); needs ``aiqueue[nkeys]``."""
+    """Path of a credentials file (JWT and seed). Requires ``aiqueue[nkeys]``."""
     nkey: UserPath | None = None
-    """A file with an nkey seed; needs ``aiqueue[nkeys]``."""
+    """Path of a file with an nkey seed. Requires ``aiqueue[nkeys]``."""
     tls_ca: UserPath | None = None
     tls_cert: UserPath | None = None
     tls_key: UserPath | None = None
     tls_hostname: str | None = None
     tls_handshake_first: bool = False
     inbox_prefix: str | None = None
-    """Where answers come in; default a random one below ``_INBOX``.
+    """Subject prefix for replies. Default: a random one below ``_INBOX``.
 
-    Set it where a user may subscribe only to his own."""
+    Set it if the user may subscribe only to its own prefix."""
     name: str = "aiqueue"
-    """The connection's name, as the server's monitoring shows it."""
+    """Name of the connection in the server's monitoring."""
     connect_timeout: Duration = 5.0
-    """Seconds until a first connection must stand. A lost one is sought again without end."""
+    """Timeout of the first connection, in seconds. A lost connection is re-established without a time limit."""
     ping_interval: Duration = 2.0
-    """Seconds between pings; a peer that misses three is given up."""
+    """Seconds between pings. After three unanswered pings the connection counts as lost."""
     streams: UserPath | None = None
-    """A directory with more ``*.toml`` streams, beside the bundled ones."""
+    """A directory of further stream files (``*.toml``), beside the bundled ones."""
     profile: Literal["single", "cluster"] = "single"
+    """Declare streams for one server (``single``) or with three replicas (``cluster``)."""
     claim_check: Size = 256 * 1024
-    """Bodies above this many bytes (at most half of the server's max_payload) are stored as documents; 0: none."""
+    """Bodies larger than this many bytes are stored as documents. 0: never. At most half of max_payload is used."""
     directory: UserPath | None = None
-    """Where the embedded server lives; default ``.aiqueue`` of the nearest ancestor that has one."""
+    """Data directory of the embedded server. Default: ``.aiqueue`` in the working directory or the nearest parent."""
 
     @classmethod
     def settings_customise_sources(
@@ -89,17 +90,17 @@ class Settings(pydantic_settings.BaseSettings):
         dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
         file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
     ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
-        def told(values: dict[str, Any]) -> pydantic_settings.InitSettingsSource:
+        def source(values: dict[str, Any]) -> pydantic_settings.InitSettingsSource:
             return pydantic_settings.InitSettingsSource(settings_cls, values)
 
-        # not an alias of `url`: with one, any variable named URL would be taken too
-        customary = {"url": os.environ["NATS_URL"]} if "NATS_URL" in os.environ else {}
+        # no alias of `url`: with an alias, any variable named URL would be read too
+        nats_url = {"url": os.environ["NATS_URL"]} if "NATS_URL" in os.environ else {}
         found = find_file()
-        return init_settings, env_settings, told(customary), told(_read_file(found) if found else {})
+        return init_settings, env_settings, source(nats_url), source(_read_file(found) if found else {})
 
     @staticmethod
     def secret(value: str) -> pydantic.SecretStr:
-        """`value` as the settings keep passwords: never shown."""
+        """Wrap a password, so that it is never printed."""
         return pydantic.SecretStr(value)
 
     @property
@@ -108,7 +109,7 @@ class Settings(pydantic_settings.BaseSettings):
 
     @property
     def addresses(self) -> str:
-        """The servers as texts may show them, without credentials."""
+        """The server URLs without credentials, for messages."""
         return ", ".join(_without_secret(url) for url in self.servers)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -117,9 +118,9 @@ class Settings(pydantic_settings.BaseSettings):
 
     @classmethod
     def load(cls, **arguments: Any) -> Settings:
-        """The settings in force; arguments that are None count as not given.
+        """Return the settings in force. Arguments that are None count as not given.
 
-        Raises SettingsError naming the setting and, for a file, its path.
+        Raises SettingsError, which names the setting and, for a file, its path.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         try:
@@ -128,26 +129,26 @@ class Settings(pydantic_settings.BaseSettings):
             raise SettingsError(_first_problem(error, given)) from None
         except pydantic_settings.SettingsError as error:
             raise SettingsError(str(error)) from None
-        # the nearer of the two decides; side by side, the plain address
-        by_context = settings.context and (not settings.url or _distance("context", given) < _distance("url", given))
-        return _with_context(settings) if by_context else settings
+        # the source with precedence decides; if both have the same source, the URL does
+        by_context = not settings.url or _precedence("context", given) < _precedence("url", given)
+        return _with_context(settings) if settings.context and by_context else settings
 
 
 def find_file(start: Path | None = None) -> Path | None:
-    """The nearest ``aiqueue.toml`` from `start` (default: the working directory) upwards."""
+    """Return the nearest ``aiqueue.toml`` in `start` (default: the working directory) or its parents."""
     here = (start or Path.cwd()).resolve()
     return next((d / FILE for d in (here, *here.parents) if (d / FILE).is_file()), None)
 
 
-def _distance(name: str, given: dict[str, Any]) -> int:
-    """Where a setting comes from: 0 an argument, 1 the environment, 2 the file or the default."""
+def _precedence(name: str, given: dict[str, Any]) -> int:
+    """Return the source of a setting: 0 an argument, 1 the environment, 2 the file or the default."""
     if name in given:
         return 0
     return 2 if _variable(name) is None else 1
 
 
 def _variable(name: str) -> str | None:
-    """The environment variable that sets `name`, None if there is none. Ours are read in either case."""
+    """Return the environment variable that sets `name`, None if there is none. AIQUEUE_* ignores case."""
     ours = next((each for each in os.environ if each.lower() == f"aiqueue_{name}"), None)
     return "NATS_URL" if ours is None and name == "url" and "NATS_URL" in os.environ else ours
 
@@ -167,7 +168,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         if name not in Settings.model_fields:
             raise SettingsError(f"{path}: unknown key {name!r}; known: {', '.join(sorted(Settings.model_fields))}")
     for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key", "streams", "directory"):
-        if isinstance(values.get(name), str):  # a file's paths are relative to the file
+        if isinstance(values.get(name), str):  # paths in the file are relative to the file
             values[name] = path.parent / Path(values[name]).expanduser()
     return values
 
@@ -180,30 +181,33 @@ def _first_problem(error: pydantic.ValidationError, given: dict[str, Any]) -> st
     elif variable := _variable(name):
         where = f"environment variable {variable}"
     else:
-        where = f"{find_file() or 'setting'}: {name}"
+        where = f"{find_file() or 'settings'}: {name}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: no such setting; known: {', '.join(sorted(Settings.model_fields))}"
+        return f"{where}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _with_context(settings: Settings) -> Settings:
-    """Fill in what a context of the nats command line tool says (its file format: natscli's, JSON)."""
+    """Return `settings` with URL and credentials of their nats CLI context (natscli's JSON file).
+
+    Settings that are given explicitly keep their values. Raises SettingsError.
+    """
     root = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats" / "context"
     path = root / f"{settings.context}.json"
     try:
-        told = json.loads(path.read_text("utf-8"))
+        context = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         have = ", ".join(sorted(p.stem for p in root.glob("*.json"))) or "none"
         raise SettingsError(f"there is no nats context {settings.context!r} ({path}); known: {have}") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from None
-    if not isinstance(told, dict):
-        raise SettingsError(f"{path}: not a nats context")
+    if not isinstance(context, dict):
+        raise SettingsError(f"{path}: not a nats context: it must be a JSON object")
     names = {"url": "url", "user": "user", "password": "password", "token": "token", "creds": "creds",
              "nkey": "nkey", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key"}  # fmt: skip
-    found = {ours: told[theirs] for theirs, ours in names.items() if told.get(theirs)}
+    found = {ours: context[theirs] for theirs, ours in names.items() if context.get(theirs)}
     if "url" not in found:
-        raise SettingsError(f"{path}: has no url")
+        raise SettingsError(f"{path}: this nats context has no url")
     explicit = settings.model_dump(exclude_unset=True, exclude={"url"})
     for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
         if name in found:

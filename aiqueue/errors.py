@@ -1,40 +1,40 @@
-"""All errors of aiqueue, in one tree.
+"""All errors that aiqueue raises, in one tree. May not import anything else of aiqueue.
 
 ::
 
     AIQueueError
-    ├── BadInput                what the caller gave is wrong; nothing was sent
-    │   ├── InvalidToken        a tenant, key, priority or family that cannot be part of a subject
-    │   ├── EncodeError         a message that cannot be written as CBOR
-    │   ├── DecodeError         a body that cannot be read
-    │   ├── TooLarge            a frame, headers counted, above the server's max_payload
-    │   ├── UnknownKind         no handler takes this kind of message
+    ├── BadInput                an argument is invalid; nothing was sent
+    │   ├── InvalidToken        a tenant, key, priority or family that is not valid in a subject
+    │   ├── EncodeError         a message that cannot be encoded as CBOR
+    │   ├── DecodeError         a body that cannot be decoded
+    │   ├── TooLarge            body and headers exceed the server's max_payload
+    │   ├── UnknownKind         no handler is registered for this kind of message
     │   ├── UnknownFamily       no topology file declares this family
-    │   ├── LoadError           "module:attribute" that does not lead to a worker
-    │   ├── SettingsError       an argument, environment variable or aiqueue.toml key
-    │   └── TopologyError       a streams/*.toml file; names the file and the key
-    ├── Unavailable             no server answers (now); a retry can help
+    │   ├── LoadError           "module:attribute" does not name a worker
+    │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
+    │   └── TopologyError       an invalid streams/*.toml file; names the file and the key
+    ├── Unavailable             no server answers now; a retry can help
     ├── AccessDenied            wrong credentials, or no permission for a subject
-    ├── QueueFull               a limit is reached; a retry can help
-    │   ├── LaneFull            the lane holds as many jobs as it may
-    │   ├── StreamFull          the stream of all lanes of the family is at its limit
-    │   ├── AccountFull         the account has used up its storage
-    │   ├── DiskFull            the server has used up its storage
-    │   └── InboxFull           the agent has as much unread mail as it may
-    ├── ConfigMismatch          the server's stream differs from the declared one
-    ├── DataLossRefused         an apply that would delete messages without being told to
-    ├── NotFound                a job, dead letter, stream or consumer that is not there
-    ├── Corrupt                 a document whose bytes are not those that were stored
-    ├── Conflict                a write whose expected sequence is not the last one
-    ├── Stale                   a newer attempt owns this job; this one may not write any more
-    ├── JobFailed               the awaited job ended badly
-    ├── ResultTimeout           the awaited job did not end in time
-    ├── ReplyTimeout            the asked agent did not answer in time
-    ├── MailBounced             the asked agent's inbox sent the mail back
-    ├── ResultDisabled          the job's handler keeps no result
-    ├── EmbeddedError           the embedded server cannot be had
-    │   └── BinaryMissing       there is no nats-server binary
-    └── ServerError             an answer of the server that has no name here; carries its codes
+    ├── QueueFull               a limit is reached, nothing was stored; a retry can help
+    │   ├── LaneFull            the lane holds its maximum of jobs
+    │   ├── StreamFull          the family's stream is at its limit
+    │   ├── AccountFull         the account's storage is used up
+    │   ├── DiskFull            the server's storage is used up
+    │   └── InboxFull           the inbox holds its maximum of unread mail
+    ├── ConfigMismatch          a stream differs from its declaration and cannot be changed in place
+    ├── DataLossRefused         apply would delete messages, which was not allowed
+    ├── NotFound                no such job, dead letter, stream or consumer
+    ├── Corrupt                 a document's stored bytes do not match its hash
+    ├── Conflict                a write with a stale expected sequence
+    ├── Stale                   a newer attempt owns the job; this attempt may no longer write
+    ├── JobFailed               the awaited job failed or was cancelled
+    ├── ResultTimeout           the awaited job did not end within the timeout
+    ├── ReplyTimeout            the agent did not reply within the timeout
+    ├── MailBounced             the agent's inbox returned the request
+    ├── ResultDisabled          the job's handler stores no result
+    ├── EmbeddedError           the embedded server does not start or answer
+    │   └── BinaryMissing       no nats-server binary is installed
+    └── ServerError             any other error of the server; carries its codes
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any, ClassVar
 
 
 class AIQueueError(Exception):
-    """Any error that aiqueue raises. `retryable` says whether the same call can succeed later.
+    """Base class of all errors that aiqueue raises. `retryable`: the same call can succeed later.
 
     `item` is set on errors that `Client.enqueue_many` yields: the Message or JobSpec that was not stored.
     """
@@ -55,11 +55,11 @@ class AIQueueError(Exception):
         return " ".join(line.strip() for line in super().__str__().splitlines())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # BaseException's own would call __init__ with the text: children's errors could not reach their parents
-        return _rebuilt, (type(self), self.args, self.__dict__)
+        # BaseException.__reduce__ would call __init__ with the text alone; most classes here take other parameters
+        return _rebuild_error, (type(self), self.args, self.__dict__)
 
 
-def _rebuilt(kind: type[AIQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> AIQueueError:
+def _rebuild_error(kind: type[AIQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> AIQueueError:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -67,11 +67,11 @@ def _rebuilt(kind: type[AIQueueError], args: tuple[Any, ...], state: dict[str, A
 
 
 class BadInput(AIQueueError):
-    """What the caller gave is wrong. Nothing was sent."""
+    """An argument is invalid. Nothing was sent."""
 
 
 class InvalidToken(BadInput):
-    """A word that cannot be part of a subject: it must match ``[A-Za-z0-9_-]{1,64}``."""
+    """A value that is not valid in a subject: it must match ``[A-Za-z0-9_-]{1,64}``."""
 
     def __init__(self, what: str, value: object) -> None:
         shown = repr(value)
@@ -83,11 +83,11 @@ class InvalidToken(BadInput):
 
 
 class EncodeError(BadInput):
-    """A message that cannot be written on the wire."""
+    """A message that cannot be encoded as CBOR."""
 
 
 class DecodeError(BadInput):
-    """A body that cannot be read. `reason` is one line."""
+    """A body that cannot be decoded. `reason` is one line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -95,24 +95,24 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """A frame above the server's max_payload, its headers counted, or `headers` alone above what a stream takes.
-    Sizes are bytes.
+    """A message with headers exceeds the server's max_payload, or its `headers` exceed what a stream stores.
+    `size` and `limit` are bytes.
     """
 
     def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
         what = f"headers of {size:,} bytes" if headers else f"{size:,} bytes with headers"
         advice = (
-            "put what is long into the message"
+            "move long values into the message"
             if headers
-            else "put large data by client.documents.put and enqueue the Document, or raise max_payload on the server"
+            else "store large data by client.documents.put and enqueue the Document, or raise the server's max_payload"
         )
-        super().__init__(f"{what} are above the limit of {limit:,}: {advice}")
+        super().__init__(f"{what} exceed the limit of {limit:,}: {advice}")
         self.size = size
         self.limit = limit
 
 
 class UnknownKind(BadInput):
-    """No handler takes this kind of message."""
+    """No handler is registered for this kind of message."""
 
     def __init__(self, kind: str, known: tuple[str, ...] = ()) -> None:
         hint = f"; known kinds: {', '.join(known)}" if known else ""
@@ -131,15 +131,15 @@ class UnknownFamily(BadInput):
 
 
 class LoadError(BadInput):
-    """A ``module:attribute`` that does not lead to what was asked for."""
+    """A ``module:attribute`` that does not name a Worker or Agent, or whose module cannot be imported."""
 
 
 class SettingsError(BadInput):
-    """A setting with a wrong name or value. The text names where it was set."""
+    """A setting with an unknown name or an invalid value. The text states where it is set."""
 
 
 class TopologyError(BadInput):
-    """A topology file with a mistake: which file, which key, what is wrong."""
+    """An invalid topology file: `file`, `key` and the `problem`."""
 
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
@@ -149,7 +149,7 @@ class TopologyError(BadInput):
 
 
 class Unavailable(AIQueueError):
-    """No server answers. `maybe_stored` says whether what was being sent may have been stored all the same."""
+    """No server answers. `maybe_stored`: the message may have been stored although no ack arrived."""
 
     retryable = True
 
@@ -159,22 +159,22 @@ class Unavailable(AIQueueError):
 
 
 class AccessDenied(AIQueueError):
-    """The server refuses the credentials, or the user may not use a subject."""
+    """The server rejects the credentials, or the user has no permission for a subject."""
 
 
 class QueueFull(AIQueueError):
-    """A limit is reached and nothing was stored. `limit` is in the unit that `reason` names (None where the
-    server does not tell it); `retry_after_s` is when another try makes sense, in seconds.
+    """A limit is reached and nothing was stored. `limit` is in the unit that `reason` names, None if unknown.
+    `retry_after_s` is how long to wait before the next try, in seconds.
     """
 
     retryable = True
     retry_s: ClassVar[float] = 5.0
-    is_full: ClassVar[str] = "{} is full"
+    what_is_full: ClassVar[str] = "{} is full"  # of the lane
 
     def __init__(self, lane: str, reason: str, *, limit: int | None = None, retry_after_s: float | None = None) -> None:
         retry_after_s = self.retry_s if retry_after_s is None else retry_after_s
         bound = f" (limit {limit:,})" if limit is not None else ""
-        super().__init__(f"{self.is_full.format(lane)}: {reason}{bound}; try again in {retry_after_s:g} s")
+        super().__init__(f"{self.what_is_full.format(lane)}: {reason}{bound}; try again in {retry_after_s:g} s")
         self.lane = lane
         self.reason = reason
         self.limit = limit
@@ -182,37 +182,37 @@ class QueueFull(AIQueueError):
 
 
 class LaneFull(QueueFull):
-    """The lane holds as many jobs as it may (`limit`). Others of the family take jobs."""
+    """The lane holds its maximum of jobs (`limit`). Other lanes of the family still accept jobs."""
 
     retry_s = 1.0
 
 
 class StreamFull(QueueFull):
-    """The family's stream is at its limit of bytes or messages (`limit`), whoever's they are."""
+    """The family's stream is at its limit of bytes or messages (`limit`), over all tenants."""
 
-    is_full = "the stream of {} is full"
+    what_is_full = "the stream of {} is full"
 
 
 class AccountFull(QueueFull):
-    """The account has used up the storage that the server grants it, for all of its streams."""
+    """The streams of the account have used up the storage that the server grants it."""
 
-    is_full = "no room in the account for {}"
+    what_is_full = "the account has no storage left for {}"
 
 
 class DiskFull(QueueFull):
-    """The server has used up its storage: max_file_store or max_memory_store, for all accounts."""
+    """The server has used up its storage, max_file_store or max_memory_store, over all accounts."""
 
-    is_full = "no room on the server for {}"
+    what_is_full = "the server has no storage left for {}"
 
 
 class InboxFull(QueueFull):
-    """`agent` has as much unread mail as it may (`limit`). Others take mail."""
+    """The inbox of `agent` holds its maximum of unread mail (`limit`). Other inboxes still accept mail."""
 
     retry_s = 1.0
-    is_full = "the inbox of {} is full"
+    what_is_full = "the inbox of {} is full"
 
     def __init__(self, agent: str, *, limit: int | None = None) -> None:
-        super().__init__(agent, "it holds as many unread mails as it may", limit=limit)
+        super().__init__(agent, "maximum of unread mail reached", limit=limit)
         self.agent = agent
 
 
@@ -221,27 +221,27 @@ class ConfigMismatch(AIQueueError):
 
 
 class DataLossRefused(AIQueueError):
-    """An apply that would delete messages. `changes` names them."""
+    """Apply would delete messages and `allow_data_loss` was not given. `changes`: a sentence for each such change."""
 
     def __init__(self, changes: tuple[str, ...]) -> None:
-        super().__init__(f"{'; '.join(changes)}: this deletes messages; repeat with --allow-data-loss if that is meant")
+        super().__init__(f"{'; '.join(changes)}: to delete these messages, repeat with --allow-data-loss")
         self.changes = changes
 
 
 class NotFound(AIQueueError):
-    """What was asked for is not there (any more)."""
+    """There is no such job, dead letter, document, stream or consumer (any more)."""
 
 
 class Corrupt(AIQueueError):
-    """A document whose stored bytes are not those of its hash: it cannot be read any more."""
+    """A document whose stored bytes do not match its hash. It cannot be read any more."""
 
 
 class Conflict(AIQueueError):
-    """Another write came first: the expected sequence is not the last one."""
+    """Another write came first: the expected sequence is not the last sequence of the subject."""
 
 
 class Stale(AIQueueError):
-    """A newer attempt owns this job; this one may not write any more. `ended` says whether the job has ended."""
+    """A newer attempt owns the job, so this attempt may no longer write. `ended`: the job has already ended."""
 
     def __init__(self, problem: str, *, ended: bool) -> None:
         super().__init__(problem)
@@ -249,10 +249,10 @@ class Stale(AIQueueError):
 
 
 class JobFailed(AIQueueError):
-    """The awaited job ended as a dead letter, or was cancelled (`reason` "cancelled")."""
+    """The awaited job became a dead letter, or was cancelled (`reason` is "cancelled")."""
 
     def __init__(self, job_id: str, *, reason: str, error: str, attempt: int) -> None:
-        where = f" on attempt {attempt}" if attempt else ""  # none was begun
+        where = f" on attempt {attempt}" if attempt else ""  # 0: no attempt was started
         super().__init__(f"job {job_id} failed{where} ({reason}): {error}")
         self.job_id = job_id
         self.reason = reason
@@ -261,22 +261,22 @@ class JobFailed(AIQueueError):
 
 
 class ResultTimeout(AIQueueError, TimeoutError):
-    """The awaited job did not end in time. It goes on; asking again is fine."""
+    """The awaited job did not end within the timeout. The job continues; waiting for it again is safe."""
 
     retryable = True
 
 
 class ReplyTimeout(AIQueueError, TimeoutError):
-    """The asked agent did not answer in time. What it says later goes to the asker's inbox all the same."""
+    """The agent did not reply within the timeout. A later reply is still delivered to the requester's inbox."""
 
     retryable = True
 
 
 class MailBounced(AIQueueError):
-    """A mail that awaited a reply came back: `reason` is one word, `error` a line."""
+    """A request to an agent bounced: its inbox returned the mail. `reason` is one word, `error` one line."""
 
     def __init__(self, mail_id: str, *, to: str, reason: str, error: str) -> None:
-        super().__init__(f"mail {mail_id} to {to} came back ({reason}): {error}")
+        super().__init__(f"mail {mail_id} to {to} bounced ({reason}): {error}")
         self.mail_id = mail_id
         self.to = to
         self.reason = reason
@@ -284,38 +284,38 @@ class MailBounced(AIQueueError):
 
 
 class ResultDisabled(AIQueueError):
-    """The job's handler was registered with ``result=False``: it ended well and kept no result."""
+    """The job succeeded, but its handler is registered with ``result=False`` and stores no result."""
 
 
 class EmbeddedError(AIQueueError):
-    """The embedded server cannot be had."""
+    """The embedded server does not start, or does not answer."""
 
 
 class BinaryMissing(EmbeddedError):
-    """There is no nats-server binary on this machine."""
+    """No nats-server binary is installed on this machine."""
 
 
 class ServerError(AIQueueError):
-    """An answer of the server that has no class of its own. `code` is HTTP-like, `err_code` JetStream's own."""
+    """Any other error of the NATS server. `code` is like HTTP's, `err_code` is JetStream's error code."""
 
     def __init__(self, description: str, *, code: int = 0, err_code: int = 0) -> None:
-        super().__init__(f"the server answered: {description} (code {code}, err_code {err_code})")
+        super().__init__(f"NATS server error: {description} (code {code}, err_code {err_code})")
         self.description = description
         self.code = code
         self.err_code = err_code
 
 
 def details(error: AIQueueError) -> dict[str, Any]:
-    """The error as plain data, for ``--json``: its class, text, whether to retry, and its attributes.
+    """Return the error as plain data, for ``--json``: class, message, whether to retry, and its attributes.
 
-    JobFailed's own `error` is called ``cause`` there. What JSON has no form for is told by its repr.
+    JobFailed's attribute `error` is the key ``cause``. A value that JSON cannot represent becomes its repr.
     """
-    told = {k: v for k, v in vars(error).items() if not k.startswith("_") and k != "item"}
-    data = {"cause" if k == "error" else k: _jsonable(v) for k, v in told.items()}
+    attributes = {k: v for k, v in vars(error).items() if not k.startswith("_") and k != "item"}
+    data = {"cause" if k == "error" else k: _to_json_value(v) for k, v in attributes.items()}
     return {**data, "error": type(error).__name__, "message": str(error), "retryable": error.retryable}
 
 
-def _jsonable(value: object) -> Any:
+def _to_json_value(value: object) -> Any:
     if isinstance(value, tuple):
-        return [_jsonable(each) for each in value]
+        return [_to_json_value(each) for each in value]
     return value if value is None or isinstance(value, str | int | float) else repr(value)

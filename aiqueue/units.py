@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: "30s", "2m", "1GiB"."""
+"""Parse and format durations and sizes: "30s", "2m", "1GiB"."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ _SIZE = (
     | {f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}
     | {f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)}
 )
-MAX_S = 100 * 365 * 86400.0  # what the server's nanoseconds in 64 bits still hold, with room to spare
+MAX_S = 100 * 365 * 86400.0  # the server keeps nanoseconds in 64 bits, which end at 292 years
 _NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def seconds(value: str | float) -> float:
-    """Seconds of a number (already seconds) or of "250ms", "30s", "2m", "1h", "7d", "1h30m".
+    """Return seconds for a number of seconds or for a text such as "250ms", "30s", "2m", "1h", "7d", "1h30m".
 
-    Raises ValueError for anything else, negative numbers and more than a century included.
+    Raises ValueError for anything else, also for negative numbers and for more than 100 years.
     """
     if type(value) is float and 0 <= value <= MAX_S:
-        return value  # at once: every enqueue asks
+        return value  # first, because every enqueue calls this
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(_wrong(value))
+        raise ValueError(_not_a_duration(value))
     if isinstance(value, int | float):
         if not 0 <= value <= MAX_S:
-            raise ValueError(_wrong(value))
+            raise ValueError(_not_a_duration(value))
         return float(value)
     parts = _NUMBER_UNIT.findall(value)
     if not parts or _NUMBER_UNIT.sub("", value).strip() or any(unit not in _DURATION for _, unit in parts):
-        raise ValueError(_wrong(value))
+        raise ValueError(_not_a_duration(value))
     total = sum(float(number) * _DURATION[unit] for number, unit in parts)
     if total > MAX_S:
-        raise ValueError(_wrong(value))
+        raise ValueError(_not_a_duration(value))
     return total
 
 
 def size_bytes(value: str | int) -> int:
-    """Bytes of a number (already bytes) or of "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
+    """Return bytes for a number of bytes or for "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
     problem = f'{value!r} is not a size such as 1048576, "512KiB" or "1GiB"'
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(problem)
@@ -51,7 +51,7 @@ def size_bytes(value: str | int) -> int:
 
 
 def short_duration(value_s: float) -> str:
-    """A duration for people: "250ms", "4.2s", "3m10s", "2h5m", "6d4h"."""
+    """Format a duration: "250ms", "4.2s", "3m10s", "2h5m", "6d4h"."""
     if value_s < 0.9995:
         return f"{value_s * 1000:.0f}ms"
     if value_s < 59.95:
@@ -65,7 +65,7 @@ def short_duration(value_s: float) -> str:
 
 
 def short_size(value: int) -> str:
-    """A size for people: "512 B", "3.4 KiB", "1.0 GiB"."""
+    """Format a size: "512 B", "3.4 KiB", "1.0 GiB"."""
     number = float(value)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(number) < 1024:
@@ -74,5 +74,5 @@ def short_size(value: int) -> str:
     return f"{number:.1f} TiB"
 
 
-def _wrong(value: object) -> str:
+def _not_a_duration(value: object) -> str:
     return f'{value!r} is not a duration such as 1.5, "250ms", "30s" or "2m"'

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiqueue
-from aiqueue.server.supervisor import last_words, tail
+from aiqueue.server.supervisor import last_log_line, tail
 
 from .chaos.children import Child
 from .common import STREAM, lane
@@ -67,7 +67,7 @@ class Stamped:
         deadline = time.monotonic() + within_s
         while self.done < count:
             if time.monotonic() > deadline or (self._child.code is not None and self.done < count):
-                said = last_words(tail(self._log))
+                said = last_log_line(tail(self._log))
                 raise RuntimeError(f"the worker ran {self.done:,} of {count:,} jobs: {said or 'it said nothing'}")
             await asyncio.sleep(POLL_S)
 

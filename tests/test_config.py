@@ -144,7 +144,7 @@ def test_an_address_of_the_wrong_type_is_refused(wrong: Any) -> None:
 
 
 def test_an_unknown_argument_is_refused_with_those_known() -> None:
-    assert "argument pin_interval: no such setting; known: claim_check, connect_timeout" in refusal(pin_interval=1)
+    assert "argument pin_interval: unknown setting; known: claim_check, connect_timeout" in refusal(pin_interval=1)
 
 
 def test_an_unknown_key_is_refused_with_its_file() -> None:

@@ -14,12 +14,12 @@ from aiqueue import errors
 
 
 def test_all_is_exactly_what_has_a_home() -> None:
-    assert sorted(aiqueue.__all__) == sorted(aiqueue._HOME) == aiqueue.__all__
+    assert sorted(aiqueue.__all__) == sorted(aiqueue._MODULE_OF) == aiqueue.__all__
 
 
 @pytest.mark.parametrize("name", aiqueue.__all__)
-def test_every_public_name_loads_from_its_home(name: str) -> None:
-    home = importlib.import_module(f"aiqueue.{aiqueue._HOME[name]}")
+def test_every_public_name_loads_from_its_module(name: str) -> None:
+    home = importlib.import_module(f"aiqueue.{aiqueue._MODULE_OF[name]}")
     assert getattr(aiqueue, name) is getattr(home, name)
 
 

@@ -1,4 +1,7 @@
-"""The command line: ``aiqueue --help``."""
+"""The command line, ``aiqueue --help``: parses options, calls the client, prints text or JSON.
+
+Contains no queue logic: what a command does is a method of the client or a function of another room.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ __all__ = ["main"]
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and end it.
+    """Run the command line of this process and exit.
 
-    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 the server differs from what is declared, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage error, 3 the server differs from the declaration, 130 interrupted.
     """
     code: object = 0
     try:
-        from .app import app  # noqa: PLC0415  (an interrupt while it is imported is met here)
+        from .app import app  # noqa: PLC0415  (here, so that an interrupt during the import is handled below)
 
         code = app(prog_name="aiqueue", standalone_mode=False)
     except SystemExit as end:
@@ -27,36 +30,36 @@ def main() -> NoReturn:
     except BrokenPipeError:
         code = 1
     except Exception as error:
-        code = _wrong_usage(error)
+        code = _report_usage_error(error)
         if code is None:
             raise
     try:
         sys.stdout.flush()
-    except (BrokenPipeError, ValueError):  # the reader has left, as `head` does: nothing to complain of
+    except (BrokenPipeError, ValueError):  # the reader closed the pipe, as `head` does, which is no error
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def _wrong_usage(error: Exception) -> int | None:
-    """Say what typer found wrong, as one line like every other error; None for anything else.
+def _report_usage_error(error: Exception) -> int | None:
+    """Print one of typer's errors on one line, like every other error. Return its exit code, None for other errors.
 
-    Typer's own errors are of different classes, some of them private, in the versions that we take.
+    Recognised by their attributes: the classes differ between the supported versions of typer, and some are private.
     """
     import typer  # noqa: PLC0415
 
     if isinstance(error, typer.Abort):
         sys.stderr.write("\n")
-        return 130  # Ctrl-C at a question
+        return 130  # Ctrl-C at a prompt
     if not hasattr(error, "format_message"):
         return None
-    from .options import complain  # noqa: PLC0415
+    from .options import print_error  # noqa: PLC0415
 
-    told = str(error.format_message())
+    message = str(error.format_message())
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(f"{told}\n" if told else "")  # rich has written it already
+        sys.stdout.write(f"{message}\n" if message else "")  # with rich, the help is already printed
     else:
         path = getattr(context, "command_path", "aiqueue")
-        complain(f"{told.rstrip('.')}; see `{path} --help`")
+        print_error(f"{message.rstrip('.')}; see `{path} --help`")
     return int(getattr(error, "exit_code", 2))

@@ -1,4 +1,4 @@
-"""The verbs, put together. Each module below imports what it needs when it runs, so that ``--help`` is quick."""
+"""All commands in one typer app. Each module imports what it needs when its command runs: ``--help`` stays quick."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from .. import __version__  # noqa: PLC0415
 
@@ -27,17 +27,19 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _where(
+def _accept_server_options(
     url: Url = None,
     context: Context = None,
     profile: Profile = None,
     streams: Streams = None,
     directory: Directory = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """A durable work queue for AI workloads on NATS JetStream.
 
-    User, password, token and credential files come from AIQUEUE_USER, AIQUEUE_PASSWORD … or aiqueue.toml.
+    Credentials come from AIQUEUE_USER, AIQUEUE_PASSWORD, AIQUEUE_CREDS … or from aiqueue.toml.
     """
 
 
@@ -47,12 +49,13 @@ def _where(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def _demo(ctx: typer.Context) -> None:
-    """Watch documents go through the queue: retries, a dead letter, its replay."""
-    from .demo import demo  # noqa: PLC0415  (its module is large)
+    """Run a demo: documents pass through the queue, with retries, a dead letter and its replay."""
+    from .demo import demo  # noqa: PLC0415  (a large module)
+    from .options import help_of  # noqa: PLC0415
 
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command("demo", help=demo.__doc__, context_settings={"help_option_names": ["-h", "--help"]})(demo)
-    # what stood before the verb goes with it: demo takes the server's address, and refuses what it cannot use
+    alone.command("demo", help=help_of(demo), context_settings={"help_option_names": ["-h", "--help"]})(demo)
+    # options given before the command are passed on: demo uses the server's address, and rejects the others
     before = [f"--{name}={value}" for name, value in (ctx.parent.params if ctx.parent else {}).items() if value]
     code = alone(args=[*before, *ctx.args], prog_name="aiqueue demo", standalone_mode=False)
     if isinstance(code, int):

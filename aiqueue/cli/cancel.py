@@ -1,4 +1,4 @@
-"""``cancel``: take back a job."""
+"""``cancel``: cancel a job."""
 
 from __future__ import annotations
 
@@ -7,36 +7,45 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
-from .options import FAILED, Json, Where, complain, verb
+from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
     from ..client import Client, Verdict
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "cancel")(cancel)
+    """Register the command."""
+    add_command(app, "cancel")(cancel)
 
 
 def cancel(
-    where: Where,
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Its id.")],
+    options: ServerOptions,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Job id.")],
     *,
-    family: Annotated[str | None, typer.Option(help="Where it is, if several families have this id.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose it is, if several tenants have this id.")] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="FAMILY", help="Family of the job, if several families have the id.")
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="TENANT", help="Tenant of the job, if several tenants have the id.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Take back a job that is parked, queued, between two attempts or running. Exit code 1: it has ended already."""
+    """Cancel a job.
 
-    async def take(client: Client) -> Verdict:
-        return await client.cancels.by_id(job, family=family, tenant=tenant)
+    A job that is queued, parked or waiting for a retry will not run. A running job is stopped by its worker.
 
-    verdict = where.drive(take)
+    Exit codes: 0 cancelled, 1 the job has already ended or is not found.
+    """
+
+    async def cancel_job(client: Client) -> Verdict:
+        return await client.cancels.cancel_by_id(job, family=family, tenant=tenant)
+
+    verdict = options.run_with_client(cancel_job)
     if json:
-        output.say_json({"job_id": job, "cancelled": verdict.cancelled, "said": verdict.said})
+        output.print_json({"job_id": job, "cancelled": verdict.cancelled, "detail": verdict.detail})
     elif verdict.cancelled:
-        output.say(f"cancelled {job}: {verdict.said}")
+        output.print_line(f"cancelled {job}: {verdict.detail}")
     if not verdict.cancelled:
         if not json:
-            complain(f"job {job} is not cancelled: {verdict.said}")
+            print_error(f"job {job} was not cancelled: {verdict.detail}")
         raise typer.Exit(FAILED)

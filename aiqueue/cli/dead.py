@@ -1,4 +1,4 @@
-"""``dead``: list, show, replay and purge the jobs that ended badly."""
+"""``dead``: list, show, replay and purge dead letters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AIQueueError, BadInput, Corrupt, DecodeError, NotFound, QueueFull
-from . import many, output
-from .options import FAILED, Json, Where, complain, duration, verb
+from . import output, parallel
+from .options import FAILED, Json, ServerOptions, add_command, parse_duration_option, print_error
 from .output import Column
 
 if TYPE_CHECKING:
@@ -23,34 +23,37 @@ AT_ONCE = 16
 HEX_BYTES = 256
 ERRORS_SHOWN = 5
 
-app = typer.Typer(no_args_is_help=True, help="Jobs that ended badly: look at them, run them again, delete them.")
+app = typer.Typer(no_args_is_help=True, help="List, show, replay and purge dead letters (failed jobs).")
 
-Family = Annotated[str | None, typer.Option(help="Only this family's.")]
-Tenant = Annotated[str | None, typer.Option(help="Only this tenant's.")]
-Kind = Annotated[str | None, typer.Option(help="Only this kind of message.")]
-JobId = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only this job's.")]
+Family = Annotated[str | None, typer.Option(metavar="FAMILY", help="Only jobs of this family.")]
+Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only jobs of this tenant.")]
+Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only messages of this kind.")]
+JobId = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only the job with this id.")]
 Older = Annotated[
-    float | None, typer.Option(parser=duration, metavar="AGE", help="Only those that died so long ago, such as 2h.")
+    float | None,
+    typer.Option(
+        parser=parse_duration_option, metavar="AGE", help="Only jobs that failed at least this long ago, such as 2h."
+    ),
 ]
-Seqs = Annotated[list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers, as `dead ls` shows them.")]
-All = Annotated[bool, typer.Option("--all", help="All that there are.")]
+Seqs = Annotated[list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers of dead letters, from `dead ls`.")]
+All = Annotated[bool, typer.Option("--all", metavar="", help="All dead letters.")]
 
 
 def ls(
-    where: Where,
+    options: ServerOptions,
     *,
     family: Family = None,
     tenant: Tenant = None,
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
-    limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List dead letters, the oldest first."""
+    """List dead letters, oldest first."""
     wanted = _filter(family, tenant, kind, job, older)
 
-    async def look(client: Client) -> list[DeadLetter]:
+    async def find_letters(client: Client) -> list[DeadLetter]:
         found = []
         async for letter in client.dead.find(wanted):
             found.append(letter)
@@ -58,83 +61,89 @@ def ls(
                 break
         return found
 
-    found = where.drive(look)
+    found = options.run_with_client(find_letters)
     more, found = len(found) > limit, found[:limit]
     if json:
-        output.say_json([each.summary() for each in found])
+        output.print_json([each.summary() for each in found])
     elif not found:
-        given = any(each is not None for each in (family, tenant, kind, job, older))
-        output.say(
-            "no dead letters match; `aiqueue dead ls` shows all" if given else "no dead letters: no job has ended badly"
-        )
+        filtered = any(each is not None for each in (family, tenant, kind, job, older))
+        output.print_line("no dead letters match; `aiqueue dead ls` lists all" if filtered else "no dead letters")
     else:
-        _list(found)
+        _print_letters(found)
     if more:
-        output.say(f"there are more than {limit:,}: filter, or raise --limit", err=True)
+        output.print_line(f"more than {limit:,} dead letters: add a filter or raise --limit", err=True)
     elif found and not json:
-        output.say("\n`aiqueue dead show SEQ` tells more, `aiqueue dead replay SEQ` runs it again")
+        output.print_line("\n`aiqueue dead show SEQ` shows details, `aiqueue dead replay SEQ` runs the job again")
 
 
-def _list(found: list[DeadLetter]) -> None:
+def _print_letters(found: list[DeadLetter]) -> None:
     now = time.time()
     rows = [
-        [f"{each.seq}", each.job_id, output.lane(*each.lane), each.kind, output.age(now - each.failed_at)]
+        [
+            f"{each.seq}", each.job_id, output.format_lane(*each.lane), each.kind,
+            output.format_age(now - each.failed_at),
+        ]
         for each in found
-    ]
+    ]  # fmt: skip
     columns = [
         Column("seq", right=True), Column("job", style="bold"), Column("lane", shrink=True),
-        Column("kind", shrink=True), Column("died", right=True),
+        Column("kind", shrink=True), Column("failed", right=True),
     ]  # fmt: skip
-    output.table(columns, rows, below=[f"{each.reason}: {each.error}" for each in found])
+    output.print_table(columns, rows, below=[f"{each.reason}: {each.error}" for each in found])
 
 
 def show(
-    where: Where, seq: Annotated[int, typer.Argument(help="Its number, as `dead ls` shows it.")], *, json: Json = False
+    options: ServerOptions,
+    seq: Annotated[int, typer.Argument(metavar="SEQ", help="Number of the dead letter, from `dead ls`.")],
+    *,
+    json: Json = False,
 ) -> None:
-    """Show one dead letter: what happened in each attempt, its headers and its payload."""
+    """Show a dead letter: error, headers, payload and the history of its attempts."""
 
-    async def look(client: Client) -> tuple[DeadLetter, str]:
+    async def fetch(client: Client) -> tuple[DeadLetter, str]:
         letter = await client.dead.get(seq)
         try:
             return replace(letter, body=await client.dead.body(letter)), ""
         except (NotFound, Corrupt, BadInput) as error:
             return letter, str(error)
 
-    letter, lost = where.drive(look)
-    data, problem = (None, lost) if lost else _payload(letter)
+    letter, body_problem = options.run_with_client(fetch)
+    data, problem = (None, body_problem) if body_problem else _decode_payload(letter)
     if json:
         body: dict[str, Any] = {"body_base64": letter.body} if problem else {"payload": data}
-        output.say_json({**letter.summary(), "headers": dict(letter.headers), **body})
+        output.print_json({**letter.summary(), "headers": dict(letter.headers), **body})
         return
-    output.say(
-        f"dead letter {output.styled(str(letter.seq), 'bold')}: {output.styled(output.clean(letter.error), 'red')}"
-    )
-    output.fields(
+    seq_shown = output.apply_style(str(letter.seq), "bold")
+    output.print_line(f"dead letter {seq_shown}: {output.apply_style(output.escape_controls(letter.error), 'red')}")
+    output.print_fields(
         [
             ("job", letter.job_id),
             ("kind", letter.kind),
-            ("lane", output.lane(*letter.lane)),
+            ("lane", output.format_lane(*letter.lane)),
             ("reason", f"{letter.reason} (attempt {letter.attempt})"),
-            ("died", output.ago(letter.failed_at)),
-            ("enqueued", output.ago(letter.enqueued_at)),
+            ("failed", output.format_ago(letter.failed_at)),
+            ("enqueued", output.format_ago(letter.enqueued_at)),
             ("worker", letter.worker),
             ("replays", f"{letter.replays}" if letter.replays else ""),
         ]
     )
-    _headers(letter)
-    _body(letter, data, problem)
-    _history(letter)
-    output.say(f"\n`aiqueue dead replay {letter.seq}` runs it again, `aiqueue dead purge {letter.seq}` deletes it")
+    _print_headers(letter)
+    _print_payload(letter, data, problem)
+    _print_history(letter)
+    output.print_line(
+        f"\n`aiqueue dead replay {letter.seq}` runs the job again, `aiqueue dead purge {letter.seq}` deletes it"
+    )
 
 
-def _headers(letter: DeadLetter) -> None:
+def _print_headers(letter: DeadLetter) -> None:
     theirs = [(name, value) for name, value in letter.headers.items() if not name.startswith(("Aiq-", "Nats-"))]
     if theirs:
-        output.say("\nheaders")
-        output.fields(sorted(theirs))
+        output.print_line("\nheaders")
+        output.print_fields(sorted(theirs))
 
 
-def _payload(letter: DeadLetter) -> tuple[Any, str]:
+def _decode_payload(letter: DeadLetter) -> tuple[Any, str]:
+    """Return the payload as plain data and "", or None and why it cannot be decoded."""
     from .. import codec, headers  # noqa: PLC0415
 
     try:
@@ -143,39 +152,41 @@ def _payload(letter: DeadLetter) -> tuple[Any, str]:
         return None, error.reason
 
 
-def _body(letter: DeadLetter, data: Any, problem: str) -> None:
+def _print_payload(letter: DeadLetter, data: Any, problem: str) -> None:
+    """Print the payload as JSON, or a hex dump if there is a `problem` with decoding it."""
     from ..units import short_size  # noqa: PLC0415
 
+    size = short_size(len(letter.body))
     if not problem:
-        output.say(f"\npayload ({short_size(len(letter.body))})")
-        output.say(output.pretty(data))
+        output.print_line(f"\npayload ({size})")
+        output.print_line(output.format_json(data))
         return
-    output.say(f"\npayload ({short_size(len(letter.body))}), which cannot be read: {output.clean(problem)}")
+    output.print_line(f"\npayload ({size}), cannot be decoded: {output.escape_controls(problem)}")
     for start in range(0, min(len(letter.body), HEX_BYTES), 16):
         part = letter.body[start : start + 16]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        output.say(f"  {start:04x}  {part.hex(' '):<47}  {text}")
+        output.print_line(f"  {start:04x}  {part.hex(' '):<47}  {text}")
     if len(letter.body) > HEX_BYTES:
-        output.say(f"  … and {len(letter.body) - HEX_BYTES:,} more bytes")
+        output.print_line(f"  … and {len(letter.body) - HEX_BYTES:,} more bytes")
 
 
-def _history(letter: DeadLetter) -> None:
+def _print_history(letter: DeadLetter) -> None:
     if not letter.history:
         return
-    output.say("\nhistory")
+    output.print_line("\nhistory")
     for each in letter.history:
         at = each.get("at")
-        when = output.ago(at) if isinstance(at, int | float) else ""
+        when = output.format_ago(at) if isinstance(at, int | float) else ""
         line = f"attempt {each.get('attempt')}, {when}, on {each.get('worker')}: {each.get('error')}"
-        output.say(f"  {output.clean(line)}")
+        output.print_line(f"  {output.escape_controls(line)}")
         trace = each.get("traceback")
         if isinstance(trace, str):
             for text in trace.rstrip().splitlines():
-                output.say(output.styled(f"    {output.clean(text)}", "dim"))
+                output.print_line(output.apply_style(f"    {output.escape_controls(text)}", "dim"))
 
 
 def replay(
-    where: Where,
+    options: ServerOptions,
     seqs: Seqs = None,
     *,
     family: Family = None,
@@ -186,18 +197,23 @@ def replay(
     everything: All = False,
     json: Json = False,
 ) -> None:
-    """Enqueue jobs again, with a fresh set of attempts and their history."""
-    chosen = _Choice(seqs, _filter(family, tenant, kind, job, older), everything)
+    """Replay dead letters: enqueue their jobs again, with fresh attempts and their history.
 
-    async def do(client: Client) -> _Tally:
-        found = await chosen.find(client.dead)
-        return await _each(client.dead, found, client.dead.replay, "replaying")
+    Select them by number, by filters or by --all.
 
-    _report(where.drive(do), "replayed", json)
+    Exit codes: 0 all replayed, 1 some were not.
+    """
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
+
+    async def replay_selected(client: Client) -> _Outcome:
+        found = await selection.find(client.dead)
+        return await _apply_to_each(client.dead, found, client.dead.replay, "replaying")
+
+    _print_outcome(options.run_with_client(replay_selected), "replayed", json)
 
 
 def purge(
-    where: Where,
+    options: ServerOptions,
     seqs: Seqs = None,
     *,
     family: Family = None,
@@ -206,32 +222,38 @@ def purge(
     job: JobId = None,
     older: Older = None,
     everything: All = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete dead letters for good."""
-    chosen = _Choice(seqs, _filter(family, tenant, kind, job, older), everything)
-    if not yes and not somebody_there():
-        raise BadInput("purge deletes dead letters for good, and nobody is there to be asked: say --yes")
-    found = where.drive(lambda client: chosen.find(client.dead))
-    if found and not yes and not typer.confirm(f"Delete {output.count(len(found), 'dead letter')} for good?", err=True):
-        output.say("nothing was deleted", err=True)
+    """Delete dead letters permanently.
+
+    Select them by number, by filters or by --all. Without --yes, the command asks for confirmation.
+
+    Exit codes: 0 all deleted, 1 some were not, or the confirmation was refused.
+    """
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
+    if not yes and not is_interactive():
+        raise BadInput("purge deletes dead letters permanently and there is no terminal to confirm it: add --yes")
+    found = options.run_with_client(lambda client: selection.find(client.dead))
+    question = f"Delete {output.format_count(len(found), 'dead letter')} permanently?"
+    if found and not yes and not typer.confirm(question, err=True):
+        output.print_line("nothing was deleted", err=True)
         raise typer.Exit(FAILED)
 
-    async def do(client: Client) -> _Tally:
-        return await _each(client.dead, found, client.dead.purge, "purging")
+    async def purge_found(client: Client) -> _Outcome:
+        return await _apply_to_each(client.dead, found, client.dead.purge, "purging")
 
-    _report(where.drive(do) if found else _Tally(), "deleted", json)
+    _print_outcome(options.run_with_client(purge_found) if found else _Outcome(), "deleted", json)
 
 
-def somebody_there() -> bool:
-    """Whether a question can be answered."""
+def is_interactive() -> bool:
+    """Return whether somebody can answer a prompt."""
     return sys.stdin.isatty()
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """Which dead letters are meant: numbers, or a filter, or all. Raises BadInput for none and for a mixture."""
+class _Selection:
+    """The dead letters to work on: by numbers, by a filter, or all. Raises BadInput for none and for a mixture."""
 
     seqs: list[int] | None
     wanted: Filter
@@ -240,69 +262,74 @@ class _Choice:
     def __post_init__(self) -> None:
         filtered = any(value is not None for value in vars(self.wanted).values())
         if bool(self.seqs) + filtered + self.everything > 1:
-            raise BadInput("give numbers, or filters, or --all; not several of them")
+            raise BadInput("give numbers, filters or --all, but not several of them")
         if not (self.seqs or filtered or self.everything):
-            raise BadInput("say which: numbers (`aiqueue dead ls` shows them), filters such as --tenant, or --all")
+            raise BadInput("select dead letters: numbers from `aiqueue dead ls`, filters such as --tenant, or --all")
 
     async def find(self, dead: DeadLetters) -> list[int]:
-        """Their numbers, as of now: a replayed job that fails again is not met twice."""
+        """Return the numbers that exist now, so that a replayed job that fails again is not replayed twice."""
         if self.seqs:
             return [(await dead.get(seq)).seq for seq in dict.fromkeys(self.seqs)]
         return [letter.seq async for letter in dead.find(self.wanted)]
 
 
 @dataclass
-class _Tally:
+class _Outcome:
+    """How many dead letters were replayed or deleted, and the errors of the others by number."""
+
     done: int = 0
     errors: list[tuple[int, str]] = field(default_factory=list)
 
 
-async def _each(
-    dead: DeadLetters, found: list[int], do: Callable[[DeadLetter], Coroutine[Any, Any, None]], title: str
-) -> _Tally:
-    """Do it to each. What one letter's own lane or body refuses is told at the end; anything else ends it at once."""
-    tally = _Tally()
+async def _apply_to_each(
+    dead: DeadLetters, found: list[int], action: Callable[[DeadLetter], Coroutine[Any, Any, None]], title: str
+) -> _Outcome:
+    """Apply `action` to each dead letter. Errors of one letter are collected, any other error is raised at once."""
+    outcome = _Outcome()
 
     async def numbers() -> AsyncIterator[int]:
         for seq in found:
             yield seq
 
-    with many.progress(title, len(found), unit="dead letters") as advance:
+    with parallel.progress_bar(title, len(found), unit="dead letters") as advance:
 
-        async def one(seq: int) -> None:
+        async def apply(seq: int) -> None:
             try:
-                await do(await dead.get(seq))
+                await action(await dead.get(seq))
             except (QueueFull, BadInput, NotFound) as error:
-                tally.errors.append((seq, str(error)))
+                outcome.errors.append((seq, str(error)))
             else:
-                tally.done += 1
+                outcome.done += 1
             advance(1)
 
         try:
-            await many.each(numbers(), one, at_once=AT_ONCE)
+            await parallel.for_each(numbers(), apply, at_once=AT_ONCE)
         except AIQueueError:
-            if tally.done:
-                output.say(f"{output.count(tally.done, 'dead letter')} of {len(found):,} done before this:", err=True)
+            if outcome.done:
+                output.print_line(f"stopped after {outcome.done:,} of {len(found):,} dead letters", err=True)
             raise
-    return tally
+    return outcome
 
 
-def _report(tally: _Tally, done: str, json: bool) -> None:
+def _print_outcome(outcome: _Outcome, done: str, json: bool) -> None:
     if json:
-        errors = [{"seq": seq, "error": error} for seq, error in sorted(tally.errors)]
-        output.say_json({done: tally.done, "errors": errors})
+        errors = [{"seq": seq, "error": error} for seq, error in sorted(outcome.errors)]
+        output.print_json({done: outcome.done, "errors": errors})
     else:
-        for seq, error in sorted(tally.errors)[:ERRORS_SHOWN]:
-            complain(f"dead letter {seq}: {error}")
-        if len(tally.errors) > ERRORS_SHOWN:
-            complain(f"… and {len(tally.errors) - ERRORS_SHOWN:,} more")
-        if tally.done or not tally.errors:
-            output.say(f"{done} {output.count(tally.done, 'dead letter')}" if tally.done else "no dead letters match")
-    if tally.errors:
+        for seq, error in sorted(outcome.errors)[:ERRORS_SHOWN]:
+            print_error(f"dead letter {seq}: {error}")
+        if len(outcome.errors) > ERRORS_SHOWN:
+            print_error(f"… and {len(outcome.errors) - ERRORS_SHOWN:,} more")
+        if outcome.done:
+            output.print_line(f"{done} {output.format_count(outcome.done, 'dead letter')}")
+        elif not outcome.errors:
+            output.print_line("no dead letters match")
+    if outcome.errors:
         raise typer.Exit(FAILED)
 
 
 def _filter(family: str | None, tenant: str | None, kind: str | None, job: str | None, older: float | None) -> Filter:
+    """Return the filter that the options describe. Raises InvalidToken."""
     from .. import subjects  # noqa: PLC0415
     from ..enqueue import Filter  # noqa: PLC0415
 
@@ -313,7 +340,9 @@ def _filter(family: str | None, tenant: str | None, kind: str | None, job: str |
     return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older)
 
 
-verb(app, "ls")(ls)
-verb(app, "show")(show)
-verb(app, "replay")(replay)
-verb(app, "purge")(purge)
+add_command(app, "ls", examples=("  aiqueue dead ls --tenant acme --older 2h",))(ls)
+add_command(app, "show")(show)
+add_command(app, "replay", examples=("  aiqueue dead replay 17 18", "  aiqueue dead replay --family rag.ingest"))(
+    replay
+)
+add_command(app, "purge", examples=("  aiqueue dead purge 17", "  aiqueue dead purge --older 7d --yes"))(purge)

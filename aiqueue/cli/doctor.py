@@ -1,4 +1,4 @@
-"""``doctor``: what the connected server does about durability and limits, and what is about to go wrong."""
+"""``doctor``: check the server's durability, limits, streams and lanes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
-from .options import FAILED, Json, Where, verb
+from .options import FAILED, Json, ServerOptions, add_command
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -18,39 +18,43 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "doctor")(doctor)
+    """Register the command."""
+    add_command(app, "doctor")(doctor)
 
 
 def doctor(
-    where: Where,
+    options: ServerOptions,
     *,
     monitor: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server's monitoring, such as http://127.0.0.1:8222.")
+        str | None,
+        typer.Option(metavar="URL", help="The server's monitoring endpoint, such as http://127.0.0.1:8222."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Examine the server: version, room, durability, streams, lanes, clock. Changes nothing.
+    """Check the server: version, storage, durability, streams, lanes and clock.
 
-    Exit code 1 if anything fails; what is only worth knowing warns.
+    Reads only, changes nothing.
+
+    Exit codes: 0 ok or warnings only, 1 a check failed.
     """
     from ..inspect import Subject, examine  # noqa: PLC0415
     from ..server import find_directory  # noqa: PLC0415
 
-    async def look(client: Client) -> list[Finding]:
+    async def run_checks(client: Client) -> list[Finding]:
         directory = (client.settings.directory or find_directory()) if client.embedded else None
         subject = Subject(client.connection, client.topology, directory, monitor)
         return [finding async for finding in examine(subject)]
 
-    found = where.drive(look)
+    found = options.run_with_client(run_checks)
     if json:
-        output.say_json([asdict(each) for each in found])
+        output.print_json([asdict(each) for each in found])
     else:
         for each in found:
-            output.say(f"{output.styled(f'{each.level:<4}', _COLOURS[each.level])}  {output.clean(_line(each))}")
+            level = output.apply_style(f"{each.level:<4}", _COLOURS[each.level])
+            output.print_line(f"{level}  {output.escape_controls(_format_finding(each))}")
     if any(each.level == "fail" for each in found):
         raise typer.Exit(FAILED)
 
 
-def _line(finding: Finding) -> str:
-    return f"{finding.check}: {finding.says}" + (f" -> {finding.do}" if finding.do else "")
+def _format_finding(finding: Finding) -> str:
+    return f"{finding.check}: {finding.text}" + (f" -> {finding.remedy}" if finding.remedy else "")

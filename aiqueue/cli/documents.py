@@ -1,4 +1,4 @@
-"""``documents``: put, list, get, delete and collect large bytes that jobs refer to."""
+"""``documents``: put, list, get, delete and collect documents, the large files that jobs refer to."""
 
 from __future__ import annotations
 
@@ -12,56 +12,61 @@ import typer
 from ..errors import BadInput
 from ..units import short_size
 from . import output
-from .options import Json, Where, duration, verb
+from .options import Json, ServerOptions, add_command, parse_duration_option
 from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..document_ref import Document
-    from ..documents import Collected, Listed
+    from ..documents import Collected, ListedDocument
 
-app = typer.Typer(no_args_is_help=True, help="Large bytes that jobs refer to: put, list, get, delete, collect.")
+app = typer.Typer(no_args_is_help=True, help="Put, list, get and delete documents (large files that jobs refer to).")
 
-Tenant = Annotated[str, typer.Option(help="Whose document it is.")]
-Sha = Annotated[str, typer.Argument(metavar="SHA256", help="Its hash, as `documents ls` shows it.")]
+Tenant = Annotated[str, typer.Option(metavar="TENANT", help="Tenant that owns the document.")]
+Sha = Annotated[str, typer.Argument(metavar="SHA256", help="Hash of the document, from `documents ls`.")]
 
 
 def put(
-    where: Where,
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The file, or stdin.")],
+    options: ServerOptions,
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="File to store, or - for stdin.")],
     *,
     tenant: Tenant,
-    name: Annotated[str | None, typer.Option(help="What to call it. Default: the file's name.")] = None,
-    content_type: Annotated[str, typer.Option(help="Such as application/pdf.")] = "",
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Document name. Default: the file's name.")] = None,
+    content_type: Annotated[str, typer.Option(metavar="TYPE", help="Media type, such as application/pdf.")] = "",
     keep: Annotated[
-        float, typer.Option(parser=duration, metavar="DURATION", help="For how long at least, if no job holds it.")
-    ] = "7d",  # type: ignore[assignment]  # typer gives defaults to the parser too
+        float,
+        typer.Option(
+            parser=parse_duration_option, metavar="DURATION", help="Keep the document at least this long without a job."
+        ),
+    ] = "7d",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:
-    """Store a file, and say the hash under which jobs refer to it."""
-    called = name if name is not None else "" if file == "-" else Path(file).name
+    """Store a file and print its SHA-256 hash, by which jobs refer to it."""
+    document_name = name if name is not None else "" if file == "-" else Path(file).name
 
-    async def work(client: Client) -> Document:
+    async def store(client: Client) -> Document:
         source = sys.stdin.buffer if file == "-" else file
-        return await client.documents.put(source, tenant=tenant, name=called, content_type=content_type, keep=keep)
+        return await client.documents.put(
+            source, tenant=tenant, name=document_name, content_type=content_type, keep=keep
+        )
 
-    document = where.drive(work)
+    document = options.run_with_client(store)
     if json:
-        output.say_json(document.model_dump())
+        output.print_json(document.model_dump())
     else:
-        output.say(f"{document.sha256}  {short_size(document.size)} of {tenant}")
+        output.print_line(f"{document.sha256}  {short_size(document.size)} of {tenant}")
 
 
 def ls(
-    where: Where,
+    options: ServerOptions,
     *,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
-    limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 100,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only documents of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List documents, the least recently used first."""
+    """List documents, least recently used first."""
 
-    async def look(client: Client) -> list[Listed]:
+    async def find_documents(client: Client) -> list[ListedDocument]:
         found = []
         async for each in client.documents.find(tenant):
             found.append(each)
@@ -69,38 +74,43 @@ def ls(
                 break
         return found
 
-    found = where.drive(look)
+    found = options.run_with_client(find_documents)
     more, found = len(found) > limit, found[:limit]
     if json:
-        output.say_json([each.summary() for each in found])
+        output.print_json([each.summary() for each in found])
     elif not found:
-        output.say("no documents" if tenant is None else f"no documents of {tenant}")
+        output.print_line("no documents" if tenant is None else f"no documents of {tenant}")
     else:
         now = time.time()
         rows = [
             [each.document.sha256, each.document.tenant, short_size(each.document.size),
-             output.age(now - each.touched_at), f"{each.jobs}", each.document.name]
+             output.format_age(now - each.touched_at), f"{each.jobs}", each.document.name]
             for each in found
         ]  # fmt: skip
         columns = [
-            Column("sha256", style="bold"), Column("tenant"), Column("size", right=True), Column("used", right=True),
-            Column("jobs", right=True), Column("name", shrink=True),
+            Column("sha256", style="bold"), Column("tenant"), Column("size", right=True),
+            Column("last used", right=True), Column("jobs", right=True), Column("name", shrink=True),
         ]  # fmt: skip
-        output.table(columns, rows)
+        output.print_table(columns, rows)
     if more:
-        output.say(f"there are more than {limit:,}: filter, or raise --limit", err=True)
+        output.print_line(f"more than {limit:,} documents: add --tenant or raise --limit", err=True)
 
 
 def get(
-    where: Where,
+    options: ServerOptions,
     sha256: Sha,
     *,
     tenant: Tenant,
-    out: Annotated[Path | None, typer.Option("--output", "-o", help="The file. Default: stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: stdout.")
+    ] = None,
 ) -> None:
-    """Read a document, verified: into a file, which is then whole or not there, or to stdout."""
+    """Download a document and verify its hash.
 
-    async def work(client: Client) -> None:
+    With --output, the file is only created once it is complete and verified.
+    """
+
+    async def download(client: Client) -> None:
         chunks = client.documents.open(await client.documents.get(sha256, tenant=tenant))
         if out is None:
             async for chunk in chunks:
@@ -111,43 +121,52 @@ def get(
         except OSError as error:
             raise BadInput(f"cannot write {str(out)!r}: {error.strerror or error}") from None
 
-    where.drive(work)
+    options.run_with_client(download)
 
 
-def rm(where: Where, sha256: Sha, *, tenant: Tenant) -> None:
-    """Delete a document; one that a job still needs goes when that job has ended."""
+def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
+    """Delete a document.
 
-    async def work(client: Client) -> bool:
+    If a job still needs the document, it is deleted when that job has ended.
+    """
+
+    async def forget(client: Client) -> bool:
         return await client.documents.forget(await client.documents.get(sha256, tenant=tenant))
 
-    gone = where.drive(work)
-    output.say("deleted" if gone else "a job needs it still: it is deleted when no job does")
+    deleted = options.run_with_client(forget)
+    output.print_line("deleted" if deleted else "a job still needs it: it will be deleted when no job does")
 
 
 def collect(
-    where: Where,
+    options: ServerOptions,
     *,
     grace: Annotated[
-        float, typer.Option(parser=duration, metavar="AGE", help="What was used within this time is left alone.")
-    ] = "10m",  # type: ignore[assignment]  # typer gives defaults to the parser too
+        float,
+        typer.Option(parser=parse_duration_option, metavar="AGE", help="Keep documents used within this time."),
+    ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:
-    """Delete what no job needs. Workers do this by themselves every ten minutes."""
+    """Delete documents that no job needs.
 
-    async def work(client: Client) -> Collected:
+    Workers do this automatically every ten minutes.
+    """
+
+    async def run_collector(client: Client) -> Collected:
         from ..documents import Collector  # noqa: PLC0415
 
         return await Collector(client.connection, client.topology).collect(grace_s=grace)
 
-    done = where.drive(work)
+    collected = options.run_with_client(run_collector)
     if json:
-        output.say_json(vars(done))
+        output.print_json(vars(collected))
         return
-    output.say(
-        f"{output.count(done.documents, 'document')} ({short_size(done.size_bytes)}) deleted, "
-        f"{output.count(done.uploads, 'dead upload')}, {output.count(done.holds, 'hold')} of jobs that are no more"
+    output.print_line(
+        f"deleted {output.format_count(collected.documents, 'document')} ({short_size(collected.size_bytes)}), "
+        f"{output.format_count(collected.uploads, 'incomplete upload')} and "
+        f"{output.format_count(collected.holds, 'hold')} of jobs that no longer exist"
     )
 
 
-for each in (put, ls, get, rm, collect):
-    verb(app, each.__name__)(each)
+add_command(app, "put", examples=("  aiqueue documents put report.pdf --tenant acme",))(put)
+for each in (ls, get, rm, collect):
+    add_command(app, each.__name__)(each)

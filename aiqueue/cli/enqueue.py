@@ -1,4 +1,4 @@
-"""``enqueue``: one job, or a file of them."""
+"""``enqueue``: enqueue one job, or a file of jobs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import AIQueueError, BadInput, JobFailed, ResultDisabled, ResultTimeout
-from . import many, output
-from .options import FAILED, Where, complain, duration, moment, verb
+from . import output, parallel
+from .options import FAILED, ServerOptions, add_command, parse_duration_option, parse_time_option, print_error
 
 if TYPE_CHECKING:
     from ..client import Client, Handle
@@ -28,60 +28,98 @@ LINE_BYTES_MAX = 64 * 1024 * 1024
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "enqueue")(enqueue)
+    """Register the command."""
+    add_command(
+        app,
+        "enqueue",
+        examples=(
+            '  aiqueue enqueue agent.task \'{"text": "hello"}\' --tenant acme --wait',
+            "  aiqueue enqueue rag.document @documents.jsonl --tenant acme --priority low",
+            "  aiqueue enqueue agent.task '{}' --tenant acme --unique report-7 --delay 10m",
+        ),
+    )(enqueue)
 
 
-def enqueue(  # noqa: PLR0913  (a verb's options)
-    where: Where,
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="The kind of message, such as agent.task.")],
+def enqueue(  # noqa: PLR0913  (one parameter per option)
+    options: ServerOptions,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.task.")],
     body: Annotated[
         str,
-        typer.Argument(metavar="JSON|@FILE|-", help="Its fields; or a file, or stdin, with one JSON object a line."),
+        typer.Argument(
+            metavar="JSON|@FILE|-",
+            help="Message fields as a JSON object; @FILE or - (stdin): one JSON object per line.",
+        ),
     ],
     *,
-    tenant: Annotated[str, typer.Option(help="Whose job it is.")],
+    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the job.")],
     family: Annotated[
-        str | None, typer.Option(help="Default: the one whose own kind KIND is, else agent.tasks.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FAMILY",
+            help="Family to enqueue to. Default: the family whose default kind is KIND, else agent.tasks.",
+            show_default=False,
+        ),
     ] = None,
-    priority: Annotated[str, typer.Option(help="One that the family has: high, normal, low …")] = "normal",
+    priority: Annotated[
+        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another one of the family.")
+    ] = "normal",
     unique: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The job's id: the same one is not stored twice.")
+        str | None, typer.Option(metavar="KEY", help="Job id. A job that is already stored is not enqueued again.")
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Travels with the job; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to store with the job; repeatable.")
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="DURATION", help="A job not begun by then ends as a dead letter."),
+        typer.Option(
+            parser=parse_duration_option,
+            metavar="DURATION",
+            help="Dead-letter the job if it does not start in this time.",
+        ),
     ] = None,
     delay: Annotated[
-        float | None, typer.Option(parser=duration, metavar="DURATION", help="It waits so long before it is queued.")
+        float | None,
+        typer.Option(parser=parse_duration_option, metavar="DURATION", help="Wait this long before the job is queued."),
     ] = None,
     at: Annotated[
-        float | None, typer.Option(parser=moment, metavar="TIME", help="The same until a time, with its time zone.")
+        float | None,
+        typer.Option(
+            parser=parse_time_option, metavar="TIME", help="Queue the job at this time, such as 2026-11-24T08:00+01:00."
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
-    timeout: Annotated[float, typer.Option(parser=duration, metavar="DURATION", help="How long --wait waits.")] = "10m",  # type: ignore[assignment]  # typer gives defaults to the parser too
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a job, each on its line.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", metavar="", help="Wait for the result and print it.")] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(parser=parse_duration_option, metavar="DURATION", help="How long --wait waits for each result."),
+    ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per job and line.")] = False,
 ) -> None:
-    """Store jobs, and say their ids once the server has them."""
+    """Enqueue one or more jobs and print their ids.
+
+    Returns when the server has stored the jobs, or with --wait when they have ended.
+
+    DURATION is a number of seconds or a text such as 30s, 10m, 2h.
+
+    Exit codes: 0 enqueued (and succeeded, with --wait), 1 a job was not stored, failed or timed out.
+    """
     order = _Order(
-        kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_headers(header),
+        kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_parse_headers(header),
         deadline=deadline, delay=delay, at=at, wait_s=timeout if wait else None, json=json,
     )  # fmt: skip
-    with _source(body) as source:
+    with _open_input(body) as source:
 
-        async def send(client: Client) -> _Tally:
-            return await _send(client, order, source)
+        async def enqueue_jobs(client: Client) -> _Totals:
+            return await _enqueue_all(client, order, source)
 
-        tally = where.drive(send)
-    if tally.failed:
+        totals = options.run_with_client(enqueue_jobs)
+    if totals.failed:
         raise typer.Exit(FAILED)
 
 
 @dataclass(frozen=True)
 class _Order:
+    """The options of one call of the command."""
+
     kind: str
     tenant: str
     family: str | None
@@ -96,19 +134,18 @@ class _Order:
 
 
 @dataclass
-class _Tally:
-    """How far it got."""
+class _Totals:
+    """How many jobs were stored so far, how many of them were duplicates, and how many failed."""
 
     stored: int = 0
     duplicates: int = 0
     failed: int = 0
     first: Handle | None = None
-    results: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where bodies come from: a text, or an open file."""
+class _Input:
+    """ServerOptions bodies come from: a text, or an open file."""
 
     name: str
     text: bytes = b""
@@ -116,11 +153,11 @@ class _Source:
     size: int | None = None
 
     @property
-    def several(self) -> bool:
+    def is_many(self) -> bool:
         return self.name != "JSON"
 
 
-def _headers(given: list[str] | None) -> dict[str, str]:
+def _parse_headers(given: list[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
     for name, equals, _ in pairs:
         if not equals or not name:
@@ -129,16 +166,16 @@ def _headers(given: list[str] | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _source(body: str) -> Iterator[_Source]:
-    """The bodies that an argument names. Raises BadInput for a file that cannot be read."""
+def _open_input(body: str) -> Iterator[_Input]:
+    """Open what the argument JSON|@FILE|- names. Raises BadInput if the file cannot be read."""
     import os  # noqa: PLC0415
     import stat  # noqa: PLC0415
 
     if body == "-":
         try:
-            yield _Source("stdin", fd=sys.stdin.fileno())
+            yield _Input("stdin", fd=sys.stdin.fileno())
         except io.UnsupportedOperation:
-            yield _Source("stdin", text=sys.stdin.buffer.read())
+            yield _Input("stdin", text=sys.stdin.buffer.read())
     elif body.startswith("@"):
         try:
             fd = os.open(body[1:], os.O_RDONLY)
@@ -148,14 +185,14 @@ def _source(body: str) -> Iterator[_Source]:
             about = os.fstat(fd)
             if stat.S_ISDIR(about.st_mode):
                 raise BadInput(f"cannot read {body[1:]!r}: it is a directory")
-            yield _Source(body[1:], fd=fd, size=about.st_size if stat.S_ISREG(about.st_mode) else None)
+            yield _Input(body[1:], fd=fd, size=about.st_size if stat.S_ISREG(about.st_mode) else None)
         finally:
             os.close(fd)
     else:
-        yield _Source("JSON", text=body.encode("utf-8", "surrogateescape"))
+        yield _Input("JSON", text=body.encode("utf-8", "surrogateescape"))
 
 
-async def _send(client: Client, order: _Order, source: _Source) -> _Tally:
+async def _enqueue_all(client: Client, order: _Order, source: _Input) -> _Totals:
     from ..job import parse_message, untyped  # noqa: PLC0415
 
     if order.family is not None:
@@ -166,62 +203,65 @@ async def _send(client: Client, order: _Order, source: _Source) -> _Tally:
         model = untyped(order.kind, family.name)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    tally = _Tally()
-    begun = time.monotonic()
+    totals = _Totals()
+    started = time.monotonic()
 
     async def messages() -> AsyncIterator[tuple[Message, int]]:
-        async for line, value, size in _documents(source):
-            place = f"{source.name} line {line}: " if source.several else ""
+        async for line, value, size in _parse_bodies(source):
+            position = f"{source.name} line {line}: " if source.is_many else ""
             if not isinstance(value, dict):
-                hint = "; for many jobs give one object a line" if isinstance(value, list) else ""
-                raise BadInput(f"{place}a job's body is a JSON object and not {_called(value)}{hint}")
+                hint = "; for several jobs, write one object per line" if isinstance(value, list) else ""
+                raise BadInput(f"{position}a job's body must be a JSON object, not {_json_type(value)}{hint}")
             try:
                 yield parse_message(model, value), size
             except BadInput as error:
-                raise BadInput(f"{place}{error}") from None
+                raise BadInput(f"{position}{error}") from None
 
-    with many.progress("enqueueing", source.size, unit="jobs") as advance:
+    with parallel.progress_bar("enqueueing", source.size, unit="jobs") as advance:
 
-        async def one(handle: Handle) -> None:
-            await _one(order, handle, tally, several=source.several)
+        async def finish(handle: Handle) -> None:
+            await _finish_job(order, handle, totals, is_many=source.is_many)
 
-        stored = _stored(client, order, _alone(messages()) if order.unique else messages(), source, tally, advance)
+        stored = _store(
+            client, order, _require_one(messages()) if order.unique else messages(), source, totals, advance
+        )
         try:
             if order.wait_s is None:
                 async for handle in stored:
-                    await one(handle)
+                    await finish(handle)
             else:
-                await many.each(stored, one, at_once=AT_ONCE)
+                await parallel.for_each(stored, finish, at_once=AT_ONCE)
         except AIQueueError:
-            if tally.stored:
-                output.say(f"{output.count(tally.stored, 'job')} had been enqueued before this:", err=True)
+            if totals.stored:
+                output.print_line(f"{output.format_count(totals.stored, 'job')} enqueued before this error:", err=True)
             raise
-    if not tally.stored:
-        raise BadInput(f"{source.name} holds no job")
-    _report(order, tally, time.monotonic() - begun)
-    return tally
+    if not totals.stored:
+        raise BadInput(f"{source.name if source.is_many else 'the JSON argument'} contains no job")
+    _print_summary(order, totals, time.monotonic() - started)
+    return totals
 
 
-async def _alone(messages: AsyncIterator[tuple[Message, int]]) -> AsyncIterator[tuple[Message, int]]:
-    """The only message there is. Raises BadInput, before it is sent, if there are more."""
+async def _require_one(messages: AsyncIterator[tuple[Message, int]]) -> AsyncIterator[tuple[Message, int]]:
+    """Yield the only message. Raises BadInput if there is a second one, before the first is sent."""
     first = await anext(messages, None)
     if first is None:
         return
     if await anext(messages, None) is not None:
-        raise BadInput("--unique is the id of one job, and there are several: give each its own key as a field")
+        raise BadInput("--unique names one job, but there are several: give each body its own key field instead")
     yield first
 
 
-async def _stored(
+async def _store(
     client: Client,
     order: _Order,
     messages: AsyncIterator[tuple[Message, int]],
-    source: _Source,
-    tally: _Tally,
-    advance: many.Advance,
+    source: _Input,
+    totals: _Totals,
+    advance: parallel.Advance,
 ) -> AsyncIterator[Handle]:
-    """The handles of what was stored. The first error ends it: no message is read after it, those under way are
-    awaited, and it is raised.
+    """Enqueue the messages and yield the handles of the stored jobs.
+
+    After the first error no further message is read. The publishes under way are awaited, then the error is raised.
     """
     from ..job import JobSpec  # noqa: PLC0415
 
@@ -237,7 +277,7 @@ async def _stored(
 
     outcomes = client.enqueue_many(
         items(), tenant=order.tenant, priority=order.priority, headers=order.headers, deadline=order.deadline,
-        delay=order.delay, at=order.at, on_full="wait" if source.several else "raise",
+        delay=order.delay, at=order.at, on_full="wait" if source.is_many else "raise",
     )  # fmt: skip
     async with contextlib.aclosing(outcomes):
         async for outcome in outcomes:
@@ -246,84 +286,85 @@ async def _stored(
                 first = first or outcome
                 continue
             advance(size if source.size is not None else 1)
-            tally.stored += 1
-            tally.duplicates += outcome.duplicate
-            tally.first = tally.first or outcome
+            totals.stored += 1
+            totals.duplicates += outcome.duplicate
+            totals.first = totals.first or outcome
             yield outcome
     if first is not None:
         raise first
 
 
-async def _one(order: _Order, handle: Handle, tally: _Tally, *, several: bool) -> None:
-    told: dict[str, Any] = {
+async def _finish_job(order: _Order, handle: Handle, totals: _Totals, *, is_many: bool) -> None:
+    """Wait for the job's result if --wait is given, and print the job."""
+    shown: dict[str, Any] = {
         "job_id": handle.id, "family": handle.family, "tenant": handle.tenant, "priority": handle.lane.priority,
         "duplicate": handle.duplicate,
     }  # fmt: skip
     if handle.due is not None:
-        told["due"] = handle.due
+        shown["due"] = handle.due
     if order.wait_s is not None:
-        if not several and not order.json:
-            output.say(_stored_line(handle), err=True)
+        if not is_many and not order.json:
+            output.print_line(_format_handle(handle), err=True)
         try:
-            told["result"] = await handle.result(order.wait_s)
+            shown["result"] = await handle.result(order.wait_s)
         except ResultDisabled as error:
-            told["result"] = None
-            output.say(str(error), err=True)
+            shown["result"] = None
+            output.print_line(str(error), err=True)
         except (JobFailed, ResultTimeout) as error:
-            tally.failed += 1
-            told["error"] = str(error)
-            complain(str(error))
+            totals.failed += 1
+            shown["error"] = str(error)
+            print_error(str(error))
     if order.json:
-        output.say_json(told, lines=True)
-    elif "result" in told:
-        if several:
-            output.say_json({"job_id": handle.id, "result": told["result"]}, lines=True)
+        output.print_json(shown, lines=True)
+    elif "result" in shown:
+        if is_many:
+            output.print_json({"job_id": handle.id, "result": shown["result"]}, lines=True)
         else:
-            output.say(output.pretty(told["result"]))
+            output.print_line(output.format_json(shown["result"]))
 
 
-def _report(order: _Order, tally: _Tally, took_s: float) -> None:
-    if order.json or tally.first is None:
+def _print_summary(order: _Order, totals: _Totals, took_s: float) -> None:
+    if order.json or totals.first is None:
         return
-    if tally.stored == 1:
+    if totals.stored == 1:
         if order.wait_s is None:
-            output.say(_stored_line(tally.first))
+            output.print_line(_format_handle(totals.first))
         return
     from ..units import short_duration  # noqa: PLC0415
 
-    where = output.lane(*tally.first.lane)
-    known = f", {tally.duplicates:,} of them there already" if tally.duplicates else ""
-    rate = f"{tally.stored / max(took_s, 1e-6):,.0f}/s"
-    output.say(
-        f"enqueued {output.count(tally.stored, 'job')} in {where} in {short_duration(took_s)} ({rate}){known}",
+    where = output.format_lane(*totals.first.lane)
+    known = f", {totals.duplicates:,} of them duplicates" if totals.duplicates else ""
+    rate = f"{totals.stored / max(took_s, 1e-6):,.0f}/s"
+    output.print_line(
+        f"enqueued {output.format_count(totals.stored, 'job')} in {where} in {short_duration(took_s)} ({rate}){known}",
         err=order.wait_s is not None,
     )
 
 
-def _stored_line(handle: Handle) -> str:
-    where = output.lane(*handle.lane)
+def _format_handle(handle: Handle) -> str:
+    where = output.format_lane(*handle.lane)
     if handle.due is not None:
-        where += f", due in {output.age(handle.due - time.time())} ({output.clock(handle.due)})"
+        where += f", due in {output.format_age(handle.due - time.time())} ({output.format_time(handle.due)})"
     if handle.duplicate:
-        return f"there already: {handle.id} in {where}; nothing was stored"
+        return f"duplicate: {handle.id} is already in {where}; nothing was stored"
     return f"enqueued {handle.id} in {where}"
 
 
-def _called(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "a truth value", int: "a number", float: "a number"}
+def _json_type(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null")
 
 
-async def _documents(source: _Source) -> AsyncIterator[tuple[int, Any, int]]:
-    """The JSON values, one a line, or the only one over several lines: line number, value, bytes."""
+async def _parse_bodies(source: _Input) -> AsyncIterator[tuple[int, Any, int]]:
+    """Yield line number, value and size in bytes of each JSON value: one per line, or a single one on several lines."""
     number, seen = 0, False
-    lines = _lines(source)
+    lines = _read_lines(source)
     async for line in lines:
         number += 1
         if not line.strip():
             continue
         try:
-            value = _parse(line)
+            value = _parse_json(line)
         except ValueError as error:
             if seen:
                 raise BadInput(f"{source.name} line {number}: not JSON: {error}") from None
@@ -334,25 +375,25 @@ async def _documents(source: _Source) -> AsyncIterator[tuple[int, Any, int]]:
                     break
             text = b"".join(whole)
             try:
-                yield 1, _parse(text), len(text)
+                yield 1, _parse_json(text), len(text)
             except ValueError as problem:
-                what = source.name if source.several else "the body"
+                what = source.name if source.is_many else "the body"
                 raise BadInput(f"{what} is not JSON: {problem}") from None
             return
         seen = True
         yield number, value, len(line)
 
 
-def _parse(text: bytes) -> Any:
+def _parse_json(text: bytes) -> Any:
     try:
         return jsonlib.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-async def _lines(source: _Source) -> AsyncIterator[bytes]:
+async def _read_lines(source: _Input) -> AsyncIterator[bytes]:
     rest = b""
-    async for chunk in _chunks(source):
+    async for chunk in _read_chunks(source):
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             yield line + b"\n"
@@ -362,8 +403,8 @@ async def _lines(source: _Source) -> AsyncIterator[bytes]:
         yield rest
 
 
-async def _chunks(source: _Source) -> AsyncIterator[bytes]:
-    """What there is to read. A thread of its own reads, which an interrupt need not wait for."""
+async def _read_chunks(source: _Input) -> AsyncIterator[bytes]:
+    """Yield the input in chunks. A thread reads them, so that Ctrl-C does not wait for a blocked read."""
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import threading  # noqa: PLC0415
@@ -386,7 +427,7 @@ async def _chunks(source: _Source) -> AsyncIterator[bytes]:
                 if not got or isinstance(got, OSError):
                     return
         except RuntimeError:
-            return  # the loop is closed: nobody reads on
+            return  # the loop is closed: nobody reads the chunks
         finally:
             os.close(fd)
 

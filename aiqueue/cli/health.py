@@ -1,7 +1,7 @@
-"""``work --health-file`` and ``health``: what a worker says of itself, each second, for whatever supervises it.
+"""``work --health-file`` and ``health``: a worker reports its state every second, for supervisors and probes.
 
-A file and not a port: it needs no permission, cannot collide, and a loop that is blocked shows in its age. systemd is
-told the same on its own socket, where it gives one (docs/supervision.md).
+The report is a file and not a port: it needs no permission, cannot collide, and its age reveals a blocked event loop.
+Under systemd, the same state also goes to its notification socket (docs/supervision.md).
 """
 
 from __future__ import annotations
@@ -19,141 +19,149 @@ import typer
 
 from ..errors import BadInput, NotFound
 from . import output
-from .options import FAILED, Json, Where, duration, verb
+from .options import FAILED, Json, ServerOptions, add_command, parse_duration_option
 
 if TYPE_CHECKING:
     import asyncio
 
-BEAT_S = 1.0
-STALE_S = 10.0  # a file that is older is that of a blocked or dead process
-DEAF_MAX_S = 60.0  # in which a deaf worker mends itself, or is to be replaced
-STATES = ("ok", "starting", "draining", "disconnected", "deaf", "stale")  # from good to bad
+REPORT_EVERY_S = 1.0
+STALE_S = 10.0  # an older report is that of a blocked or dead process
+STALLED_MAX_S = 60.0  # a stalled worker repairs itself within this time, or must be replaced
+STATES = ("ok", "starting", "draining", "disconnected", "stalled", "stale")  # from best to worst
 
-Told = dict[str, Any]
+Report = dict[str, Any]  # a worker's state as plain data
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "health", only=())(health)
+    """Register the command."""
+    add_command(app, "health", only=())(health)
 
 
 def health(
-    _where: Where,
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="What `aiqueue work --health-file` writes.")],
+    _options: ServerOptions,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file that `aiqueue work --health-file` writes.")],
     *,
-    ready: Annotated[bool, typer.Option("--ready", help="Also demand that it takes jobs now.")] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", metavar="", help="Check for readiness: the worker takes jobs now.")
+    ] = False,
     within: Annotated[
-        float | None, typer.Option(parser=duration, metavar="DURATION", help="How old the file may be. Default: 10s.")
+        float | None,
+        typer.Option(parser=parse_duration_option, metavar="DURATION", help="Maximum age of the file. Default: 10s."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say whether a worker is alive: exit code 0, or 1 if it is to be replaced.
+    """Check whether a worker is alive, or ready with --ready.
 
-    A lost server is no reason to replace a worker, which waits for it; --ready says no meanwhile.
+    A worker without a connection to the server is alive but not ready: it reconnects by itself.
+
+    Exit codes: 0 healthy, 1 not healthy or no such file.
     """
-    told = read(path, within_s=STALE_S if within is None else within)
-    good = told["state"] == "ok" if ready else alive(told)
+    report = read_report(path, within_s=STALE_S if within is None else within)
+    healthy = report["state"] == "ok" if ready else is_alive(report)
     if json:
-        output.say_json({**told, "healthy": good})
+        output.print_json({**report, "healthy": healthy})
     else:
-        output.say(output.clean(line(told)), err=not good)
-    if not good:
+        output.print_line(output.escape_controls(format_report(report)), err=not healthy)
+    if not healthy:
         raise typer.Exit(FAILED)
 
 
-def alive(told: Told) -> bool:
-    """Whether the worker is to be left running."""
-    return told["state"] != "stale" and float(told.get("deaf_s") or 0) < DEAF_MAX_S
+def is_alive(report: Report) -> bool:
+    """Return whether the worker should be left running."""
+    return report["state"] != "stale" and float(report.get("stalled_s") or 0) < STALLED_MAX_S
 
 
-def line(told: Told) -> str:
-    """A report for people."""
-    counts = f"{told.get('running', 0)} of {told.get('slots', 0)} slots in use, {told.get('done', 0):,} done"
-    age_s = time.time() - float(told.get("time") or 0)
-    return f"worker {told.get('worker', '?')}: {told['state']}, {counts}, said {output.age(age_s)} ago"
+def format_report(report: Report) -> str:
+    """Return a report as one line."""
+    counts = f"{report.get('running', 0)} of {report.get('slots', 0)} slots in use, {report.get('done', 0):,} done"
+    age_s = time.time() - float(report.get("time") or 0)
+    return f"worker {report.get('worker', '?')}: {report['state']}, {counts}, reported {output.format_age(age_s)} ago"
 
 
-def read(path: Path, *, within_s: float = STALE_S) -> Told:
-    """What a worker last said; its state is "stale" where that is too long ago. Raises NotFound, BadInput."""
+def read_report(path: Path, *, within_s: float = STALE_S) -> Report:
+    """Return the last report in the file, with state "stale" if it is older than `within_s` seconds.
+
+    Raises NotFound, BadInput.
+    """
     try:
-        told = jsonlib.loads(path.read_bytes())
+        report = jsonlib.loads(path.read_bytes())
     except FileNotFoundError:
-        raise NotFound(f"{path}: there is no such file: the worker has not begun, or has ended") from None
+        raise NotFound(f"{path}: no such file: the worker has not started, or has ended") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a health file: {error}") from None
-    if not isinstance(told, dict) or not isinstance(told.get("time"), int | float):
+    if not isinstance(report, dict) or not isinstance(report.get("time"), int | float):
         raise BadInput(f"{path}: not a health file")
-    if told.get("state") not in STATES or time.time() - told["time"] > within_s:
-        told["state"] = "stale"
-    return told
+    if report.get("state") not in STATES or time.time() - report["time"] > within_s:
+        report["state"] = "stale"
+    return report
 
 
-def write(path: Path, told: Told) -> None:
-    """Put a report in place at once, so that no reader sees half of it. Raises BadInput where it cannot be."""
+def write_report(path: Path, report: Report) -> None:
+    """Replace the file atomically, so that a reader never sees half a report. Raises BadInput if it is not writable."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(jsonlib.dumps(told))
+        draft.write_text(jsonlib.dumps(report))
         draft.replace(path)
     except OSError as error:
         raise BadInput(f"--health-file {path}: {error.strerror or error}") from None
 
 
-def merged(members: Sequence[Told], *, worker: str) -> Told:
-    """One report for several processes: the worst state, and the sums."""
-    sums = {each: sum(int(member.get(each) or 0) for member in members) for each in ("slots", "running", "done")}
-    worst = max((str(member["state"]) for member in members), key=STATES.index, default="starting")
+def merge_reports(reports: Sequence[Report], *, worker: str) -> Report:
+    """Return one report for several processes: the worst state, and the sums of the counts."""
+    sums = {key: sum(int(each.get(key) or 0) for each in reports) for key in ("slots", "running", "done")}
+    worst = max((str(each["state"]) for each in reports), key=STATES.index, default="starting")
     return {
         "state": worst, "time": time.time(), "pid": os.getpid(), "worker": worker, **sums,
-        "deaf_s": max((float(member.get("deaf_s") or 0) for member in members), default=0.0),
-        "members": list(members),
+        "stalled_s": max((float(each.get("stalled_s") or 0) for each in reports), default=0.0),
+        "processes": list(reports),
     }  # fmt: skip
 
 
-class Notify:
-    """systemd's socket (sd_notify(3)), where there is one: ready once, and alive for as long as it is."""
+class SystemdNotifier:
+    """Sends the state to systemd's notification socket, sd_notify(3), if there is one: READY once, then WATCHDOG."""
 
     def __init__(self) -> None:
         self._at = os.environ.get("NOTIFY_SOCKET", "")
         self._ready = False
 
     @property
-    def wanted(self) -> bool:
+    def is_wanted(self) -> bool:
         return bool(self._at)
 
-    def tell(self, told: Told) -> None:
+    def notify(self, report: Report) -> None:
         if not self._at:
             return
-        words = [f"STATUS={line(told)}"]
-        if not self._ready and told["state"] == "ok":
+        fields = [f"STATUS={format_report(report)}"]
+        if not self._ready and report["state"] == "ok":
             self._ready = True
-            words.append("READY=1")
-        if told["state"] == "draining":
-            words.append("STOPPING=1")
-        if alive(told):
-            words.append("WATCHDOG=1")
+            fields.append("READY=1")
+        if report["state"] == "draining":
+            fields.append("STOPPING=1")
+        if is_alive(report):
+            fields.append("WATCHDOG=1")
         address = f"\0{self._at[1:]}" if self._at.startswith("@") else self._at
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line_out:
-            line_out.sendto("\n".join(words).encode(), address)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.sendto("\n".join(fields).encode(), address)
 
 
-class Pulse:
-    """Writes what `told` says each second, from `start` to `stop`, which removes the file."""
+class HealthReporter:
+    """Writes what `get_report` returns every second, from `start` until `stop`, which removes the file."""
 
-    def __init__(self, path: Path | None, told: Callable[[], Told], *, notify: bool) -> None:
+    def __init__(self, path: Path | None, get_report: Callable[[], Report], *, notify: bool) -> None:
         self._path = path
-        self.told = told
-        self._notify = Notify() if notify else None
+        self.get_report = get_report
+        self._notifier = SystemdNotifier() if notify else None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Raises BadInput where the file cannot be written."""
-        import asyncio  # noqa: PLC0415  (the parent of a crew can do without it)
+        """Write the first report and start the task. Raises BadInput if the file is not writable."""
+        import asyncio  # noqa: PLC0415  (the parent of a worker pool imports this module without asyncio)
 
-        self._beat()
+        self._report()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Safe twice and unstarted."""
+        """Stop the task and remove the file. Safe to call twice, and before `start`."""
         import asyncio  # noqa: PLC0415
 
         task, self._task = self._task, None
@@ -163,17 +171,17 @@ class Pulse:
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        told = self.told()
+    def _report(self) -> None:
+        report = self.get_report()
         if self._path is not None:
-            write(self._path, told)
-        if self._notify is not None:
-            self._notify.tell(told)
+            write_report(self._path, report)
+        if self._notifier is not None:
+            self._notifier.notify(report)
 
     async def _run(self) -> None:
         import asyncio  # noqa: PLC0415
 
         while True:
-            await asyncio.sleep(BEAT_S)
-            with contextlib.suppress(BadInput):  # a full disk, say: its age tells
-                self._beat()
+            await asyncio.sleep(REPORT_EVERY_S)
+            with contextlib.suppress(BadInput):  # for example a full disk; the age of the file shows it
+                self._report()

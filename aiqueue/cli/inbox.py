@@ -1,4 +1,4 @@
-"""``inbox``: the mail of agents, looked at without taking any, sent, and who is on the roster."""
+"""``inbox``: list agents and their mail, send mail, and register agents on a tenant's roster."""
 
 from __future__ import annotations
 
@@ -10,41 +10,44 @@ import typer
 from ..errors import DecodeError
 from ..units import short_size
 from . import output
-from .options import Json, Where, duration, names, verb
+from .options import Json, ServerOptions, add_command, parse_duration_option, split_names
 from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..mailbox import InboxStats, Sent, Unread
 
-app = typer.Typer(no_args_is_help=True, help="Agents' mail: list, read, send; put agents on the roster.")
+app = typer.Typer(no_args_is_help=True, help="List, read and send agents' mail; register agents.")
 
-Name = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.")]
-Tenant = Annotated[str, typer.Option(help="Whose agent it is.")]
+Name = Annotated[str, typer.Argument(metavar="AGENT", help="Agent name.")]
+Tenant = Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the agent.")]
 
 
 def ls(
-    where: Where,
+    options: ServerOptions,
     *,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
-    limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 1_000,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only agents of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to list.", min=1)] = 1_000,
     json: Json = False,
 ) -> None:
-    """List agents: whether they are online, and their unread mail. `-` is not registered: it gets no broadcasts."""
+    """List agents, their state and their unread mail.
 
-    async def look(client: Client) -> list[InboxStats]:
+    States: online (for how long), offline, - (not registered, gets no broadcasts).
+    """
+
+    async def fetch(client: Client) -> list[InboxStats]:
         return await client.inboxes.stats(tenant)
 
-    found = where.drive(look)
+    found = options.run_with_client(fetch)
     if json:
-        output.say_json([_plain_stats(each) for each in found[:limit]])
+        output.print_json([_stats_as_dict(each) for each in found[:limit]])
     elif not found:
-        output.say("no agents" if tenant is None else f"no agents of {tenant}")
+        output.print_line("no agents" if tenant is None else f"no agents of {tenant}")
     else:
         now = time.time()
         rows = [
-            [each.tenant, each.agent, _state(each, now), f"{each.unread:,}",
-             output.age(None if each.oldest_at is None else now - each.oldest_at),
+            [each.tenant, each.agent, _format_state(each, now), f"{each.unread:,}",
+             output.format_age(None if each.oldest_at is None else now - each.oldest_at),
              ", ".join(each.card.kinds) if each.card else ""]
             for each in found[:limit]
         ]  # fmt: skip
@@ -52,32 +55,35 @@ def ls(
             Column("tenant"), Column("agent", style="bold", shrink=True), Column("state"),
             Column("unread", right=True), Column("oldest", right=True), Column("kinds", shrink=True, prose=True),
         ]  # fmt: skip
-        output.table(columns, rows)
+        output.print_table(columns, rows)
     if len(found) > limit:
-        output.say(f"there are {len(found):,}: name a tenant, or raise --limit", err=True)
+        output.print_line(f"{limit:,} of {len(found):,} agents shown: add --tenant or raise --limit", err=True)
 
 
-def _state(each: InboxStats, now: float) -> str:
+def _format_state(each: InboxStats, now: float) -> str:
     if each.online_since is not None:
-        return f"online {output.age(now - each.online_since)}"
+        return f"online {output.format_age(now - each.online_since)}"
     return "offline" if each.card else "-"
 
 
-def _plain_stats(each: InboxStats) -> dict[str, Any]:
+def _stats_as_dict(each: InboxStats) -> dict[str, Any]:
     return {**each._asdict(), "card": each.card.plain() if each.card else None, "online": each.online_since is not None}
 
 
 def read(
-    where: Where,
+    options: ServerOptions,
     agent: Name,
     *,
     tenant: Tenant,
-    limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to show.", min=1)] = 20,
     json: Json = False,
 ) -> None:
-    """Show an agent's unread mail, the oldest first. Nothing is taken; what it is handling now is among it."""
+    """Show an agent's unread mail, oldest first.
 
-    async def look(client: Client) -> list[Unread]:
+    The mail stays in the inbox. Mail that the agent is handling now is also shown.
+    """
+
+    async def fetch(client: Client) -> list[Unread]:
         found = []
         async for each in client.inboxes.read(agent, tenant=tenant):
             found.append(each)
@@ -85,82 +91,97 @@ def read(
                 break
         return found
 
-    found = where.drive(look)
+    found = options.run_with_client(fetch)
     more, found = len(found) > limit, found[:limit]
     if json:
-        output.say_json([_plain(each) for each in found])
+        output.print_json([_mail_as_dict(each) for each in found])
     elif not found:
-        output.say(f"agent {agent} of {tenant} has no unread mail")
-    width = output.width()
+        output.print_line(f"agent {agent} of {tenant} has no unread mail")
+    width = output.terminal_width()
     edge = width - 18 if width else None
     for each in () if json else found:
-        told = each.envelope
-        head = f"{told.kind} from {told.sender or 'nobody named'}"
-        output.say(f"{output.styled(output.clean(head), 'bold')}  {output.ago(told.sent_at)}")
-        output.fields([
-            ("id", told.mail_id),
-            ("conversation", "" if told.conversation == told.mail_id else told.conversation),
-            ("answers", told.correlation or ""),
-            ("expires", _when(told.deadline)),
-            ("message", output.cut(output.pretty(_message(each), short=True), edge)),
+        envelope = each.envelope
+        head = f"{envelope.kind} from {envelope.sender or '(no sender)'}"
+        output.print_line(
+            f"{output.apply_style(output.escape_controls(head), 'bold')}  {output.format_ago(envelope.sent_at)}"
+        )
+        output.print_fields([
+            ("id", envelope.mail_id),
+            ("conversation", "" if envelope.conversation == envelope.mail_id else envelope.conversation),
+            ("in reply to", envelope.correlation or ""),
+            ("expires", _format_deadline(envelope.deadline)),
+            ("message", output.truncate(output.format_json(_decode_message(each), short=True), edge)),
         ])  # fmt: skip
     if more:
-        output.say(f"there are more than {limit:,}: raise --limit", err=True)
+        output.print_line(f"more than {limit:,} unread mails: raise --limit", err=True)
 
 
-def _when(deadline: float | None) -> str:
+def _format_deadline(deadline: float | None) -> str:
     if deadline is None:
         return ""
-    left = deadline - time.time()
-    return f"in {output.age(left)}" if left > 0 else f"{output.ago(deadline)}: it goes back to its sender"
+    left_s = deadline - time.time()
+    return f"in {output.format_age(left_s)}" if left_s > 0 else f"{output.format_ago(deadline)}; returns to its sender"
 
 
-def _message(each: Unread) -> Any:
+def _decode_message(each: Unread) -> Any:
     from .. import codec, headers  # noqa: PLC0415
 
     try:
         return codec.decode(each.body, each.headers.get(headers.CONTENT_TYPE, ""))
     except DecodeError as error:
-        return f"({short_size(len(each.body))} that cannot be read: {error.reason})"
+        return f"({short_size(len(each.body))}, cannot be decoded: {error.reason})"
 
 
-def _plain(each: Unread) -> dict[str, Any]:
+def _mail_as_dict(each: Unread) -> dict[str, Any]:
     return {
         "seq": each.seq, "stored_at": each.stored_at, **each.envelope._asdict(), "headers": dict(each.headers),
-        "message": _message(each),
+        "message": _decode_message(each),
     }  # fmt: skip
 
 
 def send(
-    where: Where,
-    agent: Annotated[str, typer.Argument(metavar="AGENT|-", help="To whom; - is all of the tenant's roster.")],
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="The message's kind.")],
-    message: Annotated[str, typer.Argument(metavar="JSON", help="The message: a JSON object.")] = "{}",
+    options: ServerOptions,
+    agent: Annotated[
+        str, typer.Argument(metavar="AGENT|-", help="Recipient, or - for all registered agents of the tenant.")
+    ],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.note.")],
+    message: Annotated[str, typer.Argument(metavar="JSON", help="Message fields as a JSON object.")] = "{}",
     *,
     tenant: Tenant,
-    sender: Annotated[str | None, typer.Option(help="The agent that gets the reply, or the bounce.")] = None,
+    sender: Annotated[
+        str | None, typer.Option(metavar="AGENT", help="Agent that receives replies and bounces.")
+    ] = None,
     conversation: Annotated[
-        str | None, typer.Option(help="Which mails are handled in order. Default: a new one.")
+        str | None,
+        typer.Option(metavar="ID", help="Conversation id; its mails are handled in order. Default: a new one."),
     ] = None,
     expires: Annotated[
-        float | None, typer.Option(parser=duration, metavar="DURATION", help="Then it goes back to its sender.")
+        float | None,
+        typer.Option(
+            parser=parse_duration_option, metavar="DURATION", help="Bounce the mail if it is not handled in this time."
+        ),
     ] = None,
-    unique: Annotated[str | None, typer.Option(help="The mail's id: one is stored within two minutes.")] = None,
+    unique: Annotated[
+        str | None, typer.Option(metavar="ID", help="Mail id; a second mail with it within 2 minutes is dropped.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put a mail in an agent's inbox, whether that runs or not."""
+    """Send a mail to an agent's inbox. The agent need not be running.
+
+    Exit codes: 0 sent, 1 not sent to some or all recipients.
+    """
     from ..errors import AIQueueError, BadInput, details  # noqa: PLC0415
     from ..job import untyped  # noqa: PLC0415
 
-    data = _object(message)
+    data = _parse_object(message)
     try:
         model = untyped(kind, "agent.message")
     except ValueError as error:
         raise BadInput(str(error)) from None
     if agent == "-" and unique is not None:
-        raise BadInput("--unique is for a mail to one agent")
+        raise BadInput("--unique cannot be used with -, a broadcast: it names one mail")
 
-    async def work(client: Client) -> dict[str, Sent | AIQueueError]:
+    async def send_mail(client: Client) -> dict[str, Sent | AIQueueError]:
         mail = model.model_validate(data)
         if agent == "-":
             return await client.inboxes.broadcast(
@@ -172,25 +193,25 @@ def send(
             )
         }
 
-    outcomes = where.drive(work)
+    outcomes = options.run_with_client(send_mail)
     if json:
-        output.say_json(
+        output.print_json(
             [details(each) if isinstance(each, AIQueueError) else each._asdict() for each in outcomes.values()]
         )
     elif not outcomes:
-        output.say(f"nobody is on the roster of {tenant}: `aiqueue inbox create AGENT --tenant {tenant}`")
+        output.print_line(f"no agents are registered for {tenant}: `aiqueue inbox create AGENT --tenant {tenant}`")
     else:
         for to, each in outcomes.items():
             if isinstance(each, AIQueueError):
-                output.say(f"{to}: {each}", err=True)
+                output.print_line(f"{to}: {each}", err=True)
             else:
-                again = "  (sent before)" if each.duplicate else ""
-                output.say(f"{each.mail_id}  to {to}{again}")
+                duplicate = "  (duplicate, not stored again)" if each.duplicate else ""
+                output.print_line(f"{each.mail_id}  to {to}{duplicate}")
     if any(isinstance(each, AIQueueError) for each in outcomes.values()):
         raise typer.Exit(1)
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     import json  # noqa: PLC0415
 
     from ..errors import BadInput  # noqa: PLC0415
@@ -205,31 +226,44 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def create(
-    where: Where,
+    options: ServerOptions,
     agent: Name,
     *,
     tenant: Tenant,
-    capability: Annotated[list[str] | None, typer.Option(help="What it can do; commas or repeated.")] = None,
-    description: Annotated[str, typer.Option(help="A line for people.")] = "",
+    capability: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Capabilities of the agent; repeatable.")
+    ] = None,
+    description: Annotated[str, typer.Option(metavar="TEXT", help="One-line description of the agent.")] = "",
 ) -> None:
-    """Put an agent on its tenant's roster, before it first runs: it gets broadcasts from now on."""
+    """Register an agent on its tenant's roster before its first run.
 
-    async def work(client: Client) -> None:
-        await client.inboxes.create(agent, tenant=tenant, capabilities=names(capability) or (), description=description)
+    From then on it receives broadcasts.
+    """
 
-    where.drive(work)
-    output.say(f"agent {agent} of {tenant} is on the roster")
+    async def register_agent(client: Client) -> None:
+        await client.inboxes.create(
+            agent, tenant=tenant, capabilities=split_names(capability) or (), description=description
+        )
+
+    options.run_with_client(register_agent)
+    output.print_line(f"agent {agent} of {tenant} is registered")
 
 
-def rm(where: Where, agent: Name, *, tenant: Tenant) -> None:
-    """Take an agent off the roster and delete its unread mail."""
+def rm(options: ServerOptions, agent: Name, *, tenant: Tenant) -> None:
+    """Unregister an agent and delete its unread mail."""
 
-    async def work(client: Client) -> int:
+    async def remove_agent(client: Client) -> int:
         return await client.inboxes.remove(agent, tenant=tenant)
 
-    gone = where.drive(work)
-    output.say(f"agent {agent} of {tenant} is off the roster; {output.count(gone, 'unread mail')} deleted")
+    deleted = options.run_with_client(remove_agent)
+    mail = output.format_count(deleted, "unread mail")
+    output.print_line(f"agent {agent} of {tenant} is unregistered; {mail} deleted")
 
 
-for each in (ls, read, send, create, rm):
-    verb(app, each.__name__)(each)
+add_command(app, "ls")(ls)
+add_command(app, "read")(read)
+add_command(app, "send", examples=('  aiqueue inbox send planner agent.note \'{"text": "hello"}\' --tenant acme',))(
+    send
+)
+add_command(app, "create")(create)
+add_command(app, "rm")(rm)

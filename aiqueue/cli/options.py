@@ -1,4 +1,7 @@
-"""What all verbs share: where the server is, how a verb runs, what its errors come to. Imports nothing heavy."""
+"""What all commands share: the server options, how a command is registered and run, and how its errors are printed.
+
+Imports nothing heavy, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +24,56 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAILED, USAGE, DRIFT = 1, 2, 3
+FAILED, USAGE, DRIFT = 1, 2, 3  # exit codes
 
-_PANEL = "Where"
+_PANEL = "Server and streams"
 Url = Annotated[
     str | None,
-    typer.Option(help="Address of the server; also NATS_URL. Default: this directory's own.", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="URL",
+        help="NATS server URL. Default: NATS_URL, else this directory's embedded server.",
+        rich_help_panel=_PANEL,
+    ),
 ]
-Context = Annotated[str | None, typer.Option(help="A context of the nats command line tool.", rich_help_panel=_PANEL)]
+Context = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="nats CLI context to take URL and credentials from.", rich_help_panel=_PANEL),
+]
 Profile = Annotated[
     Literal["single", "cluster"] | None,
-    typer.Option(help="What is declared: for one server or three.", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="PROFILE",
+        help="Stream replicas: single (1 server, default) or cluster (3 servers).",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Streams = Annotated[
-    Path | None, typer.Option(help="A directory with more streams/*.toml.", rich_help_panel=_PANEL, show_default=False)
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Directory of additional stream files (*.toml).", rich_help_panel=_PANEL, show_default=False
+    ),
 ]
 Directory = Annotated[
     Path | None,
-    typer.Option(help="Data of the embedded server. Default: .aiqueue here or above.", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="DIR",
+        help="Data directory of the embedded server. Default: the nearest .aiqueue, here or in a parent.",
+        rich_help_panel=_PANEL,
+    ),
 ]
-WHERE: dict[str, Any] = {
+SERVER_OPTIONS: dict[str, Any] = {
     "url": Url, "context": Context, "profile": Profile, "streams": Streams, "directory": Directory,
 }  # fmt: skip
 
-Json = Annotated[bool, typer.Option("--json", help="Plain data instead of text.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 
 @dataclass(frozen=True)
-class Where:
-    """The shared options as given; None was not given. Credentials come from the environment, aiqueue.toml or a
-    context: on a command line every user of the machine could read them.
+class ServerOptions:
+    """The shared options as given on the command line; None: not given.
+
+    Credentials have no options, because every user of the machine can read a command line. They come from the
+    environment, aiqueue.toml or a nats context.
     """
 
     url: str | None = None
@@ -60,8 +83,10 @@ class Where:
     directory: Path | None = None
 
     def settings(self, *, embedded: bool = False) -> Settings:
-        """The settings in force; `embedded` leaves out every other server. A --directory means its own server,
-        whatever the environment says. Raises SettingsError.
+        """Return the settings in force. `embedded`: ignore settings that name another server.
+
+        A --directory without --url and --context also means its embedded server, whatever the environment contains.
+        Raises SettingsError.
         """
         from ..config import Settings  # noqa: PLC0415
 
@@ -72,13 +97,13 @@ class Where:
         return settings
 
     def client(self, *, embedded: bool = False) -> Client:
-        """A client, not yet open. Raises SettingsError, TopologyError."""
+        """Return a client that is not open yet. Raises SettingsError, TopologyError."""
         from ..client import Client  # noqa: PLC0415
 
         return Client(self.settings(embedded=embedded))
 
-    def drive(self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True) -> T:
-        """What `work` returns, given an open client; `declare` as for `Client.open`."""
+    def run_with_client(self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True) -> T:
+        """Open a client, return what `work` returns for it, and close the client. `declare` as in `Client.open`."""
         import asyncio  # noqa: PLC0415
 
         async def run() -> T:
@@ -92,20 +117,30 @@ class Where:
         return asyncio.run(run())
 
 
-def verb(app: typer.Typer, name: str, *, only: tuple[str, ...] = tuple(WHERE)) -> Callable[[Callable[..., None]], Any]:
-    """Make a function a command: its first parameter is a `Where`, filled from options that it need not declare
-    (those in `only`), given before or after the verb. An AIQueueError ends it with one line and its exit code.
+def add_command(
+    app: typer.Typer,
+    name: str,
+    *,
+    only: tuple[str, ...] = tuple(SERVER_OPTIONS),
+    examples: tuple[str, ...] = (),
+) -> Callable[[Callable[..., None]], Any]:
+    """Return a decorator that registers a function as a command. Its docstring is the help, `examples` end the help.
+
+    The function's first parameter is a `ServerOptions`. The options for it (those named in `only`) are added here and
+    are accepted before and after the command's name. An AIQueueError is printed as one line and sets the exit code.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(**given: Any) -> None:
             before = given.pop("ctx").find_root().params
-            where = Where(**{each: _first(given.pop(each, None), before.get(each)) for each in WHERE})
+            options = ServerOptions(
+                **{each: _first(given.pop(each, None), before.get(each)) for each in SERVER_OPTIONS}
+            )
             try:
-                function(where, **given)
+                function(options, **given)
             except AIQueueError as error:
-                complain(str(error))
+                print_error(str(error))
                 raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
 
         plain = inspect.signature(function, eval_str=True)
@@ -113,41 +148,47 @@ def verb(app: typer.Typer, name: str, *, only: tuple[str, ...] = tuple(WHERE)) -
             inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
             *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in list(plain.parameters.values())[1:]),
             *(
-                inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=WHERE[each])
+                inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SERVER_OPTIONS[each])
                 for each in only
             ),
         ]
         run.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         del run.__wrapped__
-        app.command(name)(run)
+        app.command(name, help=help_of(function), epilog="\n".join(("Examples:", *examples)) if examples else None)(run)
         return function
 
     return register
+
+
+def help_of(function: Callable[..., Any]) -> str:
+    """Return a docstring with each paragraph on one line: typer keeps line breaks, and a terminal may be narrower."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def complain(problem: str) -> None:
-    """Say what is wrong, as one line on stderr."""
-    from .output import clean, styled  # noqa: PLC0415
+def print_error(problem: str) -> None:
+    """Write an error as one line to stderr."""
+    from .output import apply_style, escape_controls  # noqa: PLC0415
 
-    line = " ".join(clean(problem).split())
-    sys.stderr.write(f"{styled('error:', 'red', sys.stderr)} {line}\n")
+    line = " ".join(escape_controls(problem).split())
+    sys.stderr.write(f"{apply_style('error:', 'red', sys.stderr)} {line}\n")
 
 
-def duration(value: str) -> float:
-    """Seconds of an option such as "30s", for typer."""
+def parse_duration_option(value: str) -> float:
+    """Return the seconds of an option such as "30s", for typer."""
     try:
         return seconds(float(value) if value.replace(".", "", 1).isdigit() else value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def moment(value: str) -> float:
-    """Seconds since the epoch of an option such as "2026-11-24T08:00:00+01:00", for typer."""
+def parse_time_option(value: str) -> float:
+    """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00", for typer."""
     from datetime import datetime  # noqa: PLC0415
 
     if value.replace(".", "", 1).isdigit():
@@ -157,12 +198,12 @@ def moment(value: str) -> float:
     except ValueError:
         found = None
     if found is None or found.utcoffset() is None:
-        zone = "" if found is None else "it has no time zone: "
-        raise typer.BadParameter(f'{zone}a time such as "2026-11-24T08:00:00+01:00", or seconds since the epoch')
+        problem = "is not a time" if found is None else "has no time zone"
+        raise typer.BadParameter(f'{value!r} {problem}; give "2026-11-24T08:00:00+01:00" or seconds since the epoch')
     return found.timestamp()
 
 
-def names(values: list[str] | None) -> list[str] | None:
-    """An option that may be repeated and may hold several names with commas; None where it was not given."""
+def split_names(values: list[str] | None) -> list[str] | None:
+    """Return the names in a repeatable option whose values may be comma-separated lists; None if there are none."""
     found = [part.strip() for value in values or () for part in value.split(",") if part.strip()]
     return found or None

@@ -1,4 +1,4 @@
-"""``respond``: answer requests until told to stop."""
+"""``respond``: run a responder, which answers requests with the results of their jobs."""
 
 from __future__ import annotations
 
@@ -8,46 +8,52 @@ import typer
 
 from ..errors import BadInput
 from . import output
-from .options import Where, duration, names, verb
+from .options import ServerOptions, add_command, parse_duration_option, split_names
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "respond")(respond)
+    """Register the command."""
+    add_command(app, "respond")(respond)
 
 
 def respond(
-    where: Where,
+    options: ServerOptions,
     *,
     families: Annotated[
-        list[str] | None, typer.Option(help="Only these families' requests; commas or repeated.")
+        list[str] | None, typer.Option(metavar="FAMILY,...", help="Only requests of these families; repeatable.")
     ] = None,
-    tenants: Annotated[list[str] | None, typer.Option(help="Only these tenants' requests; commas or repeated.")] = None,
+    tenants: Annotated[
+        list[str] | None, typer.Option(metavar="TENANT,...", help="Only requests of these tenants; repeatable.")
+    ] = None,
     concurrency: Annotated[
-        int, typer.Option(help="How many requests may wait for their answers.", min=1, max=100_000)
+        int, typer.Option(metavar="N", help="Maximum number of requests waiting for results.", min=1, max=100_000)
     ] = 1_000,
     drain_timeout: Annotated[
         float | None,
         typer.Option(
-            parser=duration, metavar="DURATION", help="What waiting requests get when told to stop. Default: 5s."
+            parser=parse_duration_option,
+            metavar="DURATION",
+            help="How long to wait for open requests on shutdown. Default: 5s.",
         ),
     ] = None,
 ) -> None:
-    """Answer requests (ai.gateway.responses.{tenant}, ai.rag.results.{tenant}) until Ctrl-C or SIGTERM.
+    """Answer requests until Ctrl-C or SIGTERM.
 
-    A request names a job by its id, or is a whole message that is enqueued once; it is answered when the job has ended.
-    Run workers beside it, and as many responders as you like: they share the requests.
+    Plain NATS clients send requests to the response subjects of a family, such as ai.rag.results.TENANT. A request
+    contains the id of a job, or a message to enqueue. The reply is the result, sent when the job has ended.
+
+    Workers run the jobs. Several responders share the requests.
     """
     import asyncio  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
     from ..responder import Responder  # noqa: PLC0415
 
-    if families is not None and names(families) is None:
-        raise BadInput("--families names no family")
-    if tenants is not None and names(tenants) is None:
-        raise BadInput("--tenants names no tenant")
-    responder = Responder(families=names(families), tenants=names(tenants), concurrency=concurrency)
+    if families is not None and split_names(families) is None:
+        raise BadInput("--families is empty: name at least one family or leave the option out")
+    if tenants is not None and split_names(tenants) is None:
+        raise BadInput("--tenants is empty: name at least one tenant or leave the option out")
+    responder = Responder(families=split_names(families), tenants=split_names(tenants), concurrency=concurrency)
     if drain_timeout is not None:
         responder.drain_timeout_s = drain_timeout
 
@@ -55,14 +61,14 @@ def respond(
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with where.client() as client, responder.running(client) as service:
+        async with options.client() as client, responder.running(client) as service:
             whose = ", ".join(responder.tenants) if responder.tenants else "all tenants"
-            on = ", ".join(f"{each.journal}" for each in responder.answered(client))
-            output.say(f"responder: {on} of {whose}, at {client.connection.server}")
+            subjects = ", ".join(f"{each.journal}" for each in responder.answered(client))
+            output.print_line(f"responder: {subjects} of {whose}, at {client.connection.server}")
             await stop.wait()
             if service.running:
-                left = output.count(service.running, "request")
-                output.say(f"responder: {left} under way, up to {responder.drain_timeout_s:g} s more", err=True)
-        output.say("responder: stopped")
+                left = output.format_count(service.running, "request")
+                output.print_line(f"responder: draining {left}, for up to {responder.drain_timeout_s:g} s", err=True)
+        output.print_line("responder: stopped")
 
     asyncio.run(serve())

@@ -1,4 +1,4 @@
-"""``server``: the directory's embedded server, in the foreground."""
+"""``server``: run the directory's embedded server in the foreground."""
 
 from __future__ import annotations
 
@@ -7,72 +7,75 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
-from .options import Where, verb
+from .options import ServerOptions, add_command
 
 if TYPE_CHECKING:
     from ..server import EmbeddedServer
 
-LOOK_EVERY_S = 5.0
+CHECK_EVERY_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "server", only=("profile", "streams", "directory"))(server)
+    """Register the command."""
+    add_command(app, "server", only=("profile", "streams", "directory"))(server)
 
 
 def server(
-    where: Where,
+    options: ServerOptions,
     *,
     port: Annotated[
         int | None,
-        typer.Option(help="The port to listen on. Default: a random one, kept afterwards.", min=1, max=65_535),
+        typer.Option(metavar="PORT", help="Port to listen on. Default: random at first, then kept.", min=1, max=65_535),
     ] = None,
 ) -> None:
-    """Run this directory's own server until Ctrl-C. Other verbs start it by themselves; this keeps it up."""
+    """Run the embedded NATS server of this directory until Ctrl-C or SIGTERM.
+
+    Other commands start the embedded server automatically and stop it when they end; this command keeps it running.
+    """
     import asyncio  # noqa: PLC0415
 
-    asyncio.run(_serve(where, port))
+    asyncio.run(_serve(options, port))
 
 
-async def _serve(where: Where, port: int | None) -> None:
+async def _serve(options: ServerOptions, port: int | None) -> None:
     import asyncio  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
     from ..errors import EmbeddedError  # noqa: PLC0415
     from ..server import EmbeddedServer  # noqa: PLC0415
 
-    client = where.client(embedded=True)
+    client = options.client(embedded=True)
     held = await asyncio.to_thread(EmbeddedServer.acquire, client.settings.directory, port=port)
     try:
-        await client.open()  # declares the streams, and shares the hold
+        await client.open()  # declares the streams; the server stays up, because `held` holds it
         version = client.connection.server_version
         await client.close()
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        _announce(held, version)
+        _print_address(held, version)
         url = held.url
         while not stop.is_set():
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(CHECK_EVERY_S):
                     await stop.wait()
             except TimeoutError:
                 try:
                     await asyncio.to_thread(held.ensure)
                 except EmbeddedError as error:
-                    output.say(f"warning: {error}", err=True)
+                    output.print_line(f"warning: {error}", err=True)
                 if held.url != url:
                     url = held.url
-                    output.say(f"it came back at {url}")
-        output.say("\nstopping: the server ends when nobody uses it any more")
+                    output.print_line(f"the server was restarted at {url}")
+        output.print_line("\nstopping; the server runs on while other processes use it")
     finally:
         held.release()
 
 
-def _announce(held: EmbeddedServer, version: str) -> None:
+def _print_address(held: EmbeddedServer, version: str) -> None:
     state = held.directory / "state.json"
-    output.say(f"nats-server {version} runs at {output.styled(held.url, 'bold')}")
-    output.fields(
+    output.print_line(f"nats-server {version} is running at {output.apply_style(held.url, 'bold')}")
+    output.print_fields(
         [
             ("user", held.user),
             ("password", f"in {state} (only you can read it)"),
@@ -80,8 +83,8 @@ def _announce(held: EmbeddedServer, version: str) -> None:
             ("log", str(held.logfile)),
         ]
     )
-    output.say("\nIn this directory and below aiqueue finds it by itself. From elsewhere:")
-    output.say(f"  aiqueue --directory {held.directory} inspect")
-    output.say("With the nats command line tool, or any NATS client:")
-    output.say(f'  nats -s {held.url} --user {held.user} --password "$(jq -r .password {state})" stream ls')
-    output.say("\nCtrl-C stops it.")
+    output.print_line("\naiqueue finds it automatically in this directory and below. From elsewhere:")
+    output.print_line(f"  aiqueue --directory {held.directory} inspect")
+    output.print_line("From the nats CLI, or with the same URL and credentials from any NATS client:")
+    output.print_line(f'  nats -s {held.url} --user {held.user} --password "$(jq -r .password {state})" stream ls')
+    output.print_line("\nPress Ctrl-C to stop.")

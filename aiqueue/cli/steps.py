@@ -1,4 +1,4 @@
-"""How a step of a job's timeline is told on one line."""
+"""Formats a step of a job's timeline as one line."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from . import output
 if TYPE_CHECKING:
     from ..inspect import Step
 
-_TOLD = frozenset({  # whose data is told in words
+_DESCRIBED = frozenset({  # events whose data `describe_step` puts into words
     "enqueued", "replayed", "parked", "due", "delivered", "started", "progress", "chunks", "retried",
     "attempt failed", "failed", "cancelled", "dead letter",
 })  # fmt: skip
-DATA_MAX = 500  # characters of a result
+DATA_CHARACTERS_MAX = 500  # of a result
 
 
-def moment(at: float, *, with_day: bool = False) -> str:
-    """A time for people to the millisecond, in local time."""
+def format_timestamp(at: float, *, with_day: bool = False) -> str:
+    """Format a time in local time with milliseconds: "07:05:01.250"."""
     at = round(at, 3)
     day = "%Y-%m-%d " if with_day else ""
     return time.strftime(f"{day}%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
 
 
-def span(value_s: float) -> str:
-    """A time between two steps."""
+def format_span(value_s: float) -> str:
+    """Format the seconds between two steps: "12ms", "1.5s", "3m10s"."""
     if value_s >= 9.95:
-        return output.age(value_s)
+        return output.format_age(value_s)
     return f"{value_s * 1000:.0f}ms" if value_s < 0.9995 else f"{value_s:.1f}s"
 
 
-def says(step: Step) -> str:
-    """What a step says: what is long at its end, which is cut at the edge of a terminal."""
+def describe_step(step: Step) -> str:
+    """Describe a step on one line. The longest part is last, because a terminal truncates the end."""
     parts = []
-    took = f" in {span(step.at - step.first_at)}" if step.at is not None and step.first_at is not None else ""
+    took = f" in {format_span(step.at - step.first_at)}" if step.at is not None and step.first_at is not None else ""
     if step.event == "chunks":
-        parts.append(f"{output.count(step.count, 'chunk')}{took}")
+        parts.append(f"{output.format_count(step.count, 'chunk')}{took}")
     elif step.count > 1:
         parts.append(f"{step.count:,} times{took}")
-    if step.lost:
-        parts.append(f"{output.count(step.lost, 'chunk')} lost for want of room")
+    if step.lost_chunks:
+        parts.append(f"{output.format_count(step.lost_chunks, 'chunk')} lost: the server had no storage for them")
     if step.until is not None and step.at is not None:
         parked = step.event == "parked"
-        parts.append(f"until {output.clock(step.until)}" if parked else f"again after {span(step.until - step.at)}")
+        until = output.format_time(step.until)
+        parts.append(f"until {until}" if parked else f"next attempt in {format_span(step.until - step.at)}")
     if step.dead_seq:
         parts.append(f"dead letter {step.dead_seq}")
-    parts += ["" if step.reason == step.event else step.reason, step.says]
-    if step.event not in _TOLD:
-        parts.append(output.cut(output.pretty(step.data, short=True), DATA_MAX))
-    told = ": ".join(part for part in parts if part)
-    return f"{told} (by {step.worker})" if step.worker and told else f"by {step.worker}" if step.worker else told
+    parts += ["" if step.reason == step.event else step.reason, step.text]
+    if step.event not in _DESCRIBED:
+        parts.append(output.truncate(output.format_json(step.data, short=True), DATA_CHARACTERS_MAX))
+    text = ": ".join(part for part in parts if part)
+    return f"{text} (by {step.worker})" if step.worker and text else f"by {step.worker}" if step.worker else text

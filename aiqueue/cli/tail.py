@@ -1,4 +1,4 @@
-"""``tail``: what one job says, from its beginning until it ends; or what all jobs of a family say from now on."""
+"""``tail``: follow one job from its start until it ends, or all jobs of a family from now on."""
 
 from __future__ import annotations
 
@@ -10,174 +10,190 @@ import typer
 
 from ..errors import BadInput, NotFound
 from . import output
-from .options import FAILED, Json, Where, verb
-from .steps import moment, says
+from .options import FAILED, Json, ServerOptions, add_command
+from .steps import describe_step, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..connection import Received
     from ..journal import Entry, StreamItem
 
-BEHIND_MAX = 10_000  # entries that have come in and are not written yet: those above are counted, and not shown
+BUFFERED_MAX = 10_000  # received entries that are not printed yet; further ones are counted and not printed
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "tail")(tail)
+    """Register the command."""
+    add_command(
+        app,
+        "tail",
+        examples=("  aiqueue tail 06h0ehe6b82hdkoi8l1epcnf0g", "  aiqueue tail --family agent.tasks --tenant acme"),
+    )(tail)
 
 
 def tail(
-    where: Where,
-    job: Annotated[str | None, typer.Argument(metavar="JOB", help="Its id; or none, with --family.")] = None,
+    options: ServerOptions,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="Job id. Without it, give --family.")] = None,
     *,
     after: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Go on behind an entry, as --json has told it.")
+        str | None,
+        typer.Option(metavar="CURSOR", help="Start after the entry with this cursor, from the --json output."),
     ] = None,
-    family: Annotated[str | None, typer.Option(help="Without JOB: of which family's jobs; else where JOB is.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="FAMILY", help="Without JOB: follow all jobs of this family. With JOB: its family."),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only jobs of this tenant.")] = None,
     json: Json = False,
 ) -> None:
-    """Follow a job until it ends, or, from now on, all jobs of a family until Ctrl-C.
+    """Follow a job's output until the job ends, or with --family all jobs of a family until Ctrl-C.
 
-    Chunks of text are written as they come. Exit code 1 where the job failed or was cancelled.
+    A job is shown from its start, a family from now on. Text chunks are printed as they arrive.
+
+    Exit codes: 0 the job succeeded, 1 the job failed, was cancelled or is not found.
     """
     from .. import subjects  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)
     if job is None and family is None:
-        raise BadInput("name a job, or a --family whose jobs are to be followed")
+        raise BadInput("give a job id, or --family to follow all jobs of a family")
     if job is not None and family is None and "." in job:
-        raise BadInput(f"{job} is no job's id; for all jobs of a family: `aiqueue tail --family {job}`")
+        raise BadInput(f"{job} is not a job id; to follow a family, run `aiqueue tail --family {job}`")
     if job is not None:
         subjects.token("job id", job)
-        _tail_job(where, job, after, family, tenant, json)
+        _tail_job(options, job, after, family, tenant, json)
         return
     if after is not None:
-        raise BadInput("--after is for one job: a family is followed from now on")
+        raise BadInput("--after needs a job id: a family can only be followed from now on")
     assert family is not None
     try:
-        where.drive(lambda client: _follow_family(client, family, tenant, json))
+        options.run_with_client(lambda client: _follow_family(client, family, tenant, json))
     except KeyboardInterrupt:
-        return  # which is how it ends
+        return  # the normal end of this command
 
 
 async def _follow_family(client: Client, family: str, tenant: str | None, json: bool) -> None:
-    """Write what the jobs of a family say from now on, and never end."""
+    """Print the journal entries of the family's jobs from now on. Never returns."""
     import asyncio  # noqa: PLC0415
 
-    from ..journal import LIVE, heard  # noqa: PLC0415
+    from .. import subjects  # noqa: PLC0415
+    from ..journal import LIVE, entry_from_live  # noqa: PLC0415
 
     declared = client.topology.family(family)
     if declared.journal is None:
-        raise BadInput(f"family {family} keeps no journals: there is nothing to follow")
-    arrived: asyncio.Queue[Received | None] = asyncio.Queue(BEHIND_MAX)
-    missed = 0
+        raise BadInput(f"family {family} keeps no journals, so there is nothing to follow")
+    received: asyncio.Queue[Received | None] = asyncio.Queue(BUFFERED_MAX)
+    dropped = 0
 
     def on_live(message: Received | None) -> None:
-        nonlocal missed
+        nonlocal dropped
         try:
-            arrived.put_nowait(message)
+            received.put_nowait(message)
         except asyncio.QueueFull:
-            missed += 1
+            dropped += 1
 
     subject = f"{LIVE}.{declared.journal}.{tenant or '*'}.*"
     subscription = await client.connection.subscribe(subject, on_live)
     off = client.connection.on_regained(lambda: on_live(None))
     try:
-        await _see(client)  # whose answer comes when the server has heard of the subscription
-        output.say(f"following {family}{f' of {tenant}' if tenant else ''}; Ctrl-C ends it", err=True)
+        await _require_journal_stream(client)  # its answer also shows that the server has processed the subscription
+        output.print_line(f"following {family}{f' of {tenant}' if tenant else ''}; press Ctrl-C to stop", err=True)
         while True:
-            message = await arrived.get()
+            message = await received.get()
             if message is None:
-                output.say("the link was lost: what was said meanwhile is not here", err=True)
+                output.print_line("reconnected: entries of the meantime are not shown", err=True)
             else:
-                *_, whose, job_id = message.subject.split(".")
-                _say_entry(heard(message), family, whose, job_id, json)
-            if missed and arrived.empty():
-                output.say(f"{output.count(missed, 'entry was', 'entries were')} not shown: too many at once", err=True)
-                missed = 0
+                entry_tenant, job_id = subjects.parse_journal(message.subject)
+                _print_entry(entry_from_live(message), family, entry_tenant, job_id, json)
+            if dropped and received.empty():
+                skipped = output.format_count(dropped, "entry", "entries")
+                output.print_line(f"{skipped} not shown: too many at once", err=True)
+                dropped = 0
     finally:
         off()
         await subscription.close()
 
 
-async def _see(client: Client) -> None:
-    """Raises NotFound where there is no stream of journals."""
+async def _require_journal_stream(client: Client) -> None:
+    """Raises NotFound if the stream of journals does not exist."""
     stream = client.topology.journal_stream.name
     try:
         await client.connection.api(f"STREAM.INFO.{stream}")
     except NotFound:
-        raise NotFound(f"stream {stream} is missing: `aiqueue apply` makes it") from None
+        raise NotFound(f"stream {stream} does not exist: run `aiqueue apply`") from None
 
 
-def _say_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool) -> None:
+def _print_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool) -> None:
+    """Print one entry of a family on one line."""
     if json:
-        told = {"family": family, "tenant": tenant, "job_id": job_id, **_plain(entry)}
-        output.say_json(told, lines=True)
+        output.print_json({"family": family, "tenant": tenant, "job_id": job_id, **_as_dict(entry)}, lines=True)
         return
     from ..inspect import step_of  # noqa: PLC0415
 
-    chunk = entry.event == "chunk"
-    said = " ".join(_texts(entry.data)) if chunk else says(step_of(entry))
-    line = f"{moment(entry.time)} {tenant}/{job_id} {_event(entry)}{':' if said else ''} {said}"
-    output.say(output.cut(line, output.width()))
+    is_chunk = entry.event == "chunk"
+    text = " ".join(_chunk_texts(entry.data)) if is_chunk else describe_step(step_of(entry))
+    line = f"{format_timestamp(entry.time)} {tenant}/{job_id} {_format_event(entry)}{':' if text else ''} {text}"
+    output.print_line(output.truncate(line, output.terminal_width()))
 
 
-def _event(entry: Entry | StreamItem) -> str:
+def _format_event(entry: Entry | StreamItem) -> str:
     from ..inspect import step_of  # noqa: PLC0415
 
     event = entry.event if entry.event == "chunk" else step_of(entry).event
     return f"{event} (attempt {entry.attempt})" if entry.attempt > 1 else event
 
 
-def _texts(chunks: Any) -> list[str]:
+def _chunk_texts(chunks: Any) -> list[str]:
     found = chunks if isinstance(chunks, list) else [chunks]
-    return [each if isinstance(each, str) else output.pretty(each, short=True) for each in found]
+    return [each if isinstance(each, str) else output.format_json(each, short=True) for each in found]
 
 
-def _plain(entry: Entry | StreamItem) -> dict[str, Any]:
+def _as_dict(entry: Entry | StreamItem) -> dict[str, Any]:
     return {
         "event": entry.event, "attempt": entry.attempt, "run": entry.run, "time": entry.time, "data": entry.data,
         "final": entry.final,
     }  # fmt: skip
 
 
-class _Teller:
-    """Writes what one job says: chunks of text as they are, everything else on lines of its own."""
+class _JobPrinter:
+    """Prints the entries of one job: text chunks as they are, everything else on lines of its own."""
 
     def __init__(self) -> None:
-        self._within = False  # a line of text has begun
+        self._in_line = False  # the last text chunk did not end with a newline
 
-    def tell(self, entry: StreamItem) -> None:
+    def print(self, entry: StreamItem) -> None:
         if entry.event == "chunk" and isinstance(entry.data, str):
-            text = output.clean(entry.data)
-            self._within = not text.endswith("\n") if text else self._within
+            text = output.escape_controls(entry.data)
+            self._in_line = not text.endswith("\n") if text else self._in_line
             sys.stdout.write(text)
             sys.stdout.flush()
         elif entry.event == "chunk":
-            self._line(output.pretty(entry.data, short=True))
+            self._print_line(output.format_json(entry.data, short=True))
         elif entry.event == "restart":
-            why = output.clean(str(entry.data.get("why", "")))
-            said = f"-- restart: attempt {entry.attempt} begins anew, what stands above is void"
-            self._line(output.styled(f"{said} ({why})" if why else said, "yellow"))
+            why = output.escape_controls(str(entry.data.get("why") or "the previous attempt was lost"))
+            notice = f"-- restarted (attempt {entry.attempt}): {why}; discard the output above"
+            self._print_line(output.apply_style(notice, "yellow"))
         elif entry.event == "gap":
             chunks = entry.data.get("chunks")
-            said = output.count(chunks, "chunk is", "chunks are") if chunks else "something is"
-            self._line(output.styled(f"-- gap: {said} missing here, expired or never kept", "yellow"))
+            missing = output.format_count(chunks, "chunk is", "chunks are") if chunks else "some output is"
+            self._print_line(output.apply_style(f"-- gap: {missing} missing here (expired or not stored)", "yellow"))
         else:
             from ..inspect import step_of  # noqa: PLC0415
 
-            told = ": ".join(part for part in (_event(entry), says(step_of(entry))) if part)
-            self._line(output.styled(f"-- {moment(entry.time)} {output.clean(told)}", "dim"))
+            text = ": ".join(part for part in (_format_event(entry), describe_step(step_of(entry))) if part)
+            line = f"-- {format_timestamp(entry.time)} {output.escape_controls(text)}"
+            self._print_line(output.apply_style(line, "dim"))
 
-    def _line(self, text: str) -> None:
-        output.say(f"\n{text}" if self._within else text)
-        self._within = False
+    def _print_line(self, text: str) -> None:
+        output.print_line(f"\n{text}" if self._in_line else text)
+        self._in_line = False
 
 
-def _tail_job(where: Where, job: str, after: str | None, family: str | None, tenant: str | None, json: bool) -> None:
-    teller = _Teller()
+def _tail_job(
+    options: ServerOptions, job: str, after: str | None, family: str | None, tenant: str | None, json: bool
+) -> None:
+    """Print the entries of one job until it ends. Raises typer.Exit if it failed or was cancelled."""
+    printer = _JobPrinter()
     last: StreamItem | None = None
 
     async def follow(client: Client) -> None:
@@ -187,17 +203,18 @@ def _tail_job(where: Where, job: str, after: str | None, family: str | None, ten
         async with contextlib.aclosing(handle.stream(after=after)) as items:
             async for item in items:
                 if json:
-                    output.say_json({**name, **_plain(item), "cursor": item.cursor}, lines=True)
+                    output.print_json({**name, **_as_dict(item), "cursor": item.cursor}, lines=True)
                 else:
-                    teller.tell(item)
+                    printer.print(item)
                 last = item
 
     try:
-        where.drive(follow)
+        options.run_with_client(follow)
     except KeyboardInterrupt:
         if last is not None and not json:
-            narrowed = "".join(f" --{name} {word}" for name, word in (("family", family), ("tenant", tenant)) if word)
-            output.say(f"\nto go on: aiqueue tail {job}{narrowed} --after {last.cursor}", err=True)
+            given = (("family", family), ("tenant", tenant))
+            narrowed = "".join(f" --{name} {value}" for name, value in given if value)
+            output.print_line(f"\nto continue: aiqueue tail {job}{narrowed} --after {last.cursor}", err=True)
         raise
     if last is not None and last.event in ("failed", "cancelled"):
         raise typer.Exit(FAILED)

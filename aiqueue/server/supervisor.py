@@ -1,11 +1,11 @@
-"""Starts a nats-server and keeps it running: the small process behind the embedded server.
+"""The small process behind the embedded server: starts a nats-server and keeps it running.
 
-`server` runs this file by its path, in an interpreter without site-packages, so that it costs some 30 ms and
-18 MB: standard library only, and nothing of aiqueue. The files of a directory::
+`embedded` runs this file by its path, in an interpreter without site-packages, so that it costs about 30 ms and
+18 MB. It may import only the standard library, nothing of aiqueue. The files of a directory::
 
-    holders.lock      every process that uses the server holds it shared; exclusive means: nobody does
-    supervisor.lock   held by the supervisor, which inherits it from the process that started it
-    server.lock       held by the supervisor and by its nats-server, so that two never write to one store
+    holders.lock      each process that uses the server locks it shared; an exclusive lock means that none does
+    supervisor.lock   locked by the supervisor, which inherits the lock from the process that started it
+    server.lock       locked by the supervisor and its nats-server, so that two servers never write to one store
     state.json        port, user, password, pids, the server's name (0600)
     server.conf, server.log, supervisor.log, jetstream/
 """
@@ -31,36 +31,36 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows; server.py refuses it before any lock is touched
+except ImportError:  # Windows, which `embedded` refuses before any lock is used
     fcntl = None  # type: ignore[assignment]
 
 HOST = "127.0.0.1"
 USER = "aiqueue"
-TICK_S = 0.25  # how long a server outlives its last holder, at most, before its shutdown starts
-STOP_S = 5.0  # what a server gets for a clean shutdown, before SIGKILL
-RECOVERY_S = 120.0  # what a server gets to read its store while somebody waits for it
-BACKOFF_S = (0.1, 5.0)  # between restarts of a server that dies: first, and at most
+TICK_S = 0.25  # maximum time from the end of the last holder to the shutdown of the server
+STOP_S = 5.0  # for a clean shutdown, before SIGKILL
+RECOVERY_S = 120.0  # for the server to read its store while a process waits for it
+BACKOFF_S = (0.1, 5.0)  # delay between restarts of a server that dies: first, maximum
 
-# Below the ephemeral ports of Linux and macOS: a client that reconnects to one of those while nobody listens
-# can be given that very port as its own, connect to itself, and so keep the server off it.
+# Below the ephemeral ports of Linux and macOS. A client that reconnects to an ephemeral port without a listener can get
+# that port as its own source port, connect to itself, and so block the port for the server.
 PORTS = range(20_000, 32_000)
 PORT_TRIES = 20
 
-_PASSWORD = re.compile(r"[A-Za-z0-9_-]{20,}")  # it goes into the config between quotes
+_PASSWORD = re.compile(r"[A-Za-z0-9_-]{20,}")  # written into the config between quotes
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class LaunchError(Exception):
-    """A nats-server that did not get ready. The text is one line with the server's own reason."""
+    """A nats-server did not become ready. The text is one line with the server's reason."""
 
     def __init__(self, reason: str, *, port_taken: bool = False) -> None:
         super().__init__(reason)
         self.port_taken = port_taken
 
 
-class Place:
-    """The files of one directory, by name."""
+class ServerFiles:
+    """The paths of the files in one directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -84,12 +84,12 @@ def launch(
 ) -> subprocess.Popen[bytes]:
     """Start ``binary -c config`` and wait until it accepts connections with JetStream ready.
 
-    `log` is the file that the config's ``log_file`` names; the server's stderr goes there too. It works in
-    the config's directory (relative paths are fine), in a session of its own (no ^C of a terminal), and
-    inherits the open files in `keep`. On Linux the kernel kills it when the *thread* that called this ends:
-    call it from one that lives as long as the server should, the main one.
+    `log` is the file that the config's ``log_file`` names; the server's stderr is appended to it too. The server runs
+    in the config's directory, so relative paths are fine, in its own session, so that Ctrl-C does not reach it, and
+    inherits the open files in `keep`. On Linux the kernel kills the server when the *thread* that called this ends.
+    So call it from a thread that lives as long as the server should, such as the main thread.
 
-    Raises LaunchError after `within_s` seconds, when the server ends, and once `give_up()` is true; none is left then.
+    Raises LaunchError after `within_s` seconds, if the server exits, or once `give_up()` is true; it is then stopped.
     """
     before = _identity(log)
     try:
@@ -103,10 +103,10 @@ def launch(
                 pass_fds=keep,
                 umask=0o077,
                 start_new_session=True,
-                preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - one system call, looked up before the fork
+                preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - one system call, resolved before the fork
             )
     except OSError as error:
-        raise LaunchError(f"{binary} does not start: {error.strerror}") from error
+        raise LaunchError(f"cannot run {binary}: {error.strerror}") from error
     try:
         _wait_ready(process, log, before[2] if before else 0, within_s, give_up)
     except BaseException:
@@ -116,7 +116,7 @@ def launch(
 
 
 def stop(process: subprocess.Popen[bytes], within_s: float = STOP_S) -> None:
-    """End a server: SIGTERM, and SIGKILL after `within_s` seconds (0: at once). Safe on an ended one."""
+    """Stop a server with SIGTERM, and SIGKILL after `within_s` seconds (0: at once). Safe if it has already ended."""
     if within_s > 0:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,14 +126,14 @@ def stop(process: subprocess.Popen[bytes], within_s: float = STOP_S) -> None:
 
 
 def die_with(parent: int) -> Callable[[], None] | None:
-    """What to call in a child, so that the kernel kills it when its parent ends; None outside Linux."""
+    """Return a function to call in a child, so that the kernel kills it when `parent` ends; None outside Linux."""
     if _LIBC is None:
         return None
     prctl = _LIBC.prctl
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the call
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
 
     return arrange
@@ -142,10 +142,10 @@ def die_with(parent: int) -> Callable[[], None] | None:
 def ask(
     address: tuple[str, int], user: str, password: str, subject: str, *, name: str = "", within_s: float = 2.0
 ) -> dict[str, Any]:
-    """The JSON answer to an empty request, over a connection of its own, without a client library.
+    """Send an empty request over a connection of its own and return the JSON reply, without a client library.
 
-    `within_s` bounds each wait for the server. Raises OSError when no server answers there, or not the one
-    called `name`, when it refuses the credentials, and when nobody answers the subject (JetStream is off).
+    `within_s` bounds each wait for the server. Raises OSError if no server answers, if the server has another name
+    than `name`, if it rejects the credentials, or if the subject has no responder (JetStream is off).
     """
     options = {"user": user, "pass": password, "verbose": False, "headers": True, "no_responders": True}
     inbox = f"_INBOX.{secrets.token_hex(8)}"
@@ -153,7 +153,7 @@ def ask(
     with socket.create_connection(address, timeout=within_s) as link, link.makefile("rb") as answer:
         info = answer.readline(65_536)
         if not info.startswith(b"INFO ") or (name and json.loads(info[5:]).get("server_name") != name):
-            raise ConnectionError("it is not the NATS server")
+            raise ConnectionError("not the expected NATS server")
         link.sendall(request)
         while line := answer.readline(65_536):
             if line.startswith(b"MSG "):
@@ -165,11 +165,11 @@ def ask(
                 raise ConnectionError(line.decode(errors="replace").strip())
             if line.startswith(b"PING"):
                 link.sendall(b"PONG\r\n")
-    raise ConnectionError("it closed the connection")
+    raise ConnectionError("the server closed the connection")
 
 
 def ready(address: tuple[str, int], user: str, password: str, *, name: str = "", within_s: float = 2.0) -> bool:
-    """Whether a server with these credentials (and `name`, if given) answers there, with JetStream."""
+    """Return whether a server with JetStream, these credentials (and `name`, if given) answers at the address."""
     try:
         return "error" not in ask(address, user, password, "$JS.API.INFO", name=name, within_s=within_s)
     except (OSError, ValueError):
@@ -177,28 +177,28 @@ def ready(address: tuple[str, int], user: str, password: str, *, name: str = "",
 
 
 def free_port() -> int:
-    """A port of PORTS on which nobody listens just now, tried at random."""
+    """Return a random port of PORTS without a listener. Raises LaunchError."""
     for _ in range(PORT_TRIES):
         port = random.choice(PORTS)  # noqa: S311 - not a secret
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
             return port
-    raise LaunchError(f"{PORT_TRIES} ports of {PORTS.start} to {PORTS.stop} tried, all in use")
+    raise LaunchError(f"{PORT_TRIES} random ports from {PORTS.start} to {PORTS.stop} are all in use")
 
 
 def owner_only(path: str, flags: int) -> int:
-    """An opener for `open` that makes files which only their owner may read."""
+    """Open a file for `open(opener=)`, so that a new file is readable by its owner only."""
     return os.open(path, flags, 0o600)
 
 
 def open_lock(path: Path) -> int:
-    """An open lock file, made where there is none. Not inherited by programs that this process executes."""
+    """Open a lock file, and create it if missing. Programs that this process executes do not inherit it."""
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock an open file without waiting. The lock goes when all copies of `fd`, forked ones too, are gone."""
+    """Try to lock an open file without waiting. It is locked until all copies of `fd`, forked ones too, are closed."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -207,7 +207,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def in_place(fd: int, path: Path) -> bool:
-    """Whether `path` still is the open file: not once its directory was removed, made anew or not."""
+    """Return whether `path` still is the open file. It is not after its directory was removed or recreated."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except OSError:
@@ -215,71 +215,71 @@ def in_place(fd: int, path: Path) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What the state file says, each value of its type; empty where the file is missing or damaged."""
+    """Return the validated contents of the state file; empty if the file is missing or damaged."""
     types = {"port": int, "user": str, "password": str, "name": str, "pid": int, "supervisor_pid": int}
     try:
         state = json.loads(path.read_bytes())
         typed = all(type(state[key]) is kind for key, kind in types.items())
-        sound = typed and 0 < state["port"] < 65_536 and _PASSWORD.fullmatch(state["password"])
+        valid = typed and 0 < state["port"] < 65_536 and _PASSWORD.fullmatch(state["password"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return state if sound else {}
+    return state if valid else {}
 
 
-def last_words(text: str) -> str:
-    """The line of a log that says most about its end: the last error, or the last line; without its stamp."""
+def last_log_line(text: str) -> str:
+    """Return the last error in a log, or else its last line, without the time stamp."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    grave = [line for line in lines if "[FTL]" in line or "[ERR]" in line or line.startswith("nats-server: ")]
-    line = (grave or lines or ["it wrote no log"])[-1]
+    errors = [line for line in lines if "[FTL]" in line or "[ERR]" in line or line.startswith("nats-server: ")]
+    line = (errors or lines or ["the log is empty"])[-1]
     return line.split("] ", 2)[-1][:300] if line.startswith("[") else line[:300]
 
 
 def tail(path: Path, start: int = 0, limit: int = 65_536) -> str:
-    """The last `limit` bytes of a log behind `start`, as text; empty where there is none."""
+    """Return the last `limit` bytes of a log after position `start`, as text; empty if there is no log."""
     try:
         with path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(max(size - limit, start if start <= size else 0))  # shorter than start: it was rotated
+            log.seek(max(size - limit, start if start <= size else 0))  # shorter than `start`: the log was rotated
             return log.read().decode(errors="replace")
     except OSError:
         return ""
 
 
 class Supervisor:
-    """Keeps the server of one directory while anybody holds it. One thread; `run` returns when it is over."""
+    """Keeps the server of one directory running while a process holds the directory. Uses one thread."""
 
-    def __init__(self, place: Place, binary: Path, asked_port: int | None) -> None:
-        self._place = place
+    def __init__(self, files: ServerFiles, binary: Path, asked_port: int | None) -> None:
+        self._files = files
         self._binary = binary
         self._asked_port = asked_port
-        self._holders = open_lock(place.holders)
-        self._server_lock = open_lock(place.server)
-        self._state = read_state(place.state)
+        self._holders = open_lock(files.holders)
+        self._server_lock = open_lock(files.server)
+        self._state = read_state(files.state)
         self._written: tuple[int, int, int] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended = False  # somebody asked this process to end, or nobody needs it any more
+        self._ended = False  # by a signal, or because no process holds the directory any more
 
     def run(self, report: Callable[[str], None]) -> None:
-        """Start the server, `report` a problem or ``""``, and stay until nobody holds the directory."""
+        """Start the server, `report` a problem or ``""``, and return when no process holds the directory any more."""
         wake = self._handle_signals()
         try:
             try:
-                self._take_store()
+                self._wait_for_store()
                 self._start()
             except (LaunchError, OSError) as error:
                 report(str(error))
                 return
             report("")
-            self._keep(wake)
+            self._keep_running(wake)
         finally:
             if self._process is not None:
                 stop(self._process)
-            if self._written is not None and not self._displaced():
+            if self._written is not None and not self._is_displaced():
                 with contextlib.suppress(OSError):
                     self._save(pid=0, supervisor_pid=0)
 
     def _handle_signals(self) -> int:
-        """Have SIGCHLD and a request to end wake the loop: the file to wait on."""
+        """Let SIGCHLD and requests to end wake the loop. Return the file to wait on."""
         wake, alarm = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(alarm, False)
@@ -287,59 +287,57 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._end())
+            signal.signal(number, lambda *_: self._request_end())
         return wake
 
-    def _end(self) -> None:
+    def _request_end(self) -> None:
         self._ended = True
 
-    def _take_store(self) -> None:
-        """Wait for the end of a server whose supervisor was killed: it writes to the store until then."""
+    def _wait_for_store(self) -> None:
+        """Wait for the end of a server whose supervisor was killed, because it still writes to the store."""
         started = time.monotonic()
         while not try_lock(self._server_lock):
             waited_s = time.monotonic() - started
-            if waited_s > 1:  # only where no kernel kills it with its parent: not on Linux
-                _kill_ours(self._state.get("pid", 0), self._place.config)
-            if waited_s > STOP_S or self._over():
-                raise LaunchError(f"another nats-server still uses {self._place.directory}")
+            if waited_s > 1:  # outside Linux, where the kernel does not kill the server with its supervisor
+                _kill_server(self._state.get("pid", 0), self._files.config)
+            if waited_s > STOP_S or self._should_end():
+                raise LaunchError(f"another nats-server still uses {self._files.directory}")
             time.sleep(0.02)
 
     def _start(self) -> None:
-        """A server on the asked port, the known one, or else a random one."""
+        """Start the server on the requested port, the last used one, or a random one. Raises LaunchError."""
         known = self._asked_port or self._state.get("port", 0)
         password = self._state.get("password") or secrets.token_urlsafe(24)
         for attempt in range(PORT_TRIES):
             port = known if known and attempt == 0 else free_port()
-            name = f"aiqueue-{secrets.token_hex(6)}"  # who reaches this server can tell it from the one before
-            _write(self._place.config, _config(port, password, name))
+            name = f"aiqueue-{secrets.token_hex(6)}"  # distinguishes this server from the previous one
+            _write(self._files.config, _config(port, password, name))
             try:
                 self._process = launch(
-                    self._binary,
-                    self._place.config,
-                    self._place.log,
-                    within_s=RECOVERY_S,
-                    keep=(self._server_lock,),
-                    give_up=self._over,
-                )
+                    self._binary, self._files.config, self._files.log,
+                    within_s=RECOVERY_S, keep=(self._server_lock,), give_up=self._should_end,
+                )  # fmt: skip
             except LaunchError as error:
                 if not error.port_taken:
                     raise
                 if self._asked_port:
-                    raise LaunchError(f"port {port} is in use; ask for another one, or for none") from error
+                    raise LaunchError(
+                        f"port {port} is in use; choose another port, or none for a random one"
+                    ) from error
             else:
                 self._state = {"port": port, "user": USER, "password": password, "name": name}
                 self._save(pid=self._process.pid, supervisor_pid=os.getpid())
                 return
-        raise LaunchError(f"{PORT_TRIES} ports tried, all in use")
+        raise LaunchError(f"{PORT_TRIES} ports are all in use")
 
-    def _keep(self, wake: int) -> None:
+    def _keep_running(self, wake: int) -> None:
         delay_s, next_start = BACKOFF_S[0], 0.0
-        while not self._over():
+        while not self._should_end():
             select.select([wake], [], [], TICK_S)
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
             if self._process is not None and self._process.poll() is None:
-                if _identity(self._place.state) != self._written:  # damaged or deleted by somebody
+                if _identity(self._files.state) != self._written:  # damaged or deleted from outside
                     with contextlib.suppress(OSError):  # a full disk; the next tick tries again
                         self._save()
                 if time.monotonic() > next_start + BACKOFF_S[1]:
@@ -350,26 +348,26 @@ class Supervisor:
                 next_start = time.monotonic() + delay_s
                 delay_s = min(delay_s * 2, BACKOFF_S[1])
 
-    def _over(self) -> bool:
-        """Whether to end. The exclusive lock, once had, is kept to the end: who comes now waits for it."""
-        self._ended = self._ended or self._displaced() or try_lock(self._holders)
+    def _should_end(self) -> bool:
+        """Return whether to end. The exclusive lock, once taken, is kept, so that new holders wait until the end."""
+        self._ended = self._ended or self._is_displaced() or try_lock(self._holders)
         return self._ended
 
-    def _displaced(self) -> bool:
-        return not in_place(self._holders, self._place.holders)
+    def _is_displaced(self) -> bool:
+        return not in_place(self._holders, self._files.holders)
 
     def _save(self, **changes: int) -> None:
         self._state |= changes
-        _write(self._place.state, json.dumps(self._state))
-        self._written = _identity(self._place.state)
+        _write(self._files.state, json.dumps(self._state))
+        self._written = _identity(self._files.state)
 
 
 def _config(port: int, password: str, name: str) -> str:
-    """The config of an embedded server: loopback only, one user, paths relative to its directory.
+    """Return the config of an embedded server: loopback only, one user, paths relative to its directory.
 
-    The file limit is high on purpose: the server sets aside every stream's max_bytes, seven GiB as declared, and
-    would refuse them on a nearly full disk. On a disk that is really full a stream takes nothing more until the
-    server's next start (nats-server 2.15.1): `aiqueue doctor` looks at the room that is left.
+    The file limit is high on purpose: the server reserves every stream's max_bytes, 7 GiB as declared, and would
+    refuse the streams on a nearly full disk. Once the disk is really full, a stream accepts nothing until the server
+    is restarted (nats-server 2.15.1). `aiqueue doctor` checks the free space.
     """
     return f"""\
 # Written by aiqueue at every start; changes are lost.
@@ -389,26 +387,26 @@ def _wait_ready(
 ) -> None:
     deadline = time.monotonic() + within_s
     while True:
-        code = process.poll()  # asked before the log is read: an ended server writes no more
+        code = process.poll()  # before the log is read, so that the log of an ended server is complete
         text = tail(log, start)
         if code is not None:
-            raise LaunchError(last_words(text), port_taken="address already in use" in text)
+            raise LaunchError(last_log_line(text), port_taken="address already in use" in text)
         if "Server is ready" in text:  # JetStream is started before the server listens
             return
         if time.monotonic() > deadline:
-            raise LaunchError(f"not ready within {within_s:g} s; its log ends with: {last_words(text)}")
+            raise LaunchError(f"not ready within {within_s:g} s; the log ends with: {last_log_line(text)}")
         if give_up():
-            raise LaunchError("nobody waits for it any more")
+            raise LaunchError("no process waits for the server any more")
         time.sleep(0.005)
 
 
-def _kill_ours(pid: int, config: Path) -> None:
-    """Kill a server by a pid read from a file, if that process still is the server with this config."""
+def _kill_server(pid: int, config: Path) -> None:
+    """Kill the process `pid`, read from a file, if it still is the server with this config."""
     if pid <= 1:
         return
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = subprocess.run(  # noqa: S603 - fixed words and a number
-            ["ps", "-ww", "-o", "command=", "-p", str(pid)],  # noqa: S607 - where it lies differs
+        command = subprocess.run(  # noqa: S603 - fixed arguments and a number
+            ["ps", "-ww", "-o", "command=", "-p", str(pid)],  # noqa: S607 - its location differs
             capture_output=True,
             timeout=2,
             check=False,
@@ -418,7 +416,7 @@ def _kill_ours(pid: int, config: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file whole, readable by its owner only."""
+    """Replace a file atomically, readable by its owner only."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     with open(new, "x", opener=owner_only, encoding="utf-8") as file:
@@ -427,7 +425,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file: inode, time of change, size; None where there is none."""
+    """Return inode, modification time and size of a file, None if there is none. A change of the file changes them."""
     try:
         found = path.stat()
     except OSError:
@@ -436,15 +434,15 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def main(directory: str, binary: str, port: str) -> None:
-    """Supervise `directory`; `port` "0" is any. Says one JSON string on stdout: a problem, or ""."""
+    """Supervise `directory`; `port` "0": any. Writes one JSON string to stdout: a problem, or "" once started."""
 
     def report(problem: str) -> None:
-        with contextlib.suppress(OSError):  # who started this may be gone
+        with contextlib.suppress(OSError):  # the process that started this one may be gone
             os.write(1, json.dumps(problem).encode() + b"\n")
-        os.dup2(0, 1)  # stdin is /dev/null; who reads here shall see the end
+        os.dup2(0, 1)  # stdin is /dev/null; closes the pipe, so that its reader sees the end
 
     os.umask(0o077)
-    Supervisor(Place(Path(directory)), Path(binary), int(port) or None).run(report)
+    Supervisor(ServerFiles(Path(directory)), Path(binary), int(port) or None).run(report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Families and streams as `streams/*.toml` declares them, and `provision`, which brings a server to that.
+"""Families and streams as `streams/*.toml` declares them, and `provision`, which creates and updates them on a server.
 
-`provision` is loaded when first imported: all else here is plain values, read without a server.
+May not know jobs. Only `provision` needs a connection, so it is loaded on first import; the rest is plain values.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ from typing import TYPE_CHECKING
 from .declared import Family, StreamSpec, Topology
 
 if TYPE_CHECKING:
-    from . import provision  # noqa: TC004 -- loaded by whoever imports it: it needs NATS, and a child must not
+    from . import provision  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
 __all__ = ["Family", "StreamSpec", "Topology", "provision"]

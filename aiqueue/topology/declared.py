@@ -1,4 +1,4 @@
-"""All families and streams, as declared in ``streams/*.toml``. Pure: no server is asked (see provision)."""
+"""The declared families and streams, from all ``streams/*.toml`` files. Plain values: asks no server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from .. import subjects
 from ..errors import BadInput, TopologyError, UnknownFamily
 from . import streamfile
-from .streamfile import PROFILES, Declared, Role
+from .streamfile import PROFILES, Role, StreamFile
 
 _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
@@ -19,10 +19,10 @@ _PRIORITIES = ("high", "normal", "low")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the subject table: where its jobs go, how they are taken for what they are, its limits.
+    """A declared family: the stream of its jobs, how messages are recognised, its lanes, journal and limits.
 
-    An inbox family (``role == "inbox"``) has mailboxes instead of lanes: no priorities, no journal.
-    `replicas` and `max_msgs_per_subject` are its stream's; the last is what one lane (or mailbox) may hold.
+    An inbox family (``role == "inbox"``) has mailboxes instead of lanes, and neither priorities nor a journal.
+    `replicas` and `max_msgs_per_subject` are those of its stream; the latter is the capacity of one lane or mailbox.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Family:
     file: str
     stream: str
     default_kind: str
-    priorities: tuple[str, ...]  # the highest first
+    priorities: tuple[str, ...]  # highest first
     lanes: Literal["tenant", "shared"]
     lane_storage: Literal["file", "memory"]
     journal: str | None
-    journal_ttl_s: float | None  # how long a result is kept; None: as long as the journals' stream keeps it
-    chunk_ttl_s: float | None  # the same of chunks and progress
-    key: str | None  # the message field, and header, that holds the caller's own job id
+    journal_ttl_s: float | None  # retention of results; None: that of the journal stream
+    chunk_ttl_s: float | None  # retention of chunks and progress; None: that of the journal stream
+    key: str | None  # the message field, and header, that contains the caller's job id
     aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
     schema_versions: tuple[str, ...]
     ack_wait_s: float
@@ -45,33 +45,34 @@ class Family:
     inactive_threshold_s: float
     max_msgs_per_subject: int
     replicas: int
-    claim: bool  # of several messages of one id one is run
-    reply_within_s: float | None  # how long a responder waits for an answer; None: none answers for this family
-    tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending: where declared
+    claim: bool  # of several messages with one id, only one is run
+    reply_within_s: float | None  # how long a responder waits for a result; None: the family has no responder
+    tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending, if declared
 
     def weight(self, tenant: str) -> float:
-        """A tenant's part of the turns within a priority, among those that have jobs waiting. Default 1."""
+        """Return a tenant's weight for the fair share within a priority, among tenants with queued jobs. Default 1."""
         weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
         return weight
 
-    def demoted(self, priority: str, wished: str) -> bool:
-        """Whether a job in lane `priority` that wishes for another one belongs there: only downwards from the bare
-        subject's. Met at the head of its lane, moving it up would gain nothing.
+    def is_demotion(self, priority: str, requested: str) -> bool:
+        """Return whether a job in lane `priority` must move to the lower priority that its message requests.
+
+        Only from the lane of the bare subject, and only downwards: at the head of its lane, moving up gains nothing.
         """
-        if priority != subjects.NORMAL or wished not in self.priorities:
+        if priority != subjects.NORMAL or requested not in self.priorities:
             return False
-        return self.priorities.index(wished) > self.priorities.index(priority)
+        return self.priorities.index(requested) > self.priorities.index(priority)
 
     def lane_name(self, tenant: str, priority: str) -> str:
-        """The durable name of a lane's consumer: ``acme-normal``, or ``normal`` where all tenants share it.
+        """Return the durable name of a lane's consumer: ``acme-normal``, or ``normal`` if all tenants share the lane.
 
-        Raises InvalidToken for the tenant, BadInput for a priority that the family has not.
+        Raises InvalidToken for the tenant, BadInput for a priority that the family does not have.
         """
         lane = self._lane(tenant, priority)
         return lane_name(lane.tenant, lane.priority)
 
     def lane_of(self, consumer: str) -> subjects.Lane | None:
-        """The lane of a consumer's name (tenant ``*``: all), None for a name that lane_name never gives."""
+        """Return the lane of a consumer's name (tenant ``*``: all), None for a name that `lane_name` never returns."""
         tenant, dash, priority = consumer.rpartition("-")
         if priority not in self.priorities or bool(dash) == (self.lanes == "shared"):
             return None
@@ -80,9 +81,9 @@ class Family:
         return subjects.Lane(self.name, tenant or "*", priority)
 
     def lane_config(self, tenant: str, priority: str) -> dict[str, Any]:
-        """The consumer over a lane, in the form of the JetStream API. Raises as lane_name does.
+        """Return the configuration of a lane's consumer for the JetStream API. Raises what `lane_name` raises.
 
-        num_replicas is left out on purpose: a work queue's consumer must have as many as its stream.
+        Without num_replicas: a work queue's consumer must have as many replicas as its stream.
         """
         lane = self._lane(tenant, priority)
         return {
@@ -94,35 +95,35 @@ class Family:
         }
 
     def lane_limits(self, tenant: str) -> dict[str, int]:
-        """The part of lane_config that can be changed while the lane is in use. Durations are nanoseconds."""
-        own = self.tenants.get(tenant, {})
+        """Return the part of `lane_config` that can be changed while the lane is in use. Durations are nanoseconds."""
+        declared = self.tenants.get(tenant, {})
         return {
             "ack_wait": round(self.ack_wait_s * _NS),
-            "max_ack_pending": own.get("max_ack_pending", self.max_ack_pending),
+            "max_ack_pending": declared.get("max_ack_pending", self.max_ack_pending),
             "max_deliver": self.max_deliver,
             "inactive_threshold": round(self.inactive_threshold_s * _NS),
         }
 
     def _lane(self, tenant: str, priority: str) -> subjects.Lane:
         if priority not in self.priorities:
-            has = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
-            raise BadInput(f"{self.name} has no priority {priority!r}: {has}")
+            known = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
+            raise BadInput(f"{self.name} has no priority {priority!r}: {known}")
         if self.lanes == "shared":
             return subjects.Lane(self.name, "*", priority)
         return subjects.Lane(self.name, subjects.token("tenant", tenant), priority)
 
 
 def lane_name(tenant: str, priority: str) -> str:
-    """The consumer's name for a lane of either mode; tenant ``*`` means all.
+    """Return the consumer's name of a lane, of one tenant or shared (tenant ``*``).
 
-    A priority holds no "-" and a tenant's lane always does, so that they never share a name.
+    A priority contains no "-" and the name of a tenant's lane always does, so names never collide.
     """
     return priority if tenant == "*" else f"{tenant}-{priority}"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """A declared stream. `config` has the JetStream API's form (nanoseconds, bytes), declared fields only."""
+    """A declared stream. `config` has the form of the JetStream API (nanoseconds, bytes), with declared fields only."""
 
     name: str
     role: Role
@@ -132,7 +133,7 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Everything that is declared, under one profile."""
+    """All declared families and streams, for one profile."""
 
     profile: str
     families: Mapping[str, Family] = field(hash=False)
@@ -140,42 +141,44 @@ class Topology:
 
     @classmethod
     def load(cls, *directories: Path, profile: str = "single") -> Self:
-        """The bundled files, then those of `directories`, which add families and cannot change bundled ones.
+        """Load the bundled files, then those of `directories`, which add families but cannot change bundled ones.
 
         `profile` is "single" (one server) or "cluster" (three replicas). Raises TopologyError.
         """
         bundled = bundled_directory()
         roots = [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
-        return cls.build(((str(path), _text(path)) for root in roots for path in _files(root)), profile=profile)
+        return cls.build(
+            ((str(path), _read_text(path)) for root in roots for path in _list_files(root)), profile=profile
+        )
 
     @classmethod
     def build(cls, files: Iterable[tuple[str, str]], *, profile: str = "single") -> Self:
-        """The topology of (name, TOML text) pairs, in this order. Raises TopologyError."""
+        """Build the topology from (file name, TOML text) pairs, in this order. Raises TopologyError."""
         if profile not in PROFILES:
-            raise TopologyError("topology", "profile", f"{profile!r} is unknown; there are {', '.join(PROFILES)}")
-        declared = [streamfile.read(file, text, profile) for file, text in files]
+            raise TopologyError("topology", "profile", f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+        declared = [streamfile.parse_file(file, text, profile) for file, text in files]
         families: dict[str, Family] = {}
         for each in declared:
             if each.family:
-                family = _family(each)
-                _unique(families, family.name, each.file, "family.name")
+                family = _make_family(each)
+                _require_unique(families, family.name, each.file, "family.name")
                 families[family.name] = family
-        _disjoint(families)
+        _require_disjoint(families)
         streams: dict[str, StreamSpec] = {}
         for each in declared:
-            spec = _spec(each, families)
-            _unique(streams, spec.name, each.file, "stream.name")
+            spec = _make_stream_spec(each, families)
+            _require_unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
         for role in ("journal", "dead", "parked", "stranded", "documents", "presence"):
-            _exactly_one(role, streams)
+            _require_one_stream(role, streams)
         kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
         for family in families.values():
-            _expires(family, kept_ns / _NS)
+            _check_retention(family, kept_ns / _NS)
         return cls(profile, families, streams)
 
     @property
     def work_families(self) -> tuple[Family, ...]:
-        """The families that have lanes, in the order of their files."""
+        """The families with lanes, in the order of their files."""
         return tuple(each for each in self.families.values() if each.role == "work")
 
     @property
@@ -204,21 +207,21 @@ class Topology:
 
     @property
     def inbox_family(self) -> Family:
-        """The family whose messages are mail. Raises UnknownFamily."""
+        """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
             if each.role == "inbox":
                 return each
         raise UnknownFamily("agent.message", tuple(sorted(self.families)))
 
     def family(self, name: str) -> Family:
-        """The family of this name. Raises UnknownFamily, which lists those declared."""
+        """Return the family of this name. Raises UnknownFamily, which lists the declared ones."""
         try:
             return self.families[name]
         except KeyError:
             raise UnknownFamily(name, tuple(sorted(self.families))) from None
 
     def family_of_kind(self, kind: str) -> Family | None:
-        """The family whose default_kind this is, None if it is no family's."""
+        """Return the family whose default_kind is `kind`, None if there is none."""
         return next((each for each in self.families.values() if each.default_kind == kind), None)
 
     def _by_role(self, role: Role) -> StreamSpec:
@@ -226,25 +229,25 @@ class Topology:
 
 
 def bundled_directory() -> Path:
-    """Where aiqueue's own files are: beside the modules when installed, else in the root of the checkout."""
+    """Return the directory of the bundled files: inside the package if installed, else in the root of the checkout."""
     here = Path(__file__).resolve().parent.parent
     for directory in (here / "streams", here.parent / "streams"):
         if directory.is_dir():
             return directory
-    raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: install aiqueue again")
+    raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: reinstall aiqueue")
 
 
-def _files(directory: Path) -> list[Path]:
-    """The declarations of a directory, sorted by name. Hidden files are passed over: editors leave them."""
+def _list_files(directory: Path) -> list[Path]:
+    """List the stream files of a directory, sorted by name. Skips hidden files, which editors create."""
     if not directory.is_dir():
-        raise TopologyError(str(directory), "", "there is no such directory")
+        raise TopologyError(str(directory), "", "no such directory")
     files = sorted(path for path in directory.glob("*.toml") if not path.name.startswith("."))
     if not files:
-        raise TopologyError(str(directory), "", "holds no *.toml file")
+        raise TopologyError(str(directory), "", "contains no *.toml file")
     return files
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -253,7 +256,7 @@ def _text(path: Path) -> str:
         raise TopologyError(str(path), "", f"is not UTF-8 (byte {error.start})") from None
 
 
-def _family(declared: Declared) -> Family:
+def _make_family(declared: StreamFile) -> Family:
     given, work = declared.family, declared.role == "work"
     return Family(
         name=given["name"],
@@ -282,14 +285,14 @@ def _family(declared: Declared) -> Family:
     )
 
 
-def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
-    """The stream with its computed part: subjects, and for work streams the transform of the bare subject."""
+def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> StreamSpec:
+    """Return the stream with its computed subjects, and for work streams the transform of the bare subject."""
     config = dict(declared.stream)
     match declared.role:
         case "work":
             family = families[declared.family["name"]]
             bare = f"ai.{family.name}.*"
-            # Lanes are listed one by one: a wildcard would store a job under a priority that nobody consumes.
+            # One subject per priority: a wildcard would store jobs under priorities that no worker consumes.
             config["subjects"] = [
                 bare,
                 *(subjects.lane(family.name, "*", each) for each in family.priorities),
@@ -299,7 +302,7 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
         case "inbox":
             config["subjects"] = [f"ai.{declared.family['name']}.*", f"ai.{declared.family['name']}.*.*"]
         case "journal":
-            # Five tokens only: the bare ones belong to responders, for whom a stream's PubAck would answer.
+            # Five tokens only. On the bare subjects responders answer; a stream there would answer with its PubAck.
             roots = [each.journal for each in families.values() if each.journal]
             config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
         case "dead":
@@ -308,7 +311,7 @@ def _spec(declared: Declared, families: Mapping[str, Family]) -> StreamSpec:
             work = [each.stream for each in families.values() if each.role == "work"]
             config["subjects"] = [subjects.stranded(each) for each in work]
         case "parked":
-            config["subjects"] = [subjects.parked(due=False), subjects.parked(due=True)]
+            config["subjects"] = [subjects.parked(is_due=False), subjects.parked(is_due=True)]
         case "presence":
             config["subjects"] = [subjects.bucket(config["name"])]
         case "documents":
@@ -320,34 +323,34 @@ def _seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / _NS
 
 
-def _expires(family: Family, kept_s: float) -> None:
-    """Refuses times that would have no effect, or let an ended job run again."""
+def _check_retention(family: Family, kept_s: float) -> None:
+    """Refuse TTLs that would have no effect, or that would let an ended job run again."""
     ttl_s, chunk_s = family.journal_ttl_s, family.chunk_ttl_s
     if ttl_s is not None and ttl_s < 2 * family.ack_wait_s:
-        problem = "must be at least twice the ack_wait: a job whose ack was lost is delivered again"
+        problem = "must be at least twice the ack_wait, because a job whose ack was lost is redelivered"
         raise TopologyError(family.file, "family.journal_ttl", problem)
     for key, value in (("journal_ttl", ttl_s), ("chunk_ttl", chunk_s)):
         if value is not None and 0 < kept_s < value:
             raise TopologyError(
-                family.file, f"family.{key}", f"is above the {kept_s:g} s (max_age) of the journals' stream"
+                family.file, f"family.{key}", f"must not exceed max_age of the journal stream, {kept_s:g} s"
             )
     if ttl_s is not None and chunk_s is not None and chunk_s > ttl_s:
-        raise TopologyError(family.file, "family.chunk_ttl", "must not be above journal_ttl")
+        raise TopologyError(family.file, "family.chunk_ttl", "must not exceed journal_ttl")
 
 
-def _unique(known: Mapping[str, Family | StreamSpec], name: str, file: str, key: str) -> None:
+def _require_unique(known: Mapping[str, Family | StreamSpec], name: str, file: str, key: str) -> None:
     if name in known:
         raise TopologyError(file, key, f"{name!r} is already declared in {known[name].file}")
 
 
-def _disjoint(families: Mapping[str, Family]) -> None:
-    """Refuses a journal or default kind that two families share, and a journal on a family's subjects."""
+def _require_disjoint(families: Mapping[str, Family]) -> None:
+    """Refuse a journal or default kind that two families share, and a journal on a family's subjects."""
     journals: dict[str, Family] = {}
     kinds: dict[str, Family] = {}
     for family in families.values():
         other = kinds.setdefault(family.default_kind, family)
         if other is not family:
-            problem = f"{family.default_kind!r} is already that of {other.name} in {other.file}"
+            problem = f"{family.default_kind!r} is already the default kind of {other.name} in {other.file}"
             raise TopologyError(family.file, "family.default_kind", problem)
         if family.journal is None:
             continue
@@ -357,13 +360,13 @@ def _disjoint(families: Mapping[str, Family]) -> None:
             raise TopologyError(family.file, "family.journal", problem)
         taken = families.get(family.journal.removeprefix("ai."))
         if taken:
-            problem = f"{family.journal!r} is where the jobs of {taken.name} go, declared in {taken.file}"
+            problem = f"{family.journal!r} is the subject of family {taken.name} in {taken.file}"
             raise TopologyError(family.file, "family.journal", problem)
 
 
-def _exactly_one(role: str, streams: Mapping[str, StreamSpec]) -> None:
+def _require_one_stream(role: str, streams: Mapping[str, StreamSpec]) -> None:
     found = [each for each in streams.values() if each.role == role]
     if not found:
         raise TopologyError("topology", "role", f"no file declares the {role} stream")
     if len(found) > 1:
-        raise TopologyError(found[1].file, "role", f"{found[0].file} declares the {role} stream already")
+        raise TopologyError(found[1].file, "role", f"the {role} stream is already declared in {found[0].file}")

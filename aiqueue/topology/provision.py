@@ -1,7 +1,7 @@
-"""Brings the server's streams to what the topology declares: plan says what would change, apply changes it.
+"""Compares the server's streams and lanes with the topology (`plan`), and creates and updates them (`apply`).
 
-Streams that are not declared are never touched, nor are fields that no file states: they may belong to
-another application or to an operator.
+Undeclared streams are never changed, nor are fields that no file states: they may belong to another application or to
+an operator.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .declared import Family, StreamSpec, Topology, lane_name
 
 Action = Literal["create", "update", "replace-needed", "delete-lanes"]
 
-ROUNDS_MAX = 3  # how often apply looks again, after another process's apply came between
-_PARALLEL = 16  # lanes changed at a time: a cluster takes tens of milliseconds for each
-_SHOWN = 3  # names listed before "and N more"
+ROUNDS_MAX = 3  # how often apply plans again, if another process applies at the same time
+_PARALLEL = 16  # lanes changed at once: in a cluster each takes tens of milliseconds
+_NAMES_SHOWN = 3  # names listed before "and N more"
 
 _DURATIONS = ("ack_wait", "duplicate_window", "inactive_threshold", "max_age")  # nanoseconds
 _SIZES = ("max_bytes", "max_msg_size")
 _ONE_WAY = ("allow_msg_schedules", "allow_msg_ttl")  # can be switched on in place, never off
 
 
-class Field(NamedTuple):
-    """A field that differs, in the API's form. `why` is what the change costs or why it is refused."""
+class FieldChange(NamedTuple):
+    """A field that differs, with values in the API's form. `why`: what the change deletes, or why it is refused."""
 
     key: str
     live: Any
@@ -39,37 +39,37 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of a plan. `lanes` names the consumers it is about; empty means the stream itself.
+    """One change of a plan, to the stream itself, or to the consumers of its `lanes` if there are any.
 
-    `loss` says which messages it would delete, `refused` why the server cannot do it in place and what to do,
-    `note` what else to expect. Each is None where there is nothing to say.
+    `loss`: which messages it would delete. `refused`: why the server cannot make the change in place, and what to do.
+    `note`: what else to expect. Each is a sentence, or None.
     """
 
     stream: str
     action: Action
-    fields: tuple[Field, ...] = ()
+    fields: tuple[FieldChange, ...] = ()
     lanes: tuple[str, ...] = ()
     loss: str | None = None
     refused: str | None = None
     note: str | None = None
 
     def lines(self) -> list[str]:
-        """The change as text, a line per field. It begins with ``+``, ``~``, ``-`` or, if refused, ``!``."""
+        """Return the change as text, one line per field. Lines start with ``+``, ``~``, ``-`` or, if refused, ``!``."""
         why = self.refused or self.note
         tail = f"  ({why})" if why else ""
         if self.action == "create":
             return [f"{'!' if self.refused else '+'} create stream {self.stream}{tail}"]
         if self.action == "delete-lanes":
-            return [f"- {self.stream} {_names(self.lanes)}: delete{tail}"]
+            return [f"- {self.stream} {_format_lanes(self.lanes)}: delete{tail}"]
         if self.lanes:
-            return [f"~ {self.stream} {_names(self.lanes)}.{_difference(each)}" for each in self.fields]
+            return [f"~ {self.stream} {_format_lanes(self.lanes)}.{_format_field(each)}" for each in self.fields]
         sign = "!" if self.refused else "~"
-        return [f"{sign} {self.stream}.{_difference(each)}" for each in self.fields]
+        return [f"{sign} {self.stream}.{_format_field(each)}" for each in self.fields]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What apply would change; empty when the server has everything as declared."""
+    """What apply would change. Empty if the server matches the declaration."""
 
     changes: tuple[Change, ...]
 
@@ -88,12 +88,12 @@ class Plan:
         return tuple(f"{each.stream}: {each.refused}" for each in self.changes if each.refused)
 
     def lines(self) -> list[str]:
-        """The plan as a text diff, a line per field."""
+        """Return the plan as a text diff, one line per field."""
         return [line for change in self.changes for line in change.lines()]
 
 
 async def plan(conn: Connection, topology: Topology) -> Plan:
-    """What differs between the server and `topology`. Changes nothing.
+    """Return the differences between the server and `topology`. Reads only.
 
     Raises Unavailable, AccessDenied or ServerError.
     """
@@ -103,73 +103,77 @@ async def plan(conn: Connection, topology: Topology) -> Plan:
         try:
             info = await conn.api(f"STREAM.INFO.{spec.name}")
         except NotFound:
-            changes.append(await _creation(conn, spec))
+            changes.append(await _plan_creation(conn, spec))
             continue
-        if change := await _update(conn, spec, info):
+        if change := await _plan_update(conn, spec, info):
             changes.append(change)
         if family := families.get(spec.name):
-            changes += await _lanes(conn, family)
+            changes += await _plan_lanes(conn, family)
     order = {"create": 0, "delete-lanes": 1, "update": 2, "replace-needed": 2}
     return Plan(tuple(sorted(changes, key=lambda each: order[each.action])))
 
 
 async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool = False) -> Plan:
-    """Makes the server as `topology` declares it and returns what that took. Repeating it changes nothing.
+    """Create and update the streams and lanes as `topology` declares them, and return the plan that was executed.
 
-    Any number of processes may apply at the same time. Nothing at all is changed if a change is refused
-    (ConfigMismatch, which says what to do) or would delete messages and `allow_data_loss` is False
-    (DataLossRefused). Messages stored between that check and the change, milliseconds later, are not counted.
+    Safe to repeat, and several processes may apply at the same time. Nothing is changed if any change is refused, or
+    would delete messages while `allow_data_loss` is False. Messages stored in the milliseconds between this check and
+    the change are not counted. Raises ConfigMismatch, which says what to do, DataLossRefused, and what `plan` raises.
     """
-    made = found = await plan(conn, topology)
+    executed = found = await plan(conn, topology)
     for _ in range(ROUNDS_MAX):
         if not found.drift:
-            return made
+            return executed
         if found.refusals:
             raise ConfigMismatch("; ".join(found.refusals))
         if found.losses and not allow_data_loss:
             raise DataLossRefused(found.losses)
         for change in found.changes:
             await _execute(conn, topology, change)
-        # Another process's apply may have come between a read and a write of ours, so look again. Lanes are
-        # deleted once only: workers that still run with the former declaration make theirs anew.
-        again = await plan(conn, topology)
-        found = Plan(tuple(each for each in again.changes if each.action != "delete-lanes"))
+        # Another process may have applied between our read and our write, so plan again. Lanes are deleted only once:
+        # workers that still run with the previous declaration recreate their lanes.
+        current = await plan(conn, topology)
+        found = Plan(tuple(each for each in current.changes if each.action != "delete-lanes"))
     if found.drift:
-        problem = "the server keeps differing from what is declared; is something else configuring it?"
+        problem = "the server still differs from the declaration after apply; does another program change its streams?"
         raise ConfigMismatch(f"{problem} {'; '.join(found.lines())}")
-    return made
+    return executed
 
 
-async def _creation(conn: Connection, spec: StreamSpec) -> Change:
-    taken = await _taken(conn, spec.name, spec.config["subjects"])
-    return Change(spec.name, "create", refused=taken)
+async def _plan_creation(conn: Connection, spec: StreamSpec) -> Change:
+    conflict = await _find_conflict(conn, spec.name, spec.config["subjects"])
+    return Change(spec.name, "create", refused=conflict)
 
 
-async def _taken(conn: Connection, name: str, wanted: list[str]) -> str | None:
-    """Which other stream has one of the wanted subjects, as a sentence; None if they are free."""
+async def _find_conflict(conn: Connection, name: str, wanted: list[str]) -> str | None:
+    """Return a sentence about another stream that has one of the wanted subjects, None if there is none."""
     for subject in wanted:
         answer = await conn.api("STREAM.NAMES", {"subject": subject})
         others = [each for each in answer.get("streams") or () if each != name]
         if others:
             return (
-                f"its subject {subject} overlaps with stream {others[0]}, which is there already: "
-                f"narrow or delete that stream and apply again"
+                f"its subject {subject} overlaps with the existing stream {others[0]}: "
+                f"change the subjects of that stream or delete it, then apply again"
             )
     return None
 
 
-async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -> Change | None:
-    """How a stream that is there differs, None if it does not."""
-    live, wanted = info["config"], _wanted(spec, info["config"])
+async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -> Change | None:
+    """Return how an existing stream differs from its declaration, None if it does not."""
+    live, wanted = info["config"], _wanted_config(spec, info["config"])
     fields, losses, refusals = [], [], []
     for key, value in wanted.items():
-        if _same(live.get(key), value):
+        if _is_same(live.get(key), value):
             continue
-        refused = _refused(spec.name, key, live, wanted)
-        loss = None if refused else _fewer_copies(key, live, wanted) or _loss(key, live, wanted, info["state"])
+        refused = _refuse_in_place(spec.name, key, live, wanted)
+        loss = (
+            None
+            if refused
+            else _loss_of_replicas(key, live, wanted) or _loss_of_messages(key, live, wanted, info["state"])
+        )
         if key == "subjects":
-            refused = await _subjects_refused(conn, spec, live.get("subjects") or [], value)
-        fields.append(Field(key, live.get(key), value, refused or loss))
+            refused = await _refuse_subjects(conn, spec, live.get("subjects") or [], value)
+        fields.append(FieldChange(key, live.get(key), value, refused or loss))
         losses += [loss] if loss else []
         refusals += [refused] if refused else []
     if not fields:
@@ -179,126 +183,129 @@ async def _update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -
     return Change(spec.name, "update", tuple(fields), loss="; ".join(losses) or None)
 
 
-def _wanted(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
-    """The declared fields, as they should be on this server."""
+def _wanted_config(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the declared fields, with the subjects of other applications' families kept."""
     wanted = dict(spec.config)
     if spec.role in ("journal", "stranded"):
-        # Another application may have families of its own here. Taking their journals out of the stream would
-        # leave its jobs unable to settle.
+        # Another application may have its own families on this server. Without their journals' subjects in the stream,
+        # its jobs could not end.
         others = [each for each in live.get("subjects") or () if each not in wanted["subjects"]]
         wanted["subjects"] = wanted["subjects"] + others
     return wanted
 
 
-def _same(live: Any, wanted: Any) -> bool:
-    """Whether a live value is the wanted one. The server leaves out what is zero, false or empty."""
+def _is_same(live: Any, wanted: Any) -> bool:
+    """Return whether a live value equals the wanted one. The server omits values that are zero, false or empty."""
     if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(_same(live.get(key), each) for key, each in wanted.items())
+        return isinstance(live, Mapping) and all(_is_same(live.get(key), each) for key, each in wanted.items())
     if isinstance(wanted, list):
         return sorted(live or ()) == sorted(wanted)
     return bool((live or None) == (wanted or None))
 
 
-def _refused(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Why the server would refuse the change of a field, None if it would not."""
-    stuck = key == "storage"
-    stuck |= key == "retention" and "workqueue" in (live.get(key), wanted[key])
-    stuck |= key in _ONE_WAY and not wanted[key]
-    if not stuck:
+def _refuse_in_place(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Return why the server would refuse to change a field in place, None if it would not."""
+    fixed = key == "storage"
+    fixed |= key == "retention" and "workqueue" in (live.get(key), wanted[key])
+    fixed |= key in _ONE_WAY and not wanted[key]
+    if not fixed:
         return None
     return (
-        f"{key} cannot change in place from {_shown(key, live.get(key))} to {_shown(key, wanted[key])}: "
-        f"let workers empty it, delete it (nats stream rm {name}, with all that is in it), apply again"
+        f"{key} cannot change in place from {_format_value(key, live.get(key))} to {_format_value(key, wanted[key])}: "
+        f"let workers empty the stream, delete it (nats stream rm {name}, deletes its messages), then apply again"
     )
 
 
-def _fewer_copies(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Also of an empty stream: what is stored from then on would be on fewer disks."""
+def _loss_of_replicas(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Return a sentence if replicas are removed. Also for an empty stream: later messages would have fewer copies."""
     if key != "num_replicas" or wanted[key] >= live.get(key, 1):
         return None
-    return f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies: is this the right profile?"
+    return (
+        f"lowering num_replicas from {live[key]} to {wanted[key]} deletes copies; check that this is the right profile"
+    )
 
 
-def _loss(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
-    """Which stored messages the change of a field would delete, None if none. Measured on 2.15.1."""
+def _loss_of_messages(
+    key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]
+) -> str | None:
+    """Return which stored messages the change of a field would delete, None if none. Measured on nats-server 2.15.1."""
     stored = state["messages"]
     if not stored:
         return None
-    over = stored > _limit(wanted.get("max_msgs")) or state["bytes"] > _limit(wanted.get("max_bytes"))
+    over = stored > _limit_or_inf(wanted.get("max_msgs")) or state["bytes"] > _limit_or_inf(wanted.get("max_bytes"))
     if key == "discard":
         return "switching discard to old deletes the oldest messages above the limits" if over else None
     if key not in ("max_age", "max_bytes", "max_msgs", "max_msgs_per_subject"):
         return None
-    if _limit(wanted[key]) >= _limit(live.get(key)):
+    if _limit_or_inf(wanted[key]) >= _limit_or_inf(live.get(key)):
         return None
-    lowering = f"lowering {key} from {_shown(key, live.get(key))} to {_shown(key, wanted[key])} deletes"
+    lowering = f"lowering {key} from {_format_value(key, live.get(key))} to {_format_value(key, wanted[key])} deletes"
     if key == "max_age":
-        return f"{lowering} all that is older, now and from now on"
+        return f"{lowering} all older messages, now and from now on"
     if key == "max_msgs_per_subject":
-        fuller = "the oldest messages of every subject that holds more, even with discard new"
-        return f"{lowering} {fuller}" if stored > wanted[key] else None
+        deleted = "the oldest messages of every subject that has more, even with discard new"
+        return f"{lowering} {deleted}" if stored > wanted[key] else None
     if wanted.get("discard", live.get("discard")) == "new":
-        return None  # the stream takes no more until it is below, and keeps what it has
+        return None  # the stream keeps its messages, and accepts no more until it is below the limit
     return f"{lowering} the oldest messages" if over else None
 
 
-def _limit(value: int | None) -> float:
+def _limit_or_inf(value: int | None) -> float:
     return value if value and value > 0 else math.inf
 
 
-async def _subjects_refused(conn: Connection, spec: StreamSpec, live: list[str], wanted: list[str]) -> str | None:
-    """Why subjects cannot be added (another stream's) or taken away (jobs wait there, and would for ever)."""
-    taken = await _taken(conn, spec.name, [each for each in wanted if each not in live])
-    if taken or spec.role not in ("work", "inbox"):
-        return taken
+async def _refuse_subjects(conn: Connection, spec: StreamSpec, live: list[str], wanted: list[str]) -> str | None:
+    """Return why subjects cannot be added (another stream has them) or removed (jobs there would wait forever)."""
+    conflict = await _find_conflict(conn, spec.name, [each for each in wanted if each not in live])
+    if conflict or spec.role not in ("work", "inbox"):
+        return conflict
     for removed in (each for each in live if each not in wanted):
         info = await conn.api(f"STREAM.INFO.{spec.name}", {"subjects_filter": removed})
         counts: dict[str, int] = info["state"].get("subjects") or {}
-        waiting = sum(n for subject, n in counts.items() if not any(_covers(each, subject) for each in wanted))
+        waiting = sum(n for subject, n in counts.items() if not any(_matches(each, subject) for each in wanted))
         if waiting:
-            return f"{waiting} messages wait on {removed}, which no one would consume: empty it first"
+            return f"{waiting} messages are stored on {removed}, which no worker would consume: empty it first"
     return None
 
 
-def _covers(pattern: str, subject: str) -> bool:
-    """Whether a stored message's subject falls under a stream's subject."""
+def _matches(pattern: str, subject: str) -> bool:
+    """Return whether the subject of a stored message matches a stream's subject."""
     wanted, given = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
         given = given[: len(wanted) - 1] + given[len(wanted) - 1 :][:1]
     return len(wanted) == len(given) and all(a in ("*", ">", b) for a, b in zip(wanted, given, strict=True))
 
 
-async def _lanes(conn: Connection, family: Family) -> list[Change]:
-    """Lanes with other limits than declared, and those that the declaration has no more."""
-    outdated: dict[tuple[Field, ...], list[str]] = {}
-    leftover: list[str] = []
-    for config in await _consumers(conn, family.stream):
+async def _plan_lanes(conn: Connection, family: Family) -> list[Change]:
+    """Return changes for lanes whose limits differ, and for lanes that are no longer declared."""
+    outdated: dict[tuple[FieldChange, ...], list[str]] = {}
+    undeclared: list[str] = []
+    for config in await _list_consumers(conn, family.stream):
         name = config.get("durable_name") or config["name"]
         lane = subjects.parse_lane(config.get("filter_subject", ""))
         if not lane or lane.family != family.name or name != lane_name(lane.tenant, lane.priority):
-            continue  # somebody else's consumer
+            continue  # a consumer of another application
         memory = bool(config.get("mem_storage"))
         if family.lane_of(name) != lane or memory != (family.lane_storage == "memory"):
-            leftover.append(name)
+            undeclared.append(name)
             continue
         wanted = family.lane_limits(lane.tenant)
         fields = tuple(
-            Field(key, config.get(key), each) for key, each in wanted.items() if not _same(config.get(key), each)
+            FieldChange(key, config.get(key), each)
+            for key, each in wanted.items()
+            if not _is_same(config.get(key), each)
         )
         if fields:
             outdated.setdefault(fields, []).append(name)
     changes = [Change(family.stream, "update", fields, lanes=tuple(names)) for fields, names in outdated.items()]
-    if leftover:
-        note = (
-            "not a lane as now declared; waiting jobs stay, those in flight are delivered again, "
-            "and workers make the new lanes"
-        )
-        changes.append(Change(family.stream, "delete-lanes", lanes=tuple(leftover), note=note))
+    if undeclared:
+        note = "no longer declared; queued jobs stay, jobs in flight are redelivered, and workers create the new lanes"
+        changes.append(Change(family.stream, "delete-lanes", lanes=tuple(undeclared), note=note))
     return changes
 
 
-async def _consumers(conn: Connection, stream: str) -> list[dict[str, Any]]:
-    """The configurations of all consumers of a stream, page by page."""
+async def _list_consumers(conn: Connection, stream: str) -> list[dict[str, Any]]:
+    """Return the configurations of all consumers of a stream. Reads page by page."""
     configs: list[dict[str, Any]] = []
     while True:
         page = await conn.api(f"CONSUMER.LIST.{stream}", {"offset": len(configs)})
@@ -315,13 +322,13 @@ async def _execute(conn: Connection, topology: Topology, change: Change) -> None
             await _create(conn, spec)
         case "update" if change.lanes:
             family = next(each for each in topology.work_families if each.stream == change.stream)
-            await _each(change.lanes, lambda name: _update_lane(conn, family, name))
+            await _for_each_lane(change.lanes, lambda name: _update_lane(conn, family, name))
         case "update":
             live = (await conn.api(f"STREAM.INFO.{spec.name}"))["config"]
-            # An update replaces the whole configuration: what is not declared is sent back as it was.
-            await _configure(conn, "UPDATE", spec, live | _wanted(spec, live))
+            # An update replaces the whole configuration, so undeclared fields are sent with their live values.
+            await _configure(conn, "UPDATE", spec, live | _wanted_config(spec, live))
         case "delete-lanes":
-            await _each(change.lanes, lambda name: _delete_lane(conn, spec.name, name))
+            await _for_each_lane(change.lanes, lambda name: _delete_lane(conn, spec.name, name))
         case "replace-needed":
             raise AssertionError("refused changes are not executed")
 
@@ -330,11 +337,11 @@ async def _create(conn: Connection, spec: StreamSpec) -> None:
     try:
         await _configure(conn, "CREATE", spec, dict(spec.config))
     except (ConfigMismatch, ServerError):
-        # Another process may have created it, or a stream in its way, since the plan.
-        if taken := await _taken(conn, spec.name, spec.config["subjects"]):
-            raise ConfigMismatch(f"{spec.name}: {taken}") from None
+        # Since the plan, another process may have created the stream, or another one with its subjects.
+        if conflict := await _find_conflict(conn, spec.name, spec.config["subjects"]):
+            raise ConfigMismatch(f"{spec.name}: {conflict}") from None
         try:
-            await conn.api(f"STREAM.INFO.{spec.name}")  # it is compared in apply's next round
+            await conn.api(f"STREAM.INFO.{spec.name}")  # compared in the next round of apply
         except NotFound:
             pass
         else:
@@ -348,22 +355,24 @@ async def _configure(
     try:
         await conn.api(f"STREAM.{verb}.{spec.name}", config)
     except QueueFull as error:
-        needed = f"{_shown('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
-        raise ConfigMismatch(f"{spec.name} sets aside {needed} on the server: {error.reason}") from None
+        needed = f"{_format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
+        raise ConfigMismatch(
+            f"{spec.name} reserves {needed} on the server, which has too little left: {error.reason}"
+        ) from None
     except (ServerError, Unavailable) as error:
         if "non-clustered" not in str(error):
             raise
-        problem = f"{spec.name}: {config['num_replicas']} replicas need a cluster, and this server is none"
-        raise ConfigMismatch(f"{problem}: apply with profile single") from None
+        problem = f"{spec.name}: {config['num_replicas']} replicas need a cluster, but this is a single server"
+        raise ConfigMismatch(f"{problem}: apply with --profile single") from None
 
 
-async def _each(names: tuple[str, ...], do: Callable[[str], Awaitable[None]]) -> None:
+async def _for_each_lane(names: tuple[str, ...], do: Callable[[str], Awaitable[None]]) -> None:
     for start in range(0, len(names), _PARALLEL):
         await asyncio.gather(*(do(name) for name in names[start : start + _PARALLEL]))
 
 
 async def _update_lane(conn: Connection, family: Family, name: str) -> None:
-    """Gives a lane its declared limits. A lane that has gone meanwhile is fine: workers make it anew."""
+    """Set the declared limits of a lane. A lane that was deleted meanwhile is ignored: workers recreate it."""
     try:
         live = (await conn.api(f"CONSUMER.INFO.{family.stream}.{name}"))["config"]
         subject = f"CONSUMER.CREATE.{family.stream}.{name}.{live['filter_subject']}"
@@ -381,23 +390,23 @@ async def _delete_lane(conn: Connection, stream: str, name: str) -> None:
         return
 
 
-def _names(lanes: tuple[str, ...]) -> str:
-    shown = ", ".join(lanes[:_SHOWN])
-    more = f" and {len(lanes) - _SHOWN} more" if len(lanes) > _SHOWN else ""
+def _format_lanes(lanes: tuple[str, ...]) -> str:
+    shown = ", ".join(lanes[:_NAMES_SHOWN])
+    more = f" and {len(lanes) - _NAMES_SHOWN} more" if len(lanes) > _NAMES_SHOWN else ""
     return f"{'lane' if len(lanes) == 1 else 'lanes'} {shown}{more}"
 
 
-def _difference(field: Field) -> str:
+def _format_field(field: FieldChange) -> str:
     why = f"  ({field.why})" if field.why else ""
     if isinstance(field.wanted, list):
-        gone = [f"- {each}" for each in field.live or () if each not in field.wanted]
-        new = [f"+ {each}" for each in field.wanted if each not in (field.live or ())]
-        return f"{field.key}: {', '.join(gone + new)}{why}"
-    return f"{field.key}: {_shown(field.key, field.live)} -> {_shown(field.key, field.wanted)}{why}"
+        removed = [f"- {each}" for each in field.live or () if each not in field.wanted]
+        added = [f"+ {each}" for each in field.wanted if each not in (field.live or ())]
+        return f"{field.key}: {', '.join(removed + added)}{why}"
+    return f"{field.key}: {_format_value(field.key, field.live)} -> {_format_value(field.key, field.wanted)}{why}"
 
 
-def _shown(key: str, value: Any) -> str:
-    """A value for people."""
+def _format_value(key: str, value: Any) -> str:
+    """Format a value: durations, sizes, "unlimited"."""
     if isinstance(value, bool) or value is None:
         return "true" if value else "false" if value is False else "unset"
     if isinstance(value, int) and key.startswith("max_") and value <= 0:

@@ -1,6 +1,6 @@
-"""Reads one ``streams/*.toml`` file.
+"""Parses and checks one ``streams/*.toml`` file.
 
-Every key is checked against the tables below. Values come out in nanoseconds and bytes, as the API has them.
+Every key is checked against the tables below. Values are returned in nanoseconds and bytes, as in the JetStream API.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
-_RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are aiqueue's own
+_RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are used by aiqueue itself
 _INT64_MAX = 2**63 - 1
 _DURATION_MAX_S = 100 * 365 * 86400  # int64 nanoseconds end at 292 years
 _ITEMS_MAX = 32
@@ -59,7 +59,7 @@ def _list_of(item: Check, expected: str) -> Check:
             _wrong(f"a list of 1 to {_ITEMS_MAX} {expected}", value)
         items = tuple(item(one) for one in value)
         if len(set(items)) < len(items):
-            raise ValueError("says the same twice")
+            raise ValueError("contains an item twice")
         return items
 
     return check
@@ -72,7 +72,7 @@ def _flag(value: object) -> bool:
 
 
 def _count(most: int = _INT64_MAX, *, unlimited: bool = False) -> Check:
-    """A whole number from 1; -1 where `unlimited`. The server takes zero for -1 or for a default."""
+    """Check a whole number from 1, or -1 if `unlimited`. Refuse zero, which the server treats as -1 or a default."""
     expected = "a whole number from 1" + (f" to {most}" if most < _INT64_MAX else "")
     expected += ", or -1 for no limit" if unlimited else ""
 
@@ -87,7 +87,7 @@ def _count(most: int = _INT64_MAX, *, unlimited: bool = False) -> Check:
 
 
 def _size(value: object) -> int:
-    """Bytes of 1048576, "1GiB", or -1."""
+    """Check a size, 1048576, "1GiB" or -1, and return bytes."""
     expected = 'a size above 0 such as 1048576 or "1GiB", or -1 for no limit'
     if isinstance(value, bool) or not isinstance(value, str | int):
         _wrong(expected, value)
@@ -101,7 +101,7 @@ def _size(value: object) -> int:
 
 
 def _nanoseconds(least_s: float, *, zero: bool = False) -> Check:
-    """Nanoseconds of "30s". A bare number is refused: JetStream's own files would mean nanoseconds by it."""
+    """Check a duration such as "30s" and return nanoseconds. Refuse a bare number, nanoseconds in JetStream."""
     expected = f'a duration such as "30s", at least {units.short_duration(least_s)}'
     expected += ', or "0s" for no limit' if zero else ""
 
@@ -130,15 +130,15 @@ def _family_name(value: object) -> str:
     expected = 'two words such as "gateway.requests", each of 1 to 32 characters of a-z 0-9 _ -'
     name: str = _matching(subjects.FAMILY, expected)(value)
     if name.partition(".")[0] in _RESERVED:
-        raise ValueError(f"{name!r}: the words {', '.join(_RESERVED)} are aiqueue's own; choose another component")
+        raise ValueError(f"{name!r}: {', '.join(_RESERVED)} are reserved for aiqueue; choose another component")
     return name
 
 
 def _priorities(value: object) -> tuple[str, ...]:
     one = _matching(subjects.PRIORITY, "priorities of 1 to 16 characters of a-z 0-9")
-    priorities: tuple[str, ...] = _list_of(one, "priorities, the highest first")(value)
+    priorities: tuple[str, ...] = _list_of(one, "priorities, highest first")(value)
     if subjects.NORMAL not in priorities:
-        raise ValueError(f'must contain "{subjects.NORMAL}", where jobs on the bare subject go')
+        raise ValueError(f'must contain "{subjects.NORMAL}", the lane of jobs on the bare subject')
     return priorities
 
 
@@ -163,10 +163,10 @@ def _tenants(value: object) -> dict[str, dict[str, Any]]:
         _wrong(expected, value)
     checks: dict[str, Check] = {"weight": _weight, "max_ack_pending": _count()}
     tenants = {}
-    for tenant, terms in value.items():
-        if not isinstance(terms, dict) or not terms or not terms.keys() <= checks.keys():
+    for tenant, limits in value.items():
+        if not isinstance(limits, dict) or not limits or not limits.keys() <= checks.keys():
             _wrong(expected, value)
-        tenants[_word(tenant)] = {key: checks[key](each) for key, each in terms.items()}
+        tenants[_word(tenant)] = {key: checks[key](each) for key, each in limits.items()}
     return tenants
 
 
@@ -182,7 +182,7 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "lane_storage": _one_of("file", "memory"),
     "journal": _matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
     "journal_ttl": _nanoseconds(60),
-    "chunk_ttl": _nanoseconds(1),  # the server takes no shorter one
+    "chunk_ttl": _nanoseconds(1),  # the server's minimum
     "key": _word,
     "claim": _flag,
     "reply_within": _nanoseconds(1),
@@ -199,7 +199,7 @@ _STREAM: dict[str, Check] = {
     "max_msg_size": _size,
     "max_bytes": _size,
     "max_age": _nanoseconds(0.1, zero=True),
-    "max_consumers": _count(),  # -1 does not lift the server's default limit of 1,000
+    "max_consumers": _count(),  # -1 would not lift the server's default limit of 1,000
     "duplicate_window": _nanoseconds(0.1),
     "num_replicas": _count(5),
     "compression": _one_of("none", "s2"),
@@ -212,19 +212,19 @@ _STREAM: dict[str, Check] = {
 }
 _REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": _flag}
 _CONSUMER: dict[str, Check] = {
-    "ack_wait": _nanoseconds(1),  # below, an ordinary pause of a worker costs it its jobs
+    "ack_wait": _nanoseconds(1),  # shorter, and an ordinary pause of a worker would lose its leases
     "max_ack_pending": _count(),
     "max_deliver": _count(unlimited=True),
     "inactive_threshold": _nanoseconds(1),
 }
 
-# What a role cannot do without: filled in where unstated, refused where different.
+# What a role requires: used if a key is missing, and any other value is refused.
 _FIXED: dict[Role, dict[str, Any]] = {
     "work": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "inbox": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "journal": {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True},
     "dead": {"retention": "limits", "allow_direct": True},
-    # Schedules exclude discard = "new": any limit here would drop jobs that were acknowledged.
+    # The server refuses schedules with discard = "new". So no limits: with "old" they would drop acknowledged jobs.
     "parked": {
         "retention": "workqueue",
         "discard": "old",
@@ -271,7 +271,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "documents": {},
     "presence": {},
 }
-# Stated for every stream, so that a limit set by another hand shows as drift.
+# Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
 _CONSUMER_DEFAULTS: dict[str, Any] = {
     "ack_wait": 30 * 10**9,
@@ -282,11 +282,11 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """What one file declares, under one profile.
+class StreamFile:
+    """The contents of one file, for one profile.
 
-    `family` and `consumer` are empty for a stream without a family: documents, say. `stream` and
-    `consumer` are in the API's form, and complete but for the computed subjects.
+    `family` and `consumer` are empty for a stream without a family, such as documents. `stream` and `consumer` have
+    the form of the JetStream API, and are complete except for the computed subjects.
     """
 
     file: str
@@ -296,35 +296,35 @@ class Declared:
     consumer: Mapping[str, Any]
 
 
-def read(file: str, text: str, profile: str = "single") -> Declared:
-    """The declaration in `text`; `file` is its name for messages. Every profile is checked, not just this.
+def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
+    """Parse `text`; `file` is its name for errors. All profiles are checked, also those not used.
 
-    Raises TopologyError, naming file and key.
+    Raises TopologyError, which names file and key.
     """
-    raw = _parse(file, text)
-    _known(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = _value(file, "role", raw["role"], _one_of(*_ROLES)) if "role" in raw else "work"
+    raw = _parse_toml(file, text)
+    _require_known_keys(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
+    role: Role = _check_value(file, "role", raw["role"], _one_of(*_ROLES)) if "role" in raw else "work"
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:
-            raise TopologyError(file, key, f"is for streams of a family; a {role} stream has none")
+            raise TopologyError(file, key, f"is only for streams of a family; a {role} stream has no family")
     family: dict[str, Any] = {}
     if families:
-        family = _table(file, "family", raw.get("family"), _INBOX_FAMILY if role == "inbox" else _WORK_FAMILY)
-        _present(file, "family", family, "name", "default_kind")
-    stream = _stream(file, "stream", raw.get("stream"), _STREAM)
-    _present(file, "stream", stream, "name")
-    consumer = _table(file, "consumer", raw.get("consumer", {}), _CONSUMER)
-    overrides = _profiles(file, raw.get("profile", {}), with_consumer=families)
+        family = _check_table(file, "family", raw.get("family"), _INBOX_FAMILY if role == "inbox" else _WORK_FAMILY)
+        _require_keys(file, "family", family, "name", "default_kind")
+    stream = _check_stream_table(file, "stream", raw.get("stream"), _STREAM)
+    _require_keys(file, "stream", stream, "name")
+    consumer = _check_table(file, "consumer", raw.get("consumer", {}), _CONSUMER)
+    overrides = _check_profiles(file, raw.get("profile", {}), with_consumer=families)
     merged = {}
     for each, (stream_over, consumer_over) in overrides.items():
-        whole = _COMMON | _DEFAULTS[role] | _FIXED[role] | stream | stream_over
-        _coherent(file, each, role, whole, stream_over)
-        merged[each] = (whole, _CONSUMER_DEFAULTS | consumer | consumer_over if families else {})
-    return Declared(file, role, family, *merged[profile])
+        config = _COMMON | _DEFAULTS[role] | _FIXED[role] | stream | stream_over
+        _check_stream(file, each, role, config, stream_over)
+        merged[each] = (config, _CONSUMER_DEFAULTS | consumer | consumer_over if families else {})
+    return StreamFile(file, role, family, *merged[profile])
 
 
-def _parse(file: str, text: str) -> dict[str, Any]:
+def _parse_toml(file: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -343,84 +343,88 @@ def _dotted(prefix: str, key: str) -> str:
     return f"{prefix}.{shown}" if prefix else shown
 
 
-def _known(file: str, prefix: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _require_known_keys(file: str, prefix: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in given:
         if key in known:
             continue
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
         if key in ("subjects", "subject_transform"):
-            hint = "it is computed from the families' names and priorities; leave it out"
+            hint = "it is computed from the families' names and priorities; remove it"
         raise TopologyError(file, _dotted(prefix, key), f"unknown key; {hint}")
 
 
-def _value(file: str, key: str, value: object, check: Check) -> Any:
+def _check_value(file: str, key: str, value: object, check: Check) -> Any:
     try:
         return check(value)
     except ValueError as error:
         raise TopologyError(file, key, str(error)) from None
 
 
-def _table(file: str, prefix: str, given: object, checks: Mapping[str, Check]) -> dict[str, Any]:
+def _check_table(file: str, prefix: str, given: object, checks: Mapping[str, Check]) -> dict[str, Any]:
     if given is None:
-        raise TopologyError(file, prefix, f"is missing: the file needs a table [{prefix}]")
+        raise TopologyError(file, prefix, f"is missing: add a table [{prefix}] to the file")
     if not isinstance(given, dict):
         raise TopologyError(file, prefix, "must be a table")
-    _known(file, prefix, given, tuple(checks))
-    return {key: _value(file, _dotted(prefix, key), value, checks[key]) for key, value in given.items()}
+    _require_known_keys(file, prefix, given, tuple(checks))
+    return {key: _check_value(file, _dotted(prefix, key), value, checks[key]) for key, value in given.items()}
 
 
-def _stream(file: str, prefix: str, given: object, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """As _table, for a stream's keys, of which republish is a table itself."""
-    config = _table(file, prefix, given, {**checks, "republish": lambda value: value})
+def _check_stream_table(file: str, prefix: str, given: object, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """Check a table of stream keys, like `_check_table`; its key republish is a table itself."""
+    config = _check_table(file, prefix, given, {**checks, "republish": lambda value: value})
     if "republish" in config:
-        config["republish"] = _table(file, f"{prefix}.republish", config["republish"], _REPUBLISH)
-        _present(file, f"{prefix}.republish", config["republish"], "src", "dest")
+        config["republish"] = _check_table(file, f"{prefix}.republish", config["republish"], _REPUBLISH)
+        _require_keys(file, f"{prefix}.republish", config["republish"], "src", "dest")
     return config
 
 
-def _present(file: str, prefix: str, table: Mapping[str, Any], *keys: str) -> None:
+def _require_keys(file: str, prefix: str, table: Mapping[str, Any], *keys: str) -> None:
     for key in keys:
         if key not in table:
             raise TopologyError(file, f"{prefix}.{key}", "is missing")
 
 
-def _profiles(file: str, given: object, *, with_consumer: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """What each profile overrides in [stream] and [consumer]."""
-    tables = _table(file, "profile", given, dict.fromkeys(PROFILES, lambda value: value))
+def _check_profiles(
+    file: str, given: object, *, with_consumer: bool
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what each profile overrides in [stream] and [consumer]."""
+    tables = _check_table(file, "profile", given, dict.fromkeys(PROFILES, lambda value: value))
     overrides = {}
     for profile in PROFILES:
         prefix = f"profile.{profile}"
         parts: dict[str, Check] = {"stream": lambda value: value}
         if with_consumer:
             parts["consumer"] = lambda value: value
-        table = _table(file, prefix, tables.get(profile, {}), parts)
+        table = _check_table(file, prefix, tables.get(profile, {}), parts)
         nameless = {key: check for key, check in _STREAM.items() if key != "name"}
         overrides[profile] = (
-            _stream(file, f"{prefix}.stream", table.get("stream", {}), nameless),
-            _table(file, f"{prefix}.consumer", table.get("consumer", {}), _CONSUMER),
+            _check_stream_table(file, f"{prefix}.stream", table.get("stream", {}), nameless),
+            _check_table(file, f"{prefix}.consumer", table.get("consumer", {}), _CONSUMER),
         )
     return overrides
 
 
-def _coherent(file: str, profile: str, role: Role, stream: Mapping[str, Any], overridden: Mapping[str, Any]) -> None:
-    """Refuses what the server would refuse at apply, or what would break a promise of the role."""
+def _check_stream(
+    file: str, profile: str, role: Role, stream: Mapping[str, Any], overridden: Mapping[str, Any]
+) -> None:
+    """Refuse what the server would refuse at apply, and what the role does not allow."""
 
     def refuse(key: str, problem: str) -> NoReturn:
         raise TopologyError(file, f"profile.{profile}.stream.{key}" if key in overridden else f"stream.{key}", problem)
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
-        refuse("name", f"must begin with {subjects.OBJECTS} for a documents stream: it is an object store's")
+        refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")
     if role == "presence" and not stream["name"].startswith(subjects.BUCKET):
-        refuse("name", f"must begin with {subjects.BUCKET} for a presence stream: it is a bucket's")
+        refuse("name", f"must start with {subjects.BUCKET} for a presence stream, which is a key-value bucket")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
-        refuse("allow_msg_schedules", 'cannot go with discard = "new": the server refuses schedules there')
+        refuse("allow_msg_schedules", 'cannot be combined with discard = "new": the server refuses it')
     for key, needed in _FIXED[role].items():
         if stream[key] != needed:
             refuse(key, f"must be {json.dumps(needed)} for a {role} stream")
     if stream.get("discard_new_per_subject"):
         if stream.get("discard") != "new":
-            refuse("discard_new_per_subject", 'needs discard = "new"')
+            refuse("discard_new_per_subject", 'requires discard = "new"')
         if stream.get("max_msgs_per_subject", -1) < 1:
             refuse("max_msgs_per_subject", "must be at least 1 with discard_new_per_subject")
     if 0 < stream["max_age"] < stream.get("duplicate_window", 0):

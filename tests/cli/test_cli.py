@@ -212,14 +212,14 @@ class TestEveryVerb:
             (["inspct"], "Did you mean 'inspect'"),
             (["inspect", "--colour"], "No such option"),
             (["enqueue", "echo", "{}"], "--tenant"),
-            (["dead", "show", "first"], "seq"),
+            (["dead", "show", "first"], "SEQ"),
             (["dead", "ls", "--older", "5 parsecs"], "is not a duration"),
             (["work", "app:worker", "--concurrency", "0"], "--concurrency"),
             (["inspect", "--profile", "galaxy"], "single"),
             (["inspect", "no.family"], "unknown family 'no.family'; declared families: agent"),
             (["inspect", "a.b.c d"], "unknown family"),
             (["inspect", "ein Auftrag"], "job id"),
-            (["inspect", "--streams", "nowhere"], "there is no such directory"),
+            (["inspect", "--streams", "nowhere"], "no such directory"),
             (["inspect", "--context", "nowhere", "--url", ""], "context"),
             (["dead", "ls", "--tenant", "a.b"], "tenant 'a.b' must be"),
             (["dead", "ls", "--family", "no.family"], "unknown family"),
@@ -261,7 +261,7 @@ class TestEveryVerb:
             assert result.exit_code == 1
             assert one_line(result).startswith("error: ")
         assert "aiqueue apply" in cli("enqueue", "echo", "{}", "--tenant", "acme").stderr
-        assert "stream AI_AGENT_TASKS is missing: `aiqueue apply` makes it" in cli("inspect").stdout
+        assert "stream AI_AGENT_TASKS does not exist: run `aiqueue apply`" in cli("inspect").stdout
 
     def test_colour_is_for_terminals_only(self, ready: Cli) -> None:
         assert "\x1b" not in ready("inspect").output + ready("plan").output
@@ -272,7 +272,7 @@ class TestPlanAndApply:
         first = cli("plan")
         assert first.exit_code == 3
         assert "+ create stream AI_AGENT_TASKS" in first.stdout
-        assert "`aiqueue apply` makes them" in first.stdout
+        assert "run `aiqueue apply` to make them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
         assert "11 changes made" in made.stdout
@@ -306,7 +306,7 @@ class TestPlanAndApply:
         assert "--allow-data-loss" in one_line(refused)
         assert ready("apply", "--streams", "more", "--allow-data-loss").exit_code == 0
         (lane,) = data(ready("inspect", "x.y", "--streams", "more", "--json"))
-        assert lane["waiting"] == 1
+        assert lane["pending"] == 1
 
 
 class TestEnqueue:
@@ -317,7 +317,7 @@ class TestEnqueue:
         assert result.stdout == "enqueued doc-1 in agent.tasks acme/high\n"
         again = ready("enqueue", "echo", '{"text": "x"}', "--tenant", "acme", "--priority", "high", "--unique", "doc-1")
         assert again.exit_code == 0
-        assert again.stdout.startswith("there already: doc-1")
+        assert again.stdout.startswith("duplicate: doc-1 is already in")
         told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--json"))
         assert told == {
             "job_id": "doc-1", "family": "agent.tasks", "tenant": "acme", "priority": "normal", "duplicate": True
@@ -343,7 +343,7 @@ class TestEnqueue:
     @pytest.mark.parametrize(
         ("option", "value", "told"),
         [
-            ("--at", "2030-01-01T00:00:00", "it has no time zone"),
+            ("--at", "2030-01-01T00:00:00", "has no time zone"),
             ("--at", "tomorrow", "seconds since the epoch"),
             ("--delay", "soon", "not a duration"),
             ("--delay", "400d", "at most 365 days"),
@@ -358,14 +358,14 @@ class TestEnqueue:
         ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--wait")
         result = ready("cancel", "doc-1")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "job doc-1 is not cancelled: it has ended already" in result.stderr
+        assert "job doc-1 was not cancelled: it has already ended" in result.stderr
         told = json.loads(ready("cancel", "doc-1", "--json").stdout)
-        assert told == {"job_id": "doc-1", "cancelled": False, "said": "it has ended already"}
+        assert told == {"job_id": "doc-1", "cancelled": False, "detail": "it has already ended"}
 
     def test_a_running_job_is_stopped(self, ready: Cli, working: subprocess.Popen[str]) -> None:
         ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
         wait_until(lambda: "half" in ready("inspect", "doc-1").stdout, within=20)
-        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has begun, and its worker is told to stop it\n"
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has started, and its worker is told to stop it\n"
         assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it will not run\n"
         assert "job doc-1: cancelled" in ready("inspect", "doc-1").stdout
 
@@ -391,7 +391,7 @@ class TestEnqueue:
     def test_wait_has_an_end(self, ready: Cli) -> None:
         result = ready("enqueue", "echo", "{}", "--tenant", "acme", "--wait", "--timeout", "200ms")
         assert result.exit_code == 1
-        assert "no result within 0.2 s" in result.stderr
+        assert "timed out after 0.2 s waiting for the result of job " in result.stderr
 
     def test_file_holds_one_job_a_line(self, ready: Cli, place: Path) -> None:
         (place / "jobs.jsonl").write_text(SEVERAL + "\n")
@@ -419,7 +419,7 @@ class TestEnqueue:
     def test_bad_line_is_named_with_what_was_stored_before(self, ready: Cli) -> None:
         result = ready("enqueue", "echo", "-", "--tenant", "acme", text='{"text": "a"}\n\n{"text"\n')
         assert result.exit_code == 2
-        assert result.stderr.splitlines()[0] == "1 job had been enqueued before this:"
+        assert result.stderr.splitlines()[0] == "1 job enqueued before this error:"
         assert result.stderr.splitlines()[1].startswith("error: stdin line 3: not JSON: ")
 
     def test_bad_job_among_many_ends_it_with_what_was_stored(self, ready: Cli, place: Path) -> None:
@@ -431,23 +431,23 @@ class TestEnqueue:
         said = result.stderr.splitlines()
         ids = [json.loads(line)["job_id"] for line in result.stdout.splitlines()]
         assert ids[:7] == [f"t-{n}" for n in range(7)]  # in the order of the lines
-        assert said[0] == f"{len(ids)} jobs had been enqueued before this:"
+        assert said[0] == f"{len(ids)} jobs enqueued before this error:"
         assert said[1].startswith("error: task_id 'a/b'")
-        assert data(ready("inspect", "agent.tasks", "--json"))[0]["waiting"] == len(ids)
+        assert data(ready("inspect", "agent.tasks", "--json"))[0]["pending"] == len(ids)
 
     def test_unique_is_refused_for_several_before_any_is_stored(self, ready: Cli) -> None:
         result = ready("enqueue", "echo", "-", "--tenant", "acme", "--unique", "doc-1", text=SEVERAL)
         assert result.exit_code == 2
-        assert "each its own key" in one_line(result)
+        assert "each body its own key" in one_line(result)
         assert ready("inspect", "doc-1").exit_code == 1
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["echo", "[]"], "a job's body is a JSON object and not a list"),
+            (["echo", "[]"], "a job's body must be a JSON object, not an array"),
             (["echo", "12"], "not a number"),
             (["echo", '{"a"'], "the body is not JSON"),
-            (["echo", ""], "holds no job"),
+            (["echo", ""], "contains no job"),
             (["echo", "[" * 5000], "nested too deeply"),
             (["echo", "@nowhere"], "cannot read 'nowhere': No such file"),
             (["echo", "@."], "is a directory"),
@@ -458,7 +458,7 @@ class TestEnqueue:
             (["echo", "{}", "--family", "no.family"], "unknown family"),
             (["echo", "{}", "--family", "agent.message"], "takes no jobs"),
             (["echo", "{}", "--header", "nothing"], "must be NAME=VALUE"),
-            (["echo", "{}", "--header", "Aiq-Kind=x"], "not the caller's to set"),
+            (["echo", "{}", "--header", "Aiq-Kind=x"], "reserved for aiqueue"),
             (["echo", "{}", "--header", "a=ü"], "printable ASCII"),
         ],
     )
@@ -466,7 +466,7 @@ class TestEnqueue:
         result = ready("enqueue", "--tenant", "acme", *arguments)
         assert result.exit_code == 2
         assert said in one_line(result)
-        assert all(each["waiting"] == 0 for each in data(ready("inspect", "--json")))
+        assert all(each["pending"] == 0 for each in data(ready("inspect", "--json")))
 
     def test_interrupt_while_stdin_is_silent_ends_it_quietly(self, processes: Processes, ready: Cli) -> None:
         command = [sys.executable, "-m", "aiqueue", "enqueue", "echo", "-", "--tenant", "acme", "--json"]
@@ -499,7 +499,7 @@ class TestWork:
         assert working.wait(20) == 0
         assert "4 slots, agent.tasks of all tenants, at nats://" in processes.said(working)
         assert "1 delivery in " in processes.said(working)
-        assert "all finished" in processes.said(working)
+        assert "all jobs finished" in processes.said(working)
         assert data(ready("inspect", "doc-1", "--json"))["state"] == "done"
 
     def test_gives_jobs_up_after_the_drain_timeout_with_exit_code_1(self, processes: Processes, ready: Cli) -> None:
@@ -531,16 +531,16 @@ class TestWork:
     @pytest.mark.parametrize(
         ("target", "said"),
         [
-            ("app", "'app' is not module:attribute"),
-            ("app:", "is not module:attribute"),
-            ("a b:worker", "is not module:attribute"),
-            ("nowhere:worker", "there is no module 'nowhere'"),
-            ("app:wrker", "app has no attribute 'wrker'; it has worker"),
-            ("app:not_a_worker", "app:not_a_worker is a int and not an aiqueue.Worker or Agent; it has worker"),
-            ("broken:worker", "importing broken: ModuleNotFoundError: No module named 'nothing_here' (/"),
-            ("unreadable:worker", "importing unreadable: SyntaxError: "),
-            ("raising:worker", "importing raising: ValueError: first second (/"),
-            ("leaving:worker", "importing leaving: SystemExit: 3"),
+            ("app", "'app' is not MODULE:ATTRIBUTE"),
+            ("app:", "is not MODULE:ATTRIBUTE"),
+            ("a b:worker", "is not MODULE:ATTRIBUTE"),
+            ("nowhere:worker", "no module 'nowhere'"),
+            ("app:wrker", "app has no attribute 'wrker'; the module has worker"),
+            ("app:not_a_worker", "app:not_a_worker is of type int, not an aiqueue.Worker or Agent; the module"),
+            ("broken:worker", "cannot import broken: ModuleNotFoundError: No module named 'nothing_here' (/"),
+            ("unreadable:worker", "cannot import unreadable: SyntaxError: "),
+            ("raising:worker", "cannot import raising: ValueError: first second (/"),
+            ("leaving:worker", "cannot import leaving: SystemExit: 3"),
             ("empty:worker", "this worker has no handlers"),
         ],
     )
@@ -573,7 +573,7 @@ class TestInspect:
         ready("enqueue", "echo", "{}", "--tenant", "acme")
         found = {each["family"]: each for each in data(ready("inspect", "--json"))}
         assert set(found) == {"agent.message", "agent.tasks", "gateway.requests", "rag.ingest", "rag.queries"}
-        assert found["agent.tasks"]["waiting"] == 1
+        assert found["agent.tasks"]["pending"] == 1
         assert re.search(r"^agent\.tasks +1 +0 +0 ", ready("inspect").stdout, re.MULTILINE)
 
     def test_family_lists_its_lanes(self, ready: Cli) -> None:
@@ -582,7 +582,7 @@ class TestInspect:
             ready("enqueue", "echo", "{}", "--tenant", tenant)
         assert [each["tenant"] for each in data(ready("inspect", "agent.tasks", "--json"))] == ["acme", "globex"]
         text = ready("inspect", "agent.tasks").stdout
-        assert "no worker asks for them" in text
+        assert "no worker requests them" in text
         assert [each["tenant"] for each in data(ready("inspect", "--tenant", "acme", "--json"))] == ["acme"]
 
     def test_job_by_word_or_option(self, ready: Cli, working: subprocess.Popen[str]) -> None:
@@ -611,7 +611,7 @@ class TestDead:
         return [each["seq"] for each in data(cli("dead", "ls", "--json", *filters))]
 
     def test_none_says_so(self, ready: Cli) -> None:
-        assert ready("dead", "ls").stdout == "no dead letters: no job has ended badly\n"
+        assert ready("dead", "ls").stdout == "no dead letters\n"
         assert "match" in ready("dead", "ls", "--tenant", "acme").stdout
         assert data(ready("dead", "ls", "--json")) == []
         assert ready("dead", "replay", "--all").stdout == "no dead letters match\n"
@@ -651,7 +651,7 @@ class TestDead:
         asyncio.run(publish())
         wait_until(lambda: self.seqs(ready, "--job", "doc-9") == [4])
         text = ready("dead", "show", "4").stdout
-        assert "cannot be read: not JSON" in text
+        assert "cannot be decoded: not JSON" in text
         assert "0000  1b 5b 32 4a 00" in text
         assert "and 148 more bytes" in text
         assert "\x1b" not in text
@@ -679,10 +679,10 @@ class TestDead:
         refused = ready("dead", "purge", "--all", text="y\n")  # nobody there: stdin is no terminal
         assert refused.exit_code == 2
         assert "--yes" in one_line(refused)
-        monkeypatch.setattr("aiqueue.cli.dead.somebody_there", lambda: True)
+        monkeypatch.setattr("aiqueue.cli.dead.is_interactive", lambda: True)
         no = ready("dead", "purge", "--all", text="n\n")
         assert no.exit_code == 1
-        assert "Delete 3 dead letters for good?" in no.stderr
+        assert "Delete 3 dead letters permanently?" in no.stderr
         assert self.seqs(ready) == [1, 2, 3]
         assert ready("dead", "purge", "--all", text="y\n").exit_code == 0
         assert self.seqs(ready) == []
@@ -691,10 +691,10 @@ class TestDead:
 class TestServer:
     def test_runs_until_told_to_stop_and_says_how_to_connect(self, processes: Processes, place: Path) -> None:
         # the environment names another server: this verb means the directory's own
-        process = processes.started("server", says="Ctrl-C stops it.")
+        process = processes.started("server", says="Press Ctrl-C to stop.")
         said = processes.said(process)
         state = json.loads((place / ".aiqueue" / "state.json").read_text())
-        assert f"runs at nats://127.0.0.1:{state['port']}" in said
+        assert f"is running at nats://127.0.0.1:{state['port']}" in said
         assert str(place / ".aiqueue" / "state.json") in said
         assert state["password"] not in said
         found = processes.run("inspect", "--json", "--directory", ".aiqueue")
@@ -717,7 +717,7 @@ class TestServer:
 
 class TestOutput:
     def test_terminal_commands_in_foreign_text_are_shown_and_not_obeyed(self) -> None:
-        assert output.clean("a\x1b[2Jb\x9b\u202ec\n\td") == "a\\x1b[2Jb\\x9b\\u202ec\n\td"
+        assert output.escape_controls("a\x1b[2Jb\x9b\u202ec\n\td") == "a\\x1b[2Jb\\x9b\\u202ec\n\td"
 
     @pytest.mark.parametrize("edge", [80, 120])
     def test_table_keeps_within_the_edge_and_ids_whole(
@@ -728,9 +728,9 @@ class TestOutput:
         columns = [
             output.Column("job"),
             output.Column("lane", shrink=True),
-            output.Column("says", shrink=True, prose=True),
+            output.Column("details", shrink=True, prose=True),
         ]
-        output.table(columns, [[job_id, "agent.tasks " + "t" * 64, "word " * 40]], below=["error " * 40])
+        output.print_table(columns, [[job_id, "agent.tasks " + "t" * 64, "word " * 40]], below=["error " * 40])
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= edge
         assert job_id in lines[1]
@@ -741,7 +741,7 @@ class TestOutput:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.delenv("COLUMNS", raising=False)
-        output.table([output.Column("x", shrink=True), output.Column("y")], [["a" * 300, "b"]])
+        output.print_table([output.Column("x", shrink=True), output.Column("y")], [["a" * 300, "b"]])
         assert "a" * 300 + "  b" in capsys.readouterr().out
 
 
@@ -765,9 +765,9 @@ class TestRespond:
     @pytest.mark.parametrize(
         ("option", "complaint"),
         [
-            ("--families=agent.tasks", "family agent.tasks answers no requests: state reply_within"),
+            ("--families=agent.tasks", "family agent.tasks answers no requests: set reply_within"),
             ("--families=no.such", "unknown family 'no.such'"),
-            ("--families=", "--families names no family"),
+            ("--families=", "--families is empty"),
             ("--tenants=a.b", "tenant"),
             ("--concurrency=0", "--concurrency"),
             ("--drain-timeout=soon", "soon"),

@@ -149,7 +149,7 @@ def test_every_job_is_accounted_for_and_nothing_is_left_behind(runs: Runs) -> No
     (letter,) = report["dead_letters"]
     assert (letter["reason"], letter["attempt"], len(letter["history"])) == ("rejected", 1, 1)
     assert report["dead_letters_left"] == 0
-    assert all(each["waiting"] == each["in_flight"] == 0 for each in report["families"])
+    assert all(each["pending"] == each["in_flight"] == 0 for each in report["families"])
     assert sum(row["words"] for row in report["findings"]) > 50
     assert {language for row in report["findings"] for language in row["languages"]} >= {"en", "fr"}
     assert some.is_clean()
@@ -169,11 +169,11 @@ def test_several_documents_that_are_not_utf_8_are_all_replayed_and_can_be_kept(r
 @pytest.mark.parametrize(
     ("files", "argument", "says"),
     [
-        ({}, "nowhere", "there is no directory nowhere"),
+        ({}, "nowhere", "no such directory: nowhere"),
         ({"a_md": "# A\n"}, "a.md", "a.md is not a directory"),
-        ({}, ".", "there is no text file in ."),
-        ({"a_bin": b"\0\1\2", "b_bin": bytes(range(256))}, ".", "there is no text file in . (skipped: 2 binary)"),
-        ({"a_md": ""}, ".", "there is no text file in . (skipped: 1 empty)"),
+        ({}, ".", "no text files in ."),
+        ({"a_bin": b"\0\1\2", "b_bin": bytes(range(256))}, ".", "no text files in . (skipped: 2 binary)"),
+        ({"a_md": ""}, ".", "no text files in . (skipped: 1 empty)"),
     ],
 )
 def test_a_directory_without_documents_is_refused_in_one_line(
@@ -201,7 +201,7 @@ def test_a_signal_at_any_moment_ends_it_and_nothing_is_left(place: Place) -> Non
         assert process.stderr is not None
         assert any(line in each for each in process.stdout), process.stderr.read()
         process.send_signal(number)
-    interrupted = "error: interrupted; nothing is left behind\n"
+    interrupted = "error: interrupted; everything is cleaned up\n"
     for process, (_, number, code) in zip(started, moments, strict=True):
         ended = finish(process)
         assert (ended.code, ended.err) == (code, interrupted if number == signal.SIGINT else "")
@@ -245,12 +245,12 @@ def test_the_story_of_its_own_documents_is_told_in_80_columns(runs: Runs) -> Non
     told = " ".join(out.split())
     for expected in (
         "documents from aiqueue's own files, for 2 tenants", "11 streams created from streams/*.toml",
-        "attempt 1 of", "attempt 2 of", "next in", "the lock is released", "attempt 3 of",
-        "is a dead letter (rejected)", "Dead letter 1", "was replayed and succeeded", "globex agent.tasks",
-        "every job is accounted for", "its files are gone",
+        "attempt 1 of", "attempt 2 of", "retry in", "the lock is released", "attempt 3 of",
+        "became a dead letter (rejected)", "Dead letter 1", "was replayed and succeeded", "globex agent.tasks",
+        "every job is accounted for", "its files are deleted",
     ):  # fmt: skip
         assert expected in told
-    enqueued, succeeded, dead = re.findall(r"(\d+) jobs enqueued = (\d+) succeeded \+ (\d+) dead", told)[0]
+    enqueued, succeeded, dead = re.findall(r"(\d+) jobs enqueued = (\d+) succeeded \+ (\d+) dead letters", told)[0]
     assert (int(enqueued) > 40, succeeded, dead) == (True, enqueued, "0")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out
@@ -275,7 +275,7 @@ def test_gathering_passes_over_what_is_no_document(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     gathered = analysis.gather(tmp_path)
     assert [each.name for each in gathered.documents] == ["a.md"]
-    assert gathered.skipped() == "1 unreadable, 2 above 512 KiB"
+    assert gathered.describe_skipped() == "1 unreadable, 2 above 512 KiB"
 
 
 def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
@@ -304,6 +304,6 @@ def test_languages_are_guessed_by_their_common_words(text: str, language: str) -
 
 def test_chunks_hold_the_whole_text() -> None:
     paragraphs = [f"paragraph {number} " + "word " * 30 for number in range(20)]
-    pieces = analysis.chunks("\n\n".join(paragraphs), words=100)
+    pieces = analysis.split_text("\n\n".join(paragraphs), words=100)
     assert "\n\n".join(pieces) == "\n\n".join(paragraphs)
     assert all(100 <= len(piece.split()) < 140 for piece in pieces[:-1])

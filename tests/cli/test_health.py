@@ -58,15 +58,15 @@ class Place:
         self.workers.append(made)
         return made
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         try:
-            told: dict[str, Any] = json.loads(self.file.read_text())
+            report: dict[str, Any] = json.loads(self.file.read_text())
         except FileNotFoundError:
             return {"state": "none"}
-        return told
+        return report
 
     def wait_state(self, state: str) -> None:
-        wait_until(lambda: self.told()["state"] == state, within=30)
+        wait_until(lambda: self.report()["state"] == state, within=30)
 
 
 @pytest.fixture
@@ -82,21 +82,21 @@ def place(tmp_path: Path, own_server: Callable[..., NatsProcess]) -> Iterator[Pl
 def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -> None:
     worker = place.work("--health-file", str(place.file))
     place.wait_state("ok")
-    told = place.told()
-    assert (told["pid"], told["worker"], told["slots"], told["running"], told["connected"]) == (
+    report = place.report()
+    assert (report["pid"], report["worker"], report["slots"], report["running"], report["connected"]) == (
         worker.pid, "w", 3, 0, True,
     )  # fmt: skip
     for options in ((), ("--ready",), ("--json",)):
         assert place.run("health", *options, str(place.file)).returncode == 0
     # blocked: the file grows old
     assert place.run("enqueue", "block", '{"for_s": 2.5}', "--tenant", "acme").returncode == 0
-    wait_until(lambda: time.time() - place.told()["time"] > 1.5)
+    wait_until(lambda: time.time() - place.report()["time"] > 1.5)
     seen = place.run("health", "--within", "1s", str(place.file))
     assert seen.returncode == 1
     assert "stale" in seen.stderr
-    wait_until(lambda: time.time() - place.told()["time"] < 1.5)
-    wait_until(lambda: place.told()["done"] == 1)
-    assert place.told()["last_delivery"] > time.time() - 60
+    wait_until(lambda: time.time() - place.report()["time"] < 1.5)
+    wait_until(lambda: place.report()["done"] == 1)
+    assert place.report()["last_delivery"] > time.time() - 60
     # without its server it is alive, and not ready
     place.server.kill()
     place.wait_state("disconnected")
@@ -110,16 +110,16 @@ def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -
     assert "no such file" in place.run("health", str(place.file)).stderr
 
 
-def test_a_crew_gives_one_answer_and_leaves_no_file(place: Place) -> None:
-    crew = place.work("--processes", "2", "--health-file", str(place.file))
+def test_a_worker_pool_gives_one_report_and_leaves_no_file(place: Place) -> None:
+    pool = place.work("--processes", "2", "--health-file", str(place.file))
     place.wait_state("ok")
-    told = place.told()
-    assert (told["pid"], told["slots"], len(told["members"])) == (crew.pid, 6, 2)
-    os.kill(told["members"][0]["pid"], signal.SIGSTOP)
+    report = place.report()
+    assert (report["pid"], report["slots"], len(report["processes"])) == (pool.pid, 6, 2)
+    os.kill(report["processes"][0]["pid"], signal.SIGSTOP)
     assert place.run("health", "--within", "30s", str(place.file)).returncode == 0
-    os.kill(told["members"][0]["pid"], signal.SIGKILL)
-    crew.send_signal(signal.SIGTERM)
-    crew.wait(30)
+    os.kill(report["processes"][0]["pid"], signal.SIGKILL)
+    pool.send_signal(signal.SIGTERM)
+    pool.wait(30)
     assert [each.name for each in place.directory.iterdir() if "health" in each.name] == []
 
 
@@ -144,18 +144,19 @@ def test_a_file_that_cannot_be_written_ends_the_worker_with_one_line(place: Plac
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_what_is_no_health_file_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from aiqueue.cli.health import read  # noqa: PLC0415
+    from aiqueue.cli.health import read_report  # noqa: PLC0415
     from aiqueue.errors import BadInput  # noqa: PLC0415
 
     (tmp_path / "file").write_text(text)
     with pytest.raises(BadInput, match="not a health file"):
-        read(tmp_path / "file")
+        read_report(tmp_path / "file")
 
 
-def test_a_worker_that_stays_deaf_is_to_be_replaced() -> None:
-    from aiqueue.cli.health import alive, merged  # noqa: PLC0415
+def test_a_worker_that_stays_stalled_is_to_be_replaced() -> None:
+    from aiqueue.cli.health import is_alive, merge_reports  # noqa: PLC0415
 
-    assert alive({"state": "deaf", "deaf_s": 5.0})
-    assert not alive({"state": "deaf", "deaf_s": 90.0})
-    both = merged([{"state": "ok", "slots": 2}, {"state": "deaf", "deaf_s": 90.0, "slots": 3}], worker="crew")
-    assert (both["state"], both["slots"], alive(both)) == ("deaf", 5, False)
+    assert is_alive({"state": "stalled", "stalled_s": 5.0})
+    assert not is_alive({"state": "stalled", "stalled_s": 90.0})
+    stalled = {"state": "stalled", "stalled_s": 90.0, "slots": 3}
+    both = merge_reports([{"state": "ok", "slots": 2}, stalled], worker="pool")
+    assert (both["state"], both["slots"], is_alive(both)) == ("stalled", 5, False)

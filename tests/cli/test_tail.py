@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import aiqueue
 from aiqueue import codec, headers
 from aiqueue.cli.app import app
-from aiqueue.journal.journal import Journal
+from aiqueue.journal import Journal
 from aiqueue.topology import provision
 
 from ..support import ROOT, Account
@@ -167,7 +167,7 @@ class TestFamily:
     async def test_without_the_stream_it_says_what_to_do(self, cli: Cli) -> None:
         done = await cli("--family", "agent.tasks")
         assert (done.exit_code, done.stdout) == (1, "")
-        assert "stream AI_RESULTS is missing: `aiqueue apply` makes it" in done.stderr
+        assert "stream AI_RESULTS does not exist: run `aiqueue apply`" in done.stderr
 
 
 class TestJob:
@@ -197,13 +197,13 @@ class TestJob:
         assert process.stdout is not None
         assert process.stdout.read(7) == "half of"
         await entry(client, "doc-1", "started", {"worker": "w-2"}, attempt=2)
-        await entry(client, "doc-1", "chunk", ["anew\n"], attempt=2)
+        await entry(client, "doc-1", "chunk", ["again\n"], attempt=2)
         await entry(client, "doc-1", "failed", {"reason": "rejected", "error": "not wanted"}, attempt=2)
         out, _ = await asyncio.to_thread(process.communicate, timeout=20)
         lines = out.splitlines()
         assert lines[0] == "", "the line of text is ended first"
-        assert "restart: attempt 2 begins anew" in lines[1]
-        assert lines[-2] == "anew"
+        assert "-- restarted (attempt 2): the previous attempt was lost; discard the output above" in lines[1]
+        assert lines[-2] == "again"
         assert lines[-1].endswith("failed (attempt 2): rejected: not wanted")
         assert process.returncode == 1
 
@@ -229,7 +229,7 @@ class TestJob:
         assert process.stdout.read(6) == "onetwo"
         code, err = interrupted(process)
         assert code == 130
-        told = err.strip().splitlines()[-1].removeprefix("to go on: aiqueue tail ").split(" ")
+        told = err.strip().splitlines()[-1].removeprefix("to continue: aiqueue tail ").split(" ")
         assert told[:3] == ["doc-1", "--tenant", "acme"]
         await entry(client, "doc-1", "chunk", ["three\n"])
         await entry(client, "doc-1", "result", 1)
@@ -250,7 +250,7 @@ class TestJob:
         for words, code, said in (
             (["nobody"], 1, "no trace of job nobody"),
             (["doc-1", "--after", "the first one"], 2, "cursor"),
-            (["doc-1", "--family", "agent.message"], 2, "mailboxes"),
+            (["doc-1", "--family", "agent.message"], 2, "inboxes"),
         ):
             done = await cli(*words)
             assert (done.exit_code, done.stdout) == (code, ""), words
@@ -261,11 +261,11 @@ class TestJob:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name a job, or a --family"),
+        ([], "give a job id, or --family"),
         (["agent.tasks"], "`aiqueue tail --family agent.tasks`"),
         (["doc 1"], "job id"),
         (["doc-1", "--tenant", "a.b"], "tenant"),
-        (["--family", "agent.tasks", "--after", "7"], "--after is for one job"),
+        (["--family", "agent.tasks", "--after", "7"], "--after needs a job id"),
         (["--family", "agent.tasks", "--tenant", "*"], "tenant"),
         (["--family", "no.such"], "unknown family 'no.such'; declared families: agent"),
         (["--family", "agent.message"], "keeps no journals"),

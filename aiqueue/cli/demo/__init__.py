@@ -1,4 +1,4 @@
-"""`aiqueue demo`: real documents through real queues, with two faults injected and mended."""
+"""`aiqueue demo`: real documents pass through real queues, while two faults are injected and fixed."""
 
 from .command import demo
 

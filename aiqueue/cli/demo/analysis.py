@@ -1,4 +1,4 @@
-"""What the demo works on: text files found in a directory, and what can be said about a text. Pure, no server."""
+"""The demo's work: collects text files from a directory and analyses them. No server, no queue."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 DOCUMENTS_MAX = 300
 DOCUMENT_BYTES_MAX = 512 * 1024
-LOOKED_AT_MAX = 20_000  # files; a demo in a home directory must not walk for minutes
-TERMS_MAX = 150  # kept for each document: a result is a message, not a copy of the text
+FILES_VISITED_MAX = 20_000  # a demo in a home directory must not walk for minutes
+TERMS_MAX = 150  # per document: a result is a message, not a copy of the text
 LANGUAGE_WORDS_MIN = 20
 CHUNK_WORDS = 200
 
-_PASSED_OVER = frozenset({"__pycache__", "node_modules", "site-packages", "dist", "build", "target", "venv"})
+_SKIPPED_DIRECTORIES = frozenset({"__pycache__", "node_modules", "site-packages", "dist", "build", "target", "venv"})
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 _PROSE = frozenset({".md", ".txt", ".rst", ".adoc", ".html", ""})
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
@@ -49,8 +49,8 @@ _STOPPED = frozenset(_EMPTY.split()).union(*_STOPWORDS.values())
 
 
 @dataclass(frozen=True)
-class Source:
-    """A document as it was read: `name` is its path below the directory, with "/"."""
+class TextFile:
+    """A text file and its content. `name` is its path relative to the directory, with "/"."""
 
     name: str
     content: bytes
@@ -58,17 +58,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The documents of a directory and what was passed over. `more`: files beyond the limits were not looked at."""
+    """The documents of a directory and the numbers of skipped files. `more`: the limits were reached."""
 
-    documents: tuple[Source, ...]
+    documents: tuple[TextFile, ...]
     binary: int = 0
     unreadable: int = 0
     too_large: int = 0
     empty: int = 0
     more: bool = False
 
-    def skipped(self) -> str:
-        """What was passed over, as words: "2 binary, 1 empty"; empty where nothing was."""
+    def describe_skipped(self) -> str:
+        """Describe the skipped files: "2 binary, 1 empty", or an empty text."""
         counts = {
             "binary": self.binary, "unreadable": self.unreadable, "above 512 KiB": self.too_large, "empty": self.empty
         }  # fmt: skip
@@ -76,30 +76,30 @@ class Gathered:
 
 
 def gather(root: Path, paths: Iterable[Path] | None = None) -> Gathered:
-    """The text files below `root` (or of `paths`), in the order of their names, within the limits above.
+    """Return the text files below `root` (or of `paths`), in the order of their names, within the limits above.
 
-    Hidden files, caches and symbolic links are passed over in silence. Never raises for a file.
+    Hidden files, caches and symbolic links are skipped and not counted. Unreadable files are counted, not raised.
     """
-    documents: list[Source] = []
-    passed: Counter[str] = Counter()
+    documents: list[TextFile] = []
+    skipped: Counter[str] = Counter()
     more = False
-    for looked_at, path in enumerate(_walk(root) if paths is None else paths):
-        if len(documents) >= DOCUMENTS_MAX or looked_at >= LOOKED_AT_MAX:
+    for visited, path in enumerate(_walk(root) if paths is None else paths):
+        if len(documents) >= DOCUMENTS_MAX or visited >= FILES_VISITED_MAX:
             more = True
             break
         content = _read(path)
         if isinstance(content, str):
-            passed[content] += 1
+            skipped[content] += 1
         else:
             name = path.relative_to(root).as_posix()
-            # names are shown on a terminal and travel as text: no control characters, no undecodable bytes
-            documents.append(Source("".join(c if c.isprintable() else "?" for c in name), content))
-    return Gathered(tuple(documents), **passed, more=more)
+            # names are printed and sent as text, so without control characters and undecodable bytes
+            documents.append(TextFile("".join(c if c.isprintable() else "?" for c in name), content))
+    return Gathered(tuple(documents), **skipped, more=more)
 
 
 def own_documents(package: Path) -> tuple[Path, list[Path]]:
-    """Aiqueue's own text files and the directory that they are named from: the whole project's in a checkout, else
-    those of the installed package.
+    """Return aiqueue's own text files and the directory of their names: in a checkout those of the project, else those
+    of the installed package.
     """
     root = package.parent
     if (root / "pyproject.toml").is_file() and (root / "streams").is_dir():
@@ -110,7 +110,7 @@ def own_documents(package: Path) -> tuple[Path, list[Path]]:
 
 def _walk(root: Path) -> Iterator[Path]:
     for directory, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith(".") and name not in _PASSED_OVER)
+        names[:] = sorted(name for name in names if not name.startswith(".") and name not in _SKIPPED_DIRECTORIES)
         for name in sorted(files):
             path = Path(directory, name)
             if not name.startswith(".") and not path.is_symlink():
@@ -118,10 +118,10 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> bytes | str:
-    """The content of a text file, or the reason why it is passed over."""
+    """Return the content of a text file, or the reason to skip it."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would block forever
             return "unreadable"
         if found.st_size > DOCUMENT_BYTES_MAX:
             return "too_large"
@@ -131,7 +131,7 @@ def _read(path: Path) -> bytes | str:
         return "unreadable"
     if sum(content.count(byte) for byte in _CONTROL) * 100 > len(content) or b"\0" in content:
         return "binary"
-    # what is not UTF-8 grows when it is mended, and travels again as text
+    # a text that is not UTF-8 grows when it is decoded, and is enqueued again as UTF-8
     grown = len(content.decode("cp1252", "replace").encode()) if not _is_utf8(content) else len(content)
     if grown > DOCUMENT_BYTES_MAX:
         return "too_large"
@@ -147,35 +147,35 @@ def _is_utf8(content: bytes) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """The ending of a document's name, in lower case: ``.md``."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path of this machine
+    """Return the suffix of a document's name in lower case: ``.md``."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path on this machine
 
 
 def headings(name: str, text: str) -> list[str]:
-    """The headings of a Markdown text, the tables of a TOML file, the definitions of a Python module."""
+    """Return the headings of a Markdown text, the tables of a TOML file or the definitions of a Python module."""
     pattern = _HEADINGS.get(suffix_of(name), _HEADINGS[".md"])
     return [match.strip() for match in pattern.findall(text)]
 
 
-def chunks(text: str, words: int = CHUNK_WORDS) -> list[str]:
-    """`text` in pieces of whole paragraphs, each of at least `words` words but the last."""
+def split_text(text: str, words: int = CHUNK_WORDS) -> list[str]:
+    """Split `text` between paragraphs into pieces of at least `words` words; the last may be shorter."""
     pieces: list[str] = []
-    held: list[str] = []
+    pending: list[str] = []
     count = 0
     for paragraph in re.split(r"\n\s*\n", text):
-        held.append(paragraph)
+        pending.append(paragraph)
         count += len(paragraph.split())
         if count >= words:
-            pieces.append("\n\n".join(held))
-            held, count = [], 0
-    return [*pieces, "\n\n".join(held)] if held else pieces
+            pieces.append("\n\n".join(pending))
+            pending, count = [], 0
+    return [*pieces, "\n\n".join(pending)] if pending else pieces
 
 
 def analyse(name: str, text: str) -> dict[str, Any]:
-    """What can be said about one document, as plain data.
+    """Analyse one document and return plain data.
 
-    `reading_ease` is Flesch's (1948; 100 is easy, 0 hard), None for what is not English prose. `terms` counts its
-    most frequent words that carry meaning.
+    `reading_ease` is Flesch's score (1948; 100 is easy, 0 is hard), None unless the text is English prose. `terms`
+    are the counts of its most frequent words, without stop words.
     """
     words = [word.lower() for word in _WORD.findall(text)]
     language = guess_language(words)
@@ -194,7 +194,7 @@ def analyse(name: str, text: str) -> dict[str, Any]:
 
 
 def guess_language(words: Sequence[str]) -> str:
-    """The language whose most common words are the most frequent here, "?" where too few are."""
+    """Return the language whose common words are the most frequent, "?" if there are too few."""
     counted = Counter(words)
     hits = {language: sum(counted[word] for word in known) for language, known in _STOPWORDS.items()}
     best = max(hits, key=lambda language: (hits[language], language))
@@ -203,7 +203,7 @@ def guess_language(words: Sequence[str]) -> str:
 
 
 def reading_ease(words: Sequence[str], sentences: int) -> float:
-    """Flesch's reading ease of an English text; syllables are estimated as groups of vowels."""
+    """Return Flesch's reading ease of an English text. Syllables are estimated as groups of vowels."""
     if not words:
         return 0.0
     syllables = sum(max(1, len(_VOWELS.findall(word)) - word.endswith("e")) for word in words)
@@ -211,10 +211,10 @@ def reading_ease(words: Sequence[str], sentences: int) -> float:
 
 
 def distinctive(documents: Mapping[str, Sequence[Mapping[str, int]]], count: int) -> dict[str, list[str]]:
-    """For each group of documents (term counts) the `count` terms that tell it from the others, by tf-idf.
+    """Return for each group of documents (term counts) its `count` most distinctive terms, by tf-idf.
 
-    A term's weight is the sum over the group's documents of 1 + log(occurrences), times log(all documents / those
-    with the term). Ties are broken by the alphabet, so that the same texts give the same answer.
+    A term's weight is the sum over the group's documents of 1 + log(occurrences), times log(all documents / documents
+    with the term). Ties are broken alphabetically, so that the same texts give the same result.
     """
     everything = [terms for group in documents.values() for terms in group]
     spread = Counter(term for terms in everything for term in terms)

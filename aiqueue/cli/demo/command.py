@@ -1,4 +1,4 @@
-"""The command: its options, the server that it runs on, and leaving nothing behind however it ends."""
+"""The ``demo`` command: its options, the server it uses, and the cleanup, however it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ...config import Settings
 from ...errors import AIQueueError, BadInput, NotFound
 from ...server import DIRECTORY, EmbeddedServer, supervisor
 from ...topology import provision
-from ..options import FAILED, USAGE, complain
+from ..options import FAILED, USAGE, print_error
 from . import analysis, view
 from .analysis import Gathered
 from .handlers import Feed
@@ -41,41 +41,49 @@ from .view import Screen
 T = TypeVar("T")
 
 TENANTS = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka")
-START_S = 30.0  # what the private server gets to start, on a busy machine
-STOP_S = 10.0  # what the private server gets to end
+START_S = 30.0  # for the private server to start, on a busy machine
+STOP_S = 10.0  # for the private server to stop
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def demo(
     path: Annotated[
-        Path | None, typer.Argument(help="A directory with text files; default: aiqueue's own files.")
+        Path | None, typer.Argument(metavar="PATH", help="Directory with text files. Default: aiqueue's own files.")
     ] = None,
-    tenants: Annotated[int, typer.Option(help="How many tenants share the documents.", min=1, max=len(TENANTS))] = 3,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the server's data to look at it afterwards.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say nothing but the report, as JSON.")] = False,
-    url: Annotated[str | None, typer.Option(help="Use this server and not a private one; also NATS_URL.")] = None,
-    context: Annotated[str | None, typer.Option(help="The same, by a context of the nats command line tool.")] = None,
+    tenants: Annotated[int, typer.Option(metavar="N", help="Number of tenants.", min=1, max=len(TENANTS))] = 3,
+    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Keep the server's data for inspection.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print only the report, as JSON.")] = False,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="NATS server URL. Default: NATS_URL, else a private server.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="NAME", help="nats CLI context to take URL and credentials from.")
+    ] = None,
 ) -> None:
-    """Watch documents go through the queue: retries, a dead letter, its replay.
+    """Run a demo: documents pass through the queue, with retries, a dead letter and its replay.
 
-    Works on the text files of PATH, on a private server; takes well under a minute and leaves nothing behind.
+    Processes the text files of PATH on a private server. Takes less than a minute and cleans up after itself.
+
+    Exit codes: 0 all jobs succeeded, 1 some did not.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+        sys.stdout.reconfigure(errors="replace")  # "?" for characters that the terminal cannot show
     screen = Screen(quiet=as_json)
     try:
-        with _quiet_logs(), _ending_by_signal():
-            what, gathered = _documents(path)
-            report = _run(what, gathered, Settings.load(url=url, context=context), TENANTS[:tenants], screen, keep=keep)
+        with _without_logs(), _ending_by_signal():
+            source, gathered = _gather_documents(path)
+            report = _run(
+                source, gathered, Settings.load(url=url, context=context), TENANTS[:tenants], screen, keep=keep
+            )
     except AIQueueError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
-    except OSError as error:  # a full disk, no temporary directory; a library's own errors are none
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+    except OSError as error:  # for example a full disk, or no temporary directory
+        print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        complain("interrupted" if keep else "interrupted; nothing is left behind")
+        print_error("interrupted" if keep else "interrupted; everything is cleaned up")
         raise typer.Exit(130) from None
     if as_json:
         screen.console.quiet = False
@@ -84,13 +92,13 @@ def demo(
 
 
 def _run(
-    what: str, gathered: Gathered, settings: Settings, tenants: tuple[str, ...], screen: Screen, *, keep: bool
+    source: str, gathered: Gathered, settings: Settings, tenants: tuple[str, ...], screen: Screen, *, keep: bool
 ) -> dict[str, Any]:
-    """The whole demo, from its first line to its last; the report."""
+    """Run the whole demo and return the report."""
     count = len(gathered.documents)
     limit = f"the first {count}" if gathered.more else str(count)
-    skipped = f" (skipped: {gathered.skipped()})" if gathered.skipped() else ""
-    screen.say(f"{limit} documents from {what}{skipped}, for {len(tenants)} tenants")
+    skipped = f" (skipped: {gathered.describe_skipped()})" if gathered.describe_skipped() else ""
+    screen.say(f"{limit} documents from {source}{skipped}, for {len(tenants)} tenants")
     feed = Feed.of(gathered.documents)
     private = not settings.servers
     with _directory(keep=keep and private) as directory:
@@ -105,24 +113,24 @@ def _run(
         screen.say(line, style)
     kept = directory.exists()
     if kept:
-        screen.say("The private server has ended; it starts again for who looks at what it kept:")
+        screen.say("The private server has stopped. Its data was kept; this starts it again:")
         screen.command(f"cd {shlex.quote(str(directory))} && aiqueue inspect")
     elif private:
-        screen.say("The private server has ended, and its files are gone.")
+        screen.say("The private server has stopped, and its files are deleted.")
     return {**report, "kept": str(directory) if kept else None}
 
 
 async def _on_private(
     settings: Settings, screen: Screen, tenants: tuple[str, ...], directory: Path, feed: Feed
 ) -> dict[str, Any]:
-    """On the server of `directory`, whatever credentials and streams are meant for another one."""
-    meant = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
-    none = dict.fromkeys((*meant, "tls_hostname", "inbox_prefix", "streams"))
+    """Run on the private server of `directory`, without settings that are meant for another server."""
+    other_server = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
+    none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams"))
     ours = {"directory": directory / DIRECTORY, "profile": "single", "tls_handshake_first": False}
     client = Client(settings.model_copy(update={**none, **ours}))
     opening = asyncio.create_task(client.open(declare=False))
     try:
-        await asyncio.shield(opening)  # interrupted on its way, it would not let go of the server
+        await asyncio.shield(opening)  # if it were interrupted, it would not release the server
         made = await provision.apply(client.connection, client.topology)
         created = [change.stream for change in made.changes if change.action == "create"]
         screen.say(f"{len(created)} streams created from streams/*.toml: {', '.join(created)}")
@@ -135,27 +143,27 @@ async def _on_private(
 async def _on_named(
     settings: Settings, screen: Screen, tenants: tuple[str, ...], directory: Path, feed: Feed, *, keep: bool
 ) -> dict[str, Any]:
-    """On a server that others may use: with tenants of our own, whose traces are removed."""
+    """Run on a shared server, with tenants of our own, whose data is deleted afterwards."""
     async with connect(settings=settings) as client:
         screen.say(f"using {client.connection.server}, with tenants {', '.join(tenants)}")
         topology = client.topology
         needed = {topology.family(family).stream for family in FAMILIES}
         needed |= {topology.journal_stream.name, topology.dead_stream.name}
-        differs = await provision.plan(client.connection, topology)
-        absent = [change.stream for change in differs.changes if change.action == "create" and change.stream in needed]
+        plan = await provision.plan(client.connection, topology)
+        absent = [change.stream for change in plan.changes if change.action == "create" and change.stream in needed]
         if absent:
-            raise NotFound(f"{client.connection.server} has no {', '.join(absent)}: run `aiqueue apply` on it first")
+            raise NotFound(f"{client.connection.server} has no stream {', '.join(absent)}: run `aiqueue apply` first")
         try:
             return await Demo(client, screen, tenants, directory / "locks").run(feed)
         finally:
             if not keep:
                 with contextlib.suppress(AIQueueError, TimeoutError):
                     async with asyncio.timeout(STOP_S):
-                        await _tidy(client, tenants)
+                        await _delete_traces(client, tenants)
 
 
-async def _tidy(client: Client, tenants: tuple[str, ...]) -> None:
-    """Remove what a run left on a server: journals, dead letters, lanes, and jobs if it was interrupted."""
+async def _delete_traces(client: Client, tenants: tuple[str, ...]) -> None:
+    """Delete what a run left on a server: journals, dead letters, lanes, and jobs if it was interrupted."""
     topology = client.topology
     for family in (topology.family(name) for name in FAMILIES):
         for tenant in tenants:
@@ -171,43 +179,43 @@ async def _tidy(client: Client, tenants: tuple[str, ...]) -> None:
                     await client.connection.api(f"CONSUMER.DELETE.{family.stream}.{lane}")
 
 
-def _documents(path: Path | None) -> tuple[str, Gathered]:
-    """The documents and what to call them. Raises BadInput."""
+def _gather_documents(path: Path | None) -> tuple[str, Gathered]:
+    """Return a name for the source of the documents, and the documents. Raises BadInput."""
     if path is None:
         root, files = analysis.own_documents(Path(__file__).resolve().parents[2])
         return "aiqueue's own files", analysis.gather(root, files)
     try:
         if not path.is_dir():
-            raise BadInput(f"{path} is not a directory" if path.exists() else f"there is no directory {path}")
+            raise BadInput(f"{path} is not a directory" if path.exists() else f"no such directory: {path}")
         next(path.iterdir(), None)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     gathered = analysis.gather(path)
     if not gathered.documents:
-        skipped = f" (skipped: {gathered.skipped()})" if gathered.skipped() else ""
-        raise BadInput(f"there is no text file in {path}{skipped}")
+        skipped = f" (skipped: {gathered.describe_skipped()})" if gathered.describe_skipped() else ""
+        raise BadInput(f"no text files in {path}{skipped}")
     return str(path), gathered
 
 
 @contextmanager
 def _directory(*, keep: bool) -> Iterator[Path]:
-    """A directory for the private server and the locks. The server has ended when the block has, however it ended."""
+    """Make a temporary directory for the private server and the locks. When the block ends, the server has stopped."""
     directory = Path(tempfile.mkdtemp(prefix="aiqueue-demo-"))
     try:
         yield directory
     finally:
-        with _undisturbed():
-            _await_end(supervisor.Place(directory / DIRECTORY))
+        with _ignoring_signals():
+            _wait_for_end(supervisor.ServerFiles(directory / DIRECTORY))
             if keep:
                 shutil.rmtree(directory / "locks", ignore_errors=True)
             else:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def _await_end(place: supervisor.Place) -> None:
-    """Wait until neither the supervisor nor its server holds its lock: a server would write into what is removed."""
+def _wait_for_end(files: supervisor.ServerFiles) -> None:
+    """Wait until neither the supervisor nor its server holds its lock, so that neither writes into the directory."""
     deadline = time.monotonic() + STOP_S
-    for path in (place.supervisor, place.server):
+    for path in (files.supervisor, files.server):
         while path.exists() and time.monotonic() < deadline:
             lock = supervisor.open_lock(path)
             try:
@@ -219,26 +227,28 @@ def _await_end(place: supervisor.Place) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold signals off for the moment that cleaning up takes."""
+def _ignoring_signals() -> Iterator[None]:
+    """Ignore signals while the block cleans up."""
     with _handling(signal.SIG_IGN, signal.SIGINT, *_ENDING):
         yield
 
 
 @contextmanager
 def _ending_by_signal() -> Iterator[None]:
-    """Let the signals that end a process unwind this one, so that it cleans up."""
+    """Turn terminating signals into SystemExit while the block runs, so that it cleans up."""
 
     def end(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    with _handling(end, *_heeded()):
+    with _handling(end, *_terminating_signals()):
         yield
 
 
 def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """asyncio.run, which ^C and the signals that end a process cancel: once, and at no other place. An exception out
-    of a signal handler would come up anywhere, half-way through the making of the loop or in the handler of a job.
+    """Call asyncio.run; Ctrl-C and terminating signals cancel its task once.
+
+    An exception raised by a signal handler could instead surface anywhere, for example while the loop is created or in
+    a job's handler.
     """
     ended: list[int] = []
     cancel: list[Callable[[], object]] = []
@@ -256,7 +266,7 @@ def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             task.cancel()
         return await work()
 
-    with _handling(end, *_heeded(signal.SIGINT)):
+    with _handling(end, *_terminating_signals(signal.SIGINT)):
         try:
             return asyncio.run(run())
         except asyncio.CancelledError:
@@ -267,8 +277,8 @@ def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     raise SystemExit(128 + ended[0])
 
 
-def _heeded(*more: signal.Signals) -> list[signal.Signals]:
-    """The signals that end a process, and `more`, without those that this one was started to ignore."""
+def _terminating_signals(*more: signal.Signals) -> list[signal.Signals]:
+    """Return the terminating signals and `more`, without those that this process was started to ignore."""
     return [number for number in (*_ENDING, *more) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -286,13 +296,13 @@ def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keep the library's log lines out of the picture: the story tells the same, job by job."""
-    log, silent = logging.getLogger("aiqueue"), logging.NullHandler()
+def _without_logs() -> Iterator[None]:
+    """Suppress the library's log lines while the block runs: the demo prints the same events."""
+    log, null_handler = logging.getLogger("aiqueue"), logging.NullHandler()
     propagated, log.propagate = log.propagate, False
-    log.addHandler(silent)
+    log.addHandler(null_handler)
     try:
         yield
     finally:
-        log.removeHandler(silent)
+        log.removeHandler(null_handler)
         log.propagate = propagated

@@ -1,4 +1,4 @@
-"""The demo's messages, what it enqueues, and the handlers that do the work."""
+"""The demo's messages, the documents it enqueues, and its handlers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ...client import Client
 from ...job import Job, Message, Reject
 from ...worker import Worker
 from . import analysis
-from .analysis import Source
+from .analysis import TextFile
 from .ledger import ANALYSIS, Ledger
 
-FEED_S = 11.0  # over which the documents are enqueued: unhurried, so that there is something to watch
+FEED_S = 11.0  # the documents are enqueued over this time, so that there is something to watch
 FEED_STEP_MAX_S = 0.2
 BROKEN_NAME = "injected/meeting-notes.txt"
 BROKEN = (
@@ -27,8 +27,8 @@ BROKEN = (
 ).encode("cp1252")
 
 
-class Document(Message, kind="demo.document", family="rag.ingest"):
-    """A document to take in, as the bytes that were found."""
+class DemoDocument(Message, kind="demo.document", family="rag.ingest"):
+    """A document to ingest, as raw bytes."""
 
     document_id: str
     path: str
@@ -43,12 +43,12 @@ class Analyse(Message, kind="demo.analyse", family="agent.tasks"):
     text: str
 
 
-class Locked(Exception):
-    """Another process holds the lock of a document."""
+class DocumentLocked(Exception):
+    """The document's lock file exists already."""
 
 
-class Workshop:
-    """The handlers and what they share. `charsets` are tried in turn to read a document."""
+class DemoHandlers:
+    """The handlers and their shared state. `charsets` are tried in order to decode a document."""
 
     def __init__(self, client: Client, ledger: Ledger, locks: Path) -> None:
         self._client = client
@@ -59,19 +59,19 @@ class Workshop:
     def worker(self) -> Worker:
         worker = Worker(tenants=self._ledger.tenants, concurrency=8, drain_timeout="2s", name="demo")
         retry = Backoff(attempts=6, first="800ms", cap="5s", jitter=0.2)
-        worker.handle(Document, retry=retry, timeout="20s")(self.ingest)
+        worker.handle(DemoDocument, retry=retry, timeout="20s")(self.ingest)
         worker.handle(Analyse, retry=retry, timeout="20s")(self.analyse)
         return worker
 
-    async def ingest(self, job: Job[Document]) -> dict[str, Any]:
-        """Decode a document, cut it into pieces and have it analysed."""
+    async def ingest(self, job: Job[DemoDocument]) -> dict[str, Any]:
+        """Decode a document, split it into pieces and enqueue its analysis."""
         document = job.message
         with self._ledger.running(job), self.lock(job.id):
             text = self._decode(document.content)
-            pieces = analysis.chunks(text)
+            pieces = analysis.split_text(text)
             await job.progress(0.5, f"{len(pieces)} pieces")
             track = self._ledger.expect(ANALYSIS, job.tenant, job.id, document.path)
-            # Under the document's own id: another attempt at this job enqueues no second analysis.
+            # The analysis has the document's id, so a second attempt at this job does not enqueue it twice.
             await self._client.enqueue(
                 Analyse(task_id=job.id, path=document.path, text=text), tenant=job.tenant, priority=job.priority
             )
@@ -79,18 +79,18 @@ class Workshop:
             return {"characters": len(text), "pieces": len(pieces)}
 
     def analyse(self, job: Job[Analyse]) -> dict[str, Any]:
-        """A plain function: it runs in a thread, and the event loop goes on meanwhile."""
+        """Analyse a text. A plain function, which runs in a thread and does not block the event loop."""
         with self._ledger.running(job):
             return analysis.analyse(job.message.path, job.message.text)
 
     @contextmanager
     def lock(self, document_id: str) -> Iterator[None]:
-        """Hold the lock file of a document. Raises Locked."""
+        """Hold the lock file of a document while the block runs. Raises DocumentLocked."""
         path = self._locks / f"{document_id}.lock"
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
-            raise Locked("its index entry is locked") from None
+            raise DocumentLocked("its index entry is locked") from None
         try:
             yield
         finally:
@@ -109,20 +109,20 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Feed:
-    """What is enqueued: the documents, the injected one among them, and which one is locked at first."""
+    """The documents to enqueue, with the injected broken one, and the document that is locked at first."""
 
-    documents: tuple[tuple[str, Source], ...]  # with their ids
-    locked: tuple[str, Source]
+    documents: tuple[tuple[str, TextFile], ...]  # with their ids
+    locked: tuple[str, TextFile]
     injected: str  # the id of the broken document
     step_s: float
 
     @classmethod
-    def of(cls, sources: Sequence[Source]) -> Feed:
-        place = (len(sources) + 2) // 3
-        all_sources = [*sources[:place], Source(BROKEN_NAME, BROKEN), *sources[place:]]
+    def of(cls, sources: Sequence[TextFile]) -> Feed:
+        position = (len(sources) + 2) // 3
+        all_sources = [*sources[:position], TextFile(BROKEN_NAME, BROKEN), *sources[position:]]
         documents = tuple((_document_id(index, each.name), each) for index, each in enumerate(all_sources))
         step_s = min(FEED_STEP_MAX_S, FEED_S / len(documents))
-        return cls(documents, documents[min(1, place - 1)], documents[place][0], step_s)
+        return cls(documents, documents[min(1, position - 1)], documents[position][0], step_s)
 
 
 def _document_id(index: int, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the demo knows of each of its jobs: what it enqueued, what their journals say, how long they took."""
+"""The demo's record of its jobs: what was enqueued, their states from the journals, and how long they took."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from ...client import Client
 from ...enqueue import DeadLetter
 from ...job import Job, M
-from ...journal import FAILED, RESULT, RETRY, Entry, entry_of
+from ...journal import FAILED, RESULT, RETRY, Entry, entry_from_stored
 
 INGEST, ANALYSIS = "rag.ingest", "agent.tasks"
 FAMILIES = (INGEST, ANALYSIS)
@@ -20,8 +20,9 @@ FAMILIES = (INGEST, ANALYSIS)
 
 @dataclass
 class Track:
-    """One job. `stored` is set by the PubAck, `state` by the last word in its journal; times are the server's, in
-    seconds since the epoch.
+    """One job. `stored` is set after the PubAck, `state` by the final entry of its journal.
+
+    Times are the server's, in seconds since the epoch.
     """
 
     family: str
@@ -41,7 +42,7 @@ class Track:
 
 
 class Count(NamedTuple):
-    """How many jobs of one row of the table are where."""
+    """The numbers of one row of the live table."""
 
     enqueued: int
     running: int
@@ -51,22 +52,22 @@ class Count(NamedTuple):
 
 
 class Ledger:
-    """All jobs of a run, by family and id. Handlers in threads only touch the fields of their own job."""
+    """All jobs of a run, by family and id. Handlers in threads change only the fields of their own job."""
 
     def __init__(self, tenants: tuple[str, ...]) -> None:
         self.tenants = tenants
         self.tracks: dict[tuple[str, str], Track] = {}
-        self.begun = time.monotonic()
+        self.started_at = time.monotonic()
 
     def expect(self, family: str, tenant: str, job_id: str, path: str) -> Track:
-        """The track of a job that is about to be enqueued, or has been by an earlier attempt."""
+        """Return the track of a job that is about to be enqueued, or was enqueued by an earlier attempt."""
         return self.tracks.setdefault((family, job_id), Track(family, tenant, job_id, path))
 
     @contextmanager
     def running(self, job: Job[M]) -> Iterator[None]:
-        """Measure one attempt of a handler."""
+        """Measure one attempt while the block runs."""
         track = self.tracks[job.family, job.id]
-        begun = time.monotonic()
+        started_at = time.monotonic()
         if track.enqueued_at is None:
             track.enqueued_at = job.enqueued_at
             track.waited_s = max(0.0, time.time() - job.enqueued_at)
@@ -75,25 +76,26 @@ class Ledger:
             yield
         finally:
             track.running = False
-            track.run_s.append(time.monotonic() - begun)
+            track.run_s.append(time.monotonic() - started_at)
 
-    def replayed(self, letter: DeadLetter) -> None:
+    def mark_replayed(self, letter: DeadLetter) -> None:
+        """Reopen the track of a job whose dead letter is about to be replayed."""
         track = self.tracks[letter.lane.family, letter.job_id]
         track.replays += 1
         track.state = "open"
 
-    def enter(self, family: str, job_id: str, entry: Entry) -> str | None:
-        """Take in one entry of a job's journal; the line to show where it is a notable one."""
+    def add_entry(self, family: str, job_id: str, entry: Entry) -> str | None:
+        """Update a job's track from an entry of its journal. Return a line to print if the entry is notable."""
         track = self.tracks.get((family, job_id))
         if track is None:
             return None
-        told = entry.data if isinstance(entry.data, dict) else {}
+        data = entry.data if isinstance(entry.data, dict) else {}
         if entry.event == RETRY:
             track.retries += 1
-            return f"attempt {entry.attempt} of {track.path} failed: {told['error']}; next in {told['delay_s']:.1f} s"
+            return f"attempt {entry.attempt} of {track.path} failed: {data['error']}; retry in {data['delay_s']:.1f} s"
         if entry.event == FAILED:
             track.state, track.ended_at = "dead", entry.time
-            return f"{track.path} is a dead letter ({told.get('reason')}): {told.get('error')}"
+            return f"{track.path} became a dead letter ({data.get('reason')}): {data.get('error')}"
         if entry.event == RESULT:
             track.state, track.ended_at, track.result = "done", entry.time, entry.data
             if track.replays:
@@ -104,7 +106,7 @@ class Ledger:
 
     @property
     def settled(self) -> bool:
-        """Whether every job that was begun to be enqueued has ended, well or badly."""
+        """Whether every expected job is stored and has succeeded or become a dead letter."""
         return all(track.stored and track.state != "open" for track in self.tracks.values())
 
     def of(self, tenant: str | None = None, family: str | None = None) -> list[Track]:
@@ -123,21 +125,21 @@ class Ledger:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The measured table: a row a tenant and family, plain data. Times are medians in milliseconds."""
+        """Return the measurements as plain data, one row per tenant and family. Times are medians in milliseconds."""
         table = []
         for tenant in self.tenants:
             for family in FAMILIES:
                 found = self.of(tenant, family)
                 if found:
-                    table.append({"tenant": tenant, "family": family, **_measured(found)})
+                    table.append({"tenant": tenant, "family": family, **_measure(found)})
         return table
 
     def total(self) -> dict[str, Any]:
-        """The last line of `rows`, over all jobs."""
-        return _measured(self.of())
+        """Return the measurements over all jobs."""
+        return _measure(self.of())
 
     def missing(self) -> list[str]:
-        """A line for each job that is not known to have succeeded."""
+        """Return a line for each job that is not known to have succeeded."""
         lines = []
         for track in self.tracks.values():
             if not track.stored:
@@ -149,9 +151,9 @@ class Ledger:
         return lines
 
 
-def _measured(tracks: list[Track]) -> dict[str, Any]:
-    begun = min((track.enqueued_at for track in tracks if track.enqueued_at), default=0.0)
-    ended = max((track.ended_at for track in tracks if track.ended_at), default=begun)
+def _measure(tracks: list[Track]) -> dict[str, Any]:
+    started_at = min((track.enqueued_at for track in tracks if track.enqueued_at), default=0.0)
+    ended = max((track.ended_at for track in tracks if track.ended_at), default=started_at)
     done = sum(track.state == "done" for track in tracks)
     runs = [each for track in tracks for each in track.run_s]
     return {
@@ -163,8 +165,8 @@ def _measured(tracks: list[Track]) -> dict[str, Any]:
         "wait_ms": _median_ms([track.waited_s for track in tracks if track.waited_s is not None]),
         "run_ms": _median_ms(runs),
         "run_s": round(sum(runs), 3),
-        "span_s": round(ended - begun, 3),
-        "per_s": round(done / (ended - begun), 1) if ended > begun else None,
+        "span_s": round(ended - started_at, 3),
+        "per_s": round(done / (ended - started_at), 1) if ended > started_at else None,
     }
 
 
@@ -172,9 +174,10 @@ def _median_ms(values_s: list[float]) -> float | None:
     return round(statistics.median(values_s) * 1000, 1) if values_s else None
 
 
-class Follower:
-    """Reads what is new in the journals of some tenants. The stream is read, not listened to: nothing is missed
-    while the link is down.
+class JournalReader:
+    """Reads new journal entries of some tenants.
+
+    It polls the stream instead of subscribing, so that it misses no entry while the connection is lost.
     """
 
     def __init__(self, client: Client, tenants: tuple[str, ...]) -> None:
@@ -182,12 +185,12 @@ class Follower:
         roots = [(family, client.topology.family(family).journal) for family in FAMILIES]
         self._next = {(family, f"{root}.{tenant}.*"): 1 for family, root in roots for tenant in tenants}
 
-    async def news(self) -> list[tuple[str, str, Entry]]:
-        """Family, job id and entry of all that was written since the last call. Raises Unavailable."""
+    async def read_new(self) -> list[tuple[str, str, Entry]]:
+        """Return family, job id and entry of all entries since the last call. Raises Unavailable."""
         found = []
         stream = self._client.topology.journal_stream.name
         for (family, subject), seq in self._next.items():
             async for stored in self._client.connection.read(stream, subject, seq=seq):
                 self._next[family, subject] = stored.seq + 1
-                found.append((family, stored.subject.rpartition(".")[2], entry_of(stored)))
+                found.append((family, stored.subject.rpartition(".")[2], entry_from_stored(stored)))
         return found

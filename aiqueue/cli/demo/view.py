@@ -1,4 +1,4 @@
-"""What the demo shows: a running commentary, a live table below it, and the tables at its end."""
+"""The demo's output: timestamped lines, a live table below them, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from ...inspect import FamilyStats
 from ...units import short_duration, short_size
 from .ledger import FAMILIES, Count, Ledger
 
-EVENTS_MAX = 8  # a directory of a hundred broken files shall not scroll the story away
-PLAIN_EVERY_S = 2.0
+EVENTS_MAX = 8  # per stage, so that a hundred broken files do not scroll the other lines away
+PROGRESS_EVERY_S = 2.0
 RATE_OVER_S = 2.0
 PATH_WIDTH = 44
 
 
 class Screen:
-    """Where the demo speaks: a terminal, a file or a pipe; `quiet` says nothing at all.
+    """Prints to a terminal, a file or a pipe; with `quiet`, prints nothing.
 
-    A pipe that is closed at its other end raises SystemExit(1) from any method (rich's own rule).
+    If the reader has closed the pipe, any method raises SystemExit(1) (rich does).
     """
 
     def __init__(self, *, quiet: bool) -> None:
         self.console = Console(quiet=quiet, highlight=False, emoji=False)
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._events = 0
         self._live: Live | None = None
-        self._next_plain = 0.0
+        self._next_progress_at = 0.0
         self._finished: deque[tuple[float, int]] = deque()
 
     def say(self, text: str, style: str = "") -> None:
-        """A line of the story, with the seconds since its begin."""
-        at = f"{time.monotonic() - self._begun:6.1f}s "
+        """Print a line with the seconds since the start."""
+        at = f"{time.monotonic() - self._started_at:6.1f}s "
         lines = Text(text, style=style).wrap(self.console, max(20, self.console.width - len(at)), overflow="fold")
         for number, line in enumerate(lines):
             line.rstrip()
             self.console.print(Text(at if number == 0 else " " * len(at), style="dim"), line, sep="", soft_wrap=True)
 
     def command(self, text: str) -> None:
-        """A line to be copied: never folded."""
+        """Print a command to copy, never wrapped."""
         self.console.print(Text(f"         {text}"), soft_wrap=True)
 
     def event(self, text: str) -> None:
-        """A notable thing that a job did; the first EVENTS_MAX of a stage are shown."""
+        """Print an event of a job, for the first EVENTS_MAX events of a stage."""
         self._events += 1
         if self._events <= EVENTS_MAX:
             self.say(text, "green" if "succeeded" in text else "yellow")
         elif self._events == EVENTS_MAX + 1:
-            self.say("further events are counted below, not listed", "dim")
+            self.say("further events are not listed, only counted below", "dim")
 
     def show(self, *tables: RenderableType) -> None:
-        """Tables, with a blank line around each."""
+        """Print tables, with blank lines around them."""
         for table in tables:
             self.console.print()
             self.console.print(Padding(table, (0, 0, 0, 1), expand=False))
@@ -68,14 +68,14 @@ class Screen:
 
     @contextmanager
     def watching(self, ledger: Ledger) -> Iterator[None]:
-        """Keep the live table below the story while the block runs; `tick` renews it."""
+        """Keep the live table below the lines while the block runs; `tick` refreshes it."""
         self._events = 0
         self._finished.clear()
         if self.console.quiet or not self.console.is_terminal or self.console.is_dumb_terminal:
-            self._next_plain = time.monotonic() + PLAIN_EVERY_S
+            self._next_progress_at = time.monotonic() + PROGRESS_EVERY_S
             yield
             return
-        with Live(self._table(ledger), console=self.console, auto_refresh=False, transient=True) as live:
+        with Live(self._live_table(ledger), console=self.console, auto_refresh=False, transient=True) as live:
             self._live = live
             try:
                 yield
@@ -83,15 +83,15 @@ class Screen:
                 self._live = None
 
     def tick(self, ledger: Ledger) -> None:
-        """Show how far the jobs are."""
+        """Refresh the live table, or print the progress if the output is no terminal."""
         if self._live is not None:
-            self._live.update(self._table(ledger), refresh=True)
-        elif time.monotonic() >= self._next_plain:
-            self._next_plain = time.monotonic() + PLAIN_EVERY_S
+            self._live.update(self._live_table(ledger), refresh=True)
+        elif time.monotonic() >= self._next_progress_at:
+            self._next_progress_at = time.monotonic() + PROGRESS_EVERY_S
             count = ledger.count()
-            self.say(f"{count.done} of {count.enqueued} jobs done, {count.retries} retries, {count.dead} dead")
+            self.say(f"{count.done} of {count.enqueued} jobs done, {count.retries} retries, {count.dead} dead letters")
 
-    def _table(self, ledger: Ledger) -> Padding:
+    def _live_table(self, ledger: Ledger) -> Padding:
         total = ledger.count()
         table = _plain_table("")
         table.add_column("tenant", no_wrap=True)
@@ -112,11 +112,11 @@ class Screen:
             self._finished.popleft()
         since, done = self._finished[0]
         rate = (total.done - done) / (now - since) if now > since else 0.0
-        return f"{rate:.1f} jobs/s over the last {RATE_OVER_S:.0f} s, {now - ledger.begun:.1f} s in all"
+        return f"{rate:.1f} jobs/s over the last {RATE_OVER_S:.0f} s, {now - ledger.started_at:.1f} s in total"
 
 
 def _plain_table(title: str, *, header: bool = True) -> Table:
-    """A table as the other verbs draw them: columns and nothing else."""
+    """Return a table without borders, as in the other commands."""
     return Table(
         title=Text(title, style="bold") if title else None, title_justify="left", box=None, show_header=header,
         header_style="dim", pad_edge=False, padding=(0, 2, 0, 0),
@@ -129,12 +129,12 @@ def _cells(count: Count) -> list[Text]:
 
 
 def short_name(name: str) -> str:
-    """A document's name that fits on a line; the end of a long one."""
+    """Return a document's name, or the end of a long name, so that it fits on a line."""
     return name if len(name) <= PATH_WIDTH else "…" + name[1 - PATH_WIDTH :]
 
 
 def dead_letter(letter: DeadLetter, name: str) -> Table:
-    """One dead letter, as `aiqueue dead show` would tell it."""
+    """Return a table of one dead letter, similar to `aiqueue dead show`."""
     table = _plain_table(f"Dead letter {letter.seq}", header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -146,12 +146,12 @@ def dead_letter(letter: DeadLetter, name: str) -> Table:
         table.add_row(
             "attempts" if each is letter.history[0] else "", Text(f"{each['attempt']} at {at}: {each['error']}")
         )
-    table.add_row("kept", f"{short_size(len(letter.body))}, its payload untouched")
+    table.add_row("payload", f"{short_size(len(letter.body))}, stored unchanged")
     return table
 
 
 def jobs(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
-    """Every job, by tenant and family."""
+    """Return a table of all jobs, by tenant and family."""
     table = _plain_table("Jobs (the times are medians)")
     table.add_column("tenant", no_wrap=True)
     table.add_column("family", no_wrap=True)
@@ -170,8 +170,8 @@ def _measures(row: Mapping[str, Any]) -> list[Text]:
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What the analysis found, by tenant."""
-    table = _plain_table("What the jobs found")
+    """Return a table of the analysis results, by tenant."""
+    table = _plain_table("Results of the jobs")
     table.add_column("tenant", no_wrap=True)
     table.add_column("texts", justify="right")
     table.add_column("words", justify="right")
@@ -179,41 +179,44 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("distinctive words", ratio=1)
     for row in rows:
         languages = " ".join(f"{name}:{count}" for name, count in row["languages"].items())
-        told = [Text(", ".join(row["terms"]))]
+        lines = [Text(", ".join(row["terms"]))]
         if row["hardest"]:
             hardest = f"hardest to read: {short_name(row['hardest']['path'])} ({row['hardest']['reading_ease']:g})"
-            told.append(Text(hardest, style="dim"))
-        table.add_row(row["tenant"], f"{row['documents']:,}", f"{row['words']:,}", languages, Group(*told))
+            lines.append(Text(hardest, style="dim"))
+        table.add_row(row["tenant"], f"{row['documents']:,}", f"{row['words']:,}", languages, Group(*lines))
     return table
 
 
 def overview(families: Sequence[FamilyStats]) -> Table:
-    """What the server holds now, as `aiqueue inspect` would tell it."""
+    """Return a table of the families and their streams, similar to `aiqueue inspect`."""
     table = _plain_table("Queues")
     table.add_column("family", no_wrap=True)
     table.add_column("stream", no_wrap=True)
-    for name in ("waiting", "in flight", "dead", "lanes", "size"):
+    for name in ("pending", "in flight", "dead", "lanes", "size"):
         table.add_column(name, justify="right")
     for each in families:
         dead = "-" if each.dead is None else f"{each.dead:,}"
-        counts = (f"{each.waiting:,}", f"{each.in_flight:,}", dead, f"{each.lanes:,}", short_size(each.size_bytes))
+        counts = (f"{each.pending:,}", f"{each.in_flight:,}", dead, f"{each.lanes:,}", short_size(each.size_bytes))
         table.add_row(each.family, each.stream, *counts)
     return table
 
 
 def verdict(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The last lines and their styles."""
+    """Return the final lines and their styles."""
     total = report["total"]
-    sums = f"{total['enqueued']} jobs enqueued = {total['succeeded']} succeeded + {total['dead']} dead"
+    sums = f"{total['enqueued']} jobs enqueued = {total['succeeded']} succeeded + {total['dead']} dead letters"
     sums += ": every job is accounted for" if report["ok"] else ""
     lines = [(sums, "bold green" if report["ok"] else "bold red")]
     lines += [(f"missing: {line}", "red") for line in report["missing"][:10]]
     if len(report["missing"]) > 10:
         lines.append((f"and {len(report['missing']) - 10} more are missing", "red"))
     if report["fed_per_s"]:
-        why = ", a pace to watch" if report["paced"] else ""
+        why = " (slowed down for you to watch)" if report["paced"] else ""
         ran = short_duration(total["run_s"])
         lines.append(
-            (f"Documents came in at {report['fed_per_s']:g} a second{why}; the handlers ran for {ran} in all.", "")
+            (
+                f"{report['fed_per_s']:g} documents per second enqueued{why}; the handlers ran for {ran} in total.",
+                "",
+            )
         )
     return lines

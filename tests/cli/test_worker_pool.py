@@ -1,4 +1,4 @@
-"""``aiqueue work --processes``: a crew of real processes, and what its members and their parent go through."""
+"""``aiqueue work --processes``: a worker pool of real processes, and what its members and their parent go through."""
 
 from __future__ import annotations
 
@@ -74,13 +74,16 @@ APP = """
 HANGS_UP = """
     import os, signal, socket, sys, time
 
-    fd = next(int(word.partition("=")[2]) for word in sys.argv if word.startswith("--crew-fd="))
+    fd = next(int(word.partition("=")[2]) for word in sys.argv if word.startswith("--pool-fd="))
     socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_WR)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGKILL)
     """
 
-DEATH = re.compile(r"(\S+ \S+) WARNING \[\d+\] aiqueue.crew: process (\d) of .* killed by SIGKILL; another in (\S+)")
+DEATH = re.compile(
+    r"(\S+ \S+) WARNING \[\d+\] aiqueue\.cli\.worker_pool: process (\d) of .* killed by SIGKILL; "
+    r"restarting it in (\S+)"
+)
 
 
 class Hold(aiqueue.Message, kind="hold", family="test.holds"):
@@ -89,7 +92,7 @@ class Hold(aiqueue.Message, kind="hold", family="test.holds"):
 
 
 class Place:
-    """A directory with a worker's module, and the crew that runs there."""
+    """A directory with a worker's module, and the worker pool that runs there."""
 
     def __init__(self, directory: Path, account: Account) -> None:
         self.directory = directory
@@ -129,8 +132,8 @@ class Place:
     def start(
         self, size: int, *options: str, patch: str = "", terminal: int | None = None, target: str = "app:worker"
     ) -> subprocess.Popen[str]:
-        """A crew in a session, and process group, of its own, as a shell or a service manager would give it."""
-        begin = ["-c", f"from aiqueue.cli import crew, main; {patch}; main()"] if patch else ["-m", "aiqueue"]
+        """A worker pool in a session, and process group, of its own, as a shell or a service manager would give it."""
+        begin = ["-c", f"from aiqueue.cli import main, worker_pool; {patch}; main()"] if patch else ["-m", "aiqueue"]
         with (self.directory / "out").open("w") as out, (self.directory / "err").open("w") as err:
             parent = subprocess.Popen(
                 [sys.executable, *begin, "work", target, "--processes", str(size), *options],
@@ -142,22 +145,22 @@ class Place:
         return parent
 
     def started(self, size: int, *options: str, patch: str = "", terminal: int | None = None) -> subprocess.Popen[str]:
-        """A crew all of whose members work."""
+        """A worker pool all of whose processes work."""
         parent = self.start(size, *options, patch=patch, terminal=terminal)
         wait_until(lambda: self.working() == size or parent.poll() is not None, within=30)
-        assert parent.poll() is None, self.said("err")
+        assert parent.poll() is None, self.output("err")
         self.members |= children(parent.pid)
         return parent
 
-    def said(self, where: str) -> str:
+    def output(self, where: str) -> str:
         return (self.directory / where).read_text()
 
     def working(self) -> int:
-        """How many members have begun to work, since the crew's start."""
-        return len(re.findall(r"^worker \S+: \d+ slots?, ", self.said("out"), re.MULTILINE))
+        """How many members have begun to work, since the pool's start."""
+        return len(re.findall(r"^worker \S+: \d+ slots?, ", self.output("out"), re.MULTILINE))
 
-    def crew_lines(self) -> list[str]:
-        return [line for line in self.said("out").splitlines() if line.startswith("crew ")]
+    def pool_lines(self) -> list[str]:
+        return [line for line in self.output("out").splitlines() if line.startswith("worker pool ")]
 
     def jobs(self, word: str) -> list[tuple[int, int]]:
         path = self.directory / "jobs.log"
@@ -166,7 +169,7 @@ class Place:
 
     def deaths(self, slot: int) -> list[tuple[dt.datetime, float]]:
         """When a slot's processes died, and how long after each another one was to start, as logged."""
-        found = [match for line in self.said("err").splitlines() if (match := DEATH.fullmatch(line))]
+        found = [match for line in self.output("err").splitlines() if (match := DEATH.fullmatch(line))]
         mine = [match for match in found if int(match[2]) == slot]
         return [(dt.datetime.strptime(m[1], "%Y-%m-%d %H:%M:%S,%f"), seconds(m[3])) for m in mine]  # noqa: DTZ007
 
@@ -176,7 +179,7 @@ class Place:
             parent.kill()
             parent.wait()
             self.members |= left
-        wait_until(lambda: not any(map(alive, self.members)))
+        wait_until(lambda: not any(map(is_alive, self.members)))
 
 
 def children(pid: int) -> set[int]:
@@ -185,7 +188,7 @@ def children(pid: int) -> set[int]:
     return {int(row[0]) for row in rows if row[1] == str(pid) and not row[2].startswith("Z")}
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(listed.strip()) and not listed.startswith("Z")
 
@@ -197,7 +200,7 @@ def place(tmp_path: Path, account: Account) -> Iterator[Place]:
     found.end()
 
 
-def test_members_share_the_jobs_with_the_options_of_the_crew_and_drain_together(place: Place) -> None:
+def test_members_share_the_jobs_with_the_options_of_the_pool_and_drain_together(place: Place) -> None:
     options = ["--concurrency", "2", "--tenants", "t0", "--tenants", "t1,t2", "--families", "test.holds"]
     parent = place.started(3, *options)
     place.enqueue(6, hold_s=0.5)
@@ -208,16 +211,16 @@ def test_members_share_the_jobs_with_the_options_of_the_crew_and_drain_together(
         assert "cbor2" not in Path(f"/proc/{parent.pid}/maps").read_text()
     begun = time.monotonic()
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(20) == 0, place.said("err")
+    assert parent.wait(20) == 0, place.output("err")
     assert time.monotonic() - begun < 5
     assert len(place.jobs("end")) == 6
     for pid in place.members:
-        assert f"worker holder-{pid}: 2 slots, test.holds of t0, t1, t2, at " in place.said("out")
-        assert re.search(rf"^worker holder-{pid}: \d deliver\w+ in \S+, all finished", place.said("out"), re.MULTILINE)
-        assert f" INFO [{pid}] aiqueue.worker: " in place.said("err")
-    first, last = place.crew_lines()
-    assert first == f"crew {parent.pid}: 3 processes of app:worker; Ctrl-C or SIGTERM drains them"
-    assert re.fullmatch(rf"crew {parent.pid}: 3 processes in \S+s, all finished", last)
+        assert f"worker holder-{pid}: 2 slots, test.holds of t0, t1, t2, at " in place.output("out")
+        assert re.search(rf"^worker holder-{pid}: \d deliver\w+ in \S+; all jobs", place.output("out"), re.MULTILINE)
+        assert f" INFO [{pid}] aiqueue.worker.session: " in place.output("err")
+    first, last = place.pool_lines()
+    assert first == f"worker pool {parent.pid}: 3 processes of app:worker; Ctrl-C or SIGTERM drains them"
+    assert re.fullmatch(rf"worker pool {parent.pid}: 3 processes in \S+s; all jobs finished", last)
 
 
 def test_member_killed_or_told_to_stop_is_replaced_and_no_job_is_lost(place: Place) -> None:
@@ -234,11 +237,11 @@ def test_member_killed_or_told_to_stop_is_replaced_and_no_job_is_lost(place: Pla
     assert new <= {pid for _, pid in place.jobs("end")}
     os.kill(min(new), signal.SIGTERM)
     wait_until(lambda: place.working() == 4)
-    assert f"(pid {min(new)}) ended with exit code 0; another in" in place.said("err")
+    assert f"(pid {min(new)}) ended with exit code 0; restarting it in" in place.output("err")
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 0
-    assert "2 processes in " in place.crew_lines()[-1]
-    assert ", 2 restarts, all finished" in place.crew_lines()[-1]
+    assert "2 processes in " in place.pool_lines()[-1]
+    assert ", 2 restarts; all jobs finished" in place.pool_lines()[-1]
 
 
 def test_members_that_die_again_and_again_come_back_ever_later(place: Place) -> None:
@@ -256,7 +259,7 @@ def test_members_that_die_again_and_again_come_back_ever_later(place: Place) -> 
 
 
 def test_steady_life_makes_the_next_restart_quick_again(place: Place) -> None:
-    place.started(2, patch="crew.STEADY_S = 0.1")
+    place.started(2, patch="worker_pool.STEADY_S = 0.1")
     (place.directory / "die").touch()
     wait_until(lambda: len(place.deaths(1)) >= 3, within=30)
     assert all(delay_s <= 0.201 for _, delay_s in place.deaths(1))
@@ -269,7 +272,7 @@ def test_members_that_cannot_start_any_more_are_waited_for_and_the_others_go_on(
     app.write_text("import nothing_here\n")
     victim, other = sorted(place.members)
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: place.said("err").count("ended with exit code 2; another in") >= 1, within=20)
+    wait_until(lambda: place.output("err").count("ended with exit code 2; restarting it in") >= 1, within=20)
     place.enqueue(1)
     wait_until(lambda: place.jobs("end") == [(0, other)])
     app.write_text(good)
@@ -281,12 +284,12 @@ def test_members_that_cannot_start_any_more_are_waited_for_and_the_others_go_on(
 @pytest.mark.parametrize(
     ("options", "target", "said"),
     [
-        ([], "nowhere:worker", "there is no module 'nowhere'"),
-        ([], "broken:worker", "importing broken: ValueError: no (/"),
+        ([], "nowhere:worker", "no module 'nowhere'"),
+        ([], "broken:worker", "cannot import broken: ValueError: no (/"),
         (["--tenants", "t0,a.b"], "app:worker", "tenant 'a.b' must be"),
         (["--families", "no.family"], "app:worker", "unknown family 'no.family'"),
-        (["--families", ","], "app:worker", "--families names no family"),
-        (["--tenants", ""], "app:worker", "--tenants names no tenant"),
+        (["--families", ","], "app:worker", "--families is empty"),
+        (["--tenants", ""], "app:worker", "--tenants is empty"),
         (["--processes", "65"], "app:worker", "--processes"),
     ],
 )
@@ -295,8 +298,8 @@ def test_what_cannot_start_says_so_once_with_exit_code_2(
 ) -> None:
     (place.directory / "broken.py").write_text("raise ValueError('no')\n")
     assert place.start(4, *options, target=target).wait(20) == 2
-    assert place.said("out") == ""
-    (line,) = place.said("err").splitlines()
+    assert place.output("out") == ""
+    (line,) = place.output("err").splitlines()
     assert line.startswith("error: ")
     assert said in line
 
@@ -304,32 +307,36 @@ def test_what_cannot_start_says_so_once_with_exit_code_2(
 def test_no_server_is_said_once_with_exit_code_1(place: Place) -> None:
     place.environment["AIQUEUE_CONNECT_TIMEOUT"] = "500ms"
     assert place.start(4, "--url", "nats://127.0.0.1:9").wait(20) == 1
-    (line,) = place.said("err").splitlines()
+    (line,) = place.output("err").splitlines()
     assert "no NATS server answers" in line
 
 
-def test_first_process_killed_before_it_works_ends_the_crew(place: Place) -> None:
+def test_first_process_killed_before_it_works_ends_the_pool(place: Place) -> None:
     (place.directory / "die-early").touch()
     assert place.start(3).wait(20) == 1
-    (line,) = place.said("err").splitlines()
+    (line,) = place.output("err").splitlines()
     assert "process 1 of 3" in line
-    assert "was killed by SIGKILL before it worked; the crew ends" in line
+    assert "was killed by SIGKILL before it was ready; stopping the worker pool" in line
 
 
 def test_process_that_ends_while_the_parent_looks_at_others_is_not_missed(place: Place) -> None:
     """Its socket is closed already, so that nothing but SIGCHLD tells of it; and the parent has just looked."""
     (place.directory / "hangs_up.py").write_text(textwrap.dedent(HANGS_UP))
-    slow = "import time; look = crew.Crew._reap; crew.Crew._reap = lambda self: (look(self), time.sleep(0.6))[0]"
+    slow = (
+        "import time; pool = worker_pool.WorkerPool; look = pool._reap; "
+        "pool._reap = lambda self: (look(self), time.sleep(0.6))[0]"
+    )
     assert place.start(2, patch=slow, target="hangs_up:worker").wait(10) == 1
-    assert "was killed by SIGKILL before it worked" in place.said("err")
+    assert "was killed by SIGKILL before it was ready" in place.output("err")
 
 
 def test_no_room_for_a_process_is_said_with_exit_code_1(place: Place) -> None:
     no_room = (
-        "import errno; no = OSError(errno.EAGAIN, 'no room'); crew.Slot.start = lambda *_: (_ for _ in ()).throw(no)"
+        "import errno; no = OSError(errno.EAGAIN, 'no room'); "
+        "worker_pool.PoolSlot.start = lambda *_: (_ for _ in ()).throw(no)"
     )
     assert place.start(2, patch=no_room).wait(20) == 1
-    assert place.said("err") == "error: process 1 of 2 cannot be started (no room); the crew ends\n"
+    assert place.output("err") == "error: process 1 of 2 cannot be started (no room); stopping the worker pool\n"
 
 
 def test_jobs_given_up_are_exit_code_1(place: Place) -> None:
@@ -338,18 +345,18 @@ def test_jobs_given_up_are_exit_code_1(place: Place) -> None:
     wait_until(lambda: place.jobs("start"))
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 1
-    assert "1 left jobs, which go to other workers" in place.crew_lines()[-1]
+    assert "1 process did not finish all jobs; these go to other workers" in place.pool_lines()[-1]
 
 
 def test_member_that_does_not_drain_is_killed(place: Place) -> None:
-    parent = place.started(2, "--drain-timeout", "100ms", patch="crew.SLACK_S = 0.5")
+    parent = place.started(2, "--drain-timeout", "100ms", patch="worker_pool.SLACK_S = 0.5")
     os.kill(min(place.members), signal.SIGSTOP)
     begun = time.monotonic()
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 1
     assert 0.6 <= time.monotonic() - begun < 5
-    assert "did not end in time and is killed" in place.said("err")
-    assert not any(map(alive, place.members))
+    assert "did not end within its drain timeout; killing it" in place.output("err")
+    assert not any(map(is_alive, place.members))
 
 
 def test_second_signal_ends_it_at_once(place: Place) -> None:
@@ -357,13 +364,13 @@ def test_second_signal_ends_it_at_once(place: Place) -> None:
     parent = place.started(2)
     wait_until(lambda: place.jobs("start"))
     parent.send_signal(signal.SIGTERM)
-    wait_until(lambda: "draining 1 running job" in place.said("err"))
+    wait_until(lambda: "draining 1 running job" in place.output("err"))
     begun = time.monotonic()
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 143
     assert time.monotonic() - begun < 2
-    assert not any(map(alive, place.members))
-    assert "ended at once" in place.crew_lines()[-1]
+    assert not any(map(is_alive, place.members))
+    assert "; killed: " in place.pool_lines()[-1]
 
 
 def test_signal_to_the_whole_group_is_one_signal(place: Place) -> None:
@@ -373,9 +380,9 @@ def test_signal_to_the_whole_group_is_one_signal(place: Place) -> None:
     wait_until(lambda: len(place.jobs("start")) == 2)
     assert all(os.getpgid(pid) == parent.pid for pid in place.members)
     os.killpg(parent.pid, signal.SIGTERM)
-    assert parent.wait(20) == 0, place.said("err")
+    assert parent.wait(20) == 0, place.output("err")
     assert len(place.jobs("end")) == 2
-    assert "Traceback" not in place.said("err")
+    assert "Traceback" not in place.output("err")
 
 
 def test_ctrl_c_in_a_terminal_drains_and_another_one_ends_it(place: Place) -> None:
@@ -385,15 +392,15 @@ def test_ctrl_c_in_a_terminal_drains_and_another_one_ends_it(place: Place) -> No
         parent = place.started(2, terminal=theirs)
         wait_until(lambda: place.jobs("start"))
         os.write(ours, b"\x03")
-        wait_until(lambda: "draining 1 running job" in place.said("err"))
+        wait_until(lambda: "draining 1 running job" in place.output("err"))
         wait_until(lambda: len(children(parent.pid)) == 1)  # the idle one has gone, the other goes on
         os.write(ours, b"\x03")
         assert parent.wait(20) == 130
     finally:
         os.close(theirs)
         os.close(ours)
-    assert not any(map(alive, place.members))
-    assert "Traceback" not in place.said("err")
+    assert not any(map(is_alive, place.members))
+    assert "Traceback" not in place.output("err")
 
 
 def test_ctrl_c_while_it_starts_is_quiet(place: Place) -> None:
@@ -403,13 +410,13 @@ def test_ctrl_c_while_it_starts_is_quiet(place: Place) -> None:
         time.sleep(after_s)
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.wait(20) == 0
-        assert "error" not in place.said("err")
-        assert "Traceback" not in place.said("err")
+        assert "error" not in place.output("err")
+        assert "Traceback" not in place.output("err")
 
 
 def test_the_parent_needs_neither_the_client_nor_an_event_loop() -> None:
     code = (
-        "import sys; from aiqueue.cli import crew; "
+        "import sys; from aiqueue.cli import worker_pool; "
         "print(sorted({'nats', 'pydantic', 'cbor2', 'asyncio', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -422,14 +429,15 @@ def test_no_member_outlives_a_parent_that_is_killed(place: Place) -> None:
     wait_until(lambda: place.jobs("start"))
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(map(alive, place.members)), within=2)
+    wait_until(lambda: not any(map(is_alive, place.members)), within=2)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_member_ends_with_its_parent_where_no_kernel_sees_to_it(tmp_path: Path, when: str) -> None:
     code = (
-        "import sys, time; from aiqueue import supervisor; supervisor._LIBC = None; "
-        "from aiqueue.cli import crew; crew.join(int(sys.argv[1])); print('joined', flush=True); time.sleep(30)"
+        "import sys, time; from aiqueue.server import supervisor; supervisor._LIBC = None; "
+        "from aiqueue.cli import worker_pool; worker_pool.join(int(sys.argv[1])); "
+        "print('joined', flush=True); time.sleep(30)"
     )
     ours, theirs = socket.socketpair()
     if when == "before":
@@ -455,6 +463,6 @@ def test_options_reach_the_members_as_they_were_given(place: Place) -> None:
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     words = listed.stdout.split()
     assert words[words.index("work") + 2 :] == ["--drain-timeout=0.25", "--log-level=warning", "--", "app:worker"]
-    assert place.said("err") == ""
+    assert place.output("err") == ""
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(20) == 0

@@ -1,4 +1,4 @@
-"""The same thing done many times: some at once, with a progress bar where somebody watches."""
+"""Runs one function for many items, several at once, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Advance = Callable[[float], None]
 
 
 @contextlib.contextmanager
-def progress(title: str, total: float | None, *, unit: str) -> Iterator[Advance]:
-    """A bar on stderr while the block runs, if that is a terminal. `total` None: how much there is is not known."""
+def progress_bar(title: str, total: float | None, *, unit: str) -> Iterator[Advance]:
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal. `total` None: unknown."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -34,9 +34,10 @@ def progress(title: str, total: float | None, *, unit: str) -> Iterator[Advance]
         yield lambda amount: bar.advance(task, amount)
 
 
-async def each(items: AsyncIterator[T], do: Callable[[T], Coroutine[Any, Any, None]], *, at_once: int) -> None:
-    """Call `do` with every item, at most `at_once` at a time. The first error ends it: no item is begun after it,
-    those under way are awaited, and it is raised.
+async def for_each(items: AsyncIterator[T], do: Callable[[T], Coroutine[Any, Any, None]], *, at_once: int) -> None:
+    """Call `do` with every item, at most `at_once` at a time.
+
+    After the first error no further item is started. The running calls are awaited, then the error is raised.
     """
     import asyncio  # noqa: PLC0415
 
@@ -55,7 +56,7 @@ async def each(items: AsyncIterator[T], do: Callable[[T], Coroutine[Any, Any, No
         for task in running:
             task.cancel()
         raise
-    except Exception as error:  # noqa: BLE001  (the items' own error; what was begun ends first)
+    except Exception as error:  # noqa: BLE001  (of the iterator; the running calls end first)
         failed = error
     if running:
         done, _ = await asyncio.wait(running)

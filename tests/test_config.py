@@ -31,10 +31,10 @@ def write(text: str, where: str = "aiqueue.toml") -> Path:
     return path.resolve()
 
 
-def write_context(name: str, **told: Any) -> Path:
+def write_context(name: str, **context: Any) -> Path:
     path = Path(os.environ["XDG_CONFIG_HOME"]) / "nats" / "context" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(context))
     return path
 
 
@@ -218,10 +218,10 @@ def test_a_context_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert refusal(context="stage").endswith("known: dev, prod")
 
 
-@pytest.mark.parametrize("told", [[], {"user": "u"}, {"url": ""}])
-def test_a_context_without_an_address_is_refused_naming_its_file(told: Any) -> None:
+@pytest.mark.parametrize("context", [[], {"user": "u"}, {"url": ""}])
+def test_a_context_without_an_address_is_refused_naming_its_file(context: Any) -> None:
     path = write_context("bad")
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(context))
     assert refusal(context="bad").startswith(f"{path}: ")
 
 

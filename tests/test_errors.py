@@ -94,21 +94,21 @@ def test_every_error_says_what_it_is_for(kind: type[AIQueueError]) -> None:
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_has_a_form_in_json_with_its_class_and_data(kind: type[AIQueueError]) -> None:
     error = example(kind)
-    told = json.loads(json.dumps(errors.details(error)))
-    assert told["error"] == kind.__name__
-    assert told["message"] == str(error)
-    assert told["retryable"] is error.retryable
-    assert len(told) == 3 + len(vars(error))
+    data = json.loads(json.dumps(errors.details(error)))
+    assert data["error"] == kind.__name__
+    assert data["message"] == str(error)
+    assert data["retryable"] is error.retryable
+    assert len(data) == 3 + len(vars(error))
 
 
 def test_the_details_of_a_failed_job_keep_its_cause_beside_the_class() -> None:
-    told = errors.details(EXAMPLES["JobFailed"])
-    assert (told["error"], told["cause"], told["attempt"]) == ("JobFailed", "bad\ninput", 2)
+    data = errors.details(EXAMPLES["JobFailed"])
+    assert (data["error"], data["cause"], data["attempt"]) == ("JobFailed", "bad\ninput", 2)
 
 
 def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:
-    told = errors.details(errors.InvalidToken("tenant", b"\xff"))
-    assert told["value"] == repr(b"\xff")
+    data = errors.details(errors.InvalidToken("tenant", b"\xff"))
+    assert data["value"] == repr(b"\xff")
 
 
 def test_only_what_another_try_can_mend_is_retryable() -> None:

@@ -10,45 +10,45 @@ from aiqueue.units import MAX_S, seconds, short_duration, short_size, size_bytes
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"),
+    ("given", "expected"),
     [("250ms", 0.25), ("30s", 30), ("2m", 120), ("1h", 3600), ("7d", 604800), ("1h30m", 5400), ("1.5s", 1.5),
      ("1h 30m", 5400), (0, 0), (2, 2), (0.5, 0.5), (" 5 s ", 5)],
 )  # fmt: skip
-def test_durations_are_read_as_people_write_them(told: str | float, meant: float) -> None:
-    assert seconds(told) == pytest.approx(meant)
+def test_durations_are_read_as_people_write_them(given: str | float, expected: float) -> None:
+    assert seconds(given) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "given",
     ["", "5", "s", "-5s", "5 parsecs", "5s!", "1e9d", "1h,5m", "inf", "nan", -1, float("nan"), float("inf"), True, None,
      [], b"5s", 10**400, "9" * 400 + "s", "1000000d"],
 )  # fmt: skip
-def test_anything_else_is_no_duration(told: object) -> None:
+def test_anything_else_is_no_duration(given: object) -> None:
     with pytest.raises(ValueError, match="is not a duration such as"):
-        seconds(told)  # type: ignore[arg-type]
+        seconds(given)  # type: ignore[arg-type]
 
 
 @given(st.text(max_size=20) | st.floats() | st.integers())
-def test_a_duration_is_a_finite_number_or_an_error(told: str | float) -> None:
+def test_a_duration_is_a_finite_number_or_an_error(given: str | float) -> None:
     try:
-        found = seconds(told)
+        found = seconds(given)
     except ValueError:
         return
     assert 0 <= found <= MAX_S
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"),
+    ("given", "expected"),
     [("512KiB", 524288), ("1GiB", 2**30), ("10MB", 10**7), ("1.5KiB", 1536), (7, 7), ("0B", 0), (-1, -1)],
 )
-def test_sizes_are_read_as_people_write_them(told: str | int, meant: int) -> None:
-    assert size_bytes(told) == meant
+def test_sizes_are_read_as_people_write_them(given: str | int, expected: int) -> None:
+    assert size_bytes(given) == expected
 
 
-@pytest.mark.parametrize("told", ["", "5", "KiB", "-1KiB", "5kib", "1e3B", "1 GiB extra", True, None, 1.5, [], b"1B"])
-def test_anything_else_is_no_size(told: object) -> None:
+@pytest.mark.parametrize("given", ["", "5", "KiB", "-1KiB", "5kib", "1e3B", "1 GiB extra", True, None, 1.5, [], b"1B"])
+def test_anything_else_is_no_size(given: object) -> None:
     with pytest.raises(ValueError, match="is not a size such as"):
-        size_bytes(told)  # type: ignore[arg-type]
+        size_bytes(given)  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 2**63))

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import AIQueueError, BadInput, Corrupt, DecodeError, NotFound, QueueFull
 from . import output, parallel
-from .options import FAILED, Json, ServerOptions, add_command, parse_duration_option, print_error
+from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
 from .output import Column
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only messages of
 JobId = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only the job with this id.")]
 Older = Annotated[
     float | None,
-    typer.Option(
-        parser=parse_duration_option, metavar="AGE", help="Only jobs that failed at least this long ago, such as 2h."
-    ),
+    duration_option("Only jobs that failed at least this long ago, such as 2h.", metavar="AGE"),
 ]
 Seqs = Annotated[list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers of dead letters, from `dead ls`.")]
 All = Annotated[bool, typer.Option("--all", metavar="", help="All dead letters.")]
@@ -247,7 +245,7 @@ def purge(
 
 
 def is_interactive() -> bool:
-    """Return whether somebody can answer a prompt."""
+    """Return whether a user can answer a prompt."""
     return sys.stdin.isatty()
 
 

@@ -12,7 +12,7 @@ import typer
 from ..errors import BadInput
 from ..units import short_size
 from . import output
-from .options import Json, ServerOptions, add_command, parse_duration_option
+from .options import Json, ServerOptions, add_command, duration_option
 from .output import Column
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def put(
     content_type: Annotated[str, typer.Option(metavar="TYPE", help="Media type, such as application/pdf.")] = "",
     keep: Annotated[
         float,
-        typer.Option(
-            parser=parse_duration_option, metavar="DURATION", help="Keep the document at least this long without a job."
-        ),
+        duration_option("Keep the document at least this long without a job."),
     ] = "7d",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:
@@ -142,7 +140,7 @@ def collect(
     *,
     grace: Annotated[
         float,
-        typer.Option(parser=parse_duration_option, metavar="AGE", help="Keep documents used within this time."),
+        duration_option("Keep documents used within this time.", metavar="AGE"),
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:

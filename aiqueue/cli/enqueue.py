@@ -16,7 +16,7 @@ import typer
 
 from ..errors import AIQueueError, BadInput, JobFailed, ResultDisabled, ResultTimeout
 from . import output, parallel
-from .options import FAILED, ServerOptions, add_command, parse_duration_option, parse_time_option, print_error
+from .options import FAILED, ServerOptions, add_command, duration_option, print_error, time_option
 
 if TYPE_CHECKING:
     from ..client import Client, Handle
@@ -40,26 +40,29 @@ def register(app: typer.Typer) -> None:
     )(enqueue)
 
 
+Body = Annotated[
+    str,
+    typer.Argument(
+        metavar="JSON|@FILE|-", help="Message fields as a JSON object; @FILE or - (stdin): one JSON object per line."
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY",
+        help="Family to enqueue to. Default: the family whose default kind is KIND, else agent.tasks.",
+        show_default=False,
+    ),
+]
+
+
 def enqueue(  # noqa: PLR0913  (one parameter per option)
     options: ServerOptions,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.task.")],
-    body: Annotated[
-        str,
-        typer.Argument(
-            metavar="JSON|@FILE|-",
-            help="Message fields as a JSON object; @FILE or - (stdin): one JSON object per line.",
-        ),
-    ],
+    body: Body,
     *,
     tenant: Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the job.")],
-    family: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FAMILY",
-            help="Family to enqueue to. Default: the family whose default kind is KIND, else agent.tasks.",
-            show_default=False,
-        ),
-    ] = None,
+    family: Family = None,
     priority: Annotated[
         str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another one of the family.")
     ] = "normal",
@@ -71,26 +74,20 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_duration_option,
-            metavar="DURATION",
-            help="Dead-letter the job if it does not start in this time.",
-        ),
+        duration_option("Dead-letter the job if it does not start in this time."),
     ] = None,
     delay: Annotated[
         float | None,
-        typer.Option(parser=parse_duration_option, metavar="DURATION", help="Wait this long before the job is queued."),
+        duration_option("Wait this long before the job is queued."),
     ] = None,
     at: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_time_option, metavar="TIME", help="Queue the job at this time, such as 2026-11-24T08:00+01:00."
-        ),
+        time_option("Queue the job at this time, such as 2026-11-24T08:00+01:00."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", metavar="", help="Wait for the result and print it.")] = False,
     timeout: Annotated[
         float,
-        typer.Option(parser=parse_duration_option, metavar="DURATION", help="How long --wait waits for each result."),
+        duration_option("How long --wait waits for each result."),
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per job and line.")] = False,
 ) -> None:
@@ -427,7 +424,7 @@ async def _read_chunks(source: _Input) -> AsyncIterator[bytes]:
                 if not got or isinstance(got, OSError):
                     return
         except RuntimeError:
-            return  # the loop is closed: nobody reads the chunks
+            return  # the loop is closed, and the chunks are no longer read
         finally:
             os.close(fd)
 

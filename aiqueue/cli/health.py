@@ -19,7 +19,7 @@ import typer
 
 from ..errors import BadInput, NotFound
 from . import output
-from .options import FAILED, Json, ServerOptions, add_command, parse_duration_option
+from .options import FAILED, Json, ServerOptions, add_command, duration_option
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,7 +46,7 @@ def health(
     ] = False,
     within: Annotated[
         float | None,
-        typer.Option(parser=parse_duration_option, metavar="DURATION", help="Maximum age of the file. Default: 10s."),
+        duration_option("Maximum age of the file. Default: 10s."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..errors import DecodeError
 from ..units import short_size
 from . import output
-from .options import Json, ServerOptions, add_command, parse_duration_option, split_names
+from .options import Json, ServerOptions, add_command, duration_option, split_names
 from .output import Column
 
 if TYPE_CHECKING:
@@ -157,9 +157,7 @@ def send(
     ] = None,
     expires: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_duration_option, metavar="DURATION", help="Bounce the mail if it is not handled in this time."
-        ),
+        duration_option("Bounce the mail if it is not handled in this time."),
     ] = None,
     unique: Annotated[
         str | None, typer.Option(metavar="ID", help="Mail id; a second mail with it within 2 minutes is dropped.")

@@ -94,17 +94,23 @@ def _print_families(found: list[FamilyStats], json: bool) -> None:
             continue
         rows.append(
             [
-                each.family, f"{each.pending:,}", f"{each.in_flight:,}", f"{each.redelivered:,}",
+                each.family, f"{each.pending:,}", _format_in_flight(each),
                 "-" if each.parked is None else f"{each.parked:,}", output.format_age(each.oldest_age_s),
                 _format_rate(each.rate_in), _format_rate(each.rate_done), f"{each.lanes:,}",
                 _format_size(each), "-" if each.dead is None else f"{each.dead:,}",
             ]
         )  # fmt: skip
-    titles = ("pending", "in flight", "redelivered", "parked", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
+    titles = ("pending", "in flight", "parked", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
     output.print_table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
     dead = sum(each.dead or 0 for each in found)
     if dead:
         output.print_line(f"\n{output.format_count(dead, 'dead letter')}: `aiqueue dead ls` lists them")
+
+
+def _format_in_flight(found: FamilyStats) -> str:
+    """Return the jobs in flight. Redelivered ones are rare, and a column for them would not fit into 80 columns."""
+    redelivered = f" ({found.redelivered:,} redelivered)" if found.redelivered else ""
+    return f"{found.in_flight:,}{redelivered}"
 
 
 def _format_size(found: FamilyStats) -> str:
@@ -144,7 +150,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
     ]  # fmt: skip
     output.print_table(columns, rows)
     if any(lane.pending and _worker_state(lane) == "none" for lane in found):
-        output.print_line("\nworkers none: jobs are queued, but no worker requests them")
+        output.print_line("\nworkers none: jobs are pending, but no worker requests them")
 
 
 def _worker_state(lane: LaneStats) -> str:

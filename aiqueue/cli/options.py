@@ -179,7 +179,17 @@ def print_error(problem: str) -> None:
     sys.stderr.write(f"{apply_style('error:', 'red', sys.stderr)} {line}\n")
 
 
-def parse_duration_option(value: str) -> float:
+def duration_option(text: str, *, metavar: str = "DURATION") -> Any:
+    """Return an option whose value is a duration such as "30s"; `text` is its help."""
+    return typer.Option(parser=_parse_duration, metavar=metavar, help=text)
+
+
+def time_option(text: str) -> Any:
+    """Return an option whose value is a time such as "2026-11-24T08:00:00+01:00"; `text` is its help."""
+    return typer.Option(parser=_parse_time, metavar="TIME", help=text)
+
+
+def _parse_duration(value: str) -> float:
     """Return the seconds of an option such as "30s", for typer."""
     try:
         return seconds(float(value) if value.replace(".", "", 1).isdigit() else value)
@@ -187,7 +197,7 @@ def parse_duration_option(value: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-def parse_time_option(value: str) -> float:
+def _parse_time(value: str) -> float:
     """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00", for typer."""
     from datetime import datetime  # noqa: PLC0415
 

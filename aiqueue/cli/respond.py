@@ -8,7 +8,7 @@ import typer
 
 from ..errors import BadInput
 from . import output
-from .options import ServerOptions, add_command, parse_duration_option, split_names
+from .options import ServerOptions, add_command, duration_option, split_names
 
 
 def register(app: typer.Typer) -> None:
@@ -30,11 +30,7 @@ def respond(
     ] = 1_000,
     drain_timeout: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_duration_option,
-            metavar="DURATION",
-            help="How long to wait for open requests on shutdown. Default: 5s.",
-        ),
+        duration_option("How long to wait for open requests on shutdown. Default: 5s."),
     ] = None,
 ) -> None:
     """Answer requests until Ctrl-C or SIGTERM.

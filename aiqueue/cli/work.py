@@ -14,7 +14,7 @@ import typer
 
 from ..errors import BadInput, LoadError
 from . import output
-from .options import FAILED, ServerOptions, add_command, parse_duration_option, split_names
+from .options import FAILED, ServerOptions, add_command, duration_option, split_names
 
 if TYPE_CHECKING:
     from ..agent import Agent, AgentGroup
@@ -39,14 +39,19 @@ def register(app: typer.Typer) -> None:
     )(work)
 
 
+Target = Annotated[
+    str,
+    typer.Argument(metavar="MODULE:ATTRIBUTE", help="The Worker, Agent or list of Agents to run, such as app:worker."),
+]
+HealthFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a health report every second, for `aiqueue health`.", show_default=False),
+]
+
+
 def work(
     options: ServerOptions,
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:ATTRIBUTE", help="The Worker, Agent or list of Agents to run, such as app:worker."
-        ),
-    ],
+    target: Target,
     *,
     processes: Annotated[
         int,
@@ -66,18 +71,9 @@ def work(
     ] = None,
     drain_timeout: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_duration_option,
-            metavar="DURATION",
-            help="Time for running jobs to finish on shutdown, such as 30s.",
-        ),
+        duration_option("Time for running jobs to finish on shutdown, such as 30s."),
     ] = None,
-    health_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write a health report every second, for `aiqueue health`.", show_default=False
-        ),
-    ] = None,
+    health_file: HealthFile = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
@@ -96,40 +92,56 @@ def work(
         raise BadInput("--families is empty: name at least one family or leave the option out")
     if tenants is not None and split_names(tenants) is None:
         raise BadInput("--tenants is empty: name at least one tenant or leave the option out")
+    given = {"concurrency": concurrency, "families": split_names(families), "tenants": split_names(tenants),
+             "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
     if processes > 1:
         from .worker_pool import WorkerPool  # noqa: PLC0415
 
         _log_to_stderr(log_level, POOL_LOG_FORMAT)
-        given = {"concurrency": concurrency, "families": split_names(families), "tenants": split_names(tenants),
-                   "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
         arguments = [*_spell_options({**vars(options), **given}), "--", target]
         raise typer.Exit(WorkerPool(arguments, processes, target=target, health=health_file).run())
     import asyncio  # noqa: PLC0415
 
     member = None if pool_fd is None else _join(pool_fd)
     worker = load(target)
-    from ..agent import Agent, AgentGroup  # noqa: PLC0415
-
-    if concurrency is not None:
-        for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
-            each.concurrency = concurrency
-    family_names, tenant_names = split_names(families), split_names(tenants)
-    if isinstance(worker, Agent | AgentGroup):
-        if family_names is not None or tenant_names is not None:
-            raise BadInput(f"--families and --tenants apply to a Worker, but {target} is not one")
-    else:
-        worker.families = worker.families if family_names is None else tuple(family_names)
-        worker.tenants = worker.tenants if tenant_names is None else tuple(tenant_names)
-    if drain_timeout is not None:
-        for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
-            each.drain_timeout_s = drain_timeout
-    if member is not None and not isinstance(worker, Agent | AgentGroup):
-        worker.name = member.unique_name(worker.name)
+    _override(worker, target, concurrency, split_names(families), split_names(tenants), drain_timeout)
+    if member is not None:
+        _make_name_unique(worker, member)
     _log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         drained = runner.run(_run(worker, options, member, health_file))
     if not drained:
         raise typer.Exit(FAILED)
+
+
+def _override(
+    worker: Worker | Agent | AgentGroup,
+    target: str,
+    concurrency: int | None,
+    families: list[str] | None,
+    tenants: list[str] | None,
+    drain_timeout_s: float | None,
+) -> None:
+    """Apply the options to a worker, or to each agent. Raises BadInput for an option that it does not have."""
+    from ..agent import Agent, AgentGroup  # noqa: PLC0415
+
+    for each in worker.agents if isinstance(worker, AgentGroup) else (worker,):
+        each.concurrency = each.concurrency if concurrency is None else concurrency
+        each.drain_timeout_s = each.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+    if isinstance(worker, Agent | AgentGroup):
+        if families is not None or tenants is not None:
+            raise BadInput(f"--families and --tenants apply to a Worker, but {target} is not one")
+    else:
+        worker.families = worker.families if families is None else tuple(families)
+        worker.tenants = worker.tenants if tenants is None else tuple(tenants)
+
+
+def _make_name_unique(worker: Worker | Agent | AgentGroup, member: PoolMember) -> None:
+    """Rename a worker of a pool. Agents keep their names: one process serves the inbox, the others stand by."""
+    from ..worker import Worker  # noqa: PLC0415
+
+    if isinstance(worker, Worker):
+        worker.name = member.unique_name(worker.name)
 
 
 def _join(fd: int) -> PoolMember:

@@ -318,18 +318,18 @@ class TestEnqueue:
         again = ready("enqueue", "echo", '{"text": "x"}', "--tenant", "acme", "--priority", "high", "--unique", "doc-1")
         assert again.exit_code == 0
         assert again.stdout.startswith("duplicate: doc-1 is already in")
-        told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--json"))
-        assert told == {
+        shown = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--json"))
+        assert shown == {
             "job_id": "doc-1", "family": "agent.tasks", "tenant": "acme", "priority": "normal", "duplicate": True
         }  # fmt: skip
 
     def test_a_delay_is_said_and_can_be_taken_back(self, ready: Cli) -> None:
         result = ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-9", "--delay", "1h")
         assert result.stdout.startswith("enqueued doc-9 in agent.tasks acme/normal, due in 1h")
-        told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--at", "2000-01-01T00:00:00Z", "--json"))
-        assert "due" not in told  # it has passed: at once
-        told = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--delay", "10s", "--json"))
-        assert abs(told["due"] - time.time() - 10) < 10
+        shown = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--at", "2000-01-01T00:00:00Z", "--json"))
+        assert "due" not in shown  # it has passed: at once
+        shown = data(ready("enqueue", "echo", "{}", "--tenant", "acme", "--delay", "10s", "--json"))
+        assert abs(shown["due"] - time.time() - 10) < 10
         shown = ready("inspect", "doc-9").stdout
         assert shown.startswith("job doc-9: parked")
         assert "due" in shown
@@ -341,7 +341,7 @@ class TestEnqueue:
         assert "no trace of job doc-10" in lost.stderr
 
     @pytest.mark.parametrize(
-        ("option", "value", "told"),
+        ("option", "value", "message"),
         [
             ("--at", "2030-01-01T00:00:00", "has no time zone"),
             ("--at", "tomorrow", "seconds since the epoch"),
@@ -349,18 +349,18 @@ class TestEnqueue:
             ("--delay", "400d", "at most 365 days"),
         ],
     )
-    def test_a_time_that_makes_no_sense_is_wrong_usage(self, ready: Cli, option: str, value: str, told: str) -> None:
+    def test_a_time_that_makes_no_sense_is_wrong_usage(self, ready: Cli, option: str, value: str, message: str) -> None:
         result = ready("enqueue", "echo", "{}", "--tenant", "acme", option, value)
         assert result.exit_code == 2
-        assert told in " ".join(result.stderr.replace("\u2502", " ").split())
+        assert message in " ".join(result.stderr.replace("\u2502", " ").split())
 
     def test_cancelling_a_job_that_has_ended_is_exit_code_1(self, ready: Cli, working: subprocess.Popen[str]) -> None:
         ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--wait")
         result = ready("cancel", "doc-1")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "job doc-1 was not cancelled: it has already ended" in result.stderr
-        told = json.loads(ready("cancel", "doc-1", "--json").stdout)
-        assert told == {"job_id": "doc-1", "cancelled": False, "detail": "it has already ended"}
+        shown = json.loads(ready("cancel", "doc-1", "--json").stdout)
+        assert shown == {"job_id": "doc-1", "cancelled": False, "detail": "it has already ended"}
 
     def test_a_running_job_is_stopped(self, ready: Cli, working: subprocess.Popen[str]) -> None:
         ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
@@ -645,8 +645,8 @@ class TestDead:
     def test_show_of_an_unreadable_payload_is_a_harmless_dump(self, ready: Cli) -> None:
         async def publish() -> None:
             async with aiqueue.connect() as client:
-                told = {"Nats-Msg-Id": "x", "task_id": "doc-9", "Content-Type": "application/json"}
-                await client.connection.store("ai.agent.tasks.acme", b"\x1b[2J" + bytes(400), told)
+                headers = {"Nats-Msg-Id": "x", "task_id": "doc-9", "Content-Type": "application/json"}
+                await client.connection.store("ai.agent.tasks.acme", b"\x1b[2J" + bytes(400), headers)
 
         asyncio.run(publish())
         wait_until(lambda: self.seqs(ready, "--job", "doc-9") == [4])

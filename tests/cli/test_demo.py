@@ -242,15 +242,15 @@ def test_the_story_of_its_own_documents_is_told_in_80_columns(runs: Runs) -> Non
     place, process = runs["own"]
     code, out, err = finish(process)
     assert (code, err) == (0, "")
-    told = " ".join(out.split())
+    text = " ".join(out.split())
     for expected in (
         "documents from aiqueue's own files, for 2 tenants", "11 streams created from streams/*.toml",
         "attempt 1 of", "attempt 2 of", "retry in", "the lock is released", "attempt 3 of",
         "became a dead letter (rejected)", "Dead letter 1", "was replayed and succeeded", "globex agent.tasks",
         "every job is accounted for", "its files are deleted",
     ):  # fmt: skip
-        assert expected in told
-    enqueued, succeeded, dead = re.findall(r"(\d+) jobs enqueued = (\d+) succeeded \+ (\d+) dead letters", told)[0]
+        assert expected in text
+    enqueued, succeeded, dead = re.findall(r"(\d+) jobs enqueued = (\d+) succeeded \+ (\d+) dead letters", text)[0]
     assert (int(enqueued) > 40, succeeded, dead) == (True, enqueued, "0")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out

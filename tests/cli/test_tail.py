@@ -105,12 +105,12 @@ async def entry(
     subject = f"ai.agent.results.{tenant}.{job_id}"
     head = await Journal(client.connection, "AI_RESULTS").head(subject)
     known, count = (head.seq, int(head.msg_id.rsplit("/", 1)[1])) if head else (0, 0)
-    told = {
+    message_headers = {
         headers.EVENT: event, headers.RUN: "1", headers.EPOCH: str(attempt), headers.ATTEMPT: str(attempt),
         headers.CONTENT_TYPE: codec.CBOR, headers.EXPECTED: str(known),
         headers.MSG_ID: f"{subject}/{attempt:08x}/{attempt}/{count + 1 if head and head.attempt == attempt else 1}",
     }  # fmt: skip
-    await client.connection.store(subject, codec.encode(data), told)
+    await client.connection.store(subject, codec.encode(data), message_headers)
 
 
 async def job(client: aiqueue.Client) -> None:
@@ -127,8 +127,8 @@ class TestFamily:
         await entry(client, "doc-1", "progress", {"fraction": 0.5, "note": "half"})
         await entry(client, "doc-2", "chunk", ["Hel", "lo\x1b[31m", {"n": 1}])
         await entry(client, "doc-1", "failed", {"reason": "rejected", "error": "not wanted"})
-        told = [line(process).split(" ", 1)[1] for _ in range(3)]
-        assert told == [
+        lines = [line(process).split(" ", 1)[1] for _ in range(3)]
+        assert lines == [
             "acme/doc-1 progress: 50% half\n",
             'acme/doc-2 chunk: Hel lo\\x1b[31m {"n":1}\n',
             "acme/doc-1 failed: rejected: not wanted\n",
@@ -142,9 +142,9 @@ class TestFamily:
         following(process)
         await entry(client, "doc-1", "result", 1, tenant="globex")
         await entry(client, "doc-1", "result", {"text": "x"})
-        told = json.loads(line(process))
-        assert told.pop("time") > 1e9
-        assert told == {
+        printed = json.loads(line(process))
+        assert printed.pop("time") > 1e9
+        assert printed == {
             "family": "agent.tasks", "tenant": "acme", "job_id": "doc-1", "event": "result", "attempt": 1, "run": 1,
             "data": {"text": "x"}, "final": True,
         }  # fmt: skip
@@ -229,11 +229,11 @@ class TestJob:
         assert process.stdout.read(6) == "onetwo"
         code, err = interrupted(process)
         assert code == 130
-        told = err.strip().splitlines()[-1].removeprefix("to continue: aiqueue tail ").split(" ")
-        assert told[:3] == ["doc-1", "--tenant", "acme"]
+        words = err.strip().splitlines()[-1].removeprefix("to continue: aiqueue tail ").split(" ")
+        assert words[:3] == ["doc-1", "--tenant", "acme"]
         await entry(client, "doc-1", "chunk", ["three\n"])
         await entry(client, "doc-1", "result", 1)
-        assert (await cli(*told)).stdout.startswith("three\n-- ")
+        assert (await cli(*words)).stdout.startswith("three\n-- ")
 
     @pytest.mark.parametrize("event", ["failed", "cancelled"])
     async def test_a_job_that_came_to_nothing_is_exit_code_1(

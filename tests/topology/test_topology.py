@@ -190,7 +190,7 @@ class TestPackaged:
         shutil.copytree(package, tmp_path / "aiqueue", ignore=ignore)
         shutil.copytree(bundled_directory(), tmp_path / "aiqueue" / "streams")
         code = "from aiqueue.topology.declared import *; print(bundled_directory(), len(Topology.load().streams))"
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
             env={"PYTHONPATH": str(tmp_path)},
@@ -198,7 +198,7 @@ class TestPackaged:
             text=True,
             check=True,
         )
-        assert told.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), str(len(Topology.load().streams))]
+        assert done.stdout.split() == [str(tmp_path / "aiqueue" / "streams"), str(len(Topology.load().streams))]
 
     def test_a_checkout_uses_its_own(self) -> None:
         assert {path.name for path in bundled_directory().glob("*.toml")} >= {"dead.toml", "results.toml"}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
-from .document_ref import Chunks, Document, SyncChunks, drive, mentions
+from .document_ref import Document, DocumentReader, SyncDocumentReader, may_contain_documents, run_from_thread
 from .errors import BadInput, DecodeError
 from .units import seconds
 
@@ -50,7 +50,7 @@ class Message(pydantic.BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **config: Any) -> None:
         super().__pydantic_init_subclass__(**config)
-        cls.aiq_documents = mentions(cls)
+        cls.aiq_documents = may_contain_documents(cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ class Job(Generic[M_co]):
 
     def progress_sync(self, fraction: float, note: str = "") -> None:
         """As `progress`, for a handler that is a plain function."""
-        drive(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
+        run_from_thread(self.progress(fraction, note), self._progress.loop, "`progress` and not `progress_sync`")
 
     async def chunk(self, data: Any) -> None:
         """Write a part of the job's output, such as a few words of an answer, for readers of `Handle.stream`.
@@ -175,20 +175,20 @@ class Job(Generic[M_co]):
 
     def chunk_sync(self, data: Any) -> None:
         """As `chunk`, for a handler that is a plain function: it waits in its thread until there is capacity."""
-        drive(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
+        run_from_thread(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
 
-    def open(self, document: Document) -> Chunks:
+    def open(self, document: Document) -> DocumentReader:
         """Open a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.
 
         Raises BadInput for a document of another tenant.
         """
         self._check_tenant(document)
-        return Chunks(document, self._progress.chunks)
+        return DocumentReader(document, self._progress.chunks)
 
-    def open_sync(self, document: Document) -> SyncChunks:
+    def open_sync(self, document: Document) -> SyncDocumentReader:
         """As `open`, for a handler that is a plain function."""
         self._check_tenant(document)
-        return SyncChunks(document, self._progress.chunks, self._progress.loop)
+        return SyncDocumentReader(document, self._progress.chunks, self._progress.loop)
 
     def _check_tenant(self, document: Document) -> None:
         """Raise BadInput for a document of another tenant."""

@@ -17,7 +17,7 @@ from ..errors import AIQueueError, BadInput
 from ..job import M, Message
 from ..mailbox import Bounce, Mail, Sent
 from ..units import seconds
-from ..worker import checked
+from ..worker import check_policies
 from .inbox_worker import InboxWorker, Terms
 from .session import AgentSession
 
@@ -92,7 +92,7 @@ class Agent:
         handled or given up, and no other one. ``Retry`` and ``Reject`` may be raised. Register `Bounce` to hear of
         mail that came back. Raises BadInput for a kind that has a handler already.
         """
-        policies = checked(on or {})
+        policies = check_policies(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")

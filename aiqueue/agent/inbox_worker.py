@@ -113,7 +113,7 @@ class InboxWorker:
         return {
             "state": state, "time": time.time(), "pid": os.getpid(), "worker": self.terms.name,
             "slots": self.terms.concurrency, "running": self._running, "waiting": self.held - self._running,
-            "done": self.done, "last_delivery": self._heard, "connected": connected, "deaf_s": 0.0,
+            "done": self.done, "last_delivery": self._heard, "connected": connected, "stalled_s": 0.0,
             "lanes": int(self.active), "standby": not self.active,
         }  # fmt: skip
 
@@ -300,13 +300,13 @@ class InboxWorker:
         if item.found.expired(time.time()):
             return Refused("expired", "its time was over before it was handled")
         raw = parcel_of(item.delivery, self.inboxes.family, item.found, self.terms.name)
-        contents = attempt.read(raw)
+        contents = attempt.decode_body(raw)
         if contents.data is None:
             return Refused("undecodable", contents.problem)
         handler = self.terms.handlers.get(contents.kind)
         if handler is None:
             return self._unhandled(contents, item.found, broadcast=headers.BROADCAST in raw.headers)
-        if not codec.known_version(contents.version, raw.family.schema_versions):
+        if not codec.is_accepted_version(contents.version, raw.family.schema_versions):
             accepted = ", ".join(raw.family.schema_versions)
             return Refused("unknown_kind", f"schema version {contents.version!r} is none of {accepted}")
         try:
@@ -338,7 +338,7 @@ class InboxWorker:
         try:
             value = await call(mail) if handler.is_async else await self._threads.run(lambda: call(mail))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = attempt.raised(error, handler.on)
+            outcome = attempt.outcome_of_error(error, handler.on)
         else:
             outcome = Returned(value)
         finally:
@@ -347,7 +347,7 @@ class InboxWorker:
         if limit is not None and limit.expired:
             if limit.absolve():
                 raise asyncio.CancelledError
-            return attempt.timed_out(handler.timeout_s)
+            return attempt.timeout_outcome(handler.timeout_s)
         if task.cancelling() and not isinstance(outcome, Returned):
             raise asyncio.CancelledError
         return outcome
@@ -408,11 +408,11 @@ class InboxWorker:
 
     def _hold(self, delivery: Delivery) -> None:
         if self.leases is not None:
-            self.leases.hold(delivery.reply, delivery.lane.ack_wait_s)
+            self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
 
     def _let_go(self, delivery: Delivery) -> None:
         if self.leases is not None:
-            self.leases.let_go(delivery.reply)
+            self.leases.drop_lease(delivery.reply)
 
     def _ack(self, delivery: Delivery) -> None:
         """Acknowledge. Where the word is lost with a link or a consumer, it is said when the mail comes again."""

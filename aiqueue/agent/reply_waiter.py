@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import attempt, subjects
 from ..attempt import RawJob
-from ..enqueue import duration
+from ..enqueue import parse_duration
 from ..errors import BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from ..job import M, Message, parse_message, untyped
 from ..lanes import Delivery
@@ -31,7 +31,7 @@ class ReplyWaiter:
         self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
     ) -> Mail[Any]:
         """Send a mail and await its reply; see `Agent.request`."""
-        timeout_s = duration("timeout", timeout)
+        timeout_s = parse_duration("timeout", timeout)
         if len(self._asked) >= ASKED_MAX:
             raise BadInput(f"{ASKED_MAX:,} requests await a reply already: await some of them first")
         mail_id = subjects.new_id()
@@ -69,7 +69,7 @@ class ReplyWaiter:
     def _reply(self, delivery: Delivery, to: str, mail_id: str, model: type[M] | None) -> Mail[Any]:
         family = self._inboxes.family
         found = envelope_of(delivery, family)
-        contents = attempt.read(parcel_of(delivery, family, found, self._name))
+        contents = attempt.decode_body(parcel_of(delivery, family, found, self._name))
         if contents.data is None:
             raise DecodeError(f"the reply of {to} to {mail_id}: {contents.problem}")
         if contents.kind == BOUNCE:

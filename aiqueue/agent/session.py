@@ -18,7 +18,7 @@ from .. import subjects
 from ..client import Client
 from ..connection import delivery_number, timestamp
 from ..errors import AIQueueError, BadInput, ConfigMismatch, NotFound, ServerError
-from ..lanes import REMAKE_AFTER_S, Delivery, LanePull, Leases, Puller
+from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Leases, Puller
 from ..mailbox import Hold
 from ..subjects import Lane
 from .inbox_worker import InboxWorker
@@ -145,7 +145,7 @@ class AgentSession:
                 now = time.monotonic()
                 if now - tended >= TEND_S:
                     tended = now
-                    self._puller.tend()
+                    self._puller.drop_lost_pulls()
                 held = sum(post.desk.held for post in self._all) + self._duty.held
                 room = max(ROOM_MIN, HELD_MAX - held)
                 self._puller.refill(room // 2, room // 2)
@@ -198,7 +198,7 @@ class AgentSession:
             try:
                 async with asyncio.timeout(KEEP_S if post.desk.active else TAKE_S):
                     await post.lost.wait()
-                await asyncio.sleep(REMAKE_AFTER_S)
+                await asyncio.sleep(RECREATE_AFTER_S)
             except TimeoutError:
                 pass
             post.lost.clear()

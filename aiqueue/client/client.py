@@ -224,7 +224,7 @@ class Client:
             await producer.release_unless_stored(attached, error)
             raise
         if enqueued.duplicate:
-            await producer.documents.release(template.lane.tenant, attached.document_headers)
+            await producer.documents.end_holds(template.lane.tenant, attached.document_headers)
         return enqueued
 
     def enqueue_many(  # noqa: PLR0913  (the options of all jobs)

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from .. import subjects
 from ..config import Settings
-from ..document_ref import Document, SyncChunks
+from ..document_ref import Document, SyncDocumentReader
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
@@ -85,11 +85,11 @@ class SyncDocuments:
         """As `Documents.get`."""
         return self._owner._run_on_loop(self._owner._opened().documents.get(sha256, tenant=tenant))
 
-    def open(self, document: Document) -> SyncChunks:
+    def open(self, document: Document) -> SyncDocumentReader:
         """As `Documents.open`: ``for chunk in documents.open(document)``, or its `read` or `save`."""
         client = self._owner._opened()
         assert self._owner._loop is not None
-        return SyncChunks(document, client.documents.chunks, self._owner._loop)
+        return SyncDocumentReader(document, client.documents.read_chunks, self._owner._loop)
 
 
 class SyncClient:

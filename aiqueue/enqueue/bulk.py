@@ -363,7 +363,7 @@ class Bulk(Generic[T]):
             for pending in left:
                 if pending.attached is not None and not pending.token:  # never sent, because its lane is full
                     attached = pending.attached
-                    release = self._producer.documents.release(attached.lane.tenant, attached.document_headers)
+                    release = self._producer.documents.end_holds(attached.lane.tenant, attached.document_headers)
                     _start_task(self._releasing, release)
         self._pending.clear()
 

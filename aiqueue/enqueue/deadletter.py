@@ -187,13 +187,13 @@ class DeadLetters:
         """Delete the dead letter, and release the documents that it holds. Safe if it is already deleted."""
         await self._delete(letter)
         if headers.DOCUMENT_REF in letter.headers:
-            await self.documents.release(letter.lane.tenant, letter.headers)
+            await self.documents.end_holds(letter.lane.tenant, letter.headers)
 
     async def body(self, letter: DeadLetter) -> bytes:
         """Return the job's body, also one stored as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
         if headers.DOCUMENT not in letter.headers:
             return letter.body
-        return await self.documents.body(letter.lane.tenant, letter.headers)
+        return await self.documents.read_body(letter.lane.tenant, letter.headers)
 
     async def _delete(self, letter: DeadLetter) -> None:
         for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):

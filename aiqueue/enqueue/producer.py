@@ -14,7 +14,7 @@ from uuid import UUID
 
 from .. import codec, headers, subjects
 from ..connection import Connection, PubAck, block
-from ..document_ref import found_in
+from ..document_ref import find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
 from ..job import Message
@@ -152,7 +152,7 @@ class Producer:
         Call `release_unless_stored` once it is known whether the job was stored. Raises BadInput, NotFound, QueueFull,
         and Unavailable if this takes until `end` (monotonic seconds).
         """
-        documents = tuple(found_in(message)) if message.aiq_documents else ()
+        documents = tuple(find_documents(message)) if message.aiq_documents else ()
         large = len(body) > self.body_max
         if not documents and not large:
             return AttachedJob(header_block, body, template.lane, {}, 0)
@@ -188,9 +188,9 @@ class Producer:
                     stored = await self.connection.get(outcome.stream, outcome.seq)
                     ref = attached.document_headers[headers.DOCUMENT_REF]
                     if stored is not None and stored.headers.get(headers.DOCUMENT_REF) != ref:
-                        await self.documents.release(attached.lane.tenant, attached.document_headers)
+                        await self.documents.end_holds(attached.lane.tenant, attached.document_headers)
                 return
-        await self.documents.release(attached.lane.tenant, attached.document_headers)
+        await self.documents.end_holds(attached.lane.tenant, attached.document_headers)
 
     def template(
         self,

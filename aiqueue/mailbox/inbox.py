@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .. import codec, headers, subjects
 from ..connection import Connection, Stored, block
-from ..enqueue import duration
+from ..enqueue import parse_duration
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
 from ..job import Message
 from ..topology import Topology
@@ -120,7 +120,7 @@ class Inboxes:
         mail_id = subjects.new_id() if unique is None else subjects.token("unique key", unique)
         told = self._headers(message, mail_id, sender, conversation, correlation, expires, extra)
         body = _body(message)
-        sent = await self._store(subject, to, tenant, mail_id, told, body, duration("timeout", timeout))
+        sent = await self._store(subject, to, tenant, mail_id, told, body, parse_duration("timeout", timeout))
         self._copy(tenant, {**told, headers.TARGET: to}, sent, body)
         return sent._replace(duplicate=sent.duplicate and unique is not None)
 
@@ -140,7 +140,7 @@ class Inboxes:
         lets it be.
         """
         subjects.token("tenant", tenant)
-        timeout_s, mail_id = duration("timeout", timeout), subjects.new_id()
+        timeout_s, mail_id = parse_duration("timeout", timeout), subjects.new_id()
         told, body = self._headers(message, mail_id, sender, conversation, None, expires, extra), _body(message)
         told[headers.BROADCAST] = "1"
         names = [card.agent for card in await self.presence.roster(tenant) if card.agent != sender]
@@ -267,7 +267,7 @@ class Inboxes:
         if correlation is not None:
             told[headers.CORRELATION] = correlation
         if expires is not None:
-            told[headers.DEADLINE] = str(round((time.time() + duration("expires", expires)) * 1000))
+            told[headers.DEADLINE] = str(round((time.time() + parse_duration("expires", expires)) * 1000))
         for name, value in (extra or {}).items():
             if str(name).lower().startswith(("nats-", "aiq-", "content-type", headers.TARGET, headers.SOURCE)):
                 raise BadInput(f"header {name!r} is not the caller's to set")

@@ -137,4 +137,4 @@ class JobContext(RunningAttempt):
         tenant = self._delivery.tenant
         if document.tenant != tenant:  # a child process may ask for any document
             raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {tenant}")
-        return self._resources.documents.chunks(document)
+        return self._resources.documents.read_chunks(document)

@@ -216,7 +216,7 @@ class Runner:
         Raises Unavailable.
         """
         try:
-            return raw._replace(body=await self._resources.documents.body(raw.tenant, raw.headers)), None
+            return raw._replace(body=await self._resources.documents.read_body(raw.tenant, raw.headers)), None
         except (NotFound, Corrupt, BadInput) as error:
             return raw, Refused("document", str(error))
 

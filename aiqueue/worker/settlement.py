@@ -401,7 +401,7 @@ class Settlement:
         except AIQueueError as error:
             log.info("ack of a job in %s is not confirmed: %s", delivery.lane.key, error)
         else:
-            await self._documents.release(delivery.tenant, delivery.message.headers)
+            await self._documents.end_holds(delivery.tenant, delivery.message.headers)
 
     def _nak(self, delivery: Delivery, delay_s: float) -> None:
         """Have the server redeliver the job after `delay_s` seconds."""

@@ -16,7 +16,7 @@ from typing import Any
 import aiqueue
 from aiqueue.connection import Stored
 from aiqueue.errors import NotFound
-from aiqueue.journal.journal import entry_of
+from aiqueue.journal import entry_from_stored
 from aiqueue.topology import provision
 
 from . import app, checker, records
@@ -317,7 +317,7 @@ class _Soak:
 
 
 def _word(stored: Stored) -> Word:
-    entry = entry_of(stored)
+    entry = entry_from_stored(stored)
     mark = entry.data.get("mark", "") if isinstance(entry.data, dict) else ""
     return Word(entry.event, entry.run, mark)
 

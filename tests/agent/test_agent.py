@@ -477,10 +477,10 @@ async def _send_all_one(client: aiqueue.Client, count: int) -> None:
 APP = """
     import asyncio, os
     import aiqueue
-    from aiqueue import mailroom
+    from aiqueue.agent import session
     from aiqueue.agent import Mail
 
-    mailroom.TTL_S, mailroom.KEEP_S, mailroom.TAKE_S = 2.0, 0.5, 0.3
+    session.TTL_S, session.KEEP_S, session.TAKE_S = 2.0, 0.5, 0.3
     LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     class Step(aiqueue.Message, kind="step"):

@@ -52,7 +52,7 @@ async def reconnects(client: aiqueue.Client) -> str:
     sent = 0
     async with counted.worker.running(client):
         for _ in range(RECONNECTS):
-            await client.connection._client.force_reconnect()
+            await client.connection._open_client.force_reconnect()
             await client.connection.wait_up(10)
             for tenant in ("a", "b", "c"):
                 await client.enqueue(message(sent), tenant=tenant)

@@ -171,12 +171,14 @@ class Codec:
         return codec.encode(self.message)
 
     def decode(self) -> Request:
-        told = codec.decode_message(self.body, content_type=codec.CBOR, kind=Request.aiq_kind, default_kind="", aliases={})
-        return parse_message(Request, told.data)
+        body = codec.decode_message(
+            self.body, content_type=codec.CBOR, kind=Request.aiq_kind, default_kind="", aliases={}
+        )
+        return parse_message(Request, body.data)
 
     def opened(self) -> Request:
-        told = codec.decode_message(self.guides, default_kind=Request.aiq_kind, aliases=self.aliases)
-        return parse_message(Request, told.data)
+        body = codec.decode_message(self.guides, default_kind=Request.aiq_kind, aliases=self.aliases)
+        return parse_message(Request, body.data)
 
     def measure(self) -> None:
         """A figure more in each row. Raises RuntimeError where a message does not come back as it was."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import attempt, headers, subjects
 from ..attempt import (
@@ -23,7 +23,6 @@ from ..attempt import (
     Raised,
     RawJob,
     Refused,
-    RetryPending,
     Returned,
     TakenOver,
     Threads,
@@ -32,40 +31,20 @@ from ..connection import HEADERS_MAX, timestamp
 from ..enqueue import history_of, trimmed
 from ..errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, NotFound, Stale
 from ..job import Job
-from ..journal import RETRY, STARTED, WRITE_TRIES_MAX, Writer
+from ..journal import RETRY, WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
 from ..requests import CHECK_AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
-from .settlement import OpenedJob, Settlement, retry_move
+from .delivery_order import DeliveryOrder, find_pending_retry, is_taken_over
+from .settlement import OpenedJob, Settlement
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-RETRY_WAIT_MIN_S = 1.0  # a retry that is due sooner than this runs at once
-CLAIM_LEASES = 2  # after so many leases a later delivery's `started` no longer stops an earlier delivery of the message
 MOVE_BYTES = 512  # header bytes that a move to another lane adds, at most
 _NOT_PLAIN = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
-
-
-class DeliveryOrder(NamedTuple):
-    """Orders the deliveries of one job: a later delivery compares greater. `started` stores it as a list of three.
-
-    `consumer_created_at` comes before `delivery_count`, because a recreated consumer counts from 1 again.
-    """
-
-    seq: float  # of the message in the work stream; a job that was parked has a new one
-    consumer_created_at: float  # seconds since the epoch
-    delivery_count: float  # how often this consumer has delivered the message
-
-    @classmethod
-    def of_entry(cls, data: Any) -> DeliveryOrder | None:
-        """Read the order from the data of a `started` entry. None: the entry has none, or not one of three numbers."""
-        stored = data.get("delivery") if isinstance(data, dict) else None
-        if not isinstance(stored, list) or len(stored) != len(cls._fields):
-            return None
-        return cls(*stored) if all(isinstance(each, int | float) for each in stored) else None
 
 
 class Runner:
@@ -284,7 +263,7 @@ class Runner:
             return AlreadyEnded()
         if opened.refusal is not None:
             return opened.refusal
-        if (pending := _find_pending_retry(delivery, opened)) is not None:
+        if (pending := find_pending_retry(delivery, opened)) is not None:
             return pending
         if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
             return wrong_lane
@@ -322,7 +301,7 @@ class Runner:
                 )
                 if taken is not False:
                     return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
-            if _is_taken_over(delivery, opened, order):
+            if is_taken_over(delivery, opened, order):
                 return TakenOver()
             try:
                 if await writer.write_started(self._started_data(delivery, opened, order)):
@@ -426,44 +405,3 @@ def _raw_job(family: Family, delivery: Delivery) -> RawJob:
 def _may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
     """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
     return delivery.delivery_count > 1 or opened.first_attempt > 1
-
-
-def _find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | None:
-    """Return RetryPending if the newest entry is a `retry` that this delivery must wait for. None: run the delivery.
-
-    Such a delivery appears when a worker wrote `retry` and died, or lost its link, before it told the server.
-    1. Another message of the run, which was parked for the attempt that failed, wrote the entry. Unless this message is
-       the one parked for the next attempt, it is left over from before: acknowledge it.
-    2. This message wrote the entry, and was to be parked. Its delay is not over: park it for the rest of the delay.
-    """
-    newest = opened.record.newest
-    if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
-        return None
-    parking_id = headers.parking_id(opened.raw.headers)
-    if parking_id != newest.parking_id:
-        was_parked = newest.parking_id == retry_move(delivery, newest.attempt)
-        is_next = parking_id == retry_move(delivery, newest.attempt + 1)
-        return RetryPending(None) if was_parked and not is_next else None
-    delay_s = newest.data.get("delay_s")
-    if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):
-        return None
-    left_s = min(delay_s, newest.time + delay_s - time.time())
-    return RetryPending(left_s) if left_s >= RETRY_WAIT_MIN_S else None
-
-
-def _is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> bool:
-    """Return whether the newest `started` is of a later delivery, to which this one (`order`) gives way.
-
-    If the later delivery is of the same message, it counts for CLAIM_LEASES leases only. The order of such deliveries
-    can be wrong after a consumer was recreated, and without the limit no delivery would run.
-    """
-    started = opened.record.recap
-    if started is None or started.event != STARTED:
-        return False
-    theirs = DeliveryOrder.of_entry(started.data)
-    if theirs is None or not theirs > order:  # `<=` would take one with NaN for later
-        return False
-    if theirs.seq != delivery.seq or time.time() - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
-        return True
-    log.warning("job %s: a later delivery started and has written nothing since; this one runs", opened.job_id)
-    return False

@@ -38,7 +38,7 @@ from aiqueue.journal import (
     entry_from_stored,
 )
 from aiqueue.topology import provision
-from aiqueue.worker import runner, settlement
+from aiqueue.worker import delivery_order, settlement
 from aiqueue.worker.settlement import Settlement
 
 from ..support import Cluster, NatsProcess, eventually
@@ -392,7 +392,7 @@ async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
 async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CLAIM_LEASES", 1_000)
+    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 1_000)
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
     family = replace(client.topology.families["test.fences"], max_ack_pending=7)
@@ -403,7 +403,7 @@ async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old
 async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_look_old(
     own_server: Callable[[], NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CLAIM_LEASES", 1_000)
+    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 1_000)
     server = own_server()
     (tmp_path / "test_fences.toml").write_text(textwrap.dedent(FILE))
     async with aiqueue.connect(server.url, user=server.user, password=server.password, streams=tmp_path) as client:
@@ -429,7 +429,7 @@ async def write_started_by(client: aiqueue.Client, handle: aiqueue.Handle, deliv
 async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_as_it_runs(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runner, "CLAIM_LEASES", 0)
+    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 0)
     caplog.set_level("INFO", "aiqueue")
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)

@@ -125,11 +125,13 @@ async def all_ran(client: aiqueue.Client, worker: Stamped, given: int) -> None:
 
     The worker has ended; the server may still be at its last acks.
     """
-    for _ in range(100):
-        gone = given - await stored(client)
-        if gone == worker.done:
-            return
+    deadline = time.monotonic() + ACKS_S
+    while (gone := given - await stored(client)) != worker.done:
+        if time.monotonic() > deadline:
+            break
         await asyncio.sleep(0.05)
+    else:
+        return
     raise RuntimeError(f"{gone:,} of {given:,} jobs are gone, and {worker.done:,} have run")
 
 

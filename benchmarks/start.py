@@ -53,8 +53,11 @@ async def bare(code: str) -> float:
     return time.monotonic() - begun
 
 
-async def first(client: aiqueue.Client, side: str) -> float:
-    """Seconds until the first handler of a process begins. It is killed then, and its jobs wait again."""
+async def first(client: aiqueue.Client, side: str, waiting: int) -> float:
+    """Seconds until the first handler of a process begins, with so many jobs waiting. It is killed then: on a busy
+    machine, when it has run them all.
+    """
+    await pour(client, waiting - await stored(client))
     async with running(client, side, 100) as worker:
         await worker.wait(1, within_s=60)
         worker.kill()
@@ -82,9 +85,8 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         await pour(client, waiting)
         repeat = REPEAT.format(names=await imported(client))
         for _ in range(rounds * STARTS):
-            await pour(client, waiting - await stored(client))
-            row.add(OURS, await first(client, OURS))
-            row.add(RAW, await first(client, RAW))
+            row.add(OURS, await first(client, OURS, waiting))
+            row.add(RAW, await first(client, RAW, waiting))
             row.add(IMPORTS, await bare(repeat))
             row.add(PACKAGE, await bare("import aiqueue"))
             row.add(BARE, await bare("pass"))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aiqueue.server import supervisor
 
@@ -40,6 +41,11 @@ max_msgs_per_subject = 3
 max_bytes = "1MiB"
 max_msg_size = "100KiB"
 """
+
+
+# How long an example takes is up to the machine, and decides no test.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

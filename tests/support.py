@@ -128,7 +128,7 @@ def delete_streams(account: Account) -> None:
             )
 
 
-async def eventually(fn: Callable[[], object], within: float = 5.0) -> object:
+async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:
     """Call `fn`, plain or async, until it is true or, being a list of assertions, returns None; its last value.
 
     An AssertionError counts as not yet; anything else that it raises ends the wait. After `within` seconds the

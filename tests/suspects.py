@@ -81,6 +81,8 @@ def act_sync(job: aiqueue.Job[Act]) -> Any:
     done = _act(job)
     while job.message.do == "heed" and not job.cancelled:
         time.sleep(0.01)
+    while job.message.do == "meet" and Path(os.environ["SUSPECTS_LOG"]).read_text().count("meet ") < 2:
+        time.sleep(0.01)
     return done
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 import aiqueue
 from aiqueue import headers
+from aiqueue.cli.app import app
 from aiqueue.config import Settings
 from aiqueue.server.embedded import DIRECTORY, EmbeddedServer
 from aiqueue.topology import streamfile
@@ -25,7 +27,7 @@ from aiqueue.topology.declared import Topology
 from .support import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-BLOCK_S = 30
+BLOCK_S = 60
 GROUPS = ("dead", "documents", "inbox")  # verbs with verbs of their own
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -161,17 +163,8 @@ def commands() -> list[Command]:
 
 @cache
 def help_of(*verb: str) -> str:
-    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
-    start = "from aiqueue.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", start, *verb, "--help"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=BLOCK_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"aiqueue {' '.join(verb)}: {done.stderr}"
+    done = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert done.exit_code == 0, f"aiqueue {' '.join(verb)}: {done.output}"
     return done.stdout
 
 

@@ -170,12 +170,12 @@ async def test_a_cancelled_job_is_told_as_such(client: aiqueue.Client, plain: Na
 
 async def test_it_is_found_and_counted_as_a_micro_service(client: aiqueue.Client, plain: Nats) -> None:
     async with working(client), aiqueue.Responder().running(client):
-        pong = json.loads((await plain.request("$SRV.PING.aiqueue-responder", b"", timeout=5)).data)
+        pong = json.loads((await plain.request("$SRV.PING.aiqueue-responder", b"", timeout=20)).data)
         assert pong["type"] == "io.nats.micro.v1.ping_response"
-        info = json.loads((await plain.request(f"$SRV.INFO.aiqueue-responder.{pong['id']}", b"", timeout=5)).data)
+        info = json.loads((await plain.request(f"$SRV.INFO.aiqueue-responder.{pong['id']}", b"", timeout=20)).data)
         await ask(plain, b'{"prompt": "hi"}')
         await ask(plain, b"{}")
-        stats = json.loads((await plain.request("$SRV.STATS", b"", timeout=5)).data)
+        stats = json.loads((await plain.request("$SRV.STATS", b"", timeout=20)).data)
     found = {each["subject"]: each["queue_group"] for each in info["endpoints"]}
     assert found == {"ai.gateway.responses.*": "q", "ai.rag.results.*": "q"}
     gateway = next(each for each in stats["endpoints"] if each["subject"] == "ai.gateway.responses.*")
@@ -199,7 +199,7 @@ async def test_several_share_the_requests(client: aiqueue.Client, plain: Nats) -
 async def test_more_than_it_may_hold_are_told_to_ask_again(client: aiqueue.Client, plain: Nats) -> None:
     async with aiqueue.Responder(concurrency=1).running(client) as service:
         first = asyncio.create_task(ask(plain, b"r1"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             while not service.running:
                 await asyncio.sleep(0.01)
         answer, answer_headers = await ask(plain, b"r2")
@@ -212,7 +212,7 @@ async def test_more_than_it_may_hold_are_told_to_ask_again(client: aiqueue.Clien
 async def test_one_that_leaves_answers_those_that_wait(client: aiqueue.Client, plain: Nats) -> None:
     async with aiqueue.Responder(drain_timeout=0.1).running(client) as service:
         asking = asyncio.create_task(ask(plain, b"never"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             while not service.running:
                 await asyncio.sleep(0.01)
     answer, answer_headers = await asking

@@ -37,7 +37,7 @@ class Account:
         return first.hostname or supervisor.HOST, first.port or 4222
 
 
-def wait_until(fn: Callable[[], T], within: float = 10.0) -> T:
+def wait_until(fn: Callable[[], T], within: float = 40.0) -> T:
     """The first true value of `fn`, which must come within so many seconds. For tests without a loop."""
     deadline = time.monotonic() + within
     while not (value := fn()):

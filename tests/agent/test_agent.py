@@ -79,7 +79,7 @@ async def stored(client: aiqueue.Client) -> int:
     return int(info["state"]["messages"])
 
 
-async def emptied(client: aiqueue.Client, within: float = 10.0) -> None:
+async def emptied(client: aiqueue.Client, within: float = 25.0) -> None:
     async def empty() -> bool:
         try:
             return await stored(client) == 0
@@ -242,7 +242,7 @@ async def test_a_reply_that_comes_too_late_goes_to_a_handler_or_back(client: aiq
 
     async with alice.running(client), bob.running(client):
         with pytest.raises(ReplyTimeout):
-            await alice.request(Step(n=0), to="bob", timeout=0.2)
+            await alice.request(Step(n=0), to="bob", timeout=2)  # it is in hand by then
         free.set()
         await eventually(lambda: late == [1] and back == ["step expired"])
     assert await reasons(client) == []
@@ -414,7 +414,7 @@ async def test_a_second_process_of_an_agent_stands_by_and_takes_over_in_order(co
                 if n == 50:
                     leaving = asyncio.create_task(stack.aclose())
             await leaving
-            await eventually(lambda: at_second.active, within=10)
+            await eventually(lambda: at_second.active)
             await emptied(two)
     assert kept == [("c", n) for n in range(100)]
 
@@ -519,7 +519,7 @@ async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
         for n in range(600):
             await put(client, "bob", n, conversation=f"c{n % 3}")
             if n == 300:
-                await eventually(lambda: len(log.read_text().splitlines()) > 100, within=20)
+                await eventually(lambda: len(log.read_text().splitlines()) > 100, within=40)
                 victim = int(log.read_text().splitlines()[-1].split()[2])
                 os.kill(victim, signal.SIGKILL)
         await emptied(client, within=30)
@@ -527,7 +527,7 @@ async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
         for each in running:
             each.terminate()
         for each in running:
-            each.wait(timeout=20)
+            each.wait(timeout=40)
     seen: dict[str, list[int]] = defaultdict(list)
     pids = set()
     for line in log.read_text().splitlines():
@@ -558,7 +558,7 @@ async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
                 await asyncio.sleep(0.1)
         finally:
             process.terminate()
-            deaths += process.wait(timeout=20) == 9
+            deaths += process.wait(timeout=40) == 9
         if await client.inboxes.counts() == {("acme", "alice"): 1}:  # the bounce
             break
     assert 3 <= deaths <= 5
@@ -664,7 +664,7 @@ async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, ac
         assert '"slots":6' in (tmp_path / "health").read_text().replace(" ", "")
     finally:
         service.terminate()
-        told, _ = service.communicate(timeout=20)
+        told, _ = service.communicate(timeout=40)
     assert service.returncode == 0
     assert "2 agents: first of acme, second of acme, at nats://" in told
     assert "\n2 agents: 2 deliveries in" in told

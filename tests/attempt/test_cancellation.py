@@ -35,6 +35,12 @@ class Task(aiqueue.Message, kind="task"):
     n: int = 0
 
 
+@pytest.fixture(autouse=True)
+def only_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt looks by itself, as it would after 5 s: what stops here was told, unless a test has it look."""
+    monkeypatch.setattr(cancellation, "LONG_S", 600)
+
+
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
@@ -78,13 +84,13 @@ async def test_a_running_jobs_coroutine_is_cancelled_and_its_result_says_so(clie
     seen = Seen()
     async with working(seen).running(client) as session:
         handles = [await client.enqueue(Task(), tenant="acme", delay=delay) for delay in (None, 0.1)]
-        await eventually(lambda: len(seen.entered) == 2, within=10)
+        await eventually(lambda: len(seen.entered) == 2)
         for handle in handles:
             assert await handle.verdict() == STOPPING
             assert await cancelled(handle)
             assert await handle.verdict() == WILL_NOT_RUN
-        await eventually(lambda: len(seen.stopped) == 2, within=5)
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: len(seen.stopped) == 2)
+        await eventually(lambda: session.running == 0)
         assert await empty(client)
         assert await stored(client, "AI_DEAD") == 0
         entries = [entry for handle in handles for entry in await journal_of(client, handle.id)]
@@ -96,9 +102,9 @@ async def test_by_its_id_a_running_job_is_cancelled_too(client: aiqueue.Client) 
     seen = Seen()
     async with working(seen).running(client):
         await client.enqueue(Task(), tenant="acme", unique="a")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await client.cancel("a")
-        await eventually(lambda: seen.stopped, within=5)
+        await eventually(lambda: seen.stopped)
 
 
 async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Client) -> None:
@@ -117,9 +123,9 @@ async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Cli
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await handle.cancel()
-        await eventually(lambda: session.running == 0, within=10)
+        await eventually(lambda: session.running == 0)
     assert cleaned == [True]
     assert await empty(client)
 
@@ -137,9 +143,9 @@ async def test_a_handler_that_swallows_its_cancellation_has_its_result_refused(c
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await handle.cancel()
-        await eventually(lambda: session.running == 0, within=10)
+        await eventually(lambda: session.running == 0)
         assert await cancelled(handle)
     assert await empty(client)
 
@@ -158,10 +164,10 @@ async def test_a_plain_function_is_told_and_its_slot_is_free_at_once(client: aiq
 
     async with worker.running(client):
         handle = await client.enqueue(Task(n=1), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await handle.cancel()
-        await eventually(lambda: ends_seen == ["stopped"], within=5)
-        await (await client.enqueue(Task(), tenant="acme")).result(10)
+        await eventually(lambda: ends_seen == ["stopped"])
+        await (await client.enqueue(Task(), tenant="acme")).result(25)
         assert await cancelled(handle)
     assert ends_seen == ["stopped", "done"]
 
@@ -179,8 +185,8 @@ async def test_a_thread_that_was_abandoned_at_its_timeout_is_told_as_well(client
 
     async with worker.running(client):
         with pytest.raises(JobFailed, match="timed out"):
-            await (await client.enqueue(Task(), tenant="acme")).result(10)
-        await eventually(lambda: flags == [True], within=5)
+            await (await client.enqueue(Task(), tenant="acme")).result(25)
+        await eventually(lambda: flags == [True])
 
 
 @pytest.mark.parametrize("kept", ["async", "plain", "stuck"])
@@ -196,9 +202,9 @@ async def test_a_child_process_ends_its_handler_or_is_killed(
         before = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
         does = {"async": "wait", "plain": "heed", "stuck": "block"}[kept]
         handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
-        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=10)
+        await eventually(lambda: log.exists() and f"{does} " in log.read_text())
         assert await handle.cancel()
-        await eventually(lambda: session.running == 0, within=10)
+        await eventually(lambda: session.running == 0)
         after = await (await client.enqueue(Act(do=""), tenant="acme")).result(20)
         assert await cancelled(handle)
     assert (after["pid"] == before["pid"]) == (kept != "stuck")
@@ -213,11 +219,11 @@ async def test_a_job_that_waits_for_a_child_process_is_not_run(
     worker.handle(Act, process=True)(suspects.act_sync)
     async with worker.running(client) as session:
         handles = [await client.enqueue(Act(do="heed"), tenant="acme") for _ in range(2)]
-        await eventually(lambda: session.running == 2 and log.exists() and "heed " in log.read_text(), within=10)
+        await eventually(lambda: session.running == 2 and log.exists() and "heed " in log.read_text())
         waiting = next(each for each in handles if each.id not in log.read_text())
         for each in (waiting, *handles):
             assert await each.cancel()
-        await eventually(lambda: session.running == 0, within=10)
+        await eventually(lambda: session.running == 0)
     assert log.read_text().count("heed") == 1
 
 
@@ -229,10 +235,10 @@ async def test_without_its_notice_a_cancellation_is_found_in_the_journal(
     async with working(seen).running(client) as session:
         await drop_notices(session)
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await handle.cancel()
-        await eventually(lambda: seen.stopped, within=10)
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: seen.stopped)
+        await eventually(lambda: session.running == 0)
     assert await empty(client)
 
 
@@ -257,7 +263,7 @@ async def test_a_write_of_the_attempt_meets_the_cancellation(client: aiqueue.Cli
         await entered.wait()
         assert await handle.cancel()
         go.set()
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: session.running == 0)
         assert await cancelled(handle)
     assert [each.event for each in await journal_of(client, handle.id)] == [CANCELLED]
     assert await empty(client)
@@ -272,14 +278,14 @@ async def test_a_worker_that_was_cut_off_learns_of_it_when_it_is_back(account: A
         working(seen).running(cut_off) as session,
     ):
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         await relay.cut()
-        await eventually(lambda: not cut_off.connection.connected, within=10)
+        await eventually(lambda: not cut_off.connection.connected)
         assert await handle.cancel()
         assert seen.stopped == []
         await relay.mend()
-        await eventually(lambda: seen.stopped, within=10)
-        await eventually(lambda: session.running == 0, within=10)
+        await eventually(lambda: seen.stopped)
+        await eventually(lambda: session.running == 0)
     assert await empty(client)
 
 
@@ -301,7 +307,7 @@ async def test_an_attempt_that_streams_faster_than_one_can_cancel_ends_itself(cl
         handle = await client.enqueue(Task(), tenant="acme")
         await entered.wait()
         assert await handle.verdict() == STOPPING
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: session.running == 0)
         entries = await journal_of(client, handle.id)
     assert [each.event for each in entries if each.final] == [CANCELLED]
     assert entries[-1].event == CANCELLED
@@ -324,13 +330,13 @@ async def test_a_job_that_waits_in_a_worker_for_a_slot_is_not_run(
 
     handles = [await client.enqueue(Task(), tenant="acme") for _ in range(2)]
     async with worker.running(client) as running:
-        await eventually(lambda: entered and running.vitals()["waiting"] == 1, within=10)
+        await eventually(lambda: entered and running.vitals()["waiting"] == 1)
         first, second = sorted(handles, key=lambda each: each.id not in entered)
         assert await second.verdict() == STOPPING
         go.set()
-        await first.result(10)
+        await first.result(25)
         assert await cancelled(second)
-        await eventually(lambda: running.vitals()["waiting"] == running.running == 0, within=5)
+        await eventually(lambda: running.vitals()["waiting"] == running.running == 0)
         assert await empty(client)
     assert entered == [first.id]
 
@@ -349,7 +355,7 @@ async def test_a_stopped_job_holds_its_documents_no_longer(client: aiqueue.Clien
 
     async with worker.running(client):
         handle = await client.enqueue(Big(blob=bytes(400_000)), tenant="acme")
-        await asyncio.wait_for(entered.wait(), 10)
+        await asyncio.wait_for(entered.wait(), 25)
         assert await handle.cancel()
         assert [each.jobs async for each in client.documents.find()] == []
 
@@ -358,9 +364,9 @@ async def test_drained_while_it_is_stopped_a_job_does_not_come_back(client: aiqu
     seen = Seen()
     async with working(seen, cleans_s=60, drain_timeout=0.2).running(client):
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=10)
+        await eventually(lambda: seen.entered)
         assert await handle.cancel()
-        await eventually(lambda: seen.stopped, within=5)
+        await eventually(lambda: seen.stopped)
     assert await empty(client)
     assert await cancelled(handle)
 
@@ -371,7 +377,7 @@ Handlers = Callable[[aiqueue.Job[Task]], Awaitable[object]]
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("way", ["async", "thread", "child", "fails"])
 async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: aiqueue.Client, way: str) -> None:
-    """At 200 random moments around the end of the handler (50 for children)."""
+    """At 200 random moments around the end of the handler (50 for children); a few surely before it, a few after."""
     entered: list[str] = []
     worker = aiqueue.Worker(concurrency=50, processes=2)
 
@@ -403,10 +409,14 @@ async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: 
     async def one(n: int) -> None:
         await asyncio.sleep(random.uniform(0, 1.0 if way == "child" else 0.5))
         handle = await client.enqueue(message(n), tenant="acme", unique=f"j{n}")
-        await asyncio.sleep(random.uniform(0.02, 0.12))
+        if n < 5:
+            with contextlib.suppress(JobFailed):
+                await handle.result(25)
+        elif n >= 10:
+            await asyncio.sleep(random.uniform(0.02, 0.12))
         verdicts[handle.id] = await handle.cancel()
         try:
-            await handle.result(20)
+            await handle.result(25)
         except JobFailed as failed:
             ends[handle.id] = failed.reason
         else:
@@ -414,7 +424,7 @@ async def test_around_its_end_a_job_is_cancelled_or_done_and_never_both(client: 
 
     async with worker.running(client):
         await asyncio.gather(*(one(n) for n in range(count)))
-        await eventually(lambda: empty(client), within=20)
+        await eventually(lambda: empty(client), within=40)
     for name, verdict in verdicts.items():
         assert ends[name] == (CANCELLED if verdict else "attempts" if way == "fails" else "done")
         assert sum(each.final for each in await journal_of(client, name)) == 1
@@ -436,12 +446,12 @@ async def test_a_suspect_is_stopped_and_not_convicted(
     worker.handle(Act)(suspects.act)
     async with worker.running(client) as session:
         handle = await client.enqueue(Act(do=does, value=60), tenant="acme")
-        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=20)
+        await eventually(lambda: log.exists() and f"{does} " in log.read_text(), within=40)
         behind = await client.enqueue(Act(do="sleep"), tenant="acme")  # waits for the trial to end
         assert await handle.cancel()
         assert (await behind.result(20))["attempt"] == 1
         assert await cancelled(handle)
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: session.running == 0)
     assert await stored(client, "AI_DEAD") == 0
     assert await empty(client)
 
@@ -454,10 +464,10 @@ async def test_a_suspect_that_is_tried_in_the_worker_is_stopped(
     seen = Seen()
     async with working(seen).running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: seen.entered, within=20)
+        await eventually(lambda: seen.entered, within=40)
         assert await handle.cancel()
-        await eventually(lambda: seen.stopped, within=5)
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: seen.stopped)
+        await eventually(lambda: session.running == 0)
         assert await cancelled(handle)
     assert await empty(client)
 
@@ -479,9 +489,9 @@ async def test_a_job_that_was_parked_is_cancelled_by_its_handle(
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: attempts == [1, 2], within=10)
+        await eventually(lambda: attempts == [1, 2])
         assert await handle.verdict() == STOPPING
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: session.running == 0)
         assert await cancelled(handle)
         assert await handle.verdict() == WILL_NOT_RUN
     assert await empty(client)
@@ -504,14 +514,14 @@ async def test_without_a_result_to_keep_a_job_is_cancelled_too(client: aiqueue.C
 
     async with worker.running(client) as session:
         handle = await client.enqueue(Task(n=1), tenant="acme")
-        await asyncio.wait_for(entered.wait(), 10)
+        await asyncio.wait_for(entered.wait(), 25)
         assert await handle.verdict() == STOPPING
-        await asyncio.wait_for(stopped.wait(), 5)
+        await asyncio.wait_for(stopped.wait(), 25)
         assert await cancelled(handle)
         short = await client.enqueue(Task(), tenant="acme")
-        await eventually(lambda: empty(client), within=5)
+        await eventually(lambda: empty(client))
         assert await short.verdict() == ALREADY_ENDED
-        await eventually(lambda: session.running == 0, within=5)
+        await eventually(lambda: session.running == 0)
 
 
 APP = """
@@ -543,7 +553,7 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
         await provision.apply(client.connection, client.topology)
         doomed = pool.start()
         handle = await client.enqueue(Sleep(n=1), tenant="acme")
-        await eventually(lambda: pool.lines("start"), within=20)
+        await eventually(lambda: pool.lines("start"), within=40)
         doomed.send_signal(signal.SIGSTOP)
         if undeleted:
             subject = subjects.journal(client.topology.family("test.sleeps").journal or "", "acme", handle.id)
@@ -555,7 +565,7 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
         pool.kill(doomed)
         pool.start()
         await (await client.enqueue(Sleep(n=2), tenant="acme")).result(20)
-        await eventually(lambda: no_job_left(client), within=10)
+        await eventually(lambda: no_job_left(client))
         assert await cancelled(handle)
         pool.stop()
     assert [n for n, _ in pool.lines("start")] == [1, 2]

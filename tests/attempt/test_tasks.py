@@ -11,6 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
+from aiqueue.attempt import cancellation
 from aiqueue.errors import BadInput, JobFailed
 from aiqueue.journal.chunks import BUFFERED_MAX
 from aiqueue.journal.entries import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_from_stored
@@ -53,7 +54,7 @@ async def test_a_plain_function_reports_progress(client: aiqueue.Client) -> None
 
     async with worker.running(client):
         handle = await client.enqueue(Task(), tenant="acme")
-        assert await handle.result(10) == "done"
+        assert await handle.result(25) == "done"
         entries = await journal_of(client, handle.id)
     assert progress_of(entries) == [(n / 5, f"step {n}") for n in range(5)]
     assert entries[-1].event == RESULT
@@ -79,7 +80,7 @@ async def test_on_the_loop_itself_the_blocking_form_is_refused(client: aiqueue.C
         errors.append(str(refused.value))
 
     async with worker.running(client):
-        await (await client.enqueue(Task(), tenant="acme")).result(10)
+        await (await client.enqueue(Task(), tenant="acme")).result(25)
     assert errors == ["this blocks the event loop: in async code use `progress` and not `progress_sync`"]
 
 
@@ -144,7 +145,7 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
         worker.handle(Act, process=True, timeout=None)(suspects.act_sync)
         async with worker.running(client):
             handle = await client.enqueue(Act(do="stream", value=3_000), tenant="acme")
-            await eventually(lambda: given() > 100, within=20)
+            await eventually(lambda: given() > 100, within=40)
             server.pause()
             paused_at, waits_at = given(), -1
             while waits_at != (waits_at := given()):  # until it waits
@@ -158,17 +159,20 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["thread", "child"])
-async def test_a_streaming_plain_function_is_cancelled(client: aiqueue.Client, *, process: bool) -> None:
-    """Its next chunk is refused, also where it never looks at `cancelled`."""
+async def test_a_streaming_plain_function_is_cancelled(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, *, process: bool
+) -> None:
+    """Its next chunk is refused, also where it never looks at `cancelled`. A child would be killed much later."""
+    monkeypatch.setattr(cancellation, "GRACE_S", 60)
     worker = aiqueue.Worker(processes=1)
     worker.handle(Act, process=process)(suspects.act_sync)
     async with worker.running(client) as session:
         handle = await client.enqueue(Act(do="stream", value=1e9), tenant="acme")
-        await eventually(lambda: entered(client, handle.id), within=20)
+        await eventually(lambda: entered(client, handle.id), within=40)
         assert await handle.cancel()
-        await eventually(lambda: session.running == 0, within=4)  # a child would be killed after 5 s
+        await eventually(lambda: session.running == 0)
         with pytest.raises(JobFailed, match="cancelled"):
-            await handle.result(10)
+            await handle.result(25)
         entries = await journal_of(client, handle.id)
         await asyncio.sleep(0.2)
         assert await journal_of(client, handle.id) == entries

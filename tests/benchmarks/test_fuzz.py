@@ -142,7 +142,7 @@ async def test_a_stored_job_or_entry_with_a_status_of_its_own_is_not_taken_for_t
         await publisher.answered()
         assert publisher.said == {"stored": 6}
         async with worker.running(client):
-            await eventually(lambda: sorted(seen) == [0, 1, 2], within=20)
+            await eventually(lambda: sorted(seen) == [0, 1, 2], within=40)
         read = [stored.seq async for stored in client.connection.read("AI_RESULTS", "ai.agent.results.t0.j")]
         assert len(read) == 3
 
@@ -204,7 +204,7 @@ async def test_a_job_goes_on_after_an_entry_that_a_stranger_wrote(
             return await client.journal.head("ai.agent.results.t0.j") is not None
 
         async with worker.running(client):
-            await eventually(told, within=20)
+            await eventually(told, within=40)
             lines = ["Aiq-Event: retry", "Aiq-Run: 1", "Aiq-Attempt: 1", "Content-Type: application/json"]
             await publisher.send("ai.agent.results.t0.j", Frame(block(*lines), json.dumps(data).encode()))
             assert await handle.result(timeout=30) == "done"

@@ -89,7 +89,7 @@ class Place:
     def is_clean(self) -> bool:
         """Nothing is left, neither now nor in a moment: a process that has ended may still be on its way out."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.left(), within=5)
+            wait_until(lambda: not self.left())
         return not self.left()
 
     def left(self) -> list[str]:

@@ -19,17 +19,18 @@ import pytest
 from ..support import ROOT, NatsProcess, wait_until
 
 APP = """
-    import time
+    import pathlib, time
     import aiqueue
 
     worker = aiqueue.Worker(concurrency=3, name="w")
 
     class Block(aiqueue.Message, kind="block"):
-        for_s: float
+        until: str
 
     @worker.handle(Block, timeout="60s")
     async def block(job: aiqueue.Job[Block]) -> None:
-        time.sleep(job.message.for_s)
+        while not pathlib.Path(job.message.until).exists():
+            time.sleep(0.05)
     """
 
 
@@ -66,7 +67,7 @@ class Place:
         return report
 
     def wait_state(self, state: str) -> None:
-        wait_until(lambda: self.report()["state"] == state, within=30)
+        wait_until(lambda: self.report()["state"] == state)
 
 
 @pytest.fixture
@@ -89,11 +90,13 @@ def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -
     for options in ((), ("--ready",), ("--json",)):
         assert place.run("health", *options, str(place.file)).returncode == 0
     # blocked: the file grows old
-    assert place.run("enqueue", "block", '{"for_s": 2.5}', "--tenant", "acme").returncode == 0
+    over = place.directory / "over"
+    assert place.run("enqueue", "block", json.dumps({"until": str(over)}), "--tenant", "acme").returncode == 0
     wait_until(lambda: time.time() - place.report()["time"] > 1.5)
     seen = place.run("health", "--within", "1s", str(place.file))
     assert seen.returncode == 1
     assert "stale" in seen.stderr
+    over.touch()
     wait_until(lambda: time.time() - place.report()["time"] < 1.5)
     wait_until(lambda: place.report()["done"] == 1)
     assert place.report()["last_delivery"] > time.time() - 60
@@ -125,7 +128,7 @@ def test_a_worker_pool_gives_one_report_and_leaves_no_file(place: Place) -> None
 
 def test_systemd_is_told_when_it_is_ready_and_that_it_is_alive(place: Place) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.settimeout(20)
+        listener.settimeout(40)
         path = place.directory / "notify"
         listener.bind(str(path))
         worker = place.work(NOTIFY_SOCKET=str(path))

@@ -94,7 +94,7 @@ def following(process: subprocess.Popen[str]) -> None:
 def interrupted(process: subprocess.Popen[str]) -> tuple[int, str]:
     """How it takes Ctrl-C: its exit code, and what it has to say to it."""
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     return process.returncode, err
 
 
@@ -162,7 +162,7 @@ class TestFamily:
             await asyncio.sleep(0.05)
         assert process.stderr is not None
         assert process.stderr.read() == ""
-        assert process.wait(10) == 1
+        assert process.wait(40) == 1
 
     async def test_without_the_stream_it_says_what_to_do(self, cli: Cli) -> None:
         done = await cli("--family", "agent.tasks")
@@ -183,7 +183,7 @@ class TestJob:
         assert process.stdout.read(7) == "lo, wor"
         await entry(client, "doc-1", "chunk", ["ld\x1b[31m", {"tokens": 3}])
         await entry(client, "doc-1", "result", {"text": "x"})
-        out, err = await asyncio.to_thread(process.communicate, timeout=20)
+        out, err = await asyncio.to_thread(process.communicate, timeout=40)
         first, tokens, result = out.splitlines()
         assert (first, tokens) == ("ld\\x1b[31m", '{"tokens":3}')
         assert result.startswith("-- ")
@@ -199,7 +199,7 @@ class TestJob:
         await entry(client, "doc-1", "started", {"worker": "w-2"}, attempt=2)
         await entry(client, "doc-1", "chunk", ["again\n"], attempt=2)
         await entry(client, "doc-1", "failed", {"reason": "rejected", "error": "not wanted"}, attempt=2)
-        out, _ = await asyncio.to_thread(process.communicate, timeout=20)
+        out, _ = await asyncio.to_thread(process.communicate, timeout=40)
         lines = out.splitlines()
         assert lines[0] == "", "the line of text is ended first"
         assert "-- restarted (attempt 2): the previous attempt was lost; discard the output above" in lines[1]

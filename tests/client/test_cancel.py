@@ -53,7 +53,7 @@ async def stored(client: aiqueue.Client, stream: str) -> int:
 
 async def cancelled(handle: aiqueue.Handle) -> bool:
     with pytest.raises(JobFailed) as failed:
-        await handle.result(5)
+        await handle.result(25)
     return failed.value.reason == "cancelled"
 
 
@@ -66,7 +66,7 @@ async def test_a_delayed_job_that_is_cancelled_never_runs(client: aiqueue.Client
     assert await stored(client, "AI_PARKED") == 1
     assert await cancelled(handle)
     async with taking(seen).running(client):
-        await other.result(10)
+        await other.result(25)
         assert not await other.cancel()
     assert seen == ["b"]
 
@@ -80,7 +80,7 @@ async def test_a_cancelled_key_can_be_delayed_again_at_once(client: aiqueue.Clie
     handle = await client.enqueue(Task(), tenant="acme", delay=0.5, unique="a")
     assert not handle.duplicate
     async with taking(seen).running(client):
-        await handle.result(10)
+        await handle.result(25)
     assert seen == ["a"]
 
 
@@ -91,7 +91,7 @@ async def test_a_job_that_is_due_and_not_forwarded_is_cancelled(client: aiqueue.
         found = await client.parking.find_all(Lane("agent.tasks", "acme", "*"), "a")
         return bool(found) and found[0].subject.is_due
 
-    await eventually(due, within=5)
+    await eventually(due)
     assert await handle.cancel()
     assert await stored(client, "AI_PARKED") == 0
     assert await cancelled(handle)
@@ -107,8 +107,8 @@ async def test_a_message_already_in_a_forwarders_hands_does_not_run(client: aiqu
     await client.connection.store(subjects.work(*handle.lane), there.stored.data, job_headers)
     last = await client.enqueue(Task(), tenant="acme", unique="b")
     async with taking(seen).running(client):
-        await last.result(10)
-        await eventually(lambda: empty(client), within=10)
+        await last.result(25)
+        await eventually(lambda: empty(client))
     assert seen == ["b"]
 
 
@@ -126,8 +126,8 @@ async def test_a_queued_job_is_taken_out_of_its_lane(client: aiqueue.Client) -> 
     assert await cancelled(handles[1])
     assert await cancelled(handles[2])
     async with taking(seen).running(client):
-        await handles[0].result(10)
-        await handles[3].result(10)
+        await handles[0].result(25)
+        await handles[3].result(25)
     assert sorted(seen) == ["j0", "j3"]
     assert (await stats.job(client.connection, client.topology, "j2")).state == "cancelled"
 
@@ -146,12 +146,12 @@ async def test_a_delayed_job_that_waits_in_its_lane_is_cancelled(client: aiqueue
 
     handle = await client.enqueue(Task(), tenant="acme", delay=0.1, unique="a")
     async with elsewhere.running(client):
-        await eventually(lambda: stored(client, STREAM), within=10)
+        await eventually(lambda: stored(client, STREAM))
     assert await client.cancel("a")
     assert await handle.cancel()
     assert await empty(client)
     async with taking(seen).running(client):
-        await (await client.enqueue(Task(), tenant="acme", unique="b")).result(10)
+        await (await client.enqueue(Task(), tenant="acme", unique="b")).result(25)
     assert seen == ["b"]
 
 
@@ -160,12 +160,12 @@ async def test_a_job_that_has_ended_is_not_cancelled(client: aiqueue.Client) -> 
     handle = await client.enqueue(Task(), tenant="acme", unique="a")
     delayed = await client.enqueue(Task(), tenant="acme", unique="b", delay=0.1)
     async with taking(seen).running(client):
-        assert await handle.result(10) is None
-        assert await delayed.result(10) is None
+        assert await handle.result(25) is None
+        assert await delayed.result(25) is None
         for each in (handle, delayed):
             assert not await each.cancel()
             assert not await client.cancel(each.id)
-        assert await handle.result(10) is None
+        assert await handle.result(25) is None
 
 
 async def test_a_job_between_two_attempts_is_cancelled(client: aiqueue.Client) -> None:
@@ -177,10 +177,10 @@ async def test_a_job_between_two_attempts_is_cancelled(client: aiqueue.Client) -
             head = await client.journal.head(subjects.journal("ai.agent.results", "acme", "a"))
             return head is not None and head.event == RETRY
 
-        await eventually(failed_once, within=10)
+        await eventually(failed_once)
         assert await handle.cancel()
         assert await cancelled(handle)
-        await (await client.enqueue(Task(), tenant="acme", delay=1.5)).result(10)
+        await (await client.enqueue(Task(), tenant="acme", delay=1.5)).result(25)
     assert seen.count("a") == 1
     assert await empty(client)
 
@@ -193,7 +193,7 @@ async def test_an_unknown_job_is_not_found(client: aiqueue.Client) -> None:
 @pytest.mark.timeout(120)
 async def test_around_its_time_a_job_is_either_cancelled_or_done(client: aiqueue.Client) -> None:
     """500 jobs that become due while they are cancelled: some are parked, some with a forwarder, some in their lane,
-    and a few have just started: those end as cancelled too.
+    and a few have just started: those end as cancelled too. The first five are left alone, the next cancelled early.
     """
     seen: list[str] = []
     due = time.time() + 3
@@ -201,17 +201,20 @@ async def test_around_its_time_a_job_is_either_cancelled_or_done(client: aiqueue
     handles = [each async for each in client.enqueue_many(specs, tenant="acme")]
     verdicts: dict[str, bool] = {}
 
-    async def cancel(handle: Any) -> None:
-        await asyncio.sleep(max(0.0, handle.due - time.time() + random.uniform(-0.1, 0.4)))
+    async def cancel(n: int, handle: Any) -> None:
+        if n < 5:
+            await handle.result(25)
+        elif n >= 10:
+            await asyncio.sleep(max(0.0, handle.due - time.time() + random.uniform(-0.1, 0.4)))
         verdicts[handle.id] = await handle.cancel()
 
     async with taking(seen, concurrency=50).running(client):
-        await asyncio.gather(*(cancel(each) for each in handles))
+        await asyncio.gather(*(cancel(n, each) for n, each in enumerate(handles)))
         assert len(verdicts) == 500
         left = [each for each in handles if isinstance(each, aiqueue.Handle) and not verdicts[each.id]]
         for each in left:
             await each.result(20)
-        await eventually(lambda: empty(client), within=20)
+        await eventually(lambda: empty(client), within=40)
         assert await stored(client, "AI_PARKED") == 0
         for each in handles:
             assert not isinstance(each, aiqueue.Handle) or not verdicts[each.id] or await cancelled(each)
@@ -259,6 +262,7 @@ async def cancel_while_served(client: aiqueue.Client) -> None:
     random.shuffle(handles)
     verdicts: dict[str, bool] = {}
     async with worker.running(client):
+        await eventually(lambda: done)
         for each in handles:
             verdicts[each.id] = await each.cancel()
         left = [each for each in handles if not verdicts[each.id]]

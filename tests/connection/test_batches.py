@@ -190,7 +190,7 @@ async def test_an_opened_batch_whose_next_job_has_no_room_for_its_headers_is_giv
     template = client._open_producer().template(Task(), "acme", "normal", {"m": ""})
     room = HEADERS_MAX - len(template.header_block(subjects.new_id()))
     calls = await opened(client, lambda: client.enqueue(Task(text="large"), tenant="acme", headers={"m": "x" * room}))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         handles = await asyncio.gather(*calls)
     kept = (await stored(client))[64:]
     assert texts(kept) == [*["open"] * (FEW - 1), "large"]
@@ -203,7 +203,7 @@ async def test_an_opened_batch_whose_next_caller_gives_up_is_given_up_and_the_ot
     calls = await opened(client)
     client.connection.window.abandon(list(batcher(client).gathered))
     calls.pop().cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         handles = await asyncio.gather(*calls)
     kept = (await stored(client))[64:]
     assert [each._enqueued.seq for each in handles] == [each.seq for each in kept]
@@ -343,7 +343,7 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
             async with aiqueue.connect(**at, user="u", password="p") as client:
                 batching(client)
                 calls = (client.enqueue(Task(), tenant=("acme", "globex")[n in denied]) for n in range(64))
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(25):
                     results = await asyncio.gather(*calls, return_exceptions=True)
                 assert {n for n, each in enumerate(results) if isinstance(each, AccessDenied)} == denied
                 assert sum(isinstance(each, aiqueue.Handle) for each in results) == 64 - len(denied)

@@ -220,7 +220,7 @@ async def test_a_subject_that_no_stream_takes_is_not_found_at_once(conn: Connect
     started = time.monotonic()
     with pytest.raises(NotFound, match="no stream matches subject nobody"):
         await store(conn, "nobody")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
 
 
 async def test_something_else_that_answers_a_publish_is_not_taken_for_a_puback(conn: Connection) -> None:
@@ -240,7 +240,7 @@ async def test_an_api_call_that_nobody_answers_in_time_is_unavailable(own_server
         started = time.monotonic()
         with pytest.raises(Unavailable):
             await connection.api("STREAM.NAMES", timeout=0.5)
-        assert 0.4 < time.monotonic() - started < 2
+        assert 0.4 < time.monotonic() - started < 4.5  # its own time, not that of a call without one
         server.resume()
         assert (await connection.api("STREAM.NAMES"))["total"] == 0
 
@@ -363,7 +363,7 @@ async def test_no_server_is_unavailable_within_the_connect_timeout_without_showi
     assert isinstance(error, Unavailable)
     assert "is it running" in str(error)
     assert "sekret" not in str(error)
-    assert after < 2
+    assert after < 4.5  # the default is 5 s
 
 
 async def test_a_port_where_nobody_speaks_is_unavailable_within_the_connect_timeout() -> None:
@@ -371,7 +371,7 @@ async def test_a_port_where_nobody_speaks_is_unavailable_within_the_connect_time
         port = silent.getsockname()[1]
         error, after = await refusal(Settings.load(url=f"nats://127.0.0.1:{port}", connect_timeout=0.5))
     assert isinstance(error, Unavailable)
-    assert after < 2
+    assert after < 4.5  # the default is 5 s
 
 
 async def test_an_address_that_is_none_is_refused() -> None:
@@ -383,13 +383,13 @@ async def test_an_address_that_is_none_is_refused() -> None:
 async def test_a_wrong_password_is_refused_at_once(own_server: OwnServer) -> None:
     error, after = await refusal(settings(own_server(), password="wrong", connect_timeout=20))
     assert isinstance(error, AccessDenied)
-    assert after < 2
+    assert after < 15
 
 
 async def test_no_credentials_are_refused_at_once(own_server: OwnServer) -> None:
     error, after = await refusal(Settings.load(url=own_server().url, connect_timeout=20))
     assert isinstance(error, AccessDenied)
-    assert after < 2
+    assert after < 15
 
 
 async def test_a_token_opens_and_a_wrong_one_does_not(own_server: OwnServer) -> None:
@@ -398,7 +398,7 @@ async def test_a_token_opens_and_a_wrong_one_does_not(own_server: OwnServer) -> 
         await connection.flush()
     error, after = await refusal(settings(server, user=None, password=None, token="wrong", connect_timeout=20))
     assert isinstance(error, AccessDenied)
-    assert after < 2
+    assert after < 15
 
 
 async def test_an_nkey_opens_and_another_one_does_not(own_server: OwnServer, tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ async def test_an_nkey_opens_and_another_one_does_not(own_server: OwnServer, tmp
         await connection.flush()
     error, after = await refusal(settings(server, user=None, password=None, nkey=files[1], connect_timeout=20))
     assert isinstance(error, AccessDenied)
-    assert after < 2
+    assert after < 15
 
 
 @pytest.mark.parametrize("name", ["creds", "nkey"])
@@ -477,7 +477,7 @@ async def test_a_server_of_another_ca_is_refused_at_once(own_server: OwnServer, 
     server = own_server(tls(certificates))
     error, after = await refusal(settings(server, tls_ca=certificates / "other.pem", connect_timeout=20))
     assert isinstance(error, AccessDenied)
-    assert after < 3
+    assert after < 15
 
 
 async def test_a_server_of_another_name_is_refused(own_server: OwnServer, certificates: Path) -> None:
@@ -516,7 +516,7 @@ async def test_tls_that_is_demanded_and_not_offered_is_refused_before_the_passwo
             } | more
             error, after = await refusal(Settings.load(**where))
             assert isinstance(error, AccessDenied)
-            assert after < 3
+            assert after < 15
     assert b"sekret" not in received
     assert b"CONNECT" not in received
 
@@ -595,7 +595,7 @@ async def test_a_store_gives_up_at_its_timeout_and_says_whether_it_may_be_stored
         with pytest.raises(Unavailable) as caught:
             await store(connection, "s.y", timeout_s=0.5)
         assert not caught.value.maybe_stored
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
 
 
 async def test_a_server_that_hangs_is_noticed_within_ten_seconds(
@@ -605,7 +605,7 @@ async def test_a_server_that_hangs_is_noticed_within_ten_seconds(
     async with connected(server, ping_interval=1) as connection:
         await make_stream(connection)
         server.pause()
-        await eventually(lambda: not connection.connected, within=5)
+        await eventually(lambda: not connection.connected)
         server.resume()
         assert (await store(connection, "s.x", timeout_s=15)).seq == 1
 
@@ -705,7 +705,7 @@ async def test_calls_that_wait_for_a_link_end_when_the_connection_is_closed(
     await connection.close()
     found = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(each) for each in found] == [Unavailable, Unavailable]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_reconnect_delays_grow_exponentially_with_jitter_up_to_a_cap() -> None:
@@ -740,7 +740,7 @@ async def test_a_publish_that_is_not_permitted_is_access_denied_at_once(own_serv
             started = time.monotonic()
             with pytest.raises(AccessDenied, match=r"s\.other"):
                 await store(tenant, "s.other")
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 20
             assert (await store(tenant, "s.acme.high")).seq == 2  # the connection goes on
 
 
@@ -758,16 +758,16 @@ async def test_a_request_that_is_not_permitted_is_access_denied_at_once(own_serv
         await make_stream(worker)
         started = time.monotonic()
         with pytest.raises(AccessDenied, match=r"STREAM\.DELETE"):
-            await worker.api("STREAM.DELETE.S")
-        assert time.monotonic() - started < 2
+            await worker.api("STREAM.DELETE.S", timeout=60)
+        assert time.monotonic() - started < 20
         assert await count(worker) == 0
 
 
 async def test_a_user_who_may_not_hear_answers_is_told_so_before_anything_is_stored(own_server: OwnServer) -> None:
-    error, after = await refusal(settings(own_server(LIMITED), user="tenant", password="p"))
+    error, after = await refusal(settings(own_server(LIMITED), user="tenant", password="p", connect_timeout=20))
     assert isinstance(error, AccessDenied)
     assert "inbox_prefix" in str(error)
-    assert after < 3
+    assert after < 15
 
 
 # leaving

@@ -422,7 +422,7 @@ async def test_a_suspects_body_is_read_in_its_child(client: Client) -> None:
     raw = await nats.connect(client.settings.servers, user=client.settings.user, password=_password(client))
     pull = await raw.jetstream().pull_subscribe_bind(name, "AI_AGENT_TASKS")
     for _ in range(2):
-        assert len(await pull.fetch(1, timeout=10)) == 1
+        assert len(await pull.fetch(1, timeout=25)) == 1
     await raw.close()
     async with worker_of(process_id).running(client):
         size, pid = await handle.result(30)
@@ -621,7 +621,7 @@ async def test_what_a_job_holds_outlives_its_keep(client: Client, eventually: Ev
     async def over() -> bool:
         return not await holds(client, PUT)
 
-    await eventually(over, within=10)
+    await eventually(over)
     assert await collect(client) == Collected()
     async with worker_of(iterating, Scan).running(client):
         assert await handle.result(30) == document.sha256
@@ -931,5 +931,5 @@ async def test_an_ack_that_is_not_confirmed_leaves_a_job_its_body(client: Client
     monkeypatch.setattr(client.connection, "request", lost)
     await client.enqueue(Text(text=LARGE), tenant="acme")
     async with worker_of(length).running(client):
-        await asyncio.wait_for(tried.wait(), 10)
+        await asyncio.wait_for(tried.wait(), 25)
     assert [each.jobs async for each in client.documents.find()] == [1]

@@ -401,7 +401,7 @@ async def test_waiting_for_a_full_lane_lets_others_pass_and_keeps_its_order(clie
 async def test_waiting_for_a_full_lane_ends_at_the_timeout(client: Client) -> None:
     started_at = time.monotonic()
     results = await outcomes(client, [Small(n=n) for n in range(200)], on_full="wait", timeout=0.6)
-    assert 0.5 < time.monotonic() - started_at < 3
+    assert 0.5 < time.monotonic() - started_at < 20
     assert [type(each) for each in results] == [aiqueue.Handle] * 3 + [LaneFull] * 197
     assert idle(client)
 

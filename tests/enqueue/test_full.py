@@ -113,7 +113,7 @@ async def test_results_larger_than_their_jobs_hold_no_slot_while_they_wait_for_r
                 return bool(info["state"]["messages"] == len(handles))
 
             await eventually(written, within=30)
-            assert len(await handles[0].result(10)) == BODY * 3
+            assert len(await handles[0].result(25)) == BODY * 3
 
 
 async def everything(client: aiqueue.Client) -> list[Any]:
@@ -156,7 +156,7 @@ async def test_a_redelivered_job_runs_although_its_journal_has_no_space_for_an_e
         ask = json.dumps({"batch": 1_000, "no_wait": True}).encode()
         await client.connection.publish("$JS.API.CONSUMER.MSG.NEXT.AI_AGENT_TASKS.acme-normal", ask, reply=inbox)
         lost = 0
-        while (await asyncio.wait_for(heard.get(), 10)).status is None:
+        while (await asyncio.wait_for(heard.get(), 25)).status is None:
             lost += 1  # leased to nobody: every job there is will be a redelivery
         worker, ran = aiqueue.Worker(concurrency=8), set()
 

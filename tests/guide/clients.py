@@ -87,7 +87,7 @@ class Plain:
         def heard() -> list[dict[str, Any]]:
             return [each for sub in subs for each in self._heard.get(sub, ())]
 
-        await eventually(lambda: len(heard()) >= count, within=10)
+        await eventually(lambda: len(heard()) >= count)
         return heard()
 
     def end(self) -> None:

@@ -41,7 +41,7 @@ async def test_plain_publisher_to_our_agent(plain: Plain, client: aiqueue.Client
         await publish({"text": "not yours"}, target="writer")
         await publish({**head, "data": {"text": "nested"}})
         await publish({**head, "text": "flat"})
-        await eventually(lambda: len(got) >= 3, within=20)
+        await eventually(lambda: len(got) >= 3, within=40)
     assert sorted(mail.message.text for mail in got) == ["bare", "flat", "nested"]
     assert {(mail.sender, mail.to, mail.tenant) for mail in got} == {("plain-one", "reader", tenant)}
 
@@ -63,5 +63,5 @@ async def test_our_agent_to_plain_subscribers(plain: Plain, client: aiqueue.Clie
         assert each["headers"]["source_agent_id"] == "writer"
     got: list[Mail[Note]] = []
     async with agent_of("reader", tenant, got).running(client):
-        await eventually(lambda: len(got) == 10, within=20)
+        await eventually(lambda: len(got) == 10, within=40)
     assert sorted(mail.message.text for mail in got) == [f"n{at}" for at in range(10)]

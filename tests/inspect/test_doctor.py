@@ -95,7 +95,7 @@ async def test_jobs_that_wait_although_workers_ask_are_named(client: aiqueue.Cli
     worker.handle(Ping)(lambda job: None)
     async with worker.running(client):
         handle = await client.enqueue(Ping(), tenant="acme")
-        await handle.result(10)
+        await handle.result(25)
         until = {"pause_until": "2999-01-01T00:00:00Z"}
         await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", until)
         await client.enqueue(Ping(), tenant="acme")

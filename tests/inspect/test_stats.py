@@ -71,7 +71,7 @@ async def lease(client: aiqueue.Client, tenant: str, count: int = 1) -> None:
     await link.subscribe(inbox, on_message)
     request = json.dumps({"batch": count, "expires": 5_000_000_000}).encode()
     await link.publish(f"$JS.API.CONSUMER.MSG.NEXT.AI_AGENT_TASKS.{tenant}-normal", request, reply=inbox)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(25):
         await arrived.wait()
 
 
@@ -133,7 +133,7 @@ class TestOverview:
 
         async with failing().running(client):
             feeding = asyncio.create_task(feed())
-            await (await client.enqueue(Echo(text="good"), tenant="acme")).result(10)  # jobs flow
+            await (await client.enqueue(Echo(text="good"), tenant="acme")).result(25)  # jobs flow
             tasks = (await overview(client, sample_s=0.5))["agent.tasks"]
             feeding.cancel()
         assert tasks.rate_in is not None
@@ -283,7 +283,7 @@ class TestJob:
     async def test_done_has_result_and_journal(self, client: aiqueue.Client) -> None:
         async with failing().running(client):
             handle = await client.enqueue(Echo(text="good"), tenant="acme")
-            await handle.result(10)
+            await handle.result(25)
         found = await job(client, handle.id)
         assert (found.state, found.result, found.attempt) == ("done", "good", 1)
         assert [each.event for each in found.entries] == ["progress", "result"]
@@ -292,7 +292,7 @@ class TestJob:
         async with failing().running(client):
             handle = await client.enqueue(Echo(text="bad"), tenant="acme", unique="doc-1")
             with pytest.raises(aiqueue.JobFailed):
-                await handle.result(10)
+                await handle.result(25)
         found = await job(client, "doc-1")
         assert (found.state, found.dead_seq) == ("failed", 1)
         assert found.failure == {"reason": "rejected", "error": "not wanted"}
@@ -306,7 +306,7 @@ class TestJob:
         async with failing().running(client):
             handle = await client.enqueue(Echo(text="bad"), tenant="acme", unique="doc-1")
             with pytest.raises(aiqueue.JobFailed):
-                await handle.result(10)
+                await handle.result(25)
         async for letter in client.dead.find(Filter()):
             await client.dead.replay(letter)
         found = await job(client, "doc-1")
@@ -343,7 +343,7 @@ class TestJob:
         async with worker.running(client):
             handle = await client.enqueue(Echo(), tenant="acme")
             with pytest.raises(ResultDisabled):
-                await handle.result(10)
+                await handle.result(25)
         assert (await job(client, handle.id)).state == "ended"
 
     async def test_of_a_plain_publisher_is_found_by_its_key_and_by_its_sequence(self, client: aiqueue.Client) -> None:
@@ -363,7 +363,7 @@ class TestJob:
         async with failing().running(client):
             for tenant in ("acme", "globex"):
                 handle = await client.enqueue(Echo(text=tenant), tenant=tenant, unique="doc-1")
-                await handle.result(10)
+                await handle.result(25)
         with pytest.raises(BadInput, match=r"acme.*globex"):
             await job(client, "doc-1")
         assert (await job(client, "doc-1", tenant="globex")).result == "globex"
@@ -402,7 +402,7 @@ class TestJob:
 
         async with worker.running(client):
             handle = await client.enqueue(Echo(), tenant="acme")
-            await handle.result(10)
+            await handle.result(25)
         found = await job(client, handle.id)
         assert found.entries_cut
         assert [each.event for each in found.entries] == ["progress", "progress", "result"]

@@ -248,14 +248,14 @@ async def test_a_worker_that_was_stopped_over_its_lease_says_nothing_of_the_job_
         return "newer"
 
     async with stopped_worker(tmp_path, account) as stale, worker.running(client):
-        await eventually(lambda: ran, within=15)
+        await eventually(lambda: ran)
         stale.send_signal(signal.SIGCONT)
         log: list[str] = []
         assert stale.stderr is not None
         while "taken over" not in "".join(log[-1:]):
             log.append(await asyncio.wait_for(asyncio.to_thread(stale.stderr.readline), 20))
         go.set()
-        assert await handle.result(timeout=10) == "newer"
+        assert await handle.result(timeout=25) == "newer"
     assert ran == [1], "it was delivered once more: the stale attempt's word was taken for the newer one's"
     written = [each.event for each in await entries(client.journal, f"ai.test.fences-results.acme.{handle.id}")]
     assert [event for event in written if event != TRIAL] == [STARTED, RESULT], "a trial: it was lost twice"
@@ -350,16 +350,16 @@ async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiq
         return "newer"
 
     async with earlier.running(client) as session:
-        await eventually(lambda: len(started) == 2, within=10)
+        await eventually(lambda: len(started) == 2)
         await session.leases.stop()  # as of a machine that was paused
         session.puller.stop()
         async with later.running(client):
-            await eventually(lambda: started[2:] == ["later"], within=10)
+            await eventually(lambda: started[2:] == ["later"])
             reject.set()
-            await eventually(lambda: not session.running, within=10)
+            await eventually(lambda: not session.running)
             assert await letters(client) == []
             go.set()
-            assert await handle.result(timeout=10) == "newer"
+            assert await handle.result(timeout=25) == "newer"
     assert await letters(client) == []
 
 
@@ -375,7 +375,7 @@ async def leave_unfinished(client: aiqueue.Client) -> None:
         await asyncio.Event().wait()
 
     async with worker.running(client):
-        await eventually(lambda: started[-1:] == [2], within=10)
+        await eventually(lambda: started[-1:] == [2])
 
 
 async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
@@ -386,7 +386,7 @@ async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
         return job.attempt
 
     async with worker.running(client):
-        assert await handle.result(timeout=10) == 2
+        assert await handle.result(timeout=25) == 2
 
 
 async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(
@@ -413,7 +413,7 @@ async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_
         server.kill()
         await eventually(lambda: not client.connection.connected)
         server.start()
-        await eventually(lambda: client.connection.connected, within=15)
+        await eventually(lambda: client.connection.connected)
         await leave_unfinished(client)  # its lane's consumer is the former one, whatever the server says at first
         await finish(client, handle)
 
@@ -437,7 +437,7 @@ async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_
     ran, worker = [], aiqueue.Worker()
     worker.handle(Fence)(ran.append)
     async with worker.running(client):
-        await eventually(lambda: caplog.text.count("was taken over") >= 2, within=15)
+        await eventually(lambda: caplog.text.count("was taken over") >= 2)
     assert ran == []
 
 
@@ -477,8 +477,8 @@ async def test_a_long_retry_is_kept_when_its_worker_dies_before_it_has_said_all(
     monkeypatch.setattr(Settlement, cut_off, dies)
     await client.enqueue(Fence(), tenant="acme")
     async with worker.running(client):
-        await eventually(lambda: len(died) > 1, within=20)
-        await eventually(lambda: none_stored(client), within=10)
+        await eventually(lambda: len(died) > 1)
+        await eventually(lambda: none_stored(client))
     assert ran == [1], "it was tried again long before its time"
     assert await stored(client, "AI_PARKED") == 1
     (parked,) = [each async for each in client.connection.read("AI_PARKED", "ai.parked.at.>")]
@@ -510,7 +510,7 @@ async def test_what_is_left_of_a_job_that_went_on_from_parking_is_taken_away(
     monkeypatch.setattr(Settlement, "_ack", lost)
     await client.enqueue(Fence(), tenant="acme")
     async with worker.running(client):
-        await eventually(lambda: len(ran) == 3, within=20)
-        await eventually(lambda: none_stored(client), within=20)
+        await eventually(lambda: len(ran) == 3)
+        await eventually(lambda: none_stored(client))
     assert ran == [1, 2, 3]
     assert await stored(client, "AI_PARKED") == 1

@@ -82,9 +82,9 @@ async def test_of_many_lanes_those_whose_backlog_is_done_go_and_come_back(
         return not await left(client) and len(await consumers(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
-        await eventually(few_left, within=10)
+        await eventually(few_left)
         await fill(client, first=JOBS)
-        await eventually(lambda: len(ran.times) == 2 * JOBS * len(TENANTS), within=10)
+        await eventually(lambda: len(ran.times) == 2 * JOBS * len(TENANTS))
     assert set(ran.times.values()) == {1}
 
 
@@ -96,10 +96,10 @@ async def test_a_lane_with_a_job_in_flight_stays(client: aiqueue.Client, eventua
         return await left(client) == JOBS and len(await consumers(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
-        await eventually(others_gone, within=10)
+        await eventually(others_gone)
         assert "t0-normal" in await consumers(client)
         ran.release.set()
-        await eventually(lambda: _none_left(client), within=10)
+        await eventually(lambda: _none_left(client))
     assert set(ran.times.values()) == {1}
 
 
@@ -111,7 +111,7 @@ async def test_a_lane_at_which_another_worker_waits_is_not_removed(client: aique
     async with Ran().worker.running(client) as session:
         lane = session.discovery
         await client.enqueue(Echo(), tenant="acme")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not any(pull.standing_request for pull in session.puller.lanes):
                 await asyncio.sleep(0.01)
         assert not await lane._remove_consumer_if_unused(f"{STREAM}.acme-normal")
@@ -129,10 +129,10 @@ async def test_workers_that_let_lanes_go_under_each_other_run_each_job_once(
 
     await fill(client)
     async with one.worker.running(client), two.worker.running(client):
-        await eventually(some_gone, within=10)
+        await eventually(some_gone)
         await fill(client, first=JOBS)  # in the midst of it
-        await eventually(lambda: len(one.times + two.times) == 2 * JOBS * len(TENANTS), within=20)
-        await eventually(lambda: _none_left(client), within=10)
+        await eventually(lambda: len(one.times + two.times) == 2 * JOBS * len(TENANTS))
+        await eventually(lambda: _none_left(client))
     assert set((one.times + two.times).values()) == {1}
 
 
@@ -146,11 +146,11 @@ async def test_a_redelivery_knows_the_consumer_that_another_worker_has_recreated
         return "ok"
 
     async with worker.running(client) as session:
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "ok"
         (pull,) = session.puller.lanes
         pull.created -= 100.0  # as after another worker has removed and recreated the lane
         handle = await client.enqueue(Echo(n=1), tenant="acme")
-        assert await handle.result(10) == "ok"
+        assert await handle.result(25) == "ok"
         info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
         assert pull.created == timestamp(info["created"])
     assert pull.key == subjects.Lane(FAMILY, "acme", "normal")
@@ -161,10 +161,10 @@ async def drained(client: aiqueue.Client) -> None:
     ran = Ran()
     async with ran.worker.running(client):
         await client.enqueue(Echo(), tenant="acme")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not ran.times or await left(client):
                 await asyncio.sleep(0.01)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         while (await info_of(client))["num_waiting"]:
             await asyncio.sleep(0.01)
 
@@ -248,10 +248,10 @@ async def test_a_lane_that_is_hinted_while_it_is_to_go_stays(client: aiqueue.Cli
     ran = Ran()
     async with ran.worker.running(client) as session:
         found = session.discovery
-        await eventually(lambda: bool(found._settling), within=10)
+        await eventually(lambda: bool(found._settling))
         pull = next(iter(found._settling))
         found._on_hint(Hint(f"{subjects.HINTS}.{pull.key.family}.{pull.key.tenant}.{pull.key.priority}"))  # type: ignore[arg-type]
-        await eventually(lambda: bool(pull.standing_request), within=10)
+        await eventually(lambda: bool(pull.standing_request))
         assert found._open[pull.key] is pull
 
 

@@ -53,7 +53,7 @@ def worker() -> aiqueue.Worker:
 
 async def runs_a_job(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Ping(n=1), tenant="acme")
-    assert await handle.result(10) == 1
+    assert await handle.result(25) == 1
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -76,7 +76,7 @@ async def test_a_worker_whose_inbox_the_server_forgot_pulls_again_on_a_new_one(
         await drop_interest(session)
         started_at = time.monotonic()
         await runs_a_job(client)
-        assert time.monotonic() - started_at < 6  # without: when heartbeats have stayed away for 12.5 s
+        assert time.monotonic() - started_at < 12  # without: when heartbeats have stayed away for 12.5 s
         await runs_a_job(client)
     (line,) = warnings_in(caplog)
     assert "lane agent.tasks" in line
@@ -92,7 +92,7 @@ async def test_a_worker_that_stays_stalled_on_a_new_inbox_gets_a_new_connection(
         assert link is not None
         link._callbacks = NoSubscriptions()
         await client.enqueue(Ping(n=2), tenant="acme")  # the stalled client gets it: it is redelivered after its lease
-        await eventually(lambda: client.connection._client is not link and client.connection.connected, within=15)
+        await eventually(lambda: client.connection._client is not link and client.connection.connected)
         await runs_a_job(client)
     assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new inbox", "on a new connection"]
 
@@ -106,7 +106,7 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
         link = client.connection._client
         assert link is not None
         link._reply_sid = -1
-        await eventually(lambda: client.connection._client is not link and client.connection.connected, within=10)
+        await eventually(lambda: client.connection._client is not link and client.connection.connected)
         await runs_a_job(client)
     assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new connection"]
 
@@ -133,9 +133,9 @@ async def test_lanes_that_deliver_nothing_for_a_reason_are_not_stalled(
         await client.connection.api(f"CONSUMER.CREATE.{where}.{config['filter_subject']}", request)
         await client.connection.api(f"CONSUMER.PAUSE.{where}", {"pause_until": until})
         await client.enqueue(Ping(), tenant="globex")
-        await eventually(lambda: len(session.stalled_watch._cleared) == 2, within=10)
+        await eventually(lambda: len(session.stalled_watch._cleared) == 2)
         await asyncio.sleep(0.5)  # a second look at both would be under way
         assert session.stalled_watch.stalled_since is None
         release.set()
-        assert await handle.result(10) is None
+        assert await handle.result(25) is None
     assert not warnings_in(caplog)

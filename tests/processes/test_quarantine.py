@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -164,7 +163,6 @@ def worker_of(handler: Any = act, **given: Any) -> aiqueue.Worker:
 # A job that kills its worker
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("do", "how"), [("exit", "exit code 9"), ("segv", "signal 11 (SIGSEGV)")])
 async def test_a_job_that_kills_its_worker_is_convicted_and_the_innocent_are_done(
     pool: WorkerPool, account: Any, do: str, how: str
@@ -208,7 +206,7 @@ async def test_an_innocent_suspect_settles_as_anywhere_and_in_another_process(
     await lose(client, account)
     async with worker_of().running(client):
         result = await handle.result(20)
-        other = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
+        other = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(25)
     assert result["pid"] != os.getpid()
     assert other["pid"] == os.getpid()
     assert result["state"] == {"entered_in": result["pid"]}
@@ -233,7 +231,7 @@ async def test_outcomes_in_quarantine_mean_the_same(client: aiqueue.Client, acco
             "when": datetime(2026, 1, 2, tzinfo=UTC), "much": Decimal("1.50"), "raw": b"\x00", "none": None,
         }  # fmt: skip
         await handles["nonsense"].result(20)
-        await support.eventually(lambda: _dead_are(client, 6), within=20)
+        await support.eventually(lambda: _dead_are(client, 6), within=40)
     letters = {letter.job_id: letter for letter in await dead(client)}
     assert {key: (letter.reason, letter.attempt) for key, letter in letters.items()} == {
         "reject": ("rejected", 1), "raise": ("attempts", 3), "system-exit": ("attempts", 3), "odd": ("result", 1),
@@ -252,7 +250,7 @@ async def _dead_are(client: aiqueue.Client, count: int) -> bool:
 async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> None:
     async with worker_of().running(client):
         handle = await client.enqueue(Act(do="retry"), tenant="acme")
-        result = await handle.result(10)
+        result = await handle.result(25)
     assert (result["attempt"], result["pid"]) == (3, os.getpid())
 
 
@@ -303,7 +301,7 @@ async def test_a_body_that_kills_its_reader_is_read_in_a_child_only(
     reading = functools.partial(quarantine.Quarantine, reader_recipe=deadly)
     monkeypatch.setattr("aiqueue.worker.session.Quarantine", reading)
     async with worker_of().running(client):
-        await support.eventually(lambda: _dead_are(client, 1), within=20)
+        await support.eventually(lambda: _dead_are(client, 1), within=40)
         async with asyncio.timeout(20):
             while (head := await client.journal.head("ai.agent.results.acme.named")) is None or head.event != "result":
                 await asyncio.sleep(0.02)
@@ -335,17 +333,18 @@ async def test_progress_of_a_child_reaches_the_journal(client: aiqueue.Client, a
 
 
 async def test_many_suspects_wait_without_taking_the_slots_of_others(client: aiqueue.Client, account: Any) -> None:
-    slow = [await client.enqueue(Act(do="sleep", value=0.3), tenant="acme") for _ in range(10)]
+    """The first one is in its child until it is cancelled."""
+    held = await client.enqueue(Act(do="wait", value=60), tenant="acme")
+    slow = [await client.enqueue(Act(do="sleep", value=0.1), tenant="acme") for _ in range(9)]
     await lose(client, account, jobs=10)
     worker = worker_of()
     worker.concurrency = 4
     async with worker.running(client):
         await asyncio.sleep(0.5)
-        start = time.monotonic()
         others = [await client.enqueue(Act(do="tell"), tenant="globex") for _ in range(20)]
         for handle in others:
-            await handle.result(10)
-        assert time.monotonic() - start < 2
+            await handle.result(25)
+        assert await held.cancel()
         pids = {(await handle.result(40))["pid"] for handle in slow}
     assert len(pids) == 1  # a child that nothing happened to is kept
     assert os.getpid() not in pids
@@ -407,18 +406,18 @@ async def test_a_suspect_of_a_closure_is_tried_in_the_worker_and_convicted_after
 # Handlers that run in processes
 
 
-async def test_process_handlers_run_in_parallel_in_other_processes(client: aiqueue.Client) -> None:
+async def test_process_handlers_run_in_parallel_in_other_processes(
+    client: aiqueue.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUSPECTS_LOG", str(tmp_path / "log"))  # where each of both waits for the other
     worker = aiqueue.Worker(processes=2, lifespan=suspects.lifespan)
     worker.handle(Act, process=True)(act_sync)
     async with worker.running(client):
-        start = time.monotonic()
-        both = [await client.enqueue(Act(do="block", value=0.8), tenant="acme") for _ in range(2)]
-        first, second = [await handle.result(20) for handle in both]
-        took = time.monotonic() - start
-        more = [await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10) for _ in range(5)]
+        both = [await client.enqueue(Act(do="meet"), tenant="acme") for _ in range(2)]
+        first, second = [await handle.result(25) for handle in both]
+        more = [await (await client.enqueue(Act(do="tell"), tenant="acme")).result(25) for _ in range(5)]
     pids = {first["pid"], second["pid"]}
     assert len(pids | {os.getpid()}) == 3
-    assert took < 1.6 + 1.0  # one child may have to start first
     assert {each["pid"] for each in more} <= pids  # children are kept
     assert all(each["state"] == {"entered_in": each["pid"]} for each in more)
     assert [pid for pid in pids if support.processes(f" {pid}") and _alive(pid)] == []
@@ -452,10 +451,10 @@ async def test_a_timeout_kills_the_child_and_the_next_job_gets_another(client: a
     worker = aiqueue.Worker(processes=1)
     worker.handle(Act, process=True, timeout=0.5, retry=aiqueue.Backoff(attempts=1))(act_sync)
     async with worker.running(client):
-        before = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
+        before = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(25)
         with pytest.raises(JobFailed, match=r"timed out after 0\.5 s"):
-            await (await client.enqueue(Act(do="spin"), tenant="acme")).result(10)
-        after = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
+            await (await client.enqueue(Act(do="spin"), tenant="acme")).result(25)
+        after = await (await client.enqueue(Act(do="tell"), tenant="acme")).result(25)
         assert after["pid"] != before["pid"]
         assert not _alive(before["pid"])
 
@@ -466,8 +465,7 @@ async def test_a_drain_ends_children_that_still_run_and_returns_their_jobs_to_th
     async with worker.running(client) as session:
         handle = await client.enqueue(Act(do="spin"), tenant="acme")
         await support.eventually(lambda: session.running == 1)
-        await asyncio.sleep(0.2)
-        (pid,) = await _children_of(os.getpid())
+        (pid,) = await support.eventually(lambda: _children_of(os.getpid()))  # type: ignore[misc]
     assert not session.clean
     assert not _alive(pid)
     other = aiqueue.Worker()
@@ -477,7 +475,7 @@ async def test_a_drain_ends_children_that_still_run_and_returns_their_jobs_to_th
         return job.attempt
 
     async with other.running(client):
-        assert await handle.result(10) == 1
+        assert await handle.result(25) == 1
 
 
 async def _children_of(pid: int) -> list[int]:
@@ -572,7 +570,6 @@ def test_a_script_is_imported_by_its_children_and_told_when_it_lacks_its_guard(
 # Whatever happens to the worker
 
 
-@pytest.mark.timeout(40)
 async def test_children_end_with_a_worker_that_is_killed(
     pool: WorkerPool, account: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,19 +577,18 @@ async def test_children_end_with_a_worker_that_is_killed(
     async with client_of_pool(pool, account) as client:
         process = pool.start()
         await client.enqueue(Spin(n=1), tenant="acme")
-        await support.eventually(lambda: pool.lines("start"), within=20)
+        await support.eventually(lambda: pool.lines("start"), within=40)
         children = await _children_of(process.pid)
         assert [pid for _, pid in pool.lines("start")] == children
         pool.kill(process)
-        await support.eventually(lambda: not any(_alive(pid) for pid in children), within=5)
+        await support.eventually(lambda: not any(_alive(pid) for pid in children))
 
 
-@pytest.mark.timeout(40)
 async def test_a_loop_that_stays_blocked_ends_its_process_and_logs_where(pool: WorkerPool, account: Any) -> None:
     async with client_of_pool(pool, account) as client:
         process = pool.start()
         await client.enqueue(Deed(do="block", n=1), tenant="acme")
-        await support.eventually(lambda: process.poll() is not None, within=20)
+        await support.eventually(lambda: process.poll() is not None, within=40)
     assert process.returncode == 70
     logged = (pool.directory / "worker.err").read_text()
     assert "the event loop has been blocked" in logged
@@ -600,12 +596,11 @@ async def test_a_loop_that_stays_blocked_ends_its_process_and_logs_where(pool: W
     assert "time.sleep(60)" in logged
 
 
-@pytest.mark.timeout(40)
 async def test_a_worker_that_was_stopped_and_continued_is_not_taken_for_blocked(pool: WorkerPool, account: Any) -> None:
     async with client_of_pool(pool, account) as client:
         process = pool.start()
         handle = await client.enqueue(Deed(do="sleep", n=1), tenant="acme")
-        await support.eventually(lambda: pool.lines("start"), within=20)
+        await support.eventually(lambda: pool.lines("start"), within=40)
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(2.5)
         process.send_signal(signal.SIGCONT)
@@ -616,7 +611,7 @@ async def test_a_worker_that_was_stopped_and_continued_is_not_taken_for_blocked(
 
 async def test_without_process_handlers_no_child_is_started(client: aiqueue.Client) -> None:
     async with worker_of().running(client) as session:
-        await (await client.enqueue(Act(do="tell"), tenant="acme")).result(10)
+        await (await client.enqueue(Act(do="tell"), tenant="acme")).result(25)
         assert session.runner is not None
         assert session.runner.processes.pids == []
         assert await _children_of(os.getpid()) == []

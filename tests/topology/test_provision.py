@@ -214,7 +214,7 @@ class TestDataLoss:
         with pytest.raises(DataLossRefused, match=f"lowering {line.partition(' ')[0]} from"):
             await apply(conn, dead(line + window))
         await apply(conn, dead(line + window), allow_data_loss=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while (await stored(conn, "AI_DEAD")).get("ai.dead.x.y.acme.1", 0) > 4:
                 await asyncio.sleep(0.05)
 

@@ -303,7 +303,7 @@ async def mailed(client: aiqueue.Client, connection: Nats) -> None:
     late = time.time() + 0.02
     await until(lambda: time.time() > late)
     async with critic.running(client):
-        await asyncio.wait_for(answered.wait(), 10)
+        await asyncio.wait_for(answered.wait(), 25)
         await until(lambda: _unread(client, "planner", 2))
     for number in (1, 2, 3):
         await send(f"line {number}", "writer", sender="planner", conversation="on-lines", unique=f"mail-line-{number}")

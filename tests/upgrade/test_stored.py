@@ -45,7 +45,7 @@ def places() -> Iterator[list[Path]]:
     """Where servers run; no test leaves one there, and what each takes to end is waited for once."""
     found: list[Path] = []
     yield found
-    wait_until(lambda: not any(processes(str(place)) for place in found), within=15)
+    wait_until(lambda: not any(processes(str(place)) for place in found))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ async def client(directory: Path) -> AsyncIterator[aiqueue.Client]:
 async def test_a_result_of_the_former_version_is_returned(reader: aiqueue.Client, job_id: str) -> None:
     told = JOBS[job_id]
     handle = await reader.job(job_id, family=told["family"], tenant=told["tenant"])
-    assert acts.plainly(await handle.result(timeout=5)) == told["result"]
+    assert acts.plainly(await handle.result(timeout=25)) == told["result"]
 
 
 @pytest.mark.parametrize("job_id", of_state("failed", "cancelled"))
@@ -91,7 +91,7 @@ async def test_a_failure_of_the_former_version_is_raised(reader: aiqueue.Client,
     told = JOBS[job_id]
     handle = await reader.job(job_id, family=told["family"], tenant=told["tenant"])
     with pytest.raises(aiqueue.JobFailed) as raised:
-        await handle.result(timeout=5)
+        await handle.result(timeout=25)
     last = told["entries"][-1][6]
     assert (raised.value.reason, raised.value.error) == (last["reason"], last["error"])
 
@@ -186,7 +186,7 @@ async def test_dead_letters_of_the_former_version_are_replayed_and_run(
         await eventually(lambda: wanted.keys() <= {job.id for job in seen})
         for each in letters:
             handle = await client.job(each.job_id)
-            assert await handle.result(timeout=5) == "healed"
+            assert await handle.result(timeout=25) == "healed"
     told = {job.id: (job.message.do, job.attempt, job.headers["Aiq-Replay"]) for job in seen if job.id in wanted}
     assert told == {
         "task-late": ("return", 1, "1"),
@@ -200,7 +200,7 @@ async def test_a_waiting_job_of_the_former_version_is_taken_back(client: aiqueue
         handle = await client.job(job_id)
         assert await handle.cancel()
         with pytest.raises(aiqueue.JobFailed, match="cancelled"):
-            await handle.result(timeout=5)
+            await handle.result(timeout=25)
 
 
 async def test_mail_of_the_former_version_is_handled_in_its_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 
 import aiqueue
 from aiqueue.topology import provision
+
+from .support import wait_until
 
 STREAM = """
     [family]
@@ -96,10 +99,16 @@ class WorkerPool:
             assert time.monotonic() < end, (self.directory / "worker.err").read_text()[-3_000:]
             time.sleep(0.02)
 
+    def works(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it has said so, or is gone: before, a signal ends it in the middle of its imports."""
+        said = (self.directory / "worker.err").read_text(errors="replace")
+        return process.poll() is not None or re.search(rf"^worker \S+-{process.pid}: ", said, re.MULTILINE) is not None
+
     def stop(self) -> list[int]:
+        wait_until(lambda: all(map(self.works, self.alive)))
         for process in self.alive:
             process.send_signal(signal.SIGTERM)
-        return [process.wait(timeout=20) for process in self.alive]
+        return [process.wait(timeout=40) for process in self.alive]
 
 
 @pytest.fixture
@@ -125,7 +134,7 @@ async def test_workers_killed_repeatedly_lose_no_job_and_repeat_only_what_was_in
         pool.start()
         # 40 slots of 20 ms end 2,000 jobs a second: kills are placed by progress, so that each meets a busy worker
         for progress in (400, 1_100, 1_800, 2_500):
-            pool.wait_for_ended(progress, within_s=30)
+            pool.wait_for_ended(progress, within_s=60)
             pool.kill(pool.alive[0])
             pool.start()
         pool.wait_for_ended(3_000, within_s=60)

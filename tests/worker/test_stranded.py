@@ -70,7 +70,7 @@ async def pull(client: aiqueue.Client, reply: bytes = b"") -> list[int]:
     await client.connection.publish(
         f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{LANE}", json.dumps({"batch": 100, "no_wait": True}).encode(), reply=inbox
     )
-    while (answer := await asyncio.wait_for(answers.get(), 5)).status is None:
+    while (answer := await asyncio.wait_for(answers.get(), 25)).status is None:
         seqs.append(int(answer.reply.split(".")[5]))
         if reply:
             await client.connection.publish(answer.reply, reply)
@@ -103,12 +103,12 @@ async def strand(client: aiqueue.Client, jobs: int) -> None:
         redeliveries.extend(await pull(client))
         return len(redeliveries) == jobs
 
-    await eventually(redelivered, within=10)
+    await eventually(redelivered)
 
     async def exceeded() -> bool:
         return await pull(client) == [] and await in_flight(client) == 0
 
-    await eventually(exceeded, within=10)
+    await eventually(exceeded)
     assert await count(client, STREAM) == jobs
 
 
@@ -123,17 +123,17 @@ async def test_a_stranded_job_becomes_a_dead_letter_with_its_payload_when_a_work
     async def run(job: aiqueue.Job[Strand]) -> None: ...
 
     async with worker.running(client):
-        await eventually(lambda: letters(client), within=10)
-        await eventually(lambda: _empty(client), within=5)
+        await eventually(lambda: letters(client))
+        await eventually(lambda: _empty(client))
     (letter,) = await letters(client)
     assert (letter.job_id, letter.reason, letter.kind) == ("job-0", "stranded", "strand")
     assert letter.error == "it was delivered 2 times without an outcome (max_deliver is 2)"
     assert letter.body
     with pytest.raises(aiqueue.JobFailed, match="stranded"):
-        await (await client.enqueue(Strand(n=0), tenant="acme", unique="job-0")).result(timeout=5)
+        await (await client.enqueue(Strand(n=0), tenant="acme", unique="job-0")).result(timeout=25)
     await client.dead.replay(letter)
     async with worker.running(client):
-        await eventually(lambda: _empty(client), within=10)
+        await eventually(lambda: _empty(client))
 
 
 async def _empty(client: aiqueue.Client) -> bool:

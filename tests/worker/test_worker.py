@@ -71,8 +71,8 @@ async def test_async_and_sync_handlers_return_results(client: aiqueue.Client) ->
     async with worker.running(client):
         first = await client.enqueue(Echo(text="héllo"), tenant="acme")
         second = await client.enqueue(Task(goal="win"), tenant="globex", priority="high")
-        assert await first.result(10) == {"text": "héllo", "tenant": "acme", "attempt": 1}
-        assert await second.result(10) == "WIN"
+        assert await first.result(25) == {"text": "héllo", "tenant": "acme", "attempt": 1}
+        assert await second.result(25) == "WIN"
     assert threads[0].startswith("aiqueue-handler")
 
 
@@ -105,7 +105,7 @@ async def test_a_plain_client_that_follows_the_guide_has_its_jobs_run(client: ai
         await plain.publish("ai.rag.ingest.acme", flat)
         await plain.publish("ai.gateway.requests.acme.batch", b'{"prompt": "later", "request_id": "not a token!"}')
         await plain.flush()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(seen) < 5:
                 await asyncio.sleep(0.01)
         await plain.close()
@@ -135,7 +135,7 @@ async def test_the_same_unique_key_of_two_tenants_is_two_jobs_and_of_one_is_one(
     other = await client.enqueue(Echo(text="other"), tenant="globex", unique="k")
     assert (one.duplicate, two.duplicate, other.duplicate) == (False, True, False)
     async with worker.running(client):
-        results = [await handle.result(10) for handle in (one, two, other)]
+        results = [await handle.result(25) for handle in (one, two, other)]
     assert results == ["first", "first", "other"]
     assert sorted(ran) == ["acme", "globex"]
 
@@ -152,7 +152,7 @@ async def test_a_failing_job_is_retried_and_ends_as_a_dead_letter_with_its_histo
     async with worker.running(client):
         handle = await client.enqueue(Echo(text="x"), tenant="acme", unique="bad")
         with pytest.raises(JobFailed) as failed:
-            await handle.result(10)
+            await handle.result(25)
     assert attempts == [1, 2, 3]
     assert (failed.value.attempt, failed.value.reason) == (3, "attempts")
     assert "no gööd" in failed.value.error
@@ -181,10 +181,10 @@ async def test_a_replay_runs_the_job_again_and_keeps_the_history(client: aiqueue
     async with worker.running(client):
         handle = await client.enqueue(Echo(text="mended"), tenant="acme", priority="low", unique="k")
         with pytest.raises(JobFailed):
-            await handle.result(10)
+            await handle.result(25)
         (letter,) = await dead(client)
         await client.dead.replay(letter)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not (replayed := [each for each in await dead(client) if each.seq != letter.seq]):
                 await asyncio.sleep(0.01)
         assert [each["attempt"] for each in replayed[0].history] == [1, 1]
@@ -192,12 +192,12 @@ async def test_a_replay_runs_the_job_again_and_keeps_the_history(client: aiqueue
         assert replayed[0].lane.priority == "low"
         broken = False
         await client.dead.replay(replayed[0])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while (head := await client.journal.head("ai.agent.results.acme.k")) is None or head.event != "result":
                 await asyncio.sleep(0.01)
     assert head.data == "mended"
     assert await dead(client) == []
-    assert await handle.result(10) == "mended"
+    assert await handle.result(25) == "mended"
 
 
 async def test_a_job_enqueued_again_after_its_end_runs_again_under_the_same_id(client: aiqueue.Client) -> None:
@@ -211,11 +211,11 @@ async def test_a_job_enqueued_again_after_its_end_runs_again_under_the_same_id(c
     await client.connection.api("STREAM.UPDATE.AI_AGENT_TASKS", {**config, "duplicate_window": 100_000_000})
     async with worker.running(client):
         first = await client.enqueue(Echo(text="one"), tenant="acme", unique="k")
-        assert await first.result(10) == "one"
-        async with asyncio.timeout(10):
+        assert await first.result(25) == "one"
+        async with asyncio.timeout(25):
             while (second := await client.enqueue(Echo(text="two"), tenant="acme", unique="k")).duplicate:
                 await asyncio.sleep(0.05)
-        assert await second.result(10) == "two"
+        assert await second.result(25) == "two"
 
 
 async def test_retry_and_reject_are_obeyed(client: aiqueue.Client) -> None:
@@ -234,9 +234,9 @@ async def test_retry_and_reject_are_obeyed(client: aiqueue.Client) -> None:
         raise aiqueue.Reject("never")
 
     async with worker.running(client):
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "done"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "done"
         with pytest.raises(JobFailed) as failed:
-            await (await client.enqueue(Task(), tenant="acme")).result(10)
+            await (await client.enqueue(Task(), tenant="acme")).result(25)
     assert times[1] - times[0] >= 0.29
     assert (failed.value.reason, failed.value.error, failed.value.attempt) == ("rejected", "never", 1)
 
@@ -250,7 +250,7 @@ async def test_a_handler_that_hangs_ends_at_its_timeout(client: aiqueue.Client, 
         await asyncio.sleep(3600)
 
     def block(job: aiqueue.Job[Echo]) -> None:
-        release.wait(20)
+        release.wait(40)
 
     @worker.handle(Task)
     def task(job: aiqueue.Job[Task]) -> str:
@@ -261,8 +261,8 @@ async def test_a_handler_that_hangs_ends_at_its_timeout(client: aiqueue.Client, 
         async with worker.running(client):
             handle = await client.enqueue(Echo(), tenant="acme")
             with pytest.raises(JobFailed, match=r"timed out after 0\.2 s"):
-                await handle.result(10)
-            assert await (await client.enqueue(Task(), tenant="acme")).result(10) == "next"
+                await handle.result(25)
+            assert await (await client.enqueue(Task(), tenant="acme")).result(25) == "next"
     finally:
         release.set()
 
@@ -293,8 +293,8 @@ async def test_nothing_that_a_handler_raises_ends_the_worker(
     worker.handle(Echo, retry=aiqueue.Backoff(attempts=1))(raise_sync if sync else raise_async)
     async with worker.running(client):
         with pytest.raises(JobFailed):
-            await (await client.enqueue(Echo(), tenant="acme")).result(10)
-        assert await (await client.enqueue(Task(), tenant="acme")).result(10) == "alive"
+            await (await client.enqueue(Echo(), tenant="acme")).result(25)
+        assert await (await client.enqueue(Task(), tenant="acme")).result(25) == "alive"
 
 
 @pytest.mark.parametrize(
@@ -322,10 +322,10 @@ async def test_a_body_that_cannot_be_read_becomes_a_dead_letter_untouched(
         plain = await nats.connect(account.url, user=account.user, password=account.password)
         await plain.jetstream().publish("ai.agent.tasks.acme", body, headers={"Aiq-Kind": "echo", "X-Own": "kept"})
         await plain.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not (letters := await dead(client)):
                 await asyncio.sleep(0.01)
-        assert await (await client.enqueue(Echo(text="alive"), tenant="acme")).result(10) == "alive"
+        assert await (await client.enqueue(Echo(text="alive"), tenant="acme")).result(25) == "alive"
     assert (letters[0].reason, letters[0].body, letters[0].headers["X-Own"]) == (reason, body, "kept")
 
 
@@ -342,7 +342,7 @@ async def test_an_unknown_kind_is_returned_to_the_queue_and_then_a_replayable_de
 
     async with worker.running(client):
         await client.enqueue(Task(goal="g"), tenant="acme", unique="t")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not (letters := await dead(client)):
                 await asyncio.sleep(0.01)
     assert (letters[0].reason, letters[0].kind, letters[0].attempt) == ("unknown_kind", "agent.task", 1)
@@ -355,7 +355,7 @@ async def test_an_unknown_kind_is_returned_to_the_queue_and_then_a_replayable_de
 
     async with newer.running(client):
         await client.dead.replay(letters[0])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while (head := await client.journal.head("ai.agent.results.acme.t")) is None or head.event != "result":
                 await asyncio.sleep(0.01)
     assert head.data == "g"
@@ -376,7 +376,7 @@ async def test_an_unknown_schema_version_is_not_run(client: aiqueue.Client, acco
             body = {"schema_version": version, "message_type": "agent_task", "data": task}
             await plain.jetstream().publish("ai.agent.tasks.acme", json.dumps(body).encode())
         await plain.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not ran:
                 await asyncio.sleep(0.01)
     assert ran == ["v1"]
@@ -394,9 +394,9 @@ async def test_a_job_past_its_deadline_is_not_run(client: aiqueue.Client) -> Non
     handle = await client.enqueue(Echo(), tenant="acme", deadline=0)
     async with worker.running(client):
         with pytest.raises(JobFailed, match="deadline"):
-            await handle.result(10)
+            await handle.result(25)
         kept = await client.enqueue(Echo(), tenant="acme", deadline="1h")
-        assert await kept.result(10) == "ran"
+        assert await kept.result(25) == "ran"
 
 
 async def test_a_handler_without_results_says_so_at_once(client: aiqueue.Client) -> None:
@@ -411,13 +411,13 @@ async def test_a_handler_without_results_says_so_at_once(client: aiqueue.Client)
 
     async with worker.running(client):
         handle = await client.enqueue(Echo(), tenant="acme")
-        waiting = asyncio.create_task(handle.result(10))
+        waiting = asyncio.create_task(handle.result(25))
         await entered.wait()
         release.set()
         with pytest.raises(ResultDisabled):
             await waiting
         with pytest.raises(ResultDisabled):
-            await handle.result(10)
+            await handle.result(25)
     assert await client.journal.head(f"ai.agent.results.acme.{handle.id}") is None
 
 
@@ -431,7 +431,7 @@ async def test_a_result_that_cannot_be_kept_is_a_dead_letter_and_not_a_loop(clie
     async with worker.running(client):
         for text in ("odd", "large"):
             with pytest.raises(JobFailed) as failed:
-                await (await client.enqueue(Echo(text=text), tenant="acme")).result(10)
+                await (await client.enqueue(Echo(text=text), tenant="acme")).result(25)
             assert failed.value.reason == "result"
 
 
@@ -448,7 +448,7 @@ async def test_progress_reaches_the_journal(client: aiqueue.Client) -> None:
 
     async with worker.running(client):
         handle = await client.enqueue(Echo(), tenant="acme")
-        assert await handle.result(10) == "ok"
+        assert await handle.result(25) == "ok"
     subject = f"ai.agent.results.acme.{handle.id}"
     entries = [each async for each in client.connection.read(client.journal.stream, subject)]
     assert [each.headers[headers.EVENT] for each in entries] == ["progress", "progress", "result"]
@@ -472,7 +472,7 @@ async def test_the_lifespan_surrounds_the_jobs_and_its_value_reaches_them(client
         return str(job.state["model"])
 
     async with worker.running(client):
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "m1"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "m1"
     assert events == ["in", "job", "out"]
 
 
@@ -505,12 +505,12 @@ async def test_leases_hold_while_a_handler_runs_longer_than_ack_wait(client: aiq
 
     async with worker.running(client):
         long = await client.enqueue(Echo(text="long"), tenant="acme")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while not ran:
                 await asyncio.sleep(0.01)
         queued = await client.enqueue(Echo(text="queued"), tenant="globex")
-        assert await long.result(10) == "ok"
-        assert await queued.result(10) == "ok"
+        assert await long.result(25) == "ok"
+        assert await queued.result(25) == "ok"
     assert ran == ["long", "queued"]
 
 
@@ -535,7 +535,7 @@ async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(clie
 
     async with worker.running(client) as session:
         handles = [await client.enqueue(Echo(text=str(n)), tenant=f"t{n}") for n in range(6)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(entered) < 2:
                 await asyncio.sleep(0.01)
         draining = asyncio.create_task(session.drain())
@@ -552,9 +552,9 @@ async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(clie
 
     started = time.monotonic()
     async with other.running(client):
-        results = [await handle.result(10) for handle in handles]
+        results = [await handle.result(25) for handle in handles]
     assert sorted(results) == ["again"] * 4 + ["ok"] * 2
-    assert time.monotonic() - started < 10  # returned to the queue, not left to their leases of 30 s
+    assert time.monotonic() - started < 25  # returned to the queue, not left to their leases of 30 s
 
 
 async def test_a_drain_past_its_time_cancels_and_returns_jobs_to_the_queue(client: aiqueue.Client) -> None:
@@ -577,7 +577,7 @@ async def test_a_drain_past_its_time_cancels_and_returns_jobs_to_the_queue(clien
         return job.attempt
 
     async with other.running(client):
-        assert await handle.result(10) == 1  # leaving is no failed attempt
+        assert await handle.result(25) == 1  # leaving is no failed attempt
 
 
 async def test_a_waiting_job_goes_to_an_idle_worker_and_not_behind_a_long_one(client: aiqueue.Client) -> None:
@@ -596,9 +596,9 @@ async def test_a_waiting_job_goes_to_an_idle_worker_and_not_behind_a_long_one(cl
         short = [await client.enqueue(Echo(text="short"), tenant=tenant) for tenant in ("acme", "globex", "initech")]
         async with idle.running(client):
             for handle in short:
-                assert await handle.result(15) == "ok"
+                assert await handle.result(25) == "ok"
             release.set()
-            assert await long.result(10) == "ok"
+            assert await long.result(25) == "ok"
 
 
 async def test_a_deleted_lane_consumer_is_recreated(client: aiqueue.Client) -> None:
@@ -609,9 +609,9 @@ async def test_a_deleted_lane_consumer_is_recreated(client: aiqueue.Client) -> N
         return "ok"
 
     async with worker.running(client):
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "ok"
         await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "ok"
 
 
 async def test_tenants_limits_whose_jobs_are_taken(client: aiqueue.Client) -> None:
@@ -625,7 +625,7 @@ async def test_tenants_limits_whose_jobs_are_taken(client: aiqueue.Client) -> No
 
     async with worker.running(client):
         await client.enqueue(Echo(), tenant="globex")
-        assert await (await client.enqueue(Echo(), tenant="acme")).result(10) == "ok"
+        assert await (await client.enqueue(Echo(), tenant="acme")).result(25) == "ok"
     assert ran == ["acme"]
 
 
@@ -720,12 +720,12 @@ async def test_an_attempt_that_was_taken_over_does_not_end_the_newer_one(client:
         await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
         async with second.running(client):
             await newer_entered.wait()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):
                 while session.running:
                     await asyncio.sleep(0.01)
             assert older_errors == ["stale False"]
             newer_may_end.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):
                 while (head := await client.journal.head(f"ai.agent.results.acme.{handle.id}")) is None or (
                     head.event != "retry"
                 ):
@@ -745,7 +745,7 @@ async def test_attempts_are_counted_on_when_the_consumer_is_recreated(client: ai
 
     async with worker.running(client):
         handle = await client.enqueue(Echo(), tenant="acme")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(attempts) < 2:
                 await asyncio.sleep(0.01)
         await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
@@ -768,7 +768,7 @@ async def test_a_job_that_was_retried_and_keeps_no_result_says_so_at_once(client
     async with worker.running(client):
         handle = await client.enqueue(Echo(), tenant="acme")
         with pytest.raises(ResultDisabled):
-            await handle.result(10)
+            await handle.result(25)
 
 
 async def test_a_handler_that_blocks_the_event_loop_for_three_leases_runs_once(client: aiqueue.Client) -> None:
@@ -789,7 +789,7 @@ async def test_a_handler_that_blocks_the_event_loop_for_three_leases_runs_once(c
         other.handle(Echo)(echo)
         async with other.running(client):
             assert await handle.result(20) == "ok"
-            assert await (await client.enqueue(Echo(text="next"), tenant="acme")).result(10) == "ok"
+            assert await (await client.enqueue(Echo(text="next"), tenant="acme")).result(25) == "ok"
     assert ran == ["block", "next"]
 
 
@@ -807,7 +807,7 @@ async def test_a_job_that_hardly_fits_is_run_where_it_is_whatever_priority_its_h
     body = json.dumps({"prompt": "x" * (plain.max_payload - 100)}).encode()
     await plain.jetstream().publish("ai.gateway.requests.acme", body, headers={"priority": "low"})
     await plain.close()
-    async with worker.running(client), asyncio.timeout(10):
+    async with worker.running(client), asyncio.timeout(25):
         while not seen:
             await asyncio.sleep(0.01)
     assert seen == ["normal"]
@@ -830,10 +830,10 @@ async def test_a_low_priority_header_on_the_bare_subject_moves_the_job_once(
         await plain.jetstream().publish("ai.gateway.requests.acme", body, headers={"priority": priority})
     await plain.close()
     async with worker.running(client):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(seen) < 5:
                 await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["state"]["messages"]:
                 await asyncio.sleep(0.01)
     assert sorted(seen) == [
@@ -859,33 +859,33 @@ async def test_a_plain_publishers_low_job_moves_in_a_family_that_claims_no_ids(
     for priority in ("low", "normal"):
         await plain.jetstream().publish("ai.agent.tasks.acme", b"{}", headers={"priority": priority})
     await plain.close()
-    async with worker.running(client), asyncio.timeout(10):
+    async with worker.running(client), asyncio.timeout(25):
         while len(seen) < 2:
             await asyncio.sleep(0.01)
     assert sorted(seen) == ["low", "normal"]
 
 
-async def test_a_quiet_tenants_jobs_start_within_a_second_behind_a_backlog(client: aiqueue.Client) -> None:
+async def test_a_quiet_tenants_jobs_start_within_a_second_of_a_backlogs_work(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker(concurrency=5)
-    started: dict[str, list[float]] = {"noisy": [], "quiet": []}
+    started: list[str] = []
 
     @worker.handle(Echo, result=False)
     async def echo(job: aiqueue.Job[Echo]) -> None:
-        started[job.tenant].append(time.monotonic())
+        started.append(job.tenant)
         await asyncio.sleep(0.01)
 
     await asyncio.gather(*(client.enqueue(Echo(), tenant="noisy") for _ in range(2_000)))
     async with worker.running(client):
-        async with asyncio.timeout(10):
-            while len(started["noisy"]) < 50:
+        async with asyncio.timeout(25):
+            while len(started) < 50:
                 await asyncio.sleep(0.01)
-        asked = time.monotonic()
+        asked = len(started)
         await asyncio.gather(*(client.enqueue(Echo(), tenant="quiet") for _ in range(10)))
-        async with asyncio.timeout(10):
-            while len(started["quiet"]) < 10:
+        async with asyncio.timeout(25):
+            while started.count("quiet") < 10:
                 await asyncio.sleep(0.01)
-        assert started["quiet"][-1] - asked < 1
-        assert len(started["noisy"]) < 1_900
+    tenth = [at for at, tenant in enumerate(started) if tenant == "quiet"][9]
+    assert tenth - asked < 10 + 500  # five slots, 10 ms each
 
 
 async def test_a_low_priority_job_starts_behind_an_endless_high_stream(client: aiqueue.Client) -> None:
@@ -899,11 +899,11 @@ async def test_a_low_priority_job_starts_behind_an_endless_high_stream(client: a
 
     await asyncio.gather(*(client.enqueue(Echo(), tenant="acme", priority="high") for _ in range(1_000)))
     async with worker.running(client):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(started) < 20:
                 await asyncio.sleep(0.01)
         await client.enqueue(Echo(), tenant="acme", priority="low")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while "low" not in started:
                 await asyncio.sleep(0.01)
     assert started.index("low") < 900  # long before the end of the high ones
@@ -925,11 +925,11 @@ async def test_short_jobs_do_not_wait_behind_long_ones_while_another_worker_idle
     for text in ["first"] * 200 + ["long"] * 4 + ["last"] * 4:
         await client.enqueue(Echo(text=text), tenant="acme")
     async with busy.running(client) as session:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while short.count("first") < 200 or session.running < 4:
                 await asyncio.sleep(0.01)
         async with idle.running(client):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):
                 while short.count("last") < 4:
                     await asyncio.sleep(0.02)
             release.set()
@@ -953,11 +953,11 @@ async def test_a_job_of_a_recreated_stream_is_not_taken_for_the_one_that_runs(cl
         await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
         await provision.apply(client.connection, client.topology)
         await client.enqueue(Echo(text="new"), tenant="acme")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(25):
             while "new" not in ran:
                 await asyncio.sleep(0.02)
         release.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while session.running:
                 await asyncio.sleep(0.02)
     assert ran == ["old", "new"]
@@ -976,13 +976,13 @@ async def test_a_drain_without_a_server_ends_in_its_time(own_server: Any) -> Non
         async with worker.running(client) as session:
             for n in range(6):
                 await client.enqueue(Echo(), tenant=f"t{n}")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):
                 while not session.running:
                     await asyncio.sleep(0.01)
             server.kill()
             start = time.monotonic()
             await session.drain()
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 25
 
 
 async def test_a_handler_that_swallows_its_first_cancellation_still_ends_at_its_timeout(
@@ -999,7 +999,7 @@ async def test_a_handler_that_swallows_its_first_cancellation_still_ends_at_its_
 
     async with worker.running(client):
         with pytest.raises(JobFailed, match="timed out"):
-            await (await client.enqueue(Echo(), tenant="acme")).result(10)
+            await (await client.enqueue(Echo(), tenant="acme")).result(25)
 
 
 async def test_an_embedded_server_that_comes_back_on_another_port_is_found_by_jobs_and_leases(tmp_path: Any) -> None:
@@ -1018,7 +1018,7 @@ async def test_an_embedded_server_that_comes_back_on_another_port_is_found_by_jo
         assert embedded is not None
         port = embedded.port
         async with worker.running(client):
-            assert await (await client.enqueue(Echo(text="before"), tenant="acme")).result(10) == "ok"
+            assert await (await client.enqueue(Echo(text="before"), tenant="acme")).result(25) == "ok"
             os.kill(embedded.supervisor_pid, signal.SIGKILL)  # and with it the server
             with socket.socket() as other:
                 other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

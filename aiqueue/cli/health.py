@@ -91,6 +91,8 @@ def read_report(path: Path, *, within_s: float = STALE_S) -> Report:
         raise BadInput(f"{path}: not a health file: {error}") from None
     if not isinstance(report, dict) or not isinstance(report.get("time"), int | float):
         raise BadInput(f"{path}: not a health file")
+    if report.get("state") == "deaf":  # what a worker of the former version writes
+        report |= {"state": "stalled", "stalled_s": report.get("deaf_s")}
     if report.get("state") not in STATES or time.time() - report["time"] > within_s:
         report["state"] = "stale"
     return report

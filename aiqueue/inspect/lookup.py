@@ -296,8 +296,9 @@ class _Search:
         found.has_consumer = True
         delivered_seq = info["delivered"]["stream_seq"]
         found.delivered = stored.seq <= delivered_seq
-        if stored.seq == delivered_seq and not info["num_redelivered"]:
-            found.delivered_at = timestamp(info["delivered"]["last_active"])
+        last_active = info["delivered"].get("last_active")  # missing after a restart of the server, until it delivers
+        if stored.seq == delivered_seq and not info["num_redelivered"] and last_active:
+            found.delivered_at = timestamp(last_active)
 
     # -- describing
 

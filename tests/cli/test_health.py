@@ -163,3 +163,12 @@ def test_a_worker_that_stays_stalled_is_to_be_replaced() -> None:
     stalled = {"state": "stalled", "stalled_s": 90.0, "slots": 3}
     both = merge_reports([{"state": "ok", "slots": 2}, stalled], worker="pool")
     assert (both["state"], both["slots"], is_alive(both)) == ("stalled", 5, False)
+
+
+def test_the_file_of_a_worker_of_the_former_version_is_read(tmp_path: Path) -> None:
+    from aiqueue.cli.health import is_alive, read_report  # noqa: PLC0415
+
+    file = tmp_path / "health.json"
+    file.write_text(json.dumps({"state": "deaf", "deaf_s": 7.0, "time": time.time()}))
+    report = read_report(file)
+    assert (report["state"], report["stalled_s"], is_alive(report)) == ("stalled", 7.0, True)

@@ -17,7 +17,7 @@ from aiqueue.inspect import lookup, stats
 from aiqueue.inspect.stats import FamilyStats, LaneStats
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually
+from ..support import Account, Eventually, NatsProcess
 
 
 class Echo(aiqueue.Message, kind="echo"):
@@ -418,3 +418,19 @@ async def test_reading_changes_nothing_on_the_server(client: aiqueue.Client) -> 
     after = (await client.connection.api("STREAM.INFO.AI_AGENT_TASKS"))["state"]
     assert after == before
     assert (await client.connection.api("CONSUMER.NAMES.AI_AGENT_TASKS"))["total"] == 0
+
+
+async def test_a_job_that_was_delivered_before_the_server_restarted_is_in_flight(
+    own_server: Callable[..., NatsProcess], eventually: Eventually
+) -> None:
+    server = own_server()
+    async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
+        await provision.apply(client.connection, client.topology)
+        await make_lane(client, "acme")
+        handle = await client.enqueue(Echo(), tenant="acme")
+        await lease(client, "acme")
+        server.kill()
+        await eventually(lambda: not client.connection.connected)
+        server.start()
+        await client.connection.wait_up(25)
+        assert (await job(client, handle.id)).state == "in_flight"

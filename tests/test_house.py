@@ -127,7 +127,7 @@ def test_a_class_name_means_one_class() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-_NAMED = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)`(?:, `([A-Za-z_.]+)`)?")
+_NAMED = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)`(?:, `(?![a-z_/]+\.py`)([A-Za-z_.]+)`)?")
 
 
 def test_architecture_names_every_room_and_only_modules_and_names_that_exist() -> None:

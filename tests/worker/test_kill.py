@@ -18,7 +18,7 @@ import pytest
 import aiqueue
 from aiqueue.topology import provision
 
-from .support import wait_until
+from ..support import wait_until
 
 STREAM = """
     [family]

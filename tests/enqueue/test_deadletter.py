@@ -126,7 +126,7 @@ async def test_a_status_header_on_an_empty_job_hides_no_dead_letter(client: aiqu
         await publish(account, b"", {"Status": "404"})
         await client.enqueue(Echo(), tenant="acme")
         found = await letters(client, 3)
-    assert [each.reason for each in found] == ["undecodable", "undecodable", "rejected"]
+    assert sorted(each.reason for each in found) == ["rejected", "undecodable", "undecodable"]  # they run at once
 
 
 async def test_a_tenant_that_is_no_token_is_reported_and_the_others_are_served(

@@ -103,24 +103,24 @@ def parse_dead(subject: str) -> tuple[str, str, str] | None:
 
 
 class ParkedSubject(NamedTuple):
-    """The tokens of a parked job's subject. `move` distinguishes the parkings of one job id.
+    """The tokens of a parked job's subject. Parked twice under one `dedup_key`, a job id is stored once.
 
     `is_due`: the job's time has come, and it waits for a forwarder.
     """
 
     lane: Lane
     job_id: str
-    move: str
+    dedup_key: str
     is_due: bool
 
 
-def parked(lane: Lane | None = None, job_id: str = "*", move: str = "*", *, is_due: bool) -> str:
+def parked(lane: Lane | None = None, job_id: str = "*", dedup_key: str = "*", *, is_due: bool) -> str:
     """Return the subject of a job that waits for its time or, with `is_due`, for a forwarder.
 
     Tokens of the lane may be ``*``. Without a lane: the filter over all of these subjects.
     """
     where = "*.*.*.*" if lane is None else f"{lane.family}.{lane.tenant}.{lane.priority}"
-    return f"{PARKED}.{'due' if is_due else 'at'}.{where}.{job_id}.{move}"
+    return f"{PARKED}.{'due' if is_due else 'at'}.{where}.{job_id}.{dedup_key}"
 
 
 def parse_parked(subject: str) -> ParkedSubject | None:
@@ -156,13 +156,13 @@ def inbox(family: str, tenant: str, agent: str) -> str:
     return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
 
 
-def msg_id(family: str, tenant: str, job_id: str, move: str = "") -> str:
+def msg_id(family: str, tenant: str, job_id: str, step: str = "") -> str:
     """Return the Nats-Msg-Id of a job.
 
     It contains tenant and family, because the server deduplicates over a whole stream. When a job is stored once more
-    (parked, replayed, dead-lettered …), `move` names that step; otherwise the server would drop it as a duplicate.
+    (parked, replayed, dead-lettered …), `step` names that step; otherwise the server would drop it as a duplicate.
     """
-    return f"{tenant}/{family}/{job_id}" + (f"/{move}" if move else "")
+    return f"{tenant}/{family}/{job_id}" + (f"/{step}" if step else "")
 
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"  # base32hex, which sorts like the bytes (RFC 4648, section 7)

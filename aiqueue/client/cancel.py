@@ -133,14 +133,16 @@ class Canceller:
 
     async def _cancel_parked(self, family: Family, job: ParkedJob) -> Verdict:
         """Write `cancelled` for a parked job, then delete the job, also if it became due meanwhile."""
-        lane, job_id, move, _ = job.subject
+        lane, job_id, dedup_key, _ = job.subject
         enqueued_at = headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
         verdict = await self._write_cancelled(
             family, lane, job_id, run=job.run, enqueued_at=enqueued_at, parking_id=job.parking_id
         )
         if verdict.cancelled:
             await self._delete_job(self.parking.stream, lane, job.stored)
-            stored = await self._connection.last(self.parking.stream, subjects.parked(lane, job_id, move, is_due=True))
+            stored = await self._connection.last(
+                self.parking.stream, subjects.parked(lane, job_id, dedup_key, is_due=True)
+            )
             due = parse_parked_job(stored) if stored is not None else None
             if due is not None and due.parking_id == job.parking_id:
                 await self._connection.delete(self.parking.stream, due.stored.seq)
@@ -221,10 +223,10 @@ class Canceller:
         """
         job_headers = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
         lane = subjects.parse_lane(stored.subject) or lane
-        move = subjects.new_id()
+        dedup_key = subjects.new_id()
         due_at = time.time() + family.ack_wait_s
         try:
-            copy = await self.parking.park(lane, job_id, due_at, job_headers, stored.data, move=move)
+            copy = await self.parking.park(lane, job_id, due_at, job_headers, stored.data, dedup_key=dedup_key)
         except TooLarge:
             return Verdict(False, "it waits in its lane, and is too large to be taken out safely")
         if not await self._connection.delete(family.stream, stored.seq):
@@ -232,7 +234,7 @@ class Canceller:
             return ALREADY_ENDED
         may_run = stored.seq <= await self._last_delivered_seq(family, lane)
         verdict = await self._write_cancelled(
-            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=move, may_run=may_run
+            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=dedup_key, may_run=may_run
         )
         await self._connection.delete(self.parking.stream, copy.seq)
         if verdict.cancelled:

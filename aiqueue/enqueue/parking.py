@@ -31,7 +31,7 @@ ACK_WAIT_S = 5.0  # after it, the unacknowledged due jobs of a dead forwarder go
 ACK_PENDING_MAX = 2_000  # unacknowledged due jobs of all forwarders together
 HELD_MAX = 512  # unacknowledged due jobs of one forwarder
 STANDING_MAX = 16  # of HELD_MAX, due jobs that may arrive by the standing pull
-NEW_JOB_MOVE = "new"  # the move of a job enqueued with a delay: at most one is parked for each job id
+NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
 STORE_S = 2.0  # below ACK_WAIT_S, because after that another forwarder tries
 CHECK_EVERY_S = 1.0
@@ -54,7 +54,7 @@ class ScheduledMessage(NamedTuple):
 
 
 def scheduled_message(
-    lane: Lane, job_id: str, due_at: float, job_headers: Mapping[str, str], *, move: str, parking_id: str
+    lane: Lane, job_id: str, due_at: float, job_headers: Mapping[str, str], *, dedup_key: str, parking_id: str
 ) -> ScheduledMessage:
     """Return the message that brings a job back to its lane at `due_at`, seconds since the epoch.
 
@@ -74,9 +74,9 @@ def scheduled_message(
         headers.PARKED: parking_id,
         headers.DUE: str(round(due_at * 1000)),
         headers.SCHEDULE: f"@at {at}",
-        headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, move, is_due=True),
+        headers.SCHEDULE_TARGET: subjects.parked(lane, job_id, dedup_key, is_due=True),
     }
-    return ScheduledMessage(subjects.parked(lane, job_id, move, is_due=False), kept)
+    return ScheduledMessage(subjects.parked(lane, job_id, dedup_key, is_due=False), kept)
 
 
 def delayed_job_message(
@@ -89,7 +89,7 @@ def delayed_job_message(
     """
     job_headers, _ = read_headers(headers_block)
     message = scheduled_message(
-        template.lane, job_id, due_at, job_headers, move=NEW_JOB_MOVE, parking_id=subjects.new_id()
+        template.lane, job_id, due_at, job_headers, dedup_key=NEW_JOB_KEY, parking_id=subjects.new_id()
     )
     if by_caller:
         message.headers[headers.EXPECTED] = "0"
@@ -111,7 +111,7 @@ def parse_parked_job(stored: Stored) -> ParkedJob | None:
     subject = subjects.parse_parked(stored.subject)
     if subject is None:
         return None
-    parking_id = headers.parking_id(stored.headers) or subject.move
+    parking_id = headers.parking_id(stored.headers) or subject.dedup_key
     due_at = headers.number(stored.headers.get(headers.DUE, "")) / 1000
     return ParkedJob(subject, parking_id, due_at, headers.number(stored.headers.get(headers.RUN, "")), stored)
 
@@ -131,19 +131,19 @@ class Parking:
         job_headers: Mapping[str, str],
         body: bytes,
         *,
-        move: str,
+        dedup_key: str,
         timeout_s: float = 30.0,
     ) -> PubAck:
         """Store a job that comes back to its lane at `due_at`, seconds since the epoch; a past time means at once.
 
-        In its lane the job has the headers `job_headers`, and `move` as Aiq-Parked. `move` names this parking, for
-        example by run and attempt: parking the same move of a job id twice stores one job.
+        Parked twice under the same `dedup_key`, for example one made of run and attempt, the job is stored once. In its
+        lane the job has the headers `job_headers`, and `dedup_key` as its parking id (Aiq-Parked).
 
         Raises BadInput (InvalidToken, TooLarge), QueueFull, Unavailable, NotFound (the stream is missing).
         """
-        move = subjects.token("move", move)
+        dedup_key = subjects.token("dedup key", dedup_key)
         job_id = subjects.token("job id", job_id)
-        message = scheduled_message(lane, job_id, due_at, job_headers, move=move, parking_id=move)
+        message = scheduled_message(lane, job_id, due_at, job_headers, dedup_key=dedup_key, parking_id=dedup_key)
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
 
     async def store_delayed(
@@ -190,7 +190,7 @@ class Parking:
 
     async def find_delayed(self, lane: Lane, job_id: str) -> ParkedJob | None:
         """Return the job of this id that was enqueued with a delay and is not due yet; None if there is none."""
-        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW_JOB_MOVE, is_due=False))
+        stored = await self._connection.last(self.stream, subjects.parked(lane, job_id, NEW_JOB_KEY, is_due=False))
         return parse_parked_job(stored) if stored else None
 
     async def find_all(self, lane: Lane, job_id: str) -> list[ParkedJob]:
@@ -365,7 +365,7 @@ class Forwarder:
     async def _park_again(self, subject: ParkedSubject, delivery: Delivery) -> None:
         """Park a due job that its lane did not take, under the same parking id, for longer each time.
 
-        A newer parking of the same move is not replaced: the message expects an empty subject, and the server refuses
+        A newer parking under the same key is not replaced: the message expects an empty subject, and the server refuses
         it with a Conflict.
         """
         job_headers = headers.carried(delivery.message.headers, ours=True)
@@ -376,7 +376,7 @@ class Forwarder:
             subject.job_id,
             time.time() + REPARK_BACKOFF.delay_s(waited),
             job_headers,
-            move=subject.move,
+            dedup_key=subject.dedup_key,
             parking_id=parking_id,
         )
         message.headers[headers.DUE] = job_headers.get(headers.DUE, message.headers[headers.DUE])
@@ -418,4 +418,4 @@ class Forwarder:
 
 def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:
     """Return the parking id of a due job. A plain publisher may have left out its header: then it is made up."""
-    return headers.parking_id(delivery.message.headers) or f"{subject.move}-{delivery.seq}"
+    return headers.parking_id(delivery.message.headers) or f"{subject.dedup_key}-{delivery.seq}"

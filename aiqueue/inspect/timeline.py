@@ -18,7 +18,7 @@ MAX_AGE_S = 400 * 86_400.0  # no job is kept for longer, so a time in an id that
 
 ENQUEUED_EVENTS = frozenset({"enqueued", "replayed"})
 _MERGED_EVENTS = ("progress", "chunks")  # steps of one attempt that follow each other become one
-_RETRY_MOVE = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # a retry's parking id: worker/settlement.py, retry_move
+_RETRY_KEY = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # a retry's parking id: worker/settlement.py, retry_move
 _STREAM_ID = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
 
@@ -289,8 +289,8 @@ def _time_in_id(made_id: str, entry: Entry, first: Entry) -> float | None:
 
     None if there is no time, or it cannot be the job's, whose first entry is `first`.
     """
-    if move := _RETRY_MOVE.fullmatch(made_id):
-        at: float | None = float(move[1])
+    if dedup_key := _RETRY_KEY.fullmatch(made_id):
+        at: float | None = float(dedup_key[1])
     elif stream_id := _STREAM_ID.fullmatch(made_id):
         at = int(stream_id[1], 16) / 1e6
     elif made_id == entry.parking_id and entry.event == "cancelled" and entry.run:

@@ -182,10 +182,14 @@ class _Follower:
         await self._watch.close()
 
     def _is_outcome_of_former_run(self) -> bool:
-        """Whether the watched run is not the one that is followed by now."""
+        """Return whether the reader has gone on to a later run of the job id since the outcome watch started.
+
+        Run 0 (a delayed job whose run is not known yet) is not a former one.
+        """
         return self._watch.run not in (0, self._cursor.run)
 
     async def _watch_followed_run(self) -> None:
+        """Replace the outcome watch by one of the run that is followed now."""
         await self._stop_outcome_watch()
         self._job = None if self._job is None else (self._job[0], self._cursor.run)
         self._start_outcome_watch()

@@ -67,6 +67,8 @@ class Journal:
     async def final_entry(self, subject: str, run: int, enqueued_at: float) -> Entry | None:
         """Return the newest final entry of run `run` or a later run, not older than the job; None without one.
 
+        Who awaits a job id that was enqueued again or replayed gets the outcome of the later run.
+
         1. The head entry is older than the job, or is this run's and not final: there is none.
         2. The head entry is final, of this run or a later one: it is the answer.
         3. Otherwise another live run has written since: the whole journal is read.

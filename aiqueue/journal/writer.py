@@ -286,6 +286,7 @@ class Writer:
         return False
 
     async def _reread_run(self) -> None:
+        """Read the run and go on after what others have written. Raises Stale if one of them owns the job now."""
         record = await self._journal.read_run(self.subject, self._run, self._enqueued_at, self._parking_id)
         self.continue_from(record, self.attempt)
 

@@ -10,7 +10,7 @@ from .. import headers
 from ..attempt import RetryPending
 from ..journal import RETRY, STARTED
 from ..lanes import Delivery
-from .settlement import OpenedJob, retry_move
+from .settlement import OpenedJob, retry_dedup_key
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | 
         return None
     parking_id = headers.parking_id(opened.raw.headers)
     if parking_id != newest.parking_id:
-        was_parked = newest.parking_id == retry_move(delivery, newest.attempt)
-        is_next = parking_id == retry_move(delivery, newest.attempt + 1)
+        was_parked = newest.parking_id == retry_dedup_key(delivery, newest.attempt)
+        is_next = parking_id == retry_dedup_key(delivery, newest.attempt + 1)
         return RetryPending(None) if was_parked and not is_next else None
     delay_s = newest.data.get("delay_s")
     if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):

@@ -321,7 +321,7 @@ class Runner:
         return data | {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
 
     async def _find_consumer_created_at(self, delivery: Delivery, family: Family) -> float:
-        """Return when the consumer of this delivery was created, in seconds since the epoch.
+        """Return when the consumer of this delivery was created, in seconds since the epoch: a part of DeliveryOrder.
 
         A consumer in memory may have been deleted and recreated since this worker first asked, so the server is asked
         again. While a job of the consumer is in flight, the server keeps the consumer.
@@ -348,13 +348,15 @@ class Runner:
             return attempt.unknown_kind_outcome(raw, opened)
 
         async def run_here() -> Outcome:
+            """Run the suspect in this process. Chunks and progress would hide its `trial` entry, so none is written."""
             attempt.decode_into(raw, opened)
             context.journal_muted = True
             return await self._call_handler(opened, handler, context)
 
         suspect = Suspect(
-            raw, opened.job_id, opened.attempt, handler, context.writer, context, opened.record.newest, context
-        )
+            raw, opened.job_id, opened.attempt, handler, context.writer,
+            progress=context, newest=opened.record.newest, running=context,
+        )  # fmt: skip
         return await self._quarantine.run_trial(suspect, run_here)
 
     async def _call_handler(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:

@@ -90,8 +90,8 @@ class OpenedJob(DecodedJob):
         return headers.PARKED in self.raw.headers and self.raw.headers.get(headers.REASON) in REASONS
 
 
-def retry_move(delivery: Delivery, number: int) -> str:
-    """Return the id of the move that parks a run for attempt `number`. Parked twice under one id, it is stored once."""
+def retry_dedup_key(delivery: Delivery, number: int) -> str:
+    """Return the key under which a run is parked for attempt `number`. Parked twice under it, one job is stored."""
     return f"r{delivery.run}-{int(delivery.enqueued_at)}-a{number}"
 
 
@@ -292,13 +292,19 @@ class Settlement:
 
     async def _park_or_nak(self, delivery: Delivery, opened: OpenedJob, number: int, delay_s: float) -> None:
         """Park the job for attempt `number` and ack, or nak it where it cannot be parked."""
-        if await self._try_park(delivery, opened, number, delay_s, {}, retry_move(delivery, number)):
+        if await self._try_park(delivery, opened, number, delay_s, {}, retry_dedup_key(delivery, number)):
             await self._ack(delivery)
         else:
             self._nak(delivery, delay_s)
 
     async def _try_park(
-        self, delivery: Delivery, opened: OpenedJob, number: int, delay_s: float, refusal: Mapping[str, str], move: str
+        self,
+        delivery: Delivery,
+        opened: OpenedJob,
+        number: int,
+        delay_s: float,
+        refusal: Mapping[str, str],
+        dedup_key: str,
     ) -> bool:
         """Park the job for `delay_s` seconds; it comes back for attempt `number`, with the headers of `refusal`.
 
@@ -316,7 +322,9 @@ class Settlement:
         for history in (opened.history or [], []):
             parked_headers[headers.HISTORY] = history_text(history)
             try:
-                await self._parking.park(lane, opened.job_id, due_at, parked_headers, delivery.message.data, move=move)
+                await self._parking.park(
+                    lane, opened.job_id, due_at, parked_headers, delivery.message.data, dedup_key=dedup_key
+                )
             except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
                 problem: AIQueueError = error
             else:

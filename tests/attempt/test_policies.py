@@ -237,7 +237,7 @@ async def test_a_job_whose_deadline_passes_while_it_waits_for_its_next_attempt_i
         assert waiting is not None
         lane = waiting.subject.lane
         await parking.Parking(client.connection, client.topology).park(
-            lane, handle.id, time.time(), late_headers, stored.data, move="late"
+            lane, handle.id, time.time(), late_headers, stored.data, dedup_key="late"
         )
         with pytest.raises(aiqueue.JobFailed, match=r"\(deadline\): its deadline passed before it was run"):
             await handle.result(timeout=25)

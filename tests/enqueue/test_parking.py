@@ -40,10 +40,10 @@ def job_headers(job_id: str) -> dict[str, str]:
     return {headers.CONTENT_TYPE: codec.CBOR, headers.KIND: "task", headers.JOB_ID: job_id, "mine": "yes"}
 
 
-async def park(client: aiqueue.Client, job_id: str, due: float, *, tenant: str = "acme", move: str = "1") -> None:
+async def park(client: aiqueue.Client, job_id: str, due: float, *, tenant: str = "acme", dedup_key: str = "1") -> None:
     lane = Lane(FAMILY, tenant, "normal")
     await Parking(client.connection, client.topology).park(
-        lane, job_id, due, job_headers(job_id), codec.encode(Task()), move=move
+        lane, job_id, due, job_headers(job_id), codec.encode(Task()), dedup_key=dedup_key
     )
 
 
@@ -101,12 +101,12 @@ async def test_a_parked_job_comes_back_at_its_time_and_not_before(client: aiqueu
     assert await stored(client, STREAM) == 0
 
 
-async def test_parking_twice_under_one_move_stores_one_job(client: aiqueue.Client) -> None:
+async def test_parking_twice_under_one_key_stores_one_job(client: aiqueue.Client) -> None:
     seen: list[tuple[str, float, dict[str, str]]] = []
     due = time.time() + 0.5
     for _ in range(3):
         await park(client, "j1", due)
-    await park(client, "j1", due, move="2")
+    await park(client, "j1", due, dedup_key="2")
     assert await stored(client, "AI_PARKED") == 2
     async with taking(seen).running(client):
         await eventually(lambda: len(seen) == 2)
@@ -385,7 +385,9 @@ async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aique
     await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
     parking, now = Parking(client.connection, client.topology), time.time()
     lane = Lane("rag.ingest", "acme", "normal")
-    await asyncio.gather(*(parking.park(lane, f"d{n}", now, job_headers(f"d{n}"), b"", move="1") for n in range(2_500)))
+    await asyncio.gather(
+        *(parking.park(lane, f"d{n}", now, job_headers(f"d{n}"), b"", dedup_key="1") for n in range(2_500))
+    )
     await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"))
     forwarder = Forwarder(client.connection, client.topology)
     await forwarder.start()

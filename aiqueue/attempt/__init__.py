@@ -18,7 +18,7 @@ from .decoding import (
     is_past_deadline,
 )
 from .handler import Handler, Policies, build_job, outcome_of_error, timeout_outcome, unknown_kind_outcome
-from .outcomes import (
+from .outcome_types import (
     AlreadyEnded,
     Cancelled,
     Duplicate,

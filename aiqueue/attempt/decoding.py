@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .. import codec, headers, subjects
 from ..errors import DecodeError
 from ..topology import Family
-from .outcomes import WrongLane
+from .outcome_types import WrongLane
 
 KIND_CHARS_MAX = 128
 

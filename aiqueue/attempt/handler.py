@@ -14,7 +14,7 @@ from ..errors import DecodeError, Stale
 from ..job import Job, Message, Progress, Reject, Retry, parse_message
 from ..units import seconds
 from .decoding import DecodedJob, RawJob
-from .outcomes import AlreadyEnded, Outcome, Raised, Refused, TakenOver, Unknown
+from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, TakenOver, Unknown
 
 TRACEBACK_CHARS_MAX = 4_000
 ERROR_CHARS_MAX = 500

@@ -22,7 +22,7 @@ from .frames import (
     read_headers,
     timestamp,
 )
-from .publish import Publish
+from .publish_types import Publish
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 

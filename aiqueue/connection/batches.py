@@ -14,7 +14,7 @@ from typing import Protocol
 from ..errors import AccessDenied, AIQueueError, BadInput, Conflict, QueueFull, Unavailable
 from . import frames
 from .pace import Pace
-from .publish import Publish
+from .publish_types import Publish
 
 log = logging.getLogger(__name__)
 

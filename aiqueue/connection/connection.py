@@ -17,10 +17,10 @@ from .dial import dial, reconnect_delay_s
 from .faults import denied_subject, error_text, translate
 from .frames import Headers, PubAck, Received, Stored
 from .nats_client import NatsClient
-from .publish import AwaitedPublish, Publish
+from .publish_types import AwaitedPublish, Publish
+from .publish_window import Window
 from .reply_inbox import ReplyInbox
 from .subscription import Callback, Subscription
-from .window import Window
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Protocol
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from .frames import PubAck, Received
 from .nats_client import WireMessage
-from .publish import AwaitedPublish
-from .window import Window, WindowConnection
+from .publish_types import AwaitedPublish
+from .publish_window import Window, WindowConnection
 
 
 class RequestConnection(WindowConnection, Protocol):

@@ -414,7 +414,7 @@ async def test_callers_that_are_cancelled_under_way_leave_the_others_their_place
 async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_once(
     own_server: OwnServer, streams: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    monkeypatch.setattr("aiqueue.connection.window.TRY_S", 0.3)
+    monkeypatch.setattr("aiqueue.connection.publish_window.TRY_S", 0.3)
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
         await provision.apply(client.connection, client.topology)

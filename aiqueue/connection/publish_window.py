@@ -17,7 +17,7 @@ from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
 from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
-from .publish import Publish
+from .publish_types import Publish
 
 log = logging.getLogger(__name__)
 

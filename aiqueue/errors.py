@@ -101,11 +101,8 @@ class TooLarge(BadInput):
 
     def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
         what = f"headers of {size:,} bytes" if headers else f"{size:,} bytes with headers"
-        advice = (
-            "move long values into the message"
-            if headers
-            else "store large data by client.documents.put and enqueue the Document, or raise the server's max_payload"
-        )
+        put = "store large data with client.documents.put and enqueue its Document, or raise the server's max_payload"
+        advice = "move long values into the message" if headers else put
         super().__init__(f"{what} exceed the limit of {limit:,}: {advice}")
         self.size = size
         self.limit = limit
@@ -122,7 +119,7 @@ class UnknownKind(BadInput):
 
 
 class UnknownFamily(BadInput):
-    """No topology file declares this family."""
+    """No stream file (streams/*.toml) declares this family."""
 
     def __init__(self, family: str, known: tuple[str, ...]) -> None:
         super().__init__(f"unknown family {family!r}; declared families: {', '.join(known) or 'none'}")

@@ -89,7 +89,9 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
         float,
         duration_option("How long --wait waits for each result."),
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
-    json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per job and line.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print one JSON object for each job, one per line.")
+    ] = False,
 ) -> None:
     """Enqueue one or more jobs and print their ids.
 

@@ -50,7 +50,7 @@ def health(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check whether a worker is alive, or ready with --ready.
+    """Check whether a worker is alive; with --ready, whether it takes jobs now.
 
     A worker without a connection to the server is alive but not ready: it reconnects by itself.
 

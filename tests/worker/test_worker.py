@@ -557,6 +557,29 @@ async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(clie
     assert time.monotonic() - started < 25  # returned to the queue, not left to their leases of 30 s
 
 
+async def test_a_worker_that_leaves_announces_the_job_that_it_returns(client: aiqueue.Client) -> None:
+    notices: list[str] = []
+    await client.connection.subscribe(
+        f"{subjects.BACK}.agent.tasks", lambda message: notices.append(message.data.decode())
+    )
+    entered = asyncio.Event()
+    worker = aiqueue.Worker(drain_timeout=0.1)
+
+    @worker.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with worker.running(client):
+        await client.enqueue(Echo(), tenant="acme")
+        async with asyncio.timeout(25):
+            await entered.wait()
+    async with asyncio.timeout(25):
+        while not notices:
+            await asyncio.sleep(0.01)
+    assert [each.split()[1:] for each in notices] == [["AI_AGENT_TASKS", "1"]]  # without it, it becomes a suspect
+
+
 async def test_a_drain_past_its_time_cancels_and_returns_jobs_to_the_queue(client: aiqueue.Client) -> None:
     worker = aiqueue.Worker(drain_timeout=0.1)
     entered = asyncio.Event()

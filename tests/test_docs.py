@@ -206,6 +206,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{name_of(page)}: {target}: no such heading"
 
 
+_FILE = re.compile(r"(?:[\w.-]+/)+[\w-]+\.(?:py|toml|md|mjs)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_files_of_the_package_and_the_tests_exist(page: Path) -> None:
+    roots = (ROOT, ROOT / "aiqueue", page.parent)
+    named = [span for span in _SPAN.findall(prose(page)) if _FILE.fullmatch(span)]
+    missing = [span for span in named if not any((root / span).exists() for root in roots)]
+    assert not missing
+
+
 def test_every_decision_is_in_the_index() -> None:
     index = ROOT / "docs/decisions/README.md"
     assert set(_LINK.findall(index.read_text())) == {page.name for page in index.parent.glob("*.md")} - {index.name}

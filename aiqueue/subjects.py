@@ -156,6 +156,23 @@ def inbox(family: str, tenant: str, agent: str) -> str:
     return f"ai.{family}.{token('tenant', tenant)}.{token('agent', agent)}"
 
 
+def inbox_filter(family: str, tenant: str = "*", agent: str = "*") -> str:
+    """Return the filter over the stored mail of agents. The tokens are not checked: they may be a plain publisher's."""
+    return f"ai.{family}.{tenant}.{agent}"
+
+
+def parse_mail(subject: str) -> tuple[str, str | None]:
+    """Return the tenant and the agent in the subject of a mail. The agent is None on the bare subject."""
+    parts = subject.split(".")
+    return parts[3], parts[4] if len(parts) > 4 else None
+
+
+def parse_agent_key(subject: str) -> tuple[str, str] | None:
+    """Return the tenant and agent of a presence key ``{what}.{tenant}.{agent}``; None for any other bucket subject."""
+    parts = subject.split(".")
+    return (parts[3], parts[4]) if len(parts) == 5 else None
+
+
 def msg_id(family: str, tenant: str, job_id: str, step: str = "") -> str:
     """Return the Nats-Msg-Id of a job.
 

@@ -20,7 +20,7 @@ import cbor2
 
 import aiqueue
 from aiqueue import codec, headers, subjects
-from aiqueue.agent.agent import Mail
+from aiqueue.agent import Mail
 from aiqueue.agent.session import AGENTS_MAX
 
 from .common import (

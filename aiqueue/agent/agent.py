@@ -1,10 +1,9 @@
-"""What a user declares of an agent: who it is, and what it does with its mail."""
+"""What a user declares of an agent: its name, its settings and the handlers of its mail."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, overload
@@ -15,22 +14,18 @@ from ..backoff import Backoff
 from ..client import Client
 from ..errors import AIQueueError, BadInput
 from ..job import M, Message
-from ..mailbox import Bounce, Mail, Sent
+from ..mailbox import Mail, Sent
 from ..units import seconds
 from ..worker import check_policies
-from .inbox_worker import InboxWorker, Terms
+from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession
-
-log = logging.getLogger("aiqueue.agent")
 
 R = TypeVar("R")
 CONCURRENCY_MAX = 1_000
 
-__all__ = ["Agent", "Bounce", "Mail"]
 
-
-class _Register(Generic[M]):
-    """What `Agent.handle` returns: a decorator that takes only functions of the right mail."""
+class _MailHandlerDecorator(Generic[M]):
+    """The decorator that `Agent.handle` returns. It accepts only functions of the right mail."""
 
     def __init__(self, add: Callable[[Callable[[Mail[M]], Any]], None]) -> None:
         self._add = add
@@ -43,9 +38,11 @@ class _Register(Generic[M]):
 class Agent:
     """An agent: a name, an inbox, and handlers for its mail.
 
-    `concurrency` (1 to 1,000, default 8) is how many conversations are handled at once; the mails of one are handled
-    one by one, in order. `capabilities` and `description` go on its card, beside the kinds that it handles.
-    `drain_timeout` (default "30s") bounds the finish of running handlers when it is told to stop. Raises BadInput.
+    - `concurrency` (1 to 1,000, default 8): how many conversations are handled at once. The mails of one conversation
+      are handled one at a time, in order.
+    - `capabilities`, `description`: shown on the agent's card, beside the kinds it handles.
+    - `drain_timeout` (default "30s"): how long running handlers may continue after the agent is stopped.
+    Raises BadInput.
     """
 
     def __init__(
@@ -69,11 +66,11 @@ class Agent:
         self.description = description
         self.drain_timeout_s = seconds(drain_timeout)
         self._handlers: dict[str, Handler] = {}
-        self._desk: InboxWorker | None = None
+        self._inbox_worker: InboxWorker | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of message that it handles."""
+        """The kinds of messages that have a handler."""
         return tuple(self._handlers)
 
     def handle(
@@ -83,14 +80,16 @@ class Agent:
         retry: Backoff | None = None,
         timeout: str | float | None = "10m",
         on: Policies | None = None,
-    ) -> _Register[M]:
+    ) -> _MailHandlerDecorator[M]:
         """Register a function for a kind of message: a decorator.
 
-        The function takes one ``Mail[model]``; an async one runs on the event loop, a plain one in a thread (which
-        cannot send). When it returns, the mail is acknowledged. `retry` (default ``Backoff()``: 5 attempts), `timeout`
-        and `on` are those of `Worker.handle`; a mail that is tried again holds its conversation up until it is
-        handled or given up, and no other one. ``Retry`` and ``Reject`` may be raised. Register `Bounce` to hear of
-        mail that came back. Raises BadInput for a kind that has a handler already.
+        The function takes one ``Mail[model]``. An async function runs on the event loop; a plain one runs in a thread
+        and cannot send mail. When the function returns, the mail is acknowledged.
+        - `retry` (default ``Backoff()``: 5 attempts), `timeout` and `on`: as in `Worker.handle`. The function may raise
+          ``Retry`` and ``Reject``.
+        - A failed mail blocks its own conversation until it is handled or dead-lettered. Other conversations continue.
+        - Register a handler for `Bounce` to receive bounces of sent mail.
+        Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
         policies = check_policies(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
@@ -105,7 +104,7 @@ class Agent:
                 model, call, _is_async(function), retry or Backoff(), timeout_s, False, on=policies
             )
 
-        return _Register(add)
+        return _MailHandlerDecorator(add)
 
     async def send(
         self,
@@ -118,19 +117,19 @@ class Agent:
         headers: Mapping[str, str] | None = None,
         timeout: str | float = 30.0,
     ) -> Sent:
-        """Store a mail in another agent's inbox, whether that runs or not; see `Inboxes.send`. What becomes of it in
-        the end is told by a bounce where it is nothing.
+        """Store a mail in another agent's inbox, whether that agent runs or not; see `Inboxes.send`.
 
+        If the mail cannot be handled, this agent gets a bounce.
         Raises BadInput (InvalidToken, EncodeError, TooLarge), InboxFull, Unavailable, NotFound.
         """
-        told = {
+        options = {
             "conversation": conversation,
             "expires": expires,
             "unique": unique,
             "extra": headers,
             "timeout": timeout,
         }
-        return await self._at_work().send(message, to, told)
+        return await self._running_worker().send(message, to, options)
 
     async def broadcast(
         self,
@@ -140,10 +139,11 @@ class Agent:
         expires: str | float | None = None,
         timeout: str | float = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
-        """Store a mail in the inbox of every other agent of the tenant's roster, those that are offline too, and tell
-        for each what became of it.
+        """Store a mail in the inbox of every other agent on the tenant's roster, also of offline agents.
+
+        Return the outcome for each agent. Raises what `send` raises.
         """
-        return await self._at_work().inboxes.broadcast(
+        return await self._running_worker().inboxes.broadcast(
             message, tenant=self.tenant, sender=self.name, conversation=conversation, expires=expires, timeout=timeout
         )
 
@@ -164,52 +164,52 @@ class Agent:
         conversation: str | None = None,
         timeout: str | float = 30.0,
     ) -> Mail[Any]:
-        """Send a mail and await its reply, which comes to this agent's own inbox. `reply` is its model; without one
-        the message has whatever fields it came with. The mail expires with the `timeout`.
+        """Send a mail and wait for its reply, which arrives in this agent's own inbox.
 
-        It passes this agent's conversations by, so a handler may ask while its own conversation waits for it.
+        `reply` is the model of the reply; without it the reply's message has the fields it was sent with. The mail
+        expires with the `timeout`. The reply does not wait for its conversation, so a handler may call this.
 
-        Raises ReplyTimeout, MailBounced (the other agent's inbox sent it back), DecodeError (the reply is no `reply`),
-        Unavailable (this process stands by: another one gets the replies), and as `send`.
+        Raises ReplyTimeout, MailBounced, DecodeError (the reply does not fit `reply`), Unavailable (this process stands
+        by: another process gets the replies), and what `send` raises.
         """
-        return await self._at_work().ask(message, to, reply, conversation, timeout)
+        return await self._running_worker().request(message, to, reply, conversation, timeout)
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[InboxWorker]:
-        """Serve the inbox beside other code on an open client; leaving the block finishes what has begun. Where
-        another process serves it already, this one stands by and takes over when that ends (`InboxWorker.active`).
+        """Serve the inbox on an open client while the block runs. Leaving the block finishes the running handlers.
 
-        Raises BadInput, NotFound where a stream is missing, Unavailable.
+        If another process serves the inbox already, this process stands by and takes over when the other one ends
+        (`InboxWorker.active`). Raises BadInput, NotFound if a stream is missing, Unavailable.
         """
-        if self._desk is not None:
-            raise BadInput(f"agent {self.name} runs already")
-        terms = Terms(
+        if self._inbox_worker is not None:
+            raise BadInput(f"agent {self.name} runs already: leave its block first")
+        spec = AgentSpec(
             self.name, self.tenant, dict(self._handlers), self.concurrency, self.drain_timeout_s, self.capabilities,
             self.description,
         )  # fmt: skip
-        desk = self._desk = InboxWorker(terms, client.connection, client.inboxes, client.dead)
-        room = None
+        inbox_worker = self._inbox_worker = InboxWorker(spec, client.connection, client.inboxes, client.dead)
+        session = None
         try:
             await client.inboxes.create(
                 self.name, tenant=self.tenant, kinds=sorted(self._handlers), capabilities=self.capabilities,
                 description=self.description,
             )  # fmt: skip
-            room = AgentSession.of(client)
-            await room.join(desk)
-            yield desk
+            session = AgentSession.of(client)
+            await session.join(inbox_worker)
+            yield inbox_worker
         finally:
-            if room is not None:
-                await room.leave(desk)
-            self._desk = None
+            if session is not None:
+                await session.leave(inbox_worker)
+            self._inbox_worker = None
 
-    def _at_work(self) -> InboxWorker:
-        if self._desk is None:
-            raise BadInput(f"agent {self.name} does not run: `async with agent.running(client):`")
-        return self._desk
+    def _running_worker(self) -> InboxWorker:
+        if self._inbox_worker is None:
+            raise BadInput(f"agent {self.name} does not run: use `async with agent.running(client):`")
+        return self._inbox_worker
 
 
 class AgentGroup:
-    """Several agents that are run together, as one service: one client, and one word on how they are."""
+    """Several agents that run together as one service, on one client and with one health report."""
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         self.agents = tuple(agents)
@@ -217,56 +217,60 @@ class AgentGroup:
 
     @property
     def drain_timeout_s(self) -> float:
+        """The longest of the agents' drain timeouts."""
         return max(each.drain_timeout_s for each in self.agents)
 
     @asynccontextmanager
-    async def running(self, client: Client) -> AsyncIterator[Desks]:
-        """Run them all; leaving the block has them finish side by side. Raises as `Agent.running`."""
+    async def running(self, client: Client) -> AsyncIterator[InboxWorkerGroup]:
+        """Run all agents while the block runs. Leaving the block stops them at the same time.
+
+        Raises what `Agent.running` raises.
+        """
         entered: list[Any] = []
-        desks: list[InboxWorker] = []
+        inbox_workers: list[InboxWorker] = []
         try:
             for each in self.agents:
                 context = each.running(client)
-                desks.append(await context.__aenter__())
+                inbox_workers.append(await context.__aenter__())
                 entered.append(context)
-            yield Desks(self.name, desks)
+            yield InboxWorkerGroup(self.name, inbox_workers)
         finally:
-            ended = await asyncio.gather(
+            results = await asyncio.gather(
                 *(each.__aexit__(None, None, None) for each in entered), return_exceptions=True
             )
-            for error in ended:
+            for error in results:
                 if isinstance(error, BaseException):
                     raise error
 
 
-class Desks:
-    """The desks of a troupe, taken together: see `InboxWorker`."""
+class InboxWorkerGroup:
+    """The inbox workers of an agent group, seen as one: see `InboxWorker`."""
 
-    def __init__(self, name: str, desks: Sequence[InboxWorker]) -> None:
+    def __init__(self, name: str, inbox_workers: Sequence[InboxWorker]) -> None:
         self._name = name
-        self._desks = desks
+        self._inbox_workers = inbox_workers
 
     @property
     def running(self) -> int:
-        return sum(each.running for each in self._desks)
+        return sum(each.running for each in self._inbox_workers)
 
     @property
     def done(self) -> int:
-        return sum(each.done for each in self._desks)
+        return sum(each.done for each in self._inbox_workers)
 
     @property
     def clean(self) -> bool:
-        return all(each.clean for each in self._desks)
+        return all(each.clean for each in self._inbox_workers)
 
     def vitals(self) -> dict[str, Any]:
-        """How they are, as plain data: one of them, with the sums of all."""
-        told = [each.vitals() for each in self._desks]
-        sums = {key: sum(each[key] for each in told) for key in ("slots", "running", "waiting", "done", "lanes")}
-        heard = max((each["last_delivery"] for each in told if each["last_delivery"]), default=None)
-        standby = all(each["standby"] for each in told)
-        return {**told[0], **sums, "worker": self._name, "last_delivery": heard, "standby": standby}
+        """Return the state of the group as plain data: that of the first inbox worker, with the sums of all."""
+        each_vitals = [each.vitals() for each in self._inbox_workers]
+        sums = {key: sum(each[key] for each in each_vitals) for key in ("slots", "running", "waiting", "done", "lanes")}
+        last_delivery = max((each["last_delivery"] for each in each_vitals if each["last_delivery"]), default=None)
+        standby = all(each["standby"] for each in each_vitals)
+        return {**each_vitals[0], **sums, "worker": self._name, "last_delivery": last_delivery, "standby": standby}
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives something to await (an object whose __call__ is async, too)."""
+    """Whether calling `function` returns an awaitable. An object whose __call__ is async counts too."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

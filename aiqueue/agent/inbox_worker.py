@@ -1,4 +1,4 @@
-"""One agent at work: its mail, conversation by conversation, each mail handled and then acknowledged."""
+"""The inbox worker of one agent: handles mail by conversation, and acknowledges each mail after it is handled."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
 from ..job import M, Message, parse_message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Envelope, Inboxes, Mail, Sent
-from .reply_waiter import ReplyWaiter, envelope_of, parcel_of
+from .reply_waiter import ReplyWaiter, envelope_of, raw_job_of
 
-log = logging.getLogger("aiqueue.agent")
+log = logging.getLogger(__name__)
 
-SETTLED_MAX = 1_024  # mails whose ack may have been lost: no more can be in hand
-SETTLE_AGAIN_S, SETTLE_AGAIN_MAX_S = 1.0, 60.0
+SETTLED_MAX = 1_024  # mails whose ack may have been lost: an agent holds at most so many
+HISTORY_MAX = 50
+SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 1.0, 60.0
 
 _Key = tuple[int, float]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What an agent says of itself; see `Agent`."""
+class AgentSpec:
+    """The declaration of an agent; see `Agent`."""
 
     name: str
     tenant: str
@@ -44,292 +45,318 @@ class Terms:
 
 
 @dataclass(slots=True, eq=False)
-class _Item:
-    """A mail in hand. `verdict`: what became of it could not be written yet."""
+class _HeldMail:
+    """A mail that this process holds. `refusal`: why it is not handled; set until this is stored."""
 
     delivery: Delivery
-    found: Envelope
+    envelope: Envelope
     attempt: int = 1
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
-    verdict: Refused | None = None
+    refusal: Refused | None = None
     failures: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def begun(self) -> bool:
-        return self.task is not None or self.timer is not None or self.attempt > 1 or self.verdict is not None
+    def started(self) -> bool:
+        """Whether a handler was started for the mail, or its end could not be stored yet."""
+        return self.task is not None or self.timer is not None or self.attempt > 1 or self.refusal is not None
 
 
 class InboxWorker:
-    """The mail of one agent in this process.
+    """Handles the mail of one agent in this process.
 
-    Mail of one conversation is handled one by one, in the order in which it was stored; up to `concurrency`
-    conversations at once. A mail that failed waits here for its next attempt, and its conversation with it.
+    The mails of one conversation are handled one at a time, in the order in which they were stored. Up to `concurrency`
+    conversations are handled at once. A mail that failed waits here for its next attempt and blocks its conversation.
     """
 
-    def __init__(self, terms: Terms, connection: Connection, inboxes: Inboxes, dead: DeadLetters) -> None:
-        self.terms = terms
+    def __init__(self, spec: AgentSpec, connection: Connection, inboxes: Inboxes, dead: DeadLetters) -> None:
+        self.spec = spec
         self.inboxes = inboxes
         self.pull: LanePull | None = None
         self.leases: Leases | None = None
         self._connection = connection
         self._dead = dead
-        self._items: dict[_Key, _Item] = {}
-        self._conversations: dict[str, deque[_Item]] = {}
-        self._ready: deque[str] = deque()  # conversations whose first mail awaits a slot
+        self._mails: dict[_Key, _HeldMail] = {}
+        self._conversations: dict[str, deque[_HeldMail]] = {}
+        self._ready: deque[str] = deque()  # conversations whose first mail waits for a slot
         self._running = 0
         self._settled: dict[_Key, None] = {}
-        self._asking = ReplyWaiter(terms.name, terms.tenant, inboxes, self)
+        self._reply_waiter = ReplyWaiter(spec.name, spec.tenant, inboxes, self)
         self._limits = Limits()
-        self._threads = Threads(f"aiqueue-agent-{terms.name}")
-        self._until = self._suspect = 0
+        self._threads = Threads(f"aiqueue-agent-{spec.name}")
+        self._singly_until = self._suspect_seq = 0
         self._draining = False
         self.changed: Callable[[], None] = lambda: None
-        self._heard: float | None = None  # when a mail last came in, seconds since the epoch
-        self.done = 0  # mails carried to an end
-        self.clean = True
+        self._last_delivery_at: float | None = None  # seconds since the epoch
+        self.done = 0  # mails that were handled, bounced or dead-lettered
+        self.clean = True  # False: handlers had to be cancelled after the drain timeout
 
-    # -- as a session
+    # -- state
 
     @property
     def running(self) -> int:
+        """How many mails are being handled."""
         return self._running
 
     @property
     def held(self) -> int:
-        """Mails in hand: those being handled, and those behind them."""
-        return len(self._items)
+        """How many mails this process holds: those being handled, and those that wait."""
+        return len(self._mails)
 
     @property
     def active(self) -> bool:
-        """Whether the inbox is served here; False while another process serves it, and this one stands by."""
+        """Whether this process serves the inbox. False: another process serves it, and this one stands by."""
         return self.pull is not None
 
     def vitals(self) -> dict[str, Any]:
-        """How it is, as plain data. `state`: ok, draining or disconnected. Times are seconds since the epoch."""
+        """Return the state as plain data. `state`: ok, draining or disconnected. Times are seconds since the epoch."""
         connected = self._connection.connected
         state = "draining" if self._draining else "ok" if connected else "disconnected"
         return {
-            "state": state, "time": time.time(), "pid": os.getpid(), "worker": self.terms.name,
-            "slots": self.terms.concurrency, "running": self._running, "waiting": self.held - self._running,
-            "done": self.done, "last_delivery": self._heard, "connected": connected, "stalled_s": 0.0,
+            "state": state, "time": time.time(), "pid": os.getpid(), "worker": self.spec.name,
+            "slots": self.spec.concurrency, "running": self._running, "waiting": self.held - self._running,
+            "done": self.done, "last_delivery": self._last_delivery_at, "connected": connected, "stalled_s": 0.0,
             "lanes": int(self.active), "standby": not self.active,
         }  # fmt: skip
 
     # -- sending
 
-    async def send(self, message: Message, to: str, told: Mapping[str, Any]) -> Sent:
-        return await self.inboxes.send(message, tenant=self.terms.tenant, to=to, sender=self.terms.name, **told)
+    async def send(self, message: Message, to: str, options: Mapping[str, Any]) -> Sent:
+        """Send a mail from this agent. `options`: see `Inboxes.send`."""
+        return await self.inboxes.send(message, tenant=self.spec.tenant, to=to, sender=self.spec.name, **options)
 
-    async def answer(self, mail: Mail[Any], message: Message, expires: str | float | None) -> str:
+    async def send_reply(self, mail: Mail[Any], message: Message, expires: str | float | None) -> str:
+        """Send the reply to a mail; see `Mail.reply`."""
         if mail.sender is None:
-            raise BadInput(f"mail {mail.id} names no sender: there is nobody to reply to")
-        told = {"conversation": mail.conversation, "correlation": mail.id, "expires": expires}
-        return (await self.send(message, mail.sender, told)).mail_id
+            raise BadInput(f"mail {mail.id} names no sender, so there is no agent to reply to")
+        options = {"conversation": mail.conversation, "correlation": mail.id, "expires": expires}
+        return (await self.send(message, mail.sender, options)).mail_id
 
-    async def ask(
+    async def request(
         self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
     ) -> Mail[Any]:
-        """Send a mail and await its reply; see `Agent.request`."""
+        """Send a mail and wait for its reply; see `Agent.request`."""
         if not self.active:
-            raise Unavailable(f"agent {self.terms.name} stands by: another process serves its inbox, and gets replies")
-        return await self._asking.ask(message, to, model, conversation, timeout)
+            raise Unavailable(f"agent {self.spec.name} stands by: another process serves its inbox and gets replies")
+        return await self._reply_waiter.request(message, to, model, conversation, timeout)
 
-    # -- mail that comes in
+    # -- deliveries
 
-    def beware(self, until: int, suspect: int) -> None:
-        """A process has died with mails up to sequence `until` in its hands: they are handled one by one, so that the
-        one that kills is known by the next death. `suspect` (0: none) has done so too often and is given up.
+    def handle_singly_until(self, seq: int, suspect_seq: int) -> None:
+        """Handle mails up to sequence `seq` one at a time, because a process died while it held them.
+
+        Then the next death shows which mail kills the processes. The mail `suspect_seq` (0: none) has killed too many:
+        it is dead-lettered.
         """
-        self._until, self._suspect = until, suspect
+        self._singly_until, self._suspect_seq = seq, suspect_seq
 
     def on_delivery(self, delivery: Delivery) -> None:
-        self._heard = time.time()
+        """Queue a delivered mail in its conversation.
+
+        1. The mail is held already: only its lease is replaced.
+        2. The mail was settled, and its ack was lost: it is acknowledged again.
+        3. The mail is a reply that a request waits for: the request gets it.
+        4. The agent drains: the mail is ignored, and redelivered to the next process.
+        """
+        self._last_delivery_at = time.time()
         key = delivery.seq, delivery.stored_at
-        item = self._items.get(key)
-        if item is not None:  # its lease ran out, or the consumer was made anew: this is the one lease now
-            self._let_go(item.delivery)
-            item.delivery = delivery
-            self._hold(delivery)
+        held = self._mails.get(key)
+        if held is not None:  # its lease expired, or the consumer was recreated
+            self._drop_lease(held.delivery)
+            held.delivery = delivery
+            self._hold_lease(delivery)
             return
         if key in self._settled:
             self._ack(delivery)
             return
-        found = envelope_of(delivery, self.inboxes.family)
-        if self._asking.take(found, delivery):
+        envelope = envelope_of(delivery, self.inboxes.family)
+        if self._reply_waiter.try_resolve(envelope, delivery):
             self._ack(delivery)
             return
         if self._draining:
             return
-        self._hold(delivery)
-        item = self._items[key] = _Item(delivery, found)
-        queue = self._conversations.get(found.conversation)
+        self._hold_lease(delivery)
+        held = self._mails[key] = _HeldMail(delivery, envelope)
+        queue = self._conversations.get(envelope.conversation)
         if queue is None:
-            self._conversations[found.conversation] = deque((item,))
-            self._ready.append(found.conversation)
+            self._conversations[envelope.conversation] = deque((held,))
+            self._ready.append(envelope.conversation)
             self._start_ready()
         else:
-            queue.append(item)
+            queue.append(held)
 
-    def forget_waiting(self) -> None:
-        """The consumer is no more: what has not begun comes again by the next one."""
+    def drop_unstarted(self) -> None:
+        """Drop all mail that was not started, because the consumer is gone and the next consumer redelivers it."""
         for conversation, queue in list(self._conversations.items()):
-            for item in [each for each in queue if not each.begun]:
-                queue.remove(item)
-                self._drop(item)
+            for held in [each for each in queue if not each.started]:
+                queue.remove(held)
+                self._drop(held)
             if not queue:
                 del self._conversations[conversation]
         idle = (each for each, queue in self._conversations.items() if not queue[0].task and not queue[0].timer)
         self._ready = deque(idle)
 
     async def abandon(self) -> None:
-        """Another process serves the inbox now: end what runs here, and say nothing of it."""
-        self.forget_waiting()
-        items = list(self._items.values())
-        tasks = [item.task for item in items if item.task is not None]
-        for item in items:
-            if item.timer is not None:
-                item.timer.cancel()
-            if item.task is not None:
-                item.task.cancel()
+        """Cancel the running handlers and drop all mail without an ack: the next process gets it redelivered."""
+        self.drop_unstarted()
+        mails = list(self._mails.values())
+        tasks = [held.task for held in mails if held.task is not None]
+        for held in mails:
+            if held.timer is not None:
+                held.timer.cancel()
+            if held.task is not None:
+                held.task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=2)
-        for item in items:
-            self._drop(item)
+        for held in mails:
+            self._drop(held)
         self._conversations.clear()
         self._ready.clear()
 
     async def drain(self) -> None:
-        """Begin no more; give what runs the drain timeout, then cancel it."""
+        """Start no more handlers. Running ones may continue for the drain timeout, then they are cancelled."""
         self._draining = True
         self._ready.clear()
-        tasks = [item.task for item in self._items.values() if item.task is not None]
+        tasks = [held.task for held in self._mails.values() if held.task is not None]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self.terms.drain_timeout_s)
+            _, late = await asyncio.wait(tasks, timeout=self.spec.drain_timeout_s)
             self.clean = not late
         await self.abandon()
-        self._asking.fail(Unavailable(f"agent {self.terms.name} was stopped"))
+        self._reply_waiter.fail_all(Unavailable(f"agent {self.spec.name} was stopped while a request waited"))
         self._threads.close()
 
     def _start_ready(self) -> None:
-        while self._ready and self._running < self.terms.concurrency and not self._draining:
-            item = self._next()
-            if item is None:
+        """Start handlers for conversations that are ready, as long as slots are free."""
+        while self._ready and self._running < self.spec.concurrency and not self._draining:
+            held = self._pick_next()
+            if held is None:
                 return
             self._running += 1
-            item.task = asyncio.create_task(self._run(item))
+            held.task = asyncio.create_task(self._run_mail(held))
 
-    def _next(self) -> _Item | None:
-        """Whose turn it is; None: the oldest mail of a dead process goes first, and has begun or waits."""
-        if self._until:
-            oldest = min(self._items)
-            if oldest[0] <= self._until:
-                item = self._items[oldest]
-                if self._running or item.found.conversation not in self._ready:
+    def _pick_next(self) -> _HeldMail | None:
+        """Return the mail to start next. None: the oldest mail of a dead process is first, and cannot start now."""
+        if self._singly_until:
+            oldest = min(self._mails)
+            if oldest[0] <= self._singly_until:
+                held = self._mails[oldest]
+                if self._running or held.envelope.conversation not in self._ready:
                     return None
-                self._ready.remove(item.found.conversation)
-                return item
-            self._until = 0
+                self._ready.remove(held.envelope.conversation)
+                return held
+            self._singly_until = 0
         return self._conversations[self._ready.popleft()][0]
 
-    async def _run(self, item: _Item) -> None:
-        again_s: float | None = None
+    async def _run_mail(self, held: _HeldMail) -> None:
+        """Handle a mail, then acknowledge it, or set the timer for its next attempt."""
+        retry_s: float | None = None  # None: the mail has ended; below 0: no next attempt here
         try:
-            outcome = await self._handle(item)
+            outcome = await self._handle_mail(held)
             if isinstance(outcome, Refused):
-                await self._undeliver(item, outcome)
+                await self._settle_refusal(held, outcome)
             if isinstance(outcome, float):
-                again_s = outcome
+                retry_s = outcome
             else:
-                self._ack(item.delivery)
+                self._ack(held.delivery)
         except AIQueueError as error:
-            again_s = self._later(item, error)
+            retry_s = self._count_settle_failure(held, error)
         except asyncio.CancelledError:
-            again_s = -1.0  # abandoned: said of it is nothing, it comes again elsewhere
+            retry_s = -1.0  # abandoned, so the next process gets it
         except Exception as error:
-            log.exception("mail %s to %s", item.found.mail_id, self.terms.name)
-            again_s = self._later(item, Unavailable(str(error)))
+            log.exception("mail %s to %s could not be settled", held.envelope.mail_id, self.spec.name)
+            retry_s = self._count_settle_failure(held, Unavailable(str(error)))
         finally:
             self._running -= 1
-            item.task = None
-        if again_s is None:
-            self._end(item)
-        elif again_s >= 0 and not self._draining:
-            item.timer = asyncio.get_running_loop().call_later(again_s, self._again, item)
+            held.task = None
+        if retry_s is None:
+            self._finish(held)
+        elif retry_s >= 0 and not self._draining:
+            held.timer = asyncio.get_running_loop().call_later(retry_s, self._resume, held)
         self._start_ready()
         self.changed()
 
-    def _later(self, item: _Item, error: AIQueueError) -> float:
-        item.failures += 1
-        delay_s = min(SETTLE_AGAIN_MAX_S, SETTLE_AGAIN_S * 2.0 ** min(item.failures - 1, 16))
-        log.warning(
-            "what became of mail %s could not be written, again in %g s: %s", item.found.mail_id, delay_s, error
-        )
+    def _count_settle_failure(self, held: _HeldMail, error: AIQueueError) -> float:
+        """Log that the end of a mail could not be stored. Return the seconds until this is retried."""
+        held.failures += 1
+        delay_s = min(SETTLE_RETRY_MAX_S, SETTLE_RETRY_S * 2.0 ** min(held.failures - 1, 16))
+        mail_id = held.envelope.mail_id
+        log.warning("mail %s: its outcome could not be stored, retrying in %g s: %s", mail_id, delay_s, error)
         return delay_s
 
-    def _again(self, item: _Item) -> None:
-        item.timer = None
-        self._ready.append(item.found.conversation)
+    def _resume(self, held: _HeldMail) -> None:
+        """Make the conversation of a mail ready, because the next attempt of the mail is due."""
+        held.timer = None
+        self._ready.append(held.envelope.conversation)
         self._start_ready()
 
-    def _end(self, item: _Item) -> None:
+    def _finish(self, held: _HeldMail) -> None:
+        """Drop a mail that has ended, and let its conversation continue."""
         self.done += 1
-        self._drop(item)
-        queue = self._conversations.get(item.found.conversation)
-        if queue is None or queue[0] is not item:
+        self._drop(held)
+        queue = self._conversations.get(held.envelope.conversation)
+        if queue is None or queue[0] is not held:
             return
         queue.popleft()
         if queue:
-            self._ready.append(item.found.conversation)
+            self._ready.append(held.envelope.conversation)
         else:
-            del self._conversations[item.found.conversation]
+            del self._conversations[held.envelope.conversation]
 
-    def _drop(self, item: _Item) -> None:
-        self._let_go(item.delivery)
-        self._items.pop((item.delivery.seq, item.delivery.stored_at), None)
+    def _drop(self, held: _HeldMail) -> None:
+        self._drop_lease(held.delivery)
+        self._mails.pop((held.delivery.seq, held.delivery.stored_at), None)
 
     # -- one mail
 
-    async def _handle(self, item: _Item) -> Refused | float | None:
-        """What becomes of a mail: None where it is handled, or in how many seconds it is to be tried again."""
-        if item.verdict is not None:
-            return item.verdict
-        if item.delivery.seq == self._suspect:
-            return Refused("killed_worker", "the processes that began it died, one after the other")
-        if item.found.expired(time.time()):
-            return Refused("expired", "its time was over before it was handled")
-        raw = parcel_of(item.delivery, self.inboxes.family, item.found, self.terms.name)
-        contents = attempt.decode_body(raw)
-        if contents.data is None:
-            return Refused("undecodable", contents.problem)
-        handler = self.terms.handlers.get(contents.kind)
+    async def _handle_mail(self, held: _HeldMail) -> Refused | float | None:
+        """Call the handler of a mail. Return what becomes of the mail.
+
+        1. None: it is handled.
+        2. Refused: it is bounced or dead-lettered.
+        3. A float: it is retried in so many seconds.
+        """
+        if held.refusal is not None:
+            return held.refusal
+        if held.delivery.seq == self._suspect_seq:
+            return Refused("killed_worker", "several processes in a row died with this as their oldest mail")
+        if held.envelope.expired(time.time()):
+            return Refused("expired", "the mail expired before it was handled")
+        raw = raw_job_of(held.delivery, self.inboxes.family, held.envelope, self.spec.name)
+        decoded = attempt.decode_body(raw)
+        if decoded.data is None:
+            return Refused("undecodable", decoded.problem)
+        handler = self.spec.handlers.get(decoded.kind)
         if handler is None:
-            return self._unhandled(contents, item.found, broadcast=headers.BROADCAST in raw.headers)
-        if not codec.is_accepted_version(contents.version, raw.family.schema_versions):
+            return self._refuse_kind(decoded, held.envelope, broadcast=headers.BROADCAST in raw.headers)
+        if not codec.is_accepted_version(decoded.version, raw.family.schema_versions):
             accepted = ", ".join(raw.family.schema_versions)
-            return Refused("unknown_kind", f"schema version {contents.version!r} is none of {accepted}")
+            return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}")
         try:
-            message = parse_message(handler.model, contents.data)
+            message = parse_message(handler.model, decoded.data)
         except DecodeError as error:
             return Refused("invalid", error.reason)
-        told = item.delivery.message.headers
-        mail = Mail(message, item.found, to=self.terms.name, attempt=item.attempt, told=told, home=self)
-        outcome = await self._call(handler, mail)
-        return self._settle(item, handler, outcome)
+        mail_headers, name = held.delivery.message.headers, self.spec.name
+        mail = Mail(message, held.envelope, to=name, attempt=held.attempt, mail_headers=mail_headers, reply_sender=self)
+        outcome = await self._call_handler(handler, mail)
+        return self._judge_outcome(held, handler, outcome)
 
-    def _unhandled(self, contents: attempt.DecodedJob, found: Envelope, *, broadcast: bool) -> Refused | None:
-        if contents.kind == BOUNCE:
-            log.warning("a mail of agent %s came back: %s", self.terms.name, contents.data)
+    def _refuse_kind(self, decoded: attempt.DecodedJob, envelope: Envelope, *, broadcast: bool) -> Refused | None:
+        """Return why a mail whose kind has no handler is refused; None if it is logged or ignored instead."""
+        if decoded.kind == BOUNCE:
+            log.warning("agent %s got a bounce and has no handler for it: %s", self.spec.name, decoded.data)
             return None
         if broadcast:
             return None
-        if found.correlation is not None:
-            return Refused("expired", f"nobody at {self.terms.name} awaits this reply any more")
-        known = ", ".join(sorted(self.terms.handlers)) or "none"
-        return Refused("unknown_kind", f"agent {self.terms.name} takes no {contents.kind!r}; its kinds: {known}")
+        if envelope.correlation is not None:
+            return Refused("expired", f"no request of {self.spec.name} waits for this reply any more")
+        known = ", ".join(sorted(self.spec.handlers)) or "none"
+        return Refused(
+            "unknown_kind", f"agent {self.spec.name} has no handler for {decoded.kind!r}; its kinds: {known}"
+        )
 
-    async def _call(self, handler: Handler, mail: Mail[Any]) -> Outcome:
+    async def _call_handler(self, handler: Handler, mail: Mail[Any]) -> Outcome:
+        """Call a handler within its timeout. Raises CancelledError if the inbox worker cancels it."""
         task = asyncio.current_task()
         assert task is not None
         limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
@@ -352,70 +379,69 @@ class InboxWorker:
             raise asyncio.CancelledError
         return outcome
 
-    def _settle(self, item: _Item, handler: Handler, outcome: Outcome) -> Refused | float | None:
+    def _judge_outcome(self, held: _HeldMail, handler: Handler, outcome: Outcome) -> Refused | float | None:
+        """Return what becomes of a mail after its handler has ended; see `_handle_mail`."""
         if isinstance(outcome, Returned):
             return None
         if isinstance(outcome, Refused):
             return outcome
         if not isinstance(outcome, Raised):  # a handler of mail has no other outcomes
-            outcome = Raised(f"the handler ended as {type(outcome).__name__}", "")
+            outcome = Raised(f"the handler ended with an outcome that mail does not have: {type(outcome).__name__}", "")
         retry = handler.backoff(outcome.rule)
-        delay_s = retry.delay_s(item.attempt) if outcome.after_s is None else outcome.after_s
-        if item.attempt >= retry.attempts:
+        delay_s = retry.delay_s(held.attempt) if outcome.after_s is None else outcome.after_s
+        if held.attempt >= retry.attempts:
             return Refused("attempts", outcome.error, outcome.trace)
-        if item.found.expired(time.time() + delay_s):
-            late = f"{outcome.error} (again in {delay_s:.1f} s would be too late)"
+        if held.envelope.expired(time.time() + delay_s):
+            late = f"{outcome.error} (the mail expires before its retry in {delay_s:.1f} s)"
             return Refused("expired", late, outcome.trace)
-        self._remember(item, outcome.error, outcome.trace)
-        log.info(
-            "mail %s to %s failed, again in %.1f s: %s", item.found.mail_id, self.terms.name, delay_s, outcome.error
-        )
-        item.attempt += 1
+        self._add_to_history(held, outcome.error, outcome.trace)
+        mail_id = held.envelope.mail_id
+        log.info("mail %s to %s failed, retrying in %.1f s: %s", mail_id, self.spec.name, delay_s, outcome.error)
+        held.attempt += 1
         return delay_s
 
-    async def _undeliver(self, item: _Item, verdict: Refused) -> None:
-        """Keep what cannot be handled as a dead letter, and tell its sender: one that merely came too late is only
-        told, if there is somebody to tell.
-        """
-        if item.verdict is None:
-            item.verdict = verdict
-            self._remember(item, verdict.error, verdict.trace)
-        found, name = item.found, self.terms.name
-        if verdict.reason != "expired":
-            await self._bury(item, verdict)
-        told = await self.inboxes.bounce(found, name, verdict.reason, verdict.error)
-        if verdict.reason == "expired" and not told and found.kind != BOUNCE:
-            await self._bury(item, verdict)
-        log.warning("mail %s of %s to %s (%s): %s", found.mail_id, found.sender, name, verdict.reason, verdict.error)
+    async def _settle_refusal(self, held: _HeldMail, refusal: Refused) -> None:
+        """Bounce and dead-letter a mail. An expired mail is dead-lettered only if nobody can get the bounce."""
+        if held.refusal is None:
+            held.refusal = refusal
+            self._add_to_history(held, refusal.error, refusal.trace)
+        envelope, name = held.envelope, self.spec.name
+        if refusal.reason != "expired":
+            await self._dead_letter(held, refusal)
+        bounced = await self.inboxes.bounce(envelope, name, refusal.reason, refusal.error)
+        if refusal.reason == "expired" and not bounced and envelope.kind != BOUNCE:
+            await self._dead_letter(held, refusal)
+        ids = envelope.mail_id, envelope.sender, name
+        log.warning("mail %s of %s to %s was not handled (%s): %s", *ids, refusal.reason, refusal.error)
 
-    async def _bury(self, item: _Item, verdict: Refused) -> None:
-        delivery, found = item.delivery, item.found
-        obituary = FailedJob(
-            job_id=found.mail_id, kind=found.kind, lane=delivery.lane.key, seq=delivery.seq, reason=verdict.reason,
-            error=verdict.error, attempt=item.attempt, worker=self.terms.name, enqueued_at=delivery.stored_at,
-            history=item.history,
+    async def _dead_letter(self, held: _HeldMail, refusal: Refused) -> None:
+        delivery, envelope = held.delivery, held.envelope
+        failed = FailedJob(
+            job_id=envelope.mail_id, kind=envelope.kind, lane=delivery.lane.key, seq=delivery.seq,
+            reason=refusal.reason, error=refusal.error, attempt=held.attempt, worker=self.spec.name,
+            enqueued_at=delivery.stored_at, history=held.history,
         )  # fmt: skip
-        await self._dead.add(obituary, delivery.message.headers, delivery.message.data)
+        await self._dead.add(failed, delivery.message.headers, delivery.message.data)
 
-    def _remember(self, item: _Item, error: str, trace: str) -> None:
+    def _add_to_history(self, held: _HeldMail, error: str, trace: str) -> None:
         entry: dict[str, Any] = {
-            "attempt": item.attempt, "at": time.time(), "worker": self.terms.name, "error": error,
+            "attempt": held.attempt, "at": time.time(), "worker": self.spec.name, "error": error,
             **({"traceback": trace} if trace else {}),
         }  # fmt: skip
-        item.history = [*item.history, entry][-50:]
+        held.history = [*held.history, entry][-HISTORY_MAX:]
 
-    # -- small things
+    # -- leases and acks
 
-    def _hold(self, delivery: Delivery) -> None:
+    def _hold_lease(self, delivery: Delivery) -> None:
         if self.leases is not None:
             self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
 
-    def _let_go(self, delivery: Delivery) -> None:
+    def _drop_lease(self, delivery: Delivery) -> None:
         if self.leases is not None:
             self.leases.drop_lease(delivery.reply)
 
     def _ack(self, delivery: Delivery) -> None:
-        """Acknowledge. Where the word is lost with a link or a consumer, it is said when the mail comes again."""
+        """Acknowledge a mail. If the ack is lost, it is repeated when the mail is redelivered."""
         if len(self._settled) >= SETTLED_MAX:
             del self._settled[next(iter(self._settled))]
         self._settled[delivery.seq, delivery.stored_at] = None

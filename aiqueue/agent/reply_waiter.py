@@ -1,4 +1,4 @@
-"""Requests of an agent that await their replies, which come to its own inbox like all mail."""
+"""Requests of an agent that wait for their replies. Replies arrive in the agent's own inbox, like all mail."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ..enqueue import parse_duration
 from ..errors import BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from ..job import M, Message, parse_message, untyped
 from ..lanes import Delivery
-from ..mailbox import BOUNCE, Bounce, Correspondent, Envelope, Inboxes, Mail, envelope
+from ..mailbox import BOUNCE, Bounce, Envelope, Inboxes, Mail, ReplySender, parse_envelope
 from ..topology import Family
 
-ASKED_MAX = 10_000
+PENDING_MAX = 10_000
 
 
 class ReplyWaiter:
-    """What one agent has asked and not been told."""
+    """The requests of one agent that have no reply yet, by the id of their mail."""
 
-    def __init__(self, name: str, tenant: str, inboxes: Inboxes, home: Correspondent) -> None:
+    def __init__(self, name: str, tenant: str, inboxes: Inboxes, reply_sender: ReplySender) -> None:
         self._name = name
         self._tenant = tenant
         self._inboxes = inboxes
-        self._home = home
-        self._asked: dict[str, asyncio.Future[Delivery]] = {}
+        self._reply_sender = reply_sender
+        self._pending: dict[str, asyncio.Future[Delivery]] = {}
 
-    async def ask(
+    async def request(
         self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
     ) -> Mail[Any]:
-        """Send a mail and await its reply; see `Agent.request`."""
+        """Send a mail and wait for its reply; see `Agent.request`."""
         timeout_s = parse_duration("timeout", timeout)
-        if len(self._asked) >= ASKED_MAX:
-            raise BadInput(f"{ASKED_MAX:,} requests await a reply already: await some of them first")
+        if len(self._pending) >= PENDING_MAX:
+            raise BadInput(f"{PENDING_MAX:,} requests wait for a reply already: let some of them end first")
         mail_id = subjects.new_id()
-        future = self._asked[mail_id] = asyncio.get_running_loop().create_future()
+        future = self._pending[mail_id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 await self._inboxes.send(
@@ -48,49 +48,52 @@ class ReplyWaiter:
                 raise
             raise ReplyTimeout(f"agent {to} did not reply to {mail_id} within {timeout_s:g} s") from None
         finally:
-            self._asked.pop(mail_id, None)
-        return self._reply(delivery, to, mail_id, model)
+            self._pending.pop(mail_id, None)
+        return self._open_reply(delivery, to, mail_id, model)
 
-    def take(self, found: Envelope, delivery: Delivery) -> bool:
-        """Whether this is a reply that is awaited: then who asked has it now."""
-        future = self._asked.get(found.correlation) if found.correlation else None
+    def try_resolve(self, envelope: Envelope, delivery: Delivery) -> bool:
+        """Hand a mail to the request that waits for it. Return False if no request does."""
+        future = self._pending.get(envelope.correlation) if envelope.correlation else None
         if future is None:
             return False
         if not future.done():
             future.set_result(delivery)
         return True
 
-    def fail(self, error: Unavailable) -> None:
-        """No reply will come here any more."""
-        for future in self._asked.values():
+    def fail_all(self, error: Unavailable) -> None:
+        """End all waiting requests with an error, because no reply can arrive here any more."""
+        for future in self._pending.values():
             if not future.done():
                 future.set_exception(error)
 
-    def _reply(self, delivery: Delivery, to: str, mail_id: str, model: type[M] | None) -> Mail[Any]:
+    def _open_reply(self, delivery: Delivery, to: str, mail_id: str, model: type[M] | None) -> Mail[Any]:
+        """Return the mail in a reply. Raises MailBounced, DecodeError."""
         family = self._inboxes.family
-        found = envelope_of(delivery, family)
-        contents = attempt.decode_body(parcel_of(delivery, family, found, self._name))
-        if contents.data is None:
-            raise DecodeError(f"the reply of {to} to {mail_id}: {contents.problem}")
-        if contents.kind == BOUNCE:
-            said = parse_message(Bounce, contents.data)
-            raise MailBounced(mail_id, to=to, reason=said.reason, error=said.error)
-        if model is not None and contents.kind != model.aiq_kind:
-            raise DecodeError(f"the reply of {to} to {mail_id} is a {contents.kind}, not a {model.aiq_kind}")
-        message = parse_message(model or untyped(contents.kind, family.name), contents.data)
-        told = delivery.message.headers
-        return Mail(message, found, to=self._name, attempt=1, told=told, home=self._home)
+        envelope = envelope_of(delivery, family)
+        decoded = attempt.decode_body(raw_job_of(delivery, family, envelope, self._name))
+        if decoded.data is None:
+            raise DecodeError(f"the reply of {to} to {mail_id}: {decoded.problem}")
+        if decoded.kind == BOUNCE:
+            bounce = parse_message(Bounce, decoded.data)
+            raise MailBounced(mail_id, to=to, reason=bounce.reason, error=bounce.error)
+        if model is not None and decoded.kind != model.aiq_kind:
+            raise DecodeError(f"the reply of {to} to {mail_id} is a {decoded.kind}, not a {model.aiq_kind}")
+        message = parse_message(model or untyped(decoded.kind, family.name), decoded.data)
+        return Mail(
+            message, envelope, to=self._name, attempt=1, mail_headers=delivery.message.headers,
+            reply_sender=self._reply_sender,
+        )  # fmt: skip
 
 
 def envelope_of(delivery: Delivery, family: Family) -> Envelope:
-    """The envelope of a mail as it came in."""
+    """Return the envelope of a delivered mail."""
     message = delivery.message
-    return envelope(
+    return parse_envelope(
         message.subject, delivery.seq, delivery.stored_at, message.headers, default_kind=family.default_kind
     )
 
 
-def parcel_of(delivery: Delivery, family: Family, found: Envelope, name: str) -> RawJob:
-    """The same as what reads bodies takes."""
+def raw_job_of(delivery: Delivery, family: Family, envelope: Envelope, name: str) -> RawJob:
+    """Return a delivered mail in the form that `attempt.decode_body` takes. `name` is the agent's."""
     message = delivery.message
-    return RawJob(family, found.tenant, name, delivery.seq, delivery.stored_at, message.headers, message.data)
+    return RawJob(family, envelope.tenant, name, delivery.seq, delivery.stored_at, message.headers, message.data)

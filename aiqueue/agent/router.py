@@ -1,7 +1,9 @@
-"""What one process does for the mail of all agents: it brings mail from the bare subject to inboxes, and sends back
-what has expired in the inbox of an agent that is away.
+"""What one process does for the mail of all agents: the router's duty.
 
-The process that holds the presence key ``duty`` does it; the others look every two seconds whether it is free.
+1. It moves mail from the bare subject to inboxes.
+2. It returns expired mail from the inboxes of offline agents to its senders.
+
+The process that holds the presence key ``duty`` does this. The others try to acquire that key every two seconds.
 """
 
 from __future__ import annotations
@@ -18,27 +20,27 @@ from ..connection import timestamp
 from ..enqueue import DeadLetters, FailedJob
 from ..errors import AIQueueError, BadInput, ConfigMismatch, InboxFull, InvalidToken, NotFound, QueueFull, ServerError
 from ..lanes import Delivery, LanePull, Puller
-from ..mailbox import BOUNCE, Envelope, Inboxes, Unread, envelope
+from ..mailbox import BOUNCE, Envelope, Inboxes, Unread, parse_envelope
 from ..subjects import Lane
 
-log = logging.getLogger("aiqueue.agent")
+log = logging.getLogger(__name__)
 
 CONSUMER = "router"
 DUTY = "duty"
-TTL_S = 10.0
-KEEP_S = 3.0
-TAKE_S = 2.0
+LOCK_TTL_S = 10.0
+RENEW_EVERY_S = 3.0
+ACQUIRE_EVERY_S = 2.0
 ACK_WAIT_S = 30.0
 HELD_MAX = 64
-SWEEP_S = 15.0
-SWEPT_MAILS_MAX = 5_000  # mails that one sweep looks at
+SWEEP_EVERY_S = 15.0
+SWEPT_MAILS_MAX = 5_000  # mails that one sweep reads
 SWEPT_BYTES_MAX = 16 * 1024 * 1024
-OLD_PART = 0.9  # mail that is as old as this part of the stream's max_age goes back before the server drops it
-AGAIN_S = 5.0
+OLD_PART = 0.9  # mail older than this part of the stream's max_age is removed before the server deletes it
+ROUTE_RETRY_S = 5.0
 
 
-class Duty:
-    """See the module. It runs from `start` to `stop`, through lost links."""
+class MailRouter:
+    """The router's duty; see the module. It runs from `start` to `stop`, also while the link to the server is lost."""
 
     def __init__(self, inboxes: Inboxes, dead: DeadLetters, puller: Puller) -> None:
         self._inboxes = inboxes
@@ -46,66 +48,69 @@ class Duty:
         self._puller = puller
         self._connection = inboxes.connection
         self._family = inboxes.family
-        self._hold = inboxes.presence.duty(DUTY, TTL_S)
+        self._lock = inboxes.presence.duty_lock(DUTY, LOCK_TTL_S)
         self._queue: deque[Delivery] = deque()
-        self._came = asyncio.Event()
-        self._lost = asyncio.Event()
-        self._swept = ("", "")  # the inbox at which the next sweep begins
+        self._arrived = asyncio.Event()
+        self._consumer_lost = asyncio.Event()
+        self._sweep_from = ("", "")  # the inbox at which the next sweep starts
         self._tasks: list[asyncio.Task[None]] = []
-        self._on: list[asyncio.Task[None]] = []
+        self._duty_tasks: list[asyncio.Task[None]] = []
         self.pull: LanePull | None = None
 
     @property
     def held(self) -> int:
+        """How many mails wait here to be routed."""
         return len(self._queue)
 
     def start(self) -> None:
-        self._tasks.append(asyncio.create_task(self._watch()))
+        """Start to compete for the duty."""
+        self._tasks.append(asyncio.create_task(self._hold_duty()))
 
     async def stop(self) -> None:
-        """Safe twice and unstarted."""
+        """Stop, and let another process take the duty. Safe twice and unstarted."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._end()
-        await self._hold.release()
+        await self._stop_duty()
+        await self._lock.release()
 
     def on_delivery(self, delivery: Delivery) -> None:
         self._queue.append(delivery)
-        self._came.set()
+        self._arrived.set()
 
-    def gone(self, pull: LanePull) -> None:
-        """The consumer is no more: what is here comes again."""
+    def on_consumer_gone(self, pull: LanePull) -> None:
+        """Drop the queued mail, because a recreated consumer redelivers it."""
         self._puller.remove(pull)
         if pull is self.pull:
             self.pull = None
             self._queue.clear()
-            self._lost.set()
+            self._consumer_lost.set()
 
-    async def _watch(self) -> None:
-        said = False
+    async def _hold_duty(self) -> None:
+        """Acquire and renew the lock. Start the duty with the lock, and stop it without."""
+        error_logged = False
         while True:
             try:
-                on = await (self._hold.keep() if self._hold.held else self._hold.take())
-                if on and self.pull is None:
-                    await self._begin()
-                elif not on:
-                    await self._end()
-                said = False
+                on_duty = await (self._lock.renew() if self._lock.held else self._lock.acquire())
+                if on_duty and self.pull is None:
+                    await self._start_duty()
+                elif not on_duty:
+                    await self._stop_duty()
+                error_logged = False
             except AIQueueError as error:
-                if not said:  # once, not every two seconds
-                    log.warning("mail on the bare subject is not brought to its inboxes: %s", error)
-                said = True
+                if not error_logged:  # once, not every two seconds
+                    log.warning("mail on the bare subject is not moved to inboxes; retrying: %s", error)
+                error_logged = True
             except Exception:
-                log.exception("routing mail")
+                log.exception("could not start or stop routing mail; retrying")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(KEEP_S if self._hold.held else TAKE_S):
-                    await self._lost.wait()
-            self._lost.clear()
+                async with asyncio.timeout(RENEW_EVERY_S if self._lock.held else ACQUIRE_EVERY_S):
+                    await self._consumer_lost.wait()
+            self._consumer_lost.clear()
 
-    async def _begin(self) -> None:
-        """Make the consumer anew: what the last process on duty had in hand comes again at once, and in order."""
+    async def _start_duty(self) -> None:
+        """Recreate the consumer: mail that the last process on duty held is redelivered at once, and in order."""
         stream = self._family.stream
         config = {
             "durable_name": CONSUMER,
@@ -121,17 +126,18 @@ class Duty:
         request = {"stream_name": stream, "config": config, "action": "create"}
         call = f"CONSUMER.CREATE.{stream}.{CONSUMER}.{config['filter_subject']}"
         try:
-            made = await self._connection.api(call, request)
+            created = await self._connection.api(call, request)
         except (ConfigMismatch, ServerError) as error:
-            raise ConfigMismatch(f"{stream}: no consumer {CONSUMER}: {error}") from None
+            raise ConfigMismatch(f"{stream}: consumer {CONSUMER} could not be created: {error}") from None
         lane = Lane(self._family.name, "*", CONSUMER)
-        self.pull = LanePull(lane, stream, CONSUMER, ACK_WAIT_S, pending=1, created=timestamp(made["created"]))
+        self.pull = LanePull(lane, stream, CONSUMER, ACK_WAIT_S, pending=1, created=timestamp(created["created"]))
         self._puller.add(self.pull)
-        if not self._on:
-            self._on = [asyncio.create_task(self._route_all()), asyncio.create_task(self._sweep_all())]
+        if not self._duty_tasks:
+            self._duty_tasks = [asyncio.create_task(self._route_all()), asyncio.create_task(self._sweep_all())]
 
-    async def _end(self) -> None:
-        tasks, self._on = self._on, []
+    async def _stop_duty(self) -> None:
+        """Stop routing and sweeping. Safe twice and unstarted."""
+        tasks, self._duty_tasks = self._duty_tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,129 +149,145 @@ class Duty:
     # -- the bare subject
 
     async def _route_all(self) -> None:
-        """One after the other, so that they come to an inbox as they were sent."""
+        """Route the queued mails one at a time, so that each inbox gets them in the order in which they were sent."""
         while True:
             while self._queue:
                 delivery = self._queue[0]
                 try:
                     await self._route(delivery)
-                    word = b"+ACK"
+                    reply = b"+ACK"
                 except AIQueueError as error:
-                    log.warning("mail on %s waits: %s", delivery.message.subject, error)
-                    await asyncio.sleep(AGAIN_S)
-                    continue  # it is tried again: those behind it may be of its conversation
+                    subject = delivery.message.subject
+                    log.warning("mail on %s could not be routed, retrying in %g s: %s", subject, ROUTE_RETRY_S, error)
+                    await asyncio.sleep(ROUTE_RETRY_S)
+                    continue  # with the same mail: later ones may be of its conversation
                 except Exception:
-                    log.exception("routing a mail on %s", delivery.message.subject)
-                    word = b'-NAK {"delay": 60000000000}'
+                    log.exception("mail on %s could not be routed, redelivered in 60 s", delivery.message.subject)
+                    reply = b'-NAK {"delay": 60000000000}'
                 if self._queue and self._queue[0] is delivery:
                     self._queue.popleft()
                 with contextlib.suppress(AIQueueError):
-                    self._connection.tell(delivery.reply, word)
-            self._came.clear()
-            await self._came.wait()
+                    self._connection.tell(delivery.reply, reply)
+            self._arrived.clear()
+            await self._arrived.wait()
 
     async def _route(self, delivery: Delivery) -> None:
-        """Store a mail in the inbox that it names, or in all of its tenant's roster. Stored twice, it is there
-        once: its Msg-Id tells its place on the bare subject.
+        """Store a mail in the inbox that it names or, without a target, in all inboxes of its tenant's roster.
+
+        A redelivered mail is not stored twice: its Msg-Id contains its sequence on the bare subject.
         """
         message = delivery.message
-        told = message.headers
-        if headers.COPY in told:
-            return  # of a mail that is in its inbox
-        found = envelope(
-            message.subject, delivery.seq, delivery.stored_at, told, default_kind=self._family.default_kind
+        if headers.COPY in message.headers:
+            return  # the mail itself is in its inbox
+        envelope = parse_envelope(
+            message.subject, delivery.seq, delivery.stored_at, message.headers, default_kind=self._family.default_kind
         )
-        if not subjects.TOKEN.fullmatch(found.tenant):
-            await self._return(delivery, found, "no_such_agent", f"tenant {found.tenant!r} is no token")
-        elif found.target:
-            await self._deliver(delivery, found, found.target)
+        if not subjects.TOKEN.fullmatch(envelope.tenant):
+            error = f"tenant {envelope.tenant!r} is not a valid token"
+            await self._bounce_or_dead_letter(delivery, envelope, "no_such_agent", error)
+        elif envelope.target:
+            await self._store_in_inbox(delivery, envelope, envelope.target)
         else:
-            names = [card.agent for card in await self._inboxes.presence.roster(found.tenant)]
-            others = [each for each in names if each != found.sender]
+            names = [card.agent for card in await self._inboxes.presence.roster(envelope.tenant)]
+            others = [each for each in names if each != envelope.sender]
             for each in others:
-                await self._deliver(delivery, found, each)
+                await self._store_in_inbox(delivery, envelope, each)
             if not others:
-                await self._return(delivery, found, "no_such_agent", "it names no target, and the roster is empty")
+                error = "the mail names no target, and the roster is empty"
+                await self._bounce_or_dead_letter(delivery, envelope, "no_such_agent", error)
 
-    async def _deliver(self, delivery: Delivery, found: Envelope, to: str) -> None:
-        hop = f"routed-{delivery.seq}-{int(delivery.stored_at)}"
-        message = delivery.message
+    async def _store_in_inbox(self, delivery: Delivery, envelope: Envelope, to: str) -> None:
+        """Store a mail in one inbox, or bounce it if the inbox refuses it."""
+        move = f"routed-{delivery.seq}-{int(delivery.stored_at)}"
+        message, broadcast = delivery.message, not envelope.target
         try:
-            await self._inboxes.forward(to, found, message.headers, message.data, hop, broadcast=not found.target)
+            await self._inboxes.forward(to, envelope, message.headers, message.data, move, broadcast=broadcast)
         except InboxFull as error:
-            await self._return(delivery, found, "inbox_full", str(error))
+            await self._bounce_or_dead_letter(delivery, envelope, "inbox_full", str(error))
         except BadInput as error:
             reason = "no_such_agent" if isinstance(error, InvalidToken) else "invalid"
-            await self._return(delivery, found, reason, str(error))
+            await self._bounce_or_dead_letter(delivery, envelope, reason, str(error))
 
-    async def _return(self, delivery: Delivery, found: Envelope, reason: str, error: str) -> None:
-        """Send a mail back that cannot be stored, and keep it as a dead letter where nobody can be told."""
-        target = found.target if found.target and subjects.TOKEN.fullmatch(found.target) else "nobody"
-        if subjects.TOKEN.fullmatch(found.tenant) and await self._inboxes.bounce(found, target, reason, error):
+    async def _bounce_or_dead_letter(self, delivery: Delivery, envelope: Envelope, reason: str, error: str) -> None:
+        """Bounce a mail that cannot be stored. If nobody can get the bounce, dead-letter the mail."""
+        target = envelope.target if envelope.target and subjects.TOKEN.fullmatch(envelope.target) else "nobody"
+        if subjects.TOKEN.fullmatch(envelope.tenant) and await self._inboxes.bounce(envelope, target, reason, error):
             return
-        await _bury(self._dead, self._family.name, found, delivery.seq, delivery.stored_at, reason, error,
-                    delivery.message.headers, delivery.message.data)  # fmt: skip
+        await _dead_letter(
+            self._dead, self._family.name, envelope, delivery.seq, delivery.stored_at, reason, error,
+            delivery.message.headers, delivery.message.data,
+        )  # fmt: skip
 
     # -- inboxes of agents that are away
 
     async def _sweep_all(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_EVERY_S)
             try:
                 await self.sweep()
             except AIQueueError as error:
-                log.info("expired mail is looked for later: %s", error)
+                log.info("could not look for expired mail, retrying in %g s: %s", SWEEP_EVERY_S, error)
             except Exception:
-                log.exception("looking for expired mail")
+                log.exception("could not look for expired mail, retrying in %g s", SWEEP_EVERY_S)
 
     async def sweep(self) -> int:
-        """Send back what has expired in the inboxes of agents that are offline, and what lies where no agent can come,
-        its id being no token; how much that was. It looks at most at
-        SWEPT_MAILS_MAX mails and SWEPT_BYTES_MAX bytes, and the next sweep goes on from there. An agent that is online
-        sends its own back.
+        """Remove mail from inboxes and return it to its senders. Return the number of removed mails.
+
+        1. The agent is offline: its expired mail is removed. An online agent bounces its expired mail itself.
+        2. The inbox has a tenant or agent that is not a valid token: all its mail is removed.
+
+        Reads at most SWEPT_MAILS_MAX mails and SWEPT_BYTES_MAX bytes. The next sweep continues from there.
         """
         counts = await self._inboxes.counts()
         online = await self._inboxes.presence.online()
-        away = sorted(each for each in counts if each not in online)
-        away = [each for each in away if each >= self._swept] + [each for each in away if each < self._swept]
-        left, left_bytes, returned = SWEPT_MAILS_MAX, SWEPT_BYTES_MAX, 0
+        offline = sorted(each for each in counts if each not in online)
+        offline = [each for each in offline if each >= self._sweep_from] + [
+            each for each in offline if each < self._sweep_from
+        ]
+        mails_left, bytes_left, removed = SWEPT_MAILS_MAX, SWEPT_BYTES_MAX, 0
         max_age_s = self._inboxes.max_age_s
-        for tenant, agent in away:
-            self._swept = tenant, agent
-            real = subjects.TOKEN.fullmatch(tenant) and subjects.TOKEN.fullmatch(agent)
-            async for mail in self._inboxes.read_all(f"ai.{self._family.name}.{tenant}.{agent}"):
-                left -= 1
-                left_bytes -= len(mail.body)
+        for tenant, agent in offline:
+            self._sweep_from = tenant, agent
+            is_valid = subjects.TOKEN.fullmatch(tenant) and subjects.TOKEN.fullmatch(agent)
+            async for mail in self._inboxes.read_all(subjects.inbox_filter(self._family.name, tenant, agent)):
+                mails_left -= 1
+                bytes_left -= len(mail.body)
                 age_s = time.time() - mail.stored_at
-                if not real:
-                    returned += await self._give_up(
-                        mail, "nobody", "no_such_agent", f"{agent!r} of {tenant!r}: no token"
-                    )
+                if not is_valid:
+                    error = f"{agent!r} of {tenant!r} is not a valid token"
+                    removed += await self._remove_from_inbox(mail, "nobody", "no_such_agent", error)
                 elif mail.envelope.expired(time.time()) or (max_age_s and age_s >= OLD_PART * max_age_s):
-                    returned += await self._give_up(mail, agent, "expired", "its time was over before the agent came")
-                if left <= 0 or left_bytes <= 0:
-                    return returned
-        self._swept = ("", "")
-        return returned
+                    error = "the mail expired while the agent was offline"
+                    removed += await self._remove_from_inbox(mail, agent, "expired", error)
+                if mails_left <= 0 or bytes_left <= 0:
+                    return removed
+        self._sweep_from = ("", "")
+        return removed
 
-    async def _give_up(self, mail: Unread, agent: str, reason: str, error: str) -> bool:
-        told = await self._inboxes.bounce(mail.envelope, agent, reason, error)
-        if not told and mail.envelope.kind != BOUNCE:
+    async def _remove_from_inbox(self, mail: Unread, agent: str, reason: str, error: str) -> bool:
+        """Bounce a mail, or dead-letter it if nobody can get the bounce. Then delete it from its inbox.
+
+        Return False if the mail is still there.
+        """
+        bounced = await self._inboxes.bounce(mail.envelope, agent, reason, error)
+        if not bounced and mail.envelope.kind != BOUNCE:
             try:
-                await _bury(self._dead, self._family.name, mail.envelope, mail.seq, mail.stored_at, reason, error,
-                            mail.headers, mail.body)  # fmt: skip
+                await _dead_letter(
+                    self._dead, self._family.name, mail.envelope, mail.seq, mail.stored_at, reason, error,
+                    mail.headers, mail.body,
+                )  # fmt: skip
             except QueueFull:
                 return False
         return await self._connection.delete(self._family.stream, mail.seq)
 
 
-async def _bury(
-    dead: DeadLetters, family: str, found: Envelope, seq: int, stored_at: float, reason: str, error: str,
-    told: Mapping[str, str], body: bytes,
+async def _dead_letter(
+    dead: DeadLetters, family: str, envelope: Envelope, seq: int, stored_at: float, reason: str, error: str,
+    mail_headers: Mapping[str, str], body: bytes,
 ) -> None:  # fmt: skip
-    target = found.target if found.target and subjects.TOKEN.fullmatch(found.target) else subjects.NORMAL
-    obituary = FailedJob(
-        job_id=found.mail_id, kind=found.kind, lane=Lane(family, found.tenant, target), seq=seq, reason=reason,
+    target = envelope.target if envelope.target and subjects.TOKEN.fullmatch(envelope.target) else subjects.NORMAL
+    failed = FailedJob(
+        job_id=envelope.mail_id, kind=envelope.kind, lane=Lane(family, envelope.tenant, target), seq=seq, reason=reason,
         error=error, attempt=0, worker=CONSUMER, enqueued_at=stored_at, history=[],
     )  # fmt: skip
-    await dead.add(obituary, told, body)
+    await dead.add(failed, mail_headers, body)

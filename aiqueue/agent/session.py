@@ -1,8 +1,8 @@
-"""All agents that one client runs: one puller for their inboxes, one thread for their leases, their presence.
+"""All agents that one client runs: they share one puller for their inboxes, one thread for their leases, one router.
 
-An inbox is served by one process at a time, which holds its presence key. Who takes the key makes the inbox's consumer
-anew, under a name of its own: what its predecessor left unacknowledged comes again at once and in order, and what that
-one may still say is said to a consumer that is no more (docs/decisions/inboxes.md).
+One process at a time serves an inbox: the one that holds the inbox's presence lock. A process that acquires the lock
+recreates the inbox's consumer under a new name. So the mail that its predecessor did not acknowledge is redelivered at
+once and in order, and late acks of the predecessor go to a consumer that no longer exists (docs/decisions/inboxes.md).
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from ..client import Client
 from ..connection import delivery_number, timestamp
 from ..errors import AIQueueError, BadInput, ConfigMismatch, NotFound, ServerError
 from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Leases, Puller
-from ..mailbox import Hold
+from ..mailbox import PresenceLock
 from ..subjects import Lane
 from .inbox_worker import InboxWorker
-from .router import Duty
+from .router import MailRouter
 
-log = logging.getLogger("aiqueue.agent")
+log = logging.getLogger(__name__)
 
 AGENTS_MAX = 500  # of one client: each has a standing pull
-HELD_MAX = 1_024  # mails in the hands of all agents of a client; above it fewer are asked for at once
-ROOM_MIN = 64
-WINDOW_MIN, WINDOW_PER_SLOT = 32, 16  # mails in the hands of one agent, at most
-TTL_S = 30.0  # a process that died leaves its inboxes after so long
-KEEP_S = 10.0
-TAKE_S = 2.0  # how often one that stands by looks
-TEND_S = 1.0
-MAKE_AT_ONCE_MAX = 16
-DEATHS_MAX = 3  # of processes in a row over one mail, which is then given up
+HELD_MAX = 1_024  # mails that all agents of a client hold; near it fewer are requested at once
+CAPACITY_MIN = 64
+WINDOW_MIN, WINDOW_PER_SLOT = 32, 16  # limit of the mails that one agent holds: a minimum, and a number per slot
+LOCK_TTL_S = 30.0  # the locks of a process that died expire after so long
+RENEW_EVERY_S = 10.0
+ACQUIRE_EVERY_S = 2.0  # how often a process that stands by tries to acquire the lock
+CHECK_EVERY_S = 1.0
+CONCURRENT_CREATES_MAX = 16
+DEATHS_MAX = 3  # of processes in a row over one mail, which is then dead-lettered
 
-_rooms: WeakKeyDictionary[Client, AgentSession] = WeakKeyDictionary()
+_sessions: WeakKeyDictionary[Client, AgentSession] = WeakKeyDictionary()
 
 
-class _Post:
-    """An agent in this room, and its hold on the inbox."""
+class _Member:
+    """An agent in this session, with the lock of its inbox."""
 
-    def __init__(self, desk: InboxWorker, hold: Hold) -> None:
-        self.desk = desk
-        self.hold = hold
-        self.tender: asyncio.Task[None] | None = None
-        self.lost = asyncio.Event()  # its consumer is gone
-        self.heard = 0  # the number of its consumer's last delivery
-        self.former = ""  # a consumer of our own that is to be made anew
-        self.said = False
+    def __init__(self, inbox_worker: InboxWorker, lock: PresenceLock) -> None:
+        self.inbox_worker = inbox_worker
+        self.lock = lock
+        self.lock_task: asyncio.Task[None] | None = None
+        self.consumer_lost = asyncio.Event()
+        self.last_number = 0  # of the deliveries of the present consumer
+        self.replaced_consumer = ""  # name of this process's own consumer that is to be recreated
+        self.error_logged = False
 
 
 class AgentSession:
-    """See the module. Made by the first agent that a client runs, ended with the last."""
+    """See the module. The first agent that a client runs creates it; it closes with the last agent."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -64,196 +64,203 @@ class AgentSession:
         self._wake = asyncio.Event()
         self._puller = Puller(self._connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
         self._leases = Leases(self._connection, shortest_s=self._family.ack_wait_s)
-        self._duty = Duty(self._inboxes, client.dead, self._puller)
-        self._posts: dict[LanePull, _Post] = {}
-        self._all: set[_Post] = set()
-        self._making = asyncio.Semaphore(MAKE_AT_ONCE_MAX)
-        self._consumers: dict[str, dict[str, Any]] = {}  # by their filters, as last listed
-        self._listed = 0.0
-        self._engine: asyncio.Task[None] | None = None
-        self._opened: asyncio.Task[None] | None = None
+        self._router = MailRouter(self._inboxes, client.dead, self._puller)
+        self._by_pull: dict[LanePull, _Member] = {}
+        self._members: set[_Member] = set()
+        self._create_limit = asyncio.Semaphore(CONCURRENT_CREATES_MAX)
+        self._consumers: dict[str, dict[str, Any]] = {}  # by filter subject, as last listed
+        self._listed_at = 0.0
+        self._pull_task: asyncio.Task[None] | None = None
+        self._open_task: asyncio.Task[None] | None = None
 
     @classmethod
     def of(cls, client: Client) -> AgentSession:
-        """The room of a client."""
-        room = _rooms.get(client)
-        if room is None:
-            room = _rooms[client] = cls(client)
-        return room
+        """Return the session of a client, and create it if there is none."""
+        session = _sessions.get(client)
+        if session is None:
+            session = _sessions[client] = cls(client)
+        return session
 
-    async def join(self, desk: InboxWorker) -> None:
-        """Have an agent's mail come in, as soon as no other process serves its inbox: that is tried once before this
-        returns. Raises BadInput, NotFound, Unavailable.
+    async def join(self, inbox_worker: InboxWorker) -> None:
+        """Serve an agent's inbox as soon as no other process does. This is tried once before the method returns.
+
+        Raises BadInput, NotFound, Unavailable.
         """
-        if len(self._all) >= AGENTS_MAX:
+        if len(self._members) >= AGENTS_MAX:
             raise BadInput(f"a client runs at most {AGENTS_MAX} agents: connect another one")
-        terms = desk.terms
-        post = _Post(desk, self._inboxes.presence.hold(terms.tenant, terms.name, TTL_S))
-        self._all.add(post)
-        desk.leases, desk.changed = self._leases, self._wake.set
+        spec = inbox_worker.spec
+        member = _Member(inbox_worker, self._inboxes.presence.inbox_lock(spec.tenant, spec.name, LOCK_TTL_S))
+        self._members.add(member)
+        inbox_worker.leases, inbox_worker.changed = self._leases, self._wake.set
         try:
-            if self._opened is None:
-                self._opened = asyncio.create_task(self._open())
-            await asyncio.shield(self._opened)
-            if await post.hold.take():
-                await self._serve(post)
+            if self._open_task is None:
+                self._open_task = asyncio.create_task(self._open())
+            await asyncio.shield(self._open_task)
+            if await member.lock.acquire():
+                await self._serve(member)
         except BaseException:
-            await self._leave(post)
+            await self._remove(member)
             raise
-        post.tender = asyncio.create_task(self._tend(post))
+        member.lock_task = asyncio.create_task(self._hold_inbox(member))
 
-    async def leave(self, desk: InboxWorker) -> None:
-        """Take no more of an agent's mail, and let it finish what it has begun. Safe twice."""
-        for post in [each for each in self._all if each.desk is desk]:
-            await self._leave(post)
+    async def leave(self, inbox_worker: InboxWorker) -> None:
+        """Stop serving an agent's inbox, and let its running handlers finish. Safe twice."""
+        for member in [each for each in self._members if each.inbox_worker is inbox_worker]:
+            await self._remove(member)
 
-    async def _leave(self, post: _Post) -> None:
-        await post.desk.drain()  # while replies still come in, and the inbox is still held
-        if post.tender is not None:
-            post.tender.cancel()
-            await asyncio.wait([post.tender])
-        await self._unserve(post)
-        await post.hold.release()
-        self._all.discard(post)
-        if not self._all and _rooms.get(self._client) is self:
-            del _rooms[self._client]
+    async def _remove(self, member: _Member) -> None:
+        await member.inbox_worker.drain()  # while replies still arrive and the inbox is still locked
+        if member.lock_task is not None:
+            member.lock_task.cancel()
+            await asyncio.wait([member.lock_task])
+        await self._unserve(member)
+        await member.lock.release()
+        self._members.discard(member)
+        if not self._members and _sessions.get(self._client) is self:
+            del _sessions[self._client]
             await self._close()
 
     async def _open(self) -> None:
         await self._puller.open()
         self._leases.start()
-        self._engine = asyncio.create_task(self._pull())
-        self._duty.start()
+        self._pull_task = asyncio.create_task(self._run_pulls())
+        self._router.start()
 
     async def _close(self) -> None:
-        if self._opened is not None:
-            await asyncio.wait([self._opened])
-        await self._duty.stop()
-        if self._engine is not None:
-            self._engine.cancel()
-            await asyncio.wait([self._engine])
+        if self._open_task is not None:
+            await asyncio.wait([self._open_task])
+        await self._router.stop()
+        if self._pull_task is not None:
+            self._pull_task.cancel()
+            await asyncio.wait([self._pull_task])
         await self._puller.close()
         await self._leases.stop()
 
-    # -- the engine
+    # -- pulling
 
-    async def _pull(self) -> None:
-        """Keep the pulls at what may be held, whenever something has changed, and look once a second if all is well."""
-        tended = 0.0
+    async def _run_pulls(self) -> None:
+        """Request as many mails as may be held, whenever something has changed. Drop lost pulls once a second."""
+        checked_at = 0.0
         while True:
             try:
                 now = time.monotonic()
-                if now - tended >= TEND_S:
-                    tended = now
+                if now - checked_at >= CHECK_EVERY_S:
+                    checked_at = now
                     self._puller.drop_lost_pulls()
-                held = sum(post.desk.held for post in self._all) + self._duty.held
-                room = max(ROOM_MIN, HELD_MAX - held)
-                self._puller.refill(room // 2, room // 2)
+                held = sum(member.inbox_worker.held for member in self._members) + self._router.held
+                capacity = max(CAPACITY_MIN, HELD_MAX - held)
+                self._puller.refill(capacity // 2, capacity // 2)
             except Exception:
-                log.exception("pulling mail")  # and again in a second
+                log.exception("could not pull mail, retrying in %g s", CHECK_EVERY_S)
             try:
-                async with asyncio.timeout(TEND_S):
+                async with asyncio.timeout(CHECK_EVERY_S):
                     await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        post = self._posts.get(delivery.lane)
-        if post is not None:
+        member = self._by_pull.get(delivery.lane)
+        if member is not None:
             number = delivery_number(delivery.reply)
-            if number > post.heard + 1:
-                self._on_gap(post, delivery.lane)
+            if number > member.last_number + 1:
+                self._on_gap(member, delivery.lane)
             else:
-                post.heard = number
-                post.desk.on_delivery(delivery)
-        elif delivery.lane is self._duty.pull:
-            self._duty.on_delivery(delivery)
+                member.last_number = number
+                member.inbox_worker.on_delivery(delivery)
+        elif delivery.lane is self._router.pull:
+            self._router.on_delivery(delivery)
         self._wake.set()
 
-    def _on_gap(self, post: _Post, pull: LanePull) -> None:
-        """Deliveries were lost on their way here: a server has died with them. They would come again when their leases
-        run out, after newer mail; so the consumer is made anew.
+    def _on_gap(self, member: _Member, pull: LanePull) -> None:
+        """Recreate the consumer, because deliveries were lost: a server died with them.
+
+        Otherwise they would be redelivered when their leases expire, after newer mail.
         """
-        post.former = pull.consumer
+        member.replaced_consumer = pull.consumer
         self._on_gone(pull)
 
     def _on_gone(self, pull: LanePull) -> None:
-        post = self._posts.pop(pull, None)
-        if post is None:
-            self._duty.gone(pull)
+        member = self._by_pull.pop(pull, None)
+        if member is None:
+            self._router.on_consumer_gone(pull)
             return
         self._puller.remove(pull)
-        if post.desk.pull is pull:
-            post.desk.pull = None
-            post.desk.forget_waiting()
-        post.lost.set()
+        if member.inbox_worker.pull is pull:
+            member.inbox_worker.pull = None
+            member.inbox_worker.drop_unstarted()
+        member.consumer_lost.set()
 
     # -- one agent
 
-    async def _tend(self, post: _Post) -> None:
-        """Keep the hold on an inbox, win it where it is another's, and mend what is lost."""
-        terms = post.desk.terms
+    async def _hold_inbox(self, member: _Member) -> None:
+        """Acquire and renew the lock of an inbox. Serve the inbox with the lock, and recreate a lost consumer."""
+        spec = member.inbox_worker.spec
         while True:
             try:
-                async with asyncio.timeout(KEEP_S if post.desk.active else TAKE_S):
-                    await post.lost.wait()
+                async with asyncio.timeout(RENEW_EVERY_S if member.inbox_worker.active else ACQUIRE_EVERY_S):
+                    await member.consumer_lost.wait()
                 await asyncio.sleep(RECREATE_AFTER_S)
             except TimeoutError:
                 pass
-            post.lost.clear()
+            member.consumer_lost.clear()
             try:
-                held = await (post.hold.keep() if post.hold.held else post.hold.take())
-                if held and not post.desk.active:
-                    await self._serve(post)
-                elif not held and post.desk.active:
-                    log.warning("agent %s of %s: another process serves its inbox", terms.name, terms.tenant)
-                    await self._unserve(post)
-                    await post.desk.abandon()
-                post.said = False
+                held = await (member.lock.renew() if member.lock.held else member.lock.acquire())
+                if held and not member.inbox_worker.active:
+                    await self._serve(member)
+                elif not held and member.inbox_worker.active:
+                    log.warning("agent %s of %s: another process serves the inbox now", spec.name, spec.tenant)
+                    await self._unserve(member)
+                    await member.inbox_worker.abandon()
+                member.error_logged = False
             except AIQueueError as error:
-                if not post.said:  # once, not every two seconds
-                    log.warning("agent %s of %s: %s", terms.name, terms.tenant, error)
-                post.said = True
+                if not member.error_logged:  # once, not every two seconds
+                    log.warning("agent %s of %s: inbox not served, retrying: %s", spec.name, spec.tenant, error)
+                member.error_logged = True
             except Exception:
-                log.exception("agent %s of %s", terms.name, terms.tenant)
+                log.exception("agent %s of %s: inbox not served, retrying", spec.name, spec.tenant)
 
-    async def _serve(self, post: _Post) -> None:
-        terms, family = post.desk.terms, self._family
-        key = Lane(family.name, terms.tenant, terms.name)
-        window = min(family.max_ack_pending, HELD_MAX, max(WINDOW_MIN, WINDOW_PER_SLOT * terms.concurrency))
-        async with self._making:
-            name, created, left = await self._make(subjects.inbox(*key), key, window)
-        if left is not None and left["num_ack_pending"] and left["name"] != post.former:
-            oldest = await self._connection.first(family.stream, subjects.inbox(*key))
+    async def _serve(self, member: _Member) -> None:
+        """Create the inbox's consumer and pull from it.
+
+        If a dead process left a consumer with mail, record its death and let the inbox worker handle that mail singly.
+        """
+        spec, family = member.inbox_worker.spec, self._family
+        lane = Lane(family.name, spec.tenant, spec.name)
+        window = min(family.max_ack_pending, HELD_MAX, max(WINDOW_MIN, WINDOW_PER_SLOT * spec.concurrency))
+        async with self._create_limit:
+            name, created, replaced = await self._create_consumer(subjects.inbox(*lane), lane, window)
+        if replaced is not None and replaced["num_ack_pending"] and replaced["name"] != member.replaced_consumer:
+            oldest = await self._connection.first(family.stream, subjects.inbox(*lane))
             if oldest is not None:
-                died = await self._inboxes.presence.died(terms.tenant, terms.name, oldest.seq)
-                suspect = oldest.seq if died >= DEATHS_MAX else 0
-                post.desk.beware(left["delivered"]["stream_seq"], suspect)
-        pull = LanePull(key, family.stream, name, family.ack_wait_s, pending=1, created=created)
-        post.heard, post.former = 0, ""
-        post.desk.pull = pull
-        self._posts[pull] = post
+                deaths = await self._inboxes.presence.record_death(spec.tenant, spec.name, oldest.seq)
+                suspect_seq = oldest.seq if deaths >= DEATHS_MAX else 0
+                member.inbox_worker.handle_singly_until(replaced["delivered"]["stream_seq"], suspect_seq)
+        pull = LanePull(lane, family.stream, name, family.ack_wait_s, pending=1, created=created)
+        member.last_number, member.replaced_consumer = 0, ""
+        member.inbox_worker.pull = pull
+        self._by_pull[pull] = member
         self._puller.add(pull)
         self._wake.set()
 
-    async def _unserve(self, post: _Post) -> None:
-        """Take the agent's consumer away: the next one begins with what is not acknowledged."""
-        pull, post.desk.pull = post.desk.pull, None
+    async def _unserve(self, member: _Member) -> None:
+        """Delete the agent's consumer. The next consumer starts with the mail that is not acknowledged."""
+        pull, member.inbox_worker.pull = member.inbox_worker.pull, None
         if pull is None:
             return
-        self._posts.pop(pull, None)
+        self._by_pull.pop(pull, None)
         self._puller.remove(pull)
         with contextlib.suppress(AIQueueError):
-            await self._connection.flush()  # the acks first
+            await self._connection.flush()  # so that the acks arrive first
             await self._connection.api(f"CONSUMER.DELETE.{pull.stream}.{pull.consumer}", timeout=2.0)
 
-    async def _make(self, subject: str, key: Lane, window: int) -> tuple[str, float, dict[str, Any] | None]:
-        """A consumer for an inbox, of a name that none has had: its name, when it was made, and the one that a dead
-        process has left, which goes first.
+    async def _create_consumer(self, subject: str, lane: Lane, window: int) -> tuple[str, float, dict[str, Any] | None]:
+        """Create a consumer for an inbox, under a new name.
+
+        Return its name, when it was created, and the info of the consumer that it replaced. None: it replaced none.
         """
         family = self._family
-        prefix, left = f"{key.tenant}-{key.priority}-", None
+        prefix, replaced = f"{lane.tenant}-{lane.priority}-", None
         name = prefix + subjects.new_id()
         config = {
             "durable_name": name,
@@ -263,41 +270,45 @@ class AgentSession:
             "max_ack_pending": window,
             "max_deliver": family.max_deliver,
             "inactive_threshold": round(family.inactive_threshold_s * 1e9),
-            "mem_storage": True,  # what it knows is of no use to the next one
+            "mem_storage": True,  # its state is not used by the next consumer
         }
         request = {"stream_name": family.stream, "config": config, "action": "create"}
         call = f"CONSUMER.CREATE.{family.stream}.{name}.{subject}"
         try:
-            made = await self._connection.api(call, request)
+            created = await self._connection.api(call, request)
         except (ConfigMismatch, ServerError):
-            left = await self._evict(subject, prefix)
-            made = await self._connection.api(call, request)
-        return name, timestamp(made["created"]), left
+            replaced = await self._delete_leftover(subject, prefix)
+            created = await self._connection.api(call, request)
+        return name, timestamp(created["created"]), replaced
 
-    async def _evict(self, subject: str, prefix: str) -> dict[str, Any] | None:
+    async def _delete_leftover(self, subject: str, prefix: str) -> dict[str, Any] | None:
+        """Delete the consumer that another process left on an inbox and return its info; None if there is none.
+
+        Raises ConfigMismatch if the consumer was not created by an agent session.
+        """
         left = self._consumers.pop(subject, None)
-        if left is None and time.monotonic() - self._listed > 1.0:
-            self._consumers = await self._list()
-            self._listed = time.monotonic()
+        if left is None and time.monotonic() - self._listed_at > 1.0:
+            self._consumers = await self._list_consumers()
+            self._listed_at = time.monotonic()
             left = self._consumers.pop(subject, None)
         if left is None:
             return None
         if not left["name"].startswith(prefix):
-            raise ConfigMismatch(f"consumer {left['name']} of another program takes the mail of {subject}: delete it")
+            raise ConfigMismatch(f"consumer {left['name']} of another program gets the mail of {subject}: delete it")
         with contextlib.suppress(NotFound):
             await self._connection.api(f"CONSUMER.DELETE.{self._family.stream}.{left['name']}")
         return left
 
-    async def _list(self) -> dict[str, dict[str, Any]]:
-        """The consumers of the stream by their filters, page by page."""
+    async def _list_consumers(self) -> dict[str, dict[str, Any]]:
+        """Return the consumers of the stream by their filter subjects."""
         found: dict[str, dict[str, Any]] = {}
         offset = 0
         while True:
             page: dict[str, Any] = await self._connection.api(
                 f"CONSUMER.LIST.{self._family.stream}", {"offset": offset}
             )
-            some = page.get("consumers") or []
-            found |= {each["config"].get("filter_subject", ""): each for each in some}
-            offset += len(some)
-            if not some or offset >= page["total"]:
+            consumers = page.get("consumers") or []
+            found |= {each["config"].get("filter_subject", ""): each for each in consumers}
+            offset += len(consumers)
+            if not consumers or offset >= page["total"]:
                 return found

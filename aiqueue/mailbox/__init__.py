@@ -1,4 +1,4 @@
-"""Mail between agents: its form, the inboxes that store it, and which agents there are.
+"""Mail between agents: its form, the inboxes that store it, the roster of agents and their presence.
 
 May not handle mail: that is `agent`.
 """
@@ -6,10 +6,10 @@ May not handle mail: that is `agent`.
 from __future__ import annotations
 
 from .inbox import Inboxes, InboxStats, Sent, Unread
-from .mail import BOUNCE, Bounce, Correspondent, Envelope, Mail, envelope
-from .presence import Hold
+from .mail import BOUNCE, Bounce, Envelope, Mail, ReplySender, parse_envelope
+from .presence import PresenceLock
 
 __all__ = [
-    "BOUNCE", "Bounce", "Correspondent", "Envelope", "Hold", "InboxStats", "Inboxes", "Mail", "Sent", "Unread",
-    "envelope",
+    "BOUNCE", "Bounce", "Envelope", "InboxStats", "Inboxes", "Mail", "PresenceLock", "ReplySender", "Sent", "Unread",
+    "parse_envelope",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Agents' inboxes: mail is put there whether the agent runs or not, and stays until it is handled.
+"""Agents' inboxes: mail is stored there whether the agent runs or not, and stays until it is handled.
 
-An inbox is a subject of the stream, ``ai.agent.message.{tenant}.{agent}``: it costs nothing while it is empty. What is
-stored there is shown to plain subscribers of the guide's bare subject too, as a copy (docs/decisions/inboxes.md).
+An inbox is a subject of the stream, ``ai.agent.message.{tenant}.{agent}``: an empty inbox costs nothing. A copy of each
+stored mail is published on the bare subject, for plain subscribers (docs/decisions/inboxes.md).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..enqueue import parse_duration
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
 from ..job import Message
 from ..topology import Topology
-from .mail import Bounce, Envelope, envelope
+from .mail import Bounce, Envelope, parse_envelope
 from .presence import Card, Presence
 
-AT_ONCE_MAX = 64  # stores of one broadcast that are under way
-OLDEST_MAX = 1_000  # inboxes that are asked for their oldest mail
+CONCURRENT_STORES_MAX = 64  # of one broadcast
+OLDEST_MAX = 1_000  # inboxes whose oldest mail `stats` reads
 
 
 class Sent(NamedTuple):
-    """A stored mail. `duplicate`: it had been stored before, under the same `unique`."""
+    """A stored mail. `duplicate`: a mail with the same `unique` was stored before."""
 
     mail_id: str
     tenant: str
@@ -36,7 +36,7 @@ class Sent(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A mail as it lies in an inbox. `stored_at`: seconds since the epoch."""
+    """A mail that is stored in an inbox. `stored_at`: seconds since the epoch."""
 
     seq: int
     stored_at: float
@@ -46,7 +46,11 @@ class Unread(NamedTuple):
 
 
 class InboxStats(NamedTuple):
-    """An inbox. `card` None: not registered. `online_since` and `oldest_at` (None: no) are seconds since the epoch."""
+    """The state of one inbox. Times are seconds since the epoch.
+
+    `card` is None if the agent is not registered, `online_since` if no process serves the inbox, `oldest_at` if the
+    inbox is empty or was not read.
+    """
 
     tenant: str
     agent: str
@@ -57,7 +61,7 @@ class InboxStats(NamedTuple):
 
 
 class Inboxes:
-    """The inboxes of all tenants, for those who send, look or register; handling mail is an `Agent`'s."""
+    """The inboxes of all tenants: send and read mail, register agents. Mail is handled by an `Agent`."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self.connection = connection
@@ -74,23 +78,25 @@ class Inboxes:
         capabilities: Sequence[str] = (),
         description: str = "",
     ) -> Card:
-        """Put an agent on the roster before it first runs: it gets broadcasts from now on. Done again, the card is
-        replaced. Raises BadInput (InvalidToken), QueueFull, Unavailable, NotFound.
+        """Put an agent on the roster, so that it gets broadcasts before it first runs; or replace its card.
+
+        Raises BadInput (InvalidToken), QueueFull, Unavailable, NotFound.
         """
         return await self.presence.register(
             tenant, agent, kinds=kinds, capabilities=capabilities, description=description
         )
 
     async def remove(self, agent: str, *, tenant: str) -> int:
-        """Take an agent off the roster and delete its unread mail; how much that was. Raises as `create`, and BadInput
-        while a process serves the inbox.
+        """Remove an agent from the roster and delete its unread mail. Return the number of deleted mails.
+
+        Raises what `create` raises, and BadInput while a process serves the inbox.
         """
         subject = subjects.inbox(self.family.name, tenant, agent)
         if (tenant, agent) in await self.presence.online(tenant):
             raise BadInput(f"agent {agent} of {tenant} is online: stop it first")
         await self.presence.unregister(tenant, agent)
-        answer = await self.connection.api(f"STREAM.PURGE.{self.family.stream}", {"filter": subject})
-        return int(answer.get("purged", 0))
+        response = await self.connection.api(f"STREAM.PURGE.{self.family.stream}", {"filter": subject})
+        return int(response.get("purged", 0))
 
     async def send(
         self,
@@ -106,22 +112,24 @@ class Inboxes:
         extra: Mapping[str, str] | None = None,
         timeout: str | float = 30.0,
     ) -> Sent:
-        """Store one mail in an agent's inbox, whether that runs or not.
+        """Store one mail in an agent's inbox, whether the agent runs or not.
 
-        `sender` is who gets a bounce or a reply; None: nobody. `conversation` (default: a new one) holds mails
-        together, and those of one are handled in the order in which they were stored. `expires` (seconds from now, or
-        "5m"): a mail not handled by then goes back to its sender. `unique` is the mail's id: a second one to the same
-        agent within the stream's duplicate window (2 minutes) is not stored.
+        - `sender`: the agent that gets a reply or a bounce. None: no agent does.
+        - `conversation` (default: a new one): mails of one conversation are handled in the order in which they were
+          stored.
+        - `expires` (seconds from now, or "5m"): a mail that is not handled by then is returned to its sender.
+        - `unique`: the mail's id. A second mail with this id to the same agent is not stored within the stream's
+          duplicate window (2 minutes).
 
         Raises BadInput (InvalidToken, EncodeError, TooLarge), InboxFull, StreamFull, Unavailable (see its
         `maybe_stored`), NotFound, AccessDenied.
         """
         subject = subjects.inbox(self.family.name, tenant, to)
         mail_id = subjects.new_id() if unique is None else subjects.token("unique key", unique)
-        told = self._headers(message, mail_id, sender, conversation, correlation, expires, extra)
-        body = _body(message)
-        sent = await self._store(subject, to, tenant, mail_id, told, body, parse_duration("timeout", timeout))
-        self._copy(tenant, {**told, headers.TARGET: to}, sent, body)
+        mail_headers = self._make_headers(message, mail_id, sender, conversation, correlation, expires, extra)
+        body = _encode(message)
+        sent = await self._store(subject, to, tenant, mail_id, mail_headers, body, parse_duration("timeout", timeout))
+        self._publish_copy(tenant, {**mail_headers, headers.TARGET: to}, sent, body)
         return sent._replace(duplicate=sent.duplicate and unique is not None)
 
     async def broadcast(
@@ -135,118 +143,131 @@ class Inboxes:
         extra: Mapping[str, str] | None = None,
         timeout: str | float = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
-        """Store a mail in every inbox of the tenant's roster but the sender's, and tell for each agent what became of
-        it. Raises as `send`, but an error about one inbox is told in its place. An agent that does not handle its kind
-        lets it be.
+        """Store a mail in every inbox of the tenant's roster except the sender's. Return the outcome for each agent.
+
+        An error about one inbox is returned as that agent's outcome. An agent without a handler for the kind ignores
+        the mail. Raises what `send` raises.
         """
         subjects.token("tenant", tenant)
         timeout_s, mail_id = parse_duration("timeout", timeout), subjects.new_id()
-        told, body = self._headers(message, mail_id, sender, conversation, None, expires, extra), _body(message)
-        told[headers.BROADCAST] = "1"
+        mail_headers = self._make_headers(message, mail_id, sender, conversation, None, expires, extra)
+        body = _encode(message)
+        mail_headers[headers.BROADCAST] = "1"
         names = [card.agent for card in await self.presence.roster(tenant) if card.agent != sender]
-        gate = asyncio.Semaphore(AT_ONCE_MAX)
+        limit = asyncio.Semaphore(CONCURRENT_STORES_MAX)
 
         async def store(agent: str) -> Sent | AIQueueError:
             subject = subjects.inbox(self.family.name, tenant, agent)
-            async with gate:
+            async with limit:
                 try:
-                    return await self._store(subject, agent, tenant, mail_id, told, body, timeout_s)
+                    return await self._store(subject, agent, tenant, mail_id, mail_headers, body, timeout_s)
                 except AIQueueError as error:
                     return error
 
         outcomes = dict(zip(names, await asyncio.gather(*map(store, names)), strict=True))
         stored = next((each for each in outcomes.values() if isinstance(each, Sent)), None)
         if stored is not None:
-            self._copy(tenant, told, stored, body)
+            self._publish_copy(tenant, mail_headers, stored, body)
         return outcomes
 
     async def forward(
-        self, to: str, found: Envelope, told: Mapping[str, str], body: bytes, hop: str, *, broadcast: bool
+        self, to: str, envelope: Envelope, mail_headers: Mapping[str, str], body: bytes, move: str, *, broadcast: bool
     ) -> None:
-        """Store what came on the bare subject in an agent's inbox. Done twice under one `hop`, it is stored once.
-        Raises as `send`.
+        """Store a mail from the bare subject in an agent's inbox. `move` names the move: the same move stores one mail.
+
+        Raises what `send` raises.
         """
-        kept = headers.carried(told, ours=True) | {
-            headers.JOB_ID: found.mail_id,
-            headers.CONVERSATION: headers.ascii_line(found.conversation, 128),
-            headers.ENQUEUED: f"{found.sent_at:.6f}",
+        kept = headers.carried(mail_headers, ours=True) | {
+            headers.JOB_ID: envelope.mail_id,
+            headers.CONVERSATION: headers.ascii_line(envelope.conversation, 128),
+            headers.ENQUEUED: f"{envelope.sent_at:.6f}",
         }
         if broadcast:
             kept[headers.BROADCAST] = "1"
-        subject = subjects.inbox(self.family.name, found.tenant, to)
-        await self._store(subject, to, found.tenant, found.mail_id, kept, body, 30.0, hop=f"/{hop}")
+        subject = subjects.inbox(self.family.name, envelope.tenant, to)
+        await self._store(subject, to, envelope.tenant, envelope.mail_id, kept, body, 30.0, move=f"/{move}")
 
-    async def bounce(self, found: Envelope, to: str, reason: str, error: str) -> bool:
-        """Tell the sender of a mail that it came to nothing; done twice, it is told once. False where there is nobody
-        to tell: no sender, a bounce, or an inbox without room. Raises Unavailable.
+    async def bounce(self, envelope: Envelope, to: str, reason: str, error: str) -> bool:
+        """Send a bounce to the sender of a mail that agent `to` did not handle. A second bounce is not stored.
+
+        Return False if nobody can get the bounce: the mail names no sender, is a bounce itself, or the sender's inbox
+        is full. Raises Unavailable.
         """
-        if found.sender is None or found.kind == Bounce.aiq_kind:
+        if envelope.sender is None or envelope.kind == Bounce.aiq_kind:
             return False
-        said = Bounce(
-            reason=reason, error=error, mail_id=found.mail_id, mail_kind=found.kind, target=to,
-            conversation=found.conversation, correlation=found.correlation,
+        bounce = Bounce(
+            reason=reason, error=error, mail_id=envelope.mail_id, mail_kind=envelope.kind, target=to,
+            conversation=envelope.conversation, correlation=envelope.correlation,
         )  # fmt: skip
-        # no sender: nothing can be said to a bounce
-        mail_id = subjects.foreign_id(f"{found.mail_id}-bounced-{to}")
-        told = self._headers(said, mail_id, None, None, found.mail_id, None, None)
-        told[headers.CONVERSATION] = headers.ascii_line(found.conversation, 128)
+        mail_id = subjects.foreign_id(f"{envelope.mail_id}-bounced-{to}")
+        # a bounce names no sender, because nobody may reply to it
+        mail_headers = self._make_headers(bounce, mail_id, None, None, envelope.mail_id, None, None)
+        mail_headers[headers.CONVERSATION] = headers.ascii_line(envelope.conversation, 128)
         try:
-            subject = subjects.inbox(self.family.name, found.tenant, found.sender)
-            sent = await self._store(subject, found.sender, found.tenant, mail_id, told, _body(said), 10.0)
+            subject = subjects.inbox(self.family.name, envelope.tenant, envelope.sender)
+            sent = await self._store(
+                subject, envelope.sender, envelope.tenant, mail_id, mail_headers, _encode(bounce), 10.0
+            )
         except (InboxFull, BadInput):
             return False
-        self._copy(found.tenant, {**told, headers.TARGET: found.sender}, sent, _body(said))
+        copy_headers = {**mail_headers, headers.TARGET: envelope.sender}
+        self._publish_copy(envelope.tenant, copy_headers, sent, _encode(bounce))
         return True
 
     async def read(self, agent: str, *, tenant: str, after: int = 0) -> AsyncGenerator[Unread, None]:
-        """The unread mail of an agent, the oldest first, taking nothing: mail that is being handled is among it."""
+        """Yield the unread mail of an agent, oldest first, also mail that is being handled. Nothing is removed."""
         subject = subjects.inbox(self.family.name, tenant, agent)
         async for each in self.read_all(subject, after=after):
             yield each
 
     async def read_all(self, subject: str, *, after: int = 0) -> AsyncGenerator[Unread, None]:
-        """The same by the subject, whatever stands in it."""
+        """Yield the stored mail of any subject, oldest first. The subject's tokens are not checked."""
         async for stored in self.connection.read(self.family.stream, subject, seq=after + 1):
-            yield self._unread(stored)
+            yield self._parse_unread(stored)
 
-    def _unread(self, stored: Stored) -> Unread:
-        found = envelope(stored.subject, stored.seq, stored.time, stored.headers, default_kind=self.family.default_kind)
-        return Unread(stored.seq, stored.time, found, stored.headers, stored.data)
+    def _parse_unread(self, stored: Stored) -> Unread:
+        envelope = parse_envelope(
+            stored.subject, stored.seq, stored.time, stored.headers, default_kind=self.family.default_kind
+        )
+        return Unread(stored.seq, stored.time, envelope, stored.headers, stored.data)
 
     async def counts(self, tenant: str = "*") -> dict[tuple[str, str], int]:
-        """(tenant, agent) of the inboxes that hold mail, and how much."""
-        whose = tenant if tenant == "*" else subjects.token("tenant", tenant)
-        request = {"subjects_filter": f"ai.{self.family.name}.{whose}.*", "offset": 0}
+        """Return (tenant, agent) of each inbox that holds mail, with the number of mails."""
+        tenant_token = tenant if tenant == "*" else subjects.token("tenant", tenant)
+        request = {"subjects_filter": subjects.inbox_filter(self.family.name, tenant_token), "offset": 0}
         counts: dict[tuple[str, str], int] = {}
         while True:
             info = await self.connection.api(f"STREAM.INFO.{self.family.stream}", request)
             found = info["state"].get("subjects") or {}
             for subject, mails in found.items():
-                parts = subject.split(".")
-                counts[parts[3], parts[4]] = mails
+                tenant_of_inbox, agent = subjects.parse_mail(subject)
+                assert agent is not None  # the filter has a token for it
+                counts[tenant_of_inbox, agent] = mails
             if len(found) < 100_000:
                 return counts
             request["offset"] = len(counts)
 
     async def stats(self, tenant: str | None = None) -> list[InboxStats]:
-        """All inboxes of a tenant, or of all: those of registered agents, and those that hold mail. The age of the
-        oldest mail is told for the first 1,000 that hold some.
+        """Return all inboxes of a tenant (None: of all tenants): those of registered agents, and those that hold mail.
+
+        `oldest_at` is set for the first 1,000 inboxes that hold mail.
         """
         cards = {(each.tenant, each.agent): each for each in await self.presence.roster(tenant)}
         online = await self.presence.online(tenant)
         counts = await self.counts(tenant or "*")
-        asked = sorted(counts)[:OLDEST_MAX]
-        oldest = dict(zip(asked, await asyncio.gather(*(self._oldest(*each) for each in asked)), strict=True))
+        filled = sorted(counts)[:OLDEST_MAX]
+        oldest = dict(zip(filled, await asyncio.gather(*(self._find_oldest(*each) for each in filled)), strict=True))
         return [
             InboxStats(*each, cards.get(each), online.get(each), counts.get(each, 0), oldest.get(each))
             for each in sorted({*cards, *counts, *online})
         ]
 
-    async def _oldest(self, tenant: str, agent: str) -> float | None:
-        stored = await self.connection.first(self.family.stream, f"ai.{self.family.name}.{tenant}.{agent}")
+    async def _find_oldest(self, tenant: str, agent: str) -> float | None:
+        """Return when the oldest mail of an inbox was stored."""
+        stored = await self.connection.first(self.family.stream, subjects.inbox_filter(self.family.name, tenant, agent))
         return stored.time if stored is not None else None
 
-    def _headers(
+    def _make_headers(
         self,
         message: Message,
         mail_id: str,
@@ -256,61 +277,65 @@ class Inboxes:
         expires: str | float | None,
         extra: Mapping[str, str] | None,
     ) -> dict[str, str]:
-        told = {
+        mail_headers = {
             headers.CONTENT_TYPE: codec.CBOR,
             headers.KIND: message.aiq_kind,
             headers.JOB_ID: mail_id,
-            headers.CONVERSATION: _line("conversation", conversation) if conversation else mail_id,
+            headers.CONVERSATION: _check_line("conversation", conversation) if conversation else mail_id,
         }
         if sender is not None:
-            told[headers.SOURCE] = subjects.token("sender", sender)
+            mail_headers[headers.SOURCE] = subjects.token("sender", sender)
         if correlation is not None:
-            told[headers.CORRELATION] = correlation
+            mail_headers[headers.CORRELATION] = correlation
         if expires is not None:
-            told[headers.DEADLINE] = str(round((time.time() + parse_duration("expires", expires)) * 1000))
+            mail_headers[headers.DEADLINE] = str(round((time.time() + parse_duration("expires", expires)) * 1000))
         for name, value in (extra or {}).items():
             if str(name).lower().startswith(("nats-", "aiq-", "content-type", headers.TARGET, headers.SOURCE)):
-                raise BadInput(f"header {name!r} is not the caller's to set")
-            told[name] = value
-        return told
+                raise BadInput(f"header {name!r} is reserved: choose another name")
+            mail_headers[name] = value
+        return mail_headers
 
     async def _store(
-        self, subject: str, to: str, tenant: str, mail_id: str, told: Mapping[str, str], body: bytes,
-        timeout_s: float, hop: str = "",
+        self, subject: str, to: str, tenant: str, mail_id: str, mail_headers: Mapping[str, str], body: bytes,
+        timeout_s: float, move: str = "",
     ) -> Sent:  # fmt: skip
-        msg_id = subjects.msg_id(self.family.name, tenant, mail_id, to) + hop
-        whole = {**told, headers.TARGET: to, headers.MSG_ID: msg_id}
+        msg_id = subjects.msg_id(self.family.name, tenant, mail_id, to) + move
+        all_headers = {**mail_headers, headers.TARGET: to, headers.MSG_ID: msg_id}
         try:
-            ack = await self.connection.store(subject, body, whole, timeout_s=timeout_s)
+            ack = await self.connection.store(subject, body, all_headers, timeout_s=timeout_s)
         except LaneFull:
             raise InboxFull(to, limit=self.family.max_msgs_per_subject) from None
-        conversation = told.get(headers.CONVERSATION, mail_id)
+        conversation = mail_headers.get(headers.CONVERSATION, mail_id)
         return Sent(mail_id, tenant, to, conversation, ack.seq, ack.duplicate)
 
-    def _copy(self, tenant: str, told: Mapping[str, str], sent: Sent, body: bytes) -> None:
-        """Show a stored mail to those who listen to the bare subject. Under the Msg-Id that the stream has just taken
-        it is dropped there; only so: a copy of what was refused would be stored.
+    def _publish_copy(self, tenant: str, mail_headers: Mapping[str, str], sent: Sent, body: bytes) -> None:
+        """Publish a copy of a stored mail on the bare subject, for plain subscribers.
+
+        The copy has the Msg-Id of the stored mail, so that the stream drops it as a duplicate. A copy of a refused mail
+        would be stored, so a refused mail is not copied.
         """
         msg_id = subjects.msg_id(self.family.name, tenant, sent.mail_id, sent.to)
-        whole = {**told, headers.MSG_ID: msg_id, headers.COPY: "1"}
+        all_headers = {**mail_headers, headers.MSG_ID: msg_id, headers.COPY: "1"}
         try:
-            self.connection.tell(f"ai.{self.family.name}.{tenant}", body, block=block(whole))
+            self.connection.tell(f"ai.{self.family.name}.{tenant}", body, block=block(all_headers))
         except (Unavailable, BadInput):
-            return  # core messages promise nothing
+            return  # a copy may be lost: the mail itself is stored
 
 
-def _body(message: Message) -> bytes:
+def _encode(message: Message) -> bytes:
+    """Return the body of a mail. Raises BadInput if the message has fields for documents, EncodeError."""
     if message.aiq_documents:
         raise BadInput(
-            f"a mail holds no documents, and {message.aiq_kind} has a field for one: put the document with `keep`, "
-            "send its sha256, or enqueue a job for the agent's work"
+            f"a mail cannot contain documents, and {message.aiq_kind} has a field for one: put the document with "
+            "`keep` and send its sha256, or enqueue a job for the agent's work"
         )
     return codec.encode(message)
 
 
-def _line(what: str, value: str) -> str:
+def _check_line(what: str, value: str) -> str:
+    """Return `value` if it is valid as a header. Raises BadInput, naming `what`."""
     if not isinstance(value, str) or not 1 <= len(value) <= 128 or not value.isascii() or not value.isprintable():
         raise BadInput(f"{what} must be 1 to 128 printable ASCII characters, not {str(value)[:80]!r}")
     if value != value.strip():
-        raise BadInput(f"{what} must not begin or end with a space: {value!r}")
+        raise BadInput(f"{what} must not start or end with a space: {value!r}")
     return value

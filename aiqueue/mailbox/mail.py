@@ -1,4 +1,4 @@
-"""Mail between agents: what a handler gets, and what the headers of a stored one say."""
+"""Mail between agents: what a handler gets, and what the headers of a stored mail contain."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ BOUNCE = "agent.bounce"
 
 
 class Bounce(Message, kind=BOUNCE, family=FAMILY):
-    """What the sender of a mail gets when it could not be handled. `reason` is one word: ``expired``, ``inbox_full``,
-    ``no_such_agent``, ``unknown_kind``, ``undecodable``, ``invalid``, ``rejected``, ``attempts``, ``killed_worker``;
-    `error` is a line. The others say which mail it was.
+    """The message that a sender gets when its mail could not be handled.
+
+    `reason` is one word: ``expired``, ``inbox_full``, ``no_such_agent``, ``unknown_kind``, ``undecodable``,
+    ``invalid``, ``rejected``, ``attempts``, ``killed_worker``. `error` is one line. The other fields identify the mail.
     """
 
     reason: str
@@ -28,8 +29,9 @@ class Bounce(Message, kind=BOUNCE, family=FAMILY):
 
 
 class Envelope(NamedTuple):
-    """What the headers of a stored mail say. Times are seconds since the epoch. `sender` is None where nobody, or
-    no agent id, is named: a bounce could not reach it.
+    """What the headers of a stored mail contain. Times are seconds since the epoch.
+
+    `sender` is None if the mail names no sender, or one that is no agent id: then a bounce cannot be delivered.
     """
 
     mail_id: str
@@ -43,70 +45,84 @@ class Envelope(NamedTuple):
     sent_at: float
 
     def expired(self, now: float) -> bool:
+        """Whether the deadline has passed."""
         return self.deadline is not None and now >= self.deadline
 
 
-def envelope(subject: str, seq: int, stored_at: float, told: Mapping[str, str], *, default_kind: str) -> Envelope:
-    """The envelope of a stored mail. On the bare subject the target is the header's, in an inbox the subject's."""
-    parts = subject.split(".")
-    found = told.get(headers.JOB_ID)
-    mail_id = subjects.foreign_id(found) if found else f"s{seq}-{int(stored_at * 1e6):x}"
-    sender = told.get(headers.SOURCE, "")
-    deadline = headers.number(told.get(headers.DEADLINE, ""))
+def parse_envelope(
+    subject: str, seq: int, stored_at: float, mail_headers: Mapping[str, str], *, default_kind: str
+) -> Envelope:
+    """Return the envelope of a stored mail. In an inbox the subject names the target, on the bare subject a header."""
+    tenant, agent = subjects.parse_mail(subject)
+    given_id = mail_headers.get(headers.JOB_ID)
+    mail_id = subjects.foreign_id(given_id) if given_id else f"s{seq}-{int(stored_at * 1e6):x}"
+    sender = mail_headers.get(headers.SOURCE, "")
+    deadline_ms = headers.number(mail_headers.get(headers.DEADLINE, ""))
     return Envelope(
         mail_id,
-        told.get(headers.KIND, "")[:128] or default_kind,
-        parts[3],
-        parts[4] if len(parts) > 4 else told.get(headers.TARGET),
+        mail_headers.get(headers.KIND, "")[:128] or default_kind,
+        tenant,
+        mail_headers.get(headers.TARGET) if agent is None else agent,
         sender if subjects.TOKEN.fullmatch(sender) else None,
-        told.get(headers.CONVERSATION) or mail_id,
-        told.get(headers.CORRELATION),
-        deadline / 1000 if deadline else None,
-        headers.decimal(told.get(headers.ENQUEUED, "")) or stored_at,
+        mail_headers.get(headers.CONVERSATION) or mail_id,
+        mail_headers.get(headers.CORRELATION),
+        deadline_ms / 1000 if deadline_ms else None,
+        headers.decimal(mail_headers.get(headers.ENQUEUED, "")) or stored_at,
     )
 
 
-class Correspondent(Protocol):
-    """Whom a mail talks to: the inbox that it came to."""
+class ReplySender(Protocol):
+    """What sends the reply to a mail: the inbox worker that handles the mail."""
 
-    async def answer(self, mail: Mail[Any], message: Message, expires: str | float | None) -> str: ...
+    async def send_reply(self, mail: Mail[Any], message: Message, expires: str | float | None) -> str: ...
 
 
 class Mail(Generic[M_co]):
     """One message from one agent to another, as a handler gets it.
 
-    `sender` is the agent that sent it (None: it did not say). `conversation` holds mails together; those of one are
-    handled one after the other. `correlation` is the id of the mail that this one answers, None if it answers none.
-    `attempt` counts from 1. `sent_at` and `deadline` are seconds since the epoch.
+    - `sender`: the agent that sent the mail. None: the mail names no sender.
+    - `conversation`: mails of one conversation are handled one at a time, in order.
+    - `correlation`: the id of the mail that this mail answers. None: it is no reply.
+    - `attempt`: counts from 1.
+    - `sent_at` and `deadline`: seconds since the epoch.
     """
 
     __slots__ = (
-        "_home", "attempt", "conversation", "correlation", "deadline", "headers", "id", "kind", "message", "sender",
-        "sent_at", "tenant", "to",
+        "_reply_sender", "attempt", "conversation", "correlation", "deadline", "headers", "id", "kind", "message",
+        "sender", "sent_at", "tenant", "to",
     )  # fmt: skip
 
     def __init__(
-        self, message: M_co, found: Envelope, *, to: str, attempt: int, told: Mapping[str, str], home: Correspondent
+        self,
+        message: M_co,
+        envelope: Envelope,
+        *,
+        to: str,
+        attempt: int,
+        mail_headers: Mapping[str, str],
+        reply_sender: ReplySender,
     ) -> None:
         self.message: M_co = message
-        self.id = found.mail_id
-        self.kind = found.kind
-        self.tenant = found.tenant
+        self.id = envelope.mail_id
+        self.kind = envelope.kind
+        self.tenant = envelope.tenant
         self.to = to
-        self.sender = found.sender
-        self.conversation = found.conversation
-        self.correlation = found.correlation
-        self.deadline = found.deadline
-        self.sent_at = found.sent_at
+        self.sender = envelope.sender
+        self.conversation = envelope.conversation
+        self.correlation = envelope.correlation
+        self.deadline = envelope.deadline
+        self.sent_at = envelope.sent_at
         self.attempt = attempt
-        self.headers = told
-        self._home = home
+        self.headers = mail_headers
+        self._reply_sender = reply_sender
 
     def __repr__(self) -> str:
         return f"<Mail {self.id} {self.kind} {self.sender or '?'} -> {self.to} attempt {self.attempt}>"
 
     async def reply(self, message: Message, *, expires: str | float | None = None) -> str:
-        """Send an answer to the sender's inbox, in this conversation, and return its id. A `request` that waits for it
-        gets it, else a handler there. Raises BadInput where there is no sender, and as `Agent.send`.
+        """Send a reply to the sender's inbox, in this conversation, and return the reply's id.
+
+        If a `request` there waits for the reply, the request gets it; otherwise a handler does.
+        Raises BadInput if the mail names no sender, and what `Agent.send` raises.
         """
-        return await self._home.answer(self, message, expires)
+        return await self._reply_sender.send_reply(self, message, expires)

@@ -1,8 +1,10 @@
-"""Which agents there are, and which are there now: a key-value bucket that `nats kv` reads too.
+"""The roster of agents and their presence: a key-value bucket, which `nats kv` can read.
 
-``agent.{tenant}.{agent}`` is a card and stays until it is taken out; ``live.{tenant}.{agent}`` is there while a process
-serves the inbox, and goes by its TTL; who holds such a key is alone: see `Hold`. ``died.{tenant}.{agent}`` says over
-which mail such processes have died.
+Keys:
+1. ``agent.{tenant}.{agent}``: an agent's card. It stays until the agent is unregistered.
+2. ``live.{tenant}.{agent}``: a process serves the inbox. The key is a `PresenceLock`, so it expires by its TTL.
+3. ``died.{tenant}.{agent}``: how many processes in a row died over which mail.
+4. A name without a tenant: the lock of a duty that one process does for all.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from ..topology import Topology
 CARD, LIVE, DIED = "agent", "live", "died"
 CARD_BYTES_MAX = 16_384
 DIED_TTL = "1h"
-GONE_TTL = "60s"  # how long the mark of a key that was taken out stays
-TAKE_TRIES_MAX = 4
+PURGED_TTL = "60s"  # how long the marker of a deleted key stays
+ACQUIRE_TRIES_MAX = 4
 
 
 class Card(NamedTuple):
-    """What an agent says of itself. `registered_at`: seconds since the epoch."""
+    """An agent's entry on the roster. `registered_at`: seconds since the epoch."""
 
     tenant: str
     agent: str
@@ -35,12 +37,12 @@ class Card(NamedTuple):
     registered_at: float
 
     def plain(self) -> dict[str, Any]:
-        """As it is stored, in JSON."""
+        """Return the card as it is stored, in JSON."""
         return {"name": self.agent, **{key: value for key, value in self._asdict().items() if key != "agent"}}
 
 
 class Presence:
-    """The bucket."""
+    """Access to the bucket of cards and presence keys."""
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
@@ -59,14 +61,14 @@ class Presence:
 
         Raises BadInput, QueueFull, Unavailable, NotFound.
         """
-        subject = self._subject(CARD, tenant, agent)
-        for what, words in (("kinds", kinds), ("capabilities", capabilities)):
-            if isinstance(words, str) or not all(isinstance(each, str) for each in words):
-                raise BadInput(f"{what} is a list of words, not {words!r}")
-        known = await _last(self._connection, self.stream, subject)
-        former = _card(known) if known is not None else None
-        enqueued_at = former.registered_at if former else time.time()
-        card = Card(tenant, agent, tuple(kinds), tuple(capabilities), description, enqueued_at)
+        subject = self._key_subject(CARD, tenant, agent)
+        for what, names in (("kinds", kinds), ("capabilities", capabilities)):
+            if isinstance(names, str) or not all(isinstance(each, str) for each in names):
+                raise BadInput(f"{what} is a list of words, not {names!r}")
+        stored = await _read_key(self._connection, self.stream, subject)
+        former = _parse_card(stored) if stored is not None else None
+        registered_at = former.registered_at if former else time.time()
+        card = Card(tenant, agent, tuple(kinds), tuple(capabilities), description, registered_at)
         body = json.dumps(card.plain()).encode()
         if len(body) > CARD_BYTES_MAX:
             raise BadInput(f"the card of {agent} is {len(body):,} bytes, above the limit of {CARD_BYTES_MAX:,}")
@@ -75,64 +77,70 @@ class Presence:
         return card
 
     async def unregister(self, tenant: str, agent: str) -> bool:
-        """Take an agent off the roster; its mail stays. False if it was not there."""
-        subject = self._subject(CARD, tenant, agent)
-        known = await _last(self._connection, self.stream, subject)
-        if known is None or headers.KV_OPERATION in known.headers:
+        """Remove an agent from the roster; its mail stays. Return False if the agent was not on the roster."""
+        subject = self._key_subject(CARD, tenant, agent)
+        stored = await _read_key(self._connection, self.stream, subject)
+        if stored is None or headers.KV_OPERATION in stored.headers:
             return False
-        await self._connection.store(subject, b"", _gone())
+        await self._connection.store(subject, b"", _purge_headers())
         return True
 
     async def card(self, tenant: str, agent: str) -> Card | None:
-        stored = await _last(self._connection, self.stream, self._subject(CARD, tenant, agent))
-        return _card(stored) if stored is not None else None
+        """Return the card of an agent; None if the agent is not registered."""
+        stored = await _read_key(self._connection, self.stream, self._key_subject(CARD, tenant, agent))
+        return _parse_card(stored) if stored is not None else None
 
     async def roster(self, tenant: str | None = None) -> list[Card]:
-        """The registered agents of a tenant, or of all. Raises InvalidToken, Unavailable, NotFound."""
-        found = [_card(each) async for each in self._all(CARD, tenant)]
-        return [each for each in found if each is not None]
+        """Return the cards of a tenant's agents; None: of all tenants. Raises InvalidToken, Unavailable, NotFound."""
+        cards = [_parse_card(each) async for each in self._read_keys(CARD, tenant)]
+        return [each for each in cards if each is not None]
 
     async def online(self, tenant: str | None = None) -> dict[tuple[str, str], float]:
-        """(tenant, agent) of those whose inbox is served now, and since when."""
+        """Return (tenant, agent) of each inbox that a process serves now, with the time since when."""
         found = {}
-        async for stored in self._all(LIVE, tenant):
-            parts = stored.subject.split(".")
-            if len(parts) == 5 and headers.KV_OPERATION not in stored.headers:
-                since = _plain(stored).get("since")
-                found[parts[3], parts[4]] = float(since) if isinstance(since, int | float) else stored.time
+        async for stored in self._read_keys(LIVE, tenant):
+            key = subjects.parse_agent_key(stored.subject)
+            if key is not None and headers.KV_OPERATION not in stored.headers:
+                since = _parse_value(stored).get("since")
+                found[key] = float(since) if isinstance(since, int | float) else stored.time
         return found
 
-    async def died(self, tenant: str, agent: str, seq: int) -> int:
-        """Remember that a process died with this mail as the oldest in its hands. How often that was in a row, with
-        less than an hour between two.
+    async def record_death(self, tenant: str, agent: str, seq: int) -> int:
+        """Record that a process died while the mail `seq` was the oldest it held.
+
+        Return how many processes in a row died over this mail, with less than an hour between two deaths.
         """
-        subject = self._subject(DIED, tenant, agent)
-        known = await _last(self._connection, self.stream, subject)
-        told = _plain(known) if known is not None else {}
-        before = told.get("times") if told.get("seq") == seq else 0
+        subject = self._key_subject(DIED, tenant, agent)
+        stored = await _read_key(self._connection, self.stream, subject)
+        known = _parse_value(stored) if stored is not None else {}
+        before = known.get("times") if known.get("seq") == seq else 0
         times = before + 1 if isinstance(before, int) else 1
         body = json.dumps({"seq": seq, "times": times}).encode()
         await self._connection.store(subject, body, {headers.MSG_ID: subjects.new_id(), headers.TTL: DIED_TTL})
         return times
 
-    def hold(self, tenant: str, agent: str, ttl_s: float) -> Hold:
-        """The key that says: this inbox is served, and by whom."""
-        return Hold(self._connection, self.stream, self._subject(LIVE, tenant, agent), ttl_s)
+    def inbox_lock(self, tenant: str, agent: str, ttl_s: float) -> PresenceLock:
+        """Return the lock of an inbox. The process that holds the lock serves the inbox."""
+        return PresenceLock(self._connection, self.stream, self._key_subject(LIVE, tenant, agent), ttl_s)
 
-    def duty(self, word: str, ttl_s: float) -> Hold:
-        """A key for what one process does for all: it is `word`."""
-        return Hold(self._connection, self.stream, subjects.bucket(self.stream, word), ttl_s)
+    def duty_lock(self, name: str, ttl_s: float) -> PresenceLock:
+        """Return the lock of a duty that one process does for all. The key is `name`."""
+        return PresenceLock(self._connection, self.stream, subjects.bucket(self.stream, name), ttl_s)
 
-    def _subject(self, what: str, tenant: str, agent: str) -> str:
+    def _key_subject(self, what: str, tenant: str, agent: str) -> str:
         return subjects.bucket(self.stream, what, subjects.token("tenant", tenant), subjects.token("agent", agent))
 
-    def _all(self, what: str, tenant: str | None) -> Any:
-        whose = "*" if tenant is None else subjects.token("tenant", tenant)
-        return self._connection.read(self.stream, subjects.bucket(self.stream, what, whose, "*"))
+    def _read_keys(self, what: str, tenant: str | None) -> Any:
+        tenant_token = "*" if tenant is None else subjects.token("tenant", tenant)
+        return self._connection.read(self.stream, subjects.bucket(self.stream, what, tenant_token, "*"))
 
 
-class Hold:
-    """A key with a TTL that one process has at a time: it is written only where the sequence is the expected one."""
+class PresenceLock:
+    """A key with a TTL that one process holds at a time.
+
+    Writes use optimistic concurrency: the server rejects a write that names a stale sequence. `session` identifies the
+    holder in the key's value.
+    """
 
     def __init__(self, connection: Connection, stream: str, subject: str, ttl_s: float) -> None:
         self._connection = connection
@@ -144,65 +152,67 @@ class Hold:
         self.since = 0.0
         self.held = False
 
-    async def take(self) -> bool:
-        """Have it, if nobody has. Raises Unavailable, NotFound, QueueFull."""
+    async def acquire(self) -> bool:
+        """Take the lock if no other process holds it. Raises Unavailable, NotFound, QueueFull."""
         self.since = time.time()
-        for _ in range(TAKE_TRIES_MAX):
-            there = await _last(self._connection, self._stream, self._subject)
-            if there is not None and headers.KV_OPERATION not in there.headers:
-                if _plain(there).get("session") != self.session:
+        for _ in range(ACQUIRE_TRIES_MAX):
+            stored = await _read_key(self._connection, self._stream, self._subject)
+            if stored is not None and headers.KV_OPERATION not in stored.headers:
+                if _parse_value(stored).get("session") != self.session:
                     self.held = False
                     return False
-                self._seq = there.seq
+                self._seq = stored.seq
             else:
-                self._seq = there.seq if there is not None else 0
+                self._seq = stored.seq if stored is not None else 0
             if await self._write():
                 self.held = True
                 return True
         return False
 
-    async def keep(self) -> bool:
-        """Tell that it is held still; False: another one has it. Raises Unavailable."""
-        return await self._write() or await self.take()
+    async def renew(self) -> bool:
+        """Extend the lock by its TTL. Return False if another process holds it now. Raises Unavailable."""
+        return await self._write() or await self.acquire()
 
     async def release(self) -> None:
-        """Give it up. Safe twice and unheld; where the server is away the TTL does it."""
+        """Delete the key. Safe twice and unheld. If the server does not answer, the key expires by its TTL."""
         if not self.held:
             return
         self.held = False
         try:
             await self._connection.store(
-                self._subject, b"", {**_gone(), headers.EXPECTED: str(self._seq)}, timeout_s=2.0
+                self._subject, b"", {**_purge_headers(), headers.EXPECTED: str(self._seq)}, timeout_s=2.0
             )
         except AIQueueError:
             return
 
     async def _write(self) -> bool:
-        told = {headers.MSG_ID: subjects.new_id(), headers.TTL: self._ttl, headers.EXPECTED: str(self._seq)}
+        """Write the key. Return False if another process has written it since."""
+        key_headers = {headers.MSG_ID: subjects.new_id(), headers.TTL: self._ttl, headers.EXPECTED: str(self._seq)}
         body = json.dumps({"since": self.since, "session": self.session}).encode()
         try:
-            ack = await self._connection.store(self._subject, body, told, timeout_s=5.0)
+            ack = await self._connection.store(self._subject, body, key_headers, timeout_s=5.0)
         except Conflict:
             return False
         self._seq = ack.seq
         return True
 
 
-async def _last(connection: Connection, stream: str, subject: str) -> Stored | None:
+async def _read_key(connection: Connection, stream: str, subject: str) -> Stored | None:
     try:
         return await connection.last(stream, subject)
     except NotFound:
         raise NotFound(f"there is no stream {stream}: has `aiqueue apply` been run on this server?") from None
 
 
-def _gone() -> dict[str, str]:
+def _purge_headers() -> dict[str, str]:
     return {
-        headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: GONE_TTL,
+        headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub",
+        headers.TTL: PURGED_TTL,
     }  # fmt: skip
 
 
-def _plain(stored: Stored) -> Mapping[str, Any]:
-    """The JSON of a value; empty for what anybody else has put there."""
+def _parse_value(stored: Stored) -> Mapping[str, Any]:
+    """Return the JSON object in a key's value; an empty one if another program stored something else."""
     try:
         value = json.loads(stored.data)
     except (ValueError, RecursionError):
@@ -210,15 +220,16 @@ def _plain(stored: Stored) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _card(stored: Stored) -> Card | None:
-    parts = stored.subject.split(".")
-    if len(parts) != 5 or headers.KV_OPERATION in stored.headers:
+def _parse_card(stored: Stored) -> Card | None:
+    """Return the card in a key; None if the key is deleted, or is not that of an agent."""
+    key = subjects.parse_agent_key(stored.subject)
+    if key is None or headers.KV_OPERATION in stored.headers:
         return None
-    if not all(subjects.TOKEN.fullmatch(each) for each in parts[3:]):
+    if not all(subjects.TOKEN.fullmatch(each) for each in key):
         return None
-    told = _plain(stored)
-    words = [told.get(key) for key in ("kinds", "capabilities")]
-    kinds, capabilities = (tuple(str(one) for one in each) if isinstance(each, list) else () for each in words)
-    enqueued_at = told.get("registered_at")
-    at = float(enqueued_at) if isinstance(enqueued_at, int | float) else stored.time
-    return Card(parts[3], parts[4], kinds, capabilities, str(told.get("description") or ""), at)
+    value = _parse_value(stored)
+    lists = [value.get(name) for name in ("kinds", "capabilities")]
+    kinds, capabilities = (tuple(str(one) for one in each) if isinstance(each, list) else () for each in lists)
+    registered_at = value.get("registered_at")
+    at = float(registered_at) if isinstance(registered_at, int | float) else stored.time
+    return Card(*key, kinds, capabilities, str(value.get("description") or ""), at)

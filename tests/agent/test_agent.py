@@ -20,8 +20,7 @@ import nats
 import pytest
 
 import aiqueue
-from aiqueue.agent import session
-from aiqueue.agent.agent import Bounce, Mail
+from aiqueue.agent import Bounce, Mail, session
 from aiqueue.errors import BadInput, ConfigMismatch, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from aiqueue.topology import provision
 
@@ -41,7 +40,7 @@ class Answer(aiqueue.Message, kind="answer"):
 
 @pytest.fixture
 async def connect(account: Any) -> AsyncIterator[Callable[[], Any]]:
-    """A factory of open clients: each is as a process of its own."""
+    """A factory of open clients: each stands for a process of its own."""
     async with AsyncExitStack() as stack:
 
         async def make() -> aiqueue.Client:
@@ -55,12 +54,12 @@ async def connect(account: Any) -> AsyncIterator[Callable[[], Any]]:
 
 @pytest.fixture
 async def client(connect: Callable[[], Any]) -> aiqueue.Client:
-    made: aiqueue.Client = await connect()
-    return made
+    created: aiqueue.Client = await connect()
+    return created
 
 
-def keeping(name: str, kept: list[tuple[str, int]], **options: Any) -> aiqueue.Agent:
-    """An agent that writes down conversation and number of its mail."""
+def recording_agent(name: str, kept: list[tuple[str, int]], **options: Any) -> aiqueue.Agent:
+    """Return an agent that records conversation and number of its mail."""
     agent = aiqueue.Agent(name, tenant="acme", **options)
 
     @agent.handle(Step)
@@ -74,22 +73,22 @@ async def put(client: aiqueue.Client, to: str, n: int, **options: Any) -> None:
     await client.inboxes.send(Step(n=n), tenant="acme", to=to, **options)
 
 
-async def stored(client: aiqueue.Client) -> int:
+async def stored_count(client: aiqueue.Client) -> int:
     info = await client.connection.api(f"STREAM.INFO.{STREAM}")
     return int(info["state"]["messages"])
 
 
-async def emptied(client: aiqueue.Client, within: float = 25.0) -> None:
+async def until_empty(client: aiqueue.Client, within: float = 25.0) -> None:
     async def empty() -> bool:
         try:
-            return await stored(client) == 0
+            return await stored_count(client) == 0
         except Unavailable:
             return False
 
     await eventually(empty, within=within)
 
 
-async def reasons(client: aiqueue.Client) -> list[str]:
+async def dead_letter_reasons(client: aiqueue.Client) -> list[str]:
     return sorted([each.reason async for each in client.dead.find()])
 
 
@@ -97,17 +96,17 @@ async def test_an_offline_agent_gets_all_that_was_sent_once_each(client: aiqueue
     for n in range(50):
         await put(client, "bob", n)
     kept: list[tuple[str, int]] = []
-    async with keeping("bob", kept).running(client):
+    async with recording_agent("bob", kept).running(client):
         await eventually(lambda: len(kept) >= 50)
         await put(client, "bob", 50)
         await eventually(lambda: len(kept) >= 51)
-        await emptied(client)
+        await until_empty(client)
     assert sorted(n for _, n in kept) == list(range(51))
 
 
-async def test_a_restarted_agent_goes_on_where_it_was(client: aiqueue.Client) -> None:
+async def test_a_restarted_agent_continues_where_it_stopped(client: aiqueue.Client) -> None:
     kept: list[tuple[str, int]] = []
-    agent = keeping("bob", kept, concurrency=2)
+    agent = recording_agent("bob", kept, concurrency=2)
     sending = asyncio.create_task(_send_all(client, "bob", 300))
     for _ in range(4):
         async with agent.running(client):
@@ -115,7 +114,7 @@ async def test_a_restarted_agent_goes_on_where_it_was(client: aiqueue.Client) ->
             await eventually(lambda had=had: len(kept) > had + 20)
     await sending
     async with agent.running(client):
-        await emptied(client)
+        await until_empty(client)
     assert sorted(n for _, n in kept) == list(range(300))
 
 
@@ -127,19 +126,19 @@ async def _send_all(client: aiqueue.Client, to: str, count: int) -> None:
 async def test_mails_of_a_conversation_are_handled_in_order_and_one_at_a_time(client: aiqueue.Client) -> None:
     seen: dict[str, list[int]] = defaultdict(list)
     busy: set[str] = set()
-    most = 0
+    busiest = 0
     agent = aiqueue.Agent("bob", tenant="acme", concurrency=8)
 
     @agent.handle(Step, retry=aiqueue.Backoff(attempts=9, first=0.01))
     async def step(mail: Mail[Step]) -> None:
-        nonlocal most
+        nonlocal busiest
         assert mail.conversation not in busy
         busy.add(mail.conversation)
-        most = max(most, len(busy))
+        busiest = max(busiest, len(busy))
         try:
             await asyncio.sleep(random.uniform(0, 0.004))
             if random.random() < 0.02:
-                raise RuntimeError("again")
+                raise RuntimeError("fails now and then")
             seen[mail.conversation].append(mail.message.n)
         finally:
             busy.discard(mail.conversation)
@@ -150,12 +149,12 @@ async def test_mails_of_a_conversation_are_handled_in_order_and_one_at_a_time(cl
     async with agent.running(client):
         for name in order:
             await put(client, "bob", next(numbers[name]), conversation=name)
-        await emptied(client, within=20)
+        await until_empty(client, within=20)
     assert seen == {name: list(range(40)) for name in numbers}
-    assert 1 < most <= 8
+    assert 1 < busiest <= 8
 
 
-async def test_a_mail_that_is_tried_again_holds_up_its_own_conversation_only(client: aiqueue.Client) -> None:
+async def test_a_mail_that_is_retried_blocks_only_its_own_conversation(client: aiqueue.Client) -> None:
     kept: list[tuple[str, int]] = []
     agent = aiqueue.Agent("bob", tenant="acme", concurrency=1)
     failing = True
@@ -174,7 +173,7 @@ async def test_a_mail_that_is_tried_again_holds_up_its_own_conversation_only(cli
         await eventually(lambda: len(kept) >= 10)
         assert kept == [("good", n) for n in range(10)]
         failing = False
-        await emptied(client)
+        await until_empty(client)
     assert kept[10:] == [("bad", 0), ("bad", 1)]
 
 
@@ -188,30 +187,30 @@ async def test_a_request_is_answered_in_its_conversation(client: aiqueue.Client)
     async with alice.running(client), bob.running(client):
         many = await asyncio.gather(*(alice.request(Step(n=n), to="bob", reply=Answer, timeout=10) for n in range(50)))
         untyped = await alice.request(Step(n=7), to="bob", conversation="c-1", timeout=10)
-        await emptied(client)
+        await until_empty(client)
     assert [each.message.n for each in many] == list(range(1, 51))
     assert all(each.sender == "bob" and each.correlation == each.conversation for each in many)
     assert (untyped.conversation, untyped.message.model_dump()) == ("c-1", {"n": 8})
 
 
-async def test_a_handler_may_ask_another_agent_while_its_conversation_waits(client: aiqueue.Client) -> None:
+async def test_a_handler_may_send_a_request_while_its_conversation_waits(client: aiqueue.Client) -> None:
     alice, bob, eve = (aiqueue.Agent(each, tenant="acme", concurrency=1) for each in ("alice", "bob", "eve"))
 
     @bob.handle(Step)
-    async def ask(mail: Mail[Step]) -> None:
-        said = await bob.request(Step(n=1), to="eve", reply=Answer, conversation=mail.conversation, timeout=10)
-        await mail.reply(said.message)
+    async def forward(mail: Mail[Step]) -> None:
+        reply_mail = await bob.request(Step(n=1), to="eve", reply=Answer, conversation=mail.conversation, timeout=10)
+        await mail.reply(reply_mail.message)
 
     @eve.handle(Step)
     async def step(mail: Mail[Step]) -> None:
         await mail.reply(Answer(n=42))
 
     async with alice.running(client), bob.running(client), eve.running(client):
-        said = await alice.request(Step(n=0), to="bob", reply=Answer, timeout=10)
-    assert said.message.n == 42
+        reply_mail = await alice.request(Step(n=0), to="bob", reply=Answer, timeout=10)
+    assert reply_mail.message.n == 42
 
 
-async def test_a_request_that_nobody_answers_ends_by_its_timeout(client: aiqueue.Client) -> None:
+async def test_a_request_without_a_reply_ends_by_its_timeout(client: aiqueue.Client) -> None:
     alice = aiqueue.Agent("alice", tenant="acme")
     async with alice.running(client):
         with pytest.raises(ReplyTimeout) as late:
@@ -220,10 +219,10 @@ async def test_a_request_that_nobody_answers_ends_by_its_timeout(client: aiqueue
         assert late.value.retryable
 
 
-async def test_a_reply_that_comes_too_late_goes_to_a_handler_or_back(client: aiqueue.Client) -> None:
+async def test_a_late_reply_goes_to_a_handler_or_is_bounced(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
     late: list[int] = []
-    back: list[str] = []
+    bounced: list[str] = []
     free = asyncio.Event()
 
     @alice.handle(Answer)
@@ -238,39 +237,39 @@ async def test_a_reply_that_comes_too_late_goes_to_a_handler_or_back(client: aiq
 
     @bob.handle(Bounce)
     async def bounce(mail: Mail[Bounce]) -> None:
-        back.append(f"{mail.message.mail_kind} {mail.message.reason}")
+        bounced.append(f"{mail.message.mail_kind} {mail.message.reason}")
 
     async with alice.running(client), bob.running(client):
         with pytest.raises(ReplyTimeout):
-            await alice.request(Step(n=0), to="bob", timeout=2)  # it is in hand by then
+            await alice.request(Step(n=0), to="bob", timeout=2)  # the mail is being handled by then
         free.set()
-        await eventually(lambda: late == [1] and back == ["step expired"])
-    assert await reasons(client) == []
+        await eventually(lambda: late == [1] and bounced == ["step expired"])
+    assert await dead_letter_reasons(client) == []
 
 
-async def test_a_handler_that_asks_is_answered_while_its_agent_leaves(client: aiqueue.Client) -> None:
+async def test_a_handler_gets_the_reply_to_its_request_while_its_agent_drains(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
-    begun, heard = asyncio.Event(), asyncio.Event()
-    said: list[int] = []
+    started, may_reply = asyncio.Event(), asyncio.Event()
+    replies: list[int] = []
 
     @alice.handle(Step)
-    async def ask(mail: Mail[Step]) -> None:
-        begun.set()
-        said.append((await alice.request(Answer(n=5), to="bob", reply=Answer, timeout=10)).message.n)
+    async def forward(mail: Mail[Step]) -> None:
+        started.set()
+        replies.append((await alice.request(Answer(n=5), to="bob", reply=Answer, timeout=10)).message.n)
 
     @bob.handle(Answer)
     async def reply(mail: Mail[Answer]) -> None:
-        await heard.wait()
+        await may_reply.wait()
         await mail.reply(mail.message)
 
     async with bob.running(client):
-        async with alice.running(client) as desk:
+        async with alice.running(client) as inbox_worker:
             await put(client, "alice", 1)
-            await begun.wait()
-            asyncio.get_running_loop().call_later(0.1, heard.set)
-        assert desk.clean
-        await emptied(client)
-    assert said == [5]
+            await started.wait()
+            asyncio.get_running_loop().call_later(0.1, may_reply.set)
+        assert inbox_worker.clean
+        await until_empty(client)
+    assert replies == [5]
 
 
 async def test_a_reply_of_the_wrong_kind_is_an_error(client: aiqueue.Client) -> None:
@@ -285,40 +284,40 @@ async def test_a_reply_of_the_wrong_kind_is_an_error(client: aiqueue.Client) -> 
             await alice.request(Step(n=0), to="bob", reply=Answer, timeout=10)
 
 
-async def test_mail_that_comes_to_nothing_goes_back_and_a_waiting_request_fails_at_once(
+async def test_mail_that_cannot_be_handled_is_bounced_and_a_waiting_request_fails_at_once(
     client: aiqueue.Client,
 ) -> None:
-    class Unheard(aiqueue.Message, kind="unheard"):
+    class Unknown(aiqueue.Message, kind="unknown"):
         pass
 
     class BadStep(aiqueue.Message, kind="step"):
         n: str
 
-    heard: list[Bounce] = []
+    bounces: list[Bounce] = []
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
 
     @alice.handle(Bounce)
     async def bounce(mail: Mail[Bounce]) -> None:
-        heard.append(mail.message)
+        bounces.append(mail.message)
 
     @bob.handle(Step, retry=SOON)
     async def step(mail: Mail[Step]) -> None:
         raise aiqueue.Reject("no") if mail.message.n == 0 else RuntimeError("broken")
 
     async with alice.running(client), bob.running(client):
-        asked = {"unknown_kind": Unheard(), "invalid": BadStep(n="x"), "rejected": Step(n=0), "attempts": Step(n=1)}
-        for reason, message in asked.items():
-            with pytest.raises(MailBounced) as back:
+        requests = {"unknown_kind": Unknown(), "invalid": BadStep(n="x"), "rejected": Step(n=0), "attempts": Step(n=1)}
+        for reason, message in requests.items():
+            with pytest.raises(MailBounced) as bounced:
                 await alice.request(message, to="bob", timeout=10)
-            assert back.value.reason == reason
+            assert bounced.value.reason == reason
         sent = await alice.send(Step(n=0), to="bob", conversation="c-9")
-        await eventually(lambda: heard)
-        await emptied(client)
-    assert [(each.mail_id, each.reason, each.conversation) for each in heard] == [(sent.mail_id, "rejected", "c-9")]
-    assert await reasons(client) == ["attempts", "invalid", "rejected", "rejected", "unknown_kind"]
+        await eventually(lambda: bounces)
+        await until_empty(client)
+    assert [(each.mail_id, each.reason, each.conversation) for each in bounces] == [(sent.mail_id, "rejected", "c-9")]
+    assert await dead_letter_reasons(client) == ["attempts", "invalid", "rejected", "rejected", "unknown_kind"]
 
 
-async def test_mail_that_expires_behind_other_mail_goes_back(client: aiqueue.Client) -> None:
+async def test_mail_that_expires_behind_other_mail_is_bounced(client: aiqueue.Client) -> None:
     free = asyncio.Event()
     agent = aiqueue.Agent("bob", tenant="acme")
     handled: list[int] = []
@@ -334,14 +333,14 @@ async def test_mail_that_expires_behind_other_mail_goes_back(client: aiqueue.Cli
         await asyncio.sleep(0.1)
         free.set()
 
-        async def back() -> None:
+        async def bounce_is_stored() -> None:
             assert [each.envelope.kind async for each in client.inboxes.read("alice", tenant="acme")] == [
                 "agent.bounce"
             ]
 
-        await eventually(back)
+        await eventually(bounce_is_stored)
     assert handled == [0]
-    assert await reasons(client) == []  # its sender knows
+    assert await dead_letter_reasons(client) == []  # its sender got the bounce
 
 
 async def test_a_dead_letter_of_an_agent_can_be_replayed_to_its_inbox(client: aiqueue.Client) -> None:
@@ -367,7 +366,7 @@ async def test_a_dead_letter_of_an_agent_can_be_replayed_to_its_inbox(client: ai
         await eventually(lambda: kept == [0, 5])
 
 
-async def test_a_handler_that_hangs_is_ended_and_tried_again(client: aiqueue.Client) -> None:
+async def test_a_handler_that_hangs_is_cancelled_and_retried(client: aiqueue.Client) -> None:
     attempts: list[int] = []
     agent = aiqueue.Agent("bob", tenant="acme")
 
@@ -379,7 +378,7 @@ async def test_a_handler_that_hangs_is_ended_and_tried_again(client: aiqueue.Cli
 
     async with agent.running(client):
         await put(client, "bob", 1)
-        await emptied(client)
+        await until_empty(client)
     assert attempts == [1, 2]
 
 
@@ -394,14 +393,14 @@ async def test_a_plain_function_runs_in_a_thread(client: aiqueue.Client) -> None
 
     async with agent.running(client):
         await put(client, "bob", 1)
-        await emptied(client)
+        await until_empty(client)
     assert kept == [1]
 
 
 async def test_a_second_process_of_an_agent_stands_by_and_takes_over_in_order(connect: Callable[[], Any]) -> None:
     one, two = await connect(), await connect()
     kept: list[tuple[str, int]] = []
-    first, second = keeping("bob", kept), keeping("bob", kept)
+    first, second = recording_agent("bob", kept), recording_agent("bob", kept)
     async with AsyncExitStack() as stack:
         at_first = await stack.enter_async_context(first.running(one))
         async with second.running(two) as at_second:
@@ -415,13 +414,13 @@ async def test_a_second_process_of_an_agent_stands_by_and_takes_over_in_order(co
                     leaving = asyncio.create_task(stack.aclose())
             await leaving
             await eventually(lambda: at_second.active)
-            await emptied(two)
+            await until_empty(two)
     assert kept == [("c", n) for n in range(100)]
 
 
-async def test_who_has_lost_the_inbox_ends_what_it_was_doing(client: aiqueue.Client, monkeypatch: Any) -> None:
-    monkeypatch.setattr(session, "KEEP_S", 0.2)
-    ended: list[str] = []
+async def test_a_process_that_lost_the_inbox_cancels_its_handlers(client: aiqueue.Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr(session, "RENEW_EVERY_S", 0.2)
+    cancelled: list[str] = []
     agent = aiqueue.Agent("bob", tenant="acme", drain_timeout=1)
 
     @agent.handle(Step)
@@ -429,25 +428,25 @@ async def test_who_has_lost_the_inbox_ends_what_it_was_doing(client: aiqueue.Cli
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            ended.append(mail.id)
+            cancelled.append(mail.id)
             raise
 
-    async with agent.running(client) as desk:
+    async with agent.running(client) as inbox_worker:
         await put(client, "bob", 1)
-        await eventually(lambda: desk.running)
-        other = client.inboxes.presence.hold("acme", "bob", 30)
+        await eventually(lambda: inbox_worker.running)
+        other = client.inboxes.presence.inbox_lock("acme", "bob", 30)
 
         async def steal() -> bool:
             """As if this process had been paused for longer than its key lives."""
             await client.connection.api("STREAM.PURGE.KV_AI_PRESENCE", {"filter": "$KV.AI_PRESENCE.live.acme.bob"})
-            return await other.take()
+            return await other.acquire()
 
         await eventually(steal)
-        await eventually(lambda: ended and not desk.active)
-        assert await stored(client) == 1
+        await eventually(lambda: cancelled and not inbox_worker.active)
+        assert await stored_count(client) == 1
 
 
-async def test_mail_in_hand_survives_a_restart_of_the_server(own_server: Callable[..., NatsProcess]) -> None:
+async def test_mail_that_is_held_survives_a_restart_of_the_server(own_server: Callable[..., NatsProcess]) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
         await provision.apply(client.connection, client.topology)
@@ -465,7 +464,7 @@ async def test_mail_in_hand_survives_a_restart_of_the_server(own_server: Callabl
             server.kill()
             server.start()
             await sending
-            await emptied(client, within=40)
+            await until_empty(client, within=40)
     assert seen == list(range(200))
 
 
@@ -477,10 +476,9 @@ async def _send_all_one(client: aiqueue.Client, count: int) -> None:
 APP = """
     import asyncio, os
     import aiqueue
-    from aiqueue.agent import session
-    from aiqueue.agent import Mail
+    from aiqueue.agent import Mail, session
 
-    session.TTL_S, session.KEEP_S, session.TAKE_S = 2.0, 0.5, 0.3
+    session.LOCK_TTL_S, session.RENEW_EVERY_S, session.ACQUIRE_EVERY_S = 2.0, 0.5, 0.3
     LOG = os.open(os.environ["JOB_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     class Step(aiqueue.Message, kind="step"):
@@ -498,7 +496,7 @@ APP = """
 COMMAND = [sys.executable, "-m", "aiqueue", "work", "app:agent", "--log-level", "warning"]
 
 
-def _told(account: Any, directory: Path) -> dict[str, str]:
+def _environment(account: Any, directory: Path) -> dict[str, str]:
     return {
         **os.environ,
         "JOB_LOG": str(directory / "log"),
@@ -508,13 +506,13 @@ def _told(account: Any, directory: Path) -> dict[str, str]:
     }
 
 
-async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
+async def test_after_a_kill_9_the_agents_next_process_gets_the_rest_in_order(
     client: aiqueue.Client, account: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     log = tmp_path / "log"
     log.touch()
-    running = [subprocess.Popen(COMMAND, cwd=tmp_path, env=_told(account, tmp_path)) for _ in range(2)]
+    running = [subprocess.Popen(COMMAND, cwd=tmp_path, env=_environment(account, tmp_path)) for _ in range(2)]
     try:
         for n in range(600):
             await put(client, "bob", n, conversation=f"c{n % 3}")
@@ -522,7 +520,7 @@ async def test_killed_9_an_agents_next_process_gets_the_rest_in_order(
                 await eventually(lambda: len(log.read_text().splitlines()) > 100, within=40)
                 victim = int(log.read_text().splitlines()[-1].split()[2])
                 os.kill(victim, signal.SIGKILL)
-        await emptied(client, within=30)
+        await until_empty(client, within=30)
     finally:
         for each in running:
             each.terminate()
@@ -543,7 +541,7 @@ DEADLY = APP.replace("await asyncio.sleep(0.002)", "os._exit(9) if mail.message.
 
 
 @pytest.mark.slow
-async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
+async def test_a_mail_that_kills_its_processes_is_dead_lettered_and_no_other(
     client: aiqueue.Client, account: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(DEADLY))
@@ -552,7 +550,7 @@ async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
         await put(client, "bob", n, conversation=f"c{n % 6}", sender="alice")
     deaths = 0
     for _ in range(8):
-        process = subprocess.Popen(COMMAND, cwd=tmp_path, env=_told(account, tmp_path))
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, env=_environment(account, tmp_path))
         try:
             while process.poll() is None and await client.inboxes.counts() != {("acme", "alice"): 1}:
                 await asyncio.sleep(0.1)
@@ -562,7 +560,7 @@ async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
         if await client.inboxes.counts() == {("acme", "alice"): 1}:  # the bounce
             break
     assert 3 <= deaths <= 5
-    assert await reasons(client) == ["killed_worker"]
+    assert await dead_letter_reasons(client) == ["killed_worker"]
     lines = (tmp_path / "log").read_text().splitlines()
     assert {int(line.split()[1]) for line in lines} == set(range(40)) - {7}
 
@@ -571,7 +569,7 @@ async def test_a_mail_that_kills_its_processes_is_given_up_and_no_other(
 @pytest.mark.timeout(180)
 async def test_on_a_cluster_mail_keeps_its_order_over_the_deaths_of_servers(own_cluster: Cluster) -> None:
     account = own_cluster.account
-    given = {"user": account.user, "password": account.password, "profile": "cluster"}
+    options = {"user": account.user, "password": account.password, "profile": "cluster"}
     seen: list[int] = []
     agent = aiqueue.Agent("bob", tenant="acme")
 
@@ -579,7 +577,7 @@ async def test_on_a_cluster_mail_keeps_its_order_over_the_deaths_of_servers(own_
     async def step(mail: Mail[Step]) -> None:
         seen.append(mail.message.n)
 
-    async with aiqueue.connect(own_cluster.url, **given) as client:
+    async with aiqueue.connect(own_cluster.url, **options) as client:
         await provision.apply(client.connection, client.topology)
         async with agent.running(client):
             sending = asyncio.create_task(_send_all_one(client, 2_000))
@@ -588,50 +586,50 @@ async def test_on_a_cluster_mail_keeps_its_order_over_the_deaths_of_servers(own_
                 own_cluster.node(name).kill()
                 await asyncio.to_thread(own_cluster.start)
             await sending
-            await emptied(client, within=60)
+            await until_empty(client, within=60)
     assert list(dict.fromkeys(seen)) == list(range(2_000))
 
 
-async def test_a_mail_that_was_lost_on_its_way_still_comes_before_newer_ones(
+async def test_a_mail_whose_delivery_was_lost_is_still_handled_before_newer_mail(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a server dies with a delivery: without this it would come again when its lease runs out, the last."""
+    """As when a server dies with a delivery. Otherwise the mail would be redelivered, last, when its lease expires."""
     lose = {3, 7}
     on_delivery = session.AgentSession._on_delivery
 
-    def some(room: session.AgentSession, delivery: Any) -> None:
+    def lose_some(agents: session.AgentSession, delivery: Any) -> None:
         if delivery.lane.key.priority != "bob" or delivery.seq not in lose:
-            on_delivery(room, delivery)
+            on_delivery(agents, delivery)
         lose.discard(delivery.seq)
 
-    monkeypatch.setattr(session.AgentSession, "_on_delivery", some)
+    monkeypatch.setattr(session.AgentSession, "_on_delivery", lose_some)
     for n in range(1, 11):
         await put(client, "bob", n, conversation="c")
     kept: list[tuple[str, int]] = []
-    async with keeping("bob", kept).running(client):
-        await emptied(client)
+    async with recording_agent("bob", kept).running(client):
+        await until_empty(client)
     assert not lose
     assert [n for _, n in kept] == list(range(1, 11))
-    assert not await reasons(client)
+    assert not await dead_letter_reasons(client)
 
 
-async def test_deaths_over_one_mail_are_counted_and_another_begins_anew(client: aiqueue.Client) -> None:
+async def test_deaths_over_one_mail_are_counted_and_another_mail_restarts_the_count(client: aiqueue.Client) -> None:
     presence = client.inboxes.presence
-    assert [await presence.died("acme", "bob", seq) for seq in (5, 5, 6, 6, 6)] == [1, 2, 1, 2, 3]
+    assert [await presence.record_death("acme", "bob", seq) for seq in (5, 5, 6, 6, 6)] == [1, 2, 1, 2, 3]
 
 
-async def test_anothers_consumer_on_an_inbox_is_not_taken_away(client: aiqueue.Client) -> None:
+async def test_another_programs_consumer_on_an_inbox_is_not_deleted(client: aiqueue.Client) -> None:
     config = {"durable_name": "mine", "filter_subject": "ai.agent.message.acme.bob", "ack_policy": "explicit"}
     await client.connection.api(
         f"CONSUMER.CREATE.{STREAM}.mine.{config['filter_subject']}", {"stream_name": STREAM, "config": config}
     )
     with pytest.raises(ConfigMismatch, match="consumer mine of another program"):
-        async with keeping("bob", []).running(client):
+        async with recording_agent("bob", []).running(client):
             pass
     assert await client.inboxes.presence.online() == {}
 
 
-TROUPE = """
+GROUP = """
     import aiqueue
     from aiqueue.agent import Mail
 
@@ -641,9 +639,9 @@ TROUPE = """
     agents = [aiqueue.Agent(name, tenant="acme") for name in ("first", "second")]
 
     @agents[0].handle(Step)
-    async def ask(mail: Mail[Step]) -> None:
-        said = await agents[0].request(mail.message, to="second", reply=Step, timeout=10)
-        await mail.reply(said.message)
+    async def forward(mail: Mail[Step]) -> None:
+        reply_mail = await agents[0].request(mail.message, to="second", reply=Step, timeout=10)
+        await mail.reply(reply_mail.message)
 
     @agents[1].handle(Step)
     async def step(mail: Mail[Step]) -> None:
@@ -652,26 +650,27 @@ TROUPE = """
 
 
 async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, account: Any, tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(textwrap.dedent(TROUPE))
+    (tmp_path / "app.py").write_text(textwrap.dedent(GROUP))
     command = [*COMMAND[:4], "app:agents", "--health-file", "health", "--concurrency", "3"]
-    service = subprocess.Popen(command, cwd=tmp_path, env=_told(account, tmp_path), stdout=subprocess.PIPE, text=True)
+    environment = _environment(account, tmp_path)
+    service = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         caller = aiqueue.Agent("caller", tenant="acme")
         async with caller.running(client):
-            said = await caller.request(Step(n=1), to="first", reply=Step, timeout=20)
-        assert said.message.n == 2
+            reply_mail = await caller.request(Step(n=1), to="first", reply=Step, timeout=20)
+        assert reply_mail.message.n == 2
         await eventually(lambda: '"done":2' in (tmp_path / "health").read_text().replace(" ", ""))
         assert '"slots":6' in (tmp_path / "health").read_text().replace(" ", "")
     finally:
         service.terminate()
-        told, _ = service.communicate(timeout=40)
+        output, _ = service.communicate(timeout=40)
     assert service.returncode == 0
-    assert "2 agents: first of acme, second of acme, at nats://" in told
-    assert "\n2 agents: 2 deliveries in" in told
+    assert "2 agents: first of acme, second of acme, at nats://" in output
+    assert "\n2 agents: 2 deliveries in" in output
 
 
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:
-    """The plain one does as the guide says: it listens on the bare subject and looks at the headers."""
+    """The plain agent subscribes to the bare subject and checks the headers, as in docs/plain-clients.md."""
     nc = await nats.connect(account.url, user=account.user, password=account.password)
 
     async def message_handler(message: Any) -> None:
@@ -692,25 +691,25 @@ async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.C
     await nc.flush()
     alice = aiqueue.Agent("alice", tenant="acme")
     async with alice.running(client):
-        said = await alice.request(Step(n=7), to="plain", reply=Answer, timeout=10)
+        reply_mail = await alice.request(Step(n=7), to="plain", reply=Answer, timeout=10)
     await nc.close()
-    assert (said.message.n, said.sender) == (8, "plain")
+    assert (reply_mail.message.n, reply_mail.sender) == (8, "plain")
 
 
-async def test_a_client_runs_several_agents_by_one_room_and_ends_it_with_the_last(client: aiqueue.Client) -> None:
+async def test_a_client_runs_several_agents_in_one_session_and_closes_it_with_the_last(client: aiqueue.Client) -> None:
     kept: list[tuple[str, int]] = []
-    agents = [keeping(f"a{n}", kept) for n in range(20)]
+    agents = [recording_agent(f"a{n}", kept) for n in range(20)]
     async with AsyncExitStack() as stack:
         for each in agents:
             await stack.enter_async_context(each.running(client))
-        room = session.AgentSession.of(client)
+        shared = session.AgentSession.of(client)
         sent = await client.inboxes.broadcast(Step(n=1), tenant="acme")
         assert len(sent) == 20
         await eventually(lambda: len(kept) == 20)
-        assert session.AgentSession.of(client) is room
+        assert session.AgentSession.of(client) is shared
     info = await client.connection.api(f"STREAM.INFO.{STREAM}")
     assert info["state"]["consumer_count"] <= 1  # the router's
-    assert client not in session._rooms
+    assert client not in session._sessions
 
 
 async def test_an_agent_that_does_not_run_cannot_send(client: aiqueue.Client) -> None:
@@ -731,8 +730,8 @@ def test_a_wrong_argument_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_kind_has_one_handler() -> None:
-    agent = keeping("bob", [])
+    agent = recording_agent("bob", [])
     with pytest.raises(BadInput, match="has a handler already"):
 
         @agent.handle(Step)
-        async def again(mail: Mail[Step]) -> None: ...
+        async def second(mail: Mail[Step]) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import aiqueue
-from aiqueue.agent.agent import Mail
+from aiqueue.agent import Mail
 
 from ..support import eventually
 from .clients import Plain

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.agent.agent import Mail
+from aiqueue.agent import Mail
 
 from ..support import ROOT, Account
 from .clients import HERE, environment

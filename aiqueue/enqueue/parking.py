@@ -58,8 +58,9 @@ def scheduled_message(
 ) -> ScheduledMessage:
     """Return the message that brings a job back to its lane at `due_at`, seconds since the epoch.
 
-    `job_headers` are the headers that the job gets in its lane. `parking_id` distinguishes this parking from all others
-    of the job id. Raises BadInput for a time that the server cannot represent.
+    `job_headers` are the headers that the job gets in its lane. `dedup_key` ends the subject: parked twice under one
+    key, a job is stored once. `parking_id` distinguishes this parking from all others of the job id, also under the
+    same key. Raises BadInput for a time that the server cannot represent.
     """
     due_at = math.ceil(due_at * 1000) / 1000  # rounded up, so that no job is early
     try:
@@ -212,7 +213,7 @@ class Forwarder:
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
         self._stream = topology.parked_stream.name
-        self._producer = Producer(connection, topology)  # for its hints
+        self._producer = Producer(connection, topology)  # its hints tell workers that a lane has jobs
         self._wake = asyncio.Event()
         self._puller = Puller(connection, deliver=self._on_due, gone=self._on_consumer_gone, changed=self._wake.set)
         self._pull: LanePull | None = None

@@ -304,7 +304,11 @@ class _Follower:
         self._lags += 1
 
     async def _take_outcome(self) -> list[StreamItem]:
-        """Take the outcome of the followed run, once all entries before it have been read, and return its items."""
+        """Take the outcome of the followed run, and return its items.
+
+        Entries before the outcome that have not been read come first: they are read again. Without a final entry (the
+        handler keeps no result) the journal's head shows whether there are such entries.
+        """
         final = self._outcome.result()
         newest = final if final is not None else await self._journal.head(self._subject)
         if newest is not None and newest.seq > self._cursor.seq and self._lags < LAGS_MAX:
@@ -314,7 +318,11 @@ class _Follower:
         return self._advance(final) if final is not None else []
 
     def _is_followed(self, entry: Entry) -> bool:
-        """Whether an entry is of the run that is followed, or of a later one."""
+        """Whether an entry is of the run that is followed, or of a later one.
+
+        1. Its parking id is the followed one: a delayed job, whose run is not known before its first attempt.
+        2. Otherwise its run number, and its time: a recreated stream counts runs from 1 again.
+        """
         if self._parking_id and entry.parking_id == self._parking_id:
             return True
         return 0 < self._cursor.run <= entry.run and entry.time >= (self._enqueued_at or 0.0)
@@ -340,7 +348,7 @@ class _Follower:
         nonce, number = _writer_of(entry, self._subject)
         self._has_gap |= _is_gap_before(entry, nonce, number, cursor)
         items: list[StreamItem] = []
-        if _is_other_writer(entry, nonce, cursor):
+        if _restarts_output(entry, nonce, cursor):
             if cursor.nonce:
                 item, cursor = self._restart(entry, nonce, cursor)
                 items.append(item)
@@ -362,7 +370,7 @@ class _Follower:
         return items
 
     def _restart(self, entry: Entry, nonce: str, cursor: _Cursor) -> tuple[StreamItem, _Cursor]:
-        """Return the restart item of an attempt's first entry, and the cursor behind the item."""
+        """Return the restart item that precedes an attempt's first entry, and the cursor after the item."""
         if 0 < cursor.run < entry.run:
             why = "a later run of this job id"
         else:
@@ -384,7 +392,7 @@ def _is_gap_before(entry: Entry, nonce: str, number: int, cursor: _Cursor) -> bo
     return cursor.left > 0 or (nonce != "" and number != expected)
 
 
-def _is_other_writer(entry: Entry, nonce: str, cursor: _Cursor) -> bool:
+def _restarts_output(entry: Entry, nonce: str, cursor: _Cursor) -> bool:
     """Whether another attempt than the cursor's writes its output from this entry on.
 
     An attempt that only ends the same run (retry, failed, cancelled) has no output, so it does not restart the stream.

@@ -39,6 +39,8 @@ class Journal:
     async def read_run(self, subject: str, run: int, enqueued_at: float, parking_id: str = "") -> RunRecord:
         """Return what run `run` has written to the journal on `subject`. See `is_of_run` for which entries count.
 
+        A recap (`started` or `retry`) carries the history of failed attempts, so nothing before it is needed.
+
         1. The journal is empty: the record is empty.
         2. The head entry is of this run, and is final or a recap: nothing else is read.
         3. The head entry is older than the job, which was never parked: the run has written nothing.
@@ -67,7 +69,7 @@ class Journal:
     async def final_entry(self, subject: str, run: int, enqueued_at: float) -> Entry | None:
         """Return the newest final entry of run `run` or a later run, not older than the job; None without one.
 
-        Who awaits a job id that was enqueued again or replayed gets the outcome of the later run.
+        A caller that awaits a job id gets the outcome of a later run, if the id was enqueued again or replayed.
 
         1. The head entry is older than the job, or is this run's and not final: there is none.
         2. The head entry is final, of this run or a later one: it is the answer.

@@ -68,8 +68,8 @@ class Writer:
       the Msg-Id, and readers take a skipped number for a gap.
     - `_lost_chunks`: chunks dropped since its last entry. The next entry carries the number.
 
-    `_send` changes them after an ack, `_resolve_conflict` and `write_started` after a conflict, `adopt_run_record` and
-    `continue_from` after a read of the journal.
+    `_send` changes them after an ack, `_resolve_conflict` and `write_started` after a conflict, `start_after` and
+    `continue_after` after a read of the journal.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Writer:
         """Write `started` before the handler is called, so that no earlier attempt can write any more.
 
         1. Nobody has written since this writer's record: `started` is stored, True.
-        2. Somebody has: nothing is stored, False. Read the run again, then `adopt_run_record`, or leave the job.
+        2. Somebody has: nothing is stored, False. Read the run again, then `start_after`, or leave the job.
 
         Raises what `write` raises, except Stale.
         """
@@ -136,10 +136,10 @@ class Writer:
             except Conflict:
                 head = await self._journal.head(self.subject)
                 if head is None or head.msg_id not in tried:
-                    self._write_number -= 1
+                    self._write_number -= 1  # nothing was stored under it
                     return False
                 self._head_seq = self._known_seq = head.seq  # stored, but its ack was lost
-            self._ignore_before = 0.0
+            self._ignore_before = 0.0  # from here on, any other attempt's entry is newer than this attempt
             return True
 
     async def announce(self, event: str, data: Any) -> None:
@@ -206,19 +206,19 @@ class Writer:
         if head is not None and head.seq != self._known_seq and not self._is_own(head):
             await self._reread_run()
 
-    def adopt_run_record(self, record: RunRecord, attempt: int) -> None:
-        """Take all that `record` holds as known, other attempts' entries too, and write as attempt `attempt`.
+    def start_after(self, record: RunRecord, attempt: int) -> None:
+        """Start as attempt `attempt` after all that `record` holds. Other attempts' entries are the past: never raises.
 
-        For use before `write_started` only: the attempt has not begun, so nobody can have taken it over. Never raises.
+        For use before `write_started` only. An attempt that has started uses `continue_after`.
         """
         self._known_seq = record.newest.seq if record.newest else 0
         self._expect_head_of(record)
         self.attempt = attempt
 
-    def continue_from(self, record: RunRecord, attempt: int) -> None:
-        """Go on as attempt `attempt` after `record` was read, for an attempt that may have written before.
+    def continue_after(self, record: RunRecord, attempt: int) -> None:
+        """Go on writing as attempt `attempt` after `record`, unless another attempt has overtaken this one.
 
-        1. Another attempt has ended the job, or taken it over since this writer's last look: raises Stale.
+        1. `record` has a final entry, or one of another attempt above `_known_seq`: raises Stale.
         2. Otherwise the next write expects the head of `record`.
         """
         if record.newest is not None:
@@ -271,7 +271,8 @@ class Writer:
         1. The head entry is one of the tries, or this writer's final entry of the same event: stored, its ack was lost.
            True.
         2. The head entry is this writer's, from an earlier write whose ack was lost: write again after it. False.
-        3. Otherwise read the run. If another attempt has ended the job or taken it over: raises Stale.
+        3. Otherwise read the run. If it has ended, or another attempt has taken it over: raises Stale. So does a final
+           entry of this writer of another event.
         4. Otherwise other runs of the job id have written: write again after the new head. False.
         """
         head = await self._journal.head(self.subject)
@@ -288,7 +289,7 @@ class Writer:
     async def _reread_run(self) -> None:
         """Read the run and go on after what others have written. Raises Stale if one of them owns the job now."""
         record = await self._journal.read_run(self.subject, self._run, self._enqueued_at, self._parking_id)
-        self.continue_from(record, self.attempt)
+        self.continue_after(record, self.attempt)
 
     def _expect_head_of(self, record: RunRecord) -> None:
         self._head_seq, self._epoch = record.head_seq, max(self._epoch, record.epoch + 1)

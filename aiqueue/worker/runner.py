@@ -37,8 +37,8 @@ from ..processes import Processes, Quarantine, Suspect
 from ..requests import CHECK_AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
-from .delivery_order import DeliveryOrder, find_pending_retry, is_taken_over
 from .settlement import OpenedJob, Settlement
+from .takeover import DeliveryOrder, find_pending_retry, is_taken_over
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Runner:
                         return
                 elif (
                     isinstance(outcome, Raised | Refused) and context.writer and not _may_have_history(delivery, opened)
-                ):
+                ):  # it looks like a first delivery, which a recreated consumer may be wrong about
                     await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
             except Stale as stale:
@@ -184,7 +184,7 @@ class Runner:
         return opened
 
     def _decide_suspect(self, delivery: Delivery, opened: OpenedJob) -> None:
-        """Set `is_suspect`, now that the number of failed attempts is known. Decode the body of a job that is none."""
+        """Decide whether the job is a suspect, now that its failed attempts are known. If not, decode its body."""
         opened.is_suspect = self._quarantine.is_suspect(delivery, opened.attempt - opened.first_attempt + 1)
         if not opened.is_suspect and opened.data is None and opened.refusal is None:
             attempt.decode_into(opened.raw, opened)
@@ -207,7 +207,11 @@ class Runner:
         return OpenedJob(**vars(found), raw=raw)
 
     async def _load_earlier_attempts(self, delivery: Delivery, opened: OpenedJob, subject: str) -> None:
-        """Read this run's journal into `opened`: its record, the number of this attempt, the history of failures."""
+        """Read this run's journal into `opened`: its record, the number of this attempt, the history of failures.
+
+        The recap is the newest `started` or `retry`. After a `retry` this is the next attempt; after a `started` that
+        ended without an entry the same attempt runs once more, because a lost worker does not count as a failure.
+        """
         parking_id = headers.parking_id(opened.raw.headers)
         record = opened.record = await self._journal.read_run(subject, delivery.run, delivery.enqueued_at, parking_id)
         if record.recap is not None and isinstance(record.recap.data, dict):
@@ -252,7 +256,7 @@ class Runner:
                 raise
             outcome = Interrupted()
         finally:
-            worker_leaves = self.cancellations.unwatch(context)
+            worker_leaves = self.cancellations.unwatch(context)  # the worker, too, has cancelled the task
         if not context.cancel_requested or isinstance(outcome, Returned):
             return outcome
         return Interrupted() if worker_leaves else Cancelled()
@@ -310,7 +314,7 @@ class Runner:
                 log.warning("job %s runs without its `started` entry: %s", opened.job_id, error)
                 return None
             await self._load_earlier_attempts(delivery, opened, writer.subject)
-            writer.adopt_run_record(opened.record, opened.attempt)
+            writer.start_after(opened.record, opened.attempt)
         raise Stale(f"{writer.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
 
     def _started_data(self, delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> dict[str, Any]:
@@ -324,7 +328,7 @@ class Runner:
         """Return when the consumer of this delivery was created, in seconds since the epoch: a part of DeliveryOrder.
 
         A consumer in memory may have been deleted and recreated since this worker first asked, so the server is asked
-        again. While a job of the consumer is in flight, the server keeps the consumer.
+        again. The answer stays true: while a job of the consumer is in flight, the server keeps the consumer.
         """
         lane = delivery.lane
         if delivery.delivery_count > 1 and family.lane_storage == "memory":
@@ -339,7 +343,7 @@ class Runner:
         A recreated consumer restarts the delivery count, so a first delivery may have earlier attempts all the same.
         """
         await self._load_earlier_attempts(delivery, opened, writer.subject)
-        writer.continue_from(opened.record, opened.attempt)
+        writer.continue_after(opened.record, opened.attempt)
 
     async def _try_suspect(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:
         """Have the quarantine run the handler: in a child process, or here where no child can find the handler."""
@@ -348,7 +352,10 @@ class Runner:
             return attempt.unknown_kind_outcome(raw, opened)
 
         async def run_here() -> Outcome:
-            """Run the suspect in this process. Chunks and progress would hide its `trial` entry, so none is written."""
+            """Run the suspect in this process, without chunks and progress.
+
+            Its `trial` must stay the newest entry: if the job kills this process too, that entry shows it.
+            """
             attempt.decode_into(raw, opened)
             context.journal_muted = True
             return await self._call_handler(opened, handler, context)
@@ -388,7 +395,8 @@ class Runner:
             if limit is not None:
                 self._limits.stop(limit)
         if limit is not None and limit.expired:
-            # even if the handler turned its cancellation into something else: the time is up
+            # the time is up, even if the handler turned its cancellation into something else; `absolve` tells whether
+            # the worker has cancelled the task as well
             return Interrupted() if limit.absolve() else attempt.timeout_outcome(timeout_s)
         if type(outcome) is not Returned and task.cancelling():
             return Interrupted()

@@ -208,7 +208,7 @@ class Settlement:
     async def _write_result(self, delivery: Delivery, writer: Writer, value: Any) -> None:
         """Write the result. While the server has no space for it, announce it, ack, and let `Overflow` write it later.
 
-        Raises EncodeError, TooLarge, Stale.
+        The caller acks once more, which the server ignores. Raises EncodeError, TooLarge, Stale.
         """
 
         async def ack_first() -> None:
@@ -257,7 +257,10 @@ class Settlement:
             await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
 
     async def _settle_cancelled(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None) -> None:
-        """Write `cancelled`, then ack. Usually the canceller already has, and the write is refused: raises Stale."""
+        """Write `cancelled`, then ack.
+
+        Usually the canceller has written it. Then the write raises Stale, and the runner settles as AlreadyEnded.
+        """
         if writer is not None:
             await writer.write(CANCELLED, WHILE_RUNNING)
         await self._ack_ended(delivery, opened, writer)
@@ -267,7 +270,9 @@ class Settlement:
     ) -> None:
         """Acknowledge a job that is over, and release its documents unless a dead letter of it still needs them.
 
-        A duplicate's own documents are always released, because another message with its job id runs or has run.
+        1. A duplicate: its documents are always released, because another message with its job id runs or has run.
+        2. A run that failed: its dead letter goes on holding the documents.
+        3. Any other final entry: they are released. The journal is read if the record does not show the end yet.
         """
         newest = opened.record.newest
         if _holds_documents(delivery) and writer is not None and not opened.record.ended:

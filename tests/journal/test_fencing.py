@@ -38,7 +38,7 @@ from aiqueue.journal import (
     entry_from_stored,
 )
 from aiqueue.topology import provision
-from aiqueue.worker import delivery_order, settlement
+from aiqueue.worker import settlement, takeover
 from aiqueue.worker.settlement import Settlement
 
 from ..support import Cluster, NatsProcess, eventually
@@ -95,7 +95,7 @@ async def claim(journal: Journal, subject: str, attempt: int) -> Writer:
         if await writer.write_started({"attempt": attempt}):
             return writer
         record = await journal.read_run(subject, 1, 0.0)
-        writer.adopt_run_record(record, attempt)
+        writer.start_after(record, attempt)
 
 
 # the journal
@@ -392,7 +392,7 @@ async def finish(client: aiqueue.Client, handle: aiqueue.Handle) -> None:
 async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 1_000)
+    monkeypatch.setattr(takeover, "CLAIM_LEASES", 1_000)
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
     family = replace(client.topology.families["test.fences"], max_ack_pending=7)
@@ -403,7 +403,7 @@ async def test_a_lane_of_another_declaration_does_not_make_its_attempts_look_old
 async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_look_old(
     own_server: Callable[[], NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 1_000)
+    monkeypatch.setattr(takeover, "CLAIM_LEASES", 1_000)
     server = own_server()
     (tmp_path / "test_fences.toml").write_text(textwrap.dedent(FILE))
     async with aiqueue.connect(server.url, user=server.user, password=server.password, streams=tmp_path) as client:
@@ -429,7 +429,7 @@ async def write_started_by(client: aiqueue.Client, handle: aiqueue.Handle, deliv
 async def test_a_message_of_the_job_that_came_later_is_given_way_to_for_as_long_as_it_runs(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(delivery_order, "CLAIM_LEASES", 0)
+    monkeypatch.setattr(takeover, "CLAIM_LEASES", 0)
     caplog.set_level("INFO", "aiqueue")
     handle = await client.enqueue(Fence(), tenant="acme")
     await leave_unfinished(client)
@@ -514,3 +514,26 @@ async def test_what_is_left_of_a_job_that_went_on_from_parking_is_taken_away(
         await eventually(lambda: none_stored(client))
     assert ran == [1, 2, 3]
     assert await stored(client, "AI_PARKED") == 1
+
+
+async def test_a_job_that_is_redelivered_while_it_runs_here_goes_on_with_the_new_lease(client: aiqueue.Client) -> None:
+    entered, release, calls = asyncio.Event(), asyncio.Event(), 0
+    worker = aiqueue.Worker()
+
+    @worker.handle(Fence)
+    async def fence(job: aiqueue.Job[Fence]) -> str:
+        nonlocal calls
+        calls += 1
+        entered.set()
+        await release.wait()
+        return "once"
+
+    async with worker.running(client) as session:
+        handle = await client.enqueue(Fence(), tenant="acme")
+        await entered.wait()
+        (reply,) = session.leases._held
+        session.leases.drop_lease(reply)  # as if its heartbeats were lost: after 1 s the server redelivers the job
+        await eventually(lambda: session.leases.held == 1 and reply not in session.leases._held)
+        release.set()
+        assert await handle.result(25) == "once"
+    assert calls == 1

@@ -18,8 +18,8 @@ from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane
 from aiqueue.topology import Topology
 from aiqueue.worker.context import WorkerResources
-from aiqueue.worker.delivery_order import DeliveryOrder
 from aiqueue.worker.runner import Runner
+from aiqueue.worker.takeover import DeliveryOrder
 
 TOPOLOGY = Topology.load()
 BODIES = (codec.encode({"goal": "x", "task_id": "t-1"}), b'{"goal": "x", "task_id": 7}', b"[1]", b"\xff", b"")

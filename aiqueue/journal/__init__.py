@@ -23,7 +23,7 @@ from .entries import (
 )
 from .follower import StreamItem, follow
 from .journal import Journal
-from .outcome import wait_for_outcome
+from .outcome_watch import wait_for_outcome
 from .writer import WRITE_TRIES_MAX, Retention, Writer
 
 __all__ = [

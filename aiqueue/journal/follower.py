@@ -22,7 +22,7 @@ from ..connection import Received, Subscription
 from ..errors import BadInput, ResultTimeout, Unavailable
 from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
-from .outcome import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
+from .outcome_watch import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
 
 RESTART, GAP = "restart", "gap"  # events of items that are no entries
 LIVE_MAX, LIVE_BYTES_MAX = 256, 1024 * 1024  # live entries that wait for the reader; above, it reads the stream instead

@@ -16,7 +16,7 @@ import pytest
 import aiqueue
 from aiqueue import codec
 from aiqueue.client.client import Client
-from aiqueue.connection import Stored, window
+from aiqueue.connection import Stored, publish_window
 from aiqueue.errors import (
     AccessDenied,
     AIQueueError,
@@ -344,7 +344,7 @@ async def test_leaving_early_leaves_nothing_behind(client: Client, eventually: E
 async def test_concurrent_callers_share_one_window_first_come_first_served(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window, "IN_FLIGHT_MAX", 16)
+    monkeypatch.setattr(publish_window, "IN_FLIGHT_MAX", 16)
     at, most = client.connection.window, 0
     send = at.send
 
@@ -361,7 +361,7 @@ async def test_concurrent_callers_share_one_window_first_come_first_served(
 
 
 async def test_callers_that_are_cancelled_in_line_are_not_sent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "IN_FLIGHT_MAX", 1)
+    monkeypatch.setattr(publish_window, "IN_FLIGHT_MAX", 1)
     calls = [asyncio.create_task(client.enqueue(Task(text=str(n)), tenant="acme")) for n in range(10)]
     await asyncio.sleep(0)
     for call in calls[3:7]:

@@ -537,3 +537,25 @@ async def test_a_job_that_is_redelivered_while_it_runs_here_goes_on_with_the_new
         release.set()
         assert await handle.result(25) == "once"
     assert calls == 1
+
+
+async def test_epochs_grow_also_beyond_those_of_another_run_of_the_id(client: aiqueue.Client) -> None:
+    journal = client.journal
+    ours = new_writer(journal)
+    other = Writer(
+        journal, SUBJECT, run=2, enqueued_at=0.0, attempt=1, record=EMPTY_RECORD._replace(epoch=6)
+    )  # of a later run of the id, which has seen more attempts
+    await other.write(PROGRESS, {"fraction": 0.5})
+    await ours.write(PROGRESS, {"fraction": 0.1})
+    assert [(each.run, each.epoch) for each in await entries(journal, SUBJECT)] == [(2, 7), (1, 8)]
+
+
+async def test_a_started_that_was_refused_leaves_no_gap_in_the_numbers(client: aiqueue.Client) -> None:
+    journal = client.journal
+    late = new_writer(journal, attempt=2)
+    await new_writer(journal).write(RETRY, {"error": "no"})
+    assert not await late.write_started({})
+    late.start_after(await journal.read_run(SUBJECT, 1, 0.0), 2)
+    assert await late.write_started({})
+    numbers = [each.msg_id.split("/")[3] for each in await entries(journal, SUBJECT)]
+    assert numbers == ["1", "1"]  # readers take a skipped number for lost entries

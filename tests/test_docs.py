@@ -217,6 +217,12 @@ def test_named_files_of_the_package_and_the_tests_exist(page: Path) -> None:
     assert not missing
 
 
+def test_pages_that_the_code_names_exist() -> None:
+    named = re.findall(r"docs/[\w/-]+\.md", "".join(file.read_text() for file in (ROOT / "aiqueue").rglob("*.py")))
+    assert named
+    assert not [page for page in named if not (ROOT / page).is_file()]
+
+
 def test_every_decision_is_in_the_index() -> None:
     index = ROOT / "docs/decisions/README.md"
     assert set(_LINK.findall(index.read_text())) == {page.name for page in index.parent.glob("*.md")} - {index.name}

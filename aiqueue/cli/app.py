@@ -49,7 +49,7 @@ def _accept_server_options(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def _demo(ctx: typer.Context) -> None:
-    """Run a demo: documents pass through the queue, with retries, a dead letter and its replay."""
+    """Run a demo: text files pass through the queue, with retries, a dead letter and its replay."""
     from .demo import demo  # noqa: PLC0415  (a large module)
     from .options import help_of  # noqa: PLC0415
 

@@ -195,7 +195,7 @@ def replay(
     everything: All = False,
     json: Json = False,
 ) -> None:
-    """Replay dead letters: enqueue their jobs again, with fresh attempts and their history.
+    """Replay dead letters: enqueue their jobs again, with new attempts. The jobs keep their history.
 
     Select them by number, by filters or by --all.
 

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 Body = Annotated[
     str,
     typer.Argument(
-        metavar="JSON|@FILE|-", help="Message fields as a JSON object; @FILE or - (stdin): one JSON object per line."
+        metavar="JSON|@FILE|-", help="Message fields as a JSON object; @FILE or - (stdin): a JSON object on each line."
     ),
 ]
 Family = Annotated[
@@ -64,10 +64,11 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     tenant: Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the job.")],
     family: Family = None,
     priority: Annotated[
-        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another one of the family.")
+        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
     ] = "normal",
     unique: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Job id. A job that is already stored is not enqueued again.")
+        str | None,
+        typer.Option(metavar="KEY", help="Job id. A second job with this id is not stored within 10 minutes."),
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to store with the job; repeatable.")
@@ -90,12 +91,12 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
         duration_option("How long --wait waits for each result."),
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print one JSON object for each job, one per line.")
+        bool, typer.Option("--json", metavar="", help="Print a JSON object for each job, each on a line of its own.")
     ] = False,
 ) -> None:
     """Enqueue one or more jobs and print their ids.
 
-    Returns when the server has stored the jobs, or with --wait when they have ended.
+    Returns when the server has stored the jobs; with --wait, when they have ended.
 
     DURATION is a number of seconds or a text such as 30s, 10m, 2h.
 
@@ -144,7 +145,7 @@ class _Totals:
 
 @dataclass(frozen=True)
 class _Input:
-    """ServerOptions bodies come from: a text, or an open file."""
+    """Where bodies come from: a text, or an open file."""
 
     name: str
     text: bytes = b""

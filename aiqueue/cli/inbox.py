@@ -32,7 +32,7 @@ def ls(
 ) -> None:
     """List agents, their state and their unread mail.
 
-    States: online (for how long), offline, - (not registered, gets no broadcasts).
+    States: online (for how long), offline, or "-" (not registered, gets no broadcasts).
     """
 
     async def fetch(client: Client) -> list[InboxStats]:
@@ -160,7 +160,7 @@ def send(
         duration_option("Bounce the mail if it is not handled in this time."),
     ] = None,
     unique: Annotated[
-        str | None, typer.Option(metavar="ID", help="Mail id; a second mail with it within 2 minutes is dropped.")
+        str | None, typer.Option(metavar="ID", help="Mail id; a second mail with this id within 2 minutes is dropped.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -43,9 +43,12 @@ def inspect(
         typer.Argument(metavar="FAMILY|JOB", help="Family (contains a dot) or job id. Default: all families."),
     ] = None,
     *,
-    job: Annotated[str | None, typer.Option(metavar="ID", help="Job id, to search in FAMILY only.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Show the job with this id. Only FAMILY is searched, if it is given."),
+    ] = None,
     tenant: Annotated[
-        str | None, typer.Option(metavar="TENANT", help="Only lanes, or the job, of this tenant.")
+        str | None, typer.Option(metavar="TENANT", help="Show only lanes or the job of this tenant.")
     ] = None,
     json: Json = False,
 ) -> None:

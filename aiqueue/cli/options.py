@@ -37,7 +37,9 @@ Url = Annotated[
 ]
 Context = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="nats CLI context to take URL and credentials from.", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="NAME", help="Take URL and credentials from this context of the nats CLI.", rich_help_panel=_PANEL
+    ),
 ]
 Profile = Annotated[
     Literal["single", "cluster"] | None,

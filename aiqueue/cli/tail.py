@@ -45,9 +45,9 @@ def tail(
     tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only jobs of this tenant.")] = None,
     json: Json = False,
 ) -> None:
-    """Follow a job's output until the job ends, or with --family all jobs of a family until Ctrl-C.
+    """Follow a job's output until the job ends. With --family, follow all jobs of a family until Ctrl-C.
 
-    A job is shown from its start, a family from now on. Text chunks are printed as they arrive.
+    A job is shown from its start; a family is shown from now on. Text chunks are printed as they arrive.
 
     Exit codes: 0 the job succeeded, 1 the job failed, was cancelled or is not found.
     """

@@ -1,4 +1,4 @@
-"""`aiqueue demo`: real documents pass through real queues, while two faults are injected and fixed."""
+"""`aiqueue demo`: real text files pass through real queues, while two faults are injected and fixed."""
 
 from .command import demo
 

@@ -58,12 +58,13 @@ def demo(
         str | None, typer.Option(metavar="URL", help="NATS server URL. Default: NATS_URL, else a private server.")
     ] = None,
     context: Annotated[
-        str | None, typer.Option(metavar="NAME", help="nats CLI context to take URL and credentials from.")
+        str | None, typer.Option(metavar="NAME", help="Take URL and credentials from this context of the nats CLI.")
     ] = None,
 ) -> None:
-    """Run a demo: documents pass through the queue, with retries, a dead letter and its replay.
+    """Run a demo: text files pass through the queue, with retries, a dead letter and its replay.
 
-    Processes the text files of PATH on a private server. Takes less than a minute and cleans up after itself.
+    Processes the text files in PATH, on a private server unless a server is given. Takes less than a minute and cleans
+    up after itself.
 
     Exit codes: 0 all jobs succeeded, 1 some did not.
     """

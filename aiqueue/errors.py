@@ -9,7 +9,7 @@
     │   ├── DecodeError         a body that cannot be decoded
     │   ├── TooLarge            body and headers exceed the server's max_payload
     │   ├── UnknownKind         no handler is registered for this kind of message
-    │   ├── UnknownFamily       no topology file declares this family
+    │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
     │   └── TopologyError       an invalid streams/*.toml file; names the file and the key
@@ -25,7 +25,7 @@
     ├── DataLossRefused         apply would delete messages, which was not allowed
     ├── NotFound                no such job, dead letter, stream or consumer
     ├── Corrupt                 a document's stored bytes do not match its hash
-    ├── Conflict                a write with a stale expected sequence
+    ├── Conflict                another write to the same subject came first
     ├── Stale                   a newer attempt owns the job; this attempt may no longer write
     ├── JobFailed               the awaited job failed or was cancelled
     ├── ResultTimeout           the awaited job did not end within the timeout
@@ -95,8 +95,8 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """A message with headers exceeds the server's max_payload, or its `headers` exceed what a stream stores.
-    `size` and `limit` are bytes.
+    """The message and its headers together exceed the server's max_payload. With `headers`, the headers alone exceed
+    the size that a stream accepts. `size` and `limit` are bytes.
     """
 
     def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
@@ -136,7 +136,7 @@ class SettingsError(BadInput):
 
 
 class TopologyError(BadInput):
-    """An invalid topology file: `file`, `key` and the `problem`."""
+    """An invalid stream file (streams/*.toml): `file`, `key` and the `problem`."""
 
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
@@ -146,7 +146,7 @@ class TopologyError(BadInput):
 
 
 class Unavailable(AIQueueError):
-    """No server answers. `maybe_stored`: the message may have been stored although no ack arrived."""
+    """No server answers. `maybe_stored`: the message may have been stored although no PubAck arrived."""
 
     retryable = True
 
@@ -160,8 +160,8 @@ class AccessDenied(AIQueueError):
 
 
 class QueueFull(AIQueueError):
-    """A limit is reached and nothing was stored. `limit` is in the unit that `reason` names, None if unknown.
-    `retry_after_s` is how long to wait before the next try, in seconds.
+    """A limit is reached and nothing was stored. `limit` is a number in the unit that `reason` names, or None if the
+    limit is unknown. Wait `retry_after_s` seconds before the next try.
     """
 
     retryable = True
@@ -305,7 +305,8 @@ class ServerError(AIQueueError):
 def details(error: AIQueueError) -> dict[str, Any]:
     """Return the error as plain data, for ``--json``: class, message, whether to retry, and its attributes.
 
-    JobFailed's attribute `error` is the key ``cause``. A value that JSON cannot represent becomes its repr.
+    An attribute `error` (of JobFailed and MailBounced) is returned under the key ``cause``. A value that JSON cannot
+    represent becomes its repr.
     """
     attributes = {k: v for k, v in vars(error).items() if not k.startswith("_") and k != "item"}
     data = {"cause" if k == "error" else k: _to_json_value(v) for k, v in attributes.items()}

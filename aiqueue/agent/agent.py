@@ -58,7 +58,7 @@ class Agent:
         if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
             raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
         if isinstance(capabilities, str):
-            raise BadInput("capabilities is a list of words")
+            raise BadInput(f"capabilities must be a list of strings, not {capabilities!r}")
         self.name = subjects.token("agent", name)
         self.tenant = subjects.token("tenant", tenant)
         self.concurrency = concurrency

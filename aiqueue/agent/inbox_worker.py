@@ -155,7 +155,7 @@ class InboxWorker:
         """Queue a delivered mail in its conversation.
 
         1. The mail is held already: only its lease is replaced.
-        2. The mail was settled, and its ack was lost: it is acknowledged again.
+        2. The mail was settled, and its ack was lost: the ack is repeated.
         3. The mail is a reply that a request waits for: the request gets it.
         4. The agent drains: the mail is ignored, and redelivered to the next process.
         """

@@ -87,7 +87,7 @@ class AgentSession:
         Raises BadInput, NotFound, Unavailable.
         """
         if len(self._members) >= AGENTS_MAX:
-            raise BadInput(f"a client runs at most {AGENTS_MAX} agents: connect another one")
+            raise BadInput(f"a client runs at most {AGENTS_MAX} agents: connect another client")
         spec = inbox_worker.spec
         member = _Member(inbox_worker, self._inboxes.presence.inbox_lock(spec.tenant, spec.name, LOCK_TTL_S))
         self._members.add(member)

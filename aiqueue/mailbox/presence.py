@@ -64,7 +64,7 @@ class Presence:
         subject = self._key_subject(CARD, tenant, agent)
         for what, names in (("kinds", kinds), ("capabilities", capabilities)):
             if isinstance(names, str) or not all(isinstance(each, str) for each in names):
-                raise BadInput(f"{what} is a list of words, not {names!r}")
+                raise BadInput(f"{what} must be a list of strings, not {names!r}")
         stored = await _read_key(self._connection, self.stream, subject)
         former = _parse_card(stored) if stored is not None else None
         registered_at = former.registered_at if former else time.time()

@@ -204,7 +204,7 @@ async def test_a_lock_is_held_by_one_process_at_a_time_and_expires_by_its_ttl(cl
     await eventually(second.acquire)  # the first one's TTL has passed
     assert not await first.renew()
     await second.release()
-    assert await first.renew()  # free again
+    assert await first.renew()  # `second` released the lock
     assert set(await presence.online("acme")) == {("acme", "bob")}
 
 

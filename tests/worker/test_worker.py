@@ -541,7 +541,15 @@ async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(
         async with asyncio.timeout(25):
             while len(entered) < 2 or session.vitals()["waiting"] < 2:
                 await asyncio.sleep(0.01)
-        release.set()  # the two that run end while the drain stops the discovery of lanes
+        stop_discovery = session.discovery.stop
+
+        async def stop_after_the_running_jobs() -> None:  # while two jobs wait
+            release.set()
+            while session.running:
+                await asyncio.sleep(0.01)
+            await stop_discovery()
+
+        monkeypatch.setattr(session.discovery, "stop", stop_after_the_running_jobs)
         await session.drain()
         assert session.clean
     assert len(entered) == 2

@@ -181,7 +181,7 @@ class _Follower:
             self._outcome.exception()  # else asyncio logs that nobody has retrieved it
         await self._watch.close()
 
-    def _is_outcome_of_former_run(self) -> bool:
+    def _has_moved_to_later_run(self) -> bool:
         """Return whether the reader has gone on to a later run of the job id since the outcome watch started.
 
         Run 0 (a delayed job whose run is not known yet) is not a former one.
@@ -246,7 +246,7 @@ class _Follower:
                             for item in self._advance(entry_from_stored(stored)):
                                 yield item
                     if ended and not self.over:
-                        if self._is_outcome_of_former_run():
+                        if self._has_moved_to_later_run():
                             await self._watch_followed_run()
                         else:
                             for item in await self._take_outcome():
@@ -330,12 +330,10 @@ class _Follower:
     # -- from entries to items
 
     def _advance(self, entry: Entry) -> list[StreamItem]:
-        """Move the cursor to the end of `entry`, the next one of the journal, and return the reader's items of it.
+        """Take `entry`, the next one of the journal: return the reader's items of it, and move the cursor to its end.
 
-        1. The reader has the entry already: none.
-        2. The entry is of a run that is not followed: none.
-        3. Otherwise a restart if another attempt writes now, a gap if entries before it are missing, and the entry: its
-           chunks, or itself. A reader that has some of the chunks gets the others.
+        1. The reader has the entry already, or it is of a run that is not followed: no items.
+        2. Otherwise: a restart if another attempt writes from here on, then the items of the entry.
         """
         cursor = self._cursor
         if entry.seq < cursor.seq or (entry.seq == cursor.seq and not cursor.left):
@@ -353,20 +351,30 @@ class _Follower:
                 item, cursor = self._restart(entry, nonce, cursor)
                 items.append(item)
             cursor = cursor._replace(nonce=nonce)
-        number = number if nonce == cursor.nonce else cursor.number
+        if nonce == cursor.nonce:
+            cursor = cursor._replace(number=number)
+        items += self._take_parts(entry, cursor)
+        self._has_gap = False
+        is_retry = entry.event == RETRY and isinstance(entry.data, dict)
+        self._retry_error = str(entry.data.get("error", "")) if is_retry else ""
+        self.over = entry.final
+        return items
+
+    def _take_parts(self, entry: Entry, cursor: _Cursor) -> list[StreamItem]:
+        """Return the items of one entry, its chunks or itself, and move the cursor to its end.
+
+        A gap comes first, if entries before it are missing. A reader that has some of the chunks gets the others.
+        """
         parts = entry.data if entry.event == CHUNK and isinstance(entry.data, list) else [entry.data]
         taken = cursor.taken if entry.seq == cursor.seq else 0
-        cursor = _Cursor(entry.run, entry.seq, taken, len(parts) - taken, number, cursor.nonce)
+        cursor = _Cursor(entry.run, entry.seq, taken, len(parts) - taken, cursor.number, cursor.nonce)
+        items: list[StreamItem] = []
         if (self._has_gap or entry.lost_chunks) and not taken:
             items.append(self._make_item(entry, GAP, {"chunks": entry.lost_chunks or None}, cursor))
         for part in parts[taken:]:
             cursor = cursor._replace(taken=cursor.taken + 1, left=cursor.left - 1)
             items.append(self._make_item(entry, entry.event, part, cursor))
-        self._has_gap = False
         self._cursor = cursor
-        is_retry = entry.event == RETRY and isinstance(entry.data, dict)
-        self._retry_error = str(entry.data.get("error", "")) if is_retry else ""
-        self.over = entry.final
         return items
 
     def _restart(self, entry: Entry, nonce: str, cursor: _Cursor) -> tuple[StreamItem, _Cursor]:

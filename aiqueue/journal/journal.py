@@ -67,13 +67,11 @@ class Journal:
         return (await self.read_run(subject, run, enqueued_at, parking_id)).newest
 
     async def final_entry(self, subject: str, run: int, enqueued_at: float) -> Entry | None:
-        """Return the newest final entry of run `run` or a later run, not older than the job; None without one.
+        """Return the outcome of a job for a caller that awaits its id: the newest final entry. None: not ended yet.
 
-        A caller that awaits a job id gets the outcome of a later run, if the id was enqueued again or replayed.
-
-        1. The head entry is older than the job, or is this run's and not final: there is none.
-        2. The head entry is final, of this run or a later one: it is the answer.
-        3. Otherwise another live run has written since: the whole journal is read.
+        Entries of a later run count too, because the id may have been enqueued again or replayed. Entries of earlier
+        runs, and those older than the job, do not. The head entry mostly answers. Only where another run of the id has
+        written after this one, the whole journal is read.
         """
         head = await self.head(subject)
         if head is None or head.time < enqueued_at or (head.run == run and not head.final):

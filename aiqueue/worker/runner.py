@@ -293,9 +293,7 @@ class Runner:
         Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
         family = opened.raw.family
-        order = DeliveryOrder(
-            delivery.seq, await self._find_consumer_created_at(delivery, family), delivery.delivery_count
-        )
+        order = await self._order_delivery(delivery, family)
         for _ in range(WRITE_TRIES_MAX):
             if opened.record.ended:
                 return AlreadyEnded()
@@ -324,18 +322,19 @@ class Runner:
         data = {"seq": delivery.seq, "delivery": list(order), "worker": self._worker}
         return data | {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
 
-    async def _find_consumer_created_at(self, delivery: Delivery, family: Family) -> float:
-        """Return when the consumer of this delivery was created, in seconds since the epoch: a part of DeliveryOrder.
+    async def _order_delivery(self, delivery: Delivery, family: Family) -> DeliveryOrder:
+        """Return the place of a delivery among those of its job, by which a later delivery is told from an earlier one.
 
-        A consumer in memory may have been deleted and recreated since this worker first asked, so the server is asked
-        again. The answer stays true: while a job of the consumer is in flight, the server keeps the consumer.
+        A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For
+        one in memory the server is asked, because it may have been recreated since this worker last asked. The answer
+        stays true: while a job of the consumer is in flight, the server keeps the consumer.
         """
         lane = delivery.lane
         if delivery.delivery_count > 1 and family.lane_storage == "memory":
             with contextlib.suppress(AIQueueError):
                 info = await self._journal.connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
                 lane.created = max(lane.created, timestamp(info["created"]))
-        return lane.created
+        return DeliveryOrder(delivery.seq, lane.created, delivery.delivery_count)
 
     async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
         """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.

@@ -2,7 +2,8 @@
 
 The server publishes one advisory for each such job, when it is next asked for jobs of the lane. A stream keeps the
 advisories until a worker has handled them. Advisories can be lost, so the lanes are checked too: a lane that stores
-more jobs than its consumer counts has some (docs/decisions/max-deliveries.md). Their dead letters' reason is `stranded`.
+more jobs than its consumer counts has some (docs/decisions/max-deliveries.md). The reason of their dead letters is
+`stranded`.
 """
 
 from __future__ import annotations

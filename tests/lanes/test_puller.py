@@ -1,3 +1,5 @@
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,10 +38,11 @@ async def test_credits_are_counted_off_when_grants_end_and_when_pulls_are_lost(
             pass
 
         def is_balanced(session: Session) -> bool:
-            """Whether nothing is in hand, and the sum of the credits is that of the lanes."""
+            """Whether all lanes wait with a standing pull, and the puller's counters are the sums of the lanes'."""
             lanes = list(session.puller.lanes)
-            granted = sum(lane.granted for lane in lanes)
-            return len(lanes) == 3 and session.running == 0 and session.puller.granted == granted == 0
+            granted, standing = sum(lane.granted for lane in lanes), sum(bool(lane.standing_request) for lane in lanes)
+            counters = session.puller.granted, session.puller._standing_count
+            return session.running == 0 and (granted, standing) == counters == (0, 3)
 
         async with worker.running(client) as session:
             for _ in range(3):
@@ -51,3 +54,24 @@ async def test_credits_are_counted_off_when_grants_end_and_when_pulls_are_lost(
                     session.puller._open_grant(lane, 3)
                 session.puller.restart_pulls()
                 await eventually(lambda: is_balanced(session))
+
+
+async def test_jobs_that_are_requested_already_are_not_requested_twice(
+    account: Account, eventually: Eventually
+) -> None:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        worker, release = aiqueue.Worker(concurrency=2), asyncio.Event()
+
+        @worker.handle(Echo, result=False)
+        async def echo(job: aiqueue.Job[Echo]) -> None:
+            await release.wait()
+
+        for _ in range(20):
+            await client.enqueue(Echo(), tenant="acme")
+        async with worker.running(client) as session:
+            await eventually(lambda: session.running == 2 and session.puller.granted == 0)
+            for _ in range(2):
+                session.puller.refill(3, 0)  # before the server has answered the first
+            assert session.puller.granted == 3
+            release.set()

@@ -559,3 +559,15 @@ async def test_a_started_that_was_refused_leaves_no_gap_in_the_numbers(client: a
     assert await late.write_started({})
     numbers = [each.msg_id.split("/")[3] for each in await entries(journal, SUBJECT)]
     assert numbers == ["1", "1"]  # readers take a skipped number for lost entries
+
+
+async def test_an_earlier_attempts_history_is_found_behind_what_a_lost_attempt_reported(client: aiqueue.Client) -> None:
+    journal, history = client.journal, [{"attempt": 1, "error": "no"}]
+    writer = new_writer(journal, attempt=2)
+    assert await writer.write_started({"history": history})
+    await writer.write(PROGRESS, {"fraction": 0.5})
+    record = await journal.read_run(SUBJECT, 1, 0.0)
+    assert record.newest is not None
+    assert record.newest.event == PROGRESS
+    assert record.recap is not None
+    assert (record.recap.attempt, record.recap.data["history"]) == (2, history)

@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.connection import timestamp
-from aiqueue.lanes import discovery
+from aiqueue.lanes import discovery, puller
 from aiqueue.topology import provision
 
 from ..support import Eventually
@@ -279,3 +279,18 @@ def test_where_a_job_is_delivered_once_only_no_lane_goes(client: aiqueue.Client)
     assert not found._may_remove_when_drained(dataclasses.replace(family, max_deliver=1), lane, 10)
     assert not found._may_remove_when_drained(dataclasses.replace(family, claim=True), lane, 10)
     assert not found._may_remove_when_drained(dataclasses.replace(family, lane_storage="file"), lane, 10)
+
+
+async def test_a_lane_that_has_had_no_job_for_long_is_released_and_taken_up_again(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "POLL_S", 0.1)
+    monkeypatch.setattr(discovery, "IDLE_S", 0.2)
+    monkeypatch.setattr(puller, "EXPIRES_S", 0.6)
+    monkeypatch.setattr(puller, "HEARTBEAT_S", 0.2)
+    ran = Ran()
+    async with ran.worker.running(client) as session:
+        for n in range(2):
+            await client.enqueue(Echo(n=n), tenant="acme")
+            await eventually(lambda: ran.times["acme", n] == 1)  # noqa: B023
+            await eventually(lambda: not list(session.puller.lanes))

@@ -253,6 +253,8 @@ async def test_waiting_ends_with_the_message_of_the_final_entry(
     waiting = asyncio.create_task(wait_for_outcome(journal, SUBJECT, run=1, timeout_s=20))
     for n in range(5):
         await writer.write(PROGRESS, n)
+    for _ in range(5):
+        await journal.head(SUBJECT)  # whatever these woke has read by now
     assert not waiting.done()
     await writer.write(FAILED, {"reason": "rejected"})
     entry = await waiting

@@ -22,7 +22,7 @@ RUN: Final = "Aiq-Run"
 STARTED_AT: Final = "Aiq-Begun"  # when the handler was called, seconds since the epoch by the worker's clock
 LOST: Final = "Aiq-Lost"  # how many chunks before this entry were not stored
 
-READ_KIND: Final = "Aiq-Read-Kind"  # the kind as which the worker read a dead letter's body
+READ_KIND: Final = "Aiq-Read-Kind"  # the kind that the worker took a dead letter's body for
 REASON: Final = "Aiq-Reason"
 ERROR: Final = "Aiq-Error"
 HISTORY: Final = "Aiq-History"

@@ -19,8 +19,8 @@ from . import protocol
 class Recipe:
     """What a child needs to find the handlers and the lifespan of a worker.
 
-    `worker` is the declared worker itself. If it is a global of a module that a child can import, the child finds the
-    handlers through it; else it finds each handler, message class and lifespan by its own name.
+    A child finds each handler, message class and lifespan by its own name. What has no such name is taken from
+    `worker`, the declared worker, if that is a global of a module that a child can import; so are the `on` policies.
     """
 
     families: Mapping[str, Family]

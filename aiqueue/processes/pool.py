@@ -18,7 +18,7 @@ from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
 from ..job import Progress
-from . import protocol
+from . import descendants, protocol
 from .recipe import Recipe
 
 START_S = 120.0  # what a child gets to import its worker's modules and enter the lifespan
@@ -47,7 +47,7 @@ class ChildTimedOut(Exception):
 
 
 class ChildProcess:
-    """One child process, ready for requests."""
+    """One child process, ready for requests. It leads a session: what it starts is killed with it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -70,7 +70,7 @@ class ChildProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *flags, "-P", "-c", _CODE, json.dumps(sys.path), str(os.getpid()),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise ChildNotStarted(f"{sys.executable} does not start: {error.strerror}") from error
@@ -120,23 +120,28 @@ class ChildProcess:
             raise RuntimeError(f"in a child process: {items[1]}")
         return items
 
+    def has_started_since(self, ticks: int) -> bool:
+        """Return whether something lives that the child has started since `descendants.clock_ticks` was `ticks`."""
+        return any(at >= ticks for at in descendants.find_started(self._process.pid).values())
+
     def kill_now(self) -> None:
-        """Send SIGKILL, without waiting for the end. Safe if it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """Send SIGKILL to the child and what it started, without waiting for the end. Safe if it has ended."""
+        descendants.kill_session(self._process.pid)
 
     async def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
+        """Send SIGKILL to the child and what it started, and wait for the child's end."""
         self.kill_now()
         await self._process.wait()
 
     async def end(self) -> None:
-        """Have an idle child leave its lifespan and end. After END_S send SIGKILL."""
+        """Have an idle child leave its lifespan and end. After END_S, and to what it leaves behind, send SIGKILL."""
+        started = descendants.find_started(self._process.pid)
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._send(["end"])
                 await self._process.wait()
-        await self.kill()
+        descendants.kill_session(self._process.pid, started)
+        await self._process.wait()
 
     async def _send(self, items: list[Any]) -> None:
         assert self._process.stdin is not None
@@ -160,13 +165,14 @@ class ChildProcess:
             reading.cancel()
 
     async def _describe_end(self) -> str:
-        """Return how the child ended. A child that has only closed its pipe is killed."""
+        """Return how the child ended. A child that has only closed its pipe is killed; what it started is too."""
         try:
             async with asyncio.timeout(END_S):
                 code = await self._process.wait()
         except TimeoutError:
-            await self.kill()
             return "it closed its pipe"
+        finally:
+            await self.kill()
         if code >= 0:
             return f"exit code {code}"
         with contextlib.suppress(ValueError):
@@ -207,18 +213,21 @@ class ChildSlot:
         running: RunningAttempt | None = None,
     ) -> list[Any]:
         """Return the child's answer. The child is killed after `timeout_s` seconds (None: no limit), and when this task
-        is cancelled. Meanwhile a cancellation of `running` asks the child to stop.
+        is cancelled. Meanwhile a cancellation of `running` asks the child to stop; if something that the child started
+        is left of the request then, the child is killed too.
 
         Raises ChildDied, ChildTimedOut, ChildNotStarted.
         """
         child = await self.get_child()
+        started_at = descendants.clock_ticks()
         answered = False
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 if running is not None:
                     running.request_stop = child.request_stop
                 answer = await child.ask(request, progress)
-            answered = True
+            stopped = running is not None and running.cancel_requested
+            answered = not stopped or not child.has_started_since(started_at)
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -105,8 +105,9 @@ class Worker:
           cancelled, a thread is abandoned.
         - `result=False` keeps no result and saves a write.
         - `process=True` is for work that keeps a CPU busy. The function, plain or async, runs in a child process, which
-          imports it by its name: a closure or lambda is refused when the worker starts. A timeout kills the child. A
-          child that dies has failed the attempt. What the function prints goes to stderr.
+          imports it by its name: a closure or lambda is refused when the worker starts. A timeout kills the child
+          and the processes that it has started. A child that dies has failed the attempt. What the function prints goes
+          to stderr.
         - `on`: policies for classes of errors, instead of `retry`: ``{ValueError: Reject, Busy: Backoff(...), Limited:
           lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: retried by that policy. A
           function of the error returns the delay ("30s", seconds; None: by `retry`). The error's nearest class decides.

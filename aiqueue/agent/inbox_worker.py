@@ -264,7 +264,7 @@ class InboxWorker:
         except asyncio.CancelledError:
             retry_s = -1.0  # abandoned, so the next process gets it
         except Exception as error:
-            log.exception("mail %s to %s could not be settled", held.envelope.mail_id, self.spec.name)
+            log.exception("the outcome of mail %s to %s could not be stored", held.envelope.mail_id, self.spec.name)
             retry_s = self._count_settle_failure(held, Unavailable(str(error)))
         finally:
             self._running -= 1

@@ -45,7 +45,9 @@ def inspect(
     *,
     job: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Show the job with this id. Only FAMILY is searched, if it is given."),
+        typer.Option(
+            metavar="ID", help="Show the job with this id. With the argument FAMILY, only that family is searched."
+        ),
     ] = None,
     tenant: Annotated[
         str | None, typer.Option(metavar="TENANT", help="Show only lanes or the job of this tenant.")

@@ -55,7 +55,12 @@ def work(
     *,
     processes: Annotated[
         int,
-        typer.Option(metavar="N", help="Number of processes; each is restarted if it dies.", min=1, max=PROCESSES_MAX),
+        typer.Option(
+            metavar="N",
+            help="Number of worker processes. Above 1, one that dies is restarted.",
+            min=1,
+            max=PROCESSES_MAX,
+        ),
     ] = 1,
     concurrency: Annotated[
         int | None,

@@ -270,7 +270,7 @@ class _Follower:
             self._subscription = await self._connection.subscribe(f"{LIVE}.{self._subject}", self._on_live)
 
     async def _ensure_enqueued_at(self) -> None:
-        """Read when the followed run was enqueued; 0 if its job is not stored any more."""
+        """Read when the followed run was enqueued, 0 if its job is not stored any more, for `_is_followed`."""
         if self._enqueued_at is None:
             stored = await self._connection.get(*self._job) if self._job is not None and self._cursor.run else None
             self._enqueued_at = stored.time if stored is not None else 0.0

@@ -146,7 +146,7 @@ class StalledLaneWatch:
             return
         self._repairs, self._repaired_at = self._repairs + 1, now
         if self._repairs == 1 and not reconnect:
-            log.warning("%s; pulling again, on a new inbox", problem)
+            log.warning("%s; pulling again, with a new reply subject", problem)
             self._puller.restart_pulls()
         else:
             log.warning("%s; pulling again, on a new connection", problem)

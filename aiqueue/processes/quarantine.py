@@ -220,7 +220,7 @@ class Quarantine:
     ) -> Outcome:
         """Try a suspect in this process. A `trial` entry is written first, so that the next delivery sees a death.
 
-        Refused: TRIALS_MAX trials had no end. Raises Unavailable if the handler must run in a child.
+        Refused: the worker died in TRIALS_MAX trials. Raises Unavailable if the handler must run in a child.
         """
         if suspect.handler.process:
             raise Unavailable(f"no child process: {problem}")
@@ -228,7 +228,10 @@ class Quarantine:
         self._warn_once(kind, f"suspects of kind {kind} are tried in the worker, and may end it: {problem}")
         trials = _count_trials(suspect.newest)
         if trials >= TRIALS_MAX:
-            return Refused(KILLED, f"{trials} trials in a worker had no end (no child process can try it: {problem})")
+            return Refused(
+                KILLED,
+                f"the worker died in each of {trials} trials of the job (no child process can run the job: {problem})",
+            )
         if suspect.writer is not None:
             await suspect.writer.write(TRIAL, {"trials": trials + 1})
         outcome = await run_here()
@@ -281,7 +284,7 @@ class Quarantine:
 
 
 def _count_trials(newest: Entry | None) -> int:
-    """Return how many trials in a worker had no end: `trial` and `started` entries keep the count."""
+    """Return how many trials ended with the death of the worker: `trial` and `started` entries keep the count."""
     if newest is None or newest.event not in (TRIAL, STARTED) or not isinstance(newest.data, dict):
         return 0
     trials = newest.data.get("trials")

@@ -148,7 +148,7 @@ class EmbeddedServer:
         """
         with self._guard:
             if self._released:
-                raise EmbeddedError("this hold on the embedded server was released; acquire a new one")
+                raise EmbeddedError("this EmbeddedServer was released and cannot be used again; make a new one")
             deadline = time.monotonic() + self._within_s
             try:
                 self._take_hold(deadline)
@@ -246,7 +246,9 @@ class EmbeddedServer:
             line = report.readline()
         if not line:
             error_line = supervisor.last_log_line(supervisor.tail(self._files.errors))
-            raise EmbeddedError(f"the supervisor of {self.directory} exited at its start: {error_line}")
+            raise EmbeddedError(
+                f"the parent process of the embedded server in {self.directory} exited at its start: {error_line}"
+            )
         if problem := json.loads(line):
             raise EmbeddedError(f"the embedded server in {self.directory} does not start: {problem}")
 

@@ -373,4 +373,4 @@ class Session:
     def _on_returned(self, task: asyncio.Task[None]) -> None:
         self._returning.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("returning a job to the queue", exc_info=error)
+            log.error("a job could not be returned to the queue; its lease has to expire first", exc_info=error)

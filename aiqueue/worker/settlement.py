@@ -383,8 +383,8 @@ class Settlement:
     ) -> None:
         """Park a failed job while the dead letters are full. It keeps its reason and error, and does not run again."""
         log.error(
-            "job %s failed and there is no space for its dead letter, %s: make some (`aiqueue dead purge`, or a "
-            "larger max_bytes in streams/dead.toml); the job is kept, next try in %g s",
+            "job %s failed and its dead letter cannot be stored, %s: free space with `aiqueue dead purge`, or raise "
+            "max_bytes in streams/dead.toml; the job is kept, next try in %g s",
             opened.job_id, full.reason, DEAD_FULL_S,
         )  # fmt: skip
         refusal = {headers.REASON: reason, headers.ERROR: headers.ascii_line(error)}

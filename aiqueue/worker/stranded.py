@@ -98,9 +98,9 @@ class StrandedSweeper:
                 if swept := await self.sweep():
                     log.warning("%d jobs exceeded max deliveries and became dead letters", swept)
             except AIQueueError as error:
-                log.info("looking for jobs that exceeded max deliveries: %s", error)
+                log.info("could not look for jobs that exceeded max deliveries, the next round tries again: %s", error)
             except Exception:
-                log.exception("looking for jobs that exceeded max deliveries")  # the next round tries again
+                log.exception("could not look for jobs that exceeded max deliveries, the next round tries again")
 
     async def sweep(self) -> int:
         """Run one round: handle the advisories, then check the lanes. Returns how many jobs were dead-lettered.
@@ -175,7 +175,7 @@ class StrandedSweeper:
             stream, consumer, seq = str(fields["stream"]), str(fields["consumer"]), int(fields["stream_seq"])
             sent_at, deliveries = timestamp(fields["timestamp"]), int(fields["deliveries"])
         except (ValueError, KeyError, TypeError):
-            log.warning("%s has a message that is no advisory of max deliveries: dropped", self._stream)
+            log.warning("stream %s has a message that is no notice of too many deliveries: ignored", self._stream)
             self._reply_to(advisory, b"+ACK")
             return 0
         family = self._families.get(stream)

@@ -80,7 +80,7 @@ async def test_a_worker_whose_inbox_the_server_forgot_pulls_again_on_a_new_one(
         await runs_a_job(client)
     (line,) = warnings_in(caplog)
     assert "lane agent.tasks" in line
-    assert line.endswith("pulling again, on a new inbox")
+    assert line.endswith("pulling again, with a new reply subject")
 
 
 async def test_a_worker_that_stays_stalled_on_a_new_inbox_gets_a_new_connection(
@@ -94,7 +94,8 @@ async def test_a_worker_that_stays_stalled_on_a_new_inbox_gets_a_new_connection(
         await client.enqueue(Ping(n=2), tenant="acme")  # the stalled client gets it: it is redelivered after its lease
         await eventually(lambda: client.connection._client is not link and client.connection.connected)
         await runs_a_job(client)
-    assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new inbox", "on a new connection"]
+    ways = [line.rpartition(", ")[2] for line in warnings_in(caplog)]
+    assert ways == ["with a new reply subject", "on a new connection"]
 
 
 async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
@@ -108,7 +109,8 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
         link._reply_sid = -1
         await eventually(lambda: client.connection._client is not link and client.connection.connected)
         await runs_a_job(client)
-    assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new connection"]
+    ways = [line.rpartition(", ")[2] for line in warnings_in(caplog)]
+    assert ways == ["with a new reply subject", "on a new connection"]
 
 
 async def test_lanes_that_deliver_nothing_for_a_reason_are_not_stalled(

@@ -15,6 +15,7 @@ from ..client import Client
 from ..errors import AIQueueError, BadInput
 from ..job import M, Message
 from ..mailbox import Mail, Sent
+from ..processes import reset_signals_at_fork
 from ..units import seconds
 from ..worker import check_policies
 from .inbox_worker import AgentSpec, InboxWorker
@@ -183,6 +184,7 @@ class Agent:
         """
         if self._inbox_worker is not None:
             raise BadInput(f"agent {self.name} runs already: leave its block first")
+        reset_signals_at_fork()
         spec = AgentSpec(
             self.name, self.tenant, dict(self._handlers), self.concurrency, self.drain_timeout_s, self.capabilities,
             self.description,

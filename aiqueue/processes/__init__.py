@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .child import refuse_while_loading
+from .forks import reset_signals_at_fork
 from .pool import Processes
 from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine, Suspect
 
-__all__ = ["Processes", "Quarantine", "Recipe", "Suspect", "refuse_while_loading"]
+__all__ = ["Processes", "Quarantine", "Recipe", "Suspect", "refuse_while_loading", "reset_signals_at_fork"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from ..errors import BadInput, EncodeError, Stale
 from ..job import Job
 from ..topology import Family
 from . import protocol
+from .forks import reset_signals_at_fork
 from .recipe import find_object
 
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +52,7 @@ def main(parent: int) -> None:
     _end_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    reset_signals_at_fork()
     pipe = _WorkerPipe(*_take_pipe())
     recipe = protocol.read_frame_blocking(pipe.reader)[1]
     _set_up_logging(recipe["log"])
@@ -98,7 +100,7 @@ class _WorkerPipe:
         self._writer = writer
         self._writing = threading.Lock()
         self._answer: asyncio.Future[list[Any]] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.cancelled = False
         self._asking = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -252,9 +254,23 @@ async def _serve_worker(pipe: _WorkerPipe, found: _FoundHandlers) -> None:
         pipe.send("ready", found.missing)
         while (request := await requests.get())[0] != "end":
             try:
-                pipe.send(*await _answer_request(pipe, found, threads, state, request))
+                pipe.send(*await _answer_in_task(pipe, found, threads, state, request))
             except Exception as error:  # noqa: BLE001  (a fault of aiqueue's own must not convict the job)
                 pipe.send("fault", f"{type(error).__name__}: {error}")
+
+
+async def _answer_in_task(
+    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
+) -> list[Any]:
+    """Return the answer to one request, found in a task of its own with its own context variables.
+
+    What a handler leaves behind may cancel that task, or change its context, and cannot meet the next job.
+    """
+    task = asyncio.create_task(_answer_request(pipe, found, threads, state, request))
+    await asyncio.wait([task])
+    if task.cancelled():
+        return ["outcome", *attempt.outcome_to_plain(_cancelled_outcome(pipe))]
+    return task.result()
 
 
 async def _answer_request(
@@ -281,22 +297,39 @@ async def _call_handler_here(
     job = attempt.build_job(raw, decoded, handler, attempt=number, state=state, progress=context)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler
-    task = asyncio.current_task()
+    outcome: Outcome
     try:
         if pipe.cancelled:
             return Cancelled()
-        if not handler.is_async:
-            return Returned(await threads.run(lambda: handler.call(job)))
-        pipe.task = task
-        return Returned(await handler.call(job))
+        if handler.is_async:
+            pipe.task = asyncio.current_task()
+            outcome = Returned(await handler.call(job))
+        else:
+            outcome = Returned(await threads.run(lambda: handler.call(job)))
     except asyncio.CancelledError:
-        return Cancelled() if pipe.cancelled else attempt.Raised("the handler was cancelled from within", "")
+        outcome = _cancelled_outcome(pipe)
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-        return attempt.outcome_of_error(error, handler.on)
+        outcome = attempt.outcome_of_error(error, handler.on)
     finally:
         context.is_over, pipe.task = True, None
-        if pipe.cancelled and task is not None:
-            task.uncancel()
+    return await _take_late_cancellation(pipe, outcome)
+
+
+def _cancelled_outcome(pipe: _WorkerPipe) -> Outcome:
+    """Return what a CancelledError means: the worker has cancelled the job, or the handler has failed."""
+    return Cancelled() if pipe.cancelled else attempt.outcome_of_error(asyncio.CancelledError())
+
+
+async def _take_late_cancellation(pipe: _WorkerPipe, outcome: Outcome) -> Outcome:
+    """Return the outcome of a handler that may have cancelled its own task just before it ended, without an await."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return outcome
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return _cancelled_outcome(pipe) if isinstance(outcome, Returned) else outcome
+    return outcome
 
 
 def _outcome_to_send(outcome: Outcome, keeps_result: bool) -> list[Any]:

@@ -17,7 +17,7 @@ from ..client import Client
 from ..documents import Collector
 from ..enqueue import Forwarder
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
-from ..processes import Processes, Quarantine, Recipe, refuse_while_loading
+from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from .context import WorkerResources
 from .runner import Runner
@@ -130,6 +130,7 @@ class Session:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
         client, options = self._client, self._options
         refuse_while_loading()
+        reset_signals_at_fork()
         try:
             recipe = Recipe(
                 self._families,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 import pydantic
 import pydantic_settings
@@ -35,6 +37,72 @@ Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(
 UserPath = Annotated[Path, pydantic.AfterValidator(Path.expanduser)]
 FILE = "aiqueue.toml"
 
+SCHEMES = ("nats", "tls", "ws", "wss")
+_SERVER = re.compile(
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?"
+    r"(?:(?P<user>[^\s:/?#]*)(?P<password>:[^\s/?#]*)?@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/?#@:\[\],]+)(?::(?P<port>[0-9]*))?(?P<path>/[^\s?#]*)?"
+)
+
+
+class Credentials(NamedTuple):
+    """What a client sends to a server: a user and a password, or a token, or nothing of both."""
+
+    user: str | None
+    password: pydantic.SecretStr | None
+    token: pydantic.SecretStr | None
+
+
+class _ServerUrl(NamedTuple):
+    """One server of the setting `url`: its URL without credentials, and the credentials, if there are any, decoded."""
+
+    address: str
+    credentials: Credentials | None
+
+
+def _parse_urls(url: str) -> list[_ServerUrl]:
+    """Return the servers of the setting `url`. Raises ValueError, whose text repeats nothing of `url` but a scheme."""
+    servers: list[_ServerUrl] = []
+    scheme_first = True
+    parts = [part.strip() for part in url.split(",") if part.strip()]
+    for number, part in enumerate(parts, 1):
+        which = f"server {number}: " if len(parts) > 1 else ""
+        found = _SERVER.fullmatch(part)
+        if found is None or not 0 < int(found["port"] or 4222) < 65_536:
+            raise ValueError(
+                f"{which}not a server's URL: write nats://user:password@host:port, with commas between several, and "
+                "in user and password %40 for @, %2C for a comma, %2F for / and so on"
+            )
+        scheme = (found["scheme"] or "nats").lower()
+        if scheme not in SCHEMES:
+            raise ValueError(f"{which}not an address of NATS ({scheme}://): use {'://, '.join(SCHEMES)}://")
+        path = "" if found["path"] in (None, "/") else found["path"]
+        if path and not scheme.startswith("ws"):
+            raise ValueError(f"{which}a server's URL has no path: write {scheme}://host:port")
+        credentials = None
+        if found["user"] is not None:
+            user, password = unquote(found["user"]), found["password"]
+            if password:
+                credentials = Credentials(user, Settings.secret(unquote(password[1:])), None)
+            else:
+                credentials = Credentials(None, None, Settings.secret(user))
+            # an unencoded comma in a password cuts the URL in two, the second part with an @ and without a scheme
+            if servers and (servers[0].credentials is None or (scheme_first and not found["scheme"])):
+                raise ValueError(
+                    f"{which}credentials are only here: put them into the first URL, for all servers; if the password "
+                    "contains a comma, write %2C"
+                )
+        if not servers:
+            scheme_first = bool(found["scheme"])
+        port = f":{found['port']}" if found["port"] else "" if scheme.startswith("ws") else ":4222"
+        servers.append(_ServerUrl(f"{scheme}://{found['host']}{port}{path}", credentials))
+    return servers
+
+
+def _check_url(url: str | None) -> str | None:
+    _parse_urls(url or "")
+    return url
+
 
 class Settings(pydantic_settings.BaseSettings):
     """How to reach the server and which streams to declare on it.
@@ -44,12 +112,17 @@ class Settings(pydantic_settings.BaseSettings):
     Without `url` and `context`, the embedded server of the directory is used.
     """
 
-    model_config = pydantic_settings.SettingsConfigDict(env_prefix="AIQUEUE_", extra="forbid", frozen=True)
+    model_config = pydantic_settings.SettingsConfigDict(
+        env_prefix="AIQUEUE_", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
-    url: str | None = None
-    """Server URLs, separated by commas: ``nats://host:4222,nats://other:4222``. ``tls://`` requires TLS."""
+    url: Annotated[str | None, pydantic.AfterValidator(_check_url)] = None
+    """Server URLs, separated by commas: ``nats://host:4222,nats://other:4222``. ``tls://`` requires TLS.
+
+    The first URL may contain credentials, ``user:password@`` or ``token@``, special characters encoded as in ``%40``.
+    They are used for all servers, those that the cluster announces included, except for a URL with its own."""
     context: str | None = None
-    """Name of a nats CLI context that provides URL and credentials."""
+    """Name of a nats CLI context that provides URL, credentials, TLS settings and inbox prefix."""
     user: str | None = None
     password: pydantic.SecretStr | None = None
     token: pydantic.SecretStr | None = None
@@ -105,12 +178,18 @@ class Settings(pydantic_settings.BaseSettings):
 
     @property
     def servers(self) -> list[str]:
-        return [part.strip() for part in (self.url or "").split(",") if part.strip()]
+        """The server URLs, without credentials."""
+        return [each.address for each in _parse_urls(self.url or "")]
+
+    @property
+    def url_credentials(self) -> dict[str, Credentials]:
+        """The credentials in `url`, by server as in `servers`. The first are also those of servers without any."""
+        return {each.address: each.credentials for each in _parse_urls(self.url or "") if each.credentials}
 
     @property
     def addresses(self) -> str:
         """The server URLs without credentials, for messages."""
-        return ", ".join(_without_secret(url) for url in self.servers)
+        return ", ".join(self.servers)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -153,11 +232,6 @@ def _variable(name: str) -> str | None:
     return "NATS_URL" if ours is None and name == "url" and "NATS_URL" in os.environ else ours
 
 
-def _without_secret(url: str) -> str:
-    scheme, found, rest = url.rpartition("://")
-    return f"{scheme}{found}{rest.rpartition('@')[2]}"
-
-
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -173,10 +247,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _first_problem(error: pydantic.ValidationError, given: dict[str, Any]) -> str:
+def _first_problem(error: pydantic.ValidationError, given: dict[str, Any], *, file: Path | None = None) -> str:
+    """Return the first of the invalid settings, and where it is set: `given` as an argument, or `file`, if any."""
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    if name in given:
+    if file is not None:
+        where = f"{file}: {name}"
+    elif name in given:
         where = f"argument {name}"
     elif variable := _variable(name):
         where = f"environment variable {variable}"
@@ -203,16 +280,42 @@ def _with_context(settings: Settings) -> Settings:
         raise SettingsError(f"{path}: {error}") from None
     if not isinstance(context, dict):
         raise SettingsError(f"{path}: not a nats context: it must be a JSON object")
-    names = {"url": "url", "user": "user", "password": "password", "token": "token", "creds": "creds",
-             "nkey": "nkey", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key"}  # fmt: skip
-    found = {ours: context[theirs] for theirs, ours in names.items() if context.get(theirs)}
+    unsupported = [
+        key
+        for key, value in context.items()
+        if value and key not in _CONTEXT_KEYS and (key, value) != ("jetstream_api_prefix", "$JS.API")
+    ]
+    if unsupported:
+        raise SettingsError(_unsupported_in_context(path, unsupported))
+    found = {ours: context[theirs] for theirs, ours in _CONTEXT_KEYS.items() if ours and context.get(theirs)}
     if "url" not in found:
         raise SettingsError(f"{path}: this nats context has no url")
     explicit = settings.model_dump(exclude_unset=True, exclude={"url"})
     for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
-        if name in found:
+        if isinstance(found.get(name), str):
             found[name] = Path(found[name]).expanduser()
     try:
         return Settings(**{**found, **explicit})
     except pydantic.ValidationError as error:
-        raise SettingsError(f"{path}: {_first_problem(error, {})}") from None
+        raise SettingsError(_first_problem(error, {}, file=path)) from None
+
+
+# the keys of natscli's contexts that aiqueue heeds, and the settings they become; empty: they change no connection
+_CONTEXT_KEYS = {
+    "url": "url", "user": "user", "password": "password", "token": "token", "creds": "creds", "nkey": "nkey",
+    "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key", "tls_first": "tls_handshake_first",
+    "inbox_prefix": "inbox_prefix", "name": "", "description": "", "color_scheme": "",
+}  # fmt: skip
+_CONTEXT_ADVICE = {
+    "jetstream_domain": "aiqueue uses the JetStream of the server it connects to; set url to a server of the domain",
+    "jetstream_api_prefix": "aiqueue calls the JetStream API as $JS.API; connect with a user of the streams' account",
+    "user_jwt": "write JWT and seed into a credentials file, and set creds",
+    "user_seed": "write JWT and seed into a credentials file, and set creds",
+    "nsc": "export the user with `nsc generate creds`, and set creds",
+}
+
+
+def _unsupported_in_context(path: Path, keys: list[str]) -> str:
+    """Return the error for a nats context with `keys` that would be ignored."""
+    advice = next((_CONTEXT_ADVICE[key] for key in keys if key in _CONTEXT_ADVICE), "make a context without")
+    return f"{path}: aiqueue does not support {', '.join(keys)} of a nats context: {advice}"

@@ -31,7 +31,7 @@ def write(text: str, where: str = "aiqueue.toml") -> Path:
     return path.resolve()
 
 
-def write_context(name: str, **context: Any) -> Path:
+def write_context(name: str, /, **context: Any) -> Path:
     path = Path(os.environ["XDG_CONFIG_HOME"]) / "nats" / "context" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(context))
@@ -169,10 +169,69 @@ def test_a_file_that_is_no_text_is_refused_naming_it() -> None:
 def test_no_secret_is_in_the_repr_the_text_or_the_addresses() -> None:
     settings = Settings.load(url="nats://me:sekret@a:1,tls://sekret@b", password="sekret", token="sekret")
     assert "sekret" not in repr(settings) + str(settings) + settings.addresses
-    assert settings.addresses == "nats://a:1, tls://b"
-    assert settings.servers == ["nats://me:sekret@a:1", "tls://sekret@b"]
+    assert settings.addresses == "nats://a:1, tls://b:4222"
+    assert settings.servers == ["nats://a:1", "tls://b:4222"]
     assert settings.password is not None
     assert settings.password.get_secret_value() == "sekret"
+
+
+def credentials(url: str) -> dict[str, tuple[str | None, ...]]:
+    def plain(secret: Any) -> str | None:
+        return None if secret is None else secret.get_secret_value()
+
+    found = Settings.load(url=url).url_credentials
+    return {server: (each.user, plain(each.password), plain(each.token)) for server, each in found.items()}
+
+
+def test_credentials_in_an_address_are_decoded_and_those_of_the_first_come_first() -> None:
+    assert credentials("nats://bob:p%40ss%2Fw%25rd@a, b:1") == {"nats://a:4222": ("bob", "p@ss/w%rd", None)}
+    assert credentials("nats://b%3Aob:x@a") == {"nats://a:4222": ("b:ob", "x", None)}
+    assert credentials("nats://t%40ken@[::1]:7") == {"nats://[::1]:7": (None, None, "t@ken")}
+    assert credentials("bob:x@y:z@a") == {"nats://a:4222": ("bob", "x@y:z", None)}
+    assert credentials("nats://bob:@a") == {"nats://a:4222": ("bob", "", None)}
+    two = credentials("nats://a:1@one,tls://b:2@two")
+    assert [*two.values()] == [("a", "1", None), ("b", "2", None)]
+    assert credentials("nats://a,b") == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://bob:sekret@a nats://bob:sekret@b", "nats://bob:sekret@a;nats://bob:sekret@b",
+        "nats://bob:sekret@a|nats://bob:sekret@b", "nats://bob:se/kret@a", "nats://bob:sekret@a:port",
+        "nats://bob:sekret@a:99999", "nats://bob:sekret@", "nats://bob:sekret@a\nnats://b", "nats://bob:sek,ret@a",
+        "nats://bob:1,sekret@a", "nats://bob:x@1,sekret@a", "redis://bob:sekret@a", "http://bob:sekret@a",
+        "bob:sekret", "nats://bob:sekret", "nats//bob:sekret@a", "nats://a/bob:sekret@b", "nats://bob:sek ret@a",
+        "nats://bob:sekret@a?x=1", "nats://bob:sekret@a/path", "nats://bob:sekret#@a",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["argument", "environment", "file", "context", "class"])
+def test_whatever_the_form_of_an_address_its_password_is_not_repeated(
+    url: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "environment":
+        monkeypatch.setenv("NATS_URL", url)
+    elif way == "file":
+        write(f"url = {json.dumps(url)}")
+    elif way == "context":
+        write_context("prod", url=url)
+    if way == "class":
+        with pytest.raises(ValueError, match="url") as caught:
+            Settings(url=url)
+        text = str(caught.value)
+    else:
+        arguments = {"argument": {"url": url}, "context": {"context": "prod"}}.get(way, {})
+        text = refusal(**arguments)
+        where = {"argument": "argument url", "environment": "NATS_URL", "file": "aiqueue.toml: url"}
+        assert where.get(way, "prod.json: url: ") in text
+    assert "sekret" not in text
+    assert "kret" not in text
+    assert "ret@" not in text
+
+
+@pytest.mark.parametrize("scheme", ["http", "redis", "amqp", "https"])
+def test_another_systems_address_is_refused_by_its_scheme(scheme: str) -> None:
+    assert f"not an address of NATS ({scheme}://): use nats://, tls://, ws://, wss://" in refusal(url=f"{scheme}://a")
 
 
 @pytest.mark.parametrize("name", ["password", "token"])
@@ -192,6 +251,27 @@ def test_a_context_gives_address_and_credentials() -> None:
     assert settings.password is not None
     assert settings.password.get_secret_value() == "p"
     assert settings.creds == Path("~/prod.creds").expanduser()
+
+
+def test_a_context_gives_inbox_prefix_and_tls_first_and_what_changes_no_connection_is_fine() -> None:
+    write_context(
+        "prod", url="nats://a", inbox_prefix="_mine", tls_first=True, name="prod", description="d", color_scheme="red",
+        socks_proxy="", nsc="", jetstream_api_prefix="$JS.API", windows_ca_certs_match=None,
+    )  # fmt: skip
+    settings = Settings.load(context="prod")
+    assert (settings.inbox_prefix, settings.tls_handshake_first) == ("_mine", True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["jetstream_domain", "jetstream_api_prefix", "jetstream_event_prefix", "socks_proxy", "user_jwt", "user_seed",
+     "nsc", "windows_cert_store", "windows_cert_match", "windows_ca_certs_match", "of_tomorrow"],
+)  # fmt: skip
+def test_what_a_context_demands_and_aiqueue_cannot_do_is_refused_by_name(key: str) -> None:
+    path = write_context("leaf", url="nats://a", **{key: "sekret"})
+    text = refusal(context="leaf")
+    assert text.startswith(f"{path}: aiqueue does not support {key} of a nats context: ")
+    assert "sekret" not in text
 
 
 def test_what_is_set_beside_a_context_goes_over_it() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import nats.errors as ne
 from nats.aio.client import Server
 
-from ..config import Settings
+from ..config import Credentials, Settings
 from ..errors import AccessDenied, SettingsError, Unavailable
 from .faults import error_text, translate
-from .nats_client import PENDING_BYTES, NatsClient
+from .nats_client import PENDING_BYTES, NatsClient, credential_options
 
 PINGS_MISSED_MAX = 2
 RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
@@ -50,18 +50,33 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _default_credentials(settings: Settings) -> Credentials:
+    """The credentials of all servers without their own: those in the settings, else those of the first URL. Credentials
+    files are read by nats-py.
+    """
+    given = Credentials(settings.user, settings.password, settings.token)
+    if (given.user and given.password) or given.token or settings.creds or settings.nkey:
+        return given
+    return next(iter(settings.url_credentials.values()), given)
+
+
+def _server_credentials(settings: Settings) -> dict[str, Credentials]:
+    """The credentials of single servers, by host and port: of those whose URL differs from the default."""
+    default = _default_credentials(settings)
+    if default not in settings.url_credentials.values():
+        return {}
+    return {url.split("/")[2]: each for url, each in settings.url_credentials.items() if each != default}
+
+
 def _client_options(settings: Settings) -> dict[str, Any]:
     for name in ("creds", "nkey"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise SettingsError(f"{name}: file {path} does not exist")
-    secret = {name: value.get_secret_value() for name in ("password", "token") if (value := getattr(settings, name))}
     return {
         "servers": settings.servers,
         "name": settings.name,
-        "user": settings.user,
-        "password": secret.get("password"),
-        "token": secret.get("token"),
+        **credential_options(_default_credentials(settings)),
         "user_credentials": str(settings.creds) if settings.creds else None,
         "nkeys_seed": str(settings.nkey) if settings.nkey else None,
         "tls": _tls_context(settings),
@@ -124,7 +139,7 @@ async def _dial_once(
         if isinstance(translate(error, ""), AccessDenied):
             refused.set()
 
-    client = NatsClient()
+    client = NatsClient(_server_credentials(settings))
     connecting = asyncio.create_task(
         client.connect(
             error_cb=note_error,

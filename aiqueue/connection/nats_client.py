@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import nats.errors as ne
 from nats.aio.client import Client, Srv
 
+from ..config import Credentials
 from .frames import Status, read_headers
 from .parsing import FastParser
 
@@ -42,17 +43,29 @@ async def _ignore_message(_message: Any) -> None:
     """nats-py demands a callback, and never calls this one: see NatsClient._dispatch."""
 
 
+def credential_options(credentials: Credentials) -> dict[str, str | None]:
+    """nats-py's options for these credentials, in plain text."""
+    secrets = {"password": credentials.password, "token": credentials.token}
+    plain = {name: None if value is None else value.get_secret_value() for name, value in secrets.items()}
+    return {"user": credentials.user, **plain}
+
+
 class NatsClient(Client):
-    """nats-py's client, changed in three ways.
+    """nats-py's client, changed in four ways.
 
     - Every socket gets TCP_USER_TIMEOUT, those of reconnects included.
     - If the settings ask for TLS, a server without TLS is refused; nats-py would continue in plain text.
+    - Credentials come from the options, not from the server's URL: servers that the cluster announces have none there,
+      and nats-py does not decode those of a URL. Single servers, by host and port, can have their own.
     - Messages take a fast path: nats-py spends some 30 µs on a message, most of them on a queue and a task for each
       subscription and on parsing headers (docs/decisions/short-way.md).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Mapping[str, Credentials] | None = None) -> None:
+        """`credentials` are those of single servers, by host and port. All others get those of the options."""
         super().__init__()
+        self._credentials = credentials or {}
+        self._default_credentials: dict[str, Any] | None = None
         self._ps = FastParser(self, self._dispatch)
         self._push_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None  # cached: getting it is a system call in Python 3.11
@@ -145,6 +158,11 @@ class NatsClient(Client):
     def _connect_command(self) -> bytes:
         if self.options.get("tls") and not self._server_info.get("tls_required"):
             raise ne.SecureConnWantedError
+        if self._credentials:
+            if self._default_credentials is None:
+                self._default_credentials = {name: self.options[name] for name in ("user", "password", "token")}
+            own = self._credentials.get(self._current_server.uri.netloc) if self._current_server else None
+            self.options.update(credential_options(own) if own else self._default_credentials)
         command: bytes = super()._connect_command()
         return command
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nats.errors
 import nats.js.errors
@@ -40,7 +41,7 @@ from aiqueue.errors import (
     Unavailable,
 )
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Cluster, Eventually, NatsProcess
 
 OwnServer = Callable[..., NatsProcess]
 LOG = "aiqueue.connection"
@@ -52,13 +53,17 @@ def settings(where: Account | NatsProcess, **more: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def connected(where: Account | NatsProcess, **more: Any) -> AsyncIterator[Connection]:
-    connection = Connection(settings(where, **more))
+async def opened(where: Settings) -> AsyncIterator[Connection]:
+    connection = Connection(where)
     await connection.open()
     try:
         yield connection
     finally:
         await connection.close()
+
+
+def connected(where: Account | NatsProcess, **more: Any) -> contextlib.AbstractAsyncContextManager[Connection]:
+    return opened(settings(where, **more))
 
 
 @pytest.fixture
@@ -399,6 +404,56 @@ async def test_a_token_opens_and_a_wrong_one_does_not(own_server: OwnServer) -> 
     error, after = await refusal(settings(server, user=None, password=None, token="wrong", connect_timeout=20))
     assert isinstance(error, AccessDenied)
     assert after < 15
+
+
+def credentials_in(url: str, user: str, password: str) -> str:
+    return url.replace("://", f"://{quote(user, safe='')}:{quote(password, safe='')}@")
+
+
+@pytest.mark.parametrize("password", ["p@ss/w:rd", "100%", "a,b c#?"])
+async def test_credentials_in_an_address_are_decoded(own_server: OwnServer, password: str) -> None:
+    server = own_server(f'authorization {{ user: "b@b", password: "{password}" }}')
+    async with opened(Settings.load(url=credentials_in(server.url, "b@b", password))) as connection:
+        await connection.flush()
+    error, _ = await refusal(Settings.load(url=credentials_in(server.url, "b@b", "wrong"), connect_timeout=20))
+    assert isinstance(error, AccessDenied)
+
+
+async def test_credentials_of_the_first_address_reach_servers_that_the_cluster_announces(
+    own_cluster: Cluster, eventually: Eventually
+) -> None:
+    first, *others = own_cluster.nodes
+    url = credentials_in(first.url, first.user, first.password)
+    async with opened(Settings.load(url=url)) as connection:
+        await eventually(lambda: len(connection._open_client.servers) == 3)
+        first.kill()
+        await eventually(lambda: connection.connected and connection.server in {each.url for each in others})
+
+
+async def test_credentials_of_the_first_address_are_those_of_all_without(
+    own_server: OwnServer, eventually: Eventually
+) -> None:
+    open_to_all = 'authorization { user: "me", password: "s3cret" }'
+    first, second = own_server(open_to_all), own_server(open_to_all)
+    url = f"{credentials_in(first.url, 'me', 's3cret')},{second.url}"
+    async with opened(Settings.load(url=url)) as connection:
+        for server, other in ((first, second), (second, first), (first, second)):
+            server.start()
+            other.kill()
+            await eventually(lambda here=server: connection.connected and connection.server == here.url)
+
+
+async def test_an_address_with_credentials_of_its_own_is_given_these(
+    own_server: OwnServer, eventually: Eventually
+) -> None:
+    first = own_server('authorization { user: "me", password: "one" }')
+    second = own_server('authorization { token: "two" }')
+    url = f"{credentials_in(first.url, 'me', 'one')},{second.url.replace('//', '//two@')}"
+    async with opened(Settings.load(url=url)) as connection:
+        for server, other in ((first, second), (second, first), (first, second)):
+            server.start()
+            other.kill()
+            await eventually(lambda here=server: connection.connected and connection.server == here.url)
 
 
 async def test_an_nkey_opens_and_another_one_does_not(own_server: OwnServer, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ and `worker/` ask before a job is pulled or started, is to stand below this room
 
 from __future__ import annotations
 
+from .delivery import Delivery, LanePull
 from .discovery import RECREATE_AFTER_S, LaneDiscovery
 from .leases import Leases
-from .puller import Delivery, LanePull, Puller, prefetch
+from .puller import Puller, prefetch
 from .stalled import StalledLaneWatch
 
 __all__ = [

@@ -21,7 +21,8 @@ from ..connection import Connection, Received, Subscription, timestamp
 from ..errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
 from ..subjects import Lane
 from ..topology import Family
-from .puller import LanePull, Puller
+from .delivery import LanePull
+from .puller import Puller
 
 log = logging.getLogger(__name__)
 

@@ -18,103 +18,21 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
-from .. import headers
 from ..connection import Connection, Received, Status, Subscription, ack_info
 from ..errors import AIQueueError
-from ..subjects import Lane
 from . import fairness
+from .delivery import Delivery, LanePull
+from .refusals import HEARTBEAT_S, SHORT_EXPIRES_S
 
 log = logging.getLogger(__name__)
 
-EXPIRES_S = 30.0
-HEARTBEAT_S = 5.0
 STANDING_LOST_AFTER_S = 2.5 * HEARTBEAT_S  # without a message, a standing pull is taken as lost
 GRANT_LOST_AFTER_S = 2.5  # the same for a grant, which the server answers at once
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
 STEP_MAX = 8  # jobs that a lane gets in one turn
 STANDING_MAX = 16  # credits of one standing pull
 STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds jobs of the other lanes
-
-
-class Delivery:
-    """A leased job as it arrived from the server.
-
-    - `stored_at`: when this message was stored. `enqueued_at`: when its run was first stored, also if it was parked
-      since then. Both in seconds since the epoch. `run`: the sequence that names the run.
-    - `delivery_count`: how often this message was delivered, this time included.
-    - `arrived_at`: monotonic seconds.
-    - `location`: stream and sequence of the stored message.
-    - `task`: runs the job, once it has a slot.
-    - `obsolete`: the stream was recreated, and `seq` is another job's now. Nothing may be acknowledged or written.
-    """
-
-    __slots__ = (
-        "arrived_at", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "reply", "run", "seq",
-        "stored_at", "task", "tenant",
-    )  # fmt: skip
-
-    def __init__(
-        self, lane: LanePull, message: Received, seq: int, delivery_count: int, stored_at: float, arrived_at: float
-    ) -> None:
-        self.lane = lane
-        self.message = message
-        self.reply = message.reply
-        self.seq = seq
-        self.location = lane.stream, seq
-        self.delivery_count = delivery_count
-        self.stored_at = stored_at
-        self.arrived_at = arrived_at
-        self.task: asyncio.Task[None] | None = None
-        self.obsolete = False
-        # from the subject, because a shared lane has many tenants; as `subjects.tenant_of`, without a call for each job
-        self.tenant = message.subject.split(".", 4)[3]
-        self.run, self.enqueued_at = seq, stored_at
-        if headers.PARKED in message.headers:
-            self.run, self.enqueued_at = headers.run(message.headers, seq, stored_at)
-
-    def renew(self, message: Received) -> None:
-        """Take over the lease of a redelivery of the same job: `message` is the one to acknowledge now."""
-        self.message = message
-        self.reply = message.reply
-
-
-@dataclass(slots=True, eq=False)
-class LanePull(fairness.StrideState):
-    """A lane's consumer, the credits that are open on it, and its scheduling state. `Puller` changes the counters.
-
-    `pending`: jobs that the server holds for this consumer, as last known. `last_heard_at`: when the last message or
-    status came; `last_delivery_at`: when the last job came; `jobs_reported_at`: when a poll or hint last reported jobs
-    in the lane; all in monotonic seconds.
-    """
-
-    key: Lane
-    stream: str
-    consumer: str
-    ack_wait_s: float
-    token: str = ""  # part of the reply subjects of its pulls
-    pending: int = 1
-    grants: dict[int, int] = field(default_factory=dict)  # request number -> credits left, the oldest first
-    standing_request: int = 0  # the request number of the standing pull, 0: none
-    standing_credits: int = 0
-    waiting: int = 0  # deliveries in the worker that have no slot yet
-    last_heard_at: float = 0.0
-    last_delivery_at: float = 0.0
-    jobs_reported_at: float = 0.0
-    created: float = 0.0  # when the server created the consumer, seconds since the epoch; 0: unknown
-    retiring: bool = False  # idle: released when its last pull has expired
-    remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
-
-    @property
-    def granted(self) -> int:
-        """Credits of its open grants."""
-        return sum(self.grants.values())
-
-    @property
-    def idle(self) -> bool:
-        """No pull is open on it, and none of its deliveries waits for a slot."""
-        return not self.grants and not self.standing_request and not self.waiting
 
 
 def prefetch(concurrency: int, handler_s: float | None) -> int:
@@ -167,6 +85,7 @@ class Puller:
         self._stopped = False
         self._off: Callable[[], None] | None = None  # ends the watch for a regained link
         self._restarting: asyncio.Task[None] | None = None
+        self._refusals_logged: set[str] = set()
 
     @property
     def granted(self) -> int:
@@ -276,28 +195,37 @@ class Puller:
         1. Jobs on the server: grants.
         2. None, and a pull is open, or the lane is to be released: nothing now.
         3. None, and no pull is open: a standing pull, unless `drained` takes the lane.
+        A kind of pull that is paused is not chosen.
         """
         lane.pending = pending
         if pending > 0:
-            if lane not in self._busy:
+            if lane.limits.grants_paused:
+                self._busy.discard(lane)
+            elif lane not in self._busy:
                 self._clock.join(lane, time.monotonic())
                 self._busy.add(lane)
             self._without_pull.pop(lane, None)
             return
         self._busy.discard(lane)
-        if lane.standing_request or lane.grants or lane.retiring:
+        if lane.standing_request or lane.grants or lane.retiring or lane.limits.standing_paused:
             return
         if not (lane.remove_when_drained and self._drained is not None and self._drained(lane)):
             self._without_pull[lane] = None
 
-    def _open_grant(self, lane: LanePull, batch: int) -> None:
-        if number := self._send_pull(lane, {"batch": batch, "no_wait": True}):
+    def _open_grant(self, lane: LanePull, jobs: int) -> None:
+        """Open a grant for `jobs`, or several where the server allows smaller ones only."""
+        while jobs > 0:
+            batch = min(jobs, lane.limits.batch_max)
+            number = self._send_pull(lane, {"batch": batch, "no_wait": True})
+            if not number:
+                return
             lane.grants[number] = batch
             self._granted += batch
+            jobs -= batch
 
     def _open_standing_pull(self, lane: LanePull, batch: int) -> None:
-        request = {"batch": batch, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
-        if number := self._send_pull(lane, request):
+        batch = min(batch, lane.limits.batch_max)
+        if number := self._send_pull(lane, lane.limits.standing_request(batch)):
             lane.standing_request, lane.standing_credits = number, batch
             self._standing_count += 1
 
@@ -330,6 +258,7 @@ class Puller:
         now = time.monotonic()
         lane.last_heard_at = lane.last_delivery_at = now
         lane.retiring = False
+        lane.limits.refusals = 0
         self._use_credit(lane)
         if pending > 0 and lane in self._busy:
             lane.pending = pending
@@ -357,13 +286,15 @@ class Puller:
         """Handle the server's status message about a pull.
 
         1. 100: a heartbeat. 2. 503, or 409 "Consumer Deleted": the consumer no longer exists. 3. 404, 408, or 409
-        because of MaxAckPending: no more jobs now. 4. Anything else: the pull has ended, pull again.
+        because of MaxAckPending: no more jobs now. 4. Anything else: the pull was refused, or has ended early.
         """
         token, _, number = message.subject[len(self._inbox) :].partition(".")
         lane = self._lanes.get(token)
         if lane is None:
             return
         lane.last_heard_at = time.monotonic()
+        if status.code in (100, 408):
+            lane.limits.refusals = 0
         if status.code == 100:
             return
         ended = int(number, 16)
@@ -376,12 +307,44 @@ class Puller:
         if status.code == 503 or (status.code == 409 and "Deleted" in status.description):
             self._gone(lane)
         elif status.code in (404, 408) or "MaxAckPending" in status.description:
+            if status.code == 408 and not was_grant and lane.limits.expires_s < SHORT_EXPIRES_S:
+                self._pause(lane, SHORT_EXPIRES_S, grants=False)
             if was_grant or lane.pending <= 0:  # a standing pull brings what comes later
                 self._set_pending(lane, 0)
         else:
-            log.debug("pull on %s ended: %d %s", lane.key, status.code, status.description)
-            self._set_pending(lane, max(lane.pending, 1))
+            self._on_refusal(lane, status.description, was_grant=was_grant)
         self._changed()
+
+    def _on_refusal(self, lane: LanePull, description: str, *, was_grant: bool) -> None:
+        """Pull again after a refusal: at once, with a smaller request if the server names its limit, or after a pause.
+
+        A pull that a change of the stream's leader has ended is opened again at once too. While only standing pulls
+        are refused, grants go on: the poll finds the lane's jobs.
+        """
+        log.debug("pull on %s ended: %s", lane.key, description)
+        if allowed := lane.limits.learn_limit(description):
+            self._log_once(description, f"pull requests ask for at most {allowed} from now on")
+        elif pause_s := lane.limits.note_refusal():
+            self._log_once(description, "pull requests are repeated with pauses until the server takes them")
+            self._pause(lane, pause_s, grants=was_grant)
+        self._set_pending(lane, max(lane.pending, 1))
+
+    def _log_once(self, description: str, consequence: str) -> None:
+        if description not in self._refusals_logged:
+            self._refusals_logged.add(description)
+            log.warning("the server refuses pull requests (%s): %s", description, consequence)
+
+    def _pause(self, lane: LanePull, pause_s: float, *, grants: bool) -> None:
+        """Open no standing pull on the lane for `pause_s` seconds, and with `grants` no pull at all."""
+        lane.limits.standing_paused = True
+        lane.limits.grants_paused = lane.limits.grants_paused or grants
+        asyncio.get_running_loop().call_later(pause_s, self._end_pause, lane)
+
+    def _end_pause(self, lane: LanePull) -> None:
+        lane.limits.standing_paused = lane.limits.grants_paused = False
+        if self._lanes.get(lane.token) is lane:
+            self._set_pending(lane, max(lane.pending, 1))
+            self._changed()
 
     def _forget_pulls(self, lane: LanePull) -> None:
         """Count the open pulls of a lane as ended."""

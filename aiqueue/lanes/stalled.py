@@ -15,7 +15,8 @@ from typing import Any
 
 from ..connection import Connection
 from ..errors import AIQueueError, NotFound
-from .puller import LanePull, Puller
+from .delivery import LanePull
+from .puller import Puller
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.connection import timestamp
-from aiqueue.lanes import discovery, puller
+from aiqueue.lanes import discovery, refusals
 from aiqueue.topology import provision
 
 from ..support import Eventually
@@ -286,8 +286,8 @@ async def test_a_lane_that_has_had_no_job_for_long_is_released_and_taken_up_agai
 ) -> None:
     monkeypatch.setattr(discovery, "POLL_S", 0.1)
     monkeypatch.setattr(discovery, "IDLE_S", 0.2)
-    monkeypatch.setattr(puller, "EXPIRES_S", 0.6)
-    monkeypatch.setattr(puller, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(refusals, "EXPIRES_S", 0.6)
+    monkeypatch.setattr(refusals, "HEARTBEAT_S", 0.2)
     ran = Ran()
     async with ran.worker.running(client) as session:
         for n in range(2):

@@ -24,7 +24,7 @@ import aiqueue
 from aiqueue import codec, headers
 from aiqueue.errors import BadInput, JobFailed
 from aiqueue.journal import EMPTY_RECORD, TRIAL, Writer
-from aiqueue.lanes.puller import Delivery, LanePull
+from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes import quarantine
 from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane

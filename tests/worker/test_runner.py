@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiqueue import codec, headers
-from aiqueue.lanes.puller import Delivery, LanePull
+from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes.quarantine import Quarantine
 from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane

@@ -58,7 +58,7 @@ def encode(value: Any) -> bytes:
         return cbor2.dumps(_plain(value, 0))
     except EncodeError:
         raise
-    except (cbor2.CBOREncodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # noqa: BLE001  (the value's own code may raise anything)
         raise EncodeError(f"cannot be encoded as CBOR: {_to_line(error)}") from None
 
 
@@ -141,7 +141,7 @@ def _plain(value: Any, depth: int) -> Any:
         return _plain(dict(value), depth)
     try:
         return _plain(pydantic_core.to_jsonable_python(value), depth)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  (the value's own code may raise anything)
         raise EncodeError(f"a {kind.__name__} cannot be encoded as CBOR: {_to_line(error)}") from None
 
 
@@ -275,4 +275,11 @@ def _decode_json(body: bytes) -> Any:
 
 
 def _to_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the text of an error as one line, with its class where a model's own code raised the error."""
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())[:200]
+    except Exception:  # noqa: BLE001  (an error's __str__ may raise anything)
+        return name
+    known = isinstance(error, ValueError | TypeError | RecursionError | OverflowError)
+    return (text if known else f"{name}: {text}") or name

@@ -202,7 +202,10 @@ class Retry(Exception):
     The attempt counts: when all attempts are used up, the job becomes a dead letter.
     """
 
-    def __init__(self, reason: str = "the handler asked for a retry", *, after: str | float | None = None) -> None:
+    reason = "the handler asked for a retry"  # for subclasses whose __init__ does not call this one
+    after_s: float | None = None
+
+    def __init__(self, reason: str = reason, *, after: str | float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after_s = None if after is None else seconds(after)
@@ -211,7 +214,9 @@ class Retry(Exception):
 class Reject(Exception):
     """Raise this in a handler if the job can never succeed. It becomes a dead letter at once, with `reason`."""
 
-    def __init__(self, reason: str) -> None:
+    reason = "the handler rejected the job"
+
+    def __init__(self, reason: str = reason) -> None:
         super().__init__(reason)
         self.reason = reason
 

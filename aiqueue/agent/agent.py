@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, overload
 
 from .. import subjects
-from ..attempt import Handler, Policies
+from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client
 from ..errors import AIQueueError, BadInput
@@ -92,6 +91,8 @@ class Agent:
         - Register a handler for `Bounce` to receive bounces of sent mail.
         Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
+        if retry is not None and not isinstance(retry, Backoff):
+            raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
         policies = check_policies(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
@@ -102,7 +103,7 @@ class Agent:
                 raise BadInput(f"kind {model.aiq_kind!r} has a handler already")
             call: Callable[..., Any] = function
             self._handlers[model.aiq_kind] = Handler(
-                model, call, _is_async(function), retry or Backoff(), timeout_s, False, on=policies
+                model, call, is_async_handler(function), retry or Backoff(), timeout_s, False, on=policies
             )
 
         return _MailHandlerDecorator(add)
@@ -271,8 +272,3 @@ class InboxWorkerGroup:
         last_delivery = max((each["last_delivery"] for each in each_vitals if each["last_delivery"]), default=None)
         standby = all(each["standby"] for each in each_vitals)
         return {**each_vitals[0], **sums, "worker": self._name, "last_delivery": last_delivery, "standby": standby}
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` returns an awaitable. An object whose __call__ is async counts too."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import attempt, codec, headers
-from ..attempt import Handler, Limits, Outcome, Raised, Refused, Returned, Threads
+from ..attempt import Handler, Outcome, Raised, Refused, Returned
+from ..backoff import Backoff
 from ..connection import Connection
 from ..enqueue import DeadLetters, FailedJob
-from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
-from ..job import M, Message, parse_message
+from ..errors import AIQueueError, BadInput, Unavailable
+from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Envelope, Inboxes, Mail, Sent
-from .reply_waiter import ReplyWaiter, envelope_of, raw_job_of
+from .mail_handlers import MailHandlers
+from .reply_waiter import ReplyWaiter, envelope_of
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ class InboxWorker:
         self._running = 0
         self._settled: dict[_Key, None] = {}
         self._reply_waiter = ReplyWaiter(spec.name, spec.tenant, inboxes, self)
-        self._limits = Limits()
-        self._threads = Threads(f"aiqueue-agent-{spec.name}")
+        self._mail_handlers = MailHandlers(spec.name, spec.handlers, inboxes.family, self)
         self._singly_until = self._suspect_seq = 0
         self._draining = False
         self.changed: Callable[[], None] = lambda: None
@@ -224,7 +224,7 @@ class InboxWorker:
             self.clean = not late
         await self.abandon()
         self._reply_waiter.fail_all(Unavailable(f"agent {self.spec.name} was stopped while a request waited"))
-        self._threads.close()
+        self._mail_handlers.close()
 
     def _start_ready(self) -> None:
         """Start handlers for conversations that are ready, as long as slots are free."""
@@ -322,64 +322,10 @@ class InboxWorker:
             return Refused("killed_worker", "several processes in a row died with this as their oldest mail")
         if held.envelope.expired(time.time()):
             return Refused("expired", "the mail expired before it was handled")
-        raw = raw_job_of(held.delivery, self.inboxes.family, held.envelope, self.spec.name)
-        decoded = attempt.decode_body(raw)
-        if decoded.data is None:
-            return Refused("undecodable", decoded.problem)
-        handler = self.spec.handlers.get(decoded.kind)
-        if handler is None:
-            return self._refuse_kind(decoded, held.envelope, broadcast=headers.BROADCAST in raw.headers)
-        if not codec.is_accepted_version(decoded.version, raw.family.schema_versions):
-            accepted = ", ".join(raw.family.schema_versions)
-            return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}")
-        try:
-            message = parse_message(handler.model, decoded.data)
-        except DecodeError as error:
-            return Refused("invalid", error.reason)
-        mail_headers, name = held.delivery.message.headers, self.spec.name
-        mail = Mail(message, held.envelope, to=name, attempt=held.attempt, mail_headers=mail_headers, reply_sender=self)
-        outcome = await self._call_handler(handler, mail)
-        return self._judge_outcome(held, handler, outcome)
+        outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)
+        return self._judge_outcome(held, outcome, handler)
 
-    def _refuse_kind(self, decoded: attempt.DecodedJob, envelope: Envelope, *, broadcast: bool) -> Refused | None:
-        """Return why a mail whose kind has no handler is refused; None if it is logged or ignored instead."""
-        if decoded.kind == BOUNCE:
-            log.warning("agent %s got a bounce and has no handler for it: %s", self.spec.name, decoded.data)
-            return None
-        if broadcast:
-            return None
-        if envelope.correlation is not None:
-            return Refused("expired", f"no request of {self.spec.name} waits for this reply any more")
-        known = ", ".join(sorted(self.spec.handlers)) or "none"
-        return Refused(
-            "unknown_kind", f"agent {self.spec.name} has no handler for {decoded.kind!r}; its kinds: {known}"
-        )
-
-    async def _call_handler(self, handler: Handler, mail: Mail[Any]) -> Outcome:
-        """Call a handler within its timeout. Raises CancelledError if the inbox worker cancels it."""
-        task = asyncio.current_task()
-        assert task is not None
-        limit = None if handler.timeout_s is None else self._limits.start(task, handler.timeout_s)
-        outcome: Outcome
-        call: Callable[[Any], Any] = handler.call
-        try:
-            value = await call(mail) if handler.is_async else await self._threads.run(lambda: call(mail))
-        except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            outcome = attempt.outcome_of_error(error, handler.on)
-        else:
-            outcome = Returned(value)
-        finally:
-            if limit is not None:
-                self._limits.stop(limit)
-        if limit is not None and limit.expired:
-            if limit.absolve():
-                raise asyncio.CancelledError
-            return attempt.timeout_outcome(handler.timeout_s)
-        if task.cancelling() and not isinstance(outcome, Returned):
-            raise asyncio.CancelledError
-        return outcome
-
-    def _judge_outcome(self, held: _HeldMail, handler: Handler, outcome: Outcome) -> Refused | float | None:
+    def _judge_outcome(self, held: _HeldMail, outcome: Outcome, handler: Handler | None) -> Refused | float | None:
         """Return what becomes of a mail after its handler has ended; see `_handle_mail`."""
         if isinstance(outcome, Returned):
             return None
@@ -387,7 +333,7 @@ class InboxWorker:
             return outcome
         if not isinstance(outcome, Raised):  # a handler of mail has no other outcomes
             outcome = Raised(f"the handler ended with an outcome that mail does not have: {type(outcome).__name__}", "")
-        retry = handler.backoff(outcome.rule)
+        retry = handler.backoff(outcome.rule) if handler else Backoff()
         delay_s = retry.delay_s(held.attempt) if outcome.after_s is None else outcome.after_s
         if held.attempt >= retry.attempts:
             return Refused("attempts", outcome.error, outcome.trace)

@@ -88,6 +88,11 @@ class Cancellations:
             await asyncio.wait([self._checking])
         await self.unsubscribe()
 
+    @property
+    def loop_ends(self) -> bool:
+        """Whether all tasks of the event loop were cancelled, as by `asyncio.run` when its main function has ended."""
+        return self._checking is not None and (self._checking.done() or self._checking.cancelling() > 0)
+
     async def unsubscribe(self) -> None:
         """Receive no more notices: from now on only the journal shows that a job was cancelled. Safe twice."""
         for subscription in self._subscriptions:
@@ -104,17 +109,12 @@ class Cancellations:
         self._watched[running] = None
         return bool(self._notices) and running.journal_key in self._notices
 
-    def unwatch(self, running: RunningAttempt) -> bool:
-        """Let the attempt be stopped no more, and mark it as over.
-
-        Returns whether somebody else cancelled its task too, such as a worker that leaves.
-        """
+    def unwatch(self, running: RunningAttempt) -> None:
+        """Let the attempt be stopped no more, and mark it as over."""
         self._watched.pop(running, None)
         running.is_over = True
-        if running.stop_limit is None:
-            return False
-        self._limits.stop(running.stop_limit)
-        return running.stop_limit.absolve()
+        if running.stop_limit is not None:
+            self._limits.stop(running.stop_limit)
 
     def _on_notice(self, message: Received) -> None:
         """Note a cancellation, and stop the attempts it is for. The message is ``{tenant} {job id} {run}``."""

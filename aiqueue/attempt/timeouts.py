@@ -28,13 +28,6 @@ class Limit:
         """Whether the time was up before the task had ended."""
         return self.cancels > 0
 
-    def absolve(self) -> bool:
-        """Undo this limit's own cancellations of the task. Returns whether somebody else cancelled the task too."""
-        left = self.task.cancelling()
-        for _ in range(self.cancels):
-            left = self.task.uncancel()
-        return left > 0
-
 
 class Limits:
     """A timing wheel with buckets of TICK_S: a limit is added and removed by one dictionary access.

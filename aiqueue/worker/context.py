@@ -15,7 +15,7 @@ from ..errors import BadInput, Stale
 from ..journal import PROGRESS, Journal, Retention, Writer
 from ..lanes import Delivery
 from ..topology import Family
-from .settlement import OpenedJob
+from .opening import OpenedJob
 
 
 class WorkerResources:
@@ -52,6 +52,10 @@ class JobContext(RunningAttempt):
         self._delivery = delivery
         self._opened = opened
         self._consumer_created_at = delivery.lane.created
+
+    def set_task(self, task: asyncio.Task[None]) -> None:
+        """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""
+        self.task = task
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

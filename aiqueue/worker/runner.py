@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import attempt, headers, subjects
+from .. import attempt, headers
 from ..attempt import (
+    PLAIN_TYPES,
     AlreadyEnded,
     Cancellations,
     Cancelled,
@@ -21,30 +23,29 @@ from ..attempt import (
     Outcome,
     Postponed,
     Raised,
-    RawJob,
     Refused,
     Returned,
     TakenOver,
     Threads,
 )  # fmt: skip
 from ..connection import HEADERS_MAX, timestamp
-from ..enqueue import history_of, trimmed
-from ..errors import AccountFull, AIQueueError, BadInput, Corrupt, DiskFull, NotFound, Stale
+from ..enqueue import trimmed
+from ..errors import AccountFull, AIQueueError, DiskFull, Stale
 from ..job import Job
-from ..journal import RETRY, WRITE_TRIES_MAX, Writer
+from ..journal import WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
 from ..requests import CHECK_AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
-from .settlement import OpenedJob, Settlement
+from .opening import OpenedJob, Opener, may_have_history
+from .settlement import Settlement
 from .takeover import DeliveryOrder, find_pending_retry, is_taken_over
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 MOVE_BYTES = 512  # header bytes that a move to another lane adds, at most
-_NOT_PLAIN = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
 
 
 class Runner:
@@ -74,11 +75,13 @@ class Runner:
         self._state = state
         self.processes = processes
         self._quarantine = quarantine
+        self.opener = Opener(claims.journal, resources.documents, resources.families, quarantine)
         self._watchdog = watchdog
         self._ended = ended
         self._threads = Threads("aiqueue-handler")
         self._resources = resources
         self._limits = Limits()
+        self._interrupted: set[Delivery] = set()
         self.cancellations = Cancellations(claims.journal.connection, resources.families.values(), self._limits)
 
     async def drain(self, timeout_s: float) -> None:
@@ -91,27 +94,62 @@ class Runner:
         self._threads.close()
 
     async def run_delivery(self, delivery: Delivery) -> None:
-        """Run one delivery and settle it, in the delivery's own task.
+        """Run one delivery up to its outcome, in the delivery's own task, and have a second task write the outcome.
 
-        Raises nothing that the message or its handler causes. When the task itself is cancelled, the job returns to the
-        queue. When the outcome cannot be written, the job is redelivered later.
+        The handler runs in the first task, which ends right after the handler: a handler may cancel its own task, or
+        leave something behind that cancels the task later, and neither may reach the writes. An outcome for which
+        nothing has to be written needs no second task. Raises nothing.
         """
         started_at = time.monotonic()
+        opened: OpenedJob | None = None
         context: JobContext | None = None
-        settlement = self._settlement
         try:
-            opened = self._open_first_delivery(delivery) or await self._open_delivery(delivery)
+            opened = self.opener.open_first(delivery) or await self.opener.open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             context = JobContext(self._resources, delivery, opened)
+            outcome: Outcome | BaseException = await self._gate_and_run(delivery, opened, handler, context)
+            acked = (
+                type(outcome) is Returned
+                and not context.has_chunks
+                and self._settlement.try_ack_now(delivery, opened, handler)
+            )
+        except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
+            outcome, acked = error, False
+        if acked:
+            self._ended(delivery, started_at)
+        else:
+            finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
+            delivery.task = self._resources.loop.create_task(finishing)
+
+    async def _finish_delivery(
+        self,
+        delivery: Delivery,
+        opened: OpenedJob | None,
+        context: JobContext | None,
+        outcome: Outcome | BaseException,
+        started_at: float,
+    ) -> None:
+        """Write the outcome of a delivery and reply to the server. `outcome`: also an error that there was instead.
+
+        Raises nothing that the message or its handler causes. When this task is cancelled, or the first one was before
+        its handler ran, the job returns to the queue. When the outcome cannot be written, the job is redelivered later.
+        """
+        settlement = self._settlement
+        try:
+            if opened is None or context is None:
+                assert isinstance(outcome, BaseException)
+                raise outcome  # noqa: TRY301  (the handlers below decide about all errors)
+            handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             try:
-                outcome = await self._gate_and_run(delivery, opened, handler, context)
+                if isinstance(outcome, BaseException):
+                    raise outcome
                 if context.has_chunks and not isinstance(outcome, Interrupted | TakenOver | AlreadyEnded):
                     await context.flush()  # before anything is decided by the journal's newest entry
                 if type(outcome) is Returned:
                     if settlement.try_ack_now(delivery, opened, handler):
                         return
                 elif (
-                    isinstance(outcome, Raised | Refused) and context.writer and not _may_have_history(delivery, opened)
+                    isinstance(outcome, Raised | Refused) and context.writer and not may_have_history(delivery, opened)
                 ):  # it looks like a first delivery, which a recreated consumer may be wrong about
                     await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
@@ -130,98 +168,19 @@ class Runner:
             finally:
                 self._ended(delivery, started_at)
 
+    def interrupt(self, delivery: Delivery) -> None:
+        """Stop a delivery because the worker leaves: its job returns to the queue. Call `wait` for its end."""
+        self._interrupted.add(delivery)
+        if delivery.task is not None:
+            delivery.task.cancel()
+
+    def _is_interrupted(self, delivery: Delivery) -> bool:
+        """Return whether the worker leaves, or its event loop ends: a cancellation is not the handler's own then."""
+        return delivery in self._interrupted or self.cancellations.loop_ends
+
     async def release(self, delivery: Delivery) -> None:
         """Return a job that was not run to the queue, for another worker."""
         await self._settlement.release(delivery)
-
-    # -- before the handler
-
-    def _open_first_delivery(self, delivery: Delivery) -> OpenedJob | None:
-        """Open a plain first delivery without any request to the server. None: `_open_delivery` must open it.
-
-        This is the fast path, for most jobs. For a delivery that it opens, `_open_delivery` would return the same.
-        """
-        message_headers, key = delivery.message.headers, delivery.lane.key
-        family = self._families[key.family]
-        if delivery.delivery_count > 1 or family.claim or not _NOT_PLAIN.isdisjoint(message_headers):
-            return None
-        if message_headers.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.is_suspect(delivery):
-            return None
-        raw = _raw_job(family, delivery)
-        opened = OpenedJob.for_first_delivery(raw)
-        attempt.decode_into(raw, opened)
-        return opened
-
-    async def _open_delivery(self, delivery: Delivery) -> OpenedJob:
-        """Open any delivery: fetch and decode its body, and load the attempts before this delivery.
-
-        The body of a suspect is not decoded in this process, because decoding may be what killed its workers.
-        """
-        family = self._families[delivery.lane.key.family]
-        raw = _raw_job(family, delivery)
-        refusal = None
-        if headers.DOCUMENT in raw.headers:
-            raw, refusal = await self._fetch_body(raw)
-        maybe_suspect = self._quarantine.is_suspect(delivery)
-        if refusal is not None:
-            known = attempt.decode_headers_only(raw) or attempt.decode_headers_or_defaults(raw)
-            opened = OpenedJob(**vars(known), raw=raw, refusal=refusal)
-        elif maybe_suspect:
-            opened = await self._identify_suspect(raw)
-        else:
-            opened = OpenedJob(job_id="", kind="", raw=raw)
-            attempt.decode_into(raw, opened)
-        opened.history = history_of(raw.headers)
-        if headers.PARKED in raw.headers:
-            opened.attempt = opened.first_attempt = max(1, headers.number(raw.headers.get(headers.ATTEMPT, "")))
-        if opened.refused_before:
-            opened.refusal = Refused(raw.headers[headers.REASON], raw.headers.get(headers.ERROR, ""))
-        if _may_have_history(delivery, opened) and family.journal:
-            subject = subjects.journal(family.journal, delivery.tenant, opened.job_id)
-            await self._load_earlier_attempts(delivery, opened, subject)
-        if maybe_suspect:
-            self._decide_suspect(delivery, opened)
-        return opened
-
-    def _decide_suspect(self, delivery: Delivery, opened: OpenedJob) -> None:
-        """Decide whether the job is a suspect, now that its failed attempts are known. If not, decode its body."""
-        opened.is_suspect = self._quarantine.is_suspect(delivery, opened.attempt - opened.first_attempt + 1)
-        if not opened.is_suspect and opened.data is None and opened.refusal is None:
-            attempt.decode_into(opened.raw, opened)
-
-    async def _fetch_body(self, raw: RawJob) -> tuple[RawJob, Refused | None]:
-        """Return the job with the body from its document, or unchanged with the reason why there is none.
-
-        Raises Unavailable.
-        """
-        try:
-            return raw._replace(body=await self._resources.documents.read_body(raw.tenant, raw.headers)), None
-        except (NotFound, Corrupt, BadInput) as error:
-            return raw, Refused("document", str(error))
-
-    async def _identify_suspect(self, raw: RawJob) -> OpenedJob:
-        """Open a suspect with id and kind only. If reading its body killed a child process, it is refused."""
-        found = await self._quarantine.identify(raw)
-        if isinstance(found, Refused):
-            return OpenedJob(**vars(attempt.decode_headers_or_defaults(raw)), raw=raw, refusal=found)
-        return OpenedJob(**vars(found), raw=raw)
-
-    async def _load_earlier_attempts(self, delivery: Delivery, opened: OpenedJob, subject: str) -> None:
-        """Read this run's journal into `opened`: its record, the number of this attempt, the history of failures.
-
-        The recap is the newest `started` or `retry`. After a `retry` this is the next attempt; after a `started` that
-        ended without an entry the same attempt runs once more, because a lost worker does not count as a failure.
-        """
-        parking_id = headers.parking_id(opened.raw.headers)
-        record = opened.record = await self._journal.read_run(subject, delivery.run, delivery.enqueued_at, parking_id)
-        if record.recap is not None and isinstance(record.recap.data, dict):
-            number = record.recap.attempt + (record.recap.event == RETRY)
-            history = record.recap.data.get("history")
-            if isinstance(history, list) and number >= opened.attempt:
-                opened.history = [each for each in history if isinstance(each, dict)]
-        else:
-            number = record.newest.attempt if record.newest else 1
-        opened.attempt = max(opened.first_attempt, number)
 
     # -- the attempt
 
@@ -248,18 +207,18 @@ class Runner:
             if self.cancellations.watch(context) and (writer := context.writer) and await writer.is_run_ended():
                 return AlreadyEnded()  # cancelled while it waited for a slot
             if not opened.is_suspect or opened.problem:
-                outcome = await self._call_handler(opened, handler, context)
+                outcome = await self._call_handler(delivery, opened, handler, context)
             else:
-                outcome = await self._try_suspect(opened, handler, context)
+                outcome = await self._try_suspect(delivery, opened, handler, context)
         except asyncio.CancelledError:
             if not context.cancel_requested:
                 raise
             outcome = Interrupted()
         finally:
-            worker_leaves = self.cancellations.unwatch(context)  # the worker, too, has cancelled the task
+            self.cancellations.unwatch(context)
         if not context.cancel_requested or isinstance(outcome, Returned):
             return outcome
-        return Interrupted() if worker_leaves else Cancelled()
+        return Interrupted() if self._is_interrupted(delivery) else Cancelled()
 
     def _outcome_without_run(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:
         """Return the outcome of a delivery that must not run: ended, refused, early, late or misplaced. None: run."""
@@ -311,7 +270,7 @@ class Runner:
             except (AccountFull, DiskFull) as error:  # only jobs that end make space, so this one must run
                 log.warning("job %s runs without its `started` entry: %s", opened.job_id, error)
                 return None
-            await self._load_earlier_attempts(delivery, opened, writer.subject)
+            await self.opener.load_earlier_attempts(delivery, opened, writer.subject)
             writer.start_after(opened.record, opened.attempt)
         raise Stale(f"{writer.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
 
@@ -341,23 +300,26 @@ class Runner:
 
         A recreated consumer restarts the delivery count, so a first delivery may have earlier attempts all the same.
         """
-        await self._load_earlier_attempts(delivery, opened, writer.subject)
+        await self.opener.load_earlier_attempts(delivery, opened, writer.subject)
         writer.continue_after(opened.record, opened.attempt)
 
-    async def _try_suspect(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:
+    async def _try_suspect(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
+    ) -> Outcome:
         """Have the quarantine run the handler: in a child process, or here where no child can find the handler."""
         raw = opened.raw
         if handler is None:
             return attempt.unknown_kind_outcome(raw, opened)
 
         async def run_here() -> Outcome:
-            """Run the suspect in this process, without chunks and progress.
+            """Run the suspect in this process, without chunks and progress, in a task of its own.
 
             Its `trial` must stay the newest entry: if the job kills this process too, that entry shows it.
             """
             attempt.decode_into(raw, opened)
             context.journal_muted = True
-            return await self._call_handler(opened, handler, context)
+            call = self._call_handler(delivery, opened, handler, context)
+            return await attempt.run_in_task(call, contextvars.copy_context(), context.set_task)
 
         suspect = Suspect(
             raw, opened.job_id, opened.attempt, handler, context.writer,
@@ -365,8 +327,14 @@ class Runner:
         )  # fmt: skip
         return await self._quarantine.run_trial(suspect, run_here)
 
-    async def _call_handler(self, opened: OpenedJob, handler: Handler | None, context: JobContext) -> Outcome:
-        """Call the handler on the event loop, in a thread, or in a child process, within its timeout."""
+    async def _call_handler(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
+    ) -> Outcome:
+        """Call the handler on the event loop, in a thread, or in a child process, within its timeout.
+
+        Only the worker's own cancellations, and those of a timeout, stop the attempt. Any other comes from the handler,
+        which has failed then.
+        """
         raw = opened.raw
         if handler is not None and handler.process and opened.data is not None:
             return await self.processes.run_handler(raw, opened.attempt, handler, context, context)
@@ -386,31 +354,13 @@ class Runner:
                     self._watchdog.running[timeout_s] -= 1
             else:
                 value = await self._threads.run(lambda: handler.call(job))
+            outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             outcome = attempt.outcome_of_error(error, handler.on)
-        else:
-            outcome = Returned(value)
         finally:
             if limit is not None:
                 self._limits.stop(limit)
-        if limit is not None and limit.expired:
-            # the time is up, even if the handler turned its cancellation into something else; `absolve` tells whether
-            # the worker has cancelled the task as well
-            return Interrupted() if limit.absolve() else attempt.timeout_outcome(timeout_s)
-        if type(outcome) is not Returned and task.cancelling():
+        is_late = limit is not None and limit.expired  # even if the handler made something else of its cancellation
+        if (is_late or type(outcome) is not Returned) and self._is_interrupted(delivery):
             return Interrupted()
-        return outcome
-
-
-def _raw_job(family: Family, delivery: Delivery) -> RawJob:
-    """Return what an attempt needs of a delivery."""
-    message = delivery.message
-    return RawJob(
-        family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
-        message.headers, message.data,
-    )  # fmt: skip
-
-
-def _may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
-    """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
-    return delivery.delivery_count > 1 or opened.first_attempt > 1
+        return attempt.timeout_outcome(timeout_s) if is_late else outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import time
@@ -65,6 +66,7 @@ class Session:
         connection = client.connection
         self._families = {name: client.topology.family(name) for name in options.families}
         self._loop = asyncio.get_running_loop()
+        self._base_context = contextvars.copy_context()  # every job gets a copy: a job starts inside another one's task
         self._pull_scheduled = False  # `_pull` runs in this turn of the event loop, or in the next one
         self._held_min = 0  # with fewer jobs waiting here or requested, more are requested at once
         self.puller = Puller(
@@ -191,19 +193,27 @@ class Session:
         while self._waiting:
             await self._return_delivery(self._take_waiting())
         end = time.monotonic() + self._options.drain_timeout_s
-        tasks = [each.task for each in (*self._running.values(), *self._obsolete) if each.task is not None]
-        if tasks:
-            log.info("draining: %d running jobs, up to %g s", len(tasks), self._options.drain_timeout_s)
-            _, late = await asyncio.wait(tasks, timeout=self._options.drain_timeout_s)
-            self.clean = not late
-            for task in late:
-                task.cancel()
-            if late:
-                log.warning("%d jobs did not end in time and return to the queue", len(late))
-                await asyncio.wait(late, timeout=LATE_END_S)
+        if self.running:
+            log.info("draining: %d running jobs, up to %g s", self.running, self._options.drain_timeout_s)
+            await self._wait_for_runs(self._options.drain_timeout_s)
+        if self.running and self.runner is not None:
+            self.clean = False
+            log.warning("%d jobs did not end in time and return to the queue", self.running)
+            for delivery in (*self._running.values(), *self._obsolete):
+                self.runner.interrupt(delivery)
+            await self._wait_for_runs(LATE_END_S)
         if self.runner is not None:
             await self.runner.drain(max(0.0, end - time.monotonic()))
         await self._stop()
+
+    async def _wait_for_runs(self, timeout_s: float) -> None:
+        """Wait until no job runs, at most `timeout_s` seconds. A run has two tasks, one after the other."""
+        end = time.monotonic() + timeout_s
+        while (left_s := end - time.monotonic()) > 0:
+            tasks = [each.task for each in (*self._running.values(), *self._obsolete) if each.task is not None]
+            if not tasks:
+                return
+            await asyncio.wait(tasks, timeout=left_s)
 
     async def _stop(self) -> None:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
@@ -304,7 +314,7 @@ class Session:
         assert self.runner is not None
         self._running[delivery.location] = delivery
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
-        delivery.task = self._loop.create_task(self.runner.run_delivery(delivery))
+        delivery.task = self._loop.create_task(self.runner.run_delivery(delivery), context=self._base_context.copy())
 
     def _on_run_ended(self, delivery: Delivery, started_at: float) -> None:
         """Free the slot of a run that started at `started_at`, monotonic seconds, and start the next job."""

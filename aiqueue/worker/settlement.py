@@ -10,21 +10,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from .. import attempt, headers, subjects
 from ..attempt import (
     AlreadyEnded,
     Cancelled,
-    DecodedJob,
     Duplicate,
     Handler,
     Interrupted,
     Outcome,
     Postponed,
     Raised,
-    RawJob,
     Refused,
     RetryPending,
     Returned,
@@ -36,10 +33,11 @@ from ..backoff import Backoff
 from ..connection import Connection
 from ..enqueue import DeadLetters, FailedJob, Parking, history_text, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
-from ..journal import CANCELLED, EMPTY_RECORD, FAILED, RESULT, RETRY, WHILE_RUNNING, RunRecord, Writer
+from ..journal import CANCELLED, FAILED, RESULT, RETRY, WHILE_RUNNING, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
 from ..topology import Family
+from .opening import OpenedJob
 from .overflow import Overflow
 
 log = logging.getLogger(__name__)
@@ -53,41 +51,6 @@ SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered wh
 RELEASE_DELAY_S = 0.1
 LINK_WAIT_S = 10.0  # how long an ack waits for a lost link, or for the server's confirmation
 HISTORY_MAX = 50
-REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
-    "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
-})  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class OpenedJob(DecodedJob):
-    """What is known of a delivery after its body, and where needed its journal, were read.
-
-    `first_attempt` is the number of the first attempt at this message: earlier attempts were at an earlier message of
-    the job, before it was parked. `refusal` is set where the job must not run at all. The body of a suspect is not
-    decoded: `data` is None.
-    """
-
-    raw: RawJob
-    attempt: int = 1
-    first_attempt: int = 1
-    history: list[dict[str, Any]] | None = None
-    record: RunRecord = EMPTY_RECORD  # what the journal has of this run, if it was read
-    is_suspect: bool = False
-    refusal: Refused | None = None
-    plain: bool = False  # a first delivery without deadline, document, history, claim, or a wish for another lane
-
-    @classmethod
-    def for_first_delivery(cls, raw: RawJob) -> OpenedJob:
-        """Return a plain job without its body's fields, which `attempt.decode_into` must fill in."""
-        opened = cls.__new__(cls)  # __init__ would set a dozen fields to the defaults that the class has anyway
-        opened.raw = raw
-        opened.plain = True
-        return opened
-
-    @property
-    def refused_before(self) -> bool:
-        """Whether an earlier delivery refused the job, and it was parked because the dead letters were full."""
-        return headers.PARKED in self.raw.headers and self.raw.headers.get(headers.REASON) in REASONS
 
 
 def retry_dedup_key(delivery: Delivery, number: int) -> str:

@@ -10,7 +10,8 @@ from .. import headers
 from ..attempt import RetryPending
 from ..journal import RETRY, STARTED
 from ..lanes import Delivery
-from .settlement import OpenedJob, retry_dedup_key
+from .opening import OpenedJob
+from .settlement import retry_dedup_key
 
 log = logging.getLogger(__name__)
 

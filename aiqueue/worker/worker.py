@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from ..attempt import Handler, Policies
+from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client
 from ..errors import BadInput
@@ -114,6 +113,8 @@ class Worker:
           All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy.
         Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
+        if retry is not None and not isinstance(retry, Backoff):
+            raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
         policies = check_policies(on or {})
         timeout_s = None if timeout is None else seconds(timeout)
         if timeout_s == 0:
@@ -123,11 +124,8 @@ class Worker:
         def add(function: Callable[[Job[M]], Any]) -> None:
             if key in self._handlers:
                 raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
-            is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-                getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
-            )
             self._handlers[key] = Handler(
-                model, function, is_async, retry or Backoff(), timeout_s, result, process, policies
+                model, function, is_async_handler(function), retry or Backoff(), timeout_s, result, process, policies
             )
 
         return _HandlerDecorator(add)

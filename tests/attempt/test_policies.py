@@ -16,7 +16,7 @@ import pytest
 import aiqueue
 from aiqueue import attempt, headers
 from aiqueue.attempt import Raised, Refused
-from aiqueue.attempt.handler import RETRY_AFTER_MAX_S
+from aiqueue.attempt.handler_errors import RETRY_AFTER_MAX_S
 from aiqueue.connection import Stored
 from aiqueue.enqueue import parking
 from aiqueue.errors import BadInput

@@ -144,18 +144,18 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
         worker = aiqueue.Worker(processes=1)
         worker.handle(Act, process=True, timeout=None)(suspects.act_sync)
         async with worker.running(client):
-            handle = await client.enqueue(Act(do="stream", value=3_000), tenant="acme")
+            handle = await client.enqueue(Act(do="stream", value=1_500), tenant="acme")
             await eventually(lambda: given() > 100, within=40)
             server.pause()
             paused_at, waits_at = given(), -1
             while waits_at != (waits_at := given()):  # until it waits
                 await asyncio.sleep(0.5)
             server.resume()
-            assert waits_at < 3_000
-            assert await handle.result(30)
+            assert waits_at < 1_500
+            assert await handle.result(60)
             entries = await journal_of(client, handle.id)
     assert waits_at - paused_at <= 3 * BUFFERED_MAX  # held, in the write under way, in one whose answer was heard
-    assert chunks(entries) == [[1, n] for n in range(3_000)]
+    assert chunks(entries) == [[1, n] for n in range(1_500)]
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["thread", "child"])

@@ -67,14 +67,14 @@ async def test_the_fast_path_opens_a_delivery_as_the_slow_one_does_and_skips_no_
     lane = LanePull(Lane(family, "acme", "normal"), "S", "acme-normal", 30)
     message: Any = SimpleNamespace(subject=f"ai.{family}.acme.normal", headers=message_headers, data=body, reply="")
     delivery = Delivery(lane, message, 7, count, 1.7e9, 0.0)
-    fast = runner._open_first_delivery(delivery)
+    fast = runner.opener.open_first(delivery)
     asks = {headers.DEADLINE, headers.HISTORY} & {*message_headers}
     moves = message_headers.get(headers.PRIORITY, "normal") != "normal"
     claims = TOPOLOGY.family(family).claim
     assert (fast is not None) == (count == 1 and not asks and not moves and not claims)
     if fast is None:
         return
-    slow = await runner._open_delivery(delivery)
+    slow = await runner.opener.open(delivery)
     assert fast == dataclasses.replace(slow, plain=True, history=slow.history or None)
     assert runner._outcome_without_run(delivery, slow) is None
 

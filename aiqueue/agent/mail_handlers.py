@@ -1,0 +1,104 @@
+"""Calls the handler of a mail: decodes the mail, finds its handler, and runs the handler within its timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .. import attempt, codec, headers
+from ..attempt import PLAIN_TYPES, Handler, Limits, Outcome, Refused, Returned, Threads
+from ..errors import DecodeError
+from ..job import Message, parse_message
+from ..lanes import Delivery
+from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
+from ..topology import Family
+from .reply_waiter import raw_job_of
+
+log = logging.getLogger(__name__)
+
+
+class MailHandlers:
+    """The handlers of one agent."""
+
+    def __init__(self, agent: str, handlers: Mapping[str, Handler], family: Family, reply_sender: ReplySender) -> None:
+        self._agent = agent
+        self._handlers = handlers
+        self._family = family
+        self._reply_sender = reply_sender
+        self._base_context = contextvars.copy_context()  # every mail gets a copy
+        self._limits = Limits()
+        self._threads = Threads(f"aiqueue-agent-{agent}")
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        self._threads.close()
+
+    async def call(self, delivery: Delivery, envelope: Envelope, number: int) -> tuple[Outcome, Handler | None]:
+        """Call the handler for attempt `number` at a mail. Return the outcome, and the handler if it was called.
+
+        Refused without a call: the mail cannot be decoded, or has no handler here. Returned without a call: nobody has
+        to handle the mail. Raises CancelledError if this task is cancelled.
+        """
+        raw = raw_job_of(delivery, self._family, envelope, self._agent)
+        decoded = attempt.decode_body(raw)
+        if decoded.data is None:
+            return Refused("undecodable", decoded.problem), None
+        handler = self._handlers.get(decoded.kind)
+        if handler is None:
+            return self._refuse_kind(decoded, envelope, broadcast=headers.BROADCAST in raw.headers), None
+        if not codec.is_accepted_version(decoded.version, raw.family.schema_versions):
+            accepted = ", ".join(raw.family.schema_versions)
+            return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}"), None
+        try:
+            message = parse_message(handler.model, decoded.data)
+        except DecodeError as error:
+            return Refused("invalid", error.reason), None
+        mail: Mail[Message] = Mail(
+            message, envelope, to=self._agent, attempt=number, mail_headers=delivery.message.headers,
+            reply_sender=self._reply_sender,
+        )  # fmt: skip
+        return await self._run(handler, mail), handler
+
+    def _refuse_kind(self, decoded: attempt.DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
+        """Return why a mail whose kind has no handler is refused; Returned if it is logged or ignored instead."""
+        if decoded.kind == BOUNCE:
+            log.warning("agent %s got a bounce and has no handler for it: %s", self._agent, decoded.data)
+            return Returned(None)
+        if broadcast:
+            return Returned(None)
+        if envelope.correlation is not None:
+            return Refused("expired", f"no request of {self._agent} waits for this reply any more")
+        known = ", ".join(sorted(self._handlers)) or "none"
+        return Refused("unknown_kind", f"agent {self._agent} has no handler for {decoded.kind!r}; its kinds: {known}")
+
+    async def _run(self, handler: Handler, mail: Mail[Any]) -> Outcome:
+        """Run a handler within its timeout, in a task of its own. Raises CancelledError if this task is cancelled."""
+        limit: list[attempt.Limit] = []
+
+        def start_limit(task: asyncio.Task[None]) -> None:
+            if handler.timeout_s is not None:
+                limit.append(self._limits.start(task, handler.timeout_s))
+
+        this_task = asyncio.current_task()
+        assert this_task is not None
+        cancelled_before = this_task.cancelling()
+        try:
+            outcome = await attempt.run_in_task(self._call(handler, mail), self._base_context.copy(), start_limit)
+        finally:
+            for each in limit:
+                self._limits.stop(each)
+        is_late = any(each.expired for each in limit)
+        if this_task.cancelling() > cancelled_before and (is_late or not isinstance(outcome, Returned)):
+            raise asyncio.CancelledError
+        return attempt.timeout_outcome(handler.timeout_s) if is_late else outcome
+
+    async def _call(self, handler: Handler, mail: Mail[Any]) -> Outcome:
+        call: Any = handler.call
+        try:
+            value = await call(mail) if handler.is_async else await self._threads.run(lambda: call(mail))
+            return Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
+        except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
+            return attempt.outcome_of_error(error, handler.on)

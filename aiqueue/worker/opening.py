@@ -1,0 +1,167 @@
+"""From a delivery to an opened job: its body is decoded and, where there may be any, its earlier attempts are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import attempt, headers, subjects
+from ..attempt import DecodedJob, RawJob, Refused
+from ..documents import Documents
+from ..enqueue import history_of
+from ..errors import BadInput, Corrupt, NotFound
+from ..journal import EMPTY_RECORD, RETRY, Journal, RunRecord
+from ..lanes import Delivery
+from ..processes import Quarantine
+from ..topology import Family
+
+_NOT_PLAIN = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
+REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
+    "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
+})  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class OpenedJob(DecodedJob):
+    """What is known of a delivery after its body, and where needed its journal, were read.
+
+    `first_attempt` is the number of the first attempt at this message: earlier attempts were at an earlier message of
+    the job, before it was parked. `refusal` is set where the job must not run at all. The body of a suspect is not
+    decoded: `data` is None.
+    """
+
+    raw: RawJob
+    attempt: int = 1
+    first_attempt: int = 1
+    history: list[dict[str, Any]] | None = None
+    record: RunRecord = EMPTY_RECORD  # what the journal has of this run, if it was read
+    is_suspect: bool = False
+    refusal: Refused | None = None
+    plain: bool = False  # a first delivery without deadline, document, history, claim, or a wish for another lane
+
+    @classmethod
+    def for_first_delivery(cls, raw: RawJob) -> OpenedJob:
+        """Return a plain job without its body's fields, which `attempt.decode_into` must fill in."""
+        opened = cls.__new__(cls)  # __init__ would set a dozen fields to the defaults that the class has anyway
+        opened.raw = raw
+        opened.plain = True
+        return opened
+
+    @property
+    def refused_before(self) -> bool:
+        """Whether an earlier delivery refused the job, and it was parked because the dead letters were full."""
+        return headers.PARKED in self.raw.headers and self.raw.headers.get(headers.REASON) in REASONS
+
+
+class Opener:
+    """Opens the deliveries of one worker."""
+
+    def __init__(
+        self, journal: Journal, documents: Documents, families: Mapping[str, Family], quarantine: Quarantine
+    ) -> None:
+        self._journal = journal
+        self._documents = documents
+        self._families = families
+        self._quarantine = quarantine
+
+    def open_first(self, delivery: Delivery) -> OpenedJob | None:
+        """Open a plain first delivery without any request to the server. None: `open` must open it.
+
+        This is the fast path, for most jobs. For a delivery that it opens, `open` would return the same.
+        """
+        message_headers, key = delivery.message.headers, delivery.lane.key
+        family = self._families[key.family]
+        if delivery.delivery_count > 1 or family.claim or not _NOT_PLAIN.isdisjoint(message_headers):
+            return None
+        if message_headers.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.is_suspect(delivery):
+            return None
+        raw = _raw_job(family, delivery)
+        opened = OpenedJob.for_first_delivery(raw)
+        attempt.decode_into(raw, opened)
+        return opened
+
+    async def open(self, delivery: Delivery) -> OpenedJob:
+        """Open any delivery: fetch and decode its body, and load the attempts before this delivery.
+
+        The body of a suspect is not decoded in this process, because decoding may be what killed its workers.
+        """
+        family = self._families[delivery.lane.key.family]
+        raw = _raw_job(family, delivery)
+        refusal = None
+        if headers.DOCUMENT in raw.headers:
+            raw, refusal = await self._fetch_body(raw)
+        maybe_suspect = self._quarantine.is_suspect(delivery)
+        if refusal is not None:
+            known = attempt.decode_headers_only(raw) or attempt.decode_headers_or_defaults(raw)
+            opened = OpenedJob(**vars(known), raw=raw, refusal=refusal)
+        elif maybe_suspect:
+            opened = await self._identify_suspect(raw)
+        else:
+            opened = OpenedJob(job_id="", kind="", raw=raw)
+            attempt.decode_into(raw, opened)
+        opened.history = history_of(raw.headers)
+        if headers.PARKED in raw.headers:
+            opened.attempt = opened.first_attempt = max(1, headers.number(raw.headers.get(headers.ATTEMPT, "")))
+        if opened.refused_before:
+            opened.refusal = Refused(raw.headers[headers.REASON], raw.headers.get(headers.ERROR, ""))
+        if may_have_history(delivery, opened) and family.journal:
+            subject = subjects.journal(family.journal, delivery.tenant, opened.job_id)
+            await self.load_earlier_attempts(delivery, opened, subject)
+        if maybe_suspect:
+            self._decide_suspect(delivery, opened)
+        return opened
+
+    def _decide_suspect(self, delivery: Delivery, opened: OpenedJob) -> None:
+        """Decide whether the job is a suspect, now that its failed attempts are known. If not, decode its body."""
+        opened.is_suspect = self._quarantine.is_suspect(delivery, opened.attempt - opened.first_attempt + 1)
+        if not opened.is_suspect and opened.data is None and opened.refusal is None:
+            attempt.decode_into(opened.raw, opened)
+
+    async def _fetch_body(self, raw: RawJob) -> tuple[RawJob, Refused | None]:
+        """Return the job with the body from its document, or unchanged with the reason why there is none.
+
+        Raises Unavailable.
+        """
+        try:
+            return raw._replace(body=await self._documents.read_body(raw.tenant, raw.headers)), None
+        except (NotFound, Corrupt, BadInput) as error:
+            return raw, Refused("document", str(error))
+
+    async def _identify_suspect(self, raw: RawJob) -> OpenedJob:
+        """Open a suspect with id and kind only. If reading its body killed a child process, it is refused."""
+        found = await self._quarantine.identify(raw)
+        if isinstance(found, Refused):
+            return OpenedJob(**vars(attempt.decode_headers_or_defaults(raw)), raw=raw, refusal=found)
+        return OpenedJob(**vars(found), raw=raw)
+
+    async def load_earlier_attempts(self, delivery: Delivery, opened: OpenedJob, subject: str) -> None:
+        """Read this run's journal into `opened`: its record, the number of this attempt, the history of failures.
+
+        The recap is the newest `started` or `retry`. After a `retry` this is the next attempt; after a `started` that
+        ended without an entry the same attempt runs once more, because a lost worker does not count as a failure.
+        """
+        parking_id = headers.parking_id(opened.raw.headers)
+        record = opened.record = await self._journal.read_run(subject, delivery.run, delivery.enqueued_at, parking_id)
+        if record.recap is not None and isinstance(record.recap.data, dict):
+            number = record.recap.attempt + (record.recap.event == RETRY)
+            history = record.recap.data.get("history")
+            if isinstance(history, list) and number >= opened.attempt:
+                opened.history = [each for each in history if isinstance(each, dict)]
+        else:
+            number = record.newest.attempt if record.newest else 1
+        opened.attempt = max(opened.first_attempt, number)
+
+
+def _raw_job(family: Family, delivery: Delivery) -> RawJob:
+    """Return what an attempt needs of a delivery."""
+    message = delivery.message
+    return RawJob(
+        family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
+        message.headers, message.data,
+    )  # fmt: skip
+
+
+def may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
+    """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
+    return delivery.delivery_count > 1 or opened.first_attempt > 1

@@ -319,7 +319,7 @@ class InboxWorker:
         if held.refusal is not None:
             return held.refusal
         if held.delivery.seq == self._suspect_seq:
-            return Refused("killed_worker", "several processes in a row died with this as their oldest mail")
+            return Refused("killed_worker", "several processes died in a row, and this mail was the oldest of each")
         if held.envelope.expired(time.time()):
             return Refused("expired", "the mail expired before it was handled")
         outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)

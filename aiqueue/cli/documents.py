@@ -35,7 +35,7 @@ def put(
     content_type: Annotated[str, typer.Option(metavar="TYPE", help="Media type, such as application/pdf.")] = "",
     keep: Annotated[
         float,
-        duration_option("Keep the document at least this long without a job."),
+        duration_option("Keep the document at least this long, even if no job refers to it."),
     ] = "7d",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:

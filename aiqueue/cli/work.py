@@ -57,7 +57,7 @@ def work(
         int,
         typer.Option(
             metavar="N",
-            help="Number of worker processes. Above 1, one that dies is restarted.",
+            help="Number of worker processes. With 2 or more, a process that dies is restarted.",
             min=1,
             max=PROCESSES_MAX,
         ),

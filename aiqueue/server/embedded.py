@@ -246,9 +246,7 @@ class EmbeddedServer:
             line = report.readline()
         if not line:
             error_line = supervisor.last_log_line(supervisor.tail(self._files.errors))
-            raise EmbeddedError(
-                f"the parent process of the embedded server in {self.directory} exited at its start: {error_line}"
-            )
+            raise EmbeddedError(f"the embedded server in {self.directory} does not start: {error_line}")
         if problem := json.loads(line):
             raise EmbeddedError(f"the embedded server in {self.directory} does not start: {problem}")
 

@@ -133,7 +133,10 @@ class StrandedSweeper:
             return await self._fetch_advisories()
         except (NotFound, AccessDenied) as error:
             if not self._warned:
-                log.warning("advisories of max deliveries are not readable, so only the lanes are checked: %s", error)
+                log.warning(
+                    "jobs that exceeded max deliveries are found by a slower search: %s",
+                    error,
+                )
             self._warned = True
             return []
 
@@ -175,7 +178,7 @@ class StrandedSweeper:
             stream, consumer, seq = str(fields["stream"]), str(fields["consumer"]), int(fields["stream_seq"])
             sent_at, deliveries = timestamp(fields["timestamp"]), int(fields["deliveries"])
         except (ValueError, KeyError, TypeError):
-            log.warning("stream %s has a message that is no notice of too many deliveries: ignored", self._stream)
+            log.warning("stream %s: a message that the server did not write is ignored", self._stream)
             self._reply_to(advisory, b"+ACK")
             return 0
         family = self._families.get(stream)

@@ -75,5 +75,5 @@ def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -
         return False
     if theirs.seq != delivery.seq or time.time() - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
         return True
-    log.warning("job %s: a later delivery started and wrote nothing since; the earlier delivery is run", opened.job_id)
+    log.warning("job %s is run again: its latest delivery has written nothing for two leases", opened.job_id)
     return False

@@ -174,7 +174,7 @@ async def test_while_the_dead_letters_are_full_a_job_that_failed_is_kept_and_not
         with pytest.raises(aiqueue.JobFailed):
             await first.result(timeout=25)
         second = await client.enqueue(Echo(), tenant="acme", unique="second")
-        await eventually(lambda: caplog.text.count("job second failed and there is no space") >= 2)
+        await eventually(lambda: caplog.text.count("job second failed and its dead letter cannot be stored") >= 2)
         (letter,) = await letters(client, 1)
         await client.dead.purge(letter)
         with pytest.raises(aiqueue.JobFailed, match="no second"):

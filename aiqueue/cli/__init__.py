@@ -6,9 +6,11 @@ Contains no queue logic: what a command does is a method of the client or a func
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 __all__ = ["main"]
 
@@ -18,6 +20,7 @@ def main() -> NoReturn:
 
     Exit codes: 0 success, 1 failure, 2 usage error, 3 the server differs from the declaration, 130 interrupted.
     """
+    _open_missing_streams()
     code: object = 0
     try:
         from .app import app  # noqa: PLC0415  (here, so that an interrupt during the import is handled below)
@@ -27,29 +30,62 @@ def main() -> NoReturn:
         code = end.code
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # typer's own output, such as the help; that of a command raises OutputFailed
         code = 1
     except Exception as error:
-        code = _report_usage_error(error)
+        code = _report_error(error)
         if code is None:
             raise
-    try:
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):  # the reader closed the pipe, as `head` does, which is no error
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code if isinstance(code, int) else 0 if code is None else 1)
+    code = code if isinstance(code, int) else 0 if code is None else 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            if not code and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                code = _report_os_error(error)
+            _discard(stream)
+    sys.exit(code)
 
 
-def _report_usage_error(error: Exception) -> int | None:
-    """Print one of typer's errors on one line, like every other error. Return its exit code, None for other errors.
+def _open_missing_streams() -> None:
+    """Open /dev/null for each standard stream that the caller has closed, as by `>&-`: Python then has None for it.
 
-    Recognised by their attributes: the classes differ between the supported versions of typer, and some are private.
+    Otherwise the next socket or file gets its number, and output that is meant for the stream goes there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (open until the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding does not have
+
+
+def _discard(stream: TextIO) -> None:
+    """Drop what is still buffered for a stream that cannot be written, so that Python's exit does not fail by it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _report_os_error(error: OSError) -> int:
+    """Print an error of the system, such as a full disk, as one line. Return the exit code."""
+    from .options import FAILED, print_error  # noqa: PLC0415
+
+    print_error(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
+    return FAILED
+
+
+def _report_error(error: Exception) -> int | None:
+    """Print an error of typer or of the system on one line. Return its exit code, None for other errors.
+
+    Typer's are recognised by their attributes: the classes differ between its supported versions, some are private.
     """
     import typer  # noqa: PLC0415
 
+    if isinstance(error, OSError):
+        return _report_os_error(error)
     if isinstance(error, typer.Abort):
-        sys.stderr.write("\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\n")
         return 130  # Ctrl-C at a prompt
     if not hasattr(error, "format_message"):
         return None

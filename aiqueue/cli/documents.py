@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -42,8 +42,12 @@ def put(
     """Store a file and print its SHA-256 hash, by which jobs refer to it."""
     document_name = name if name is not None else "" if file == "-" else Path(file).name
 
+    source: str | bytes | BinaryIO = sys.stdin.buffer if file == "-" else file
+    if file == "-" and sys.stdin.isatty():
+        output.print_line("reading from the terminal; Ctrl-D ends the input", err=True)
+        source = sys.stdin.buffer.read()  # in chunks, each end of one would take a Ctrl-D
+
     async def store(client: Client) -> Document:
-        source = sys.stdin.buffer if file == "-" else file
         return await client.documents.put(
             source, tenant=tenant, name=document_name, content_type=content_type, keep=keep
         )
@@ -112,7 +116,7 @@ def get(
         chunks = client.documents.open(await client.documents.get(sha256, tenant=tenant))
         if out is None:
             async for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
+                output.write(chunk)
             return
         try:
             await chunks.save(out)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json as jsonlib
-import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +13,7 @@ import typer
 
 from ..errors import AIQueueError, BadInput, JobFailed, ResultDisabled, ResultTimeout
 from . import output, parallel
+from .bodies import Input, open_input, parse_bodies
 from .options import FAILED, ServerOptions, add_command, duration_option, print_error, time_option
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from ..job import Message
 
 AT_ONCE = 256
-CHUNK_BYTES = 65_536
-LINE_BYTES_MAX = 64 * 1024 * 1024
 
 
 def register(app: typer.Typer) -> None:
@@ -106,12 +102,19 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
         kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_parse_headers(header),
         deadline=deadline, delay=delay, at=at, wait_s=timeout if wait else None, json=json,
     )  # fmt: skip
-    with _open_input(body) as source:
-
-        async def enqueue_jobs(client: Client) -> _Totals:
-            return await _enqueue_all(client, order, source)
-
-        totals = options.run_with_client(enqueue_jobs)
+    totals = _Totals()
+    with open_input(body) as source:
+        try:
+            options.run_with_client(lambda client: _enqueue_all(client, order, source, totals))
+        except KeyboardInterrupt:
+            _print_interrupted(order, totals)
+            raise
+        except (AIQueueError, output.OutputFailed) as error:
+            if totals.stored:
+                stored = output.format_count(totals.stored, "job")
+                closed = isinstance(error, output.OutputFailed) and error.closed
+                output.print_line(f"{stored} enqueued before {error if closed else 'this error:'}", err=True)
+            raise
     if totals.failed:
         raise typer.Exit(FAILED)
 
@@ -143,20 +146,6 @@ class _Totals:
     first: Handle | None = None
 
 
-@dataclass(frozen=True)
-class _Input:
-    """Where bodies come from: a text, or an open file."""
-
-    name: str
-    text: bytes = b""
-    fd: int | None = None
-    size: int | None = None
-
-    @property
-    def is_many(self) -> bool:
-        return self.name != "JSON"
-
-
 def _parse_headers(given: list[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
     for name, equals, _ in pairs:
@@ -165,34 +154,8 @@ def _parse_headers(given: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-@contextlib.contextmanager
-def _open_input(body: str) -> Iterator[_Input]:
-    """Open what the argument JSON|@FILE|- names. Raises BadInput if the file cannot be read."""
-    import os  # noqa: PLC0415
-    import stat  # noqa: PLC0415
-
-    if body == "-":
-        try:
-            yield _Input("stdin", fd=sys.stdin.fileno())
-        except io.UnsupportedOperation:
-            yield _Input("stdin", text=sys.stdin.buffer.read())
-    elif body.startswith("@"):
-        try:
-            fd = os.open(body[1:], os.O_RDONLY)
-        except OSError as error:
-            raise BadInput(f"cannot read {body[1:]!r}: {error.strerror}") from None
-        try:
-            about = os.fstat(fd)
-            if stat.S_ISDIR(about.st_mode):
-                raise BadInput(f"cannot read {body[1:]!r}: it is a directory")
-            yield _Input(body[1:], fd=fd, size=about.st_size if stat.S_ISREG(about.st_mode) else None)
-        finally:
-            os.close(fd)
-    else:
-        yield _Input("JSON", text=body.encode("utf-8", "surrogateescape"))
-
-
-async def _enqueue_all(client: Client, order: _Order, source: _Input) -> _Totals:
+async def _enqueue_all(client: Client, order: _Order, source: Input, totals: _Totals) -> None:
+    """Enqueue all jobs of the source, and print them. `totals` is kept up to date. Raises BadInput and others."""
     from ..job import parse_message, untyped  # noqa: PLC0415
 
     if order.family is not None:
@@ -203,11 +166,10 @@ async def _enqueue_all(client: Client, order: _Order, source: _Input) -> _Totals
         model = untyped(order.kind, family.name)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    totals = _Totals()
     started = time.monotonic()
 
     async def messages() -> AsyncIterator[tuple[Message, int]]:
-        async for line, value, size in _parse_bodies(source):
+        async for line, value, size in parse_bodies(source):
             position = f"{source.name} line {line}: " if source.is_many else ""
             if not isinstance(value, dict):
                 hint = "; for several jobs, write one object per line" if isinstance(value, list) else ""
@@ -222,23 +184,30 @@ async def _enqueue_all(client: Client, order: _Order, source: _Input) -> _Totals
         async def finish(handle: Handle) -> None:
             await _finish_job(order, handle, totals, is_many=source.is_many)
 
-        stored = _store(
-            client, order, _require_one(messages()) if order.unique else messages(), source, totals, advance
-        )
-        try:
+        wanted = _require_one(messages()) if order.unique else messages()
+        async with contextlib.aclosing(_store(client, order, wanted, source, totals, advance)) as stored:
             if order.wait_s is None:
                 async for handle in stored:
                     await finish(handle)
             else:
                 await parallel.for_each(stored, finish, at_once=AT_ONCE)
-        except AIQueueError:
-            if totals.stored:
-                output.print_line(f"{output.format_count(totals.stored, 'job')} enqueued before this error:", err=True)
-            raise
     if not totals.stored:
         raise BadInput(f"{source.name if source.is_many else 'the JSON argument'} contains no job")
     _print_summary(order, totals, time.monotonic() - started)
-    return totals
+
+
+def _print_interrupted(order: _Order, totals: _Totals) -> None:
+    """Say what becomes of the stored jobs after Ctrl-C, unless they are printed already: they are not cancelled."""
+    if totals.first is None or (order.json and order.wait_s is None):
+        return
+    if totals.stored == 1:
+        job_id = totals.first.id
+        text = (
+            f"job {job_id} is not cancelled: `aiqueue tail {job_id}` follows it, `aiqueue cancel {job_id}` cancels it"
+        )
+    else:
+        text = f"{totals.stored:,} jobs were enqueued and are not cancelled"
+    output.print_line(f"\n{text}", err=True)
 
 
 async def _require_one(messages: AsyncIterator[tuple[Message, int]]) -> AsyncIterator[tuple[Message, int]]:
@@ -255,10 +224,10 @@ async def _store(
     client: Client,
     order: _Order,
     messages: AsyncIterator[tuple[Message, int]],
-    source: _Input,
+    source: Input,
     totals: _Totals,
     advance: parallel.Advance,
-) -> AsyncIterator[Handle]:
+) -> AsyncGenerator[Handle, None]:
     """Enqueue the messages and yield the handles of the stored jobs.
 
     After the first error no further message is read. The publishes under way are awaited, then the error is raised.
@@ -353,86 +322,3 @@ def _format_handle(handle: Handle) -> str:
 def _json_type(value: Any) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null")
-
-
-async def _parse_bodies(source: _Input) -> AsyncIterator[tuple[int, Any, int]]:
-    """Yield line number, value and size in bytes of each JSON value: one per line, or a single one on several lines."""
-    number, seen = 0, False
-    lines = _read_lines(source)
-    async for line in lines:
-        number += 1
-        if not line.strip():
-            continue
-        try:
-            value = _parse_json(line)
-        except ValueError as error:
-            if seen:
-                raise BadInput(f"{source.name} line {number}: not JSON: {error}") from None
-            whole = [line]
-            async for more in lines:
-                whole.append(more)
-                if sum(map(len, whole[-2:])) > LINE_BYTES_MAX:
-                    break
-            text = b"".join(whole)
-            try:
-                yield 1, _parse_json(text), len(text)
-            except ValueError as problem:
-                what = source.name if source.is_many else "the body"
-                raise BadInput(f"{what} is not JSON: {problem}") from None
-            return
-        seen = True
-        yield number, value, len(line)
-
-
-def _parse_json(text: bytes) -> Any:
-    try:
-        return jsonlib.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-async def _read_lines(source: _Input) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in _read_chunks(source):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
-        if len(rest) > LINE_BYTES_MAX:
-            raise BadInput(f"{source.name}: a line is longer than {LINE_BYTES_MAX:,} bytes")
-    if rest:
-        yield rest
-
-
-async def _read_chunks(source: _Input) -> AsyncIterator[bytes]:
-    """Yield the input in chunks. A thread reads them, so that Ctrl-C does not wait for a blocked read."""
-    import asyncio  # noqa: PLC0415
-    import os  # noqa: PLC0415
-    import threading  # noqa: PLC0415
-
-    if source.fd is None:
-        yield source.text
-        return
-    fd = os.dup(source.fd)
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes | OSError] = asyncio.Queue(maxsize=4)
-
-    def read() -> None:
-        try:
-            while True:
-                try:
-                    got: bytes | OSError = os.read(fd, CHUNK_BYTES)
-                except OSError as error:
-                    got = error
-                asyncio.run_coroutine_threadsafe(queue.put(got), loop).result()
-                if not got or isinstance(got, OSError):
-                    return
-        except RuntimeError:
-            return  # the loop is closed, and the chunks are no longer read
-        finally:
-            os.close(fd)
-
-    threading.Thread(target=read, name="aiqueue-stdin", daemon=True).start()
-    while chunk := await queue.get():
-        if isinstance(chunk, OSError):
-            raise BadInput(f"cannot read {source.name}: {chunk.strerror}")
-        yield chunk

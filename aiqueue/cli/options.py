@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import typer
 
 from ..errors import AIQueueError, BadInput
 from ..units import seconds
+from .output import OutputFailed, apply_style, escape_controls, print_line
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILED, USAGE, DRIFT = 1, 2, 3  # exit codes
+_NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]*)?|\.[0-9]+")
 
 _PANEL = "Server and streams"
 Url = Annotated[
@@ -144,6 +147,10 @@ def add_command(
             except AIQueueError as error:
                 print_error(str(error))
                 raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
+            except OutputFailed as failure:
+                if not failure.closed:
+                    print_error(str(failure))
+                raise typer.Exit(FAILED) from None
 
         plain = inspect.signature(function, eval_str=True)
         parameters = [
@@ -175,10 +182,8 @@ def _first(*values: Any) -> Any:
 
 def print_error(problem: str) -> None:
     """Write an error as one line to stderr."""
-    from .output import apply_style, escape_controls  # noqa: PLC0415
-
     line = " ".join(escape_controls(problem).split())
-    sys.stderr.write(f"{apply_style('error:', 'red', sys.stderr)} {line}\n")
+    print_line(f"{apply_style('error:', 'red', sys.stderr)} {line}", err=True)
 
 
 def duration_option(text: str, *, metavar: str = "DURATION") -> Any:
@@ -194,7 +199,7 @@ def time_option(text: str) -> Any:
 def _parse_duration(value: str) -> float:
     """Return the seconds of an option such as "30s", for typer."""
     try:
-        return seconds(float(value) if value.replace(".", "", 1).isdigit() else value)
+        return seconds(float(value) if _NUMBER.fullmatch(value) else value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -203,7 +208,7 @@ def _parse_time(value: str) -> float:
     """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00", for typer."""
     from datetime import datetime  # noqa: PLC0415
 
-    if value.replace(".", "", 1).isdigit():
+    if _NUMBER.fullmatch(value):
         return float(value)
     try:
         found = datetime.fromisoformat(value)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from ..units import short_duration
 
@@ -17,6 +18,8 @@ from ..units import short_duration
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 _SHRUNK_WIDTH_MIN = 8
+DEPTH_MAX = 100  # of data that is printed as JSON
+INT_BITS_MAX = 10_000
 
 
 def escape_controls(text: str) -> str:
@@ -39,39 +42,98 @@ def apply_style(text: str, style: str, stream: TextIO | None = None) -> str:
 def terminal_width() -> int | None:
     """Return the number of columns, None for a pipe or a file. COLUMNS overrides."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and int(columns) > 0:
+    if columns.isdecimal() and len(columns) < 10 and int(columns) > 0:
         return int(columns)
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+class OutputFailed(Exception):
+    """Stdout takes no more output. `closed`: its reader has closed the pipe, as `head` does; otherwise a full disk."""
+
+    def __init__(self, error: OSError) -> None:
+        self.closed = isinstance(error, BrokenPipeError)
+        super().__init__(
+            "the output was closed by its reader" if self.closed else f"cannot write the output: {error.strerror}"
+        )
+
+
+def write(text: str | bytes) -> None:
+    """Write to stdout, bytes as they are, and flush. Raises OutputFailed."""
+    try:
+        if isinstance(text, bytes):
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputFailed(error) from None
+
+
 def print_line(text: str = "", *, err: bool = False) -> None:
-    """Write a line to stdout, or stderr for `err`, and flush."""
-    stream = sys.stderr if err else sys.stdout
-    stream.write(f"{text}\n")
-    stream.flush()
+    """Write a line to stdout, or stderr for `err`, and flush. Raises OutputFailed for stdout, never for stderr."""
+    if not err:
+        write(f"{text}\n")
+        return
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def print_notice(text: str) -> None:
+    """Write a line to stdout, for a command that goes on if stdout cannot be written: the line is then dropped."""
+    with contextlib.suppress(OutputFailed):
+        print_line(text)
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:
-    """Print `value` as indented JSON, or on one line if `lines`. Bytes become base64."""
-    import pydantic_core  # noqa: PLC0415
+    """Print `value` as indented JSON, or on one line if `lines`.
 
-    text = pydantic_core.to_json(
-        value, indent=None if lines else 2, bytes_mode="base64", inf_nan_mode="constants", fallback=str
-    )
-    print_line(text.decode("utf-8", "replace"))
+    Bytes become base64. NaN and infinity, which JSON does not have, become null.
+    """
+    print_line(_to_json(value, indent=None if lines else 2, inf_nan_mode="null"))
 
 
 def format_json(value: Any, *, short: bool = False) -> str:
     """Return plain data as JSON for people: indented, or on one line if `short`. Control characters are escaped."""
+    return escape_controls(_to_json(value, indent=None if short else 2, inf_nan_mode="constants"))
+
+
+def _to_json(value: Any, *, indent: int | None, inf_nan_mode: Literal["null", "constants"]) -> str:
     import pydantic_core  # noqa: PLC0415
 
     try:
         text = pydantic_core.to_json(
-            value, indent=None if short else 2, bytes_mode="base64", inf_nan_mode="constants", fallback=str
+            value, indent=indent, bytes_mode="base64", inf_nan_mode=inf_nan_mode, fallback=_unicode
         )
-    except ValueError as error:
-        return f"(cannot be shown as JSON: {error})"
-    return escape_controls(text.decode("utf-8", "replace"))
+    except ValueError:  # a lone surrogate, too deep, or a key that is a container
+        return _to_json(_representable(value, DEPTH_MAX), indent=indent, inf_nan_mode=inf_nan_mode)
+    return text.decode("utf-8", "replace")
+
+
+def _representable(value: Any, depth: int) -> Any:
+    """Return `value` with strings for everything that JSON cannot represent, and below `depth` levels."""
+    if isinstance(value, str):
+        return _unicode(value)
+    if value is None or isinstance(value, bool | float | bytes):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() < INT_BITS_MAX else hex(value)
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        if not depth:
+            return "…"
+        if isinstance(value, Mapping):
+            return {_unicode(key): _representable(each, depth - 1) for key, each in value.items()}
+        return [_representable(each, depth - 1) for each in value]
+    return _unicode(value)
+
+
+def _unicode(value: object) -> str:
+    """Return the text of `value` with U+FFFD for lone surrogates, which UTF-8 cannot represent."""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001  (an int of more than 4,300 digits)
+        text = object.__repr__(value)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def respond(
         async with options.client() as client, responder.running(client) as service:
             whose = ", ".join(responder.tenants) if responder.tenants else "all tenants"
             subjects = ", ".join(f"{each.journal}" for each in responder.answered(client))
-            output.print_line(f"responder: {subjects} of {whose}, at {client.connection.server}")
+            output.print_notice(f"responder: {subjects} of {whose}, at {client.connection.server}")
             await stop.wait()
             if service.running:
                 left = output.format_count(service.running, "request")
                 output.print_line(f"responder: draining {left}, for up to {responder.drain_timeout_s:g} s", err=True)
-        output.print_line("responder: stopped")
+        output.print_notice("responder: stopped")
 
     asyncio.run(serve())

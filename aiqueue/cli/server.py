@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +54,8 @@ async def _serve(options: ServerOptions, port: int | None) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        _print_address(held, version)
+        with contextlib.suppress(output.OutputFailed):  # the server runs without a reader too
+            _print_address(held, version)
         url = held.url
         while not stop.is_set():
             try:
@@ -66,8 +68,8 @@ async def _serve(options: ServerOptions, port: int | None) -> None:
                     output.print_line(f"warning: {error}", err=True)
                 if held.url != url:
                     url = held.url
-                    output.print_line(f"the server was restarted at {url}")
-        output.print_line("\nstopping; the server runs on while other processes use it")
+                    output.print_notice(f"the server was restarted at {url}")
+        output.print_notice("\nstopping; the server runs on while other processes use it")
     finally:
         held.release()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -165,8 +164,7 @@ class _JobPrinter:
         if entry.event == "chunk" and isinstance(entry.data, str):
             text = output.escape_controls(entry.data)
             self._in_line = not text.endswith("\n") if text else self._in_line
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            output.write(text)
         elif entry.event == "chunk":
             self._print_line(output.format_json(entry.data, short=True))
         elif entry.event == "restart":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
@@ -204,7 +205,8 @@ async def _run(
 
     def on_signal(number: int) -> None:
         if stop.is_set() and member is None:
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
             os._exit(128 + number)
         stop.set()
 
@@ -219,7 +221,7 @@ async def _run(
         await client.open()
         async with worker.running(client) as session:
             reporter.get_report = session.vitals
-            output.print_line(_describe_start(worker, client))
+            output.print_notice(_describe_start(worker, client))
             if member is not None:
                 member.report_working(worker.drain_timeout_s)
             await stop.wait()
@@ -234,7 +236,7 @@ async def _run(
         await reporter.stop()
     took = short_duration(time.monotonic() - started_at)
     ending = "all jobs finished" if session.clean else "some jobs did not finish in time and go to other workers"
-    output.print_line(
+    output.print_notice(
         f"{role}{worker.name}: {output.format_count(session.done, 'delivery', 'deliveries')} in {took}; {ending}"
     )
     return session.clean

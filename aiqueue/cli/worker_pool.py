@@ -296,7 +296,7 @@ class WorkerPool:
         if slot.read_report() and not self._is_up:
             self._is_up = True
             size = self._format_size()
-            output.print_line(f"worker pool {os.getpid()}: {size} of {self._target}; Ctrl-C or SIGTERM drains them")
+            output.print_notice(f"worker pool {os.getpid()}: {size} of {self._target}; Ctrl-C or SIGTERM drains them")
         with suppress(KeyError, ValueError):  # a process reports once, so nothing more will be received
             self._selector.unregister(slot.line)  # type: ignore[arg-type]
 
@@ -402,7 +402,7 @@ class WorkerPool:
         else:
             ending = "all jobs finished"
         restarts = f", {output.format_count(self._restarts, 'restart')}" if self._restarts else ""
-        output.print_line(f"worker pool {os.getpid()}: {self._format_size()} in {took}{restarts}; {ending}")
+        output.print_notice(f"worker pool {os.getpid()}: {self._format_size()} in {took}{restarts}; {ending}")
 
 
 def _describe_exit(code: int) -> str:

@@ -149,7 +149,9 @@ class StreamBatcher:
         try:
             if block:  # status 503
                 raise Unavailable("nobody responds to an atomic batch")
-            ack = frames.parse_api_reply(data, self._stream)
+            ack = frames.parse_stream_reply(data, self._stream)
+            if ack is None:
+                return True  # from another subscriber of the subject: the stream's reply is still to come
             if ack.get("count") != len(batch.members):
                 raise Unavailable("the reply to an atomic batch is not a stream's", maybe_stored=True)
             last_seq = int(ack["seq"])

@@ -183,6 +183,9 @@ CODES: dict[int, type[AIQueueError]] = {
 }
 
 
+NO_JETSTREAM = "enable JetStream for this user's account on the server, or use a user of another account"
+
+
 def denied_subject(error: Exception) -> str | None:
     """The subject, in lower case, that the server does not permit us to publish to; None for any other error."""
     found = re.search(r'publish to "([^"]+)"', str(error), re.IGNORECASE)
@@ -198,6 +201,8 @@ def error_text(error: BaseException) -> str:
 def from_api(code: int, err_code: int, description: str, what: str) -> AIQueueError:
     """Our error for an error reply of JetStream. An unknown code becomes ServerError with both codes."""
     kind = CODES.get(err_code)
+    if err_code == 10039:
+        return Unavailable(f"{what}: {description}: {NO_JETSTREAM}")
     if kind is StreamFull:
         return _from_store_error(description, what)
     if kind is not None and issubclass(kind, QueueFull):

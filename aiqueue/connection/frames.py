@@ -215,17 +215,19 @@ class PubAck(NamedTuple):
     duplicate: bool
 
     @classmethod
-    def parse(cls, data: bytes, subject: str) -> PubAck:
-        """Parse a stream's reply to a publish. Raises the error that an error code stands for."""
+    def parse(cls, data: bytes, subject: str) -> PubAck | None:
+        """Parse a reply to a publish. Returns None if it is not a stream's: any subscriber of the subject can reply.
+
+        Raises the error that an error code stands for.
+        """
         at = data.rfind(b":") + 1
         stream = _ack_prefixes.get(data[:at])
         if stream is not None and data[-1:] == b"}" and data[at:-1].isdigit():
             return cls(stream, int(data[at:-1]), False)  # the usual form: only its number differs from earlier ones
-        reply = parse_api_reply(data, subject)
-        try:
-            ack = cls(reply["stream"], reply["seq"], bool(reply.get("duplicate")))
-        except KeyError:
-            raise Unavailable(f"{subject}: the reply is not a PubAck", maybe_stored=True) from None
+        reply = parse_stream_reply(data, subject)
+        if reply is None:
+            return None
+        ack = cls(reply["stream"], reply["seq"], bool(reply.get("duplicate")))
         if [*reply] == ["stream", "seq"] and len(_ack_prefixes) < _ACK_PREFIXES_MAX and data[at:-1].isdigit():
             _ack_prefixes[data[:at]] = ack.stream
         return ack
@@ -233,6 +235,24 @@ class PubAck(NamedTuple):
 
 _ack_prefixes: dict[bytes, str] = {}  # a cache: `{"stream":"X", "seq":` -> X, from PubAcks that were parsed as JSON
 _ACK_PREFIXES_MAX = 256
+
+
+def parse_stream_reply(data: bytes, subject: str) -> dict[str, Any] | None:
+    """Parse a stream's reply to a publish: `stream`, `seq` and what else it has. Returns None if the reply is not a
+    stream's. Raises the error that an error code stands for.
+    """
+    try:
+        reply = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(reply, dict):
+        return None
+    if problem := reply.get("error"):
+        if not isinstance(problem, dict) or type(problem.get("err_code")) is not int:
+            return None
+        raise from_api(problem.get("code") or 0, problem["err_code"], str(problem.get("description") or ""), subject)
+    ours = isinstance(reply.get("stream"), str) and type(reply.get("seq")) is int
+    return reply if ours else None
 
 
 def parse_api_reply(data: bytes, subject: str) -> dict[str, Any]:

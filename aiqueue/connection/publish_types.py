@@ -27,8 +27,8 @@ class Publish:
     - `stream`: the target stream, if that stream takes atomic batches and this message may be part of one; else empty.
     """
 
-    __slots__ = ("batch_token", "batcher", "block", "body", "deadline", "fenced", "maybe_stored", "outcome", "problem",
-                 "stream", "subject", "token", "tries", "try_ends_at", "unbatched")  # fmt: skip
+    __slots__ = ("batch_token", "batcher", "block", "body", "check_at", "deadline", "fenced", "maybe_stored", "outcome",
+                 "problem", "stream", "subject", "token", "tries", "unbatched")  # fmt: skip
 
     def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, stream: str = "") -> None:
         self.subject = subject
@@ -44,7 +44,7 @@ class Publish:
         self.problem = ""  # why the last try failed; empty before the first failure
         self.tries = 0
         self.token = b""  # the server's reply comes on the reply inbox plus this token
-        self.try_ends_at = self.deadline = 0.0  # event loop time: of this try, and of all tries together
+        self.check_at = self.deadline = 0.0  # event loop time: of the next look at this try, and the end of all tries
 
     def settled(self) -> None:
         """The outcome is set. The window calls this from the socket reader or from a timer, so it must not block."""

@@ -17,6 +17,7 @@ from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
 from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
+from .faults import NO_JETSTREAM
 from .publish_types import Publish
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 IN_FLIGHT_MAX = 4_096  # publishes of one connection that await the server's reply
 IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
 TRY_S = 5.0  # one try; the caller's own timeout spans all tries
-NO_REPLY = f"no PubAck within {TRY_S:g} s"
+ASK_S = 1.0  # a try without a reply for so long: does a stream match the subject at all?
+LOOKUPS_MAX = 16  # at a time, of the streams of such tries
+NO_REPLY = "no PubAck in time"
+FOREIGN_REPLY = "no PubAck in time, only replies of other subscribers to the subject"
 NO_LEADER = "no stream matches the subject, or the stream has no leader now"
 CONNECTION_LOST = "the connection was lost before the PubAck"
 
@@ -58,7 +62,8 @@ class Window:
         self._in_flight_bytes = 0
         self._queue: deque[Publish] = deque()
         self._retries: list[Publish] = []  # sent again together, by the retry timer
-        self._lookups: dict[str, list[Publish]] = {}  # by subject: "no responders", and a lookup of the stream runs
+        self._overdue: set[bytes] = set()  # tokens of tries in flight for more than ASK_S
+        self._lookups: dict[str, list[Publish]] = {}  # by subject, whose stream is looked up: got "no responders"
         self._lookup_tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, StreamBatcher] = {}  # by stream
         self._batch_name = secrets.token_hex(6)
@@ -80,7 +85,7 @@ class Window:
 
     def add(self, publish: Publish, timeout_s: float) -> None:
         """Send `publish`, or queue it. The window settles it within `timeout_s` seconds, unless it is abandoned."""
-        publish.deadline = publish.try_ends_at = self.loop.time() + timeout_s
+        publish.deadline = publish.check_at = self.loop.time() + timeout_s
         if publish.stream and publish.batcher is None:
             publish.batcher = self._get_batcher(publish.stream)
         if self._queue or not self.ready:
@@ -109,35 +114,39 @@ class Window:
         publish = self._in_flight.pop(token, None)
         if publish is None:
             return any(batcher.on_reply(token, data, block) for batcher in self._batchers.values())
+        status = frames.read_headers(block)[1] if block else None
+        no_responders = status is not None and status.code == 503
+        outcome: frames.PubAck | AIQueueError | None = None
+        if not no_responders:
+            try:
+                outcome = frames.PubAck.parse(data, publish.subject)
+            except AIQueueError as error:
+                outcome = error
+            if outcome is None:  # not a stream's reply: it may be still to come
+                publish.problem = FOREIGN_REPLY
+                self._in_flight[token] = publish
+                return True
         self._in_flight_bytes -= len(publish.body)
         if publish.batcher is not None:
             publish.batcher.count_reply()
-        if block:
-            status = frames.read_headers(block)[1]
-            if status is not None and status.code == 503:
-                self._look_up_stream(publish)
-                self.pump()
-                return True
-        try:
-            publish.outcome = frames.PubAck.parse(data, publish.subject)
-        except Conflict as error:
-            if publish.fenced:
-                self._end_publish(publish, error)
-            else:  # err_code 10158: the server is storing a message with this very Msg-Id
-                self._retry_later(publish, error)
-        except Unavailable as error:
-            self._retry_later(publish, error)
-        except AIQueueError as error:
-            self._end_publish(publish, error)
-        else:
+        if no_responders:
+            self._look_up_stream(publish)
+        elif isinstance(outcome, frames.PubAck):
+            publish.outcome = outcome
             publish.settled()
+        elif isinstance(outcome, Unavailable) or (isinstance(outcome, Conflict) and not publish.fenced):
+            self._retry_later(
+                publish, outcome
+            )  # a conflict of err_code 10158: a message with this Msg-Id is being stored
+        elif outcome is not None:
+            self._end_publish(publish, outcome)
         if self._queue:
             self.pump()
         return True
 
     def on_disconnected(self) -> None:
         """The connection is lost: what was in flight goes to the head of the queue, in its order."""
-        unsent = list(self._in_flight.values())
+        unsent = sorted(self._in_flight.values(), key=lambda each: int(each.token, 16))
         self._in_flight.clear()
         self._in_flight_bytes = 0
         for publish in unsent:
@@ -277,12 +286,12 @@ class Window:
 
     def _register_in_flight(self, publishes: Sequence[Publish], now: float, batch_token: bytes = b"") -> None:
         """Register `publishes` as in flight. They all have the same batcher, or none."""
-        count, soonest, size = self._count, now + TRY_S, 0
+        count, soonest, size = self._count, now + ASK_S, 0
         for count, publish in enumerate(publishes, count + 1):  # noqa: B020
             publish.token = token = b"%x" % count
             publish.batch_token = batch_token
-            publish.try_ends_at = try_ends_at = min(now + TRY_S, publish.deadline)
-            soonest = min(soonest, try_ends_at)
+            publish.check_at = check_at = min(now + ASK_S, publish.deadline)
+            soonest = min(soonest, check_at)
             self._in_flight[token] = publish
             size += len(publish.body)
         self._count = count
@@ -311,14 +320,25 @@ class Window:
         self._end_publish(publish, Unavailable(f"{publish.subject}: {problem}", maybe_stored=publish.maybe_stored))
 
     def _check_time_limits(self) -> None:
-        """End the publishes that are past their deadline, retry those that got no reply, and set the next timer."""
+        """End the publishes that are past their deadline, look up the streams of those that wait long, retry those that
+        got no reply, and set the next timer.
+        """
         self._timer, self._timer_at = None, math.inf
         now = asyncio.get_running_loop().time() + 0.001
         for batcher in self._batchers.values():
             batcher.expire_batches(now)
-        for publish in [each for each in self._in_flight.values() if each.try_ends_at <= now]:
+        self._overdue.intersection_update(self._in_flight)
+        for publish in [each for each in self._in_flight.values() if each.check_at <= now]:
+            if publish.deadline > now and publish.token not in self._overdue:
+                self._overdue.add(publish.token)
+                publish.check_at = min(now + TRY_S - ASK_S, publish.deadline)
+                if publish.subject not in self._lookups and len(self._lookups) < LOOKUPS_MAX:
+                    self._start_lookup(publish.subject)
+                continue
             self.remove_in_flight((publish,))
-            publish.maybe_stored, publish.problem = True, NO_REPLY
+            publish.maybe_stored = True
+            if publish.problem != FOREIGN_REPLY:
+                publish.problem = NO_REPLY
             if publish.deadline <= now:
                 self._time_out_publish(publish)
             else:
@@ -337,7 +357,7 @@ class Window:
             self._time_out_publish(publish)
         if self._retries:
             self._schedule_retries(0.0)
-        limits = [each.try_ends_at for each in self._in_flight.values()]
+        limits = [each.check_at for each in self._in_flight.values()]
         limits += [
             each.deadline for each in (*self._queue, *self._retries, *(p for ps in self._lookups.values() for p in ps))
         ]
@@ -376,30 +396,46 @@ class Window:
         the outcome is NotFound; else the stream has no leader now, and the publish is retried.
         """
         self.set_timer(publish.deadline)
-        publishes = self._lookups.get(publish.subject)
-        if publishes is not None:
-            publishes.append(publish)
-            return
-        self._lookups[publish.subject] = [publish]
-        task = asyncio.get_running_loop().create_task(self._run_lookup(publish.subject))
+        if publish.subject not in self._lookups:
+            self._start_lookup(publish.subject)
+        self._lookups[publish.subject].append(publish)
+
+    def _start_lookup(self, subject: str) -> None:
+        self._lookups[subject] = []
+        task = asyncio.get_running_loop().create_task(self._run_lookup(subject))
         self._lookup_tasks.add(task)
         task.add_done_callback(self._lookup_tasks.discard)
 
     async def _run_lookup(self, subject: str) -> None:
-        missing = False
+        """Find out why a publish to `subject` has no PubAck. If no stream matches the subject, or the account has no
+        JetStream, end the publishes that wait for it; else retry those that nobody took.
+        """
+        problem, final = NO_LEADER, False
         try:
             names = await self._connection.api("STREAM.NAMES", {"subject": subject})
-            missing = not names.get("streams")
+            final = not names.get("streams")
         except AccessDenied:
             pass  # a tenant's user may not list streams; the stream may only lack a leader
         except AIQueueError as error:
             log.debug("cannot look up the stream of %s: %s", subject, error)
-        for publish in self._lookups.pop(subject, ()):
-            if missing:
-                problem = f"no stream matches subject {subject}: run `aiqueue apply` on this server first"
-                self._end_publish(publish, NotFound(problem))
+            if "JetStream" in str(error):
+                problem, final = str(error), NO_JETSTREAM in str(error)
+
+        waiting = self._lookups.pop(subject, [])
+        if final:
+            overdue = [
+                each for each in self._in_flight.values() if each.subject == subject and each.token in self._overdue
+            ]
+            self.remove_in_flight(overdue)
+            waiting += overdue
+        for publish in waiting:
+            if not final:
+                self._retry_later(publish, Unavailable(problem))
+            elif problem is NO_LEADER:
+                missing = f"no stream matches subject {subject}: run `aiqueue apply` on this server first"
+                self._end_publish(publish, NotFound(missing))
             else:
-                self._retry_later(publish, Unavailable(NO_LEADER))
+                self._end_publish(publish, Unavailable(problem, maybe_stored=publish.maybe_stored))
 
 
 def _split_by_deadline(publishes: Iterable[Publish], now: float) -> tuple[deque[Publish], list[Publish]]:

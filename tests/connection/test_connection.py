@@ -228,14 +228,86 @@ async def test_a_subject_that_no_stream_takes_is_not_found_at_once(conn: Connect
     assert time.monotonic() - started < 20
 
 
-async def test_something_else_that_answers_a_publish_is_not_taken_for_a_puback(conn: Connection) -> None:
-    def answer(message: Received) -> None:
-        conn.tell(message.reply, b"hello")
+FOREIGN_REPLIES = [
+    b"hello", b"", b"null", b"[]", b"5", b"{}", b'{"error": "no"}', b'{"error": {"code": 404, "message": "no"}}',
+    b'{"stream": 5, "seq": 1}', b'{"stream": "S"}', b'{"stream": "S", "seq": "1"}', b'"stream"', b"\xff",
+]  # fmt: skip
 
-    await conn.subscribe("s.x", answer)
-    with pytest.raises(Unavailable) as caught:
-        await store(conn, "s.x", timeout_s=0.3)
-    assert caught.value.maybe_stored
+
+@contextlib.asynccontextmanager
+async def responder(account: Account, subject: str, reply: bytes | None) -> AsyncIterator[list[str]]:
+    """Another program's subscriber of `subject`. It replies to each message before the stream does, or not at all."""
+    seen: list[str] = []
+
+    def answer(message: Received) -> None:
+        seen.append(message.subject)
+        if reply is not None:
+            other.tell(message.reply, reply)
+
+    async with connected(account) as other:
+        await other.subscribe(subject, answer)
+        await other.flush()
+        yield seen
+
+
+@pytest.mark.parametrize("reply", FOREIGN_REPLIES)
+async def test_a_subscriber_that_replies_to_a_publish_is_not_the_stream(
+    account: Account, conn: Connection, reply: bytes
+) -> None:
+    await make_stream(conn)
+    async with responder(account, "s.>", reply) as seen:
+        for number in range(1, 21):
+            ack = await conn.store("s.x", b"x", {"Nats-Msg-Id": str(number)})
+            assert (ack.stream, ack.seq, ack.duplicate) == ("S", number, False)
+        await conn.flush()
+    assert len(seen) == 20  # none was sent twice
+
+
+async def test_a_subscriber_that_replies_to_atomic_batches_is_not_the_stream(
+    account: Account, conn: Connection
+) -> None:
+    await make_stream(conn, allow_atomic=True)
+    conn.window._get_batcher("S").pace.batches = True  # from the first message on
+    async with responder(account, "s.>", b"hello") as seen:
+        acks = await asyncio.gather(
+            *(conn.store_block("s.x", frames.block({"Nats-Msg-Id": str(n)}), b"x", stream="S") for n in range(200))
+        )
+        assert sorted(ack.seq for ack in acks) == list(range(1, 201))
+        assert not any(ack.duplicate for ack in acks)
+        await conn.flush()
+    assert len(seen) == 200
+
+
+@pytest.mark.parametrize("reply", [None, b"hello", b'{"error": {"code": 404, "message": "no"}}'])
+async def test_without_a_stream_a_subscriber_of_the_subject_does_not_hide_that(
+    account: Account, conn: Connection, reply: bytes | None
+) -> None:
+    async with responder(account, "s.>", reply):
+        started = time.monotonic()
+        with pytest.raises(NotFound, match=r"no stream matches subject s\.x: run `aiqueue apply`"):
+            await store(conn, "s.x", timeout_s=20)
+        assert time.monotonic() - started < 5
+
+
+async def test_a_user_who_may_not_ask_for_streams_learns_that_only_others_replied(own_server: OwnServer) -> None:
+    server = own_server(LIMITED)
+    async with (
+        responder(Account(server.url, "admin", "p"), "s.>", b"hello"),
+        connected(server, user="tenant", password="p", inbox_prefix="_mine.x") as tenant,
+    ):
+        with pytest.raises(Unavailable, match="only replies of other subscribers") as caught:
+            await store(tenant, "s.acme", timeout_s=1.5)
+        assert caught.value.maybe_stored
+
+
+async def test_an_account_without_jetstream_is_named_at_once(own_server: OwnServer) -> None:
+    server = own_server("accounts { A: { users: [{ user: plain, password: p }] } }\nauthorization {}")
+    async with connected(server, user="plain", password="p") as connection:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="JetStream not enabled for account: enable JetStream") as caught:
+            await store(connection, "s.x", timeout_s=20)
+        assert time.monotonic() - started < 5
+        assert not caught.value.maybe_stored
 
 
 async def test_an_api_call_that_nobody_answers_in_time_is_unavailable(own_server: OwnServer) -> None:

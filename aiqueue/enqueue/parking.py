@@ -39,11 +39,10 @@ FORBIDDEN_S = 60.0
 PAUSED_LANES_MAX = 10_000
 FULL_PAUSE_S = 0.2  # how long a full lane gets no due jobs
 AWAY_PAUSE_S = 2.0  # the same for a lane whose stream is missing or does not answer
-REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job waits when its lane did not take it
+REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job waits when it was not stored
 WARNED_MAX = 1_000
 _ACK = b"+ACK"
 _NAK = b"-NAK"
-_NAK_FOR_60_S = b'-NAK {"delay": 60000000000}'
 
 
 class ScheduledMessage(NamedTuple):
@@ -320,7 +319,8 @@ class Forwarder:
         1. The lane takes the job: acknowledge.
         2. The lane does not take it: park the job again, longer each time, and acknowledge. An unacknowledged job
            would use up ACK_PENDING_MAX, and the jobs of one full lane would block those of all others.
-        3. Parking fails too: nak, and the server delivers the due job again after 60 s.
+        3. Parking fails too, as while neither stream has a leader: nak, and the server delivers the due job again after
+           a second, and later each time.
         """
         subject = subjects.parse_parked(delivery.message.subject)
         try:
@@ -330,10 +330,10 @@ class Forwarder:
                 await self._park_again(subject, delivery)
         except AIQueueError as error:
             log.debug("a due job is not forwarded yet: %s", error)
-            self._reply(delivery, _NAK_FOR_60_S)
+            self._reply(delivery, _nak_for_longer(delivery))
         except Exception:
             log.exception("forwarding the due job on %s failed", delivery.message.subject)
-            self._reply(delivery, _NAK_FOR_60_S)
+            self._reply(delivery, _nak_for_longer(delivery))
         else:
             self._reply(delivery, _ACK)
 
@@ -415,6 +415,11 @@ class Forwarder:
         if about not in self._warned:
             self._warned.add(about)
             log.warning("%s: %s", about, problem)
+
+
+def _nak_for_longer(delivery: Delivery) -> bytes:
+    """Return a nak whose delay grows with the number of deliveries."""
+    return b'-NAK {"delay": %d}' % round(REPARK_BACKOFF.delay_s(delivery.delivery_count) * 1e9)
 
 
 def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:

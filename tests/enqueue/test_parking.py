@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from aiqueue.errors import BadInput, JobFailed, NotFound, ResultDisabled
 from aiqueue.subjects import Lane
 from aiqueue.topology import provision
 
-from ..support import NatsProcess, eventually
+from ..support import Cluster, NatsProcess, eventually
 
 FAMILY = "agent.tasks"
 STREAM = "AI_AGENT_TASKS"
@@ -404,3 +405,49 @@ async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aique
         assert await stored(client, "AI_RAG_INGEST") == 2_500
     finally:
         await forwarder.stop()
+
+
+async def test_a_due_job_that_neither_stream_takes_is_forwarded_within_seconds_of_the_end_of_that(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aiqueue.enqueue.parking")
+    await park(client, "j1", time.time() - 5)
+    await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"))
+    parked = await client.connection.api("STREAM.INFO.AI_PARKED")
+    await client.connection.api("STREAM.UPDATE.AI_PARKED", {**parked["config"], "max_msg_size": 10})
+    await client.connection.api(f"STREAM.DELETE.{STREAM}")
+    forwarder = Forwarder(client.connection, client.topology)
+    await forwarder.start()
+    try:
+        await eventually(lambda: "a due job is not forwarded yet" in caplog.text)
+        await provision.apply(client.connection, client.topology)
+        await client.connection.api("STREAM.UPDATE.AI_PARKED", parked["config"])
+        await eventually(lambda: stored(client, STREAM), within=5)
+    finally:
+        await forwarder.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_after_a_leaders_death_due_jobs_come_soon_after_the_election(own_cluster: Cluster) -> None:
+    account = own_cluster.account
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    async with aiqueue.connect(account.url, user=account.user, password=account.password, profile="cluster") as client:
+        await provision.apply(client.connection, client.topology)
+        own_cluster.wait_ready([STREAM, "AI_PARKED"], current=True)
+        dying = own_cluster.leader("AI_PARKED")
+        for _ in range(20):
+            if own_cluster.leader(STREAM) is dying:
+                break
+            own_cluster.step_down(STREAM)
+            own_cluster.wait_ready([STREAM], current=True)
+        due = datetime.fromtimestamp(time.time() + 4, UTC)
+        specs = [aiqueue.JobSpec(Task(n=n), tenant="acme", at=due) for n in range(1_000)]
+        handles = [each async for each in client.enqueue_many(specs)]
+        async with taking(seen).running(client):
+            await asyncio.sleep(max(0.0, due.timestamp() + 0.1 - time.time()))
+            dying.kill()
+            await eventually(lambda: len(seen) >= len(handles), within=120)
+    lateness = sorted(at - due.timestamp() for _, at, _ in seen)
+    assert len({name for name, *_ in seen}) == len(handles)
+    assert lateness[-1] < 40, [round(each, 1) for each in lateness[::50]]

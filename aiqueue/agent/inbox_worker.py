@@ -319,7 +319,9 @@ class InboxWorker:
         if held.refusal is not None:
             return held.refusal
         if held.delivery.seq == self._suspect_seq:
-            return Refused("killed_worker", "several processes died in a row, and this mail was the oldest of each")
+            return Refused(
+                "killed_worker", "several processes died in a row, and each held this mail as its oldest one"
+            )
         if held.envelope.expired(time.time()):
             return Refused("expired", "the mail expired before it was handled")
         outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)

@@ -35,7 +35,9 @@ async def outcome_of_value(value: Any) -> Outcome:
         value = await value
     if inspect.isgenerator(value) or inspect.isasyncgen(value) or inspect.isawaitable(value):
         name = type(value).__name__
-        return Refused("result", f"the handler returned {_with_article(name)}, which nobody runs: return its result")
+        return Refused(
+            "result", f"the handler returned {_with_article(name)}, whose code has not run: run it in the handler"
+        )
     named = value if isinstance(value, type) else type(value)
     if issubclass(named, Retry | Reject):
         return Raised(f"the handler returned {named.__name__}: it must raise it", "")

@@ -297,7 +297,9 @@ class Settlement:
                 problem: AIQueueError = error
             else:
                 return True
-        log.warning("job %s waits in its lane, where it counts as in flight: %s", opened.job_id, problem)
+        log.warning(
+            "job %s cannot be parked, and waits in its lane, where it counts as in flight: %s", opened.job_id, problem
+        )
         return False
 
     # -- dead letters

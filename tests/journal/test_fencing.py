@@ -326,7 +326,7 @@ async def test_without_a_stream_to_park_in_a_job_waits_in_its_lane(
     handle = await client.enqueue(Fence(), tenant="acme")
     async with worker.running(client):
         assert await handle.result(timeout=20) == 3
-    assert "cannot be parked, so it waits in its lane" in caplog.text
+    assert "cannot be parked, and waits in its lane" in caplog.text
 
 
 async def test_a_redelivery_that_was_overtaken_leaves_no_dead_letter(client: aiqueue.Client) -> None:

@@ -38,6 +38,7 @@ class Verdict(NamedTuple):
 
 
 ALREADY_ENDED = Verdict(False, "it has already ended")
+ALREADY_CANCELLED = Verdict(True, "it was cancelled before")
 WILL_NOT_RUN = Verdict(True, "it will not run")
 STOPPING = Verdict(True, "it has started, and its worker is told to stop it")
 
@@ -69,7 +70,7 @@ class Canceller:
             one = await self._cancel_queued(found.family, lane, job_id, found.stored)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         elif not found.parked and found.head is not None and found.head.event == CANCELLED:
-            return WILL_NOT_RUN
+            return ALREADY_CANCELLED
         return verdict
 
     async def cancel_enqueued(self, job: Enqueued) -> Verdict:
@@ -86,7 +87,7 @@ class Canceller:
         subject = _journal_subject(family, job.lane, job.job_id)
         record = await self._journal.read_run(subject, job.seq, 0.0)
         if record.newest is not None and record.newest.event == CANCELLED:
-            return WILL_NOT_RUN
+            return ALREADY_CANCELLED
         return await self._cancel_moved(family, job, record)
 
     async def _cancel_moved(self, family: Family, job: Enqueued, record: RunRecord) -> Verdict:
@@ -192,7 +193,9 @@ class Canceller:
             if newest is not None and newest.final:
                 if newest.event != CANCELLED:
                     return ALREADY_ENDED
-                return WILL_NOT_RUN if not number else STOPPING  # after the first try: its attempt wrote it, as asked
+                return (
+                    ALREADY_CANCELLED if not number else STOPPING
+                )  # after the first try: its attempt wrote it, as asked
             run = run or (newest.run if newest is not None else 0)
             is_running = newest.event != RETRY if newest is not None else may_run
             data, attempt = _cancelled_entry(newest, is_running=is_running)

@@ -154,7 +154,8 @@ class Handle:
         """Cancel the job, wherever it is. Return whether it was cancelled.
 
         True: the job does not run (again), and `result` raises JobFailed "cancelled". If it is running, its worker is
-        told to stop it; this call does not wait for that. False: the job has already ended, and nothing was changed.
+        told to stop it; this call does not wait for that. Also True if the job was cancelled before, so that a repeated
+        call is safe. False: the job succeeded or failed before, and nothing was changed.
         Raises Unavailable; cancelling again is safe then.
         """
         return (await self.verdict()).cancelled

@@ -71,6 +71,16 @@ async def test_a_delayed_job_that_is_cancelled_never_runs(client: aiqueue.Client
     assert seen == ["b"]
 
 
+@pytest.mark.parametrize("delay", [None, 60])
+async def test_a_job_that_is_cancelled_again_is_still_cancelled_and_says_so(
+    client: aiqueue.Client, delay: float | None
+) -> None:
+    handle = await client.enqueue(Task(), tenant="acme", delay=delay)
+    assert (await handle.verdict()).cancelled
+    by_id = await client.cancels.cancel_by_id(handle.id)
+    assert await handle.verdict() == by_id == (True, "it was cancelled before")
+
+
 async def test_a_cancelled_key_can_be_delayed_again_at_once(client: aiqueue.Client) -> None:
     seen: list[str] = []
     for _ in range(3):

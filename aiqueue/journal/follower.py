@@ -36,8 +36,8 @@ _CURSOR = re.compile(r"1-([0-9a-f]{8})" + r"-(\d{1,19})" * 5 + r"-([0-9a-f]*)")
 class StreamItem:
     """What a reader of a job's stream gets: an entry of the journal, one chunk of it, a restart or a gap.
 
-    - `event` **restart**: another attempt than the one before writes from here on, from the start. `data` has its
-      `attempt`, and `why` it runs.
+    - `event` **restart**: another attempt than the one of the items before writes from here on, from the start. `data`
+      has its `attempt`, and `why` it runs.
     - `event` **gap**: entries are missing here, because they expired or the server had no space for them. `data` has
       the number of `chunks` if it is known.
     - `cursor`: pass it as `after` to a later stream, to go on behind this item.
@@ -350,6 +350,8 @@ class _Follower:
             if cursor.nonce:
                 item, cursor = self._restart(entry, nonce, cursor)
                 items.append(item)
+            cursor = cursor._replace(nonce=nonce)
+        elif nonce and not cursor.nonce:  # the end of an attempt without output: the next attempt is a restart too
             cursor = cursor._replace(nonce=nonce)
         if nonce == cursor.nonce:
             cursor = cursor._replace(number=number)

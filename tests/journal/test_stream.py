@@ -320,6 +320,27 @@ async def test_a_retry_gives_the_reason_of_the_restart(journal: Journal) -> None
     assert found[2].data == {"attempt": 2, "why": "it rained"}
 
 
+async def test_an_attempt_that_wrote_only_its_retry_is_followed_by_a_restart(journal: Journal) -> None:
+    first = new_writer(journal)
+    await first.write(RETRY, {"error": "it rained", "delay_s": 0.1})
+    second = another(journal, await newest(journal), attempt=2)
+    assert await second.write_started({})
+    await second.write(RESULT, "done")
+    whole = await followed(journal)
+    assert [each.event for each in whole] == [RETRY, "restart", STARTED, RESULT]
+    assert whole[1].data == {"attempt": 2, "why": "it rained"}
+    for at in range(3):
+        resumed = await followed(journal, after=whole[at].cursor)
+        assert [each.event for each in resumed] == [each.event for each in whole[at + 1 :]]
+
+
+async def test_an_attempt_that_wrote_nothing_is_followed_by_no_restart(journal: Journal) -> None:
+    second = new_writer(journal, attempt=2)
+    assert await second.write_started({})
+    await second.write(RESULT, "done")
+    assert [each.event for each in await followed(journal)] == [STARTED, RESULT]
+
+
 async def test_a_run_before_is_not_shown_and_a_later_one_restarts(journal: Journal) -> None:
     old = new_writer(journal, run=1)
     await old.add_chunk("old")

@@ -146,9 +146,8 @@ class Session:
             )
             state = await self._stack.enter_async_context(options.lifespan()) if options.lifespan else None
             settlement = Settlement(
-                client.connection, client.dead, client.parking, families=self._families, worker=options.name,
-                quarantine=quarantine,
-            )  # fmt: skip
+                client.connection, client.dead, client.parking, worker=options.name, quarantine=quarantine
+            )
             self.runner = Runner(
                 Claims(client.journal, client.parking),
                 WorkerResources(client.journal, client.documents, self._families),

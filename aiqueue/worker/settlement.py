@@ -36,7 +36,6 @@ from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFul
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, WHILE_RUNNING, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
-from ..topology import Family
 from .opening import OpenedJob
 from .overflow import Overflow
 
@@ -70,7 +69,6 @@ class Settlement:
         dead: DeadLetters,
         parking: Parking,
         *,
-        families: Mapping[str, Family],
         worker: str,
         quarantine: Quarantine,
     ) -> None:
@@ -78,7 +76,6 @@ class Settlement:
         self._dead = dead
         self._documents = dead.documents
         self._parking = parking
-        self._families = families
         self._worker = worker
         self._quarantine = quarantine
         self.overflow = Overflow()
@@ -201,7 +198,10 @@ class Settlement:
         self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str, delay_s: float
     ) -> None:
         """Write `retry`, then have the job come back: by a nak after a short delay, by parking after a long one."""
-        log.info("job %s attempt %d failed, retry in %.1f s: %s", opened.job_id, opened.attempt, delay_s, error)
+        log.info(
+            "job %s (%s) of %s: attempt %d failed, retry in %.1f s: %s%s",
+            opened.job_id, opened.kind, _lane_of(delivery), opened.attempt, delay_s, error, _last_trace(opened),
+        )  # fmt: skip
         parks = delay_s >= PARK_AFTER_S
         if writer is not None:
             data = {"error": error, "delay_s": delay_s, "history": trimmed(opened.history or []), "parked": parks}
@@ -313,8 +313,7 @@ class Settlement:
         """
         if writer is not None:
             await writer.raise_if_stale()
-        family = self._families[delivery.lane.key.family]
-        lane = subjects.Lane(family.name, delivery.tenant, delivery.lane.key.priority)
+        lane = _lane_of(delivery)
         failed = FailedJob(
             job_id=opened.job_id, kind=opened.kind, lane=lane, seq=delivery.seq, reason=reason, error=error,
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
@@ -325,7 +324,10 @@ class Settlement:
         except QueueFull as full:
             await self._wait_for_dead_letter_space(delivery, opened, reason, error, full)
             return
-        log.warning("job %s of %s is a dead letter (%s): %s", opened.job_id, lane, reason, error)
+        trace = _last_trace(opened) if reason in ("attempts", "deadline") else ""
+        log.warning(
+            "job %s (%s) of %s is a dead letter (%s): %s%s", opened.job_id, opened.kind, lane, reason, error, trace
+        )
         if writer is not None:
             await self._write_failed(opened, writer, reason, error, letter_seq)
         await self._ack(delivery)
@@ -399,6 +401,17 @@ def _holds_documents(delivery: Delivery) -> bool:
     """Return whether the job names documents, or has its body in one."""
     message_headers = delivery.message.headers
     return headers.DOCUMENT_REF in message_headers or headers.DOCUMENT in message_headers
+
+
+def _lane_of(delivery: Delivery) -> subjects.Lane:
+    """Return the lane of a delivery's own tenant, also where all tenants share one."""
+    return subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
+
+
+def _last_trace(opened: OpenedJob) -> str:
+    """Return the traceback of the last failed attempt, on lines of its own, for a log."""
+    trace = opened.history[-1].get("traceback") if opened.history else None
+    return f"\n{trace.rstrip()}" if isinstance(trace, str) else ""
 
 
 def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:

@@ -76,6 +76,29 @@ async def test_async_and_sync_handlers_return_results(client: aiqueue.Client) ->
     assert threads[0].startswith("aiqueue-handler")
 
 
+async def test_the_log_of_a_failed_attempt_says_whose_it_is_and_where_it_failed(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Echo, retry=aiqueue.Backoff(attempts=2, first=0))
+    async def echo(job: aiqueue.Job[Echo]) -> None:
+        raise ValueError("broken")
+
+    caplog.set_level("INFO", "aiqueue")
+    async with worker.running(client):
+        handle = await client.enqueue(Echo(text=""), tenant="acme", priority="high")
+        with pytest.raises(JobFailed):
+            await handle.result(25)
+    job = f"job {handle.id} (echo) of agent.tasks acme/high"
+    logged = [each.getMessage() for each in caplog.records if handle.id in each.getMessage()]
+    (retry,) = (each for each in logged if each.startswith(f"{job}: attempt 1 failed, retry in 0.0 s: "))
+    (dead,) = (each for each in logged if each.startswith(f"{job} is a dead letter (attempts): "))
+    for text in (retry, dead):
+        assert "\nTraceback (most recent call last):" in text
+        assert text.endswith("ValueError: broken")
+
+
 async def test_a_plain_client_that_follows_the_guide_has_its_jobs_run(client: aiqueue.Client, account: Any) -> None:
     seen: list[tuple[str, str, str, str]] = []
     worker = aiqueue.Worker()

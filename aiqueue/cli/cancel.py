@@ -34,7 +34,7 @@ def cancel(
 
     A job that is queued, parked or waiting for a retry will not run. A running job is stopped by its worker.
 
-    Exit codes: 0 cancelled, 1 the job has already ended or is not found.
+    Exit codes: 0 cancelled, now or before; 1 the job has already succeeded or failed, or is not found.
     """
 
     async def cancel_job(client: Client) -> Verdict:

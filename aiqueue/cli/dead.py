@@ -33,7 +33,9 @@ Older = Annotated[
     float | None,
     duration_option("Only jobs that failed at least this long ago, such as 2h.", metavar="AGE"),
 ]
-Seqs = Annotated[list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers of dead letters, from `dead ls`.")]
+Seqs = Annotated[
+    list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers of dead letters, from `dead ls`.", min=1)
+]
 All = Annotated[bool, typer.Option("--all", metavar="", help="All dead letters.")]
 
 
@@ -92,7 +94,7 @@ def _print_letters(found: list[DeadLetter]) -> None:
 
 def show(
     options: ServerOptions,
-    seq: Annotated[int, typer.Argument(metavar="SEQ", help="Number of the dead letter, from `dead ls`.")],
+    seq: Annotated[int, typer.Argument(metavar="SEQ", help="Number of the dead letter, from `dead ls`.", min=1)],
     *,
     json: Json = False,
 ) -> None:

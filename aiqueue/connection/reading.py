@@ -18,6 +18,7 @@ BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of one page, which is held in memory; the server ends a larger page early
 ANSWER_S = 5.0
 LOOKUP_S = 2.0
+SEQ_MAX = 2**64 - 1
 
 
 class ReadConnection(Protocol):
@@ -33,7 +34,9 @@ class ReadConnection(Protocol):
 
 
 async def get_message(connection: ReadConnection, stream: str, request: dict[str, Any]) -> Stored | None:
-    """One message by STREAM.MSG.GET, or None if there is none."""
+    """One message by STREAM.MSG.GET, or None if there is none. The server refuses a `seq` that it can never have."""
+    if not 1 <= request.get("seq", 1) <= SEQ_MAX:
+        return None
     try:
         reply = await connection.api(f"STREAM.MSG.GET.{stream}", request)
     except NotFound as error:

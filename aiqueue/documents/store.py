@@ -256,7 +256,7 @@ class Documents:
             existing = known if known is not None and not known.deleted else None
             if existing is None and uploaded is None:
                 if not isinstance(source, bytes):
-                    raise _not_stored(tenant, sha256)
+                    raise _not_stored(tenant, sha256, "put it, and enqueue before its `keep` has passed")
                 uploaded = await self.objects.upload(source)
             wanted = existing or uploaded
             assert wanted is not None
@@ -286,7 +286,7 @@ class Documents:
     async def _require_info(self, document: Document) -> ObjectInfo:
         info = await self.objects.read_info(f"{document.tenant}/{document.sha256}")
         if info is None or info.deleted:
-            raise _not_stored(document.tenant, document.sha256)
+            raise _not_stored(document.tenant, document.sha256, "it was never put, or deleted since")
         return info
 
     def _hold_subject(self, hold: DocumentHold) -> str:
@@ -316,10 +316,8 @@ def _document_named(tenant: str, sha256: str, size: int = 0) -> Document:
         raise BadInput(f"{sha256[:80]!r} is no document: pass a SHA-256 of 64 hexadecimal digits") from None
 
 
-def _not_stored(tenant: str, sha256: str) -> NotFound:
-    return NotFound(
-        f"document {sha256} of tenant {tenant} is not stored: put it, and enqueue before its `keep` has passed"
-    )
+def _not_stored(tenant: str, sha256: str, hint: str) -> NotFound:
+    return NotFound(f"document {sha256} of tenant {tenant} is not stored: {hint}")
 
 
 def _sha256(body: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import codec, headers, subjects
 from ..connection import Connection, Stored
 from ..documents import Documents
-from ..errors import EncodeError, NotFound, TooLarge
+from ..errors import BadInput, EncodeError, NotFound, TooLarge
 from ..subjects import Lane
 from ..topology import Topology
 
@@ -137,7 +137,11 @@ class DeadLetters:
                 yield letter
 
     async def get(self, seq: int) -> DeadLetter:
-        """Return the dead letter of this sequence. Raises NotFound."""
+        """Return the dead letter of this sequence. Raises NotFound, BadInput for what is no whole number from 1."""
+        if type(seq) is not int or seq < 1:
+            raise BadInput(
+                f"the number of a dead letter is a whole number from 1, not {seq!r}; `find` has them as `seq`"
+            )
         stored = await self._connection.get(self._stream, seq)
         letter = await self._complete(stored) if stored else None
         if letter is None:

@@ -385,7 +385,7 @@ def resolve_due_at(delay: str | float | None, at: datetime | float | None) -> fl
         due_at = float(at)
     if due_at - now > DELAY_MAX_S:
         days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
-        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f}")
+        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f} days")
     return due_at if due_at > now else None
 
 

@@ -171,9 +171,10 @@ def _stream_finding(spec: StreamSpec, info: dict[str, Any], drift: list[str]) ->
     copies, limit = config.get("num_replicas", 1), config.get("max_bytes", -1)
     leader = (info.get("cluster") or {}).get("leader") if copies > 1 else None
     bound = f" of {units.short_size(limit)}" if limit > 0 else ""
+    messages = f"{state['messages']:,} message{'' if state['messages'] == 1 else 's'}"
     text = (
         f"{config['storage']}, {copies} {'copy' if copies == 1 else 'copies'}{f', led by {leader}' if leader else ''}, "
-        f"{state['messages']:,} messages, {units.short_size(state['bytes'])}{bound}"
+        f"{messages}, {units.short_size(state['bytes'])}{bound}"
     )
     consumers, most = state.get("consumer_count", 0), config.get("max_consumers", -1)
     if drift:

@@ -264,7 +264,8 @@ async def _refuse_subjects(conn: Connection, spec: StreamSpec, live: list[str], 
         counts: dict[str, int] = info["state"].get("subjects") or {}
         waiting = sum(n for subject, n in counts.items() if not any(_matches(each, subject) for each in wanted))
         if waiting:
-            return f"{waiting} messages are stored on {removed}, which no worker would consume: empty it first"
+            are = "message is" if waiting == 1 else "messages are"
+            return f"{waiting} {are} stored on {removed}, which no worker would consume: empty it first"
     return None
 
 

@@ -213,6 +213,12 @@ class TestEveryVerb:
             (["inspect", "--colour"], "No such option"),
             (["enqueue", "echo", "{}"], "--tenant"),
             (["dead", "show", "first"], "SEQ"),
+            (["dead", "show", "0"], "SEQ"),
+            (["dead", "replay", "0"], "SEQ"),
+            (["dead", "purge", "--yes", "--", "-1"], "SEQ"),
+            (["enqueue", "echo", "{}", "--tenant", "acme", "--delay", "\u00b2"], "is not a duration"),
+            (["enqueue", "echo", "{}", "--tenant", "acme", "--at", "\u00b2.5"], "is not a time"),
+            (["enqueue", "echo", "{}", "--tenant", "acme", "--at", "9" * 18], "at most 365 days"),
             (["dead", "ls", "--older", "5 parsecs"], "is not a duration"),
             (["work", "app:worker", "--concurrency", "0"], "--concurrency"),
             (["inspect", "--profile", "galaxy"], "single"),
@@ -608,6 +614,13 @@ class TestDead:
     def seqs(self, cli: Cli, *filters: str) -> list[int]:
         return [each["seq"] for each in data(cli("dead", "ls", "--json", *filters))]
 
+    @pytest.mark.parametrize("seq", [str(2**63), str(2**64), "9" * 40])
+    def test_a_number_that_no_dead_letter_has_is_not_found(self, ready: Cli, seq: str) -> None:
+        for verb in ("show", "replay"):
+            result = ready("dead", verb, seq)
+            assert result.exit_code == 1
+            assert f"there is no dead letter {seq}" in one_line(result)
+
     def test_none_says_so(self, ready: Cli) -> None:
         assert ready("dead", "ls").stdout == "no dead letters\n"
         assert "match" in ready("dead", "ls", "--tenant", "acme").stdout
@@ -684,6 +697,14 @@ class TestDead:
         assert self.seqs(ready) == [1, 2, 3]
         assert ready("dead", "purge", "--all", text="y\n").exit_code == 0
         assert self.seqs(ready) == []
+
+
+class TestDocuments:
+    def test_an_absent_one_is_named_without_advice_for_enqueue(self, ready: Cli) -> None:
+        for verb in ("rm", "get"):
+            result = ready("documents", verb, "0" * 64, "--tenant", "acme")
+            assert result.exit_code == 1
+            assert one_line(result).endswith("is not stored: it was never put, or deleted since")
 
 
 class TestServer:

@@ -48,7 +48,7 @@ class AIQueueError(Exception):
     `item` is set on errors that `Client.enqueue_many` yields: the Message or JobSpec that was not stored.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     item: Any = None
 
     def __str__(self) -> str:

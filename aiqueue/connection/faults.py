@@ -202,7 +202,9 @@ def from_api(code: int, err_code: int, description: str, what: str) -> AIQueueEr
     """Our error for an error reply of JetStream. An unknown code becomes ServerError with both codes."""
     kind = CODES.get(err_code)
     if err_code == 10039:
-        return Unavailable(f"{what}: {description}: {NO_JETSTREAM}")
+        error = Unavailable(f"{what}: {description}: {NO_JETSTREAM}")
+        error.retryable = False
+        return error
     if kind is StreamFull:
         return _from_store_error(description, what)
     if kind is not None and issubclass(kind, QueueFull):

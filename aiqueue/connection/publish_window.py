@@ -17,7 +17,6 @@ from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
 from . import frames
 from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
-from .faults import NO_JETSTREAM
 from .publish_types import Publish
 
 log = logging.getLogger(__name__)
@@ -419,7 +418,7 @@ class Window:
         except AIQueueError as error:
             log.debug("cannot look up the stream of %s: %s", subject, error)
             if "JetStream" in str(error):
-                problem, final = str(error), NO_JETSTREAM in str(error)
+                problem, final = str(error), not error.retryable
 
         waiting = self._lookups.pop(subject, [])
         if final:

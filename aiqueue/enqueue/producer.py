@@ -26,6 +26,7 @@ HINTED_MAX = 10_000
 TEMPLATES_MAX = 10_000
 DELAY_MAX_S = 365 * 86_400.0
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0  # pauses between tries on a full lane
+ATTACH_AGAIN_S = 0.1  # the pause between tries to store a job's documents
 TRY_MIN_S = 0.05  # the timeout of a try whose caller has less time left
 
 _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
@@ -149,24 +150,31 @@ class Producer:
     ) -> AttachedJob:
         """Store a large body as a document, and hold all documents that the job needs.
 
-        Call `release_unless_stored` once it is known whether the job was stored. Raises BadInput, NotFound, QueueFull,
-        and Unavailable if this takes until `end` (monotonic seconds).
+        Call `release_unless_stored` once it is known whether the job was stored. Retries until `end` (monotonic seconds)
+        while the server is unavailable. Raises BadInput, NotFound, QueueFull, and then Unavailable: nothing is enqueued.
         """
         documents = tuple(find_documents(message)) if message.aiq_documents else ()
         large = len(body) > self.body_max
         if not documents and not large:
             return AttachedJob(header_block, body, template.lane, {}, 0)
+        last_seq, held, problem = 0, None, "it took too long"
         try:
-            async with asyncio.timeout(max(0.05, end - time.monotonic())) as limit:
-                held = await self.documents.attach(template.lane.tenant, documents, body if large else None)
-                last_seq = 0
-                if by_caller:  # a duplicate may be an earlier try of this call: then its sequence is above this one
-                    info = await self.connection.api(f"STREAM.INFO.{template.family.stream}")
-                    last_seq = info["state"]["last_seq"]
+            async with asyncio.timeout(max(TRY_MIN_S, end - time.monotonic())) as limit:
+                while held is None:
+                    try:
+                        if by_caller:  # a duplicate may be an earlier try of this call: its sequence is above this one
+                            info = await self.connection.api(f"STREAM.INFO.{template.family.stream}")
+                            last_seq = info["state"]["last_seq"]
+                        held = await self.documents.attach(template.lane.tenant, documents, body if large else None)
+                    except Unavailable as error:
+                        problem = str(error)
+                        if not error.retryable:
+                            raise Unavailable(problem) from None
+                        await asyncio.sleep(ATTACH_AGAIN_S)
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Unavailable(f"{template.lane}: storing the job's documents took too long") from None
+            raise Unavailable(f"{template.lane}: the job's documents cannot be stored: {problem}") from None
         lines = "".join(f"{name}: {value}\r\n" for name, value in held.items())
         complete = header_block[:-2] + lines.encode() + header_block[-2:]
         return AttachedJob(complete, b"" if large else body, template.lane, held, last_seq)

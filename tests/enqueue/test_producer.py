@@ -284,6 +284,51 @@ async def test_without_a_server_enqueue_ends_at_its_timeout(
         assert time.monotonic() - started_at < 20
 
 
+@pytest.mark.parametrize("unique", [None, "own"])
+@pytest.mark.parametrize("call", ["api", "store", "last"])
+async def test_a_large_body_is_enqueued_over_a_server_restart(
+    own_server: OwnServer, streams: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, call: str,
+    unique: str | None,
+) -> None:  # fmt: skip
+    """The server dies at the first `call` of the enqueue."""
+    server = own_server()
+    async with aiqueue.connect(**where(server, streams)) as client:
+        await provision.apply(client.connection, client.topology)
+        original, connection = getattr(client.connection, call), client.connection
+
+        async def killing(*args: Any, **options: Any) -> Any:
+            monkeypatch.setattr(connection, call, original)
+            server.kill()
+            return await original(*args, **options)
+
+        monkeypatch.setattr(connection, call, killing)
+        text = "x" * 300 * 1024
+        enqueueing = asyncio.create_task(client.enqueue(Task(text=text), tenant="acme", unique=unique, timeout=60))
+        await eventually(lambda: server.pid is None and not connection.connected)
+        server.start()
+        handle = await enqueueing
+        assert not handle.duplicate
+        (job,) = await stored(client, "AI_AGENT_TASKS")
+        body = await client.documents.read_body("acme", job.headers)
+        assert codec.decode(body)["text"] == text
+
+
+@pytest.mark.parametrize("unique", [None, "own"])
+async def test_a_large_body_whose_job_was_not_published_is_not_maybe_stored(
+    own_server: OwnServer, streams: Path, unique: str | None
+) -> None:
+    server = own_server()
+    async with aiqueue.connect(**where(server, streams)) as client:
+        await provision.apply(client.connection, client.topology)
+        server.pause()
+        started_at = time.monotonic()
+        with pytest.raises(Unavailable, match="documents cannot be stored") as caught:
+            await client.enqueue(Task(text="x" * 300 * 1024), tenant="acme", unique=unique, timeout=6)
+        assert not caught.value.maybe_stored
+        assert time.monotonic() - started_at > 5.9  # not at the end of a single request
+        server.resume()
+
+
 # clients
 
 

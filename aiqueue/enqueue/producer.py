@@ -150,8 +150,8 @@ class Producer:
     ) -> AttachedJob:
         """Store a large body as a document, and hold all documents that the job needs.
 
-        Call `release_unless_stored` once it is known whether the job was stored. Retries until `end` (monotonic seconds)
-        while the server is unavailable. Raises BadInput, NotFound, QueueFull, and then Unavailable: nothing is enqueued.
+        Call `release_unless_stored` once it is known whether the job was stored. While the server is unavailable, this
+        is retried until `end` (monotonic seconds). Raises BadInput, NotFound, QueueFull, and at the end Unavailable.
         """
         documents = tuple(find_documents(message)) if message.aiq_documents else ()
         large = len(body) > self.body_max

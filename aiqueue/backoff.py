@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .units import seconds
+from .errors import BadInput
+from .units import Duration, parse_duration
+
+DELAY_MAX_S = 365 * 86_400.0  # of any job: a retry, or a job that is enqueued with a delay
 
 
 @dataclass(frozen=True)
@@ -17,31 +20,33 @@ class Backoff:
     ("equal jitter" at 0.5, "full jitter" at 1: AWS Architecture Blog, *Exponential Backoff And Jitter*, 2015).
 
     `attempts` includes the first attempt: 1 means no retry. Durations are seconds or "30s", "2m", "1h".
-    Raises ValueError for values out of range.
+    At most 365 days each. Raises BadInput for values out of range.
     """
 
     attempts: int = 5
-    first: str | float = "1s"
+    first: Duration = "1s"
     factor: float = 2.0
-    cap: str | float = "5m"
+    cap: Duration = "5m"
     jitter: float = 0.5
     first_s: float = field(init=False, repr=False, compare=False)
     cap_s: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "first_s", seconds(self.first))
-        object.__setattr__(self, "cap_s", seconds(self.cap))
+        object.__setattr__(self, "first_s", parse_duration("first", self.first))
+        object.__setattr__(self, "cap_s", parse_duration("cap", self.cap))
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
-            raise ValueError(f"attempts must be a whole number from 1 to 10,000, not {self.attempts!r}")
+            raise BadInput(f"attempts must be a whole number from 1 to 10,000, not {self.attempts!r}")
         for name, value in (("factor", self.factor), ("jitter", self.jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, not {value!r}")
+                raise BadInput(f"{name} must be a number, not {value!r}")
         if not 1 <= self.factor <= 100:
-            raise ValueError(f"factor must be from 1 to 100, not {self.factor!r}")
+            raise BadInput(f"factor must be from 1 to 100, not {self.factor!r}")
         if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be from 0 to 1, not {self.jitter!r}")
+            raise BadInput(f"jitter must be from 0 to 1, not {self.jitter!r}")
+        if self.cap_s > DELAY_MAX_S:
+            raise BadInput(f"cap must be at most 365 days, not {self.cap!r}")
         if self.cap_s < self.first_s:
-            raise ValueError(f"cap ({self.cap}) must not be below first ({self.first})")
+            raise BadInput(f"cap ({self.cap}) must not be below first ({self.first})")
 
     def delay_s(self, attempt: int, rng: Callable[[], float] = random.random) -> float:
         """Return how many seconds to wait after failed attempt `attempt`, counted from 1. `rng` returns [0, 1)."""

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pydantic
 
 from . import subjects
+from .backoff import DELAY_MAX_S
 from .document_ref import Document, DocumentReader, SyncDocumentReader, may_contain_documents, run_from_thread
 from .errors import BadInput, DecodeError
-from .units import seconds
+from .units import Duration, parse_duration
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -66,8 +67,8 @@ class JobSpec:
     priority: str | None = None
     unique: str | None = None
     headers: Mapping[str, str] | None = None
-    deadline: str | float | None = None
-    delay: str | float | None = None
+    deadline: Duration | None = None
+    delay: Duration | None = None
     at: datetime | float | None = None
 
 
@@ -197,7 +198,7 @@ class Job(Generic[M_co]):
 
 
 class Retry(Exception):
-    """Raise this in a handler to retry the job `after` a delay (seconds or "30s"; None: the handler's backoff).
+    """Raise this in a handler to retry the job `after` a delay (seconds or "30s", at most 365 days; None: the handler's backoff).
 
     The attempt counts: when all attempts are used up, the job becomes a dead letter.
     """
@@ -205,10 +206,12 @@ class Retry(Exception):
     reason = "the handler asked for a retry"  # for subclasses whose __init__ does not call this one
     after_s: float | None = None
 
-    def __init__(self, reason: str = reason, *, after: str | float | None = None) -> None:
+    def __init__(self, reason: str = reason, *, after: Duration | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.after_s = None if after is None else seconds(after)
+        self.after_s = None if after is None else parse_duration("after", after)
+        if self.after_s is not None and self.after_s > DELAY_MAX_S:
+            raise BadInput(f"after must be at most 365 days, not {after!r}: use Reject for a job that cannot succeed")
 
 
 class Reject(Exception):

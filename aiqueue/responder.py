@@ -11,14 +11,15 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from . import codec, headers, subjects
-from .client import Client
+from .arguments import texts, whole_number
+from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
 from .enqueue import Producer
 from .errors import AIQueueError, BadInput, DecodeError, LaneFull, ResultTimeout, TooLarge, Unavailable  # fmt: skip
 from .journal import RESULT, Entry, wait_for_outcome
 from .requests import Claims, replies
 from .topology import Family
-from .units import seconds
+from .units import Duration, parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +53,14 @@ class Responder:
         families: Collection[str] | None = None,
         tenants: Collection[str] | None = None,
         concurrency: int = 1_000,
-        drain_timeout: str | float = "5s",
+        drain_timeout: Duration = "5s",
     ) -> None:
-        if isinstance(families, str) or isinstance(tenants, str):
-            raise BadInput("families and tenants must be lists of names")
-        if isinstance(concurrency, bool) or not 1 <= concurrency <= 100_000:
-            raise BadInput(f"concurrency must be from 1 to 100,000, not {concurrency!r}")
-        self.families = None if families is None else tuple(families)
-        self.tenants = None if tenants is None else tuple(subjects.token("tenant", each) for each in tenants)
-        self.concurrency = concurrency
-        self.drain_timeout_s = seconds(drain_timeout)
+        self.families = None if families is None else texts("families", families)
+        self.tenants = (
+            None if tenants is None else tuple(subjects.token("tenant", each) for each in texts("tenants", tenants))
+        )
+        self.concurrency = whole_number("concurrency", concurrency, 1, 100_000)
+        self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Service]:
@@ -69,6 +68,7 @@ class Responder:
 
         Raises UnknownFamily, BadInput if a family has no `reply_within`, AccessDenied, Unavailable.
         """
+        check_client(client)
         endpoints = [
             Endpoint(
                 f"{family.name.replace('.', '-')}{'' if tenant == '*' else f'-{tenant}'}",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from decimal import Decimal
+
+from .errors import BadInput
+
+Duration = str | float | timedelta  # "30s", seconds, or a timedelta
 
 _DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = (
@@ -15,13 +20,15 @@ MAX_S = 100 * 365 * 86400.0  # the server keeps nanoseconds in 64 bits, which en
 _NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
-def seconds(value: str | float) -> float:
-    """Return seconds for a number of seconds or for a text such as "250ms", "30s", "2m", "1h", "7d", "1h30m".
+def seconds(value: Duration) -> float:
+    """Return seconds for a number of seconds, a timedelta, or a text such as "250ms", "30s", "2m", "7d", "1h30m".
 
     Raises ValueError for anything else, also for negative numbers and for more than 100 years.
     """
     if type(value) is float and 0 <= value <= MAX_S:
         return value  # first, because every enqueue calls this
+    if isinstance(value, timedelta):
+        return seconds(value.total_seconds())
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(_not_a_duration(value))
     if isinstance(value, int | float):
@@ -35,6 +42,14 @@ def seconds(value: str | float) -> float:
     if total > MAX_S:
         raise ValueError(_not_a_duration(value))
     return total
+
+
+def parse_duration(argument: str, value: Duration) -> float:
+    """Return a caller's duration in seconds. Raises BadInput, which names the `argument`."""
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise BadInput(f"{argument}: {error}") from None
 
 
 def size_bytes(value: str | int) -> int:

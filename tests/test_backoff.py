@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiqueue.backoff import Backoff
+from aiqueue.errors import BadInput
 
 
 @st.composite
@@ -66,7 +67,7 @@ def test_a_factor_of_one_keeps_the_first_delay() -> None:
     ],
 )  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused_naming_what(wrong: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(BadInput, match=problem):
         Backoff(**wrong)
 
 

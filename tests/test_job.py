@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import pydantic
 import pytest
 
-from aiqueue.errors import DecodeError, Stale
+from aiqueue.errors import BadInput, DecodeError, Stale
 from aiqueue.job import Job, Message, Reject, Retry, parse_message, untyped
 from aiqueue.subjects import Lane
 
@@ -184,7 +184,7 @@ def test_a_retry_carries_its_delay_in_seconds(after: str | float | None, meant: 
 
 @pytest.mark.parametrize("after", ["soon", -1, float("nan")])
 def test_a_retry_after_nonsense_is_refused_where_it_is_raised(after: Any) -> None:
-    with pytest.raises(ValueError, match="duration"):
+    with pytest.raises(BadInput, match="duration"):
         Retry(after=after)
 
 

@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, overload
 
 from .. import subjects
+from ..arguments import check_model, text, texts, whole_number
 from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
-from ..client import Client
+from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
 from ..job import M, Message
 from ..mailbox import Mail, Sent
 from ..processes import reset_signals_at_fork
-from ..units import seconds
+from ..units import Duration, parse_duration
 from ..worker import check_policies
 from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession
@@ -53,18 +54,14 @@ class Agent:
         concurrency: int = 8,
         capabilities: Sequence[str] = (),
         description: str = "",
-        drain_timeout: str | float = "30s",
+        drain_timeout: Duration = "30s",
     ) -> None:
-        if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
-            raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
-        if isinstance(capabilities, str):
-            raise BadInput(f"capabilities must be a list of strings, not {capabilities!r}")
         self.name = subjects.token("agent", name)
         self.tenant = subjects.token("tenant", tenant)
-        self.concurrency = concurrency
-        self.capabilities = tuple(capabilities)
-        self.description = description
-        self.drain_timeout_s = seconds(drain_timeout)
+        self.concurrency = whole_number("concurrency", concurrency, 1, CONCURRENCY_MAX)
+        self.capabilities = texts("capabilities", capabilities)
+        self.description = text("description", description)
+        self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self._handlers: dict[str, Handler] = {}
         self._inbox_worker: InboxWorker | None = None
 
@@ -78,7 +75,7 @@ class Agent:
         model: type[M],
         *,
         retry: Backoff | None = None,
-        timeout: str | float | None = "10m",
+        timeout: Duration | None = "10m",
         on: Policies | None = None,
     ) -> _MailHandlerDecorator[M]:
         """Register a function for a kind of message: a decorator.
@@ -93,8 +90,9 @@ class Agent:
         """
         if retry is not None and not isinstance(retry, Backoff):
             raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
-        policies = check_policies(on or {})
-        timeout_s = None if timeout is None else seconds(timeout)
+        check_model("handle", model)
+        policies = check_policies({} if on is None else on)
+        timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
 
@@ -114,10 +112,10 @@ class Agent:
         *,
         to: str,
         conversation: str | None = None,
-        expires: str | float | None = None,
+        expires: Duration | None = None,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> Sent:
         """Store a mail in another agent's inbox, whether that agent runs or not; see `Inboxes.send`.
 
@@ -138,8 +136,8 @@ class Agent:
         message: Message,
         *,
         conversation: str | None = None,
-        expires: str | float | None = None,
-        timeout: str | float = 30.0,
+        expires: Duration | None = None,
+        timeout: Duration = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
         """Store a mail in the inbox of every other agent on the tenant's roster, also of offline agents.
 
@@ -151,11 +149,11 @@ class Agent:
 
     @overload
     async def request(
-        self, message: Message, *, to: str, reply: type[M], conversation: str | None = None, timeout: str | float = 30.0
+        self, message: Message, *, to: str, reply: type[M], conversation: str | None = None, timeout: Duration = 30.0
     ) -> Mail[M]: ...
     @overload
     async def request(
-        self, message: Message, *, to: str, conversation: str | None = None, timeout: str | float = 30.0
+        self, message: Message, *, to: str, conversation: str | None = None, timeout: Duration = 30.0
     ) -> Mail[Message]: ...
     async def request(
         self,
@@ -164,7 +162,7 @@ class Agent:
         to: str,
         reply: type[M] | None = None,
         conversation: str | None = None,
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> Mail[Any]:
         """Send a mail and wait for its reply, which arrives in this agent's own inbox.
 
@@ -174,6 +172,8 @@ class Agent:
         Raises ReplyTimeout, MailBounced, DecodeError (the reply does not fit `reply`), Unavailable (this process stands
         by: another process gets the replies), and what `send` raises.
         """
+        if reply is not None:
+            check_model("reply", reply)
         return await self._running_worker().request(message, to, reply, conversation, timeout)
 
     @asynccontextmanager
@@ -183,6 +183,7 @@ class Agent:
         If another process serves the inbox already, this process stands by and takes over when the other one ends
         (`InboxWorker.active`). Raises BadInput, NotFound if a stream is missing, Unavailable.
         """
+        check_client(client)
         if self._inbox_worker is not None:
             raise BadInput(f"agent {self.name} runs already: leave its block first")
         reset_signals_at_fork()

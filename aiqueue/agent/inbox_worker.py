@@ -20,6 +20,7 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Envelope, Inboxes, Mail, Sent
+from ..units import Duration
 from .mail_handlers import MailHandlers
 from .reply_waiter import ReplyWaiter, envelope_of
 
@@ -126,7 +127,7 @@ class InboxWorker:
         """Send a mail from this agent. `options`: see `Inboxes.send`."""
         return await self.inboxes.send(message, tenant=self.spec.tenant, to=to, sender=self.spec.name, **options)
 
-    async def send_reply(self, mail: Mail[Any], message: Message, expires: str | float | None) -> str:
+    async def send_reply(self, mail: Mail[Any], message: Message, expires: Duration | None) -> str:
         """Send the reply to a mail; see `Mail.reply`."""
         if mail.sender is None:
             raise BadInput(f"mail {mail.id} names no sender, so there is no agent to reply to")
@@ -134,7 +135,7 @@ class InboxWorker:
         return (await self.send(message, mail.sender, options)).mail_id
 
     async def request(
-        self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
+        self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: Duration
     ) -> Mail[Any]:
         """Send a mail and wait for its reply; see `Agent.request`."""
         if not self.active:

@@ -7,12 +7,12 @@ from typing import Any
 
 from .. import attempt, subjects
 from ..attempt import RawJob
-from ..enqueue import parse_duration
 from ..errors import BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from ..job import M, Message, parse_message, untyped
 from ..lanes import Delivery
 from ..mailbox import BOUNCE, Bounce, Envelope, Inboxes, Mail, ReplySender, parse_envelope
 from ..topology import Family
+from ..units import Duration, parse_duration
 
 PENDING_MAX = 10_000
 
@@ -28,7 +28,7 @@ class ReplyWaiter:
         self._pending: dict[str, asyncio.Future[Delivery]] = {}
 
     async def request(
-        self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: str | float
+        self, message: Message, to: str, model: type[M] | None, conversation: str | None, timeout: Duration
     ) -> Mail[Any]:
         """Send a mail and wait for its reply; see `Agent.request`."""
         timeout_s = parse_duration("timeout", timeout)

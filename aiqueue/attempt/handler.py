@@ -11,11 +11,12 @@ from .. import codec
 from ..backoff import Backoff
 from ..errors import BadInput, DecodeError
 from ..job import Job, Message, Progress, Reject, parse_message
+from ..units import Duration
 from .decoding import DecodedJob, RawJob
 from .handler_errors import to_utf8
 from .outcome_types import Raised, Refused, Unknown
 
-Policy = Backoff | type[Reject] | Callable[[Any], str | float | None]
+Policy = Backoff | type[Reject] | Callable[[Any], Duration | None]
 Policies = Mapping[type[Exception], Policy]
 
 

@@ -6,8 +6,8 @@ This room may not run handlers: that is `worker`. It only combines what the room
 from __future__ import annotations
 
 from .cancel import Verdict
-from .client import Client, connect
+from .client import Client, check_client, connect
 from .handle import Handle
 from .sync_client import SyncClient, SyncHandle, connect_sync
 
-__all__ = ["Client", "Handle", "SyncClient", "SyncHandle", "Verdict", "connect", "connect_sync"]
+__all__ = ["Client", "Handle", "SyncClient", "SyncHandle", "Verdict", "check_client", "connect", "connect_sync"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,6 @@ from ..enqueue import (
     Parking,
     Producer,
     ProgressCallback,
-    parse_duration,
     resolve_due_at,
     resolve_job_id,
     retry_while_full,
@@ -39,6 +38,7 @@ from ..mailbox import Inboxes
 from ..requests import request_result
 from ..server import EmbeddedServer
 from ..topology import Topology, provision
+from ..units import Duration, parse_duration
 from .cancel import Canceller
 from .handle import Handle
 
@@ -153,11 +153,11 @@ class Client:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        deadline: str | float | None = None,
-        delay: str | float | None = None,
+        deadline: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | float | None = None,
         on_full: OnFull = "raise",
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> Handle:
         """Store one job, and return its handle once the server has acknowledged the job.
 
@@ -178,6 +178,8 @@ class Client:
         stored; trying again is safe with the same `unique`.
         """
         producer, timeout_s = self._open_producer(), parse_duration("timeout", timeout)
+        if on_full not in ("raise", "wait"):
+            raise BadInput(f'on_full must be "raise" or "wait", not {on_full!r}')
         assert self._for_handles is not None
         journal, cancels = self._for_handles
         due_at = None if delay is None and at is None else resolve_due_at(delay, at)
@@ -234,12 +236,12 @@ class Client:
         tenant: str | None = None,
         priority: str = subjects.NORMAL,
         headers: Mapping[str, str] | None = None,
-        deadline: str | float | None = None,
-        delay: str | float | None = None,
+        deadline: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | float | None = None,
         on_full: OnFull = "raise",
         window: int = 1_000,
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
         progress: ProgressCallback | None = None,
     ) -> AsyncGenerator[Handle | AIQueueError, None]:
         """Store many jobs. Yield for each item, in order, its handle or the error because of which it was not stored::
@@ -266,6 +268,12 @@ class Client:
         """
         producer = self._open_producer()
         journal, cancels = self.journal, self.cancels
+        if isinstance(items, Message | str | bytes | Mapping) or not isinstance(items, Iterable | AsyncIterable):
+            raise BadInput(f"items must be a list or another iterable of messages, not {type(items).__name__}")
+        if tenant is not None:
+            subjects.token("tenant", tenant)
+        if progress is not None and not callable(progress):
+            raise BadInput(f"progress must be a function of two counts, not {progress!r}")
         if deadline is not None:
             parse_duration("deadline", deadline)
         resolve_due_at(delay, at)
@@ -305,7 +313,7 @@ class Client:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: str | float | None = None,
+        timeout: Duration | None = None,
     ) -> Any:
         """Request the result of a message's job, and return it as plain data.
 
@@ -370,6 +378,14 @@ async def _acquire(directory: Path | None) -> EmbeddedServer:
     except asyncio.CancelledError:
         acquiring.add_done_callback(lambda task: None if task.exception() else task.result().release())
         raise
+
+
+def check_client(client: Any) -> None:
+    """Raise BadInput if `client` is no Client."""
+    if not isinstance(client, Client):
+        raise BadInput(
+            f"pass an open client, from `async with aiqueue.connect() as client:`, not {type(client).__name__}"
+        )
 
 
 def connect(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> Client:

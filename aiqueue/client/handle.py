@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import subjects
-from ..enqueue import Enqueued, parse_duration
+from ..enqueue import Enqueued
 from ..errors import NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
 from ..topology import Family
+from ..units import Duration, parse_duration
 from .cancel import Canceller, Verdict
 
 
@@ -55,8 +56,10 @@ class Handle:
         """When a delayed job is to start, in seconds since the epoch; None for a job without a delay."""
         return self._enqueued.due_at
 
-    async def result(self, timeout: str | float | None = None) -> Any:
+    async def result(self, timeout: Duration | None = None) -> Any:
         """Wait for the job's result, and return it as plain data. `timeout`: seconds or "30s"; None: without end.
+
+        A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs.
 
         Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled if the job
         succeeded but its handler keeps no results. Results are kept as long as the journal's stream keeps them (a day).
@@ -84,7 +87,7 @@ class Handle:
         return entry.data
 
     async def stream(
-        self, *, after: str | None = None, timeout: str | float | None = None
+        self, *, after: str | None = None, timeout: Duration | None = None
     ) -> AsyncGenerator[StreamItem, None]:
         """Yield the entries of the job's journal as they are written.
 

@@ -21,6 +21,7 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats
 from ..job import Message
 from ..journal import StreamItem
+from ..units import Duration
 from .client import Client, connect
 from .handle import Handle
 
@@ -43,11 +44,11 @@ class SyncHandle:
     def __repr__(self) -> str:
         return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
 
-    def result(self, timeout: str | float | None = None) -> Any:
+    def result(self, timeout: Duration | None = None) -> Any:
         """As `Handle.result`."""
         return self._owner._run_on_loop(self._handle.result(timeout))
 
-    def stream(self, *, after: str | None = None, timeout: str | float | None = None) -> Iterator[StreamItem]:
+    def stream(self, *, after: str | None = None, timeout: Duration | None = None) -> Iterator[StreamItem]:
         """As `Handle.stream`: ``for item in handle.stream()``."""
         items = self._handle.stream(after=after, timeout=timeout)
         try:
@@ -73,7 +74,7 @@ class SyncDocuments:
         self._owner = owner
 
     def put(
-        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
+        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: Duration = "7d"
     ) -> Document:
         """As `Documents.put`. Files and iterables are read in another thread."""
         documents = self._owner._opened().documents
@@ -145,11 +146,11 @@ class SyncClient:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        deadline: str | float | None = None,
-        delay: str | float | None = None,
+        deadline: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | float | None = None,
         on_full: OnFull = "raise",
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> SyncHandle:
         """As `Client.enqueue`."""
         handle = self._run_on_loop(

@@ -23,6 +23,7 @@ from ..connection import Connection
 from ..document_ref import Document, DocumentReader
 from ..errors import AIQueueError, BadInput, Conflict, Corrupt, NotFound, TooLarge, Unavailable
 from ..topology import Topology
+from ..units import Duration
 from .objects import ObjectInfo, ObjectStore, Source
 
 JOB, PUT = "job", "put"  # what holds a document: a job, or the time for which it was put
@@ -71,7 +72,7 @@ class Documents:
     # -- public
 
     async def put(
-        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: str | float = "7d"
+        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: Duration = "7d"
     ) -> Document:
         """Store bytes, a file (its path, or opened as binary), or the bytes of an iterable or async iterable.
 
@@ -80,10 +81,7 @@ class Documents:
         stored then), NotFound if `aiqueue apply` has not been run, Unavailable.
         """
         subjects.token("tenant", tenant)
-        try:
-            keep_s = units.seconds(keep)
-        except ValueError as error:
-            raise BadInput(f"keep: {error}") from None
+        keep_s = units.parse_duration("keep", keep)
         if keep_s < KEEP_MIN_S:
             raise BadInput(f"keep: must be at least {KEEP_MIN_S:g} s, not {keep!r}")
         labels = Labels(headers.ascii_line(name, 250), headers.ascii_line(content_type, 250))

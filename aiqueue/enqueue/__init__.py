@@ -15,7 +15,6 @@ from .producer import (
     OnFull,
     Producer,
     move_to_lane,
-    parse_duration,
     resolve_due_at,
     resolve_job_id,
     retry_while_full,
@@ -24,6 +23,6 @@ from .producer import (
 __all__ = [
     "Bulk", "BulkOptions", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder", "Item",
     "Items", "JobTemplate", "OnFull", "ParkedJob", "Parking", "Producer", "ProgressCallback", "history_of",
-    "history_text", "move_to_lane", "parse_duration", "parse_parked_job", "resolve_due_at", "resolve_job_id",
+    "history_text", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
     "retry_while_full", "trimmed",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Protocol
 from ..connection import Publish
 from ..errors import BadInput
 from ..job import JobSpec, Message
+from ..units import Duration
 from .producer import AttachedJob, JobTemplate, OnFull
 
 Item = Message | JobSpec
@@ -23,8 +24,8 @@ class BulkOptions:
     tenant: str | None
     priority: str
     headers: Mapping[str, str] | None
-    deadline: str | float | None
-    delay: str | float | None
+    deadline: Duration | None
+    delay: Duration | None
     at: datetime | float | None
     on_full: OnFull
     window: int

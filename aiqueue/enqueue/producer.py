@@ -13,18 +13,19 @@ from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from .. import codec, headers, subjects
+from ..arguments import check_message
+from ..backoff import DELAY_MAX_S
 from ..connection import Connection, PubAck, block
 from ..document_ref import find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
 from ..job import Message
 from ..topology import Family, Topology
-from ..units import seconds
+from ..units import Duration, parse_duration
 
 HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
 TEMPLATES_MAX = 10_000
-DELAY_MAX_S = 365 * 86_400.0
 FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0  # pauses between tries on a full lane
 ATTACH_AGAIN_S = 0.1  # the pause between tries to store a job's documents
 TRY_MIN_S = 0.05  # the timeout of a try whose caller has less time left
@@ -90,7 +91,7 @@ class Producer:
         self.connection = connection
         self._topology = topology
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
-        self._templates: dict[tuple[str, str, str, str], JobTemplate] = {}
+        self._templates: dict[tuple[type[Message], str, str], JobTemplate] = {}
         self.documents = Documents(connection, topology)
         check_bytes = connection.settings.claim_check
         self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
@@ -103,7 +104,7 @@ class Producer:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         extra: Mapping[str, str] | None = None,
-        deadline: str | float | None = None,
+        deadline: Duration | None = None,
         on_full: OnFull = "raise",
         timeout_s: float = 30.0,
     ) -> Enqueued:
@@ -206,7 +207,7 @@ class Producer:
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None = None,
-        deadline: str | float | None = None,
+        deadline: Duration | None = None,
     ) -> JobTemplate:
         """Return the template for jobs like this one. It is cached unless there are `extra` headers or a deadline.
 
@@ -214,7 +215,7 @@ class Producer:
         """
         if extra or deadline is not None or type(tenant) is not str or type(priority) is not str:
             return self._build_template(message, tenant, priority, extra, deadline)
-        key = message.aiq_kind, message.aiq_family, tenant, priority
+        key = type(message), tenant, priority  # by type, so that what is no message misses the cache, and is refused
         known = self._templates.get(key)
         if known is None:
             if len(self._templates) >= TEMPLATES_MAX:
@@ -228,9 +229,10 @@ class Producer:
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None,
-        deadline: str | float | None,
+        deadline: Duration | None,
     ) -> JobTemplate:
         """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders."""
+        check_message(message)
         family = self._topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
         deadline_s = None if deadline is None else parse_duration("deadline", deadline)
@@ -250,6 +252,7 @@ class Producer:
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None
     ) -> tuple[Family, dict[str, str]]:
         """Return the family of a message, and the headers of a request for its job. Raises BadInput."""
+        check_message(message)
         family = self._topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
         job_id, _ = resolve_job_id(family, message, unique)
@@ -371,7 +374,7 @@ async def _wait_while_full(
     return min(wait_s * 2, FULL_CAP_S)
 
 
-def resolve_due_at(delay: str | float | None, at: datetime | float | None) -> float | None:
+def resolve_due_at(delay: Duration | None, at: datetime | float | None) -> float | None:
     """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
 
     Raises BadInput.
@@ -397,16 +400,10 @@ def resolve_due_at(delay: str | float | None, at: datetime | float | None) -> fl
     return due_at if due_at > now else None
 
 
-def parse_duration(argument: str, value: str | float) -> float:
-    """Return a caller's duration in seconds. Raises BadInput, which names the `argument`."""
-    try:
-        return seconds(value)
-    except ValueError as error:
-        raise BadInput(f"{argument}: {error}") from None
-
-
 def _checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Return the caller's headers. Raises BadInput for names that the library sets itself."""
+    """Return the caller's headers. Raises BadInput for no mapping, and for names that the library sets itself."""
+    if extra is not None and not isinstance(extra, Mapping):
+        raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {extra!r}')
     for name in extra or {}:
         lower = str(name).lower()
         if lower.startswith(("nats-", "aiq-", "content-type")):

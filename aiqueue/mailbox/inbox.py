@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple
 
 from .. import codec, headers, subjects
+from ..arguments import check_message
 from ..connection import Connection, Stored, block
-from ..enqueue import parse_duration
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
 from ..job import Message
 from ..topology import Topology
+from ..units import Duration, parse_duration
 from .mail import Bounce, Envelope, parse_envelope
 from .presence import Card, Presence
 
@@ -107,10 +108,10 @@ class Inboxes:
         sender: str | None = None,
         conversation: str | None = None,
         correlation: str | None = None,
-        expires: str | float | None = None,
+        expires: Duration | None = None,
         unique: str | None = None,
         extra: Mapping[str, str] | None = None,
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> Sent:
         """Store one mail in an agent's inbox, whether the agent runs or not.
 
@@ -139,9 +140,9 @@ class Inboxes:
         tenant: str,
         sender: str | None = None,
         conversation: str | None = None,
-        expires: str | float | None = None,
+        expires: Duration | None = None,
         extra: Mapping[str, str] | None = None,
-        timeout: str | float = 30.0,
+        timeout: Duration = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
         """Store a mail in every inbox of the tenant's roster except the sender's. Return the outcome for each agent.
 
@@ -274,9 +275,10 @@ class Inboxes:
         sender: str | None,
         conversation: str | None,
         correlation: str | None,
-        expires: str | float | None,
+        expires: Duration | None,
         extra: Mapping[str, str] | None,
     ) -> dict[str, str]:
+        check_message(message)
         mail_headers = {
             headers.CONTENT_TYPE: codec.CBOR,
             headers.KIND: message.aiq_kind,

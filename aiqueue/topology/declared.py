@@ -217,7 +217,7 @@ class Topology:
         """Return the family of this name. Raises UnknownFamily, which lists the declared ones."""
         try:
             return self.families[name]
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: a list, or something else that cannot be a key
             raise UnknownFamily(name, tuple(sorted(self.families))) from None
 
     def family_of_kind(self, kind: str) -> Family | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+from ..arguments import check_model, flag, text, texts, whole_number
 from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
-from ..client import Client
+from ..client import Client, check_client
 from ..errors import BadInput
 from ..job import Job, M, Reject, Retry
-from ..units import seconds
+from ..subjects import token
+from ..units import Duration, parse_duration
 from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")
@@ -51,22 +53,18 @@ class Worker:
         concurrency: int = 100,
         processes: int | None = None,
         lifespan: Lifespan | None = None,
-        drain_timeout: str | float = "30s",
+        drain_timeout: Duration = "30s",
         name: str | None = None,
     ) -> None:
-        if isinstance(concurrency, bool) or not 1 <= concurrency <= CONCURRENCY_MAX:
-            raise BadInput(f"concurrency must be from 1 to {CONCURRENCY_MAX:,}, not {concurrency!r}")
-        if processes is not None and (isinstance(processes, bool) or not 1 <= processes <= PROCESSES_MAX):
-            raise BadInput(f"processes must be from 1 to {PROCESSES_MAX:,}, not {processes!r}")
-        if isinstance(families, str) or isinstance(tenants, str):
-            raise BadInput("families and tenants are lists of names")
-        self.families = None if families is None else tuple(families)
-        self.tenants = None if tenants is None else tuple(tenants)
-        self.concurrency = concurrency
-        self.processes = processes
+        if lifespan is not None and not callable(lifespan):
+            raise BadInput(f"lifespan must be a function that returns an async context manager, not {lifespan!r}")
+        self.families = None if families is None else texts("families", families)
+        self.tenants = None if tenants is None else tuple(token("tenant", each) for each in texts("tenants", tenants))
+        self.concurrency = whole_number("concurrency", concurrency, 1, CONCURRENCY_MAX)
+        self.processes = None if processes is None else whole_number("processes", processes, 1, PROCESSES_MAX)
         self.lifespan = lifespan
-        self.drain_timeout_s = seconds(drain_timeout)
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
+        self.name = text("name", name) if name else f"{socket.gethostname()}-{os.getpid()}"
         self._handlers: dict[tuple[str, str], Handler] = {}
 
     @property
@@ -91,7 +89,7 @@ class Worker:
         model: type[M],
         *,
         retry: Backoff | None = None,
-        timeout: str | float | None = "10m",
+        timeout: Duration | None = "10m",
         result: bool = True,
         process: bool = False,
         on: Policies | None = None,
@@ -113,10 +111,13 @@ class Worker:
           All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy.
         Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
+        check_model("handle", model)
+        flag("result", result)
+        flag("process", process)
         if retry is not None and not isinstance(retry, Backoff):
             raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
-        policies = check_policies(on or {})
-        timeout_s = None if timeout is None else seconds(timeout)
+        policies = check_policies({} if on is None else on)
+        timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         if timeout_s == 0:
             raise BadInput("timeout must be above 0; None is no timeout")
         key = (model.aiq_family, model.aiq_kind)
@@ -136,6 +137,7 @@ class Worker:
 
         Raises BadInput without handlers, UnknownFamily, NotFound if a stream is missing.
         """
+        check_client(client)
         session = Session(self._make_options(client), client)
         await session.start()
         try:
@@ -174,6 +176,8 @@ class Worker:
 
 def check_policies(on: Policies) -> Policies:
     """Return a copy of the policies of `Worker.handle`'s `on`. Raises BadInput for an invalid one."""
+    if not isinstance(on, Mapping):
+        raise BadInput(f"on must be a mapping, such as {{ValueError: Reject}}, not {on!r}")
     for error, policy in on.items():
         if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
             raise BadInput(f"on: {error!r} is no class of errors that can have a policy")

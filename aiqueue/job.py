@@ -198,7 +198,7 @@ class Job(Generic[M_co]):
 
 
 class Retry(Exception):
-    """Raise this in a handler to retry the job `after` a delay (seconds or "30s", at most 365 days; None: the handler's backoff).
+    """Raise this in a handler to retry the job `after` a delay: seconds or "30s", at most 365 days; None: its backoff.
 
     The attempt counts: when all attempts are used up, the job becomes a dead letter.
     """

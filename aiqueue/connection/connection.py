@@ -309,14 +309,22 @@ class Connection:
         return await reading.delete_message(self, stream, seq)
 
     def read(
-        self, stream: str, subject: str, *, seq: int = 1, batch: int = reading.BATCH, ahead: bool = False
+        self,
+        stream: str,
+        subject: str,
+        *,
+        seq: int = 1,
+        batch: int = reading.BATCH,
+        ahead: bool = False,
+        since: float | None = None,
     ) -> AsyncGenerator[Stored, None]:
-        """The stream's messages whose subject matches, in order from `seq`, without a consumer.
+        """The stream's messages whose subject matches, in order from `seq`, without a consumer. `since` (seconds since
+        the epoch): instead from the first one that was stored then or later.
 
         A page holds `batch` messages, or 4 MiB. With `ahead`, the next page is requested while the caller uses this
         one. The stream needs allow_direct. Raises Unavailable if a reply takes more than 5 seconds.
         """
-        return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead)
+        return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead, since=since)
 
     # -- private: staying connected
 

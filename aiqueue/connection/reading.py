@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ..errors import AIQueueError, NotFound, ServerError, Unavailable
@@ -62,41 +63,51 @@ async def delete_message(connection: ReadConnection, stream: str, seq: int) -> b
 
 
 async def read_messages(
-    connection: ReadConnection, stream: str, subject: str, seq: int, *, batch: int = BATCH, ahead: bool = False
+    connection: ReadConnection,
+    stream: str,
+    subject: str,
+    seq: int,
+    *,
+    batch: int = BATCH,
+    ahead: bool = False,
+    since: float | None = None,
 ) -> AsyncGenerator[Stored, None]:
-    """All messages whose subject matches, in order from `seq`. With `ahead`, the next page is requested while the
-    caller uses this one.
+    """All messages whose subject matches, in order from `seq`, or from those stored at the time `since`. With `ahead`,
+    the next page is requested while the caller uses this one.
     """
 
-    def request_page(start_seq: int) -> asyncio.Task[tuple[deque[Stored], bool]]:
-        return asyncio.create_task(_read_page(connection, stream, subject, start_seq, batch))
+    def request_page(start: dict[str, Any]) -> asyncio.Task[tuple[deque[Stored], bool]]:
+        return asyncio.create_task(_read_page(connection, stream, subject, start, batch))
 
-    page_task = request_page(seq)
+    if since is None:
+        page_task = request_page({"seq": seq})
+    else:
+        page_task = request_page({"start_time": datetime.fromtimestamp(since, UTC).isoformat()})
     try:
         more = True
         while more:
             page, more = await page_task
             next_seq = page[-1].seq + 1 if more else 0
             if more and ahead:
-                page_task = request_page(next_seq)
+                page_task = request_page({"seq": next_seq})
             while page:
                 yield page.popleft()  # popped, so that a used message is freed
             if more and not ahead:
-                page_task = request_page(next_seq)
+                page_task = request_page({"seq": next_seq})
     finally:
         page_task.cancel()
         await asyncio.gather(page_task, return_exceptions=True)
 
 
 async def _read_page(
-    connection: ReadConnection, stream: str, subject: str, seq: int, batch: int
+    connection: ReadConnection, stream: str, subject: str, start: dict[str, Any], batch: int
 ) -> tuple[deque[Stored], bool]:
     """One batched direct get (ADR-31). Returns its messages, and whether the stream holds more of them."""
     await connection.wait_up(ANSWER_S)
     inbox = connection.new_inbox()
     replies: asyncio.Queue[Received] = asyncio.Queue()
     subscription = await connection.subscribe(inbox, replies.put_nowait)
-    request = {"seq": seq, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
+    request = {**start, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
     page: deque[Stored] = deque()
     try:
         await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)

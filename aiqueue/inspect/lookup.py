@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import codec, headers, subjects
+from .. import headers, subjects
 from ..connection import Connection, Stored, timestamp
 from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
-from ..errors import BadInput, DecodeError, NotFound
+from ..errors import BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
 from ..topology import Family, Topology
+from .lane_scan import LaneScan
 from .timeline import ENQUEUED_EVENTS, Step, build_timeline
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
 ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # of those entries: chunks may be large
-SCAN_JOBS_MAX = 10_000  # stored jobs that are read to find a job without a journal, over all families
-SCAN_BYTES_MAX = 64 * 1024 * 1024
 SEARCHES = 2  # a job that moved between two reads of the first search is found by the second
 
 State = Literal["queued", "parked", "in_flight", "retrying", "done", "failed", "cancelled", "ended", "unknown"]
-
-_STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,8 @@ async def job(
 
     1. A job with a result is not looked for in its lane. An id that was used again shows its last result until the new
        job's journal has an entry.
-    2. A job without a journal is looked for among the first SCAN_JOBS_MAX stored jobs and SCAN_BYTES_MAX bytes.
+    2. A job without a journal is looked for among the first SCAN_JOBS_MAX stored jobs and SCAN_BYTES_MAX bytes, and
+       before them among those that were stored when its id was made, if aiqueue made the id.
 
     Raises NotFound, UnknownFamily, InvalidToken, and BadInput if several tenants or families have this id.
     """
@@ -160,8 +157,7 @@ class _Search:
             raise BadInput(f"family {family} has inboxes and no jobs: name a family of jobs")
         self._family = family
         self._found: dict[tuple[str, str], FoundJob] = {}
-        self._jobs_left, self._bytes_left = SCAN_JOBS_MAX, SCAN_BYTES_MAX
-        self._scan_limited = False  # there were more stored jobs to read than the limits allow
+        self._scan = LaneScan(connection, self._job_id)
 
     async def run(self) -> FoundJob:
         """Read all streams that may hold the job. Raises NotFound, and BadInput if it is there more than once."""
@@ -174,7 +170,7 @@ class _Search:
             if not any(found.is_complete for found in self._found.values()):
                 await self._read_lanes()
                 self._refuse_several()
-            if self._found or self._scan_limited:
+            if self._found or self._scan.limited:
                 break
         if not self._found:
             raise NotFound(self._not_found_text())
@@ -192,9 +188,8 @@ class _Search:
     def _not_found_text(self) -> str:
         where = f" of {self._tenant}" if self._tenant else ""
         where += f" in {self._family}" if self._family else ""
-        if self._scan_limited:
-            count = SCAN_JOBS_MAX - self._jobs_left
-            hint = f"only the first {count:,} stored jobs were searched, and there are more"
+        if self._scan.limited:
+            hint = f"only {self._scan.searched} were searched, and there are more"
             hint += "" if self._tenant and self._family else "; name its family and tenant"
         else:
             hint = "it was never stored, or it ended and its result has expired or was not kept"
@@ -245,7 +240,7 @@ class _Search:
         known = list(self._found.items())
         for (name, tenant), found in known:
             if found.head is not None and found.head.run:
-                found.stored = await self._get_stored(self._topology.family(name), found.head.run, tenant)
+                found.stored = await self._scan.get(self._topology.family(name), found.head.run, tenant)
         if any(found.stored for _, found in known):
             return
         if known:
@@ -253,35 +248,9 @@ class _Search:
         else:
             pairs = [(family, self._tenant or "*") for family in self._families]
         for family, tenant in pairs:
-            stored = await self._scan_lanes(family, tenant)
+            stored = await self._scan.find(family, tenant)
             if stored is not None:
                 self._found_in(family.name, subjects.tenant_of(stored.subject)).stored = stored
-
-    async def _get_stored(self, family: Family, seq: int, tenant: str) -> Stored | None:
-        """Return the message at a sequence, if it is the job. `tenant` may be ``*``."""
-        try:
-            stored = await self._connection.get(family.stream, seq)
-        except NotFound:
-            return None
-        if stored is None or tenant not in ("*", subjects.tenant_of(stored.subject)):
-            return None
-        return stored if _has_id(stored, family, self._job_id) else None
-
-    async def _scan_lanes(self, family: Family, tenant: str) -> Stored | None:
-        """Return the job among the stored jobs of a family and tenant (``*``: all tenants), within the limits."""
-        if stream_id := _STREAM_ID.fullmatch(self._job_id):
-            return await self._get_stored(family, int(stream_id[1]), tenant)
-        subject = f"ai.{family.name}.{tenant}.*"
-        with contextlib.suppress(NotFound):
-            async for stored in self._connection.read(family.stream, subject):
-                if self._jobs_left <= 0 or self._bytes_left <= 0:
-                    self._scan_limited = True
-                    return None
-                self._jobs_left -= 1
-                self._bytes_left -= len(stored.data)
-                if _has_id(stored, family, self._job_id):
-                    return stored
-        return None
 
     async def _read_delivery(self, found: FoundJob, stored: Stored) -> None:
         """Read from the lane's consumer whether the job was delivered, and when. No consumer: never since it went."""
@@ -347,13 +316,8 @@ class _Search:
             return "cancelled", "", None
         if last == FAILED:
             return "failed", "its dead letter is gone: replayed or purged", None
-        if self._scan_limited:
-            count = SCAN_JOBS_MAX - self._jobs_left
-            return (
-                "unknown",
-                f"not among the first {count:,} stored jobs; there are more, which were not searched",
-                None,
-            )
+        if self._scan.limited:
+            return "unknown", f"not among {self._scan.searched}; there are more, which were not searched", None
         return "ended", "it is not stored any more and left no result: its handler keeps none", None
 
 
@@ -415,30 +379,3 @@ def _is_written_by(entry: Entry, stored: Stored) -> bool:
     run = headers.number(job_headers.get(headers.RUN, "")) or stored.seq
     enqueued_at = headers.decimal(job_headers.get(headers.ENQUEUED, "")) or stored.time
     return entry.run == run and entry.time >= enqueued_at
-
-
-def _has_id(stored: Stored, family: Family, job_id: str) -> bool:
-    """Whether a stored job has this id. It is in the library's header, or the caller's key is, or a body's field."""
-    found: Any = stored.headers.get(headers.JOB_ID)
-    if not found and family.key:
-        found = stored.headers.get(family.key) or _key_in_body(stored, family, family.key)
-    if isinstance(found, str | int) and str(found):
-        return subjects.foreign_id(str(found)) == job_id
-    stream_id = _STREAM_ID.fullmatch(job_id)
-    if stream_id is None or int(stream_id[1]) != stored.seq:
-        return False
-    return abs(int(stream_id[2], 16) - stored.time * 1e6) < 2  # microseconds, rounded either way
-
-
-def _key_in_body(stored: Stored, family: Family, key: str) -> Any:
-    try:
-        incoming = codec.decode_message(
-            stored.data,
-            content_type=stored.headers.get(headers.CONTENT_TYPE, ""),
-            kind=stored.headers.get(headers.KIND, ""),
-            default_kind=family.default_kind,
-            aliases=family.aliases,
-        )
-    except DecodeError:
-        return None
-    return incoming.data.get(key)

@@ -13,7 +13,7 @@ import aiqueue
 from aiqueue import subjects
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, UnknownFamily
-from aiqueue.inspect import lookup, stats
+from aiqueue.inspect import lane_scan, lookup, stats
 from aiqueue.inspect.stats import FamilyStats, LaneStats
 from aiqueue.topology import provision
 
@@ -381,12 +381,25 @@ class TestJob:
     async def test_behind_the_bound_of_the_search_is_not_called_lost(
         self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lookup, "SCAN_JOBS_MAX", 3)
+        monkeypatch.setattr(lane_scan, "SCAN_JOBS_MAX", 3)
         for number in range(4):
             await client.enqueue(Echo(), tenant="acme", unique=f"n{number}")
         assert (await job(client, "n2")).state == "queued"
         with pytest.raises(NotFound, match="only the first 3 stored jobs"):
             await job(client, "n3")
+
+    async def test_a_job_with_an_id_of_ours_is_found_behind_any_number_of_others(
+        self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lane_scan, "SCAN_JOBS_MAX", 10)
+        others = [each async for each in client.enqueue_many([Echo()] * 300, tenant="acme")]
+        wanted = await client.enqueue(Echo(), tenant="acme")
+        others += [each async for each in client.enqueue_many([Echo()] * 300, tenant="acme")]
+        assert len(others) == 600
+        assert (await job(client, wanted.id)).state == "queued"
+        assert await client.cancel(wanted.id)
+        with pytest.raises(NotFound, match="only the first 10 stored jobs and those stored when its id was made"):
+            await job(client, subjects.new_id())
 
     async def test_long_journal_is_cut_and_keeps_its_last_entry(
         self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.attempt import cancellation
-from aiqueue.client.cancel import ALREADY_ENDED, STOPPING, WILL_NOT_RUN
+from aiqueue.client.cancel import ALREADY_CANCELLED, ALREADY_ENDED, STOPPING
 from aiqueue.errors import JobFailed
 from aiqueue.journal import CANCELLED, EMPTY_RECORD, WHILE_RUNNING, Entry, entry_from_stored
 from aiqueue.processes import quarantine
@@ -88,7 +88,7 @@ async def test_a_running_jobs_coroutine_is_cancelled_and_its_result_says_so(clie
         for handle in handles:
             assert await handle.verdict() == STOPPING
             assert await cancelled(handle)
-            assert await handle.verdict() == WILL_NOT_RUN
+            assert await handle.verdict() == ALREADY_CANCELLED
         await eventually(lambda: len(seen.stopped) == 2)
         await eventually(lambda: session.running == 0)
         assert await empty(client)
@@ -493,7 +493,7 @@ async def test_a_job_that_was_parked_is_cancelled_by_its_handle(
         assert await handle.verdict() == STOPPING
         await eventually(lambda: session.running == 0)
         assert await cancelled(handle)
-        assert await handle.verdict() == WILL_NOT_RUN
+        assert await handle.verdict() == ALREADY_CANCELLED
     assert await empty(client)
     assert await stored(client, "AI_PARKED") == 0
 

@@ -687,7 +687,7 @@ async def test_tenants_limits_whose_jobs_are_taken(client: aiqueue.Client) -> No
 async def test_a_worker_with_a_mistake_is_refused(client: aiqueue.Client) -> None:
     with pytest.raises(BadInput, match="concurrency"):
         aiqueue.Worker(concurrency=0)
-    with pytest.raises(BadInput, match="lists"):
+    with pytest.raises(BadInput, match="list of texts"):
         aiqueue.Worker(families="agent.tasks")
     with pytest.raises(BadInput, match="no handlers"):
         async with aiqueue.Worker().running(client):

@@ -309,15 +309,9 @@ class Connection:
         return await reading.delete_message(self, stream, seq)
 
     def read(
-        self,
-        stream: str,
-        subject: str,
-        *,
-        seq: int = 1,
-        batch: int = reading.BATCH,
+        self, stream: str, subject: str, *, seq: int = 1, since: float | None = None, batch: int = reading.BATCH,
         ahead: bool = False,
-        since: float | None = None,
-    ) -> AsyncGenerator[Stored, None]:
+    ) -> AsyncGenerator[Stored, None]:  # fmt: skip
         """The stream's messages whose subject matches, in order from `seq`, without a consumer. `since` (seconds since
         the epoch): instead from the first one that was stored then or later.
 

@@ -27,8 +27,8 @@ class LaneScan:
         self._connection = connection
         self._job_id = job_id
         self._made_at = subjects.made_at(job_id)
-        self._from_start = _Limits()
-        self._near = [_Limits() for _ in EARLIER_S]
+        self._from_start = _ScanAllowance()
+        self._near = [_ScanAllowance() for _ in EARLIER_S]
 
     @property
     def searched(self) -> str:
@@ -68,7 +68,7 @@ class LaneScan:
         return stored
 
     async def _read(
-        self, family: Family, tenant: str, limits: _Limits, since: float | None, until: float | None
+        self, family: Family, tenant: str, limits: _ScanAllowance, since: float | None, until: float | None
     ) -> Stored | None:
         """Return the job among those stored from `since` to `until` (None: all), within the limits."""
         with contextlib.suppress(NotFound):
@@ -82,7 +82,7 @@ class LaneScan:
         return None
 
 
-class _Limits:
+class _ScanAllowance:
     """How much a scan may still read."""
 
     def __init__(self) -> None:

@@ -372,7 +372,7 @@ class TestEnqueue:
         ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
         wait_until(lambda: "half" in ready("inspect", "doc-1").stdout, within=40)
         assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has started, and its worker is told to stop it\n"
-        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it will not run\n"
+        assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it was cancelled before\n"
         assert "job doc-1: cancelled" in ready("inspect", "doc-1").stdout
 
     def test_takes_the_family_whose_own_kind_it_is(self, ready: Cli) -> None:

@@ -38,6 +38,7 @@ SCHEDULE: Final = "Nats-Schedule"
 SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 PARKED: Final = "Aiq-Parked"  # the parking id: which parking a job comes from
 DUE: Final = "Aiq-Due"  # when the parked job is due, milliseconds since the epoch
+UNKNOWN: Final = "Aiq-Unknown"  # when the kind was first unknown (milliseconds since the epoch), and the hops since
 WAITED: Final = "Aiq-Waited"  # how often the job was parked again because its lane did not take it
 DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
 DOCUMENT_SIZE: Final = "Aiq-Document-Size"

@@ -132,18 +132,21 @@ class Parking:
         body: bytes,
         *,
         dedup_key: str,
+        parking_id: str = "",
         timeout_s: float = 30.0,
     ) -> PubAck:
         """Store a job that comes back to its lane at `due_at`, seconds since the epoch; a past time means at once.
 
         Parked twice under the same `dedup_key`, for example one made of run and attempt, the job is stored once. In its
-        lane the job has the headers `job_headers`, and `dedup_key` as its parking id (Aiq-Parked).
+        lane the job has the headers `job_headers` and the `parking_id` (Aiq-Parked; default: the `dedup_key`).
 
         Raises BadInput (InvalidToken, TooLarge), QueueFull, Unavailable, NotFound (the stream is missing).
         """
         dedup_key = subjects.token("dedup key", dedup_key)
         job_id = subjects.token("job id", job_id)
-        message = scheduled_message(lane, job_id, due_at, job_headers, dedup_key=dedup_key, parking_id=dedup_key)
+        message = scheduled_message(
+            lane, job_id, due_at, job_headers, dedup_key=dedup_key, parking_id=parking_id or dedup_key
+        )
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
 
     async def store_delayed(

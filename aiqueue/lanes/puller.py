@@ -162,7 +162,7 @@ class Puller:
             return
         budget = free + extra - self._granted
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
-        if self._busy and budget > 0 and (self._granted < free or budget * 2 >= extra):
+        if self._busy and budget > 0 and budget * 2 >= extra:
             wanting = [lane for lane in self._busy if lane.pending > lane.granted]
             step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: larger steps, fewer requests
             shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)

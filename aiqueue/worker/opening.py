@@ -164,4 +164,4 @@ def _raw_job(family: Family, delivery: Delivery) -> RawJob:
 
 def may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
     """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
-    return delivery.delivery_count > 1 or opened.first_attempt > 1
+    return delivery.delivery_count > 1 or opened.first_attempt > 1 or headers.UNKNOWN in opened.raw.headers

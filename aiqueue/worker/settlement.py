@@ -38,12 +38,11 @@ from ..lanes import Delivery
 from ..processes import Quarantine
 from .opening import OpenedJob
 from .overflow import Overflow
+from .unknown_kinds import UnknownKinds
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_KIND_DELAY_S = 5.0
-UNKNOWN_KIND_PATIENCE_S = 60.0
-UNKNOWN_SEEN_MAX = 10_000
+UNKNOWN_KIND_DELAY_S = 5.0  # how long a job of unknown kind waits in its lane, where it cannot be parked aside
 DEAD_FULL_S = 600.0  # while the dead letters are full, a failed job is parked for this long before the next try
 PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane the job would count as in flight
 SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
@@ -79,7 +78,7 @@ class Settlement:
         self._worker = worker
         self._quarantine = quarantine
         self.overflow = Overflow()
-        self._unknown: dict[tuple[str, int], float] = {}  # jobs of unknown kind, and when each was first met
+        self._unknown_kinds = UnknownKinds(connection, parking)
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
@@ -212,11 +211,23 @@ class Settlement:
             self._nak(delivery, delay_s)
 
     async def _settle_unknown(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str) -> None:
-        """Return the job to the queue, for a worker that knows its kind. After a minute, dead-letter it."""
-        if self._unknown_for_s(delivery) >= UNKNOWN_KIND_PATIENCE_S:
+        """Park the job aside, for a worker that knows its kind. After a day, dead-letter it.
+
+        The journal gets a `retry` of the attempt before this one: so this attempt is the next one, and is not counted.
+        The entry tells those who await the result that the job is parked.
+        """
+        if self._unknown_kinds.is_given_up(delivery):
             await self._dead_letter(delivery, opened, writer, "unknown_kind", error)
+            return
+        family = opened.raw.family
+        self._unknown_kinds.warn(family.name, opened.kind, error)
+        if writer is not None and opened.record.recap is None:
+            writer.attempt = opened.attempt - 1
+            data = {"error": error, "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
+            await writer.write(RETRY, data)
+        if await self._unknown_kinds.park_aside(delivery, family, opened.job_id, opened.attempt):
+            await self._ack(delivery)
         else:
-            log.warning("job %s in %s returns to the queue: %s", opened.job_id, delivery.lane.key, error)
             await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
 
     async def _settle_cancelled(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None) -> None:
@@ -248,13 +259,6 @@ class Settlement:
             await self._ack_and_release_documents(delivery)
         else:
             await self._ack(delivery)
-
-    def _unknown_for_s(self, delivery: Delivery) -> float:
-        """Return the seconds since this worker first met the job, whose kind or version has no handler here."""
-        now = time.monotonic()
-        if len(self._unknown) >= UNKNOWN_SEEN_MAX:
-            self._unknown.pop(next(iter(self._unknown)))
-        return now - self._unknown.setdefault((delivery.lane.stream, delivery.seq), now)
 
     # -- parking
 

@@ -12,6 +12,7 @@ from ..journal import RETRY, STARTED
 from ..lanes import Delivery
 from .opening import OpenedJob
 from .settlement import retry_dedup_key
+from .unknown_kinds import Hops, hop_of
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,14 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | 
     1. Another message of the run, which was parked for the attempt that failed, wrote the entry. Unless this message is
        the one parked for the next attempt, it is left over from before: acknowledge it.
     2. This message wrote the entry, and was to be parked. Its delay is not over: park it for the rest of the delay.
+    3. A message of a later hop of the job, which was parked aside, wrote the entry: acknowledge this message.
     """
     newest = opened.record.newest
     if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
         return None
     parking_id = headers.parking_id(opened.raw.headers)
+    if hop_of(newest.parking_id) > Hops.of(delivery, time.time()).number:
+        return RetryPending(None)
     if parking_id != newest.parking_id:
         was_parked = newest.parking_id == retry_dedup_key(delivery, newest.attempt)
         is_next = parking_id == retry_dedup_key(delivery, newest.attempt + 1)

@@ -19,7 +19,7 @@ from aiqueue.errors import AIQueueError
 from aiqueue.inspect import lookup
 from aiqueue.subjects import foreign_id
 from aiqueue.topology import provision
-from aiqueue.worker import settlement
+from aiqueue.worker import unknown_kinds
 
 from ..chaos.servers import Account
 from .frames import Frame
@@ -104,15 +104,15 @@ class _Faults(logging.Handler):
 
 @contextlib.contextmanager
 def _watched(outcome: Outcome) -> Iterator[None]:
-    """Log records kept, and a short patience with unknown kinds, which is a minute otherwise."""
+    """Log records kept, and a short patience with unknown kinds, which is a day otherwise."""
     logger, handler = logging.getLogger("aiqueue"), _Faults(outcome)
     logger.addHandler(handler)
-    usual = settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S
-    settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S = 0.5, 0.3
+    usual = unknown_kinds.PATIENCE_S
+    unknown_kinds.PATIENCE_S = 0.5
     try:
         yield
     finally:
-        settlement.UNKNOWN_KIND_PATIENCE_S, settlement.UNKNOWN_KIND_DELAY_S = usual
+        unknown_kinds.PATIENCE_S = usual
         logger.removeHandler(handler)
 
 

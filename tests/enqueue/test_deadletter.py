@@ -113,7 +113,7 @@ async def _at_the_limit(producer: aiqueue.Client, client: aiqueue.Client) -> Non
 async def test_no_header_keeps_a_job_from_its_dead_letter(
     client: aiqueue.Client, account: Any, job_headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiqueue.worker.settlement.UNKNOWN_KIND_PATIENCE_S", 0.0)
+    monkeypatch.setattr("aiqueue.worker.unknown_kinds.PATIENCE_S", 0.0)
     await publish(account, b'{"text": "x"}', job_headers)
     async with rejecting().running(client):
         (letter,) = await letters(client, 1)

@@ -1,0 +1,132 @@
+"""Jobs whose kind or schema version has no handler here: parked aside, so that they do not fill their lane.
+
+Such a job leaves its lane for a time that doubles with each hop, and comes back uncounted, for a worker that knows its
+kind. See docs/decisions/unknown-kinds.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import NamedTuple
+
+from .. import headers, subjects
+from ..connection import Connection
+from ..enqueue import Parking
+from ..errors import AccessDenied, NotFound, QueueFull, TooLarge
+from ..lanes import Delivery
+from ..subjects import Lane
+from ..topology import Family
+
+log = logging.getLogger(__name__)
+
+HOP_FIRST_S, HOP_MAX_S = 0.25, 30.0  # the first hop; the longest one
+PATIENCE_S = 86_400.0  # after it, a job that no worker knows becomes a dead letter
+DEDUP_KEY = "aside"  # ends the subject of every job that is parked aside: one for each job id
+COUNTS_VALID_S = 1.0
+COUNTED_LANES_MAX = 1_000
+WARN_EVERY_S = 60.0
+_PARKING_ID = re.compile(r"u\d+-\d+-h(\d+)")
+
+
+class Hops(NamedTuple):
+    """How often a job was parked aside. `first_seen_at`: when a worker first did not know the kind, epoch seconds."""
+
+    first_seen_at: float
+    number: int
+
+    @classmethod
+    def of(cls, delivery: Delivery, now: float) -> Hops:
+        """Read the hops from a job's headers. None so far, or a malformed header: it is first seen now."""
+        first_ms, _, count = delivery.message.headers.get(headers.UNKNOWN, "").partition(" ")
+        seen_at = headers.number(first_ms) / 1000
+        return cls(min(seen_at, now), headers.number(count)) if seen_at else cls(now, 0)
+
+    @property
+    def delay_s(self) -> float:
+        """How long the next hop takes."""
+        return min(HOP_MAX_S, HOP_FIRST_S * 2.0 ** min(self.number, 16))
+
+    def header(self) -> str:
+        """Return the header's value for the next hop."""
+        return f"{round(self.first_seen_at * 1000)} {self.number + 1}"
+
+
+def hop_of(parking_id: str) -> int:
+    """Return which hop a parking id is of, from 1; 0 if the job was not parked aside."""
+    found = _PARKING_ID.fullmatch(parking_id)
+    return headers.number(found[1]) if found else 0
+
+
+class UnknownKinds:
+    """Parks the jobs aside that one worker does not know."""
+
+    def __init__(self, connection: Connection, parking: Parking) -> None:
+        self._connection = connection
+        self._parking = parking
+        self._counted: dict[Lane, tuple[float, int]] = {}  # when the lane was counted, monotonic; jobs since then
+        self._warned_at: dict[tuple[str, str], float] = {}
+
+    def is_given_up(self, delivery: Delivery) -> bool:
+        """Return whether no worker has known the job's kind for PATIENCE_S."""
+        now = time.time()
+        return now - Hops.of(delivery, now).first_seen_at >= PATIENCE_S
+
+    async def park_aside(self, delivery: Delivery, family: Family, job_id: str, number: int) -> bool:
+        """Park a job until its next hop, for the same attempt `number`. False: it has to wait in its lane.
+
+        It has to where the lane and the jobs parked aside from it have reached the lane's limit together, and where
+        parking refuses it. Raises Unavailable.
+        """
+        lane = Lane(family.name, delivery.tenant, delivery.lane.key.priority)
+        hops = Hops.of(delivery, time.time())
+        job_headers = dict(delivery.message.headers) | {
+            headers.RUN: str(delivery.run),
+            headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
+            headers.ATTEMPT: str(number),
+            headers.UNKNOWN: hops.header(),
+        }
+        parking_id = f"u{delivery.run}-{int(delivery.enqueued_at)}-h{hops.number + 1}"  # read by `hop_of`
+        try:
+            if not hops.number and await self._is_full(lane, family):
+                return False
+            await self._parking.park(
+                lane, job_id, time.time() + hops.delay_s, job_headers, delivery.message.data,
+                dedup_key=DEDUP_KEY, parking_id=parking_id,
+            )  # fmt: skip
+        except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
+            log.debug("job %s is not parked aside: %s", job_id, error)
+            return False
+        return True
+
+    def warn(self, family: str, kind: str, error: str) -> None:
+        """Log that jobs of a kind are parked aside, once every WARN_EVERY_S for each kind."""
+        now = time.monotonic()
+        if now - self._warned_at.get((family, kind), -WARN_EVERY_S) >= WARN_EVERY_S:
+            if len(self._warned_at) >= COUNTED_LANES_MAX:
+                self._warned_at.clear()
+            self._warned_at[family, kind] = now
+            log.warning("jobs of kind %s in %s wait for a worker that knows the kind: %s", kind, family, error)
+
+    async def _is_full(self, lane: Lane, family: Family) -> bool:
+        """Return whether the lane and the jobs parked aside from it have reached the lane's limit together."""
+        limit = family.max_msgs_per_subject
+        if limit is None or limit <= 0:
+            return False
+        counted_at, jobs = self._counted.get(lane, (0.0, 0))
+        if time.monotonic() - counted_at > COUNTS_VALID_S:
+            jobs = await self._count(family.stream, subjects.work(*lane))
+            for is_due in (False, True):
+                subject = subjects.parked(lane, dedup_key=DEDUP_KEY, is_due=is_due)
+                jobs += await self._count(self._parking.stream, subject)
+            counted_at = time.monotonic()
+            if len(self._counted) >= COUNTED_LANES_MAX:
+                self._counted.clear()
+        self._counted[lane] = counted_at, jobs + 1
+        return jobs >= limit
+
+    async def _count(self, stream: str, subject: str) -> int:
+        """Return how many messages a stream has on a subject, which may be a filter."""
+        info = await self._connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
+        return sum((info["state"].get("subjects") or {}).values())

@@ -79,5 +79,5 @@ def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -
         return False
     if theirs.seq != delivery.seq or time.time() - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
         return True
-    log.warning("job %s is run again: its latest delivery has written nothing for two leases", opened.job_id)
+    log.warning("job %s is run again: its latest attempt has written nothing for two lengths of a lease", opened.job_id)
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,6 +108,7 @@ def _print_families(found: list[FamilyStats], json: bool) -> None:
         )  # fmt: skip
     titles = ("pending", "in flight", "parked", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
     output.print_table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
+    _print_partial(found)
     dead = sum(each.dead or 0 for each in found)
     if dead:
         output.print_line(f"\n{output.format_count(dead, 'dead letter')}: `aiqueue dead ls` lists them")
@@ -115,7 +117,7 @@ def _print_families(found: list[FamilyStats], json: bool) -> None:
 def _format_in_flight(found: FamilyStats) -> str:
     """Return the jobs in flight. Redelivered ones are rare, and a column for them would not fit into 80 columns."""
     redelivered = f" ({found.redelivered:,} redelivered)" if found.redelivered else ""
-    return f"{found.in_flight:,}{redelivered}"
+    return f"{found.in_flight:,}{'+' if found.partial else ''}{redelivered}"
 
 
 def _format_size(found: FamilyStats) -> str:
@@ -142,7 +144,8 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
         [
             *([lane.family] if several else []),
             "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.pending:,}",
-            f"{lane.in_flight:,}", f"{lane.redelivered:,}", f"{lane.parked:,}", output.format_age(lane.oldest_age_s),
+            f"{lane.in_flight:,}{'+' if lane.partial else ''}", f"{lane.redelivered:,}", f"{lane.parked:,}",
+            output.format_age(lane.oldest_age_s),
             _format_limit(lane.limit), _worker_state(lane),
         ]
         for lane in found
@@ -154,13 +157,30 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
         Column("oldest", right=True), Column("limit", right=True), Column("workers"),
     ]  # fmt: skip
     output.print_table(columns, rows)
+    _print_partial(found)
     if any(lane.pending and _worker_state(lane) == "none" for lane in found):
         output.print_line("\nworkers none: jobs are pending, but no worker requests them")
 
 
+def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:
+    if any(each.partial for each in found):
+        output.print_line(
+            "\nin flight +: at least so many, and fewer pending. The cluster has not reported all: repeat"
+        )
+
+
 def _worker_state(lane: LaneStats) -> str:
-    """Return whether workers request jobs of the lane. Workers whose slots are all in use are busy: they do not."""
-    return "ready" if lane.pulls else "busy" if lane.in_flight else "none"
+    """Return whether workers serve the lane.
+
+    Workers whose slots are all in use are busy: they request no jobs. On an idle lane they wait for news of a job.
+    """
+    if lane.paused:
+        return "paused"
+    if lane.pulls or lane.in_flight:
+        return "ready" if lane.pulls else "busy"
+    if lane.partial:
+        return "?"
+    return "idle" if lane.listening and not lane.pending else "none"
 
 
 def _format_limit(value: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .. import subjects
 from ..connection import Connection, timestamp
-from ..errors import BadInput, NotFound, Unavailable
+from ..errors import AccessDenied, BadInput, NotFound, Unavailable
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .lookup import JobStats, job
@@ -23,6 +23,11 @@ __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 
 AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
 REQUESTS_AT_ONCE = 16
+FIRST_BATCH = 64  # jobs read at once to find the oldest pending one
+LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
+PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
+NO_LANE = ("-", "-")  # tenant and priority of a hint that no worker acts on
+NO_RESPONDERS_S = 0.2  # the server reports at once that nobody listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,11 @@ class FamilyStats:
     - `pending`: jobs in their lanes that no worker holds. `in_flight`: jobs that a worker holds, or that wait in their
       lane for the next attempt. `redelivered`: jobs in flight that were delivered more than once.
     - `parked`: jobs that wait for their time, outside of their lanes. `dead`: dead letters. None: no such stream.
-    - `oldest_age_s`: age of the oldest job in the stream. `lanes`: how many have jobs or a consumer.
+    - `oldest_age_s`: age of the oldest pending job, in seconds. None: no job is pending. `lanes`: how many have jobs or
+      a consumer.
     - `rate_in`, `rate_done`: jobs a second that were stored and that ended. None: not measured.
     - `size_limit_bytes`: the limit of the stream on the server. None: no limit.
+    - `partial`: a cluster has not reported all consumers, so `in_flight` may be low and `pending` high.
     """
 
     family: str
@@ -52,6 +59,7 @@ class FamilyStats:
     parked: int | None = None
     size_bytes: int = 0
     size_limit_bytes: int | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,12 @@ class LaneStats:
 
     - `limit`: how many jobs it may hold. `in_flight_limit`: how many of them may be in flight.
     - `consumer`: the lane has one, so a worker has served it. `pulls`: open pull requests, so a worker serves it now.
-    - `oldest_age_s`: None without jobs, and for lanes after the first AGED_LANES_MAX.
+    - `oldest_age_s`: age of the oldest pending job, in seconds. None: no job is pending. Also None for lanes after the
+      first AGED_LANES_MAX.
+    - `listening`: a worker of the family waits for news of lanes, of this one too unless it serves other tenants. None:
+      not known, because all lanes are busy or this user may not ask.
+    - `paused`: somebody has paused its consumer, so nothing is delivered.
+    - `partial`: a cluster has not reported its consumer, so `in_flight`, `redelivered` and `pulls` may be low.
     """
 
     family: str
@@ -75,6 +88,9 @@ class LaneStats:
     consumer: bool
     pulls: int
     parked: int = 0
+    listening: bool | None = None
+    paused: bool = False
+    partial: bool = False
 
 
 class _StreamSample(NamedTuple):
@@ -83,7 +99,6 @@ class _StreamSample(NamedTuple):
     at: float
     last_seq: int
     messages: int
-    oldest_age_s: float | None
     size_bytes: int
     size_limit_bytes: int | None
 
@@ -97,10 +112,16 @@ class _LaneCounts:
     in_flight: int = 0
     redelivered: int = 0
     consumer: Mapping[str, Any] | None = None
+    partial: bool = False
 
     @property
     def pending(self) -> int:
         return max(0, self.stored - self.in_flight)
+
+    @property
+    def first_pending_seq(self) -> int:
+        """The first sequence that no worker can have been given. Jobs that wait for another delivery are in flight."""
+        return int(self.consumer["delivered"]["stream_seq"]) + 1 if self.consumer is not None else 1
 
 
 async def overview(connection: Connection, topology: Topology, *, sample_s: float = 0.5) -> list[FamilyStats]:
@@ -125,7 +146,9 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     await _add_parked(connection, topology, family, counts)
     order = {priority: position for position, priority in enumerate(family.priorities)}
     ordered = sorted(counts, key=lambda lane: (lane.tenant, order.get(lane.priority, len(order)), lane.priority))
-    ages = await _read_oldest_ages(connection, family, [lane for lane in ordered if counts[lane].stored])
+    ages = await _read_oldest_ages(connection, family, counts, ordered)
+    is_quiet = any(not count.partial and not count.in_flight for count in counts.values())
+    listening = await _has_listeners(connection, family) if is_quiet else None
     found = []
     for lane in ordered:
         count = counts[lane]
@@ -137,7 +160,8 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
                 limit=family.max_msgs_per_subject,
                 in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
-                parked=count.parked,
+                parked=count.parked, listening=listening, partial=count.partial,
+                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS,
             )
         )  # fmt: skip
     return found
@@ -151,6 +175,7 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
     try:
         first = await _sample_stream(connection, family.stream)
         counts = await _count_lanes(connection, family)
+        oldest_age_s = await _read_oldest_age(connection, family, counts)
         if sample_s > 0:
             await asyncio.sleep(sample_s)
             last = await _sample_stream(connection, family.stream)
@@ -170,7 +195,7 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
         pending=max(0, last.messages - in_flight),
         in_flight=in_flight,
         redelivered=sum(each.redelivered for each in counts.values()),
-        oldest_age_s=last.oldest_age_s,
+        oldest_age_s=oldest_age_s,
         rate_in=rate_in,
         rate_done=rate_done,
         lanes=len(counts),
@@ -178,30 +203,33 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
         parked=parked,
         size_bytes=last.size_bytes,
         size_limit_bytes=last.size_limit_bytes,
+        partial=any(each.partial for each in counts.values()),
     )
 
 
 async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
     info = await connection.api(f"STREAM.INFO.{stream}")
     state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
-    age_s = max(0.0, at - timestamp(state["first_ts"])) if state["messages"] else None
     limit = info["config"].get("max_bytes", -1)
-    return _StreamSample(at, state["last_seq"], state["messages"], age_s, state["bytes"], limit if limit > 0 else None)
+    return _StreamSample(at, state["last_seq"], state["messages"], state["bytes"], limit if limit > 0 else None)
 
 
 async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _LaneCounts]:
     """Return the numbers of all lanes that have stored jobs or a consumer, without parked jobs."""
     counts: dict[Lane, _LaneCounts] = {}
-    for subject, stored in (await _count_subjects(connection, family.stream, f"ai.{family.name}.>")).items():
+    for subject, stored in (await count_subjects(connection, family.stream, f"ai.{family.name}.>")).items():
         lane = subjects.parse_lane(subject)
         if lane is not None:
             shared = family.lanes == "shared"
             counts.setdefault(lane._replace(tenant="*") if shared else lane, _LaneCounts()).stored += stored
-    async for info in _list_consumers(connection, family.stream):
-        lane = family.lane_of(info["name"])
+    async for name, info in _list_consumers(connection, family.stream):
+        lane = family.lane_of(name)
         if lane is None:
             continue  # not a lane's
         count = counts.setdefault(lane, _LaneCounts())
+        if info is None:
+            count.partial = True
+            continue
         count.consumer = info
         count.in_flight = info.get("num_ack_pending", 0)
         count.redelivered = info.get("num_redelivered", 0)
@@ -213,7 +241,7 @@ async def _add_parked(
 ) -> None:
     """Add the parked jobs to the numbers of their lanes."""
     try:
-        found = await _count_subjects(connection, topology.parked_stream.name, _parked_filter(family))
+        found = await count_subjects(connection, topology.parked_stream.name, _parked_filter(family))
     except NotFound:
         return
     for subject, stored in found.items():
@@ -227,7 +255,7 @@ def _parked_filter(family: Family) -> str:
     return subjects.parked(Lane(family.name, "*", "*"), is_due=False).replace(".at.", ".*.", 1)
 
 
-async def _count_subjects(connection: Connection, stream: str, subject_filter: str) -> dict[str, int]:
+async def count_subjects(connection: Connection, stream: str, subject_filter: str) -> dict[str, int]:
     """Return how many messages a stream holds on each subject. The server answers page by page."""
     found: dict[str, int] = {}
     while True:
@@ -238,36 +266,90 @@ async def _count_subjects(connection: Connection, stream: str, subject_filter: s
             return found
 
 
-async def _list_consumers(connection: Connection, stream: str) -> AsyncIterator[dict[str, Any]]:
-    """Yield the consumers of a stream. The server answers 256 at a time."""
+async def _list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
+    """Yield the names of the consumers of a stream with their information, page by page.
+
+    None: a server of a cluster has not reported it in time, as happens just after another server has died.
+    """
     offset = 0
     while True:
-        page = await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset})
-        found = page.get("consumers") or []
+        page = await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset}, timeout=LIST_S)
+        found, missing = page.get("consumers") or [], page.get("missing") or []
         for each in found:
-            yield each
-        offset += len(found)
+            yield each["name"], each
+        for name in missing:
+            yield name, None
+        offset += len(found) + len(missing)
         if not found or offset >= page["total"]:
             return
 
 
-async def _read_oldest_ages(connection: Connection, family: Family, lanes: Iterable[Lane]) -> dict[Lane, float]:
-    """Return the age of the oldest job in each lane, in seconds, for at most AGED_LANES_MAX lanes."""
+async def _read_oldest_ages(
+    connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts], lanes: Iterable[Lane]
+) -> dict[Lane, float]:
+    """Return the age of the oldest pending job in each lane, in seconds, for at most AGED_LANES_MAX lanes."""
+    asked = [lane for lane in lanes if counts[lane].pending][:AGED_LANES_MAX]
+    if not asked:
+        return {}
     ages: dict[Lane, float] = {}
     gate = asyncio.Semaphore(REQUESTS_AT_ONCE)
-    now = timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
+    now = await _read_server_time(connection, family)
 
     async def read_age(lane: Lane) -> None:
-        request = {"seq": 1, "next_by_subj": subjects.lane(*lane)}
+        request = {"seq": counts[lane].first_pending_seq, "next_by_subj": subjects.lane(*lane)}
         async with gate:
             try:
                 answer = await connection.api(f"STREAM.MSG.GET.{family.stream}", request)
             except NotFound:
-                return  # its last job has ended meanwhile
+                return  # its last pending job has been delivered meanwhile
         ages[lane] = max(0.0, now - timestamp(answer["message"]["time"]))
 
-    await asyncio.gather(*(read_age(lane) for lane in list(lanes)[:AGED_LANES_MAX]))
+    await asyncio.gather(*(read_age(lane) for lane in asked))
     return ages
+
+
+async def _read_oldest_age(connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts]) -> float | None:
+    """Return the age of a family's oldest pending job, in seconds. None: no job is pending.
+
+    1. At most AGED_LANES_MAX lanes have pending jobs: the oldest of them, one request for each lane.
+    2. More lanes: reads the stream from its beginning. It passes only jobs in flight.
+    """
+    if sum(count.pending > 0 for count in counts.values()) <= AGED_LANES_MAX:
+        return max((await _read_oldest_ages(connection, family, counts, counts)).values(), default=None)
+    now = await _read_server_time(connection, family)
+    async for stored in connection.read(family.stream, f"ai.{family.name}.>", batch=FIRST_BATCH):
+        lane = subjects.parse_lane(stored.subject)
+        if lane is not None and family.lanes == "shared":
+            lane = lane._replace(tenant="*")
+        if lane is None or lane not in counts or stored.seq >= counts[lane].first_pending_seq:
+            return max(0.0, now - stored.time)
+    return None
+
+
+async def _read_server_time(connection: Connection, family: Family) -> float:
+    return timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
+
+
+async def _has_listeners(connection: Connection, family: Family) -> bool | None:
+    """Whether a worker subscribes to the family's hints. None: not known, because this user may not publish there.
+
+    The server answers a request to which nobody listens; workers answer none. The hint names no lane that exists.
+    """
+    hint = subjects.hint(Lane(family.name, *NO_LANE))
+    asked = asyncio.create_task(connection.request(hint, timeout_s=NO_RESPONDERS_S))
+    await asyncio.sleep(0)  # it is sent
+    await connection.flush()  # and by now answered, if nobody listens
+    await asyncio.wait([asked], timeout=NO_RESPONDERS_S / 10)
+    if not asked.done():
+        asked.cancel()
+        return True
+    try:
+        await asked
+    except AccessDenied:
+        return None
+    except Unavailable as error:
+        return "no responders" not in str(error)
+    return True
 
 
 async def _count_messages(connection: Connection, stream: str, subject_filter: str) -> int | None:

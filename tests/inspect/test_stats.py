@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,13 +12,15 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
+from aiqueue.cli.inspect import _worker_state
+from aiqueue.connection import timestamp
 from aiqueue.enqueue.deadletter import Filter
-from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, UnknownFamily
+from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, Unavailable, UnknownFamily
 from aiqueue.inspect import lane_scan, lookup, stats
 from aiqueue.inspect.stats import FamilyStats, LaneStats
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Cluster, Eventually, NatsProcess
 
 
 class Echo(aiqueue.Message, kind="echo"):
@@ -88,6 +91,58 @@ def failing() -> aiqueue.Worker:
     return worker
 
 
+class TestWorkersOfALane:
+    async def state(self, client: aiqueue.Client, lane: tuple[str, str]) -> str:
+        return _worker_state((await lanes(client))[lane])
+
+    async def test_an_idle_lane_is_served_if_a_worker_listens_for_its_jobs(
+        self, client: aiqueue.Client, eventually: Eventually
+    ) -> None:
+        await make_lane(client, "acme")
+        assert await self.state(client, ("acme", "normal")) == "none"
+        async with failing().running(client):  # pulls on no lane: none has a job
+            before = await client.connection.api("CONSUMER.NAMES.AI_AGENT_TASKS")
+            assert await self.state(client, ("acme", "normal")) == "idle"
+            after = await client.connection.api("CONSUMER.NAMES.AI_AGENT_TASKS")
+            assert before["consumers"] == after["consumers"]  # to ask has no effect
+            await (await client.enqueue(Echo(text="good"), tenant="acme")).result(25)
+            assert await self.state(client, ("acme", "normal")) == "ready"
+
+    async def test_a_lane_with_jobs_of_a_tenant_that_the_worker_does_not_serve_has_none(
+        self, client: aiqueue.Client
+    ) -> None:
+        worker = aiqueue.Worker(tenants=["globex"])
+        worker.handle(Echo)(lambda job: None)
+        await client.enqueue(Echo(), tenant="acme")
+        async with worker.running(client):
+            assert await self.state(client, ("acme", "normal")) == "none"
+
+
+@pytest.mark.slow
+async def test_counts_say_that_they_are_partial_while_a_cluster_does_not_report_a_consumer(
+    own_cluster: Cluster, eventually: Eventually
+) -> None:
+    account = own_cluster.account
+    where = {"url": account.url, "user": account.user, "password": account.password, "profile": "cluster"}
+    async with aiqueue.connect(**where) as client:
+        await provision.apply(client.connection, client.topology)
+        for n in range(12):  # led by all three servers
+            await make_lane(client, f"t{n}")
+            await client.enqueue(Echo(), tenant=f"t{n}")
+        assert not any(each.partial for each in (await lanes(client)).values())
+        leader = own_cluster.leader("AI_AGENT_TASKS")
+        next(node for node in own_cluster.nodes if node is not leader).kill()
+        found: list[LaneStats] = []
+
+        async def is_partial() -> bool:
+            with contextlib.suppress(Unavailable):  # the killed server was the connected one
+                found[:] = [each for each in (await lanes(client)).values() if each.partial]
+            return bool(found)
+
+        await eventually(is_partial, within=20)
+        assert all(_worker_state(each) == "?" for each in found)
+
+
 class TestOverview:
     async def test_has_every_family_empty_at_first(self, client: aiqueue.Client) -> None:
         found = await overview(client)
@@ -106,6 +161,30 @@ class TestOverview:
         assert tasks.oldest_age_s is not None
         assert 0 <= tasks.oldest_age_s < 30
         assert tasks.size_bytes > 0
+
+    @pytest.mark.parametrize("lanes_max", [stats.AGED_LANES_MAX, 0])
+    async def test_the_oldest_is_the_oldest_that_waits_and_not_one_that_runs(
+        self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, lanes_max: int
+    ) -> None:
+        monkeypatch.setattr(stats, "AGED_LANES_MAX", lanes_max)  # with more lanes, the stream itself is read
+        await client.enqueue(Echo(), tenant="acme")
+        await make_lane(client, "acme")
+        await lease(client, "acme")
+        assert (await overview(client))["agent.tasks"].oldest_age_s is None
+        await asyncio.sleep(0.5)  # the age of the job that runs
+        second = await client.enqueue(Echo(), tenant="acme")
+        await client.enqueue(Echo(), tenant="globex")
+        stored = await client.connection.get("AI_AGENT_TASKS", second._enqueued.seq)
+        assert stored is not None
+        now = timestamp((await client.connection.api("STREAM.INFO.AI_AGENT_TASKS"))["ts"])
+        family = (await overview(client))["agent.tasks"].oldest_age_s
+        assert family is not None
+        assert now - stored.time <= family
+        assert family - (now - stored.time) < 0.5
+        if lanes_max:
+            lane = (await lanes(client))["acme", "normal"].oldest_age_s
+            assert lane is not None
+            assert lane - (now - stored.time) < 0.5
 
     async def test_tells_jobs_delivered_more_than_once(self, client: aiqueue.Client, eventually: Eventually) -> None:
         await make_lane(client, "acme", ack_wait=100_000_000)

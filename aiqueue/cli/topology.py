@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,9 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(options: ServerOptions, *, json: Json = False) -> None:
-    """Show what `apply` would change on the server.
+    """Show what `apply` would change on the server, and what disturbs the streams and is not changed by it.
 
-    Exit codes: 0 nothing to change, 3 the server differs from the declaration.
+    Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something disturbs its streams.
     """
     from ..topology import provision  # noqa: PLC0415
 
@@ -36,13 +36,15 @@ def plan(options: ServerOptions, *, json: Json = False) -> None:
 
     found, streams = options.run_with_client(compare, declare=False)
     if json:
-        output.print_json({"drift": found.drift, "changes": [asdict(each) for each in found.changes]})
-    elif not found.drift:
-        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
+        output.print_json({"drift": found.drift, **_listed(found)})
     else:
         _print_changes(found)
-        output.print_line(f"\n{_summary(found)}")
-    if found.drift:
+        if found.drift:
+            output.print_line(f"\n{_summary(found)}")
+        elif not found.problems:
+            output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
+        _print_problems(found)
+    if found.drift or found.problems:
         raise typer.Exit(DRIFT)
 
 
@@ -66,12 +68,28 @@ def apply(
 
     made, streams = options.run_with_client(apply_changes, declare=False)
     if json:
-        output.print_json({"changes": [asdict(each) for each in made.changes]})
-    elif not made.drift:
-        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
-    else:
-        _print_changes(made)
+        output.print_json(_listed(made))
+        return
+    _print_changes(made)
+    if made.drift:
         output.print_line(f"\n{output.format_count(len(made.changes), 'change')} made")
+    elif not made.problems:
+        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
+    _print_problems(made)
+
+
+def _listed(found: provision.Plan) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "changes": [asdict(each) for each in found.changes],
+        "problems": [asdict(each) for each in found.problems],
+    }
+
+
+def _print_problems(found: provision.Plan) -> None:
+    """Print how many problems of the plan `aiqueue apply` leaves. The lines themselves are those of the plan."""
+    if found.problems:
+        count = output.format_count(len(found.problems), "problem")
+        output.print_line(f"\n{count} that `aiqueue apply` does not solve: see docs/troubleshooting.md")
 
 
 def _print_changes(found: provision.Plan) -> None:

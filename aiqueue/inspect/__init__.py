@@ -6,7 +6,8 @@ May not write to the server, and nothing that runs jobs may depend on it.
 from __future__ import annotations
 
 from . import stats
-from .doctor import Finding, Subject, examine
+from .doctor import examine
+from .finding import Finding, Subject
 from .lookup import JobStats, find_job
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of

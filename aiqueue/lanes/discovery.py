@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from .. import subjects
 from ..connection import Connection, Received, Subscription, timestamp
 from ..errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
 from ..subjects import Lane
-from ..topology import Family
+from ..topology import Family, problems
 from .delivery import LanePull
 from .puller import Puller
 
@@ -88,6 +88,7 @@ class LaneDiscovery:
                 await self._connection.subscribe(f"{subjects.HINTS}.{family.name}.*.*", self._on_hint)
             )
             await self._find_lanes(family)
+            self._run(self._report_foreign_readers(family))
         self._poller = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
@@ -190,7 +191,10 @@ class LaneDiscovery:
         if lane in self._opening:
             return
         self._opening.add(lane)
-        task = asyncio.create_task(self._open_lane(family, lane, jobs))
+        self._run(self._open_lane(family, lane, jobs))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -202,7 +206,7 @@ class LaneDiscovery:
             async with self._create_limit:
                 info = await self._create_consumer(family, lane, config)
         except ConfigMismatch as error:
-            self._report_mismatch(lane, error, served=False)
+            await self._report_refusal(family, lane, error)
         except Unavailable as error:
             log.debug("lane %s: %s", lane, error)  # the poll tries again
             if "no such file" in str(error):
@@ -266,6 +270,22 @@ class LaneDiscovery:
         """
         own = family.lanes == "tenant" and family.lane_storage == "memory" and not family.claim
         return own and family.max_deliver != 1 and jobs >= BACKLOG_MIN and lane not in self._hinted
+
+    async def _report_foreign_readers(self, family: Family) -> None:
+        """Log an error for each other program that takes the jobs of a family."""
+        for problem in await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name):
+            log.error("%s: %s -> %s", problem.stream, problem.text, problem.remedy)
+
+    async def _report_refusal(self, family: Family, lane: Lane, error: ConfigMismatch) -> None:
+        """Log why the server refuses a lane's consumer, and the consumer of another program that is in its place."""
+        if str(lane) in self._reported:
+            return
+        found = await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name)
+        others = [f"{each.text} -> {each.remedy}" for each in found if each.code == "foreign-consumer"]
+        if others:
+            self._report_once(lane, "; ".join(others), served=False)
+        else:
+            self._report_mismatch(lane, error, served=False)
 
     def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
         problem = f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` corrects it"

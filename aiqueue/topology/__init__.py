@@ -10,6 +10,6 @@ from typing import TYPE_CHECKING
 from .declared import Family, StreamSpec, Topology
 
 if TYPE_CHECKING:
-    from . import provision  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
+    from . import problems, provision  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
-__all__ = ["Family", "StreamSpec", "Topology", "provision"]
+__all__ = ["Family", "StreamSpec", "Topology", "problems", "provision"]

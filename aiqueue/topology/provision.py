@@ -1,7 +1,7 @@
 """Compares the server's streams and lanes with the topology (`plan`), and creates and updates them (`apply`).
 
 Undeclared streams are never changed, nor are fields that no file states: they may belong to another application or to
-an operator.
+an operator. The exceptions are fields that stop aiqueue (`problems`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from .. import subjects, units
 from ..connection import Connection
 from ..errors import ConfigMismatch, DataLossRefused, NotFound, QueueFull, ServerError, Unavailable
 from .declared import Family, StreamSpec, Topology, lane_name
+from .problems import (
+    FATAL_LANE_SETTINGS,
+    ROLES_WITH_CONSUMERS,
+    Problem,
+    fatal_settings,
+    foreign_readers,
+    is_unusable,
+    list_consumers,
+    list_readers,
+    stream_problems,
+)
 
 Action = Literal["create", "update", "replace-needed", "delete-lanes"]
 
@@ -69,12 +80,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What apply would change. Empty if the server matches the declaration."""
+    """What apply would change, and the `problems` that it does not solve. Empty if the server matches the declaration
+    and nothing disturbs it.
+    """
 
     changes: tuple[Change, ...]
+    problems: tuple[Problem, ...] = ()
 
     @property
     def drift(self) -> bool:
+        """Whether apply has something to do."""
         return bool(self.changes)
 
     @property
@@ -88,8 +103,9 @@ class Plan:
         return tuple(f"{each.stream}: {each.refused}" for each in self.changes if each.refused)
 
     def lines(self) -> list[str]:
-        """Return the plan as a text diff, one line per field."""
-        return [line for change in self.changes for line in change.lines()]
+        """Return the plan as a text diff, one line per field, and a line for each problem."""
+        changes = [line for change in self.changes for line in change.lines()]
+        return changes + [problem.line() for problem in self.problems]
 
 
 async def plan(conn: Connection, topology: Topology) -> Plan:
@@ -97,20 +113,28 @@ async def plan(conn: Connection, topology: Topology) -> Plan:
 
     Raises Unavailable, AccessDenied or ServerError.
     """
-    families = {each.stream: each for each in topology.work_families}
+    families = {each.stream: each for each in topology.families.values()}
+    readers = await list_readers(conn)
     changes: list[Change] = []
+    problems: list[Problem] = []
     for spec in topology.streams.values():
         try:
             info = await conn.api(f"STREAM.INFO.{spec.name}")
         except NotFound:
             changes.append(await _plan_creation(conn, spec))
             continue
+        problems += stream_problems(spec, info["config"])
+        if is_unusable(info["config"]):
+            continue
         if change := await _plan_update(conn, spec, info):
             changes.append(change)
-        if family := families.get(spec.name):
-            changes += await _plan_lanes(conn, family)
+        if spec.role in ROLES_WITH_CONSUMERS:
+            family, consumers = families.get(spec.name), await list_consumers(conn, spec.name)
+            problems += foreign_readers(spec.name, spec.role, family.name if family else "", consumers, readers)
+            if family is not None and family.role == "work":
+                changes += _plan_lanes(family, consumers)
     order = {"create": 0, "delete-lanes": 1, "update": 2, "replace-needed": 2}
-    return Plan(tuple(sorted(changes, key=lambda each: order[each.action])))
+    return Plan(tuple(sorted(changes, key=lambda each: order[each.action])), tuple(problems))
 
 
 async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool = False) -> Plan:
@@ -133,6 +157,7 @@ async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool =
         # Another process may have applied between our read and our write, so plan again. Lanes are deleted only once:
         # workers that still run with the previous declaration recreate their lanes.
         current = await plan(conn, topology)
+        executed = Plan(executed.changes, current.problems)
         found = Plan(tuple(each for each in current.changes if each.action != "delete-lanes"))
     if found.drift:
         problem = "the server still differs from the declaration after apply; does another program change its streams?"
@@ -161,6 +186,7 @@ async def _find_conflict(conn: Connection, name: str, wanted: list[str]) -> str 
 async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, Any]) -> Change | None:
     """Return how an existing stream differs from its declaration, None if it does not."""
     live, wanted = info["config"], _wanted_config(spec, info["config"])
+    effects = {each.key: each.effect for each in fatal_settings(spec, live)}
     fields, losses, refusals = [], [], []
     for key, value in wanted.items():
         if _is_same(live.get(key), value):
@@ -173,7 +199,7 @@ async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, An
         )
         if key == "subjects":
             refused = await _refuse_subjects(conn, spec, live.get("subjects") or [], value)
-        fields.append(FieldChange(key, live.get(key), value, refused or loss))
+        fields.append(FieldChange(key, live.get(key), value, refused or loss or effects.get(key)))
         losses += [loss] if loss else []
         refusals += [refused] if refused else []
     if not fields:
@@ -184,8 +210,8 @@ async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, An
 
 
 def _wanted_config(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the declared fields, with the subjects of other applications' families kept."""
-    wanted = dict(spec.config)
+    """Return the declared fields, without fatal settings, and with the subjects of other applications' families."""
+    wanted = {each.key: None for each in fatal_settings(spec, live) if each.cure == "apply"} | dict(spec.config)
     if spec.role in ("journal", "stranded"):
         # Another application may have its own families on this server. Without their journals' subjects in the stream,
         # its jobs could not end.
@@ -277,11 +303,11 @@ def _matches(pattern: str, subject: str) -> bool:
     return len(wanted) == len(given) and all(a in ("*", ">", b) for a, b in zip(wanted, given, strict=True))
 
 
-async def _plan_lanes(conn: Connection, family: Family) -> list[Change]:
+def _plan_lanes(family: Family, consumers: list[dict[str, Any]]) -> list[Change]:
     """Return changes for lanes whose limits differ, and for lanes that are no longer declared."""
     outdated: dict[tuple[FieldChange, ...], list[str]] = {}
     undeclared: list[str] = []
-    for config in await _list_consumers(conn, family.stream):
+    for config in consumers:
         name = config.get("durable_name") or config["name"]
         lane = subjects.parse_lane(config.get("filter_subject", ""))
         if not lane or lane.family != family.name or name != lane_name(lane.tenant, lane.priority):
@@ -290,9 +316,14 @@ async def _plan_lanes(conn: Connection, family: Family) -> list[Change]:
         if family.lane_of(name) != lane or memory != (family.lane_storage == "memory"):
             undeclared.append(name)
             continue
-        wanted = family.lane_limits(lane.tenant)
+        wanted = family.lane_limits(lane.tenant) | _without_fatal(config)
         fields = tuple(
-            FieldChange(key, config.get(key), each)
+            FieldChange(
+                key,
+                str(config[key]) if key in FATAL_LANE_SETTINGS else config.get(key),
+                each,
+                FATAL_LANE_SETTINGS.get(key),
+            )
             for key, each in wanted.items()
             if not _is_same(config.get(key), each)
         )
@@ -305,15 +336,9 @@ async def _plan_lanes(conn: Connection, family: Family) -> list[Change]:
     return changes
 
 
-async def _list_consumers(conn: Connection, stream: str) -> list[dict[str, Any]]:
-    """Return the configurations of all consumers of a stream. Reads page by page."""
-    configs: list[dict[str, Any]] = []
-    while True:
-        page = await conn.api(f"CONSUMER.LIST.{stream}", {"offset": len(configs)})
-        found = page.get("consumers") or []
-        configs += [each["config"] for each in found]
-        if not found or len(configs) >= page["total"]:
-            return configs
+def _without_fatal(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fatal settings of a lane's consumer, to be unset."""
+    return {key: None for key in FATAL_LANE_SETTINGS if config.get(key) not in (None, False, [], "none")}
 
 
 async def _execute(conn: Connection, topology: Topology, change: Change) -> None:
@@ -378,7 +403,8 @@ async def _update_lane(conn: Connection, family: Family, name: str) -> None:
         live = (await conn.api(f"CONSUMER.INFO.{family.stream}.{name}"))["config"]
         subject = f"CONSUMER.CREATE.{family.stream}.{name}.{live['filter_subject']}"
         lane = family.lane_of(name)
-        config = live | family.lane_limits(lane.tenant if lane else "*")
+        kept = {key: value for key, value in live.items() if key not in FATAL_LANE_SETTINGS}
+        config = kept | family.lane_limits(lane.tenant if lane else "*")
         await conn.api(subject, {"stream_name": family.stream, "config": config, "action": "update"})
     except NotFound:
         return

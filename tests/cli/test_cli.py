@@ -293,7 +293,22 @@ class TestPlanAndApply:
         assert plan["drift"] is True
         assert {each["action"] for each in plan["changes"]} == {"create"}
         cli("apply")
-        assert data(cli("plan", "--json")) == {"drift": False, "changes": []}
+        assert data(cli("plan", "--json")) == {"drift": False, "changes": [], "problems": []}
+
+    def test_a_foreign_mirror_is_exit_code_3_for_plan_and_shown_by_apply(self, ready: Cli, account: Account) -> None:
+        async def make_mirror() -> None:
+            async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+                config = {"name": "COPY", "storage": "memory", "mirror": {"name": "AI_AGENT_TASKS"}}
+                await client.connection.api("STREAM.CREATE.COPY", config)
+
+        asyncio.run(make_mirror())
+        for verb, code in (("plan", 3), ("apply", 0)):
+            result = ready(verb)
+            assert result.exit_code == code
+            assert "! AI_AGENT_TASKS: the stream COPY is a mirror" in result.stdout
+            assert "1 problem that `aiqueue apply` does not solve: see docs/troubleshooting.md" in result.stdout
+        (problem,) = json.loads(ready("plan", "--json").stdout)["problems"]
+        assert (problem["stream"], problem["code"]) == ("AI_AGENT_TASKS", "foreign-mirror")
 
     def test_loss_of_messages_must_be_allowed(self, ready: Cli, place: Path) -> None:
         file = place / "more" / "x.toml"

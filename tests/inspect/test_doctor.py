@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 import aiqueue
-from aiqueue.inspect.doctor import _WHEN_FULL, Finding, Subject, examine
+from aiqueue.inspect import Finding, Subject, examine
+from aiqueue.inspect.finding import WHEN_FULL
 from aiqueue.server import supervisor
 from aiqueue.topology import provision
 from aiqueue.topology.streamfile import Role
@@ -43,6 +45,10 @@ async def found(client: aiqueue.Client, **more: Any) -> dict[str, Finding]:
         if each.check not in worst or order.index(each.level) > order.index(worst[each.check].level):
             worst[each.check] = each
     return worst
+
+
+async def all_found(client: aiqueue.Client) -> list[Finding]:
+    return [each async for each in examine(Subject(client.connection, client.topology))]
 
 
 async def configure(client: aiqueue.Client, **limits: Any) -> None:
@@ -90,17 +96,84 @@ async def test_lanes_near_their_limit_and_without_a_worker_are_named(account: Ac
     assert "a restart of the server loses all of it" in findings["SMALL"].remedy
 
 
-async def test_jobs_that_wait_although_workers_ask_are_named(client: aiqueue.Client, eventually: Eventually) -> None:
-    worker = aiqueue.Worker(concurrency=2)
-    worker.handle(Ping)(lambda job: None)
-    async with worker.running(client):
-        handle = await client.enqueue(Ping(), tenant="acme")
-        await handle.result(25)
-        until = {"pause_until": "2999-01-01T00:00:00Z"}
-        await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", until)
-        await client.enqueue(Ping(), tenant="acme")
-        findings = await found(client)
+async def make_lane(client: aiqueue.Client, tenant: str) -> None:
+    config = client.topology.family("agent.tasks").lane_config(tenant, "normal")
+    call = f"CONSUMER.CREATE.{STREAM}.{config['durable_name']}.{config['filter_subject']}"
+    await client.connection.api(call, {"stream_name": STREAM, "config": config})
+
+
+async def test_jobs_that_wait_although_workers_ask_are_named(client: aiqueue.Client) -> None:
+    await make_lane(client, "acme")
+    until = datetime.now(UTC) + timedelta(seconds=4)  # as short as a worker's own pause, before it removes a consumer
+    await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until.isoformat()})
+    request, inbox = b'{"batch": 1, "expires": 9000000000}', client.connection.new_inbox()
+    await client.connection.subscribe(inbox, lambda message: None)
+    await client.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.acme-normal", request, reply=inbox)
+    await client.enqueue(Ping(), tenant="acme")
+    findings = await found(client)
     assert "agent.tasks acme/normal (1 pending)" in findings["undelivered jobs"].text
+    assert f"nats consumer info {STREAM} acme-normal" in findings["undelivered jobs"].remedy
+
+
+async def test_a_lane_that_somebody_paused_is_named_with_the_command_that_resumes_it(client: aiqueue.Client) -> None:
+    await make_lane(client, "acme")
+    pause = {"pause_until": "2999-01-01T00:00:00Z"}
+    await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", pause)
+    await client.enqueue(Ping(), tenant="acme")
+    findings = await found(client)
+    assert f"`nats consumer resume {STREAM} acme-normal`" in findings["paused lanes"].remedy
+    assert "lanes without a worker" not in findings
+
+
+async def test_messages_of_a_tenant_that_no_worker_can_serve_are_named_with_what_deletes_them(
+    client: aiqueue.Client,
+) -> None:
+    for n, where in enumerate(("tasks.a@b", "tasks.a@b", "tasks.it's", "message.a@b.bob")):
+        await client.connection.store(f"ai.agent.{where}", b"{}", {"Nats-Msg-Id": f"{n}"})
+    await client.enqueue(Ping(), tenant="acme")
+    findings = await all_found(client)
+    wrong = {each.check: each for each in findings if each.code == "tenant-invalid"}
+    assert {each.level for each in wrong.values()} == {"fail"}
+    assert set(wrong) == {STREAM, "AI_AGENT_MESSAGE"}
+    assert "3 messages on ai.agent.tasks.a@b.normal, ai.agent.tasks.it's.normal" in wrong[STREAM].text
+    assert "--subject ai.agent.tasks.a@b.normal`" in wrong[STREAM].remedy
+    unserved = next(each for each in findings if each.code == "lane-unserved")
+    assert unserved.text == "agent.tasks acme/normal (1 pending)"  # a worker would not help the others
+
+
+async def test_a_family_that_two_domains_store_is_named(
+    own_server: Callable[..., NatsProcess], eventually: Eventually
+) -> None:
+    port = supervisor.free_port()
+    hub = own_server(f'leafnodes {{ listen: "127.0.0.1:{port}" }}', storage="domain: hub")
+    remote = f"nats://{hub.user}:{hub.password}@127.0.0.1:{port}"
+    leaf = own_server(f'leafnodes {{ remotes: [{{ url: "{remote}" }}] }}', storage="domain: leaf")
+    async with (
+        aiqueue.connect(hub.url, user=hub.user, password=hub.password) as there,
+        aiqueue.connect(leaf.url, user=leaf.user, password=leaf.password) as here,
+    ):
+        await provision.apply(here.connection, here.topology)
+        assert not [each for each in await all_found(here) if each.code == "stored-twice"]
+        await provision.apply(there.connection, there.topology)
+
+        async def both_say_so() -> None:
+            for client in (here, there):
+                twice = [each for each in await all_found(client) if each.code == "stored-twice"]
+                assert {each.check for each in twice} == {each.stream for each in client.topology.families.values()}
+                assert {each.level for each in twice} == {"fail"}
+                assert "`nats --js-domain DOMAIN stream rm" in twice[0].remedy
+
+        await eventually(both_say_so)
+        before = (await here.connection.api(f"STREAM.INFO.{STREAM}"))["state"]
+        assert before["last_seq"] == 0  # doctor stores nothing
+
+
+async def test_a_subscriber_that_answers_publishes_is_named(client: aiqueue.Client) -> None:
+    await client.connection.subscribe(
+        "ai.agent.tasks.*", lambda message: client.connection.tell(message.reply, b"got it")
+    )
+    findings = [each for each in await all_found(client) if each.code == "foreign-responder"]
+    assert [each.check for each in findings] == [STREAM]
 
 
 async def test_a_full_stream_fails_and_says_what_comes_of_it(client: aiqueue.Client) -> None:
@@ -149,7 +222,7 @@ async def test_a_copy_that_is_away_fails(own_cluster: Cluster, eventually: Event
 
 
 def test_every_role_of_a_stream_has_advice_for_when_it_is_full() -> None:
-    assert set(_WHEN_FULL) == set(get_args(Role))
+    assert set(WHEN_FULL) == set(get_args(Role))
 
 
 def test_the_command_works_out_of_the_box_and_its_exit_code_shows_failures(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ import aiqueue
 from aiqueue import headers
 from aiqueue.cli.app import app
 from aiqueue.config import Settings
+from aiqueue.inspect.finding import REMEDIES, WHEN_FULL
 from aiqueue.server.embedded import DIRECTORY, EmbeddedServer
-from aiqueue.topology import streamfile
+from aiqueue.topology import provision, streamfile
 from aiqueue.topology.declared import Topology
+from aiqueue.topology.problems import FATAL_SETTINGS
 
-from .support import ROOT
+from .support import ROOT, Account
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 60
@@ -221,6 +223,74 @@ def test_pages_that_the_code_names_exist() -> None:
     named = re.findall(r"docs/[\w/-]+\.md", "".join(file.read_text() for file in (ROOT / "aiqueue").rglob("*.py")))
     assert named
     assert not [page for page in named if not (ROOT / page).is_file()]
+
+
+def troubles() -> dict[str, list[str]]:
+    """The rows of the tables of docs/troubleshooting.md by the code, or setting, in the first column."""
+    rows = re.findall(r"^\| `([\w-]+)` \|(.+)\|$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    assert len({code for code, _ in rows}) == len(rows)
+    return {code: [cell.strip() for cell in rest.split(" | ")] for code, rest in rows}
+
+
+def test_every_finding_of_doctor_is_on_the_page_of_what_can_go_wrong() -> None:
+    settings = {each.key for each in FATAL_SETTINGS}
+    assert set(troubles()) == set(REMEDIES) | settings
+    assert all(len(cells) == 2 and all(cells) for cells in troubles().values())
+    for code in REMEDIES:
+        assert re.search(r"`(aiqueue|nats|nats-server|timedatectl) .+?`", troubles()[code][1]), f"{code}: no command"
+
+
+def test_every_remedy_of_doctor_contains_a_command() -> None:
+    remedies = {**REMEDIES, **{f"stream-full {role}": advice for role, advice in WHEN_FULL.items()}}
+    del remedies["stream-full"]  # one for each role
+    command = re.compile(r"`(aiqueue|nats|nats-server|timedatectl) .+?`")
+    assert not [code for code, remedy in remedies.items() if not command.search(remedy)]
+    for remedy in remedies.values():
+        for words in re.findall(r"`aiqueue ([^`]+)`", remedy):
+            verb = words.split()[:2] if words.split()[0] in GROUPS else words.split()[:1]
+            assert all(option in help_of(*verb) for option in words.split() if option.startswith("--")), words
+
+
+def test_the_codes_of_doctor_are_those_that_the_checks_use() -> None:
+    source = "".join(file.read_text() for file in (ROOT / "aiqueue/inspect").glob("*.py"))
+    source += (ROOT / "aiqueue/topology/problems.py").read_text().partition("REMEDIES: ")[2]
+    used = [code for code in REMEDIES if len(re.findall(rf'"{code}"', source)) > 1 or f'f"{code}' in source]
+    assert set(REMEDIES) - set(used) <= {"foreign-mirror", "foreign-source"}  # these two are made of their kind
+
+
+async def test_the_program_that_copies_messages_moves_jobs_of_an_invalid_tenant_so_that_they_run(
+    account: Account, tmp_path: Path
+) -> None:
+    class Ping(aiqueue.Message, kind="ping"):
+        n: int
+
+    program = next(block for block in PYTHON if name_of(block.page) == "docs/troubleshooting.md")
+    (tmp_path / "rescue.py").write_text(program.text)
+    url = account.url.replace("//", f"//{account.user}:{account.password}@")
+
+    def run(step: str) -> None:
+        command = [sys.executable, "rescue.py", step]
+        env = os.environ | {"NATS_URL": url}
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=BLOCK_S)
+
+    worker = aiqueue.Worker()
+    worker.handle(Ping)(lambda job: (job.tenant, job.message.n))
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        extra = {
+            "Nats-Msg-Id": "one",
+            headers.KIND: "ping",
+            headers.JOB_ID: "j-1",
+            headers.CONTENT_TYPE: "application/json",
+        }
+        await client.connection.store("ai.agent.tasks.a@b", b'{"n": 7}', extra)
+        await asyncio.to_thread(run, "save")
+        purge = {"filter": "ai.agent.tasks.a@b.normal"}
+        await client.connection.api("STREAM.PURGE.AI_AGENT_TASKS", purge)
+        await asyncio.to_thread(run, "publish")
+        async with worker.running(client):
+            handle = await client.job("j-1", family="agent.tasks", tenant="a-b")
+            assert await handle.result(25) == ["a-b", 7]
 
 
 def test_every_decision_is_in_the_index() -> None:

@@ -343,6 +343,27 @@ async def test_a_job_that_is_gone_without_a_final_entry_keeps_no_result(journal:
         await job.result(25)
 
 
+async def test_a_job_that_is_gone_from_its_lane_and_parked_is_waited_for(journal: Journal) -> None:
+    """Without an entry that tells so, as a delayed job that was cancelled and enqueued again, or one parked aside."""
+    job = await handle(journal)
+    await remove(journal, job)
+    is_parked = [True]
+
+    async def parked() -> bool:
+        return is_parked[0]
+
+    where = (job._enqueued.stream, job._enqueued.seq)
+    with pytest.raises(ResultTimeout):
+        await wait_for_outcome(
+            journal, job._journal_subject(), run=job._enqueued.seq, timeout_s=0.5, job=where, parked=parked
+        )
+    is_parked[0] = False
+    ended = await wait_for_outcome(
+        journal, job._journal_subject(), run=job._enqueued.seq, timeout_s=25, job=where, parked=parked
+    )
+    assert ended is None
+
+
 async def test_progress_alone_does_not_make_a_gone_job_wait_for_ever(journal: Journal) -> None:
     job = await handle(journal)
     await new_writer(journal, run=job._enqueued.seq).write(PROGRESS, 0.5)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import subjects
+from aiqueue import codec, subjects
+from aiqueue.connection import Received
 from aiqueue.errors import BadInput, DiskFull, EncodeError, NotFound, ResultTimeout, Stale, TooLarge
 from aiqueue.journal import (
     EMPTY_RECORD,
@@ -30,7 +31,7 @@ from aiqueue.journal import (
     chunks,
 )
 from aiqueue.journal.entries import CHUNK
-from aiqueue.journal.follower import LIVE_MAX, StreamItem, follow
+from aiqueue.journal.follower import LIVE_MAX, StreamItem, _Follower, follow
 from aiqueue.topology import provision
 from aiqueue.worker import overflow
 
@@ -225,6 +226,39 @@ async def test_a_stream_has_each_chunk_once_and_ends_with_the_result(journal: Jo
     whole = [*((CHUNK, number) for number in range(200)), (RESULT, "done")]
     assert events_of(await reading) == whole
     assert events_of(await followed(journal)) == whole, "from the beginning, when it is over"
+
+
+async def test_a_live_entry_that_was_lost_is_read_from_the_stream_before_those_behind_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_live = _Follower._on_live
+    lost: list[int] = []
+
+    def lose_one(self: _Follower, message: Received) -> None:
+        if codec.decode(message.data, codec.CBOR) == 2:
+            lost.append(2)
+        else:
+            on_live(self, message)
+
+    monkeypatch.setattr(_Follower, "_on_live", lose_one)
+    writer, found = new_writer(journal), []
+    async with contextlib.aclosing(follow(journal, SUBJECT, run=1, timeout_s=20)) as items:
+        for number in range(6):
+            await writer.write(PROGRESS, number)
+            if number != 2:  # one at a time, so that each of the others is taken live
+                found.append((await anext(items)).data)
+            if number == 3:
+                found.append((await anext(items)).data)
+    assert found == list(range(6))
+    assert lost == [2]
+
+
+async def test_lost_chunks_are_told_by_the_next_entry_alone(journal: Journal) -> None:
+    writer = new_writer(journal)
+    writer.count_lost_chunks(3)
+    await writer.write(PROGRESS, 1)
+    await writer.write(PROGRESS, 2)
+    assert [each.lost_chunks for each in await entries(journal)] == [3, 0]
 
 
 async def test_every_cursor_resumes_after_its_item(journal: Journal) -> None:

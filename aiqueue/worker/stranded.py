@@ -178,7 +178,7 @@ class StrandedSweeper:
             stream, consumer, seq = str(fields["stream"]), str(fields["consumer"]), int(fields["stream_seq"])
             sent_at, deliveries = timestamp(fields["timestamp"]), int(fields["deliveries"])
         except (ValueError, KeyError, TypeError):
-            log.warning("ignored a message in %s that does not name a job with too many deliveries", self._stream)
+            log.warning("ignored a message in %s: its form is not that of the server's messages there", self._stream)
             self._reply_to(advisory, b"+ACK")
             return 0
         family = self._families.get(stream)

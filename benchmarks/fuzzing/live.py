@@ -177,8 +177,10 @@ async def _settled(client: aiqueue.Client) -> int:
     before, since = -1, time.monotonic()
     while True:
         info = await client.connection.api(f"STREAM.INFO.{STREAM}")
-        parked = await client.connection.api("STREAM.INFO.AI_PARKED", {"subjects_filter": DUE})
-        left = int(info["state"]["messages"] + sum((parked["state"].get("subjects") or {}).values()))
+        left = int(info["state"]["messages"])
+        for waiting in (DUE, subjects.parked(LANE, dedup_key=unknown_kinds.DEDUP_KEY, is_due=False)):
+            parked = await client.connection.api("STREAM.INFO.AI_PARKED", {"subjects_filter": waiting})
+            left += sum((parked["state"].get("subjects") or {}).values())
         if left == 0:
             return 0
         if left != before:

@@ -110,7 +110,10 @@ async def test_jobs_of_the_former_version_are_told_as_it_tells_them(
 async def test_a_journal_of_the_former_version_is_followed_to_its_end(reader: aiqueue.Client) -> None:
     for job_id, items in EXPECTED["streams"].items():
         told = JOBS[job_id]
-        assert await acts.read_stream(reader, job_id, told["family"], told["tenant"]) == items, job_id
+        read = await acts.read_stream(reader, job_id, told["family"], told["tenant"])
+        added = [item for item in read if item[0] == "restart" and item not in items]  # after a lone retry: new here
+        assert [item for item in read if item not in added] == items, job_id
+        assert len(added) <= 1
     assert [item[0] for item in EXPECTED["streams"]["task-twice"]] == [
         "chunk", "retry", "restart", "started", "progress", "chunk", "chunk", "result",
     ]  # fmt: skip

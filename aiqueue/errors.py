@@ -28,6 +28,7 @@
     ├── Conflict                another write to the same subject came first
     ├── Stale                   a newer attempt owns the job; this attempt may no longer write
     ├── JobFailed               the awaited job failed or was cancelled
+    ├── JobGone                 the awaited job is gone, and nothing shows that a worker ended it
     ├── ResultTimeout           the awaited job did not end within the timeout
     ├── ReplyTimeout            the agent did not reply within the timeout
     ├── MailBounced             the agent's inbox returned the request
@@ -257,6 +258,20 @@ class JobFailed(AIQueueError):
         self.attempt = attempt
 
 
+class JobGone(AIQueueError):
+    """The awaited job is not stored any more and has no outcome. Nothing shows that a worker ended it.
+
+    It was purged, it expired, or another program took it. Or it ended long ago, and its result was not kept.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"job {job_id} is gone without an outcome: it was purged, it expired, or another program took it "
+            "(`aiqueue doctor` names such programs); or it ended long ago. Enqueue it again if it did not run"
+        )
+        self.job_id = job_id
+
+
 class ResultTimeout(AIQueueError, TimeoutError):
     """The awaited job did not end within the timeout. The job continues; waiting for it again is safe."""
 
@@ -281,7 +296,7 @@ class MailBounced(AIQueueError):
 
 
 class ResultDisabled(AIQueueError):
-    """The job succeeded, but its handler is registered with ``result=False`` and stores no result."""
+    """A worker has ended the job, but its handler is registered with ``result=False`` and stores no result."""
 
 
 class EmbeddedError(AIQueueError):

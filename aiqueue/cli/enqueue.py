@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import AIQueueError, BadInput, JobFailed, ResultDisabled, ResultTimeout
+from ..errors import AIQueueError, BadInput, JobFailed, JobGone, ResultDisabled, ResultTimeout
 from . import output, parallel
 from .bodies import Input, open_input, parse_bodies
 from .options import FAILED, ServerOptions, add_command, duration_option, print_error, time_option
@@ -279,7 +279,7 @@ async def _finish_job(order: _Order, handle: Handle, totals: _Totals, *, is_many
         except ResultDisabled as error:
             shown["result"] = None
             output.print_line(str(error), err=True)
-        except (JobFailed, ResultTimeout) as error:
+        except (JobFailed, JobGone, ResultTimeout) as error:
             totals.failed += 1
             shown["error"] = str(error)
             print_error(str(error))

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import subjects
 from ..enqueue import Enqueued
-from ..errors import NotFound, ResultDisabled
+from ..errors import JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
 from ..topology import Family
@@ -61,25 +61,33 @@ class Handle:
 
         A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs.
 
-        Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, and ResultDisabled if the job
-        succeeded but its handler keeps no results. Results are kept as long as the journal's stream keeps them (a day).
+        Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, ResultDisabled if a worker has
+        ended the job but its handler keeps no results, and JobGone if the job is gone without an outcome, for example
+        because it was purged. Results are kept as long as the journal's stream keeps them (a day).
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end, run = time.monotonic() + (left_s or 0.0), self._run
         while True:
-            entry = await wait_for_outcome(
-                self._journal,
-                self._journal_subject(),
-                run=run,
-                timeout_s=left_s,
-                job=(self._family.stream, run),
-                parking_id=self._enqueued.parking_id,
-                parked=self._is_parked,
-            )
+            entry, gone = None, None
+            try:
+                entry = await wait_for_outcome(
+                    self._journal,
+                    self._journal_subject(),
+                    run=run,
+                    timeout_s=left_s,
+                    job=(self._family.stream, run),
+                    parking_id=self._enqueued.parking_id,
+                    parked=self._is_parked,
+                    consumers=self._consumers(),
+                )
+            except JobGone as error:
+                gone = error
             claimant = await self._claimant(run) if entry is None else None
             if claimant is None:
                 break
             run, left_s = claimant, None if left_s is None else max(0.0, end - time.monotonic())
+        if gone is not None:
+            raise gone
         if entry is None:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
@@ -105,7 +113,8 @@ class Handle:
         once and in order, also over lost links. An item "gap" marks missing items, which have expired or could not be
         stored. The stream ends after the final item, or, if the handler keeps no results, when the job ends.
 
-        Raises ResultTimeout if the job has not ended within `timeout`, BadInput for an invalid cursor.
+        Raises ResultTimeout if the job has not ended within `timeout`, JobGone as `result` does, BadInput for an
+        invalid cursor.
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end = time.monotonic() + (left_s or 0.0)
@@ -120,13 +129,26 @@ class Handle:
                 job=(self._family.stream, run),
                 parking_id=self._enqueued.parking_id,
                 parked=self._is_parked,
+                consumers=self._consumers(),
             )
-            item = None
-            async with aclosing(items):
-                async for item in items:
-                    yield item
+            item, gone = None, None
+            try:
+                async with aclosing(items):
+                    async for item in items:
+                        yield item
+            except JobGone as error:
+                gone = error
             run = await self._claimant(run) if item is None or not item.final else None
+            if run is None and gone is not None:
+                raise gone
             left_s = None if left_s is None else max(0.0, end - time.monotonic())
+
+    def _consumers(self) -> list[str]:
+        """Return the consumers of the lanes that the job may be in. The lane of a job that was looked up may be `*`."""
+        priority = self.lane.priority
+        return [
+            self._family.lane_name(self.tenant, each) for each in self._family.priorities if priority in ("*", each)
+        ]
 
     async def _claimant(self, run: int) -> int | None:
         """Return the run that was run instead of `run`, which is gone and left no final entry; None if there is none.

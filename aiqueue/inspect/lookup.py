@@ -37,7 +37,7 @@ class JobStats:
     - **done**: `result` is its result
     - **cancelled**
     - **failed**: `failure` has reason and error. `dead_seq` is its dead letter, None once that is gone
-    - **ended**: it began, is not stored any more, and left no result
+    - **ended**: it began, is not stored any more, and left no result: its handler keeps none, or it was purged
     - **unknown**: it has a journal, but is not among the stored jobs that were read
 
     `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
@@ -318,7 +318,7 @@ class _Search:
             return "failed", "its dead letter is gone: replayed or purged", None
         if self._scan.limited:
             return "unknown", f"not among {self._scan.searched}; there are more, which were not searched", None
-        return "ended", "it is not stored any more and left no result: its handler keeps none", None
+        return "ended", "it is not stored any more and left no result: its handler keeps none, or it was purged", None
 
 
 def _is_cancelled(found: FoundJob) -> bool:

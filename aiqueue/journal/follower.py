@@ -12,14 +12,14 @@ import re
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import headers, subjects
 from ..connection import Received, Subscription
-from ..errors import BadInput, ResultTimeout, Unavailable
+from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
 from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
 from .outcome_watch import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
@@ -99,17 +99,18 @@ async def follow(
     job: tuple[str, int] | None = None,
     parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
+    consumers: Collection[str] = (),
 ) -> AsyncGenerator[StreamItem, None]:
     """Yield the items of run `run` of a job id, then those of each later run that begins to write.
 
     Ends after a final item, or when the job has ended without one. `after`: the cursor of the last item that the reader
-    has. `job`, `parking_id` and `parked` are as in `wait_for_outcome`.
+    has. `job`, `parking_id`, `parked` and `consumers` are as in `wait_for_outcome`.
 
-    Raises BadInput for a wrong cursor, ResultTimeout if the job has not ended after `timeout_s` seconds (None: no
-    limit), Unavailable when the connection is closed.
+    Raises JobGone as `wait_for_outcome` does, BadInput for a wrong cursor, ResultTimeout if the job has not ended after
+    `timeout_s` seconds (None: no limit), Unavailable when the connection is closed.
     """
     cursor = _Cursor(run) if after is None else _Cursor.decode(after, subject)
-    follower = _Follower(journal, subject, cursor, job, parking_id, parked)
+    follower = _Follower(journal, subject, cursor, job, parking_id, parked, consumers)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         while True:
@@ -136,6 +137,7 @@ class _Follower:
         job: tuple[str, int] | None,
         parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
+        consumers: Collection[str],
     ) -> None:
         self.over = False
         self._journal = journal
@@ -145,6 +147,7 @@ class _Follower:
         self._job = job
         self._parking_id = parking_id
         self._parked = parked
+        self._consumers = consumers
         self._enqueued_at: float | None = None  # None: not read yet
         self._retry_error = ""  # the error of the newest entry, if that is a retry
         self._has_gap = False  # entries before the next one are missing
@@ -169,8 +172,9 @@ class _Follower:
 
     def _start_outcome_watch(self) -> None:
         self._watch = OutcomeWatch(
-            self._journal, self._subject, self._cursor.run, self._job, self._parking_id, self._parked, subscribes=False
-        )
+            self._journal, self._subject, self._cursor.run, self._job, self._parking_id, self._parked, self._consumers,
+            subscribes=False,
+        )  # fmt: skip
         self._outcome = asyncio.create_task(self._watch.wait())
         self._outcome.add_done_callback(lambda _: self._woken.set())
 
@@ -309,12 +313,18 @@ class _Follower:
         Entries before the outcome that have not been read come first: they are read again. Without a final entry (the
         handler keeps no result) the journal's head shows whether there are such entries.
         """
-        final = self._outcome.result()
+        final, gone = None, None
+        try:
+            final = self._outcome.result()
+        except JobGone as error:
+            gone = error
         newest = final if final is not None else await self._journal.head(self._subject)
         if newest is not None and newest.seq > self._cursor.seq and self._lags < LAGS_MAX:
             self._plan_reread()
             return []
         self.over = True
+        if gone is not None:
+            raise gone
         return self._advance(final) if final is not None else []
 
     def _is_followed(self, entry: Entry) -> bool:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 from .. import headers, subjects
-from ..connection import Received, Subscription
-from ..errors import ResultTimeout, Unavailable
+from ..connection import Received, Subscription, timestamp
+from ..errors import AccessDenied, JobGone, NotFound, ResultTimeout, Unavailable
 from .entries import CHUNK, FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
 
 SETTLED_PAUSES_S = (0.02, 0.1, 0.5, 2.0)  # after the job's ack was seen: a cluster deletes the job a little later
+ABSENT_PAUSE_S = 0.05  # before a job is read again that is gone although no ack was heard: the ack may be on its way
+CLOCK_SLACK_S = 0.5  # how exactly this clock is compared with the server's
 UNANSWERED_PAUSE_S, UNANSWERED_PAUSE_MAX_S = 0.25, 4.0  # after a read that no server answered
 POLL_S, POLL_MAX_S = 5.0, 60.0  # between reads without a notice: in a cluster a notice may be lost
 
@@ -27,12 +31,14 @@ async def wait_for_outcome(
     job: tuple[str, int] | None = None,
     parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
+    consumers: Collection[str] = (),
 ) -> Entry | None:
     """Wait until the job whose journal is on `subject` has ended. `job`: stream and sequence of the stored job.
 
     1. Run `run`, or a later run of the job id, writes its final entry: returns the entry.
-    2. The stored job is gone, left no final entry, and `parked()` is false: returns None. Without `job` this cannot be
-       seen.
+    2. The stored job is gone, left no final entry, and `parked()` is false. If a worker has ended it: returns None.
+       Otherwise: raises JobGone. `consumers`: those of the lanes that the job may be in. Without `job` this case cannot
+       be seen.
     3. Neither happens within `timeout_s` seconds: raises ResultTimeout. None: waits without end.
 
     A job that was enqueued with a delay has no run yet: its run and sequence are 0, and the entry that its first
@@ -40,7 +46,7 @@ async def wait_for_outcome(
 
     The wait goes on while the link or the server is away. Raises Unavailable when the connection is closed.
     """
-    watch = OutcomeWatch(journal, subject, run, job, parking_id, parked)
+    watch = OutcomeWatch(journal, subject, run, job, parking_id, parked, consumers)
     try:
         async with asyncio.timeout(timeout_s):
             return await watch.wait()
@@ -83,6 +89,7 @@ class OutcomeWatch:
         job: tuple[str, int] | None,
         parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
+        consumers: Collection[str] = (),
         *,
         subscribes: bool = True,
     ) -> None:
@@ -93,6 +100,10 @@ class OutcomeWatch:
         self._job = job
         self._parking_id = parking_id
         self._parked = parked
+        self._consumers = consumers
+        self._acked = False  # a worker's ack of the job was heard
+        self._seen = False  # the job was stored while its acks were listened to, without a break since
+        self._absences = 0  # reads in a row that did not find the job
         self._enqueued_at = 0.0
         self._woken = asyncio.Event()
         self._live_finals: list[Entry] = []
@@ -104,8 +115,8 @@ class OutcomeWatch:
         self._remove_listener: Callable[[], None] | None = None
 
     async def wait(self) -> Entry | None:
-        """Wait until the job has ended. Returns its final entry, None if it left none. Raises Unavailable."""
-        self._remove_listener = self._connection.on_regained(self._woken.set)  # notices were missed: read the journal
+        """Wait until the job has ended. Returns its final entry, None if it left none. Raises JobGone, Unavailable."""
+        self._remove_listener = self._connection.on_regained(self._on_regained)
         if self._job is not None and self.run:
             self._watch_acks(self._job)
         while True:
@@ -138,14 +149,21 @@ class OutcomeWatch:
         if event not in (PROGRESS, CHUNK):
             self._woken.set()
 
+    def _on_regained(self) -> None:
+        """Notices were missed: read the journal."""
+        self._seen = False
+        self._woken.set()
+
     def _on_ack(self, message: Received) -> None:
-        if message.data.startswith((b"+ACK", b"+TERM")):
+        if message.data.startswith((b"+ACK", b"+TERM")) and self._is_ours(message.subject.split(".")[3]):
+            self._acked = True
             self._pauses.planned[:] = SETTLED_PAUSES_S
             self._woken.set()
 
     def _watch_acks(self, job: tuple[str, int]) -> None:
         """Be woken by the ack of the stored job `job`, which a worker sends when the job has ended."""
         self._job = job
+        self._acked = self._seen = False
         self._to_subscribe[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_ack
 
     async def _read_outcome(self) -> tuple[bool, Entry | None]:
@@ -158,6 +176,8 @@ class OutcomeWatch:
             return await self._read_outcome_of_delayed()
         # the job is read before the journal: its final entry was written before the job went
         stored = await self._connection.get(*self._job) if self._job is not None else None
+        if stored is not None:
+            self._seen, self._absences = True, 0
         self._enqueued_at = stored.time if stored is not None else self._enqueued_at
         live = next((entry for entry in self._live_finals if entry.run >= self.run), None)
         final = live or await self._journal.final_entry(self._subject, self.run, self._enqueued_at)
@@ -182,23 +202,81 @@ class OutcomeWatch:
 
         1. It was stored again, under another sequence: watch it there.
         2. It is parked: not ended.
-        3. Otherwise it ended without a final entry.
+        3. A worker has ended it: ended, without a final entry.
+        4. Otherwise: raises JobGone.
         """
-        seq, was_parked = 0, False
+        seq, last = 0, None
         async for stored in self._connection.read(self._journal.stream, self._subject):
             entry = entry_from_stored(stored)
             if entry.run == self.run:
-                if entry.event == RETRY:
-                    was_parked = isinstance(entry.data, dict) and bool(entry.data.get("parked"))
-                elif entry.event == STARTED and _stored_seq(entry):
-                    seq, was_parked = _stored_seq(entry), False
+                last = entry
+                if entry.event == STARTED:
+                    seq = _stored_seq(entry) or seq
+        was_parked = last is not None and last.event == RETRY and bool(_data(last).get("parked"))
         if not was_parked and seq not in (0, job[1]):
             self._watch_acks((job[0], seq))
             return await self._read_outcome()
-        return not (was_parked or (self._parked is not None and await self._parked())), None
+        if was_parked or (self._parked is not None and await self._parked()):
+            return False, None
+        if self._acked or await self._was_ended(job, last):
+            return True, None
+        self._absences += 1
+        if self._absences == 1:
+            self._pauses.planned.insert(0, ABSENT_PAUSE_S)
+            return False, None
+        raise JobGone(subjects.parse_journal(self._subject)[1])
+
+    async def _was_ended(self, job: tuple[str, int], last: Entry | None) -> bool:
+        """Whether a worker has ended a job that is gone, although no ack of it was heard. `last`: its newest entry.
+
+        1. It waited for its next attempt, which would have written `started`: no.
+        2. Acks were listened to while it was still stored: no. In a cluster an ack may be missed, so that goes on.
+        3. It has begun: yes.
+        4. A consumer of its lane has delivered this far, since the job was enqueued: yes. Otherwise no.
+        """
+        if last is not None and last.event == RETRY:
+            return False
+        if self._seen and self._consumers and not self._connection.cluster:
+            return False
+        return last is not None or await self._was_delivered(job)
+
+    async def _was_delivered(self, job: tuple[str, int]) -> bool:
+        """Whether a consumer of the job's lane has delivered the job's sequence, and was active since it was enqueued.
+
+        A purge moves the consumer past the sequence too, but does not make it active. True also if this user may not
+        ask.
+        """
+        for name in self._consumers:
+            try:
+                info = await self._connection.api(f"CONSUMER.INFO.{job[0]}.{name}")
+            except NotFound:
+                continue
+            except AccessDenied:
+                return True
+            if info["delivered"]["stream_seq"] < job[1]:
+                continue
+            last_active = info["delivered"].get("last_active")
+            if last_active and timestamp(last_active) >= self._enqueued_by_server(info) - CLOCK_SLACK_S:
+                return True
+        return False
+
+    def _enqueued_by_server(self, info: dict[str, Any]) -> float:
+        """Return when the job was enqueued, by the clock of the server that answered `info` just now; 0 if unknown."""
+        made_at = subjects.made_at(subjects.parse_journal(self._subject)[1])
+        if self._enqueued_at or made_at is None or "ts" not in info:
+            return self._enqueued_at
+        return made_at + timestamp(info["ts"]) - time.time()
+
+    def _is_ours(self, consumer: str) -> bool:
+        """Whether a consumer is the lane's, and not one of another program."""
+        return not self._consumers or consumer in self._consumers
+
+
+def _data(entry: Entry) -> dict[str, Any]:
+    return entry.data if isinstance(entry.data, dict) else {}
 
 
 def _stored_seq(started: Entry) -> int:
     """Return the sequence of the stored job whose attempt wrote `started`, 0 if the entry does not name it."""
-    seq = started.data.get("seq") if isinstance(started.data, dict) else 0
+    seq = _data(started).get("seq", 0)
     return seq if isinstance(seq, int) else 0

@@ -17,7 +17,7 @@ from aiqueue.client.handle import Handle
 from aiqueue.config import Settings
 from aiqueue.connection import Connection, Received
 from aiqueue.enqueue.producer import Enqueued
-from aiqueue.errors import EncodeError, JobFailed, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
+from aiqueue.errors import EncodeError, JobFailed, JobGone, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
 from aiqueue.journal import (
     EMPTY_RECORD,
     FAILED,
@@ -334,13 +334,17 @@ async def test_a_handle_gives_the_result_and_raises_the_failure(journal: Journal
     assert (caught.value.reason, caught.value.error, caught.value.attempt) == ("rejected", "ValueError: no", 3)
 
 
-async def test_a_job_that_is_gone_without_a_final_entry_keeps_no_result(journal: Journal) -> None:
+async def test_who_awaits_a_job_that_was_deleted_unrun_learns_that_it_is_gone(journal: Journal) -> None:
     job = await handle(journal)
+    waiting = asyncio.create_task(job.result(25))
     with pytest.raises(ResultTimeout):
         await job.result(0.2)
     await remove(journal, job)
-    with pytest.raises(ResultDisabled):
-        await job.result(25)
+    for late in (waiting, job.result(25)):
+        with pytest.raises(JobGone, match="gone without an outcome"):
+            await late
+    with pytest.raises(JobGone):
+        [item async for item in job.stream(timeout=25)]
 
 
 async def test_a_job_that_is_gone_from_its_lane_and_parked_is_waited_for(journal: Journal) -> None:

@@ -197,7 +197,7 @@ class _FamilyResponder:
         """
         if self._waiting > self._waiting_max:
             raise Unavailable(f"{self._waiting_max:,} requests wait here already: repeat the request")
-        now, within_s = time.time(), self._family.reply_within_s or 0.0
+        now, within_s = self._connection.clock.now(), self._family.reply_within_s or 0.0
         deadline = now + within_s if request.deadline is None else min(request.deadline, now + WAIT_MAX_S)
         end = time.monotonic() + deadline - now - MARGIN_S
         subject = subjects.journal(str(self._family.journal), request.tenant, request.job_id)

@@ -189,10 +189,13 @@ _noise: list[tuple[int, str]] = []  # two bits and sixteen digits for each futur
 _clock = (-1, "")  # the last used millisecond and its nine digits
 
 
-def new_id() -> str:
-    """Return a new time-ordered id of 26 characters: 48 bits of milliseconds, 80 random bits (ULID's layout)."""
+def new_id(offset_ms: int = 0) -> str:
+    """Return a new time-ordered id of 26 characters: 48 bits of milliseconds, 80 random bits (ULID's layout).
+
+    `offset_ms` is added to the local clock.
+    """
     global _clock  # noqa: PLW0603  (replaced as a whole, so threads may share it)
-    stamp = time.time_ns() // 1_000_000
+    stamp = time.time_ns() // 1_000_000 + offset_ms
     known, head = _clock
     if known != stamp:
         head = "".join(_DIGITS[stamp >> shift & 31] for shift in range(43, 0, -5))

@@ -165,7 +165,8 @@ class Codec:
         }  # fmt: skip
 
     def headers(self) -> bytes:
-        return self.producer.template(self.message, "bench", subjects.NORMAL).header_block(subjects.new_id())
+        template = self.producer.template(self.message, "bench", subjects.NORMAL)
+        return template.header_block(subjects.new_id(), self.producer.clock)
 
     def encode(self) -> bytes:
         return codec.encode(self.message)

@@ -323,7 +323,7 @@ class InboxWorker:
             return Refused(
                 "killed_worker", "several processes died in a row, and each held this mail as its oldest one"
             )
-        if held.envelope.expired(time.time()):
+        if held.envelope.expired(self._connection.clock.now()):
             return Refused("expired", "the mail expired before it was handled")
         outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)
         return self._judge_outcome(held, outcome, handler)
@@ -340,7 +340,7 @@ class InboxWorker:
         delay_s = retry.delay_s(held.attempt) if outcome.after_s is None else outcome.after_s
         if held.attempt >= retry.attempts:
             return Refused("attempts", outcome.error, outcome.trace)
-        if held.envelope.expired(time.time() + delay_s):
+        if held.envelope.expired(self._connection.clock.now() + delay_s):
             late = f"{outcome.error} (the mail expires before its retry in {delay_s:.1f} s)"
             return Refused("expired", late, outcome.trace)
         self._add_to_history(held, outcome.error, outcome.trace)

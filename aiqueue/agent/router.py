@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -252,11 +251,12 @@ class MailRouter:
             async for mail in self._inboxes.read_all(subjects.inbox_filter(self._family.name, tenant, agent)):
                 mails_left -= 1
                 bytes_left -= len(mail.body)
-                age_s = time.time() - mail.stored_at
+                now = self._connection.clock.now()
+                age_s = now - mail.stored_at
                 if not is_valid:
                     error = f"{agent!r} of {tenant!r} is not a valid token"
                     removed += await self._remove_from_inbox(mail, "nobody", "no_such_agent", error)
-                elif mail.envelope.expired(time.time()) or (max_age_s and age_s >= OLD_PART * max_age_s):
+                elif mail.envelope.expired(now) or (max_age_s and age_s >= OLD_PART * max_age_s):
                     error = "the mail expired while the agent was offline"
                     removed += await self._remove_from_inbox(mail, agent, "expired", error)
                 if mails_left <= 0 or bytes_left <= 0:

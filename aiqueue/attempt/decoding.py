@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -96,12 +95,12 @@ def decode_headers_or_defaults(raw: RawJob) -> DecodedJob:
     return DecodedJob(_find_job_id(raw, None), _kind_in_header(raw) or raw.family.default_kind)
 
 
-def is_past_deadline(raw: RawJob, *, in_s: float = 0.0) -> bool:
-    """Return whether the job's deadline has passed, or will have passed `in_s` seconds from now."""
+def is_past_deadline(raw: RawJob, at: float) -> bool:
+    """Return whether the job's deadline has passed at this time, in seconds since the epoch, by the server's clock."""
     if headers.DEADLINE not in raw.headers:
         return False
     deadline = raw.deadline
-    return deadline is not None and time.time() + in_s >= deadline
+    return deadline is not None and at >= deadline
 
 
 def find_wrong_lane(raw: RawJob) -> WrongLane | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from typing import NamedTuple
 
 from .. import headers, subjects
@@ -227,7 +226,7 @@ class Canceller:
         job_headers = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
         lane = subjects.parse_lane(stored.subject) or lane
         dedup_key = subjects.new_id()
-        due_at = time.time() + family.ack_wait_s
+        due_at = self._connection.clock.now() + family.ack_wait_s
         try:
             copy = await self.parking.park(lane, job_id, due_at, job_headers, stored.data, dedup_key=dedup_key)
         except TooLarge:

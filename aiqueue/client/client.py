@@ -182,7 +182,9 @@ class Client:
             raise BadInput(f'on_full must be "raise" or "wait", not {on_full!r}')
         assert self._for_handles is not None
         journal, cancels = self._for_handles
-        due_at = None if delay is None and at is None else resolve_due_at(delay, at)
+        if delay is not None or at is not None or deadline is not None:
+            await producer.clock.ensure(self.topology.parked_stream.name)
+        due_at = None if delay is None and at is None else resolve_due_at(delay, at, producer.clock)
         if due_at is not None:
             template = producer.template(message, tenant, priority, headers, deadline)
             enqueued = await self._park_job(template, message, unique, due_at, on_full, timeout_s)
@@ -209,10 +211,11 @@ class Client:
         timeout_s: float,
     ) -> Enqueued:
         """Store a delayed job, with its documents."""
-        job_id, by_caller = resolve_job_id(template.family, message, unique)
         producer, end = self._open_producer(), time.monotonic() + timeout_s
+        job_id, by_caller = resolve_job_id(template.family, message, unique, producer.clock)
+        header_block = template.header_block(job_id, producer.clock)
         attached = await producer.attach_documents(
-            message, template, template.header_block(job_id), codec.encode(message), end=end, by_caller=by_caller
+            message, template, header_block, codec.encode(message), end=end, by_caller=by_caller
         )
 
         async def store(left_s: float) -> Enqueued:
@@ -276,7 +279,7 @@ class Client:
             raise BadInput(f"progress must be a function of two counts, not {progress!r}")
         if deadline is not None:
             parse_duration("deadline", deadline)
-        resolve_due_at(delay, at)
+        resolve_due_at(delay, at, producer.clock)
         options = BulkOptions(
             tenant,
             priority,

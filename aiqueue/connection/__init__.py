@@ -8,6 +8,7 @@ Not here: anything that knows jobs, lanes, agents, journals or the declared stre
 `headers` and `config` only. Other rooms import the names below from `aiqueue.connection`, and never its modules.
 """
 
+from .clock import ServerClock
 from .connection import Connection
 from .frames import (
     HEADERS_MAX,
@@ -27,6 +28,6 @@ from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 
 __all__ = [
-    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "Service",
-    "Status", "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
-]  # fmt: skip  # fmt: skip
+    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
+    "Service", "Status", "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
+]  # fmt: skip

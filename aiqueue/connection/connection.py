@@ -13,6 +13,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
+from .clock import ServerClock
 from .dial import dial, reconnect_delay_s
 from .faults import denied_subject, error_text, translate
 from .frames import Headers, PubAck, Received, Stored
@@ -52,6 +53,7 @@ class Connection:
         self._subscriptions: set[Subscription] = set()
         self._regained: list[Callable[[], None]] = []
         self._replies = ReplyInbox(self)
+        self.clock = ServerClock(self.api)
         self._denied_inbox: str | None = None  # the reply inbox, if this user may not subscribe to it
         self._logged_errors: set[str] = set()  # since the last reconnect: each is logged once
 
@@ -210,19 +212,18 @@ class Connection:
     ) -> dict[str, Any]:
         """Call the JetStream API; `subject` comes without ``$JS.API.``.
 
-        - The reply is an error: raises what its err_code stands for (NotFound, ConfigMismatch, QueueFull …), or
-          ServerError for an unknown code.
+        - The reply is an error: raises what its err_code stands for (NotFound, QueueFull …), or ServerError.
         - No reply within `timeout` seconds: raises Unavailable.
         - No responders (a cluster without a leader, a server without JetStream): raises Unavailable at once.
         """
-        body = json.dumps(request).encode() if request else b""
+        body, sent_at = json.dumps(request).encode() if request else b"", time.monotonic()
         try:
             reply = await self.request(f"$JS.API.{subject}", body, timeout_s=timeout)
         except Unavailable as error:
             if "no responders" in str(error):
                 raise Unavailable(f"{subject}: JetStream does not respond: is it enabled on this server?") from None
             raise
-        return frames.parse_api_reply(reply.data, subject)
+        return self.clock.note_reply(sent_at, frames.parse_api_reply(reply.data, subject))
 
     async def store(self, subject: str, body: bytes, headers: Headers, *, timeout_s: float = 30.0) -> PubAck:
         """Publish to a stream and return the PubAck. Retries within `timeout_s` seconds while no server replies.
@@ -236,10 +237,8 @@ class Connection:
         - Raises Unavailable: no PubAck in time. `maybe_stored` says whether a try may have stored the message.
         """
         self._require_open()
-        block = frames.block(headers)
-        return await self.store_block(
-            subject, block, body, fenced="Nats-Expected-Last-Subject-Sequence" in headers, timeout_s=timeout_s
-        )
+        fenced = "Nats-Expected-Last-Subject-Sequence" in headers
+        return await self.store_block(subject, frames.block(headers), body, fenced=fenced, timeout_s=timeout_s)
 
     def store_block(
         self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, stream: str = "", timeout_s: float = 30
@@ -247,10 +246,9 @@ class Connection:
         """As `store`, with headers that `frames.block` has encoded. `fenced` and `stream`: see `Publish`."""
         self._require_open()
         frames.check_size(block, body, self.max_payload)
-        replies = self._replies
-        future = replies.window.loop.create_future()
+        future = self._replies.window.loop.create_future()
         publish = AwaitedPublish(subject, block, body, future, fenced=fenced, stream=stream)
-        return replies.store(publish, timeout_s)
+        return self._replies.store(publish, timeout_s)
 
     @property
     def window(self) -> Window:
@@ -258,7 +256,7 @@ class Connection:
         return self._replies.window
 
     def add(self, publish: Publish, timeout_s: float) -> None:
-        """Put `publish` into the window; its `settled` reports the outcome. Raises TooLarge, Unavailable (not open)."""
+        """Put `publish` into the window; its `settled` reports the outcome. Raises TooLarge, Unavailable."""
         self._require_open()
         frames.check_size(publish.block, publish.body, self.max_payload)
         self._replies.window.add(publish, timeout_s)
@@ -315,8 +313,8 @@ class Connection:
         """The stream's messages whose subject matches, in order from `seq`, without a consumer. `since` (seconds since
         the epoch): instead from the first one that was stored then or later.
 
-        A page holds `batch` messages, or 4 MiB. With `ahead`, the next page is requested while the caller uses this
-        one. The stream needs allow_direct. Raises Unavailable if a reply takes more than 5 seconds.
+        A page holds `batch` messages, or 4 MiB. With `ahead`, the next page is requested while this one is used.
+        The stream needs allow_direct. Raises Unavailable if a reply takes more than 5 seconds.
         """
         return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead, since=since)
 
@@ -399,6 +397,7 @@ class Connection:
         if self._closing or self._up.is_set():
             return
         self._up.set()
+        self.clock.expire()
         self._logged_errors.clear()
         self._replies.window.on_reconnected()
         log.warning("reconnected to %s after %.1f s", self.server, time.monotonic() - self._lost_at)
@@ -406,8 +405,8 @@ class Connection:
             callback()
 
     async def _on_closed(self) -> None:
-        if self._closing or self._replacing is not None:  # the client is being replaced already
-            return
+        if self._closing or self._replacing is not None:
+            return  # the client is being replaced already
         await self._on_disconnected()
         self._replacing = asyncio.create_task(self._replace_client())
 
@@ -437,7 +436,8 @@ class Connection:
                 self._replies.deny_subject(subject)
             elif self._replies.inbox.lower() in str(error).lower():
                 self._denied_inbox = self._replies.inbox + "*"
-            self._log_error_once(error_text(error))
+            if not self.clock.probing:
+                self._log_error_once(error_text(error))
         elif type(error).__module__.startswith("nats.") or isinstance(error, OSError | TimeoutError):
             level = logging.WARNING if "slow consumer" in str(error) else logging.DEBUG  # messages were dropped
             log.log(level, "error from the server: %s", error_text(error))

@@ -93,6 +93,7 @@ class Bulk(Generic[T]):
         pending = self._pending
         taking: asyncio.Task[None] | None = None
         source: Iterator[Item] | None = None
+        await self._connection.clock.ensure(self._parking.stream)  # items may have delays and deadlines
         try:
             if isinstance(items, AsyncIterable):
                 taking = asyncio.get_running_loop().create_task(self._take_async(items))
@@ -276,18 +277,18 @@ class Bulk(Generic[T]):
         if tenant is None:
             raise BadInput("the item has no tenant: pass tenant= to enqueue_many, or to the item's JobSpec")
         template = pending.template = self._producer.template(message, tenant, priority, extra, deadline)
-        pending.job_id, pending.by_caller = resolve_job_id(template.family, message, unique)
+        pending.job_id, pending.by_caller = resolve_job_id(template.family, message, unique, self._producer.clock)
         pending.body = codec.encode(message)
-        due_at = None if delay is None and at is None else resolve_due_at(delay, at)
+        due_at = None if delay is None and at is None else resolve_due_at(delay, at, self._producer.clock)
         if due_at is not None:
-            header_block = template.header_block(pending.job_id)
+            header_block = template.header_block(pending.job_id, self._producer.clock)
             parked = delayed_job_message(template, header_block, pending.job_id, due_at, by_caller=pending.by_caller)
             pending.subject, pending.block, pending.fenced = parked.subject, block(parked.headers), pending.by_caller
             pending.due_at = headers.number(parked.headers[headers.DUE]) / 1000
             pending.parking_id = parked.headers[headers.PARKED]
             return message
         pending.subject, pending.stream = template.subject, template.batch_stream
-        pending.block = template.header_block(pending.job_id)
+        pending.block = template.header_block(pending.job_id, self._producer.clock)
         self._producer.hint(template.lane)
         return message
 

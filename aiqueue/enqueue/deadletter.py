@@ -6,7 +6,6 @@ The body is the job's own, unchanged. Headers state why the job failed (docs/wir
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +129,7 @@ class DeadLetters:
         wanted = wanted or Filter()
         if wanted.family is not None:
             self._topology.family(wanted.family)
-        now = time.time()
+        now = self._connection.clock.now()
         async for stored in self._connection.read(self._stream, wanted.subject()):
             letter = await self._complete(stored)
             if letter is not None and wanted.matches(letter, now):

@@ -378,7 +378,7 @@ class Forwarder:
         message = scheduled_message(
             subject.lane,
             subject.job_id,
-            time.time() + REPARK_BACKOFF.delay_s(waited),
+            self._connection.clock.now() + REPARK_BACKOFF.delay_s(waited),
             job_headers,
             dedup_key=subject.dedup_key,
             parking_id=parking_id,

@@ -15,7 +15,7 @@ from uuid import UUID
 from .. import codec, headers, subjects
 from ..arguments import check_message
 from ..backoff import DELAY_MAX_S
-from ..connection import Connection, PubAck, block
+from ..connection import Connection, PubAck, ServerClock, block
 from ..document_ref import find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
@@ -76,12 +76,12 @@ class JobTemplate(NamedTuple):
     limits: Mapping[str, int]  # of the stream, which all its lanes share: bytes, messages
     batch_stream: str  # the stream, if it takes atomic batches; else empty
 
-    def header_block(self, job_id: str) -> bytes:
-        """Return the encoded headers of one job."""
+    def header_block(self, job_id: str, clock: ServerClock) -> bytes:
+        """Return the encoded headers of one job. A deadline counts from now, by the server's clock."""
         ids = (job_id.encode(),) * self.id_count
         if self.deadline_s is None:
             return self.header_template % ids
-        return self.header_template % (*ids, round((time.time() + self.deadline_s) * 1000))
+        return self.header_template % (*ids, round((clock.now() + self.deadline_s) * 1000))
 
 
 class Producer:
@@ -89,6 +89,7 @@ class Producer:
 
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self.connection = connection
+        self.clock = connection.clock
         self._topology = topology
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
         self._templates: dict[tuple[type[Message], str, str], JobTemplate] = {}
@@ -110,8 +111,8 @@ class Producer:
     ) -> Enqueued:
         """Store one job. Implements `Client.enqueue` for jobs without a delay; `extra` are the caller's headers."""
         template = self.template(message, tenant, priority, extra, deadline)
-        job_id, by_caller = resolve_job_id(template.family, message, unique)
-        header_block, body = template.header_block(job_id), codec.encode(message)
+        job_id, by_caller = resolve_job_id(template.family, message, unique, self.clock)
+        header_block, body = template.header_block(job_id, self.clock), codec.encode(message)
         end = time.monotonic() + timeout_s
         if message.aiq_documents or len(body) > self.body_max:
             attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
@@ -255,7 +256,7 @@ class Producer:
         check_message(message)
         family = self._topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
-        job_id, _ = resolve_job_id(family, message, unique)
+        job_id, _ = resolve_job_id(family, message, unique, self.clock)
         return family, {**_job_headers(family, message, lane, job_id, None), **_checked_headers(family, extra)}
 
     def hint(self, lane: subjects.Lane) -> None:
@@ -289,15 +290,15 @@ async def move_to_lane(
     await connection.store(subjects.work(*to), body, kept)
 
 
-def resolve_job_id(family: Family, message: Message, unique: str | None) -> tuple[str, bool]:
+def resolve_job_id(family: Family, message: Message, unique: str | None, clock: ServerClock) -> tuple[str, bool]:
     """Return the job's id, and whether the caller chose it: by `unique`, or by the family's key in the message.
 
-    Otherwise the id is new. Raises InvalidToken.
+    Otherwise the id is new, and holds the time by the server's clock. Raises InvalidToken.
     """
     if unique is not None:
         return subjects.token("unique key", unique), True
     key = _key_in_message(family, message)
-    return (subjects.new_id(), False) if key is None else (key, True)
+    return (subjects.new_id(clock.offset_ms), False) if key is None else (key, True)
 
 
 def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
@@ -374,14 +375,14 @@ async def _wait_while_full(
     return min(wait_s * 2, FULL_CAP_S)
 
 
-def resolve_due_at(delay: Duration | None, at: datetime | float | None) -> float | None:
+def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: ServerClock) -> float | None:
     """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
 
-    Raises BadInput.
+    A delay counts from now, by the server's clock. Raises BadInput.
     """
     if delay is None and at is None:
         return None
-    now = time.time()
+    now = clock.now()
     if delay is not None:
         if at is not None:
             raise BadInput("delay and at both set the start time: give only one of them")

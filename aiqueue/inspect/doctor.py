@@ -121,7 +121,7 @@ def _read_sync_interval_s(monitor: str) -> float:
 
 
 async def _check_clock(subject: Subject) -> AsyncIterator[Finding]:
-    """Check this clock against the server's: clients set deadlines and due times, workers and the server apply them."""
+    """Check this clock against the server's: plain clients set deadlines by theirs, and logs have local times."""
     name = next(iter(subject.topology.streams))
     before = time.time()
     try:

@@ -50,7 +50,7 @@ REMEDIES: Mapping[str, str] = {
     "counts-low": "run `aiqueue doctor` again in some seconds; if it stays, `nats server report jetstream`",
     "tenant-invalid": "`nats stream purge {stream} --subject {subject}` deletes them; "
     f"to move them to a valid tenant: {problems.GUIDE}",
-    "clock-skew": "`timedatectl set-ntp true` on both machines: deadlines and delays are off by as much",
+    "clock-skew": "`timedatectl set-ntp true` on both machines: times in logs and `at=` are off by as much",
 }
 WHEN_FULL: Mapping[str, str] = {
     "work": "run more workers (`aiqueue work`), or raise max_bytes and run `aiqueue apply`: a full stream refuses "

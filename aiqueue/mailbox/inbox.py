@@ -7,7 +7,6 @@ stored mail is published on the bare subject, for plain subscribers (docs/decisi
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -127,6 +126,8 @@ class Inboxes:
         """
         subject = subjects.inbox(self.family.name, tenant, to)
         mail_id = subjects.new_id() if unique is None else subjects.token("unique key", unique)
+        if expires is not None:
+            await self.connection.clock.ensure(self.family.stream)
         mail_headers = self._make_headers(message, mail_id, sender, conversation, correlation, expires, extra)
         body = _encode(message)
         sent = await self._store(subject, to, tenant, mail_id, mail_headers, body, parse_duration("timeout", timeout))
@@ -151,6 +152,8 @@ class Inboxes:
         """
         subjects.token("tenant", tenant)
         timeout_s, mail_id = parse_duration("timeout", timeout), subjects.new_id()
+        if expires is not None:
+            await self.connection.clock.ensure(self.family.stream)
         mail_headers = self._make_headers(message, mail_id, sender, conversation, None, expires, extra)
         body = _encode(message)
         mail_headers[headers.BROADCAST] = "1"
@@ -290,7 +293,8 @@ class Inboxes:
         if correlation is not None:
             mail_headers[headers.CORRELATION] = correlation
         if expires is not None:
-            mail_headers[headers.DEADLINE] = str(round((time.time() + parse_duration("expires", expires)) * 1000))
+            expires_at = self.connection.clock.now() + parse_duration("expires", expires)
+            mail_headers[headers.DEADLINE] = str(round(expires_at * 1000))
         for name, value in (extra or {}).items():
             if str(name).lower().startswith(("nats-", "aiq-", "content-type", headers.TARGET, headers.SOURCE)):
                 raise BadInput(f"header {name!r} is reserved: choose another name")

@@ -40,9 +40,10 @@ async def request_result(
     subject, body = f"{family.journal}.{tenant}", codec.encode(message)
     total_s = family.reply_within_s if timeout_s is None else timeout_s
     end, pause_s = time.monotonic() + total_s, PAUSE_S
+    await producer.clock.ensure(family.stream)
     while (left_s := end - time.monotonic()) > 0:
         slice_s = min(left_s, REPEAT_AFTER_S)
-        request_headers[headers.DEADLINE] = str(round((time.time() + slice_s) * 1000))
+        request_headers[headers.DEADLINE] = str(round((producer.clock.now() + slice_s) * 1000))
         try:
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
             return replies.read_answer(answer.headers, answer.data, job_id)

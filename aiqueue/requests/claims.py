@@ -6,8 +6,6 @@ This module finds out whether another message of the id has that claim. All case
 
 from __future__ import annotations
 
-import time
-
 from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import Parking
@@ -59,7 +57,8 @@ class Claims:
                 return True
             head = await self.journal.head(subject)
             if head is None or head.seq <= head_seq:  # else something was written while the messages were looked for
-                return None if any(other.may_return(time.time()) for other in unfinished.values()) else False
+                now = self.journal.connection.clock.now()
+                return None if any(other.may_return(now) for other in unfinished.values()) else False
         raise Unavailable(f"{subject}: the journal has changed during each of {READS_MAX} reads")
 
     async def _has_message(self, family: Family, subject: str, other: _UnfinishedRun) -> bool:

@@ -226,11 +226,11 @@ class Runner:
             return AlreadyEnded()
         if opened.refusal is not None:
             return opened.refusal
-        if (pending := find_pending_retry(delivery, opened)) is not None:
+        if (pending := find_pending_retry(delivery, opened, self._journal.connection.clock.now())) is not None:
             return pending
         if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
             return wrong_lane
-        if attempt.is_past_deadline(opened.raw):
+        if attempt.is_past_deadline(opened.raw, self._journal.connection.clock.now()):
             return Refused("deadline", "its deadline passed before it was run")
         return None
 
@@ -262,7 +262,7 @@ class Runner:
                 )
                 if taken is not False:
                     return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
-            if is_taken_over(delivery, opened, order):
+            if is_taken_over(delivery, opened, order, self._journal.connection.clock.now()):
                 return TakenOver()
             try:
                 if await writer.write_started(self._started_data(delivery, opened, order)):

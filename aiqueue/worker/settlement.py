@@ -187,7 +187,7 @@ class Settlement:
         delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
         if opened.attempt >= retry.attempts:
             await self._dead_letter(delivery, opened, writer, "attempts", error)
-        elif attempt.is_past_deadline(opened.raw, in_s=delay_s):
+        elif attempt.is_past_deadline(opened.raw, self._connection.clock.now() + delay_s):
             late = f"{error} (the retry in {delay_s:.1f} s would be after its deadline)"
             await self._dead_letter(delivery, opened, writer, "deadline", late)
         else:
@@ -283,7 +283,7 @@ class Settlement:
         If it is too large with its history, park it without. False: parking refuses it, so it must wait in its lane.
         Raises Unavailable.
         """
-        due_at = time.time() + delay_s
+        due_at = self._connection.clock.now() + delay_s
         lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
         parked_headers = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),

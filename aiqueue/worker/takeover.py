@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, NamedTuple
 
 from .. import headers
@@ -39,7 +38,7 @@ class DeliveryOrder(NamedTuple):
         return cls(*stored) if all(isinstance(each, int | float) for each in stored) else None
 
 
-def find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | None:
+def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> RetryPending | None:
     """Return RetryPending if the newest entry is a `retry` that this delivery must wait for. None: run the delivery.
 
     Such a delivery appears when a worker wrote `retry` and died, or lost its link, before it told the server.
@@ -52,7 +51,7 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | 
     if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
         return None
     parking_id = headers.parking_id(opened.raw.headers)
-    if hop_of(newest.parking_id) > Hops.of(delivery, time.time()).number:
+    if hop_of(newest.parking_id) > Hops.of(delivery, now).number:
         return RetryPending(None)
     if parking_id != newest.parking_id:
         was_parked = newest.parking_id == retry_dedup_key(delivery, newest.attempt)
@@ -61,11 +60,11 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob) -> RetryPending | 
     delay_s = newest.data.get("delay_s")
     if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):
         return None
-    left_s = min(delay_s, newest.time + delay_s - time.time())
+    left_s = min(delay_s, newest.time + delay_s - now)
     return RetryPending(left_s) if left_s >= RETRY_WAIT_MIN_S else None
 
 
-def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> bool:
+def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder, now: float) -> bool:
     """Return whether the newest `started` is of a later delivery, to which this one (`order`) gives way.
 
     If the later delivery is of the same message, it counts for CLAIM_LEASES leases only. The order of such deliveries
@@ -77,7 +76,7 @@ def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -
     theirs = DeliveryOrder.of_entry(started.data)
     if theirs is None or not theirs > order:  # `<=` would take one with NaN for later
         return False
-    if theirs.seq != delivery.seq or time.time() - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
+    if theirs.seq != delivery.seq or now - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
         return True
     log.warning("job %s is run again: its latest attempt has written nothing for two lengths of a lease", opened.job_id)
     return False

@@ -70,7 +70,7 @@ class UnknownKinds:
 
     def is_given_up(self, delivery: Delivery) -> bool:
         """Return whether no worker has known the job's kind for PATIENCE_S."""
-        now = time.time()
+        now = self._connection.clock.now()
         return now - Hops.of(delivery, now).first_seen_at >= PATIENCE_S
 
     async def park_aside(self, delivery: Delivery, family: Family, job_id: str, number: int) -> bool:
@@ -80,7 +80,7 @@ class UnknownKinds:
         parking refuses it. Raises Unavailable.
         """
         lane = Lane(family.name, delivery.tenant, delivery.lane.key.priority)
-        hops = Hops.of(delivery, time.time())
+        hops = Hops.of(delivery, self._connection.clock.now())
         job_headers = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
@@ -92,7 +92,7 @@ class UnknownKinds:
             if not hops.number and await self._is_full(lane, family):
                 return False
             await self._parking.park(
-                lane, job_id, time.time() + hops.delay_s, job_headers, delivery.message.data,
+                lane, job_id, self._connection.clock.now() + hops.delay_s, job_headers, delivery.message.data,
                 dedup_key=DEDUP_KEY, parking_id=parking_id,
             )  # fmt: skip
         except (TooLarge, QueueFull, NotFound, AccessDenied) as error:

@@ -101,7 +101,7 @@ def _as_job(parcel: RawJob) -> str:
     found = attempt.decode_body(parcel)
     attempt.decode_headers_only(parcel)
     attempt.decode_headers_or_defaults(parcel)
-    attempt.is_past_deadline(parcel)
+    attempt.is_past_deadline(parcel, 0.0)
     attempt.find_wrong_lane(parcel)
     history = deadletter.history_of(parcel.headers)
     codec.encode({"history": deadletter.trimmed(history)})  # as a retry's entry has it

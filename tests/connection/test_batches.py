@@ -187,7 +187,7 @@ async def test_an_opened_batch_whose_next_job_has_no_room_for_its_headers_is_giv
     client: Client,
 ) -> None:
     template = client._open_producer().template(Task(), "acme", "normal", {"m": ""})
-    room = HEADERS_MAX - len(template.header_block(subjects.new_id()))
+    room = HEADERS_MAX - len(template.header_block(subjects.new_id(), client.connection.clock))
     calls = await opened(client, lambda: client.enqueue(Task(text="large"), tenant="acme", headers={"m": "x" * room}))
     async with asyncio.timeout(25):
         handles = await asyncio.gather(*calls)
@@ -320,7 +320,7 @@ async def test_a_full_lane_refuses_what_does_not_fit_and_nothing_else(client: Cl
 
 async def test_a_job_without_room_for_the_headers_of_a_batch_goes_by_itself(client: Client) -> None:
     template = client._open_producer().template(Task(), "acme", "normal", {"m": ""})
-    room = HEADERS_MAX - len(template.header_block(subjects.new_id()))
+    room = HEADERS_MAX - len(template.header_block(subjects.new_id(), client.connection.clock))
     calls = (
         client.enqueue(Task(text=str(n)), tenant="acme", headers={"m": "x" * (room, 5)[n != 20]}) for n in range(40)
     )

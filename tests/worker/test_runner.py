@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiqueue import codec, headers
+from aiqueue.config import Settings
+from aiqueue.connection import Connection
 from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes.quarantine import Quarantine
 from aiqueue.processes.recipe import Recipe
@@ -38,7 +40,7 @@ OPTIONAL = {
 
 async def runner_without_server() -> Runner:
     families = TOPOLOGY.families
-    journal: Any = SimpleNamespace(connection=None)
+    journal: Any = SimpleNamespace(connection=Connection(Settings()))  # not open: its clock is the local one
     nothing: Any = None
     return Runner(
         SimpleNamespace(journal=journal),  # type: ignore[arg-type]

@@ -105,10 +105,9 @@ async def test_where_every_write_is_synced_those_that_wait_at_once_go_in_batches
                     jobs += len(await outcomes(client, (Task() for _ in range(2_000))))
             else:
                 await asyncio.gather(*(caller() for _ in range(256)))
-        pace = batcher(client).pace
-        assert pace.batches == (pace._rates[1] > pace._rates[0])  # mostly True, which a busy machine may disturb
         kept = await stored(client)
         assert len(kept) == jobs
+        assert batched(kept)
         assert len({each.headers["Nats-Batch-Id"] for each in batched(kept)}) <= len(batched(kept)) / FEW
 
 

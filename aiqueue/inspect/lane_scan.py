@@ -13,7 +13,7 @@ from ..topology import Family
 
 SCAN_JOBS_MAX = 10_000  # stored jobs that are read from the first on to find a job without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
-EARLIER_S = (0.0, 1.0, 60.0)  # how long before the time in its id a job is looked for: clocks differ
+EARLIER_S = (0.0, 0.05, 1.0, 60.0)  # how long before the time in its id a job is looked for: clocks differ
 LATER_S = 120.0  # how long after: a job may wait for a full lane before it is stored
 
 _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py

@@ -362,10 +362,10 @@ async def test_a_job_that_is_gone_from_its_lane_and_parked_is_waited_for(journal
             journal, job._journal_subject(), run=job._enqueued.seq, timeout_s=0.5, job=where, parked=parked
         )
     is_parked[0] = False
-    ended = await wait_for_outcome(
-        journal, job._journal_subject(), run=job._enqueued.seq, timeout_s=25, job=where, parked=parked
-    )
-    assert ended is None
+    with pytest.raises(JobGone):
+        await wait_for_outcome(
+            journal, job._journal_subject(), run=job._enqueued.seq, timeout_s=25, job=where, parked=parked
+        )
 
 
 async def test_progress_alone_does_not_make_a_gone_job_wait_for_ever(journal: Journal) -> None:

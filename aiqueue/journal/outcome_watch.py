@@ -17,6 +17,7 @@ from .journal import Journal
 
 SETTLED_PAUSES_S = (0.02, 0.1, 0.5, 2.0)  # after the job's ack was seen: a cluster deletes the job a little later
 ABSENT_PAUSE_S = 0.05  # before a job is read again that is gone although no ack was heard: the ack may be on its way
+SEEN_FOR_S = 2.0  # a job that is stored so long after its acks were listened to was not acked before
 CLOCK_SLACK_S = 0.5  # how exactly this clock is compared with the server's
 UNANSWERED_PAUSE_S, UNANSWERED_PAUSE_MAX_S = 0.25, 4.0  # after a read that no server answered
 POLL_S, POLL_MAX_S = 5.0, 60.0  # between reads without a notice: in a cluster a notice may be lost
@@ -102,7 +103,8 @@ class OutcomeWatch:
         self._parked = parked
         self._consumers = consumers
         self._acked = False  # a worker's ack of the job was heard
-        self._seen = False  # the job was stored while its acks were listened to, without a break since
+        self._first_seen_at: float | None = None  # monotonic seconds, since its acks are listened to without a break
+        self._seen = False  # it was still stored SEEN_FOR_S later, so no ack of it can have been missed
         self._absences = 0  # reads in a row that did not find the job
         self._enqueued_at = 0.0
         self._woken = asyncio.Event()
@@ -151,8 +153,18 @@ class OutcomeWatch:
 
     def _on_regained(self) -> None:
         """Notices were missed: read the journal."""
-        self._seen = False
+        self._forget_seen()
         self._woken.set()
+
+    def _note_seen(self) -> None:
+        """The job is stored. An ack may be on its way all the same: the server removes a job a little after its ack."""
+        now, self._absences = time.monotonic(), 0
+        if self._first_seen_at is None:
+            self._first_seen_at = now
+        self._seen = now - self._first_seen_at >= SEEN_FOR_S
+
+    def _forget_seen(self) -> None:
+        self._first_seen_at, self._seen = None, False
 
     def _on_ack(self, message: Received) -> None:
         if message.data.startswith((b"+ACK", b"+TERM")) and self._is_ours(message.subject.split(".")[3]):
@@ -163,7 +175,8 @@ class OutcomeWatch:
     def _watch_acks(self, job: tuple[str, int]) -> None:
         """Be woken by the ack of the stored job `job`, which a worker sends when the job has ended."""
         self._job = job
-        self._acked = self._seen = False
+        self._acked = False
+        self._forget_seen()
         self._to_subscribe[f"$JS.ACK.{job[0]}.*.*.{job[1]}.>"] = self._on_ack
 
     async def _read_outcome(self) -> tuple[bool, Entry | None]:
@@ -177,7 +190,7 @@ class OutcomeWatch:
         # the job is read before the journal: its final entry was written before the job went
         stored = await self._connection.get(*self._job) if self._job is not None else None
         if stored is not None:
-            self._seen, self._absences = True, 0
+            self._note_seen()
         self._enqueued_at = stored.time if stored is not None else self._enqueued_at
         live = next((entry for entry in self._live_finals if entry.run >= self.run), None)
         final = live or await self._journal.final_entry(self._subject, self.run, self._enqueued_at)
@@ -230,7 +243,7 @@ class OutcomeWatch:
         """Whether a worker has ended a job that is gone, although no ack of it was heard. `last`: its newest entry.
 
         1. It waited for its next attempt, which would have written `started`: no.
-        2. Acks were listened to while it was still stored: no. In a cluster an ack may be missed, so that goes on.
+        2. Acks were listened to while it was stored for SEEN_FOR_S: no. In a cluster an ack may be missed: go on.
         3. It has begun: yes.
         4. A consumer of its lane has delivered this far, since the job was enqueued: yes. Otherwise no.
         """

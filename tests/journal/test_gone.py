@@ -62,12 +62,24 @@ async def awaited(client: aiqueue.Client, handle: aiqueue.Handle) -> asyncio.Tas
     return task
 
 
-async def test_purged_while_a_worker_is_busy_with_jobs_before_it(client: aiqueue.Client) -> None:
+async def test_purged_while_a_worker_is_busy_with_jobs_before_it(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome_watch, "SEEN_FOR_S", 0.1)  # the worker acks nothing here
+    seen = []
+    note_seen = outcome_watch.OutcomeWatch._note_seen
+
+    def note(watch: outcome_watch.OutcomeWatch) -> None:
+        note_seen(watch)
+        seen.append(watch._seen)
+
+    monkeypatch.setattr(outcome_watch.OutcomeWatch, "_note_seen", note)
     hold = asyncio.Event()
     async with silent(hold=hold).running(client):
         await client.enqueue(Ping(), tenant="acme")
         second = await client.enqueue(Ping(), tenant="acme")
         waiting = await awaited(client, second)
+        await eventually(lambda: any(seen))
         await client.connection.api(f"STREAM.PURGE.{STREAM}", {"filter": "ai.agent.tasks.acme.*", "seq": 2**40})
         with pytest.raises(JobGone):
             await waiting

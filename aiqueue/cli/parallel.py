@@ -45,22 +45,24 @@ async def for_each(items: AsyncIterator[T], do: Callable[[T], Coroutine[Any, Any
     failed: BaseException | None = None
 
     try:
-        async for item in items:
-            running.add(asyncio.create_task(do(item)))
-            if len(running) >= at_once:
-                done, running = await asyncio.wait(running, return_when="FIRST_COMPLETED")
-                failed = _first_error(done)
-                if failed is not None:
-                    break
+        try:
+            async for item in items:
+                running.add(asyncio.create_task(do(item)))
+                if len(running) >= at_once:
+                    done, running = await asyncio.wait(running, return_when="FIRST_COMPLETED")
+                    failed = _first_error(done)
+                    if failed is not None:
+                        break
+        except Exception as error:  # noqa: BLE001  (of the iterator; the running calls end first)
+            failed = error
+        if running:
+            done, _ = await asyncio.wait(running)
+            failed = failed or _first_error(done)
     except asyncio.CancelledError:
         for task in running:
             task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         raise
-    except Exception as error:  # noqa: BLE001  (of the iterator; the running calls end first)
-        failed = error
-    if running:
-        done, _ = await asyncio.wait(running)
-        failed = failed or _first_error(done)
     if failed is not None:
         raise failed
 

@@ -544,7 +544,7 @@ class TestWork:
 
     def test_options_override_the_worker(self, processes: Processes, ready: Cli) -> None:
         options = ["--concurrency", "2", "--tenants", "acme,globex", "--families", "agent.tasks"]
-        worker = processes.started("work", "app:worker", *options, says="slots")
+        worker = processes.started("work", "app:worker", *options, says="2 slots, agent.tasks of")
         assert "2 slots, agent.tasks of acme, globex, at" in processes.said(worker)
 
     @pytest.mark.parametrize(

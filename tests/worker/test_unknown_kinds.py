@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.enqueue import Filter
-from aiqueue.errors import JobFailed
+from aiqueue.errors import JobFailed, NotFound
 from aiqueue.topology import provision
 from aiqueue.worker import unknown_kinds
 from aiqueue.worker.unknown_kinds import Hops, hop_of
@@ -172,7 +172,10 @@ async def test_where_the_lane_is_full_an_unknown_job_waits_in_its_lane(
         info = "CONSUMER.INFO.AI_AGENT_TASKS.acme-normal"
 
         async def was_returned() -> bool:
-            return (await client.connection.api(info))["num_redelivered"] > 0
+            try:
+                return (await client.connection.api(info))["num_redelivered"] > 0
+            except NotFound:
+                return False  # the worker has not made it yet
 
         monkeypatch.setattr("aiqueue.worker.settlement.UNKNOWN_KIND_DELAY_S", 0.05)
         await eventually(was_returned)

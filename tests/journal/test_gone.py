@@ -155,6 +155,29 @@ async def test_purged_between_two_attempts(client: aiqueue.Client, eventually: E
         await anext(stream)
 
 
+@pytest.mark.parametrize(("seen_for_s", "error"), [(outcome_watch.SEEN_FOR_S, ResultDisabled), (0.0, JobGone)])
+async def test_a_delivered_job_that_goes_just_after_the_wait_began_may_have_been_acked_just_before(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, seen_for_s: float, error: type[Exception]
+) -> None:
+    """The server removes a job a little after its ack: who begins to wait in between hears no ack. A deletion does the
+    same to the waiter.
+    """
+    monkeypatch.setattr(outcome_watch, "SEEN_FOR_S", seen_for_s)
+    config = client.topology.family("agent.tasks").lane_config("acme", "normal")
+    call = f"CONSUMER.CREATE.{STREAM}.acme-normal.{config['filter_subject']}"
+    await client.connection.api(call, {"stream_name": STREAM, "config": config})
+    handle = await client.enqueue(Ping(), tenant="acme")
+    arrived, inbox = asyncio.Event(), client.connection.new_inbox()
+    await client.connection.subscribe(inbox, lambda message: arrived.set())
+    await client.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.acme-normal", b'{"batch": 1}', reply=inbox)
+    async with asyncio.timeout(25):
+        await arrived.wait()
+    waiting = await awaited(client, handle)
+    await client.connection.delete(STREAM, handle._enqueued.seq)
+    with pytest.raises(error):
+        await waiting
+
+
 async def test_a_job_of_a_handler_without_results_ends_as_before(client: aiqueue.Client) -> None:
     async with silent(concurrency=8).running(client):
         handles = [await client.enqueue(Ping(n=n), tenant="acme") for n in range(50)]

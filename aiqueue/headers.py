@@ -54,12 +54,49 @@ KV_OPERATION: Final = "KV-Operation"
 ROLLUP: Final = "Nats-Rollup"
 TTL: Final = "Nats-TTL"
 
+NUMBERS: Final = (DEADLINE, DOCUMENT_SIZE, REPLAY, RUN, ENQUEUED, ATTEMPT, DUE, WAITED)  # of a job or mail
+_BY_LOWER: Final = {
+    name.lower(): name
+    for name in list(globals().values())
+    if isinstance(name, str) and (name.startswith("Aiq-") or name in (CONTENT_TYPE, PRIORITY, TARGET, SOURCE))
+}
 OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
 
-
 _CARRIED_MAX = 16_384
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def restore_case(job_headers: dict[str, str]) -> None:
+    """Rename headers that differ from ours only in case, as HTTP's tools write them. One that is there stays."""
+    for name in list(job_headers):
+        ours = _BY_LOWER.get(name.lower())
+        if ours is not None and ours not in job_headers:
+            job_headers[ours] = job_headers.pop(name)
+
+
+def find(job_headers: Mapping[str, str], name: str) -> str | None:
+    """Return the value of a header whose name may be written in another case, such as a family's key."""
+    found = job_headers.get(name)
+    if found is not None:
+        return found
+    lower = name.lower()
+    return next((value for each, value in job_headers.items() if each.lower() == lower), None)
+
+
+def find_malformed(job_headers: Mapping[str, str]) -> str:
+    """Return what is wrong with the first header that must be a number and is none; empty if all are numbers."""
+    for name in NUMBERS:
+        value = job_headers.get(name)
+        if value is not None and decimal(value) is None:
+            return f"header {name} must be a number, not {value[:40]!r}: correct it and publish the message again"
+    return ""
+
+
+def milliseconds(text: str) -> float | None:
+    """Return the time in a header of milliseconds since the epoch, in seconds; None if it is no number."""
+    value = decimal(text)
+    return None if value is None else value / 1000
 
 
 def run(job_headers: Mapping[str, str], seq: int, stored_at: float) -> tuple[int, float]:
@@ -105,12 +142,15 @@ def ascii_line(text: str, limit: int = 500) -> str:
 def decimal(text: str) -> float | None:
     """Return the number in a header value; None for anything else, because a plain publisher may have set it."""
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
 def number(text: str) -> int:
-    """Return the whole number in a header value; 0 for anything else, because a plain publisher may have set it."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+    """Return the whole number in a header value, of "5.0" too; 0 for anything else, which a plain publisher may set."""
+    if text.isascii() and text.isdigit():
+        return int(text) if len(text) <= 18 else 0
+    value = decimal(text)
+    return int(value) if value is not None and 0 <= value < 1e18 else 0

@@ -126,6 +126,7 @@ class _FamilyResponder:
 
     async def answer(self, message: Received) -> Answer:
         """Return the answer to a request. Every error becomes an answer; nothing in a request makes this raise."""
+        headers.restore_case(message.headers)
         as_json = replies.is_json(message.headers.get(headers.CONTENT_TYPE, ""), message.data)
         job_id = ""
         self._waiting += 1
@@ -160,7 +161,7 @@ class _FamilyResponder:
     def _parse_request(self, message: Received) -> _Request:
         """Return which job a request is about. Raises BadInput."""
         request_headers, family, body = message.headers, self._family, message.data
-        job_id: Any = request_headers.get(headers.JOB_ID) or request_headers.get(family.key or "")
+        job_id: Any = request_headers.get(headers.JOB_ID) or headers.find(request_headers, family.key or "")
         can_enqueue = False
         if body.strip():
             try:
@@ -184,8 +185,9 @@ class _FamilyResponder:
             if not can_enqueue:
                 raise BadInput(f"the request names no job: set the header {family.key}, or send the id as the body")
             job_id = subjects.new_id()
-        deadline_ms = headers.number(request_headers.get(headers.DEADLINE, ""))
-        deadline = deadline_ms / 1000 if deadline_ms else None
+        if problem := headers.find_malformed(request_headers):
+            raise BadInput(problem)
+        deadline = headers.milliseconds(request_headers.get(headers.DEADLINE, ""))
         return _Request(tenant, subjects.foreign_id(str(job_id)), can_enqueue, deadline)
 
     # -- finding the answer

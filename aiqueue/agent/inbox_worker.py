@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
 from ..connection import Connection
@@ -323,6 +324,8 @@ class InboxWorker:
             return Refused(
                 "killed_worker", "several processes died in a row, and each held this mail as its oldest one"
             )
+        if malformed := headers.find_malformed(held.delivery.message.headers):
+            return Refused("invalid", malformed)
         if held.envelope.expired(self._connection.clock.now()):
             return Refused("expired", "the mail expired before it was handled")
         outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)

@@ -27,11 +27,10 @@ class RawJob(NamedTuple):
 
     @property
     def deadline(self) -> float | None:
-        """The deadline in seconds since the epoch. None: the job has none."""
+        """The deadline in seconds since the epoch. None: the job has none, or one that is no number."""
         if headers.DEADLINE not in self.headers:
             return None
-        value = headers.number(self.headers[headers.DEADLINE])
-        return value / 1000 if value else None
+        return headers.milliseconds(self.headers[headers.DEADLINE])
 
 
 @dataclass
@@ -81,7 +80,7 @@ def decode_headers_only(raw: RawJob) -> DecodedJob | None:
     """
     message_headers, key = raw.headers, raw.family.key
     if not message_headers.get(headers.KIND) or not (
-        message_headers.get(headers.JOB_ID) or not key or message_headers.get(key)
+        message_headers.get(headers.JOB_ID) or not key or headers.find(message_headers, key)
     ):
         return None
     return DecodedJob(_find_job_id(raw, None), _kind_in_header(raw))
@@ -125,7 +124,7 @@ def _find_job_id(raw: RawJob, data: Mapping[str, Any] | None) -> str:
     key = raw.family.key
     found: Any = raw.headers.get(headers.JOB_ID)
     if not found and key:
-        found = raw.headers.get(key) or (data or {}).get(key)
+        found = headers.find(raw.headers, key) or (data or {}).get(key)
     if type(found) is str and found:
         return subjects.foreign_id(found)
     if isinstance(found, int):

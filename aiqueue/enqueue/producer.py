@@ -318,7 +318,9 @@ def _key_in_message(family: Family, message: Message) -> str | None:
     """
     if family.key is None:
         return None
-    value = message.__dict__.get(family.key) or (message.model_extra or {}).get(family.key)
+    value = message.__dict__.get(family.key)
+    if value is None:
+        value = (message.model_extra or {}).get(family.key)
     if value is None or value == "":
         return None
     if isinstance(value, UUID) or type(value) is int:

@@ -100,9 +100,12 @@ class _ScanAllowance:
 
 def has_id(stored: Stored, family: Family, job_id: str) -> bool:
     """Whether a stored job has this id. It is in the library's header, or the caller's key is, or a body's field."""
-    found: Any = stored.headers.get(headers.JOB_ID)
+    job_headers = dict(stored.headers)
+    headers.restore_case(job_headers)
+    stored = stored._replace(headers=job_headers)
+    found: Any = job_headers.get(headers.JOB_ID)
     if not found and family.key:
-        found = stored.headers.get(family.key) or _key_in_body(stored, family, family.key)
+        found = headers.find(job_headers, family.key) or _key_in_body(stored, family, family.key)
     if isinstance(found, str | int) and str(found):
         return subjects.foreign_id(str(found)) == job_id
     stream_id = _STREAM_ID.fullmatch(job_id)

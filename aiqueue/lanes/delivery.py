@@ -45,11 +45,15 @@ class Delivery:
         # from the subject, because a shared lane has many tenants; as `subjects.tenant_of`, without a call for each job
         self.tenant = message.subject.split(".", 4)[3]
         self.run, self.enqueued_at = seq, stored_at
-        if headers.PARKED in message.headers:
-            self.run, self.enqueued_at = headers.run(message.headers, seq, stored_at)
+        fields = message.headers
+        if headers.KIND not in fields or headers.JOB_ID not in fields or headers.CONTENT_TYPE not in fields:
+            headers.restore_case(fields)  # a plain publisher's
+        if headers.PARKED in fields:
+            self.run, self.enqueued_at = headers.run(fields, seq, stored_at)
 
     def renew(self, message: Received) -> None:
         """Take over the lease of a redelivery of the same job: `message` is the one to acknowledge now."""
+        headers.restore_case(message.headers)
         self.message = message
         self.reply = message.reply
 

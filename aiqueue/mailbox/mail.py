@@ -58,7 +58,6 @@ def parse_envelope(
     given_id = mail_headers.get(headers.JOB_ID)
     mail_id = subjects.foreign_id(given_id) if given_id else f"s{seq}-{int(stored_at * 1e6):x}"
     sender = mail_headers.get(headers.SOURCE, "")
-    deadline_ms = headers.number(mail_headers.get(headers.DEADLINE, ""))
     return Envelope(
         mail_id,
         mail_headers.get(headers.KIND, "")[:128] or default_kind,
@@ -67,7 +66,7 @@ def parse_envelope(
         sender if subjects.TOKEN.fullmatch(sender) else None,
         mail_headers.get(headers.CONVERSATION) or mail_id,
         mail_headers.get(headers.CORRELATION),
-        deadline_ms / 1000 if deadline_ms else None,
+        headers.milliseconds(mail_headers.get(headers.DEADLINE, "")),
         headers.decimal(mail_headers.get(headers.ENQUEUED, "")) or stored_at,
     )
 

@@ -16,7 +16,7 @@ from ..lanes import Delivery
 from ..processes import Quarantine
 from ..topology import Family
 
-_NOT_PLAIN = frozenset({headers.PARKED, headers.DEADLINE, headers.HISTORY, *headers.DOCUMENTS})
+_NOT_PLAIN = frozenset({headers.PARKED, headers.HISTORY, *headers.NUMBERS, *headers.DOCUMENTS})
 REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
     "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
 })  # fmt: skip
@@ -89,7 +89,9 @@ class Opener:
         family = self._families[delivery.lane.key.family]
         raw = _raw_job(family, delivery)
         refusal = None
-        if headers.DOCUMENT in raw.headers:
+        if malformed := headers.find_malformed(raw.headers):
+            refusal = Refused("invalid", malformed)
+        elif headers.DOCUMENT in raw.headers:
             raw, refusal = await self._fetch_body(raw)
         maybe_suspect = self._quarantine.is_suspect(delivery)
         if refusal is not None:

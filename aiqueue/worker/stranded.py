@@ -248,7 +248,10 @@ class StrandedSweeper:
         lane = subjects.parse_lane(stored.subject)
         if lane is None:
             return 0
-        raw = RawJob(family, lane.tenant, lane.priority, seq, stored.time, stored.headers, stored.data)
+        job_headers = dict(stored.headers)
+        headers.restore_case(job_headers)
+        stored = stored._replace(headers=job_headers)
+        raw = RawJob(family, lane.tenant, lane.priority, seq, stored.time, job_headers, stored.data)
         found = await self._identify(raw)
         decoded = attempt.decode_headers_or_defaults(raw) if isinstance(found, Refused) else found
         if await self._end_run(family, lane, stored, decoded, deliveries):

@@ -5,20 +5,24 @@ CBOR is RFC 8949. Tags that could build cyclic or huge values, or compile patter
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import io
 import json
 import threading
-from collections.abc import Collection, Mapping
-from datetime import date, datetime
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
 
 import cbor2
 import pydantic
 import pydantic_core
 
+from . import secret_paths
 from .errors import DecodeError, EncodeError
 
 CBOR = "application/cbor"
@@ -29,7 +33,6 @@ MAX_INT_BITS = (
     14_000  # about 4,200 digits: Python neither reads nor prints longer numbers, so JSON cannot have them either
 )
 MAX_EXPONENT = 6144  # that of decimal128
-_SMALL_MIN, _SMALL_MAX = -(1 << 63), (1 << 63) - 1  # whole numbers whose length need not be checked
 
 # 5 big float (whose exponent would be computed), 25/256 string references, 28/29 shared (cyclic) values, 30 rational,
 # 35 regular expression, 36 MIME message, 43000 complex number
@@ -38,6 +41,8 @@ _Model = pydantic.BaseModel
 _EXACT = Context(prec=20_000, Emax=999_999, Emin=-999_999, traps=[])
 _TEXT = frozenset({str})
 _JSON_STARTS = frozenset(b'{[" \t\r\n')
+_MINUTE = timedelta(minutes=1)
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # no CBOR map starts so
 
 
 class MessageBody(NamedTuple):
@@ -48,17 +53,55 @@ class MessageBody(NamedTuple):
     data: dict[str, Any]
 
 
-def encode(value: Any) -> bytes:
+class Encoded(NamedTuple):
+    """An encoded value, and which of its fields are secret, as the header Aiq-Secret names them (empty: none)."""
+
+    body: bytes
+    secrets: str = ""
+
+
+def encode(value: Any, *, tagged: bool = False, by_alias: bool = True) -> bytes:
     """Encode `value` (plain data, also with pydantic models) as CBOR that `decode` can read.
 
-    Types that CBOR does not have are encoded as in JSON: keys become text, sets and tuples arrays, enums their values,
-    paths and the like text. Raises EncodeError.
+    Types that JSON does not have are encoded as in JSON: times, UUIDs, decimals, IP addresses and whole numbers above
+    64 bits become text, keys too, sets and tuples arrays, enums their values. With `tagged`, those that CBOR has a tag
+    for keep their type. Models are written by alias, without computed fields, and with their secrets. A lone surrogate
+    becomes U+FFFD. Raises EncodeError.
     """
+    return dump(to_plain(value, tagged=tagged, by_alias=by_alias))
+
+
+def encode_marked(value: Any) -> Encoded:
+    """As `encode`, and state which fields are secret. What is Encoded already is returned unchanged."""
+    if type(value) is Encoded:
+        return value
     try:
-        return cbor2.dumps(_plain(value, 0))
-    except EncodeError:
+        return Encoded(dump(_to_plain(value, _SECRETS_SHOW)))
+    except _SecretFound:
+        return Encoded(encode(value), secret_paths.header_of_value(value))
+
+
+def to_plain(value: Any, *, tagged: bool = False, by_alias: bool = True) -> Any:
+    """Return `value` as `encode` writes it, in the types that `decode` returns. Raises EncodeError."""
+    return _to_plain(value, (_TAGGED if tagged else 0) | (0 if by_alias else _BY_NAME))
+
+
+def _to_plain(value: Any, form: int) -> Any:
+    try:
+        return _convert(value, 0, form)
+    except (EncodeError, _SecretFound):
         raise
     except Exception as error:  # noqa: BLE001  (the value's own code may raise anything)
+        raise EncodeError(f"cannot be encoded as CBOR: {_to_line(error)}") from None
+
+
+def dump(plain: Any) -> bytes:
+    """Encode what `to_plain` returned. Raises EncodeError."""
+    try:
+        return cbor2.dumps(plain)
+    except UnicodeEncodeError:
+        return cbor2.dumps(_map_texts(plain, join_surrogates))
+    except (cbor2.CBOREncodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise EncodeError(f"cannot be encoded as CBOR: {_to_line(error)}") from None
 
 
@@ -87,7 +130,7 @@ def decode(body: bytes, content_type: str = "") -> Any:
         raise DecodeError(f"content type {media[:80]!r} is neither {CBOR} nor {JSON}")
     if not body:
         raise DecodeError("the body is empty")
-    return _decode_json(body) if body[0] in _JSON_STARTS else _decode_cbor(body)
+    return _decode_json(body) if body[0] in _JSON_STARTS or body.startswith(_MARKS) else _decode_cbor(body)
 
 
 def decode_message(
@@ -122,53 +165,104 @@ def is_accepted_version(version: str | None, accepted: Collection[str]) -> bool:
     return version is None or version in accepted
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """Return `value` in types that CBOR and Python share, and check its limits. `depth`: the containers around it."""
+_TAGGED, _BY_NAME, _SECRETS_SHOW = 1, 2, 4  # bits of a form: keep CBOR's types, field names as keys, report secrets
+
+
+class _SecretFound(Exception):
+    """The value has a secret in it: raised for _SECRETS_SHOW."""
+
+
+def _convert(value: Any, depth: int, form: int) -> Any:
+    """Return `value` in the types that CBOR, JSON and Python share, and check its limits.
+
+    `depth`: the containers around it. `form`: how, in the bits above.
+    """
     kind = type(value)
-    if kind in _AS_THEY_ARE:
+    if kind in _AS_THEY_ARE or (kind is int and _INT_MIN <= value <= _INT_MAX):
         return value
     if kind in (dict, list, tuple, set, frozenset):
-        return _plain_container(value, depth)
+        return _convert_container(value, depth, form)
     if kind in (int, Decimal):
         _check_number(value)
-        return value
+        return value if form & _TAGGED else str(value)
+    if kind in _BYTES:
+        return bytes(value)
+    if kind is datetime:
+        value = _to_whole_minutes(value)
+    if form & _TAGGED and kind in _TAGS_OF_CBOR and (kind is not datetime or value.tzinfo is not None):
+        return value  # CBOR has no tag for a time without a zone
     if _Model in kind.__mro__:  # like isinstance, which pydantic's metaclass makes slow
-        if kind.model_dump is _Model.model_dump:  # not overridden: call directly what it would call
-            data = value.__pydantic_serializer__.to_python(value)
-            return _plain_map(data, depth) if type(data) is dict and depth < MAX_DEPTH else _plain(data, depth)
-        return _plain(value.model_dump(), depth)
+        if form & _SECRETS_SHOW and secret_paths.header_of_class(kind):
+            raise _SecretFound
+        if kind.model_dump is not _Model.model_dump:
+            return _convert(value.model_dump(), depth, form)
+        data = _dump_model(value, form)  # what model_dump calls; saves time
+        return (
+            _convert_map(data, depth, form) if type(data) is dict and depth < MAX_DEPTH else _convert(data, depth, form)
+        )
+    return _convert_other(value, kind, depth, form)
+
+
+def _convert_other(value: Any, kind: type, depth: int, form: int) -> Any:
+    """As `_convert`, for types that are neither CBOR's nor a model."""
+    if isinstance(value, secret_paths.Secret):
+        if form & _SECRETS_SHOW:
+            raise _SecretFound
+        return _convert(value.get_secret_value(), depth, form)
+    if dataclasses.is_dataclass(value):
+        if hasattr(kind, "__pydantic_serializer__"):
+            return _convert(_dump_model(value, form), depth, form)
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return _convert_container(fields, depth, form)
     if isinstance(value, dict):
-        return _plain(dict(value), depth)
+        return _convert_container(dict(value), depth, form)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return _convert_container(list(value), depth, form)
     try:
-        return _plain(pydantic_core.to_jsonable_python(value), depth)
+        return _convert(pydantic_core.to_jsonable_python(value), depth, form)
+    except EncodeError:
+        raise
     except Exception as error:  # noqa: BLE001  (the value's own code may raise anything)
         raise EncodeError(f"a {kind.__name__} cannot be encoded as CBOR: {_to_line(error)}") from None
 
 
-_AS_THEY_ARE = frozenset(
+def _dump_model(value: Any, form: int) -> Any:
+    return value.__pydantic_serializer__.to_python(value, by_alias=not form & _BY_NAME, round_trip=True, warnings=False)
+
+
+_INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1  # of CBOR without a tag
+_AS_THEY_ARE = frozenset({str, bytes, bool, float, type(None)})
+_BYTES = frozenset({bytearray, memoryview})
+_TAGS_OF_CBOR = frozenset(
     {
-        *(str, bytes, bytearray, bool, float, type(None), date, datetime, UUID),
+        *(date, datetime, UUID),
         *(IPv4Address, IPv4Network, IPv4Interface, IPv6Address, IPv6Network, IPv6Interface),
     }
 )
 
 
-def _plain_container(value: Any, depth: int) -> Any:
+def _to_whole_minutes(value: datetime) -> datetime:
+    """Return the same time in UTC if its zone has an offset with seconds, which neither RFC 3339 nor CBOR can write."""
+    offset = value.utcoffset()
+    return value.astimezone(UTC) if offset is not None and offset % _MINUTE else value
+
+
+def _convert_container(value: Any, depth: int, form: int) -> Any:
     if depth >= MAX_DEPTH:
         raise EncodeError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
-        return _plain_map(value, depth)
+        return _convert_map(value, depth, form)
     if _AS_THEY_ARE.issuperset(map(type, value)):  # the quick way, because it may be an embedding
         return list(value)
-    return [_plain(item, depth + 1) for item in value]
+    return [_convert(item, depth + 1, form) for item in value]
 
 
-def _plain_map(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+def _convert_map(value: dict[Any, Any], depth: int, form: int) -> dict[str, Any]:
     made = {}
     for key, inner in value.items():
         kind = type(inner)
-        if kind not in _AS_THEY_ARE and not (kind is int and _SMALL_MIN <= inner <= _SMALL_MAX):
-            inner = _plain(inner, depth + 1)  # noqa: PLW2901  (a call for each value would cost more than everything else)
+        if kind not in _AS_THEY_ARE and not (kind is int and _INT_MIN <= inner <= _INT_MAX):
+            inner = _convert(inner, depth + 1, form)  # noqa: PLW2901  (a call for each value would cost more than everything else)
         made[key if type(key) is str else _key_as_text(key)] = inner
     if len(made) < len(value):
         raise EncodeError("two keys of a map are equal as text")
@@ -176,7 +270,12 @@ def _plain_map(value: dict[Any, Any], depth: int) -> dict[str, Any]:
 
 
 def _key_as_text(key: Any) -> str:
-    (text,) = pydantic_core.to_jsonable_python({key: None})
+    if isinstance(key, secret_paths.Secret):
+        raise EncodeError("a secret cannot be the key of a map: keys are not masked")
+    try:
+        (text,) = pydantic_core.to_jsonable_python({key: None})
+    except (ValueError, TypeError) as error:
+        raise EncodeError(f"a {type(key).__name__} cannot be the key of a map: {_to_line(error)}") from None
     return str(text)
 
 
@@ -221,10 +320,11 @@ def _negative(raw: Any, _immutable: bool = False) -> int:
 _TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _positive, 3: _negative, 4: _decimal}
 
 
-def _make_decoder(source: io.BytesIO) -> cbor2.CBORDecoder:
+def _make_decoder(source: io.BytesIO, str_errors: Literal["strict", "surrogateescape"] = "strict") -> cbor2.CBORDecoder:
     return cbor2.CBORDecoder(
-        source, tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH, strict_hashable_types=True
-    )
+        source, tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH, strict_hashable_types=True,
+        str_errors=str_errors,
+    )  # fmt: skip
 
 
 class _ThreadDecoder(threading.local):
@@ -239,12 +339,24 @@ _OF_THREAD_MAX = 64 * 1024  # bytes; it keeps the last body in memory, so a larg
 
 
 def _decode_cbor(body: bytes) -> Any:
+    try:
+        return _decode_strictly(body, None)
+    except _NotUtf8:
+        decoder = _make_decoder(io.BytesIO(), "surrogateescape")
+        return _map_texts(_decode_strictly(body, decoder), _from_escaped)
+
+
+class _NotUtf8(DecodeError):
+    """A text is not UTF-8. It may still be one with a lone surrogate."""
+
+
+def _decode_strictly(body: bytes, decoder: cbor2.CBORDecoder | None) -> Any:
     source = io.BytesIO(body)
     try:
-        if len(body) > _OF_THREAD_MAX:
+        if len(body) > _OF_THREAD_MAX and decoder is None:
             value = _make_decoder(source).decode()
         else:
-            decoder = _of_thread.decoder
+            decoder = decoder or _of_thread.decoder
             decoder.fp = source
             value = decoder.decode()
     except DecodeError:
@@ -252,7 +364,8 @@ def _decode_cbor(body: bytes) -> Any:
     except Exception as error:  # noqa: BLE001  (decoders of tags may raise anything)
         if isinstance(error.__cause__, DecodeError):
             raise error.__cause__ from None
-        raise DecodeError(f"not CBOR: {_to_line(error)}") from None
+        failure = _NotUtf8 if isinstance(error.__cause__, UnicodeDecodeError) else DecodeError
+        raise failure(f"not CBOR: {_to_line(error)}") from None
     if source.tell() != len(body):  # decode() leaves the source at the end of the value
         raise DecodeError("not CBOR: there are bytes behind the value")
     return value
@@ -269,9 +382,58 @@ def _decode_json(body: bytes) -> Any:
     for _ in range(MAX_DEPTH + 1):
         inside = [each for each in level if isinstance(each, dict | list)]
         if not inside:
-            return value
+            has_escapes = b"\\ud" in body or b"\\uD" in body  # only these can stand for a lone surrogate
+            return _map_texts(value, join_surrogates) if has_escapes else value
         level = [v for each in inside for v in (each.values() if isinstance(each, dict) else each)]
     raise DecodeError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def join_surrogates(text: str) -> str:
+    """Return `text` in a form that UTF-8 can hold: two halves of a character are joined, a lone one becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def split_half(text: str) -> tuple[str, str]:
+    """Return `text` without the first half of a character at its end, and that half; empty if it does not end so."""
+    return (text[:-1], text[-1]) if text and "\ud800" <= text[-1] <= "\udbff" else (text, "")
+
+
+class TextJoiner:
+    """Joins texts that may be cut within a character, such as the parts of a model's answer."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def take(self, value: Any) -> list[Any]:
+        """Return what can be written now: a text without the half of a character at its end, any other value whole."""
+        if type(value) is not str:
+            return [*self.rest(), value]
+        text, self._half = split_half(self._half + value)
+        return [text] if text or not self._half else []
+
+    def rest(self) -> list[str]:
+        """Return the half that has waited in vain, for the end of the output. `encode` makes U+FFFD of it."""
+        half, self._half = self._half, ""
+        return [half] if half else []
+
+
+def _from_escaped(text: str) -> str:
+    """Return a text that was decoded with surrogateescape. Raises DecodeError for what no writer of UTF-16 sends."""
+    try:
+        return join_surrogates(text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError:
+        raise DecodeError("not CBOR: a text is not UTF-8") from None
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return plain data with all its texts changed, keys too. Of two keys that become equal, the last one counts."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_map_texts(key, change): _map_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_texts(inner, change) for inner in value)
+    return value
 
 
 def _to_line(error: Exception) -> str:

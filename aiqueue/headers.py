@@ -12,6 +12,7 @@ EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CONTENT_TYPE: Final = "Content-Type"
 KIND: Final = "Aiq-Kind"
 JOB_ID: Final = "Aiq-Job-Id"
+SECRET: Final = "Aiq-Secret"  # noqa: S105  (which fields of the body are secret: see secret_paths)
 DEADLINE: Final = "Aiq-Deadline"  # milliseconds since the epoch
 PRIORITY: Final = "priority"  # without a prefix: plain publishers of the ai.* subjects set it too
 

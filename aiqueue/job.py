@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
 
-from . import subjects
+from . import headers, secret_paths, subjects
 from .backoff import DELAY_MAX_S
 from .document_ref import Document, DocumentReader, SyncDocumentReader, may_contain_documents, run_from_thread
-from .errors import BadInput, DecodeError
+from .errors import BadInput
 from .units import Duration, parse_duration
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -28,6 +28,9 @@ class Message(pydantic.BaseModel):
 
     The kind names the message type on the wire; by default it is the class's name. Fields that the model does not have
     are ignored, so that producers can be upgraded first. Raises ValueError for an invalid kind or family.
+
+    The handler gets an equal message. One that would arrive changed is refused when it is enqueued (EncodeError).
+    Fields of the types SecretStr, SecretBytes and Secret arrive whole, and are masked wherever they are shown.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -35,6 +38,7 @@ class Message(pydantic.BaseModel):
     aiq_kind: ClassVar[str] = ""  # not "kind", because a payload may have a field of that name
     aiq_family: ClassVar[str] = "agent.tasks"
     aiq_documents: ClassVar[bool] = False  # whether a field may hold a Document
+    aiq_secrets: ClassVar[str | None] = ""  # the header that names the secret fields; None: not known yet
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
         super().__init_subclass__(**config)
@@ -52,6 +56,7 @@ class Message(pydantic.BaseModel):
     def __pydantic_init_subclass__(cls, **config: Any) -> None:
         super().__pydantic_init_subclass__(**config)
         cls.aiq_documents = may_contain_documents(cls)
+        cls.aiq_secrets = secret_paths.header_of_class(cls) if cls.__pydantic_complete__ else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +86,14 @@ def untyped(kind: str, family: str) -> type[Message]:
     return Untyped
 
 
-_MODEL_VALIDATE = pydantic.BaseModel.model_validate.__func__  # type: ignore[attr-defined]
-
 M = TypeVar("M", bound=Message)
 M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+
+def secret_headers(message: Message) -> dict[str, str]:
+    """Return the header that names the secret fields of a message; empty if its class has none."""
+    found = secret_paths.header_of_class(type(message)) if message.aiq_secrets is None else message.aiq_secrets
+    return {headers.SECRET: found} if found else {}
 
 
 class Progress(Protocol):
@@ -157,7 +166,7 @@ class Job(Generic[M_co]):
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
-        await self._progress.progress(fraction, note)
+        await self._progress.progress(float(fraction), note)
 
     def progress_sync(self, fraction: float, note: str = "") -> None:
         """As `progress`, for a handler that is a plain function."""
@@ -222,21 +231,3 @@ class Reject(Exception):
     def __init__(self, reason: str = reason) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
-    """Validate `data` as a `model`. Raises DecodeError, which names the first invalid field."""
-    try:
-        if model.model_validate.__func__ is not _MODEL_VALIDATE:  # type: ignore[attr-defined]
-            return model.model_validate(data)
-        message: M = model.__pydantic_validator__.validate_python(data)  # what model_validate calls; saves time
-        return message  # noqa: TRY300
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the message"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        problem = " ".join(first["msg"].split())
-        raise DecodeError(f"not a {model.aiq_kind}: {where}: {problem}{more}") from None
-    except Exception as error:  # noqa: BLE001  (a model's own validators may raise anything, and pydantic passes it on)
-        problem = " ".join(str(error).split())[:500]
-        raise DecodeError(f"not a {model.aiq_kind}: {type(error).__name__}: {problem}") from None

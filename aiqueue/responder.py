@@ -150,7 +150,7 @@ class _FamilyResponder:
         """Return a job's final entry as an answer. Raises JobFailed, and TooLarge if the result exceeds a message."""
         if entry.event != RESULT:
             raise entry.as_error(job_id)
-        answer = replies.result_answer(entry.data, job_id, as_json=as_json)
+        answer = replies.result_answer(entry.data, job_id, as_json=as_json, secrets=entry.secrets)
         size_bytes = len(answer.body) + HEADERS_BYTES_MAX
         if size_bytes > self._connection.max_payload:
             raise TooLarge(size_bytes, self._connection.max_payload)
@@ -240,9 +240,9 @@ class _FamilyResponder:
             headers.JOB_ID: request.job_id,
             headers.PRIORITY: lane.priority,
         }
-        for name in (headers.KIND, headers.CONTENT_TYPE):
+        for name, limit in ((headers.KIND, 128), (headers.CONTENT_TYPE, 128), (headers.SECRET, 4_000)):
             if name in request_headers:
-                job_headers[name] = headers.ascii_line(request_headers[name], 128)
+                job_headers[name] = headers.ascii_line(request_headers[name], limit)
         if family.key:
             job_headers[family.key] = request.job_id
         self._producer.hint(lane)

@@ -17,7 +17,7 @@ import cbor2
 import aiqueue
 from aiqueue import codec, subjects
 from aiqueue.enqueue.producer import Producer
-from aiqueue.job import parse_message
+from aiqueue.payload import parse_message
 
 from . import agents
 from .common import beside, empty, paced, run_loop, until

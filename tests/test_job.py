@@ -9,7 +9,8 @@ import pydantic
 import pytest
 
 from aiqueue.errors import BadInput, DecodeError, Stale
-from aiqueue.job import Job, Message, Reject, Retry, parse_message, untyped
+from aiqueue.job import Job, Message, Reject, Retry, untyped
+from aiqueue.payload import parse_message
 from aiqueue.subjects import Lane
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import headers
+from .. import attempt, headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
 from ..connection import Connection
@@ -372,6 +372,7 @@ class InboxWorker:
             job_id=envelope.mail_id, kind=envelope.kind, lane=delivery.lane.key, seq=delivery.seq,
             reason=refusal.reason, error=refusal.error, attempt=held.attempt, worker=self.spec.name,
             enqueued_at=delivery.stored_at, history=held.history,
+            secrets=attempt.secrets_of({}, self.spec.handlers.get(envelope.kind)),
         )  # fmt: skip
         await self._dead.add(failed, delivery.message.headers, delivery.message.data)
 

@@ -11,9 +11,10 @@ from typing import Any
 from .. import attempt, codec, headers
 from ..attempt import PLAIN_TYPES, Handler, Limits, Outcome, Refused, Returned, Threads
 from ..errors import DecodeError
-from ..job import Message, parse_message
+from ..job import Message
 from ..lanes import Delivery
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
+from ..payload import parse_message
 from ..topology import Family
 from .reply_waiter import raw_job_of
 
@@ -60,7 +61,8 @@ class MailHandlers:
             message, envelope, to=self._agent, attempt=number, mail_headers=delivery.message.headers,
             reply_sender=self._reply_sender,
         )  # fmt: skip
-        return await self._run(handler, mail), handler
+        secrets = attempt.secrets_of(raw.headers, handler)
+        return attempt.without_secrets(await self._run(handler, mail), secrets, decoded.data), handler
 
     def _refuse_kind(self, decoded: attempt.DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
         """Return why a mail whose kind has no handler is refused; Returned if it is logged or ignored instead."""

@@ -8,9 +8,10 @@ from typing import Any
 from .. import attempt, subjects
 from ..attempt import RawJob
 from ..errors import BadInput, DecodeError, MailBounced, ReplyTimeout, Unavailable
-from ..job import M, Message, parse_message, untyped
+from ..job import M, Message, untyped
 from ..lanes import Delivery
 from ..mailbox import BOUNCE, Bounce, Envelope, Inboxes, Mail, ReplySender, parse_envelope
+from ..payload import parse_message
 from ..topology import Family
 from ..units import Duration, parse_duration
 

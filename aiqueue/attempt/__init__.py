@@ -37,6 +37,7 @@ from .outcome_types import (
     outcome_from_plain,
     outcome_to_plain,
 )
+from .redaction import secrets_of, secrets_of_body, without_secrets
 from .threads import Threads
 from .timeouts import Limit, Limits
 
@@ -45,6 +46,6 @@ __all__ = [
     "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused", "RetryPending", "Returned",
     "RunningAttempt", "TakenOver", "Threads", "Unknown", "WrongLane", "build_job", "decode_body", "decode_headers_only",
     "decode_headers_or_defaults", "decode_into", "find_wrong_lane", "is_async_handler", "is_past_deadline",
-    "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "timeout_outcome",
-    "unknown_kind_outcome",
+    "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "secrets_of",
+    "secrets_of_body", "timeout_outcome", "unknown_kind_outcome", "without_secrets",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 from .. import codec
 from ..backoff import Backoff
 from ..errors import BadInput, DecodeError
-from ..job import Job, Message, Progress, Reject, parse_message
+from ..job import Job, Message, Progress, Reject
+from ..payload import parse_message
 from ..units import Duration
 from .decoding import DecodedJob, RawJob
 from .handler_errors import to_utf8

@@ -8,9 +8,13 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pydantic
+
+from .. import codec
 from ..backoff import Backoff
 from ..errors import Stale
 from ..job import Reject, Retry
+from ..payload import error_text
 from ..units import seconds
 from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver
 
@@ -162,7 +166,7 @@ def _trace_of_cause(error: Retry | Reject) -> str:
 def error_line(error: BaseException) -> str:
     """Return class and text of an error as one line. Where its text cannot be read, a placeholder."""
     try:
-        text = to_utf8(" ".join(str(error).split())[:ERROR_CHARS_MAX])
+        text = to_utf8(" ".join(error_text(error).split())[:ERROR_CHARS_MAX])
     except Exception as fault:  # noqa: BLE001  (an error's __str__ may raise anything)
         text = f"(its text cannot be read: {_name(fault)})"
     return f"{_name(error)}: {text}" if text else _name(error)
@@ -182,12 +186,27 @@ def _format_traceback(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiqueue."):
         frames = frames.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        text = "".join(_lines(traceback.TracebackException(type(error), error, frames), error))
     except Exception as fault:  # noqa: BLE001  (notes and causes are the user's objects)
         text = f"the traceback cannot be read: {_name(fault)}\n"
     return to_utf8(text[-TRACEBACK_CHARS_MAX:])
 
 
+def _lines(trace: traceback.TracebackException, error: BaseException) -> Iterator[str]:
+    """Return the lines of a traceback. The texts of pydantic's errors do not contain the input, causes included."""
+    todo: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(trace, error)]
+    while todo:
+        each, of = todo.pop()
+        if each is None or of is None:
+            continue
+        if isinstance(of, pydantic.ValidationError):
+            vars(each)["_str"] = error_text(of)  # there is no other way to give a text
+        todo += [(each.__cause__, of.__cause__), (each.__context__, of.__context__)]
+        if isinstance(of, BaseExceptionGroup):
+            todo += zip(each.exceptions or (), of.exceptions, strict=False)
+    return trace.format()
+
+
 def to_utf8(text: str) -> str:
-    """Return `text` in a form that UTF-8 can hold: a lone surrogate, which JSON can carry, is spelled out."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    """Return `text` in a form that UTF-8 can hold; see `codec.join_surrogates`."""
+    return codec.join_surrogates(str(text))

@@ -119,15 +119,20 @@ _NAMES = {outcome: name for name, outcome in _BY_NAME.items()}
 def outcome_to_plain(outcome: Outcome) -> list[Any]:
     """Return an outcome as plain data, for the pipe of a child process. A result is CBOR in it. Raises EncodeError."""
     if isinstance(outcome, Returned):
-        return ["returned", codec.encode(outcome.value)]
+        return ["returned", *codec.encode_marked(outcome.value)]
     return [_NAMES[type(outcome)], *astuple(outcome)]
 
 
 def outcome_from_plain(plain: list[Any]) -> Outcome:
-    """Return the outcome that `outcome_to_plain` wrote. Raises ValueError, TypeError or DecodeError for other data."""
+    """Return the outcome that `outcome_to_plain` wrote. The value of a result stays encoded.
+
+    Raises ValueError, TypeError or DecodeError for other data.
+    """
     name, *fields = plain
     if name == "returned":
-        return Returned(codec.decode(fields[0], codec.CBOR))
+        body, secrets = fields
+        codec.decode(body, codec.CBOR)  # a broken body must not get into the journal
+        return Returned(codec.Encoded(body, secrets))
     if name not in _BY_NAME:
         raise ValueError(f"{name!r} is no outcome")
     outcome: Outcome = _BY_NAME[name](*fields)

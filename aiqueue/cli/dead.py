@@ -110,7 +110,9 @@ def show(
     letter, body_problem = options.run_with_client(fetch)
     data, problem = (None, body_problem) if body_problem else _decode_payload(letter)
     if json:
-        body: dict[str, Any] = {"body_base64": letter.body} if problem else {"payload": data}
+        body: dict[str, Any] = {"payload": data}
+        if problem:
+            body = {"body_base64": None if _has_secrets(letter) else letter.body}
         output.print_json({**letter.summary(), "headers": dict(letter.headers), **body})
         return
     seq_shown = output.apply_style(str(letter.seq), "bold")
@@ -144,12 +146,19 @@ def _print_headers(letter: DeadLetter) -> None:
 
 def _decode_payload(letter: DeadLetter) -> tuple[Any, str]:
     """Return the payload as plain data and "", or None and why it cannot be decoded."""
-    from .. import codec, headers  # noqa: PLC0415
+    from .. import codec, headers, secret_paths  # noqa: PLC0415
 
     try:
-        return codec.decode(letter.body, letter.headers.get(headers.CONTENT_TYPE, "")), ""
+        data = codec.decode(letter.body, letter.headers.get(headers.CONTENT_TYPE, ""))
     except DecodeError as error:
         return None, error.reason
+    return secret_paths.mask(data, letter.headers.get(headers.SECRET, "")), ""
+
+
+def _has_secrets(letter: DeadLetter) -> bool:
+    from .. import headers  # noqa: PLC0415
+
+    return headers.SECRET in letter.headers
 
 
 def _print_payload(letter: DeadLetter, data: Any, problem: str) -> None:
@@ -162,6 +171,9 @@ def _print_payload(letter: DeadLetter, data: Any, problem: str) -> None:
         output.print_line(output.format_json(data))
         return
     output.print_line(f"\npayload ({size}), cannot be decoded: {output.escape_controls(problem)}")
+    if _has_secrets(letter):
+        output.print_line("  (not shown: it contains secrets)")
+        return
     for start in range(0, min(len(letter.body), HEX_BYTES), 16):
         part = letter.body[start : start + 16]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)

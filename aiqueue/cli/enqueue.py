@@ -156,7 +156,8 @@ def _parse_headers(given: list[str] | None) -> dict[str, str]:
 
 async def _enqueue_all(client: Client, order: _Order, source: Input, totals: _Totals) -> None:
     """Enqueue all jobs of the source, and print them. `totals` is kept up to date. Raises BadInput and others."""
-    from ..job import parse_message, untyped  # noqa: PLC0415
+    from ..job import untyped  # noqa: PLC0415
+    from ..payload import parse_message  # noqa: PLC0415
 
     if order.family is not None:
         family = client.topology.family(order.family)

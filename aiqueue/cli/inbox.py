@@ -124,10 +124,11 @@ def _format_deadline(deadline: float | None) -> str:
 
 
 def _decode_message(each: Unread) -> Any:
-    from .. import codec, headers  # noqa: PLC0415
+    from .. import codec, headers, secret_paths  # noqa: PLC0415
 
     try:
-        return codec.decode(each.body, each.headers.get(headers.CONTENT_TYPE, ""))
+        data = codec.decode(each.body, each.headers.get(headers.CONTENT_TYPE, ""))
+        return secret_paths.mask(data, each.headers.get(headers.SECRET, ""))
     except DecodeError as error:
         return f"({short_size(len(each.body))}, cannot be decoded: {error.reason})"
 

@@ -103,7 +103,7 @@ async def _follow_family(client: Client, family: str, tenant: str | None, json: 
                 output.print_line("reconnected: entries of the meantime are not shown", err=True)
             else:
                 entry_tenant, job_id = subjects.parse_journal(message.subject)
-                _print_entry(entry_from_live(message), family, entry_tenant, job_id, json)
+                _print_entry(entry_from_live(message).masked(), family, entry_tenant, job_id, json)
             if dropped and received.empty():
                 skipped = output.format_count(dropped, "entry", "entries")
                 output.print_line(f"{skipped} not shown: too many at once", err=True)
@@ -199,7 +199,8 @@ def _tail_job(
         handle = await client.job(job, family=family, tenant=tenant)
         name = {"family": handle.family, "tenant": handle.tenant, "job_id": handle.id}
         async with contextlib.aclosing(handle.stream(after=after)) as items:
-            async for item in items:
+            async for shown in items:
+                item = shown.masked()
                 if json:
                     output.print_json({**name, **_as_dict(item), "cursor": item.cursor}, lines=True)
                 else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .. import codec, subjects
+from .. import subjects
 from ..config import Settings
 from ..connection import Connection
 from ..documents import Documents
@@ -35,6 +35,7 @@ from ..inspect import find_job
 from ..job import Message
 from ..journal import Journal
 from ..mailbox import Inboxes
+from ..payload import encode_message
 from ..requests import request_result
 from ..server import EmbeddedServer
 from ..topology import Topology, provision
@@ -215,7 +216,7 @@ class Client:
         job_id, by_caller = resolve_job_id(template.family, message, unique, producer.clock)
         header_block = template.header_block(job_id, producer.clock)
         attached = await producer.attach_documents(
-            message, template, header_block, codec.encode(message), end=end, by_caller=by_caller
+            message, template, header_block, encode_message(message), end=end, by_caller=by_caller
         )
 
         async def store(left_s: float) -> Enqueued:

@@ -59,6 +59,8 @@ class Handle:
     async def result(self, timeout: Duration | None = None) -> Any:
         """Wait for the job's result, and return it as plain data. `timeout`: seconds or "30s"; None: without end.
 
+        Times, dates, UUIDs, decimals and the like are text, as in JSON: a model reads them. Secrets are whole.
+
         A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs.
 
         Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, ResultDisabled if a worker has

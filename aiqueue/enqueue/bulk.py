@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from .. import codec, headers
+from .. import headers
 from ..connection import PubAck, block
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
+from ..payload import encode_message
 from .parking import Parking, delayed_job_message
 from .pending import BulkOptions, Item, PendingItem
 from .producer import (
@@ -278,7 +279,7 @@ class Bulk(Generic[T]):
             raise BadInput("the item has no tenant: pass tenant= to enqueue_many, or to the item's JobSpec")
         template = pending.template = self._producer.template(message, tenant, priority, extra, deadline)
         pending.job_id, pending.by_caller = resolve_job_id(template.family, message, unique, self._producer.clock)
-        pending.body = codec.encode(message)
+        pending.body = encode_message(message)
         due_at = None if delay is None and at is None else resolve_due_at(delay, at, self._producer.clock)
         if due_at is not None:
             header_block = template.header_block(pending.job_id, self._producer.clock)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import codec, headers, subjects
+from .. import codec, headers, secret_paths, subjects
 from ..connection import Connection, Stored
 from ..documents import Documents
 from ..errors import BadInput, EncodeError, NotFound, TooLarge
@@ -18,7 +18,9 @@ from ..subjects import Lane
 from ..topology import Topology
 
 HISTORY_BYTES_MAX = 16_384
-_REPLAY_KEEPS = (headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.HISTORY, *headers.DOCUMENTS)
+_REPLAY_KEEPS = (
+    headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.SECRET, headers.HISTORY, *headers.DOCUMENTS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Filter:
 
 @dataclass(frozen=True)
 class FailedJob:
-    """What a worker knows about a job that has just failed for good: the input of `DeadLetters.add`."""
+    """What a worker knows about a job that has just failed for good: the input of `DeadLetters.add`.
+
+    `secrets` names the secret fields that the handler's model has, for a job whose headers do not name them.
+    """
 
     job_id: str
     kind: str
@@ -92,6 +97,7 @@ class FailedJob:
     worker: str
     enqueued_at: float
     history: list[dict[str, Any]]
+    secrets: str = ""
 
 
 class DeadLetters:
@@ -222,6 +228,8 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     }
     if headers.KIND in job_headers:  # only if the publisher set it: a kind here means that the body is no envelope
         letter[headers.KIND] = headers.ascii_line(job_headers[headers.KIND], 128)
+    if secrets := secret_paths.merge(headers.ascii_line(job_headers.get(headers.SECRET, ""), 4_000), job.secrets):
+        letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)

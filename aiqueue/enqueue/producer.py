@@ -19,7 +19,8 @@ from ..connection import Connection, PubAck, ServerClock, block
 from ..document_ref import find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
-from ..job import Message
+from ..job import Message, secret_headers
+from ..payload import encode_message
 from ..topology import Family, Topology
 from ..units import Duration, parse_duration
 
@@ -112,7 +113,7 @@ class Producer:
         """Store one job. Implements `Client.enqueue` for jobs without a delay; `extra` are the caller's headers."""
         template = self.template(message, tenant, priority, extra, deadline)
         job_id, by_caller = resolve_job_id(template.family, message, unique, self.clock)
-        header_block, body = template.header_block(job_id, self.clock), codec.encode(message)
+        header_block, body = template.header_block(job_id, self.clock), encode_message(message)
         end = time.monotonic() + timeout_s
         if message.aiq_documents or len(body) > self.body_max:
             attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
@@ -341,6 +342,7 @@ def _job_headers(
     }
     if family.key:
         job_headers[family.key] = job_id
+    job_headers |= secret_headers(message)
     if deadline is not None:
         job_headers[headers.DEADLINE] = deadline
     return job_headers

@@ -211,10 +211,10 @@ class _Search:
                     last = await self._connection.last(stream, stored.subject)
                     found.entries_cut = True
                     if last is not None:
-                        found.entries.append(entry_from_stored(last))
+                        found.entries.append(entry_from_stored(last).masked())
                     return
                 count, size_bytes = count + 1, size_bytes + len(stored.data)
-                found.entries.append(entry_from_stored(stored))
+                found.entries.append(entry_from_stored(stored).masked())
 
     async def _read_parked(self) -> None:
         lane = subjects.Lane(self._family or "*.*", self._tenant or "*", "*")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
-from .. import codec
+from .. import codec, secret_paths
 from ..errors import AccountFull, AIQueueError, DiskFull, Stale, TooLarge
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class ChunkSink(Protocol):
 
     @property
     def subject(self) -> str: ...
-    async def write_chunks(self, body: bytes, tried: set[str]) -> None: ...
+    async def write_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None: ...
     def count_lost_chunks(self, count: int) -> None: ...
 
 
@@ -35,9 +35,10 @@ class ChunkBuffer:
     def __init__(self, writer: ChunkSink, bytes_max: int) -> None:
         self._writer = writer
         self._bytes_max = bytes_max
-        self._buffered: deque[bytes] = deque()
+        self._buffered: deque[codec.Encoded] = deque()
         self._buffered_bytes = 0
-        self._entry: tuple[bytes, int, set[str]] | None = (
+        self._joiner = codec.TextJoiner()
+        self._entry: tuple[codec.Encoded, int, set[str]] | None = (
             None  # under way, or failed: body, number of chunks, tried ids
         )
         self._has_space = asyncio.Event()
@@ -45,24 +46,37 @@ class ChunkBuffer:
         self._problem: AIQueueError | None = None
         self._closed = False
 
-    async def add(self, encoded: bytes) -> None:
-        """Buffer a chunk. Waits while the buffer is full. Raises TooLarge, and what earlier chunks' write raised."""
-        if len(encoded) > self._bytes_max:
-            raise TooLarge(len(encoded), self._bytes_max)
+    async def add(self, data: Any) -> None:
+        """Buffer a chunk. Waits while the buffer is full. Half of a character at its end goes into the next chunk.
+
+        Raises EncodeError, TooLarge, and what earlier chunks' write raised.
+        """
+        for part in self._joiner.take(data):
+            await self._add_encoded(codec.encode_marked(part))
+
+    async def _add_encoded(self, encoded: codec.Encoded) -> None:
+        size = len(encoded.body)
+        if size > self._bytes_max:
+            raise TooLarge(size, self._bytes_max)
         self._raise_problem()
         while self._buffered and (
-            len(self._buffered) >= BUFFERED_MAX or self._buffered_bytes + len(encoded) > BUFFERED_BYTES_MAX
+            len(self._buffered) >= BUFFERED_MAX or self._buffered_bytes + size > BUFFERED_BYTES_MAX
         ):
             self._has_space.clear()
             self._start_writing()
             await self._has_space.wait()
             self._raise_problem()
         self._buffered.append(encoded)
-        self._buffered_bytes += len(encoded)
+        self._buffered_bytes += size
         self._start_writing()
 
-    async def flush(self) -> None:
-        """Wait until all chunks are stored, or dropped for lack of space. Raises what writing them raised."""
+    async def flush(self, *, ends: bool = True) -> None:
+        """Wait until all chunks are stored, or dropped for lack of space. Raises what writing them raised.
+
+        `ends`: no chunk follows, so half of a character waits for its other half no longer.
+        """
+        for part in self._joiner.rest() if ends else ():
+            await self._add_encoded(codec.encode_marked(part))
         while self._buffered or self._entry is not None:
             self._start_writing()
             assert self._writing is not None
@@ -105,20 +119,21 @@ class ChunkBuffer:
         if self._entry is None:
             self._entry = self._pop_entry()
             self._has_space.set()
-        body, count, tried = self._entry
+        encoded, count, tried = self._entry
         try:
-            await self._writer.write_chunks(body, tried)
+            await self._writer.write_chunks(encoded, tried)
         except (AccountFull, DiskFull) as error:
             log.warning("%s: %d chunks dropped, the server has no space: %s", self._writer.subject, count, error)
             self._writer.count_lost_chunks(count)
         self._entry = None
 
-    def _pop_entry(self) -> tuple[bytes, int, set[str]]:
+    def _pop_entry(self) -> tuple[codec.Encoded, int, set[str]]:
         """Take as many buffered chunks as fit into one entry."""
-        parts: list[bytes] = []
+        parts: list[codec.Encoded] = []
         size = 0
-        while self._buffered and (not parts or size + len(self._buffered[0]) <= self._bytes_max - 8):
+        while self._buffered and (not parts or size + len(self._buffered[0].body) <= self._bytes_max - 8):
             parts.append(self._buffered.popleft())
-            size += len(parts[-1])
+            size += len(parts[-1].body)
         self._buffered_bytes -= size
-        return codec.join_encoded(parts), len(parts), set()
+        secrets = secret_paths.within_list(secret_paths.merge(*(each.secrets for each in parts)))
+        return codec.Encoded(codec.join_encoded([each.body for each in parts]), secrets), len(parts), set()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .. import codec, headers
+from .. import codec, headers, secret_paths
 from ..connection import Received, Stored, timestamp
 from ..errors import DecodeError, JobFailed
 
@@ -30,6 +30,7 @@ class Entry:
     - `parking_id`: the parking from which the job came; empty for a job that was never parked.
     - `lost_chunks`: how many chunks before this entry the server had no space for.
     - `expected_seq`: the sequence that its writer expected the journal's newest entry to have.
+    - `secrets`: which fields of `data` are secret, in the form of `secret_paths`; empty for none.
     - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
       that end an attempt carry them.
     """
@@ -47,11 +48,19 @@ class Entry:
     expected_seq: int = 0
     enqueued_at: float | None = None
     started_at: float | None = None
+    secrets: str = ""
 
     @property
     def final(self) -> bool:
         """Whether the entry ends its run."""
         return self.event in FINAL
+
+    def masked(self) -> Entry:
+        """Return the entry without its secrets, to be shown."""
+        if self.event == CHUNK and self.secrets and isinstance(self.data, list):
+            of_each = secret_paths.of_items(self.secrets)
+            return replace(self, data=[secret_paths.mask(each, of_each) for each in self.data])
+        return replace(self, data=secret_paths.mask(self.data, self.secrets)) if self.secrets else self
 
     def as_error(self, job_id: str) -> JobFailed:
         """Return the error that a `failed` or `cancelled` entry describes."""
@@ -95,8 +104,8 @@ def entry_from_live(message: Received) -> Entry:
     return _parse_entry(fields, message.data, number_in(fields, "Nats-Sequence"), stored_at)
 
 
-def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: str) -> dict[str, str]:
-    """Return the headers that every entry carries."""
+def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: str, secrets: str = "") -> dict[str, str]:
+    """Return the headers that every entry carries. `secrets`: as of `Entry`."""
     fields = {
         headers.CONTENT_TYPE: codec.CBOR,
         headers.EVENT: event,
@@ -104,6 +113,8 @@ def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: st
         headers.EPOCH: str(epoch),
         headers.ATTEMPT: str(attempt),
     }
+    if secrets:
+        fields[headers.SECRET] = secrets
     return fields | {headers.PARKED: parking_id} if parking_id else fields
 
 
@@ -138,4 +149,5 @@ def _parse_entry(fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         expected_seq=number_in(fields, headers.EXPECTED),
         enqueued_at=headers.decimal(fields.get(headers.ENQUEUED, "")),
         started_at=headers.decimal(fields.get(headers.STARTED_AT, "")),
+        secrets=fields.get(headers.SECRET, ""),
     )

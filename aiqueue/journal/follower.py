@@ -14,10 +14,10 @@ import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .. import headers, subjects
+from .. import headers, secret_paths, subjects
 from ..connection import Received, Subscription
 from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
 from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
@@ -41,6 +41,7 @@ class StreamItem:
     - `event` **gap**: entries are missing here, because they expired or the server had no space for them. `data` has
       the number of `chunks` if it is known.
     - `cursor`: pass it as `after` to a later stream, to go on behind this item.
+    - `secrets`: which fields of `data` are secret; empty for none. `masked` leaves them out.
     """
 
     event: str
@@ -49,6 +50,11 @@ class StreamItem:
     run: int
     time: float
     cursor: str
+    secrets: str = ""
+
+    def masked(self) -> StreamItem:
+        """Return the item without its secrets, to be shown."""
+        return replace(self, data=secret_paths.mask(self.data, self.secrets)) if self.secrets else self
 
     @property
     def final(self) -> bool:
@@ -399,7 +405,11 @@ class _Follower:
         return self._make_item(entry, RESTART, {"attempt": entry.attempt, "why": why}, cursor), cursor
 
     def _make_item(self, entry: Entry, event: str, data: Any, cursor: _Cursor) -> StreamItem:
-        return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor.encode(self._subject))
+        secrets = "" if event in (RESTART, GAP) else entry.secrets
+        if secrets and event == CHUNK:
+            secrets = secret_paths.of_items(secrets)
+        cursor_text = cursor.encode(self._subject)
+        return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor_text, secrets)
 
 
 def _is_gap_before(entry: Entry, nonce: str, number: int, cursor: _Cursor) -> bool:

@@ -116,10 +116,10 @@ class Writer:
 
         Stale: another attempt has ended the job or taken it over. Nothing is stored then.
         """
-        body = codec.encode(data)
+        encoded = codec.encode_marked(data)
         if self._chunks is not None:
-            await self._chunks.flush()
-        await self._write_encoded(event, body, set(), timeout_s)
+            await self._chunks.flush(ends=event in _ENDS_ATTEMPT)
+        await self._write_encoded(event, encoded, set(), timeout_s)
 
     async def write_started(self, data: Any, *, timeout_s: float = 30.0) -> bool:
         """Write `started` before the handler is called, so that no earlier attempt can write any more.
@@ -132,7 +132,7 @@ class Writer:
         tried: set[str] = set()
         async with self._lock:
             try:
-                await self._send(STARTED, codec.encode(data), tried, timeout_s)
+                await self._send(STARTED, codec.Encoded(codec.encode(data)), tried, timeout_s)
             except Conflict:
                 head = await self._journal.head(self.subject)
                 if head is None or head.msg_id not in tried:
@@ -144,8 +144,9 @@ class Writer:
 
     async def announce(self, event: str, data: Any) -> None:
         """Publish an entry to those who listen now, without storing it: the server has no space for it yet."""
-        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id)
-        await self._connection.publish(f"{LIVE}.{self.subject}", codec.encode(data), headers=fields)
+        encoded = codec.encode_marked(data)
+        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
+        await self._connection.publish(f"{LIVE}.{self.subject}", encoded.body, headers=fields)
 
     # -- chunks
 
@@ -161,16 +162,16 @@ class Writer:
         """
         if self._chunks is None:
             self._chunks = ChunkBuffer(self, max(self._connection.max_payload - HEADERS_BYTES, 512))
-        await self._chunks.add(codec.encode(data))
+        await self._chunks.add(data)
 
     async def flush_chunks(self) -> None:
         """Wait until all chunks are stored. Raises what `write` raises."""
         if self._chunks is not None:
             await self._chunks.flush()
 
-    async def write_chunks(self, body: bytes, tried: set[str]) -> None:
+    async def write_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None:
         """Append one entry of chunks. `tried` holds the Msg-Ids of earlier tries at it: it is stored once."""
-        await self._write_encoded(CHUNK, body, tried, CHUNKS_TIMEOUT_S)
+        await self._write_encoded(CHUNK, encoded, tried, CHUNKS_TIMEOUT_S)
 
     def count_lost_chunks(self, count: int) -> None:
         """Note that `count` chunks are not kept. The next entry carries the number."""
@@ -229,12 +230,12 @@ class Writer:
 
     # -- within
 
-    async def _write_encoded(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
+    async def _write_encoded(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
         """Store an entry, trying again after conflicts. Adds the Msg-Ids of its tries to `tried`. Raises Stale."""
         async with self._lock:
             for _ in range(WRITE_TRIES_MAX):
                 try:
-                    await self._send(event, body, tried, timeout_s)
+                    await self._send(event, encoded, tried, timeout_s)
                 except Conflict:
                     if await self._resolve_conflict(event, tried):
                         return
@@ -242,7 +243,7 @@ class Writer:
                     return
             raise Stale(f"{self.subject}: other writers came first {WRITE_TRIES_MAX} times", ended=False)
 
-    async def _send(self, event: str, body: bytes, tried: set[str], timeout_s: float) -> None:
+    async def _send(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
         """Try once to store an entry after `_head_seq`. Raises Conflict if that is not the newest any more."""
         self._nonce = self._nonce or secrets.token_hex(4)
         if not tried:
@@ -250,14 +251,14 @@ class Writer:
         suffix = f"-{len(tried)}" if tried else ""
         msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._write_number}{suffix}"
         tried.add(msg_id)
-        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id)
+        fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
         fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
         fields |= self._retention.ttl_header(event)
         if event in _ENDS_ATTEMPT:
             fields |= self._time_headers()
         if lost := self._lost_chunks:
             fields[headers.LOST] = str(lost)
-        ack = await self._connection.store(self.subject, body, fields, timeout_s=timeout_s)
+        ack = await self._connection.store(self.subject, encoded.body, fields, timeout_s=timeout_s)
         self._head_seq = self._known_seq = ack.seq
         self._lost_chunks -= lost
 

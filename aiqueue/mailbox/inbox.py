@@ -14,7 +14,8 @@ from .. import codec, headers, subjects
 from ..arguments import check_message
 from ..connection import Connection, Stored, block
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
-from ..job import Message
+from ..job import Message, secret_headers
+from ..payload import encode_message
 from ..topology import Topology
 from ..units import Duration, parse_duration
 from .mail import Bounce, Envelope, parse_envelope
@@ -288,6 +289,7 @@ class Inboxes:
             headers.JOB_ID: mail_id,
             headers.CONVERSATION: _check_line("conversation", conversation) if conversation else mail_id,
         }
+        mail_headers |= secret_headers(message)
         if sender is not None:
             mail_headers[headers.SOURCE] = subjects.token("sender", sender)
         if correlation is not None:
@@ -335,7 +337,7 @@ def _encode(message: Message) -> bytes:
             f"a mail cannot contain documents, and {message.aiq_kind} has a field for one: put the document with "
             "`keep` and send its sha256, or enqueue a job for the agent's work"
         )
-    return codec.encode(message)
+    return encode_message(message)
 
 
 def _check_line(what: str, value: str) -> str:

@@ -21,11 +21,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
-from .. import attempt
+from .. import attempt, codec
 from ..attempt import Cancelled, Handler, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..backoff import Backoff
 from ..document_ref import Document
-from ..errors import BadInput, EncodeError, Stale
+from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import Job
 from ..topology import Family
 from . import protocol
@@ -168,6 +168,7 @@ class _ChildContext:
     def __init__(self, pipe: _WorkerPipe) -> None:
         self._pipe = pipe
         self._documents_opened = 0
+        self._joiner = codec.TextJoiner()
         self.is_over = False
 
     @property
@@ -184,7 +185,17 @@ class _ChildContext:
 
     async def chunk(self, data: Any) -> None:
         """Have the worker append a part of the job's output. Raises what the worker's write raised."""
-        await self._ask("chunk", data)
+        for part in self._joiner.take(data):
+            await self._ask("chunk", *codec.encode_marked(part))
+
+    async def end(self) -> None:
+        """Have the worker append what is left of the output, and refuse everything from here on."""
+        try:
+            for part in [] if self.cancelled else self._joiner.rest():
+                with contextlib.suppress(AIQueueError):  # the worker meets the same error when it ends the attempt
+                    await self._ask("chunk", *codec.encode_marked(part))
+        finally:
+            self.is_over = True
 
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         """Have the worker read a document, chunk by chunk. Raises what the worker's read raised."""
@@ -311,7 +322,9 @@ async def _call_handler_here(
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
         outcome = attempt.outcome_of_error(error, handler.on)
     finally:
-        context.is_over, pipe.task = True, None
+        pipe.task = None
+        await context.end()
+    outcome = attempt.without_secrets(outcome, attempt.secrets_of(raw.headers, handler), decoded.data)
     return await _take_late_cancellation(pipe, outcome)
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
 
-from .. import attempt
+from .. import attempt, codec
 from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
@@ -331,8 +331,8 @@ async def _answer_child(
         match items:
             case ["progress", fraction, note]:
                 await progress.progress(fraction, note)
-            case ["chunk", data]:
-                await progress.chunk(data)
+            case ["chunk", body, secrets]:
+                await progress.chunk(codec.Encoded(body, secrets))
             case ["document", number, fields]:
                 if number not in open_documents:
                     open_documents[number] = progress.chunks(Document(**fields))

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import codec, headers
+from .. import headers
 from ..connection import Received
 from ..enqueue import Producer
 from ..errors import BadInput, ResultTimeout, Unavailable
 from ..job import Message
+from ..payload import encode_message
 from . import replies
 
 REPEAT_AFTER_S = 10.0  # the responder may have died; repeating the request with the same id is harmless
@@ -37,7 +38,7 @@ async def request_result(
         )
     if message.aiq_documents:
         raise BadInput(f"a {message.aiq_kind} with documents cannot be a request: enqueue it, and await the result")
-    subject, body = f"{family.journal}.{tenant}", codec.encode(message)
+    subject, body = f"{family.journal}.{tenant}", encode_message(message)
     total_s = family.reply_within_s if timeout_s is None else timeout_s
     end, pause_s = time.monotonic() + total_s, PAUSE_S
     await producer.clock.ensure(family.stream)

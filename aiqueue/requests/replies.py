@@ -34,9 +34,10 @@ _CODES: tuple[tuple[type[AIQueueError], int], ...] = (  # as in HTTP; the first 
 )  # fmt: skip
 
 
-def result_answer(value: Any, job_id: str, *, as_json: bool) -> Answer:
-    """Return the answer with a job's result. In JSON, bytes are base64."""
-    return Answer({headers.JOB_ID: job_id, headers.EVENT: "result", **_content_type(as_json)}, _encode(value, as_json))
+def result_answer(value: Any, job_id: str, *, as_json: bool, secrets: str = "") -> Answer:
+    """Return the answer with a job's result, and the header that names its secret fields. In JSON, bytes are base64."""
+    answer_headers = {headers.JOB_ID: job_id, headers.EVENT: "result", **_content_type(as_json)}
+    return Answer(answer_headers | ({headers.SECRET: secrets} if secrets else {}), _encode(value, as_json))
 
 
 def error_answer(error: AIQueueError, job_id: str, *, as_json: bool) -> Answer:

@@ -38,6 +38,7 @@ class OpenedJob(DecodedJob):
     record: RunRecord = EMPTY_RECORD  # what the journal has of this run, if it was read
     is_suspect: bool = False
     refusal: Refused | None = None
+    secrets: str = ""  # which fields are secret, for a job that has failed
     plain: bool = False  # a first delivery without deadline, document, history, claim, or a wish for another lane
 
     @classmethod

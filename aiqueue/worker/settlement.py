@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import attempt, headers, subjects
+from .. import attempt, headers, secret_paths, subjects
 from ..attempt import (
     AlreadyEnded,
     Cancelled,
@@ -96,6 +96,7 @@ class Settlement:
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Outcome
     ) -> None:
         """Write the outcome to the journal or the dead letters, then reply to the server: ack, nak or nothing."""
+        outcome = self._without_secrets(opened, handler, outcome)
         match outcome:
             case Returned(value):
                 await self._settle_returned(delivery, opened, handler, writer, value)
@@ -129,6 +130,13 @@ class Settlement:
             case Interrupted():
                 await self.release(delivery)
 
+    def _without_secrets(self, opened: OpenedJob, handler: Handler | None, outcome: Outcome) -> Outcome:
+        """Return an outcome whose error repeats no secret. Note which fields are secret, for a dead letter."""
+        if type(outcome) is Returned:
+            return outcome
+        opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
+        return attempt.without_secrets(outcome, opened.secrets, opened.data)
+
     async def redeliver_later(self, delivery: Delivery, error: Exception) -> None:
         """Return to the queue a job whose outcome could not be written, for a longer time after each delivery."""
         delay_s = min(SETTLE_RETRY_MAX_S, SETTLE_RETRY_S * 2.0 ** min(delivery.delivery_count - 1, 16))
@@ -159,8 +167,10 @@ class Settlement:
             try:
                 await self._write_result(delivery, writer, value if keeps else None)
             except (EncodeError, TooLarge) as error:
-                opened.history = _history_with_attempt(opened, self._worker, str(error), "")
-                await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {error}")
+                opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
+                text = secret_paths.redact(str(error), opened.data, opened.secrets)
+                opened.history = _history_with_attempt(opened, self._worker, text, "")
+                await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {text}")
                 return
         await (self._ack_and_release_documents(delivery) if _holds_documents(delivery) else self._ack(delivery))
 
@@ -321,7 +331,7 @@ class Settlement:
         failed = FailedJob(
             job_id=opened.job_id, kind=opened.kind, lane=lane, seq=delivery.seq, reason=reason, error=error,
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
-            history=opened.history or [],
+            history=opened.history or [], secrets=opened.secrets,
         )  # fmt: skip
         try:
             letter_seq = await self._dead.add(failed, delivery.message.headers, delivery.message.data)

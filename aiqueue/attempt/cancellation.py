@@ -1,7 +1,8 @@
 """Stop attempts whose job is cancelled while they run.
 
 The journal decides whether a job is cancelled: the canceller has written it. A worker learns of it in two ways. The
-canceller sends a notice to all workers. The notice may be lost, so long attempts also have their journal read.
+canceller sends a notice to all workers, which then read the journal: anybody could send a notice. The notice may be
+lost, so long attempts have their journal read too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ LONG_S = 5.0  # the journal of an attempt is read after this time, and each time
 CHECKS_MAX = 100  # journals read in one round; the attempts that started first go first
 GRACE_S = 5.0  # what a handler gets to clean up before it is cancelled again, or its child process killed
 NOTICES_MAX = 10_000
+PAUSE_S = 0.5  # an attempt that streams faster than one can cancel stores nothing for so long after a notice
+PAUSE_AGAIN_S = 10.0  # but not more often than this: anybody could send notices
 
 
 class RunningAttempt:
@@ -37,7 +40,7 @@ class RunningAttempt:
     `cancel_requested`: its job was cancelled. `is_over`: the attempt has ended, or was abandoned. `request_stop` is a
     callback that asks the attempt to stop gently. None: there is no gentle way, and the attempt's task is cancelled.
     `stop_limit` cancels the task (again) when the grace period is over. `check_at`: when its journal is read next,
-    monotonic seconds.
+    `paused_at`: when a notice has paused its writer, both in monotonic seconds.
     """
 
     task: asyncio.Task[None]
@@ -45,6 +48,7 @@ class RunningAttempt:
     cancel_requested = is_over = False  # defaults of the class: there is an attempt for every job, and few are stopped
     stop_limit: Limit | None = None
     check_at = 0.0
+    paused_at = -PAUSE_AGAIN_S
     request_stop: Callable[[], None] | None = None
 
     @property
@@ -66,6 +70,10 @@ class Cancellations:
         self._limits = limits
         self._watched: dict[RunningAttempt, None] = {}  # in the order in which they started
         self._notices: dict[tuple[str, int], None] = {}  # journal keys; some of these jobs may wait here for a slot
+        self._reading: dict[
+            RunningAttempt, bool
+        ] = {}  # journals read because of a notice; True: another came meanwhile
+        self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._off: Callable[[], None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -83,9 +91,11 @@ class Cancellations:
     ) -> None:
         if self._off is not None:
             self._off()
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.wait([self._checking])
+        tasks = [*self._tasks, *([self._checking] if self._checking is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await self.unsubscribe()
 
     @property
@@ -117,7 +127,7 @@ class Cancellations:
             self._limits.stop(running.stop_limit)
 
     def _on_notice(self, message: Received) -> None:
-        """Note a cancellation, and stop the attempts it is for. The message is ``{tenant} {job id} {run}``."""
+        """Note a cancellation, and check the attempts it is for. The message is ``{tenant} {job id} {run}``."""
         try:
             tenant, job_id, run = message.data.decode().split(" ")
             journal = self._journals[message.subject.removeprefix(f"{subjects.CANCEL}.")]
@@ -129,8 +139,39 @@ class Cancellations:
         if len(self._notices) > NOTICES_MAX:
             del self._notices[next(iter(self._notices))]
         for running in self._watched:
-            if running.journal_key == key:
-                self._stop_attempt(running)
+            if running.journal_key == key and not running.cancel_requested:
+                self._check_soon(running)
+
+    def _check_soon(self, running: RunningAttempt) -> None:
+        """Have the journal read now: anybody could have sent the notice. Many notices cause one read at a time."""
+        running.check_at = 0.0  # if the read fails, the next round reads
+        if running in self._reading:
+            self._reading[running] = True
+            return
+        self._reading[running] = False
+        task = asyncio.get_running_loop().create_task(self._check_noticed(running))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _check_noticed(self, running: RunningAttempt) -> None:
+        """Read the journal of an attempt that a notice named; again, if another notice came during the read."""
+        try:
+            again = True
+            while again and running in self._watched and not running.cancel_requested:
+                self._reading[running] = False
+                await self._check_journal(running)
+                again = self._reading[running]
+                if not running.cancel_requested and running.writer is not None:
+                    self._let_cancel(running, running.writer)
+        finally:
+            del self._reading[running]
+
+    def _let_cancel(self, running: RunningAttempt, writer: Writer) -> None:
+        """Pause what the attempt writes: its entries may come before each try of the canceller to write `cancelled`."""
+        now = time.monotonic()
+        if now >= running.paused_at + PAUSE_AGAIN_S:
+            running.paused_at = now
+            writer.pause(PAUSE_S)
 
     def _stop_attempt(self, running: RunningAttempt) -> None:
         """Ask the attempt to stop, or cancel its task; after GRACE_S cancel the task (again). Safe twice."""

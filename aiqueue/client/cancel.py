@@ -25,7 +25,7 @@ from ..subjects import Lane
 from ..topology import Family, Topology
 
 TRIES_MAX = 8
-OWN_TRIES_MAX = 2  # after so many stale writes, the running attempt is asked to end the job itself
+OWN_TRIES_MAX = 2  # after so many stale writes, the running attempt is asked to pause
 PAUSE_FIRST_S = 0.05
 
 
@@ -182,7 +182,7 @@ class Canceller:
         """Write `cancelled` to the journal unless the run has ended, and send workers a notice.
 
         `may_run`: an attempt may be running that has written nothing yet. If the running attempt writes so fast that
-        OWN_TRIES_MAX writes were stale, only the notice is sent; the attempt then writes `cancelled` itself.
+        OWN_TRIES_MAX writes were stale, the notice is sent first: the attempt then stores nothing for a moment.
         Raises Unavailable.
         """
         subject = _journal_subject(family, lane, job_id)
@@ -198,13 +198,12 @@ class Canceller:
             run = run or (newest.run if newest is not None else 0)
             is_running = newest.event != RETRY if newest is not None else may_run
             data, attempt = _cancelled_entry(newest, is_running=is_running)
-            if number < OWN_TRIES_MAX or not is_running:
-                if await self._journal.append_if_unchanged(
-                    subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record
-                ):
-                    await self._notify_workers(family, lane, job_id, run)
-                    return STOPPING if is_running else WILL_NOT_RUN
-            else:
+            if await self._journal.append_if_unchanged(
+                subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record
+            ):
+                await self._notify_workers(family, lane, job_id, run)
+                return STOPPING if is_running else WILL_NOT_RUN
+            if is_running and number >= OWN_TRIES_MAX:
                 await self._notify_workers(family, lane, job_id, run)
                 await asyncio.sleep(PAUSE_FIRST_S * 2 ** (number - OWN_TRIES_MAX))
         raise Unavailable(f"job {job_id} is not cancelled: its journal changed before each of {TRIES_MAX} writes")

@@ -15,9 +15,10 @@ from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
 from .clock import ServerClock
 from .dial import dial, reconnect_delay_s
-from .faults import denied_subject, error_text, translate
+from .faults import translate
 from .frames import Headers, PubAck, Received, Stored
 from .nats_client import NatsClient
+from .permissions import DeniedCallback, Permissions
 from .publish_types import AwaitedPublish, Publish
 from .publish_window import Window
 from .reply_inbox import ReplyInbox
@@ -26,7 +27,6 @@ from .subscription import Callback, Subscription
 log = logging.getLogger(__name__)
 
 API_S = 5.0
-LOGGED_ERRORS_MAX = 100
 ABORT_S = 1.0
 NOT_OPEN = "the connection is not open"
 
@@ -54,8 +54,7 @@ class Connection:
         self._regained: list[Callable[[], None]] = []
         self._replies = ReplyInbox(self)
         self.clock = ServerClock(self.api)
-        self._denied_inbox: str | None = None  # the reply inbox, if this user may not subscribe to it
-        self._logged_errors: set[str] = set()  # since the last reconnect: each is logged once
+        self._permissions = Permissions(self._replies, self._subscriptions, lambda: self.clock.probing)
 
     @property
     def connected(self) -> bool:
@@ -129,6 +128,12 @@ class Connection:
         self._regained.append(callback)
         return lambda: self._regained.remove(callback) if callback in self._regained else None
 
+    def on_denied(self, callback: DeniedCallback) -> Callable[[], None]:
+        """Call `callback` with the subject and the error of each publish that the server denies, also of those that
+        nobody waits for. Returns a function that removes the callback.
+        """
+        return self._permissions.listen(callback)
+
     async def wait_up(self, timeout_s: float) -> None:
         """Wait until connected. Raises Unavailable after `timeout_s` seconds."""
         if self._up.is_set():
@@ -156,6 +161,12 @@ class Connection:
         await self._attach_subscription(self._open_client, subscription)
         self._subscriptions.add(subscription)
         return subscription
+
+    async def confirm_subscriptions(self) -> None:
+        """Return when the server has taken all subscriptions. Raises AccessDenied, Unavailable."""
+        await self.flush()
+        for subscription in list(self._subscriptions):
+            subscription.check()
 
     async def publish(
         self, subject: str, body: bytes = b"", *, headers: Headers | None = None, reply: str = ""
@@ -204,6 +215,12 @@ class Connection:
         if reply.status is not None and reply.status.code == 503:
             raise Unavailable(f"{subject}: no responders")
         return reply
+
+    def request_many(
+        self, subject: str, body: bytes
+    ) -> contextlib.AbstractAsyncContextManager[asyncio.Queue[Received | AIQueueError]]:
+        """As `ReplyInbox.request_many`: a request that has many replies. Raises Unavailable if not connected."""
+        return self._replies.request_many(subject, body)
 
     # -- JetStream
 
@@ -321,11 +338,12 @@ class Connection:
     # -- private: staying connected
 
     async def _connect_client(self) -> None:
-        client = await dial(self.settings, self._on_disconnected, self._on_reconnected, self._on_closed, self._on_error)
+        on_error = self._permissions.on_error
+        client = await dial(self.settings, self._on_disconnected, self._on_reconnected, self._on_closed, on_error)
         former, self._client = self._client, client
         self._replies.inbox = client.new_inbox() + "."
         self._replies.inbox_bytes = self._replies.inbox.encode()
-        self._denied_inbox = None
+        self._permissions.denied_inbox = ""
         try:
             await self._subscribe_all(client)
         except BaseException:
@@ -344,10 +362,8 @@ class Connection:
             raise translate(error, "subscribing") from None
         if client.is_closed:
             raise Unavailable("the server closed the connection")
-        if self._denied_inbox:
-            raise AccessDenied(
-                f"this user may not subscribe to {self._denied_inbox}: set inbox_prefix to a permitted one"
-            )
+        if denied := self._permissions.denied_inbox:
+            raise AccessDenied(f"this user may not subscribe to {denied}: set inbox_prefix to a permitted one")
 
     async def _attach_subscription(self, client: NatsClient, subscription: Subscription) -> None:
         try:
@@ -398,7 +414,7 @@ class Connection:
             return
         self._up.set()
         self.clock.expire()
-        self._logged_errors.clear()
+        self._permissions.forget_logged()
         self._replies.window.on_reconnected()
         log.warning("reconnected to %s after %.1f s", self.server, time.monotonic() - self._lost_at)
         for callback in list(self._regained):
@@ -418,7 +434,7 @@ class Connection:
                 try:
                     await self._connect_client()
                 except AIQueueError as error:
-                    (log.debug if isinstance(error, Unavailable) else self._log_error_once)(str(error))
+                    (log.debug if isinstance(error, Unavailable) else self._permissions.log_once)(str(error))
                     await asyncio.sleep(reconnect_delay_s(tries))
                     tries += 1
                 else:
@@ -427,24 +443,3 @@ class Connection:
                     return
         finally:
             self._replacing = None
-
-    def _on_error(self, error: Exception) -> None:
-        """An error that no call raises. A denied publish ends the calls that wait for it; the rest is logged."""
-        ours = translate(error, "NATS")
-        if isinstance(ours, AccessDenied):
-            if subject := denied_subject(error):
-                self._replies.deny_subject(subject)
-            elif self._replies.inbox.lower() in str(error).lower():
-                self._denied_inbox = self._replies.inbox + "*"
-            if not self.clock.probing:
-                self._log_error_once(error_text(error))
-        elif type(error).__module__.startswith("nats.") or isinstance(error, OSError | TimeoutError):
-            level = logging.WARNING if "slow consumer" in str(error) else logging.DEBUG  # messages were dropped
-            log.log(level, "error from the server: %s", error_text(error))
-        else:  # raised by a subscription's callback
-            log.error("a subscription's callback raised: %s", error_text(error), exc_info=error)
-
-    def _log_error_once(self, problem: str) -> None:
-        if problem not in self._logged_errors and len(self._logged_errors) < LOGGED_ERRORS_MAX:
-            self._logged_errors.add(problem)
-            log.error("the server refused an operation: %s", problem)

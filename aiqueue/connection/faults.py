@@ -186,10 +186,12 @@ CODES: dict[int, type[AIQueueError]] = {
 NO_JETSTREAM = "enable JetStream for this user's account on the server, or use a user of another account"
 
 
-def denied_subject(error: Exception) -> str | None:
-    """The subject, in lower case, that the server does not permit us to publish to; None for any other error."""
-    found = re.search(r'publish to "([^"]+)"', str(error), re.IGNORECASE)
-    return found[1].lower() if found else None
+def denied_right(error: Exception) -> tuple[str, str] | None:
+    """What the server does not permit: "publish" or "subscribe", and the subject. None for any other error."""
+    found = re.search(r'(publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
+    if found is None:
+        return None
+    return "publish" if found[1].lower() == "publish" else "subscribe", found[2]
 
 
 def error_text(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import nats.errors as ne
 from nats.aio.client import Client, Srv
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from ..config import Credentials
 from .frames import Status, read_headers
@@ -66,7 +67,7 @@ class NatsClient(Client):
         super().__init__()
         self._credentials = credentials or {}
         self._default_credentials: dict[str, Any] | None = None
-        self._ps = FastParser(self, self._dispatch)
+        self._ps: FastParser = FastParser(self, self._dispatch)
         self._push_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None  # cached: getting it is a system call in Python 3.11
         self._callbacks: dict[int, MessageCallback] = {}  # by subscription id
@@ -178,6 +179,14 @@ class NatsClient(Client):
         option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
         if sock is not None and option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT_MS)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Report a denied right with its subject as it is; nats-py reports it in lower case."""
+        text = self._ps.refusal.partition(" ")[2].strip("'")
+        if PERMISSIONS_ERR in err_msg and text.lower() == err_msg.strip("'"):
+            await self._error_cb(ne.Error(f"nats: {text}"))
+            return
+        await super()._process_err(err_msg)
 
     async def _attempt_reconnect(self) -> None:
         """Close the client on an unexpected error, such as another program on the server's port, so that `Connection`

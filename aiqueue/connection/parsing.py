@@ -27,6 +27,7 @@ class FastParser(Parser):
     def __init__(self, client: Any, dispatch: Dispatch) -> None:
         super().__init__(client)
         self._dispatch = dispatch
+        self.refusal = ""  # the server's last -ERR line as it came: nats-py reports it in lower case
 
     def reset(self) -> None:
         super().reset()
@@ -67,6 +68,8 @@ class FastParser(Parser):
                 elif fields[0] == b"MSG" and 4 <= count <= 5:
                     body_at, count = end + 2, count + 1
                 else:
+                    if fields[0] == b"-ERR":
+                        self.refusal = data[at:end].decode("utf-8", "replace")
                     return data[end + 2 :], super().parse(data[at : end + 2])
                 after, sid = end + 4 + int(fields[-1]), int(fields[2])
             except ValueError:

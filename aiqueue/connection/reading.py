@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -13,7 +14,6 @@ from ..errors import AIQueueError, NotFound, ServerError, Unavailable
 from . import frames
 from .faults import from_api
 from .frames import Received, Stored
-from .subscription import Callback, Subscription
 
 BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of one page, which is held in memory; the server ends a larger page early
@@ -26,9 +26,9 @@ class ReadConnection(Protocol):
     """What reading needs of the connection."""
 
     async def wait_up(self, timeout_s: float) -> None: ...
-    def new_inbox(self) -> str: ...
-    async def subscribe(self, subject: str, callback: Callback) -> Subscription: ...
-    async def publish(self, subject: str, body: bytes = b"", *, reply: str = "") -> None: ...
+    def request_many(
+        self, subject: str, body: bytes
+    ) -> contextlib.AbstractAsyncContextManager[asyncio.Queue[Received | AIQueueError]]: ...
     async def api(
         self, subject: str, request: dict[str, Any] | None = None, *, timeout: float = ...
     ) -> dict[str, Any]: ...
@@ -104,29 +104,28 @@ async def _read_page(
 ) -> tuple[deque[Stored], bool]:
     """One batched direct get (ADR-31). Returns its messages, and whether the stream holds more of them."""
     await connection.wait_up(ANSWER_S)
-    inbox = connection.new_inbox()
-    replies: asyncio.Queue[Received] = asyncio.Queue()
-    subscription = await connection.subscribe(inbox, replies.put_nowait)
     request = {**start, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
     page: deque[Stored] = deque()
     try:
-        await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
-        while True:
-            async with asyncio.timeout(ANSWER_S):
-                reply = await replies.get()
-            status = reply.status
-            if status is None or "Nats-Sequence" in reply.headers:  # a stored message may carry a status of its own
-                page.append(frames.parse_direct(reply))
-                continue
-            if status.code == 503:
-                raise await _explain_no_responders(connection, stream)
-            if status.code not in (204, 404):
-                raise from_api(status.code, 0, status.description, f"reading stream {stream}")
-            return page, bool(page) and status.code == 204 and reply.headers.get("Nats-Num-Pending", "0") != "0"
+        async with connection.request_many(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode()) as replies:
+            while True:
+                async with asyncio.timeout(ANSWER_S):
+                    reply = await replies.get()
+                if isinstance(reply, Unavailable):
+                    raise Unavailable(f"reading stream {stream}: {reply}")
+                if isinstance(reply, AIQueueError):
+                    raise reply
+                status = reply.status
+                if status is None or "Nats-Sequence" in reply.headers:  # a stored message may carry a status of its own
+                    page.append(frames.parse_direct(reply))
+                    continue
+                if status.code == 503:
+                    raise await _explain_no_responders(connection, stream)
+                if status.code not in (204, 404):
+                    raise from_api(status.code, 0, status.description, f"reading stream {stream}")
+                return page, bool(page) and status.code == 204 and reply.headers.get("Nats-Num-Pending", "0") != "0"
     except TimeoutError:
         raise Unavailable(f"reading stream {stream}: no reply within {ANSWER_S:g} s") from None
-    finally:
-        await subscription.close()
 
 
 async def _explain_no_responders(connection: ReadConnection, stream: str) -> AIQueueError:

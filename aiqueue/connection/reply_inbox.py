@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from ..errors import AccessDenied, AIQueueError, Unavailable
@@ -27,6 +29,7 @@ class ReplyInbox:
     def __init__(self, connection: RequestConnection) -> None:
         self._connection = connection
         self._requests: dict[bytes, tuple[asyncio.Future[Received], str]] = {}  # by token: the waiter, its subject
+        self._reads: dict[bytes, tuple[asyncio.Queue[Received | AIQueueError], str]] = {}  # the same, of many replies
         self._count = 0
         self.window = Window(connection)
         self.inbox = ""
@@ -50,6 +53,21 @@ class ReplyInbox:
             timer.cancel()
             self._requests.pop(token.encode(), None)
 
+    @contextlib.asynccontextmanager
+    async def request_many(self, subject: str, body: bytes) -> AsyncIterator[asyncio.Queue[Received | AIQueueError]]:
+        """Send one request. Its replies come into the queue, and an error if no further reply can come: AccessDenied,
+        or Unavailable because the connection was lost.
+        """
+        self._count += 1
+        token = f"r{self._count:x}"
+        replies: asyncio.Queue[Received | AIQueueError] = asyncio.Queue()
+        self._reads[token.encode()] = replies, subject
+        try:
+            await self._connection.send(subject, self.inbox + token, b"", body)
+            yield replies
+        finally:
+            self._reads.pop(token.encode(), None)
+
     async def store(self, publish: AwaitedPublish, timeout_s: float) -> PubAck:
         """Send one message through the window and return its PubAck. Raises the error that the publish ended with."""
         try:
@@ -72,7 +90,10 @@ class ReplyInbox:
         if self.window.on_reply(token, data, block):
             return
         entry = self._requests.get(token)
-        if entry is not None and not entry[0].done():
+        if entry is None:
+            if read := self._reads.get(token):
+                read[0].put_nowait(WireMessage(subject.decode(), "", data, block))
+        elif not entry[0].done():
             entry[0].set_result(WireMessage(subject.decode(), "", data, block))
 
     def fail_requests(self, error: AIQueueError) -> None:
@@ -80,6 +101,8 @@ class ReplyInbox:
         for future, _ in list(self._requests.values()):
             if not future.done():
                 future.set_exception(error)
+        for replies, _ in self._reads.values():
+            replies.put_nowait(error)
 
     def deny_subject(self, denied: str) -> None:
         """End all requests and publishes on `denied`, a subject that this user may not publish to. `denied` is in lower
@@ -89,6 +112,9 @@ class ReplyInbox:
         for future, subject in list(self._requests.values()):
             if subject.lower() == denied and not future.done():
                 future.set_exception(AccessDenied(f"permission denied: this user may not publish to {subject}"))
+        for replies, subject in self._reads.values():
+            if subject.lower() == denied:
+                replies.put_nowait(AccessDenied(f"permission denied: this user may not publish to {subject}"))
 
 
 def _time_out_request(future: asyncio.Future[Received], subject: str, timeout_s: float) -> None:

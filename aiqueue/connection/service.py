@@ -91,6 +91,8 @@ class Service:
                 for suffix in ("", f".{self._identity['name']}", f".{self._identity['name']}.{self._identity['id']}"):
                     await self._subscribe(f"$SRV.{verb}{suffix}", self._on_discovery(describe))
             await self._connection.flush()
+            for subscription in self._subscriptions:
+                subscription.check()
         except BaseException:
             await self.stop(0.0)
             raise

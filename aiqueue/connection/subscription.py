@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import AccessDenied
 from .frames import Received
 from .nats_client import NatsClient
 
@@ -23,11 +24,18 @@ class Subscription:
         self.subject = subject
         self.queue = queue
         self.callback = callback
+        self.denied: AccessDenied | None = None  # set once the server has denied it, before its reply to what follows
         self._attached: tuple[NatsClient, Any] | None = None
 
     async def attach(self, client: NatsClient) -> None:
         """Subscribe on `client`: the first one, or one that has replaced it."""
+        self.denied = None
         self._attached = client, await client.subscribe_direct(self.subject, self.queue, self.callback)
+
+    def check(self) -> None:
+        """Raise AccessDenied if the server has denied this subscription."""
+        if self.denied is not None:
+            raise AccessDenied(str(self.denied))
 
     async def close(self) -> None:
         """Unsubscribe, and drop messages that are on their way. Safe to call twice."""

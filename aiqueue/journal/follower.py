@@ -255,6 +255,8 @@ class _Follower:
                         async for stored in read:
                             for item in self._advance(entry_from_stored(stored)):
                                 yield item
+                    if self._subscription is not None:
+                        self._subscription.check()  # the server has answered the read, so it has taken or denied this
                     if ended and not self.over:
                         if self._has_moved_to_later_run():
                             await self._watch_followed_run()

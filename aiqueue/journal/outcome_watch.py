@@ -117,7 +117,10 @@ class OutcomeWatch:
         self._remove_listener: Callable[[], None] | None = None
 
     async def wait(self) -> Entry | None:
-        """Wait until the job has ended. Returns its final entry, None if it left none. Raises JobGone, Unavailable."""
+        """Wait until the job has ended. Returns its final entry, None if it left none.
+
+        Raises JobGone, Unavailable, AccessDenied.
+        """
         self._remove_listener = self._connection.on_regained(self._on_regained)
         if self._job is not None and self.run:
             self._watch_acks(self._job)
@@ -196,6 +199,8 @@ class OutcomeWatch:
         final = live or await self._journal.final_entry(self._subject, self.run, self._enqueued_at)
         if final is not None:
             return True, final
+        for subscription in self._subscriptions:  # the server has answered the read, so it has taken or denied these
+            subscription.check()
         if self._job is None or stored is not None:
             return False, None
         return await self._read_outcome_of_moved(self._job)
@@ -203,6 +208,8 @@ class OutcomeWatch:
     async def _read_outcome_of_delayed(self) -> tuple[bool, Entry | None]:
         """As `_read_outcome`, for a job that was enqueued with a delay and has no known attempt yet."""
         entry = await self._journal.newest_of_run(self._subject, 0, math.inf, self._parking_id)
+        for subscription in self._subscriptions:
+            subscription.check()
         if entry is None or entry.final:
             return entry is not None, entry
         self.run = entry.run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from typing import Any, NamedTuple
 
 from .. import codec, headers
@@ -106,6 +107,7 @@ class Writer:
         self._known_seq = record.newest.seq if record.newest else 0
         self._write_number = 0
         self._lock = asyncio.Lock()
+        self._paused_until = 0.0  # monotonic seconds
         self._chunks: ChunkBuffer | None = None  # made by the job's first chunk
         self._lost_chunks = 0
 
@@ -147,6 +149,10 @@ class Writer:
         encoded = codec.encode_marked(data)
         fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
         await self._connection.publish(f"{LIVE}.{self.subject}", encoded.body, headers=fields)
+
+    def pause(self, pause_s: float) -> None:
+        """Store nothing for `pause_s` seconds, so that somebody else's entry is not refused as out of date."""
+        self._paused_until = time.monotonic() + pause_s
 
     # -- chunks
 
@@ -233,6 +239,8 @@ class Writer:
     async def _write_encoded(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
         """Store an entry, trying again after conflicts. Adds the Msg-Ids of its tries to `tried`. Raises Stale."""
         async with self._lock:
+            if self._paused_until and (left_s := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(left_s)
             for _ in range(WRITE_TRIES_MAX):
                 try:
                     await self._send(event, encoded, tried, timeout_s)

@@ -21,6 +21,7 @@ from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLa
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from .context import WorkerResources
+from .rights import Rights
 from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
@@ -92,6 +93,7 @@ class Session:
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stack = AsyncExitStack()
+        self.rights = Rights(connection, self._families.values(), client.topology.journal_stream.name)
         self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
         self.done = 0
@@ -133,6 +135,7 @@ class Session:
         client, options = self._client, self._options
         refuse_while_loading()
         reset_signals_at_fork()
+        self.rights.start()
         try:
             recipe = Recipe(
                 self._families,
@@ -165,6 +168,7 @@ class Session:
             await self.puller.open()
             self.leases.start()
             await self.discovery.start()
+            await client.connection.confirm_subscriptions()
             await self._forwarder.start()
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
@@ -217,6 +221,7 @@ class Session:
     async def _stop(self) -> None:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
         self._draining = True
+        self.rights.stop()
         await self.stalled_watch.stop()
         if self._sweeper is not None:
             await self._sweeper.stop()

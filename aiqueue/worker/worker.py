@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -135,15 +136,26 @@ class Worker:
     async def running(self, client: Client) -> AsyncIterator[Session]:
         """Run beside other code on an open client. Leaving the block drains the worker.
 
-        Raises BadInput without handlers, UnknownFamily, NotFound if a stream is missing.
+        Raises BadInput without handlers, UnknownFamily, NotFound if a stream is missing. If the server denies a
+        permission that the worker needs, the block is cancelled, and AccessDenied raised once the worker is drained.
         """
         check_client(client)
         session = Session(self._make_options(client), client)
-        await session.start()
+        rights = session.rights
         try:
-            yield session
-        finally:
-            await session.drain()
+            try:
+                await session.start()
+                if rights.failure is None:
+                    yield session
+            finally:
+                rights.stop()
+                await session.drain()
+        except asyncio.CancelledError:
+            if rights.absolve():
+                raise
+        if rights.failure is not None:
+            rights.absolve()
+            raise rights.failure
 
     async def run(self, client: Client, *, until: Awaitable[Any]) -> bool:
         """Run until `until` is done, then drain. Returns whether every running job ended in time."""

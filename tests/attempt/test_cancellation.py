@@ -107,6 +107,30 @@ async def test_by_its_id_a_running_job_is_cancelled_too(client: aiqueue.Client) 
         await eventually(lambda: seen.stopped)
 
 
+async def test_a_notice_without_a_cancellation_in_the_journal_stops_nothing(
+    account: Any, client: aiqueue.Client
+) -> None:
+    seen = Seen()
+    async with (
+        working(seen).running(client),
+        aiqueue.connect(account.url, user=account.user, password=account.password) as other,
+    ):
+        handle = await client.enqueue(Task(), tenant="acme")
+        await eventually(lambda: seen.entered)
+        notice = f"acme {handle.id} {handle._enqueued.seq}".encode()
+        for _ in range(1_000):
+            await other.connection.publish("aiq.cancel.agent.tasks", notice)
+        reads = client.connection
+        await other.connection.flush()
+        await reads.flush()
+        for _ in range(3):  # the reads that the notices have caused are answered before these
+            assert not await client.journal.final_entry(subjects.journal("ai.agent.results", "acme", handle.id), 1, 0)
+        assert not seen.stopped
+        assert await handle.verdict() == STOPPING  # behind all the others
+        await eventually(lambda: seen.stopped)
+        assert await cancelled(handle)
+
+
 async def test_what_a_handler_does_in_its_finally_is_let_end(client: aiqueue.Client) -> None:
     seen = Seen()
     cleaned: list[bool] = []
@@ -289,7 +313,7 @@ async def test_a_worker_that_was_cut_off_learns_of_it_when_it_is_back(account: A
     assert await empty(client)
 
 
-async def test_an_attempt_that_streams_faster_than_one_can_cancel_ends_itself(client: aiqueue.Client) -> None:
+async def test_an_attempt_that_streams_faster_than_one_can_cancel_is_cancelled(client: aiqueue.Client) -> None:
     """Each entry of its own refuses the canceller's, which knew of an older one."""
     worker = aiqueue.Worker()
     entered = asyncio.Event()

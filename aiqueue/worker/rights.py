@@ -1,0 +1,68 @@
+"""The permissions that a worker needs: if the server denies one of them, the worker ends with AccessDenied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from .. import subjects
+from ..connection import Connection
+from ..errors import AccessDenied
+from ..topology import Family
+
+CANCEL_AGAIN_S = 1.0
+_CONSUMER_VERBS = ("CREATE", "MSG")  # to create a lane's consumer, and to pull from it
+
+
+class Rights:
+    """Watches for denials of what the worker publishes and nobody waits for, such as pulls and acks.
+
+    `failure` is the first denial. It cancels the task that was current at `start`, and later ones do so again, because
+    `asyncio.wait_for` can lose a cancellation in Python 3.11.
+    """
+
+    def __init__(self, connection: Connection, families: Collection[Family], journal_stream: str) -> None:
+        self._connection = connection
+        self._streams = {family.stream for family in families}
+        self._subjects = {f"$JS.API.{verb}.GET.{journal_stream}" for verb in ("STREAM.MSG", "DIRECT")}
+        self._prefixes = (f"{subjects.BACK}.", *(f"{family.journal}." for family in families if family.journal))
+        self._owner: asyncio.Task[object] | None = None
+        self._ignore: Callable[[], None] | None = None
+        self._cancels, self._cancelled_at = (
+            0,
+            -CANCEL_AGAIN_S,
+        )  # of the owner, by this watch; the time is that of the event loop
+        self.failure: AccessDenied | None = None
+
+    def start(self) -> None:
+        self._owner = asyncio.current_task()
+        self._ignore = self._connection.on_denied(self._on_denied)
+
+    def stop(self) -> None:
+        """Safe twice and unstarted."""
+        if self._ignore is not None:
+            self._ignore()
+
+    def needs(self, subject: str) -> bool:
+        """Whether the worker is of no use without the permission to publish on `subject`."""
+        tokens = subject.split(".")
+        if tokens[:2] == ["$JS", "ACK"] or (tokens[:3] == ["$JS", "API", "CONSUMER"] and tokens[3] in _CONSUMER_VERBS):
+            return not self._streams.isdisjoint(tokens)
+        return subject in self._subjects or subject.startswith(self._prefixes)
+
+    def _on_denied(self, subject: str, error: AccessDenied) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._owner is None or now < self._cancelled_at + CANCEL_AGAIN_S or not self.needs(subject):
+            return
+        self.failure = self.failure or error
+        self._cancels, self._cancelled_at = self._cancels + 1, now
+        self._owner.cancel()
+
+    def absolve(self) -> bool:
+        """Take back the cancellations by this watch. Returns whether there is another one, or no failure."""
+        left = self._owner.cancelling() if self._owner is not None else 0
+        for _ in range(self._cancels):
+            if self._owner is not None:
+                left = self._owner.uncancel()
+        self._cancels = 0
+        return self.failure is None or left > 0

@@ -1,0 +1,275 @@
+"""Permissions: each call and each role, with one of its rights missing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+import aiqueue
+from aiqueue.client import Client
+from aiqueue.errors import AccessDenied, ResultTimeout
+from aiqueue.responder import Responder
+from aiqueue.topology import provision
+
+from ..support import ROOT, Eventually, NatsProcess
+
+OwnServer = Callable[..., NatsProcess]
+
+
+class Task(aiqueue.Message, kind="task"):
+    text: str = ""
+
+
+def users(publish: list[str] | None = None, subscribe: list[str] | None = None) -> str:
+    """The config of two users: `all`, who may everything, and `less`, who may not do this."""
+    denied = json.dumps({"publish": {"deny": publish or []}, "subscribe": {"deny": subscribe or []}})
+    return (
+        "authorization { users: [ { user: all, password: p }, "
+        f"{{ user: less, password: p, permissions: {denied} }} ] }}"
+    )
+
+
+@contextlib.asynccontextmanager
+async def two(server: NatsProcess) -> AsyncIterator[tuple[Client, Client]]:
+    """A client who may everything, and one who may less."""
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+        async with aiqueue.connect(url=server.url, user="less", password="p") as less:
+            yield every, less
+
+
+async def result(less: Client, job: str) -> None:
+    handle = await less.enqueue(Task(), tenant="acme")
+    await handle.result(timeout=20)
+
+
+async def stream(less: Client, job: str) -> None:
+    handle = await less.enqueue(Task(), tenant="acme")
+    async for _ in handle.stream(timeout=20):
+        pass
+
+
+async def status(less: Client, job: str) -> None:
+    await (await less.job(job)).status()
+
+
+async def cancel(less: Client, job: str) -> None:
+    await less.cancel(job)
+
+
+async def documents(less: Client, job: str) -> None:
+    document = await less.documents.put(b"x" * 1000, tenant="acme")
+    await less.documents.open(document).read()
+
+
+async def enqueue(less: Client, job: str) -> None:
+    await less.enqueue(Task(), tenant="acme")
+
+
+async def delayed(less: Client, job: str) -> None:
+    for _ in range(2):
+        await less.enqueue(Task(), tenant="acme", unique="one", delay=60)
+
+
+@pytest.mark.parametrize(
+    ("call", "verb", "subject"),
+    [
+        (enqueue, "publish", "ai.agent.tasks.acme"),
+        (delayed, "publish", "ai.parked.at.>"),
+        (delayed, "publish", "$JS.API.STREAM.MSG.GET.AI_PARKED"),
+        (result, "publish", "$JS.API.STREAM.MSG.GET.AI_AGENT_TASKS"),
+        (result, "publish", "$JS.API.STREAM.MSG.GET.AI_RESULTS"),
+        (result, "subscribe", "aiq.live.>"),
+        (result, "subscribe", "$JS.ACK.>"),
+        (stream, "publish", "$JS.API.DIRECT.GET.AI_RESULTS"),
+        (stream, "subscribe", "aiq.live.>"),
+        (status, "publish", "$JS.API.DIRECT.GET.AI_RESULTS"),
+        (status, "publish", "$JS.API.DIRECT.GET.AI_AGENT_TASKS"),
+        (cancel, "publish", "$JS.API.DIRECT.GET.AI_RESULTS"),
+        (documents, "publish", "$O.AI_DOCUMENTS.C.>"),
+        (documents, "publish", "$JS.API.STREAM.MSG.GET.OBJ_AI_DOCUMENTS"),
+        (documents, "publish", "$JS.API.DIRECT.GET.OBJ_AI_DOCUMENTS"),
+    ],
+)
+async def test_a_call_without_one_right_is_denied_at_once_by_its_subject(
+    own_server: OwnServer, call: Callable[[Client, str], Awaitable[None]], verb: str, subject: str
+) -> None:
+    async with two(own_server(users(**{verb: [subject]}))) as (every, less):
+        job = await every.enqueue(Task(), tenant="acme")
+        started_at = time.monotonic()
+        with pytest.raises(AccessDenied) as caught:
+            await call(less, job.id)
+        assert time.monotonic() - started_at < 4
+        assert f"this user may not {verb} to {subject.removesuffix('.>')}" in str(caught.value)
+
+
+async def run_worker(less: Client, ran: list[str]) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None:
+        ran.append(job.id)
+
+    async with worker.running(less):
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("verb", "subject"),
+    [
+        ("publish", "$JS.API.STREAM.INFO.AI_AGENT_TASKS"),
+        ("publish", "$JS.API.CONSUMER.CREATE.>"),
+        ("publish", "$JS.API.CONSUMER.MSG.NEXT.>"),
+        ("publish", "$JS.ACK.>"),
+        ("publish", "ai.agent.results.>"),
+        ("subscribe", "aiq.hint.>"),
+        ("subscribe", "aiq.back.>"),
+        ("subscribe", "aiq.cancel.>"),
+    ],
+)
+async def test_a_worker_without_one_right_ends_and_names_its_subject(
+    own_server: OwnServer, verb: str, subject: str
+) -> None:
+    async with two(own_server(users(**{verb: [subject]}))) as (every, less):
+        await every.enqueue(Task(), tenant="acme")
+        started_at = time.monotonic()
+        ran: list[str] = []
+        with pytest.raises(AccessDenied) as caught:
+            async with asyncio.timeout(20):
+                await run_worker(less, ran)
+        assert time.monotonic() - started_at < 8
+        assert f"this user may not {verb} to {subject.removesuffix('.>')}" in str(caught.value)
+
+
+async def test_a_worker_whose_right_is_taken_away_ends(own_server: OwnServer, eventually: Eventually) -> None:
+    server = own_server(users())
+    async with two(server) as (every, less):
+        ran: list[str] = []
+        running = asyncio.create_task(run_worker(less, ran))
+        await every.enqueue(Task(), tenant="acme")
+        await eventually(lambda: ran)
+        server.extra = users(publish=["$JS.ACK.>"])
+        server.reload()
+
+        async def until_it_ends() -> bool:
+            await every.enqueue(Task(), tenant="acme")
+            return running.done()
+
+        await eventually(until_it_ends)
+        with pytest.raises(AccessDenied, match=r"may not publish to \$JS\.ACK\."):
+            await running
+
+
+async def test_what_a_handler_may_not_do_does_not_end_its_worker(own_server: OwnServer) -> None:
+    async with two(own_server(users(publish=["ai.agent.tasks.other"]))) as (every, less):
+        worker = aiqueue.Worker()
+
+        @worker.handle(Task)
+        async def task(job: aiqueue.Job[Task]) -> str:
+            try:
+                await less.enqueue(Task(), tenant="other")
+            except AccessDenied:
+                return "denied"
+            return "allowed"
+
+        async with worker.running(less):
+            assert await (await every.enqueue(Task(), tenant="acme")).result(timeout=20) == "denied"
+            assert await (await every.enqueue(Task(), tenant="acme")).result(timeout=20) == "denied"
+
+
+async def test_a_responder_without_its_subscription_does_not_start(own_server: OwnServer) -> None:
+    server = own_server(users(subscribe=["ai.>"]))
+    async with two(server) as (_, less):
+        with pytest.raises(AccessDenied, match="this user may not subscribe to ai"):
+            async with Responder(families=["rag.queries"]).running(less):
+                pass
+
+
+async def test_a_right_that_comes_back_is_used_again(own_server: OwnServer, eventually: Eventually) -> None:
+    server = own_server(users(subscribe=["aiq.live.>"]))
+    async with two(server) as (every, less):
+        job = await every.enqueue(Task(), tenant="acme")
+        with pytest.raises(AccessDenied):
+            await (await less.job(job.id)).result(timeout=20)
+        server.extra = users()
+        server.reload()
+
+        async def still_waits() -> bool:
+            try:
+                await (await less.job(job.id)).result(timeout=0.2)
+            except ResultTimeout:
+                return True
+            except AccessDenied:
+                return False
+            return False
+
+        await eventually(still_waits)
+
+
+# the permissions that docs/configuration.md lists
+
+
+def documented(*rows: str) -> tuple[list[str], list[str]]:
+    """What the rows of the table that start so allow to publish, and to subscribe to."""
+    publish: list[str] = []
+    subscribe = ["_INBOX.>"]
+    lines = (ROOT / "docs" / "configuration.md").read_text().splitlines()
+    for row in rows:
+        (line,) = (each for each in lines if each.startswith(f"| {row}") and "| `" in each)
+        _, _, may_publish, may_subscribe, _ = line.split("|")
+        publish += re.findall(r"`([^`]+)`", may_publish.replace("<family>.<tenant>", "agent.tasks.acme"))
+        subscribe += re.findall(r"`([^`]+)`", may_subscribe)
+    return publish, subscribe
+
+
+ROWS = [
+    "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
+    "if it waits for results", "if it cancels jobs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "rows"),
+    [
+        (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
+        (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]),
+    ],
+)  # fmt: skip
+async def test_the_documented_permissions_suffice(
+    own_server: OwnServer,
+    call: Callable[[Client, str], Awaitable[None]],
+    rows: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a worker that has no others either."""
+
+    def user(name: str, publish: list[str], subscribe: list[str]) -> str:
+        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
+        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
+
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('less', *documented(*rows))}, {user('worker', *documented('a worker'))} ] }}"
+    )
+    async with two(server) as (every, less):
+        job = await every.enqueue(Task(), tenant="acme", delay=60)
+        async with aiqueue.connect(url=server.url, user="worker", password="p") as client:
+            worker = aiqueue.Worker()
+
+            @worker.handle(Task)
+            async def task(job: aiqueue.Job[Task]) -> str:
+                await job.progress(0.5)
+                if job.attempt == 1:
+                    raise aiqueue.Retry(after=0.05)
+                return "done"
+
+            async with worker.running(client):
+                await call(less, job.id)
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text

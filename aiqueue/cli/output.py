@@ -8,8 +8,10 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ..units import short_duration
@@ -256,3 +258,18 @@ def format_count(number: int, one: str, many: str = "") -> str:
 def format_lane(family: str, tenant: str, priority: str | None) -> str:
     """Format a lane: "agent.tasks acme/normal"."""
     return f"{family} {tenant}/{priority}" if priority else f"{family} {tenant}"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error of the user's code as one line, with the file and line that raised it.
+
+    Of a group of errors, the first one. The line is the last one outside of aiqueue.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    line = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{line} ({error.filename}, line {error.lineno})"
+    own = ("<frozen", str(Path(__file__).parent.parent) + os.sep)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(own)]
+    return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else line

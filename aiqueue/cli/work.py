@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
-import traceback
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +16,6 @@ from .options import FAILED, ServerOptions, add_command, duration_option, split_
 
 if TYPE_CHECKING:
     from ..agent import Agent, AgentGroup
-    from ..client import Client
     from ..worker import Worker
     from .worker_pool import PoolMember
 
@@ -106,7 +102,7 @@ def work(
         _log_to_stderr(log_level, POOL_LOG_FORMAT)
         arguments = [*_spell_options({**vars(options), **given}), "--", target]
         raise typer.Exit(WorkerPool(arguments, processes, target=target, health=health_file).run())
-    import asyncio  # noqa: PLC0415
+    from .worker_process import WorkerProcess, run_process  # noqa: PLC0415
 
     member = None if pool_fd is None else _join(pool_fd)
     worker = load(target)
@@ -114,9 +110,7 @@ def work(
     if member is not None:
         _make_name_unique(worker, member)
     _log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        drained = runner.run(_run(worker, options, member, health_file))
-    if not drained:
+    if not run_process(WorkerProcess(worker, options, member, health_file), _loop_factory()):
         raise typer.Exit(FAILED)
 
 
@@ -186,85 +180,6 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _run(
-    worker: Worker | Agent | AgentGroup, options: ServerOptions, member: PoolMember | None, health_file: Path | None
-) -> bool:
-    import asyncio  # noqa: PLC0415
-    import os  # noqa: PLC0415
-    import signal  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
-    from ..agent import Agent  # noqa: PLC0415
-    from ..units import short_duration  # noqa: PLC0415
-    from ..worker import Worker  # noqa: PLC0415
-    from .health import HealthReporter  # noqa: PLC0415
-
-    role = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
-    stop = asyncio.Event()
-    reporter = HealthReporter(health_file, partial(_report_starting, worker), notify=member is None)
-
-    def on_signal(number: int) -> None:
-        if stop.is_set() and member is None:
-            with contextlib.suppress(OSError):
-                sys.stderr.flush()
-            os._exit(128 + number)
-        stop.set()
-
-    client = options.client()
-    reporter.start()
-    started_at = time.monotonic()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    if member is not None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the pool's parent
-    try:
-        await client.open()
-        async with worker.running(client) as session:
-            reporter.get_report = session.vitals
-            output.print_notice(_describe_start(worker, client))
-            if member is not None:
-                member.report_working(worker.drain_timeout_s)
-            await stop.wait()
-            if session.running:
-                left = output.format_count(session.running, "running job")
-                timeout = short_duration(worker.drain_timeout_s)
-                output.print_line(
-                    f"{role}{worker.name}: draining {left} for up to {timeout}; a second signal kills it", err=True
-                )
-    finally:
-        await client.close()
-        await reporter.stop()
-    took = short_duration(time.monotonic() - started_at)
-    ending = "all jobs finished" if session.clean else "some jobs did not finish in time and go to other workers"
-    output.print_notice(
-        f"{role}{worker.name}: {output.format_count(session.done, 'delivery', 'deliveries')} in {took}; {ending}"
-    )
-    return session.clean
-
-
-def _report_starting(worker: Worker | Agent | AgentGroup) -> dict[str, Any]:
-    import os  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
-    return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
-
-
-def _describe_start(worker: Worker | Agent | AgentGroup, client: Client) -> str:
-    from ..agent import Agent, AgentGroup  # noqa: PLC0415
-
-    if isinstance(worker, AgentGroup):
-        names = output.truncate(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
-        return f"{worker.name}: {names}, at {client.connection.server}"
-    if isinstance(worker, Agent):
-        at_once = output.format_count(worker.concurrency, "conversation")
-        kinds = ", ".join(sorted(worker.kinds)) or "nothing"
-        return f"agent {worker.name} of {worker.tenant}: {at_once} at once, {kinds}, at {client.connection.server}"
-    families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
-    tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
-    slots = output.format_count(worker.slots, "slot")
-    return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"
-
-
 def load(target: str) -> Worker | Agent | AgentGroup:
     """Import and return what ``module:attribute`` names, also from the working directory. Raises LoadError."""
     from ..agent import Agent, AgentGroup  # noqa: PLC0415
@@ -301,21 +216,11 @@ def _import(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise LoadError(f"no module {error.name!r} in {Path.cwd()} or on PYTHONPATH") from None
-        raise LoadError(f"cannot import {name}: {_last_line(error)}") from None
+        raise LoadError(f"cannot import {name}: {output.describe_error(error)}") from None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  (a module may raise anything, SystemExit too)
-        raise LoadError(f"cannot import {name}: {_last_line(error)}") from None
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the last line of the error, with the file and line of the user's code that raised it."""
-    line = traceback.format_exception_only(error)[-1].strip()
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen")]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{line} ({error.filename}, line {error.lineno})"
-    last = frames[-1] if frames else None
-    return f"{line} ({last.filename}, line {last.lineno})" if last and last.filename != __file__ else line
+        raise LoadError(f"cannot import {name}: {output.describe_error(error)}") from None
 
 
 def _list_workers(module_name: str) -> str:

@@ -21,6 +21,7 @@ from .nats_client import PENDING_BYTES, NatsClient, credential_options
 
 PINGS_MISSED_MAX = 2
 RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
+CANCEL_AGAIN_S = 0.1
 
 Callback = Callable[[], Awaitable[None]]
 
@@ -159,9 +160,11 @@ async def _dial_once(
     finally:
         refusal.cancel()
         if not connected:
-            connecting.cancel()
+            while not connecting.done():  # again: Python 3.11's wait_for swallows a cancellation that meets its result
+                connecting.cancel()
+                await asyncio.wait({connecting}, timeout=CANCEL_AGAIN_S)
             with contextlib.suppress(asyncio.CancelledError, Exception):
-                await connecting
+                connecting.result()
             await client.abort()
     raise _explain_failure(error, settings)
 

@@ -95,7 +95,7 @@ def encode_message(message: _Model) -> bytes:
                 layout.forms = [form, *(each for each in layout.forms if each is not form)]
             return codec.dump(plain)
         problem = problem or found
-    raise EncodeError(f"a {_kind(model)} cannot be carried: {problem}")
+    raise EncodeError(f"a {_kind(model)} cannot be sent so that it arrives unchanged: {problem}")
 
 
 def _flat_values(message: _Model, layout: Layout) -> dict[str, Any] | None:

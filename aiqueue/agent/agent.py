@@ -185,7 +185,7 @@ class Agent:
         """
         check_client(client)
         if self._inbox_worker is not None:
-            raise BadInput(f"agent {self.name} runs already: leave its block first")
+            raise BadInput(f"agent {self.name} runs already: leave its `async with agent.running(...)` block first")
         reset_signals_at_fork()
         spec = AgentSpec(
             self.name, self.tenant, dict(self._handlers), self.concurrency, self.drain_timeout_s, self.capabilities,

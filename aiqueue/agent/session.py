@@ -294,7 +294,9 @@ class AgentSession:
         if left is None:
             return None
         if not left["name"].startswith(prefix):
-            raise ConfigMismatch(f"consumer {left['name']} of another program gets the mail of {subject}: delete it")
+            raise ConfigMismatch(
+                f"consumer {left['name']} of another program gets the mail of {subject}: delete the consumer"
+            )
         with contextlib.suppress(NotFound):
             await self._connection.api(f"CONSUMER.DELETE.{self._family.stream}.{left['name']}")
         return left

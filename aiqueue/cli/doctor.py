@@ -35,7 +35,7 @@ def doctor(
 
     Reads only, changes nothing.
 
-    Exit codes: 0 ok or warnings only, 1 a check failed.
+    Exit codes: 0 ok or warnings only, 1 a finding of the level `fail`.
     """
     from ..inspect import Subject, examine  # noqa: PLC0415
     from ..server import find_directory  # noqa: PLC0415

@@ -75,7 +75,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     ] = None,
     delay: Annotated[
         float | None,
-        duration_option("Wait this long before the job is queued."),
+        duration_option("Start the job after this time at the earliest."),
     ] = None,
     at: Annotated[
         float | None,

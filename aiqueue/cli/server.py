@@ -31,7 +31,8 @@ def server(
 ) -> None:
     """Run the embedded NATS server of this directory until Ctrl-C or SIGTERM.
 
-    Other commands start the embedded server automatically and stop it when they end; this command keeps it running.
+    Other commands start the embedded server automatically, and the last one that ends stops it. This command keeps it
+    running.
     """
     import asyncio  # noqa: PLC0415
 

@@ -25,9 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(options: ServerOptions, *, json: Json = False) -> None:
-    """Show what `apply` would change on the server, and what disturbs the streams and is not changed by it.
+    """Show what `apply` would change, and what stops the streams from working although `apply` does not change it.
 
-    Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something disturbs its streams.
+    Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something stops its streams.
     """
     from ..topology import provision  # noqa: PLC0415
 

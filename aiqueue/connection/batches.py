@@ -137,7 +137,7 @@ class StreamBatcher:
         """Fail batches that got no reply in time."""
         for batch in list(self.batches.values()):
             if batch.deadline <= now:
-                self._fail_batch(batch, Unavailable("no reply to an atomic batch", maybe_stored=True))
+                self._fail_batch(batch, Unavailable("no reply to a batch of jobs", maybe_stored=True))
 
     def on_reply(self, token: bytes, data: bytes, block: bytes | None) -> bool:
         """Handle a reply. Returns False if it belongs to no batch in flight."""
@@ -148,12 +148,14 @@ class StreamBatcher:
             return True  # the server has accepted one part of the batch
         try:
             if block:  # status 503
-                raise Unavailable("nobody responds to an atomic batch")
+                raise Unavailable("no stream stores the jobs of this batch")
             ack = frames.parse_stream_reply(data, self._stream)
             if ack is None:
                 return True  # from another subscriber of the subject: the stream's reply is still to come
             if ack.get("count") != len(batch.members):
-                raise Unavailable("the reply to an atomic batch is not a stream's", maybe_stored=True)
+                raise Unavailable(
+                    "the reply to a batch of jobs came from another program than the server", maybe_stored=True
+                )
             last_seq = int(ack["seq"])
         except AIQueueError as error:
             self._fail_batch(batch, error)

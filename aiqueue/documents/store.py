@@ -137,7 +137,9 @@ class Documents:
         """Yield a document's bytes, the last of them after they were verified."""
         info = await self._require_info(document)
         if info.size != document.size or info.sha256 != document.sha256:
-            raise Corrupt(f"document {info.name} is stored with another size or hash than its name states")
+            raise Corrupt(
+                f"document {info.name}: what is stored has another size or hash than the document that was put"
+            )
         async with contextlib.aclosing(self.objects.read(info)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -269,7 +271,9 @@ class Documents:
             return
         if uploaded is not None:
             await self._purge_unused_upload(name, uploaded)
-        raise Unavailable(f"document {name}: other programs came first {TOUCH_TRIES_MAX} times: try again")
+        raise Unavailable(
+            f"document {name}: other programs changed it before each of {TOUCH_TRIES_MAX} writes: try again"
+        )
 
     async def _purge_unused_upload(self, name: str, uploaded: ObjectInfo) -> None:
         """Delete the chunks of an upload, unless the document uses them: a write may be stored and its ack lost.

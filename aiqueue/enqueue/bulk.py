@@ -165,7 +165,9 @@ class Bulk(Generic[T]):
                 self._connection.add(pending, left_s)
                 return
             else:
-                pending.outcome = Unavailable(f"{pending.subject}: other writers came first", maybe_stored=True)
+                pending.outcome = Unavailable(
+                    f"{pending.subject}: other programs wrote to this subject first, again and again", maybe_stored=True
+                )
         except AIQueueError as error:
             pending.outcome = error
         self._mark_done(pending)

@@ -144,9 +144,7 @@ class DeadLetters:
     async def get(self, seq: int) -> DeadLetter:
         """Return the dead letter of this sequence. Raises NotFound, BadInput for what is no whole number from 1."""
         if type(seq) is not int or seq < 1:
-            raise BadInput(
-                f"the number of a dead letter is a whole number from 1, not {seq!r}; `find` has them as `seq`"
-            )
+            raise BadInput(f"the number of a dead letter is a whole number from 1, not {seq!r}: see `aiqueue dead ls`")
         stored = await self._connection.get(self._stream, seq)
         letter = await self._complete(stored) if stored else None
         if letter is None:

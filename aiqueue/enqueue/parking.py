@@ -188,7 +188,8 @@ class Parking:
                 due_at = headers.number(message.headers[headers.DUE]) / 1000
                 return Enqueued(job_id, template.lane, ack.stream, ack.seq, False, due_at, parking_id)
         raise Unavailable(
-            f"{message.subject}: other writers came first in all {DELAY_TRIES_MAX} tries", maybe_stored=True
+            f"{message.subject}: other programs wrote to this subject before each of {DELAY_TRIES_MAX} tries",
+            maybe_stored=True,
         )
 
     async def find_delayed(self, lane: Lane, job_id: str) -> ParkedJob | None:

@@ -389,7 +389,7 @@ def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: S
     now = clock.now()
     if delay is not None:
         if at is not None:
-            raise BadInput("delay and at both set the start time: give only one of them")
+            raise BadInput("`delay` and `at` both set the start time: give only one of them")
         due_at = now + parse_duration("delay", delay)
     elif isinstance(at, datetime):
         if at.utcoffset() is None:

@@ -396,7 +396,7 @@ def _wait_ready(
         if time.monotonic() > deadline:
             raise LaunchError(f"not ready within {within_s:g} s; the log ends with: {last_log_line(text)}")
         if give_up():
-            raise LaunchError("its start was given up, because every process that waited for the server has ended")
+            raise LaunchError("the start was given up, because every process that waited for the server has ended")
         time.sleep(0.005)
 
 

@@ -356,7 +356,7 @@ async def _execute(conn: Connection, topology: Topology, change: Change) -> None
         case "delete-lanes":
             await _for_each_lane(change.lanes, lambda name: _delete_lane(conn, spec.name, name))
         case "replace-needed":
-            raise AssertionError("refused changes are not executed")
+            raise AssertionError("a plan with a refused change was executed")
 
 
 async def _create(conn: Connection, spec: StreamSpec) -> None:

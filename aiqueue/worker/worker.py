@@ -192,7 +192,9 @@ def check_policies(on: Policies) -> Policies:
         raise BadInput(f"on must be a mapping, such as {{ValueError: Reject}}, not {on!r}")
     for error, policy in on.items():
         if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
-            raise BadInput(f"on: {error!r} is no class of errors that can have a policy")
+            raise BadInput(
+                f"on: {error!r} cannot have a policy: give a subclass of Exception other than Retry and Reject"
+            )
         if policy is Reject or isinstance(policy, Backoff) or (callable(policy) and not isinstance(policy, type)):
             continue
         raise BadInput(f"on: {error.__name__}: give Reject, a Backoff, or a function of the error, not {policy!r}")

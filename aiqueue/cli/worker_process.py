@@ -57,6 +57,7 @@ class WorkerProcess:
         self._running: asyncio.Task[Any] | None = None
         self._serving: asyncio.Task[bool] | None = None
         self._timer: threading.Timer | None = None
+        self._ending = threading.Lock()  # held by who says how the process ends: its end, or the timer
         self._has_started = False
         self._overdue = False
         role = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
@@ -85,6 +86,8 @@ class WorkerProcess:
             await self._reporter.stop()
             if self._timer is not None:
                 self._timer.cancel()
+                if not self._ending.acquire(blocking=False):
+                    self._timer.join()  # it ends the process
         if self._overdue:
             raise WorkerFailed(_explain_overdue())
         output.print_notice(f"{self._name}: stopped before it had started")
@@ -141,9 +144,18 @@ class WorkerProcess:
         bound_s = END_S + (self._worker.drain_timeout_s if self._has_started else 0.0)
         asyncio.get_running_loop().call_later(bound_s, self._cancel_end)
         # a thread, because the user's code may block the event loop
-        self._timer = threading.Timer(bound_s + CANCEL_S, _exit_overdue)
+        self._timer = threading.Timer(bound_s + CANCEL_S, self._exit_overdue)
         self._timer.daemon = True
         self._timer.start()
+
+    def _exit_overdue(self) -> None:
+        """End the process, whose event loop is blocked or whose cancellation was swallowed. Runs in the timer."""
+        if not self._ending.acquire(blocking=False):
+            return
+        with contextlib.suppress(OSError):
+            print_error(_explain_overdue())
+            sys.stderr.flush()
+        os._exit(FAILED)
 
     def _cancel_end(self) -> None:
         assert self._serving is not None
@@ -165,24 +177,11 @@ def _explain_overdue() -> str:
     return f"the worker did not end within {END_S:g} s of its drain: does its lifespan hang?"
 
 
-def _exit_overdue() -> None:
-    """End the process, whose event loop is blocked or whose cancellation was swallowed."""
-    with contextlib.suppress(OSError):
-        print_error(_explain_overdue())
-        sys.stderr.flush()
-    os._exit(FAILED)
-
-
 def _report_starting(worker: Worker | Agent | AgentGroup) -> dict[str, Any]:
-    import os  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
     return {"state": "starting", "time": time.time(), "pid": os.getpid(), "worker": worker.name}
 
 
 def _describe_start(worker: Worker | Agent | AgentGroup, client: Client) -> str:
-    from ..agent import Agent, AgentGroup  # noqa: PLC0415
-
     if isinstance(worker, AgentGroup):
         names = output.truncate(", ".join(f"{each.name} of {each.tenant}" for each in worker.agents), 200)
         return f"{worker.name}: {names}, at {client.connection.server}"

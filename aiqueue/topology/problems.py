@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .. import subjects
@@ -216,9 +217,9 @@ def _is_ours(role: Role, family: str, name: str, config: Mapping[str, Any]) -> b
 async def find_foreign_readers(conn: Connection, stream: str, role: Role, family: str) -> list[Problem]:
     """Return what `foreign_readers` finds on the server. What this user may not list is left out."""
     listed = []
-    for read in (list_consumers(conn, stream), list_readers(conn)):
+    for read in (partial(list_consumers, conn, stream), partial(list_readers, conn)):
         try:
-            listed.append(await read)
+            listed.append(await read())
         except AIQueueError:
             listed.append([])
     return foreign_readers(stream, role, family, *listed)

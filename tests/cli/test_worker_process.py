@@ -23,6 +23,9 @@ from ..support import Account
 APP = """
     import asyncio, contextlib, os, sys, time
     import aiqueue
+    import aiqueue.cli.worker_process
+
+    aiqueue.cli.worker_process.END_S = 1.0  # not 8: the tests wait for it
 
     class Task(aiqueue.Message, kind="task"):
         do: str = ""
@@ -159,9 +162,9 @@ def test_a_lifespan_that_fails_at_the_start_is_reported_on_one_line(
     ("how", "said"),
     [
         ("raises at the end", r"did not end: RuntimeError: no goodbye \(.*app\.py, line \d+\)"),
-        ("hangs at the end", "did not end within 8 s of its drain: does its lifespan hang"),
-        ("swallows at the end", "did not end within 8 s of its drain: does its lifespan hang"),
-        ("blocks at the end", "did not end within 8 s of its drain: does its lifespan hang"),
+        ("hangs at the end", "did not end within 1 s of its drain: does its lifespan hang"),
+        ("swallows at the end", "did not end within 1 s of its drain: does its lifespan hang"),
+        ("blocks at the end", "did not end within 1 s of its drain: does its lifespan hang"),
     ],
 )
 def test_a_lifespan_that_fails_or_hangs_at_the_end_ends_the_worker_with_one_line(
@@ -172,8 +175,8 @@ def test_a_lifespan_that_fails_or_hangs_at_the_end_ends_the_worker_with_one_line
         work.process.terminate()
         code, _, errors = work.end(within_s=40)
     assert code == 1
-    (line,) = errors.splitlines()
-    assert re.search(said, line)
+    assert len(errors.splitlines()) == 1, errors
+    assert re.search(said, errors)
 
 
 async def test_sys_exit_in_a_task_of_a_handler_ends_the_worker_with_a_failure_after_its_drain(

@@ -18,7 +18,7 @@ from .steps import describe_step, format_span, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..inspect import FamilyStats, JobStats, LaneStats
+    from ..inspect import FamilyStats, JobStats, LaneStats, WaitingKind
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _UNFINISHED = ("queued", "parked", "in_flight", "retrying")
@@ -60,7 +60,7 @@ def inspect(
     Reads only, changes nothing.
     """
     from .. import subjects  # noqa: PLC0415
-    from ..inspect import stats  # noqa: PLC0415
+    from ..inspect import read_waiting_kinds, stats  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -74,10 +74,10 @@ def inspect(
         link, topology = client.connection, client.topology
         if job is not None:
             return await stats.job(link, topology, job, family=family, tenant=tenant)
-        if family is not None:
-            return await stats.lanes(link, topology, family)
-        if tenant is not None:
-            return [lane for each in topology.work_families for lane in await stats.lanes(link, topology, each.name)]
+        if family is not None or tenant is not None:
+            families = topology.work_families if family is None else [topology.family(family)]
+            lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
+            return lanes, [] if json else await read_waiting_kinds(link, topology, families)
         return await stats.overview(link, topology)
 
     found = options.run_with_client(fetch)
@@ -86,7 +86,9 @@ def inspect(
     elif family is None and tenant is None:
         _print_families(found, json)
     else:
-        _print_lanes([lane for lane in found if tenant in (None, lane.tenant)], family, tenant, json)
+        lanes, waiting = found
+        _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
+        _print_waiting(waiting)
 
 
 def _print_families(found: list[FamilyStats], json: bool) -> None:
@@ -160,6 +162,16 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
     _print_partial(found)
     if any(lane.pending and _worker_state(lane) == "none" for lane in found):
         output.print_line("\nworkers none: jobs are pending, but no worker requests them")
+
+
+def _print_waiting(found: Sequence[WaitingKind]) -> None:
+    """Print the jobs of all tenants that wait until a worker knows their kind."""
+    from ..inspect import describe_waiting  # noqa: PLC0415
+
+    if found:
+        output.print_line("")
+    for each in found:
+        output.print_line(f"{each.family}, all tenants: {describe_waiting(each)}")
 
 
 def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:

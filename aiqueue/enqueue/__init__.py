@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .bulk import Bulk, Items
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, trimmed
-from .parking import Forwarder, ParkedJob, Parking, parse_parked_job
+from .parking import ASIDE_KEY, Forwarder, ParkedJob, Parking, parse_parked_job
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import (
     Enqueued,
@@ -21,8 +21,8 @@ from .producer import (
 )
 
 __all__ = [
-    "Bulk", "BulkOptions", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder", "Item",
-    "Items", "JobTemplate", "OnFull", "ParkedJob", "Parking", "Producer", "ProgressCallback", "history_of",
+    "ASIDE_KEY", "Bulk", "BulkOptions", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder",
+    "Item", "Items", "JobTemplate", "OnFull", "ParkedJob", "Parking", "Producer", "ProgressCallback", "history_of",
     "history_text", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
     "retry_while_full", "trimmed",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ ACK_WAIT_S = 5.0  # after it, the unacknowledged due jobs of a dead forwarder go
 ACK_PENDING_MAX = 2_000  # unacknowledged due jobs of all forwarders together
 HELD_MAX = 512  # unacknowledged due jobs of one forwarder
 STANDING_MAX = 16  # of HELD_MAX, due jobs that may arrive by the standing pull
+ASIDE_KEY = "aside"  # of jobs that are parked aside, because a worker does not know their kind: one for each job id
 NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
 STORE_S = 2.0  # below ACK_WAIT_S, because after that another forwarder tries
@@ -97,11 +98,12 @@ def delayed_job_message(
 
 
 class ParkedJob(NamedTuple):
-    """A parked job as it is stored. `due_at` is in seconds since the epoch."""
+    """A parked job as it is stored. `due_at` is in seconds since the epoch. `kind`: empty if the headers do not say."""
 
     subject: ParkedSubject
     parking_id: str
     due_at: float
+    kind: str
     run: int  # its run's sequence in the work stream, 0 for a job that was not there yet
     stored: Stored
 
@@ -113,7 +115,8 @@ def parse_parked_job(stored: Stored) -> ParkedJob | None:
         return None
     parking_id = headers.parking_id(stored.headers) or subject.dedup_key
     due_at = headers.number(stored.headers.get(headers.DUE, "")) / 1000
-    return ParkedJob(subject, parking_id, due_at, headers.number(stored.headers.get(headers.RUN, "")), stored)
+    kind = stored.headers.get(headers.READ_KIND) or stored.headers.get(headers.KIND, "")
+    return ParkedJob(subject, parking_id, due_at, kind, headers.number(stored.headers.get(headers.RUN, "")), stored)
 
 
 class Parking:
@@ -148,6 +151,17 @@ class Parking:
             lane, job_id, due_at, job_headers, dedup_key=dedup_key, parking_id=parking_id or dedup_key
         )
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
+
+    async def move(self, job: ParkedJob, due_at: float) -> None:
+        """Have a parked job become due at `due_at`, instead of its own time. Raises Conflict if it has left parking."""
+        subject, stored = job.subject, job.stored
+        message = scheduled_message(
+            subject.lane, subject.job_id, due_at, stored.headers, dedup_key=subject.dedup_key,
+            parking_id=job.parking_id,
+        )  # fmt: skip
+        message.headers[headers.MSG_ID] += f"-{stored.seq}"  # the stream remembers the id of the first one
+        message.headers[headers.EXPECTED] = str(stored.seq)
+        await self._connection.store(message.subject, stored.data, message.headers)
 
     async def store_delayed(
         self,

@@ -11,7 +11,9 @@ from .finding import Finding, Subject
 from .lookup import JobStats, find_job
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
+from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
 
 __all__ = [
-    "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "examine", "find_job", "stats", "step_of",
+    "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind", "describe_waiting", "examine",
+    "find_job", "read_waiting_kinds", "stats", "step_of",
 ]  # fmt: skip

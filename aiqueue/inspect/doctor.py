@@ -17,7 +17,7 @@ from .. import units
 from ..connection import timestamp
 from ..errors import AIQueueError, BadInput, NotFound
 from .finding import Finding, Subject, level_of_use, warn
-from .lane_checks import check_lanes, check_tenants
+from .lane_checks import check_kinds, check_lanes, check_tenants
 from .stream_checks import check_answers, check_streams
 
 API_LEVEL_MIN = 2  # message schedules: nats-server 2.12
@@ -37,6 +37,7 @@ async def examine(subject: Subject) -> AsyncIterator[Finding]:
         "streams": check_streams,
         "answers": check_answers,
         "lanes": check_lanes,
+        "kinds": check_kinds,
         "tenants": check_tenants,
         "clock": _check_clock,
     }

@@ -44,6 +44,8 @@ REMEDIES: Mapping[str, str] = {
     "lane-full": "run more workers (`aiqueue work`), or raise max_msgs_per_subject and run `aiqueue apply`: a full "
     "lane refuses jobs (LaneFull)",
     "lane-unserved": "run a worker that handles their family and tenant: `aiqueue work MODULE:WORKER`",
+    "kind-unknown": "run a worker with a handler for the kind: `aiqueue work MODULE:WORKER`. If the kind is a mistake, "
+    "`aiqueue cancel JOB`; after 24 hours the jobs are dead letters",
     "lane-paused": "`nats consumer resume {stream} {consumer}`",
     "lane-stuck": "`nats consumer info {stream} {consumer}` shows what the server delivers: workers pull, and get "
     "nothing. Restart the workers, and look for jobs past max_deliver with `aiqueue dead ls`",

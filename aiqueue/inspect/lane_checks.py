@@ -9,6 +9,7 @@ from .. import subjects
 from ..errors import NotFound
 from . import stats
 from .finding import Finding, Subject, level_of_use, warn
+from .unknown_kinds import describe_waiting, read_waiting_kinds
 
 REREAD_AFTER_S = 1.0  # jobs that are still pending then, although workers pull, are not delivered
 SHOWN_MAX = 3
@@ -47,6 +48,16 @@ async def check_lanes(subject: Subject) -> AsyncIterator[Finding]:
         if stuck := await _still_pending(subject, pulled):
             stream, consumer = _place(subject, stuck[0])
             yield warn("undelivered jobs", "lane-stuck", _name_lanes(stuck), stream=stream, consumer=consumer)
+
+
+async def check_kinds(subject: Subject) -> AsyncIterator[Finding]:
+    """Check for jobs that wait until a worker knows their kind."""
+    for waiting in await read_waiting_kinds(subject.connection, subject.topology, subject.topology.work_families):
+        text = describe_waiting(waiting)
+        if waiting.workers:
+            yield Finding(waiting.family, "ok", text)
+        else:
+            yield warn(waiting.family, "kind-unknown", text)
 
 
 async def check_tenants(subject: Subject) -> AsyncIterator[Finding]:

@@ -11,7 +11,9 @@ from .discovery import RECREATE_AFTER_S, LaneDiscovery
 from .leases import Leases
 from .puller import Puller, prefetch
 from .stalled import StalledLaneWatch
+from .worker_records import EVERY_S, WorkerRecords, known_kinds
 
 __all__ = [
-    "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "Puller", "StalledLaneWatch", "prefetch",
+    "EVERY_S", "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "Puller", "StalledLaneWatch",
+    "WorkerRecords", "known_kinds", "prefetch",
 ]  # fmt: skip

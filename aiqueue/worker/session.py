@@ -20,11 +20,13 @@ from ..enqueue import Forwarder
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
+from .announcer import Announcer, describe_jobs
 from .context import WorkerResources
 from .rights import Rights
 from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
+from .unknown_kinds import UnknownKinds
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,11 @@ class Session:
         self._draining = False
         self._stack = AsyncExitStack()
         self.rights = Rights(connection, self._families.values(), client.topology.journal_stream.name)
+        kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
+        unknown_kinds = UnknownKinds(connection, client.parking)
+        self._announcer = Announcer(
+            connection, client.topology, options.name, kinds, self._describe, unknown_kinds.bring_forward
+        )
         self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
         self.done = 0
@@ -129,6 +136,12 @@ class Session:
             "stalled_s": now - since if since else 0.0,
             "lanes": len(list(self.puller.lanes)),
         }
+
+    def _describe(self) -> dict[str, Any]:
+        """Return the part of the worker's record that changes, and what it serves."""
+        tenants = None if self._options.tenants is None else list(self._options.tenants)
+        jobs = describe_jobs(self._running.values(), time.monotonic())
+        return {**self.vitals(), "tenants": tenants, "jobs": jobs}
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
@@ -180,6 +193,7 @@ class Session:
                 identify=quarantine.identify,
             )
             self._sweeper.start()
+            self._announcer.start()
         except BaseException:
             await self._stop()
             raise
@@ -191,6 +205,7 @@ class Session:
             return
         self._draining = True
         self.puller.stop()
+        await self._announcer.stop()
         await self.stalled_watch.stop()
         await self.discovery.stop()
         while self._waiting:
@@ -222,6 +237,7 @@ class Session:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
         self._draining = True
         self.rights.stop()
+        await self._announcer.stop()
         await self.stalled_watch.stop()
         if self._sweeper is not None:
             await self._sweeper.stop()

@@ -235,7 +235,7 @@ class Settlement:
             writer.attempt = opened.attempt - 1
             data = {"error": error, "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
             await writer.write(RETRY, data)
-        if await self._unknown_kinds.park_aside(delivery, family, opened.job_id, opened.attempt):
+        if await self._unknown_kinds.park_aside(delivery, family, opened.job_id, opened.kind, opened.attempt):
             await self._ack(delivery)
         else:
             await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)

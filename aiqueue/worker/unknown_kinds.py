@@ -6,15 +6,17 @@ kind. See docs/decisions/unknown-kinds.md.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 from .. import headers, subjects
 from ..connection import Connection
-from ..enqueue import Parking
-from ..errors import AccessDenied, NotFound, QueueFull, TooLarge
+from ..enqueue import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
+from ..errors import AccessDenied, Conflict, NotFound, QueueFull, TooLarge
 from ..lanes import Delivery
 from ..subjects import Lane
 from ..topology import Family
@@ -23,10 +25,11 @@ log = logging.getLogger(__name__)
 
 HOP_FIRST_S, HOP_MAX_S = 0.25, 30.0  # the first hop; the longest one
 PATIENCE_S = 86_400.0  # after it, a job that no worker knows becomes a dead letter
-DEDUP_KEY = "aside"  # ends the subject of every job that is parked aside: one for each job id
 COUNTS_VALID_S = 1.0
 COUNTED_LANES_MAX = 1_000
 WARN_EVERY_S = 60.0
+FORWARDED_AT_ONCE = 256
+SOON_S = 2.0  # hops that end within this time are not cut short
 _PARKING_ID = re.compile(r"u\d+-\d+-h(\d+)")
 
 
@@ -73,7 +76,7 @@ class UnknownKinds:
         now = self._connection.clock.now()
         return now - Hops.of(delivery, now).first_seen_at >= PATIENCE_S
 
-    async def park_aside(self, delivery: Delivery, family: Family, job_id: str, number: int) -> bool:
+    async def park_aside(self, delivery: Delivery, family: Family, job_id: str, kind: str, number: int) -> bool:
         """Park a job until its next hop, for the same attempt `number`. False: it has to wait in its lane.
 
         It has to where the lane and the jobs parked aside from it have reached the lane's limit together, and where
@@ -86,6 +89,7 @@ class UnknownKinds:
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
             headers.ATTEMPT: str(number),
             headers.UNKNOWN: hops.header(),
+            headers.READ_KIND: headers.ascii_line(kind, 128),
         }
         parking_id = f"u{delivery.run}-{int(delivery.enqueued_at)}-h{hops.number + 1}"  # read by `hop_of`
         try:
@@ -93,12 +97,47 @@ class UnknownKinds:
                 return False
             await self._parking.park(
                 lane, job_id, self._connection.clock.now() + hops.delay_s, job_headers, delivery.message.data,
-                dedup_key=DEDUP_KEY, parking_id=parking_id,
+                dedup_key=ASIDE_KEY, parking_id=parking_id,
             )  # fmt: skip
         except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
             log.debug("job %s is not parked aside: %s", job_id, error)
             return False
         return True
+
+    async def bring_forward(self, kinds: Collection[tuple[str, str]]) -> int:
+        """End the hops of the jobs of these kinds, each a family and a kind. Returns how many.
+
+        A hop that ends within SOON_S is left as it is. When a schedule fires, the server purges the schedule's subject:
+        the message that replaces the hop, or the job's next hop, would be lost. A hop whose job was cancelled or
+        brought forward by another worker meanwhile is left as well: the message expects the sequence of the hop.
+        Raises Unavailable, NotFound.
+        """
+        moved = 0
+        for family in sorted({family for family, _ in kinds}):
+            filter_subject = subjects.parked(Lane(family, "*", "*"), dedup_key=ASIDE_KEY, is_due=False)
+            found: list[ParkedJob] = []
+            async for stored in self._connection.read(self._parking.stream, filter_subject):
+                job = parse_parked_job(stored)
+                if job is None or (family, job.kind) not in kinds:
+                    continue
+                if job.due_at > self._connection.clock.now() + SOON_S:
+                    found.append(job)
+                if len(found) == FORWARDED_AT_ONCE:
+                    moved += await self._end_hops(found)
+                    found.clear()
+            moved += await self._end_hops(found)
+        if moved:
+            log.info("%d jobs were waiting for a worker that knows their kind, and are due now", moved)
+        return moved
+
+    async def _end_hops(self, jobs: Collection[ParkedJob]) -> int:
+        """Make parked jobs due now. Returns how many."""
+        now = self._connection.clock.now()
+        ended = await asyncio.gather(*(self._parking.move(each, now) for each in jobs), return_exceptions=True)
+        for result in ended:
+            if isinstance(result, BaseException) and not isinstance(result, Conflict):
+                raise result
+        return sum(result is None for result in ended)
 
     def warn(self, family: str, kind: str, error: str) -> None:
         """Log that jobs of a kind are parked aside, once every WARN_EVERY_S for each kind."""
@@ -118,7 +157,7 @@ class UnknownKinds:
         if time.monotonic() - counted_at > COUNTS_VALID_S:
             jobs = await self._count(family.stream, subjects.work(*lane))
             for is_due in (False, True):
-                subject = subjects.parked(lane, dedup_key=DEDUP_KEY, is_due=is_due)
+                subject = subjects.parked(lane, dedup_key=ASIDE_KEY, is_due=is_due)
                 jobs += await self._count(self._parking.stream, subject)
             counted_at = time.monotonic()
             if len(self._counted) >= COUNTED_LANES_MAX:

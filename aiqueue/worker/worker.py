@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -22,6 +23,7 @@ from .session import Lifespan, Session, WorkerOptions
 R = TypeVar("R")
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
+_UNNAMED = itertools.count(1)  # workers of this process without a name of their own
 
 
 class _HandlerDecorator(Generic[M]):
@@ -43,7 +45,8 @@ class Worker:
     default: the number of CPUs, at most `concurrency`): how many child processes run the handlers registered with
     ``process=True``. `lifespan`: an async context manager function, entered before the first job and left after the
     last one. What it yields is ``job.state``. Each child process enters it too. `drain_timeout` (default "30s"): how
-    long running jobs may take to end when the worker stops. `name`: the default is host name and pid.
+    long running jobs may take to end when the worker stops. `name`: each worker needs its own; the default is host name
+    and pid, and a number from the second worker of a process on.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Worker:
         self.processes = None if processes is None else whole_number("processes", processes, 1, PROCESSES_MAX)
         self.lifespan = lifespan
         self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
-        self.name = text("name", name) if name else f"{socket.gethostname()}-{os.getpid()}"
+        self.name = text("name", name) if name else _default_name()
         self._handlers: dict[tuple[str, str], Handler] = {}
 
     @property
@@ -184,6 +187,12 @@ class Worker:
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)
+
+
+def _default_name() -> str:
+    """Return host name and pid, and a number from the second worker of this process on."""
+    number = next(_UNNAMED)
+    return f"{socket.gethostname()}-{os.getpid()}{f'-{number}' if number > 1 else ''}"
 
 
 def check_policies(on: Policies) -> Policies:

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiqueue
 from aiqueue import headers, subjects
+from aiqueue.enqueue import ASIDE_KEY
 from aiqueue.errors import AIQueueError
 from aiqueue.inspect import lookup
 from aiqueue.subjects import foreign_id
@@ -178,7 +179,7 @@ async def _settled(client: aiqueue.Client) -> int:
     while True:
         info = await client.connection.api(f"STREAM.INFO.{STREAM}")
         left = int(info["state"]["messages"])
-        for waiting in (DUE, subjects.parked(LANE, dedup_key=unknown_kinds.DEDUP_KEY, is_due=False)):
+        for waiting in (DUE, subjects.parked(LANE, dedup_key=ASIDE_KEY, is_due=False)):
             parked = await client.connection.api("STREAM.INFO.AI_PARKED", {"subjects_filter": waiting})
             left += sum((parked["state"].get("subjects") or {}).values())
         if left == 0:

@@ -1,0 +1,83 @@
+"""Jobs that are parked aside until a worker knows their kind, and whether there is such a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from .. import subjects
+from ..connection import Connection
+from ..enqueue import ASIDE_KEY, parse_parked_job
+from ..errors import AccessDenied, NotFound
+from ..lanes import WorkerRecords, known_kinds
+from ..subjects import Lane
+from ..topology import Family, Topology
+
+READ_MAX = 5_000  # parked jobs of one family that are read
+UNKNOWN = "(not stated)"  # the kind of a job whose headers do not say which
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingKind:
+    """Jobs of one kind that a worker of their family did not know.
+
+    `workers`: how many live workers know the kind; a worker without the permission to announce itself is not counted.
+    `partial`: more jobs of the family wait than READ_MAX, so `jobs` may be too low.
+    """
+
+    family: str
+    kind: str
+    jobs: int
+    workers: int
+    partial: bool = False
+
+
+def describe_waiting(waiting: WaitingKind) -> str:
+    """Return a sentence, such as "1,200 jobs wait for a worker that knows summarise: none is running"."""
+    jobs = "1 job waits" if waiting.jobs == 1 else f"{waiting.jobs:,} jobs wait"
+    least = "at least " if waiting.partial else ""
+    workers = (
+        f"{waiting.workers:,} are running"
+        if waiting.workers > 1
+        else f"{'1' if waiting.workers else 'none'} is running"
+    )
+    return f"{least}{jobs} for a worker that knows {waiting.kind}: {workers}"
+
+
+async def read_waiting_kinds(
+    connection: Connection, topology: Topology, families: Collection[Family]
+) -> list[WaitingKind]:
+    """Return the kinds with jobs that are parked aside, that with most jobs first. Raises Unavailable, AccessDenied."""
+    counted = await asyncio.gather(*(_count_kinds(connection, topology, family) for family in families))
+    if not any(counts for counts, _ in counted):
+        return []
+    try:
+        known = Counter(
+            each for record in await WorkerRecords(connection, topology).read() for each in known_kinds(record)
+        )
+    except (NotFound, AccessDenied):
+        known = Counter()
+    found = [
+        WaitingKind(family.name, kind or UNKNOWN, jobs, known[family.name, kind], partial)
+        for family, (counts, partial) in zip(families, counted, strict=True)
+        for kind, jobs in counts.items()
+    ]
+    return sorted(found, key=lambda each: -each.jobs)
+
+
+async def _count_kinds(connection: Connection, topology: Topology, family: Family) -> tuple[Counter[str], bool]:
+    """Count a family's jobs that are parked aside, by kind. True: there may be more than READ_MAX."""
+    counts: Counter[str] = Counter()
+    filter_subject = subjects.parked(Lane(family.name, "*", "*"), dedup_key=ASIDE_KEY, is_due=False)
+    try:
+        async for stored in connection.read(topology.parked_stream.name, filter_subject):
+            job = parse_parked_job(stored)
+            if job is not None:
+                counts[job.kind] += 1
+            if counts.total() >= READ_MAX:
+                return counts, True
+    except NotFound:
+        pass
+    return counts, False

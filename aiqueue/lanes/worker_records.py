@@ -1,0 +1,83 @@
+"""The records of running workers: who they are, what they can run, and what they run now.
+
+Each worker has one key in the presence bucket, ``worker.{name}``, which expires after TTL_S unless it is written again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .. import headers, subjects
+from ..connection import Connection
+from ..errors import AIQueueError
+from ..topology import Topology
+
+PREFIX = "worker"
+EVERY_S = 5.0  # between two writes of a record
+TTL_S = 20.0
+REMOVED_TTL = "60s"  # how long the marker of a removed record stays
+WRITE_S = 2.0
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
+_KEY_MAX = 128
+
+Record = Mapping[str, Any]  # plain data, as `Session.vitals`; `kinds` has lists of kinds by family
+
+
+class WorkerRecords:
+    """Reads all records, and writes the record of one worker."""
+
+    def __init__(self, connection: Connection, topology: Topology) -> None:
+        self._connection = connection
+        self._stream = topology.presence_stream.name
+        self._written_seq = 0
+
+    async def read(self) -> list[Record]:
+        """Return the records of all workers that are alive, or that died less than TTL_S ago.
+
+        Raises Unavailable, NotFound, AccessDenied.
+        """
+        found: list[Record] = []
+        async for stored in self._connection.read(self._stream, subjects.bucket(self._stream, PREFIX, "*")):
+            if headers.KV_OPERATION in stored.headers:
+                continue
+            try:
+                record = json.loads(stored.data)
+            except (ValueError, RecursionError):
+                continue  # another program's
+            if isinstance(record, dict):
+                found.append(record)
+        return found
+
+    async def write(self, name: str, record: Record) -> None:
+        """Write a worker's record. Raises Unavailable, NotFound, QueueFull, AccessDenied."""
+        fields = {headers.MSG_ID: subjects.new_id(), headers.TTL: f"{TTL_S:g}s"}
+        body = json.dumps(record).encode()
+        ack = await self._connection.store(self._subject(name), body, fields, timeout_s=WRITE_S)
+        self._written_seq = ack.seq
+
+    async def remove(self, name: str) -> None:
+        """Remove the record, unless another worker of this name has written it since. It expires if this fails."""
+        if not self._written_seq or not self._connection.connected:
+            return
+        fields = {
+            headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub",
+            headers.TTL: REMOVED_TTL, headers.EXPECTED: str(self._written_seq),
+        }  # fmt: skip
+        try:
+            await self._connection.store(self._subject(name), b"", fields, timeout_s=WRITE_S)
+        except AIQueueError:
+            return
+
+    def _subject(self, name: str) -> str:
+        return subjects.bucket(self._stream, PREFIX, _NOT_IN_KEYS.sub("_", name)[:_KEY_MAX])
+
+
+def known_kinds(record: Record) -> set[tuple[str, str]]:
+    """Return family and kind of the jobs that a worker can run, as its record says."""
+    kinds = record.get("kinds")
+    if not isinstance(kinds, dict):
+        return set()
+    return {(family, kind) for family, names in kinds.items() if isinstance(names, list) for kind in map(str, names)}

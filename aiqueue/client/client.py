@@ -41,9 +41,12 @@ from ..server import EmbeddedServer
 from ..topology import Topology, provision
 from ..units import Duration, parse_duration
 from .cancel import Canceller
+from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 
 log = logging.getLogger(__name__)
+
+NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:`"
 
 
 class Client:
@@ -56,12 +59,13 @@ class Client:
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._for_handles: tuple[Journal, Canceller] | None = None  # shared by all handles, because there may be many
+        self._not_open = NOT_OPEN
 
     @property
     def connection(self) -> Connection:
         """The open connection; for aiqueue's own modules. Raises BadInput if the client is not open."""
         if self._connection is None:
-            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
+            raise BadInput(self._not_open)
         return self._connection
 
     @property
@@ -128,15 +132,26 @@ class Client:
         self._connection = connection
         self._producer = Producer(connection, self.topology)
         self._for_handles = self.journal, self.cancels
+        close_in_forks(self)
         return self
 
     async def close(self) -> None:
         """Disconnect. The embedded server stops when its last user has left. Safe twice and unopened."""
         connection, self._connection = self._connection, None
+        self._not_open = NOT_OPEN
         self._producer = self._for_handles = None
         if connection is not None:
             await connection.close()
         await self._release()
+
+    def forget_after_fork(self) -> list[Any]:
+        """In a forked child process: forget what is open. For aiqueue's own modules."""
+        left: list[Any] = [self._connection, self._embedded]
+        if self._connection is not None:
+            self._not_open = NOT_OPEN_AFTER_FORK
+            left.append(self._connection.abandon())
+        self._connection = self._producer = self._for_handles = self._embedded = None
+        return left
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -354,7 +369,7 @@ class Client:
     def _open_producer(self) -> Producer:
         """Return the producer of the open client. Raises BadInput if the client is not open."""
         if self._producer is None:
-            raise BadInput("the client is not open: use `async with aiqueue.connect() as client:`")
+            raise BadInput(self._not_open)
         return self._producer
 
     async def _declare(self, connection: Connection) -> None:

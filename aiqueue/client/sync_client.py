@@ -23,6 +23,7 @@ from ..job import Message
 from ..journal import StreamItem
 from ..units import Duration
 from .client import Client, connect
+from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 
 T = TypeVar("T")
@@ -103,6 +104,7 @@ class SyncClient:
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._not_open = _NOT_OPEN
 
     def open(self) -> Self:
         """Connect. Raises what `Client.open` raises. Safe twice."""
@@ -111,6 +113,7 @@ class SyncClient:
             self._thread = threading.Thread(target=_run_loop, args=(loop,), name="aiqueue-client", daemon=True)
             self._thread.start()
             self._loop = loop
+            close_in_forks(self)
             try:
                 self._run_on_loop(self._client.open())
             except BaseException:
@@ -118,9 +121,18 @@ class SyncClient:
                 raise
         return self
 
+    def forget_after_fork(self) -> list[Any]:
+        """In a forked child process: forget what is open. For aiqueue's own modules."""
+        left: list[Any] = [self._loop, self._thread]
+        if self._loop is not None:
+            self._not_open = NOT_OPEN_AFTER_FORK
+        self._loop = self._thread = None
+        return left
+
     def close(self) -> None:
         """Disconnect. Calls in which other threads still wait raise Unavailable. Safe twice and unopened."""
         loop, self._loop = self._loop, None
+        self._not_open = _NOT_OPEN
         if loop is None:
             return
         try:
@@ -196,7 +208,7 @@ class SyncClient:
     def _opened(self) -> Client:
         """Return the open client. Raises BadInput if it is not open."""
         if self._loop is None:
-            raise BadInput(_NOT_OPEN)
+            raise BadInput(self._not_open)
         return self._client
 
     async def _enqueue_batch(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
@@ -209,7 +221,7 @@ class SyncClient:
         """
         if self._loop is None:
             work.close()
-            raise BadInput(_NOT_OPEN)
+            raise BadInput(self._not_open)
         if threading.current_thread() is self._thread:
             work.close()
             raise BadInput("a sync client cannot be used on its own event loop: use aiqueue.connect() there")

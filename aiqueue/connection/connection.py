@@ -121,10 +121,14 @@ class Connection:
         self._up.set()  # wake the callers of `wait_up`: they see that the connection is closed
         self._up.clear()
 
+    def abandon(self) -> NatsClient | None:
+        """In a forked child process: be closed without touching the socket, and return the client that has it."""
+        self._up.clear()
+        client, self._client, self._closing = self._client, None, True
+        return client
+
     def on_regained(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` after each reconnect: the server has forgotten pull requests, and dropped replies and
-        messages in between. Returns a function that removes the callback.
-        """
+        """Call `callback` after each reconnect: pulls and messages are lost. Returns a function that removes it."""
         self._regained.append(callback)
         return lambda: self._regained.remove(callback) if callback in self._regained else None
 

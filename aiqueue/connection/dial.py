@@ -9,6 +9,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from typing import Any
 
 import nats.errors as ne
@@ -70,6 +71,8 @@ def _server_credentials(settings: Settings) -> dict[str, Credentials]:
 
 
 def _client_options(settings: Settings) -> dict[str, Any]:
+    if any(url.startswith(("ws://", "wss://")) for url in settings.servers) and find_spec("aiohttp") is None:
+        raise SettingsError("addresses that begin with ws:// or wss:// need `pip install aiohttp`")
     for name in ("creds", "nkey"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
@@ -136,6 +139,8 @@ async def _dial_once(
         if connected:
             on_error(error)
             return
+        if refusal := client.unread_refusal():
+            error = ne.Error(f"nats: {refusal}")
         last[:] = [error]
         if isinstance(translate(error, ""), AccessDenied):
             refused.set()
@@ -181,6 +186,8 @@ def _explain_failure(error: BaseException | None, settings: Settings) -> Excepti
     if not isinstance(error, Exception):
         return Unavailable(f"{addresses}: {error_text(error)}")
     ours = translate(error, addresses)
+    if "maximum connections" in str(error):
+        return Unavailable(f"{addresses}: the server takes no further connection: raise its max_connections")
     if isinstance(ours, Unavailable):
         return Unavailable(
             f"no NATS server answers at {addresses} ({error_text(error)}): is it running, is NATS_URL right?"

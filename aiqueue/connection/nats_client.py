@@ -85,6 +85,12 @@ class NatsClient(Client):
         self._on_reply = callback
         self._reply_sid = (await self.subscribe(subject, cb=_ignore_message))._id
 
+    def unread_refusal(self) -> str:
+        """Return the text of a -ERR that nats-py has not read: the server closes the connection after it."""
+        reader = getattr(self._transport, "_io_reader", None)
+        _, found, line = bytes(getattr(reader, "_buffer", b"")).partition(b"-ERR ")
+        return line.split(b"\r\n")[0].decode("utf-8", "replace").strip("'") if found else ""
+
     def remove_callback(self, subscription: Any) -> None:
         self._callbacks.pop(subscription._id, None)
 

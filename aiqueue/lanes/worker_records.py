@@ -5,6 +5,7 @@ Each worker has one key in the presence bucket, ``worker.{name}``, which expires
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,8 +19,7 @@ from ..topology import Topology
 PREFIX = "worker"
 EVERY_S = 5.0  # between two writes of a record
 TTL_S = 20.0
-REMOVED_TTL = "60s"  # how long the marker of a removed record stays
-WRITE_S = 2.0
+WRITE_S = REMOVE_S = 2.0
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_MAX = 128
 
@@ -42,7 +42,7 @@ class WorkerRecords:
         found: list[Record] = []
         async for stored in self._connection.read(self._stream, subjects.bucket(self._stream, PREFIX, "*")):
             if headers.KV_OPERATION in stored.headers:
-                continue
+                continue  # removed with `nats kv`
             try:
                 record = json.loads(stored.data)
             except (ValueError, RecursionError):
@@ -62,14 +62,9 @@ class WorkerRecords:
         """Remove the record, unless another worker of this name has written it since. It expires if this fails."""
         if not self._written_seq or not self._connection.connected:
             return
-        fields = {
-            headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub",
-            headers.TTL: REMOVED_TTL, headers.EXPECTED: str(self._written_seq),
-        }  # fmt: skip
-        try:
-            await self._connection.store(self._subject(name), b"", fields, timeout_s=WRITE_S)
-        except AIQueueError:
-            return
+        request = {"filter": self._subject(name), "seq": self._written_seq + 1}
+        with contextlib.suppress(AIQueueError):
+            await self._connection.api(f"STREAM.PURGE.{self._stream}", request, timeout=REMOVE_S)
 
     def _subject(self, name: str) -> str:
         return subjects.bucket(self._stream, PREFIX, _NOT_IN_KEYS.sub("_", name)[:_KEY_MAX])

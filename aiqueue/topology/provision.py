@@ -381,6 +381,16 @@ async def _configure(
     try:
         await conn.api(f"STREAM.{verb}.{spec.name}", config)
     except QueueFull as error:
+        if "consumers" in error.reason:
+            raise ConfigMismatch(
+                f"{spec.name} needs up to {config['max_consumers']:,} consumers, and this account may have fewer: "
+                "raise its limit max_consumers in the server's configuration"
+            ) from None
+        if "streams" in error.reason:
+            raise ConfigMismatch(
+                f"{spec.name}: this account may have no further stream: raise its limit max_streams in the server's "
+                "configuration"
+            ) from None
         needed = f"{_format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
         raise ConfigMismatch(
             f"{spec.name} reserves {needed} on the server, which has too little left: {error.reason}"

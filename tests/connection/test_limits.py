@@ -1,0 +1,47 @@
+"""Limits of the server and missing packages are named, with what to do about them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+
+import aiqueue
+from aiqueue.errors import ConfigMismatch, SettingsError, Unavailable
+from aiqueue.topology import provision
+
+from ..support import NatsProcess
+
+OwnServer = Callable[..., NatsProcess]
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ("max_consumers: 2", r"needs up to [\d,]+ consumers, .* raise its limit max_consumers"),
+        ("max_streams: 2", "may have no further stream: raise its limit max_streams"),
+        ("max_file: 1MiB", "reserves .* of file storage on the server, which has too little left"),
+    ],
+)
+async def test_apply_names_the_limit_of_the_account_that_is_too_low(
+    own_server: OwnServer, limits: str, text: str
+) -> None:
+    server = own_server(f"accounts {{ A {{ jetstream {{ {limits} }}, users: [{{user: a, password: p}}] }} }}\nauthorization {{}}")
+    async with aiqueue.connect(server.url, user="a", password="p") as client:
+        with pytest.raises(ConfigMismatch, match=text):
+            await provision.apply(client.connection, client.topology)
+
+
+async def test_a_server_with_all_its_connections_in_use_says_so(own_server: OwnServer) -> None:
+    server = own_server("max_connections: 1\nauthorization {}")
+    async with aiqueue.connect(server.url):
+        with pytest.raises(Unavailable, match="takes no further connection: raise its max_connections"):
+            await aiqueue.connect(server.url, connect_timeout=2).open()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("aiohttp") is not None, reason="aiohttp is installed")
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_a_websocket_address_without_aiohttp_names_the_package(scheme: str) -> None:
+    with pytest.raises(SettingsError, match="pip install aiohttp"):
+        await aiqueue.connect(f"{scheme}://127.0.0.1:1").open()

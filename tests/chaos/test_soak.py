@@ -73,6 +73,7 @@ def test_a_worker_that_acknowledges_before_it_runs_is_found_out(ran: Soak) -> No
     assert not report.verdict.sound
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_no_job_is_lost_while_leaders_of_a_cluster_die_and_stop_and_step_down(ran: Soak) -> None:
     plans = (Plan(("step-down",), 0.7), Plan(("leader-kill", "leader-stop"), 2.5, 1.0))

@@ -27,7 +27,9 @@ OwnServer = Callable[..., NatsProcess]
 async def test_apply_names_the_limit_of_the_account_that_is_too_low(
     own_server: OwnServer, limits: str, text: str
 ) -> None:
-    server = own_server(f"accounts {{ A {{ jetstream {{ {limits} }}, users: [{{user: a, password: p}}] }} }}\nauthorization {{}}")
+    server = own_server(
+        f"accounts {{ A {{ jetstream {{ {limits} }}, users: [{{user: a, password: p}}] }} }}\nauthorization {{}}"
+    )
     async with aiqueue.connect(server.url, user="a", password="p") as client:
         with pytest.raises(ConfigMismatch, match=text):
             await provision.apply(client.connection, client.topology)

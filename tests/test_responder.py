@@ -18,6 +18,7 @@ from nats.aio.client import Client as Nats
 
 import aiqueue
 from aiqueue.errors import BadInput, InvalidToken, JobFailed, QueueFull, ResultTimeout, Unavailable
+from aiqueue.requests import caller
 from aiqueue.topology import provision
 
 from .support import Eventually
@@ -240,9 +241,25 @@ class TestOurRequester:
             assert await client.request(Request(prompt="hi"), tenant="acme", unique="u1") == answer
         assert runs["u1"] == 1
 
-    async def test_gets_typed_errors(self, client: aiqueue.Client) -> None:
+    async def test_waits_for_a_responder_that_is_away_for_a_moment(self, client: aiqueue.Client, plain: Nats) -> None:
+        asking = asyncio.create_task(client.request(Request(prompt="hi"), tenant="acme", timeout=60))
+        for _ in range(20):
+            with pytest.raises(nats.errors.NoRespondersError):
+                await plain.request(RESPONSES, b"{}")
+        async with working(client), aiqueue.Responder().running(client):
+            assert (await asking)["text"] == "hi"
+
+    @pytest.mark.parametrize("timeout_s", [0.3, 60])
+    async def test_without_a_responder_says_so_and_not_that_time_is_over(
+        self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+    ) -> None:
+        assert caller.ABSENT_MAX_S == 5.0
+        monkeypatch.setattr(caller, "ABSENT_MAX_S", 0.5)
         with pytest.raises(Unavailable, match="run `aiqueue respond`"):
-            await client.request(Request(prompt="x"), tenant="acme")
+            async with asyncio.timeout(10):
+                await client.request(Request(prompt="x"), tenant="acme", timeout=timeout_s)
+
+    async def test_gets_typed_errors(self, client: aiqueue.Client) -> None:
         with pytest.raises(InvalidToken):
             await client.request(Request(prompt="x"), tenant="acme.>")
         with pytest.raises(InvalidToken):

@@ -56,6 +56,9 @@ class Client:
         self.settings = settings
         self.topology = Topology.load(*([settings.streams] if settings.streams else []), profile=settings.profile)
         self._embedded: EmbeddedServer | None = None
+        self._declares = (
+            True  # the streams of an embedded server, at `open` and when the server had to be started again
+        )
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._for_handles: tuple[Journal, Canceller] | None = None  # shared by all handles, because there may be many
@@ -113,13 +116,8 @@ class Client:
         settings = self.settings
         if not settings.servers:
             self._embedded = await _acquire(settings.directory)
-            settings = settings.model_copy(
-                update={
-                    "url": self._embedded.url,
-                    "user": self._embedded.user,
-                    "password": Settings.secret(self._embedded.password),
-                }
-            )
+            settings = _settings_of(self._embedded, settings)
+        self._declares = declare
         connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
@@ -345,7 +343,7 @@ class Client:
         request is sent again.
 
         Raises JobFailed, ResultTimeout (the job continues), QueueFull, BadInput, and Unavailable if there is no
-        responder.
+        responder for 5 seconds.
         """
         timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         return await request_result(
@@ -379,16 +377,36 @@ class Client:
         except (ConfigMismatch, DataLossRefused) as error:
             log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
 
-    async def _revive(self) -> str:
-        """Start the embedded server again if it has died, and return its address."""
+    async def _revive(self) -> Settings:
+        """Start the embedded server again if it has died, and return its address and credentials.
+
+        If its directory was removed, the server is a new one: it has no streams and other credentials.
+        """
         assert self._embedded is not None
+        former = self._embedded.pid
         await asyncio.to_thread(self._embedded.ensure)
-        return self._embedded.url
+        settings = _settings_of(self._embedded, self.connection.settings)
+        if self._declares and self._embedded.pid != former:
+            connection = Connection(settings)
+            try:
+                await connection.open()
+                await self._declare(connection)
+            finally:
+                await connection.close()
+        return settings
 
     async def _release(self) -> None:
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             await asyncio.to_thread(embedded.release)
+
+
+def _settings_of(server: EmbeddedServer, settings: Settings) -> Settings:
+    """Return the settings with the address and the credentials of an embedded server."""
+    values = {"url": server.url, "user": server.user, "password": Settings.secret(server.password)}
+    if all(getattr(settings, name) == value for name, value in values.items()):
+        return settings
+    return settings.model_copy(update=values)
 
 
 async def _acquire(directory: Path | None) -> EmbeddedServer:

@@ -40,8 +40,8 @@ class Connection:
     - Calls during an outage wait for the connection within their own timeouts.
     """
 
-    def __init__(self, settings: Settings, *, revive: Callable[[], Awaitable[str]] | None = None) -> None:
-        """`revive` is called when the connection is lost: it restarts an embedded server and returns its address."""
+    def __init__(self, settings: Settings, *, revive: Callable[[], Awaitable[Settings]] | None = None) -> None:
+        """`revive` is called when the connection is lost: it restarts an embedded server and returns the settings."""
         self.settings = settings
         self._revive = revive
         self._client: NatsClient | None = None
@@ -387,16 +387,16 @@ class Connection:
             if self._revive is not None:
                 self._reviving = asyncio.create_task(self._revive_server(self._revive))
 
-    async def _revive_server(self, revive: Callable[[], Awaitable[str]]) -> None:
+    async def _revive_server(self, revive: Callable[[], Awaitable[Settings]]) -> None:
         """Restart an embedded server, which nobody else would, while nats-py keeps dialling."""
         try:
-            url = await revive()
+            settings = await revive()
         except AIQueueError as error:
             log.warning("cannot restart the embedded server: %s", error)
             return
-        if url != self.settings.url and not self._closing:
-            log.warning("the embedded server has moved to %s", url)
-            self.settings = self.settings.model_copy(update={"url": url})
+        if settings != self.settings and not self._closing:
+            log.warning("the embedded server is another one now, at %s", settings.addresses)
+            self.settings = settings
             self.renew()
 
     def renew(self) -> None:

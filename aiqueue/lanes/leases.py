@@ -76,19 +76,19 @@ class Leases:
                 time.sleep(RETRY_S)
 
     async def _renew_until_stopped(self) -> None:
-        """Connect, and send due heartbeats every tick. Returns if the worker's server has another address now."""
+        """Connect, and send due heartbeats every tick. Returns if the worker's server is another one now."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         settings = self._worker.settings
         connection = Connection(settings.model_copy(update={"name": f"{settings.name} leases"}))
         try:
-            while self._thread is not None and settings.url == self._worker.settings.url:
+            while self._thread is not None and settings is self._worker.settings:
                 try:
                     await connection.open()
                     break
                 except AIQueueError as error:
                     log.warning("cannot connect to renew leases; the next try is in %g s: %s", RETRY_S, error)
                     await asyncio.sleep(RETRY_S)
-            while self._thread is not None and settings.url == self._worker.settings.url:
+            while self._thread is not None and settings is self._worker.settings:
                 await asyncio.sleep(self._tick_s)
                 self._send_heartbeats(connection)
         finally:

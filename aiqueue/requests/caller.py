@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from . import replies
 
 REPEAT_AFTER_S = 10.0  # the responder may have died; repeating the request with the same id is harmless
 PAUSE_S, PAUSE_MAX_S = 0.1, 2.0  # between requests that found no responder
+ABSENT_MAX_S = 5.0  # without a responder: a responder that was restarted, or that reconnects, is back by then
 
 
 async def request_result(
@@ -40,7 +42,7 @@ async def request_result(
         raise BadInput(f"a {message.aiq_kind} with documents cannot be a request: enqueue it, and await the result")
     subject, body = f"{family.journal}.{tenant}", encode_message(message)
     total_s = family.reply_within_s if timeout_s is None else timeout_s
-    end, pause_s = time.monotonic() + total_s, PAUSE_S
+    end, pause_s, absent_since = time.monotonic() + total_s, PAUSE_S, math.inf
     await producer.clock.ensure(family.stream)
     while (left_s := end - time.monotonic()) > 0:
         slice_s = min(left_s, REPEAT_AFTER_S)
@@ -49,10 +51,16 @@ async def request_result(
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
             return replies.read_answer(answer.headers, answer.data, job_id)
         except ResultTimeout:
+            absent_since = math.inf
             continue  # only this request has timed out
         except Unavailable as error:
+            now = time.monotonic()
             if "no responders" in str(error):
-                raise Unavailable(f"no responder answers on {subject}: run `aiqueue respond`") from None
+                absent_since = min(absent_since, now)
+                if now + pause_s >= min(absent_since + ABSENT_MAX_S, end):
+                    raise Unavailable(f"no responder answers on {subject}: run `aiqueue respond`") from None
+            else:
+                absent_since = math.inf
             if producer.connection.closing:
                 raise
         await asyncio.sleep(max(0.0, min(pause_s, end - time.monotonic())))

@@ -348,7 +348,10 @@ class InboxWorker:
             return Refused("expired", late, outcome.trace)
         self._add_to_history(held, outcome.error, outcome.trace)
         mail_id = held.envelope.mail_id
-        log.info("mail %s to %s failed, retrying in %.1f s: %s", mail_id, self.spec.name, delay_s, outcome.error)
+        log.info(
+            "mail %s (%s) to %s of %s: attempt %d failed, retry in %.1f s: %s%s", mail_id, held.envelope.kind,
+            self.spec.name, self.spec.tenant, held.attempt, delay_s, outcome.error, _on_own_lines(outcome.trace),
+        )  # fmt: skip
         held.attempt += 1
         return delay_s
 
@@ -363,8 +366,10 @@ class InboxWorker:
         bounced = await self.inboxes.bounce(envelope, name, refusal.reason, refusal.error)
         if refusal.reason == "expired" and not bounced and envelope.kind != BOUNCE:
             await self._dead_letter(held, refusal)
-        ids = envelope.mail_id, envelope.sender, name
-        log.warning("mail %s of %s to %s was not handled (%s): %s", *ids, refusal.reason, refusal.error)
+        log.warning(
+            "mail %s (%s) of %s to %s of %s was not handled (%s): %s%s", envelope.mail_id, envelope.kind,
+            envelope.sender, name, self.spec.tenant, refusal.reason, refusal.error, _on_own_lines(refusal.trace),
+        )  # fmt: skip
 
     async def _dead_letter(self, held: _HeldMail, refusal: Refused) -> None:
         delivery, envelope = held.delivery, held.envelope
@@ -400,3 +405,8 @@ class InboxWorker:
         self._settled[delivery.seq, delivery.stored_at] = None
         with contextlib.suppress(AIQueueError):
             self._connection.tell(delivery.reply, b"+ACK")
+
+
+def _on_own_lines(trace: str) -> str:
+    """Return a traceback for the end of a log record."""
+    return f"\n{trace.rstrip()}" if trace else ""

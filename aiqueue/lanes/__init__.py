@@ -10,10 +10,11 @@ from .delivery import Delivery, LanePull
 from .discovery import RECREATE_AFTER_S, LaneDiscovery
 from .leases import Leases
 from .puller import Puller, prefetch
+from .refusals import PullLimits
 from .stalled import StalledLaneWatch
 from .worker_records import EVERY_S, WorkerRecords, known_kinds
 
 __all__ = [
-    "EVERY_S", "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "Puller", "StalledLaneWatch",
-    "WorkerRecords", "known_kinds", "prefetch",
+    "EVERY_S", "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "PullLimits", "Puller",
+    "StalledLaneWatch", "WorkerRecords", "known_kinds", "prefetch",
 ]  # fmt: skip

@@ -381,20 +381,13 @@ async def _configure(
     try:
         await conn.api(f"STREAM.{verb}.{spec.name}", config)
     except QueueFull as error:
-        if "consumers" in error.reason:
-            raise ConfigMismatch(
-                f"{spec.name} needs up to {config['max_consumers']:,} consumers, and this account may have fewer: "
-                "raise its limit max_consumers in the server's configuration"
-            ) from None
-        if "streams" in error.reason:
-            raise ConfigMismatch(
-                f"{spec.name}: this account may have no further stream: raise its limit max_streams in the server's "
-                "configuration"
-            ) from None
+        for limit in ("max_consumers", "max_streams"):
+            if f" {limit.removeprefix('max_')} " in error.reason:
+                needed = f"needs {limit} of {config[limit]:,} or more" if limit in config else "is a stream too many"
+                remedy = f"raise {limit} of this account in the server's configuration"
+                raise ConfigMismatch(f"{spec.name} {needed}: {error.reason}: {remedy}") from None
         needed = f"{_format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
-        raise ConfigMismatch(
-            f"{spec.name} reserves {needed} on the server, which has too little left: {error.reason}"
-        ) from None
+        raise ConfigMismatch(f"{spec.name} reserves {needed}, too much for the server: {error.reason}") from None
     except (ServerError, Unavailable) as error:
         if "non-clustered" not in str(error):
             raise

@@ -22,6 +22,7 @@ from ..connection import Connection, Received, Stored, timestamp
 from ..enqueue import DeadLetters, FailedJob, history_of, trimmed
 from ..errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
 from ..journal import FAILED, Journal, Retention, Writer
+from ..lanes import PullLimits
 from ..topology import Family, Topology
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class StrandedSweeper:
         self._dead = dead
         self._worker = worker
         self._identify = identify
+        self._limits = PullLimits(batch_max=BATCH)
         self._warned = False
         self._task: asyncio.Task[None] | None = None
 
@@ -111,7 +113,7 @@ class StrandedSweeper:
         while advisories := await self._fetch_if_readable():
             for advisory in advisories:
                 swept += await self._handle_advisory(advisory)
-            if len(advisories) < BATCH:
+            if len(advisories) < self._limits.batch_max:
                 break
         lanes = [lane async for lane in self._find_uncounted_lanes()]
         if lanes:
@@ -141,7 +143,7 @@ class StrandedSweeper:
             return []
 
     async def _fetch_advisories(self) -> list[Received]:
-        """Return advisories that no worker has handled, at most BATCH."""
+        """Return advisories that no worker has handled, at most BATCH, or as many as the server allows at once."""
         config = {
             "durable_name": CONSUMER,
             "ack_policy": "explicit",
@@ -156,11 +158,16 @@ class StrandedSweeper:
         subscription = await self._connection.subscribe(inbox, answers.put_nowait)
         advisories: list[Received] = []
         try:
-            request = json.dumps({"batch": BATCH, "no_wait": True}).encode()
-            await self._connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{CONSUMER}", request, reply=inbox)
             async with asyncio.timeout(ANSWER_S):
-                while len(advisories) < BATCH and (answer := await answers.get()).status is None:
-                    advisories.append(answer)
+                while not advisories:
+                    batch = self._limits.batch_max
+                    request = json.dumps({"batch": batch, "no_wait": True}).encode()
+                    subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{CONSUMER}"
+                    await self._connection.publish(subject, request, reply=inbox)
+                    while len(advisories) < batch and (answer := await answers.get()).status is None:
+                        advisories.append(answer)
+                    if answer.status is None or not self._limits.learn_limit(answer.status.description):
+                        break
         except TimeoutError:
             if not advisories:
                 raise Unavailable(f"{self._stream}: no answer within {ANSWER_S:g} s") from None

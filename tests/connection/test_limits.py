@@ -19,9 +19,9 @@ OwnServer = Callable[..., NatsProcess]
 @pytest.mark.parametrize(
     ("limits", "text"),
     [
-        ("max_consumers: 2", r"needs up to [\d,]+ consumers, .* raise its limit max_consumers"),
-        ("max_streams: 2", "may have no further stream: raise its limit max_streams"),
-        ("max_file: 1MiB", "reserves .* of file storage on the server, which has too little left"),
+        ("max_consumers: 2", r"needs max_consumers of [\d,]+ or more: .*: raise max_consumers of this account"),
+        ("max_streams: 2", "is a stream too many: .*: raise max_streams of this account"),
+        ("max_file: 1MiB", "reserves .* of file storage, too much for the server"),
     ],
 )
 async def test_apply_names_the_limit_of_the_account_that_is_too_low(

@@ -233,6 +233,17 @@ async def test_a_message_that_is_no_advisory_is_dropped(client: aiqueue.Client) 
     await eventually(lambda: _has_advisories(client, 0))
 
 
+async def test_where_the_server_allows_small_batches_only_all_advisories_are_read(own_server: Any) -> None:
+    server = own_server(storage="limits { max_request_batch: 50 }")
+    async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
+        await provision.apply(client.connection, client.topology)
+        for _ in range(120):
+            await client.connection.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.AI_AGENT_TASKS.x", b"{")
+        await eventually(lambda: _has_advisories(client, 120))
+        assert await sweeper(client).sweep() == 0
+        await eventually(lambda: _has_advisories(client, 0))
+
+
 async def test_without_the_stream_of_advisories_the_lanes_are_checked(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,9 +56,7 @@ class Client:
         self.settings = settings
         self.topology = Topology.load(*([settings.streams] if settings.streams else []), profile=settings.profile)
         self._embedded: EmbeddedServer | None = None
-        self._declares = (
-            True  # the streams of an embedded server, at `open` and when the server had to be started again
-        )
+        self._declared_pid: int | None = None  # of the embedded server whose streams were created or updated
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._for_handles: tuple[Journal, Canceller] | None = None  # shared by all handles, because there may be many
@@ -117,12 +115,12 @@ class Client:
         if not settings.servers:
             self._embedded = await _acquire(settings.directory)
             settings = _settings_of(self._embedded, settings)
-        self._declares = declare
         connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
             if self._embedded is not None and declare:
                 await self._declare(connection)
+                self._declared_pid = self._embedded.pid
         except BaseException:
             await connection.close()
             await self._release()
@@ -377,20 +375,22 @@ class Client:
         except (ConfigMismatch, DataLossRefused) as error:
             log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
 
-    async def _revive(self) -> Settings:
+    async def _revive(self, settings: Settings) -> Settings:
         """Start the embedded server again if it has died, and return its address and credentials.
 
         If its directory was removed, the server is a new one: it has no streams and other credentials.
         """
         assert self._embedded is not None
-        former = self._embedded.pid
         await asyncio.to_thread(self._embedded.ensure)
-        settings = _settings_of(self._embedded, self.connection.settings)
-        if self._declares and self._embedded.pid != former:
+        settings = _settings_of(self._embedded, settings)
+        if self._declared_pid not in (None, self._embedded.pid):
             connection = Connection(settings)
             try:
                 await connection.open()
                 await self._declare(connection)
+                self._declared_pid = self._embedded.pid
+            except AIQueueError as error:
+                log.warning("the streams of the embedded server are not created yet: %s", error)
             finally:
                 await connection.close()
         return settings

@@ -14,7 +14,7 @@ from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
 from .clock import ServerClock
-from .dial import dial, reconnect_delay_s
+from .dial import Revive, dial, reconnect_delay_s
 from .faults import translate
 from .frames import Headers, PubAck, Received, Stored
 from .nats_client import NatsClient
@@ -27,7 +27,7 @@ from .subscription import Callback, Subscription
 log = logging.getLogger(__name__)
 
 API_S = 5.0
-ABORT_S = 1.0
+ABORT_S = REVIVE_AGAIN_S = 1.0
 NOT_OPEN = "the connection is not open"
 
 
@@ -40,7 +40,7 @@ class Connection:
     - Calls during an outage wait for the connection within their own timeouts.
     """
 
-    def __init__(self, settings: Settings, *, revive: Callable[[], Awaitable[Settings]] | None = None) -> None:
+    def __init__(self, settings: Settings, *, revive: Revive | None = None) -> None:
         """`revive` is called when the connection is lost: it restarts an embedded server and returns the settings."""
         self.settings = settings
         self._revive = revive
@@ -133,9 +133,7 @@ class Connection:
         return lambda: self._regained.remove(callback) if callback in self._regained else None
 
     def on_denied(self, callback: DeniedCallback) -> Callable[[], None]:
-        """Call `callback` with the subject and the error of each publish that the server denies, also of those that
-        nobody waits for. Returns a function that removes the callback.
-        """
+        """Call `callback` with subject and error of each denied publish. Returns a function that removes it."""
         return self._permissions.listen(callback)
 
     async def wait_up(self, timeout_s: float) -> None:
@@ -166,11 +164,11 @@ class Connection:
         self._subscriptions.add(subscription)
         return subscription
 
-    async def confirm_subscriptions(self) -> None:
-        """Return when the server has taken all subscriptions. Raises AccessDenied, Unavailable."""
+    async def confirm_subscriptions(self, prefixes: tuple[str, ...]) -> None:
+        """Return when the server has taken the subscriptions to `prefixes`. Raises AccessDenied, Unavailable."""
         await self.flush()
-        for subscription in list(self._subscriptions):
-            subscription.check()
+        for each in [each for each in self._subscriptions if each.subject.startswith(prefixes)]:
+            each.check()
 
     async def publish(
         self, subject: str, body: bytes = b"", *, headers: Headers | None = None, reply: str = ""
@@ -223,7 +221,7 @@ class Connection:
     def request_many(
         self, subject: str, body: bytes
     ) -> contextlib.AbstractAsyncContextManager[asyncio.Queue[Received | AIQueueError]]:
-        """As `ReplyInbox.request_many`: a request that has many replies. Raises Unavailable if not connected."""
+        """As `ReplyInbox.request_many`. Raises Unavailable if not connected."""
         return self._replies.request_many(subject, body)
 
     # -- JetStream
@@ -387,21 +385,24 @@ class Connection:
             if self._revive is not None:
                 self._reviving = asyncio.create_task(self._revive_server(self._revive))
 
-    async def _revive_server(self, revive: Callable[[], Awaitable[Settings]]) -> None:
+    async def _revive_server(self, revive: Revive) -> None:
         """Restart an embedded server, which nobody else would, while nats-py keeps dialling."""
-        try:
-            settings = await revive()
-        except AIQueueError as error:
-            log.warning("cannot restart the embedded server: %s", error)
-            return
-        if settings != self.settings and not self._closing:
+        settings = None
+        while settings is None and not (self._up.is_set() or self._closing):
+            try:
+                settings = await revive(self.settings)
+            except AIQueueError as error:
+                log.warning("cannot restart the embedded server: %s", error)
+                await asyncio.sleep(REVIVE_AGAIN_S)
+        if settings not in (None, self.settings) and not self._closing:
             log.warning("the embedded server is another one now, at %s", settings.addresses)
             self.settings = settings
             self.renew()
 
     def renew(self) -> None:
-        """Replace the client and move all subscriptions to the new one: the connection delivers nothing although it is
-        up, or the server has moved. Returns at once. Calls in flight are retried as after any lost connection.
+        """Replace the client, which delivers nothing although it is up, or whose server is another one now.
+
+        Returns at once. Calls in flight are retried as after any lost connection.
         """
         if not self._closing and self._replacing is None and self._client is not None:
             self._replacing = asyncio.create_task(self._abort_and_replace(self._client))

@@ -25,6 +25,7 @@ RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
 CANCEL_AGAIN_S = 0.1
 
 Callback = Callable[[], Awaitable[None]]
+Revive = Callable[[Settings], Awaitable[Settings]]
 
 
 def reconnect_delay_s(attempt: int, rng: Callable[[], float] = random.random) -> float:

@@ -34,6 +34,7 @@ STANDING_MAX = 16  # of HELD_MAX, due jobs that may arrive by the standing pull
 ASIDE_KEY = "aside"  # of jobs that are parked aside, because a worker does not know their kind: one for each job id
 NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
+MOVE_S = 1.0
 STORE_S = 2.0  # below ACK_WAIT_S, because after that another forwarder tries
 CHECK_EVERY_S = 1.0
 FORBIDDEN_S = 60.0
@@ -161,7 +162,7 @@ class Parking:
         )  # fmt: skip
         message.headers[headers.MSG_ID] += f"-{stored.seq}"  # the stream remembers the id of the first one
         message.headers[headers.EXPECTED] = str(stored.seq)
-        await self._connection.store(message.subject, stored.data, message.headers)
+        await self._connection.store(message.subject, stored.data, message.headers, timeout_s=MOVE_S)
 
     async def store_delayed(
         self,

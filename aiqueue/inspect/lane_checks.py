@@ -54,7 +54,7 @@ async def check_kinds(subject: Subject) -> AsyncIterator[Finding]:
     """Check for jobs that wait until a worker knows their kind."""
     for waiting in await read_waiting_kinds(subject.connection, subject.topology, subject.topology.work_families):
         text = describe_waiting(waiting)
-        if waiting.workers:
+        if not waiting.unserved:
             yield Finding(waiting.family, "ok", text)
         else:
             yield warn(waiting.family, "kind-unknown", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 from .. import subjects
 from ..connection import Connection
 from ..enqueue import ASIDE_KEY, parse_parked_job
-from ..errors import AccessDenied, NotFound
-from ..lanes import WorkerRecords, known_kinds
+from ..errors import AccessDenied, NotFound, Unavailable
+from ..lanes import Record, WorkerRecords, serves
 from ..subjects import Lane
 from ..topology import Family, Topology
 
-READ_MAX = 5_000  # parked jobs of one family that are read
+READ_MAX = 1_000  # parked jobs of one family that are read
 UNKNOWN = "(not stated)"  # the kind of a job whose headers do not say which
 
 
@@ -23,7 +24,8 @@ UNKNOWN = "(not stated)"  # the kind of a job whose headers do not say which
 class WaitingKind:
     """Jobs of one kind that a worker of their family did not know.
 
-    `workers`: how many live workers know the kind; a worker without the permission to announce itself is not counted.
+    `workers`: how many live workers run such jobs of at least one of the tenants. `unserved`: jobs of tenants that none
+    of them serves. A worker without the permission to announce itself is not counted.
     `partial`: more jobs of the family wait than READ_MAX, so `jobs` may be too low.
     """
 
@@ -31,6 +33,7 @@ class WaitingKind:
     kind: str
     jobs: int
     workers: int
+    unserved: int = 0
     partial: bool = False
 
 
@@ -43,7 +46,8 @@ def describe_waiting(waiting: WaitingKind) -> str:
         if waiting.workers > 1
         else f"{'1' if waiting.workers else 'none'} is running"
     )
-    return f"{least}{jobs} for a worker that knows {waiting.kind}: {workers}"
+    beside = f", not for the tenants of {waiting.unserved:,}" if waiting.workers and waiting.unserved else ""
+    return f"{least}{jobs} for a worker that knows {waiting.kind}: {workers}{beside}"
 
 
 async def read_waiting_kinds(
@@ -53,31 +57,36 @@ async def read_waiting_kinds(
     counted = await asyncio.gather(*(_count_kinds(connection, topology, family) for family in families))
     if not any(counts for counts, _ in counted):
         return []
-    try:
-        known = Counter(
-            each for record in await WorkerRecords(connection, topology).read() for each in known_kinds(record)
-        )
-    except (NotFound, AccessDenied):
-        known = Counter()
-    found = [
-        WaitingKind(family.name, kind or UNKNOWN, jobs, known[family.name, kind], partial)
-        for family, (counts, partial) in zip(families, counted, strict=True)
-        for kind, jobs in counts.items()
-    ]
+    records: list[Record] = []
+    with contextlib.suppress(NotFound, AccessDenied):
+        records = await WorkerRecords(connection, topology).read()
+    found: list[WaitingKind] = []
+    for family, (counts, partial) in zip(families, counted, strict=True):
+        for kind in sorted({kind for kind, _ in counts}):
+            tenants = {tenant: jobs for (each, tenant), jobs in counts.items() if each == kind}
+            serving = [[each for each in records if serves(each, family.name, kind, tenant)] for tenant in tenants]
+            unserved = sum(jobs for jobs, workers in zip(tenants.values(), serving, strict=True) if not workers)
+            workers = len({id(each) for some in serving for each in some})
+            jobs = sum(tenants.values())
+            found.append(WaitingKind(family.name, kind or UNKNOWN, jobs, workers, unserved, partial))
     return sorted(found, key=lambda each: -each.jobs)
 
 
-async def _count_kinds(connection: Connection, topology: Topology, family: Family) -> tuple[Counter[str], bool]:
-    """Count a family's jobs that are parked aside, by kind. True: there may be more than READ_MAX."""
-    counts: Counter[str] = Counter()
+async def _count_kinds(
+    connection: Connection, topology: Topology, family: Family
+) -> tuple[Counter[tuple[str, str]], bool]:
+    """Count a family's jobs that are parked aside, by kind and tenant. True: there may be more."""
+    counts: Counter[tuple[str, str]] = Counter()
     filter_subject = subjects.parked(Lane(family.name, "*", "*"), dedup_key=ASIDE_KEY, is_due=False)
     try:
         async for stored in connection.read(topology.parked_stream.name, filter_subject):
             job = parse_parked_job(stored)
             if job is not None:
-                counts[job.kind] += 1
+                counts[job.kind, job.subject.lane.tenant] += 1
             if counts.total() >= READ_MAX:
                 return counts, True
     except NotFound:
-        pass
+        return counts, False
+    except (AccessDenied, Unavailable):
+        return counts, True
     return counts, False

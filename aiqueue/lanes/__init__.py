@@ -12,9 +12,9 @@ from .leases import Leases
 from .puller import Puller, prefetch
 from .refusals import PullLimits
 from .stalled import StalledLaneWatch
-from .worker_records import EVERY_S, WorkerRecords, known_kinds
+from .worker_records import EVERY_S, Record, WorkerRecords, serves
 
 __all__ = [
     "EVERY_S", "RECREATE_AFTER_S", "Delivery", "LaneDiscovery", "LanePull", "Leases", "PullLimits", "Puller",
-    "StalledLaneWatch", "WorkerRecords", "known_kinds", "prefetch",
+    "Record", "StalledLaneWatch", "WorkerRecords", "prefetch", "serves",
 ]  # fmt: skip

@@ -33,6 +33,7 @@ class WorkerRecords:
         self._connection = connection
         self._stream = topology.presence_stream.name
         self._written_seq = 0
+        self._writing = False  # a write has no PubAck yet
 
     async def read(self) -> list[Record]:
         """Return the records of all workers that are alive, or that died less than TTL_S ago.
@@ -55,14 +56,17 @@ class WorkerRecords:
         """Write a worker's record. Raises Unavailable, NotFound, QueueFull, AccessDenied."""
         fields = {headers.MSG_ID: subjects.new_id(), headers.TTL: f"{TTL_S:g}s"}
         body = json.dumps(record).encode()
+        self._writing = True
         ack = await self._connection.store(self._subject(name), body, fields, timeout_s=WRITE_S)
-        self._written_seq = ack.seq
+        self._written_seq, self._writing = ack.seq, False
 
     async def remove(self, name: str) -> None:
         """Remove the record, unless another worker of this name has written it since. It expires if this fails."""
-        if not self._written_seq or not self._connection.connected:
+        if not (self._written_seq or self._writing) or not self._connection.connected:
             return
-        request = {"filter": self._subject(name), "seq": self._written_seq + 1}
+        request: dict[str, Any] = {"filter": self._subject(name)}
+        if not self._writing:
+            request["seq"] = self._written_seq + 1
         with contextlib.suppress(AIQueueError):
             await self._connection.api(f"STREAM.PURGE.{self._stream}", request, timeout=REMOVE_S)
 
@@ -70,9 +74,9 @@ class WorkerRecords:
         return subjects.bucket(self._stream, PREFIX, _NOT_IN_KEYS.sub("_", name)[:_KEY_MAX])
 
 
-def known_kinds(record: Record) -> set[tuple[str, str]]:
-    """Return family and kind of the jobs that a worker can run, as its record says."""
-    kinds = record.get("kinds")
-    if not isinstance(kinds, dict):
-        return set()
-    return {(family, kind) for family, names in kinds.items() if isinstance(names, list) for kind in map(str, names)}
+def serves(record: Record, family: str, kind: str, tenant: str) -> bool:
+    """Return whether a worker can run a job, as its record says."""
+    kinds, tenants = record.get("kinds"), record.get("tenants")
+    if not isinstance(kinds, dict) or not isinstance(names := kinds.get(family), list) or kind not in names:
+        return False
+    return tenants is None or (isinstance(tenants, list) and tenant in tenants)

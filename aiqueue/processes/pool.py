@@ -136,11 +136,13 @@ class ChildProcess:
     async def end(self) -> None:
         """Have an idle child leave its lifespan and end. After END_S, and to what it leaves behind, send SIGKILL."""
         started = descendants.find_started(self._process.pid)
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(END_S):
-                await self._send(["end"])
-                await self._process.wait()
-        descendants.kill_session(self._process.pid, started)
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await self._send(["end"])
+                    await self._process.wait()
+        finally:
+            descendants.kill_session(self._process.pid, started)
         await self._process.wait()
 
     async def _send(self, items: list[Any]) -> None:

@@ -43,6 +43,7 @@ async def request_result(
     subject, body = f"{family.journal}.{tenant}", encode_message(message)
     total_s = family.reply_within_s if timeout_s is None else timeout_s
     end, pause_s, absent_since = time.monotonic() + total_s, PAUSE_S, math.inf
+    maybe_enqueued = False  # a responder may have had the request: the job continues
     await producer.clock.ensure(family.stream)
     while (left_s := end - time.monotonic()) > 0:
         slice_s = min(left_s, REPEAT_AFTER_S)
@@ -51,16 +52,16 @@ async def request_result(
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
             return replies.read_answer(answer.headers, answer.data, job_id)
         except ResultTimeout:
-            absent_since = math.inf
+            absent_since, maybe_enqueued = math.inf, True
             continue  # only this request has timed out
         except Unavailable as error:
             now = time.monotonic()
             if "no responders" in str(error):
                 absent_since = min(absent_since, now)
-                if now + pause_s >= min(absent_since + ABSENT_MAX_S, end):
+                if not maybe_enqueued and now + pause_s >= min(absent_since + ABSENT_MAX_S, end):
                     raise Unavailable(f"no responder answers on {subject}: run `aiqueue respond`") from None
             else:
-                absent_since = math.inf
+                absent_since, maybe_enqueued = math.inf, maybe_enqueued or error.maybe_stored
             if producer.connection.closing:
                 raise
         await asyncio.sleep(max(0.0, min(pause_s, end - time.monotonic())))

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 from .. import headers
 from ..connection import Connection
 from ..errors import AIQueueError
-from ..lanes import EVERY_S, Delivery, WorkerRecords, known_kinds
+from ..lanes import EVERY_S, Delivery, Record, WorkerRecords, serves
 from ..topology import Topology
+from .unknown_kinds import Wanted
 
 log = logging.getLogger(__name__)
 
+FORWARD_TRIES_MAX = 3  # hops end by themselves after 30 s at most
 JOBS_MAX = 5  # running jobs in a record, the oldest ones
 Kinds = Mapping[str, Collection[str]]  # by family
 
@@ -27,8 +30,8 @@ Kinds = Mapping[str, Collection[str]]  # by family
 class Announcer:
     """Writes the worker's record every EVERY_S, and removes the record when the worker drains.
 
-    `vitals` returns the changing part of the record. `announced_anew` is called once, with family and kind of the jobs
-    that no other worker announces: it brings jobs forward that wait for such a worker.
+    `vitals` returns the changing part of the record. `bring_forward` is called once: it ends the wait of jobs. Of a
+    family, a kind and a tenant, its function says whether this worker runs such jobs and no other one does.
     """
 
     def __init__(
@@ -38,13 +41,13 @@ class Announcer:
         name: str,
         kinds: Kinds,
         vitals: Callable[[], Mapping[str, Any]],
-        announced_anew: Callable[[set[tuple[str, str]]], Awaitable[object]],
+        bring_forward: Callable[[Collection[str], Wanted], Awaitable[object]],
     ) -> None:
         self._records = WorkerRecords(connection, topology)
         self._name = name
         self._kinds = {family: sorted(names) for family, names in kinds.items()}
         self._vitals = vitals
-        self._announced_anew = announced_anew
+        self._bring_forward = bring_forward
         self._fixed = {"host": socket.gethostname(), "started": time.time(), "kinds": self._kinds}
         self._task: asyncio.Task[None] | None = None
 
@@ -62,25 +65,28 @@ class Announcer:
 
     async def _announce(self) -> None:
         """Write the record again and again. A server without the stream, or without the permission, is no failure."""
-        wanted: set[tuple[str, str]] | None = None
+        tries_left = FORWARD_TRIES_MAX
         while True:
             try:
-                if wanted is None:
-                    wanted = await self._find_new_kinds()
-                await self._records.write(self._name, {**self._vitals(), **self._fixed, "rss_bytes": _rss_bytes()})
-                if wanted:
-                    await self._announced_anew(wanted)
-                    wanted = set()
+                record = {**self._vitals(), **self._fixed, "rss_bytes": _rss_bytes()}
+                others = [] if not tries_left else [
+                    each for each in await self._records.read() if each.get("worker") != self._name
+                ]  # fmt: skip
+                await self._records.write(self._name, record)
+                if tries_left:
+                    tries_left -= 1
+                    await self._bring_forward(self._kinds, partial(_serves_alone, record, others))
+                    tries_left = 0
             except AIQueueError as error:
                 log.debug("worker %s is not announced: %s", self._name, error)
             except Exception:
                 log.exception("announcing worker %s failed", self._name)
             await asyncio.sleep(EVERY_S)
 
-    async def _find_new_kinds(self) -> set[tuple[str, str]]:
-        """Return family and kind of the jobs that this worker knows and that no other worker announces."""
-        own = known_kinds({"kinds": self._kinds})
-        return own.difference(*map(known_kinds, await self._records.read()))
+
+def _serves_alone(own: Record, others: Collection[Record], family: str, kind: str, tenant: str) -> bool:
+    """Return whether this worker serves such jobs, and no other worker does."""
+    return serves(own, family, kind, tenant) and not any(serves(each, family, kind, tenant) for each in others)
 
 
 def describe_jobs(running: Iterable[Delivery], now: float) -> list[dict[str, Any]]:

@@ -21,21 +21,29 @@ class Rights:
     `asyncio.wait_for` can lose a cancellation in Python 3.11.
     """
 
-    def __init__(self, connection: Connection, families: Collection[Family], journal_stream: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        families: Collection[Family],
+        journal_stream: str,
+        writes_journal: Callable[[str], bool],
+    ) -> None:
+        """`writes_journal`: whether a job that runs here has its journal on a subject."""
         self._connection = connection
         self._streams = {family.stream for family in families}
         self._subjects = {f"$JS.API.{verb}.GET.{journal_stream}" for verb in ("STREAM.MSG", "DIRECT")}
-        self._prefixes = (f"{subjects.BACK}.", *(f"{family.journal}." for family in families if family.journal))
+        self._journals = tuple(f"{family.journal}." for family in families if family.journal)
+        self._writes_journal = writes_journal
         self._owner: asyncio.Task[object] | None = None
         self._ignore: Callable[[], None] | None = None
-        self._cancels, self._cancelled_at = (
-            0,
-            -CANCEL_AGAIN_S,
-        )  # of the owner, by this watch; the time is that of the event loop
+        self._cancels = 0  # of the owner, by this watch
+        self._cancelled_at = -CANCEL_AGAIN_S  # by the event loop's time
+        self._cancels_before = 0  # of the owner, by others
         self.failure: AccessDenied | None = None
 
     def start(self) -> None:
         self._owner = asyncio.current_task()
+        self._cancels_before = self._owner.cancelling() if self._owner is not None else 0
         self._ignore = self._connection.on_denied(self._on_denied)
 
     def stop(self) -> None:
@@ -48,7 +56,9 @@ class Rights:
         tokens = subject.split(".")
         if tokens[:2] == ["$JS", "ACK"] or (tokens[:3] == ["$JS", "API", "CONSUMER"] and tokens[3] in _CONSUMER_VERBS):
             return not self._streams.isdisjoint(tokens)
-        return subject in self._subjects or subject.startswith(self._prefixes)
+        if subject.startswith(self._journals):
+            return self._writes_journal(subject)
+        return subject in self._subjects or subject.startswith(f"{subjects.BACK}.")
 
     def _on_denied(self, subject: str, error: AccessDenied) -> None:
         now = asyncio.get_running_loop().time()
@@ -65,4 +75,4 @@ class Rights:
             if self._owner is not None:
                 left = self._owner.uncancel()
         self._cancels = 0
-        return self.failure is None or left > 0
+        return self.failure is None or left > self._cancels_before

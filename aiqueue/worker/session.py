@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from .. import headers
 from ..attempt import Handler
 from ..client import Client
 from ..documents import Collector
@@ -95,7 +96,9 @@ class Session:
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stack = AsyncExitStack()
-        self.rights = Rights(connection, self._families.values(), client.topology.journal_stream.name)
+        self.rights = Rights(
+            connection, self._families.values(), client.topology.journal_stream.name, self._writes_journal
+        )
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
         unknown_kinds = UnknownKinds(connection, client.parking)
         self._announcer = Announcer(
@@ -136,6 +139,14 @@ class Session:
             "stalled_s": now - since if since else 0.0,
             "lanes": len(list(self.puller.lanes)),
         }
+
+    def _writes_journal(self, subject: str) -> bool:
+        """Return whether a job that runs here has its journal on this subject, as far as the job's headers say."""
+        tenant, job_id = subject.split(".")[-2:]
+        running = (*self._running.values(), *self._obsolete)
+        return any(
+            each.tenant == tenant and each.message.headers.get(headers.JOB_ID, job_id) == job_id for each in running
+        )
 
     def _describe(self) -> dict[str, Any]:
         """Return the part of the worker's record that changes, and what it serves."""
@@ -181,7 +192,7 @@ class Session:
             await self.puller.open()
             self.leases.start()
             await self.discovery.start()
-            await client.connection.confirm_subscriptions()
+            await client.connection.confirm_subscriptions(("aiq.",))
             await self._forwarder.start()
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from .. import headers, subjects
 from ..connection import Connection
 from ..enqueue import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
-from ..errors import AccessDenied, Conflict, NotFound, QueueFull, TooLarge
+from ..errors import AccessDenied, AIQueueError, NotFound, QueueFull, TooLarge, Unavailable
 from ..lanes import Delivery
 from ..subjects import Lane
 from ..topology import Family
@@ -31,6 +31,9 @@ WARN_EVERY_S = 60.0
 FORWARDED_AT_ONCE = 256
 SOON_S = 2.0  # hops that end within this time are not cut short
 _PARKING_ID = re.compile(r"u\d+-\d+-h(\d+)")
+
+
+Wanted = Callable[[str, str, str], bool]  # of family, kind and tenant
 
 
 class Hops(NamedTuple):
@@ -104,8 +107,8 @@ class UnknownKinds:
             return False
         return True
 
-    async def bring_forward(self, kinds: Collection[tuple[str, str]]) -> int:
-        """End the hops of the jobs of these kinds, each a family and a kind. Returns how many.
+    async def bring_forward(self, families: Iterable[str], wanted: Wanted) -> int:
+        """End the hops of the jobs for which `wanted` is true of family, kind and tenant. Returns how many.
 
         A hop that ends within SOON_S is left as it is. When a schedule fires, the server purges the schedule's subject:
         the message that replaces the hop, or the job's next hop, would be lost. A hop whose job was cancelled or
@@ -113,12 +116,12 @@ class UnknownKinds:
         Raises Unavailable, NotFound.
         """
         moved = 0
-        for family in sorted({family for family, _ in kinds}):
+        for family in sorted(families):
             filter_subject = subjects.parked(Lane(family, "*", "*"), dedup_key=ASIDE_KEY, is_due=False)
             found: list[ParkedJob] = []
             async for stored in self._connection.read(self._parking.stream, filter_subject):
                 job = parse_parked_job(stored)
-                if job is None or (family, job.kind) not in kinds:
+                if job is None or not wanted(family, job.kind, job.subject.lane.tenant):
                     continue
                 if job.due_at > self._connection.clock.now() + SOON_S:
                     found.append(job)
@@ -135,8 +138,8 @@ class UnknownKinds:
         now = self._connection.clock.now()
         ended = await asyncio.gather(*(self._parking.move(each, now) for each in jobs), return_exceptions=True)
         for result in ended:
-            if isinstance(result, BaseException) and not isinstance(result, Conflict):
-                raise result
+            if isinstance(result, Unavailable) or not isinstance(result, AIQueueError | None):
+                raise result  # any other error is that of one job, whose hop goes on
         return sum(result is None for result in ended)
 
     def warn(self, family: str, kind: str, error: str) -> None:

@@ -156,6 +156,11 @@ class Worker:
         except asyncio.CancelledError:
             if rights.absolve():
                 raise
+        except Exception as error:
+            rights.absolve()
+            if rights.failure is not None:
+                raise rights.failure from error
+            raise
         if rights.failure is not None:
             rights.absolve()
             raise rights.failure

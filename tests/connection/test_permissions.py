@@ -166,14 +166,15 @@ async def test_a_worker_whose_right_is_taken_away_ends(own_server: OwnServer, ev
             await running
 
 
-async def test_what_a_handler_may_not_do_does_not_end_its_worker(own_server: OwnServer) -> None:
-    async with two(own_server(users(publish=["ai.agent.tasks.other"]))) as (every, less):
-        worker = aiqueue.Worker()
+@pytest.mark.parametrize("denied", ["ai.agent.tasks.other", "ai.agent.results.other.>"])
+async def test_what_a_handler_may_not_do_does_not_end_its_worker(own_server: OwnServer, denied: str) -> None:
+    async with two(own_server(users(publish=[denied]))) as (every, less):
+        worker = aiqueue.Worker(tenants=["acme"])
 
         @worker.handle(Task)
         async def task(job: aiqueue.Job[Task]) -> str:
             try:
-                await less.enqueue(Task(), tenant="other")
+                await (await less.enqueue(Task(), tenant="other")).cancel()
             except AccessDenied:
                 return "denied"
             return "allowed"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import headers
 from aiqueue.cli.app import app
-from aiqueue.inspect import Subject, examine, read_waiting_kinds
+from aiqueue.inspect import Subject, describe_waiting, examine, read_waiting_kinds
 from aiqueue.lanes import WorkerRecords
 from aiqueue.topology import provision
 from aiqueue.worker import announcer, unknown_kinds
@@ -52,6 +52,12 @@ def worker_of(model: type[aiqueue.Message], ran: list[int], **options: Any) -> a
 
 async def records(client: aiqueue.Client) -> dict[str, Any]:
     return {record["worker"]: record for record in await WorkerRecords(client.connection, client.topology).read()}
+
+
+async def write_record(client: aiqueue.Client, name: str, tenants: list[str] | None) -> None:
+    """Announce a worker that knows the kind `other`, and takes no jobs here."""
+    record = {"worker": name, "kinds": {"agent.tasks": ["other"]}, "tenants": tenants}
+    await WorkerRecords(client.connection, client.topology).write(name, record)
 
 
 async def parked_aside(client: aiqueue.Client) -> int:
@@ -156,12 +162,11 @@ async def test_a_further_worker_of_a_known_kind_shortens_no_hop(
         written.add((await records(client)).get("second", {"time": 0.0})["time"])
         return len(written - {0.0}) >= 3
 
-    async with worker_of(Other, ran, tenants=["globex"], name="first").running(client):
-        await eventually(lambda: records(client))
-        await park_jobs_aside(client, monkeypatch, 20)
-        async with worker_of(Other, ran, name="second").running(client):
-            await eventually(has_written_three_times)
-            assert await parked_aside(client) == 20
+    await park_jobs_aside(client, monkeypatch, 20)
+    await write_record(client, "first", None)
+    async with worker_of(Other, ran, name="second").running(client):
+        await eventually(has_written_three_times)
+        assert await parked_aside(client) == 20
     assert ran == []
 
 
@@ -170,7 +175,7 @@ async def test_two_workers_that_bring_the_same_jobs_forward_move_each_job_once(
 ) -> None:
     await park_jobs_aside(client, monkeypatch, 300)
     each = [UnknownKinds(client.connection, client.parking) for _ in range(2)]
-    moved = await asyncio.gather(*(one.bring_forward({("agent.tasks", "other")}) for one in each))
+    moved = await asyncio.gather(*(one.bring_forward(["agent.tasks"], lambda *_: True) for one in each))
     assert sum(moved) == 300
     ran: list[int] = []
     async with worker_of(Other, ran).running(client):
@@ -194,13 +199,15 @@ async def test_doctor_and_inspect_say_how_many_jobs_wait_for_a_worker_that_knows
     monkeypatch.setenv("AIQUEUE_PASSWORD", account.password)
     shown = await asyncio.to_thread(CliRunner().invoke, app, ["inspect", "agent.tasks"])
     assert f"agent.tasks, all tenants: {text}" in shown.stdout
-    async with worker_of(Other, [], tenants=["globex"]).running(client):
-        await eventually(lambda: _is(parked_aside(client), 0))  # that worker has brought them forward, and takes none
-        await park_jobs_aside(client, monkeypatch, 3, in_lane=12)
-        (waiting,) = await read_waiting_kinds(client.connection, client.topology, [family])
-        assert (waiting.jobs, waiting.workers) == (15, 1)
-        found = [each async for each in examine(Subject(client.connection, client.topology))]
-        assert "kind-unknown" not in [each.code for each in found]
+    await write_record(client, "first", ["globex"])
+    (waiting,) = await read_waiting_kinds(client.connection, client.topology, [family])
+    assert (waiting.jobs, waiting.workers, waiting.unserved) == (12, 0, 12)
+    await write_record(client, "second", ["acme"])
+    (waiting,) = await read_waiting_kinds(client.connection, client.topology, [family])
+    assert (waiting.jobs, waiting.workers, waiting.unserved) == (12, 1, 0)
+    assert describe_waiting(waiting) == "12 jobs wait for a worker that knows other: 1 is running"
+    found = [each async for each in examine(Subject(client.connection, client.topology))]
+    assert "kind-unknown" not in [each.code for each in found]
 
 
 async def test_a_worker_runs_without_the_permission_to_announce_itself(own_server: Any) -> None:

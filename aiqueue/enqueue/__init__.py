@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from .bulk import Bulk, Items
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, trimmed
-from .parking import ASIDE_KEY, Forwarder, ParkedJob, Parking, parse_parked_job
+from .forwarder import Forwarder
+from .parking import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import (
     Enqueued,

@@ -23,11 +23,11 @@ from ..connection import Connection, Received, Status, Subscription, ack_info
 from ..errors import AIQueueError
 from . import fairness
 from .delivery import Delivery, LanePull
-from .refusals import HEARTBEAT_S, SHORT_EXPIRES_S
+from .refusals import SHORT_EXPIRES_S
 
 log = logging.getLogger(__name__)
 
-STANDING_LOST_AFTER_S = 2.5 * HEARTBEAT_S  # without a message, a standing pull is taken as lost
+HEARTBEATS_LOST = 2.5  # without a message for so many heartbeats, a standing pull is taken as lost
 GRANT_LOST_AFTER_S = 2.5  # the same for a grant, which the server answers at once
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
 STEP_MAX = 8  # jobs that a lane gets in one turn
@@ -183,7 +183,7 @@ class Puller:
         for lane in list(self._by_consumer.values()):
             quiet_s = now - lane.last_heard_at
             if (lane.grants and quiet_s > GRANT_LOST_AFTER_S) or (
-                lane.standing_request and quiet_s > STANDING_LOST_AFTER_S
+                lane.standing_request and quiet_s > HEARTBEATS_LOST * lane.limits.heartbeat_s
             ):
                 log.info("lane %s: no reply to a pull request for %.0f s; pulling again", lane.key, quiet_s)
                 self._forget_pulls(lane)

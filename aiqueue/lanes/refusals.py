@@ -20,11 +20,12 @@ _LIMIT = re.compile(r"Exceeded MaxRequest(Batch|Expires) of (\S+)", re.IGNORECAS
 class PullLimits:
     """What the server allows in the pull requests of one lane, as far as it has said so.
 
-    `refusals`: requests refused in a row, apart from those that named a limit. `standing_paused`, `grants_paused`: no
-    request of this kind is sent.
+    `heartbeat_s`: how often the server says that a standing pull is open. `refusals`: requests refused in a row, apart
+    from those that named a limit. `standing_paused`, `grants_paused`: no request of this kind is sent.
     """
 
     batch_max: int = BATCH_MAX
+    heartbeat_s: float = field(default_factory=lambda: HEARTBEAT_S)
     expires_s: float = field(default_factory=lambda: EXPIRES_S)
     refusals: int = 0
     standing_paused: bool = False
@@ -32,7 +33,7 @@ class PullLimits:
 
     def standing_request(self, batch: int) -> dict[str, int | bool]:
         """Return a standing pull for at most `batch` jobs."""
-        heartbeat_s = min(HEARTBEAT_S, self.expires_s / 2)
+        heartbeat_s = min(self.heartbeat_s, self.expires_s / 2)
         return {"batch": batch, "expires": int(self.expires_s * 1e9), "idle_heartbeat": int(heartbeat_s * 1e9)}
 
     def learn_limit(self, description: str) -> str:

@@ -20,7 +20,7 @@ from .puller import Puller
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 1.0
+CHECK_EVERY_S = 0.5
 QUIET_S = 2.0  # without a delivery while slots are free: after it, the lane's consumer is checked twice
 REPORT_VALID_S = 2.5  # how long a report that a lane holds jobs counts
 CLEARED_S = 5.0  # a lane that could deliver nothing is not checked again for so long

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import aiqueue
 from aiqueue import codec, headers, subjects
-from aiqueue.enqueue.parking import CONSUMER, Forwarder, Parking
+from aiqueue.enqueue.forwarder import CONSUMER, Forwarder
+from aiqueue.enqueue.parking import Parking
 from aiqueue.errors import BadInput, JobFailed, NotFound, ResultDisabled
 from aiqueue.subjects import Lane
 from aiqueue.topology import provision
@@ -357,7 +358,7 @@ async def test_a_sync_client_delays_and_cancels(client: aiqueue.Client, account:
 async def test_a_worker_that_is_killed_while_it_forwards_loses_nothing(client: aiqueue.Client, account: Any) -> None:
     code = (
         "import asyncio, sys, aiqueue\n"
-        "from aiqueue.enqueue.parking import Forwarder\n"
+        "from aiqueue.enqueue.forwarder import Forwarder\n"
         "async def main():\n"
         "    async with aiqueue.connect(sys.argv[1], user=sys.argv[2], password=sys.argv[3]) as client:\n"
         "        await Forwarder(client.connection, client.topology).start()\n"
@@ -414,7 +415,7 @@ async def test_jobs_of_a_stream_that_is_missing_wait_and_no_others(client: aique
 async def test_a_due_job_that_neither_stream_takes_is_forwarded_within_seconds_of_the_end_of_that(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "aiqueue.enqueue.parking")
+    caplog.set_level(logging.DEBUG, "aiqueue.enqueue.forwarder")
     await park(client, "j1", time.time() - 5)
     await eventually(lambda: stored(client, "AI_PARKED", "ai.parked.due.>"))
     parked = await client.connection.api("STREAM.INFO.AI_PARKED")

@@ -11,7 +11,7 @@ import nats
 import pytest
 
 import aiqueue
-from aiqueue.enqueue.parking import Forwarder
+from aiqueue.enqueue.forwarder import Forwarder
 from aiqueue.errors import JobFailed
 from aiqueue.topology import provision
 from aiqueue.worker import settlement

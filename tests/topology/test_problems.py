@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.agent import router
-from aiqueue.enqueue import parking
+from aiqueue.enqueue import forwarder
 from aiqueue.inspect import Subject, examine
 from aiqueue.topology import Topology, provision
 from aiqueue.topology.problems import FATAL_SETTINGS, REMEDIES, SERVICE_CONSUMERS, fatal_settings
@@ -182,7 +182,7 @@ class TestForeignReaders:
             assert not (await planned(client)).problems
 
     def test_the_names_of_our_consumers_are_those_that_the_rooms_create(self) -> None:
-        made = {"inbox": router.CONSUMER, "parked": parking.CONSUMER, "stranded": stranded.CONSUMER}
+        made = {"inbox": router.CONSUMER, "parked": forwarder.CONSUMER, "stranded": stranded.CONSUMER}
         assert made == SERVICE_CONSUMERS
 
 

@@ -14,7 +14,7 @@ from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, Unavailable
 from . import frames, reading
 from .clock import ServerClock
-from .dial import Revive, dial, reconnect_delay_s
+from .dial import Revive, dial, reconnect_delay_s, restart_server
 from .faults import translate
 from .frames import Headers, PubAck, Received, Stored
 from .nats_client import NatsClient
@@ -27,7 +27,8 @@ from .subscription import Callback, Subscription
 log = logging.getLogger(__name__)
 
 API_S = 5.0
-ABORT_S = REVIVE_AGAIN_S = 1.0
+ABORT_S = 1.0
+REVIVED_S = 5.0
 NOT_OPEN = "the connection is not open"
 
 
@@ -387,13 +388,7 @@ class Connection:
 
     async def _revive_server(self, revive: Revive) -> None:
         """Restart an embedded server, which nobody else would, while nats-py keeps dialling."""
-        settings = None
-        while settings is None and not (self._up.is_set() or self._closing):
-            try:
-                settings = await revive(self.settings)
-            except AIQueueError as error:
-                log.warning("cannot restart the embedded server: %s", error)
-                await asyncio.sleep(REVIVE_AGAIN_S)
+        settings = await restart_server(revive, self.settings, lambda: not (self._up.is_set() or self._closing))
         if settings not in (None, self.settings) and not self._closing:
             log.warning("the embedded server is another one now, at %s", settings.addresses)
             self.settings = settings
@@ -415,7 +410,9 @@ class Connection:
         await self._replace_client()
 
     async def _on_reconnected(self) -> None:
-        if self._closing or self._up.is_set():
+        if self._reviving is not None:  # it creates the streams of a new embedded server
+            await asyncio.wait([self._reviving], timeout=REVIVED_S)
+        if self._closing or self._up.is_set() or self._client is None or not self._client.is_connected:
             return
         self._up.set()
         self.clock.expire()

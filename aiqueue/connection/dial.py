@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import secrets
 import ssl
@@ -16,13 +17,16 @@ import nats.errors as ne
 from nats.aio.client import Server
 
 from ..config import Credentials, Settings
-from ..errors import AccessDenied, SettingsError, Unavailable
+from ..errors import AccessDenied, AIQueueError, SettingsError, Unavailable
 from .faults import error_text, translate
 from .nats_client import PENDING_BYTES, NatsClient, credential_options
+
+log = logging.getLogger(__name__)
 
 PINGS_MISSED_MAX = 2
 RECONNECT_FIRST_S, RECONNECT_CAP_S = 0.05, 1.0
 CANCEL_AGAIN_S = 0.1
+REVIVE_AGAIN_S = 1.0
 
 Callback = Callable[[], Awaitable[None]]
 Revive = Callable[[Settings], Awaitable[Settings]]
@@ -96,6 +100,17 @@ def _client_options(settings: Settings) -> dict[str, Any]:
         "reconnect_to_server_handler": _choose_server,
         "pending_size": PENDING_BYTES,
     }
+
+
+async def restart_server(revive: Revive, settings: Settings, is_needed: Callable[[], bool]) -> Settings | None:
+    """Restart an embedded server, again and again while `is_needed`. Returns its settings, or None if not needed."""
+    while is_needed():
+        try:
+            return await revive(settings)
+        except AIQueueError as error:
+            log.warning("cannot restart the embedded server: %s", error)
+            await asyncio.sleep(REVIVE_AGAIN_S)
+    return None
 
 
 async def dial(

@@ -89,8 +89,8 @@ def _parse_urls(url: str) -> list[_ServerUrl]:
             # an unencoded comma in a password cuts the URL in two, the second part with an @ and without a scheme
             if servers and (servers[0].credentials is None or (scheme_first and not found["scheme"])):
                 raise ValueError(
-                    f"{which}this URL has credentials and the first one has none: move them there; if the password "
-                    "contains a comma, write %2C"
+                    f"{which}this URL has credentials and the first URL has none: move them to the first URL. A comma "
+                    "separates URLs: write %2C for a comma in a password"
                 )
         if not servers:
             scheme_first = bool(found["scheme"])

@@ -129,7 +129,7 @@ def get(
 def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
     """Delete a document.
 
-    If a job still needs the document, it is deleted when that job has ended.
+    The bytes are deleted when no job and no dead letter needs the document any more.
     """
 
     async def forget(client: Client) -> bool:

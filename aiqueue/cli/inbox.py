@@ -178,7 +178,7 @@ def send(
     except ValueError as error:
         raise BadInput(str(error)) from None
     if agent == "-" and unique is not None:
-        raise BadInput("--unique cannot be used with -, a broadcast: it names one mail")
+        raise BadInput("--unique cannot be used with a broadcast (AGENT `-`): an id names one mail")
 
     async def send_mail(client: Client) -> dict[str, Sent | AIQueueError]:
         mail = model.model_validate(data)

@@ -16,7 +16,7 @@ from .. import attempt, headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
 from ..connection import Connection
-from ..enqueue import DeadLetters, FailedJob
+from ..enqueue import DeadLetters, FailedJob, last_trace
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
@@ -350,7 +350,7 @@ class InboxWorker:
         mail_id = held.envelope.mail_id
         log.info(
             "mail %s (%s) to %s of %s: attempt %d failed, retry in %.1f s: %s%s", mail_id, held.envelope.kind,
-            self.spec.name, self.spec.tenant, held.attempt, delay_s, outcome.error, _on_own_lines(outcome.trace),
+            self.spec.name, self.spec.tenant, held.attempt, delay_s, outcome.error, last_trace(held.history),
         )  # fmt: skip
         held.attempt += 1
         return delay_s
@@ -368,7 +368,7 @@ class InboxWorker:
             await self._dead_letter(held, refusal)
         log.warning(
             "mail %s (%s) of %s to %s of %s was not handled (%s): %s%s", envelope.mail_id, envelope.kind,
-            envelope.sender, name, self.spec.tenant, refusal.reason, refusal.error, _on_own_lines(refusal.trace),
+            envelope.sender, name, self.spec.tenant, refusal.reason, refusal.error, last_trace(held.history),
         )  # fmt: skip
 
     async def _dead_letter(self, held: _HeldMail, refusal: Refused) -> None:
@@ -405,8 +405,3 @@ class InboxWorker:
         self._settled[delivery.seq, delivery.stored_at] = None
         with contextlib.suppress(AIQueueError):
             self._connection.tell(delivery.reply, b"+ACK")
-
-
-def _on_own_lines(trace: str) -> str:
-    """Return a traceback for the end of a log record."""
-    return f"\n{trace.rstrip()}" if trace else ""

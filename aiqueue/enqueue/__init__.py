@@ -6,7 +6,7 @@ This room may not run handlers or wait for results.
 from __future__ import annotations
 
 from .bulk import Bulk, Items
-from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, trimmed
+from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .forwarder import Forwarder
 from .parking import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
 from .pending import BulkOptions, Item, ProgressCallback
@@ -24,6 +24,6 @@ from .producer import (
 __all__ = [
     "ASIDE_KEY", "Bulk", "BulkOptions", "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder",
     "Item", "Items", "JobTemplate", "OnFull", "ParkedJob", "Parking", "Producer", "ProgressCallback", "history_of",
-    "history_text", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
+    "history_text", "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
     "retry_while_full", "trimmed",
 ]  # fmt: skip

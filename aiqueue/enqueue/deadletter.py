@@ -240,6 +240,12 @@ def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
+def last_trace(history: list[dict[str, Any]] | None) -> str:
+    """Return the traceback of the last attempt in a history, on lines of its own, for the end of a log record."""
+    trace = history[-1].get("traceback") if history else None
+    return f"\n{trace.rstrip()}" if isinstance(trace, str) else ""
+
+
 def history_of(job_headers: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the earlier attempts in the headers of a replayed job or a dead letter.
 

@@ -31,7 +31,7 @@ from ..attempt import (
 )  # fmt: skip
 from ..backoff import Backoff
 from ..connection import Connection
-from ..enqueue import DeadLetters, FailedJob, Parking, history_text, move_to_lane, trimmed
+from ..enqueue import DeadLetters, FailedJob, Parking, history_text, last_trace, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, WHILE_RUNNING, Writer
 from ..lanes import Delivery
@@ -209,7 +209,7 @@ class Settlement:
         """Write `retry`, then have the job come back: by a nak after a short delay, by parking after a long one."""
         log.info(
             "job %s (%s) of %s: attempt %d failed, retry in %.1f s: %s%s",
-            opened.job_id, opened.kind, _lane_of(delivery), opened.attempt, delay_s, error, _last_trace(opened),
+            opened.job_id, opened.kind, _lane_of(delivery), opened.attempt, delay_s, error, last_trace(opened.history),
         )  # fmt: skip
         parks = delay_s >= PARK_AFTER_S
         if writer is not None:
@@ -338,7 +338,7 @@ class Settlement:
         except QueueFull as full:
             await self._wait_for_dead_letter_space(delivery, opened, reason, error, full)
             return
-        trace = _last_trace(opened) if reason in ("attempts", "deadline") else ""
+        trace = last_trace(opened.history) if reason in ("attempts", "deadline") else ""
         log.warning(
             "job %s (%s) of %s is a dead letter (%s): %s%s", opened.job_id, opened.kind, lane, reason, error, trace
         )
@@ -420,12 +420,6 @@ def _holds_documents(delivery: Delivery) -> bool:
 def _lane_of(delivery: Delivery) -> subjects.Lane:
     """Return the lane of a delivery's own tenant, also where all tenants share one."""
     return subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
-
-
-def _last_trace(opened: OpenedJob) -> str:
-    """Return the traceback of the last failed attempt, on lines of its own, for a log."""
-    trace = opened.history[-1].get("traceback") if opened.history else None
-    return f"\n{trace.rstrip()}" if isinstance(trace, str) else ""
 
 
 def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -31,13 +30,6 @@ class Known(aiqueue.Message, kind="known"):
 
 class Other(aiqueue.Message, kind="other"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 def worker_of(model: type[aiqueue.Message], ran: list[int], **options: Any) -> aiqueue.Worker:

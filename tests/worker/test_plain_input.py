@@ -5,65 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
-import nats
 import pytest
 
 import aiqueue
 from aiqueue.agent import Mail
-from aiqueue.topology import provision
 
-from ..support import Account, Eventually
-
-ONCE = aiqueue.Backoff(attempts=1)
-
-
-class Task(aiqueue.Message, kind="agent.task"):
-    task_id: Any = None
-    goal: str = ""
-
-
-class Named(aiqueue.Message, kind="named"):
-    goal: str = ""
+from ..support import Eventually
+from .plain_jobs import Named, Task, letters, recording
 
 
 class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
     text: str = ""
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
-@pytest.fixture
-async def plain(account: Account) -> AsyncIterator[Any]:
-    plain = await nats.connect(account.url, user=account.user, password=account.password)
-    yield plain
-    await plain.close()
-
-
-def recording(seen: asyncio.Queue[aiqueue.Job[Any]]) -> aiqueue.Worker:
-    worker = aiqueue.Worker()
-
-    @worker.handle(Task, retry=ONCE)
-    async def task(job: aiqueue.Job[Task]) -> None:
-        seen.put_nowait(job)
-
-    @worker.handle(Named, retry=ONCE)
-    async def named(job: aiqueue.Job[Named]) -> None:
-        seen.put_nowait(job)
-
-    return worker
-
-
-async def letters(client: aiqueue.Client) -> list[Any]:
-    return [each async for each in client.dead.find()]
 
 
 # headers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.enqueue import Filter
 from aiqueue.errors import JobFailed, NotFound
-from aiqueue.topology import provision
 from aiqueue.worker import unknown_kinds
 from aiqueue.worker.unknown_kinds import Hops, hop_of
 
@@ -29,13 +27,6 @@ class Known(aiqueue.Message, kind="known"):
 
 class Other(aiqueue.Message, kind="other"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 def worker_of(model: type[aiqueue.Message], ran: list[int], **options: Any) -> aiqueue.Worker:

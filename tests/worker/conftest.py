@@ -1,0 +1,28 @@
+"""Clients of the tests of workers, on an account of their own with all streams."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats
+import pytest
+
+import aiqueue
+from aiqueue.topology import provision
+
+from ..support import Account
+
+
+@pytest.fixture
+async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+@pytest.fixture
+async def plain(account: Account) -> AsyncIterator[Any]:
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    yield plain
+    await plain.close()

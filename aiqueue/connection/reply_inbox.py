@@ -13,6 +13,11 @@ from .nats_client import WireMessage
 from .publish_types import AwaitedPublish
 from .publish_window import Window, WindowConnection
 
+# A cluster drops requests without a reply while their group has no leader. These may be carried out twice.
+_VERBS = ("INFO", "STREAM.INFO.", "STREAM.NAMES", "STREAM.MSG.GET.", "CONSUMER.INFO.", "CONSUMER.CREATE.")
+REPEATABLE = tuple(f"$JS.API.{verb}" for verb in _VERBS)
+REPEAT_S = 1.0
+
 
 class RequestConnection(WindowConnection, Protocol):
     """What the reply inbox needs of its connection."""
@@ -38,6 +43,7 @@ class ReplyInbox:
     async def request(self, subject: str, block: bytes, body: bytes, timeout_s: float) -> Received:
         """Send one request and return its reply. `block` is encoded by `frames.block`; the caller has checked the size.
 
+        While no server replies, a request in REPEATABLE is sent again every REPEAT_S.
         Raises Unavailable (no reply in time, or the connection was lost) and AccessDenied.
         """
         loop = asyncio.get_running_loop()
@@ -48,6 +54,8 @@ class ReplyInbox:
         timer = loop.call_later(timeout_s, _time_out_request, future, subject, timeout_s)
         try:
             await self._connection.send(subject, self.inbox + token, block, body)
+            while subject.startswith(REPEATABLE) and not (await asyncio.wait([future], timeout=REPEAT_S))[0]:
+                await self._connection.send(subject, self.inbox + token, block, body)
             return await future
         finally:
             timer.cancel()

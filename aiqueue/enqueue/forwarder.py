@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 
 from .. import headers, subjects
@@ -167,10 +168,10 @@ class Forwarder:
                 await self._park_again(subject, delivery)
         except AIQueueError as error:
             log.debug("a due job is not forwarded yet: %s", error)
-            self._reply(delivery, _nak_for_longer(delivery))
+            self._nak(delivery)
         except Exception:
             log.exception("forwarding the due job on %s failed", delivery.message.subject)
-            self._reply(delivery, _nak_for_longer(delivery))
+            self._nak(delivery)
         else:
             self._reply(delivery, _ACK)
 
@@ -211,8 +212,8 @@ class Forwarder:
         parking_id = _parking_id(subject, delivery)
         waited = headers.number(job_headers.get(headers.WAITED, "")) + 1
         now, delay_s = self._connection.clock.now(), REPARK_BACKOFF.delay_s(waited)
-        if subject.lane in self._away and (due_ms := headers.number(job_headers.get(headers.DUE, ""))):
-            delay_s = min(delay_s, max(REPARK_BACKOFF.first_s, AWAY_WAIT_SHARE * (now - due_ms / 1000)))
+        if subject.lane in self._away:
+            delay_s = _away_delay_s(delivery, waited, now)
         message = scheduled_message(
             subject.lane,
             subject.job_id,
@@ -244,6 +245,11 @@ class Forwarder:
         self._paused_until[lane] = time.monotonic() + (AWAY_PAUSE_S if lane in self._away else FULL_PAUSE_S)
         self._warn_once(str(lane), f"due jobs of this lane have to wait: {error}")
 
+    def _nak(self, delivery: Delivery) -> None:
+        """Have the server deliver a due job again, later each time."""
+        delay_s = _away_delay_s(delivery, delivery.delivery_count, self._connection.clock.now())
+        self._reply(delivery, b'-NAK {"delay": %d}' % round(delay_s * 1e9))
+
     def _reply(self, delivery: Delivery, reply: bytes) -> None:
         """Send an ack or nak. If the link is down, the server delivers the due job again after ACK_WAIT_S.
 
@@ -263,9 +269,14 @@ class Forwarder:
             log.warning("%s: %s", about, problem)
 
 
-def _nak_for_longer(delivery: Delivery) -> bytes:
-    """Return a nak whose delay grows with the number of deliveries."""
-    return b'-NAK {"delay": %d}' % round(REPARK_BACKOFF.delay_s(delivery.delivery_count) * 1e9)
+def _away_delay_s(delivery: Delivery, tries: int, now: float) -> float:
+    """Return how long a due job waits for a stream that does not answer, at most a share of the time that it is late.
+
+    `now` is in seconds since the epoch.
+    """
+    due_ms = headers.number(delivery.message.headers.get(headers.DUE, ""))
+    late_s = now - due_ms / 1000 if due_ms else math.inf
+    return min(REPARK_BACKOFF.delay_s(tries), max(REPARK_BACKOFF.first_s, AWAY_WAIT_SHARE * late_s))
 
 
 def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:

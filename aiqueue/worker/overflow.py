@@ -30,21 +30,22 @@ class Overflow:
     def __init__(self) -> None:
         self._held: set[asyncio.Task[None]] = set()
 
-    async def write_or_defer(self, name: str, write: Act, ack: Act) -> None:
-        """Call `write`. If the server has no space for NO_ROOM_S, call `ack` instead, and `write` later in a task.
+    async def write_or_defer(self, name: str, write: Act) -> bool:
+        """Call `write` and return True. If the server has no space for NO_ROOM_S, return False, and call `write` later
+        in a task: the caller then acknowledges the job.
 
         While other results wait here, the first try decides. Raises what `write` raises, except AccountFull, DiskFull.
         """
         if await _write_within(write, 0.0 if self._held else NO_ROOM_S) is None:
-            return
+            return True
         while len(self._held) >= HELD_MAX:
             if await _write_within(write, CAP_S) is None:
-                return
+                return True
         log.warning("%s: acknowledged before its result is stored, to free space", name)
         task = asyncio.create_task(self._write_later(name, write))
         self._held.add(task)
         task.add_done_callback(self._held.discard)
-        await ack()
+        return False
 
     async def wait(self, timeout_s: float) -> None:
         """Return when all results are written, or after `timeout_s` seconds."""

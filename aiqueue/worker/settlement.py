@@ -165,7 +165,7 @@ class Settlement:
         keeps = handler is not None and handler.keeps_result
         if writer is not None and (keeps or opened.raw.family.claim):
             try:
-                await self._write_result(delivery, writer, value if keeps else None)
+                await self._write_result(writer, value if keeps else None)
             except (EncodeError, TooLarge) as error:
                 opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
                 text = secret_paths.redact(str(error), opened.data, opened.secrets)
@@ -174,18 +174,14 @@ class Settlement:
                 return
         await (self._ack_and_release_documents(delivery) if _holds_documents(delivery) else self._ack(delivery))
 
-    async def _write_result(self, delivery: Delivery, writer: Writer, value: Any) -> None:
-        """Write the result. While the server has no space for it, announce it, ack, and let `Overflow` write it later.
+    async def _write_result(self, writer: Writer, value: Any) -> None:
+        """Write the result. While the server has no space for it, announce it, and let `Overflow` write it later.
 
-        The caller acks once more, which the server ignores. Raises EncodeError, TooLarge, Stale.
+        Raises EncodeError, TooLarge, Stale.
         """
-
-        async def ack_first() -> None:
+        if not await self.overflow.write_or_defer(writer.subject, lambda: writer.write(RESULT, value)):
             with contextlib.suppress(Unavailable):
                 await writer.announce(RESULT, value)
-            await self._ack(delivery)
-
-        await self.overflow.write_or_defer(writer.subject, lambda: writer.write(RESULT, value), ack_first)
 
     async def _settle_raised(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiqueue
+from aiqueue.lanes import Delivery, LanePull, Puller
 from aiqueue.lanes.puller import prefetch
+from aiqueue.subjects import Lane
 from aiqueue.topology import provision
 from aiqueue.worker.session import Session
 
@@ -75,3 +77,31 @@ async def test_jobs_that_are_requested_already_are_not_requested_twice(
                 session.puller.refill(3, 0)  # before the server has answered the first
             assert session.puller.granted == 3
             release.set()
+
+
+async def test_the_first_job_of_a_lane_that_seemed_empty_brings_those_behind_it_without_a_poll(
+    account: Account, eventually: Eventually
+) -> None:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        connection, family = client.connection, client.topology.family("agent.tasks")
+        config = family.lane_config("acme", "normal")
+        name, subject = config["durable_name"], config["filter_subject"]
+        request = {"stream_name": family.stream, "config": config}
+        await connection.api(f"CONSUMER.CREATE.{family.stream}.{name}.{subject}", request)
+        for _ in range(5):
+            await client.enqueue(Echo(), tenant="acme")
+        got: list[Delivery] = []
+
+        def deliver(delivery: Delivery) -> None:
+            got.append(delivery)
+            puller.refill(1, 0)
+
+        puller = Puller(connection, deliver=deliver, gone=lambda lane: None, changed=lambda: puller.refill(1, 0))
+        await puller.open()
+        try:
+            puller.add(LanePull(Lane("agent.tasks", "acme", "normal"), family.stream, name, 30.0, pending=0))
+            puller.refill(1, 0)
+            await eventually(lambda: len(got) == 5)
+        finally:
+            await puller.close()

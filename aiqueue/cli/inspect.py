@@ -51,7 +51,7 @@ def inspect(
         ),
     ] = None,
     tenant: Annotated[
-        str | None, typer.Option(metavar="TENANT", help="Show only lanes or the job of this tenant.")
+        str | None, typer.Option(metavar="TENANT", help="Show only the lanes of this tenant, or only its job.")
     ] = None,
     json: Json = False,
 ) -> None:

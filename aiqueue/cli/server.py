@@ -31,8 +31,8 @@ def server(
 ) -> None:
     """Run the embedded NATS server of this directory until Ctrl-C or SIGTERM.
 
-    Other commands start the embedded server automatically, and the last one that ends stops it. This command keeps it
-    running.
+    Other commands start the embedded server automatically. It stops when the last of these commands ends. This command
+    keeps it running.
     """
     import asyncio  # noqa: PLC0415
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors as ne
 from nats.aio.client import Client, Srv
@@ -19,6 +19,7 @@ from .parsing import FastParser
 USER_TIMEOUT_MS = 5_000  # of unacknowledged writes: nats-py never notices a dead connection whose buffer is full
 WRITE_BUFFER_MAX = 256 * 1024  # bytes in the socket's write buffer, above which nats-py's flusher takes over
 PENDING_BYTES = 8 * 1024 * 1024
+T = TypeVar("T")
 
 
 class WireMessage:
@@ -34,6 +35,19 @@ class WireMessage:
         self.status: Status | None = None
         if block:
             self.headers, self.status = read_headers(block)
+
+
+async def heed_cancel(work: Awaitable[T]) -> T:
+    """Await code of nats-py, and raise the cancellation that it may have swallowed meanwhile.
+
+    nats-py's flush and close do that, and in Python 3.11 also `asyncio.wait_for`, when its result comes at that moment.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    result = await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 MessageCallback = Callable[[WireMessage], None]
@@ -208,15 +222,21 @@ class NatsClient(Client):
     async def flush(self, timeout: int = 10) -> None:
         """Send the queued frames, then ping. nats-py's `flush` pings first, so its pong would prove nothing."""
         await self._flush_pending(force_flush=True)
-        await super().flush(timeout)
+        await heed_cancel(super().flush(timeout))
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        return await heed_cancel(super()._flush_pending(force_flush))
 
     async def abort(self) -> None:
         """Close from any state, without calling the connection callbacks."""
         self._disconnected_cb = self._closed_cb = self._reconnected_cb = None
-        with contextlib.suppress(Exception):
-            await self.close()
-        transport: Any = self._transport
-        if transport:  # a client that never connected does not close its transport
+        try:
             with contextlib.suppress(Exception):
-                transport.close()
+                await heed_cancel(self.close())
+        finally:
+            transport: Any = self._transport
+            if transport:  # a client that never connected does not close its transport
+                with contextlib.suppress(Exception):
+                    transport.close()
+        if transport:
             await asyncio.sleep(0)  # its wait_closed raises CancelledError if the connect was cancelled

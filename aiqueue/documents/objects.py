@@ -184,7 +184,7 @@ class ObjectStore:
                 await asyncio.sleep(REREAD_S)  # a replica may lag behind
         if size != info.size or digest.hexdigest() != info.sha256:
             raise Corrupt(
-                f"{info.name}: {size:,} bytes were read, and their size or hash is not the stored one ({info.size:,})"
+                f"{info.name}: {size:,} bytes were read, but {info.size:,} were stored, or their hash is another one"
             )
         if held:
             yield held

@@ -133,11 +133,15 @@ class _WorkerPipe:
 
         threading.Thread(target=read_frames, name="aiqueue-pipe", daemon=True).start()
 
-    async def ask(self, *items: Any) -> Any:
-        """Ask the worker something for the running job, and return its answer. Raises what the worker raised."""
+    async def ask(self, check: Callable[[], None], *items: Any) -> Any:
+        """Ask the worker something for the running job, and return its answer. Raises what the worker raised.
+
+        `check` is called when the question's turn has come, and raises if it must not be asked any more.
+        """
         async with self._asking:
             if self._answer is not None:  # of a question whose asker was cancelled: the next answer belongs to it
                 await asyncio.wait([self._answer])
+            check()
             packed = protocol.encode_frame(list(items))
             self._answer = asyncio.get_running_loop().create_future()
             self._write(packed)
@@ -205,13 +209,17 @@ class _ChildContext:
             while (chunk := await self._ask("document", number, document.model_dump())) is not None:
                 yield chunk
         finally:
-            if not self.is_over:
+            with contextlib.suppress(Stale):  # the worker closes what an attempt has left open
                 await self._ask("close document", number)
 
     async def _ask(self, *items: Any) -> Any:
+        self._refuse_if_over()
+        return await self._pipe.ask(self._refuse_if_over, *items)
+
+    def _refuse_if_over(self) -> None:
+        """Raises Stale once the attempt is over, also for a question that waited behind another one."""
         if self.is_over:
             raise Stale("this attempt is over: it can write nothing more for its job", ended=False)
-        return await self._pipe.ask(*items)
 
 
 class _FoundHandlers:

@@ -50,6 +50,7 @@ class Announcer:
         self._bring_forward = bring_forward
         self._fixed = {"host": socket.gethostname(), "started": time.time(), "kinds": self._kinds}
         self._task: asyncio.Task[None] | None = None
+        self._forwarding: asyncio.Task[None] | None = None  # beside the announcements: there may be many jobs
 
     def start(self) -> None:
         """Start to announce, in a task."""
@@ -57,30 +58,42 @@ class Announcer:
 
     async def stop(self) -> None:
         """Remove the record. Safe twice and unstarted."""
-        task, self._task = self._task, None
-        if task is not None:
+        tasks = [each for each in (self._task, self._forwarding) if each is not None]
+        self._task = self._forwarding = None
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
             await self._records.remove(self._name)
 
     async def _announce(self) -> None:
         """Write the record again and again. A server without the stream, or without the permission, is no failure."""
-        tries_left = FORWARD_TRIES_MAX
         while True:
             try:
                 record = {**self._vitals(), **self._fixed, "rss_bytes": _rss_bytes()}
-                others = [] if not tries_left else [
-                    each for each in await self._records.read() if each.get("worker") != self._name
-                ]  # fmt: skip
-                await self._records.write(self._name, record)
-                if tries_left:
-                    tries_left -= 1
-                    await self._bring_forward(self._kinds, partial(_serves_alone, record, others))
-                    tries_left = 0
+                if self._forwarding is None:
+                    others = [each for each in await self._records.read() if each.get("worker") != self._name]
+                    await self._records.write(self._name, record)
+                    self._forwarding = asyncio.create_task(self._forward(partial(_serves_alone, record, others)))
+                else:
+                    await self._records.write(self._name, record)
             except AIQueueError as error:
                 log.debug("worker %s is not announced: %s", self._name, error)
             except Exception:
                 log.exception("announcing worker %s failed", self._name)
+            await asyncio.sleep(EVERY_S)
+
+    async def _forward(self, wanted: Wanted) -> None:
+        """Bring the jobs forward that no other worker knows, once. Never raises."""
+        for _ in range(FORWARD_TRIES_MAX):
+            try:
+                await self._bring_forward(self._kinds, wanted)
+            except AIQueueError as error:
+                log.debug("jobs are not brought forward to worker %s: %s", self._name, error)
+            except Exception:
+                log.exception("bringing jobs forward to worker %s failed", self._name)
+            else:
+                return
             await asyncio.sleep(EVERY_S)
 
 

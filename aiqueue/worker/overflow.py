@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from ..errors import AccountFull, AIQueueError, DiskFull
+from ..errors import AccountFull, AIQueueError, DiskFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +62,23 @@ class Overflow:
     async def _write_later(self, name: str, write: Act) -> None:
         """Write one result within PATIENCE_S, or log that it is lost."""
         try:
-            problem: AIQueueError | None = await _write_within(write, PATIENCE_S)
+            problem: AIQueueError | None = await _write_within(write, PATIENCE_S, AccountFull, DiskFull, Unavailable)
         except AIQueueError as error:
             problem = error
         if problem is not None:
             log.error("%s: its result is lost: %s", name, problem)
 
 
-async def _write_within(write: Act, within_s: float) -> AIQueueError | None:
-    """Call `write` until there is space, for at most `within_s` seconds. Returns None, or the last AccountFull or
-    DiskFull.
+async def _write_within(write: Act, within_s: float, *passing: type[AIQueueError]) -> AIQueueError | None:
+    """Call `write` until it raises none of the `passing` errors (default: AccountFull and DiskFull), for at most
+    `within_s` seconds. Returns None, or the last of them.
     """
+    caught = passing or (AccountFull, DiskFull)
     end, wait_s = time.monotonic() + within_s, FIRST_S
     while True:
         try:
             await write()
-        except (AccountFull, DiskFull) as error:
+        except caught as error:
             if time.monotonic() >= end:
                 return error
         else:

@@ -40,7 +40,7 @@ from ..topology import Family
 from .context import JobContext, WorkerResources
 from .opening import OpenedJob, Opener, may_have_history
 from .settlement import Settlement
-from .takeover import DeliveryOrder, find_pending_retry, is_taken_over
+from .takeover import DeliveryOrder, find_pending_retry, find_takeover
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class Runner:
         1. None: the run is claimed. Also None where the journal has no space: the job then runs unclaimed.
         2. AlreadyEnded: the run has a final entry.
         3. Duplicate, Postponed: in a family with `claim`, another run holds the job id, or may come back and hold it.
-        4. TakenOver: a later delivery of this run has started.
+        4. TakenOver, RetryPending: a later delivery of this run has started.
         Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
         family = opened.raw.family
@@ -262,8 +262,8 @@ class Runner:
                 )
                 if taken is not False:
                     return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
-            if is_taken_over(delivery, opened, order, self._journal.connection.clock.now()):
-                return TakenOver()
+            if (late := find_takeover(delivery, opened, order, self._journal.connection.clock.now())) is not None:
+                return late
             try:
                 if await writer.write_started(self._started_data(delivery, opened, order)):
                     return None

@@ -38,7 +38,7 @@ from ..lanes import Delivery
 from ..processes import Quarantine
 from .opening import OpenedJob
 from .overflow import Overflow
-from .unknown_kinds import UnknownKinds
+from .unknown_kinds import Hops, UnknownKinds
 
 log = logging.getLogger(__name__)
 
@@ -297,6 +297,8 @@ class Settlement:
             headers.ATTEMPT: str(number),
             **refusal,
         }
+        if headers.UNKNOWN in parked_headers:
+            parked_headers[headers.UNKNOWN] = Hops.of(delivery, due_at).header_after_run(due_at)
         for history in (opened.history or [], []):
             parked_headers[headers.HISTORY] = history_text(history)
             try:

@@ -6,7 +6,7 @@ import logging
 from typing import Any, NamedTuple
 
 from .. import headers
-from ..attempt import RetryPending
+from ..attempt import RetryPending, TakenOver
 from ..journal import RETRY, STARTED
 from ..lanes import Delivery
 from .opening import OpenedJob
@@ -43,7 +43,7 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> Ret
 
     Such a delivery appears when a worker wrote `retry` and died, or lost its link, before it told the server.
     1. Another message of the run, which was parked for the attempt that failed, wrote the entry. Unless this message is
-       the one parked for the next attempt, it is left over from before: acknowledge it.
+       one for the next attempt, it is left over from before: acknowledge it.
     2. This message wrote the entry, and was to be parked. Its delay is not over: park it for the rest of the delay.
     3. A message of a later hop of the job, which was parked aside, wrote the entry: acknowledge this message.
     """
@@ -55,7 +55,7 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> Ret
         return RetryPending(None)
     if parking_id != newest.parking_id:
         was_parked = newest.parking_id == retry_dedup_key(delivery, newest.attempt)
-        is_next = parking_id == retry_dedup_key(delivery, newest.attempt + 1)
+        is_next = opened.first_attempt > newest.attempt  # parked for it, or a hop of the one that was
         return RetryPending(None) if was_parked and not is_next else None
     delay_s = newest.data.get("delay_s")
     if newest.data.get("parked") is not True or not isinstance(delay_s, int | float):
@@ -64,19 +64,25 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> Ret
     return RetryPending(left_s) if left_s >= RETRY_WAIT_MIN_S else None
 
 
-def is_taken_over(delivery: Delivery, opened: OpenedJob, order: DeliveryOrder, now: float) -> bool:
-    """Return whether the newest `started` is of a later delivery, to which this one (`order`) gives way.
+def find_takeover(
+    delivery: Delivery, opened: OpenedJob, order: DeliveryOrder, now: float
+) -> TakenOver | RetryPending | None:
+    """Return what to do if the newest `started` is of a later delivery than this one (`order`). None: run this one.
 
-    If the later delivery is of the same message, it counts for CLAIM_LEASES leases only. The order of such deliveries
-    can be wrong after a consumer was recreated, and without the limit no delivery would run.
+    1. It is of a later message of the run. That message was parked by a delivery of this one, which is left over:
+       acknowledge it, RetryPending. Nothing else would end it where results are not kept.
+    2. It is of the same message: give way, TakenOver. This counts for CLAIM_LEASES leases only, because the order of
+       such deliveries can be wrong after a consumer was recreated, and without the limit no delivery would run.
     """
     started = opened.record.recap
     if started is None or started.event != STARTED:
-        return False
+        return None
     theirs = DeliveryOrder.of_entry(started.data)
     if theirs is None or not theirs > order:  # `<=` would take one with NaN for later
-        return False
-    if theirs.seq != delivery.seq or now - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
-        return True
+        return None
+    if theirs.seq > delivery.seq:
+        return RetryPending(None)
+    if now - started.time < CLAIM_LEASES * delivery.lane.ack_wait_s:
+        return TakenOver()
     log.warning("job %s is run again: its latest attempt has written nothing for two lengths of a lease", opened.job_id)
-    return False
+    return None

@@ -58,6 +58,10 @@ class Hops(NamedTuple):
         """Return the header's value for the next hop."""
         return f"{round(self.first_seen_at * 1000)} {self.number + 1}"
 
+    def header_after_run(self, due_at: float) -> str:
+        """Return the header's value for a job that a worker knew, and that comes back at `due_at`, epoch seconds."""
+        return f"{round(due_at * 1000)} {self.number}"
+
 
 def hop_of(parking_id: str) -> int:
     """Return which hop a parking id is of, from 1; 0 if the job was not parked aside."""

@@ -38,6 +38,11 @@ async def do_async(job: aiqueue.Job[Do]) -> dict[str, Any]:
         case "wait for what is left":
             await LEFT.pop()
             await asyncio.sleep(0)  # the place at which a cancellation would come
+        case "leave two chunks on their way":
+            LEFT.extend(asyncio.create_task(job.chunk({"of": job.id})) for _ in range(2))
+            await asyncio.sleep(0)  # the first is asked for, and the second waits behind it
+        case "chunk":
+            await job.chunk({"of": job.id})
         case "cancel itself and return":
             task.cancel()
         case "cancel itself and wait":

@@ -73,6 +73,19 @@ async def test_a_background_task_that_a_job_leaves_in_a_child_cannot_cancel_the_
     assert first["pid"] == second["pid"]
 
 
+async def test_a_chunk_that_a_job_leaves_waiting_in_a_child_does_not_reach_the_next_jobs_journal(
+    client: aiqueue.Client,
+) -> None:
+    async with one_child(isolated.do_async).running(client):
+        for _ in range(5):
+            first = await client.enqueue(Do(what="leave two chunks on their way"), tenant="acme")
+            second = await client.enqueue(Do(what="chunk"), tenant="globex")
+            await first.result(25)
+            await second.result(25)
+            chunks = [item.data async for item in second.stream() if item.event == "chunk"]
+            assert chunks == [{"of": second.id}]
+
+
 @pytest.mark.parametrize("handler", [isolated.do_async, isolated.do_sync])
 async def test_each_job_in_a_child_starts_with_the_context_of_the_lifespan(
     client: aiqueue.Client, handler: Callable[[Any], Any]

@@ -202,6 +202,35 @@ async def test_doctor_and_inspect_say_how_many_jobs_wait_for_a_worker_that_knows
     assert "kind-unknown" not in [each.code for each in found]
 
 
+async def test_a_worker_keeps_its_record_while_it_brings_many_jobs_forward(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "EVERY_S", 0.05)
+    started = asyncio.Event()
+
+    async def bring_forward(*_: Any) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    running = announcer.Announcer(
+        client.connection, client.topology, "slow", {}, lambda: {"worker": "slow"}, bring_forward
+    )
+    running.start()
+    try:
+        await started.wait()
+        request = {"subjects_filter": "$KV.AI_PRESENCE.worker.*"}
+        before = (await client.connection.api(f"STREAM.INFO.{STREAM}", request))["state"]["last_seq"]
+
+        async def was_renewed() -> bool:
+            state = (await client.connection.api(f"STREAM.INFO.{STREAM}", request))["state"]
+            return bool(state["last_seq"] >= before + 3)
+
+        await eventually(was_renewed)
+    finally:
+        await running.stop()
+    assert await records(client) == {}
+
+
 async def test_a_worker_runs_without_the_permission_to_announce_itself(own_server: Any) -> None:
     denied = json.dumps({"publish": {"deny": ["$KV.>"]}})
     server: NatsProcess = own_server(

@@ -154,6 +154,58 @@ async def test_failures_before_and_after_a_hop_count_together(client: aiqueue.Cl
     assert letter.attempt == 2
 
 
+async def test_a_job_whose_retries_were_parked_outlives_a_worker_that_does_not_know_its_kind(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.worker.settlement.PARK_AFTER_S", 0.1)
+    attempts: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Other, retry=aiqueue.Backoff(attempts=5, first=0.5, factor=2, jitter=0))
+    async def handler(job: aiqueue.Job[Other]) -> int:
+        attempts.append(job.attempt)
+        if job.attempt < 3:
+            raise ValueError("broken")
+        return job.attempt
+
+    handle = await client.enqueue(Other(), tenant="acme")
+    async with worker.running(client):
+        await eventually(lambda: attempts == [1, 2])
+    async with worker_of(Known, []).running(client):
+        await eventually(lambda: count(client, "AI_PARKED", "ai.parked.*.agent.tasks.acme.normal.*.aside"))
+    async with worker.running(client):
+        assert await handle.result(30) == 3
+    assert attempts == [1, 2, 3]
+
+
+async def test_the_patience_starts_anew_when_a_worker_that_knows_the_kind_has_run_the_job(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.worker.settlement.PARK_AFTER_S", 0.1)
+    monkeypatch.setattr(unknown_kinds, "PATIENCE_S", 2.0)
+    attempts: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Other)
+    async def handler(job: aiqueue.Job[Other]) -> int:
+        attempts.append(job.attempt)
+        if job.attempt == 1:
+            raise aiqueue.Retry(after=2.5)
+        return job.attempt
+
+    handle = await client.enqueue(Other(), tenant="acme")
+    aside = "ai.parked.*.agent.tasks.acme.normal.*.aside"
+    async with worker_of(Known, []).running(client):
+        await eventually(lambda: count(client, "AI_PARKED", aside))
+    async with worker.running(client):
+        await eventually(lambda: attempts == [1])
+    async with worker_of(Known, []).running(client):
+        await eventually(lambda: count(client, "AI_PARKED", aside))
+    async with worker.running(client):
+        assert await handle.result(30) == 2
+    assert await dead(client) == []
+
+
 async def test_where_the_lane_is_full_an_unknown_job_waits_in_its_lane(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,10 +269,13 @@ def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     with _handling(end, *_terminating_signals(signal.SIGINT)):
         try:
-            return asyncio.run(run())
+            result = asyncio.run(run())
         except asyncio.CancelledError:
             if not ended:
                 raise
+        else:
+            if not ended:  # the signal may have come when the task had ended
+                return result
     if ended[0] == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + ended[0])

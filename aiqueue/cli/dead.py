@@ -274,7 +274,7 @@ class _Selection:
     def __post_init__(self) -> None:
         filtered = any(value is not None for value in vars(self.wanted).values())
         if bool(self.seqs) + filtered + self.everything > 1:
-            raise BadInput("give numbers, filters or --all, but not several of them")
+            raise BadInput("numbers, filters and --all exclude each other: use only one of these")
         if not (self.seqs or filtered or self.everything):
             raise BadInput("select dead letters: numbers from `aiqueue dead ls`, filters such as --tenant, or --all")
 

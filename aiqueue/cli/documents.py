@@ -109,7 +109,7 @@ def get(
 ) -> None:
     """Download a document and verify its hash.
 
-    With --output, the file is only created once it is complete and verified.
+    With --output, the file appears when the whole document was downloaded and verified.
     """
 
     async def download(client: Client) -> None:

@@ -50,9 +50,7 @@ def inspect(
             metavar="ID", help="Show the job with this id. With the argument FAMILY, only that family is searched."
         ),
     ] = None,
-    tenant: Annotated[
-        str | None, typer.Option(metavar="TENANT", help="Show only the lanes of this tenant, or only its job.")
-    ] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Limit the output to this tenant.")] = None,
     json: Json = False,
 ) -> None:
     """Show all families, the lanes of a family, or one job with its timeline.

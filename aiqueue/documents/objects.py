@@ -184,7 +184,7 @@ class ObjectStore:
                 await asyncio.sleep(REREAD_S)  # a replica may lag behind
         if size != info.size or digest.hexdigest() != info.sha256:
             raise Corrupt(
-                f"{info.name}: {size:,} bytes were read, but {info.size:,} were stored, or their hash is another one"
+                f"{info.name} is damaged: it must have {info.size:,} bytes and the stored hash, {size:,} were read"
             )
         if held:
             yield held

@@ -46,7 +46,9 @@ def scheduled_message(
     try:
         at = datetime.fromtimestamp(due_at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError, OSError):
-        raise BadInput(f"a job cannot wait until {due_at!r} seconds since the epoch") from None
+        raise BadInput(
+            f"a job cannot wait until {due_at!r} seconds since the epoch: use a time before the year 10000"
+        ) from None
     kept = headers.carried(job_headers, ours=True)
     kept.pop(headers.WAITED, None)
     kept |= {

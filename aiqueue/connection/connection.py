@@ -17,7 +17,7 @@ from .clock import ServerClock
 from .dial import Revive, dial, reconnect_delay_s, restart_server
 from .faults import translate
 from .frames import Headers, PubAck, Received, Stored
-from .nats_client import NatsClient
+from .nats_client import NatsClient, to_its_end
 from .permissions import DeniedCallback, Permissions
 from .publish_types import AwaitedPublish, Publish
 from .publish_window import Window
@@ -109,18 +109,17 @@ class Connection:
                 task.cancel()
                 await asyncio.wait([task])
         client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(Exception):
-                if client.is_connected:
-                    await client.flush(timeout=2)
-            # gathered, because nats-py's close raises CancelledError if its reconnect task was cancelled
-            await asyncio.gather(client.close(), return_exceptions=True)
-        self._replies.fail_requests(Unavailable("the connection was closed", maybe_stored=True))
-        if tasks := self._replies.window.close():
+        try:
+            if client is not None:
+                await to_its_end(client.disconnect())
+        finally:
+            self._replies.fail_requests(Unavailable("the connection was closed", maybe_stored=True))
+            tasks = self._replies.window.close()
+            self._subscriptions.clear()
+            self._up.set()  # wake the callers of `wait_up`: they see that the connection is closed
+            self._up.clear()
+        if tasks:
             await asyncio.wait(tasks)
-        self._subscriptions.clear()
-        self._up.set()  # wake the callers of `wait_up`: they see that the connection is closed
-        self._up.clear()
 
     def abandon(self) -> NatsClient | None:
         """In a forked child process: be closed without touching the socket, and return the client that has it."""

@@ -19,7 +19,7 @@ from nats.aio.client import Server
 from ..config import Credentials, Settings
 from ..errors import AccessDenied, AIQueueError, SettingsError, Unavailable
 from .faults import error_text, translate
-from .nats_client import PENDING_BYTES, NatsClient, credential_options
+from .nats_client import PENDING_BYTES, NatsClient, credential_options, to_its_end
 
 log = logging.getLogger(__name__)
 
@@ -181,13 +181,20 @@ async def _dial_once(
     finally:
         refusal.cancel()
         if not connected:
-            while not connecting.done():  # again: Python 3.11's wait_for swallows a cancellation that meets its result
-                connecting.cancel()
-                await asyncio.wait({connecting}, timeout=CANCEL_AGAIN_S)
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                connecting.result()
-            await client.abort()
+            await to_its_end(_give_up(client, connecting))
     raise _explain_failure(error, settings)
+
+
+async def _give_up(client: NatsClient, connecting: asyncio.Task[None]) -> None:
+    """End an attempt to connect, and release what it has opened."""
+    try:
+        while not connecting.done():  # again: Python 3.11's wait_for swallows a cancellation that meets its result
+            connecting.cancel()
+            await asyncio.wait({connecting}, timeout=CANCEL_AGAIN_S)
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            connecting.result()
+    finally:
+        await client.abort()
 
 
 def _explain_failure(error: BaseException | None, settings: Settings) -> Exception:

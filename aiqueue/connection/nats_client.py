@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import nats.errors as ne
@@ -19,6 +19,7 @@ from .parsing import FastParser
 USER_TIMEOUT_MS = 5_000  # of unacknowledged writes: nats-py never notices a dead connection whose buffer is full
 WRITE_BUFFER_MAX = 256 * 1024  # bytes in the socket's write buffer, above which nats-py's flusher takes over
 PENDING_BYTES = 8 * 1024 * 1024
+FLUSH_S = 2
 T = TypeVar("T")
 
 
@@ -48,6 +49,22 @@ async def heed_cancel(work: Awaitable[T]) -> T:
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end, also if this is cancelled meanwhile. The cancellation is raised then."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # so that it counts as seen
+        raise cancelled
+    return task.result()
 
 
 MessageCallback = Callable[[WireMessage], None]
@@ -227,6 +244,17 @@ class NatsClient(Client):
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         return await heed_cancel(super()._flush_pending(force_flush))
 
+    async def disconnect(self) -> None:
+        """Flush what was published, and close. If this is cancelled, the socket is closed all the same."""
+        try:
+            with contextlib.suppress(Exception):
+                if self.is_connected:
+                    await self.flush(timeout=FLUSH_S)
+            # gathered, because nats-py's close raises CancelledError if its reconnect task was cancelled
+            await asyncio.gather(self.close(), return_exceptions=True)
+        finally:
+            self._release()
+
     async def abort(self) -> None:
         """Close from any state, without calling the connection callbacks."""
         self._disconnected_cb = self._closed_cb = self._reconnected_cb = None
@@ -234,9 +262,17 @@ class NatsClient(Client):
             with contextlib.suppress(Exception):
                 await heed_cancel(self.close())
         finally:
-            transport: Any = self._transport
-            if transport:  # a client that never connected does not close its transport
-                with contextlib.suppress(Exception):
-                    transport.close()
-        if transport:
+            self._release()
+        if self._transport:
             await asyncio.sleep(0)  # its wait_closed raises CancelledError if the connect was cancelled
+
+    def _release(self) -> None:
+        """Close the socket, end the tasks: nats-py keeps them if it never connected, or if its close was cancelled."""
+        transport: Any = self._transport
+        if transport:
+            with contextlib.suppress(Exception):
+                transport.close()
+        current = asyncio.current_task()
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None and task is not current:
+                task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import os
@@ -259,6 +260,32 @@ async def test_a_cancellation_during_a_flush_is_not_swallowed(conn: Connection) 
         with pytest.raises(asyncio.CancelledError):
             await task
     await conn.flush()
+
+
+async def test_a_connection_that_is_cancelled_at_any_step_of_its_opening_or_closing_leaves_nothing(
+    account: Account, eventually: Eventually
+) -> None:
+    """Twice, as the end of an event loop does it. A socket that is left open fails the test by its warning."""
+
+    async def run() -> None:
+        connection = Connection(settings(account))
+        try:
+            await connection.open()
+        finally:
+            await connection.close()
+
+    before = asyncio.all_tasks()
+    for step in range(80):
+        task = asyncio.create_task(run())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(step % 7):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    await eventually(lambda: not asyncio.all_tasks() - before)
+    gc.collect()
 
 
 @pytest.mark.parametrize("reply", FOREIGN_REPLIES)

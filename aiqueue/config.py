@@ -70,8 +70,8 @@ def _parse_urls(url: str) -> list[_ServerUrl]:
         found = _SERVER.fullmatch(part)
         if found is None or not 0 < int(found["port"] or 4222) < 65_536:
             raise ValueError(
-                f"{which}not a server's URL: write nats://user:password@host:port, with commas between several, and "
-                "in user and password %40 for @, %2C for a comma, %2F for / and so on"
+                f"{which}not a server's URL: write nats://user:password@host:port and separate several by commas; "
+                "encode special characters in user and password: %40 for @, %2C for a comma, %2F for /"
             )
         scheme = (found["scheme"] or "nats").lower()
         if scheme not in SCHEMES:

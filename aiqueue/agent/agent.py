@@ -94,7 +94,7 @@ class Agent:
         policies = check_policies({} if on is None else on)
         timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         if timeout_s == 0:
-            raise BadInput("timeout must be above 0; None is no timeout")
+            raise BadInput("timeout must be above 0: use None for no time limit")
 
         def add(function: Callable[[Mail[M]], Any]) -> None:
             if model.aiq_kind in self._handlers:

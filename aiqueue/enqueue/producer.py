@@ -393,7 +393,7 @@ def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: S
         due_at = now + parse_duration("delay", delay)
     elif isinstance(at, datetime):
         if at.utcoffset() is None:
-            raise BadInput(f"at: {at.isoformat()} has no time zone: give one, such as datetime.now(UTC), or seconds")
+            raise BadInput(f"at: {at.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch")
         due_at = at.timestamp()
     elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
         raise BadInput(f"at must be a datetime with a time zone, or seconds since the epoch, not {at!r}")

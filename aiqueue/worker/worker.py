@@ -123,7 +123,7 @@ class Worker:
         policies = check_policies({} if on is None else on)
         timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         if timeout_s == 0:
-            raise BadInput("timeout must be above 0; None is no timeout")
+            raise BadInput("timeout must be above 0: use None for no time limit")
         key = (model.aiq_family, model.aiq_kind)
 
         def add(function: Callable[[Job[M]], Any]) -> None:
@@ -188,7 +188,7 @@ class Worker:
                 raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
         shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
         if self.tenants is not None and shared:
-            raise BadInput(f"tenants cannot be chosen in {', '.join(shared)}: all tenants share its lanes")
+            raise BadInput(f"do not set tenants with {', '.join(shared)}: in such a family all tenants share the lanes")
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)

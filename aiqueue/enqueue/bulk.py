@@ -19,6 +19,7 @@ from .pending import BulkOptions, Item, PendingItem
 from .producer import (
     FULL_CAP_S,
     FULL_FIRST_S,
+    AttachedJob,
     Enqueued,
     JobTemplate,
     Producer,
@@ -306,21 +307,17 @@ class Bulk(Generic[T]):
         self._bytes -= len(pending.body)
         outcome, template = pending.outcome, pending.template
         if pending.attached is not None and outcome is not None:
-            _start_task(self._releasing, self._producer.release_unless_stored(pending.attached, outcome))
+            if type(outcome) is not PubAck or not pending.parking_id:
+                _start_task(self._releasing, self._producer.release_unless_stored(pending.attached, outcome))
+            elif pending.is_duplicate:
+                self._end_holds(pending.attached)
         if type(outcome) is PubAck and template is not None:
             self._stored += 1
             self._report_progress()
-            # a new parking id can be a duplicate only of an earlier try of this same item
-            duplicate = outcome.duplicate and pending.by_caller and (not pending.parking_id or pending.found_parked)
             enqueued = Enqueued(
-                pending.job_id,
-                template.lane,
-                outcome.stream,
-                outcome.seq,
-                duplicate,
-                pending.due_at,
+                pending.job_id, template.lane, outcome.stream, outcome.seq, pending.is_duplicate, pending.due_at,
                 pending.parking_id,
-            )
+            )  # fmt: skip
             return self._make_result(enqueued, template)
         assert isinstance(outcome, AIQueueError)
         error = outcome
@@ -330,6 +327,10 @@ class Bulk(Generic[T]):
         self._failed += 1
         self._report_progress()
         return error
+
+    def _end_holds(self, job: AttachedJob) -> None:
+        """Start to release the documents of an item whose job is not stored."""
+        _start_task(self._releasing, self._producer.documents.end_holds(job.lane.tenant, job.document_headers))
 
     def _report_progress(self) -> None:
         """Call the caller's progress callback, at most once in PROGRESS_EVERY_S."""
@@ -366,9 +367,7 @@ class Bulk(Generic[T]):
             self._connection.window.abandon(left)
             for pending in left:
                 if pending.attached is not None and not pending.token:  # never sent, because its lane is full
-                    attached = pending.attached
-                    release = self._producer.documents.end_holds(attached.lane.tenant, attached.document_headers)
-                    _start_task(self._releasing, release)
+                    self._end_holds(pending.attached)
         self._pending.clear()
 
     # -- full lanes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from ..connection import Publish
+from ..connection import PubAck, Publish
 from ..errors import BadInput
 from ..job import JobSpec, Message
 from ..units import Duration
@@ -71,6 +71,15 @@ class PendingItem(Publish):
         self.due_at: float | None = None
         self.parking_id = ""
         self.found_parked = False
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether an earlier call has stored the job. The server may also say so of an earlier try of this same item.
+
+        A parked item has a new parking id: it is a duplicate only if the job was found parked.
+        """
+        acked = isinstance(self.outcome, PubAck) and self.outcome.duplicate
+        return acked and self.by_caller and (not self.parking_id or self.found_parked)
 
     def settled(self) -> None:
         self.bulk.on_settled(self)

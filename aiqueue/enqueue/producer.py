@@ -188,6 +188,8 @@ class Producer:
         1. The job was stored, or may have been stored: keep the hold.
         2. It was refused: release.
         3. It is a duplicate: release, unless the stored job is an earlier try of this call, with the same hold.
+
+        Not for the PubAck of a parked job: `last_seq` is a sequence of the work stream.
         """
         if not attached.document_headers or (isinstance(outcome, Unavailable) and outcome.maybe_stored):
             return

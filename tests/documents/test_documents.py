@@ -614,6 +614,68 @@ async def test_a_duplicate_holds_nothing_and_takes_nothing_away(client: Client, 
     assert await stored(client) == [], "its job has ended: nobody will end this hold"
 
 
+@pytest.fixture
+def lose_acks(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[bytes]]:
+    """Drops the server's replies to what is stored in a stream, up to the first one that says "duplicate".
+
+    The message is sent again meanwhile. Returns the list of the dropped replies.
+    """
+
+    def lose(stream: str) -> list[bytes]:
+        window, dropped = client.connection.window, list[bytes]()
+        on_reply, of_stream = window.on_reply, b'"stream":"%s"' % stream.encode()
+
+        def losing(token: bytes, data: bytes, block: bytes | None) -> bool:
+            if of_stream in data and b'"duplicate"' not in data:
+                dropped.append(data)
+                return True
+            return on_reply(token, data, block)
+
+        monkeypatch.setattr(window, "on_reply", losing)
+        monkeypatch.setattr("aiqueue.connection.publish_window.ASK_S", 0.1)
+        monkeypatch.setattr("aiqueue.connection.publish_window.TRY_S", 0.2)
+        return dropped
+
+    return lose
+
+
+@pytest.mark.parametrize("unique", [None, "u"])
+@pytest.mark.parametrize("delay", [None, "1s"])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_job_whose_puback_was_lost_keeps_its_body(
+    client: Client, lose_acks: Callable[[str], list[bytes]], many: bool, delay: str | None, unique: str | None
+) -> None:
+    """A parked job of a caller's id is answered as a duplicate once it is due, and no job of its id is parked."""
+    for _ in range(5):  # so that the work stream's sequence is above that of the parked jobs
+        await client.enqueue(Text(text="small"), tenant="globex")
+    dropped = lose_acks("AI_AGENT_TASKS" if delay is None else "AI_PARKED")
+    if many:
+        items = [JobSpec(Text(text=LARGE), unique=unique, delay=delay)]
+        (handle,) = [each async for each in client.enqueue_many(items, tenant="acme")]
+    else:
+        handle = await client.enqueue(Text(text=LARGE), tenant="acme", unique=unique, delay=delay)
+    assert dropped
+    assert isinstance(handle, aiqueue.Handle)
+    assert [tenant for tenant, _ in await holds(client)] == ["acme"]
+    async with worker_of(length).running(client):
+        assert (await handle.result(30))[0] == len(LARGE)
+
+
+async def test_a_delayed_duplicate_holds_nothing_and_takes_nothing_away(client: Client) -> None:
+    for work in range(2):  # before and after the work stream's sequence is above that of the parked jobs
+        unique = f"u-{work}"
+        first = await client.enqueue(Text(text=LARGE), tenant="acme", unique=unique, delay="1h")
+        again = await client.enqueue(Text(text=LARGE), tenant="acme", unique=unique, delay="1h")
+        items = [JobSpec(Text(text=text), unique=unique, delay="1h") for text in (LARGE, LARGE + "!")]
+        many = [each async for each in client.enqueue_many(items, tenant="acme")]
+        duplicates = [each.duplicate for each in (first, again, *many) if isinstance(each, aiqueue.Handle)]
+        assert duplicates == [False, True, True, True]
+        assert len(await holds(client)) == work + 1
+        assert len(await documents(client)) == 1
+        for _ in range(20):
+            await client.enqueue(Text(text="small"), tenant="globex")
+
+
 async def test_what_a_job_holds_outlives_its_keep(client: Client, eventually: Eventually) -> None:
     document = await client.documents.put(noise(1_000), tenant="acme", keep="1s")
     handle = await client.enqueue(Scan(file=document), tenant="acme")

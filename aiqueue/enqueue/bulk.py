@@ -82,7 +82,7 @@ class Bulk(Generic[T]):
         self._stored = self._failed = 0
         self._report_at = 0.0
         self._source_ended = False
-        self._source_error: Exception | None = None  # raised by the caller's iterable
+        self._source_error: BaseException | None = None  # raised by the caller's iterable
         self._first_done: asyncio.Future[None] | None = None  # wakes `run`
         self._has_capacity: asyncio.Future[None] | None = None  # wakes `_take_async`
         self._full_lanes: dict[str, _FullLane] = {}
@@ -209,11 +209,14 @@ class Bulk(Generic[T]):
                         await self._has_capacity
                     finally:
                         self._has_capacity = None
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # also a CancelledError, as of a task that the source awaits
             self._source_error = error
-        self._source_ended = True
-        if self._first_done is not None:
-            _wake(self._first_done)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._source_ended = True
+            if self._first_done is not None:
+                _wake(self._first_done)
 
     def _start_item(self, item: Item) -> None:
         """Encode an item and send it, or first store its documents. An error becomes the item's outcome."""

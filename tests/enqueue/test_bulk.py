@@ -229,6 +229,30 @@ async def test_what_the_items_raise_comes_after_all_outcomes_before_it(client: C
     assert len(results) == len(await stored(client)) == 100
 
 
+async def test_a_cancellation_within_the_items_is_raised_after_all_outcomes_before_it(client: Client) -> None:
+    """As of a task that the items await, and that somebody else cancels. The caller itself is not cancelled."""
+    results, awaited = [], asyncio.get_running_loop().create_future()
+
+    async def items() -> AsyncIterator[Message]:
+        for n in range(100):
+            yield Task(text=str(n))
+        await awaited
+
+    async def run() -> None:
+        async for outcome in client.enqueue_many(items(), tenant="acme"):
+            results.append(outcome)
+            if len(results) == 100:
+                awaited.cancel()
+
+    running = asyncio.create_task(run())
+    done, _ = await asyncio.wait([running], timeout=20)
+    running.cancel()
+    assert done, "the caller waits for ever"
+    assert running.cancelled()
+    assert not running.cancelling()  # by anybody else
+    assert len(results) == len(await stored(client)) == 100
+
+
 @pytest.mark.parametrize(
     "options",
     [{"window": 0}, {"window": 1.5}, {"on_full": "drop"}, {"timeout": "soon"}, {"deadline": -1}],

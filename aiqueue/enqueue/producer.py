@@ -18,7 +18,7 @@ from ..backoff import DELAY_MAX_S
 from ..connection import Connection, PubAck, ServerClock, block
 from ..document_ref import find_documents
 from ..documents import Documents
-from ..errors import AIQueueError, BadInput, LaneFull, QueueFull, StreamFull, Unavailable
+from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, StreamFull, Unavailable
 from ..job import Message, secret_headers
 from ..payload import encode_message
 from ..topology import Family, Topology
@@ -156,7 +156,10 @@ class Producer:
         Call `release_unless_stored` once it is known whether the job was stored. While the server is unavailable, this
         is retried until `end` (monotonic seconds). Raises BadInput, NotFound, QueueFull, and at the end Unavailable.
         """
-        documents = tuple(find_documents(message)) if message.aiq_documents else ()
+        try:
+            documents = tuple(find_documents(message)) if message.aiq_documents else ()
+        except Exception as error:
+            raise EncodeError(f"its documents cannot be read: {type(error).__name__}: {error}") from error
         large = len(body) > self.body_max
         if not documents and not large:
             return AttachedJob(header_block, body, template.lane, {}, 0)

@@ -28,7 +28,7 @@ from aiqueue.documents.objects import CHUNK_BYTES, ObjectInfo, ObjectStore
 from aiqueue.documents.store import JOB, PUT
 from aiqueue.enqueue.bulk import TURN_ITEMS
 from aiqueue.enqueue.deadletter import Filter
-from aiqueue.errors import BadInput, Corrupt, JobFailed, NotFound, QueueFull, TooLarge, Unavailable
+from aiqueue.errors import BadInput, Corrupt, EncodeError, JobFailed, NotFound, QueueFull, TooLarge, Unavailable
 from aiqueue.job import JobSpec
 from aiqueue.topology import provision
 
@@ -348,6 +348,30 @@ async def test_enqueue_many_reports_each_item_that_cannot_be_attached(client: Cl
     outcomes = [outcome async for outcome in client.enqueue_many(items, tenant="acme")]
     assert [type(each) for each in outcomes] == [TooLarge, aiqueue.Handle, aiqueue.Handle]
     assert outcomes[0].item is items[0]  # type: ignore[union-attr]
+
+
+class Unreadable(dict[str, Any]):
+    def values(self) -> Any:
+        raise ZeroDivisionError
+
+
+class Extended(Scan, kind="extended"):
+    extra: Any = None
+
+
+@pytest.mark.parametrize("delay", [None, "1h"])
+async def test_a_message_whose_documents_cannot_be_read_is_refused(client: Client, delay: str | None) -> None:
+    document = await client.documents.put(b"bytes", tenant="acme")
+    unreadable = Extended(file=document, extra=Unreadable(a=1))
+    with pytest.raises(EncodeError, match="ZeroDivisionError"):
+        await client.enqueue(unreadable, tenant="acme", delay=delay)
+    items = [unreadable, Extended(file=document)]
+    async with asyncio.timeout(20):
+        bad, good = [each async for each in client.enqueue_many(items, tenant="acme", delay=delay)]
+    assert isinstance(bad, EncodeError)
+    assert "ZeroDivisionError" in str(bad)
+    assert isinstance(good, aiqueue.Handle)
+    assert len(await holds(client)) == 1
 
 
 async def test_retries_and_dead_letters_and_replays_keep_the_body(client: Client, eventually: Eventually) -> None:

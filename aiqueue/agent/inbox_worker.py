@@ -202,6 +202,8 @@ class InboxWorker:
     async def abandon(self) -> None:
         """Cancel the running handlers and drop all mail without an ack: the next process gets it redelivered."""
         self.drop_unstarted()
+        self._conversations.clear()
+        self._ready.clear()  # before the wait: a handler that ends would start the next one
         mails = list(self._mails.values())
         tasks = [held.task for held in mails if held.task is not None]
         for held in mails:
@@ -213,8 +215,6 @@ class InboxWorker:
             await asyncio.wait(tasks, timeout=2)
         for held in mails:
             self._drop(held)
-        self._conversations.clear()
-        self._ready.clear()
 
     async def drain(self) -> None:
         """Start no more handlers. Running ones may continue for the drain timeout, then they are cancelled."""

@@ -208,7 +208,7 @@ class AgentSession:
                 held = await (member.lock.renew() if member.lock.held else member.lock.acquire())
                 if held and not member.inbox_worker.active:
                     await self._serve(member)
-                elif not held and member.inbox_worker.active:
+                elif not held and (member.inbox_worker.active or member.inbox_worker.held):
                     log.warning("agent %s of %s: another process serves the inbox now", spec.name, spec.tenant)
                     await self._unserve(member)
                     await member.inbox_worker.abandon()

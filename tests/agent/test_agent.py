@@ -434,16 +434,70 @@ async def test_a_process_that_lost_the_inbox_cancels_its_handlers(client: aiqueu
     async with agent.running(client) as inbox_worker:
         await put(client, "bob", 1)
         await eventually(lambda: inbox_worker.running)
-        other = client.inboxes.presence.inbox_lock("acme", "bob", 30)
-
-        async def steal() -> bool:
-            """As if this process had been paused for longer than its key lives."""
-            await client.connection.api("STREAM.PURGE.KV_AI_PRESENCE", {"filter": "$KV.AI_PRESENCE.live.acme.bob"})
-            return await other.acquire()
-
-        await eventually(steal)
+        await steal_inbox(client, "bob")
         await eventually(lambda: cancelled and not inbox_worker.active)
         assert await stored_count(client) == 1
+
+
+async def steal_inbox(client: aiqueue.Client, name: str) -> None:
+    """Acquire an agent's lock, as if its process had been paused for longer than the lock lives."""
+    other = client.inboxes.presence.inbox_lock("acme", name, 30)
+
+    async def steal() -> bool:
+        await client.connection.api("STREAM.PURGE.KV_AI_PRESENCE", {"filter": f"$KV.AI_PRESENCE.live.acme.{name}"})
+        return await other.acquire()
+
+    await eventually(steal)
+
+
+async def test_a_process_whose_inbox_was_taken_over_stops_its_handlers_and_retries(client: aiqueue.Client) -> None:
+    """The new holder has deleted this process's consumer, so nothing is being pulled when the loss is noticed."""
+    cancelled: list[str] = []
+    failed: list[int] = []
+    agent = aiqueue.Agent("bob", tenant="acme", concurrency=2)
+
+    @agent.handle(Step, retry=aiqueue.Backoff(attempts=9, first=200, jitter=0))
+    async def step(mail: Mail[Step]) -> None:
+        if mail.message.n:
+            failed.append(mail.message.n)
+            raise RuntimeError("not yet")
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.append(mail.id)
+            raise
+
+    async with agent.running(client) as inbox_worker:
+        await put(client, "bob", 0)
+        await put(client, "bob", 1)
+        await eventually(lambda: failed and inbox_worker.running == 1)
+        assert inbox_worker.pull is not None
+        consumer = inbox_worker.pull.consumer
+        await steal_inbox(client, "bob")
+        await client.connection.api(f"CONSUMER.DELETE.{STREAM}.{consumer}")
+        await eventually(lambda: cancelled and not inbox_worker.held)
+        assert not inbox_worker.active
+        assert await stored_count(client) == 2
+
+
+async def test_a_process_that_lost_the_inbox_starts_no_mail_when_a_slot_becomes_free(client: aiqueue.Client) -> None:
+    attempts: list[tuple[int, int]] = []
+    agent = aiqueue.Agent("bob", tenant="acme", concurrency=1)
+
+    @agent.handle(Step, retry=SOON)
+    async def step(mail: Mail[Step]) -> None:
+        attempts.append((mail.message.n, mail.attempt))
+        if mail.message.n == 0 and mail.attempt == 1:
+            raise RuntimeError("not yet")
+        await asyncio.sleep(600)
+
+    async with agent.running(client) as inbox_worker:
+        await put(client, "bob", 0)
+        await put(client, "bob", 1)
+        await eventually(lambda: attempts == [(0, 1), (1, 1)] and len(inbox_worker._ready) == 1)  # the retry is due
+        await inbox_worker.abandon()
+        assert not inbox_worker.running
+    assert attempts == [(0, 1), (1, 1)]
 
 
 async def test_mail_that_is_held_survives_a_restart_of_the_server(own_server: Callable[..., NatsProcess]) -> None:

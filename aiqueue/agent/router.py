@@ -51,7 +51,7 @@ class MailRouter:
         self._queue: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._consumer_lost = asyncio.Event()
-        self._sweep_from = ("", "")  # the inbox at which the next sweep starts
+        self._sweep_from = ("", "", 0)  # the inbox at which the next sweep starts, and the last mail read there
         self._tasks: list[asyncio.Task[None]] = []
         self._duty_tasks: list[asyncio.Task[None]] = []
         self.pull: LanePull | None = None
@@ -235,20 +235,21 @@ class MailRouter:
         1. The agent is offline: its expired mail is removed. An online agent bounces its expired mail itself.
         2. The inbox has a tenant or agent that is not a valid token: all its mail is removed.
 
-        Reads at most SWEPT_MAILS_MAX mails and SWEPT_BYTES_MAX bytes. The next sweep continues from there.
+        Reads at most SWEPT_MAILS_MAX mails and SWEPT_BYTES_MAX bytes. The next sweep continues after the last one.
         """
         counts = await self._inboxes.counts()
         online = await self._inboxes.presence.online()
         offline = sorted(each for each in counts if each not in online)
-        offline = [each for each in offline if each >= self._sweep_from] + [
-            each for each in offline if each < self._sweep_from
-        ]
+        first, after = self._sweep_from[:2], self._sweep_from[2]
+        offline = [each for each in offline if each >= first] + [each for each in offline if each < first]
         mails_left, bytes_left, removed = SWEPT_MAILS_MAX, SWEPT_BYTES_MAX, 0
         max_age_s = self._inboxes.max_age_s
         for tenant, agent in offline:
-            self._sweep_from = tenant, agent
+            self._sweep_from = tenant, agent, after if (tenant, agent) == first else 0
             is_valid = subjects.TOKEN.fullmatch(tenant) and subjects.TOKEN.fullmatch(agent)
-            async for mail in self._inboxes.read_all(subjects.inbox_filter(self._family.name, tenant, agent)):
+            inbox = subjects.inbox_filter(self._family.name, tenant, agent)
+            async for mail in self._inboxes.read_all(inbox, after=self._sweep_from[2]):
+                self._sweep_from = tenant, agent, mail.seq
                 mails_left -= 1
                 bytes_left -= len(mail.body)
                 now = self._connection.clock.now()
@@ -261,7 +262,7 @@ class MailRouter:
                     removed += await self._remove_from_inbox(mail, agent, "expired", error)
                 if mails_left <= 0 or bytes_left <= 0:
                     return removed
-        self._sweep_from = ("", "")
+        self._sweep_from = ("", "", 0)
         return removed
 
     async def _remove_from_inbox(self, mail: Unread, agent: str, reason: str, error: str) -> bool:

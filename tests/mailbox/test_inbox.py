@@ -335,6 +335,23 @@ async def test_a_sweep_is_bounded_and_the_next_one_continues(client: aiqueue.Cli
     assert sum(counts) == 6
 
 
+async def test_sweeps_get_past_an_inbox_with_more_mail_than_one_sweep_reads(
+    client: aiqueue.Client, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("aiqueue.agent.router.SWEPT_MAILS_MAX", 3)
+    for n in range(7):
+        await client.inboxes.send(Note(text=str(n)), tenant="acme", to="a", sender="alice")
+    await client.inboxes.send(Note(text="late"), tenant="acme", to="a", sender="alice", expires=0.001)
+    await client.inboxes.send(Note(text="late"), tenant="acme", to="b", sender="alice", expires=0.001)
+    await asyncio.sleep(0.01)
+    mail_router = router(client)
+    assert [await mail_router.sweep() for _ in range(3)] == [0, 0, 2]
+    assert len(await unread(client, "a")) == 7
+    await client.inboxes.send(Note(text="late"), tenant="acme", to="a", sender="alice", expires=0.001)
+    await asyncio.sleep(0.01)
+    assert sum([await mail_router.sweep() for _ in range(4)]) == 1  # the sweeps have begun anew
+
+
 async def test_mail_in_an_inbox_with_an_invalid_token_is_bounced_or_dead_lettered(
     client: aiqueue.Client, plain: Raw
 ) -> None:

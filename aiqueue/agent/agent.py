@@ -202,9 +202,11 @@ class Agent:
             await session.join(inbox_worker)
             yield inbox_worker
         finally:
-            if session is not None:
-                await session.leave(inbox_worker)
-            self._inbox_worker = None
+            try:
+                if session is not None:
+                    await session.leave(inbox_worker)
+            finally:
+                self._inbox_worker = None
 
     def _running_worker(self) -> InboxWorker:
         if self._inbox_worker is None:

@@ -15,7 +15,7 @@ from typing import Any
 from .. import attempt, headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
-from ..connection import Connection
+from ..connection import Connection, to_its_end
 from ..enqueue import DeadLetters, FailedJob, last_trace
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
@@ -217,13 +217,21 @@ class InboxWorker:
             self._drop(held)
 
     async def drain(self) -> None:
-        """Start no more handlers. Running ones may continue for the drain timeout, then they are cancelled."""
+        """Start no more handlers. Running ones may continue for the drain timeout, then they are cancelled.
+
+        If this is cancelled, they are cancelled at once.
+        """
         self._draining = True
         self._ready.clear()
         tasks = [held.task for held in self._mails.values() if held.task is not None]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self.spec.drain_timeout_s)
-            self.clean = not late
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=self.spec.drain_timeout_s)
+        finally:
+            self.clean = all(task.done() for task in tasks)
+            await to_its_end(self._stop())
+
+    async def _stop(self) -> None:
         await self.abandon()
         self._reply_waiter.fail_all(Unavailable(f"agent {self.spec.name} was stopped while a request waited"))
         self._mail_handlers.close()

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from .. import subjects
 from ..client import Client
-from ..connection import delivery_number, timestamp
+from ..connection import delivery_number, timestamp, to_its_end
 from ..errors import AIQueueError, BadInput, ConfigMismatch, NotFound, ServerError
 from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Leases, Puller
 from ..mailbox import PresenceLock
@@ -104,12 +104,21 @@ class AgentSession:
         member.lock_task = asyncio.create_task(self._hold_inbox(member))
 
     async def leave(self, inbox_worker: InboxWorker) -> None:
-        """Stop serving an agent's inbox, and let its running handlers finish. Safe twice."""
+        """Stop serving an agent's inbox, and let its running handlers finish. Safe twice.
+
+        If this is cancelled, the handlers are cancelled at once. The inbox is released all the same.
+        """
         for member in [each for each in self._members if each.inbox_worker is inbox_worker]:
             await self._remove(member)
 
     async def _remove(self, member: _Member) -> None:
-        await member.inbox_worker.drain()  # while replies still arrive and the inbox is still locked
+        try:
+            await member.inbox_worker.drain()  # while replies still arrive and the inbox is still locked
+        finally:
+            await to_its_end(self._release(member))
+
+    async def _release(self, member: _Member) -> None:
+        """Stop serving and holding an inbox. The last agent of the session closes it."""
         if member.lock_task is not None:
             member.lock_task.cancel()
             await asyncio.wait([member.lock_task])

@@ -23,6 +23,7 @@ from .frames import (
     read_headers,
     timestamp,
 )
+from .nats_client import to_its_end
 from .publish_types import Publish
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
@@ -30,4 +31,5 @@ from .subscription import Subscription
 __all__ = [
     "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
     "Service", "Status", "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
+    "to_its_end",
 ]  # fmt: skip

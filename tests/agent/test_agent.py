@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import signal
@@ -498,6 +499,46 @@ async def test_a_process_that_lost_the_inbox_starts_no_mail_when_a_slot_becomes_
         await inbox_worker.abandon()
         assert not inbox_worker.running
     assert attempts == [(0, 1), (1, 1)]
+
+
+async def test_an_agent_whose_drain_is_cancelled_cancels_its_handlers_and_releases_its_inbox(
+    client: aiqueue.Client,
+) -> None:
+    cancelled: list[str] = []
+    inbox_workers: list[Any] = []
+    agent = aiqueue.Agent("bob", tenant="acme", drain_timeout=600)
+
+    @agent.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.append(mail.id)
+            raise
+
+    async def run() -> None:
+        async with agent.running(client) as inbox_worker:
+            inbox_workers.append(inbox_worker)
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    await put(client, "bob", 1)
+    await eventually(lambda: inbox_workers and inbox_workers[0].running)
+    running.cancel()
+    await eventually(lambda: inbox_workers[0].vitals()["state"] == "draining")
+    while not running.done():  # at every step from here on
+        running.cancel()
+        await asyncio.sleep(0)
+    assert running.cancelled()
+    assert len(cancelled) == 1
+    assert not inbox_workers[0].clean
+    assert await client.inboxes.presence.online() == {}
+    assert client not in session._sessions
+    info = await client.connection.api(f"STREAM.INFO.{STREAM}", {})
+    assert (info["state"]["messages"], info["state"]["consumer_count"]) == (1, 1)  # the router's
+    async with agent.running(client) as inbox_worker:
+        await eventually(lambda: inbox_worker.running)
+        inbox_worker.spec = dataclasses.replace(inbox_worker.spec, drain_timeout_s=0)
 
 
 async def test_mail_that_is_held_survives_a_restart_of_the_server(own_server: Callable[..., NatsProcess]) -> None:

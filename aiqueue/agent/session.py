@@ -173,7 +173,8 @@ class AgentSession:
         if member is not None:
             number = delivery_number(delivery.reply)
             if number > member.last_number + 1:
-                self._on_gap(member, delivery.lane)
+                # A server died with deliveries. They would be redelivered when their leases expire, after newer mail.
+                self._on_gone(delivery.lane)
             else:
                 member.last_number = number
                 member.inbox_worker.on_delivery(delivery)
@@ -181,20 +182,14 @@ class AgentSession:
             self._router.on_delivery(delivery)
         self._wake.set()
 
-    def _on_gap(self, member: _Member, pull: LanePull) -> None:
-        """Recreate the consumer, because deliveries were lost: a server died with them.
-
-        Otherwise they would be redelivered when their leases expire, after newer mail.
-        """
-        member.replaced_consumer = pull.consumer
-        self._on_gone(pull)
-
     def _on_gone(self, pull: LanePull) -> None:
+        """Stop pulling from a consumer that is lost, or seems to be: the server may still have it after an election."""
         member = self._by_pull.pop(pull, None)
         if member is None:
             self._router.on_consumer_gone(pull)
             return
         self._puller.remove(pull)
+        member.replaced_consumer = pull.consumer
         if member.inbox_worker.pull is pull:
             member.inbox_worker.pull = None
             member.inbox_worker.drop_unstarted()

@@ -708,6 +708,32 @@ async def test_a_mail_whose_delivery_was_lost_is_still_handled_before_newer_mail
     assert not await dead_letter_reasons(client)
 
 
+async def test_an_agents_own_consumer_that_seemed_lost_is_no_death(client: aiqueue.Client) -> None:
+    """As in an election of the consumer's group: a pull is refused, and the consumer is there all the same."""
+    free = asyncio.Event()
+    handled: list[int] = []
+    agent = aiqueue.Agent("bob", tenant="acme")
+
+    @agent.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        handled.append(mail.message.n)
+        await free.wait()
+
+    async with agent.running(client) as inbox_worker:
+        sent = await client.inboxes.send(Step(n=1), tenant="acme", to="bob")
+        for _ in range(session.DEATHS_MAX):
+            await eventually(lambda: inbox_worker.active and inbox_worker.running)
+            pull = inbox_worker.pull
+            assert pull is not None
+            session.AgentSession.of(client)._on_gone(pull)
+            await eventually(lambda pull=pull: inbox_worker.active and inbox_worker.pull is not pull)
+        assert await client.inboxes.presence.record_death("acme", "bob", sent.seq) == 1
+        free.set()
+        await until_empty(client)
+    assert handled == [1]
+    assert await dead_letter_reasons(client) == []
+
+
 async def test_deaths_over_one_mail_are_counted_and_another_mail_restarts_the_count(client: aiqueue.Client) -> None:
     presence = client.inboxes.presence
     assert [await presence.record_death("acme", "bob", seq) for seq in (5, 5, 6, 6, 6)] == [1, 2, 1, 2, 3]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import attempt, headers
+from .. import headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
 from ..connection import Connection, to_its_end
@@ -49,7 +49,11 @@ class AgentSpec:
 
 @dataclass(slots=True, eq=False)
 class _HeldMail:
-    """A mail that this process holds. `refusal`: why it is not handled; set until this is stored."""
+    """A mail that this process holds.
+
+    - `refusal`: why it is not handled; set until this is stored.
+    - `secrets`: which of its fields are secret; None until it is decoded.
+    """
 
     delivery: Delivery
     envelope: Envelope
@@ -57,6 +61,7 @@ class _HeldMail:
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     refusal: Refused | None = None
+    secrets: str | None = None
     failures: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -336,7 +341,7 @@ class InboxWorker:
             return Refused("invalid", malformed)
         if held.envelope.expired(self._connection.clock.now()):
             return Refused("expired", "the mail expired before it was handled")
-        outcome, handler = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)
+        outcome, handler, held.secrets = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)
         return self._judge_outcome(held, outcome, handler)
 
     def _judge_outcome(self, held: _HeldMail, outcome: Outcome, handler: Handler | None) -> Refused | float | None:
@@ -380,12 +385,13 @@ class InboxWorker:
         )  # fmt: skip
 
     async def _dead_letter(self, held: _HeldMail, refusal: Refused) -> None:
-        delivery, envelope = held.delivery, held.envelope
+        delivery, envelope, secrets = held.delivery, held.envelope, held.secrets
+        if secrets is None:
+            secrets = self._mail_handlers.secrets_of_undecoded(delivery.message.headers)
         failed = FailedJob(
             job_id=envelope.mail_id, kind=envelope.kind, lane=delivery.lane.key, seq=delivery.seq,
             reason=refusal.reason, error=refusal.error, attempt=held.attempt, worker=self.spec.name,
-            enqueued_at=delivery.stored_at, history=held.history,
-            secrets=attempt.secrets_of({}, self.spec.handlers.get(envelope.kind)),
+            enqueued_at=delivery.stored_at, history=held.history, secrets=secrets,
         )  # fmt: skip
         await self._dead.add(failed, delivery.message.headers, delivery.message.data)
 

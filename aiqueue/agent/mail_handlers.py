@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from .. import attempt, codec, headers
-from ..attempt import PLAIN_TYPES, Handler, Limits, Outcome, Refused, Returned, Threads
+from .. import attempt, codec, headers, secret_paths
+from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limits, Outcome, RawJob, Refused, Returned, Threads
 from ..errors import DecodeError
 from ..job import Message
 from ..lanes import Delivery
@@ -19,6 +19,14 @@ from ..topology import Family
 from .reply_waiter import raw_job_of
 
 log = logging.getLogger(__name__)
+
+
+class Handled(NamedTuple):
+    """What became of one call. `handler`: that of the mail's kind, or None. `secrets`: the mail's secret fields."""
+
+    outcome: Outcome
+    handler: Handler | None
+    secrets: str
 
 
 class MailHandlers:
@@ -37,34 +45,49 @@ class MailHandlers:
         """Let idle threads end."""
         self._threads.close()
 
-    async def call(self, delivery: Delivery, envelope: Envelope, number: int) -> tuple[Outcome, Handler | None]:
-        """Call the handler for attempt `number` at a mail. Return the outcome, and the handler if it was called.
+    async def call(self, delivery: Delivery, envelope: Envelope, number: int) -> Handled:
+        """Call the handler for attempt `number` at a mail. What it returns repeats no secret of the mail.
 
         Refused without a call: the mail cannot be decoded, or has no handler here. Returned without a call: nobody has
         to handle the mail. Raises CancelledError if this task is cancelled.
         """
         raw = raw_job_of(delivery, self._family, envelope, self._agent)
         decoded = attempt.decode_body(raw)
-        if decoded.data is None:
-            return Refused("undecodable", decoded.problem), None
         handler = self._handlers.get(decoded.kind)
+        outcome = await self._call_decoded(raw, decoded, handler, envelope, number)
+        if decoded.data is None:
+            return Handled(outcome, handler, self.secrets_of_undecoded(raw.headers))
+        secrets = attempt.secrets_of_body(decoded, raw.headers, handler)
+        return Handled(attempt.without_secrets(outcome, secrets, decoded.data), handler, secrets)
+
+    def secrets_of_undecoded(self, mail_headers: Mapping[str, str]) -> str:
+        """Return which fields of a mail may be secret, without decoding it. Without a kind it may be of any kind."""
+        kind = mail_headers.get(headers.KIND)
+        handlers = [self._handlers.get(kind)] if kind else [None, *self._handlers.values()]
+        found = secret_paths.merge(*(attempt.secrets_of(mail_headers, each) for each in handlers))
+        return secret_paths.within_data(found) if found and not kind else found
+
+    async def _call_decoded(
+        self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, envelope: Envelope, number: int
+    ) -> Outcome:
+        if decoded.data is None:
+            return Refused("undecodable", decoded.problem)
         if handler is None:
-            return self._refuse_kind(decoded, envelope, broadcast=headers.BROADCAST in raw.headers), None
+            return self._refuse_kind(decoded, envelope, broadcast=headers.BROADCAST in raw.headers)
         if not codec.is_accepted_version(decoded.version, raw.family.schema_versions):
             accepted = ", ".join(raw.family.schema_versions)
-            return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}"), None
+            return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}")
         try:
             message = parse_message(handler.model, decoded.data)
         except DecodeError as error:
-            return Refused("invalid", error.reason), None
+            return Refused("invalid", error.reason)
         mail: Mail[Message] = Mail(
-            message, envelope, to=self._agent, attempt=number, mail_headers=delivery.message.headers,
+            message, envelope, to=self._agent, attempt=number, mail_headers=raw.headers,
             reply_sender=self._reply_sender,
         )  # fmt: skip
-        secrets = attempt.secrets_of(raw.headers, handler)
-        return attempt.without_secrets(await self._run(handler, mail), secrets, decoded.data), handler
+        return await self._run(handler, mail)
 
-    def _refuse_kind(self, decoded: attempt.DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
+    def _refuse_kind(self, decoded: DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
         """Return why a mail whose kind has no handler is refused; Returned if it is logged or ignored instead."""
         if decoded.kind == BOUNCE:
             log.warning("agent %s got a bounce and has no handler for it: %s", self._agent, decoded.data)

@@ -331,6 +331,72 @@ async def test_a_request_carries_its_secrets_and_its_answer_names_those_of_the_r
     assert job.headers[headers.SECRET] == "/key"
 
 
+class Knock(aiqueue.Message, kind="knock", family="agent.message"):
+    door: int = 0
+    key: SecretStr
+
+    @pydantic.model_validator(mode="after")
+    def fits(self) -> Knock:
+        if self.door == 1:
+            raise RuntimeError(f"door 1 does not open with {self.key.get_secret_value()}")
+        return self
+
+
+@pytest.mark.parametrize("envelope", [False, True])
+@pytest.mark.parametrize(("door", "reason"), [("north", "invalid"), (1, "invalid"), (2, "attempts"), (3, "expired")])
+async def test_secrets_of_plain_mail_are_masked_by_the_handlers_model(
+    client: aiqueue.Client, cli: Cli, account: Account, eventually: Eventually, caplog: pytest.LogCaptureFixture,
+    envelope: bool, door: Any, reason: str,
+) -> None:  # fmt: skip
+    agent = aiqueue.Agent("ada", tenant="acme")
+
+    @agent.handle(Knock, retry=ONCE)
+    async def knock(mail: Mail[Knock]) -> None:
+        raise RuntimeError(f"no door opens with {mail.message.key.get_secret_value()}")
+
+    data: dict[str, Any] = {"door": door, "key": WORD}
+    plain_headers = {} if envelope else {"Aiq-Kind": "knock"}
+    if envelope:
+        data = {"schema_version": "1", "message_type": "knock", "data": data}
+    if reason == "expired":
+        plain_headers["Aiq-Deadline"] = "1"
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    await plain.jetstream().publish("ai.agent.message.acme.ada", json.dumps(data).encode(), headers=plain_headers)
+    await plain.close()
+    async with agent.running(client):
+        await eventually(lambda: find_all(client))
+    letter = await only_letter(client)
+    assert letter.reason == reason
+    shown = (await cli("dead", "show", str(letter.seq))).output
+    assert MASK in shown
+    for text in (shown, letter.error, caplog.text):
+        assert WORD not in text
+
+
+async def test_a_bounce_repeats_no_secret_of_its_mail(
+    client: aiqueue.Client, account: Account, eventually: Eventually
+) -> None:
+    agent = aiqueue.Agent("ada", tenant="acme")
+
+    @agent.handle(Knock, retry=ONCE)
+    async def knock(_: Mail[Knock]) -> None: ...
+
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    plain_headers = {"Aiq-Kind": "knock", "source_agent_id": "bob"}
+    body = json.dumps({"door": 1, "key": WORD}).encode()
+    await plain.jetstream().publish("ai.agent.message.acme.ada", body, headers=plain_headers)
+    await plain.close()
+
+    async def bodies() -> list[bytes]:
+        return [each.body async for each in client.inboxes.read("bob", tenant="acme")]
+
+    async with agent.running(client):
+        await eventually(bodies)
+    (bounce,) = await bodies()
+    assert b"door 1 does not open with" in bounce
+    assert WORD.encode() not in bounce
+
+
 async def test_mail_carries_its_secrets_and_the_inbox_is_shown_without_them(client: aiqueue.Client, cli: Cli) -> None:
     await client.inboxes.create("ada", tenant="acme")
     await client.inboxes.send(Note(key=SecretStr(WORD)), tenant="acme", to="ada")

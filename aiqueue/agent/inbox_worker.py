@@ -82,6 +82,7 @@ class InboxWorker:
         self.spec = spec
         self.inboxes = inboxes
         self.pull: LanePull | None = None
+        self.window = 0  # how many mails the server delivers before the first of them is acknowledged
         self.leases: Leases | None = None
         self._connection = connection
         self._dead = dead
@@ -90,7 +91,7 @@ class InboxWorker:
         self._ready: deque[str] = deque()  # conversations whose first mail waits for a slot
         self._running = 0
         self._settled: dict[_Key, None] = {}
-        self._reply_waiter = ReplyWaiter(spec.name, spec.tenant, inboxes, self)
+        self._reply_waiter = ReplyWaiter(spec.name, spec.tenant, inboxes, self, self._is_window_full)
         self._mail_handlers = MailHandlers(spec.name, spec.handlers, inboxes.family, self)
         self._singly_until = self._suspect_seq = 0
         self._draining = False
@@ -147,6 +148,10 @@ class InboxWorker:
         if not self.active:
             raise Unavailable(f"agent {self.spec.name} stands by: another process serves its inbox and gets replies")
         return await self._reply_waiter.request(message, to, model, conversation, timeout)
+
+    def _is_window_full(self) -> bool:
+        """Whether the server may deliver no more mail. An agent that drains does not hold what is delivered to it."""
+        return self.active and (self._draining or self.held >= self.window)
 
     # -- deliveries
 
@@ -238,7 +243,7 @@ class InboxWorker:
 
     async def _stop(self) -> None:
         await self.abandon()
-        self._reply_waiter.fail_all(Unavailable(f"agent {self.spec.name} was stopped while a request waited"))
+        self._reply_waiter.close(Unavailable(f"agent {self.spec.name} was stopped while a request waited"))
         self._mail_handlers.close()
 
     def _start_ready(self) -> None:

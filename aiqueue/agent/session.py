@@ -242,7 +242,7 @@ class AgentSession:
                 member.inbox_worker.handle_singly_until(replaced["delivered"]["stream_seq"], suspect_seq)
         pull = LanePull(lane, family.stream, name, family.ack_wait_s, pending=1, created=created)
         member.last_number, member.replaced_consumer = 0, ""
-        member.inbox_worker.pull = pull
+        member.inbox_worker.pull, member.inbox_worker.window = pull, window
         self._by_pull[pull] = member
         self._puller.add(pull)
         self._wake.set()

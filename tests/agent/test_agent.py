@@ -211,6 +211,56 @@ async def test_a_handler_may_send_a_request_while_its_conversation_waits(client:
     assert reply_mail.message.n == 42
 
 
+@pytest.mark.parametrize("drains", [False, True])
+async def test_a_handler_gets_its_reply_behind_more_mail_than_its_agent_holds(
+    client: aiqueue.Client, drains: bool
+) -> None:
+    alice, bob = aiqueue.Agent("alice", tenant="acme", concurrency=1), aiqueue.Agent("bob", tenant="acme")
+    replies: list[int] = []
+    handled: list[int] = []
+    late: list[int] = []
+    asked, may_reply = asyncio.Event(), asyncio.Event()
+
+    @alice.handle(Step)
+    async def forward(mail: Mail[Step]) -> None:
+        if mail.message.n == 0:
+            replies.append((await alice.request(Step(n=5), to="bob", reply=Answer, timeout=25)).message.n)
+        handled.append(mail.message.n)
+
+    @alice.handle(Answer)
+    async def answer(mail: Mail[Answer]) -> None:
+        late.append(mail.message.n)
+
+    @bob.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        asked.set()
+        await may_reply.wait()
+        await mail.reply(Answer(n=mail.message.n))
+
+    count = 3 * session.WINDOW_MIN
+    async with bob.running(client), AsyncExitStack() as stack:
+        inbox_worker = await stack.enter_async_context(alice.running(client))
+        await put(client, "alice", 0)
+        await asked.wait()
+        leaving = asyncio.create_task(stack.aclose()) if drains else None
+        if drains:
+            await eventually(lambda: inbox_worker.vitals()["state"] == "draining")
+        for n in range(1, count):
+            await put(client, "alice", n)
+        may_reply.set()
+        await eventually(lambda: replies == [5])
+        if leaving is not None:
+            await leaving
+            assert inbox_worker.clean
+            assert handled == [0]
+            assert await stored_count(client) == count - 1
+        else:
+            await until_empty(client)
+            assert handled == list(range(count))
+    assert late == []
+    assert await dead_letter_reasons(client) == []
+
+
 async def test_a_request_without_a_reply_ends_by_its_timeout(client: aiqueue.Client) -> None:
     alice = aiqueue.Agent("alice", tenant="acme")
     async with alice.running(client):

@@ -231,10 +231,12 @@ class Inboxes:
             yield self._parse_unread(stored)
 
     def _parse_unread(self, stored: Stored) -> Unread:
+        mail_headers = dict(stored.headers)
+        headers.restore_case(mail_headers)
         envelope = parse_envelope(
-            stored.subject, stored.seq, stored.time, stored.headers, default_kind=self.family.default_kind
+            stored.subject, stored.seq, stored.time, mail_headers, default_kind=self.family.default_kind
         )
-        return Unread(stored.seq, stored.time, envelope, stored.headers, stored.data)
+        return Unread(stored.seq, stored.time, envelope, mail_headers, stored.data)
 
     async def counts(self, tenant: str = "*") -> dict[tuple[str, str], int]:
         """Return (tenant, agent) of each inbox that holds mail, with the number of mails."""

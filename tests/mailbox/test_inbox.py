@@ -365,6 +365,14 @@ async def test_mail_in_an_inbox_with_an_invalid_token_is_bounced_or_dead_lettere
     await _dead(client, 1)
 
 
+async def test_a_sweep_reads_headers_in_another_case(client: aiqueue.Client, plain: Raw) -> None:
+    plain_headers = {"aiq-deadline": "1", "Source_Agent_Id": "p", "AIQ-KIND": "note"}
+    await plain.jetstream().publish("ai.agent.message.acme.away", b"{}", headers=plain_headers)
+    assert [each.envelope.kind for each in await unread(client, "away")] == ["note"]
+    assert await router(client).sweep() == 1
+    assert [(each["reason"], each["mail_kind"]) for each in await bounces(client, "p")] == [("expired", "note")]
+
+
 NASTY: list[dict[str, str]] = [
     {},
     {"Aiq-Deadline": "soon", "Aiq-Job-Id": "a.b.*.>" * 30, "Aiq-Kind": "k" * 5_000},

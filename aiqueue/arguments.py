@@ -15,7 +15,7 @@ def check_message(message: Any) -> None:
     if isinstance(message, Message) and type(message) is not Message:
         return
     if isinstance(message, JobSpec):
-        raise BadInput("a JobSpec is an item of enqueue_many: pass its message, and its options as arguments")
+        raise BadInput("a JobSpec is only for enqueue_many: pass the message itself, and the options as arguments")
     if isinstance(message, type) and issubclass(message, Message) and message is not Message:
         raise BadInput(f"pass an instance, such as {message.__name__}(...), not the class {message.__name__}")
     what = "Message itself" if message is Message or type(message) is Message else type(message).__name__

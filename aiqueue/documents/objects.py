@@ -184,7 +184,7 @@ class ObjectStore:
                 await asyncio.sleep(REREAD_S)  # a replica may lag behind
         if size != info.size or digest.hexdigest() != info.sha256:
             raise Corrupt(
-                f"{info.name} is damaged: it must have {info.size:,} bytes and the stored hash, {size:,} were read"
+                f"{info.name} is damaged: read {size:,} bytes, stored {info.size:,} bytes; the hashes must be equal"
             )
         if held:
             yield held

@@ -159,7 +159,9 @@ class Producer:
         try:
             documents = tuple(find_documents(message)) if message.aiq_documents else ()
         except Exception as error:
-            raise EncodeError(f"its documents cannot be read: {type(error).__name__}: {error}") from error
+            raise EncodeError(
+                f"the documents of the message cannot be read: {type(error).__name__}: {error}"
+            ) from error
         large = len(body) > self.body_max
         if not documents and not large:
             return AttachedJob(header_block, body, template.lane, {}, 0)

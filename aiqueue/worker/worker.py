@@ -188,7 +188,7 @@ class Worker:
                 raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
         shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
         if self.tenants is not None and shared:
-            raise BadInput(f"do not set tenants with {', '.join(shared)}: in such a family all tenants share the lanes")
+            raise BadInput(f"leave out tenants: all tenants share the lanes of {', '.join(shared)}")
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)

@@ -33,7 +33,7 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     (Task, r"pass an instance, such as Task\(...\), not the class Task"),
     (aiqueue.Message, "not Message itself"),
     (aiqueue.Message(), "not Message itself"),
-    (aiqueue.JobSpec(Task()), "a JobSpec is an item of enqueue_many"),
+    (aiqueue.JobSpec(Task()), "a JobSpec is only for enqueue_many"),
     (None, "not NoneType"),
     ("task", "not str"),
     (Plain(), "not Plain"),

@@ -206,34 +206,47 @@ class Session:
             self._sweeper.start()
             self._announcer.start()
         except BaseException:
-            await self._stop()
+            await self._end_jobs_and_stop()  # jobs of the first families may run by now
             raise
         log.info("worker %s: %d slots, families %s", options.name, self._slots, ", ".join(self._families))
 
     async def drain(self) -> None:
-        """Stop pulling, let running jobs end within the drain timeout, return the rest to the queue. Safe twice."""
+        """Stop pulling, let running jobs end within the drain timeout, return the rest to the queue. Safe twice.
+
+        A drain that is cancelled waits no longer, and stops everything all the same.
+        """
         if self._draining:
             return
         self._draining = True
         self.puller.stop()
-        await self._announcer.stop()
-        await self.stalled_watch.stop()
-        await self.discovery.stop()
-        while self._waiting:
-            await self._return_delivery(self._take_waiting())
-        end = time.monotonic() + self._options.drain_timeout_s
-        if self.running:
-            log.info("draining: %d running jobs, up to %g s", self.running, self._options.drain_timeout_s)
-            await self._wait_for_runs(self._options.drain_timeout_s)
-        if self.running and self.runner is not None:
-            self.clean = False
-            log.warning("%d jobs did not end in time and return to the queue", self.running)
-            for delivery in (*self._running.values(), *self._obsolete):
-                self.runner.interrupt(delivery)
-            await self._wait_for_runs(LATE_END_S)
-        if self.runner is not None:
-            await self.runner.drain(max(0.0, end - time.monotonic()))
-        await self._stop()
+        try:
+            await self._announcer.stop()
+            await self.stalled_watch.stop()
+            await self.discovery.stop()
+            self._return_waiting()
+            end = time.monotonic() + self._options.drain_timeout_s
+            if self.running:
+                log.info("draining: %d running jobs, up to %g s", self.running, self._options.drain_timeout_s)
+                await self._wait_for_runs(self._options.drain_timeout_s)
+            if self.runner is not None:
+                await self.runner.drain(max(0.0, end - time.monotonic()))
+        finally:
+            await self._end_jobs_and_stop()
+
+    async def _end_jobs_and_stop(self) -> None:
+        """Return waiting jobs to the queue, interrupt running ones, then stop what `start` has started."""
+        self._draining = True
+        self.rights.stop()
+        try:
+            self._return_waiting()
+            if self.running and self.runner is not None:
+                self.clean = False
+                log.warning("%d jobs did not end in time and return to the queue", self.running)
+                for delivery in (*self._running.values(), *self._obsolete):
+                    self.runner.interrupt(delivery)
+                await self._wait_for_runs(LATE_END_S)
+        finally:
+            await self._stop()
 
     async def _wait_for_runs(self, timeout_s: float) -> None:
         """Wait until no job runs, at most `timeout_s` seconds. A run has two tasks, one after the other."""
@@ -246,8 +259,6 @@ class Session:
 
     async def _stop(self) -> None:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
-        self._draining = True
-        self.rights.stop()
         await self._announcer.stop()
         await self.stalled_watch.stop()
         if self._sweeper is not None:
@@ -255,7 +266,8 @@ class Session:
         await self.discovery.stop()
         await self._forwarder.stop()
         await self.puller.close()
-        await asyncio.gather(*self._returning, return_exceptions=True)
+        if self._returning:
+            await asyncio.wait(self._returning)
         await self.leases.stop()
         await self._collector.stop()
         if self.runner is not None:
@@ -399,6 +411,11 @@ class Session:
         if self._mean_handler_s is None or self.running < self._slots:
             return self._mean_handler_s
         return max(self._mean_handler_s, time.monotonic() - self._slot_freed_at)
+
+    def _return_waiting(self) -> None:
+        """Return all waiting jobs to the queue."""
+        while self._waiting:
+            self._spawn_return(self._take_waiting())
 
     async def _return_delivery(self, delivery: Delivery) -> None:
         """Return a job that did not start to the queue."""

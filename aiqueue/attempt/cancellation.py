@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ROUND_S = 1.0
 LONG_S = 5.0  # the journal of an attempt is read after this time, and each time as long has passed
-CHECKS_MAX = 100  # journals read in one round; the attempts that started first go first
+CHECKS_MAX = 100  # journals read in one round; those that are due longest go first
 GRACE_S = 5.0  # what a handler gets to clean up before it is cancelled again, or its child process killed
 NOTICES_MAX = 10_000
 PAUSE_S = 0.5  # an attempt that streams faster than one can cancel stores nothing for so long after a notice
@@ -196,7 +196,8 @@ class Cancellations:
             now = time.monotonic()
             due_attempts = [each for each in self._watched if each.check_at <= now and not each.cancel_requested]
             if due_attempts and self._connection.connected:
-                await asyncio.gather(*(self._check_journal(each) for each in due_attempts[:CHECKS_MAX]))
+                longest_due = sorted(due_attempts, key=lambda each: each.check_at)[:CHECKS_MAX]
+                await asyncio.gather(*(self._check_journal(each) for each in longest_due))
 
     async def _check_journal(self, running: RunningAttempt) -> None:
         """Stop the attempt if its journal has a final entry. Never raises."""

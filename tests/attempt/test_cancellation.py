@@ -266,6 +266,22 @@ async def test_without_its_notice_a_cancellation_is_found_in_the_journal(
     assert await empty(client)
 
 
+async def test_of_more_attempts_than_a_round_can_check_the_last_one_is_checked_too(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LONG_S", 0.01), ("ROUND_S", 0.02), ("CHECKS_MAX", 1)):  # the first is due in every round
+        monkeypatch.setattr(cancellation, name, value)
+    seen = Seen()
+    async with working(seen, drain_timeout=0).running(client) as session:
+        await drop_notices(session)
+        for n in range(3):
+            handle = await client.enqueue(Task(), tenant="acme")
+            await eventually(lambda started=n + 1: len(seen.entered) == started)
+        assert await handle.cancel()
+        await eventually(lambda: seen.stopped)
+        assert seen.stopped == [handle.id]
+
+
 async def drop_notices(session: Any) -> None:
     await session.runner.cancellations.unsubscribe()
 

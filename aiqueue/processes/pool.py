@@ -53,6 +53,8 @@ class ChildProcess:
         self._process = process
         self.missing: list[list[str]] = []  # the handlers that it did not find: family, kind, why
         self._request_count = 0
+        self._kill_sent = False
+        self._end_watch = asyncio.create_task(self._kill_what_is_left())
 
     @property
     def pid(self) -> int:
@@ -125,16 +127,36 @@ class ChildProcess:
         return any(at >= ticks for at in descendants.find_started(self._process.pid).values())
 
     def kill_now(self) -> None:
-        """Send SIGKILL to the child and what it started, without waiting for the end. Safe if it has ended."""
-        descendants.kill_session(self._process.pid)
+        """Send SIGKILL to the child and what it started, without waiting for the end.
+
+        Nothing is sent twice, because the system may give the pid of a child that has ended to another process.
+        """
+        if not self._kill_sent:
+            self._kill_sent = True
+            descendants.kill_session(self._process.pid)
+
+    async def _kill_what_is_left(self) -> None:
+        """As soon as the child has ended, kill what it has started: see `kill_now` for why not later."""
+        await self._process.wait()
+        self.kill_now()
+
+    async def wait(self) -> None:
+        """Wait for the child's end."""
+        await self._process.wait()
 
     async def kill(self) -> None:
         """Send SIGKILL to the child and what it started, and wait for the child's end."""
         self.kill_now()
-        await self._process.wait()
+        await self.wait()
 
     async def end(self) -> None:
-        """Have an idle child leave its lifespan and end. After END_S, and to what it leaves behind, send SIGKILL."""
+        """Have an idle child leave its lifespan and end. After END_S, and to what it leaves behind, send SIGKILL.
+
+        Nothing is sent if the child has ended before this call: see `kill_now`.
+        """
+        if self._process.returncode is not None:
+            return
+        self._kill_sent = True  # by this method, which knows more processes
         started = descendants.find_started(self._process.pid)
         try:
             with contextlib.suppress(OSError, TimeoutError):
@@ -143,7 +165,7 @@ class ChildProcess:
                     await self._process.wait()
         finally:
             descendants.kill_session(self._process.pid, started)
-        await self._process.wait()
+        await self.wait()
 
     async def _send(self, items: list[Any]) -> None:
         assert self._process.stdin is not None
@@ -247,7 +269,7 @@ class ChildSlot:
         child, self._child = self._child, None
         killed, self._killed = self._killed, None
         if killed is not None:
-            await killed.kill()
+            await killed.wait()
         if child is not None:
             await child.end()
 

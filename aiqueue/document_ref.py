@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, ForwardRef, TypeVar, get_args
+from typing import IO, Annotated, Any, ForwardRef, Generic, TypeVar, get_args
 
 import pydantic
 
@@ -84,12 +84,12 @@ class SyncDocumentReader:
         self._loop = loop
 
     def __iter__(self) -> Iterator[bytes]:
-        chunks = self._read_chunks(self.document)
+        chunks = SteppedGenerator(self._read_chunks(self.document))
         try:
-            while (chunk := self._run(_next_chunk(chunks))) is not None:
+            while (chunk := self._run(chunks.next())) is not None:
                 yield chunk
         finally:
-            self._run(chunks.aclose())
+            self._run(chunks.close())
 
     def read(self, limit: int = READ_MAX) -> bytes:
         """As `DocumentReader.read`."""
@@ -125,8 +125,30 @@ def run_from_thread(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoo
     return asyncio.run_coroutine_threadsafe(work, loop).result(THREAD_WAIT_S)
 
 
-async def _next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
-    return await anext(chunks, None)
+class SteppedGenerator(Generic[T]):
+    """An async generator whose items a thread awaits one by one, by coroutines on the event loop.
+
+    The thread may stop waiting before a step has ended: an exception of a signal handler, such as KeyboardInterrupt.
+    """
+
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self._items = items
+        self._step: asyncio.Task[Any] | None = None
+
+    async def next(self) -> T | None:
+        """Return the next item. None: there is none."""
+        self._step = asyncio.current_task()
+        try:
+            return await anext(self._items, None)
+        finally:
+            self._step = None
+
+    async def close(self) -> None:
+        """Close the generator, which a step that is not over would refuse: the step is cancelled first."""
+        if self._step is not None:
+            self._step.cancel()
+            await asyncio.wait([self._step])
+        await self._items.aclose()
 
 
 def _check_size(document: Document, limit: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from .. import subjects
 from ..config import Settings
-from ..document_ref import Document, SyncDocumentReader
+from ..document_ref import Document, SteppedGenerator, SyncDocumentReader
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
@@ -51,13 +51,13 @@ class SyncHandle:
 
     def stream(self, *, after: str | None = None, timeout: Duration | None = None) -> Iterator[StreamItem]:
         """As `Handle.stream`: ``for item in handle.stream()``."""
-        items = self._handle.stream(after=after, timeout=timeout)
+        items = SteppedGenerator(self._handle.stream(after=after, timeout=timeout))
         try:
-            while (item := self._owner._run_on_loop(_next_item(items))) is not None:
+            while (item := self._owner._run_on_loop(items.next())) is not None:
                 yield item
         finally:
             with contextlib.suppress(Unavailable, BadInput):  # the client is closed already
-                self._owner._run_on_loop(items.aclose())
+                self._owner._run_on_loop(items.close())
 
     def status(self) -> JobStats:
         """As `Handle.status`."""
@@ -230,13 +230,9 @@ class SyncClient:
             return future.result()
         except concurrent.futures.CancelledError:
             raise Unavailable("the client was closed during the call", maybe_stored=True) from None
-        except KeyboardInterrupt:
+        except BaseException:  # a signal handler's, while this thread waits; a call that has ended stays as it is
             future.cancel()
             raise
-
-
-async def _next_item(items: AsyncGenerator[StreamItem, None]) -> StreamItem | None:
-    return await anext(items, None)
 
 
 async def _cancel_all_tasks() -> None:

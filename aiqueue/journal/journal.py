@@ -46,7 +46,15 @@ class Journal:
         3. The head entry is older than the job, which was never parked: the run has written nothing.
         4. Otherwise another live run may have written in between: the whole journal is read.
         """
-        head = await self.head(subject)
+        return await self._read_run(await self.head(subject), subject, run, enqueued_at, parking_id)
+
+    async def _read_run(
+        self, head: Entry | None, subject: str, run: int, enqueued_at: float, parking_id: str
+    ) -> RunRecord:
+        """Return what a run has written, given the head entry: see `read_run`.
+
+        The stream's leader has returned the head. The whole journal may come from a replica that lags behind it.
+        """
         if head is None:
             return EMPTY_RECORD
         is_ours = is_of_run(head, run, enqueued_at, parking_id)
@@ -58,13 +66,16 @@ class Journal:
         async for stored in self.connection.read(self.stream, subject):
             entry = entry_from_stored(stored)
             if is_of_run(entry, run, enqueued_at, parking_id):
-                newest = entry
+                newest = entry if newest is None or entry.seq > newest.seq else newest
                 recap = entry if entry.event in RECAPS else recap
         return RunRecord(head.seq, head.epoch, newest, recap)
 
     async def newest_of_run(self, subject: str, run: int, enqueued_at: float, parking_id: str = "") -> Entry | None:
         """Return the newest entry of one run, None if it has written nothing. Arguments as in `read_run`."""
-        return (await self.read_run(subject, run, enqueued_at, parking_id)).newest
+        head = await self.head(subject)
+        if head is not None and is_of_run(head, run, enqueued_at, parking_id):
+            return head
+        return (await self._read_run(head, subject, run, enqueued_at, parking_id)).newest
 
     async def final_entry(self, subject: str, run: int, enqueued_at: float) -> Entry | None:
         """Return the outcome of a job for a caller that awaits its id: the newest final entry. None: not ended yet.

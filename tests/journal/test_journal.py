@@ -15,7 +15,7 @@ from aiqueue import codec, headers
 from aiqueue.client.cancel import Canceller
 from aiqueue.client.handle import Handle
 from aiqueue.config import Settings
-from aiqueue.connection import Connection, Received
+from aiqueue.connection import Connection, Received, Stored
 from aiqueue.enqueue.producer import Enqueued
 from aiqueue.errors import EncodeError, JobFailed, JobGone, NotFound, ResultDisabled, ResultTimeout, Stale, Unavailable
 from aiqueue.journal import (
@@ -146,6 +146,30 @@ async def test_an_entry_older_than_the_job_is_of_a_stream_before_this_one(journa
     await new_writer(journal, run=500).write(RESULT, "of a deleted stream")
     await new_writer(journal, run=3, enqueued_at=time.time() + 60).write(RESULT, "new")
     assert [data for _, _, data in await events(journal)] == ["of a deleted stream", "new"]
+
+
+async def test_a_replica_that_lags_does_not_hide_the_newest_entry(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is read from the stream's leader, the rest from any replica."""
+    writer = new_writer(journal, run=3)
+    for n in range(3):
+        await writer.write(PROGRESS, n)
+    read = journal.connection.read
+
+    async def read_from_a_replica_that_lags(stream: str, subject: str) -> AsyncIterator[Stored]:
+        found = [each async for each in read(stream, subject)]
+        for each in found[:-1]:
+            yield each
+
+    monkeypatch.setattr(journal.connection, "read", read_from_a_replica_that_lags)
+    record = await journal.read_run(SUBJECT, 3, 0.0)
+    assert record.newest is not None
+    assert (record.newest.data, record.newest.seq) == (2, record.head_seq)
+    monkeypatch.setattr(journal.connection, "read", None)  # the head says it all
+    newest = await journal.newest_of_run(SUBJECT, 3, 0.0)
+    assert newest is not None
+    assert newest.data == 2
 
 
 async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server: OwnServer) -> None:

@@ -35,7 +35,7 @@ def respond(
 ) -> None:
     """Answer requests until Ctrl-C or SIGTERM.
 
-    Plain NATS clients send requests to the response subjects of a family, such as ai.rag.results.TENANT. A request
+    Plain NATS clients send requests to subjects such as ai.rag.results.TENANT. A request
     contains the id of a job, or a message to enqueue. The reply is the result, sent when the job has ended.
 
     Workers run the jobs. Several responders share the requests.

@@ -182,10 +182,10 @@ class ObjectStore:
                 raise unavailable or await self._error_of_missing(info, count)
             if count < info.chunks:
                 await asyncio.sleep(REREAD_S)  # a replica may lag behind
-        if size != info.size or digest.hexdigest() != info.sha256:
-            raise Corrupt(
-                f"{info.name} is damaged: read {size:,} bytes, stored {info.size:,} bytes; the hashes must be equal"
-            )
+        if size != info.size:
+            raise Corrupt(f"{info.name} is damaged: {size:,} bytes were read instead of {info.size:,}")
+        if digest.hexdigest() != info.sha256:
+            raise Corrupt(f"{info.name} is damaged: its SHA-256 is not the one that was stored with it")
         if held:
             yield held
 

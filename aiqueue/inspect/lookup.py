@@ -12,7 +12,7 @@ from .. import headers, subjects
 from ..connection import Connection, Stored, timestamp
 from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
 from ..errors import BadInput, NotFound
-from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored, is_since
+from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
 from ..topology import Family, Topology
 from .lane_scan import LaneScan
 from .timeline import ENQUEUED_EVENTS, Step, build_timeline
@@ -378,4 +378,4 @@ def _is_written_by(entry: Entry, stored: Stored) -> bool:
         return True
     run = headers.number(job_headers.get(headers.RUN, "")) or stored.seq
     enqueued_at = headers.decimal(job_headers.get(headers.ENQUEUED, "")) or stored.time
-    return entry.run == run and is_since(entry.time, enqueued_at)
+    return entry.run == run and entry.time >= enqueued_at

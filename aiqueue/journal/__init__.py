@@ -20,7 +20,6 @@ from .entries import (
     RunRecord,
     entry_from_live,
     entry_from_stored,
-    is_since,
 )
 from .follower import StreamItem, follow
 from .journal import Journal
@@ -30,5 +29,5 @@ from .writer import WRITE_TRIES_MAX, Retention, Writer
 __all__ = [
     "CANCELLED", "EMPTY_RECORD", "FAILED", "LIVE", "PROGRESS", "RESULT", "RETRY", "STARTED", "TRIAL",
     "WHILE_RUNNING", "WRITE_TRIES_MAX", "Entry", "Journal", "Retention", "RunRecord", "StreamItem", "Writer",
-    "entry_from_live", "entry_from_stored", "follow", "is_since", "wait_for_outcome",
+    "entry_from_live", "entry_from_stored", "follow", "wait_for_outcome",
 ]  # fmt: skip

@@ -17,7 +17,6 @@ CHUNK = "chunk"  # a part of a job's output; the entry's data is a list of chunk
 TRIAL = "trial"  # the worker is about to run a suspect in its own process (see processes/quarantine.py)
 FINAL = frozenset({RESULT, FAILED, CANCELLED})
 RECAPS = frozenset({STARTED, RETRY})  # their data carries the history of failed attempts
-CLOCKS_APART_S = 2.0  # the leaders of the work stream and of the journal may be machines with different clocks
 WHILE_RUNNING = {"reason": CANCELLED, "error": "cancelled while running"}  # data of `cancelled` for a running job
 
 
@@ -123,16 +122,7 @@ def is_of_run(entry: Entry, run: int, enqueued_at: float, parking_id: str) -> bo
     """Return whether an entry belongs to a run: it names the run and is not older than the job, or it names the
     parking from which the job came. Sequences restart when a stream is recreated, hence the time.
     """
-    named = entry.run == run and is_since(entry.time, enqueued_at)
-    return named or (parking_id != "" and entry.parking_id == parking_id)
-
-
-def is_since(entry_at: float, enqueued_at: float) -> bool:
-    """Return whether an entry is not older than a job: it may seem so by CLOCKS_APART_S.
-
-    The server of the journal's leader states the first time, that of the work stream's leader the second.
-    """
-    return entry_at >= enqueued_at - CLOCKS_APART_S
+    return (entry.run == run and entry.time >= enqueued_at) or (parking_id != "" and entry.parking_id == parking_id)
 
 
 def number_in(fields: Any, name: str) -> int:

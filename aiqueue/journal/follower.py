@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .. import headers, secret_paths, subjects
 from ..connection import Received, Subscription
 from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
-from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored, is_since
+from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
 from .outcome_watch import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
 
@@ -343,7 +343,7 @@ class _Follower:
         """
         if self._parking_id and entry.parking_id == self._parking_id:
             return True
-        return 0 < self._cursor.run <= entry.run and is_since(entry.time, self._enqueued_at or 0.0)
+        return 0 < self._cursor.run <= entry.run and entry.time >= (self._enqueued_at or 0.0)
 
     # -- from entries to items
 

@@ -20,7 +20,6 @@ from .entries import (
     entry_from_stored,
     entry_headers,
     is_of_run,
-    is_since,
     number_in,
 )
 
@@ -61,7 +60,7 @@ class Journal:
         is_ours = is_of_run(head, run, enqueued_at, parking_id)
         if is_ours and (head.final or head.event in RECAPS):
             return RunRecord(head.seq, head.epoch, head, None if head.final else head)
-        if not is_ours and not parking_id and not is_since(head.time, enqueued_at):
+        if not is_ours and not parking_id and head.time < enqueued_at:
             return RunRecord(head.seq, head.epoch)
         newest, recap = head if is_ours else None, None
         async for stored in self.connection.read(self.stream, subject):
@@ -86,7 +85,7 @@ class Journal:
         written after this one, the whole journal is read.
         """
         head = await self.head(subject)
-        if head is None or not is_since(head.time, enqueued_at) or (head.run == run and not head.final):
+        if head is None or head.time < enqueued_at or (head.run == run and not head.final):
             return None
         if head.final and head.run >= run:
             return head
@@ -96,7 +95,7 @@ class Journal:
             if (
                 fields.get(headers.EVENT) in FINAL
                 and number_in(fields, headers.RUN) >= run
-                and is_since(stored.time, enqueued_at)
+                and stored.time >= enqueued_at
             ):
                 newest = stored
         return entry_from_stored(newest) if newest else None

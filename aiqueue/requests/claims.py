@@ -10,7 +10,7 @@ from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import Parking
 from ..errors import Unavailable
-from ..journal import RESULT, RETRY, STARTED, Entry, Journal, entry_from_stored, is_since
+from ..journal import RESULT, RETRY, STARTED, Entry, Journal, entry_from_stored
 from ..topology import Family
 
 READS_MAX = 8  # of a journal that others write to meanwhile
@@ -44,7 +44,7 @@ class Claims:
             async for stored in self.journal.connection.read(self.journal.stream, subject):
                 entry = entry_from_stored(stored)
                 head_seq = entry.seq
-                if entry.run == run and is_since(entry.time, enqueued_at):
+                if entry.run == run and entry.time >= enqueued_at:
                     continue
                 if entry.event == RESULT or (entry.final and entry.time >= enqueued_at):
                     return True

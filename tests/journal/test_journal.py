@@ -172,23 +172,6 @@ async def test_a_replica_that_lags_does_not_hide_the_newest_entry(
     assert newest.data == 2
 
 
-async def test_an_entry_that_seems_a_little_older_than_its_job_is_of_its_run(journal: Journal) -> None:
-    """The leaders of the work stream and of the journal may be machines with different clocks."""
-    await new_writer(journal, run=3).write(PROGRESS, "half")
-    head = await journal.head(SUBJECT)
-    assert head is not None
-    enqueued_at = head.time + 1
-    assert (await journal.read_run(SUBJECT, 3, enqueued_at)).newest == head
-    assert await journal.newest_of_run(SUBJECT, 3, enqueued_at) == head
-    await new_writer(journal, run=3, enqueued_at=enqueued_at, head=head).write(RESULT, "whole")
-    final = await journal.final_entry(SUBJECT, 3, enqueued_at)
-    assert final is not None
-    assert final.data == "whole"
-    assert await journal.final_entry(SUBJECT, 3, final.time + 60) is None
-    await new_writer(journal, run=1, head=final).write(FAILED, "another run")  # the whole journal is read
-    assert await journal.final_entry(SUBJECT, 3, enqueued_at) == final
-
-
 async def test_a_write_whose_answer_was_lost_is_found_and_not_doubled(own_server: OwnServer) -> None:
     server = own_server()
     async with opened(server) as journal:

@@ -13,8 +13,6 @@ import pytest
 import aiqueue
 from aiqueue.enqueue.forwarder import Forwarder
 from aiqueue.errors import JobFailed
-from aiqueue.journal import EMPTY_RECORD, STARTED, Writer
-from aiqueue.requests import Claims
 from aiqueue.topology import provision
 from aiqueue.worker import settlement
 
@@ -189,19 +187,3 @@ async def test_one_whose_retry_is_back_in_its_lane_keeps_its_claim(
     async with second.running(client):
         await eventually(lambda: empty(client))
     assert runs + more == {"r": 2}, "its two attempts, and no other run"
-
-
-async def test_a_run_whose_own_entries_seem_older_than_its_message_is_not_taken_for_another(
-    client: aiqueue.Client,
-) -> None:
-    """The leaders of the work stream and of the journal may be machines with different clocks."""
-    family = client.topology.family("gateway.requests")
-    handle = await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")
-    subject, run = f"{family.journal}.acme.r", handle._enqueued.seq
-    writer = Writer(client.journal, subject, run=run, enqueued_at=0.0, attempt=1, record=EMPTY_RECORD)
-    await writer.write(STARTED, {"seq": run})
-    head = await client.journal.head(subject)
-    assert head is not None
-    claims = Claims(client.journal, client.parking)
-    assert await claims.is_taken_by_other_run(family, subject, run, head.time + 1) is False
-    assert await claims.is_taken_by_other_run(family, subject, run, head.time + 60) is True

@@ -288,9 +288,7 @@ class Client:
         if tenant is not None:
             subjects.token("tenant", tenant)
         if progress is not None and not callable(progress):
-            raise BadInput(
-                f"progress must be a function of two counts, of stored and of failed items, not {progress!r}"
-            )
+            raise BadInput(f"progress must be a function of two numbers (stored items, failed items), not {progress!r}")
         if deadline is not None:
             parse_duration("deadline", deadline)
         resolve_due_at(delay, at, producer.clock)

@@ -251,7 +251,9 @@ async def _next_piece(pieces: AsyncGenerator[bytes, None]) -> bytes | None:
             return await anext(pieces, None)
     except TimeoutError:
         if limit.expired():
-            raise BadInput(f"the source yielded nothing for {STALL_S:g} s: nothing is stored, put it again") from None
+            raise BadInput(
+                f"the source gave no bytes for {STALL_S:g} s: the document is not stored, put the document again"
+            ) from None
         raise
 
 

@@ -245,7 +245,7 @@ class TestEveryVerb:
             (["dead", "ls", "--tenant", "a.b"], "tenant 'a.b' must be"),
             (["dead", "ls", "--family", "no.family"], "unknown family"),
             (["dead", "replay"], "--all"),
-            (["dead", "purge", "1", "--all", "--yes"], "not several"),
+            (["dead", "purge", "1", "--all", "--yes"], "exclude each other"),
             (["dead", "purge", "--all"], "--yes"),
         ],
     )

@@ -188,7 +188,9 @@ class Worker:
                 raise BadInput(f"family {name} has no lanes: workers cannot take its messages")
         shared = [name for name in sorted(wanted) if client.topology.family(name).lanes == "shared"]
         if self.tenants is not None and shared:
-            raise BadInput(f"do not set `tenants` for a worker of {', '.join(shared)}: it always serves all tenants")
+            raise BadInput(
+                f"do not set `tenants` for a worker of the family {', '.join(shared)}: such a worker serves all tenants"
+            )
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
         return sorted(wanted)

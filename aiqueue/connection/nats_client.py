@@ -244,6 +244,14 @@ class NatsClient(Client):
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         return await heed_cancel(super()._flush_pending(force_flush))
 
+    async def _process_pong(self) -> None:
+        """As nats-py's, which raises, and so ends its socket reader, if the flush that waits for it was cancelled."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pings_outstanding = 0
+            return
+        await super()._process_pong()
+
     async def disconnect(self) -> None:
         """Flush what was published, and close. If this is cancelled, the socket is closed all the same."""
         try:

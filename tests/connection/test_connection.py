@@ -262,6 +262,22 @@ async def test_a_cancellation_during_a_flush_is_not_swallowed(conn: Connection) 
     await conn.flush()
 
 
+async def test_a_flush_that_is_cancelled_while_it_waits_does_not_lose_the_connection(
+    conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nats-py's socket reader fails on the answer to it."""
+    for steps in range(12):
+        task = asyncio.create_task(conn.flush())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    await conn.flush()
+    assert conn.connected
+    assert "encountered error" not in caplog.text
+    assert "lost the connection" not in caplog.text
+
+
 async def test_a_connection_that_is_cancelled_at_any_step_of_its_opening_or_closing_leaves_nothing(
     account: Account, eventually: Eventually
 ) -> None:

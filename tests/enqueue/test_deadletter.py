@@ -150,7 +150,7 @@ async def test_tenants_cannot_be_chosen_where_all_share_the_lanes(client: aiqueu
     client.topology = dataclasses.replace(client.topology, families={**client.topology.families, "agent.tasks": family})
     worker = aiqueue.Worker(tenants=["acme"])
     worker.handle(Echo)(lambda job: None)
-    with pytest.raises(aiqueue.errors.BadInput, match="share"):
+    with pytest.raises(aiqueue.errors.BadInput, match="serves all tenants"):
         async with worker.running(client):
             pass
 

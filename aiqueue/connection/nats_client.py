@@ -281,6 +281,7 @@ class NatsClient(Client):
             with contextlib.suppress(Exception):
                 transport.close()
         current = asyncio.current_task()
-        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+        readers = [each._wait_for_msgs_task for each in self._subs.values()]
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task, *readers):
             if task is not None and task is not current:
                 task.cancel()

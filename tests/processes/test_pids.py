@@ -6,15 +6,13 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 
 import aiqueue
 from aiqueue.errors import JobFailed
 from aiqueue.processes import descendants
-from aiqueue.topology import provision
 
 from ..support import eventually, processes
 from ..suspects import Act, act_sync
@@ -23,13 +21,6 @@ from .starters import STARTED_KINDS, Start
 from .test_started import LEFT_SESSION
 
 ONCE = aiqueue.Backoff(attempts=1)
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 @pytest.fixture

@@ -99,13 +99,6 @@ class Spin(aiqueue.Message, kind="spin", family="test.acts"):
 
 
 @pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
-@pytest.fixture
 def pool(tmp_path: Path, account: Any) -> Iterator[WorkerPool]:
     pool = WorkerPool(tmp_path, account, APP, STREAM)
     yield pool

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ import pytest
 import aiqueue
 from aiqueue.attempt import cancellation
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
 
 from ..support import eventually, processes
 from . import starters
@@ -24,13 +23,6 @@ ONCE = aiqueue.Backoff(attempts=1)
 LEFT_SESSION = 1  # of STARTED_KINDS: the process that has left the child's session
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what has left the process group")
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 @pytest.fixture

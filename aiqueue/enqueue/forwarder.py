@@ -211,9 +211,8 @@ class Forwarder:
         job_headers = headers.carried(delivery.message.headers, ours=True)
         parking_id = _parking_id(subject, delivery)
         waited = headers.number(job_headers.get(headers.WAITED, "")) + 1
-        now, delay_s = self._connection.clock.now(), REPARK_BACKOFF.delay_s(waited)
-        if subject.lane in self._away:
-            delay_s = _away_delay_s(delivery, waited, now)
+        now = self._connection.clock.now()
+        delay_s = _away_delay_s(delivery, waited, now) if subject.lane in self._away else REPARK_BACKOFF.delay_s(waited)
         message = scheduled_message(
             subject.lane,
             subject.job_id,

@@ -38,6 +38,7 @@ HOST = "127.0.0.1"
 USER = "aiqueue"
 TICK_S = 0.25  # maximum time from the end of the last holder to the shutdown of the server
 STOP_S = 5.0  # for a clean shutdown, before SIGKILL
+ANSWER_S = 10.0  # for a server that has just started to answer, on a busy machine
 RECOVERY_S = 120.0  # for the server to read its store while a process waits for it
 BACKOFF_S = (0.1, 5.0)  # delay between restarts of a server that dies: first, maximum
 
@@ -309,6 +310,8 @@ class Supervisor:
         known = self._asked_port or self._state.get("port", 0)
         password = self._state.get("password") or secrets.token_urlsafe(24)
         for attempt in range(PORT_TRIES):
+            if self._should_end():
+                raise LaunchError("no process uses this directory any more")  # and another supervisor may have it
             port = known if known and attempt == 0 else free_port()
             name = f"aiqueue-{secrets.token_hex(6)}"  # distinguishes this server from the previous one
             _write(self._files.config, _config(port, password, name))
@@ -325,6 +328,9 @@ class Supervisor:
                         f"port {port} is in use; choose another port, or none for a random one"
                     ) from error
             else:
+                if not ready((HOST, port), USER, password, name=name, within_s=ANSWER_S):
+                    stop(self._process, 0)
+                    raise LaunchError(f"{self._files.config} was overwritten while the server started")
                 self._state = {"port": port, "user": USER, "password": password, "name": name}
                 self._save(pid=self._process.pid, supervisor_pid=os.getpid())
                 return

@@ -261,6 +261,38 @@ def test_a_directory_removed_while_held_leaves_no_server(held: EmbeddedServer, d
     assert (directory / "state.json").exists()
 
 
+def test_a_supervisor_whose_directory_was_replaced_leaves_the_new_one_alone(
+    held: EmbeddedServer, directory: Path
+) -> None:
+    former = held.supervisor_pid
+    os.kill(former, signal.SIGSTOP)
+    directory.rename(directory.with_name("moved"))
+    os.kill(held.pid, signal.SIGKILL)
+    held.ensure()
+    written = {name: (directory / name).stat() for name in ("server.conf", "state.json")}
+    os.kill(former, signal.SIGCONT)
+    wait_until(lambda: former not in processes(str(directory)))
+    assert {name: (directory / name).stat().st_ino for name in written} == {
+        name: each.st_ino for name, each in written.items()
+    }
+    assert answers(held)
+
+
+def test_a_server_that_read_the_configuration_of_another_is_refused(directory: Path, tmp_path: Path) -> None:
+    binary = tmp_path / "nats-server"
+    binary.write_text(
+        f"#!{sys.executable}\n"
+        "import os, pathlib, re, sys\n"
+        "config = pathlib.Path(sys.argv[2])\n"
+        "config.write_text(re.sub('server_name: .*', 'server_name: other', config.read_text()))\n"
+        f"os.execv({str(find_binary())!r}, sys.argv)\n"
+    )
+    binary.chmod(0o700)
+    with pytest.raises(EmbeddedError, match=r"server\.conf was overwritten while the server started"):
+        acquire(directory, binary=binary)
+    wait_until(lambda: gone(directory))
+
+
 @pytest.mark.parametrize(
     "damage",
     [b"", b"\xff\x00", b"[]", b'{"port": 1}', b'{"port": "x", "user": "u", "password": "p", "pid": 1}'],

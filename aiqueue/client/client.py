@@ -408,12 +408,22 @@ def _settings_of(server: EmbeddedServer, settings: Settings) -> Settings:
 
 
 async def _acquire(directory: Path | None) -> EmbeddedServer:
-    """Start to use the directory's server. If this is cancelled, the use that the thread still acquires is released."""
-    acquiring = asyncio.create_task(asyncio.to_thread(EmbeddedServer.acquire, directory))
+    """Start to use the directory's server. If this is cancelled, the thread releases what it acquires."""
+    acquired: list[EmbeddedServer] = []
+    cancelled = False
+
+    def acquire() -> EmbeddedServer:
+        acquired.append(EmbeddedServer.acquire(directory))
+        if cancelled:
+            acquired[0].release()
+        return acquired[0]
+
     try:
-        return await asyncio.shield(acquiring)
+        return await asyncio.to_thread(acquire)
     except asyncio.CancelledError:
-        acquiring.add_done_callback(lambda task: None if task.exception() else task.result().release())
+        cancelled = True
+        for server in acquired:
+            server.release()
         raise
 
 

@@ -204,8 +204,8 @@ def test_a_signal_at_any_moment_ends_it_and_nothing_is_left(place: Place) -> Non
     interrupted = "error: interrupted; everything is cleaned up\n"
     for process, (_, number, code) in zip(started, moments, strict=True):
         ended = finish(process)
-        assert (ended.code, ended.err) == (code, interrupted if number == signal.SIGINT else "")
-    assert place.is_clean()
+        assert (ended.code, ended.err) == (code, interrupted if number == signal.SIGINT else ""), ended.out
+    assert place.is_clean(), place.left()
 
 
 def test_a_reader_who_leaves_ends_it_quietly(some: Place) -> None:

@@ -20,13 +20,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ... import subjects
 from ...client import Client, connect
 from ...config import Settings
+from ...connection import to_its_end
 from ...errors import AIQueueError, BadInput, NotFound
 from ...server import DIRECTORY, EmbeddedServer, supervisor
 from ...topology import provision
@@ -72,11 +73,10 @@ def demo(
         sys.stdout.reconfigure(errors="replace")  # "?" for characters that the terminal cannot show
     screen = Screen(quiet=as_json)
     try:
-        with _without_logs(), _ending_by_signal():
+        with _without_logs():
             source, gathered = _gather_documents(path)
-            report = _run(
-                source, gathered, Settings.load(url=url, context=context), TENANTS[:tenants], screen, keep=keep
-            )
+            settings = Settings.load(url=url, context=context)
+            report = _drive(lambda: _run(source, gathered, settings, TENANTS[:tenants], screen, keep=keep))
     except AIQueueError as error:
         print_error(str(error))
         raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
@@ -92,7 +92,7 @@ def demo(
     raise typer.Exit(0 if report["ok"] else 1)
 
 
-def _run(
+async def _run(
     source: str, gathered: Gathered, settings: Settings, tenants: tuple[str, ...], screen: Screen, *, keep: bool
 ) -> dict[str, Any]:
     """Run the whole demo and return the report."""
@@ -104,12 +104,10 @@ def _run(
     private = not settings.servers
     with _directory(keep=keep and private) as directory:
         if private:
-            with EmbeddedServer.acquire(directory / DIRECTORY, within_s=START_S) as server:
-                screen.say(f"private server started on {server.url}")
-                report = _drive(lambda: _on_private(settings, screen, tenants, directory, feed))
+            report = await _on_private(settings, screen, tenants, directory, feed)
         else:
             named = tuple(f"{tenant}-demo{secrets.token_hex(2)}" for tenant in tenants)
-            report = _drive(lambda: _on_named(settings, screen, named, directory, feed, keep=keep))
+            report = await _on_named(settings, screen, named, directory, feed, keep=keep)
     for line, style in view.verdict(report):
         screen.say(line, style)
     kept = directory.exists()
@@ -128,17 +126,22 @@ async def _on_private(
     other_server = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
     none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams"))
     ours = {"directory": directory / DIRECTORY, "profile": "single", "tls_handshake_first": False}
-    client = Client(settings.model_copy(update={**none, **ours}))
-    opening = asyncio.create_task(client.open(declare=False))
-    try:
-        await asyncio.shield(opening)  # if it were interrupted, it would not release the server
-        made = await provision.apply(client.connection, client.topology)
-        created = [change.stream for change in made.changes if change.action == "create"]
-        screen.say(f"{len(created)} streams created from streams/*.toml: {', '.join(created)}")
-        return await Demo(client, screen, tenants, directory / "locks").run(feed)
-    finally:
-        await asyncio.wait([opening])
-        await client.close()
+    with contextlib.ExitStack() as held:
+
+        def start() -> None:
+            server = held.enter_context(EmbeddedServer.acquire(directory / DIRECTORY, within_s=START_S))
+            screen.say(f"private server started on {server.url}")
+
+        await to_its_end(asyncio.to_thread(start))
+        client = Client(settings.model_copy(update={**none, **ours}))
+        try:
+            await to_its_end(client.open(declare=False))  # else a thread of it could make the directory again
+            made = await provision.apply(client.connection, client.topology)
+            created = [change.stream for change in made.changes if change.action == "create"]
+            screen.say(f"{len(created)} streams created from streams/*.toml: {', '.join(created)}")
+            return await Demo(client, screen, tenants, directory / "locks").run(feed)
+        finally:
+            await client.close()
 
 
 async def _on_named(
@@ -205,12 +208,11 @@ def _directory(*, keep: bool) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        with _ignoring_signals():
-            _wait_for_end(supervisor.ServerFiles(directory / DIRECTORY))
-            if keep:
-                shutil.rmtree(directory / "locks", ignore_errors=True)
-            else:
-                shutil.rmtree(directory, ignore_errors=True)
+        _wait_for_end(supervisor.ServerFiles(directory / DIRECTORY))
+        if keep:
+            shutil.rmtree(directory / "locks", ignore_errors=True)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _wait_for_end(files: supervisor.ServerFiles) -> None:
@@ -227,29 +229,11 @@ def _wait_for_end(files: supervisor.ServerFiles) -> None:
             time.sleep(0.02)
 
 
-@contextmanager
-def _ignoring_signals() -> Iterator[None]:
-    """Ignore signals while the block cleans up."""
-    with _handling(signal.SIG_IGN, signal.SIGINT, *_ENDING):
-        yield
-
-
-@contextmanager
-def _ending_by_signal() -> Iterator[None]:
-    """Turn terminating signals into SystemExit while the block runs, so that it cleans up."""
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    with _handling(end, *_terminating_signals()):
-        yield
-
-
 def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Call asyncio.run; Ctrl-C and terminating signals cancel its task once.
 
-    An exception raised by a signal handler could instead surface anywhere, for example while the loop is created or in
-    a job's handler.
+    An exception raised by a signal handler could instead surface anywhere: between the creation of a directory and the
+    block that removes it, or in a callback that swallows all exceptions.
     """
     ended: list[int] = []
     cancel: list[Callable[[], object]] = []
@@ -267,7 +251,9 @@ def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             task.cancel()
         return await work()
 
-    with _handling(end, *_terminating_signals(signal.SIGINT)):
+    # without those that this process was started to ignore
+    numbers = [each for each in (signal.SIGINT, *_ENDING) if signal.getsignal(each) is not signal.SIG_IGN]
+    with _handling(end, *numbers):
         try:
             result = asyncio.run(run())
         except asyncio.CancelledError:
@@ -279,11 +265,6 @@ def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if ended[0] == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + ended[0])
-
-
-def _terminating_signals(*more: signal.Signals) -> list[signal.Signals]:
-    """Return the terminating signals and `more`, without those that this process was started to ignore."""
-    return [number for number in (*_ENDING, *more) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

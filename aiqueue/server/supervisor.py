@@ -75,14 +75,9 @@ class ServerFiles:
 
 
 def launch(
-    binary: Path,
-    config: Path,
-    log: Path,
-    *,
-    within_s: float = 10.0,
-    keep: Sequence[int] = (),
-    give_up: Callable[[], bool] = lambda: False,
-) -> subprocess.Popen[bytes]:
+    binary: Path, config: Path, log: Path, *,
+    within_s: float = 10.0, keep: Sequence[int] = (), give_up: Callable[[], bool] = lambda: False,
+) -> subprocess.Popen[bytes]:  # fmt: skip
     """Start ``binary -c config`` and wait until it accepts connections with JetStream ready.
 
     `log` is the file that the config's ``log_file`` names; the server's stderr is appended to it too. The server runs

@@ -49,16 +49,20 @@ async def is_stored(client: aiqueue.Client, handle: aiqueue.Handle) -> bool:
     return await client.connection.get(STREAM, handle._enqueued.seq) is not None
 
 
-async def awaited(client: aiqueue.Client, handle: aiqueue.Handle) -> asyncio.Task[object]:
+async def awaited(handle: aiqueue.Handle) -> asyncio.Task[object]:
     """A wait for the result that has seen the job stored."""
-    task = asyncio.create_task(handle.result(25))
-    await asyncio.sleep(0)
-    subject = f"$JS.ACK.{STREAM}.*.*.{handle._enqueued.seq}.>"
-    async with asyncio.timeout(25):
-        while subject not in {each.subject for each in client.connection._subscriptions}:
-            await asyncio.sleep(0.01)
-    await client.connection.flush()
-    await client.connection.get(STREAM, handle._enqueued.seq)  # answered after the wait's own first read
+    seen = asyncio.Event()
+
+    class Watch(outcome_watch.OutcomeWatch):
+        def _note_seen(self) -> None:
+            super()._note_seen()
+            seen.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome_watch, "OutcomeWatch", Watch)
+        task = asyncio.create_task(handle.result(25))
+        async with asyncio.timeout(25):
+            await seen.wait()
     return task
 
 
@@ -78,7 +82,7 @@ async def test_purged_while_a_worker_is_busy_with_jobs_before_it(
     async with silent(hold=hold).running(client):
         await client.enqueue(Ping(), tenant="acme")
         second = await client.enqueue(Ping(), tenant="acme")
-        waiting = await awaited(client, second)
+        waiting = await awaited(second)
         await eventually(lambda: any(seen))
         await client.connection.api(f"STREAM.PURGE.{STREAM}", {"filter": "ai.agent.tasks.acme.*", "seq": 2**40})
         with pytest.raises(JobGone):
@@ -93,7 +97,7 @@ async def test_purged_while_no_worker_runs_after_one_that_was_there(client: aiqu
             await ended.result(25)
     await asyncio.sleep(outcome_watch.CLOCK_SLACK_S)  # the lane's consumer was active long ago
     handle = await client.enqueue(Ping(), tenant="acme")
-    waiting = await awaited(client, handle)
+    waiting = await awaited(handle)
     await client.connection.api(f"STREAM.PURGE.{STREAM}")
     for each in (waiting, handle.result(25)):
         with pytest.raises(JobGone):
@@ -104,7 +108,7 @@ async def test_purged_while_no_worker_runs_after_one_that_was_there(client: aiqu
 
 async def test_taken_by_a_mirror(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Ping(), tenant="acme")
-    waiting = await awaited(client, handle)
+    waiting = await awaited(handle)
     config = {"name": "COPY", "storage": "memory", "mirror": {"name": STREAM}}
     await client.connection.api("STREAM.CREATE.COPY", config)
     with pytest.raises(JobGone, match="aiqueue doctor"):
@@ -113,7 +117,7 @@ async def test_taken_by_a_mirror(client: aiqueue.Client) -> None:
 
 async def test_taken_by_another_programs_consumer_that_acks_it(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Ping(), tenant="acme")
-    waiting = await awaited(client, handle)
+    waiting = await awaited(handle)
     request = {"stream_name": STREAM, "config": {"durable_name": "peek", "ack_policy": "explicit"}}
     await client.connection.api(f"CONSUMER.CREATE.{STREAM}.peek", request)
     inbox = client.connection.new_inbox()
@@ -126,7 +130,7 @@ async def test_taken_by_another_programs_consumer_that_acks_it(client: aiqueue.C
 async def test_expired(client: aiqueue.Client) -> None:
     config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
     handle = await client.enqueue(Ping(), tenant="acme")
-    waiting = await awaited(client, handle)
+    waiting = await awaited(handle)
     await client.connection.api(f"STREAM.UPDATE.{STREAM}", {**config, "max_age": 10**8, "duplicate_window": 10**8})
     with pytest.raises(JobGone):
         await waiting
@@ -172,7 +176,7 @@ async def test_a_delivered_job_that_goes_just_after_the_wait_began_may_have_been
     await client.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.acme-normal", b'{"batch": 1}', reply=inbox)
     async with asyncio.timeout(25):
         await arrived.wait()
-    waiting = await awaited(client, handle)
+    waiting = await awaited(handle)
     await client.connection.delete(STREAM, handle._enqueued.seq)
     with pytest.raises(error):
         await waiting
@@ -198,7 +202,7 @@ async def test_a_job_without_a_result_ends_as_before_where_the_server_has_a_doma
         hold = asyncio.Event()
         async with silent(hold=hold).running(client):
             handle = await client.enqueue(Ping(), tenant="acme")
-            waiting = await awaited(client, handle)  # it listens to the acks while the job is stored
+            waiting = await awaited(handle)  # it listens to the acks while the job is stored
             hold.set()
             with pytest.raises(ResultDisabled):
                 await waiting

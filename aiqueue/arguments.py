@@ -27,7 +27,8 @@ def check_model(argument: str, model: Any) -> None:
     if isinstance(model, type) and issubclass(model, Message) and model is not Message:
         return
     if inspect.isroutine(model):
-        raise BadInput(f"{argument} needs a message's class: use {argument}(YourMessage) to decorate {model.__name__}")
+        given = f"the function {model.__name__} instead of a message's class"
+        raise BadInput(f"{argument} was given {given}: write {argument}(YourMessage)")
     shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)
     raise BadInput(f"{argument} needs the class of a message, a subclass of aiqueue.Message, not {shown}")
 

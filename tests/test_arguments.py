@@ -39,8 +39,8 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     (Plain(), "not Plain"),
 ]
 WRONG_MODELS: list[tuple[Any, str]] = [
-    (len, r"use handle\(YourMessage\) to decorate len"),
-    (lambda job: None, r"use handle\(YourMessage\) to decorate <lambda>"),
+    (len, r"the function len instead of a message.s class: write handle\(YourMessage\)"),
+    (lambda job: None, r"the function <lambda> instead"),
     (Task(), "not an instance of Task"),
     (aiqueue.Message, "needs the class of a message"),
     (Plain, "needs the class of a message"),

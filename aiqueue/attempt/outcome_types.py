@@ -134,6 +134,6 @@ def outcome_from_plain(plain: list[Any]) -> Outcome:
         codec.decode(body, codec.CBOR)  # a broken body must not get into the journal
         return Returned(codec.Encoded(body, secrets))
     if name not in _BY_NAME:
-        raise ValueError(f"a child process sent {name!r}, which is the name of no outcome")
+        raise ValueError(f"a child process sent an unknown outcome: {name!r}")
     outcome: Outcome = _BY_NAME[name](*fields)
     return outcome

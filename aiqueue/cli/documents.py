@@ -144,7 +144,7 @@ def collect(
     *,
     grace: Annotated[
         float,
-        duration_option("Keep documents used within this time.", metavar="AGE"),
+        duration_option("Keep documents that were used in the last AGE.", metavar="AGE"),
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:

@@ -64,7 +64,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     ] = "normal",
     unique: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Job id. A second job with this id is not stored within 10 minutes."),
+        typer.Option(metavar="KEY", help="Job id. Within 10 minutes, a job is stored once for each id."),
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to store with the job; repeatable.")
@@ -79,7 +79,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     ] = None,
     at: Annotated[
         float | None,
-        time_option("Queue the job at this time, such as 2026-11-24T08:00+01:00."),
+        time_option("Start the job at this time at the earliest, such as 2026-11-24T08:00+01:00."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", metavar="", help="Wait for the result and print it.")] = False,
     timeout: Annotated[

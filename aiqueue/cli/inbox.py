@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..mailbox import InboxStats, Sent, Unread
 
-app = typer.Typer(no_args_is_help=True, help="List, read and send agents' mail; register agents.")
+app = typer.Typer(no_args_is_help=True, help="List inboxes, read and send agents' mail, register agents.")
 
 Name = Annotated[str, typer.Argument(metavar="AGENT", help="Agent name.")]
 Tenant = Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the agent.")]

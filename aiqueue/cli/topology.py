@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def plan(options: ServerOptions, *, json: Json = False) -> None:
     """Show what `apply` would change, and problems that `apply` cannot solve.
 
-    Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something stops its streams.
+    Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something stops a stream.
     """
     from ..topology import provision  # noqa: PLC0415
 

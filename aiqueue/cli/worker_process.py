@@ -170,7 +170,8 @@ def run_process(process: WorkerProcess, loop_factory: Callable[[], Any] | None) 
             return runner.run(process.run())
         except SystemExit as end:  # of a task that the user's code has started: asyncio lets it stop the loop
             runner.run(process.end())
-            raise WorkerFailed(f"{output.describe_error(end)} in a task of a handler has ended the worker") from None
+            cause = output.describe_error(end)
+            raise WorkerFailed(f"the worker has ended because a task of a handler raised {cause}") from None
 
 
 def _explain_overdue() -> str:

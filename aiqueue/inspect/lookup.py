@@ -183,7 +183,8 @@ class _Search:
     def _refuse_several(self) -> None:
         if len(self._found) > 1:
             where = ", ".join(f"{name} of {tenant}" for name, tenant in sorted(self._found))
-            raise BadInput(f"there are several jobs {self._job_id} ({where}): name the family and the tenant")
+            several = f"there are several jobs with the id {self._job_id} ({where})"
+            raise BadInput(f"{several}: name the family and the tenant")
 
     def _not_found_text(self) -> str:
         where = f" of {self._tenant}" if self._tenant else ""

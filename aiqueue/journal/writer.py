@@ -249,7 +249,8 @@ class Writer:
                         return
                 else:
                     return
-            raise Stale(f"{self.subject}: other writers came first {WRITE_TRIES_MAX} times", ended=False)
+            reason = f"nothing was written, because other writers were faster {WRITE_TRIES_MAX} times"
+            raise Stale(f"{self.subject}: {reason}", ended=False)
 
     async def _send(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
         """Try once to store an entry after `_head_seq`. Raises Conflict if that is not the newest any more."""

@@ -376,4 +376,4 @@ def _find_registered(worker: Any, family: str, kind: str) -> Handler:
     for handler in worker.handlers if worker is not None else ():
         if (handler.model.aiq_family, handler.model.aiq_kind) == (family, kind):
             return handler  # type: ignore[no-any-return]
-    raise LookupError("the module of the handler does not register the handler when it is imported")
+    raise LookupError("the handler is not registered when its module is imported")

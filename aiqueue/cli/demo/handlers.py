@@ -90,7 +90,7 @@ class DemoHandlers:
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
-            raise DocumentLocked("another job holds the lock of this document") from None
+            raise DocumentLocked("another job is working on this document") from None
         try:
             yield
         finally:

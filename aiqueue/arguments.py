@@ -27,8 +27,9 @@ def check_model(argument: str, model: Any) -> None:
     if isinstance(model, type) and issubclass(model, Message) and model is not Message:
         return
     if inspect.isroutine(model):
-        given = f"the function {model.__name__} instead of a message's class"
-        raise BadInput(f"{argument} was given {given}: write {argument}(YourMessage)")
+        raise BadInput(
+            f"{argument} needs a message's class, not the function {model.__name__}: use {argument}(YourClass)"
+        )
     shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)
     raise BadInput(f"{argument} needs the class of a message, a subclass of aiqueue.Message, not {shown}")
 

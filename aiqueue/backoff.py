@@ -46,7 +46,7 @@ class Backoff:
         if self.cap_s > DELAY_MAX_S:
             raise BadInput(f"cap must be at most 365 days, not {self.cap!r}")
         if self.cap_s < self.first_s:
-            raise BadInput(f"cap ({self.cap}) must not be below first ({self.first})")
+            raise BadInput(f"`cap` ({self.cap}) must not be below `first` ({self.first})")
 
     def delay_s(self, attempt: int, rng: Callable[[], float] = random.random) -> float:
         """Return how many seconds to wait after failed attempt `attempt`, counted from 1. `rng` returns [0, 1)."""

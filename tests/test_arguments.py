@@ -39,8 +39,8 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     (Plain(), "not Plain"),
 ]
 WRONG_MODELS: list[tuple[Any, str]] = [
-    (len, r"the function len instead of a message.s class: write handle\(YourMessage\)"),
-    (lambda job: None, r"the function <lambda> instead"),
+    (len, r"not the function len: use handle\(YourClass\)"),
+    (lambda job: None, r"not the function <lambda>"),
     (Task(), "not an instance of Task"),
     (aiqueue.Message, "needs the class of a message"),
     (Plain, "needs the class of a message"),
@@ -63,7 +63,7 @@ DECLARED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (aiqueue.Backoff, {"cap": PAST_A_YEAR}, "at most 365 days"),
     (aiqueue.Backoff, {"factor": "2"}, "factor must be a number"),
     (aiqueue.Backoff, {"jitter": 2}, "jitter must be from 0 to 1"),
-    (aiqueue.Backoff, {"first": 5, "cap": 1}, "must not be below first"),
+    (aiqueue.Backoff, {"first": 5, "cap": 1}, "must not be below `first`"),
     *((aiqueue.Retry, {"after": each}, "after: .* is not a duration") for each in WRONG_DURATIONS),
     (aiqueue.Retry, {"after": PAST_A_YEAR}, "after must be at most 365 days.*Reject"),
     (aiqueue.Retry, {"after": "99d" * 4}, "after must be at most 365 days"),
@@ -85,7 +85,7 @@ DECLARED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
       for each in (worker(), agent())
       for options, problem in (
           ({"timeout": 0}, "timeout must be above 0"), ({"retry": 3}, "retry must be a Backoff"),
-          ({"on": 5}, "on must be a mapping"), ({"on": []}, "on must be a mapping"),
+          ({"on": 5}, "`on` must be a mapping"), ({"on": []}, "`on` must be a mapping"),
           ({"on": {5: aiqueue.Reject}}, "on: 5"), ({"on": {ValueError: 3}}, "on: ValueError"),
       )),
     (worker().handle, {"model": Task, "process": "yes"}, "process must be True or False, not 'yes'"),

@@ -205,7 +205,7 @@ def _default_name() -> str:
 def check_policies(on: Policies) -> Policies:
     """Return a copy of the policies of `Worker.handle`'s `on`. Raises BadInput for an invalid one."""
     if not isinstance(on, Mapping):
-        raise BadInput(f"on must be a mapping, such as {{ValueError: Reject}}, not {on!r}")
+        raise BadInput(f"the argument `on` must be a mapping, such as {{ValueError: Reject}}, not {on!r}")
     for error, policy in on.items():
         if not isinstance(error, type) or not issubclass(error, Exception) or issubclass(error, Retry | Reject):
             raise BadInput(

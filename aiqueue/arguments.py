@@ -28,7 +28,7 @@ def check_model(argument: str, model: Any) -> None:
         return
     if inspect.isroutine(model):
         raise BadInput(
-            f"{argument} needs a message's class, not the function {model.__name__}: use {argument}(YourClass)"
+            f"{argument} needs a message's class, not function {model.__name__}: use {argument}(YourClass)"
         )
     shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)
     raise BadInput(f"{argument} needs the class of a message, a subclass of aiqueue.Message, not {shown}")

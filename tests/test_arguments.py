@@ -39,8 +39,8 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     (Plain(), "not Plain"),
 ]
 WRONG_MODELS: list[tuple[Any, str]] = [
-    (len, r"not the function len: use handle\(YourClass\)"),
-    (lambda job: None, r"not the function <lambda>"),
+    (len, r"not function len: use handle\(YourClass\)"),
+    (lambda job: None, r"not function <lambda>"),
     (Task(), "not an instance of Task"),
     (aiqueue.Message, "needs the class of a message"),
     (Plain, "needs the class of a message"),

@@ -27,9 +27,7 @@ def check_model(argument: str, model: Any) -> None:
     if isinstance(model, type) and issubclass(model, Message) and model is not Message:
         return
     if inspect.isroutine(model):
-        raise BadInput(
-            f"{argument} needs a message's class, not function {model.__name__}: use {argument}(YourClass)"
-        )
+        raise BadInput(f"{argument} needs a message's class, not function {model.__name__}: use {argument}(YourClass)")
     shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)
     raise BadInput(f"{argument} needs the class of a message, a subclass of aiqueue.Message, not {shown}")
 

@@ -187,5 +187,7 @@ async def test_sys_exit_in_a_task_of_a_handler_ends_the_worker_with_a_failure_af
         await client.enqueue(Task(do="exit"), tenant="acme")
         code, output, errors = work.end(within_s=40)
     assert code == 1
-    assert re.search(r"error: SystemExit: 0 \(.*app\.py, line \d+\) in a task of a handler", errors)
+    assert re.search(
+        r"error: the worker has ended because a task of a handler raised SystemExit: 0 \(.*app\.py, line \d+\)", errors
+    )
     assert "some jobs did not finish in time and go to other workers" in output

@@ -237,6 +237,15 @@ class Cluster:
         """The node that leads a stream, or its consumer, waiting until there is one that runs."""
         return self.node(wait_until(lambda: self.leader_of(stream, consumer), within_s))
 
+    def meta_leader(self) -> NatsProcess:
+        """The node that leads the meta group, as the logs say: to ask takes the system account."""
+
+        def says_so(node: NatsProcess) -> bool:
+            lines = [line for line in node.log.read_text(errors="replace").splitlines() if "metadata leader" in line]
+            return bool(lines) and "Self is new" in lines[-1]
+
+        return wait_until(lambda: [each for each in self.alive if says_so(each)])[0]
+
     def step_down(self, stream: str, consumer: str = "") -> None:
         """Have the leader of a stream, or of its consumer, give way. Raises OSError."""
         kind = f"CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}" if consumer else f"STREAM.LEADER.STEPDOWN.{stream}"

@@ -25,6 +25,7 @@ class RequestConnection(WindowConnection, Protocol):
     @property
     def behind(self) -> bool: ...
     async def relieve(self) -> None: ...
+    def push(self) -> None: ...
     async def send(self, subject: str, reply: str, block: bytes, body: bytes) -> None: ...
 
 
@@ -80,6 +81,8 @@ class ReplyInbox:
         """Send one message through the window and return its PubAck. Raises the error that the publish ended with."""
         try:
             self.window.add(publish, timeout_s)
+            if self.window.in_flight == 1:  # alone: there is nothing to send it together with
+                self._connection.push()
             if self._connection.behind:
                 await self._connection.relieve()
             if publish.outcome is None:

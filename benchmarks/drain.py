@@ -22,9 +22,11 @@ import cbor2
 import nats.errors
 
 import aiqueue
+from aiqueue import codec
 
-from .common import STREAM, Noop, beside, empty, lane, raw_client, raw_job, run_loop, until
-from .report import OURS, RAW, Row
+from . import tuned
+from .common import FAMILY, STREAM, Noop, beside, empty, lane, message, raw_client, raw_job, run_loop, until
+from .report import OURS, RAW, TUNED, Row
 
 RECORD = struct.Struct("<ddq")
 FILE, GATE = "BENCH_RECORDS", "BENCH_GATE"
@@ -83,17 +85,18 @@ async def fill(
     await raw.close()
 
 
-async def ours(client: aiqueue.Client, jobs: int) -> float:
-    """Jobs a second, from the first handler to the last."""
+async def ours(client: aiqueue.Client, jobs: int, *, result: bool = False) -> float:
+    """Jobs a second, from the first handler to the last. `result`: each job's number is kept as its result."""
     here = aiqueue.Worker(concurrency=100)
     seen: list[float] = []
     finished = asyncio.Event()
 
-    @here.handle(Noop, result=False)
-    async def noop(job: aiqueue.Job[Noop]) -> None:
+    @here.handle(Noop, result=result)
+    async def noop(job: aiqueue.Job[Noop]) -> int:
         seen.append(time.perf_counter())
         if len(seen) >= jobs:
             finished.set()
+        return job.message.i
 
     async with here.running(client), asyncio.timeout(WITHIN_S):
         await finished.wait()
@@ -109,12 +112,36 @@ async def theirs(client: aiqueue.Client, jobs: int) -> float:
         while done < jobs:
             for each in await subscription.fetch(100, timeout=5):
                 first = first or time.perf_counter()
+                cbor2.loads(each.data)
                 await each.ack()
                 done += 1
     rate = (jobs - 1) / (time.perf_counter() - first)
     await raw.flush()
     await raw.close()
     return rate
+
+
+async def bare(client: aiqueue.Client, jobs: int, *, result: bool = False) -> float:
+    """Jobs a second of the bare loop, whose jobs are without headers. `result`: each publishes one, and awaits it."""
+    raw = await raw_client(client)
+    await empty(client)
+    name = await lane(client)
+    subject = raw_job(0)[0]
+    await tuned.publish_many(raw, subject, (codec.encode(message(i)) for i in range(jobs)))
+    results = tuned.Publisher(raw)
+    await results.start()
+    journal = client.topology.family(FAMILY).journal
+    seen: list[float] = []
+
+    async def handle(told: dict[str, object]) -> None:
+        seen.append(time.perf_counter())
+        if result:
+            await results.publish(f"{journal}.bench.{told['i']}", cbor2.dumps(told["i"]))
+
+    async with asyncio.timeout(WITHIN_S):
+        await tuned.drain(raw, STREAM, name, jobs, handle)
+    await raw.close()
+    return (jobs - 1) / (seen[-1] - seen[0])
 
 
 async def processes(client: aiqueue.Client, side: str, jobs: int, *, count: int) -> float:
@@ -174,7 +201,10 @@ async def _fetch(client: aiqueue.Client, consumer: str) -> None:
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     here = Row("drain", "drain, one worker in this process", "/s",
-               how={OURS: "typed handler, 100 slots", RAW: "fetch(100) + ack, nothing decoded"})  # fmt: skip
+               how={OURS: "typed handler, 100 slots", RAW: "fetch(100), CBOR decoded, ack",
+                    TUNED: "pulls ahead, CBOR decoded, a task a job, ack"})  # fmt: skip
+    kept = Row("drain", "drain with results kept, one worker in this process", "/s",
+               how={OURS: "typed handler, 100 slots", TUNED: "as above, the result published and awaited"})  # fmt: skip
     words = {1: "one worker process", 2: "two worker processes"}
     how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: "fetch(100), CBOR decoded, ack"}
     apart = {count: Row("drain", f"drain, {words[count]}", "/s", how=how) for count in PROCESSES}
@@ -183,12 +213,17 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         here.add(OURS, await ours(client, jobs))
         await fill(client, jobs)
         here.add(RAW, await theirs(client, jobs))
+        here.add(TUNED, await bare(client, jobs))
+        await fill(client, jobs)
+        kept.add(OURS, await ours(client, jobs, result=True))
+        kept.add(TUNED, await bare(client, jobs, result=True))
+        await empty(client, client.topology.journal_stream.name)
         for count, row in apart.items():
             for side in (OURS, RAW):
                 await fill(client, jobs)
                 row.add(side, await processes(client, side, jobs, count=count))
     await empty(client)
-    return [here, *apart.values()]
+    return [here, kept, *apart.values()]
 
 
 async def _main() -> None:

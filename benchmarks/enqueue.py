@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 
 import aiqueue
+from aiqueue import codec
 
 from .common import STREAM, empty, message, raw_client, raw_job
-from .report import OURS, RAW, Row
+from .report import OURS, RAW, TUNED, Row
+from .tuned import Publisher
 
-HOW = {OURS: "client.enqueue", RAW: "js.publish, same headers, Msg-Id and codec"}
+HOW = {
+    OURS: "client.enqueue",
+    RAW: "js.publish, same headers, Msg-Id and codec",
+    TUNED: "a publish with a reply inbox, no headers",
+}
 
 
 async def stored(client: aiqueue.Client, jobs: int) -> None:
@@ -23,7 +29,9 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     row = Row("enqueue", "enqueue, one awaited at a time", "/s", how=HOW)
     raw = await raw_client(client)
     js = raw.jetstream()
-    count = max(1, jobs // 3)
+    publisher = Publisher(raw)
+    await publisher.start()
+    count, subject = max(1, jobs // 3), raw_job(0)[0]
     try:
         for _ in range(rounds):
             await empty(client)
@@ -38,6 +46,12 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
                 subject, body, told = raw_job(i)
                 await js.publish(subject, body, headers=told)
             row.add(RAW, count / (time.perf_counter() - begun))
+            await stored(client, count)
+            await empty(client)
+            begun = time.perf_counter()
+            for i in range(count):
+                await publisher.publish(subject, codec.encode(message(i)))
+            row.add(TUNED, count / (time.perf_counter() - begun))
             await stored(client, count)
         await empty(client)
     finally:

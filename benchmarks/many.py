@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from nats.js import JetStreamContext
 
 import aiqueue
+from aiqueue import codec
 
 from .common import empty, message, raw_client, raw_job
 from .enqueue import stored
-from .report import OURS, RAW, Row
+from .report import OURS, RAW, TUNED, Row
+from .tuned import publish_many
 
 WINDOW = 1_000
 CALLERS = 64
@@ -33,6 +35,10 @@ async def theirs(js: JetStreamContext, jobs: int) -> None:
     assert all(each.result().seq for each in acks)
 
 
+def bodies(jobs: int) -> Iterator[bytes]:
+    return (codec.encode(message(i)) for i in range(jobs))
+
+
 async def callers(jobs: int, one: Callable[[int], Awaitable[object]]) -> None:
     numbers = iter(range(jobs))
 
@@ -46,7 +52,8 @@ async def callers(jobs: int, one: Callable[[int], Awaitable[object]]) -> None:
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     same = "same headers, Msg-Id and codec"
     many = Row("many", f"enqueue_many, window {WINDOW:,}", "/s",
-               how={OURS: "client.enqueue_many", RAW: f"js.publish_async, same window, {same}"})  # fmt: skip
+               how={OURS: "client.enqueue_many", RAW: f"js.publish_async, same window, {same}",
+                    TUNED: "publishes with a reply inbox, no headers"})  # fmt: skip
     at_once = Row("many", f"enqueue, {CALLERS} callers at once", "/s",
                   how={OURS: "client.enqueue", RAW: f"js.publish, as many callers, {same}"})  # fmt: skip
     raw = await raw_client(client)
@@ -70,6 +77,7 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         for _ in range(rounds):
             await measured(many, OURS, lambda: ours(client, jobs))
             await measured(many, RAW, lambda: theirs(js, jobs))
+            await measured(many, TUNED, lambda: publish_many(raw, raw_job(0)[0], bodies(jobs)))
             await measured(at_once, OURS, lambda: callers(jobs, enqueue))
             await measured(at_once, RAW, lambda: callers(jobs, publish))
         await empty(client)

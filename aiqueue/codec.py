@@ -29,9 +29,7 @@ CBOR = "application/cbor"
 JSON = "application/json"
 MAX_DEPTH = 64
 MAX_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
-MAX_INT_BITS = (
-    14_000  # about 4,200 digits: Python neither reads nor prints longer numbers, so JSON cannot have them either
-)
+MAX_INT_BITS = 14_000  # about 4,200 digits: Python neither reads nor prints longer numbers, nor does JSON have them
 MAX_EXPONENT = 6144  # that of decimal128
 
 # 5 big float (whose exponent would be computed), 25/256 string references, 28/29 shared (cyclic) values, 30 rational,
@@ -133,6 +131,14 @@ def decode(body: bytes, content_type: str = "") -> Any:
     return _decode_json(body) if body[0] in _JSON_STARTS or body.startswith(_MARKS) else _decode_cbor(body)
 
 
+def decode_map(body: bytes, content_type: str = CBOR) -> dict[str, Any]:
+    """As `decode`, for a body that must be a map with text keys. Raises DecodeError."""
+    data = decode(body, content_type)
+    if type(data) is not dict or not _TEXT.issuperset(map(type, data)):
+        raise DecodeError("the body must be a map with text keys")
+    return data
+
+
 def decode_message(
     body: bytes, *, content_type: str = "", kind: str = "", default_kind: str, aliases: Mapping[str, str]
 ) -> MessageBody:
@@ -143,9 +149,7 @@ def decode_message(
        beside the others): the kind is its message_type, translated by `aliases`.
     3. Otherwise: the body is the data of a `default_kind`.
     """
-    data = decode(body, content_type)
-    if type(data) is not dict or set(map(type, data)) - _TEXT:
-        raise DecodeError("the body must be a map with text keys")
+    data = decode_map(body, content_type)
     if kind:
         return MessageBody(kind, None, data)
     message_type = data.get("message_type")
@@ -233,12 +237,8 @@ def _dump_model(value: Any, form: int) -> Any:
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1  # of CBOR without a tag
 _AS_THEY_ARE = frozenset({str, bytes, bool, float, type(None)})
 _BYTES = frozenset({bytearray, memoryview})
-_TAGS_OF_CBOR = frozenset(
-    {
-        *(date, datetime, UUID),
-        *(IPv4Address, IPv4Network, IPv4Interface, IPv6Address, IPv6Network, IPv6Interface),
-    }
-)
+_ADDRESSES = IPv4Address, IPv4Network, IPv4Interface, IPv6Address, IPv6Network, IPv6Interface
+_TAGS_OF_CBOR = frozenset({date, datetime, UUID, *_ADDRESSES})
 
 
 def _to_whole_minutes(value: datetime) -> datetime:

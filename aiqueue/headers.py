@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens: nats-py requires them
 
@@ -65,7 +65,32 @@ OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
 
 _CARRIED_MAX = 16_384
+# the family's own key, such as task_id, has the job id too
+_PLAIN: Final = re.compile(
+    rb"NATS/1\.0\r\nNats-Msg-Id: [^\r\n]+\r\nContent-Type: application/cbor\r\nAiq-Kind: ([A-Za-z0-9_.:-]{1,128})\r\n"
+    rb"Aiq-Job-Id: ([A-Za-z0-9_-]{1,64})\r\npriority: ([a-z0-9]{1,16})\r\n(?:(?!priority:)[a-z_]{1,32}: \2\r\n)?\r\n"
+).fullmatch
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class PlainHeaders(NamedTuple):
+    """What the headers of a plain job state, as this library writes them. Most jobs have these and no others."""
+
+    kind: str
+    job_id: str
+    priority: str
+
+
+def read_plain(block: bytes | None) -> PlainHeaders | None:
+    """Return what an encoded header block states if it is that of a plain job. None: it has other headers.
+
+    A plain job has no deadline, document, secret or history, was not parked, and has a CBOR body.
+    """
+    found = _PLAIN(block) if block else None
+    if found is None:
+        return None
+    kind, job_id, priority = found.groups()
+    return PlainHeaders(kind.decode(), job_id.decode(), priority.decode())
 
 
 def restore_case(job_headers: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -119,7 +119,7 @@ class Job(Generic[M_co]):
     """
 
     __slots__ = (
-        "_progress", "attempt", "deadline", "enqueued_at", "family", "headers", "id", "kind", "message", "priority",
+        "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind", "message", "priority",
         "state", "tenant",
     )  # fmt: skip
 
@@ -132,10 +132,11 @@ class Job(Generic[M_co]):
         attempt: int,
         enqueued_at: float,
         deadline: float | None,
-        headers: Mapping[str, str],
+        headers: Mapping[str, str] | Callable[[], Mapping[str, str]],
         state: Any,
         progress: Progress,
     ) -> None:
+        """`headers` may be a function that returns them: most handlers do not ask."""
         self.message: M_co = message
         self.id = job_id
         self.kind = message.aiq_kind
@@ -143,9 +144,15 @@ class Job(Generic[M_co]):
         self.attempt = attempt
         self.enqueued_at = enqueued_at
         self.deadline = deadline
-        self.headers = headers
+        self._headers = headers
         self.state = state
         self._progress = progress
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        if callable(self._headers):
+            self._headers = self._headers()
+        return self._headers
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"

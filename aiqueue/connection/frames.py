@@ -32,7 +32,10 @@ class Status(NamedTuple):
 
 
 class Received(Protocol):
-    """A received message. `status` is set on the server's status replies, which have no body."""
+    """A received message. `status` is set on the server's status replies, which have no body.
+
+    `block` has the encoded headers, if there are any.
+    """
 
     @property
     def subject(self) -> str: ...
@@ -40,6 +43,8 @@ class Received(Protocol):
     def reply(self) -> str: ...
     @property
     def data(self) -> bytes: ...
+    @property
+    def block(self) -> bytes | None: ...
     @property
     def headers(self) -> dict[str, str]: ...
     @property

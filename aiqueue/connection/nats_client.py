@@ -24,18 +24,29 @@ T = TypeVar("T")
 
 
 class WireMessage:
-    """A message as the socket delivered it; see `frames.Received`."""
+    """A message as the socket delivered it; see `frames.Received`. Its headers are decoded when they are asked for."""
 
-    __slots__ = ("data", "headers", "reply", "status", "subject")
+    __slots__ = ("_decoded", "block", "data", "reply", "subject")
 
     def __init__(self, subject: str, reply: str, data: bytes, block: bytes | None) -> None:
         self.subject = subject
         self.reply = reply
         self.data = data
-        self.headers: dict[str, str] = {}
-        self.status: Status | None = None
-        if block:
-            self.headers, self.status = read_headers(block)
+        self.block = block
+        self._decoded: tuple[dict[str, str], Status | None] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self._decode()[0]
+
+    @property
+    def status(self) -> Status | None:
+        return self._decode()[1]
+
+    def _decode(self) -> tuple[dict[str, str], Status | None]:
+        if self._decoded is None:
+            self._decoded = read_headers(self.block) if self.block else ({}, None)
+        return self._decoded
 
 
 async def heed_cancel(work: Awaitable[T]) -> T:

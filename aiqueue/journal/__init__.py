@@ -24,10 +24,10 @@ from .entries import (
 from .follower import StreamItem, follow
 from .journal import Journal
 from .outcome_watch import wait_for_outcome
-from .writer import WRITE_TRIES_MAX, Retention, Writer
+from .writer import WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [
     "CANCELLED", "EMPTY_RECORD", "FAILED", "LIVE", "PROGRESS", "RESULT", "RETRY", "STARTED", "TRIAL",
-    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Entry", "Journal", "Retention", "RunRecord", "StreamItem", "Writer",
-    "entry_from_live", "entry_from_stored", "follow", "wait_for_outcome",
+    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Entry", "Journal", "ResultHeaders", "Retention", "RunRecord", "StreamItem",
+    "Writer", "entry_from_live", "entry_from_stored", "follow", "wait_for_outcome",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import time
 from typing import Any, NamedTuple
 
 from .. import codec, headers
+from ..connection import block
 from ..errors import Conflict, Stale
 from .chunks import ChunkBuffer
 from .entries import (
@@ -21,6 +22,7 @@ from .entries import (
     FINAL,
     LIVE,
     PROGRESS,
+    RESULT,
     RETRY,
     STARTED,
     Entry,
@@ -52,6 +54,24 @@ class Retention(NamedTuple):
 
 
 KEEP_AS_STREAM = Retention()
+
+
+class ResultHeaders:
+    """The headers of results that are the first entries of their jobs' journals, prepared for one family."""
+
+    def __init__(self, retention: Retention) -> None:
+        fields = entry_headers(RESULT, 0, 1, 1, "") | {headers.RUN: "%d", headers.MSG_ID: "%b", headers.EXPECTED: "0"}
+        fields |= retention.ttl_header(RESULT) | {headers.ENQUEUED: "%.6f", headers.STARTED_AT: "%.6f"}
+        self._template = block(fields)
+
+    def block(self, subject: str, run: int, nonce: str, enqueued_at: float, started_at: float) -> bytes:
+        """Return what `Writer.write` would send as its first entry, encoded. `nonce`: as that of one writer."""
+        return self._template % (run, _msg_id(subject, nonce, 1, 1).encode(), enqueued_at, started_at)
+
+
+def _msg_id(subject: str, nonce: str, epoch: int, number: int) -> str:
+    """Return the Msg-Id of a writer's entry number `number`."""
+    return f"{subject}/{nonce}/{epoch}/{number}"
 
 
 class Writer:
@@ -106,6 +126,7 @@ class Writer:
         self._head_seq, self._epoch = record.head_seq, record.epoch + 1
         self._known_seq = record.newest.seq if record.newest else 0
         self._write_number = 0
+        self._sent: set[str] = set()  # Msg-Ids of earlier tries at the next entry
         self._lock = asyncio.Lock()
         self._paused_until = 0.0  # monotonic seconds
         self._chunks: ChunkBuffer | None = None  # made by the job's first chunk
@@ -121,7 +142,13 @@ class Writer:
         encoded = codec.encode_marked(data)
         if self._chunks is not None:
             await self._chunks.flush(ends=event in _ENDS_ATTEMPT)
-        await self._write_encoded(event, encoded, set(), timeout_s)
+        tried, self._sent = self._sent, set()
+        await self._write_encoded(event, encoded, tried, timeout_s)
+
+    def take_over_sent(self, nonce: str) -> None:
+        """Count an entry that was sent with `ResultHeaders` as the first try of this writer's first entry."""
+        self._nonce, self._write_number = nonce, 1
+        self._sent = {_msg_id(self.subject, nonce, self._epoch, 1)}
 
     async def write_started(self, data: Any, *, timeout_s: float = 30.0) -> bool:
         """Write `started` before the handler is called, so that no earlier attempt can write any more.
@@ -258,7 +285,7 @@ class Writer:
         if not tried:
             self._write_number += 1
         suffix = f"-{len(tried)}" if tried else ""
-        msg_id = f"{self.subject}/{self._nonce}/{self._epoch}/{self._write_number}{suffix}"
+        msg_id = _msg_id(self.subject, self._nonce, self._epoch, self._write_number) + suffix
         tried.add(msg_id)
         fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
         fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}

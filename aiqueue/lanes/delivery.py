@@ -20,13 +20,15 @@ class Delivery:
     - `delivery_count`: how often this message was delivered, this time included.
     - `arrived_at`: monotonic seconds.
     - `location`: stream and sequence of the stored message.
+    - `plain`: what the headers state, if they are those of a plain job. None: read `message.headers`.
     - `task`: runs the job, once it has a slot.
+    - `own_lane`: the lane of the job's own tenant, also where all tenants share one.
     - `obsolete`: the stream was recreated, and `seq` is another job's now. Nothing may be acknowledged or written.
     """
 
     __slots__ = (
-        "arrived_at", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "reply", "run", "seq",
-        "stored_at", "task", "tenant",
+        "arrived_at", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "own_lane",
+        "plain", "reply", "run", "seq", "stored_at", "task", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -42,9 +44,16 @@ class Delivery:
         self.arrived_at = arrived_at
         self.task: asyncio.Task[None] | None = None
         self.obsolete = False
-        # from the subject, because a shared lane has many tenants; as `subjects.tenant_of`, without a call for each job
-        self.tenant = message.subject.split(".", 4)[3]
+        key = lane.key
+        if key.tenant == "*":  # a lane that all tenants share: as `subjects.tenant_of`, without a call for each job
+            self.tenant = message.subject.split(".", 4)[3]
+            self.own_lane = Lane(key.family, self.tenant, key.priority)
+        else:
+            self.tenant, self.own_lane = key.tenant, key
         self.run, self.enqueued_at = seq, stored_at
+        self.plain = headers.read_plain(message.block)
+        if self.plain is not None:
+            return
         fields = message.headers
         if headers.KIND not in fields or headers.JOB_ID not in fields or headers.CONTENT_TYPE not in fields:
             headers.restore_case(fields)  # a plain publisher's

@@ -47,7 +47,7 @@ class JobContext(RunningAttempt):
         task = delivery.task or asyncio.current_task(resources.loop)
         assert task is not None
         self.task = task
-        self.journaled = bool(opened.raw.family.journal)
+        self.journaled = bool(opened.family.journal)
         self._resources = resources
         self._delivery = delivery
         self._opened = opened
@@ -69,7 +69,7 @@ class JobContext(RunningAttempt):
     @property
     def writer(self) -> Writer | None:
         """The journal writer of this attempt. None: the family has no journal."""
-        family = self._opened.raw.family
+        family = self._opened.family
         if self._writer is None and family.journal:
             resources, delivery, opened = self._resources, self._delivery, self._opened
             self._writer = Writer(
@@ -89,8 +89,22 @@ class JobContext(RunningAttempt):
     @property
     def journal_key(self) -> tuple[str, int]:
         """The subject of the job's journal, and the run."""
-        journal = self._opened.raw.family.journal or ""
+        journal = self._opened.family.journal or ""
         return subjects.journal(journal, self._delivery.tenant, self._opened.job_id), self._delivery.run
+
+    def read_headers(self) -> Mapping[str, str]:
+        """Return the job's headers, as they were stored."""
+        return self._delivery.message.headers
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether this attempt has, or may have, written to its journal."""
+        return self._writer is not None
+
+    @property
+    def started_at(self) -> float:
+        """When the handler was called, seconds since the epoch."""
+        return self._started_at
 
     def mark_started(self) -> None:
         """Note the time: the handler is about to be called."""

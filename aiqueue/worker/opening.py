@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import attempt, headers, subjects
+from .. import attempt, codec, headers, subjects
 from ..attempt import DecodedJob, RawJob, Refused
 from ..documents import Documents
 from ..enqueue import history_of
-from ..errors import BadInput, Corrupt, NotFound
+from ..errors import BadInput, Corrupt, DecodeError, NotFound
 from ..journal import EMPTY_RECORD, RETRY, Journal, RunRecord
 from ..lanes import Delivery
 from ..processes import Quarantine
 from ..topology import Family
 
-_NOT_PLAIN = frozenset({headers.PARKED, headers.HISTORY, *headers.NUMBERS, *headers.DOCUMENTS})
 REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
     "attempts", "deadline", "document", "invalid", "killed_worker", "rejected", "result", "undecodable", "unknown_kind",
 })  # fmt: skip
@@ -41,18 +41,32 @@ class OpenedJob(DecodedJob):
     secrets: str = ""  # which fields are secret, for a job that has failed
     plain: bool = False  # a first delivery without deadline, document, history, claim, or a wish for another lane
 
-    @classmethod
-    def for_first_delivery(cls, raw: RawJob) -> OpenedJob:
-        """Return a plain job without its body's fields, which `attempt.decode_into` must fill in."""
-        opened = cls.__new__(cls)  # __init__ would set a dozen fields to the defaults that the class has anyway
-        opened.raw = raw
-        opened.plain = True
-        return opened
+    @functools.cached_property
+    def family(self) -> Family:
+        return self.raw.family
 
     @property
     def refused_before(self) -> bool:
         """Whether an earlier delivery refused the job, and it was parked because the dead letters were full."""
         return headers.PARKED in self.raw.headers and self.raw.headers.get(headers.REASON) in REASONS
+
+
+class PlainJob(OpenedJob):
+    """A plain first delivery, opened. `raw` is made only if it is asked for."""
+
+    plain = True
+
+    def __init__(self, family: Family, delivery: Delivery, kind: str, job_id: str, data: dict[str, Any]) -> None:
+        """The fields that are not set here have the defaults of the class."""
+        self.family = family
+        self._delivery = delivery
+        self.kind = kind
+        self.job_id = job_id
+        self.data = data
+
+    @functools.cached_property
+    def raw(self) -> RawJob:  # type: ignore[override]
+        return _raw_job(self.family, self._delivery)
 
 
 class Opener:
@@ -71,16 +85,17 @@ class Opener:
 
         This is the fast path, for most jobs. For a delivery that it opens, `open` would return the same.
         """
-        message_headers, key = delivery.message.headers, delivery.lane.key
+        plain, key = delivery.plain, delivery.lane.key
+        if plain is None or delivery.delivery_count > 1 or plain.priority != key.priority:
+            return None
         family = self._families[key.family]
-        if delivery.delivery_count > 1 or family.claim or not _NOT_PLAIN.isdisjoint(message_headers):
+        if family.claim or self._quarantine.is_suspect(delivery):
             return None
-        if message_headers.get(headers.PRIORITY, key.priority) != key.priority or self._quarantine.is_suspect(delivery):
+        try:
+            data = codec.decode_map(delivery.message.data)
+        except DecodeError:
             return None
-        raw = _raw_job(family, delivery)
-        opened = OpenedJob.for_first_delivery(raw)
-        attempt.decode_into(raw, opened)
-        return opened
+        return PlainJob(family, delivery, plain.kind, plain.job_id, data)
 
     async def open(self, delivery: Delivery) -> OpenedJob:
         """Open any delivery: fetch and decode its body, and load the attempts before this delivery.

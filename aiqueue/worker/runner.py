@@ -27,10 +27,11 @@ from ..attempt import (
     Returned,
     TakenOver,
     Threads,
+    Unknown,
 )  # fmt: skip
 from ..connection import HEADERS_MAX, timestamp
 from ..enqueue import trimmed
-from ..errors import AccountFull, AIQueueError, DiskFull, Stale
+from ..errors import AccountFull, AIQueueError, DiskFull, Stale, Unavailable
 from ..job import Job
 from ..journal import WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
@@ -39,6 +40,7 @@ from ..requests import CHECK_AGAIN_S, Claims
 from ..topology import Family
 from .context import JobContext, WorkerResources
 from .opening import OpenedJob, Opener, may_have_history
+from .pipelined import ResultPipeline, SentResult
 from .settlement import Settlement
 from .takeover import DeliveryOrder, find_pending_retry, find_takeover
 from .watchdog import Watchdog
@@ -78,6 +80,8 @@ class Runner:
         self.opener = Opener(claims.journal, resources.documents, resources.families, quarantine)
         self._watchdog = watchdog
         self._ended = ended
+        self._context = contextvars.copy_context()
+        self._pipeline = ResultPipeline(claims.journal.connection, resources.retention, self._on_result_settled)
         self._threads = Threads("aiqueue-handler")
         self._resources = resources
         self._limits = Limits()
@@ -113,13 +117,34 @@ class Runner:
                 and not context.has_chunks
                 and self._settlement.try_ack_now(delivery, opened, handler)
             )
+            sent = not acked and self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at)
         except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
-            outcome, acked = error, False
+            outcome, acked, sent = error, False, False
         if acked:
             self._ended(delivery, started_at)
-        else:
+        elif not sent:
             finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
             delivery.task = self._resources.loop.create_task(finishing)
+
+    def _on_result_settled(self, sent: SentResult) -> None:
+        """Acknowledge the job of a result that is stored. Have a task write one that was refused.
+
+        Without a reply of the server the job is redelivered, and the next delivery finds a result that was stored.
+        """
+        delivery, error = sent.delivery, sent.outcome
+        if sent.is_stored:
+            self._settlement.ack(delivery)
+            self._ended(delivery, sent.started_at)
+            return
+        if (writer := sent.context.writer) is not None:
+            writer.take_over_sent(sent.nonce)
+        self._finish_sent(sent, error if isinstance(error, Unavailable) else sent.returned)
+
+    def _finish_sent(self, sent: SentResult, outcome: Outcome | BaseException) -> None:
+        """Have a task settle the delivery of a result that is under way no more, in no other job's context."""
+        delivery = sent.delivery
+        finishing = self._finish_delivery(delivery, sent.opened, sent.context, outcome, sent.started_at)
+        delivery.task = self._resources.loop.create_task(finishing, context=self._context.copy())
 
     async def _finish_delivery(
         self,
@@ -171,7 +196,9 @@ class Runner:
     def interrupt(self, delivery: Delivery) -> None:
         """Stop a delivery because the worker leaves: its job returns to the queue. Call `wait` for its end."""
         self._interrupted.add(delivery)
-        if delivery.task is not None:
+        if (sent := self._pipeline.take_back(delivery)) is not None:
+            self._finish_sent(sent, Interrupted())
+        elif delivery.task is not None:
             delivery.task.cancel()
 
     def _is_interrupted(self, delivery: Delivery) -> bool:
@@ -196,7 +223,7 @@ class Runner:
         if not opened.plain:
             if (known := self._outcome_without_run(delivery, opened)) is not None:
                 return known
-            contended = delivery.delivery_count > 1 or headers.PARKED in opened.raw.headers or opened.raw.family.claim
+            contended = delivery.delivery_count > 1 or headers.PARKED in opened.raw.headers or opened.family.claim
             if contended and handler is not None and (writer := context.writer) is not None:
                 held = await self._claim_run(delivery, opened, writer)
                 if held is not None:
@@ -251,7 +278,7 @@ class Runner:
         4. TakenOver, RetryPending: a later delivery of this run has started.
         Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
-        family = opened.raw.family
+        family = opened.family
         order = await self._order_delivery(delivery, family)
         for _ in range(WRITE_TRIES_MAX):
             if opened.record.ended:
@@ -335,10 +362,18 @@ class Runner:
         Only the worker's own cancellations, and those of a timeout, stop the attempt. Any other comes from the handler,
         which has failed then.
         """
-        raw = opened.raw
         if handler is not None and handler.process and opened.data is not None:
-            return await self.processes.run_handler(raw, opened.attempt, handler, context, context)
-        job = attempt.build_job(raw, opened, handler, attempt=opened.attempt, state=self._state, progress=context)
+            return await self.processes.run_handler(opened.raw, opened.attempt, handler, context, context)
+        job: Job[Any] | Refused | Unknown
+        if opened.plain and handler is not None:
+            job = attempt.build_plain_job(
+                handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
+                state=self._state, progress=context,
+            )  # fmt: skip
+        else:
+            job = attempt.build_job(
+                opened.raw, opened, handler, attempt=opened.attempt, state=self._state, progress=context
+            )
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one

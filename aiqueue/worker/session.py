@@ -90,6 +90,7 @@ class Session:
         self._running: dict[_Location, Delivery] = {}
         self._obsolete: set[Delivery] = set()
         self._waiting: deque[Delivery] = deque()
+        self._last_ended: asyncio.Future[None] | None = None  # a drain waits for it
         self._last_delivery_at: float | None = None  # monotonic seconds
         self._mean_handler_s: float | None = None
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
@@ -249,13 +250,10 @@ class Session:
             await self._stop()
 
     async def _wait_for_runs(self, timeout_s: float) -> None:
-        """Wait until no job runs, at most `timeout_s` seconds. A run has two tasks, one after the other."""
-        end = time.monotonic() + timeout_s
-        while (left_s := end - time.monotonic()) > 0:
-            tasks = [each.task for each in (*self._running.values(), *self._obsolete) if each.task is not None]
-            if not tasks:
-                return
-            await asyncio.wait(tasks, timeout=left_s)
+        """Wait until no job runs, and no result is under way, at most `timeout_s` seconds."""
+        if self.running:
+            self._last_ended = self._loop.create_future()
+            await asyncio.wait([self._last_ended], timeout=timeout_s)
 
     async def _stop(self) -> None:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
@@ -371,6 +369,8 @@ class Session:
         else:
             del self._running[delivery.location]
         self.done += 1
+        if self._last_ended is not None and not self.running and not self._last_ended.done():
+            self._last_ended.set_result(None)
         if self._waiting:
             self._start_waiting()
         if len(self._waiting) + self.puller.granted < self._held_min:

@@ -80,6 +80,10 @@ class Settlement:
         self.overflow = Overflow()
         self._unknown_kinds = UnknownKinds(connection, parking)
 
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge a job whose outcome is stored."""
+        self._send_reply(delivery, b"+ACK")
+
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
 
@@ -87,7 +91,7 @@ class Settlement:
         """
         if handler is None or handler.keeps_result or not self._connection.connected:
             return False
-        if not opened.plain and (opened.raw.family.claim or _holds_documents(delivery)):
+        if not opened.plain and (opened.family.claim or _holds_documents(delivery)):
             return False
         self._send_reply(delivery, b"+ACK")
         return True
@@ -163,7 +167,7 @@ class Settlement:
         In a family with `claim` an empty result is written even where the handler keeps none: it ends the claim.
         """
         keeps = handler is not None and handler.keeps_result
-        if writer is not None and (keeps or opened.raw.family.claim):
+        if writer is not None and (keeps or opened.family.claim):
             try:
                 await self._write_result(writer, value if keeps else None)
             except (EncodeError, TooLarge) as error:
@@ -205,7 +209,7 @@ class Settlement:
         """Write `retry`, then have the job come back: by a nak after a short delay, by parking after a long one."""
         log.info(
             "job %s (%s) of %s: attempt %d failed, retry in %.1f s: %s%s",
-            opened.job_id, opened.kind, _lane_of(delivery), opened.attempt, delay_s, error, last_trace(opened.history),
+            opened.job_id, opened.kind, delivery.own_lane, opened.attempt, delay_s, error, last_trace(opened.history),
         )  # fmt: skip
         parks = delay_s >= PARK_AFTER_S
         if writer is not None:
@@ -225,7 +229,7 @@ class Settlement:
         if self._unknown_kinds.is_given_up(delivery):
             await self._dead_letter(delivery, opened, writer, "unknown_kind", error)
             return
-        family = opened.raw.family
+        family = opened.family
         self._unknown_kinds.warn(family.name, opened.kind, error)
         if writer is not None and opened.record.recap is None:
             writer.attempt = opened.attempt - 1
@@ -290,7 +294,7 @@ class Settlement:
         Raises Unavailable.
         """
         due_at = self._connection.clock.now() + delay_s
-        lane = subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
+        lane = delivery.own_lane
         parked_headers = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
@@ -325,7 +329,7 @@ class Settlement:
         """
         if writer is not None:
             await writer.raise_if_stale()
-        lane = _lane_of(delivery)
+        lane = delivery.own_lane
         failed = FailedJob(
             job_id=opened.job_id, kind=opened.kind, lane=lane, seq=delivery.seq, reason=reason, error=error,
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
@@ -413,11 +417,6 @@ def _holds_documents(delivery: Delivery) -> bool:
     """Return whether the job names documents, or has its body in one."""
     message_headers = delivery.message.headers
     return headers.DOCUMENT_REF in message_headers or headers.DOCUMENT in message_headers
-
-
-def _lane_of(delivery: Delivery) -> subjects.Lane:
-    """Return the lane of a delivery's own tenant, also where all tenants share one."""
-    return subjects.Lane(delivery.lane.key.family, delivery.tenant, delivery.lane.key.priority)
 
 
 def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:

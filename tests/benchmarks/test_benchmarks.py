@@ -14,7 +14,7 @@ import pytest
 import aiqueue
 from benchmarks import agents, common, drain, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
-from benchmarks.report import OURS, RAW, Row, figure, kin, plain, spread, table
+from benchmarks.report import OURS, RAW, TUNED, Row, figure, kin, plain, spread, table
 from benchmarks.results import Asked, Results
 
 from ..support import ROOT
@@ -195,7 +195,7 @@ def test_a_question_answers_in_json() -> None:
     done = ask("enqueue", "--rounds", "1", "--jobs", "60", "--json")
     assert done.returncode == 0, done.stderr
     (row,) = [Row.read(each) for each in json.loads(done.stdout)["rows"]]
-    assert {*row.sides} == {OURS, RAW}
+    assert {*row.sides} == {OURS, RAW, TUNED}
 
 
 def test_a_question_whose_module_fails_is_told_and_the_older_figures_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,7 @@ async def test_attempts_that_failed_make_no_suspect(client: aiqueue.Client) -> N
 async def test_a_return_that_another_worker_announced_makes_no_suspect(client: aiqueue.Client, account: Any) -> None:
     recipe = Recipe(client.topology.families, {})
     lane = LanePull(Lane("agent.tasks", "acme", "normal"), "AI_AGENT_TASKS", "acme-normal", 30)
-    message = SimpleNamespace(subject="ai.agent.tasks.acme.normal", headers={}, reply="")
+    message = SimpleNamespace(subject="ai.agent.tasks.acme.normal", block=None, headers={}, reply="")
     delivery = Delivery(lane, message, 7, 4, 0, 0)  # type: ignore[arg-type]
     async with (
         quarantine.Quarantine(client.connection, recipe, slots=4) as ours,

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from aiqueue import codec, headers
 from aiqueue.config import Settings
-from aiqueue.connection import Connection
+from aiqueue.connection import Connection, block
+from aiqueue.connection.nats_client import WireMessage
+from aiqueue.enqueue.producer import _job_headers
+from aiqueue.job import untyped
 from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes.quarantine import Quarantine
 from aiqueue.processes.recipe import Recipe
@@ -56,29 +59,61 @@ async def runner_without_server() -> Runner:
     )
 
 
+def library_headers(**changed: str) -> dict[str, str]:
+    """The headers of a plain job, in the order in which `enqueue` writes them."""
+    fields = {
+        headers.MSG_ID: "agent.tasks/acme/j-1", headers.CONTENT_TYPE: codec.CBOR, headers.KIND: "task",
+        headers.JOB_ID: "j-1", headers.PRIORITY: "normal", "task_id": "j-1",
+    }  # fmt: skip
+    return {**fields, **changed}
+
+
 @given(
     family=st.sampled_from(["agent.tasks", "gateway.requests"]),
+    lane=st.sampled_from(["acme", "*"]),
     count=st.sampled_from([1, 1, 1, 2, 4]),
-    message_headers=st.fixed_dictionaries({}, optional=OPTIONAL),
+    message_headers=st.one_of(
+        st.fixed_dictionaries({}, optional=OPTIONAL),
+        st.fixed_dictionaries({}, optional=OPTIONAL).map(lambda some: library_headers(**some)),
+        st.permutations([*library_headers().items()]).map(dict),
+        st.just(library_headers()),
+    ),
     body=st.sampled_from(BODIES),
 )
 async def test_the_fast_path_opens_a_delivery_as_the_slow_one_does_and_skips_no_decision(
-    family: str, count: int, message_headers: dict[str, str], body: bytes
+    family: str, lane: str, count: int, message_headers: dict[str, str], body: bytes
 ) -> None:
     runner = await runner_without_server()
-    lane = LanePull(Lane(family, "acme", "normal"), "S", "acme-normal", 30)
-    message: Any = SimpleNamespace(subject=f"ai.{family}.acme.normal", headers=message_headers, data=body, reply="")
-    delivery = Delivery(lane, message, 7, count, 1.7e9, 0.0)
+    pull = LanePull(Lane(family, lane, "normal"), "S", f"{lane}-normal", 30)
+    encoded = block(message_headers) if message_headers else None
+    delivery = Delivery(pull, WireMessage(f"ai.{family}.acme.normal", "", body, encoded), 7, count, 1.7e9, 0.0)
     fast = runner.opener.open_first(delivery)
-    asks = {headers.DEADLINE, headers.HISTORY} & {*message_headers}
-    moves = message_headers.get(headers.PRIORITY, "normal") != "normal"
-    claims = TOPOLOGY.family(family).claim
-    assert (fast is not None) == (count == 1 and not asks and not moves and not claims)
+    claims, is_map = TOPOLOGY.family(family).claim, body == BODIES[0]
+    if message_headers == library_headers() and [*message_headers] == [*library_headers()]:
+        assert (fast is not None) == (count == 1 and not claims and is_map)
     if fast is None:
         return
+    assert count == 1
+    assert not claims
     slow = await runner.opener.open(delivery)
-    assert fast == dataclasses.replace(slow, plain=True, history=slow.history or None)
     assert runner._outcome_without_run(delivery, slow) is None
+    slow.plain, slow.history = True, slow.history or None
+    names = [each.name for each in dataclasses.fields(slow)]
+    assert {name: getattr(fast, name) for name in names} == {name: getattr(slow, name) for name in names}
+    assert (fast.family, delivery.own_lane) == (slow.family, Lane(family, "acme", "normal"))
+    assert (delivery.run, delivery.enqueued_at) == (7, 1.7e9)
+
+
+def test_the_headers_of_every_plain_job_that_enqueue_writes_are_read_as_such() -> None:
+    for family in TOPOLOGY.families.values():
+        if not family.priorities:
+            continue
+        message = untyped("a-kind", family.name)()
+        lane = Lane(family.name, "acme", family.priorities[0])
+        written = _job_headers(family, message, lane, "j-1", None)
+        assert headers.read_plain(block(written)) == ("a-kind", "j-1", lane.priority)
+        assert headers.read_plain(block({**written, "X-Own": "1"})) is None
+        assert headers.read_plain(block(_job_headers(family, message, lane, "j-1", "123"))) is None
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from .frames import (
     Stored,
     ack_info,
     block,
+    check_size,
     delivery_number,
     read_headers,
     timestamp,
@@ -30,6 +31,6 @@ from .subscription import Subscription
 
 __all__ = [
     "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
-    "Service", "Status", "Stored", "Subscription", "ack_info", "block", "delivery_number", "read_headers", "timestamp",
-    "to_its_end",
+    "Service", "Status", "Stored", "Subscription", "ack_info", "block", "check_size", "delivery_number", "read_headers",
+    "timestamp", "to_its_end",
 ]  # fmt: skip

@@ -82,6 +82,11 @@ class StreamBatcher:
         self._flush_handle: asyncio.Handle | None = None
         self._pause_s = PAUSE_S
 
+    @property
+    def gathers(self) -> bool:
+        """Whether `gather` may keep a publish now."""
+        return bool(self.gathered) or self.pace.batches or self.pace.trying
+
     def gather(self, publish: Publish) -> bool:
         """Keep `publish` for the next flush. Returns False if the window must send it as a single now."""
         if not self.gathered:

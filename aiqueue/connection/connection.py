@@ -280,20 +280,20 @@ class Connection:
         frames.check_size(publish.block, publish.body, self.max_payload)
         self._replies.window.add(publish, timeout_s)
 
-    def send_publish(self, subject: str, token: bytes, block: bytes, body: bytes) -> None:
-        """Send one publish, whose reply carries `token`. For the window, which has checked that it is connected."""
+    def add_all(self, publishes: Sequence[Publish], timeout_s: float) -> None:
+        """As `add` for each. They have one stream, or none, and sizes that are checked. Raises Unavailable."""
+        self._require_open()
+        self._replies.window.add_all(publishes, timeout_s)
+
+    @property
+    def reply_prefix(self) -> bytes:
+        """Where replies to a publish come, plus its token. `drop_queued` looks for this in first lines of frames."""
+        return self._replies.inbox_bytes
+
+    def write(self, encoded: bytes) -> None:
+        """Queue encoded frames for the socket. For the window, which has checked that it is connected."""
         assert self._client is not None
-        self._client.send(frames.stream_publish_frame(subject, self._replies.inbox_bytes, token, block, body))
-
-    def send_batch(self, name: str, token: bytes, messages: Sequence[Publish], first: int, *, last: bool) -> None:
-        """Send a part of an atomic batch, numbered from `first`; with `last` it completes the batch. For the window.
-
-        The part is written to the socket at once, so that the server works while callers run.
-        """
-        reply = self._replies.inbox_bytes + token  # in the first line of each frame: drop_queued looks for it there
-        client = self._open_client
-        client.send(frames.batch_frames(name.encode(), messages, first, reply, last=last))
-        client.push()
+        self._client.send(encoded)
 
     @property
     def behind(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +60,13 @@ class OutgoingMessage(Protocol):
     def block(self) -> bytes: ...
     @property
     def body(self) -> bytes: ...
+
+
+class TokenMessage(OutgoingMessage, Protocol):
+    """A message whose reply carries `token`."""
+
+    @property
+    def token(self) -> bytes: ...
 
 
 class Stored(NamedTuple):
@@ -127,6 +134,19 @@ def stream_publish_frame(subject: str, inbox: bytes, token: bytes, headers: byte
     return b"HPUB %b %b%b %d %d\r\n%b%b\r\n" % (
         subject.encode(), inbox, token, size, size + len(body), headers, body,
     )  # fmt: skip
+
+
+def stream_publish_frames(messages: Iterable[TokenMessage], inbox: bytes) -> bytes:
+    """The HPUBs of several messages, each as of `stream_publish_frame`."""
+    parts = []
+    for message in messages:
+        headers, body = message.block, message.body
+        size = len(headers)
+        parts.append(
+            b"HPUB %b %b%b %d %d\r\n%b%b\r\n"
+            % (message.subject.encode(), inbox, message.token, size, size + len(body), headers, body)
+        )
+    return b"".join(parts)
 
 
 def batch_frames(name: bytes, messages: Sequence[OutgoingMessage], first: int, reply: bytes, *, last: bool) -> bytes:
@@ -225,13 +245,10 @@ class PubAck(NamedTuple):
 
         Raises the error that an error code stands for.
         """
-        at = data.rfind(b":") + 1
-        stream = _ack_prefixes.get(data[:at])
-        if stream is not None and data[-1:] == b"}" and data[at:-1].isdigit():
-            return cls(stream, int(data[at:-1]), False)  # the usual form: only its number differs from earlier ones
         reply = parse_stream_reply(data, subject)
         if reply is None:
             return None
+        at = data.rfind(b":") + 1
         ack = cls(reply["stream"], reply["seq"], bool(reply.get("duplicate")))
         if [*reply] == ["stream", "seq"] and len(_ack_prefixes) < _ACK_PREFIXES_MAX and data[at:-1].isdigit():
             _ack_prefixes[data[:at]] = ack.stream
@@ -240,6 +257,16 @@ class PubAck(NamedTuple):
 
 _ack_prefixes: dict[bytes, str] = {}  # a cache: `{"stream":"X", "seq":` -> X, from PubAcks that were parsed as JSON
 _ACK_PREFIXES_MAX = 256
+_new_tuple = tuple.__new__  # what a named tuple's constructor calls, without its check of the arguments
+
+
+def parse_usual_ack(data: bytes) -> PubAck | None:
+    """Parse a PubAck that differs from an earlier one only in its number. Returns None if it is any other reply."""
+    at = data.rfind(b":") + 1
+    stream = _ack_prefixes.get(data[:at])
+    if stream is None or data[-1:] != b"}" or not (digits := data[at:-1]).isdigit():
+        return None
+    return _new_tuple(PubAck, (stream, int(digits), False))
 
 
 def parse_stream_reply(data: bytes, subject: str) -> dict[str, Any] | None:

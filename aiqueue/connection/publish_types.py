@@ -27,8 +27,16 @@ class Publish:
     - `stream`: the target stream, if that stream takes atomic batches and this message may be part of one; else empty.
     """
 
-    __slots__ = ("batch_token", "batcher", "block", "body", "check_at", "deadline", "fenced", "maybe_stored", "outcome",
-                 "problem", "stream", "subject", "token", "tries", "unbatched")  # fmt: skip
+    # What few publishes need stands here and not in __init__, which runs for each.
+    batcher: Batcher | None = None
+    batch_token = b""  # of the batch in flight that holds this message
+    unbatched = False  # its batch failed, so it must be sent as a single message
+    outcome: PubAck | AIQueueError | None = None
+    maybe_stored = False
+    problem = ""  # why the last try failed; empty before the first failure
+    tries = 0
+    token = b""  # the server's reply comes on the reply inbox plus this token
+    check_at = deadline = 0.0  # event loop time: of the next look at this try, and the end of all tries
 
     def __init__(self, subject: str, block: bytes, body: bytes, *, fenced: bool = False, stream: str = "") -> None:
         self.subject = subject
@@ -36,15 +44,6 @@ class Publish:
         self.body = body
         self.fenced = fenced
         self.stream = stream
-        self.batcher: Batcher | None = None
-        self.batch_token = b""  # of the batch in flight that holds this message
-        self.unbatched = False  # its batch failed, so it must be sent as a single message
-        self.outcome: PubAck | AIQueueError | None = None
-        self.maybe_stored = False
-        self.problem = ""  # why the last try failed; empty before the first failure
-        self.tries = 0
-        self.token = b""  # the server's reply comes on the reply inbox plus this token
-        self.check_at = self.deadline = 0.0  # event loop time: of the next look at this try, and the end of all tries
 
     def settled(self) -> None:
         """The outcome is set. The window calls this from the socket reader or from a timer, so it must not block."""
@@ -52,8 +51,6 @@ class Publish:
 
 class AwaitedPublish(Publish):
     """A publish that one caller awaits."""
-
-    __slots__ = ("future",)
 
     def __init__(
         self, subject: str, block: bytes, body: bytes, future: asyncio.Future[None], *, fenced: bool, stream: str

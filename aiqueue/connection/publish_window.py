@@ -18,6 +18,7 @@ from . import frames
 from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
 from .publish_types import Publish
+from .stream_lookup import NO_LEADER, StreamLookups, split_by_deadline
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,8 @@ IN_FLIGHT_MAX = 4_096  # publishes of one connection that await the server's rep
 IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
 TRY_S = 5.0  # one try; the caller's own timeout spans all tries
 ASK_S = 1.0  # a try without a reply for so long: does a stream match the subject at all?
-LOOKUPS_MAX = 16  # at a time, of the streams of such tries
 NO_REPLY = "no PubAck in time"
 FOREIGN_REPLY = "no PubAck in time, only replies of other subscribers to the subject"
-NO_LEADER = "no stream matches the subject, or the stream has no leader now"
 CONNECTION_LOST = "the connection was lost before the PubAck"
 
 
@@ -43,8 +42,10 @@ class WindowConnection(Protocol):
     def max_payload(self) -> int: ...
     @property
     def settings(self) -> Settings: ...
-    def send_publish(self, subject: str, token: bytes, block: bytes, body: bytes) -> None: ...
-    def send_batch(self, name: str, token: bytes, messages: Sequence[Publish], first: int, *, last: bool) -> None: ...
+    @property
+    def reply_prefix(self) -> bytes: ...
+    def write(self, encoded: bytes) -> None: ...
+    def push(self) -> None: ...
     async def api(self, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]: ...
 
 
@@ -62,8 +63,7 @@ class Window:
         self._queue: deque[Publish] = deque()
         self._retries: list[Publish] = []  # sent again together, by the retry timer
         self._overdue: set[bytes] = set()  # tokens of tries in flight for more than ASK_S
-        self._lookups: dict[str, list[Publish]] = {}  # by subject, whose stream is looked up: got "no responders"
-        self._lookup_tasks: set[asyncio.Task[None]] = set()
+        self._lookups = StreamLookups(connection.api, self._on_lookup)
         self._batchers: dict[str, StreamBatcher] = {}  # by stream
         self._batch_name = secrets.token_hex(6)
         self._count = 0
@@ -96,6 +96,20 @@ class Window:
         else:
             self._send_or_gather(publish)
 
+    def add_all(self, publishes: Sequence[Publish], timeout_s: float) -> None:
+        """As `add` for each of these publishes, which have one `stream`, or none."""
+        batcher = self._get_batcher(publishes[0].stream) if publishes[0].stream else None
+        if self._queue or self.room < len(publishes) or not self.ready or (batcher is not None and batcher.gathers):
+            for publish in publishes:
+                self.add(publish, timeout_s)
+            return
+        now = self.loop.time()
+        deadline = now + timeout_s
+        for publish in publishes:
+            publish.deadline, publish.batcher = deadline, batcher
+        self._register_in_flight(publishes, now)
+        self._connection.write(frames.stream_publish_frames(publishes, self._connection.reply_prefix))
+
     def abandon(self, publishes: Iterable[Publish]) -> None:
         """Forget these publishes: those not yet sent are never sent, and none of them is settled."""
         unsent = set()
@@ -113,6 +127,21 @@ class Window:
         publish = self._in_flight.pop(token, None)
         if publish is None:
             return any(batcher.on_reply(token, data, block) for batcher in self._batchers.values())
+        outcome = None if block else frames.parse_usual_ack(data)
+        if outcome is None:
+            self._on_unusual_reply(publish, token, data, block)
+        else:
+            self._in_flight_bytes -= len(publish.body)
+            if publish.batcher is not None:
+                publish.batcher.count_reply()
+            publish.outcome = outcome
+            publish.settled()
+        if self._queue:
+            self.pump()
+        return True
+
+    def _on_unusual_reply(self, publish: Publish, token: bytes, data: bytes, block: bytes | None) -> None:
+        """Handle a reply that is not a new message's PubAck, or not a stream's reply at all."""
         status = frames.read_headers(block)[1] if block else None
         no_responders = status is not None and status.code == 503
         outcome: frames.PubAck | AIQueueError | None = None
@@ -124,12 +153,13 @@ class Window:
             if outcome is None:  # not a stream's reply: it may be still to come
                 publish.problem = FOREIGN_REPLY
                 self._in_flight[token] = publish
-                return True
+                return
         self._in_flight_bytes -= len(publish.body)
         if publish.batcher is not None:
             publish.batcher.count_reply()
         if no_responders:
-            self._look_up_stream(publish)
+            self.set_timer(publish.deadline)
+            self._lookups.add(publish)
         elif isinstance(outcome, frames.PubAck):
             publish.outcome = outcome
             publish.settled()
@@ -139,9 +169,6 @@ class Window:
             )  # a conflict of err_code 10158: a message with this Msg-Id is being stored
         elif outcome is not None:
             self._end_publish(publish, outcome)
-        if self._queue:
-            self.pump()
-        return True
 
     def on_disconnected(self) -> None:
         """The connection is lost: what was in flight goes to the head of the queue, in its order."""
@@ -179,21 +206,18 @@ class Window:
                 timer.cancel()
         self._timer = self._retry_timer = None
         self._timer_at = math.inf
-        for task in self._lookup_tasks:
-            task.cancel()
         for publish in self._in_flight.values():
             publish.maybe_stored = True
-        looked_up = [each for publishes in self._lookups.values() for each in publishes]
+        looked_up, tasks = self._lookups.close()
         gathered = [each for batcher in self._batchers.values() for each in batcher.reset()]
         unsettled = [*self._in_flight.values(), *self._retries, *looked_up, *gathered, *self._queue]
         self._in_flight.clear()
         self._in_flight_bytes = 0
         self._queue.clear()
         self._retries.clear()
-        self._lookups.clear()
         for publish in unsettled:
             self._end_publish(publish, Unavailable("the connection was closed", maybe_stored=publish.maybe_stored))
-        return set(self._lookup_tasks)
+        return tasks
 
     # -- for the batchers
 
@@ -225,7 +249,10 @@ class Window:
 
     def send(self, publish: Publish) -> None:
         self._register_in_flight((publish,), self.now())
-        self._connection.send_publish(publish.subject, publish.token, publish.block, publish.body)
+        inbox = self._connection.reply_prefix
+        self._connection.write(
+            frames.stream_publish_frame(publish.subject, inbox, publish.token, publish.block, publish.body)
+        )
 
     def new_batch(self) -> Batch:
         self._count += 1
@@ -233,12 +260,16 @@ class Window:
         return Batch(f"{self._batch_name}-{self._count:x}", b"g%x" % self._count, self.now() + TRY_S)
 
     def send_batch(self, batch: Batch, members: list[Publish], *, last: bool) -> None:
-        """Send the next `members` of `batch`. With `last`, they complete it."""
+        """Send the next `members` of `batch` at once, so that the server works while callers run. With `last`, they
+        complete it.
+        """
         self._register_in_flight(members, self.now(), batch.token)
         first = len(batch.members) + 1
         batch.members += members
         batch.open = not last
-        self._connection.send_batch(batch.name, batch.token, members, first, last=last)
+        reply = self._connection.reply_prefix + batch.token
+        self._connection.write(frames.batch_frames(batch.name.encode(), members, first, reply, last=last))
+        self._connection.push()
         self.set_timer(batch.deadline)
 
     def remove_in_flight(self, publishes: Iterable[Publish]) -> None:
@@ -285,11 +316,13 @@ class Window:
 
     def _register_in_flight(self, publishes: Sequence[Publish], now: float, batch_token: bytes = b"") -> None:
         """Register `publishes` as in flight. They all have the same batcher, or none."""
-        count, soonest, size = self._count, now + ASK_S, 0
+        ask_at = soonest = now + ASK_S
+        count, size = self._count, 0
         for count, publish in enumerate(publishes, count + 1):  # noqa: B020
             publish.token = token = b"%x" % count
-            publish.batch_token = batch_token
-            publish.check_at = check_at = min(now + ASK_S, publish.deadline)
+            if batch_token:
+                publish.batch_token = batch_token
+            publish.check_at = check_at = min(publish.deadline, ask_at)
             soonest = min(soonest, check_at)
             self._in_flight[token] = publish
             size += len(publish.body)
@@ -305,8 +338,7 @@ class Window:
         """Remove the publishes with these `id`s from wherever they wait."""
         self._queue = deque(each for each in self._queue if id(each) not in dropped)
         self._retries = [each for each in self._retries if id(each) not in dropped]
-        for subject, publishes in self._lookups.items():
-            self._lookups[subject] = [each for each in publishes if id(each) not in dropped]
+        self._lookups.drop(dropped)
         for batcher in self._batchers.values():
             batcher.gathered = deque(each for each in batcher.gathered if id(each) not in dropped)
 
@@ -331,8 +363,7 @@ class Window:
             if publish.deadline > now and publish.token not in self._overdue:
                 self._overdue.add(publish.token)
                 publish.check_at = min(now + TRY_S - ASK_S, publish.deadline)
-                if publish.subject not in self._lookups and len(self._lookups) < LOOKUPS_MAX:
-                    self._start_lookup(publish.subject)
+                self._lookups.start(publish.subject)
                 continue
             self.remove_in_flight((publish,))
             publish.maybe_stored = True
@@ -342,24 +373,19 @@ class Window:
                 self._time_out_publish(publish)
             else:
                 self._retries.append(publish)
-        self._queue, late = _split_by_deadline(self._queue, now)
-        retries, late_retries = _split_by_deadline(self._retries, now)
+        self._queue, late = split_by_deadline(self._queue, now)
+        retries, late_retries = split_by_deadline(self._retries, now)
         self._retries = list(retries)
-        for subject, publishes in list(self._lookups.items()):
-            in_time, late_lookups = _split_by_deadline(publishes, now)
-            self._lookups[subject] = list(in_time)
-            late += late_lookups
+        late += self._lookups.take_late(now)
         for batcher in self._batchers.values():
-            batcher.gathered, late_gathered = _split_by_deadline(batcher.gathered, now)
+            batcher.gathered, late_gathered = split_by_deadline(batcher.gathered, now)
             late += late_gathered
         for publish in [*late_retries, *late]:
             self._time_out_publish(publish)
         if self._retries:
             self._schedule_retries(0.0)
         limits = [each.check_at for each in self._in_flight.values()]
-        limits += [
-            each.deadline for each in (*self._queue, *self._retries, *(p for ps in self._lookups.values() for p in ps))
-        ]
+        limits += [each.deadline for each in (*self._queue, *self._retries, *self._lookups.publishes())]
         for batcher in self._batchers.values():
             limits += [each.deadline for each in batcher.gathered]
             limits += [each.deadline for each in batcher.batches.values()]
@@ -390,37 +416,10 @@ class Window:
         self._queue.extendleft(reversed(retries))
         self.pump()
 
-    def _look_up_stream(self, publish: Publish) -> None:
-        """Nobody took `publish` ("no responders"). Ask the server whether a stream matches its subject: if none does,
-        the outcome is NotFound; else the stream has no leader now, and the publish is retried.
+    def _on_lookup(self, subject: str, waiting: list[Publish], problem: str, final: bool) -> None:
+        """A lookup of a stream has ended. If its problem is final, end the publishes that wait for it, and those of the
+        subject that wait long; else retry those that nobody took.
         """
-        self.set_timer(publish.deadline)
-        if publish.subject not in self._lookups:
-            self._start_lookup(publish.subject)
-        self._lookups[publish.subject].append(publish)
-
-    def _start_lookup(self, subject: str) -> None:
-        self._lookups[subject] = []
-        task = asyncio.get_running_loop().create_task(self._run_lookup(subject))
-        self._lookup_tasks.add(task)
-        task.add_done_callback(self._lookup_tasks.discard)
-
-    async def _run_lookup(self, subject: str) -> None:
-        """Find out why a publish to `subject` has no PubAck. If no stream matches the subject, or the account has no
-        JetStream, end the publishes that wait for it; else retry those that nobody took.
-        """
-        problem, final = NO_LEADER, False
-        try:
-            names = await self._connection.api("STREAM.NAMES", {"subject": subject})
-            final = not names.get("streams")
-        except AccessDenied:
-            pass  # a tenant's user may not list streams; the stream may only lack a leader
-        except AIQueueError as error:
-            log.debug("cannot look up the stream of %s: %s", subject, error)
-            if "JetStream" in str(error):
-                problem, final = str(error), not error.retryable
-
-        waiting = self._lookups.pop(subject, [])
         if final:
             overdue = [
                 each for each in self._in_flight.values() if each.subject == subject and each.token in self._overdue
@@ -435,12 +434,3 @@ class Window:
                 self._end_publish(publish, NotFound(missing))
             else:
                 self._end_publish(publish, Unavailable(problem, maybe_stored=publish.maybe_stored))
-
-
-def _split_by_deadline(publishes: Iterable[Publish], now: float) -> tuple[deque[Publish], list[Publish]]:
-    """Those whose deadline is still ahead, and those past it."""
-    in_time: deque[Publish] = deque()
-    late: list[Publish] = []
-    for each in publishes:
-        (in_time if each.deadline > now else late).append(each)
-    return in_time, late

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
-from .. import headers
-from ..connection import PubAck, block
+from .. import headers, subjects
+from ..connection import PubAck, block, check_size
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
 from ..payload import encode_message
+from .full_lanes import ANSWER_S, FullLanes
 from .parking import Parking, delayed_job_message
 from .pending import BulkOptions, Item, PendingItem
 from .producer import (
-    FULL_CAP_S,
-    FULL_FIRST_S,
     AttachedJob,
     Enqueued,
     JobTemplate,
@@ -35,23 +34,7 @@ TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the ev
 TURN_BYTES = 128 * 1024  # of bodies, likewise: the server stores these bodies while the next ones are encoded
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
 PROGRESS_EVERY_S = 0.1
-FULL_LANE_BATCH_MAX = 64
 ATTACH_MAX = 4  # items whose documents are stored at the same time
-ANSWER_S = 0.05  # a full lane is not tried again with less time than this left for the server's answer
-
-
-class _FullLane:
-    """A lane that refused an item because a limit is reached, and the items that wait for it.
-
-    It is tried again with backoff: first with one item, and after each success with a larger batch.
-    """
-
-    def __init__(self, refusal: QueueFull) -> None:
-        self.refusal = refusal
-        self.waiting: list[tuple[int, PendingItem]] = []  # a heap: earlier items go first
-        self.wait_s = FULL_FIRST_S
-        self.batch = 1
-        self.timer: asyncio.Handle | None = None
 
 
 class Bulk(Generic[T]):
@@ -77,6 +60,9 @@ class Bulk(Generic[T]):
         self._options = options
         self._make_result = make_result
         self._pending: deque[PendingItem] = deque()
+        self._taken: list[PendingItem] | None = None  # by `_take_items`, and not handed to the connection yet
+        self._common_templates: dict[type, JobTemplate] = {}  # by class, see `_note_common`
+        self._hinted: JobTemplate | None = None  # of the lane that was hinted last in this turn of the event loop
         self._count = 0
         self._bytes = 0
         self._stored = self._failed = 0
@@ -85,7 +71,7 @@ class Bulk(Generic[T]):
         self._source_error: BaseException | None = None  # raised by the caller's iterable
         self._first_done: asyncio.Future[None] | None = None  # wakes `run`
         self._has_capacity: asyncio.Future[None] | None = None  # wakes `_take_async`
-        self._full_lanes: dict[str, _FullLane] = {}
+        self._full_lanes = FullLanes(self._connection.add, self.on_settled)
         self._attaching: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self._attach_limit = asyncio.Semaphore(ATTACH_MAX)
@@ -128,18 +114,18 @@ class Bulk(Generic[T]):
 
     def on_settled(self, pending: PendingItem) -> None:
         """An item has an outcome: retry it if a full lane refused it and there is time, else mark it as done."""
+        if type(pending.outcome) is PubAck and not self._full_lanes:
+            self._mark_done(pending)
+            return
         if type(pending.outcome) is Conflict and pending.parking_id:
             _start_task(self._lookups, self._resolve_conflict(pending))
             return
-        refused = isinstance(pending.outcome, QueueFull)
-        if self._full_lanes or refused:
-            lane = self._full_lanes.get(pending.subject)
-            if refused:
-                if self._options.on_full == "wait" and asyncio.get_running_loop().time() < pending.ends_at:
-                    self._wait_for_lane(pending, lane)
-                    return
-            elif lane is not None and type(pending.outcome) is PubAck:
-                self._on_lane_accepted(pending.subject, lane)
+        if isinstance(pending.outcome, QueueFull):
+            if self._options.on_full == "wait" and asyncio.get_running_loop().time() < pending.deadline:
+                self._full_lanes.refused(pending)
+                return
+        elif type(pending.outcome) is PubAck:
+            self._full_lanes.accepted(pending.subject)
         self._mark_done(pending)
 
     def _mark_done(self, pending: PendingItem) -> None:
@@ -154,7 +140,7 @@ class Bulk(Generic[T]):
         2. It is gone meanwhile: try the item again until its time is over.
         """
         assert pending.template is not None
-        left_s = pending.ends_at - asyncio.get_running_loop().time()
+        left_s = pending.deadline - asyncio.get_running_loop().time()
         try:
             found = await self._parking.find_delayed(pending.template.lane, pending.job_id)
             if found is not None:
@@ -182,6 +168,7 @@ class Bulk(Generic[T]):
     def _take_items(self, source: Iterator[Item]) -> int:
         """Take and send some items of a plain iterable. Return how many."""
         taken, bytes_max = 0, self._bytes + TURN_BYTES
+        self._taken = []
         while taken < TURN_ITEMS and self._bytes < bytes_max and not self._source_ended and self._may_take():
             try:
                 item = next(source)
@@ -192,7 +179,19 @@ class Bulk(Generic[T]):
             else:
                 self._start_item(item)
                 taken += 1
+        self._send_taken()
         return taken
+
+    def _send_taken(self) -> None:
+        """Hand the items that `_take_items` took to the connection, those of one stream together."""
+        items, self._taken = self._taken or [], None
+        for _, same in groupby(items, key=lambda each: each.stream):
+            together = list(same)
+            try:
+                self._connection.add_all(together, self._options.timeout_s)
+            except AIQueueError as error:
+                for each in together:
+                    self._fail(each, error)
 
     async def _take_async(self, items: AsyncIterable[Item]) -> None:
         """Take and send all items of an async iterable, as fast as the window allows."""
@@ -223,8 +222,11 @@ class Bulk(Generic[T]):
         pending = PendingItem(self, item, self._count)
         self._count += 1
         self._pending.append(pending)
+        template = self._common_templates.get(type(item))
         try:
-            message = self._prepare(pending, item)
+            message = (
+                self._prepare(pending, item) if template is None else self._prepare_common(pending, item, template)
+            )
             self._bytes += len(pending.body)
             if message.aiq_documents or len(pending.body) > self._body_max:
                 _start_task(self._attaching, self._attach_and_send(pending, message))
@@ -255,13 +257,15 @@ class Bulk(Generic[T]):
 
     def _send(self, pending: PendingItem, timeout_s: float) -> None:
         """Hand an item to the connection, or queue it behind others of a full lane. Raises TooLarge, Unavailable."""
-        lane = self._full_lanes.get(pending.subject) if self._full_lanes else None
-        if lane is not None and lane.waiting:
-            pending.ends_at = asyncio.get_running_loop().time() + timeout_s
-            heapq.heappush(lane.waiting, (pending.number, pending))
+        if self._full_lanes:
+            pending.deadline = asyncio.get_running_loop().time() + timeout_s
+            if self._full_lanes.hold(pending):
+                return
+        if self._taken is not None:
+            check_size(pending.block, pending.body, self._connection.max_payload)
+            self._taken.append(pending)
         else:
             self._connection.add(pending, timeout_s)
-            pending.ends_at = pending.deadline
 
     def _prepare(self, pending: PendingItem, item: Item) -> Message:
         """Set subject, headers and body of an item, and return its message. Raises BadInput."""
@@ -297,7 +301,28 @@ class Bulk(Generic[T]):
         pending.subject, pending.stream = template.subject, template.batch_stream
         pending.block = template.header_block(pending.job_id, self._producer.clock)
         self._producer.hint(template.lane)
+        if message is item:
+            self._note_common(type(message), template)
         return message
+
+    def _prepare_common(self, pending: PendingItem, item: Any, template: JobTemplate) -> Message:
+        """As `_prepare`, for a message of a class in `_common_templates`."""
+        pending.template = template
+        pending.job_id = job_id = subjects.new_id(self._producer.clock.offset_ms)
+        pending.body = encode_message(item)
+        pending.subject, pending.stream = template.subject, template.batch_stream
+        pending.block = template.header_template % ((job_id.encode(),) * template.id_count)
+        if template is not self._hinted:
+            self._producer.hint(template.lane)
+            self._hinted = template
+        return item  # type: ignore[no-any-return]
+
+    def _note_common(self, kind: type[Message], template: JobTemplate) -> None:
+        """Keep the template of a class if it fits all messages of the class, and none needs more than a fresh id."""
+        options, key = self._options, template.family.key
+        keyed = key is not None and (hasattr(kind, key) or key in kind.model_fields or _takes_extra(kind))
+        if not (keyed or options.headers or template.deadline_s is not None):
+            self._common_templates[kind] = template
 
     def _fail(self, pending: PendingItem, error: AIQueueError) -> None:
         pending.outcome = error
@@ -345,6 +370,7 @@ class Bulk(Generic[T]):
 
     async def _let_loop_run(self) -> None:
         """Let the event loop send and read; if the socket is behind, wait for it."""
+        self._hinted = None
         await self._connection.relieve()
         await asyncio.sleep(0)
 
@@ -360,10 +386,7 @@ class Bulk(Generic[T]):
 
     def _abandon_pending(self) -> None:
         """The caller has left: drop the items that are not done, and release documents of those never sent."""
-        for lane in self._full_lanes.values():
-            if lane.timer is not None:
-                lane.timer.cancel()
-        self._full_lanes.clear()
+        self._full_lanes.close()
         for task in self._lookups:
             task.cancel()
         if left := [pending for pending in self._pending if not pending.done]:
@@ -373,68 +396,16 @@ class Bulk(Generic[T]):
                     self._end_holds(pending.attached)
         self._pending.clear()
 
-    # -- full lanes
-
-    def _wait_for_lane(self, pending: PendingItem, lane: _FullLane | None) -> None:
-        """Add a refused item to those that wait for its lane, and schedule the next try."""
-        assert isinstance(pending.outcome, QueueFull)
-        if lane is None:
-            lane = self._full_lanes[pending.subject] = _FullLane(pending.outcome)
-        lane.refusal = pending.outcome
-        heapq.heappush(lane.waiting, (pending.number, pending))
-        lane.batch = 1
-        self._schedule_retry(pending.subject, lane)
-
-    def _on_lane_accepted(self, subject: str, lane: _FullLane) -> None:
-        """A full lane took an item: send a larger batch at once, or forget the lane if no items wait for it."""
-        if not lane.waiting:
-            if lane.timer is not None:
-                lane.timer.cancel()
-            del self._full_lanes[subject]
-            return
-        lane.wait_s, lane.batch = FULL_FIRST_S, min(lane.batch * 2, FULL_LANE_BATCH_MAX)
-        if lane.timer is not None:
-            lane.timer.cancel()
-        lane.timer = asyncio.get_running_loop().call_soon(self._retry_lane, subject, lane)
-
-    def _schedule_retry(self, subject: str, lane: _FullLane) -> None:
-        """Try a full lane again after its backoff, or earlier when the time of its first item is over."""
-        if lane.timer is None:
-            loop = asyncio.get_running_loop()
-            when = min(loop.time() + lane.wait_s, lane.waiting[0][1].ends_at)
-            lane.timer = loop.call_at(when, self._retry_lane, subject, lane)
-            lane.wait_s = min(lane.wait_s * 2, FULL_CAP_S)
-
-    def _retry_lane(self, subject: str, lane: _FullLane) -> None:
-        """Send the next batch of items that wait for a full lane. Items whose time is over fail with QueueFull."""
-        lane.timer = None
-        now = asyncio.get_running_loop().time() + 0.001
-        sent = 0
-        while lane.waiting and (sent < lane.batch or lane.waiting[0][1].ends_at <= now):
-            pending = lane.waiting[0][1]
-            if now < pending.ends_at < now + ANSWER_S:
-                break
-            heapq.heappop(lane.waiting)
-            if pending.ends_at <= now:
-                pending.outcome = pending.outcome or lane.refusal
-                self.on_settled(pending)
-                continue
-            pending.outcome = None
-            sent += 1
-            try:
-                self._connection.add(pending, pending.ends_at - now)
-            except AIQueueError as error:
-                pending.outcome = error
-                self.on_settled(pending)
-        if lane.waiting:
-            self._schedule_retry(subject, lane)
-
 
 def _start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine as a task that stays in `tasks` until it ends."""
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+
+
+def _takes_extra(kind: type[Message]) -> bool:
+    return kind.model_config.get("extra") == "allow"
 
 
 def _wake(future: asyncio.Future[None]) -> None:

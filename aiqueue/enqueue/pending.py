@@ -48,29 +48,25 @@ class SettledListener(Protocol):
 class PendingItem(Publish):
     """An item that was taken and not yet yielded. It is the only object that is created for each item.
 
-    `done`: the outcome is final. `ends_at`: when its tries end, event loop time. `found_parked`: a job of its id was
-    parked already.
+    `done`: the outcome is final. `found_parked`: a job of its id was parked already.
     """
 
-    __slots__ = (
-        "attached", "bulk", "by_caller", "done", "due_at", "ends_at", "found_parked", "item", "job_id", "number",
-        "parking_id", "template",
-    )  # fmt: skip
+    subject = stream = ""
+    block = body = b""
+    fenced = False
+    done = False
+    template: JobTemplate | None = None
+    attached: AttachedJob | None = None
+    job_id = ""
+    by_caller = False
+    due_at: float | None = None
+    parking_id = ""
+    found_parked = False
 
     def __init__(self, bulk: SettledListener, item: Item, number: int) -> None:
-        super().__init__("", b"", b"")
         self.bulk = bulk
         self.item = item
         self.number = number
-        self.done = False
-        self.template: JobTemplate | None = None
-        self.attached: AttachedJob | None = None
-        self.job_id = ""
-        self.by_caller = False
-        self.ends_at = 0.0
-        self.due_at: float | None = None
-        self.parking_id = ""
-        self.found_parked = False
 
     @property
     def is_duplicate(self) -> bool:

@@ -25,8 +25,6 @@ TIMEOUT_S = 30.0  # of `Writer.write`
 class SentResult(Publish):
     """A result on its way into its journal. `started_at`: when its run started, monotonic seconds."""
 
-    __slots__ = ("context", "delivery", "nonce", "opened", "pipeline", "returned", "started_at")
-
     delivery: Delivery
     opened: OpenedJob
     context: JobContext

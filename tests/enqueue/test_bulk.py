@@ -63,7 +63,13 @@ def idle(client: Client) -> bool:
     at = client.connection.window
     gathered = any(each.gathered or each.batches or each._in_flight for each in at._batchers.values())
     return not (
-        at._in_flight or at._queue or at._retries or at._lookups or at._lookup_tasks or at._in_flight_bytes or gathered
+        at._in_flight
+        or at._queue
+        or at._retries
+        or at._lookups._waiting
+        or at._lookups._tasks
+        or at._in_flight_bytes
+        or gathered
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from .. import attempt, headers
@@ -16,12 +15,11 @@ from ..attempt import (
     AlreadyEnded,
     Cancellations,
     Cancelled,
-    Duplicate,
     Handler,
     Interrupted,
+    Limit,
     Limits,
     Outcome,
-    Postponed,
     Raised,
     Refused,
     Returned,
@@ -29,20 +27,19 @@ from ..attempt import (
     Threads,
     Unknown,
 )  # fmt: skip
-from ..connection import HEADERS_MAX, timestamp
-from ..enqueue import trimmed
-from ..errors import AccountFull, AIQueueError, DiskFull, Stale, Unavailable
+from ..connection import HEADERS_MAX
+from ..errors import Stale, Unavailable
 from ..job import Job
-from ..journal import WRITE_TRIES_MAX, Writer
+from ..journal import Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
-from ..requests import CHECK_AGAIN_S, Claims
-from ..topology import Family
+from ..requests import Claims
+from .claiming import RunClaims
 from .context import JobContext, WorkerResources
 from .opening import OpenedJob, Opener, may_have_history
 from .pipelined import ResultPipeline, SentResult
 from .settlement import Settlement
-from .takeover import DeliveryOrder, find_pending_retry, find_takeover
+from .takeover import find_pending_retry
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -70,14 +67,13 @@ class Runner:
         """`ended` is called after each delivery, with the monotonic time at which its run started, in seconds."""
         self._journal = claims.journal
         self._settlement = settlement
-        self._claims = claims
         self._handlers = handlers
         self._families = resources.families
-        self._worker = worker
         self._state = state
         self.processes = processes
         self._quarantine = quarantine
         self.opener = Opener(claims.journal, resources.documents, resources.families, quarantine)
+        self._run_claims = RunClaims(claims, self.opener, worker)
         self._watchdog = watchdog
         self._ended = ended
         self._context = contextvars.copy_context()
@@ -97,34 +93,100 @@ class Runner:
         self._settlement.overflow.close()
         self._threads.close()
 
-    async def run_delivery(self, delivery: Delivery) -> None:
-        """Run one delivery up to its outcome, in the delivery's own task, and have a second task write the outcome.
+    def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
+        """Return the coroutine that runs a delivery up to its outcome, in the delivery's own task. It raises nothing.
 
-        The handler runs in the first task, which ends right after the handler: a handler may cancel its own task, or
-        leave something behind that cancels the task later, and neither may reach the writes. An outcome for which
-        nothing has to be written needs no second task. Raises nothing.
+        A second task writes the outcome. The handler runs in the first task, which ends right after the handler: a
+        handler may cancel its own task, or leave something behind that cancels the task later, and neither may reach
+        the writes. An outcome for which nothing has to be written, or a result that is sent at once, needs no second
+        task.
         """
+        try:
+            opened = self.opener.open_first(delivery)
+            if opened is not None:
+                handler = self._handlers.get((delivery.lane.key.family, opened.kind))
+                if handler is not None and handler.is_async and not handler.process:
+                    return self._run_plain(delivery, opened, handler)
+        except Exception:
+            log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
+        return self._run_any(delivery)
+
+    async def _run_any(self, delivery: Delivery) -> None:
+        """Run any delivery: the full path, for which `_run_plain` is a shortcut."""
         started_at = time.monotonic()
         opened: OpenedJob | None = None
         context: JobContext | None = None
+        handler: Handler | None = None
+        outcome: Outcome | BaseException
         try:
             opened = self.opener.open_first(delivery) or await self.opener.open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             context = JobContext(self._resources, delivery, opened)
-            outcome: Outcome | BaseException = await self._gate_and_run(delivery, opened, handler, context)
-            acked = (
-                type(outcome) is Returned
-                and not context.has_chunks
-                and self._settlement.try_ack_now(delivery, opened, handler)
-            )
-            sent = not acked and self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at)
+            outcome = await self._gate_and_run(delivery, opened, handler, context)
         except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
-            outcome, acked, sent = error, False, False
-        if acked:
-            self._ended(delivery, started_at)
-        elif not sent:
-            finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
-            delivery.task = self._resources.loop.create_task(finishing)
+            outcome = error
+        self._conclude(delivery, opened, handler, context, outcome, started_at)
+
+    async def _run_plain(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> None:
+        """As `_run_any`, for a plain first delivery whose handler runs on the event loop: most jobs.
+
+        Everything that a job passes through is in this one coroutine. What users put around handlers is part of
+        `handler.call`.
+        """
+        started_at = time.monotonic()
+        context: JobContext | None = None
+        outcome: Outcome | BaseException
+        try:
+            context = JobContext(self._resources, delivery, opened)
+            context.mark_started()
+            if self.cancellations.watch(context):  # there was a notice: the journal must be read
+                outcome = await self._gate_and_run(delivery, opened, handler, context)
+            elif isinstance(job := self._build_plain_job(delivery, opened, handler, context), Refused):
+                outcome = job
+            else:
+                limit, timeout_s, ended = None, handler.timeout_s, None
+                if timeout_s is not None:
+                    limit = self._limits.start(context.task, timeout_s)
+                self._watchdog.running[timeout_s] += 1
+                try:
+                    value = await handler.call(job)
+                    ended = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
+                except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
+                    ended = attempt.outcome_of_error(error, handler.on)
+                finally:
+                    self._watchdog.running[timeout_s] -= 1
+                    if limit is not None:
+                        self._limits.stop(limit)
+                if type(ended) is not Returned or (limit is not None and limit.cancels):
+                    ended = self._judge(delivery, ended, limit, timeout_s)
+                outcome = self._heed_cancellation(delivery, ended) if context.cancel_requested else ended
+        except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
+            outcome = error
+        if context is not None:
+            self.cancellations.unwatch(context)
+        self._conclude(delivery, opened, handler, context, outcome, started_at)
+
+    def _conclude(
+        self,
+        delivery: Delivery,
+        opened: OpenedJob | None,
+        handler: Handler | None,
+        context: JobContext | None,
+        outcome: Outcome | BaseException,
+        started_at: float,
+    ) -> None:
+        """Acknowledge the job, or send its result, if that is all; else have a second task settle it."""
+        try:
+            if type(outcome) is Returned and opened is not None and context is not None:
+                if not context.has_chunks and self._settlement.try_ack_now(delivery, opened, handler):
+                    self._ended(delivery, started_at)
+                    return
+                if self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at):
+                    return
+        except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
+            outcome = error
+        finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
+        delivery.task = self._resources.loop.create_task(finishing)
 
     def _on_result_settled(self, sent: SentResult) -> None:
         """Acknowledge the job of a result that is stored. Have a task write one that was refused.
@@ -225,7 +287,7 @@ class Runner:
                 return known
             contended = delivery.delivery_count > 1 or headers.PARKED in opened.raw.headers or opened.family.claim
             if contended and handler is not None and (writer := context.writer) is not None:
-                held = await self._claim_run(delivery, opened, writer)
+                held = await self._run_claims.claim(delivery, opened, writer)
                 if held is not None:
                     return held
         context.mark_started()
@@ -243,7 +305,11 @@ class Runner:
             outcome = Interrupted()
         finally:
             self.cancellations.unwatch(context)
-        if not context.cancel_requested or isinstance(outcome, Returned):
+        return self._heed_cancellation(delivery, outcome) if context.cancel_requested else outcome
+
+    def _heed_cancellation(self, delivery: Delivery, outcome: Outcome) -> Outcome:
+        """Return the outcome of an attempt whose job was cancelled while it ran. A handler that returned has won."""
+        if isinstance(outcome, Returned):
             return outcome
         return Interrupted() if self._is_interrupted(delivery) else Cancelled()
 
@@ -267,60 +333,6 @@ class Runner:
         header_bytes = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
         max_payload = self._journal.connection.max_payload
         return header_bytes <= HEADERS_MAX and header_bytes + len(message.data) <= max_payload
-
-    async def _claim_run(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> Outcome | None:
-        """Write `started`, after which no earlier attempt and no earlier cancellation can write to this run's journal.
-
-        Optimistic concurrency decides: of several `started` at once the journal takes the first. Returns:
-        1. None: the run is claimed. Also None where the journal has no space: the job then runs unclaimed.
-        2. AlreadyEnded: the run has a final entry.
-        3. Duplicate, Postponed: in a family with `claim`, another run holds the job id, or may come back and hold it.
-        4. TakenOver, RetryPending: a later delivery of this run has started.
-        Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
-        """
-        family = opened.family
-        order = await self._order_delivery(delivery, family)
-        for _ in range(WRITE_TRIES_MAX):
-            if opened.record.ended:
-                return AlreadyEnded()
-            if family.claim and opened.record.newest is None and opened.record.head_seq:
-                taken = await self._claims.is_taken_by_other_run(
-                    family, writer.subject, delivery.run, delivery.enqueued_at
-                )
-                if taken is not False:
-                    return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
-            if (late := find_takeover(delivery, opened, order, self._journal.connection.clock.now())) is not None:
-                return late
-            try:
-                if await writer.write_started(self._started_data(delivery, opened, order)):
-                    return None
-            except (AccountFull, DiskFull) as error:  # only jobs that end make space, so this one must run
-                log.warning("job %s runs without its `started` entry: %s", opened.job_id, error)
-                return None
-            await self.opener.load_earlier_attempts(delivery, opened, writer.subject)
-            writer.start_after(opened.record, opened.attempt)
-        raise Stale(f"{writer.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
-
-    def _started_data(self, delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> dict[str, Any]:
-        """Return the data of a `started` entry. It keeps the count of a suspect's trials, if there were any."""
-        newest = opened.record.newest
-        trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
-        data = {"seq": delivery.seq, "delivery": list(order), "worker": self._worker}
-        return data | {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
-
-    async def _order_delivery(self, delivery: Delivery, family: Family) -> DeliveryOrder:
-        """Return the place of a delivery among those of its job, by which a later delivery is told from an earlier one.
-
-        A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For
-        one in memory the server is asked, because it may have been recreated since this worker last asked. The answer
-        stays true: while a job of the consumer is in flight, the server keeps the consumer.
-        """
-        lane = delivery.lane
-        if delivery.delivery_count > 1 and family.lane_storage == "memory":
-            with contextlib.suppress(AIQueueError):
-                info = await self._journal.connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
-                lane.created = max(lane.created, timestamp(info["created"]))
-        return DeliveryOrder(delivery.seq, lane.created, delivery.delivery_count)
 
     async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
         """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.
@@ -366,10 +378,7 @@ class Runner:
             return await self.processes.run_handler(opened.raw, opened.attempt, handler, context, context)
         job: Job[Any] | Refused | Unknown
         if opened.plain and handler is not None:
-            job = attempt.build_plain_job(
-                handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
-                state=self._state, progress=context,
-            )  # fmt: skip
+            job = self._build_plain_job(delivery, opened, handler, context)
         else:
             job = attempt.build_job(
                 opened.raw, opened, handler, attempt=opened.attempt, state=self._state, progress=context
@@ -395,7 +404,19 @@ class Runner:
         finally:
             if limit is not None:
                 self._limits.stop(limit)
+        return self._judge(delivery, outcome, limit, timeout_s)
+
+    def _judge(self, delivery: Delivery, outcome: Outcome, limit: Limit | None, timeout_s: float | None) -> Outcome:
+        """Return the outcome of a handler that has ended: it may have ended because of its timeout, or of a drain."""
         is_late = limit is not None and limit.expired  # even if the handler made something else of its cancellation
         if (is_late or type(outcome) is not Returned) and self._is_interrupted(delivery):
             return Interrupted()
         return attempt.timeout_outcome(timeout_s) if is_late else outcome
+
+    def _build_plain_job(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler, context: JobContext
+    ) -> Job[Any] | Refused:
+        return attempt.build_plain_job(
+            handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
+            state=self._state, progress=context,
+        )  # fmt: skip

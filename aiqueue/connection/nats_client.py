@@ -228,6 +228,23 @@ class NatsClient(Client):
         if sock is not None and option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT_MS)
 
+    async def _process_connect_init(self) -> None:
+        """Also have the socket's protocol parse what comes, without nats-py's read loop. WebSockets keep the loop."""
+        await super()._process_connect_init()
+        reader = getattr(self._transport, "_io_reader", None)
+        if not isinstance(reader, asyncio.StreamReader):
+            return
+        parser, to_read_loop = self._ps, reader.feed_data
+        parser.start(len(reader._buffer))  # type: ignore[attr-defined]
+
+        def feed_data(data: bytes) -> None:
+            if self.is_closed or self.is_reconnecting or getattr(self._transport, "_io_reader", None) is not reader:
+                return  # of a socket that is given up
+            if left := parser.feed(data):
+                to_read_loop(left)
+
+        reader.feed_data = feed_data  # type: ignore[method-assign, assignment]
+
     async def _process_err(self, err_msg: str) -> None:
         """Report a denied right with its subject as it is; nats-py reports it in lower case."""
         text = self._ps.refusal.partition(" ")[2].strip("'")

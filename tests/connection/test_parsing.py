@@ -67,11 +67,43 @@ traffic = st.lists(st.one_of(messages(), others), max_size=12).map(b"".join)
 
 def read(parser: Parser, data: bytes, cuts: list[int]) -> None:
     async def feed() -> None:
-        offsets = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-        for start, end in pairwise(offsets):
-            await parser.parse(data[start:end])
+        for part in parts(data, cuts):
+            await parser.parse(part)
 
     asyncio.run(feed())
+
+
+def parts(data: bytes, cuts: list[int]) -> list[bytes]:
+    offsets = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in pairwise(offsets)]
+
+
+def read_as_fed(parser: FastParser, data: bytes, cuts: list[int], buffered: int) -> None:
+    """Have the parts fed as a socket's protocol does, and what `feed` returns read by a loop as nats-py's.
+
+    The first `buffered` parts have come before the parser was told of the socket.
+    """
+
+    async def run() -> None:
+        reader = asyncio.StreamReader()
+        all_parts = parts(data, cuts)
+        for part in all_parts[:buffered]:
+            reader.feed_data(part)
+        parser.start(len(reader._buffer))  # type: ignore[attr-defined]
+
+        async def loop() -> None:
+            while read := await reader.read(50):
+                await parser.parse(read)
+
+        reading = asyncio.create_task(loop())
+        for number, part in enumerate(all_parts[buffered:]):
+            reader.feed_data(parser.feed(part))
+            for _ in range(number % 3):
+                await asyncio.sleep(0)
+        reader.feed_eof()
+        await reading
+
+    asyncio.run(run())
 
 
 def ours(data: bytes, cuts: list[int], *, waits: bool = False) -> list[Parsed]:
@@ -93,13 +125,22 @@ def test_however_the_reads_fall_the_same_is_told_as_by_nats_pys_own_parser(
     assert ours(data, cuts, waits=waits) == theirs(data)
 
 
+@given(traffic, st.lists(st.integers(0, 2_000), max_size=8), st.booleans(), st.integers(0, 3))
+def test_what_the_protocol_feeds_is_told_in_the_same_order(
+    data: bytes, cuts: list[int], waits: bool, buffered: int
+) -> None:
+    client = RecordingClient(waits=waits)
+    read_as_fed(FastParser(client, client.take), data, cuts, buffered)
+    assert client.parsed == theirs(data)
+
+
 @given(messages(), messages())
 def test_a_read_of_one_byte_at_a_time_tells_the_same(first: bytes, second: bytes) -> None:
     data = first + b"PING\r\n" + second
     assert ours(data, list(range(len(data)))) == theirs(data)
 
 
-@pytest.mark.parametrize("size", [0, 1, parsing.FAST_MAX, parsing.FAST_MAX + 1, 1_000_000])
+@pytest.mark.parametrize("size", [0, 1, 131_072, 131_073, 1_000_000])
 def test_a_message_of_any_size_comes_whole_and_so_do_those_around_it(size: int) -> None:
     small = b"MSG a 1 3\r\nabc\r\n"
     data = small + b"HMSG b 2 r 12 %d\r\nNATS/1.0\r\n\r\n%b\r\n" % (12 + size, b"x" * size) + small + small[:-4]

@@ -170,7 +170,7 @@ async def test_one_whose_retry_is_back_in_its_lane_keeps_its_claim(
 ) -> None:
     """Its message then has another sequence, which no entry states yet."""
     monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.1)
-    monkeypatch.setattr("aiqueue.worker.runner.CHECK_AGAIN_S", 0.2)
+    monkeypatch.setattr("aiqueue.worker.claiming.CHECK_AGAIN_S", 0.2)
     first, runs = counting(fails=1, retry_s=1.0)
     await publish(account, "r")
     async with first.running(client):

@@ -197,6 +197,7 @@ class Bulk(Generic[T]):
         """Take and send all items of an async iterable, as fast as the window allows."""
         try:
             async for item in items:
+                self._hinted = None
                 self._start_item(item)
                 if len(self._pending) == 1 and self._first_done is not None:
                     _wake(self._first_done)
@@ -222,11 +223,12 @@ class Bulk(Generic[T]):
         pending = PendingItem(self, item, self._count)
         self._count += 1
         self._pending.append(pending)
-        template = self._common_templates.get(type(item))
         try:
-            message = (
-                self._prepare(pending, item) if template is None else self._prepare_common(pending, item, template)
-            )
+            template = self._common_templates.get(type(item))
+            if template is None or template.family.key in item.__dict__:  # a key that the model has set by itself
+                message = self._prepare(pending, item)
+            else:
+                message = self._prepare_common(pending, item, template)
             self._bytes += len(pending.body)
             if message.aiq_documents or len(pending.body) > self._body_max:
                 _start_task(self._attaching, self._attach_and_send(pending, message))

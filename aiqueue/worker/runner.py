@@ -101,25 +101,25 @@ class Runner:
         the writes. An outcome for which nothing has to be written, or a result that is sent at once, needs no second
         task.
         """
+        opened = None
         try:
             opened = self.opener.open_first(delivery)
-            if opened is not None:
-                handler = self._handlers.get((delivery.lane.key.family, opened.kind))
-                if handler is not None and handler.is_async and not handler.process:
-                    return self._run_plain(delivery, opened, handler)
         except Exception:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
-        return self._run_any(delivery)
+        if opened is not None:
+            handler = self._handlers.get((delivery.lane.key.family, opened.kind))
+            if handler is not None and handler.is_async and not handler.process:
+                return self._run_plain(delivery, opened, handler)
+        return self._run_any(delivery, opened)
 
-    async def _run_any(self, delivery: Delivery) -> None:
-        """Run any delivery: the full path, for which `_run_plain` is a shortcut."""
+    async def _run_any(self, delivery: Delivery, opened: OpenedJob | None) -> None:
+        """Run any delivery: the full path, for which `_run_plain` is a shortcut. `opened`: if it is opened already."""
         started_at = time.monotonic()
-        opened: OpenedJob | None = None
         context: JobContext | None = None
         handler: Handler | None = None
         outcome: Outcome | BaseException
         try:
-            opened = self.opener.open_first(delivery) or await self.opener.open(delivery)
+            opened = opened or await self.opener.open(delivery)
             handler = self._handlers.get((delivery.lane.key.family, opened.kind))
             context = JobContext(self._resources, delivery, opened)
             outcome = await self._gate_and_run(delivery, opened, handler, context)
@@ -176,15 +176,17 @@ class Runner:
         started_at: float,
     ) -> None:
         """Acknowledge the job, or send its result, if that is all; else have a second task settle it."""
+        acked = False
         try:
             if type(outcome) is Returned and opened is not None and context is not None:
-                if not context.has_chunks and self._settlement.try_ack_now(delivery, opened, handler):
-                    self._ended(delivery, started_at)
-                    return
-                if self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at):
+                acked = not context.has_chunks and self._settlement.try_ack_now(delivery, opened, handler)
+                if not acked and self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at):
                     return
         except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
             outcome = error
+        if acked:
+            self._ended(delivery, started_at)
+            return
         finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
         delivery.task = self._resources.loop.create_task(finishing)
 

@@ -17,6 +17,7 @@ import aiqueue
 from aiqueue import codec
 from aiqueue.client.client import Client
 from aiqueue.connection import Stored, publish_window
+from aiqueue.enqueue import producer
 from aiqueue.errors import (
     AccessDenied,
     AIQueueError,
@@ -132,6 +133,35 @@ async def test_the_same_key_twice_is_one_job_and_a_duplicate(client: Client) -> 
     results = await outcomes(client, [JobSpec(Task(), unique="k") for _ in range(3)])
     assert [each.duplicate for each in results] == [False, True, True]  # type: ignore[union-attr]
     assert len(await stored(client)) == 1
+
+
+async def test_a_key_that_a_model_sets_by_itself_is_the_id_of_every_item(client: Client) -> None:
+    class Derived(Message, kind="derived", family="gateway.requests"):
+        url: str
+
+        def model_post_init(self, context: Any) -> None:
+            object.__setattr__(self, "request_id", self.url)
+
+    handles = await outcomes(client, [Derived(url=url) for url in ("a", "b", "c", "b")])
+    assert [(each.id, each.duplicate) for each in handles if isinstance(each, aiqueue.Handle)] == [
+        ("a", False), ("b", False), ("c", False), ("b", True),
+    ]  # fmt: skip
+
+
+async def test_workers_are_hinted_of_each_item_of_an_iterable_that_takes_its_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(producer, "HINT_EVERY_S", -1.0)
+    hints: list[Any] = []
+    await client.connection.subscribe("aiq.hint.>", hints.append)
+
+    async def items() -> AsyncIterator[Small]:
+        for _ in range(5):
+            yield Small()
+            await asyncio.sleep(0)
+
+    assert len(await outcomes(client, items())) == 5
+    await eventually(lambda: len(hints) == 5)
 
 
 async def test_no_items_are_no_outcomes(client: Client) -> None:

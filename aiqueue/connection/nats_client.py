@@ -24,16 +24,21 @@ T = TypeVar("T")
 
 
 class WireMessage:
-    """A message as the socket delivered it; see `frames.Received`. Its headers are decoded when they are asked for."""
+    """A message as the socket delivered it; see `frames.Received`. Subject and headers are decoded when they are asked
+    for.
+    """
 
-    __slots__ = ("_decoded", "block", "data", "reply", "subject")
+    _decoded: tuple[dict[str, str], Status | None] | None = None
 
-    def __init__(self, subject: str, reply: str, data: bytes, block: bytes | None) -> None:
-        self.subject = subject
-        self.reply = reply
+    def __init__(self, subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
+        self._subject = subject
+        self.reply = reply.decode()
         self.data = data
         self.block = block
-        self._decoded: tuple[dict[str, str], Status | None] | None = None
+
+    @property
+    def subject(self) -> str:
+        return self._subject.decode()
 
     @property
     def headers(self) -> dict[str, str]:
@@ -192,7 +197,7 @@ class NatsClient(Client):
             return theirs
         try:
             if callback is not None:
-                callback(WireMessage(subject.decode(), reply.decode(), data, headers))
+                callback(WireMessage(subject, reply, data, headers))
             elif self._on_reply is not None:
                 self._on_reply(subject, data, headers)
         except Exception as error:  # noqa: BLE001  (raised from here, it would end nats-py's socket reader for good)

@@ -103,9 +103,9 @@ class ReplyInbox:
         entry = self._requests.get(token)
         if entry is None:
             if read := self._reads.get(token):
-                read[0].put_nowait(WireMessage(subject.decode(), "", data, block))
+                read[0].put_nowait(WireMessage(subject, b"", data, block))
         elif not entry[0].done():
-            entry[0].set_result(WireMessage(subject.decode(), "", data, block))
+            entry[0].set_result(WireMessage(subject, b"", data, block))
 
     def fail_requests(self, error: AIQueueError) -> None:
         """End all pending requests with `error`."""

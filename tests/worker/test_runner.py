@@ -86,7 +86,9 @@ async def test_the_fast_path_opens_a_delivery_as_the_slow_one_does_and_skips_no_
     runner = await runner_without_server()
     pull = LanePull(Lane(family, lane, "normal"), "S", f"{lane}-normal", 30)
     encoded = block(message_headers) if message_headers else None
-    delivery = Delivery(pull, WireMessage(f"ai.{family}.acme.normal".encode(), b"", body, encoded), 7, count, 1.7e9, 0.0)
+    delivery = Delivery(
+        pull, WireMessage(f"ai.{family}.acme.normal".encode(), b"", body, encoded), 7, count, 1.7e9, 0.0
+    )
     fast = runner.opener.open_first(delivery)
     claims, is_map = TOPOLOGY.family(family).claim, body == BODIES[0]
     if message_headers == library_headers() and [*message_headers] == [*library_headers()]:

@@ -128,16 +128,8 @@ def publish_frame(subject: str, reply: str, headers: bytes, body: bytes) -> byte
     return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
 
 
-def stream_publish_frame(subject: str, inbox: bytes, token: bytes, headers: bytes, body: bytes) -> bytes:
-    """One HPUB with `inbox` plus `token` as its reply subject. `headers` must not be empty."""
-    size = len(headers)
-    return b"HPUB %b %b%b %d %d\r\n%b%b\r\n" % (
-        subject.encode(), inbox, token, size, size + len(body), headers, body,
-    )  # fmt: skip
-
-
 def stream_publish_frames(messages: Iterable[TokenMessage], inbox: bytes) -> bytes:
-    """The HPUBs of several messages, each as of `stream_publish_frame`."""
+    """The HPUBs of these messages, each with `inbox` plus its token as the reply subject. Each must have headers."""
     parts = []
     for message in messages:
         headers, body = message.block, message.body

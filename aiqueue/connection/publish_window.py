@@ -249,10 +249,7 @@ class Window:
 
     def send(self, publish: Publish) -> None:
         self._register_in_flight((publish,), self.now())
-        inbox = self._connection.reply_prefix
-        self._connection.write(
-            frames.stream_publish_frame(publish.subject, inbox, publish.token, publish.block, publish.body)
-        )
+        self._connection.write(frames.stream_publish_frames((publish,), self._connection.reply_prefix))
 
     def new_batch(self) -> Batch:
         self._count += 1

@@ -313,7 +313,7 @@ class Bulk(Generic[T]):
         pending.job_id = job_id = subjects.new_id(self._producer.clock.offset_ms)
         pending.body = encode_message(item)
         pending.subject, pending.stream = template.subject, template.batch_stream
-        pending.block = template.header_template % ((job_id.encode(),) * template.id_count)
+        pending.block = template.header_block(job_id, self._producer.clock)
         if template is not self._hinted:
             self._producer.hint(template.lane)
             self._hinted = template

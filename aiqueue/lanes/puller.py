@@ -72,8 +72,7 @@ class Puller:
         self._gone = gone
         self._changed = changed
         self._lanes: dict[str, LanePull] = {}  # by token
-        self._by_consumer: dict[tuple[str, str], LanePull] = {}
-        self._by_ack_subject: dict[str, LanePull] = {}  # by the start of an ack subject without domain and account
+        self._by_consumer: dict[str, LanePull] = {}  # by `_consumer_key`
         self._busy: set[LanePull] = set()  # lanes with jobs on the server: they get grants
         self._without_pull: dict[LanePull, None] = {}  # empty lanes that are to get a standing pull, in order
         self._standing_count = 0
@@ -135,8 +134,7 @@ class Puller:
         lane.token = f"{next(self._numbers):x}"
         lane.last_delivery_at = lane.last_heard_at = time.monotonic()
         self._lanes[lane.token] = lane
-        self._by_consumer[lane.stream, lane.consumer] = lane
-        self._by_ack_subject[f"$JS.ACK.{lane.stream}.{lane.consumer}"] = lane
+        self._by_consumer[_consumer_key(lane.stream, lane.consumer)] = lane
         self._set_pending(lane, lane.pending)
 
     def remove(self, lane: LanePull) -> None:
@@ -145,9 +143,9 @@ class Puller:
         self._busy.discard(lane)
         self._without_pull.pop(lane, None)
         self._lanes.pop(lane.token, None)
-        if self._by_consumer.get((lane.stream, lane.consumer)) is lane:
-            del self._by_consumer[lane.stream, lane.consumer]
-            del self._by_ack_subject[f"$JS.ACK.{lane.stream}.{lane.consumer}"]
+        key = _consumer_key(lane.stream, lane.consumer)
+        if self._by_consumer.get(key) is lane:
+            del self._by_consumer[key]
 
     def note_jobs(self, lane: LanePull, jobs: int) -> None:
         """A poll or hint reports `jobs` in a lane. An open pull knows better, so this counts only without one."""
@@ -255,12 +253,12 @@ class Puller:
                 self._on_status(message, message.status)
             return
         try:  # as `ack_info`, for the usual form: these five numbers, after what all deliveries of a consumer share
-            consumer, count, stream_seq, _, stored_ns, left = message.reply.rsplit(".", 5)
-            lane = self._by_ack_subject[consumer]
+            key, count, stream_seq, _, stored_ns, left = message.reply.rsplit(".", 5)
+            lane = self._by_consumer[key]
             delivery_count, seq, stored_at, pending = int(count), int(stream_seq), int(stored_ns) / 1e9, int(left)
         except (KeyError, ValueError):
-            stream, name, delivery_count, seq, stored_at, pending = ack_info(message.reply)
-            found = self._by_consumer.get((stream, name))
+            stream, consumer, delivery_count, seq, stored_at, pending = ack_info(message.reply)
+            found = self._by_consumer.get(_consumer_key(stream, consumer))
             if found is None:
                 return  # the lane was removed while its pull was open: after the lease another worker gets the job
             lane = found
@@ -388,3 +386,8 @@ class Puller:
             self._changed()
         if former is not None and former is not self._subscription:
             await former.drain()
+
+
+def _consumer_key(stream: str, consumer: str) -> str:
+    """Return what the ack subjects of a consumer's deliveries start with, where they name no domain and account."""
+    return f"$JS.ACK.{stream}.{consumer}"

@@ -307,8 +307,8 @@ class Session:
         if self._draining:
             self._spawn_return(delivery)
             return
-        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s, delivery.arrived_at)
-        if self._waiting or len(self._running) + len(self._obsolete) >= self._slots:
+        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
+        if self._waiting or self.running >= self._slots:
             delivery.lane.waiting += 1
             self._waiting.append(delivery)
         else:
@@ -339,7 +339,7 @@ class Session:
 
         Fairness was decided when they were requested, and few wait here at a time (`prefetch`).
         """
-        while self._waiting and not self._draining and len(self._running) + len(self._obsolete) < self._slots:
+        while self._waiting and not self._draining and self.running < self._slots:
             self._start_run(self._take_waiting())
 
     def _take_waiting(self) -> Delivery:

@@ -381,7 +381,8 @@ async def test_mail_that_expires_behind_other_mail_is_bounced(client: aiqueue.Cl
     async with agent.running(client):
         await put(client, "bob", 0, sender="alice", conversation="c")
         await put(client, "bob", 1, sender="alice", conversation="c", expires=0.05)
-        await asyncio.sleep(0.1)
+        expires_at = client.connection.clock.now() + 0.05  # at the latest
+        await eventually(lambda: client.connection.clock.now() > expires_at)
         free.set()
 
         async def bounce_is_stored() -> None:
@@ -471,16 +472,8 @@ async def test_a_second_process_of_an_agent_stands_by_and_takes_over_in_order(co
 
 async def test_a_process_that_lost_the_inbox_cancels_its_handlers(client: aiqueue.Client, monkeypatch: Any) -> None:
     monkeypatch.setattr(session, "RENEW_EVERY_S", 0.2)
-    cancelled: list[str] = []
     agent = aiqueue.Agent("bob", tenant="acme", drain_timeout=1)
-
-    @agent.handle(Step)
-    async def step(mail: Mail[Step]) -> None:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            cancelled.append(mail.id)
-            raise
+    cancelled = handle_until_cancelled(agent)
 
     async with agent.running(client) as inbox_worker:
         await put(client, "bob", 1)
@@ -488,6 +481,21 @@ async def test_a_process_that_lost_the_inbox_cancels_its_handlers(client: aiqueu
         await steal_inbox(client, "bob")
         await eventually(lambda: cancelled and not inbox_worker.active)
         assert await stored_count(client) == 1
+
+
+def handle_until_cancelled(agent: aiqueue.Agent) -> list[str]:
+    """Have the agent's handler run until it is cancelled. Returns the list of the mails for which it was."""
+    cancelled: list[str] = []
+
+    @agent.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(mail.id)
+            raise
+
+    return cancelled
 
 
 async def steal_inbox(client: aiqueue.Client, name: str) -> None:
@@ -554,17 +562,9 @@ async def test_a_process_that_lost_the_inbox_starts_no_mail_when_a_slot_becomes_
 async def test_an_agent_whose_drain_is_cancelled_cancels_its_handlers_and_releases_its_inbox(
     client: aiqueue.Client,
 ) -> None:
-    cancelled: list[str] = []
     inbox_workers: list[Any] = []
     agent = aiqueue.Agent("bob", tenant="acme", drain_timeout=600)
-
-    @agent.handle(Step)
-    async def step(mail: Mail[Step]) -> None:
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            cancelled.append(mail.id)
-            raise
+    cancelled = handle_until_cancelled(agent)
 
     async def run() -> None:
         async with agent.running(client) as inbox_worker:
@@ -694,15 +694,21 @@ async def test_a_mail_that_kills_its_processes_is_dead_lettered_and_no_other(
     for n in range(40):
         await put(client, "bob", n, conversation=f"c{n % 6}", sender="alice")
     deaths = 0
+
+    async def is_done() -> bool:
+        return await client.inboxes.counts() == {("acme", "alice"): 1}  # the bounce
+
+    async def is_dead_or_done() -> bool:
+        return process.poll() is not None or await is_done()
+
     for _ in range(8):
         process = subprocess.Popen(COMMAND, cwd=tmp_path, env=_environment(account, tmp_path))
         try:
-            while process.poll() is None and await client.inboxes.counts() != {("acme", "alice"): 1}:
-                await asyncio.sleep(0.1)
+            await eventually(is_dead_or_done, within=120)
         finally:
             process.terminate()
             deaths += process.wait(timeout=40) == 9
-        if await client.inboxes.counts() == {("acme", "alice"): 1}:  # the bounce
+        if await is_done():
             break
     assert 3 <= deaths <= 5
     assert await dead_letter_reasons(client) == ["killed_worker"]

@@ -68,17 +68,23 @@ async def test_the_entry_is_the_one_that_a_writer_stores(
         assert (epoch, number) == ("1", "1")
 
 
-async def test_a_result_is_refused_when_another_attempt_has_ended_the_job(client: aiqueue.Client) -> None:
-    """The handler is still running when somebody else writes the result: nothing is overwritten, and the job ends."""
-    go, running = asyncio.Event(), asyncio.Event()
-    worker = aiqueue.Worker()
+def held_worker(value: str, **options: Any) -> tuple[aiqueue.Worker, asyncio.Event, asyncio.Event]:
+    """A worker whose handler sets the first event, and returns `value` once the second one is set."""
+    running, go = asyncio.Event(), asyncio.Event()
+    worker = aiqueue.Worker(**options)
 
     @worker.handle(Add)
     async def add(job: aiqueue.Job[Add]) -> str:
         running.set()
         await go.wait()
-        return "late"
+        return value
 
+    return worker, running, go
+
+
+async def test_a_result_is_refused_when_another_attempt_has_ended_the_job(client: aiqueue.Client) -> None:
+    """The handler is still running when somebody else writes the result: nothing is overwritten, and the job ends."""
+    worker, running, go = held_worker("late")
     handle = await client.enqueue(Add(), tenant="acme")
     async with worker.running(client):
         await running.wait()
@@ -119,15 +125,7 @@ async def test_a_drain_that_runs_out_returns_the_jobs_whose_results_are_under_wa
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
         await provision.apply(client.connection, client.topology)
-        go, running = asyncio.Event(), asyncio.Event()
-        worker = aiqueue.Worker(drain_timeout=0.3)
-
-        @worker.handle(Add)
-        async def add(job: aiqueue.Job[Add]) -> str:
-            running.set()
-            await go.wait()
-            return "done"
-
+        worker, running, go = held_worker("done", drain_timeout=0.3)
         handle = await client.enqueue(Add(), tenant="acme")
         async with worker.running(client) as session:
             await running.wait()

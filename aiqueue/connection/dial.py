@@ -113,6 +113,22 @@ async def restart_server(revive: Revive, settings: Settings, is_needed: Callable
     return None
 
 
+class _Failures:
+    """Why the attempts to connect failed. `telling` is the last error that tells most.
+
+    A server that refuses a connection says why and closes it. The reset may come before its words are read, so a lost
+    socket never replaces what an earlier attempt was told.
+    """
+
+    def __init__(self) -> None:
+        self.telling: BaseException | None = None
+
+    def note(self, error: BaseException | None) -> None:
+        if isinstance(error, OSError) and self.telling is not None and not isinstance(self.telling, OSError):
+            return
+        self.telling = error if error is not None else self.telling
+
+
 async def dial(
     settings: Settings,
     on_disconnected: Callback,
@@ -127,10 +143,11 @@ async def dial(
     SettingsError.
     """
     end = time.monotonic() + settings.connect_timeout
+    failures = _Failures()
     while True:
         left = end - time.monotonic()
         try:
-            return await _dial_once(left, settings, on_disconnected, on_reconnected, on_closed, on_error)
+            return await _dial_once(left, settings, failures, on_disconnected, on_reconnected, on_closed, on_error)
         except Unavailable:
             # a server that refuses the user may reset the connection before its reason is read, so dial again
             if time.monotonic() > end - RECONNECT_FIRST_S:
@@ -141,6 +158,7 @@ async def dial(
 async def _dial_once(
     timeout_s: float,
     settings: Settings,
+    failures: _Failures,
     on_disconnected: Callback,
     on_reconnected: Callback,
     on_closed: Callback,
@@ -148,7 +166,6 @@ async def _dial_once(
 ) -> NatsClient:
     options = _client_options(settings)
     connected = False
-    last: list[Exception] = []
     refused = asyncio.Event()
 
     async def note_error(error: Exception) -> None:
@@ -157,7 +174,7 @@ async def _dial_once(
             return
         if refusal := client.unread_refusal():
             error = ne.Error(f"nats: {refusal}")
-        last[:] = [error]
+        failures.note(error)
         if isinstance(translate(error, ""), AccessDenied):
             refused.set()
 
@@ -177,12 +194,13 @@ async def _dial_once(
         if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
             connected = True
             return client
-        error = connecting.exception() if connecting.done() else (last[0] if last else None)
+        if connecting.done() and not connecting.cancelled():
+            failures.note(connecting.exception())
     finally:
         refusal.cancel()
         if not connected:
             await to_its_end(_give_up(client, connecting))
-    raise _explain_failure(error, settings)
+    raise _explain_failure(failures.telling, settings)
 
 
 async def _give_up(client: NatsClient, connecting: asyncio.Task[None]) -> None:

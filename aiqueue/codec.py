@@ -9,7 +9,7 @@ import codecs
 import dataclasses
 import io
 import json
-import threading
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -133,7 +133,7 @@ def decode(body: bytes, content_type: str = "") -> Any:
 
 def decode_map(body: bytes, content_type: str = CBOR) -> dict[str, Any]:
     """As `decode`, for a body that must be a map with text keys. Raises DecodeError."""
-    data = decode(body, content_type)
+    data = _decode_cbor(body) if content_type == CBOR and len(body) <= MAX_BYTES else decode(body, content_type)
     if type(data) is not dict or not _TEXT.issuperset(map(type, data)):
         raise DecodeError("the body must be a map with text keys")
     return data
@@ -320,45 +320,40 @@ def _negative(raw: Any, _immutable: bool = False) -> int:
 _TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _positive, 3: _negative, 4: _decimal}
 
 
-def _make_decoder(source: io.BytesIO, str_errors: Literal["strict", "surrogateescape"] = "strict") -> cbor2.CBORDecoder:
-    return cbor2.CBORDecoder(
-        source, tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH, strict_hashable_types=True,
-        str_errors=str_errors,
-    )  # fmt: skip
-
-
-class _ThreadDecoder(threading.local):
-    """A decoder for each thread: creating one takes as long as decoding a small body."""
-
-    def __init__(self) -> None:
-        self.decoder = _make_decoder(io.BytesIO())
-
-
-_of_thread = _ThreadDecoder()
-_OF_THREAD_MAX = 64 * 1024  # bytes; it keeps the last body in memory, so a larger body gets a new decoder
+# A body is decoded as a list with this word behind it. Nobody knows the word, so no body ends too early or too late.
+_GUARD_WORD = os.urandom(16)
+_GUARD = b"\x50" + _GUARD_WORD
+_GUARDED_MAX = 64 * 1024  # bytes of a body: a larger one costs more to copy than it saves
 
 
 def _decode_cbor(body: bytes) -> Any:
+    if len(body) <= _GUARDED_MAX:
+        try:
+            value, end = cbor2.loads(
+                b"\x82%b%b" % (body, _GUARD), tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH + 1,
+                strict_hashable_types=True,
+            )  # fmt: skip
+            if end == _GUARD_WORD:
+                return value
+        except Exception:  # noqa: BLE001, S110  (decoders of tags may raise anything; what is wrong is found again below)
+            pass
     try:
-        return _decode_strictly(body, None)
+        return _decode_strictly(body, "strict")
     except _NotUtf8:
-        decoder = _make_decoder(io.BytesIO(), "surrogateescape")
-        return _map_texts(_decode_strictly(body, decoder), _from_escaped)
+        return _map_texts(_decode_strictly(body, "surrogateescape"), _from_escaped)
 
 
 class _NotUtf8(DecodeError):
     """A text is not UTF-8. It may still be one with a lone surrogate."""
 
 
-def _decode_strictly(body: bytes, decoder: cbor2.CBORDecoder | None) -> Any:
+def _decode_strictly(body: bytes, str_errors: Literal["strict", "surrogateescape"]) -> Any:
     source = io.BytesIO(body)
     try:
-        if len(body) > _OF_THREAD_MAX and decoder is None:
-            value = _make_decoder(source).decode()
-        else:
-            decoder = decoder or _of_thread.decoder
-            decoder.fp = source
-            value = decoder.decode()
+        value = cbor2.CBORDecoder(
+            source, tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH, strict_hashable_types=True,
+            str_errors=str_errors,
+        ).decode()  # fmt: skip
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders of tags may raise anything)

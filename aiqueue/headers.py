@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens: nats-py requires them
 
@@ -73,16 +73,8 @@ _PLAIN: Final = re.compile(
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-class PlainHeaders(NamedTuple):
-    """What the headers of a plain job state, as this library writes them. Most jobs have these and no others."""
-
-    kind: str
-    job_id: str
-    priority: str
-
-
-def read_plain(block: bytes | None) -> PlainHeaders | None:
-    """Return what an encoded header block states if it is that of a plain job. None: it has other headers.
+def read_plain(block: bytes | None) -> tuple[str, str, str] | None:
+    """Return kind, job id and priority of an encoded header block that is a plain job's. None: it has other headers.
 
     A plain job has no deadline, document, secret or history, was not parked, and has a CBOR body.
     """
@@ -90,7 +82,7 @@ def read_plain(block: bytes | None) -> PlainHeaders | None:
     if found is None:
         return None
     kind, job_id, priority = found.groups()
-    return PlainHeaders(kind.decode(), job_id.decode(), priority.decode())
+    return kind.decode(), job_id.decode(), priority.decode()
 
 
 def restore_case(job_headers: dict[str, str]) -> None:

@@ -411,7 +411,7 @@ class InboxWorker:
 
     def _hold_lease(self, delivery: Delivery) -> None:
         if self.leases is not None:
-            self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
+            self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s, time.monotonic())
 
     def _drop_lease(self, delivery: Delivery) -> None:
         if self.leases is not None:

@@ -105,7 +105,7 @@ class MailHandlers:
 
         def start_limit(task: asyncio.Task[None]) -> None:
             if handler.timeout_s is not None:
-                limit.append(self._limits.start(task, handler.timeout_s))
+                limit.append(self._limits.start_task(task, handler.timeout_s))
 
         this_task = asyncio.current_task()
         assert this_task is not None

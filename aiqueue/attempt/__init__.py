@@ -29,6 +29,7 @@ from .handler import (
 from .handler_errors import PLAIN_TYPES, outcome_of_error, outcome_of_value
 from .handler_task import run_in_task
 from .outcome_types import (
+    RETURNED_NONE,
     AlreadyEnded,
     Cancelled,
     Duplicate,
@@ -50,10 +51,11 @@ from .threads import Threads
 from .timeouts import Limit, Limits
 
 __all__ = [
-    "PLAIN_TYPES", "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler", "Interrupted",
-    "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused", "RetryPending", "Returned",
-    "RunningAttempt", "TakenOver", "Threads", "Unknown", "WrongLane", "build_job", "build_plain_job", "decode_body",
-    "decode_headers_only", "decode_headers_or_defaults", "decode_into", "find_wrong_lane", "is_async_handler",
-    "is_past_deadline", "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task",
-    "secrets_of", "secrets_of_body", "timeout_outcome", "unknown_kind_outcome", "without_secrets",
+    "PLAIN_TYPES", "RETURNED_NONE", "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler",
+    "Interrupted", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused", "RetryPending",
+    "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "WrongLane", "build_job", "build_plain_job",
+    "decode_body", "decode_headers_only", "decode_headers_or_defaults", "decode_into", "find_wrong_lane",
+    "is_async_handler", "is_past_deadline", "outcome_from_plain", "outcome_of_error", "outcome_of_value",
+    "outcome_to_plain", "run_in_task", "secrets_of", "secrets_of_body", "timeout_outcome", "unknown_kind_outcome",
+    "without_secrets",
 ]  # fmt: skip

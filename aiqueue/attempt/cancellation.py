@@ -34,8 +34,8 @@ PAUSE_S = 0.5  # an attempt that streams faster than one can cancel stores nothi
 PAUSE_AGAIN_S = 10.0  # but not more often than this: anybody could send notices
 
 
-class RunningAttempt:
-    """One attempt, as far as it can be stopped.
+class RunningAttempt(Limit):
+    """One attempt, as far as it can be stopped. As a `Limit` it has the timeout of its handler.
 
     `cancel_requested`: its job was cancelled. `is_over`: the attempt has ended, or was abandoned. `request_stop` is a
     callback that asks the attempt to stop gently. None: there is no gentle way, and the attempt's task is cancelled.
@@ -43,7 +43,6 @@ class RunningAttempt:
     `paused_at`: when a notice has paused its writer, both in monotonic seconds.
     """
 
-    task: asyncio.Task[None]
     journaled: bool  # whether it has a writer
     cancel_requested = is_over = False  # defaults of the class: there is an attempt for every job, and few are stopped
     stop_limit: Limit | None = None
@@ -108,14 +107,14 @@ class Cancellations:
         for subscription in self._subscriptions:
             await subscription.close()
 
-    def watch(self, running: RunningAttempt) -> bool:
-        """Let the attempt be stopped from now on.
+    def watch(self, running: RunningAttempt, now: float) -> bool:
+        """Let the attempt be stopped from now on, in monotonic seconds.
 
         True: there was a notice for its run already, so the caller must read the journal.
         """
         if not running.journaled:
             return False
-        running.check_at = time.monotonic() + LONG_S
+        running.check_at = now + LONG_S
         self._watched[running] = None
         return bool(self._notices) and running.journal_key in self._notices
 
@@ -182,7 +181,7 @@ class Cancellations:
             running.stop_limit = self._limits.cancel(running.task, GRACE_S)
         else:
             running.request_stop()
-            running.stop_limit = self._limits.start(running.task, GRACE_S)
+            running.stop_limit = self._limits.start_task(running.task, GRACE_S)
 
     def _make_all_due(self) -> None:
         """Have every journal read in the next round."""

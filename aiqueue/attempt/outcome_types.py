@@ -15,6 +15,9 @@ class Returned:
     value: Any
 
 
+RETURNED_NONE = Returned(None)  # what most handlers without a result return
+
+
 @dataclass(frozen=True)
 class Raised:
     """The attempt failed, and another one may succeed.

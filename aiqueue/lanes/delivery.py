@@ -19,7 +19,7 @@ class Delivery:
       since then. Both in seconds since the epoch. `run`: the sequence that names the run.
     - `delivery_count`: how often this message was delivered, this time included.
     - `arrived_at`: monotonic seconds.
-    - `location`: stream and sequence of the stored message.
+    - `location`: stream and sequence of the stored message. That of an obsolete delivery is no other delivery's.
     - `plain`: what the headers state, if they are those of a plain job. None: read `message.headers`.
     - `task`: runs the job, once it has a slot.
     - `own_lane`: the lane of the job's own tenant, also where all tenants share one.
@@ -38,7 +38,7 @@ class Delivery:
         self.message = message
         self.reply = message.reply
         self.seq = seq
-        self.location = lane.stream, seq
+        self.location: tuple[object, ...] = lane.stream, seq
         self.delivery_count = delivery_count
         self.stored_at = stored_at
         self.arrived_at = arrived_at
@@ -59,6 +59,11 @@ class Delivery:
             headers.restore_case(fields)  # a plain publisher's
         if headers.PARKED in fields:
             self.run, self.enqueued_at = headers.run(fields, seq, stored_at)
+
+    def make_obsolete(self) -> None:
+        """Note that another job is at this location now."""
+        self.obsolete = True
+        self.location = (*self.location, self.reply)
 
     def renew(self, message: Received) -> None:
         """Take over the lease of a redelivery of the same job: `message` is the one to acknowledge now."""

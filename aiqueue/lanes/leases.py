@@ -39,10 +39,10 @@ class Leases:
         """How many leases are being renewed."""
         return len(self._held)
 
-    def hold_lease(self, reply: str, ack_wait_s: float) -> None:
-        """Renew the lease of the delivery with this ack subject from now on."""
+    def hold_lease(self, reply: str, ack_wait_s: float, since: float) -> None:
+        """Renew the lease of the delivery with this ack subject, which began at `since`, in monotonic seconds."""
         interval_s = ack_wait_s / PARTS
-        self._held[reply] = [interval_s, time.monotonic() + interval_s]
+        self._held[reply] = [interval_s, since + interval_s]
 
     def drop_lease(self, reply: str) -> None:
         """Renew this lease no more. Safe twice."""

@@ -53,8 +53,9 @@ class Puller:
     when `refill` may have something to do. `drained` gets an empty lane with `remove_when_drained`; it returns True if
     the lane is to get no pull, because it is about to be removed.
 
-    Counters: `_granted` is the sum of the credits in all `grants`; `_standing_count` is the number of lanes with a
-    standing pull. Every method that changes a lane's `grants` or `standing_request` changes them too.
+    Counters: `granted` is the sum of the credits in all `grants`, the jobs that open grants may still bring;
+    `_standing_count` is the number of lanes with a standing pull. Every method that changes a lane's `grants` or
+    `standing_request` changes them too.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Puller:
         self._busy: set[LanePull] = set()  # lanes with jobs on the server: they get grants
         self._without_pull: dict[LanePull, None] = {}  # empty lanes that are to get a standing pull, in order
         self._standing_count = 0
-        self._granted = 0
+        self.granted = 0
         self._clock = fairness.StrideClock()
         self._numbers = itertools.count(1)
         self._inbox = ""
@@ -86,11 +87,6 @@ class Puller:
         self._off: Callable[[], None] | None = None  # ends the watch for a regained link
         self._restarting: asyncio.Task[None] | None = None
         self._refusals_logged: set[str] = set()
-
-    @property
-    def granted(self) -> int:
-        """Jobs that open grants may still bring."""
-        return self._granted
 
     @property
     def lanes(self) -> Iterable[LanePull]:
@@ -161,7 +157,7 @@ class Puller:
         """Open grants and standing pulls for `free` slots, and for `extra` jobs to hold beyond the slots."""
         if not self._pulling or not self._connection.connected:
             return
-        budget = free + extra - self._granted
+        budget = free + extra - self.granted
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
         if self._busy and budget > 0 and budget * 2 >= extra:
             wanting = [lane for lane in self._busy if lane.pending > lane.granted]
@@ -221,7 +217,7 @@ class Puller:
             if not number:
                 return
             lane.grants[number] = batch
-            self._granted += batch
+            self.granted += batch
             jobs -= batch
 
     def _open_standing_pull(self, lane: LanePull, batch: int) -> None:
@@ -282,7 +278,7 @@ class Puller:
                 self._standing_count -= 1
             return
         for number, left in lane.grants.items():
-            self._granted -= 1
+            self.granted -= 1
             if left > 1:
                 lane.grants[number] = left - 1
             else:
@@ -307,7 +303,7 @@ class Puller:
         ended = int(number, 16)
         was_grant = ended in lane.grants
         if was_grant:
-            self._granted -= lane.grants.pop(ended)
+            self.granted -= lane.grants.pop(ended)
         elif ended == lane.standing_request:
             lane.standing_request = lane.standing_credits = 0
             self._standing_count -= 1
@@ -355,7 +351,7 @@ class Puller:
 
     def _forget_pulls(self, lane: LanePull) -> None:
         """Count the open pulls of a lane as ended."""
-        self._granted -= lane.granted
+        self.granted -= lane.granted
         lane.grants.clear()
         if lane.standing_request:
             lane.standing_request = lane.standing_credits = 0

@@ -40,9 +40,11 @@ class JobContext(RunningAttempt):
 
     journal_muted = False
     _writer: Writer | None = None
-    _started_at = 0.0
 
-    def __init__(self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob) -> None:
+    def __init__(
+        self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob, started_at: float = 0.0
+    ) -> None:
+        """`started_at`: as of `mark_started`, if the handler is about to be called."""
         # a task that starts eagerly is not in `delivery` yet
         task = delivery.task or asyncio.current_task(resources.loop)
         assert task is not None
@@ -52,6 +54,7 @@ class JobContext(RunningAttempt):
         self._delivery = delivery
         self._opened = opened
         self._consumer_created_at = delivery.lane.created
+        self._started_at = started_at  # monotonic
 
     def set_task(self, task: asyncio.Task[None]) -> None:
         """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""
@@ -83,7 +86,7 @@ class JobContext(RunningAttempt):
                 ignore_before=self._consumer_created_at,
                 retention=resources.retention[family.name],
             )
-            self._writer.started_at = self._started_at
+            self._writer.started_at = self.started_at
         return self._writer
 
     @property
@@ -103,14 +106,14 @@ class JobContext(RunningAttempt):
 
     @property
     def started_at(self) -> float:
-        """When the handler was called, seconds since the epoch."""
-        return self._started_at
+        """When the handler was called, seconds since the epoch; 0 before that."""
+        return self._started_at and time.time() - (time.monotonic() - self._started_at)
 
-    def mark_started(self) -> None:
-        """Note the time: the handler is about to be called."""
-        self._started_at = time.time()
+    def mark_started(self, now: float) -> None:
+        """Note the time, in monotonic seconds: the handler is about to be called."""
+        self._started_at = now
         if self._writer is not None:
-            self._writer.started_at = self._started_at
+            self._writer.started_at = self.started_at
 
     @property
     def has_chunks(self) -> bool:

@@ -86,7 +86,10 @@ class Opener:
         This is the fast path, for most jobs. For a delivery that it opens, `open` would return the same.
         """
         plain, key = delivery.plain, delivery.lane.key
-        if plain is None or delivery.delivery_count > 1 or plain.priority != key.priority:
+        if plain is None or delivery.delivery_count > 1:
+            return None
+        kind, job_id, priority = plain
+        if priority != key.priority:
             return None
         family = self._families[key.family]
         if family.claim or self._quarantine.is_suspect(delivery):
@@ -95,7 +98,7 @@ class Opener:
             data = codec.decode_map(delivery.message.data)
         except DecodeError:
             return None
-        return PlainJob(family, delivery, plain.kind, plain.job_id, data)
+        return PlainJob(family, delivery, kind, job_id, data)
 
     async def open(self, delivery: Delivery) -> OpenedJob:
         """Open any delivery: fetch and decode its body, and load the attempts before this delivery.

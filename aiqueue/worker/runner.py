@@ -12,6 +12,7 @@ from typing import Any
 from .. import attempt, headers
 from ..attempt import (
     PLAIN_TYPES,
+    RETURNED_NONE,
     AlreadyEnded,
     Cancellations,
     Cancelled,
@@ -136,29 +137,31 @@ class Runner:
         started_at = time.monotonic()
         context: JobContext | None = None
         outcome: Outcome | BaseException
+        ended: Outcome
         try:
-            context = JobContext(self._resources, delivery, opened)
-            context.mark_started()
-            if self.cancellations.watch(context):  # there was a notice: the journal must be read
+            context = JobContext(self._resources, delivery, opened, started_at)
+            if self.cancellations.watch(context, started_at):  # there was a notice: the journal must be read
                 outcome = await self._gate_and_run(delivery, opened, handler, context)
             elif isinstance(job := self._build_plain_job(delivery, opened, handler, context), Refused):
                 outcome = job
             else:
-                limit, timeout_s, ended = None, handler.timeout_s, None
+                timeout_s = handler.timeout_s
                 if timeout_s is not None:
-                    limit = self._limits.start(context.task, timeout_s)
-                self._watchdog.running[timeout_s] += 1
+                    self._limits.start(context, started_at + timeout_s)
+                self._watchdog.running[context] = timeout_s
                 try:
                     value = await handler.call(job)
-                    ended = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
+                    if value is None:
+                        ended = RETURNED_NONE
+                    else:
+                        ended = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
                 except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
                     ended = attempt.outcome_of_error(error, handler.on)
                 finally:
-                    self._watchdog.running[timeout_s] -= 1
-                    if limit is not None:
-                        self._limits.stop(limit)
-                if type(ended) is not Returned or (limit is not None and limit.cancels):
-                    ended = self._judge(delivery, ended, limit, timeout_s)
+                    del self._watchdog.running[context]
+                    self._limits.stop(context)
+                if type(ended) is not Returned or context.cancels:
+                    ended = self._judge(delivery, ended, context, timeout_s)
                 outcome = self._heed_cancellation(delivery, ended) if context.cancel_requested else ended
         except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
             outcome = error
@@ -292,10 +295,11 @@ class Runner:
                 held = await self._run_claims.claim(delivery, opened, writer)
                 if held is not None:
                     return held
-        context.mark_started()
+        now = time.monotonic()
+        context.mark_started(now)
         outcome: Outcome
         try:
-            if self.cancellations.watch(context) and (writer := context.writer) and await writer.is_run_ended():
+            if self.cancellations.watch(context, now) and (writer := context.writer) and await writer.is_run_ended():
                 return AlreadyEnded()  # cancelled while it waited for a slot
             if not opened.is_suspect or opened.problem:
                 outcome = await self._call_handler(delivery, opened, handler, context)
@@ -388,29 +392,29 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        task, timeout_s = context.task, handler.timeout_s
-        limit = None if timeout_s is None else self._limits.start(task, timeout_s)
+        timeout_s = handler.timeout_s
+        if timeout_s is not None:
+            self._limits.start(context, time.monotonic() + timeout_s)
         outcome: Outcome
         try:
             if handler.is_async:
-                self._watchdog.running[timeout_s] += 1
+                self._watchdog.running[context] = timeout_s
                 try:
                     value = await handler.call(job)
                 finally:
-                    self._watchdog.running[timeout_s] -= 1
+                    del self._watchdog.running[context]
             else:
                 value = await self._threads.run(lambda: handler.call(job))
             outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             outcome = attempt.outcome_of_error(error, handler.on)
         finally:
-            if limit is not None:
-                self._limits.stop(limit)
-        return self._judge(delivery, outcome, limit, timeout_s)
+            self._limits.stop(context)
+        return self._judge(delivery, outcome, context, timeout_s)
 
-    def _judge(self, delivery: Delivery, outcome: Outcome, limit: Limit | None, timeout_s: float | None) -> Outcome:
+    def _judge(self, delivery: Delivery, outcome: Outcome, limit: Limit, timeout_s: float | None) -> Outcome:
         """Return the outcome of a handler that has ended: it may have ended because of its timeout, or of a drain."""
-        is_late = limit is not None and limit.expired  # even if the handler made something else of its cancellation
+        is_late = limit.expired  # even if the handler made something else of its cancellation
         if (is_late or type(outcome) is not Returned) and self._is_interrupted(delivery):
             return Interrupted()
         return attempt.timeout_outcome(timeout_s) if is_late else outcome

@@ -36,7 +36,6 @@ WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes t
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 LATE_END_S = 2.0  # what jobs get to end that a drain has cancelled
 
-_Location = tuple[str, int]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -58,8 +57,7 @@ class WorkerOptions:
 class Session:
     """One run of a worker on a client.
 
-    A delivery is in one of three places: `_waiting` (no slot yet), `_running` (by its location in the stream), or
-    `_obsolete` (it runs, but its stream was deleted and recreated). Only deliveries in the last two take a slot.
+    A delivery is in one of two places: `_waiting` (no slot yet), or `_running` (by its location in the stream).
     `done` counts the deliveries that were run. `clean`: the drain had to cancel no running job.
     """
 
@@ -87,8 +85,7 @@ class Session:
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
         )
         self._collector = Collector(connection, client.topology)
-        self._running: dict[_Location, Delivery] = {}
-        self._obsolete: set[Delivery] = set()
+        self._running: dict[tuple[object, ...], Delivery] = {}
         self._waiting: deque[Delivery] = deque()
         self._last_ended: asyncio.Future[None] | None = None  # a drain waits for it
         self._last_delivery_at: float | None = None  # monotonic seconds
@@ -113,7 +110,7 @@ class Session:
     @property
     def running(self) -> int:
         """How many jobs run now."""
-        return len(self._running) + len(self._obsolete)
+        return len(self._running)
 
     def vitals(self) -> dict[str, Any]:
         """Return the state of this run as plain data. Times are seconds since the epoch.
@@ -144,9 +141,9 @@ class Session:
     def _writes_journal(self, subject: str) -> bool:
         """Return whether a job that runs here has its journal on this subject, as far as the job's headers say."""
         tenant, job_id = subject.split(".")[-2:]
-        running = (*self._running.values(), *self._obsolete)
         return any(
-            each.tenant == tenant and each.message.headers.get(headers.JOB_ID, job_id) == job_id for each in running
+            each.tenant == tenant and each.message.headers.get(headers.JOB_ID, job_id) == job_id
+            for each in self._running.values()
         )
 
     def _describe(self) -> dict[str, Any]:
@@ -243,7 +240,7 @@ class Session:
             if self.running and self.runner is not None:
                 self.clean = False
                 log.warning("%d jobs did not end in time and return to the queue", self.running)
-                for delivery in (*self._running.values(), *self._obsolete):
+                for delivery in list(self._running.values()):
                     self.runner.interrupt(delivery)
                 await self._wait_for_runs(LATE_END_S)
         finally:
@@ -307,8 +304,8 @@ class Session:
         if self._draining:
             self._spawn_return(delivery)
             return
-        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s)
-        if self._waiting or self.running >= self._slots:
+        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s, delivery.arrived_at)
+        if self._waiting or len(self._running) >= self._slots:
             delivery.lane.waiting += 1
             self._waiting.append(delivery)
         else:
@@ -326,12 +323,12 @@ class Session:
         ours = self._running[delivery.location]
         self.leases.drop_lease(ours.reply)
         if ours.stored_at != delivery.stored_at:
-            ours.obsolete = True
             del self._running[delivery.location]
-            self._obsolete.add(ours)
+            ours.make_obsolete()
+            self._running[ours.location] = ours
             return False
         ours.renew(delivery.message)
-        self.leases.hold_lease(ours.reply, delivery.lane.ack_wait_s)
+        self.leases.hold_lease(ours.reply, delivery.lane.ack_wait_s, delivery.arrived_at)
         return True
 
     def _start_waiting(self) -> None:
@@ -339,7 +336,7 @@ class Session:
 
         Fairness was decided when they were requested, and few wait here at a time (`prefetch`).
         """
-        while self._waiting and not self._draining and self.running < self._slots:
+        while self._waiting and not self._draining and len(self._running) < self._slots:
             self._start_run(self._take_waiting())
 
     def _take_waiting(self) -> Delivery:
@@ -364,12 +361,9 @@ class Session:
         mean_s = self._mean_handler_s
         self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
         self.leases.drop_lease(delivery.reply)
-        if delivery.obsolete:
-            self._obsolete.discard(delivery)
-        else:
-            del self._running[delivery.location]
+        del self._running[delivery.location]
         self.done += 1
-        if self._last_ended is not None and not self.running and not self._last_ended.done():
+        if self._last_ended is not None and not self._running and not self._last_ended.done():
             self._last_ended.set_result(None)
         if self._waiting:
             self._start_waiting()

@@ -89,11 +89,14 @@ class Settlement:
 
         This is the fast path for handlers that keep no result.
         """
-        if handler is None or handler.keeps_result or not self._connection.connected:
+        if handler is None or handler.keeps_result or delivery.obsolete:
             return False
         if not opened.plain and (opened.family.claim or _holds_documents(delivery)):
             return False
-        self._send_reply(delivery, b"+ACK")
+        try:
+            self._connection.tell(delivery.reply, b"+ACK")
+        except Unavailable:
+            return False
         return True
 
     async def settle(

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from types import TracebackType
 from typing import Self
 
@@ -25,13 +24,13 @@ EXIT_CODE = 70
 class Watchdog:
     """A thread that checks whether the event loop still answers, while async handlers run and all have a timeout.
 
-    `running` counts the handlers on the loop by their timeout in seconds (None: no timeout). Whoever calls a handler
-    counts it there. Time in which this thread did not run either does not count: the process was stopped, or the
-    machine was asleep. A handler that holds the interpreter's lock stops this thread too.
+    `running` has the attempts whose handlers run on the loop, with their timeouts in seconds (None: no timeout).
+    Whoever calls a handler adds its attempt there. Time in which this thread did not run either does not count: the
+    process was stopped, or the machine was asleep. A handler that holds the interpreter's lock stops this thread too.
     """
 
     def __init__(self) -> None:
-        self.running: defaultdict[float | None, int] = defaultdict(int)
+        self.running: dict[object, float | None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread_id = 0
         self._stop = threading.Event()
@@ -66,7 +65,7 @@ class Watchdog:
                 if ticks_over_limit > 1:  # not at the first: a process that was stopped gets a tick to answer
                     self._end_process(blocked_s)
             else:
-                blocked_s, ticks_over_limit, asked = 0.0, 0, any([*self.running.values()])
+                blocked_s, ticks_over_limit, asked = 0.0, 0, bool(self.running)
                 if asked:
                     self._answered.clear()
                     try:
@@ -77,7 +76,7 @@ class Watchdog:
 
     def _limit_s(self) -> float:
         """Return for how many seconds the loop may be blocked: until the longest timeout of its handlers is over."""
-        limits = [math.inf if limit is None else limit for limit, count in [*self.running.items()] if count]
+        limits = [math.inf if limit is None else limit for limit in [*self.running.values()]]
         return max(limits, default=math.inf) + GRACE_S
 
     def _end_process(self, blocked_s: float) -> None:

@@ -27,9 +27,9 @@ async def test_a_held_lease_is_renewed_every_third_of_it_and_no_sooner(
     await client.connection.subscribe("reply.*", lambda message: heartbeats.update([message.subject]))
     leases = Leases(client.connection, shortest_s=0.6)
     began = time.monotonic()
-    leases.hold_lease("reply.long", 3_600)
-    leases.hold_lease("reply.short", 0.6)
-    leases.hold_lease("reply.dropped", 0.6)
+    leases.hold_lease("reply.long", 3_600, time.monotonic())
+    leases.hold_lease("reply.short", 0.6, time.monotonic())
+    leases.hold_lease("reply.dropped", 0.6, time.monotonic())
     leases.drop_lease("reply.dropped")
     leases.start()
     try:

@@ -16,8 +16,6 @@ from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from typing import Any
 
-import cbor2
-
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.agent import Mail
@@ -39,6 +37,7 @@ from .common import (
 )
 from .latency import RATES, lasting
 from .many import CALLERS, callers
+from .raw import opened
 from .report import OURS, RAW, Row
 
 FAMILY, STREAM, SUBJECT = "agent.message", "AI_AGENT_MESSAGE", "ai.agent.message.bench"
@@ -141,7 +140,7 @@ async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
         nonlocal left
         if not message.reply:
             return
-        told = cbor2.loads(message.data)
+        told = opened(message)
         came[told["i"]] = told["t"], time.monotonic()
         await raw.publish(message.reply, b"+ACK")
         left -= 1

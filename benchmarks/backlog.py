@@ -18,16 +18,12 @@ from aiqueue.topology import provision
 
 from .common import FAMILY, STREAM, empty, raw_client, raw_job
 from .report import OURS, RAW, Row
-from .stamped import all_ran, running, skipped, stored
+from .stamped import HOW, all_ran, running, skipped, stored
 
 WAITING = (1_000, 10_000, 100_000, 1_000_000)
 PORTIONS_MAX = 20
 UNDER_WAY_MAX = 2_000
 ANSWER_S = 30.0
-HOW = {
-    OURS: "aiqueue work, 100 slots, typed handler without a result; uvloop where installed",
-    RAW: "fetch(100) + ack in a process of its own, nothing decoded; uvloop where installed",
-}
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ import aiqueue
 from aiqueue import codec, headers, subjects
 
 from .chaos.children import Child
+from .raw import loop_factory
 from .report import Row
 
 T = TypeVar("T")
@@ -82,14 +83,7 @@ async def lane(client: aiqueue.Client, tenant: str = "bench") -> str:
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on uvloop's event loop where that is installed, as `aiqueue work` does: the same for all sides."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None
-    try:
-        import uvloop  # noqa: PLC0415
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
 

@@ -26,6 +26,7 @@ from aiqueue import codec
 
 from . import tuned
 from .common import FAMILY, STREAM, Noop, beside, empty, lane, message, raw_client, raw_job, run_loop, until
+from .raw import FETCH, opened
 from .report import OURS, RAW, TUNED, Row
 
 RECORD = struct.Struct("<ddq")
@@ -112,7 +113,7 @@ async def theirs(client: aiqueue.Client, jobs: int) -> float:
         while done < jobs:
             for each in await subscription.fetch(100, timeout=5):
                 first = first or time.perf_counter()
-                cbor2.loads(each.data)
+                opened(each)
                 await each.ack()
                 done += 1
     rate = (jobs - 1) / (time.perf_counter() - first)
@@ -194,19 +195,19 @@ async def _fetch(client: aiqueue.Client, consumer: str) -> None:
         except nats.errors.TimeoutError:
             continue
         for each in batch:
-            told = cbor2.loads(each.data)
+            told = opened(each)
             note(told["t"], told["i"])
             await each.ack()
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     here = Row("drain", "drain, one worker in this process", "/s",
-               how={OURS: "typed handler, 100 slots", RAW: "fetch(100), CBOR decoded, ack",
+               how={OURS: "typed handler, 100 slots", RAW: FETCH,
                     TUNED: "pulls ahead, CBOR decoded, a task a job, ack"})  # fmt: skip
     kept = Row("drain", "drain with results kept, one worker in this process", "/s",
                how={OURS: "typed handler, 100 slots", TUNED: "as above, the result published and awaited"})  # fmt: skip
     words = {1: "one worker process", 2: "two worker processes"}
-    how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: "fetch(100), CBOR decoded, ack"}
+    how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: FETCH}
     apart = {count: Row("drain", f"drain, {words[count]}", "/s", how=how) for count in PROCESSES}
     for _ in range(rounds):
         await fill(client, jobs)

@@ -22,7 +22,7 @@ from aiqueue.topology import provision
 from .chaos.servers import Cluster, NatsProcess
 from .common import STREAM, empty, message, raw_client, raw_job
 from .report import OURS, RAW, Row
-from .stamped import drained, stored
+from .stamped import HOW, drained, stored
 
 DEFAULT, ALWAYS = "R1", "R1 sync always"
 THREE, THREE_ALWAYS = "R3", "R3 sync always"
@@ -34,7 +34,6 @@ WARM = 200
 SINGLY = {OURS: "enqueue, each awaited", RAW: "js.publish, same headers, Msg-Id, codec"}
 AT_ONCE = {OURS: "enqueue, by so many callers", RAW: "js.publish, by as many callers, same headers, Msg-Id, codec"}
 MANY = {OURS: f"enqueue_many, window {WINDOW:,}", RAW: "js.publish_async, the same window, headers, Msg-Id, codec"}
-DRAIN = {OURS: "aiqueue work, 100 slots, typed handler without a result", RAW: "fetch(100) + ack, nothing decoded"}
 
 Publish = Callable[[int], Awaitable[object]]
 
@@ -114,7 +113,7 @@ class Setting:
             n: Row("durability", f"enqueue, {n} callers at once, {name}, p99", "ms", how=AT_ONCE) for n in CALLERS
         }
         self.many = Row("durability", f"enqueue, many at a time, {name}", "/s", how=MANY)
-        self.drain = Row("durability", f"drain of one worker, {name}", "/s", how=DRAIN)
+        self.drain = Row("durability", f"drain of one worker, {name}", "/s", how=HOW)
 
     @property
     def rows(self) -> list[Row]:

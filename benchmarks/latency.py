@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 
-import cbor2
 import nats.errors
 
 import aiqueue
@@ -25,6 +24,7 @@ from .common import (
     run_loop,
     until,
 )
+from .raw import opened
 from .report import OURS, RAW, Row
 
 RATES = (200, 1_000)
@@ -94,7 +94,7 @@ async def theirs(client: aiqueue.Client, rate: int, count: int) -> list[float]:
                     producer.check()
                     continue
                 for each in batch:
-                    told = cbor2.loads(each.data)
+                    told = opened(each)
                     waits[told["i"]] = (time.monotonic() - told["t"]) * 1000
                     await each.ack()
             await producer.ended()

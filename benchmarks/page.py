@@ -34,7 +34,8 @@ METHOD = """## How it is measured
 - Every question has a fresh server in a temporary directory, and a process of its own. Its sides alternate in each
   round (A B A B), so that a machine that changes its speed does so for all of them.
 - The job is a no-op with a number, a time and 160 characters: 183 bytes as CBOR. The raw side has the same headers,
-  message id and codec. It keeps no results, retries nothing, and has no leases: it is the floor, not a rival.
+  message id and codec, and decodes each body. It keeps no results, retries nothing, and has no leases: it is the
+  floor, not a rival.
 - Every job is looked for: a run that misses one, or has run one twice where that is counted, is an error and no figure.
 - Clients, workers and servers share the cores of the machine. A rate is that of the whole system.
 - uvloop is used on all sides where it is installed, which the machine's line below says.

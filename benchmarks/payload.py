@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import aiqueue
 from aiqueue import codec, headers, subjects
 
+from . import stamped
 from .common import FAMILY, Noop, empty, raw_client
 from .report import OURS, RAW, Row
-from .stamped import drained
 
 SIZES = (200, 2_000, 20_000, 200_000, 1_000_000)
 WINDOW = 1_000
@@ -24,7 +24,6 @@ LEAST = 50
 WARM = 20
 ENQUEUE = {OURS: "enqueue, each awaited", RAW: "js.publish, same headers, Msg-Id, codec"}
 MANY = {OURS: f"enqueue_many, window {WINDOW:,}", RAW: "js.publish_async, the same window, headers, Msg-Id, codec"}
-DRAIN = {OURS: "aiqueue work, 100 slots, typed handler without a result", RAW: "fetch(100) + ack, nothing decoded"}
 
 
 def count(size: int, jobs: int) -> int:
@@ -100,7 +99,7 @@ async def _round(client: aiqueue.Client, side: str, size: int, jobs: int, rows: 
     singly.add(side, await one_by_one(client, side, size, max(LEAST, jobs // 4)))
     await empty(client)
     together.add(side, await many(client, side, size, jobs))
-    drain.add(side, await drained(client, side, jobs))  # of what this side has just stored
+    drain.add(side, await stamped.drained(client, side, jobs))  # of what this side has just stored
 
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
@@ -112,7 +111,7 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         rows = (
             Row("payload", f"enqueue, one awaited at a time, {told}", "/s", x=size, how=ENQUEUE),
             Row("payload", f"enqueue, many at a time, {told}", "/s", x=size, how=MANY),
-            Row("payload", f"drain of one worker, {told}", "/s", x=size, how=DRAIN),
+            Row("payload", f"drain of one worker, {told}", "/s", x=size, how=stamped.HOW),
         )
         sides = (OURS, RAW) if size < fits else (OURS,)
         for side in sides:

@@ -14,11 +14,13 @@ from aiqueue.server.supervisor import last_log_line, tail
 
 from .chaos.children import Child
 from .common import STREAM, lane
-from .report import OURS
+from .raw import FETCH
+from .report import OURS, RAW
 from .stamping import STAMP, STAMPS
 
 POLL_S = 0.005
 ACKS_S = 60.0  # for the acks of what has run
+HOW = {OURS: "aiqueue work, 100 slots, typed handler without a result", RAW: FETCH}
 OUR_PROGRAM = ("-m", "aiqueue", "work", "--log-level=warning", "benchmarks.stamping:worker")
 
 

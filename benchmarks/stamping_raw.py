@@ -1,10 +1,10 @@
-"""What a plain client does, beside `stamping`: fetch(100), a stamp and an ack for each message, nothing decoded.
+"""What a plain client does, beside `stamping`: fetch(100), each body decoded, a stamp and an ack.
 
 Of fewer than a thousand messages it fetches a tenth at a time: what is counted must be several batches.
 
 ``python -m benchmarks.stamping_raw STREAM CONSUMER COUNT``, the server by the environment. It takes so many, and ends
 when it is told to or has had nothing for half a minute. It imports nothing of aiqueue: its start and its memory are
-those of nats-py. It uses uvloop where that is installed, as `aiqueue work` does.
+those of nats-py and cbor2. It uses uvloop where that is installed, as `aiqueue work` does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
 
 import nats
 import nats.errors
+
+from .raw import loop_factory, opened
 
 STAMP = struct.Struct("<dq")
 IDLE_S = 30.0
@@ -37,22 +38,15 @@ async def drain(stream: str, consumer: str, count: int) -> None:
     while done < count and not told and time.monotonic() - heard < IDLE_S:
         with contextlib.suppress(nats.errors.TimeoutError, asyncio.TimeoutError):
             for each in await subscription.fetch(min(batch, count - done), timeout=5):
+                number = opened(each)["i"]
                 heard = time.monotonic()
-                os.write(file, STAMP.pack(heard, done))
+                os.write(file, STAMP.pack(heard, number))
                 await each.ack()
                 done += 1
     await raw.flush()
     while not told and time.monotonic() - heard < IDLE_S:  # its memory may still be asked for
         await asyncio.sleep(0.01)
     await raw.close()
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ for name in {names!r}:
 """
 HOW = {
     OURS: "aiqueue work app:worker, to its first handler",
-    RAW: "a process that connects and fetches 100, to its first message",
+    RAW: "a process that connects and fetches 100, to its first message decoded",
     IMPORTS: "a process that imports the same modules and ends",
     PACKAGE: "python -c 'import aiqueue', whole process",
     BARE: "an empty process of this Python",

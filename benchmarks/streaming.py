@@ -13,12 +13,11 @@ import time
 from itertools import chain
 from typing import Any
 
-import cbor2
-
 import aiqueue
 from aiqueue import codec, headers, subjects
 
 from .common import add_percentiles, beside, percentile_rows, raw_client, run_loop
+from .raw import opened
 from .report import OURS, RAW, Row
 
 STREAMS, RATE, SECONDS = 20, 40, 4
@@ -28,7 +27,10 @@ TEXT = "a few words of the answer, as they come "
 FOLLOWERS_MAX = 1_000
 ROOT = "ai.agent.results"
 RESULTS = "AI_RESULTS"
-HOW = {OURS: "job.chunk, handle.stream", RAW: "js.publish of the same bytes and headers, a core subscription"}
+HOW = {
+    OURS: "job.chunk, handle.stream",
+    RAW: "js.publish of the same bytes and headers, a core subscription, CBOR decoded",
+}
 
 
 class Talk(aiqueue.Message, kind="bench.talk"):
@@ -119,7 +121,7 @@ async def theirs(client: aiqueue.Client) -> list[float]:
 
     async def heard(message: Any) -> None:
         waits = found.setdefault(message.subject, [])
-        waits.append((time.monotonic() - cbor2.loads(message.data)[0]["t"]) * 1000)
+        waits.append((time.monotonic() - opened(message)[0]["t"]) * 1000)
         if len(found) == STREAMS and all(len(each) == COUNT for each in found.values()):
             every.set()
 

@@ -20,9 +20,9 @@ from aiqueue.server.embedded import EmbeddedServer
 from .common import STREAM, Noop, empty, raw_client, raw_job
 from .drain import fill
 from .fairness import declared, forget_lanes
+from .raw import loop_factory
 from .report import OURS, Row
 from .stamped import Stamped, running, skipped
-from .stamping_raw import loop_factory
 
 TENANTS = (1, 10, 100, 1_000)
 SHARED, FILE, MEMORY = "shared lane", "lane each, file", "lane each, memory"

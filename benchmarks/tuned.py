@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
-import cbor2
 from nats.aio.client import Client as Raw
 from nats.aio.msg import Msg
+
+from .raw import opened
 
 CHUNK = 1_000  # messages that share one future
 CHUNKS = 4  # at a time
@@ -107,7 +108,7 @@ async def drain(
 
     async def run(message: Msg) -> None:
         nonlocal running, finished
-        await handle(cbor2.loads(message.data))
+        await handle(opened(message))
         await raw.publish(message.reply, b"+ACK")
         finished += 1
         running -= 1

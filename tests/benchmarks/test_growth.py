@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import aiqueue
-from benchmarks import backlog, common, durability, fairness, payload, start, tenants
+from benchmarks import backlog, common, durability, fairness, payload, stamped, start, tenants
 from benchmarks.report import OURS, RAW, Row, table
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,6 +46,17 @@ async def test_a_portion_smaller_than_the_jobs_to_drain_is_stored_again(client: 
     rate, mib = await backlog.measure(client, OURS, 200, 600)
     assert rate > 0
     assert 10 < mib < 1_000
+
+
+async def test_the_raw_process_decodes_the_bodies(client: aiqueue.Client) -> None:
+    raw = await common.raw_client(client)
+    for i in (7, 3, 5):
+        subject, body, told = common.raw_job(i)
+        await raw.jetstream().publish(subject, body, headers=told)
+    await raw.close()
+    async with stamped.running(client, RAW, 3) as worker:
+        await worker.wait(3)
+        assert [number for _, number in worker.stamps(0, 3)] == [7, 3, 5]
 
 
 async def test_a_start_is_measured_beside_its_imports(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import cbor2
 import nats
 import verbs
 from nats.js import JetStreamContext
@@ -16,6 +15,7 @@ import aiqueue
 from aiqueue.topology import provision
 from aiqueue.topology.declared import lane_name
 from benchmarks.common import STREAM, lane, raw_job
+from benchmarks.raw import opened
 
 WINDOW = 1_000
 BATCH = 100
@@ -60,7 +60,7 @@ async def work() -> None:
     while True:
         with contextlib.suppress(TimeoutError):
             for each in await subscription.fetch(BATCH, timeout=5):
-                await handle(**cbor2.loads(each.data))
+                await handle(**opened(each))
                 await each.ack()
 
 

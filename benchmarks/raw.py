@@ -1,0 +1,26 @@
+"""What the sides on plain nats-py share. It imports nothing of aiqueue: a raw process has its own start and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import cbor2
+from nats.aio.msg import Msg
+
+FETCH = "fetch(100), CBOR decoded, ack"
+
+
+def opened(message: Msg) -> Any:
+    """The decoded body. A worker decodes each, so each raw side does."""
+    return cbor2.loads(message.data)
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed, as `aiqueue work` uses it."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

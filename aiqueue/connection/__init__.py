@@ -17,6 +17,7 @@ from .frames import (
     Received,
     Status,
     Stored,
+    ack_frame,
     ack_info,
     block,
     check_size,
@@ -31,6 +32,6 @@ from .subscription import Subscription
 
 __all__ = [
     "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
-    "Service", "Status", "Stored", "Subscription", "ack_info", "block", "check_size", "delivery_number", "read_headers",
-    "timestamp", "to_its_end",
+    "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size", "delivery_number",
+    "read_headers", "timestamp", "to_its_end",
 ]  # fmt: skip

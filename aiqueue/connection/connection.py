@@ -187,10 +187,13 @@ class Connection:
 
     def tell(self, subject: str, body: bytes, *, reply: str = "", block: bytes = b"") -> None:
         """As `send`, without waiting for the socket: for messages that are short, such as acks. Raises Unavailable."""
-        client = self._client
-        if client is None or not self._up.is_set():
+        self.tell_frame(frames.publish_frame(subject, reply, block, body))
+
+    def tell_frame(self, frame: bytes) -> None:
+        """As `tell`, for a frame that `frames` has made."""
+        if self._client is None or not self._up.is_set():
             raise Unavailable("not connected to a server")
-        client.send(frames.publish_frame(subject, reply, block, body))
+        self._client.send(frame)
 
     def push(self) -> None:
         """Write queued messages to the socket now if it keeps up, and not at the end of this turn of the event loop:

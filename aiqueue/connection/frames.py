@@ -128,6 +128,11 @@ def publish_frame(subject: str, reply: str, headers: bytes, body: bytes) -> byte
     return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
 
 
+def ack_frame(subject: str) -> bytes:
+    """One PUB of ``+ACK``."""
+    return f"PUB {subject} 4\r\n+ACK\r\n".encode()
+
+
 def stream_publish_frames(messages: Iterable[TokenMessage], inbox: bytes) -> bytes:
     """The HPUBs of these messages, each with `inbox` plus its token as the reply subject. Each must have headers."""
     parts = []

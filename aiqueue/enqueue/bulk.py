@@ -31,7 +31,9 @@ T = TypeVar("T")
 Items = Iterable[Item] | AsyncIterable[Item]
 
 TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the event loop get a turn
-TURN_BYTES = 512 * 1024  # of bodies, likewise: fewer writes of large bodies, and the server stores some of them meanwhile
+TURN_BYTES = (
+    512 * 1024
+)  # of bodies, likewise: fewer writes of large bodies, and the server stores some of them meanwhile
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
 PROGRESS_EVERY_S = 0.1
 ATTACH_MAX = 4  # items whose documents are stored at the same time

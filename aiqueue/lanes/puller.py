@@ -251,7 +251,8 @@ class Puller:
         try:  # as `ack_info`, for the usual form: these five numbers, after what all deliveries of a consumer share
             key, count, stream_seq, _, stored_ns, left = message.reply.rsplit(".", 5)
             lane = self._by_consumer[key]
-            delivery_count, seq, stored_at, pending = int(count), int(stream_seq), int(stored_ns) / 1e9, int(left)
+            delivery_count = 1 if count == "1" else int(count)
+            seq, stored_at, pending = int(stream_seq), int(stored_ns) / 1e9, int(left)
         except (KeyError, ValueError):
             stream, consumer, delivery_count, seq, stored_at, pending = ack_info(message.reply)
             found = self._by_consumer.get(_consumer_key(stream, consumer))

@@ -30,7 +30,7 @@ from ..attempt import (
     WrongLane,
 )  # fmt: skip
 from ..backoff import Backoff
-from ..connection import Connection
+from ..connection import Connection, ack_frame
 from ..enqueue import DeadLetters, FailedJob, Parking, history_text, last_trace, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, WHILE_RUNNING, Writer
@@ -94,7 +94,7 @@ class Settlement:
         if not opened.plain and (opened.family.claim or _holds_documents(delivery)):
             return False
         try:
-            self._connection.tell(delivery.reply, b"+ACK")
+            self._connection.tell_frame(ack_frame(delivery.reply))
         except Unavailable:
             return False
         return True

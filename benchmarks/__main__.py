@@ -53,7 +53,7 @@ def one(question: str, arguments: list[str]) -> int:
     """Ask a question and print its answer."""
     parser = whole.Parser(question, ROWS[question].about if question in ROWS else None)
     parser.add_argument("--rounds", type=whole.at_least_1, default=5)
-    parser.add_argument("--jobs", type=whole.at_least_1, default=10_000, help="enqueue one by one takes a third of it")
+    parser.add_argument("--jobs", type=whole.at_least_1, default=10_000, help="some rows take a part of it, or more")
     if question in ROWS:
         parser.add_argument("--json", action="store_true")
     if question == "documents":

@@ -50,7 +50,7 @@ async def raw_client(client: aiqueue.Client) -> Raw:
 
 
 def raw_job(
-    i: int, t: float = 0.0, tenant: str = "bench", priority: str = "normal"
+    i: int, t: float = 0.0, tenant: str = "bench", priority: str = "normal", deadline_s: float | None = None
 ) -> tuple[str, bytes, dict[str, str]]:
     """Subject, body and headers of the job that the library would have stored."""
     job_id = subjects.new_id()
@@ -62,6 +62,8 @@ def raw_job(
         headers.PRIORITY: priority,
         "task_id": job_id,
     }
+    if deadline_s is not None:
+        told[headers.DEADLINE] = str(round((time.time() + deadline_s) * 1000))
     return subjects.work(FAMILY, tenant, priority), codec.encode(message(i, t)), told
 
 

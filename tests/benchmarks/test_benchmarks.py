@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import aiqueue
+from aiqueue import headers
 from benchmarks import agents, common, drain, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
 from benchmarks.report import OURS, RAW, TUNED, Row, figure, kin, plain, spread, table
@@ -234,6 +235,30 @@ async def test_the_raw_side_stores_what_aiqueue_stores(tmp_path: Path) -> None:
             assert theirs is not None
             assert {*ours.headers} == {*theirs.headers}
             assert (ours.subject, ours.data) == (theirs.subject, theirs.data)
+
+
+async def test_a_backlog_with_a_deadline_has_that_one_header_more(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        await client.enqueue(common.message(0), tenant="bench", deadline=drain.DEADLINE_S)
+        await drain.fill(client, 1, first=False)
+        await drain.fill(client, 1, first=False, deadline_s=drain.DEADLINE_S)
+        ours, plain_job, theirs = [await client.connection.get(common.STREAM, seq) for seq in (1, 2, 3)]
+        assert ours is not None
+        assert plain_job is not None
+        assert theirs is not None
+        assert {*theirs.headers} == {*ours.headers} == {*plain_job.headers, headers.DEADLINE}
+        assert abs(int(theirs.headers[headers.DEADLINE]) - int(ours.headers[headers.DEADLINE])) < 60_000
+        assert await drain.ours(client, 3) > 0
+
+
+async def test_processes_get_more_jobs_than_this_one_and_the_rows_say_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain, "LONGER", 2)
+    async with aiqueue.connect(directory=tmp_path) as client:
+        rows = {row.name: {*row.sides} for row in await drain.run(client, rounds=1, jobs=100)}
+    assert rows["drain of jobs with a deadline, one worker in this process"] == {OURS, RAW}
+    assert rows["drain, two worker processes, 200 jobs"] == {OURS, RAW}
 
 
 async def test_worker_processes_drain_a_small_backlog_on_both_sides(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from . import tuned
 from .backlog import cap_raised, pour
 from .common import FAMILY, STREAM, Noop, beside, empty, lane, message, raw_client, raw_job, run_loop, until
 from .raw import FETCH, opened
-from .report import OURS, RAW, TUNED, Row
+from .report import OURS, RAW, STOCK, TUNED, Row
 
 RECORD = struct.Struct("<ddq")
 FILE, GATE = "BENCH_RECORDS", "BENCH_GATE"
@@ -111,6 +111,14 @@ async def ours(client: aiqueue.Client, jobs: int, *, result: bool = False) -> fl
     return (jobs - 1) / (seen[-1] - seen[0])
 
 
+async def fill_bare(client: aiqueue.Client, jobs: int) -> None:
+    """Store a backlog of bodies without headers in the place of what was there."""
+    await empty(client)
+    raw = await raw_client(client)
+    await tuned.publish_many(raw, raw_job(0)[0], (codec.encode(message(i)) for i in range(jobs)))
+    await raw.close()
+
+
 async def theirs(client: aiqueue.Client, jobs: int) -> float:
     name = await lane(client)
     raw = await raw_client(client)
@@ -130,12 +138,9 @@ async def theirs(client: aiqueue.Client, jobs: int) -> float:
 
 
 async def bare(client: aiqueue.Client, jobs: int, *, result: bool = False) -> float:
-    """Jobs a second of the bare loop, whose jobs are without headers. `result`: each publishes one, and awaits it."""
+    """Jobs a second of the bare loop. `result`: each job publishes one, and awaits that it is stored."""
     raw = await raw_client(client)
-    await empty(client)
     name = await lane(client)
-    subject = raw_job(0)[0]
-    await tuned.publish_many(raw, subject, (codec.encode(message(i)) for i in range(jobs)))
     results = tuned.Publisher(raw)
     await results.start()
     journal = client.topology.family(FAMILY).journal
@@ -212,7 +217,8 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     """`jobs` in this process; LONGER times as many in processes of their own."""
     here = Row("drain", "drain, one worker in this process", "/s",
                how={OURS: "typed handler, 100 slots", RAW: FETCH,
-                    TUNED: "pulls ahead, CBOR decoded, a task a job, ack"})  # fmt: skip
+                    STOCK: f"{FETCH}; jobs without headers",
+                    TUNED: "pulls ahead, CBOR decoded, a task a job, ack; jobs without headers"})  # fmt: skip
     full = Row("drain", "drain of jobs with a deadline, one worker in this process", "/s",
                how={OURS: "the worker's full path, for a deadline", RAW: f"{FETCH}; one header more"})  # fmt: skip
     kept = Row("drain", "drain with results kept, one worker in this process", "/s",
@@ -226,6 +232,9 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
             here.add(OURS, await ours(client, jobs))
             await fill(client, jobs)
             here.add(RAW, await theirs(client, jobs))
+            await fill_bare(client, jobs)
+            here.add(STOCK, await theirs(client, jobs))
+            await fill_bare(client, jobs)
             here.add(TUNED, await bare(client, jobs))
             await fill(client, jobs, deadline_s=DEADLINE_S)
             full.add(OURS, await ours(client, jobs))
@@ -233,6 +242,7 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
             full.add(RAW, await theirs(client, jobs))
             await fill(client, jobs)
             kept.add(OURS, await ours(client, jobs, result=True))
+            await fill_bare(client, jobs)
             kept.add(TUNED, await bare(client, jobs, result=True))
             await empty(client, client.topology.journal_stream.name)
             for count, row in apart.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from nats.js import JetStreamContext
 
@@ -13,7 +13,7 @@ from aiqueue import codec
 
 from .common import empty, message, raw_client, raw_job
 from .enqueue import stored
-from .report import OURS, RAW, TUNED, Row
+from .report import OURS, RAW, STOCK, TUNED, Row
 from .tuned import publish_many
 
 WINDOW = 1_000
@@ -26,10 +26,9 @@ async def ours(client: aiqueue.Client, jobs: int) -> None:
         assert isinstance(outcome, aiqueue.Handle)
 
 
-async def theirs(js: JetStreamContext, jobs: int) -> None:
+async def theirs(js: JetStreamContext, items: Iterable[tuple[str, bytes, dict[str, str] | None]]) -> None:
     acks = []
-    for i in range(jobs):
-        subject, body, told = raw_job(i)
+    for subject, body, told in items:
         acks.append(await js.publish_async(subject, body, headers=told))
     await js.publish_async_completed()
     assert all(each.result().seq for each in acks)
@@ -53,11 +52,13 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     same = "same headers, Msg-Id and codec"
     many = Row("many", f"enqueue_many, window {WINDOW:,}", "/s",
                how={OURS: "client.enqueue_many", RAW: f"js.publish_async, same window, {same}",
+                    STOCK: "js.publish_async, same window, no headers",
                     TUNED: "publishes with a reply inbox, no headers"})  # fmt: skip
     at_once = Row("many", f"enqueue, {CALLERS} callers at once", "/s",
                   how={OURS: "client.enqueue", RAW: f"js.publish, as many callers, {same}"})  # fmt: skip
     raw = await raw_client(client)
     js = raw.jetstream(publish_async_max_pending=WINDOW)
+    subject = raw_job(0)[0]
 
     async def enqueue(i: int) -> None:
         await client.enqueue(message(i), tenant="bench")
@@ -76,8 +77,9 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     try:
         for _ in range(rounds):
             await measured(many, OURS, lambda: ours(client, jobs))
-            await measured(many, RAW, lambda: theirs(js, jobs))
-            await measured(many, TUNED, lambda: publish_many(raw, raw_job(0)[0], bodies(jobs)))
+            await measured(many, RAW, lambda: theirs(js, map(raw_job, range(jobs))))
+            await measured(many, STOCK, lambda: theirs(js, ((subject, body, None) for body in bodies(jobs))))
+            await measured(many, TUNED, lambda: publish_many(raw, subject, bodies(jobs)))
             await measured(at_once, OURS, lambda: callers(jobs, enqueue))
             await measured(at_once, RAW, lambda: callers(jobs, publish))
         await empty(client)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .questions import ALL, ROWS, Question
-from .report import OURS, RAW, Row, kin, ordered, spread
+from .report import OURS, RAW, STOCK, TUNED, TUNED_LEAST, Row, faults, kin, ordered, spread
 from .results import Asked, Results
 
 EQUAL = 1.25  # on a shared machine a smaller difference is none
@@ -22,20 +22,23 @@ PICTURES = {
 }  # fmt: skip
 HEAD = """# Measurements
 
-How fast aiqueue is, beside a bare loop on the client library that it is built on (raw nats-py) and beside other queues.
+How fast aiqueue is, beside a plain loop on the client library that it is built on (raw nats-py) and beside other queues.
 This page is written by `make bench`, from what is kept in [results.json](results.json).
 
 All figures are medians over the rounds, with the least and the most in brackets. Compare within a table only: its sides
 ran in turns on one machine, and the same side reads differently an hour later. What travels is the ratio. *Ahead by* is
 that ratio, turned so that above 1.00 aiqueue is the better side; on a shared machine, less than 25 % is no difference.
 """
-METHOD = """## How it is measured
+METHOD = f"""## How it is measured
 
 - Every question has a fresh server in a temporary directory, and a process of its own. Its sides alternate in each
   round (A B A B), so that a machine that changes its speed does so for all of them.
 - The job is a no-op with a number, a time and 160 characters: 183 bytes as CBOR. The raw side has the same headers,
   message id and codec, and decodes each body. It keeps no results, retries nothing, and has no leases: it is the
   floor, not a rival.
+- The {TUNED} is what nats-py can do for one program with its own calls, without headers and without all that makes a
+  job: the ceiling. {STOCK.capitalize()} does the same with the calls of its manual. A run in which the {TUNED} is not
+  {TUNED_LEAST["drain"]} times as fast in draining, or {TUNED_LEAST["many"]} times in bulk, is not valid, and says so.
 - Every job is looked for: a run that misses one, or has run one twice where that is counted, is an error and no figure.
 - Clients, workers and servers share the cores of the machine. A rate is that of the whole system.
 - uvloop is used on all sides where it is installed, which the machine's line below says.
@@ -96,7 +99,7 @@ def rival(row: Row) -> str | None:
 
 def markdown(results: Results, drawn: dict[str, str], left: Iterable[str] = ()) -> str:
     """The whole page. `drawn` has the pictures that there are beside it, with what they show."""
-    parts = [HEAD, behind(results.rows)]
+    parts = [HEAD, *(f"**{each}.**" for each in faults(results.rows)), behind(results.rows)]
     parts += [part for name in ("targets", "peers") if (part := section(name, results, drawn))]
     parts.append(METHOD)
     parts += [part for name in ROWS if name != "targets" and (part := section(name, results, drawn))]
@@ -138,6 +141,7 @@ def section(name: str, results: Results, drawn: dict[str, str]) -> str:
         return ""
     question = ALL.get(name) or Question(name, "", 0, 0)
     lines = [f"## {question.title}", "", question.about, _asked(results.asked.get(name)), ""]
+    lines += [f"**{each}.**\n" for each in faults(rows)]
     for picture, of in PICTURES.items():
         if of == name and picture in drawn:
             lines += [f"![{drawn[picture]}]({picture}.png)", ""]

@@ -212,7 +212,7 @@ def beside_raw(rows: list[Row]) -> Picture | None:
     sheet, axes = plt.subplots(figsize=(8.5, 0.9 + 0.62 * len(found)))
     _pairs(axes, {row.name: row for row in found}, "jobs a second")
     _legend_of_pairs(sheet)
-    return sheet, "Jobs a second of aiqueue and of a bare loop on raw nats-py"
+    return sheet, "Jobs a second of aiqueue and of a plain loop on raw nats-py"
 
 
 def _pairs(axes: Any, rows: dict[str, Row], unit: str) -> None:

@@ -15,7 +15,7 @@ import aiqueue
 from aiqueue import headers
 from benchmarks import agents, common, drain, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
-from benchmarks.report import OURS, RAW, TUNED, Row, figure, kin, plain, spread, table
+from benchmarks.report import OURS, RAW, STOCK, TUNED, Row, faults, figure, kin, plain, spread, table
 from benchmarks.results import Asked, Results
 
 from ..support import ROOT
@@ -108,6 +108,23 @@ def test_the_page_says_where_we_are_behind_what_failed_and_what_was_skipped() ->
     assert "- start: not measured" in told
     assert "![rates](throughput.png)" in told
     assert "latency.png" not in told  # a picture that was not drawn
+
+
+@pytest.mark.parametrize(("question", "rate"), [("drain", 2.4), ("many", 2.1)])
+def test_a_run_whose_bare_loop_is_too_slow_is_not_valid_and_says_why(question: str, rate: float) -> None:
+    slow = Row(question, "all", "/s", {OURS: [1.0], STOCK: [1.0, 1.0], TUNED: [rate, rate]})
+    (told,) = faults([slow])
+    assert told.startswith(f"{question} is not valid: in 'all' the bare loop is only {rate:.2f} times as fast")
+    assert table([slow]).splitlines()[-1] == told
+    top, _, rest = page.markdown(Results([slow]), {}).partition("## Where aiqueue is not ahead")
+    assert f"**{told}.**" in top.splitlines()
+    assert f"**{told}.**" in rest.partition(f"## {ALL[question].title}")[2].splitlines()
+
+
+def test_a_run_is_valid_with_a_fast_bare_loop_and_where_there_is_none() -> None:
+    fast = Row("drain", "all", "/s", {STOCK: [1.0], TUNED: [2.6]})
+    assert faults([fast, *some_rows(), Row("enqueue", "all", "/s", {STOCK: [1.0], TUNED: [1.1]})]) == []
+    assert "not valid:" not in page.markdown(Results([fast]), {})
 
 
 def test_the_page_of_nothing_says_so() -> None:
@@ -257,6 +274,7 @@ async def test_processes_get_more_jobs_than_this_one_and_the_rows_say_how_many(
     monkeypatch.setattr(drain, "LONGER", 2)
     async with aiqueue.connect(directory=tmp_path) as client:
         rows = {row.name: {*row.sides} for row in await drain.run(client, rounds=1, jobs=100)}
+    assert rows["drain, one worker in this process"] == {OURS, RAW, STOCK, TUNED}
     assert rows["drain of jobs with a deadline, one worker in this process"] == {OURS, RAW}
     assert rows["drain, two worker processes, 200 jobs"] == {OURS, RAW}
 

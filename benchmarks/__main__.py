@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -23,6 +22,7 @@ import aiqueue
 
 from . import whole
 from .common import run_loop
+from .machine import interpreter, machine
 from .questions import ALL, OWN, ROWS, TEXTS
 from .report import Row, plain, table
 
@@ -68,7 +68,7 @@ def one(question: str, arguments: list[str]) -> int:
     elif chosen.json:
         print(json.dumps(plain(answer), indent=1))
     else:
-        print(f"Python {platform.python_version()}, {chosen.rounds} rounds, {chosen.jobs:,} jobs, median [min-max]")
+        print(f"{interpreter(machine())}, {chosen.rounds} rounds, {chosen.jobs:,} jobs, median [min-max]")
         print(table(answer))
     return 0
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from . import machine
 from .questions import ALL, ROWS, Question
 from .report import OURS, RAW, STOCK, TUNED, TUNED_LEAST, Row, faults, kin, ordered, spread
 from .results import Asked, Results
@@ -22,7 +23,7 @@ PICTURES = {
 }  # fmt: skip
 HEAD = """# Measurements
 
-How fast aiqueue is, beside a plain loop on the client library that it is built on (raw nats-py) and beside other queues.
+How fast aiqueue is, beside a plain loop on the client library that it is built on (raw nats-py), and other queues.
 This page is written by `make bench`, from what is kept in [results.json](results.json).
 
 All figures are medians over the rounds, with the least and the most in brackets. Compare within a table only: its sides
@@ -241,13 +242,7 @@ def machines(results: Results) -> str:
     known: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for question, asked in results.asked.items():
         known.setdefault(json.dumps(asked.machine, sort_keys=True), (asked.machine, []))[1].append(question)
-    for machine, questions in known.values():
-        versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
-        memory = f", {machine['memory_gib']:g} GiB" if machine.get("memory_gib") else ""
-        lines.append(
-            f"- {', '.join(questions)}: {machine.get('cpus')} CPUs {machine.get('processor', '')} "
-            f"({machine.get('machine')}){memory}, {machine.get('system')}, Python {machine.get('python')}; {versions}"
-        )
+    lines += [f"- {', '.join(questions)}: {machine.line(told)}" for told, questions in known.values()]
     return "\n".join(lines if known else [*lines, "Nothing has been measured yet."])
 
 

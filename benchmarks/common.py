@@ -19,7 +19,7 @@ import aiqueue
 from aiqueue import codec, headers, subjects
 
 from .chaos.children import Child
-from .raw import loop_factory
+from .raw import TEXT, loop_factory
 from .report import Row
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Noop(aiqueue.Message, kind="noop"):
 
 
 def message(i: int, t: float = 0.0) -> Noop:
-    return Noop(i=i, t=t, text="x" * 160)
+    return Noop(i=i, t=t, text=TEXT)
 
 
 async def raw_client(client: aiqueue.Client) -> Raw:

@@ -23,12 +23,11 @@ import cbor2
 import nats.errors
 
 import aiqueue
-from aiqueue import codec
 
 from . import tuned
 from .backlog import cap_raised, pour
-from .common import FAMILY, STREAM, Noop, beside, empty, lane, message, raw_client, raw_job, run_loop, until
-from .raw import FETCH, opened
+from .common import FAMILY, STREAM, Noop, beside, empty, lane, raw_client, raw_job, run_loop, until
+from .raw import FETCH, body, opened
 from .report import OURS, RAW, STOCK, TUNED, Row
 
 RECORD = struct.Struct("<ddq")
@@ -87,8 +86,8 @@ async def fill(
     js = raw.jetstream(publish_async_max_pending=1_000)
     for i in range(jobs):
         whose = f"t{i % tenants}" if tenants else tenant
-        subject, body, told = raw_job(i, tenant=whose, priority=priority, deadline_s=deadline_s)
-        await js.publish_async(subject, body, headers=told)
+        subject, data, told = raw_job(i, tenant=whose, priority=priority, deadline_s=deadline_s)
+        await js.publish_async(subject, data, headers=told)
     await js.publish_async_completed()
     await raw.close()
 
@@ -115,7 +114,7 @@ async def fill_bare(client: aiqueue.Client, jobs: int) -> None:
     """Store a backlog of bodies without headers in the place of what was there."""
     await empty(client)
     raw = await raw_client(client)
-    await tuned.publish_many(raw, raw_job(0)[0], (codec.encode(message(i)) for i in range(jobs)))
+    await tuned.publish_many(raw, raw_job(0)[0], map(body, range(jobs)))
     await raw.close()
 
 

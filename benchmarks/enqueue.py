@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import aiqueue
-from aiqueue import codec
 
 from .common import STREAM, empty, message, raw_client, raw_job
+from .raw import body
 from .report import OURS, RAW, TUNED, Row
 from .tuned import Publisher
 
@@ -43,14 +43,14 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
             await empty(client)
             begun = time.perf_counter()
             for i in range(count):
-                subject, body, told = raw_job(i)
-                await js.publish(subject, body, headers=told)
+                subject, data, told = raw_job(i)
+                await js.publish(subject, data, headers=told)
             row.add(RAW, count / (time.perf_counter() - begun))
             await stored(client, count)
             await empty(client)
             begun = time.perf_counter()
             for i in range(count):
-                await publisher.publish(subject, codec.encode(message(i)))
+                await publisher.publish(subject, body(i))
             row.add(TUNED, count / (time.perf_counter() - begun))
             await stored(client, count)
         await empty(client)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 
 from nats.js import JetStreamContext
 
 import aiqueue
-from aiqueue import codec
 
 from .common import empty, message, raw_client, raw_job
 from .enqueue import stored
+from .raw import body
 from .report import OURS, RAW, STOCK, TUNED, Row
 from .tuned import publish_many
 
@@ -28,14 +28,10 @@ async def ours(client: aiqueue.Client, jobs: int) -> None:
 
 async def theirs(js: JetStreamContext, items: Iterable[tuple[str, bytes, dict[str, str] | None]]) -> None:
     acks = []
-    for subject, body, told in items:
-        acks.append(await js.publish_async(subject, body, headers=told))
+    for subject, data, told in items:
+        acks.append(await js.publish_async(subject, data, headers=told))
     await js.publish_async_completed()
     assert all(each.result().seq for each in acks)
-
-
-def bodies(jobs: int) -> Iterator[bytes]:
-    return (codec.encode(message(i)) for i in range(jobs))
 
 
 async def callers(jobs: int, one: Callable[[int], Awaitable[object]]) -> None:
@@ -64,8 +60,8 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         await client.enqueue(message(i), tenant="bench")
 
     async def publish(i: int) -> None:
-        subject, body, told = raw_job(i)
-        await js.publish(subject, body, headers=told)
+        subject, data, told = raw_job(i)
+        await js.publish(subject, data, headers=told)
 
     async def measured(row: Row, side: str, work: Callable[[], Awaitable[None]]) -> None:
         await empty(client)
@@ -78,8 +74,8 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         for _ in range(rounds):
             await measured(many, OURS, lambda: ours(client, jobs))
             await measured(many, RAW, lambda: theirs(js, map(raw_job, range(jobs))))
-            await measured(many, STOCK, lambda: theirs(js, ((subject, body, None) for body in bodies(jobs))))
-            await measured(many, TUNED, lambda: publish_many(raw, subject, bodies(jobs)))
+            await measured(many, STOCK, lambda: theirs(js, ((subject, body(i), None) for i in range(jobs))))
+            await measured(many, TUNED, lambda: publish_many(raw, subject, map(body, range(jobs))))
             await measured(at_once, OURS, lambda: callers(jobs, enqueue))
             await measured(at_once, RAW, lambda: callers(jobs, publish))
         await empty(client)

@@ -9,7 +9,13 @@ from typing import Any
 import cbor2
 from nats.aio.msg import Msg
 
+TEXT = "x" * 160
 FETCH = "fetch(100), CBOR decoded, ack"
+
+
+def body(i: int, t: float = 0.0) -> bytes:
+    """What `common.message` is as a body, encoded without a typed message: for the sides that have none."""
+    return cbor2.dumps({"i": i, "t": t, "text": TEXT})
 
 
 def opened(message: Msg) -> Any:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import aiqueue
-from aiqueue import headers
+from aiqueue import codec, headers
 from benchmarks import agents, common, drain, machine, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
+from benchmarks.raw import body
 from benchmarks.report import OURS, RAW, STOCK, TUNED, Row, faults, figure, kin, plain, spread, table
 from benchmarks.results import Asked, Results
 
@@ -285,6 +286,10 @@ async def test_the_raw_side_stores_what_aiqueue_stores(tmp_path: Path) -> None:
             assert theirs is not None
             assert {*ours.headers} == {*theirs.headers}
             assert (ours.subject, ours.data) == (theirs.subject, theirs.data)
+
+
+def test_a_body_without_a_typed_message_is_the_same() -> None:
+    assert body(3, 2.5) == codec.encode(common.message(3, 2.5))
 
 
 async def test_a_backlog_with_a_deadline_has_that_one_header_more(tmp_path: Path) -> None:

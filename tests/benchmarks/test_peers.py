@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from aiqueue.errors import BadInput
-from benchmarks.peers import Plan, compare
+from benchmarks.peers import Plan, compare, comparison
 from benchmarks.peers.adapters.verbs import RECORD
+from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.comparison import chosen
 from benchmarks.peers.records import Ledger, Tally
+from benchmarks.peers.trial import DRAIN, Figure
 from benchmarks.report import OURS, RAW
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="it reads /proc")
@@ -43,6 +45,31 @@ def test_aiqueue_and_raw_nats_py_give_all_figures_and_leave_nothing(tmp_path: Pa
     assert compared.plain()["rows"][0]["question"] == "peers"
     assert not list(programs(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_aiqueue_and_raw_nats_py_run_in_every_round_and_only_the_best_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    class Trial:
+        """The later a peer stands in the catalogue, the faster; aiqueue and raw nats-py are the slowest."""
+
+        def __init__(self, peer: Peer, *_: object) -> None:
+            self.peer, self.notes, self.failures = peer, [], {}
+            self.figures = [Figure(peer, DRAIN, float(PEERS.index(peer)), 0.0)]
+
+        def run(self) -> None:
+            ran.append(self.peer.name)
+
+    monkeypatch.setattr(comparison, "Trial", Trial)
+    monkeypatch.setattr(comparison, "_made_ready", lambda *_: (Path("python"), "how"))
+    compared = compare(Plan(rounds=3), only=None, scratch=tmp_path, say=print)
+    names = [peer.name for peer in PEERS]
+    assert names[:2] == [OURS, RAW]
+    assert ran == names + 2 * [*names[:2], *names[-comparison.BEST :]]
+    drain = next(row for row in compared.rows if row.name == DRAIN)
+    assert {len(drain.sides[side]) for side in (OURS, RAW, names[-1])} == {3}
 
 
 def test_a_peer_whose_server_is_not_here_is_skipped_and_says_why(

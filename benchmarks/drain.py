@@ -216,12 +216,12 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     """`jobs` in this process; LONGER times as many in processes of their own."""
     here = Row("drain", "drain, one worker in this process", "/s",
                how={OURS: "typed handler, 100 slots", RAW: FETCH,
-                    STOCK: f"{FETCH}; jobs without headers",
-                    TUNED: "pulls ahead, CBOR decoded, a task a job, ack; jobs without headers"})  # fmt: skip
+                    STOCK: f"{FETCH} (no headers)",
+                    TUNED: "pulls ahead, CBOR decoded, a task a job, ack (no headers)"})  # fmt: skip
     full = Row("drain", "drain of jobs with a deadline, one worker in this process", "/s",
-               how={OURS: "the worker's full path, for a deadline", RAW: f"{FETCH}; one header more"})  # fmt: skip
+               how={OURS: "the worker's full path, for a deadline", RAW: f"{FETCH} (one header more)"})  # fmt: skip
     kept = Row("drain", "drain with results kept, one worker in this process", "/s",
-               how={OURS: "typed handler, 100 slots", TUNED: "as above, the result published and awaited"})  # fmt: skip
+               how={OURS: "typed handler, 100 slots", TUNED: "the same, each result stored and awaited"})  # fmt: skip
     many = LONGER * jobs
     how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: FETCH}
     apart = {count: Row("drain", f"drain, {words}, {many:,} jobs", "/s", how=how) for count, words in PROCESSES.items()}

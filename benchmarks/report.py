@@ -105,8 +105,8 @@ def title(row: Row) -> str:
 def faults(rows: Iterable[Row]) -> list[str]:
     """A line for each row whose figures are not valid: its bare loop is too slow to be a ceiling."""
     return [
-        f"{row.question} is not valid: in {row.name!r} the {TUNED} is only {ratio:.2f} times as fast as {STOCK}, "
-        f"where {least} times is the least: the machine was disturbed, or the loop has a fault"
+        f"the run of {row.question} is not valid: in {row.name!r} the {TUNED} is only {ratio:.2f} times as fast "
+        f"as {STOCK}, where {least} times is the least: the machine was disturbed, or the loop has a fault"
         for row in rows
         if (least := TUNED_LEAST.get(row.question)) and (ratio := row.ratio(STOCK, TUNED)) and ratio < least
     ]

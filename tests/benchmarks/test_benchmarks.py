@@ -116,7 +116,9 @@ def test_the_page_says_where_we_are_behind_what_failed_and_what_was_skipped() ->
 def test_a_run_whose_bare_loop_is_too_slow_is_not_valid_and_says_why(question: str, rate: float) -> None:
     slow = Row(question, "all", "/s", {OURS: [1.0], STOCK: [1.0, 1.0], TUNED: [rate, rate]})
     (told,) = faults([slow])
-    assert told.startswith(f"{question} is not valid: in 'all' the bare loop is only {rate:.2f} times as fast")
+    assert told.startswith(
+        f"the run of {question} is not valid: in 'all' the bare loop is only {rate:.2f} times as fast"
+    )
     assert table([slow]).splitlines()[-1] == told
     top, _, rest = page.markdown(Results([slow]), {}).partition("## Where aiqueue is not ahead")
     assert f"**{told}.**" in top.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes.quarantine import Quarantine
 from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane
-from aiqueue.topology import Topology
+from aiqueue.topology import Family, Topology
 from aiqueue.worker.context import WorkerResources
 from aiqueue.worker.runner import Runner
 from aiqueue.worker.takeover import DeliveryOrder
@@ -41,8 +42,7 @@ OPTIONAL = {
 }
 
 
-async def runner_without_server() -> Runner:
-    families = TOPOLOGY.families
+async def runner_without_server(families: Mapping[str, Family] = TOPOLOGY.families) -> Runner:
     journal: Any = SimpleNamespace(connection=Connection(Settings()))  # not open: its clock is the local one
     nothing: Any = None
     return Runner(

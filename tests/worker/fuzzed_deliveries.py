@@ -201,4 +201,6 @@ def deliveries(draw: Any, families: tuple[str, ...], acts: tuple[str, ...], kind
         message[KEYS[family]] = f"k-{NUMBER}"
     block = draw(header_blocks(family, priority, st.sampled_from(kinds)))
     before = draw(st.sampled_from([""] * 8 + ["result", "cancelled", "retry", "other run"]))
+    if before == "cancelled" and "cancel_job" in f"{message['act']}":
+        before = ""  # nobody sends a notice of a cancellation that is written, and the journal is read after 5 s
     return Fuzzed(family, priority, block, draw(bodies(message)), before)

@@ -132,7 +132,7 @@ async def turned(job: Any) -> Any:
 
 
 async def chunks(job: Any) -> Any:
-    for part in ("a", {"b": 1}, "half \ud83d", "\ude00"):
+    for part in ("a", {"b": 1}, "half \ud83d", "\ude00", "another half \ud83d"):
         await job.chunk(part)
     return "chunked"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cbor2
@@ -147,7 +148,39 @@ def header_blocks(draw: Any, family: str, priority: str, kinds: st.SearchStrateg
         if fields:
             fields = draw(header_edits(fields))
     block = render(fields)
-    return draw(byte_edits(block)) if draw(st.sampled_from([False] * 9 + [True])) else block  # type: ignore[no-any-return]
+    return draw(byte_edits(block)) if draw(st.sampled_from([False] * 9 + [True])) else block
+
+
+def nearly_plain_fields(fields: Fields) -> Iterator[Fields]:
+    """All headers with one thing changed that `header_edits` draws, one after the other."""
+    last = len(fields)
+    for extra in EXTRA:
+        yield from ([*fields[:at], extra, *fields[at:]] for at in {0, last - 2, last - 1, last})
+    for at, (name, value) in enumerate(fields):
+        before, after = fields[:at], fields[at + 1 :]
+        yield before + after
+        yield [*fields, (name, value)]
+        for changed in VALUES.get(name, []):
+            yield [*before, (name, changed), *after]
+            yield [*fields, (name, changed)]
+        for other in (name.lower(), name.upper(), name.swapcase()):
+            yield [*before, (other, value), *after]
+        for odd in (f" {value}", f"{value} ", f"\t{value}", f"{value}\n", f"{value}\r"):
+            yield [*before, (name, odd), *after]
+        yield [*after, (name, value), *before]
+
+
+def nearly_plain_blocks(block: bytes) -> Iterator[bytes]:
+    """Header blocks with one byte changed, at every place."""
+    for at in range(len(block)):
+        if at in _marked(block):
+            continue
+        for byte in (block[at] ^ 0x20, block[at] ^ 1, ord(" "), ord("\n"), 0, 0xE9):
+            yield block[:at] + bytes([byte]) + block[at + 1 :]
+        yield block[:at] + block[at + 1 :]
+        if at == 0 or at - 1 not in _marked(block):
+            yield from (block[:at] + each + block[at:] for each in (b" ", b"\r", b"x"))
+    yield from (block[:-2], block + b"\r\n", block + b"X: 1\r\n\r\n", block.replace(b"\r\n", b"\n"))
 
 
 # -- bodies
@@ -178,7 +211,7 @@ def bodies(draw: Any, message: dict[str, Any]) -> bytes:
         case "odd":
             return draw(st.sampled_from(ODD_BODIES))  # type: ignore[no-any-return]
         case "more":
-            return body + draw(st.sampled_from([b"\x00", b"\xf6", b"\xa0", body, b"\n"]))
+            return body + draw(st.sampled_from([b"\x00", b"\xf6", b"\xa0", body, b"\n"]))  # type: ignore[no-any-return]
         case "less":
             return body[: draw(st.integers(0, len(body) - 1))]
         case "json":

@@ -79,9 +79,10 @@ def build_job(
         return unknown_kind_outcome(raw, decoded)
     if not codec.is_accepted_version(decoded.version, family.schema_versions):
         return Unknown(f"schema version {decoded.version!r} is none of {', '.join(family.schema_versions)}")
-    message = _parse_message(handler, decoded.data)
-    if type(message) is Refused:
-        return message
+    try:
+        message = parse_message(handler.model, decoded.data)
+    except DecodeError as error:
+        return _refuse_invalid(error)
     return Job(
         message,
         job_id=decoded.job_id,
@@ -106,22 +107,18 @@ def build_plain_job(
     progress: Progress,
 ) -> Job[Any] | Refused:
     """As `build_job`, for a first attempt without a deadline whose body was decoded and states no version."""
-    assert decoded.data is not None
-    message = _parse_message(handler, decoded.data)
-    if type(message) is Refused:
-        return message
+    try:
+        message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
+    except DecodeError as error:
+        return _refuse_invalid(error)
     return Job(
         message, job_id=decoded.job_id, lane=lane, attempt=1, enqueued_at=enqueued_at, deadline=None, headers=headers,
         state=state, progress=progress,
     )  # fmt: skip
 
 
-def _parse_message(handler: Handler, data: dict[str, Any]) -> Any:
-    """Return the message in `data`, or Refused."""
-    try:
-        return parse_message(handler.model, data)
-    except DecodeError as error:
-        return Refused("invalid", to_utf8(error.reason))
+def _refuse_invalid(error: DecodeError) -> Refused:
+    return Refused("invalid", to_utf8(error.reason))
 
 
 def unknown_kind_outcome(raw: RawJob, decoded: DecodedJob) -> Unknown:

@@ -192,18 +192,18 @@ class NatsClient(Client):
     ) -> Awaitable[None] | None:
         """Hand a message to its callback. The caller awaits what this returns, if anything."""
         callback = self._callbacks.get(sid)
-        if sid != self._reply_sid and callback is None:
-            theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
-            return theirs
         try:
             if callback is not None:
                 callback(WireMessage(subject, reply, data, headers))
-            elif self._on_reply is not None:
+                return None
+            if sid == self._reply_sid and self._on_reply is not None:
                 self._on_reply(subject, data, headers)
+                return None
         except Exception as error:  # noqa: BLE001  (raised from here, it would end nats-py's socket reader for good)
             failed: Awaitable[None] = self._error_cb(error)
             return failed
-        return None
+        theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
+        return theirs
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if (pending := self._dispatch(sid, subject, reply, data, headers)) is not None:

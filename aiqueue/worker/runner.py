@@ -151,10 +151,10 @@ class Runner:
                 self._watchdog.running[context] = timeout_s
                 try:
                     value = await handler.call(job)
-                    if value is None:
-                        ended = RETURNED_NONE
+                    if type(value) in PLAIN_TYPES:
+                        ended = Returned(value) if handler.keeps_result else RETURNED_NONE
                     else:
-                        ended = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
+                        ended = await attempt.outcome_of_value(value)
                 except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
                     ended = attempt.outcome_of_error(error, handler.on)
                 finally:
@@ -399,16 +399,14 @@ class Runner:
         try:
             if handler.is_async:
                 self._watchdog.running[context] = timeout_s
-                try:
-                    value = await handler.call(job)
-                finally:
-                    del self._watchdog.running[context]
+                value = await handler.call(job)
             else:
                 value = await self._threads.run(lambda: handler.call(job))
             outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             outcome = attempt.outcome_of_error(error, handler.on)
         finally:
+            self._watchdog.running.pop(context, None)
             self._limits.stop(context)
         return self._judge(delivery, outcome, context, timeout_s)
 

@@ -337,7 +337,9 @@ class Session:
         Fairness was decided when they were requested, and few wait here at a time (`prefetch`).
         """
         while self._waiting and not self._draining and len(self._running) < self._slots:
-            self._start_run(self._take_waiting())
+            delivery = self._take_waiting()
+            if delivery.location not in self._running or not self._adopt_redelivery(delivery):
+                self._start_run(delivery)
 
     def _take_waiting(self) -> Delivery:
         """Remove and return the job that has waited longest."""
@@ -346,9 +348,7 @@ class Session:
         return delivery
 
     def _start_run(self, delivery: Delivery) -> None:
-        """Start a task that runs the delivery, unless its job runs here already."""
-        if delivery.location in self._running and self._adopt_redelivery(delivery):
-            return
+        """Start a task that runs the delivery, whose job does not run here."""
         assert self.runner is not None
         self._running[delivery.location] = delivery
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11

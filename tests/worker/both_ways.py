@@ -112,7 +112,8 @@ class Run:
         kind, run = (RESULT, seq + FAR) if each.before == "other run" else (each.before, seq)
         data = {"error": "before", "delay_s": 0.01, "history": [], "parked": False} if kind == RETRY else {"x": 1}
         fields = entry_headers(kind, run, 1, 1, "") | {headers.MSG_ID: f"{tenant}-{number}-before"}
-        subject = subjects.journal(root, tenant, found.job_id)
+        _, job_id, _ = found
+        subject = subjects.journal(root, tenant, job_id)
         await self.client.connection.store(subject, codec.encode(data), fields)
 
     def _note_reply(self, message: Any) -> None:

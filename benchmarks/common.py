@@ -19,7 +19,7 @@ import aiqueue
 from aiqueue import codec, headers, subjects
 
 from .chaos.children import Child
-from .raw import TEXT, loop_factory
+from .raw import TEXT, collect_less_often, loop_factory
 from .report import Row
 
 T = TypeVar("T")
@@ -84,7 +84,8 @@ async def lane(client: aiqueue.Client, tenant: str = "bench") -> str:
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` on uvloop's event loop where that is installed, as `aiqueue work` does: the same for all sides."""
+    """`asyncio.run` with the event loop and the garbage collector as `aiqueue work` has them: the same for all sides."""
+    collect_less_often()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 

@@ -42,7 +42,8 @@ METHOD = f"""## How it is measured
   {TUNED_LEAST["drain"]} times as fast in draining, or {TUNED_LEAST["many"]} times in bulk, is not valid, and says so.
 - Every job is looked for: a run that misses one, or has run one twice where that is counted, is an error and no figure.
 - Clients, workers and servers share the cores of the machine. A rate is that of the whole system.
-- uvloop is used on all sides where it is installed, which the machine's line below says.
+- All sides use uvloop where it is installed, which the machine's line below says, and rare garbage collections, as
+  `aiqueue work` sets them.
 - A latency is from the call to the handler's first line, in an open loop: who calls late counts from his schedule.
 
 ## Durability is not the same everywhere

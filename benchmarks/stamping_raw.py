@@ -20,7 +20,7 @@ import time
 import nats
 import nats.errors
 
-from .raw import loop_factory, opened
+from .raw import collect_less_often, loop_factory, opened
 
 STAMP = struct.Struct("<dq")
 IDLE_S = 30.0
@@ -50,5 +50,6 @@ async def drain(stream: str, consumer: str, count: int) -> None:
 
 
 if __name__ == "__main__":
+    collect_less_often()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(drain(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -84,7 +84,7 @@ async def lane(client: aiqueue.Client, tenant: str = "bench") -> str:
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` with the event loop and the garbage collector as `aiqueue work` has them: the same for all sides."""
+    """`asyncio.run` with the event loop and the garbage collector of `aiqueue work`: the same for all sides."""
     collect_less_often()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)

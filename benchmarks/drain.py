@@ -1,6 +1,6 @@
 """A backlog of no-op jobs on one worker in this process, then on one and on two worker processes. Results off.
 
-A worker process is ``aiqueue work benchmarks.drain:worker``; the raw one fetches 100 at a time and acks. All processes
+A worker process is ``aiqueue work benchmarks.drain:worker``; others fetch, or run the bare loop. All processes
 wait at a gate until the last of them is ready, so that none has a start. In the processes each handler appends 24 bytes
 to one file by one write: when the job was enqueued, when its handler began, and its number. The rate is from the first
 handler to the last, over all processes, and each job must be there once. The processes get LONGER times as many jobs,
@@ -161,7 +161,7 @@ async def processes(client: aiqueue.Client, side: str, jobs: int, *, count: int)
     if side == OURS:
         program = ["-m", "aiqueue", "work", "benchmarks.drain:worker", "--log-level", "warning"]
     else:
-        program = ["-m", "benchmarks.drain", await lane(client)]
+        program = ["-m", "benchmarks.drain", await lane(client), side]
     with tempfile.TemporaryDirectory(prefix="aiqueue-bench-") as directory:
         gate, file = Path(directory) / "gate", Path(directory) / "records"
         gate.mkdir()
@@ -212,6 +212,17 @@ async def _fetch(client: aiqueue.Client, consumer: str) -> None:
             await each.ack()
 
 
+async def _loop(client: aiqueue.Client, consumer: str) -> None:
+    """The bare loop's process, until it is ended."""
+
+    async def handle(told: dict[str, object]) -> None:
+        note(told["t"], told["i"])  # type: ignore[arg-type]
+
+    raw = await raw_client(client)
+    await _gate()
+    await tuned.drain(raw, STREAM, consumer, sys.maxsize, handle)
+
+
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     """`jobs` in this process; LONGER times as many in processes of their own."""
     here = Row("drain", "drain, one worker in this process", "/s",
@@ -223,7 +234,7 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     kept = Row("drain", "drain with results kept, one worker in this process", "/s",
                how={OURS: "typed handler, 100 slots", TUNED: "the same, each result stored and awaited"})  # fmt: skip
     many = LONGER * jobs
-    how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: FETCH}
+    how = {OURS: "aiqueue work, typed handler, 100 slots each", RAW: FETCH, TUNED: "as in this process, each"}
     apart = {count: Row("drain", f"drain, {words}, {many:,} jobs", "/s", how=how) for count, words in PROCESSES.items()}
     async with cap_raised(client, many):
         for _ in range(rounds):
@@ -249,12 +260,14 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
                     await empty(client)
                     await pour(client, many)
                     row.add(side, await processes(client, side, many, count=count))
+                await fill_bare(client, many)
+                row.add(TUNED, await processes(client, TUNED, many, count=count))
     return [here, full, kept, *apart.values()]
 
 
 async def _main() -> None:
     async with aiqueue.connect() as client:
-        await _fetch(client, sys.argv[1])
+        await {RAW: _fetch, TUNED: _loop}[sys.argv[2]](client, sys.argv[1])
 
 
 if __name__ == "__main__":

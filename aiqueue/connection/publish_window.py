@@ -313,14 +313,17 @@ class Window:
 
     def _register_in_flight(self, publishes: Sequence[Publish], now: float, batch_token: bytes = b"") -> None:
         """Register `publishes` as in flight. They all have the same batcher, or none."""
-        ask_at = soonest = now + ASK_S
-        count, size = self._count, 0
+        ask_at = soonest = check_at = now + ASK_S
+        count, size, deadline = self._count, 0, 0.0
         for count, publish in enumerate(publishes, count + 1):  # noqa: B020
             publish.token = token = b"%x" % count
             if batch_token:
                 publish.batch_token = batch_token
-            publish.check_at = check_at = min(publish.deadline, ask_at)
-            soonest = min(soonest, check_at)
+            if publish.deadline != deadline:  # most have that of the one before
+                deadline = publish.deadline
+                check_at = min(deadline, ask_at)
+                soonest = min(soonest, check_at)
+            publish.check_at = check_at
             self._in_flight[token] = publish
             size += len(publish.body)
         self._count = count

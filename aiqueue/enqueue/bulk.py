@@ -7,10 +7,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from .. import headers, subjects
-from ..connection import PubAck, block, check_size
+from ..connection import HEADERS_MAX, PubAck, block, check_size
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
 from ..payload import encode_message
@@ -63,6 +64,7 @@ class Bulk(Generic[T]):
         self._make_result = make_result
         self._pending: deque[PendingItem] = deque()
         self._taken: list[PendingItem] | None = None  # by `_take_items`, and not handed to the connection yet
+        self._max_payload = 0  # bytes, of this turn; 0: not known, so `_send` asks
         self._common_templates: dict[type, JobTemplate] = {}  # by class, see `_note_common`
         self._hinted: JobTemplate | None = None  # of the lane that was hinted last in this turn of the event loop
         self._count = 0
@@ -116,7 +118,7 @@ class Bulk(Generic[T]):
 
     def on_settled(self, pending: PendingItem) -> None:
         """An item has an outcome: retry it if a full lane refused it and there is time, else mark it as done."""
-        if type(pending.outcome) is PubAck and not self._full_lanes:
+        if type(pending.outcome) is PubAck and not self._full_lanes.lanes:
             self._mark_done(pending)
             return
         if type(pending.outcome) is Conflict and pending.parking_id:
@@ -171,6 +173,7 @@ class Bulk(Generic[T]):
         """Take and send some items of a plain iterable. Return how many."""
         taken, bytes_max = 0, self._bytes + TURN_BYTES
         self._taken = []
+        self._max_payload = self._connection.max_payload if self._connection.connected else 0
         while taken < TURN_ITEMS and self._bytes < bytes_max and not self._source_ended and self._may_take():
             try:
                 item = next(source)
@@ -187,7 +190,7 @@ class Bulk(Generic[T]):
     def _send_taken(self) -> None:
         """Hand the items that `_take_items` took to the connection, those of one stream together."""
         items, self._taken = self._taken or [], None
-        for _, same in groupby(items, key=lambda each: each.stream):
+        for _, same in groupby(items, key=attrgetter("stream")):
             together = list(same)
             try:
                 self._connection.add_all(together, self._options.timeout_s)
@@ -261,12 +264,13 @@ class Bulk(Generic[T]):
 
     def _send(self, pending: PendingItem, timeout_s: float) -> None:
         """Hand an item to the connection, or queue it behind others of a full lane. Raises TooLarge, Unavailable."""
-        if self._full_lanes:
+        if self._full_lanes.lanes:
             pending.deadline = asyncio.get_running_loop().time() + timeout_s
             if self._full_lanes.hold(pending):
                 return
         if self._taken is not None:
-            check_size(pending.block, pending.body, self._connection.max_payload)
+            if len(pending.block) > HEADERS_MAX or len(pending.block) + len(pending.body) > self._max_payload:
+                check_size(pending.block, pending.body, self._connection.max_payload)
             self._taken.append(pending)
         else:
             self._connection.add(pending, timeout_s)
@@ -345,11 +349,13 @@ class Bulk(Generic[T]):
                 self._end_holds(pending.attached)
         if type(outcome) is PubAck and template is not None:
             self._stored += 1
-            self._report_progress()
-            enqueued = Enqueued(
-                pending.job_id, template.lane, outcome.stream, outcome.seq, pending.is_duplicate, pending.due_at,
-                pending.parking_id,
+            if self._options.progress is not None:
+                self._report_progress()
+            fields = (
+                pending.job_id, template.lane, outcome.stream, outcome.seq,
+                outcome.duplicate and pending.is_duplicate, pending.due_at, pending.parking_id,
             )  # fmt: skip
+            enqueued = tuple.__new__(Enqueued, fields)  # the class itself takes twice as long
             return self._make_result(enqueued, template)
         assert isinstance(outcome, AIQueueError)
         error = outcome

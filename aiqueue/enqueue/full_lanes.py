@@ -29,19 +29,16 @@ class _FullLane:
 
 
 class FullLanes:
-    """The full lanes of one `enqueue_many`. `send` sends an item within so many seconds, `settle` ends an item."""
+    """The full lanes of one `enqueue_many`: `lanes`. `send` sends an item within so many seconds, `settle` ends one."""
 
     def __init__(self, send: Callable[[PendingItem, float], None], settle: Callable[[PendingItem], None]) -> None:
         self._send = send
         self._settle = settle
-        self._lanes: dict[str, _FullLane] = {}  # by subject
-
-    def __bool__(self) -> bool:
-        return bool(self._lanes)
+        self.lanes: dict[str, _FullLane] = {}  # by subject
 
     def hold(self, pending: PendingItem) -> bool:
         """Queue an item behind others that wait for its lane. Returns False if none do."""
-        lane = self._lanes.get(pending.subject)
+        lane = self.lanes.get(pending.subject)
         if lane is None or not lane.waiting:
             return False
         heapq.heappush(lane.waiting, (pending.number, pending))
@@ -50,9 +47,9 @@ class FullLanes:
     def refused(self, pending: PendingItem) -> None:
         """Add a refused item to those that wait for its lane, and schedule the next try."""
         assert isinstance(pending.outcome, QueueFull)
-        lane = self._lanes.get(pending.subject)
+        lane = self.lanes.get(pending.subject)
         if lane is None:
-            lane = self._lanes[pending.subject] = _FullLane(pending.outcome)
+            lane = self.lanes[pending.subject] = _FullLane(pending.outcome)
         lane.refusal = pending.outcome
         heapq.heappush(lane.waiting, (pending.number, pending))
         lane.batch = 1
@@ -60,23 +57,23 @@ class FullLanes:
 
     def accepted(self, subject: str) -> None:
         """A lane took an item. If it was full: send a larger batch at once, or forget the lane if no items wait."""
-        lane = self._lanes.get(subject)
+        lane = self.lanes.get(subject)
         if lane is None:
             return
         if lane.timer is not None:
             lane.timer.cancel()
         if not lane.waiting:
-            del self._lanes[subject]
+            del self.lanes[subject]
             return
         lane.wait_s, lane.batch = FULL_FIRST_S, min(lane.batch * 2, BATCH_MAX)
         lane.timer = asyncio.get_running_loop().call_soon(self._retry, subject, lane)
 
     def close(self) -> None:
         """Forget all lanes and what waits for them."""
-        for lane in self._lanes.values():
+        for lane in self.lanes.values():
             if lane.timer is not None:
                 lane.timer.cancel()
-        self._lanes.clear()
+        self.lanes.clear()
 
     def _schedule(self, subject: str, lane: _FullLane) -> None:
         """Try a full lane again after its backoff, or earlier when the time of its first item is over."""

@@ -323,6 +323,7 @@ _TAGS: dict[int, Any] = {**dict.fromkeys(_REFUSED_TAGS, _refuse_tag), 2: _positi
 # A body is decoded as a list with this word behind it. Nobody knows the word, so no body ends too early or too late.
 _GUARD_WORD = os.urandom(16)
 _GUARD = b"\x50" + _GUARD_WORD
+_SELF_DESCRIBED = b"\xd9\xf7"  # the end of tag 55799, which would take the guard word as its own value
 _GUARDED_MAX = 64 * 1024  # bytes of a body: a larger one costs more to copy than it saves
 
 
@@ -333,7 +334,7 @@ def _decode_cbor(body: bytes) -> Any:
                 b"\x82%b%b" % (body, _GUARD), tag_hook=_refuse_tag, semantic_decoders=_TAGS, max_depth=MAX_DEPTH + 1,
                 strict_hashable_types=True,
             )  # fmt: skip
-            if end == _GUARD_WORD:
+            if end == _GUARD_WORD and not body.endswith(_SELF_DESCRIBED):
                 return value
         except Exception:  # noqa: BLE001, S110  (decoders of tags may raise anything; what is wrong is found again below)
             pass
@@ -364,6 +365,9 @@ def _decode_strictly(body: bytes, str_errors: Literal["strict", "surrogateescape
     if source.tell() != len(body):  # decode() leaves the source at the end of the value
         raise DecodeError("not CBOR: there are bytes behind the value")
     return value
+
+
+_decode_strictly(b"\xa0", "strict")  # an older cbor2 does not know all options: fail here, and not for every body
 
 
 def _decode_json(body: bytes) -> Any:

@@ -332,6 +332,15 @@ def test_what_follows_a_value_is_refused_and_not_lost(value: Any, more: bytes) -
         codec.decode(codec.encode(value) + more, codec.CBOR)
 
 
+@pytest.mark.parametrize("tag", ["d9d9f7", "da0000d9f7", "db000000000000d9f7", "c1", "d87b"])
+@pytest.mark.parametrize("size", [1, 70_000])
+def test_a_tag_without_a_value_behind_the_body_is_refused_whatever_its_size(tag: str, size: int) -> None:
+    body = codec.encode({"v": "x" * size})
+    for behind in (tag, tag * 2):
+        with pytest.raises(DecodeError, match="behind the value"):
+            codec.decode(body + bytes.fromhex(behind), codec.CBOR)
+
+
 @given(PLAIN, st.data())
 def test_a_flipped_byte_never_raises_anything_but_decode_error(value: Any, data: st.DataObject) -> None:
     body = bytearray(codec.encode({"v": value}))

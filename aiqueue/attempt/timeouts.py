@@ -81,14 +81,17 @@ class Limits:
 
     def _cancel_due(self) -> None:
         """Cancel the tasks of all limits that are due, and set the timer for the next limit."""
+        self._timer, self._timer_at = None, math.inf
         now = time.monotonic()
         for limit in [each for each in self._limits if each.cancel_at <= now]:
             limit.cancels += 1
             limit.cancel_at = now + REPEAT_S
-            limit.task.cancel()
+            try:
+                limit.task.cancel()
+            except Exception:
+                log.exception("cancelling a handler: what it awaits cannot be cancelled")
             if limit.cancels >= CANCELS_MAX:  # a handler may have swallowed the cancellation
                 del self._limits[limit]
                 log.error("a handler has swallowed %d cancellations and keeps its slot", limit.cancels)
-        self._timer, self._timer_at = None, math.inf
         if self._limits:
             self._set_timer(max(min(each.cancel_at for each in self._limits), now + TICK_S))

@@ -147,7 +147,7 @@ class Runner:
             else:
                 timeout_s = handler.timeout_s
                 if timeout_s is not None:
-                    self._limits.start(context, started_at + timeout_s)
+                    self._limits.start(context, time.monotonic() + timeout_s)
                 self._watchdog.running[context] = timeout_s
                 try:
                     value = await handler.call(job)
@@ -402,6 +402,7 @@ class Runner:
                 value = await handler.call(job)
             else:
                 value = await self._threads.run(lambda: handler.call(job))
+                self._watchdog.running[context] = timeout_s  # a coroutine that it returned runs on the loop
             outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             outcome = attempt.outcome_of_error(error, handler.on)

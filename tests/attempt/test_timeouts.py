@@ -84,3 +84,25 @@ async def test_a_task_that_swallows_cancellations_is_cancelled_again_up_to_ten_t
         always.cancel()
         await asyncio.sleep(0)
     await always
+
+
+class _Stubborn(asyncio.Future[None]):
+    def cancel(self, _msg: object = None) -> bool:
+        raise RuntimeError("no")
+
+
+async def test_what_cannot_be_cancelled_keeps_its_limit_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    limits, stubborn = Limits(), _Stubborn()
+
+    async def wait() -> None:
+        await stubborn
+
+    first, second = asyncio.create_task(wait()), asyncio.create_task(never())
+    await asyncio.sleep(0)
+    kept = limits.start_task(first, 0.02)
+    limits.start_task(second, 0.05)  # type: ignore[arg-type]
+    await asyncio.wait_for(second, 10)
+    assert "cannot be cancelled" in caplog.text
+    limits.stop(kept)
+    stubborn.set_result(None)
+    await first

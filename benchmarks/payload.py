@@ -28,7 +28,7 @@ MANY = {OURS: f"enqueue_many, window {WINDOW:,}", RAW: "js.publish_async, the sa
 
 def count(size: int, jobs: int) -> int:
     """How many jobs of a size take about as long as `jobs` small ones."""
-    return max(LEAST, jobs * 2_000 // (2_000 + size))
+    return max(LEAST, jobs * 10_000 // (10_000 + size))
 
 
 def sized(i: int, size: int) -> Noop:

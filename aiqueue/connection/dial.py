@@ -17,7 +17,7 @@ import nats.errors as ne
 from nats.aio.client import Server
 
 from ..config import Credentials, Settings
-from ..errors import AccessDenied, AIQueueError, SettingsError, Unavailable
+from ..errors import AccessDenied, AIQueueError, ServerError, SettingsError, Unavailable
 from .faults import error_text, translate
 from .nats_client import PENDING_BYTES, NatsClient, credential_options, to_its_end
 
@@ -117,16 +117,24 @@ class _Failures:
     """Why the attempts to connect failed. `telling` is the last error that tells most.
 
     A server that refuses a connection says why and closes it. The reset may come before its words are read, so a lost
-    socket never replaces what an earlier attempt was told.
+    socket never replaces what an earlier attempt was told. `lost_later`: there was such a loss, so the reason may have
+    passed.
     """
 
     def __init__(self) -> None:
         self.telling: BaseException | None = None
+        self.lost_later = False
 
     def note(self, error: BaseException | None) -> None:
-        if isinstance(error, OSError) and self.telling is not None and not isinstance(self.telling, OSError):
+        if self.telling is not None and _is_lost(error) and not _is_lost(self.telling):
+            self.lost_later = True
             return
         self.telling = error if error is not None else self.telling
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Return whether the socket was lost, or never there, before the server said a word."""
+    return isinstance(error, OSError | ne.UnexpectedEOF) or "empty response from server" in str(error)
 
 
 async def dial(
@@ -196,11 +204,14 @@ async def _dial_once(
             return client
         if connecting.done() and not connecting.cancelled():
             failures.note(connecting.exception())
+        failure = _explain_failure(failures.telling, settings)
+        if isinstance(failure, ServerError) and failures.lost_later:
+            failure = Unavailable(f"{settings.addresses}: {failure.description}")
     finally:
         refusal.cancel()
         if not connected:
             await to_its_end(_give_up(client, connecting))
-    raise _explain_failure(failures.telling, settings)
+    raise failure
 
 
 async def _give_up(client: NatsClient, connecting: asyncio.Task[None]) -> None:

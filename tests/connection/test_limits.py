@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from collections.abc import Callable
 
@@ -47,3 +48,33 @@ async def test_a_server_with_all_its_connections_in_use_says_so(own_server: OwnS
 async def test_a_websocket_address_without_aiohttp_names_the_package(scheme: str) -> None:
     with pytest.raises(SettingsError, match="pip install aiohttp"):
         await aiqueue.connect(f"{scheme}://127.0.0.1:1").open()
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("maximum connections exceeded", "takes no further connection: raise its max_connections"),
+        ("Connection throttling is active. Please try again later.", "throttling is active"),
+    ],
+)
+async def test_a_refusal_is_told_although_later_sockets_are_lost_before_its_words_are_read(
+    reason: str, text: str
+) -> None:
+    """What the server does under load: it closes a socket that has unread data, and the client gets a reset."""
+    refused = 0
+
+    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            writer.write(b'INFO {"max_payload":1048576,"headers":true}\r\n-ERR \'%b\'\r\n' % reason.encode())
+            await writer.drain()
+            writer.close()
+        else:
+            writer.transport.abort()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(Unavailable, match=text):
+            await aiqueue.connect(f"nats://127.0.0.1:{port}", connect_timeout=1).open()
+    assert refused > 1

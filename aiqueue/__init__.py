@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .document_ref import Document
     from .errors import AIQueueError, JobFailed, QueueFull
-    from .job import Job, JobSpec, Message, Reject, Retry
+    from .job import Job, JobSpec, Message, RawMessage, Reject, Retry
     from .responder import Responder
     from .topology import Topology
     from .worker import Worker
@@ -31,6 +31,7 @@ _MODULE_OF = {
     "JobSpec": "job",
     "Message": "job",
     "QueueFull": "errors",
+    "RawMessage": "job",
     "Reject": "job",
     "Responder": "responder",
     "Retry": "job",
@@ -45,8 +46,8 @@ _MODULE_OF = {
 
 __all__ = [
     "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message",
-    "QueueFull", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology", "Worker",
-    "connect", "connect_sync",
+    "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology",
+    "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import BadInput
-from .job import JobSpec, Message
+from .job import JobSpec, Message, RawMessage
 
 
 def check_message(message: Any) -> None:
@@ -26,6 +26,8 @@ def check_model(argument: str, model: Any) -> None:
     """Raise BadInput if `model` is no subclass of Message."""
     if isinstance(model, type) and issubclass(model, Message) and model is not Message:
         return
+    if model is RawMessage:
+        raise BadInput(f"{argument} needs the class of a message: use handle_any for jobs or mail of every kind")
     if inspect.isroutine(model):
         raise BadInput(f"{argument} needs a message's class, not function {model.__name__}: use {argument}(YourClass)")
     shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)

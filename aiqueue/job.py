@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
 
-from . import headers, secret_paths, subjects
+from . import codec, headers, secret_paths, subjects
 from .backoff import DELAY_MAX_S
 from .document_ref import Document, DocumentReader, SyncDocumentReader, may_contain_documents, run_from_thread
 from .errors import BadInput
 from .units import Duration, parse_duration
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+ANY_KIND = "*"  # where kinds are listed: every kind
 
 
 class Message(pydantic.BaseModel):
@@ -59,6 +60,41 @@ class Message(pydantic.BaseModel):
         cls.aiq_secrets = secret_paths.header_of_class(cls) if cls.__pydantic_complete__ else None
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class RawMessage:
+    """The message of a job or mail as a handler of every kind gets it (`Worker.handle_any`, `Agent.handle_any`).
+
+    - `kind`: as ``job.kind``. A message that names no kind, or cannot be decoded, has the family's default kind.
+    - `body`: the bytes that were published. A body that was stored as a document is fetched.
+    - `content_type`: as the publisher stated it. "": not stated.
+    - `schema_version`: that of the envelope, not checked. None: the body is no envelope.
+
+    The headers are ``job.headers`` or ``mail.headers``.
+    """
+
+    kind: str
+    body: bytes
+    content_type: str = ""
+    schema_version: str | None = None
+
+    @property
+    def aiq_kind(self) -> str:
+        """As of `Message`."""
+        return self.kind
+
+    def decode(self) -> dict[str, Any]:
+        """Return the fields of the message as plain data, without its envelope: what a typed message is made of.
+
+        Each call decodes the body. Raises DecodeError if it is not CBOR or JSON, or is not a map with text keys.
+        """
+        if self.schema_version is None:
+            return codec.decode_map(self.body, self.content_type)
+        return codec.decode_message(self.body, content_type=self.content_type, default_kind="", aliases={}).data
+
+    def __repr__(self) -> str:  # without the body, which may hold secrets
+        return f"<RawMessage {self.kind} of {len(self.body):,} bytes>"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """A message with its own options, for `Client.enqueue_many`.
@@ -87,7 +123,8 @@ def untyped(kind: str, family: str) -> type[Message]:
 
 
 M = TypeVar("M", bound=Message)
-M_co = TypeVar("M_co", bound=Message, covariant=True)
+M_co = TypeVar("M_co", bound=Message | RawMessage, covariant=True)
+AnyM = TypeVar("AnyM", bound=Message | RawMessage)
 
 
 def secret_headers(message: Message) -> dict[str, str]:
@@ -113,6 +150,8 @@ class Progress(Protocol):
 
 class Job(Generic[M_co]):
     """A job as its handler gets it: a message, and the data of this attempt.
+
+    `message` is of the handler's class, and a `RawMessage` in a handler of every kind.
 
     `attempt` counts from 1. `enqueued_at` and `deadline` are seconds since the epoch; `deadline` may be None.
     `state` is the value that the worker's lifespan yielded. `headers` are the job's headers on the wire.

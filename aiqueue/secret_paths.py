@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 import pydantic
 
 ANY = "*"
+WHOLE = "/"  # the header for a body that is secret as a whole
 MASK = "**********"  # what pydantic shows for a secret
 HEADER_CHARS_MAX = 2_000
 REDACTED_CHARS_MIN = 4  # a shorter secret would mask parts of common words in an error text
@@ -49,7 +50,7 @@ def header_of(paths: Iterable[Path]) -> str:
 def paths_in(header: str) -> tuple[Path, ...]:
     """Return the paths in a header's value. The path ``/`` stands for the whole body."""
     return tuple(
-        () if text == "/" else tuple(ANY if step == ANY else unquote(step) for step in text.strip("/").split("/"))
+        () if text == WHOLE else tuple(ANY if step == ANY else unquote(step) for step in text.strip("/").split("/"))
         for text in header.split()
     )
 

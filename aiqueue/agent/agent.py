@@ -13,11 +13,11 @@ from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
-from ..job import M, Message
-from ..mailbox import Mail, Sent
+from ..job import ANY_KIND, AnyM, M, Message, RawMessage
+from ..mailbox import FAMILY, Mail, Sent
 from ..processes import reset_signals_at_fork
 from ..units import Duration, parse_duration
-from ..worker import check_policies
+from ..worker import check_attempt_options
 from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession
 
@@ -25,13 +25,13 @@ R = TypeVar("R")
 CONCURRENCY_MAX = 1_000
 
 
-class _MailHandlerDecorator(Generic[M]):
+class _MailHandlerDecorator(Generic[AnyM]):
     """The decorator that `Agent.handle` returns. It accepts only functions of the right mail."""
 
-    def __init__(self, add: Callable[[Callable[[Mail[M]], Any]], None]) -> None:
+    def __init__(self, add: Callable[[Callable[[Mail[AnyM]], Any]], None]) -> None:
         self._add = add
 
-    def __call__(self, function: Callable[[Mail[M]], R]) -> Callable[[Mail[M]], R]:
+    def __call__(self, function: Callable[[Mail[AnyM]], R]) -> Callable[[Mail[AnyM]], R]:
         self._add(function)
         return function
 
@@ -67,7 +67,7 @@ class Agent:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of messages that have a handler."""
+        """The kinds of messages that have a handler. ``*`` stands for every kind: see `handle_any`."""
         return tuple(self._handlers)
 
     def handle(
@@ -88,21 +88,43 @@ class Agent:
         - Register a handler for `Bounce` to receive bounces of sent mail.
         Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
-        if retry is not None and not isinstance(retry, Backoff):
-            raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
         check_model("handle", model)
-        policies = check_policies({} if on is None else on)
-        timeout_s = None if timeout is None else parse_duration("timeout", timeout)
-        if timeout_s == 0:
-            raise BadInput("timeout must be above 0: use None for no time limit")
+        given = check_attempt_options(retry, timeout, on)
 
         def add(function: Callable[[Mail[M]], Any]) -> None:
             if model.aiq_kind in self._handlers:
                 raise BadInput(f"kind {model.aiq_kind!r} has a handler already")
             call: Callable[..., Any] = function
             self._handlers[model.aiq_kind] = Handler(
-                model, call, is_async_handler(function), retry or Backoff(), timeout_s, False, on=policies
+                model, call, is_async_handler(function), given.retry, given.timeout_s, False, on=given.on
             )
+
+        return _MailHandlerDecorator(add)
+
+    def handle_any(
+        self, *, retry: Backoff | None = None, timeout: Duration | None = "10m", on: Policies | None = None
+    ) -> _MailHandlerDecorator[RawMessage]:
+        """Register a function for all mail that no other handler of this agent takes: a decorator.
+
+        The function takes one ``Mail[RawMessage]``: the body as it is stored, which no model has checked. It gets
+        - mail of every kind that has no handler here, also of no kind; broadcasts too,
+        - mail in an envelope of a schema version that is not accepted,
+        - mail of such a kind whose body cannot be decoded,
+        - replies of such a kind that no `request` waits for; ``mail.correlation`` is set then.
+        It gets no bounces: without a handler for `Bounce` they are logged.
+        The agent's card lists the kind ``*``. The options are those of `handle`.
+        Raises BadInput for a second such function, and for an invalid policy.
+        """
+        given = check_attempt_options(retry, timeout, on)
+
+        def add(function: Callable[[Mail[RawMessage]], Any]) -> None:
+            if ANY_KIND in self._handlers:
+                raise BadInput(f"agent {self.name} has a handler for every kind already")
+            call: Callable[..., Any] = function
+            self._handlers[ANY_KIND] = Handler(
+                RawMessage, call, is_async_handler(function), given.retry, given.timeout_s, False, on=given.on,
+                any_of=FAMILY,
+            )  # fmt: skip
 
         return _MailHandlerDecorator(add)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .. import attempt, codec, headers, secret_paths
 from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limits, Outcome, RawJob, Refused, Returned, Threads
 from ..errors import DecodeError
-from ..job import Message
+from ..job import ANY_KIND, Message, RawMessage
 from ..lanes import Delivery
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
 from ..payload import parse_message
@@ -53,12 +53,24 @@ class MailHandlers:
         """
         raw = raw_job_of(delivery, self._family, envelope, self._agent)
         decoded = attempt.decode_body(raw)
-        handler = self._handlers.get(decoded.kind)
+        handler = self._find_handler(decoded)
         outcome = await self._call_decoded(raw, decoded, handler, envelope, number)
         if decoded.data is None:
-            return Handled(outcome, handler, self.secrets_of_undecoded(raw.headers))
-        secrets = attempt.secrets_of_body(decoded, raw.headers, handler)
-        return Handled(attempt.without_secrets(outcome, secrets, decoded.data), handler, secrets)
+            secrets = self.secrets_of_undecoded(raw.headers)
+        else:
+            secrets = attempt.secrets_of_body(decoded, raw.headers, handler)
+        return Handled(attempt.without_secrets(outcome, secrets, decoded.data, raw.body), handler, secrets)
+
+    def _find_handler(self, decoded: DecodedJob) -> Handler | None:
+        """Return the handler of a mail: that of its kind, else that of every kind, which gets no bounces.
+
+        The latter also goes first for a schema version that is not accepted.
+        """
+        typed = self._handlers.get(decoded.kind)
+        accepts = codec.is_accepted_version(decoded.version, self._family.schema_versions)
+        if (typed is not None and accepts) or decoded.kind == BOUNCE:
+            return typed
+        return self._handlers.get(ANY_KIND, typed)
 
     def secrets_of_undecoded(self, mail_headers: Mapping[str, str]) -> str:
         """Return which fields of a mail may be secret, without decoding it. Without a kind it may be of any kind."""
@@ -70,6 +82,9 @@ class MailHandlers:
     async def _call_decoded(
         self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, envelope: Envelope, number: int
     ) -> Outcome:
+        if handler is not None and handler.any_of:
+            raw_message = attempt.make_raw_message(raw, decoded)
+            return await self._run(handler, self._make_mail(raw_message, envelope, number, raw))
         if decoded.data is None:
             return Refused("undecodable", decoded.problem)
         if handler is None:
@@ -81,11 +96,13 @@ class MailHandlers:
             message = parse_message(handler.model, decoded.data)
         except DecodeError as error:
             return Refused("invalid", error.reason)
-        mail: Mail[Message] = Mail(
+        return await self._run(handler, self._make_mail(message, envelope, number, raw))
+
+    def _make_mail(self, message: Message | RawMessage, envelope: Envelope, number: int, raw: RawJob) -> Mail[Any]:
+        return Mail(
             message, envelope, to=self._agent, attempt=number, mail_headers=raw.headers,
             reply_sender=self._reply_sender,
         )  # fmt: skip
-        return await self._run(handler, mail)
 
     def _refuse_kind(self, decoded: DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
         """Return why a mail whose kind has no handler is refused; Returned if it is logged or ignored instead."""

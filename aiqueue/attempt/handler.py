@@ -10,8 +10,10 @@ from typing import Any
 from .. import codec
 from ..backoff import Backoff
 from ..errors import BadInput, DecodeError
-from ..job import Job, Message, Progress, Reject
+from ..headers import CONTENT_TYPE
+from ..job import ANY_KIND, Job, Progress, RawMessage, Reject
 from ..payload import parse_message
+from ..topology import Family
 from ..units import Duration
 from .decoding import DecodedJob, RawJob
 from .handler_errors import to_utf8
@@ -23,12 +25,13 @@ Policies = Mapping[type[Exception], Policy]
 
 @dataclass(frozen=True)
 class Handler:
-    """A function for one kind of message, and how to run it. `process`: in a child process.
+    """A function for one kind of message, or for every kind, and how to run it. `process`: in a child process.
 
-    `on` has the policies for classes of errors. An error that meets none is retried by `retry`.
+    `on` has the policies for classes of errors. An error that meets none is retried by `retry`. `model` is the class of
+    the messages. `any_of`: the family of a handler of every kind, whose `model` is RawMessage; "" for any other.
     """
 
-    model: type[Message]
+    model: type[Any]
     call: Callable[[Job[Any]], Any]
     is_async: bool
     retry: Backoff
@@ -36,6 +39,17 @@ class Handler:
     keeps_result: bool
     process: bool = False
     on: Policies = field(default_factory=dict, hash=False)
+    any_of: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Family and kind, under which a worker keeps its handler."""
+        return (self.any_of, ANY_KIND) if self.any_of else (self.model.aiq_family, self.model.aiq_kind)
+
+    @property
+    def what(self) -> str:
+        """What the handler is for, in a text."""
+        return f"every kind of {self.any_of}" if self.any_of else f"kind {self.model.aiq_kind!r}"
 
     def backoff(self, rule: int | None) -> Backoff:
         """Return the retry policy for an error that met policy number `rule` of `on` (None: it met none)."""
@@ -64,25 +78,40 @@ def is_async_handler(function: Any) -> bool:
     return any(inspect.iscoroutinefunction(each) for each in forms)
 
 
+def find_handler(handlers: Mapping[tuple[str, str], Handler], family: Family, decoded: DecodedJob) -> Handler | None:
+    """Return the handler of a job: that of its kind, else that of every kind in the family.
+
+    The latter also goes first for a schema version that the family does not accept. None: no handler knows the kind.
+    """
+    typed = handlers.get((family.name, decoded.kind))
+    if typed is not None and codec.is_accepted_version(decoded.version, family.schema_versions):
+        return typed
+    return handlers.get((family.name, ANY_KIND), typed)
+
+
 def build_job(
     raw: RawJob, decoded: DecodedJob, handler: Handler | None, *, attempt: int, state: Any, progress: Progress
 ) -> Job[Any] | Refused | Unknown:
     """Return the job that the handler is called with, or why it cannot be called.
 
     1. Refused: the body cannot be decoded, or does not fit the message's model. 2. Unknown: no handler here knows the
-    kind, or the schema version.
+    kind, or the schema version. A handler of every kind can always be called.
     """
     family = raw.family
-    if decoded.data is None:
+    message: Any
+    if handler is not None and handler.any_of:
+        message = make_raw_message(raw, decoded)
+    elif decoded.data is None:
         return Refused("undecodable", decoded.problem)
-    if handler is None:
+    elif handler is None:
         return unknown_kind_outcome(raw, decoded)
-    if not codec.is_accepted_version(decoded.version, family.schema_versions):
+    elif not codec.is_accepted_version(decoded.version, family.schema_versions):
         return Unknown(f"schema version {decoded.version!r} is none of {', '.join(family.schema_versions)}")
-    try:
-        message = parse_message(handler.model, decoded.data)
-    except DecodeError as error:
-        return _refuse_invalid(error)
+    else:
+        try:
+            message = parse_message(handler.model, decoded.data)
+        except DecodeError as error:
+            return _refuse_invalid(error)
     return Job(
         message,
         job_id=decoded.job_id,
@@ -94,6 +123,11 @@ def build_job(
         state=state,
         progress=progress,
     )
+
+
+def make_raw_message(raw: RawJob, decoded: DecodedJob) -> RawMessage:
+    """Return the message of a job or mail for a handler of every kind."""
+    return RawMessage(decoded.kind, raw.body, raw.headers.get(CONTENT_TYPE, ""), decoded.version)
 
 
 def build_plain_job(

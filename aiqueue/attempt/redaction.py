@@ -24,9 +24,14 @@ def secrets_of_body(decoded: DecodedJob, job_headers: Mapping[str, str], handler
     return secret_paths.within_data(found) if found and decoded.version is not None else found
 
 
-def without_secrets(outcome: Outcome, secrets: str, data: Any) -> Outcome:
-    """Return an outcome whose error and traceback do not contain the secrets of `data`, a message's plain data."""
+def without_secrets(outcome: Outcome, secrets: str, data: Any, body: bytes) -> Outcome:
+    """Return an outcome whose error and traceback do not contain the secrets of `data`, a message's plain data.
+
+    None: it is not known which part of the `body` is secret, so the error repeats no line of it.
+    """
     if not secrets or not isinstance(outcome, Raised | Refused):
         return outcome
+    if data is None:
+        secrets, data = secret_paths.WHOLE, body
     error, trace = (secret_paths.redact(text, data, secrets) for text in (outcome.error, outcome.trace))
     return replace(outcome, error=error, trace=trace)

@@ -190,7 +190,7 @@ def _describe_start(worker: Worker | Agent | AgentGroup, client: Client) -> str:
         at_once = output.format_count(worker.concurrency, "conversation")
         kinds = ", ".join(sorted(worker.kinds)) or "nothing"
         return f"agent {worker.name} of {worker.tenant}: {at_once} at once, {kinds}, at {client.connection.server}"
-    families = worker.families or sorted({handler.model.aiq_family for handler in worker.handlers})
+    families = worker.families or sorted({handler.key[0] for handler in worker.handlers})
     tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"
     slots = output.format_count(worker.slots, "slot")
     return f"worker {worker.name}: {slots}, {', '.join(families)} of {tenants}, at {client.connection.server}"

@@ -14,6 +14,7 @@ from typing import Any
 from .. import headers, subjects
 from ..connection import Connection
 from ..errors import AIQueueError
+from ..job import ANY_KIND
 from ..topology import Topology
 
 PREFIX = "worker"
@@ -23,7 +24,7 @@ WRITE_S = REMOVE_S = 2.0
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_MAX = 128
 
-Record = Mapping[str, Any]  # plain data, as `Session.vitals`; `kinds` has lists of kinds by family
+Record = Mapping[str, Any]  # plain data, as `Session.vitals`; `kinds` has lists of kinds by family, "*" for every kind
 
 
 class WorkerRecords:
@@ -75,8 +76,10 @@ class WorkerRecords:
 
 
 def serves(record: Record, family: str, kind: str, tenant: str) -> bool:
-    """Return whether a worker can run a job, as its record says."""
+    """Return whether a worker can run a job, as its record says: it lists the job's kind, or ANY_KIND."""
     kinds, tenants = record.get("kinds"), record.get("tenants")
-    if not isinstance(kinds, dict) or not isinstance(names := kinds.get(family), list) or kind not in names:
+    if not isinstance(kinds, dict) or not isinstance(names := kinds.get(family), list):
+        return False
+    if kind not in names and ANY_KIND not in names:
         return False
     return tenants is None or (isinstance(tenants, list) and tenant in tenants)

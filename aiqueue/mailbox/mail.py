@@ -80,6 +80,7 @@ class ReplySender(Protocol):
 class Mail(Generic[M_co]):
     """One message from one agent to another, as a handler gets it.
 
+    - `message`: of the handler's class, and a `RawMessage` in a handler of every kind.
     - `sender`: the agent that sent the mail. None: the mail names no sender.
     - `conversation`: mails of one conversation are handled one at a time, in order.
     - `correlation`: the id of the mail that this mail answers. None: it is no reply.
@@ -104,7 +105,7 @@ class Mail(Generic[M_co]):
     ) -> None:
         self.message: M_co = message
         self.id = envelope.mail_id
-        self.kind = envelope.kind
+        self.kind = message.aiq_kind  # the envelope does not know the kind that stands in a body
         self.tenant = envelope.tenant
         self.to = to
         self.sender = envelope.sender

@@ -26,7 +26,7 @@ from ..attempt import Cancelled, Handler, Outcome, Policies, RawJob, Refused, Re
 from ..backoff import Backoff
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
-from ..job import Job
+from ..job import ANY_KIND, Job
 from ..topology import Family
 from . import protocol
 from .forks import reset_signals_at_fork
@@ -246,6 +246,7 @@ class _FoundHandlers:
                         None,
                         True,
                         on=_find_policies(worker, family, kind),
+                        any_of=family if kind == ANY_KIND else "",
                     )
                     if call and model
                     else dataclasses.replace(_find_registered(worker, family, kind), process=False)
@@ -300,7 +301,7 @@ async def _answer_request(
     raw = RawJob(found.families[plain[0]], *plain[1:])
     if verb == "read":
         decoded = attempt.decode_body(raw)
-        return ["read", decoded.job_id, decoded.kind, decoded.problem]
+        return ["read", decoded.job_id, decoded.kind, decoded.version, decoded.problem]
     number, keeps_result = rest
     outcome = await _call_handler_here(pipe, found, threads, raw, state, number)
     return ["outcome", *_outcome_to_send(outcome, keeps_result)]
@@ -311,7 +312,7 @@ async def _call_handler_here(
 ) -> Outcome:
     """Call the handler for attempt `number`. The worker keeps its timeout, because it can kill a child that hangs."""
     decoded = attempt.decode_body(raw)
-    handler = found.handlers.get((raw.family.name, decoded.kind))
+    handler = attempt.find_handler(found.handlers, raw.family, decoded)
     context = _ChildContext(pipe)
     job = attempt.build_job(raw, decoded, handler, attempt=number, state=state, progress=context)
     if not isinstance(job, Job) or handler is None:
@@ -332,7 +333,7 @@ async def _call_handler_here(
     finally:
         pipe.task = None
         await context.end()
-    outcome = attempt.without_secrets(outcome, attempt.secrets_of(raw.headers, handler), decoded.data)
+    outcome = attempt.without_secrets(outcome, attempt.secrets_of(raw.headers, handler), decoded.data, raw.body)
     return await _take_late_cancellation(pipe, outcome)
 
 
@@ -374,6 +375,6 @@ def _find_policies(worker: Any, family: str, kind: str) -> Policies:
 def _find_registered(worker: Any, family: str, kind: str) -> Handler:
     """Return a worker's handler for a kind. Raises LookupError."""
     for handler in worker.handlers if worker is not None else ():
-        if (handler.model.aiq_family, handler.model.aiq_kind) == (family, kind):
+        if handler.key == (family, kind):
             return handler  # type: ignore[no-any-return]
     raise LookupError("the handler is not registered when its module is imported")

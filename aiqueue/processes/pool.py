@@ -289,16 +289,19 @@ class Processes:
         for handler in self._process_handlers:
             problem = self._recipe.find_problem(handler)
             if problem:
-                raise BadInput(f"kind {handler.model.aiq_kind!r} cannot run with process=True: {problem}")
+                raise BadInput(f"the handler of {handler.what} cannot run with process=True: {problem}")
         if self._process_handlers:
             try:
                 child = await self._free[-1].get_child()
             except ChildNotStarted as error:
                 raise BadInput(f"no child process for handlers with process=True: {error}") from None
             for family, kind, problem in child.missing:
-                if self._recipe.handlers[family, kind].process:
+                handler = self._recipe.handlers[family, kind]
+                if handler.process:
                     await self._free[-1].end_child()
-                    raise BadInput(f"kind {kind!r} cannot run with process=True: a child process reports {problem}")
+                    raise BadInput(
+                        f"the handler of {handler.what} cannot run with process=True: a child process reports {problem}"
+                    )
         return self
 
     async def __aexit__(

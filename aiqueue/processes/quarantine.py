@@ -151,7 +151,7 @@ class Quarantine:
                 return attempt.decode_body(raw)
             finally:
                 self._start_idle_timer(self._reader_slot)
-        return DecodedJob(answer[1], answer[2], problem=answer[3])
+        return DecodedJob(answer[1], answer[2], answer[3], problem=answer[4])
 
     # -- the trial
 
@@ -199,7 +199,7 @@ class Quarantine:
         except ChildNotStarted as error:
             return str(error)
         missing = {(family, kind): why for family, kind, why in child.missing}
-        return missing.get((handler.model.aiq_family, handler.model.aiq_kind), "")
+        return missing.get(handler.key, "")
 
     async def _try_in_child(self, suspect: Suspect) -> Outcome:
         """Run the handler in the child. If the child dies, run it again in a fresh child, and let that one decide.
@@ -224,8 +224,8 @@ class Quarantine:
         """
         if suspect.handler.process:
             raise Unavailable(f"no child process: {problem}")
-        kind = suspect.handler.model.aiq_kind
-        self._warn_once(kind, f"suspects of kind {kind} are tried in the worker, and may end it: {problem}")
+        what = suspect.handler.what
+        self._warn_once(what, f"suspects of {what} are tried in the worker, and may end it: {problem}")
         trials = _count_trials(suspect.newest)
         if trials >= TRIALS_MAX:
             return Refused(

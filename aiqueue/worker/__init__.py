@@ -5,6 +5,6 @@ This room is above the client. It may not know agents, responders or the command
 
 from __future__ import annotations
 
-from .worker import Worker, check_policies
+from .worker import Worker, check_attempt_options
 
-__all__ = ["Worker", "check_policies"]
+__all__ = ["Worker", "check_attempt_options"]

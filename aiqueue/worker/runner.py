@@ -121,7 +121,7 @@ class Runner:
         outcome: Outcome | BaseException
         try:
             opened = opened or await self.opener.open(delivery)
-            handler = self._handlers.get((delivery.lane.key.family, opened.kind))
+            handler = attempt.find_handler(self._handlers, opened.family, opened)
             context = JobContext(self._resources, delivery, opened)
             outcome = await self._gate_and_run(delivery, opened, handler, context)
         except BaseException as error:  # noqa: BLE001  (`_finish_delivery` raises it again)
@@ -231,7 +231,7 @@ class Runner:
             if opened is None or context is None:
                 assert isinstance(outcome, BaseException)
                 raise outcome  # noqa: TRY301  (the handlers below decide about all errors)
-            handler = self._handlers.get((delivery.lane.key.family, opened.kind))
+            handler = attempt.find_handler(self._handlers, opened.family, opened)
             try:
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -301,7 +301,8 @@ class Runner:
         try:
             if self.cancellations.watch(context, now) and (writer := context.writer) and await writer.is_run_ended():
                 return AlreadyEnded()  # cancelled while it waited for a slot
-            if not opened.is_suspect or opened.problem:
+            takes_any = handler is not None and bool(handler.any_of)  # and so a body that cannot be decoded
+            if not opened.is_suspect or (opened.problem and not takes_any):
                 outcome = await self._call_handler(delivery, opened, handler, context)
             else:
                 outcome = await self._try_suspect(delivery, opened, handler, context)
@@ -380,10 +381,10 @@ class Runner:
         Only the worker's own cancellations, and those of a timeout, stop the attempt. Any other comes from the handler,
         which has failed then.
         """
-        if handler is not None and handler.process and opened.data is not None:
+        if handler is not None and handler.process and (opened.data is not None or handler.any_of):
             return await self.processes.run_handler(opened.raw, opened.attempt, handler, context, context)
         job: Job[Any] | Refused | Unknown
-        if opened.plain and handler is not None:
+        if opened.plain and handler is not None and not handler.any_of:
             job = self._build_plain_job(delivery, opened, handler, context)
         else:
             job = attempt.build_job(

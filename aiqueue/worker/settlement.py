@@ -142,7 +142,7 @@ class Settlement:
         if type(outcome) is Returned:
             return outcome
         opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
-        return attempt.without_secrets(outcome, opened.secrets, opened.data)
+        return attempt.without_secrets(outcome, opened.secrets, opened.data, opened.raw.body)
 
     async def redeliver_later(self, delivery: Delivery, error: Exception) -> None:
         """Return to the queue a job whose outcome could not be written, for a longer time after each delivery."""

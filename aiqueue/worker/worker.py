@@ -8,15 +8,15 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..arguments import check_model, flag, text, texts, whole_number
 from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import BadInput
-from ..job import Job, M, Reject, Retry
-from ..subjects import token
+from ..job import ANY_KIND, AnyM, Job, M, RawMessage, Reject, Retry
+from ..subjects import FAMILY, token
 from ..units import Duration, parse_duration
 from .session import Lifespan, Session, WorkerOptions
 
@@ -26,13 +26,13 @@ PROCESSES_MAX = 1_000
 _UNNAMED = itertools.count(1)  # workers of this process without a name of their own
 
 
-class _HandlerDecorator(Generic[M]):
+class _HandlerDecorator(Generic[AnyM]):
     """What `Worker.handle` returns: a decorator that takes only functions of the right job."""
 
-    def __init__(self, add: Callable[[Callable[[Job[M]], Any]], None]) -> None:
+    def __init__(self, add: Callable[[Callable[[Job[AnyM]], Any]], None]) -> None:
         self._add = add
 
-    def __call__(self, function: Callable[[Job[M]], R]) -> Callable[[Job[M]], R]:
+    def __call__(self, function: Callable[[Job[AnyM]], R]) -> Callable[[Job[AnyM]], R]:
         self._add(function)
         return function
 
@@ -116,24 +116,64 @@ class Worker:
         Raises BadInput for a kind that has a handler already, and for an invalid policy.
         """
         check_model("handle", model)
-        flag("result", result)
-        flag("process", process)
-        if retry is not None and not isinstance(retry, Backoff):
-            raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
-        policies = check_policies({} if on is None else on)
-        timeout_s = None if timeout is None else parse_duration("timeout", timeout)
-        if timeout_s == 0:
-            raise BadInput("timeout must be above 0: use None for no time limit")
-        key = (model.aiq_family, model.aiq_kind)
+        options = check_attempt_options(retry, timeout, on)
+        keeps_result, in_process = flag("result", result), flag("process", process)
 
         def add(function: Callable[[Job[M]], Any]) -> None:
-            if key in self._handlers:
+            if (model.aiq_family, model.aiq_kind) in self._handlers:
                 raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
-            self._handlers[key] = Handler(
-                model, function, is_async_handler(function), retry or Backoff(), timeout_s, result, process, policies
-            )
+            self._add(model, function, options, keeps_result, in_process)
 
         return _HandlerDecorator(add)
+
+    def handle_any(
+        self,
+        family: str,
+        *,
+        retry: Backoff | None = None,
+        timeout: Duration | None = "10m",
+        result: bool = True,
+        process: bool = False,
+        on: Policies | None = None,
+    ) -> _HandlerDecorator[RawMessage]:
+        """Register a function for all jobs of a family that no other handler of this worker takes: a decorator.
+
+        The function takes one ``Job[RawMessage]``: the body as it is stored, which no model has checked. It gets
+        - jobs of every kind that has no handler here, also jobs that name no kind,
+        - jobs in an envelope of a schema version that the family does not accept,
+        - jobs of such a kind whose body cannot be decoded.
+        So this worker takes every job of the family, and announces the kind ``*``. The options are those of `handle`.
+        Raises BadInput for a second such function of a family, for what is no name of a family, and for an invalid
+        policy. A family that is not declared raises UnknownFamily when the worker starts.
+        """
+        if not isinstance(family, str) or not FAMILY.fullmatch(family):
+            raise BadInput(f'handle_any needs the name of a family, such as "agent.tasks", not {family!r}')
+        options = check_attempt_options(retry, timeout, on)
+        keeps_result, in_process = flag("result", result), flag("process", process)
+
+        def add(function: Callable[[Job[RawMessage]], Any]) -> None:
+            if (family, ANY_KIND) in self._handlers:
+                raise BadInput(f"{family} has a handler for every kind already")
+            self._add(RawMessage, function, options, keeps_result, in_process, any_of=family)
+
+        return _HandlerDecorator(add)
+
+    def _add(
+        self,
+        model: type[Any],
+        function: Any,
+        options: AttemptOptions,
+        keeps_result: bool,
+        process: bool,
+        *,
+        any_of: str = "",
+    ) -> None:
+        """Add a handler. Raises BadInput for a function that cannot be one."""
+        handler = Handler(
+            model, function, is_async_handler(function), options.retry, options.timeout_s, keeps_result, process,
+            options.on, any_of,
+        )  # fmt: skip
+        self._handlers[handler.key] = handler
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Session]:
@@ -202,7 +242,26 @@ def _default_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}{f'-{number}' if number > 1 else ''}"
 
 
-def check_policies(on: Policies) -> Policies:
+class AttemptOptions(NamedTuple):
+    """When an attempt is over, and what follows one that failed; see `Worker.handle`."""
+
+    retry: Backoff
+    timeout_s: float | None
+    on: Policies
+
+
+def check_attempt_options(retry: Backoff | None, timeout: Duration | None, on: Policies | None) -> AttemptOptions:
+    """Return the options of a handler, with defaults filled in. Raises BadInput for an invalid one."""
+    if retry is not None and not isinstance(retry, Backoff):
+        raise BadInput(f"retry must be a Backoff, such as Backoff(attempts=3), not {retry!r}")
+    policies = _check_policies({} if on is None else on)
+    timeout_s = None if timeout is None else parse_duration("timeout", timeout)
+    if timeout_s == 0:
+        raise BadInput("timeout must be above 0: use None for no time limit")
+    return AttemptOptions(retry or Backoff(), timeout_s, policies)
+
+
+def _check_policies(on: Policies) -> Policies:
     """Return a copy of the policies of `Worker.handle`'s `on`. Raises BadInput for an invalid one."""
     if not isinstance(on, Mapping):
         raise BadInput(f"the argument `on` must be a mapping, such as {{ValueError: Reject}}, not {on!r}")

@@ -86,6 +86,25 @@ def act_sync(job: aiqueue.Job[Act]) -> Any:
     return done
 
 
+async def act_on_any(job: aiqueue.Job[aiqueue.RawMessage]) -> Any:
+    """An async handler of every kind."""
+    return _act_on_any(job)
+
+
+def act_on_any_sync(job: aiqueue.Job[aiqueue.RawMessage]) -> Any:
+    """A plain one."""
+    return _act_on_any(job)
+
+
+def _act_on_any(job: aiqueue.Job[aiqueue.RawMessage]) -> Any:
+    message = job.message
+    if message.body == b"exit":
+        os._exit(9)
+    if message.body.startswith(b"secret: "):
+        raise ValueError(f"cannot read {message.body.decode()}")
+    return [os.getpid(), job.kind, message.kind, message.body, message.content_type, message.schema_version]
+
+
 def _act(job: aiqueue.Job[Act]) -> Any:
     message = job.message
     if os.environ.get("SUSPECTS_LOG"):

@@ -44,6 +44,10 @@ RIGHT = """
     def any_job(job: aiqueue.Job[aiqueue.Message]) -> None: ...
 
     worker.handle(Summarise)(any_job)
+
+    @worker.handle_any("agent.tasks", retry=aiqueue.Backoff(attempts=5), process=False)
+    async def every_kind(job: aiqueue.Job[aiqueue.RawMessage]) -> int:
+        return len(job.message.body) + len(job.message.decode())
     """
 
 WRONG = """
@@ -73,6 +77,15 @@ RIGHT_MAIL = """
     async def summarise(mail: Mail[Summarise]) -> None:
         said = await agent.request(Translate(language="de"), to="b", reply=Summarise)
         await mail.reply(Translate(language=said.message.text))
+
+    @agent.handle_any()
+    def every_kind(mail: Mail[aiqueue.RawMessage]) -> None:
+        print(mail.kind, mail.message.body)
+    """
+
+WRONG_RAW = """
+    @worker.handle_any("agent.tasks")
+    async def translate(job: aiqueue.Job[Translate]) -> None: ...
     """
 
 NO_POLICY = """
@@ -90,6 +103,7 @@ NO_POLICY = """
         pytest.param(WRONG, "Callable[[Job[Summarise]]", id="wrong"),
         pytest.param(RIGHT_MAIL, "", id="right_mail"),
         pytest.param(WRONG_MAIL, "Callable[[Mail[Summarise]]", id="wrong_mail"),
+        pytest.param(WRONG_RAW, "Callable[[Job[RawMessage]]", id="wrong_raw"),
         pytest.param(NO_POLICY, '"str"; expected', id="no_policy"),
         pytest.param(UNKNOWN_FIELD, 'has no attribute "language"', id="unknown_field"),
     ],

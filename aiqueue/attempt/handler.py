@@ -139,10 +139,15 @@ def build_plain_job(
     enqueued_at: float,
     state: Any,
     progress: Progress,
+    body: bytes,
 ) -> Job[Any] | Refused:
-    """As `build_job`, for a first attempt without a deadline whose body was decoded and states no version."""
+    """As `build_job`, for a first attempt without a deadline whose body was decoded from CBOR and states no version."""
+    message: Any
     try:
-        message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
+        if handler.any_of:
+            message = RawMessage(decoded.kind, body, codec.CBOR)
+        else:
+            message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
     except DecodeError as error:
         return _refuse_invalid(error)
     return Job(

@@ -30,7 +30,7 @@ from ..attempt import (
 )  # fmt: skip
 from ..connection import HEADERS_MAX
 from ..errors import Stale, Unavailable
-from ..job import Job
+from ..job import ANY_KIND, Job
 from ..journal import Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
@@ -108,7 +108,8 @@ class Runner:
         except Exception:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
         if opened is not None:
-            handler = self._handlers.get((delivery.lane.key.family, opened.kind))
+            family = delivery.lane.key.family
+            handler = self._handlers.get((family, opened.kind)) or self._handlers.get((family, ANY_KIND))
             if handler is not None and handler.is_async and not handler.process:
                 return self._run_plain(delivery, opened, handler)
         return self._run_any(delivery, opened)
@@ -384,7 +385,7 @@ class Runner:
         if handler is not None and handler.process and (opened.data is not None or handler.any_of):
             return await self.processes.run_handler(opened.raw, opened.attempt, handler, context, context)
         job: Job[Any] | Refused | Unknown
-        if opened.plain and handler is not None and not handler.any_of:
+        if opened.plain and handler is not None:
             job = self._build_plain_job(delivery, opened, handler, context)
         else:
             job = attempt.build_job(
@@ -424,5 +425,5 @@ class Runner:
     ) -> Job[Any] | Refused:
         return attempt.build_plain_job(
             handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
-            state=self._state, progress=context,
+            state=self._state, progress=context, body=delivery.message.data,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 from ..agent import Agent, AgentGroup
 from ..client import Client
 from ..errors import AIQueueError
+from ..job import ANY_KIND
 from ..units import short_duration
 from ..worker import Worker
 from . import output
@@ -188,7 +189,7 @@ def _describe_start(worker: Worker | Agent | AgentGroup, client: Client) -> str:
         return f"{worker.name}: {names}, at {client.connection.server}"
     if isinstance(worker, Agent):
         at_once = output.format_count(worker.concurrency, "conversation")
-        kinds = ", ".join(sorted(worker.kinds)) or "nothing"
+        kinds = ", ".join(sorted(worker.kinds)).replace(ANY_KIND, "every kind") or "nothing"
         return f"agent {worker.name} of {worker.tenant}: {at_once} at once, {kinds}, at {client.connection.server}"
     families = worker.families or sorted({handler.key[0] for handler in worker.handlers})
     tenants = ", ".join(worker.tenants) if worker.tenants else "all tenants"

@@ -13,6 +13,7 @@ import pytest
 import aiqueue
 from aiqueue import codec
 from aiqueue.agent import Bounce, Mail
+from aiqueue.cli.worker_process import _describe_start
 from aiqueue.errors import BadInput, DecodeError, MailBounced, ReplyTimeout
 from aiqueue.topology import provision
 
@@ -240,3 +241,7 @@ def test_an_agent_has_one_handler_for_every_kind_and_its_options_are_checked() -
 
 
 async def _take(mail: Mail[aiqueue.RawMessage]) -> None: ...
+
+
+async def test_the_start_of_an_agent_says_that_it_takes_every_kind(client: aiqueue.Client) -> None:
+    assert "8 conversations at once, every kind, step, at" in _describe_start(agent_of(Seen(), []), client)

@@ -5,15 +5,28 @@ May not write to the server, and nothing that runs jobs may depend on it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import stats
-from .doctor import examine
 from .finding import Finding, Subject
 from .lookup import JobStats, find_job
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
 
+if TYPE_CHECKING:
+    from .doctor import examine
+
 __all__ = [
     "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind", "describe_waiting", "examine",
     "find_job", "read_waiting_kinds", "stats", "step_of",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import the doctor on first use: clients and workers do without, and save a megabyte."""
+    if name != "examine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .doctor import examine  # noqa: PLC0415
+
+    return examine

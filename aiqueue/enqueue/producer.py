@@ -118,17 +118,17 @@ class Producer:
         if message.aiq_documents or len(body) > self.body_max:
             attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
             try:
-                ack = await self._store(template, attached.block, attached.body, on_full, end)
+                ack = await self.store(template, attached.block, attached.body, on_full, end)
             except AIQueueError as error:
                 await self.release_unless_stored(attached, error)
                 raise
             await self.release_unless_stored(attached, ack)
         else:
-            ack = await self._store(template, header_block, body, on_full, end)
+            ack = await self.store(template, header_block, body, on_full, end)
         # the server can know a fresh id only from an earlier try of this same call
         return Enqueued(job_id, template.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
 
-    async def _store(
+    async def store(
         self, template: JobTemplate, header_block: bytes, body: bytes, on_full: OnFull, end: float
     ) -> PubAck:
         """Hint and store, until `end` (monotonic seconds). `on_full` "wait": retry with backoff while the lane is full.
@@ -250,12 +250,18 @@ class Producer:
         job_headers.update(_checked_headers(family, extra))
         raw = block(job_headers).replace(b"%", b"%%")
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
-        subject = subjects.work(family.name, lane.tenant, lane.priority)
+        id_count = raw.count(job_id.encode())
+        return self.lane_template(family, tenant, priority)._replace(
+            header_template=header_template, id_count=id_count, deadline_s=deadline_s
+        )
+
+    def lane_template(self, family: Family, tenant: str, priority: str) -> JobTemplate:
+        """Return a template without headers, for jobs that the caller has encoded. Raises BadInput."""
+        lane = _checked_lane(family, tenant, priority)
         config = self._topology.streams[family.stream].config
         limits = {unit: config[key] for unit, key in _STREAM_LIMITS if config.get(key, 0) > 0}
         batch_stream = family.stream if config.get("allow_atomic") else ""
-        id_count = raw.count(job_id.encode())
-        return JobTemplate(family, lane, subject, header_template, id_count, deadline_s, limits, batch_stream)
+        return JobTemplate(family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream)
 
     def request_headers(
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None
@@ -356,12 +362,12 @@ def _job_headers(
 
 
 async def retry_while_full(
-    store: Callable[[float], Awaitable[T]], template: JobTemplate, on_full: OnFull, timeout_s: float
+    store: Callable[[float], Awaitable[T]], template: JobTemplate | None, on_full: OnFull, timeout_s: float
 ) -> T:
     """Call `store` with the seconds that are left, and return its result.
 
     While it raises QueueFull: with `on_full` "wait", call it again with backoff until `timeout_s` is over.
-    Raises QueueFull.
+    Raises QueueFull, which names the lane of the `template`; without one, as `store` has raised it.
     """
     end = time.monotonic() + timeout_s
     wait_s = FULL_FIRST_S
@@ -373,7 +379,7 @@ async def retry_while_full(
 
 
 async def _wait_while_full(
-    error: QueueFull, template: JobTemplate, on_full: OnFull, end: float, wait_s: float
+    error: QueueFull, template: JobTemplate | None, on_full: OnFull, end: float, wait_s: float
 ) -> float:
     """Sleep before the next try on a full lane, and return how long to sleep before the try after it, in seconds.
 
@@ -381,7 +387,7 @@ async def _wait_while_full(
     """
     left_s = end - time.monotonic()
     if on_full == "raise" or left_s <= 0:
-        raise queue_full_error(error, template) from None
+        raise error if template is None else queue_full_error(error, template) from None
     await asyncio.sleep(min(wait_s, left_s))
     return min(wait_s * 2, FULL_CAP_S)
 

@@ -135,6 +135,20 @@ class Inboxes:
         self._publish_copy(tenant, {**mail_headers, headers.TARGET: to}, sent, body)
         return sent._replace(duplicate=sent.duplicate and unique is not None)
 
+    async def send_encoded(
+        self, body: bytes, mail_headers: Mapping[str, str], *, tenant: str, to: str, timeout_s: float = 30.0
+    ) -> Sent:
+        """Store a mail that the caller has encoded, with the caller's headers. Its id is in ``Aiq-Job-Id``, or new.
+
+        Otherwise as `send`. Raises what `send` raises.
+        """
+        subject, given_id = subjects.inbox(self.family.name, tenant, to), mail_headers.get(headers.JOB_ID)
+        mail_id = subjects.foreign_id(given_id) if given_id else subjects.new_id()
+        all_headers = {**mail_headers, headers.JOB_ID: mail_id}
+        sent = await self._store(subject, to, tenant, mail_id, all_headers, body, timeout_s)
+        self._publish_copy(tenant, {**all_headers, headers.TARGET: to}, sent, body)
+        return sent._replace(duplicate=sent.duplicate and bool(given_id))
+
     async def broadcast(
         self,
         message: Message,

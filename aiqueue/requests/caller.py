@@ -14,6 +14,7 @@ from ..enqueue import Producer
 from ..errors import BadInput, ResultTimeout, Unavailable
 from ..job import Message
 from ..payload import encode_message
+from ..topology import Family
 from . import replies
 
 REPEAT_AFTER_S = 10.0  # the responder may have died; repeating the request with the same id is harmless
@@ -40,9 +41,32 @@ async def request_result(
         )
     if message.aiq_documents:
         raise BadInput(f"a {message.aiq_kind} with documents cannot be a request: enqueue it, and await the result")
-    subject, body = f"{family.journal}.{tenant}", encode_message(message)
     total_s = family.reply_within_s if timeout_s is None else timeout_s
-    end, pause_s, absent_since = time.monotonic() + total_s, PAUSE_S, math.inf
+    answer = await send_until_answered(
+        producer, family, tenant, request_headers, encode_message(message), job_id=job_id, same_id=f"unique={job_id!r}",
+        timeout_s=total_s,
+    )  # fmt: skip
+    return replies.read_answer(answer.headers, answer.data)
+
+
+async def send_until_answered(
+    producer: Producer,
+    family: Family,
+    tenant: str,
+    request_headers: dict[str, str],
+    body: bytes,
+    *,
+    job_id: str,
+    same_id: str,
+    timeout_s: float,
+) -> Received:
+    """Send a request for the result of job `job_id` until it is answered, and return the answer.
+
+    `request_headers` or the body name the job. `same_id` says how the caller names it again, in the error of
+    a timeout. Raises the error in the answer, ResultTimeout, and Unavailable if there is no responder for ABSENT_MAX_S.
+    """
+    subject = f"{family.journal}.{tenant}"
+    end, pause_s, absent_since = time.monotonic() + timeout_s, PAUSE_S, math.inf
     maybe_enqueued = False  # a responder may have had the request: the job continues
     await producer.clock.ensure(family.stream)
     while (left_s := end - time.monotonic()) > 0:
@@ -50,7 +74,8 @@ async def request_result(
         request_headers[headers.DEADLINE] = str(round((producer.clock.now() + slice_s) * 1000))
         try:
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
-            return replies.read_answer(answer.headers, answer.data, job_id)
+            replies.raise_error(answer.headers, answer.data, job_id)
+            return answer  # noqa: TRY300  (the errors below are those of the answer too)
         except ResultTimeout:
             absent_since, maybe_enqueued = math.inf, True
             continue  # only this request has timed out
@@ -67,8 +92,8 @@ async def request_result(
         await asyncio.sleep(max(0.0, min(pause_s, end - time.monotonic())))
         pause_s = min(pause_s * 2, PAUSE_MAX_S)
     raise ResultTimeout(
-        f"timed out after {total_s:g} s waiting for the result of job {job_id}; the job continues: repeat the request "
-        f"with unique={job_id!r}"
+        f"timed out after {timeout_s:g} s waiting for the result of job {job_id}; the job continues: repeat the "
+        f"request with {same_id}"
     )
 
 

@@ -52,14 +52,18 @@ def error_answer(error: AIQueueError, job_id: str, *, as_json: bool) -> Answer:
     return Answer(answer_headers | ({headers.JOB_ID: job_id} if job_id else {}), _encode(fields, as_json), line)
 
 
-def read_answer(answer_headers: Mapping[str, str], body: bytes, job_id: str) -> Any:
-    """Return the result in an answer of any responder, as plain data.
-
-    Raises the error that the answer contains, and DecodeError for a body that is neither CBOR nor JSON.
+def read_answer(answer_headers: Mapping[str, str], body: bytes) -> Any:
+    """Return the result in an answer that is no error, as plain data. Raises DecodeError for a body that is neither
+    CBOR nor JSON.
     """
+    return _decode(answer_headers, body) if body else None
+
+
+def raise_error(answer_headers: Mapping[str, str], body: bytes, job_id: str) -> None:
+    """Raise the error that an answer of any responder contains, if it does."""
     code = answer_headers.get(SERVICE_ERROR_CODE, "")
     if not code and SERVICE_ERROR not in answer_headers:
-        return _decode(answer_headers, body) if body else None
+        return
     try:
         fields = _decode(answer_headers, body)
     except DecodeError:

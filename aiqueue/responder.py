@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -15,8 +15,18 @@ from .arguments import texts, whole_number
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
 from .enqueue import Producer
-from .errors import AIQueueError, BadInput, DecodeError, LaneFull, ResultTimeout, TooLarge, Unavailable  # fmt: skip
-from .journal import RESULT, Entry, wait_for_outcome
+from .errors import (
+    AIQueueError,
+    BadInput,
+    DecodeError,
+    JobFailed,
+    LaneFull,
+    ResultTimeout,
+    TooLarge,
+    Unavailable,
+)
+from .job import Reject, Retry
+from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
 from .requests import Claims, replies
 from .topology import Family
 from .units import Duration, parse_duration
@@ -28,6 +38,22 @@ MARGIN_S = 0.25  # a timeout is answered this much before the request's deadline
 WAIT_MAX_S = 3_600.0  # also for requests with a later deadline
 ENQUEUE_S = 10.0
 HEADERS_BYTES_MAX = 512  # of an answer
+STORE_TRIES_MAX = 8  # of an answer, in a journal that others write to meanwhile
+
+
+class Request(NamedTuple):
+    """A request for a result, as the function `answer` of a `Responder` gets it. `id`: that of the job."""
+
+    family: str
+    tenant: str
+    id: str
+    subject: str
+    reply: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+AnswerFunction = Callable[[Request], Awaitable[Any]]
 
 
 class Responder:
@@ -43,6 +69,9 @@ class Responder:
     - `tenants`: the tenants to answer; None: all.
     - `concurrency` (1 to 100,000, default 1,000): how many requests may wait. Further ones get a retryable error.
     - `drain_timeout` (default "5s"): how long waiting requests are still answered after the responder is stopped.
+    - `answer`: an async function that returns the result for a request whose id has no job, in place of enqueueing it.
+      The result is stored once, in the journal of the id. If the function raises, the requester gets the error, and
+      nothing is stored. A request that holds nothing but an id waits for its job as without this function.
 
     Several responders share the requests: they are NATS micro services in one queue group.
     """
@@ -54,7 +83,11 @@ class Responder:
         tenants: Collection[str] | None = None,
         concurrency: int = 1_000,
         drain_timeout: Duration = "5s",
+        answer: AnswerFunction | None = None,
     ) -> None:
+        if answer is not None and not callable(answer):
+            raise BadInput(f"answer must be an async function of one request, not {answer!r}")
+        self.answer_function = answer
         self.families = None if families is None else texts("families", families)
         self.tenants = (
             None if tenants is None else tuple(subjects.token("tenant", each) for each in texts("tenants", tenants))
@@ -69,13 +102,14 @@ class Responder:
         Raises UnknownFamily, BadInput if a family has no `reply_within`, AccessDenied, Unavailable.
         """
         check_client(client)
+        answerers = [(_FamilyResponder(client, family, self), family) for family in self.answered(client)]
         endpoints = [
             Endpoint(
                 f"{family.name.replace('.', '-')}{'' if tenant == '*' else f'-{tenant}'}",
                 f"{family.journal}.{tenant}",
-                _FamilyResponder(client, family, self).answer,
+                answerer.answer,
             )
-            for family in self.answered(client)
+            for answerer, family in answerers
             for tenant in self.tenants or ("*",)
         ]
         service = Service(
@@ -87,6 +121,8 @@ class Responder:
             yield service
         finally:
             await service.stop(self.drain_timeout_s)
+            for answerer, _ in answerers:
+                await answerer.close()
 
     def answered(self, client: Client) -> list[Family]:
         """Return the families that it answers for. Raises UnknownFamily, BadInput."""
@@ -102,7 +138,7 @@ class Responder:
         return found
 
 
-class _Request(NamedTuple):
+class _ParsedRequest(NamedTuple):
     """A parsed request. `can_enqueue`: it contains more than an id, so it can be enqueued as a job."""
 
     tenant: str
@@ -121,8 +157,18 @@ class _FamilyResponder:
         self._claims = Claims(client.journal, client.parking)
         self._producer = Producer(client.connection, client.topology)  # for its hints
         self._family = family
+        self._answer_function = responder.answer_function
+        self._answering: dict[str, asyncio.Task[Entry]] = {}  # calls of that function, by the id's journal
         self._waiting_max = responder.concurrency
         self._waiting = 0
+
+    async def close(self) -> None:
+        """Cancel the calls of the answer function that nobody waits for any more."""
+        tasks = list(self._answering.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def answer(self, message: Received) -> Answer:
         """Return the answer to a request. Every error becomes an answer; nothing in a request makes this raise."""
@@ -158,7 +204,7 @@ class _FamilyResponder:
 
     # -- reading a request
 
-    def _parse_request(self, message: Received) -> _Request:
+    def _parse_request(self, message: Received) -> _ParsedRequest:
         """Return which job a request is about. Raises BadInput."""
         request_headers, family, body = message.headers, self._family, message.data
         job_id: Any = request_headers.get(headers.JOB_ID) or headers.find(request_headers, family.key or "")
@@ -188,11 +234,11 @@ class _FamilyResponder:
         if problem := headers.find_malformed(request_headers):
             raise BadInput(problem)
         deadline = headers.milliseconds(request_headers.get(headers.DEADLINE, ""))
-        return _Request(tenant, subjects.foreign_id(str(job_id)), can_enqueue, deadline)
+        return _ParsedRequest(tenant, subjects.foreign_id(str(job_id)), can_enqueue, deadline)
 
     # -- finding the answer
 
-    async def _wait_for_final_entry(self, request: _Request, message: Received) -> Entry:
+    async def _wait_for_final_entry(self, request: _ParsedRequest, message: Received) -> Entry:
         """Return the job's final entry, once it is written. If no job of the id exists, enqueue the request first.
 
         Raises ResultTimeout, Unavailable, and what enqueueing raises.
@@ -208,6 +254,8 @@ class _FamilyResponder:
             return head
         run = head.run if head is not None else 0
         if request.can_enqueue and not await self._has_job(request, subject, started=head is not None):
+            if self._answer_function is not None:
+                return await self._answer_once(request, message, subject, end)
             await self._enqueue(request, message)
             run = 0
         try:
@@ -217,7 +265,7 @@ class _FamilyResponder:
         assert found is not None  # never without `job`: then only a final entry ends the wait
         return found
 
-    async def _has_job(self, request: _Request, subject: str, *, started: bool) -> bool:
+    async def _has_job(self, request: _ParsedRequest, subject: str, *, started: bool) -> bool:
         """Whether a job of the id has started and still exists, or is parked.
 
         A job that waits in its lane is not looked for: the server drops the duplicate by its Msg-Id, and of two
@@ -228,7 +276,7 @@ class _FamilyResponder:
         lane = subjects.Lane(self._family.name, request.tenant, "*")
         return bool(await self._parking.find_all(lane, request.job_id))
 
-    async def _enqueue(self, request: _Request, message: Received) -> None:
+    async def _enqueue(self, request: _ParsedRequest, message: Received) -> None:
         """Store the request as a job. The request's deadline is not the job's: it applies to the answer."""
         family, request_headers = self._family, message.headers
         priority = request_headers.get(headers.PRIORITY, "")
@@ -252,3 +300,55 @@ class _FamilyResponder:
             raise LaneFull(str(lane), error.reason, limit=family.max_msgs_per_subject) from None
         except TooLarge as error:
             raise BadInput(f"the request cannot be enqueued: {error}") from None
+
+    # -- answering in place of enqueueing
+
+    async def _answer_once(self, request: _ParsedRequest, message: Received, subject: str, end: float) -> Entry:
+        """Return the entry with the result of the answer function. Requests of one id share one call.
+
+        Raises ResultTimeout at `end` (monotonic seconds): the call goes on, and answers the next request of the id.
+        Raises what the function raises, as an error that the requester can read.
+        """
+        task = self._answering.get(subject)
+        if task is None:
+            task = self._answering[subject] = asyncio.create_task(self._answer_and_store(request, message, subject))
+            task.add_done_callback(lambda done: self._on_answered(subject, done))
+        await asyncio.wait([task], timeout=max(0.0, end - time.monotonic()))
+        if not task.done():
+            raise ResultTimeout(f"job {request.job_id} has not ended in time: repeat the request with its id")
+        return task.result()
+
+    def _on_answered(self, subject: str, task: asyncio.Task[Entry]) -> None:
+        self._answering.pop(subject, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("the answer on %s failed: %s: %s", subject, type(error).__name__, error)
+
+    async def _answer_and_store(self, request: _ParsedRequest, message: Received, subject: str) -> Entry:
+        """Call the answer function, store what it returns as the result, and return the final entry.
+
+        1. A job of the id has ended meanwhile: return its entry. 2. One has started: wait for it. 3. Otherwise store.
+        """
+        assert self._answer_function is not None
+        given = Request(
+            self._family.name, request.tenant, request.job_id, message.subject, message.reply, message.headers,
+            message.data,
+        )  # fmt: skip
+        try:
+            value = await self._answer_function(given)
+        except Reject as error:
+            raise JobFailed(request.job_id, reason="rejected", error=error.reason, attempt=1) from error
+        except Retry as error:
+            raise Unavailable(f"{error.reason}: repeat the request") from error
+        for _ in range(STORE_TRIES_MAX):
+            head = await self._journal.head(subject)
+            if head is not None and head.final:
+                return head
+            if head is not None and await self._has_job(request, subject, started=True):
+                found = await wait_for_outcome(self._journal, subject, run=head.run, timeout_s=WAIT_MAX_S)
+                assert found is not None  # never without `job`
+                return found
+            record = EMPTY_RECORD if head is None else RunRecord(head.seq, head.epoch)
+            await self._journal.append_if_unchanged(
+                subject, RESULT, value, run=0 if head is None else head.run, attempt=1, parking_id="", record=record
+            )
+        raise Unavailable(f"the answer to {request.job_id} was not stored: its journal changed before each write")

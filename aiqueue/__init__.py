@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agent import Agent
     from .backoff import Backoff
+    from .bus import NATSClient
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
     from .document_ref import Document
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "JobFailed": "errors",
     "JobSpec": "job",
     "Message": "job",
+    "NATSClient": "bus",
     "QueueFull": "errors",
     "RawMessage": "job",
     "Reject": "job",
@@ -46,8 +48,8 @@ _MODULE_OF = {
 
 __all__ = [
     "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message",
-    "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Topology",
-    "Worker", "connect", "connect_sync",
+    "NATSClient", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle",
+    "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

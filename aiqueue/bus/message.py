@@ -1,0 +1,131 @@
+"""A message as a callback gets it, and how callbacks are called."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from .. import codec, headers
+from ..errors import BadInput, DecodeError
+from ..job import Job, RawMessage
+from ..mailbox import Mail
+
+Payload = bytes | bytearray | memoryview | str
+Respond = Callable[[bytes], Awaitable[None]]
+
+
+class Msg:
+    """A message: `subject`, `data` (bytes), `headers`, `reply`, and `respond`. The names are those of nats-py.
+
+    - `subject`: where the message was published. `reply`: where its sender expects an answer; "" if nowhere.
+    - `job`: the job, in a callback of a queue of jobs. It has `id`, `attempt`, `tenant`, `priority`, `progress` …
+    - `mail`: the mail, in a callback of an agent's inbox. It has `id`, `attempt`, `sender`, `conversation` …
+    """
+
+    __slots__ = ("_respond", "_responded", "data", "headers", "job", "mail", "reply", "subject")
+
+    def __init__(
+        self,
+        subject: str,
+        data: bytes,
+        message_headers: Mapping[str, str],
+        *,
+        reply: str = "",
+        respond: Respond | None = None,
+        job: Job[RawMessage] | None = None,
+        mail: Mail[RawMessage] | None = None,
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self.headers = message_headers
+        self.reply = reply
+        self.job = job
+        self.mail = mail
+        self._respond = respond
+        self._responded = False
+
+    def __repr__(self) -> str:  # without the body, which may hold secrets
+        return f"<Msg on {self.subject}, {len(self.data):,} bytes>"
+
+    @property
+    def content_type(self) -> str:
+        """The format of `data` as its publisher stated it; "" if not stated."""
+        return headers.find(self.headers, headers.CONTENT_TYPE) or ""
+
+    async def respond(self, payload: Payload = b"") -> None:
+        """Answer the message, once.
+
+        1. A request: the requester gets the payload. On the subjects of `responses` and `results`, the payload is
+           stored as the result.
+        2. A job: the payload becomes its result when the callback returns.
+        3. A mail: the sender gets the payload as a mail of the same conversation.
+
+        Raises BadInput if nobody waits for an answer, or if this was called before.
+        """
+        if self._respond is None:
+            raise BadInput(
+                f"nobody waits for an answer to this message on {self.subject}: publish to a subject instead"
+            )
+        if self._responded:
+            raise BadInput(f"this message on {self.subject} was answered already: answer a message once")
+        body = to_bytes(payload)
+        self._responded = True
+        await self._respond(body)
+
+
+class Callback:
+    """A subscriber's function. An async function is awaited on the event loop, a plain one runs in a thread."""
+
+    def __init__(self, function: Any) -> None:
+        """Raises BadInput for what cannot be called with one message."""
+        name = getattr(function, "__qualname__", None) or repr(function)
+        if not callable(function) or isinstance(function, type):
+            raise BadInput(f"callback must be a function of one message, such as `async def handle(msg)`, not {name}")
+        try:
+            inspect.signature(function).bind(None)
+        except TypeError as error:
+            raise BadInput(f"{name} must take one argument, the message: {error}") from None
+        except ValueError:
+            pass  # a builtin without a signature
+        forms = function, getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
+        self.is_async = any(inspect.iscoroutinefunction(each) for each in forms)
+        self.function = function
+        self.name = name
+
+    async def __call__(self, message: Msg) -> Any:
+        """Call the function. Raises what it raises."""
+        if self.is_async:
+            return await self.function(message)
+        return await asyncio.to_thread(self.function, message)
+
+
+def to_bytes(payload: Any) -> bytes:
+    """Return a payload as bytes, a text as UTF-8. Raises BadInput."""
+    if type(payload) is bytes:
+        return payload
+    if isinstance(payload, str):
+        return payload.encode("utf-8", "surrogatepass")
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return bytes(payload)
+    kind = type(payload).__name__
+    raise BadInput(f"payload must be bytes or text, not {kind}: encode it first, as aiqueue.bus.encode(payload) does")
+
+
+def to_result(answer: Any) -> Any:
+    """Return what is stored as the result for an answer: the plain data of a payload in JSON or CBOR, else its text,
+    else its bytes. What is no payload is stored as it is.
+    """
+    if not isinstance(answer, bytes | bytearray | memoryview):
+        return answer
+    body = bytes(answer)
+    if not body:
+        return None
+    try:
+        return codec.decode(body)
+    except DecodeError:
+        try:
+            return body.decode()
+        except UnicodeDecodeError:
+            return body

@@ -1,0 +1,183 @@
+"""From `publish` and `request` to a stored job, a stored mail, a plain message or an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .. import codec, headers, subjects
+from ..client import Client
+from ..connection import PubAck, Received, block
+from ..enqueue import JobTemplate, OnFull, Producer, retry_while_full
+from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
+from ..mailbox import Sent
+from ..requests import send_until_answered
+from ..topology import Family
+from .routes import Route, route_of_publish
+
+TEMPLATES_MAX = 10_000
+PLAIN_REQUEST_S = 30.0
+
+
+class Published(NamedTuple):
+    """A stored job or mail: its `id`, and where it is stored. `duplicate`: a message of this id was stored before."""
+
+    id: str
+    stream: str
+    seq: int
+    duplicate: bool
+
+
+class Publisher:
+    """Publishes and requests on an open client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._connection = client.connection
+        self._topology = client.topology
+        self._producer = Producer(client.connection, client.topology)
+        self._inboxes = client.inboxes
+        self._templates: dict[tuple[str, str, str], JobTemplate] = {}
+
+    async def publish(
+        self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
+    ) -> Published | None:
+        """Implements `NATSClient.publish`."""
+        end = time.monotonic() + timeout_s
+        route = route_of_publish(self._topology, subject)
+        message_headers = _checked_headers(given)
+        if reply and route.role in ("work", "inbox"):
+            raise BadInput(f"a message on {subject} has no reply subject: its sender gets the server's PubAck")
+        if route.role == "work":
+            return await self._store_job(route, body, message_headers, end, on_full)
+        if route.role == "inbox":
+            return await self._store_mail(route, subject, body, message_headers, end, on_full)
+        await self._connection.wait_up(timeout_s)
+        await self._connection.publish(subject, body, headers=message_headers, reply=reply)
+        return None
+
+    async def request(
+        self, subject: str, body: bytes, given: Mapping[str, str] | None, timeout_s: float | None
+    ) -> Received:
+        """Implements `NATSClient.request`."""
+        route = route_of_publish(self._topology, subject)
+        request_headers = _checked_headers(given)
+        if route.role == "answers" and route.family is not None:
+            family = route.family
+            job_id = self._find_id(family, route.tenant, request_headers, body, bare_id=True)
+            if job_id is None:
+                job_id = request_headers[headers.JOB_ID] = subjects.new_id(self._connection.clock.offset_ms)
+            return await send_until_answered(
+                self._producer, family, route.tenant, request_headers, body, job_id=job_id,
+                same_id=f"the header {family.key or headers.JOB_ID}: {job_id}",
+                timeout_s=timeout_s if timeout_s is not None else family.reply_within_s or PLAIN_REQUEST_S,
+            )  # fmt: skip
+        within_s = PLAIN_REQUEST_S if timeout_s is None else timeout_s
+        try:
+            return await self._connection.request(subject, body, headers=request_headers, timeout_s=within_s)
+        except Unavailable as error:
+            if "no reply within" in str(error):
+                raise ReplyTimeout(f"{error}: the service may be busy: raise the timeout, or try again") from None
+            if "no responders" in str(error):
+                raise Unavailable(f"{error}: start a service that subscribes to this subject") from None
+            raise
+
+    async def _store_job(
+        self, route: Route, body: bytes, job_headers: dict[str, str], end: float, on_full: OnFull
+    ) -> Published:
+        """Store a job in its lane, once for its id."""
+        family, tenant = route.family, route.tenant
+        assert family is not None
+        priority = route.last or job_headers.get(headers.PRIORITY) or subjects.NORMAL
+        template = self._template(family, tenant, priority)
+        if route.last:
+            job_headers[headers.PRIORITY] = priority
+        job_id, by_caller = self._find_id(family, tenant, job_headers, body), True
+        if job_id is None:
+            job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
+            job_headers[headers.JOB_ID] = job_id
+        job_headers.setdefault(headers.MSG_ID, subjects.msg_id(family.name, tenant, job_id))
+        ack: PubAck = await self._producer.store(template, block(job_headers), body, on_full, end)
+        return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    async def _store_mail(
+        self, route: Route, subject: str, body: bytes, mail_headers: dict[str, str], end: float, on_full: OnFull
+    ) -> Published:
+        """Store a mail in the inbox that it names. Without a target, all inboxes of the tenant's roster get it."""
+        family, to = route.family, route.last or mail_headers.get(headers.TARGET, "")
+        assert family is not None
+        msg_id = mail_headers.pop(headers.MSG_ID, "")
+        if msg_id:
+            mail_headers.setdefault(headers.JOB_ID, subjects.foreign_id(msg_id))
+
+        async def store_in_inbox(left_s: float) -> Sent:
+            return await self._inboxes.send_encoded(body, mail_headers, tenant=route.tenant, to=to, timeout_s=left_s)
+
+        async def store_for_roster(left_s: float) -> PubAck:
+            return await self._connection.store(subject, body, mail_headers, timeout_s=left_s)
+
+        left_s = max(0.0, end - time.monotonic())
+        if to:
+            sent = await retry_while_full(store_in_inbox, None, on_full, left_s)
+            return Published(sent.mail_id, family.stream, sent.seq, sent.duplicate)
+        given_id = headers.JOB_ID in mail_headers
+        mail_id = mail_headers.setdefault(headers.JOB_ID, subjects.new_id())
+        mail_headers[headers.MSG_ID] = subjects.msg_id(family.name, route.tenant, subjects.foreign_id(mail_id))
+        ack = await retry_while_full(store_for_roster, None, on_full, left_s)
+        return Published(mail_id, ack.stream, ack.seq, ack.duplicate and given_id)
+
+    def _template(self, family: Family, tenant: str, priority: str) -> JobTemplate:
+        """Return what all jobs of a lane have in common. Raises BadInput for an unknown priority."""
+        key = family.name, tenant, priority
+        template = self._templates.get(key)
+        if template is None:
+            if len(self._templates) >= TEMPLATES_MAX:
+                self._templates.clear()
+            template = self._templates[key] = self._producer.lane_template(family, tenant, priority)
+        return template
+
+    def _find_id(
+        self, family: Family, tenant: str, job_headers: dict[str, str], body: bytes, *, bare_id: bool = False
+    ) -> str | None:
+        """Return the id of a job as workers find it, and from a Nats-Msg-Id too; None if nothing names one.
+
+        `bare_id`: the whole body may be an id.
+        """
+        found = job_headers.get(headers.JOB_ID) or headers.find(job_headers, family.key or "")
+        if not found:
+            found = _id_in_body(family, job_headers, body, bare_id=bare_id)
+        if not found and (msg_id := job_headers.get(headers.MSG_ID)):
+            found = job_headers[headers.JOB_ID] = subjects.foreign_id(
+                msg_id.removeprefix(subjects.msg_id(family.name, tenant, ""))
+            )
+        return subjects.foreign_id(found) if found else None
+
+
+def _id_in_body(family: Family, job_headers: Mapping[str, str], body: bytes, *, bare_id: bool) -> str | None:
+    """Return the value of the family's key in a body. A body without the key's name is not decoded."""
+    text = body[:80].decode("ascii", "replace").strip().strip('"') if bare_id else ""
+    if text and len(body) <= 80 and subjects.TOKEN.fullmatch(text):
+        return text
+    if not family.key or family.key.encode() not in body:
+        return None
+    try:
+        data = codec.decode_message(
+            body, content_type=job_headers.get(headers.CONTENT_TYPE, ""), kind=job_headers.get(headers.KIND, ""),
+            default_kind=family.default_kind, aliases=family.aliases,
+        ).data  # fmt: skip
+    except DecodeError:
+        return None
+    value = data.get(family.key)
+    return str(value) if isinstance(value, str | int) else None
+
+
+def _checked_headers(given: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of a caller's headers, with our names in our case. Raises BadInput."""
+    if given is not None and not isinstance(given, Mapping):
+        raise BadInput(f'headers must be a mapping of names to texts, such as {{"request_id": "7"}}, not {given!r}')
+    copied = dict(given or {})
+    if not all(isinstance(name, str) for name in copied):
+        raise BadInput(f"the names of headers must be texts, not {next(n for n in copied if not isinstance(n, str))!r}")
+    headers.restore_case(copied)
+    return copied

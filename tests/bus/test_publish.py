@@ -1,0 +1,284 @@
+"""`publish`: on the families' subjects a stored job or mail, elsewhere plain NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.bus import Msg, Published
+from aiqueue.errors import BadInput, InboxFull, LaneFull, NotFound, SettingsError, TooLarge, Unavailable
+from aiqueue.topology import provision
+
+from ..support import Account, Relay, eventually
+
+TASKS = "ai.agent.tasks"
+
+
+class Task(aiqueue.Message, kind="agent.task"):
+    text: str
+
+
+async def stored(client: aiqueue.Client, published: Published) -> Any:
+    found = await client.connection.get(published.stream, published.seq)
+    assert found is not None
+    return found
+
+
+async def publish(bus: aiqueue.NATSClient, subject: str, payload: Any = b"{}", **options: Any) -> Published:
+    published = await bus.publish(subject, payload, **options)
+    assert published is not None
+    return published
+
+
+async def test_a_job_without_an_id_gets_one_and_its_result_can_be_awaited(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def handle(job: aiqueue.Job[Task]) -> str:
+        return job.message.text.upper()
+
+    published = await publish(bus, f"{TASKS}.{tenant}", b'{"text": "hello"}')
+    assert not published.duplicate
+    async with worker.running(client):
+        handle_of = await client.job(published.id, family="agent.tasks", tenant=tenant)
+        assert await handle_of.result(20) == "HELLO"
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers"),
+    [
+        ('{"text": "x"}', {"task_id": "t-1"}),
+        ('{"text": "x"}', {"Task_ID": "t-1"}),
+        ('{"text": "x"}', {"aiq-job-id": "t-1"}),
+        (b'{"text": "x", "task_id": "t-1"}', None),
+        (b'{"schema_version": "1.0", "message_type": "agent_task", "data": {"task_id": "t-1"}}', None),
+        (bytearray(b'{"schema_version": "1.0", "message_type": "agent_task", "task_id": "t-1"}'), {}),
+        (b"not decoded", {"Nats-Msg-Id": "TENANT/agent.tasks/t-1"}),
+    ],
+)
+async def test_an_id_in_headers_or_body_is_stored_once(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, payload: Any, headers: dict[str, str] | None
+) -> None:
+    given = None if headers is None else {name: value.replace("TENANT", tenant) for name, value in headers.items()}
+    first, second = [await publish(bus, f"{TASKS}.{tenant}", payload, headers=given) for _ in range(2)]
+    assert (first.id, second.id) == ("t-1", "t-1")
+    assert (first.duplicate, second.duplicate) == (False, True)
+    assert first.seq == second.seq
+    assert (await stored(client, first)).headers["Nats-Msg-Id"] == f"{tenant}/agent.tasks/t-1"
+
+
+async def test_the_same_id_of_another_tenant_or_family_is_another_job(bus: aiqueue.NATSClient, tenant: str) -> None:
+    subjects = [f"{TASKS}.{tenant}", f"{TASKS}.{tenant}-b", f"ai.rag.ingest.{tenant}"]
+    published = [await publish(bus, each, b"{}", headers={"Aiq-Job-Id": "same"}) for each in subjects]
+    assert [each.duplicate for each in published] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("last", "headers", "lane"),
+    [
+        ("", None, "normal"),
+        ("", {"priority": "high"}, "high"),
+        ("", {"Priority": "low"}, "low"),
+        (".low", None, "low"),
+        (".low", {"priority": "high"}, "low"),
+    ],
+)
+async def test_the_priority_decides_the_lane(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, last: str, headers: dict[str, str], lane: str
+) -> None:
+    published = await publish(bus, f"{TASKS}.{tenant}{last}", b"{}", headers=headers)
+    assert (await stored(client, published)).subject == f"{TASKS}.{tenant}.{lane}"
+
+
+async def test_a_body_and_its_headers_arrive_unchanged(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    body = bytes(range(256))
+    published = await publish(bus, f"{TASKS}.{tenant}", body, headers={"model": "small", "X": ""})
+    found = await stored(client, published)
+    assert found.data == body
+    assert {"model": "small", "X": ""}.items() <= found.headers.items()
+    assert "Content-Type" not in found.headers
+
+
+async def test_a_mail_is_stored_in_the_inbox_of_its_target(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    headers = {"target_agent_id": "reader", "source_agent_id": "writer", "Aiq-Job-Id": "m-1"}
+    first, second = [await publish(bus, f"ai.agent.message.{tenant}", b"{}", headers=headers) for _ in range(2)]
+    assert (first.id, first.duplicate, second.duplicate) == ("m-1", False, True)
+    unread = [each async for each in client.inboxes.read("reader", tenant=tenant)]
+    assert [(each.envelope.mail_id, each.envelope.sender, each.body) for each in unread] == [("m-1", "writer", b"{}")]
+
+
+async def test_a_mail_to_an_agents_own_subject_needs_no_target(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    published = await publish(bus, f"ai.agent.message.{tenant}.reader", b"{}", headers={"Nats-Msg-Id": "m-1"})
+    assert published.id == "m-1"
+    assert [each.seq async for each in client.inboxes.read("reader", tenant=tenant)] == [published.seq]
+
+
+async def test_a_mail_without_a_target_is_for_all_agents_of_the_roster(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    got: list[str] = []
+    for name in ("one", "two"):
+        await client.inboxes.create(name, tenant=tenant)
+    await publish(bus, f"ai.agent.message.{tenant}", b'{"text": "all"}', headers={"source_agent_id": "three"})
+    for name in ("one", "two"):
+
+        async def hear(msg: Msg) -> None:
+            assert msg.mail is not None
+            got.append(msg.mail.to)
+
+        await bus.subscribe(f"ai.agent.message.{tenant}", queue=f"agent.{name}", callback=hear)
+    await eventually(lambda: sorted(got) == ["one", "two"])
+
+
+async def test_a_full_lane_is_an_error_with_limit_and_retry_hint(account: Account, streams: Path) -> None:
+    settings: Any = {"user": account.user, "password": account.password, "streams": streams}
+    async with aiqueue.NATSClient(account.url, **settings) as bus:
+        await provision.apply(bus.client.connection, bus.client.topology)
+        for _ in range(3):
+            await publish(bus, "ai.small.jobs.acme")
+        with pytest.raises(LaneFull, match=r"small\.jobs acme/normal is full.*limit 3.*try again in 1 s") as raised:
+            await publish(bus, "ai.small.jobs.acme")
+        assert (raised.value.limit, raised.value.retry_after_s, raised.value.retryable) == (3, 1.0, True)
+        await publish(bus, "ai.small.jobs.other")
+
+        waiting = asyncio.create_task(publish(bus, "ai.small.jobs.acme", on_full="wait"))
+        await bus.subscribe("ai.small.jobs.acme", queue="workers", callback=lambda msg: None)
+        assert (await asyncio.wait_for(waiting, 20)).stream == "SMALL"
+
+
+async def test_a_full_lane_is_waited_for_until_the_timeout(account: Account, streams: Path) -> None:
+    settings: Any = {"user": account.user, "password": account.password, "streams": streams}
+    async with aiqueue.NATSClient(account.url, **settings) as bus:
+        await provision.apply(bus.client.connection, bus.client.topology)
+        for _ in range(3):
+            await publish(bus, "ai.small.jobs.acme")
+        with pytest.raises(LaneFull):
+            await publish(bus, "ai.small.jobs.acme", on_full="wait", timeout=0.3)
+
+
+async def test_a_full_inbox_is_an_error_with_its_limit(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with aiqueue.NATSClient(account.url, user=account.user, password=account.password) as bus:
+        connection, topology = bus.client.connection, bus.client.topology
+        await provision.apply(connection, topology)
+        stream = topology.inbox_family.stream
+        config = (await connection.api(f"STREAM.INFO.{stream}"))["config"] | {"max_msgs_per_subject": 1}
+        await connection.api(f"STREAM.UPDATE.{stream}", config)
+        headers = {"target_agent_id": "reader"}
+        await publish(bus, "ai.agent.message.acme", headers=headers)
+        with pytest.raises(InboxFull, match="the inbox of reader is full"):
+            await publish(bus, "ai.agent.message.acme", headers=headers)
+        with pytest.raises(InboxFull):
+            await publish(bus, "ai.agent.message.acme", headers=headers, on_full="wait", timeout="200ms")
+
+
+async def test_a_publish_during_an_outage_is_stored_once_the_server_is_back(
+    shared: Account, client: aiqueue.Client, tenant: str
+) -> None:
+    async with (
+        Relay(shared.address) as relay,
+        aiqueue.NATSClient(relay.url, user=shared.user, password=shared.password) as bus,
+    ):
+        await relay.cut()
+        await eventually(lambda: not bus.connected)
+        late = asyncio.create_task(publish(bus, f"{TASKS}.{tenant}", headers={"task_id": "late"}))
+        await relay.mend()
+        published = await asyncio.wait_for(late, 20)
+        assert (await stored(client, published)).headers["task_id"] == "late"
+
+
+@pytest.mark.parametrize("subject", ["ai.agent.tasks.acme", "ai.agent.message.acme.reader", "orders"])
+async def test_a_publish_during_an_outage_is_unavailable_at_its_timeout(shared: Account, subject: str) -> None:
+    async with (
+        Relay(shared.address) as relay,
+        aiqueue.NATSClient(relay.url, user=shared.user, password=shared.password) as bus,
+    ):
+        await relay.cut()
+        await eventually(lambda: not bus.connected)
+        started_at = time.monotonic()
+        with pytest.raises(Unavailable, match="no connection to"):
+            await bus.publish(subject, b"", timeout=0.4)
+        assert time.monotonic() - started_at < 5
+
+
+async def test_a_server_without_streams_says_to_apply_them(account: Account) -> None:
+    async with aiqueue.NATSClient(account.url, user=account.user, password=account.password) as bus:
+        with pytest.raises(NotFound, match="run `aiqueue apply`"):
+            await bus.publish("ai.agent.tasks.acme", b"{}", timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"payload": {"a": 1}}, r"payload must be bytes or text, not dict: encode it first"),
+        ({"payload": None}, "payload must be bytes or text, not NoneType"),
+        ({"headers": ["a"]}, "headers must be a mapping"),
+        ({"headers": {"a": 7}}, "invalid value of header 'a'"),
+        ({"headers": {7: "a"}}, "the names of headers must be texts, not 7"),
+        ({"headers": {"priority": "urgent"}}, "has no priority 'urgent': use one of high, normal, low"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"on_full": "drop"}, 'on_full must be "raise" or "wait"'),
+        ({"reply": "answers"}, "has no reply subject"),
+    ],
+)
+async def test_a_wrong_argument_says_what_to_pass(bus: aiqueue.NATSClient, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        await bus.publish(**{"subject": "ai.agent.tasks.acme", "payload": b""} | options)
+
+
+async def test_a_payload_above_the_servers_limit_is_too_large(bus: aiqueue.NATSClient) -> None:
+    with pytest.raises(TooLarge, match="exceed the limit"):
+        await bus.publish("ai.agent.tasks.acme", bytes(2**20))
+
+
+async def test_a_target_that_is_no_token_is_refused(bus: aiqueue.NATSClient) -> None:
+    with pytest.raises(BadInput, match="agent 'a b' must be"):
+        await bus.publish("ai.agent.message.acme", b"", headers={"target_agent_id": "a b"})
+
+
+async def test_a_client_that_is_not_connected_says_to_connect(shared: Account) -> None:
+    bus = aiqueue.NATSClient(shared.url, user=shared.user, password=shared.password)
+    with pytest.raises(BadInput, match=r"call `await nats_client.connect\(\)` first"):
+        await bus.publish("orders", b"")
+    await bus.disconnect()
+    await bus.connect()
+    assert bus.connected
+    assert await bus.connect() is bus
+    await bus.publish("orders", b"")
+    await bus.disconnect()
+    await bus.disconnect()
+    assert not bus.connected
+    with pytest.raises(BadInput, match="not connected"):
+        await bus.request("orders", b"")
+
+
+async def test_a_server_that_does_not_answer_is_unavailable_within_the_connect_timeout() -> None:
+    started_at = time.monotonic()
+    with pytest.raises(Unavailable, match="is it running, is NATS_URL right"):
+        await aiqueue.NATSClient("nats://127.0.0.1:1", connect_timeout=0.5).connect()
+    assert time.monotonic() - started_at < 5
+    with pytest.raises(SettingsError):
+        aiqueue.NATSClient("http://127.0.0.1")
+
+
+async def test_a_given_client_stays_open(bus: aiqueue.NATSClient, client: aiqueue.Client) -> None:
+    async with aiqueue.NATSClient(client=client) as other:
+        await other.publish("orders", b"")
+    assert client.connection.connected
+    with pytest.raises(BadInput, match="either client= or the address"):
+        aiqueue.NATSClient("nats://localhost", client=client)
+    with pytest.raises(BadInput, match="pass an open client"):
+        aiqueue.NATSClient(client=json)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
@@ -132,7 +133,7 @@ def test_no_python_block_is_passed_over_silently() -> None:
         if "py" in block.info:
             assert block.info in ("python", "python fragment"), f"{where}: python, or python fragment"
         if block.info == "python fragment":
-            compile(block.text, where, "exec")
+            compile(block.text, where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if block.info == "toml":
             tomllib.loads(block.text)
     assert PYTHON

@@ -18,6 +18,8 @@ from .routes import Route, route_of_publish
 
 TEMPLATES_MAX = 10_000
 PLAIN_REQUEST_S = 30.0
+_JSON_MAP = ord("{")
+_CBOR_MAPS = frozenset({*range(0xA0, 0xBC), 0xBF})
 
 
 class Published(NamedTuple):
@@ -39,12 +41,16 @@ class Publisher:
         self._producer = Producer(client.connection, client.topology)
         self._inboxes = client.inboxes
         self._templates: dict[tuple[str, str, str], JobTemplate] = {}
+        self._lanes: dict[str, JobTemplate] = {}  # by the subject of a publish without headers
+        self._blocks: dict[tuple[str, str, bool], bytes] = {}  # their headers; see `_header_block`
 
     async def publish(
         self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
     ) -> Published | None:
         """Implements `NATSClient.publish`."""
         end = time.monotonic() + timeout_s
+        if not given and not reply and (lane := self._lanes.get(subject)) is not None:
+            return await self._store_job_without_headers(lane, body, end, on_full)
         route = route_of_publish(self._topology, subject)
         message_headers = _checked_headers(given)
         if reply and route.role in ("work", "inbox"):
@@ -91,6 +97,11 @@ class Publisher:
         assert family is not None
         priority = route.last or job_headers.get(headers.PRIORITY) or subjects.NORMAL
         template = self._template(family, tenant, priority)
+        if not job_headers:
+            if len(self._lanes) >= TEMPLATES_MAX:
+                self._lanes.clear()
+            self._lanes[f"ai.{family.name}.{tenant}{f'.{route.last}' if route.last else ''}"] = template
+            return await self._store_job_without_headers(template, body, end, on_full)
         if route.last:
             job_headers[headers.PRIORITY] = priority
         job_id, by_caller = self._find_id(family, tenant, job_headers, body), True
@@ -100,6 +111,39 @@ class Publisher:
         job_headers.setdefault(headers.MSG_ID, subjects.msg_id(family.name, tenant, job_id))
         ack: PubAck = await self._producer.store(template, block(job_headers), body, on_full, end)
         return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    async def _store_job_without_headers(
+        self, template: JobTemplate, body: bytes, end: float, on_full: OnFull
+    ) -> Published:
+        """As `_store_job`, for a publish without headers: the fast path.
+
+        The headers state what workers would otherwise find in the body: its id, its format, and the kind of a body that
+        is no envelope. A worker takes its fast path by them.
+        """
+        job_id, by_caller = _id_in_body(template.family, {}, body, bare_id=False), True
+        if job_id is None:
+            job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
+        else:
+            job_id = subjects.foreign_id(job_id)
+        ack = await self._producer.store(template, self._header_block(template, body, job_id), body, on_full, end)
+        return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
+
+    def _header_block(self, template: JobTemplate, body: bytes, job_id: str) -> bytes:
+        """Return the encoded headers of a job that is published without headers."""
+        content_type = _format_of(body)
+        is_bare = bool(content_type) and b"message_type" not in body and b"\\u" not in body
+        key = template.subject, content_type, is_bare
+        known = self._blocks.get(key)
+        if known is None:
+            family, tenant, priority = template.lane
+            fields = {headers.MSG_ID: subjects.msg_id(family, tenant, "%b")}
+            fields |= {headers.CONTENT_TYPE: content_type} if content_type else {}
+            fields |= {headers.KIND: template.family.default_kind} if is_bare else {}
+            if len(self._blocks) >= TEMPLATES_MAX:
+                self._blocks.clear()
+            known = self._blocks[key] = block(fields | {headers.JOB_ID: "%b", headers.PRIORITY: priority})
+        encoded_id = job_id.encode()
+        return known % (encoded_id, encoded_id)
 
     async def _store_mail(
         self, route: Route, subject: str, body: bytes, mail_headers: dict[str, str], end: float, on_full: OnFull
@@ -170,6 +214,14 @@ def _id_in_body(family: Family, job_headers: Mapping[str, str], body: bytes, *, 
         return None
     value = data.get(family.key)
     return str(value) if isinstance(value, str | int) else None
+
+
+def _format_of(body: bytes) -> str:
+    """Return the content type of a map in JSON or CBOR, by its first byte; "" for anything else."""
+    first = body[0] if body else 0
+    if first == _JSON_MAP:
+        return codec.JSON
+    return codec.CBOR if first in _CBOR_MAPS else ""
 
 
 def _checked_headers(given: Mapping[str, str] | None) -> dict[str, str]:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 import aiqueue
-from aiqueue.bus import Msg, Published
+from aiqueue.bus import Msg, Published, create_envelope, encode
 from aiqueue.errors import BadInput, InboxFull, LaneFull, NotFound, SettingsError, TooLarge, Unavailable
 from aiqueue.topology import provision
 
@@ -107,6 +108,32 @@ async def test_a_body_and_its_headers_arrive_unchanged(
     assert found.data == body
     assert {"model": "small", "X": ""}.items() <= found.headers.items()
     assert "Content-Type" not in found.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "kind"),
+    [
+        (b'{"text": "x"}', "application/json", "agent.task"),
+        (cbor2.dumps({"text": "x"}), "application/cbor", "agent.task"),
+        (encode(create_envelope("agent_task", {"text": "x"})), "application/json", ""),
+        (cbor2.dumps(create_envelope("agent_task", {"text": "x"}, flat=True)), "application/cbor", ""),
+        (b'{"message\\u005ftype": "other", "schema_version": "1.0"}', "application/json", ""),
+        (b"[1]", "", ""),
+        (b"\xff", "", ""),
+        (b"", "", ""),
+    ],
+)
+async def test_a_job_without_headers_states_what_workers_would_find_in_its_body(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, body: bytes, content_type: str, kind: str
+) -> None:
+    for last, priority in (("", "normal"), ("", "normal"), (".high", "high")):
+        published = await publish(bus, f"{TASKS}.{tenant}{last}", body)
+        found = await stored(client, published)
+        stated = {"Nats-Msg-Id": f"{tenant}/agent.tasks/{published.id}", "Aiq-Job-Id": published.id}
+        stated |= {"Content-Type": content_type} if content_type else {}
+        stated |= {"Aiq-Kind": kind} if kind else {}
+        assert found.headers == stated | {"priority": priority}
+        assert (found.subject, found.data) == (f"{TASKS}.{tenant}.{priority}", body)
 
 
 async def test_a_mail_is_stored_in_the_inbox_of_its_target(

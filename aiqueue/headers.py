@@ -71,19 +71,32 @@ _PLAIN: Final = re.compile(
     rb"Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\npriority: ([a-z0-9]{1,16}+)\r\n"
     rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+\r\n"
 ).fullmatch
+# the same in JSON, or without a kind: as the guide's client writes them
+_PLAIN_OTHER: Final = re.compile(
+    rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: (application/(?:json|cbor))\r\n"
+    rb"(?:Aiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n)?+Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\n"
+    rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+\r\n"
+).fullmatch
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-def read_plain(block: bytes | None) -> tuple[str, str, str] | None:
-    """Return kind, job id and priority of an encoded header block that is a plain job's. None: it has other headers.
+def read_plain(block: bytes | None) -> tuple[str, str, str, str] | None:
+    """Return kind, job id, priority and content type of an encoded header block that is a plain job's.
 
-    A plain job has no deadline, document, secret or history, was not parked, and has a CBOR body.
+    A plain job has no deadline, document, secret or history, was not parked, and states whether its body is CBOR or
+    JSON. The kind is "" if only the body may name it. None: it has other headers.
     """
-    found = _PLAIN(block) if block else None
+    if not block:
+        return None
+    found = _PLAIN(block)
+    if found is not None:
+        kind, job_id, priority = found.groups()
+        return kind.decode(), job_id.decode(), priority.decode(), "application/cbor"
+    found = _PLAIN_OTHER(block)
     if found is None:
         return None
-    kind, job_id, priority = found.groups()
-    return kind.decode(), job_id.decode(), priority.decode()
+    content_type, kind, job_id, priority = found.groups()
+    return kind.decode() if kind else "", job_id.decode(), priority.decode(), content_type.decode()
 
 
 def restore_case(job_headers: dict[str, str]) -> None:

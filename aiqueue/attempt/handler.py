@@ -140,12 +140,13 @@ def build_plain_job(
     state: Any,
     progress: Progress,
     body: bytes,
+    content_type: str,
 ) -> Job[Any] | Refused:
-    """As `build_job`, for a first attempt without a deadline whose body was decoded from CBOR and states no version."""
+    """As `build_job`, for a first attempt without a deadline whose body was decoded, and whose version is accepted."""
     message: Any
     try:
         if handler.any_of:
-            message = RawMessage(decoded.kind, body, codec.CBOR)
+            message = RawMessage(decoded.kind, body, content_type, decoded.version)
         else:
             message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
     except DecodeError as error:

@@ -88,17 +88,28 @@ class Opener:
         plain, key = delivery.plain, delivery.lane.key
         if plain is None or delivery.delivery_count > 1:
             return None
-        kind, job_id, priority = plain
+        kind, job_id, priority, content_type = plain
         if priority != key.priority:
             return None
         family = self._families[key.family]
         if family.claim or self._quarantine.is_suspect(delivery):
             return None
+        version = None
         try:
-            data = codec.decode_map(delivery.message.data)
+            if kind:
+                data = codec.decode_map(delivery.message.data, content_type)
+            else:
+                kind, version, data = codec.decode_message(
+                    delivery.message.data, content_type=content_type, default_kind=family.default_kind,
+                    aliases=family.aliases,
+                )  # fmt: skip
         except DecodeError:
             return None
-        return PlainJob(family, delivery, kind, job_id, data)
+        if version is not None and version not in family.schema_versions:
+            return None
+        opened = PlainJob(family, delivery, kind, job_id, data)
+        opened.version = version
+        return opened
 
     async def open(self, delivery: Delivery) -> OpenedJob:
         """Open any delivery: fetch and decode its body, and load the attempts before this delivery.

@@ -426,4 +426,5 @@ class Runner:
         return attempt.build_plain_job(
             handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
             state=self._state, progress=context, body=delivery.message.data,
+            content_type=delivery.plain[3] if delivery.plain is not None else "",
         )  # fmt: skip

@@ -112,7 +112,7 @@ class Run:
         kind, run = (RESULT, seq + FAR) if each.before == "other run" else (each.before, seq)
         data = {"error": "before", "delay_s": 0.01, "history": [], "parked": False} if kind == RETRY else {"x": 1}
         fields = entry_headers(kind, run, 1, 1, "") | {headers.MSG_ID: f"{tenant}-{number}-before"}
-        _, job_id, _ = found
+        job_id = found[1]
         subject = subjects.journal(root, tenant, job_id)
         await self.client.connection.store(subject, codec.encode(data), fields)
 

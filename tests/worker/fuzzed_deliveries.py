@@ -34,12 +34,13 @@ class Fuzzed(NamedTuple):
         return block.replace(NUMBER.encode(), own), self.body.replace(NUMBER.encode(), own)
 
 
-def plain_fields(family: str, kind: str, priority: str = "normal", job_id: str = f"j-{NUMBER}") -> Fields:
-    """The headers of a plain job, in the order in which `enqueue` writes them."""
-    fields = [
-        (headers.MSG_ID, f"{TENANT}/{family}/{NUMBER}"), (headers.CONTENT_TYPE, codec.CBOR), (headers.KIND, kind),
-        (headers.JOB_ID, job_id), (headers.PRIORITY, priority),
-    ]  # fmt: skip
+def plain_fields(
+    family: str, kind: str, priority: str = "normal", job_id: str = f"j-{NUMBER}", content_type: str = codec.CBOR
+) -> Fields:
+    """The headers of a plain job, in the order in which `enqueue` writes them. Without a kind, the body may name it."""
+    fields = [(headers.MSG_ID, f"{TENANT}/{family}/{NUMBER}"), (headers.CONTENT_TYPE, content_type)]
+    fields += [(headers.KIND, kind)] if kind else []
+    fields += [(headers.JOB_ID, job_id), (headers.PRIORITY, priority)]
     return [*fields, (KEYS[family], job_id)] if KEYS[family] else fields
 
 
@@ -51,6 +52,16 @@ def render(fields: Fields) -> bytes:
 def plain(family: str, kind: str, priority: str = "normal", before: str = "", **fields: Any) -> Fuzzed:
     """A message as `enqueue` stores it."""
     return Fuzzed(family, priority, render(plain_fields(family, kind, priority)), codec.encode(fields), before)
+
+
+def by_guide(family: str, kind: str, version: str = "1.0", **fields: Any) -> Fuzzed:
+    """A message as the integration guide's client stores it: an envelope in JSON, without a kind in the headers."""
+    envelope = {"schema_version": version, "message_type": kind, "data": fields}
+    return Fuzzed(family, "normal", render(plain_fields(family, "", content_type=codec.JSON)), _json(envelope))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 # -- headers
@@ -142,7 +153,8 @@ def byte_edits(draw: Any, block: bytes) -> bytes:
 def header_blocks(draw: Any, family: str, priority: str, kinds: st.SearchStrategy[str]) -> bytes:
     """Header blocks: plain ones, and those with one or two things changed."""
     job_id = draw(st.sampled_from([f"j-{NUMBER}", f"j-{NUMBER}", f"{NUMBER}_" + "x" * 57, NUMBER]))
-    fields = plain_fields(family, draw(kinds), priority, job_id)
+    content_type = draw(st.sampled_from([codec.CBOR, codec.CBOR, codec.JSON]))
+    fields = plain_fields(family, draw(st.one_of(kinds, kinds, st.just(""))), priority, job_id, content_type)
     edits = draw(st.sampled_from([0] * 5 + [1] * 4 + [2]))
     for _ in range(edits):
         if fields:
@@ -204,9 +216,14 @@ ODD_BODIES = (
 
 
 @st.composite
-def bodies(draw: Any, message: dict[str, Any]) -> bytes:
-    """Bodies: the message as CBOR, the same with a fault, and odd ones."""
-    body = codec.encode(message)
+def bodies(draw: Any, message: dict[str, Any], block: bytes) -> bytes:
+    """Bodies: the message in the format that the headers state, or in an envelope, the same with a fault, odd ones."""
+    encode = _json if codec.JSON.encode() in block else codec.encode
+    if headers.KIND.encode() not in block:
+        kind, version = draw(st.sampled_from([*KINDS, "unheard-of"])), draw(st.sampled_from(["1.0", "1", 1]))
+        head = {"schema_version": version, "message_type": kind}
+        message = draw(st.sampled_from([message, {**head, "data": message}, {**head, **message}, {**head, "data": 1}]))
+    body = encode(message)
     match draw(st.sampled_from(["plain"] * 8 + ["odd"] * 3 + ["more", "less", "json", "typed", "byte"])):
         case "odd":
             return draw(st.sampled_from(ODD_BODIES))  # type: ignore[no-any-return]
@@ -215,9 +232,9 @@ def bodies(draw: Any, message: dict[str, Any]) -> bytes:
         case "less":
             return body[: draw(st.integers(0, len(body) - 1))]
         case "json":
-            return json.dumps(message).encode()
+            return _json(message)
         case "typed":
-            return codec.encode({**message, "n": draw(st.sampled_from([-1, "1", 1.5, None, True, [1], {"a": 1}]))})
+            return encode({**message, "n": draw(st.sampled_from([-1, "1", 1.5, None, True, [1], {"a": 1}]))})
         case "byte":
             at = draw(st.sampled_from([n for n in range(len(body)) if n not in _marked(body)]))
             return body[:at] + bytes([draw(st.integers(0, 255))]) + body[at + 1 :]
@@ -236,4 +253,4 @@ def deliveries(draw: Any, families: tuple[str, ...], acts: tuple[str, ...], kind
     before = draw(st.sampled_from([""] * 8 + ["result", "cancelled", "retry", "other run"]))
     if before == "cancelled" and "cancel_job" in f"{message['act']}":
         before = ""  # nobody sends a notice of a cancellation that is written, and the journal is read after 5 s
-    return Fuzzed(family, priority, block, draw(bodies(message)), before)
+    return Fuzzed(family, priority, block, draw(bodies(message, block)), before)

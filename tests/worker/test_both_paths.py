@@ -31,6 +31,7 @@ from .fuzzed_deliveries import (
     ODD_BODIES,
     Fuzzed,
     bodies,
+    by_guide,
     deliveries,
     header_blocks,
     nearly_plain_blocks,
@@ -127,26 +128,42 @@ async def test_what_the_short_way_opens_is_what_the_full_path_opens_and_the_hand
     runner = await runner_without_server(topology.families)
     family, tenant = data.draw(st.sampled_from([*KEYS, *FAMILIES])), data.draw(st.sampled_from(["acme", "*"]))
     priority = data.draw(st.sampled_from(["normal", "normal", "high", "low"]))
-    body = data.draw(bodies({"act": "text", "n": data.draw(st.integers()), KEYS[family] or "x": "k"}))
     block = data.draw(header_blocks(family, priority, st.sampled_from(KINDS)))
+    body = data.draw(bodies({"act": "text", "n": data.draw(st.integers()), KEYS[family] or "x": "k"}, block))
     count = data.draw(st.sampled_from([1] * 8 + [2, 3]))
     event(f"short: {await open_both_ways(runner, family, tenant, priority, block, body, count)}")
 
 
 @pytest.mark.parametrize("family", [*KEYS])
+@pytest.mark.parametrize(
+    ("kind", "content_type", "body"),
+    [
+        ("kept", codec.CBOR, b"\xa1\x61n\x01"), ("kept", codec.JSON, b'{"n": 1}'), ("", codec.CBOR, b"\xa1\x61n\x01"),
+        ("", codec.JSON, b'{"schema_version": "1.0", "message_type": "kept", "data": {"n": 1}}'),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("job_id", ["j-1", "low", "9" * 64])
 async def test_with_any_one_thing_changed_in_the_headers_of_a_plain_job_the_short_way_opens_it_alike_or_not_at_all(
-    topology: Topology, family: str, job_id: str
+    topology: Topology, family: str, job_id: str, kind: str, content_type: str, body: bytes
 ) -> None:
     runner = await runner_without_server(topology.families)
     short = 0
     for priority in ("normal", "high"):
-        fields = plain_fields(family, "kept", priority, job_id)
+        fields = plain_fields(family, kind, priority, job_id, content_type)
         blocks = [*(render(each) for each in nearly_plain_fields(fields)), *nearly_plain_blocks(render(fields))]
         for block in blocks:
             own = block.replace(NUMBER.encode(), job_id.encode())
-            short += await open_both_ways(runner, family, "acme", priority, own, b"\xa1\x61n\x01")
+            short += await open_both_ways(runner, family, "acme", priority, own, body)
     assert (short > 100) == (family != "gateway.requests")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1", "9", ""])
+async def test_the_short_way_leaves_schema_versions_that_are_not_accepted_to_the_full_path(
+    topology: Topology, version: str
+) -> None:
+    runner = await runner_without_server(topology.families)
+    family, priority, block, body, _ = by_guide("agent.tasks", "kept", version, act="text")
+    assert await open_both_ways(runner, family, "acme", priority, block, body) == (version in ("1.0", "1"))
 
 
 # -- running
@@ -172,6 +189,8 @@ PLAIN = [
     *(plain("both.shared", "thread", act=each) for each in SYNC_ACTS),
     *(plain("agent.tasks", kind, n="no number") for kind in KINDS),
     *(plain("both.shared", "unheard-of", act=each) for each in ("text", "error")),
+    *(by_guide("agent.tasks", kind, act=each) for each in ACTS for kind in ("kept", "secret")),
+    *(by_guide("both.shared", kind, version, act="text") for kind in KINDS for version in ("1.0", "1")),
     *(
         plain("agent.tasks", kind, before=before, act=each)
         for before in (RESULT, CANCELLED, RETRY, "other run")

@@ -113,7 +113,7 @@ def test_the_headers_of_every_plain_job_that_enqueue_writes_are_read_as_such() -
         message = untyped("a-kind", family.name)()
         lane = Lane(family.name, "acme", family.priorities[0])
         written = _job_headers(family, message, lane, "j-1", None)
-        assert headers.read_plain(block(written)) == ("a-kind", "j-1", lane.priority)
+        assert headers.read_plain(block(written)) == ("a-kind", "j-1", lane.priority, "application/cbor")
         assert headers.read_plain(block({**written, "X-Own": "1"})) is None
         assert headers.read_plain(block(_job_headers(family, message, lane, "j-1", "123"))) is None
 

@@ -329,6 +329,9 @@ class _FamilyResponder:
         1. A job of the id has ended meanwhile: return its entry. 2. One has started: wait for it. 3. Otherwise store.
         """
         assert self._answer_function is not None
+        head = await self._journal.head(subject)  # again: another request of the id may have been answered just now
+        if head is not None and head.final:
+            return head
         given = Request(
             self._family.name, request.tenant, request.job_id, message.subject, message.reply, message.headers,
             message.data,

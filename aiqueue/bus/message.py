@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .. import codec, headers
+from .. import codec, headers, subjects
 from ..errors import BadInput, DecodeError
 from ..job import Job, RawMessage
 from ..mailbox import Mail
@@ -24,7 +24,7 @@ class Msg:
     - `mail`: the mail, in a callback of an agent's inbox. It has `id`, `attempt`, `sender`, `conversation` …
     """
 
-    __slots__ = ("_respond", "_responded", "data", "headers", "job", "mail", "reply", "subject")
+    __slots__ = ("_headers", "_respond", "_responded", "data", "job", "mail", "reply", "subject")
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Msg:
     ) -> None:
         self.subject = subject
         self.data = data
-        self.headers = message_headers
+        self._headers = message_headers
         self.reply = reply
         self.job = job
         self.mail = mail
@@ -48,6 +48,11 @@ class Msg:
 
     def __repr__(self) -> str:  # without the body, which may hold secrets
         return f"<Msg on {self.subject}, {len(self.data):,} bytes>"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers as they were published."""
+        return self._headers
 
     @property
     def content_type(self) -> str:
@@ -73,6 +78,31 @@ class Msg:
         body = to_bytes(payload)
         self._responded = True
         await self._respond(body)
+
+
+class JobMsg(Msg):
+    """A job as a message. `answer` is what the callback has responded; None: nothing yet."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, job: Job[RawMessage]) -> None:
+        """Sets the fields of `Msg`, without a call for each job."""
+        self.subject = subjects.work(job.family, job.tenant, job.priority)
+        self.data = job.message.body
+        self.reply = ""
+        self.job = job
+        self.mail = None
+        self._responded = False
+        self._respond = self._keep_answer
+        self.answer: bytes | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        assert self.job is not None
+        return self.job.headers  # read when they are asked for
+
+    async def _keep_answer(self, body: bytes) -> None:
+        self.answer = body
 
 
 class Callback:

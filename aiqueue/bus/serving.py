@@ -19,7 +19,7 @@ from ..responder import Request, Responder
 from ..topology import Family
 from ..units import Duration
 from ..worker import Worker
-from .message import Callback, Msg, to_result
+from .message import Callback, JobMsg, Msg, to_result
 from .routes import Route
 
 Call = Callable[[Callback, Msg], Any]
@@ -53,12 +53,13 @@ def serve_jobs(client: Client, route: Route, options: ServeOptions, call: Call) 
     callback = options.callback
 
     async def handle(job: Job[RawMessage]) -> Any:
-        message, answer = _job_message(job)
+        message = JobMsg(job)
         value = await call(callback, message)
-        return to_result(answer[0] if answer else value)
+        answer = value if message.answer is None else message.answer
+        return None if answer is None else to_result(answer)
 
     def handle_in_thread(job: Job[RawMessage]) -> Any:
-        return to_result(callback.function(_job_message(job)[0]))
+        return to_result(callback.function(JobMsg(job)))
 
     register = worker.handle_any(family.name, retry=options.retry, timeout=options.timeout)
     register(handle if callback.is_async else handle_in_thread)
@@ -118,17 +119,6 @@ def serve_requests(client: Client, route: Route, options: ServeOptions, call: Ca
         drain_timeout=options.drain_timeout, answer=answer, concurrency=concurrency,
     )  # fmt: skip
     return responder.running(client)
-
-
-def _job_message(job: Job[RawMessage]) -> tuple[Msg, list[bytes]]:
-    """Return a job as a message, and the list that gets its answer."""
-    answer: list[bytes] = []
-
-    async def respond(body: bytes) -> None:
-        answer.append(body)
-
-    subject = subjects.work(job.family, job.tenant, job.priority)
-    return Msg(subject, job.message.body, job.headers, respond=respond, job=job), answer
 
 
 def _mail_message(mail: Mail[RawMessage], inboxes: Inboxes) -> Msg:

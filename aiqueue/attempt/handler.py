@@ -135,20 +135,19 @@ def build_plain_job(
     decoded: DecodedJob,
     lane: tuple[str, str, str],
     headers: Callable[[], Mapping[str, str]],
+    raw: RawMessage | None,
     *,
     enqueued_at: float,
     state: Any,
     progress: Progress,
-    body: bytes,
-    content_type: str,
 ) -> Job[Any] | Refused:
-    """As `build_job`, for a first attempt without a deadline whose body was decoded, and whose version is accepted."""
+    """As `build_job`, for a first attempt without a deadline whose body was decoded, and whose version is accepted.
+
+    `raw`: the message, for a handler of every kind.
+    """
     message: Any
     try:
-        if handler.any_of:
-            message = RawMessage(decoded.kind, body, content_type, decoded.version)
-        else:
-            message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
+        message = raw or parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
     except DecodeError as error:
         return _refuse_invalid(error)
     return Job(

@@ -108,7 +108,8 @@ class Opener:
         if version is not None and version not in family.schema_versions:
             return None
         opened = PlainJob(family, delivery, kind, job_id, data)
-        opened.version = version
+        if version is not None:
+            opened.version = version
         return opened
 
     async def open(self, delivery: Delivery) -> OpenedJob:

@@ -30,7 +30,7 @@ from ..attempt import (
 )  # fmt: skip
 from ..connection import HEADERS_MAX
 from ..errors import Stale, Unavailable
-from ..job import ANY_KIND, Job
+from ..job import ANY_KIND, Job, RawMessage
 from ..journal import Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
@@ -423,8 +423,10 @@ class Runner:
     def _build_plain_job(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler, context: JobContext
     ) -> Job[Any] | Refused:
+        raw = None
+        if handler.any_of and delivery.plain is not None:
+            raw = RawMessage(opened.kind, delivery.message.data, delivery.plain[3], opened.version)
         return attempt.build_plain_job(
-            handler, opened, delivery.own_lane, context.read_headers, enqueued_at=delivery.enqueued_at,
-            state=self._state, progress=context, body=delivery.message.data,
-            content_type=delivery.plain[3] if delivery.plain is not None else "",
+            handler, opened, delivery.own_lane, context.read_headers, raw, enqueued_at=delivery.enqueued_at,
+            state=self._state, progress=context,
         )  # fmt: skip

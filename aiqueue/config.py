@@ -9,11 +9,10 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 import pydantic
-import pydantic_settings
 
 from .errors import SettingsError
 from .units import seconds, size_bytes
@@ -104,7 +103,7 @@ def _check_url(url: str | None) -> str | None:
     return url
 
 
-class Settings(pydantic_settings.BaseSettings):
+class Settings(pydantic.BaseModel):
     """How to reach the server and which streams to declare on it.
 
     Each setting is an argument of `connect`, an environment variable ``AIQUEUE_<NAME>`` (for `url` also ``NATS_URL``)
@@ -112,9 +111,7 @@ class Settings(pydantic_settings.BaseSettings):
     Without `url` and `context`, the embedded server of the directory is used.
     """
 
-    model_config = pydantic_settings.SettingsConfigDict(
-        env_prefix="AIQUEUE_", extra="forbid", frozen=True, hide_input_in_errors=True
-    )
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: Annotated[str | None, pydantic.AfterValidator(_check_url)] = None
     """Server URLs, separated by commas: ``nats://host:4222,nats://other:4222``. ``tls://`` requires TLS.
@@ -154,22 +151,11 @@ class Settings(pydantic_settings.BaseSettings):
     directory: UserPath | None = None
     """Data directory of the embedded server. Default: ``.aiqueue`` in the working directory or the nearest parent."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[pydantic_settings.BaseSettings],
-        init_settings: pydantic_settings.PydanticBaseSettingsSource,
-        env_settings: pydantic_settings.PydanticBaseSettingsSource,
-        dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
-        file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
-    ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
-        def source(values: dict[str, Any]) -> pydantic_settings.InitSettingsSource:
-            return pydantic_settings.InitSettingsSource(settings_cls, values)
+    if not TYPE_CHECKING:  # checkers know the settings as the arguments
 
-        # no alias of `url`: with an alias, any variable named URL would be read too
-        nats_url = {"url": os.environ["NATS_URL"]} if "NATS_URL" in os.environ else {}
-        found = find_file()
-        return init_settings, env_settings, source(nats_url), source(_read_file(found) if found else {})
+        def __init__(self, **arguments: Any) -> None:
+            found = find_file()
+            super().__init__(**{**(_read_file(found) if found else {}), **_read_environment(), **arguments})
 
     @staticmethod
     def secret(value: str) -> pydantic.SecretStr:
@@ -206,8 +192,6 @@ class Settings(pydantic_settings.BaseSettings):
             settings = cls(**given)
         except pydantic.ValidationError as error:
             raise SettingsError(_first_problem(error, given)) from None
-        except pydantic_settings.SettingsError as error:
-            raise SettingsError(str(error)) from None
         # the source with precedence decides; if both have the same source, the URL does
         by_context = not settings.url or _precedence("context", given) < _precedence("url", given)
         return _with_context(settings) if settings.context and by_context else settings
@@ -230,6 +214,10 @@ def _variable(name: str) -> str | None:
     """Return the environment variable that sets `name`, None if there is none. AIQUEUE_* ignores case."""
     ours = next((each for each in os.environ if each.lower() == f"aiqueue_{name}"), None)
     return "NATS_URL" if ours is None and name == "url" and "NATS_URL" in os.environ else ours
+
+
+def _read_environment() -> dict[str, str]:
+    return {name: os.environ[variable] for name in Settings.model_fields if (variable := _variable(name))}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

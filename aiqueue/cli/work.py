@@ -123,7 +123,6 @@ def _collect_less_often(defaults: tuple[int, ...]) -> None:
 
     Jobs leave few reference cycles, and a collection looks at every object that a library has made.
     """
-    gc.collect()
     gc.freeze()
     if gc.get_threshold() == defaults:
         gc.set_threshold(*GC_THRESHOLDS)

@@ -9,7 +9,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .. import headers
@@ -20,9 +21,10 @@ from ..enqueue import DeadLetters, FailedJob, last_trace
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
-from ..mailbox import BOUNCE, Envelope, Inboxes, Mail, Sent
+from ..mailbox import BOUNCE, Inboxes, Mail, Sent
 from ..units import Duration
-from .mail_handlers import MailHandlers
+from .held_mail import HeldMail
+from .mail_handlers import MailCall, MailHandlers
 from .reply_waiter import ReplyWaiter, envelope_of
 
 log = logging.getLogger(__name__)
@@ -47,30 +49,6 @@ class AgentSpec:
     description: str
 
 
-@dataclass(slots=True, eq=False)
-class _HeldMail:
-    """A mail that this process holds.
-
-    - `refusal`: why it is not handled; set until this is stored.
-    - `secrets`: which of its fields are secret; None until it is decoded.
-    """
-
-    delivery: Delivery
-    envelope: Envelope
-    attempt: int = 1
-    task: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
-    refusal: Refused | None = None
-    secrets: str | None = None
-    failures: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def started(self) -> bool:
-        """Whether a handler was started for the mail, or its end could not be stored yet."""
-        return self.task is not None or self.timer is not None or self.attempt > 1 or self.refusal is not None
-
-
 class InboxWorker:
     """Handles the mail of one agent in this process.
 
@@ -86,8 +64,8 @@ class InboxWorker:
         self.leases: Leases | None = None
         self._connection = connection
         self._dead = dead
-        self._mails: dict[_Key, _HeldMail] = {}
-        self._conversations: dict[str, deque[_HeldMail]] = {}
+        self._mails: dict[_Key, HeldMail] = {}
+        self._conversations: dict[str, deque[HeldMail]] = {}
         self._ready: deque[str] = deque()  # conversations whose first mail waits for a slot
         self._running = 0
         self._settled: dict[_Key, None] = {}
@@ -189,7 +167,7 @@ class InboxWorker:
         if self._draining:
             return
         self._hold_lease(delivery)
-        held = self._mails[key] = _HeldMail(delivery, envelope)
+        held = self._mails[key] = HeldMail(delivery, envelope)
         queue = self._conversations.get(envelope.conversation)
         if queue is None:
             self._conversations[envelope.conversation] = deque((held,))
@@ -220,6 +198,7 @@ class InboxWorker:
             if held.timer is not None:
                 held.timer.cancel()
             if held.task is not None:
+                held.abandoned = True
                 held.task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=2)
@@ -233,12 +212,14 @@ class InboxWorker:
         """
         self._draining = True
         self._ready.clear()
-        tasks = [held.task for held in self._mails.values() if held.task is not None]
+        end, left_s = time.monotonic() + self.spec.drain_timeout_s, self.spec.drain_timeout_s
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=self.spec.drain_timeout_s)
+            # what a mail's handler has ended with may take a task too
+            while left_s > 0 and (tasks := [held.task for held in self._mails.values() if held.task is not None]):
+                await asyncio.wait(tasks, timeout=left_s)
+                left_s = end - time.monotonic()
         finally:
-            self.clean = all(task.done() for task in tasks)
+            self.clean = all(held.task is None for held in self._mails.values())
             await to_its_end(self._stop())
 
     async def _stop(self) -> None:
@@ -253,9 +234,9 @@ class InboxWorker:
             if held is None:
                 return
             self._running += 1
-            held.task = asyncio.create_task(self._run_mail(held))
+            self._start(held)
 
-    def _pick_next(self) -> _HeldMail | None:
+    def _pick_next(self) -> HeldMail | None:
         """Return the mail to start next. None: the oldest mail of a dead process is first, and cannot start now."""
         if self._singly_until:
             oldest = min(self._mails)
@@ -268,27 +249,63 @@ class InboxWorker:
             self._singly_until = 0
         return self._conversations[self._ready.popleft()][0]
 
-    async def _run_mail(self, held: _HeldMail) -> None:
-        """Handle a mail, then acknowledge it, or set the timer for its next attempt."""
+    def _start(self, held: HeldMail) -> None:
+        """Start the handler of a mail in a task of its own. A mail that needs no call of a handler ends in a task too.
+
+        The end of a mail may start the next mail: a task keeps many such mails in a row from recursing.
+        """
+        ending: Outcome | Exception | None = self._find_refusal(held)
+        if ending is None:
+            try:
+                call = self._mail_handlers.start(held.delivery, held.envelope, held.attempt)
+            except Exception as error:  # noqa: BLE001  (logged, and tried again as what could not be stored)
+                ending = error
+            else:
+                held.secrets, ending = call.secrets, call.outcome
+                if call.task is not None:
+                    held.task = call.task
+                    call.task.add_done_callback(partial(self._on_handled, held, call))
+                    return
+        held.task = asyncio.create_task(self._settle(held, ending))
+
+    def _on_handled(self, held: HeldMail, call: MailCall, task: asyncio.Task[None]) -> None:
+        """The handler of a mail has ended: acknowledge the mail, set the timer for its next attempt, or refuse it."""
         retry_s: float | None = None  # None: the mail has ended; below 0: no next attempt here
         try:
-            outcome = await self._handle_mail(held)
-            if isinstance(outcome, Refused):
-                await self._settle_refusal(held, outcome)
-            if isinstance(outcome, float):
-                retry_s = outcome
+            outcome = self._mail_handlers.end(call)
+            if held.abandoned and not isinstance(outcome, Returned):
+                retry_s = -1.0
+            elif isinstance(verdict := self._judge_outcome(held, outcome, call.handler), Refused):
+                held.task = asyncio.create_task(self._settle(held, verdict))
+                return
+            elif verdict is None:
+                self._ack(held.delivery)
+            else:
+                retry_s = verdict
+        except Exception as error:  # noqa: BLE001  (logged there)
+            retry_s = self._count_settle_failure(held, error)
+        self._end(held, retry_s)
+
+    async def _settle(self, held: HeldMail, ending: Outcome | Exception | None) -> None:
+        """Acknowledge a mail, once it is stored why it was refused, if it was."""
+        retry_s: float | None = None
+        try:
+            if isinstance(ending, Refused):
+                await self._settle_refusal(held, ending)
+            if isinstance(ending, Exception):
+                retry_s = self._count_settle_failure(held, ending)
             else:
                 self._ack(held.delivery)
-        except AIQueueError as error:
-            retry_s = self._count_settle_failure(held, error)
         except asyncio.CancelledError:
             retry_s = -1.0  # abandoned, so the next process gets it
-        except Exception as error:
-            log.exception("the outcome of mail %s to %s could not be stored", held.envelope.mail_id, self.spec.name)
-            retry_s = self._count_settle_failure(held, Unavailable(str(error)))
-        finally:
-            self._running -= 1
-            held.task = None
+        except Exception as error:  # noqa: BLE001  (logged there)
+            retry_s = self._count_settle_failure(held, error)
+        self._end(held, retry_s)
+
+    def _end(self, held: HeldMail, retry_s: float | None) -> None:
+        """Free the slot of a mail. None: the mail has ended; else its next attempt is due in so many seconds."""
+        self._running -= 1
+        held.task = None
         if retry_s is None:
             self._finish(held)
         elif retry_s >= 0 and not self._draining:
@@ -296,21 +313,22 @@ class InboxWorker:
         self._start_ready()
         self.changed()
 
-    def _count_settle_failure(self, held: _HeldMail, error: AIQueueError) -> float:
+    def _count_settle_failure(self, held: HeldMail, error: Exception) -> float:
         """Log that the end of a mail could not be stored. Return the seconds until this is retried."""
         held.failures += 1
         delay_s = min(SETTLE_RETRY_MAX_S, SETTLE_RETRY_S * 2.0 ** min(held.failures - 1, 16))
-        mail_id = held.envelope.mail_id
-        log.warning("mail %s: its outcome could not be stored, retrying in %g s: %s", mail_id, delay_s, error)
+        text, mail_id = "mail %s: its outcome could not be stored, retrying in %g s: %s", held.envelope.mail_id
+        unexpected = not isinstance(error, AIQueueError)
+        log.log(logging.ERROR if unexpected else logging.WARNING, text, mail_id, delay_s, error, exc_info=unexpected)
         return delay_s
 
-    def _resume(self, held: _HeldMail) -> None:
+    def _resume(self, held: HeldMail) -> None:
         """Make the conversation of a mail ready, because the next attempt of the mail is due."""
         held.timer = None
         self._ready.append(held.envelope.conversation)
         self._start_ready()
 
-    def _finish(self, held: _HeldMail) -> None:
+    def _finish(self, held: HeldMail) -> None:
         """Drop a mail that has ended, and let its conversation continue."""
         self.done += 1
         self._drop(held)
@@ -323,19 +341,16 @@ class InboxWorker:
         else:
             del self._conversations[held.envelope.conversation]
 
-    def _drop(self, held: _HeldMail) -> None:
+    def _drop(self, held: HeldMail) -> None:
         self._drop_lease(held.delivery)
-        self._mails.pop((held.delivery.seq, held.delivery.stored_at), None)
+        key = held.delivery.seq, held.delivery.stored_at
+        if self._mails.get(key) is held:  # an abandoned mail may have come again
+            del self._mails[key]
 
     # -- one mail
 
-    async def _handle_mail(self, held: _HeldMail) -> Refused | float | None:
-        """Call the handler of a mail. Return what becomes of the mail.
-
-        1. None: it is handled.
-        2. Refused: it is bounced or dead-lettered.
-        3. A float: it is retried in so many seconds.
-        """
+    def _find_refusal(self, held: HeldMail) -> Refused | None:
+        """Return why a mail is not handled, as far as its headers and its past say that."""
         if held.refusal is not None:
             return held.refusal
         if held.delivery.seq == self._suspect_seq:
@@ -346,11 +361,15 @@ class InboxWorker:
             return Refused("invalid", malformed)
         if held.envelope.expired(self._connection.clock.now()):
             return Refused("expired", "the mail expired before it was handled")
-        outcome, handler, held.secrets = await self._mail_handlers.call(held.delivery, held.envelope, held.attempt)
-        return self._judge_outcome(held, outcome, handler)
+        return None
 
-    def _judge_outcome(self, held: _HeldMail, outcome: Outcome, handler: Handler | None) -> Refused | float | None:
-        """Return what becomes of a mail after its handler has ended; see `_handle_mail`."""
+    def _judge_outcome(self, held: HeldMail, outcome: Outcome, handler: Handler | None) -> Refused | float | None:
+        """Return what becomes of a mail after its handler has ended.
+
+        1. None: it is handled.
+        2. Refused: it is bounced or dead-lettered.
+        3. A float: it is retried in so many seconds.
+        """
         if isinstance(outcome, Returned):
             return None
         if isinstance(outcome, Refused):
@@ -373,7 +392,7 @@ class InboxWorker:
         held.attempt += 1
         return delay_s
 
-    async def _settle_refusal(self, held: _HeldMail, refusal: Refused) -> None:
+    async def _settle_refusal(self, held: HeldMail, refusal: Refused) -> None:
         """Bounce and dead-letter a mail. An expired mail is dead-lettered only if nobody can get the bounce."""
         if held.refusal is None:
             held.refusal = refusal
@@ -389,7 +408,7 @@ class InboxWorker:
             envelope.sender, name, self.spec.tenant, refusal.reason, refusal.error, last_trace(held.history),
         )  # fmt: skip
 
-    async def _dead_letter(self, held: _HeldMail, refusal: Refused) -> None:
+    async def _dead_letter(self, held: HeldMail, refusal: Refused) -> None:
         delivery, envelope, secrets = held.delivery, held.envelope, held.secrets
         if secrets is None:
             secrets = self._mail_handlers.secrets_of_undecoded(delivery.message.headers)
@@ -400,7 +419,7 @@ class InboxWorker:
         )  # fmt: skip
         await self._dead.add(failed, delivery.message.headers, delivery.message.data)
 
-    def _add_to_history(self, held: _HeldMail, error: str, trace: str) -> None:
+    def _add_to_history(self, held: HeldMail, error: str, trace: str) -> None:
         entry: dict[str, Any] = {
             "attempt": held.attempt, "at": time.time(), "worker": self.spec.name, "error": error,
             **({"traceback": trace} if trace else {}),

@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import attempt, codec, headers, secret_paths
-from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limits, Outcome, RawJob, Refused, Returned, Threads
+from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limit, Limits, Outcome, RawJob, Refused, Returned, Threads
 from ..errors import DecodeError
 from ..job import ANY_KIND, Message, RawMessage
 from ..lanes import Delivery
@@ -21,12 +21,24 @@ from .reply_waiter import raw_job_of
 log = logging.getLogger(__name__)
 
 
-class Handled(NamedTuple):
-    """What became of one call. `handler`: that of the mail's kind, or None. `secrets`: the mail's secret fields."""
+class MailCall:
+    """One call of a mail's handler.
 
-    outcome: Outcome
-    handler: Handler | None
-    secrets: str
+    - `task` runs the handler. None: nothing is called, and `outcome` says what becomes of the mail.
+    - `outcome`: what the handler has ended with; None until then.
+    - `secrets`: the secret fields of the mail.
+    """
+
+    __slots__ = ("decoded", "handler", "limit", "outcome", "raw", "secrets", "task")
+
+    def __init__(self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, secrets: str) -> None:
+        self.raw = raw
+        self.decoded = decoded
+        self.handler = handler
+        self.secrets = secrets
+        self.outcome: Outcome | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.limit: Limit | None = None
 
 
 class MailHandlers:
@@ -45,21 +57,47 @@ class MailHandlers:
         """Let idle threads end."""
         self._threads.close()
 
-    async def call(self, delivery: Delivery, envelope: Envelope, number: int) -> Handled:
-        """Call the handler for attempt `number` at a mail. What it returns repeats no secret of the mail.
+    def start(self, delivery: Delivery, envelope: Envelope, number: int) -> MailCall:
+        """Call the handler for attempt `number` at a mail, in a task of its own with a copy of the context variables.
 
-        Refused without a call: the mail cannot be decoded, or has no handler here. Returned without a call: nobody has
-        to handle the mail. Raises CancelledError if this task is cancelled.
+        Nothing is called for a mail that cannot be decoded, has no handler here, or that nobody has to handle.
         """
         raw = raw_job_of(delivery, self._family, envelope, self._agent)
         decoded = attempt.decode_body(raw)
         handler = self._find_handler(decoded)
-        outcome = await self._call_decoded(raw, decoded, handler, envelope, number)
         if decoded.data is None:
             secrets = self.secrets_of_undecoded(raw.headers)
         else:
             secrets = attempt.secrets_of_body(decoded, raw.headers, handler)
-        return Handled(attempt.without_secrets(outcome, secrets, decoded.data, raw.body), handler, secrets)
+        call = MailCall(raw, decoded, handler, secrets)
+        message = self._message_of(raw, decoded, handler, envelope)
+        if handler is None or not isinstance(message, Message | RawMessage):
+            assert not isinstance(message, Message | RawMessage)
+            call.outcome = self._redact(call, message)
+            return call
+        mail: Mail[Any] = Mail(
+            message, envelope, to=self._agent, attempt=number, mail_headers=raw.headers,
+            reply_sender=self._reply_sender,
+        )  # fmt: skip
+        run = self._run(call, handler, mail)
+        call.task = asyncio.get_running_loop().create_task(run, context=self._base_context.copy())
+        if handler.timeout_s is not None:
+            call.limit = self._limits.start_task(call.task, handler.timeout_s)
+        return call
+
+    def end(self, call: MailCall) -> Outcome:
+        """Return the outcome of a call whose task has ended. What this returns repeats no secret of the mail."""
+        outcome = call.outcome
+        if call.limit is not None:
+            self._limits.stop(call.limit)
+            if call.limit.expired and call.handler is not None:
+                outcome = attempt.timeout_outcome(call.handler.timeout_s)
+        if outcome is None:  # cancelled before its first step
+            outcome = attempt.outcome_of_error(asyncio.CancelledError(), {})
+        return self._redact(call, outcome)
+
+    def _redact(self, call: MailCall, outcome: Outcome) -> Outcome:
+        return attempt.without_secrets(outcome, call.secrets, call.decoded.data, call.raw.body)
 
     def _find_handler(self, decoded: DecodedJob) -> Handler | None:
         """Return the handler of a mail: that of its kind, else that of every kind, which gets no bounces.
@@ -79,12 +117,12 @@ class MailHandlers:
         found = secret_paths.merge(*(attempt.secrets_of(mail_headers, each) for each in handlers))
         return secret_paths.within_data(found) if found and not kind else found
 
-    async def _call_decoded(
-        self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, envelope: Envelope, number: int
-    ) -> Outcome:
+    def _message_of(
+        self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, envelope: Envelope
+    ) -> Message | RawMessage | Outcome:
+        """Return what the handler is called with, or the outcome of a mail that needs no call."""
         if handler is not None and handler.any_of:
-            raw_message = attempt.make_raw_message(raw, decoded)
-            return await self._run(handler, self._make_mail(raw_message, envelope, number, raw))
+            return attempt.make_raw_message(raw, decoded)
         if decoded.data is None:
             return Refused("undecodable", decoded.problem)
         if handler is None:
@@ -93,16 +131,10 @@ class MailHandlers:
             accepted = ", ".join(raw.family.schema_versions)
             return Refused("unknown_kind", f"schema version {decoded.version!r} is none of {accepted}")
         try:
-            message = parse_message(handler.model, decoded.data)
+            message: Message = parse_message(handler.model, decoded.data)
         except DecodeError as error:
             return Refused("invalid", error.reason)
-        return await self._run(handler, self._make_mail(message, envelope, number, raw))
-
-    def _make_mail(self, message: Message | RawMessage, envelope: Envelope, number: int, raw: RawJob) -> Mail[Any]:
-        return Mail(
-            message, envelope, to=self._agent, attempt=number, mail_headers=raw.headers,
-            reply_sender=self._reply_sender,
-        )  # fmt: skip
+        return message
 
     def _refuse_kind(self, decoded: DecodedJob, envelope: Envelope, *, broadcast: bool) -> Outcome:
         """Return why a mail whose kind has no handler is refused; Returned if it is logged or ignored instead."""
@@ -116,31 +148,11 @@ class MailHandlers:
         known = ", ".join(sorted(self._handlers)) or "none"
         return Refused("unknown_kind", f"agent {self._agent} has no handler for {decoded.kind!r}; its kinds: {known}")
 
-    async def _run(self, handler: Handler, mail: Mail[Any]) -> Outcome:
-        """Run a handler within its timeout, in a task of its own. Raises CancelledError if this task is cancelled."""
-        limit: list[attempt.Limit] = []
-
-        def start_limit(task: asyncio.Task[None]) -> None:
-            if handler.timeout_s is not None:
-                limit.append(self._limits.start_task(task, handler.timeout_s))
-
-        this_task = asyncio.current_task()
-        assert this_task is not None
-        cancelled_before = this_task.cancelling()
+    async def _run(self, call: MailCall, handler: Handler, mail: Mail[Any]) -> None:
+        function: Any = handler.call
         try:
-            outcome = await attempt.run_in_task(self._call(handler, mail), self._base_context.copy(), start_limit)
-        finally:
-            for each in limit:
-                self._limits.stop(each)
-        is_late = any(each.expired for each in limit)
-        if this_task.cancelling() > cancelled_before and (is_late or not isinstance(outcome, Returned)):
-            raise asyncio.CancelledError
-        return attempt.timeout_outcome(handler.timeout_s) if is_late else outcome
-
-    async def _call(self, handler: Handler, mail: Mail[Any]) -> Outcome:
-        call: Any = handler.call
-        try:
-            value = await call(mail) if handler.is_async else await self._threads.run(lambda: call(mail))
-            return Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
+            value = await function(mail) if handler.is_async else await self._threads.run(lambda: function(mail))
+            plain = type(value) in PLAIN_TYPES
+            call.outcome = Returned(value) if plain else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
-            return attempt.outcome_of_error(error, handler.on)
+            call.outcome = attempt.outcome_of_error(error, handler.on)

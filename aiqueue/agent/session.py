@@ -61,8 +61,8 @@ class AgentSession:
         self._connection = client.connection
         self._inboxes = client.inboxes
         self._family = self._inboxes.family
-        self._wake = asyncio.Event()
-        self._puller = Puller(self._connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._wake.set)
+        self._refill_scheduled = False
+        self._puller = Puller(self._connection, deliver=self._on_delivery, gone=self._on_gone, changed=self._changed)
         self._leases = Leases(self._connection, shortest_s=self._family.ack_wait_s)
         self._router = MailRouter(self._inboxes, client.dead, self._puller)
         self._by_pull: dict[LanePull, _Member] = {}
@@ -91,7 +91,7 @@ class AgentSession:
         spec = inbox_worker.spec
         member = _Member(inbox_worker, self._inboxes.presence.inbox_lock(spec.tenant, spec.name, LOCK_TTL_S))
         self._members.add(member)
-        inbox_worker.leases, inbox_worker.changed = self._leases, self._wake.set
+        inbox_worker.leases, inbox_worker.changed = self._leases, self._changed
         try:
             if self._open_task is None:
                 self._open_task = asyncio.create_task(self._open())
@@ -132,7 +132,7 @@ class AgentSession:
     async def _open(self) -> None:
         await self._puller.open()
         self._leases.start()
-        self._pull_task = asyncio.create_task(self._run_pulls())
+        self._pull_task = asyncio.create_task(self._check_pulls())
         self._router.start()
 
     async def _close(self) -> None:
@@ -147,26 +147,28 @@ class AgentSession:
 
     # -- pulling
 
-    async def _run_pulls(self) -> None:
-        """Request as many mails as may be held, whenever something has changed. Drop lost pulls once a second."""
-        checked_at = 0.0
+    def _changed(self) -> None:
+        """Mail has come or has ended: request more at the end of this turn of the event loop, after handlers start."""
+        if not self._refill_scheduled:
+            self._refill_scheduled = True
+            asyncio.get_running_loop().call_soon(self._refill)
+
+    def _refill(self) -> None:
+        """Request as many mails as may be held."""
+        self._refill_scheduled = False
+        held = sum(member.inbox_worker.held for member in self._members) + self._router.held
+        capacity = max(CAPACITY_MIN, HELD_MAX - held)
+        self._puller.refill(capacity // 2, capacity // 2)
+
+    async def _check_pulls(self) -> None:
+        """Once a second, drop lost pulls, and make up for a refill that failed."""
         while True:
             try:
-                now = time.monotonic()
-                if now - checked_at >= CHECK_EVERY_S:
-                    checked_at = now
-                    self._puller.drop_lost_pulls()
-                held = sum(member.inbox_worker.held for member in self._members) + self._router.held
-                capacity = max(CAPACITY_MIN, HELD_MAX - held)
-                self._puller.refill(capacity // 2, capacity // 2)
+                self._puller.drop_lost_pulls()
+                self._refill()
             except Exception:
                 log.exception("could not pull mail, retrying in %g s", CHECK_EVERY_S)
-            try:
-                async with asyncio.timeout(CHECK_EVERY_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-            self._wake.clear()
+            await asyncio.sleep(CHECK_EVERY_S)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         member = self._by_pull.get(delivery.lane)
@@ -180,7 +182,7 @@ class AgentSession:
                 member.inbox_worker.on_delivery(delivery)
         elif delivery.lane is self._router.pull:
             self._router.on_delivery(delivery)
-        self._wake.set()
+        self._changed()
 
     def _on_gone(self, pull: LanePull) -> None:
         """Stop pulling from a consumer that is lost, or seems to be: the server may still have it after an election."""
@@ -245,7 +247,7 @@ class AgentSession:
         member.inbox_worker.pull, member.inbox_worker.window = pull, window
         self._by_pull[pull] = member
         self._puller.add(pull)
-        self._wake.set()
+        self._changed()
 
     async def _unserve(self, member: _Member) -> None:
         """Delete the agent's consumer. The next consumer starts with the mail that is not acknowledged."""

@@ -323,6 +323,47 @@ async def test_a_handler_gets_the_reply_to_its_request_while_its_agent_drains(cl
     assert replies == [5]
 
 
+async def test_an_agent_that_drains_stores_the_dead_letter_of_a_handler_that_fails_meanwhile(
+    client: aiqueue.Client,
+) -> None:
+    agent = aiqueue.Agent("bob", tenant="acme", drain_timeout=30)
+    started, may_fail = asyncio.Event(), asyncio.Event()
+
+    @agent.handle(Step, retry=aiqueue.Backoff(attempts=1))
+    async def step(mail: Mail[Step]) -> None:
+        started.set()
+        await may_fail.wait()
+        raise ValueError("no")
+
+    async with AsyncExitStack() as stack:
+        inbox_worker = await stack.enter_async_context(agent.running(client))
+        await put(client, "bob", 1)
+        await started.wait()
+        leaving = asyncio.create_task(stack.aclose())
+        await eventually(lambda: inbox_worker.vitals()["state"] == "draining")
+        may_fail.set()
+        await leaving
+    assert inbox_worker.clean
+    assert [each.reason async for each in client.dead.find()] == ["attempts"]
+    assert await stored_count(client) == 0
+
+
+async def test_mail_that_nobody_has_to_handle_is_acknowledged_a_thousand_in_a_row(client: aiqueue.Client) -> None:
+    kept: list[tuple[str, int]] = []
+    agent = recording_agent("bob", kept, concurrency=100)
+    await client.inboxes.create("bob", tenant="acme")
+    for first in range(0, 1_000, 100):
+        sending = (
+            client.inboxes.broadcast(Answer(n=n), tenant="acme", conversation="c") for n in range(first, first + 100)
+        )
+        await asyncio.gather(*sending)
+    await put(client, "bob", 7, conversation="c")
+    async with agent.running(client) as inbox_worker:
+        await eventually(lambda: inbox_worker.done == 1_001)
+    assert kept == [("c", 7)]
+    assert await stored_count(client) == 0
+
+
 async def test_a_reply_of_the_wrong_kind_is_an_error(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
 

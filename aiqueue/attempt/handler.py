@@ -57,22 +57,28 @@ class Handler:
         return policy if isinstance(policy, Backoff) else self.retry
 
 
-def is_async_handler(function: Any) -> bool:
+def is_async_handler(
+    function: Any,
+    *,
+    rule: str = "a handler must be a function of one argument",
+    argument: str = "the job or the mail",
+    instead_of_yield: str = "give parts with `await job.chunk(...)`, and return the result",
+) -> bool:
     """Return whether a handler runs on the event loop; if not, it runs in a thread.
 
     Raises BadInput for what cannot be a handler: something that cannot be called with one argument, or a generator
-    function, whose body would not run when it is called.
+    function, whose body would not run when it is called. The texts are parts of these errors.
     """
     name = getattr(function, "__qualname__", None) or repr(function)
     if not callable(function) or isinstance(function, type):
-        raise BadInput(f"a handler must be a function of one argument, not {function!r}")
+        raise BadInput(f"{rule}, not {function!r}")
     forms = function, getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
     if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in forms):
-        raise BadInput(f"{name} is a generator function: give parts with `await job.chunk(...)`, and return the result")
+        raise BadInput(f"{name} is a generator function: {instead_of_yield}")
     try:
         inspect.signature(function).bind(None)
     except TypeError as error:
-        raise BadInput(f"{name} must take one argument, the job or the mail: {error}") from None
+        raise BadInput(f"{name} must take one argument, {argument}: {error}") from None
     except ValueError:
         pass  # a builtin without a signature
     return any(inspect.iscoroutinefunction(each) for each in forms)

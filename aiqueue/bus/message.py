@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .. import codec, headers, subjects
+from ..attempt import is_async_handler
 from ..errors import BadInput, DecodeError
 from ..job import Job, RawMessage
 from ..mailbox import Mail
@@ -109,20 +109,14 @@ class Callback:
     """A subscriber's function. An async function is awaited on the event loop, a plain one runs in a thread."""
 
     def __init__(self, function: Any) -> None:
-        """Raises BadInput for what cannot be called with one message."""
-        name = getattr(function, "__qualname__", None) or repr(function)
-        if not callable(function) or isinstance(function, type):
-            raise BadInput(f"callback must be a function of one message, such as `async def handle(msg)`, not {name}")
-        try:
-            inspect.signature(function).bind(None)
-        except TypeError as error:
-            raise BadInput(f"{name} must take one argument, the message: {error}") from None
-        except ValueError:
-            pass  # a builtin without a signature
-        forms = function, getattr(function, "__call__", None)  # noqa: B004  (an object whose __call__ is async)
-        self.is_async = any(inspect.iscoroutinefunction(each) for each in forms)
+        """Raises BadInput for what cannot be called with one message, and for a generator function."""
+        self.is_async = is_async_handler(
+            function,
+            rule="callback must be a function of one message, such as `async def handle(msg)`",
+            argument="the message",
+            instead_of_yield="answer with `await msg.respond(...)`, or return the answer",
+        )
         self.function = function
-        self.name = name
 
     async def __call__(self, message: Msg) -> Any:
         """Call the function. Raises what it raises."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -472,6 +474,14 @@ async def test_a_plain_callback_that_does_not_end_is_cancelled_after_the_drain_t
 async def ignore(msg: Msg) -> None: ...
 
 
+def parts(msg: Msg) -> Iterator[int]:
+    yield 1
+
+
+async def async_parts(msg: Msg) -> AsyncIterator[int]:
+    yield 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -479,6 +489,9 @@ async def ignore(msg: Msg) -> None: ...
         ({"callback": ignore, "cb": ignore}, "as callback= "),
         ({"callback": "f"}, "callback must be a function of one message"),
         ({"callback": lambda: None}, "must take one argument, the message"),
+        ({"callback": parts}, r"^parts is a generator function: answer with `await msg\.respond\(\.\.\.\)`.*$"),
+        ({"callback": async_parts}, "^async_parts is a generator function: answer with .*$"),
+        ({"callback": functools.partial(parts)}, "is a generator function: answer with"),
         ({"callback": ignore, "retry": FAST}, "retry= is for jobs and mail"),
         ({"callback": ignore, "concurrency": 2}, "concurrency= is for queues"),
         ({"callback": ignore, "queue": "q", "concurrency": 0}, "concurrency must be a whole number"),

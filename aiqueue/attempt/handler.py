@@ -84,15 +84,24 @@ def is_async_handler(
     return any(inspect.iscoroutinefunction(each) for each in forms)
 
 
-def find_handler(handlers: Mapping[tuple[str, str], Handler], family: Family, decoded: DecodedJob) -> Handler | None:
+class Handlers(dict[tuple[str, str], Handler]):
+    """Handlers by `Handler.key`. ``handlers[family, kind]`` raises nothing: without a handler of the kind, it is the
+    family's handler of every kind, or None. `get` and `in` look for the key alone.
+    """
+
+    def __missing__(self, key: tuple[str, str]) -> Handler | None:
+        return self.get((key[0], ANY_KIND))
+
+
+def find_handler(handlers: Handlers, family: Family, decoded: DecodedJob) -> Handler | None:
     """Return the handler of a job: that of its kind, else that of every kind in the family.
 
     The latter also goes first for a schema version that the family does not accept. None: no handler knows the kind.
     """
-    typed = handlers.get((family.name, decoded.kind))
-    if typed is not None and codec.is_accepted_version(decoded.version, family.schema_versions):
-        return typed
-    return handlers.get((family.name, ANY_KIND), typed)
+    found: Handler | None = handlers[family.name, decoded.kind]
+    if codec.is_accepted_version(decoded.version, family.schema_versions):
+        return found
+    return handlers.get((family.name, ANY_KIND), found)
 
 
 def build_job(

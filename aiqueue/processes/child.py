@@ -22,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from .. import attempt, codec
-from ..attempt import Cancelled, Handler, Outcome, Policies, RawJob, Refused, Returned, Threads
+from ..attempt import Cancelled, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..backoff import Backoff
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
@@ -229,7 +229,7 @@ class _FoundHandlers:
         if recipe["main"]:
             multiprocessing.spawn.prepare(recipe["main"])
         self.families = {name: Family(**data) for name, data in recipe["families"].items()}
-        self.handlers: dict[tuple[str, str], Handler] = {}
+        self.handlers = Handlers()
         self.missing: list[list[str]] = []
         worker = None
         if recipe["worker"]:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .. import attempt, headers
@@ -17,6 +17,7 @@ from ..attempt import (
     Cancellations,
     Cancelled,
     Handler,
+    Handlers,
     Interrupted,
     Limit,
     Limits,
@@ -30,7 +31,7 @@ from ..attempt import (
 )  # fmt: skip
 from ..connection import HEADERS_MAX
 from ..errors import Stale, Unavailable
-from ..job import ANY_KIND, Job, RawMessage
+from ..job import Job, RawMessage
 from ..journal import Writer
 from ..lanes import Delivery
 from ..processes import Processes, Quarantine, Suspect
@@ -57,7 +58,7 @@ class Runner:
         resources: WorkerResources,
         settlement: Settlement,
         *,
-        handlers: Mapping[tuple[str, str], Handler],
+        handlers: Handlers,
         worker: str,
         state: Any,
         processes: Processes,
@@ -108,8 +109,7 @@ class Runner:
         except Exception:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
         if opened is not None:
-            family = delivery.lane.key.family
-            handler = self._handlers.get((family, opened.kind)) or self._handlers.get((family, ANY_KIND))
+            handler: Handler | None = self._handlers[delivery.lane.key.family, opened.kind]
             if handler is not None and handler.is_async and not handler.process:
                 return self._run_plain(delivery, opened, handler)
         return self._run_any(delivery, opened)

@@ -8,13 +8,13 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from .. import headers
-from ..attempt import Handler
+from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
 from ..enqueue import Forwarder
@@ -44,7 +44,7 @@ class WorkerOptions:
     """What a run of a worker needs to know of the worker; see `Worker`. `declared`: the worker itself."""
 
     name: str
-    handlers: Mapping[tuple[str, str], Handler]
+    handlers: Handlers
     families: Collection[str]
     tenants: Collection[str] | None
     slots: int

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..arguments import check_model, flag, text, texts, whole_number
-from ..attempt import Handler, Policies, is_async_handler
+from ..attempt import Handler, Handlers, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import BadInput
@@ -69,7 +69,7 @@ class Worker:
         self.lifespan = lifespan
         self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self.name = text("name", name) if name else _default_name()
-        self._handlers: dict[tuple[str, str], Handler] = {}
+        self._handlers = Handlers()
 
     @property
     def slots(self) -> int:

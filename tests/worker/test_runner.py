@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiqueue import codec, headers
+from aiqueue.attempt import Handlers
 from aiqueue.config import Settings
 from aiqueue.connection import Connection, block
 from aiqueue.connection.nats_client import WireMessage
@@ -49,7 +50,7 @@ async def runner_without_server(families: Mapping[str, Family] = TOPOLOGY.famili
         SimpleNamespace(journal=journal),  # type: ignore[arg-type]
         WorkerResources(journal, nothing, families),
         nothing,
-        handlers={},
+        handlers=Handlers(),
         worker="w",
         state=None,
         processes=nothing,

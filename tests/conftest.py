@@ -10,20 +10,25 @@ nats://user:password@host:port
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
 import re
+import secrets
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from hypothesis import HealthCheck, settings
 
+import aiqueue
 from aiqueue.server import supervisor
+from aiqueue.topology import provision
 
 from . import support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
@@ -91,6 +96,49 @@ def account(nats_server: Server) -> Iterator[Account]:
     taken = nats_server.take()
     yield taken
     nats_server.return_to_queue(taken)
+
+
+@pytest.fixture
+async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
+    """A client on the test's account, which has all streams."""
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        yield client
+
+
+@pytest.fixture
+async def plain(account: Account) -> AsyncIterator[Any]:
+    """A plain nats-py client on the test's account."""
+    plain = await nats.connect(account.url, user=account.user, password=account.password)
+    yield plain
+    await plain.close()
+
+
+@pytest.fixture(scope="module")
+def shared(nats_server: Server) -> Iterator[Account]:
+    """An account with all streams for the tests of one file, which each take a `tenant`."""
+    taken = nats_server.take()
+
+    async def apply() -> None:
+        async with aiqueue.connect(taken.url, user=taken.user, password=taken.password) as client:
+            await provision.apply(client.connection, client.topology)
+
+    asyncio.run(apply())
+    yield taken
+    nats_server.return_to_queue(taken)
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant that no other test has."""
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+async def bus(shared: Account) -> AsyncIterator[aiqueue.NATSClient]:
+    """The client of the integration guide, on the account of the file."""
+    async with aiqueue.NATSClient(shared.url, user=shared.user, password=shared.password) as bus:
+        yield bus
 
 
 @pytest.fixture

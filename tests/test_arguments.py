@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +12,6 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput
-from aiqueue.topology import provision
-
-from .support import Account
 
 
 class Task(aiqueue.Message, kind="task"):
@@ -155,13 +152,6 @@ def test_a_wrong_argument_of_a_declaration_is_refused_at_once(
     with pytest.raises(BadInput) as caught:
         call(**options)
     assert_clear(caught.value, problem)
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 async def test_a_wrong_argument_of_a_call_is_refused_before_anything_is_sent(client: aiqueue.Client) -> None:

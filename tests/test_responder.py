@@ -19,7 +19,6 @@ from nats.aio.client import Client as Nats
 import aiqueue
 from aiqueue.errors import BadInput, InvalidToken, JobFailed, QueueFull, ResultTimeout, Unavailable
 from aiqueue.requests import caller
-from aiqueue.topology import provision
 
 from .support import Eventually
 
@@ -34,20 +33,6 @@ class Request(aiqueue.Message, kind="gateway.request", family="gateway.requests"
 class Query(aiqueue.Message, kind="rag.query", family="rag.queries"):
     query: str
     query_id: str = ""
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
-@pytest.fixture
-async def plain(account: Any) -> AsyncIterator[Nats]:
-    nc = await nats.connect(account.url, user=account.user, password=account.password)
-    yield nc
-    await nc.close()
 
 
 @contextlib.asynccontextmanager

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
 
 import aiqueue
@@ -15,9 +13,8 @@ from aiqueue import codec
 from aiqueue.agent import Bounce, Mail
 from aiqueue.cli.worker_process import _describe_start
 from aiqueue.errors import BadInput, DecodeError, MailBounced, ReplyTimeout
-from aiqueue.topology import provision
 
-from ..support import Account, eventually
+from ..support import eventually
 
 INBOX = "ai.agent.message.acme.ada"
 ONCE = aiqueue.Backoff(attempts=1)
@@ -35,20 +32,6 @@ class Note(aiqueue.Message, kind="note"):
 class Seen(asyncio.Queue[Mail[aiqueue.RawMessage]]):
     async def next(self) -> Mail[aiqueue.RawMessage]:
         return await asyncio.wait_for(self.get(), 25)
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
-@pytest.fixture
-async def plain(account: Account) -> AsyncIterator[Any]:
-    plain = await nats.connect(account.url, user=account.user, password=account.password)
-    yield plain
-    await plain.close()
 
 
 def agent_of(seen: Seen, steps: list[int], name: str = "ada") -> aiqueue.Agent:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,6 @@ class Task(aiqueue.Message, kind="task"):
 def only_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """No attempt looks by itself, as it would after 5 s: what stops here was told, unless a test has it look."""
     monkeypatch.setattr(cancellation, "LONG_S", 600)
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 class Seen:

@@ -33,13 +33,6 @@ class Letter(aiqueue.Message, kind="letter", family="agent.message"):
     how: str = ""
 
 
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
 async def dead_letters(client: aiqueue.Client) -> list[Any]:
     return [letter async for letter in client.dead.find(Filter())]
 

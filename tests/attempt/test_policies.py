@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from aiqueue.attempt.handler_errors import RETRY_AFTER_MAX_S
 from aiqueue.connection import Stored
 from aiqueue.enqueue import parking
 from aiqueue.errors import BadInput
-from aiqueue.topology import provision
 
 from ..support import eventually
 
@@ -36,13 +34,6 @@ class Busy(Exception):
 
 
 class VeryBusy(Busy): ...
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 SLOW = aiqueue.Backoff(attempts=9, first="30s")

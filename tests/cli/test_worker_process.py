@@ -10,13 +10,12 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 
 from ..support import Account
 
@@ -108,13 +107,6 @@ def working(directory: Path, environment: dict[str, str], *options: str) -> Iter
     finally:
         work.process.kill()
         work.process.communicate()
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 @pytest.fixture

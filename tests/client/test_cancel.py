@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ STREAM = "AI_AGENT_TASKS"
 
 class Task(aiqueue.Message, kind="task"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 def taking(seen: list[str], *, takes_s: float = 0.0, **options: Any) -> aiqueue.Worker:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,6 @@ def test_new_ids_hold_the_corrected_time() -> None:
 
 
 # On a server
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 async def test_enqueueing_asks_for_the_time_once_and_not_for_each_job(account: Account, client: aiqueue.Client) -> None:

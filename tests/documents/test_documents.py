@@ -60,13 +60,6 @@ LARGE = "x" * 300_000  # above the default of claim_check
 FAST = aiqueue.Backoff(attempts=2, first=0.02, cap=0.02)
 
 
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
 async def stored(client: Client, stream: str = STREAM, subject: str = ">") -> list[Any]:
     return [each async for each in client.connection.read(stream, subject)]
 

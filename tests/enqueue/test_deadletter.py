@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import nats
@@ -11,7 +10,6 @@ import pytest
 
 import aiqueue
 from aiqueue.enqueue.deadletter import DeadLetter
-from aiqueue.topology import provision
 
 from ..support import Eventually
 
@@ -20,13 +18,6 @@ MAX = 1_048_576
 
 class Echo(aiqueue.Message, kind="echo"):
     text: str = ""
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 async def letters(client: aiqueue.Client, count: int) -> list[DeadLetter]:

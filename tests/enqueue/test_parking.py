@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,13 +28,6 @@ tokens = st.from_regex(subjects.TOKEN, fullmatch=True)
 
 class Task(aiqueue.Message, kind="task"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 def job_headers(job_id: str) -> dict[str, str]:

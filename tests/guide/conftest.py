@@ -1,33 +1,17 @@
-"""One account with the streams, and one process of each plain client, for all tests of a file."""
+"""A typed client and one process of each plain client, on the account of a file's tests."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 
-from ..support import Account, Server
+from ..support import Account
 from . import clients
 from .clients import Plain
-
-
-@pytest.fixture(scope="module")
-def shared(nats_server: Server) -> Iterator[Account]:
-    taken = nats_server.take()
-
-    async def apply() -> None:
-        async with aiqueue.connect(taken.url, user=taken.user, password=taken.password) as client:
-            await provision.apply(client.connection, client.topology)
-
-    asyncio.run(apply())
-    yield taken
-    nats_server.return_to_queue(taken)
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +31,6 @@ def plain(request: pytest.FixtureRequest, shared: Account, tmp_path_factory: pyt
         client = clients.python(shared, log)
     yield client
     client.end()
-
-
-@pytest.fixture
-def tenant() -> str:
-    """One that no other test has."""
-    return f"t{secrets.token_hex(6)}"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,31 +19,12 @@ import aiqueue
 from aiqueue.agent import Mail
 from aiqueue.bus import Msg, create_envelope, decode, encode
 
-from ..support import ROOT, Account, eventually
+from ..support import ROOT, eventually
 from .clients import GUIDE, Plain
+from .messages import Ask, Ingest, Note, Query, Task
 
 GUIDE_SHA256 = "aecf5e9481ff14053b13def7bfc10347a9c5ab5c6460eba0d717c8778dbdd2ca"
 MESSAGES, TASKS, PUBLISH_REQUEST, REQUEST_RESPONSE, INGEST, QUERIES = range(6)
-
-
-class Task(aiqueue.Message, kind="agent.task"):
-    text: str
-
-
-class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
-    text: str
-
-
-class Ingest(aiqueue.Message, kind="rag.document", family="rag.ingest"):
-    text: str
-
-
-class Query(aiqueue.Message, kind="rag.query", family="rag.queries"):
-    text: str
-
-
-class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
-    text: str
 
 
 def blocks() -> list[str]:
@@ -58,12 +39,6 @@ async def run(bus: aiqueue.NATSClient, block: int, **names: Any) -> dict[str, An
     if inspect.isawaitable(done):
         await done
     return place
-
-
-@pytest.fixture
-async def bus(shared: Account) -> AsyncIterator[aiqueue.NATSClient]:
-    async with aiqueue.NATSClient(shared.url, user=shared.user, password=shared.password) as bus:
-        yield bus
 
 
 def body(alias: str, text: str, form: str = "bare", **more: str) -> bytes:

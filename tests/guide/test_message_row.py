@@ -9,10 +9,7 @@ from aiqueue.agent import Mail
 
 from ..support import eventually
 from .clients import Plain
-
-
-class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
-    text: str
+from .messages import Note
 
 
 def agent_of(name: str, tenant: str, got: list[Mail[Note]]) -> aiqueue.Agent:

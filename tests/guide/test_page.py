@@ -15,14 +15,11 @@ from aiqueue.agent import Mail
 
 from ..support import ROOT, Account
 from .clients import HERE, environment
+from .messages import Ask, Note
 
 PAGE = ROOT / "docs" / "plain-clients.md"
 _PROGRAM = re.compile(r"^```(python fragment|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM_S = 30
-
-
-class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
-    text: str
 
 
 def programs(language: str) -> list[str]:
@@ -45,10 +42,6 @@ async def run(command: list[str], code: str, account: Account, cwd: Path) -> str
     assert process.returncode == 0, err.decode()
     assert err == b""
     return out.decode()
-
-
-class Note(aiqueue.Message, kind="agent.message", family="agent.message"):
-    text: str
 
 
 @pytest.mark.parametrize("language", ["python fragment", "js"])

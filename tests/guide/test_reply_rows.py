@@ -12,14 +12,7 @@ import pytest
 import aiqueue
 
 from .clients import Plain
-
-
-class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
-    text: str
-
-
-class Query(aiqueue.Message, kind="rag.query", family="rag.queries"):
-    text: str
+from .messages import Ask, Query
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,7 @@ import pytest
 import aiqueue
 
 from .clients import GUIDE, HERE, Plain, Refused
-
-
-class Task(aiqueue.Message, kind="agent.task", family="agent.tasks"):
-    text: str
-
-
-class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
-    text: str
-
-
-class Ingest(aiqueue.Message, kind="rag.document", family="rag.ingest"):
-    text: str
-
-
-class Query(aiqueue.Message, kind="rag.query", family="rag.queries"):
-    text: str
+from .messages import Ask, Ingest, Query, Task
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -28,13 +28,6 @@ STREAM = "AI_AGENT_TASKS"
 class Ping(aiqueue.Message, kind="ping"):
     n: int = 0
     blob: bytes = b""
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 async def found(client: aiqueue.Client, **more: Any) -> dict[str, Finding]:

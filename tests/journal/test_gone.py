@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -12,20 +12,13 @@ from aiqueue.errors import JobGone, ResultDisabled
 from aiqueue.journal import outcome_watch
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Eventually, NatsProcess
 
 STREAM = "AI_AGENT_TASKS"
 
 
 class Ping(aiqueue.Message, kind="ping"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 from aiqueue.worker.session import Session
 
 from ..support import Eventually
@@ -32,13 +30,6 @@ class NoSubscriptions(dict[int, Any]):
 
     def __setitem__(self, key: int, value: Any) -> None:
         pass
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 def worker() -> aiqueue.Worker:

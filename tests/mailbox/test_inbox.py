@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,7 +21,6 @@ from aiqueue.errors import BadInput, InboxFull, InvalidToken
 from aiqueue.lanes.puller import Puller
 from aiqueue.mailbox.inbox import Sent, Unread
 from aiqueue.mailbox.presence import Presence
-from aiqueue.topology import provision
 
 from ..support import eventually
 
@@ -32,20 +30,6 @@ BAD_TOKENS = ["a.b", "*", ">", "a b", "", "ä", "acme.bob", "x" * 65, "a\r\nb", 
 
 class Note(aiqueue.Message, kind="note"):
     text: str
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
-@pytest.fixture
-async def plain(account: Any) -> AsyncIterator[Raw]:
-    nc = await nats.connect(account.url, user=account.user, password=account.password)
-    yield nc
-    await nc.close()
 
 
 async def unread(client: aiqueue.Client, agent: str, tenant: str = "acme") -> list[Unread]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import nats
@@ -13,7 +12,6 @@ import pytest
 import aiqueue
 from aiqueue.enqueue.forwarder import Forwarder
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
 from aiqueue.worker import settlement
 
 from ..support import Eventually
@@ -22,13 +20,6 @@ from ..support import Eventually
 class Request(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
     prompt: str
     request_id: str = ""
-
-
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
 
 
 async def publish(account: Any, *ids: str) -> None:

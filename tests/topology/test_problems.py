@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -41,13 +40,6 @@ MADE_SO = {"persist_mode", "mirror", "allow_msg_counter"}  # only a new stream c
 
 class Ping(aiqueue.Message, kind="ping"):
     n: int = 0
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await apply(client.connection, client.topology)
-        yield client
 
 
 async def planned(client: aiqueue.Client) -> Plan:

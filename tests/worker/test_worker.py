@@ -46,13 +46,6 @@ class Document(aiqueue.Message, kind="rag.document", family="rag.ingest"):
 FAST = aiqueue.Backoff(attempts=3, first=0.02, cap=0.05)
 
 
-@pytest.fixture
-async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        yield client
-
-
 async def dead(client: aiqueue.Client, **wanted: Any) -> list[Any]:
     return [letter async for letter in client.dead.find(Filter(**wanted))]
 

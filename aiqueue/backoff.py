@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .errors import BadInput
-from .units import Duration, parse_duration
+from .units import Duration, parse_duration, whole_number
 
 DELAY_MAX_S = 365 * 86_400.0  # of any job: a retry, or a job that is enqueued with a delay
 
@@ -34,8 +34,7 @@ class Backoff:
     def __post_init__(self) -> None:
         object.__setattr__(self, "first_s", parse_duration("first", self.first))
         object.__setattr__(self, "cap_s", parse_duration("cap", self.cap))
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
-            raise BadInput(f"attempts must be a whole number from 1 to 10,000, not {self.attempts!r}")
+        whole_number("attempts", self.attempts, 1, 10_000)
         for name, value in (("factor", self.factor), ("jitter", self.jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadInput(f"{name} must be a number, not {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -111,6 +112,30 @@ class JobSpec:
     deadline: Duration | None = None
     delay: Duration | None = None
     at: datetime | float | None = None
+
+
+def check_message(message: Any) -> None:
+    """Raise BadInput if `message` is no instance of a subclass of Message."""
+    if isinstance(message, Message) and type(message) is not Message:
+        return
+    if isinstance(message, JobSpec):
+        raise BadInput("a JobSpec is only for enqueue_many: pass the message itself, and the options as arguments")
+    if isinstance(message, type) and issubclass(message, Message) and message is not Message:
+        raise BadInput(f"pass an instance, such as {message.__name__}(...), not the class {message.__name__}")
+    what = "Message itself" if message is Message or type(message) is Message else type(message).__name__
+    raise BadInput(f"a message is an instance of your own subclass of aiqueue.Message, not {what}")
+
+
+def check_model(argument: str, model: Any) -> None:
+    """Raise BadInput if `model` is no subclass of Message."""
+    if isinstance(model, type) and issubclass(model, Message) and model is not Message:
+        return
+    if model is RawMessage:
+        raise BadInput(f"{argument} needs the class of a message: use handle_any for jobs or mail of every kind")
+    if inspect.isroutine(model):
+        raise BadInput(f"{argument} needs a message's class, not function {model.__name__}: use {argument}(YourClass)")
+    shown = f"an instance of {type(model).__name__}" if isinstance(model, Message) else repr(model)
+    raise BadInput(f"{argument} needs the class of a message, a subclass of aiqueue.Message, not {shown}")
 
 
 def untyped(kind: str, family: str) -> type[Message]:

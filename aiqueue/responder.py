@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from . import codec, headers, subjects
-from .arguments import texts, whole_number
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
 from .enqueue import Producer
@@ -29,7 +28,7 @@ from .job import Reject, Retry
 from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
 from .requests import Claims, replies
 from .topology import Family
-from .units import Duration, parse_duration
+from .units import Duration, parse_duration, texts, whole_number
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,12 @@
-"""Parse and format durations and sizes: "30s", "2m", "1GiB"."""
+"""Plain values that callers pass: durations and sizes ("30s", "1GiB"), parsed and formatted; numbers, flags, texts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 from .errors import BadInput
 
@@ -50,6 +52,34 @@ def parse_duration(argument: str, value: Duration) -> float:
         return seconds(value)
     except ValueError as error:
         raise BadInput(f"{argument}: {error}") from None
+
+
+def whole_number(argument: str, value: Any, low: int, high: int) -> int:
+    """Return `value` if it is a whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadInput(f"{argument} must be a whole number from {low} to {high:,}, not {value!r}")
+    return value
+
+
+def flag(argument: str, value: Any) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise BadInput(f"{argument} must be True or False, not {value!r}")
+    return value
+
+
+def text(argument: str, value: Any) -> str:
+    """Return `value` if it is a text."""
+    if not isinstance(value, str):
+        raise BadInput(f"{argument} must be a text, not {value!r}")
+    return value
+
+
+def texts(argument: str, values: Any) -> tuple[str, ...]:
+    """Return the texts in an iterable. One text is none: its characters would be taken for the items."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise BadInput(f'{argument} must be a list of texts, such as ["a", "b"], not {values!r}')
+    return tuple(text(f"each of {argument}", each) for each in values)
 
 
 def size_bytes(value: str | int) -> int:

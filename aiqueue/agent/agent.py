@@ -8,15 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, overload
 
 from .. import subjects
-from ..arguments import check_model, text, texts, whole_number
 from ..attempt import Handler, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
-from ..job import ANY_KIND, AnyM, M, Message, RawMessage
+from ..job import ANY_KIND, AnyM, M, Message, RawMessage, check_model
 from ..mailbox import FAMILY, Mail, Sent
 from ..processes import reset_signals_at_fork
-from ..units import Duration, parse_duration
+from ..units import Duration, parse_duration, text, texts, whole_number
 from ..worker import check_attempt_options
 from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession

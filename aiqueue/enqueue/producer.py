@@ -13,13 +13,12 @@ from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from .. import codec, headers, subjects
-from ..arguments import check_message
 from ..backoff import DELAY_MAX_S
 from ..connection import Connection, PubAck, ServerClock, block
 from ..document_ref import find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, StreamFull, Unavailable
-from ..job import Message, secret_headers
+from ..job import Message, check_message, secret_headers
 from ..payload import encode_message
 from ..topology import Family, Topology
 from ..units import Duration, parse_duration

@@ -11,10 +11,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple
 
 from .. import codec, headers, subjects
-from ..arguments import check_message
 from ..connection import Connection, Stored, block
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
-from ..job import Message, secret_headers
+from ..job import Message, check_message, secret_headers
 from ..payload import encode_message
 from ..topology import Topology
 from ..units import Duration, parse_duration

@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..arguments import check_model, flag, text, texts, whole_number
 from ..attempt import Handler, Handlers, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import BadInput
-from ..job import ANY_KIND, AnyM, Job, M, RawMessage, Reject, Retry
+from ..job import ANY_KIND, AnyM, Job, M, RawMessage, Reject, Retry, check_model
 from ..subjects import FAMILY, token
-from ..units import Duration, parse_duration
+from ..units import Duration, flag, parse_duration, text, texts, whole_number
 from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")

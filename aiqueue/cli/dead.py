@@ -52,17 +52,7 @@ def ls(
 ) -> None:
     """List dead letters, oldest first."""
     wanted = _filter(family, tenant, kind, job, older)
-
-    async def find_letters(client: Client) -> list[DeadLetter]:
-        found = []
-        async for letter in client.dead.find(wanted):
-            found.append(letter)
-            if len(found) > limit:
-                break
-        return found
-
-    found = options.run_with_client(find_letters)
-    more, found = len(found) > limit, found[:limit]
+    found, more = options.list_with_client(lambda client: client.dead.find(wanted), limit)
     if json:
         output.print_json([each.summary() for each in found])
     elif not found:

@@ -18,7 +18,7 @@ from .output import Column
 if TYPE_CHECKING:
     from ..client import Client
     from ..document_ref import Document
-    from ..documents import Collected, ListedDocument
+    from ..documents import Collected
 
 app = typer.Typer(no_args_is_help=True, help="Put, list, get and delete documents (large files that jobs refer to).")
 
@@ -67,17 +67,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """List documents, least recently used first."""
-
-    async def find_documents(client: Client) -> list[ListedDocument]:
-        found = []
-        async for each in client.documents.find(tenant):
-            found.append(each)
-            if len(found) > limit:
-                break
-        return found
-
-    found = options.run_with_client(find_documents)
-    more, found = len(found) > limit, found[:limit]
+    found, more = options.list_with_client(lambda client: client.documents.find(tenant), limit)
     if json:
         output.print_json([each.summary() for each in found])
     elif not found:

@@ -82,17 +82,7 @@ def read(
 
     The mail stays in the inbox. Mail that the agent is handling now is also shown.
     """
-
-    async def fetch(client: Client) -> list[Unread]:
-        found = []
-        async for each in client.inboxes.read(agent, tenant=tenant):
-            found.append(each)
-            if len(found) > limit:
-                break
-        return found
-
-    found = options.run_with_client(fetch)
-    more, found = len(found) > limit, found[:limit]
+    found, more = options.list_with_client(lambda client: client.inboxes.read(agent, tenant=tenant), limit)
     if json:
         output.print_json([_mail_as_dict(each) for each in found])
     elif not found:

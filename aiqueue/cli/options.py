@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -120,6 +120,19 @@ class ServerOptions:
                 await client.close()
 
         return asyncio.run(run())
+
+    def list_with_client(self, find: Callable[[Client], AsyncIterable[T]], limit: int) -> tuple[list[T], bool]:
+        """Return the first `limit` items that `find` yields for an open client, and whether there are more."""
+
+        async def take(client: Client) -> tuple[list[T], bool]:
+            found: list[T] = []
+            async for each in find(client):
+                if len(found) == limit:
+                    return found, True
+                found.append(each)
+            return found, False
+
+        return self.run_with_client(take)
 
 
 def add_command(

@@ -214,7 +214,7 @@ class NATSClient:
         if route.role == "work":
             self._note_queue(route, queue)
             return ServedSubscription(
-                subject, queue, forget, serve=lambda made: serve_jobs(client, route, options, made.call)
+                subject, queue, forget, serve=lambda made: serve_jobs(client, route, options, made.enter)
             )
         if route.role == "inbox":
             return ServedSubscription(

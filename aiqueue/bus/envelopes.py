@@ -57,7 +57,7 @@ def decode(payload: bytes | str | Msg, content_type: str = "") -> Any:
         content_type = content_type or payload.content_type
         payload = payload.data
     value = codec.decode(to_bytes(payload), content_type)
-    if not isinstance(value, dict) or not all(key in value for key in _ENVELOPE_KEYS):
+    if not isinstance(value, dict) or "message_type" not in value or "schema_version" not in value:
         return value
     if isinstance(value.get("data"), dict):
         return value["data"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -87,13 +88,12 @@ class JobMsg(Msg):
 
     def __init__(self, job: Job[RawMessage]) -> None:
         """Sets the fields of `Msg`, without a call for each job."""
-        self.subject = subjects.work(job.family, job.tenant, job.priority)
+        self.subject = _subject_of_jobs(job.family, job.tenant, job.priority)
         self.data = job.message.body
         self.reply = ""
         self.job = job
         self.mail = None
         self._responded = False
-        self._respond = self._keep_answer
         self.answer: bytes | None = None
 
     @property
@@ -101,8 +101,16 @@ class JobMsg(Msg):
         assert self.job is not None
         return self.job.headers  # read when they are asked for
 
-    async def _keep_answer(self, body: bytes) -> None:
+    @property
+    def content_type(self) -> str:
+        assert self.job is not None
+        return self.job.message.content_type  # without a look at the other headers
+
+    async def _respond(self, body: bytes) -> None:  # a method: a bound one in a field would keep the message in a cycle
         self.answer = body
+
+
+_subject_of_jobs = functools.lru_cache(10_000)(subjects.work)
 
 
 class Callback:

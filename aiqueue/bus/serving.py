@@ -39,8 +39,13 @@ class ServeOptions:
     drain_timeout: Duration
 
 
-def serve_jobs(client: Client, route: Route, options: ServeOptions, call: Call) -> AbstractAsyncContextManager[Any]:
-    """Return the context of a worker that calls the callback with each job of a route. Raises BadInput."""
+def serve_jobs(
+    client: Client, route: Route, options: ServeOptions, enter: Callable[[], None]
+) -> AbstractAsyncContextManager[Any]:
+    """Return the context of a worker that calls the callback with each job of a route. Raises BadInput.
+
+    `enter` is called before an async callback, in its task.
+    """
     family = _family_of(route)
     tenants = None if route.tenant == "*" else [route.tenant]
     if tenants and family.lanes == "shared":
@@ -50,19 +55,20 @@ def serve_jobs(client: Client, route: Route, options: ServeOptions, call: Call) 
         )
     concurrency = JOB_CONCURRENCY if options.concurrency is None else options.concurrency
     worker = Worker(tenants=tenants, concurrency=concurrency, drain_timeout=options.drain_timeout)
-    callback = options.callback
+    function = options.callback.function
 
-    async def handle(job: Job[RawMessage]) -> Any:
+    async def handle(job: Job[RawMessage]) -> Any:  # not by `BusSubscription.call`: that costs two more calls a job
         message = JobMsg(job)
-        value = await call(callback, message)
+        enter()
+        value = await function(message)
         answer = value if message.answer is None else message.answer
         return None if answer is None else to_result(answer)
 
     def handle_in_thread(job: Job[RawMessage]) -> Any:
-        return to_result(callback.function(JobMsg(job)))
+        return to_result(function(JobMsg(job)))
 
     register = worker.handle_any(family.name, retry=options.retry, timeout=options.timeout)
-    register(handle if callback.is_async else handle_in_thread)
+    register(handle if options.callback.is_async else handle_in_thread)
     return worker.running(client)
 
 

@@ -61,9 +61,13 @@ class BusSubscription:
     async def _end(self) -> None:
         raise NotImplementedError
 
+    def enter(self) -> None:
+        """Note that this task is inside the callback."""
+        _inside.set(self)
+
     async def call(self, callback: Callback, message: Msg) -> Any:
         """Call the subscriber's function. Raises what it raises."""
-        _inside.set(self)
+        self.enter()
         return await callback(message)
 
 

@@ -13,7 +13,8 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiqueue
@@ -121,12 +122,14 @@ async def ours(client: aiqueue.Client, rate: int, count: int) -> Came:
     return came
 
 
-async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
-    config = {"durable_name": "raw", "filter_subject": f"{SUBJECT}.raw", "ack_policy": "explicit", "mem_storage": True}
-    request = {"stream_name": STREAM, "config": config}
-    await client.connection.api(f"CONSUMER.CREATE.{STREAM}.raw.{SUBJECT}.raw", request)
+@asynccontextmanager
+async def standing_pull(
+    client: aiqueue.Client, stream: str, config: dict[str, Any], take: Callable[[Any], None]
+) -> AsyncIterator[None]:
+    """The raw receiver: a consumer with a standing pull gives each message to `take`, and then acknowledges it."""
+    name, wanted = config["durable_name"], {"stream_name": stream, "config": config}
+    await client.connection.api(f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}", wanted)
     raw = await raw_client(client)
-    came: Came = {}
     inbox = raw.new_inbox()
     left = 0
 
@@ -134,14 +137,13 @@ async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
         nonlocal left
         left += 500
         asked = json.dumps({"batch": 500, "expires": 30_000_000_000}).encode()
-        await raw.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.raw", asked, reply=inbox)
+        await raw.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", asked, reply=inbox)
 
     async def arrived(message: Any) -> None:
         nonlocal left
         if not message.reply:
             return
-        told = opened(message)
-        came[told["i"]] = told["t"], time.monotonic()
+        take(message)
         await raw.publish(message.reply, b"+ACK")
         left -= 1
         if left < 250:
@@ -150,10 +152,26 @@ async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
     try:
         await raw.subscribe(inbox, cb=arrived)
         await pull()
-        await _all(client, _sender(RAW, rate, count, 1), came, count)
+        yield
     finally:
         await raw.close()
-    await client.connection.api(f"CONSUMER.DELETE.{STREAM}.raw")
+    await client.connection.api(f"CONSUMER.DELETE.{stream}.{name}")
+
+
+def mail_config(subject: str) -> dict[str, Any]:
+    """The raw receiver's consumer of an inbox."""
+    return {"durable_name": "raw", "filter_subject": subject, "ack_policy": "explicit", "mem_storage": True}
+
+
+async def theirs(client: aiqueue.Client, rate: int, count: int) -> Came:
+    came: Came = {}
+
+    def take(message: Any) -> None:
+        told = opened(message)
+        came[told["i"]] = told["t"], time.monotonic()
+
+    async with standing_pull(client, STREAM, mail_config(f"{SUBJECT}.raw"), take):
+        await _all(client, _sender(RAW, rate, count, 1), came, count)
     return came
 
 

@@ -23,6 +23,14 @@ ROWS = {
         "What the integration guide demands, and the numbers of its family, as a user of the guide meets them.",
         5, 65,
     ),
+    "guide": Question(
+        "The guide's client",
+        "What the calls of the integration guide reach: `NATSClient.publish` to the callback of `subscribe`, beside "
+        "raw nats-py. The guide demands 10 ms for agent messages, 5 ms for gateway requests (p95), 100 RAG messages a "
+        "second; what is demanded here is stricter. Then what these calls cost above the typed ones, in rates and in "
+        "percent (the median over the rounds).",
+        5, 75,
+    ),
     "enqueue": Question("Enqueueing one by one", "One awaited enqueue after another: one round trip each.", 3, 4),
     "many": Question(
         "Enqueueing many", "Many jobs through one window of publishes, and many callers at once.", 3, 4

@@ -223,6 +223,21 @@ def test_a_half_before_something_that_is_no_text_is_not_lost() -> None:
     ]
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@given(
+    body=st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=3), end=st.text(max_size=2)
+)
+@example(body={}, end=" ")
+@example(body={"a": "{["}, end="}")
+def test_a_map_in_json_is_read_as_json_loads_reads_it(coding: str, body: dict[str, Any], end: str) -> None:
+    written = (json.dumps(body) + end).encode(coding)
+    if end.strip(" \t\r\n"):
+        with pytest.raises(DecodeError, match="not JSON"):
+            codec.decode(written, codec.JSON)
+    else:
+        assert codec.decode(written, codec.JSON) == json.loads(written) == body
+
+
 # limits
 
 

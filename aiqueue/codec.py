@@ -370,42 +370,20 @@ def _decode_strictly(body: bytes, str_errors: Literal["strict", "surrogateescape
 _decode_strictly(b"\xa0", "strict")  # an older cbor2 does not know all options: fail here, and not for every body
 
 
-_scan_json = json.JSONDecoder().scan_once
-
-
-def _load_json(body: bytes) -> Any:
-    """As `json.loads`, in fewer calls for a map in UTF-8 with no space around it: most bodies."""
-    if body[:1] == b"{" and body[1:2] != b"\0":
-        try:
-            text = body.decode("utf-8", "surrogatepass")
-            value, end = _scan_json(text, 0)
-        except (StopIteration, ValueError, RecursionError):
-            return json.loads(body)  # it names what is wrong
-        if end == len(text):
-            return value
-    return json.loads(body)
-
-
 def _decode_json(body: bytes) -> Any:
+    is_utf8_map = body[:1] == b"{" and body[1:2] != b"\0"
     try:
-        value = _load_json(body)
+        value = json.loads(body.decode("utf-8", "surrogatepass") if is_utf8_map else body)
     except RecursionError:
         raise DecodeError(f"nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, over-long numbers
         raise DecodeError(f"not JSON: {_to_line(error)}") from None
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:  # otherwise it cannot be too deep
-        _check_depth(value)
-    has_escapes = b"\\ud" in body or b"\\uD" in body  # only these can stand for a lone surrogate
-    return _map_texts(value, join_surrogates) if has_escapes else value
-
-
-def _check_depth(value: Any) -> None:
-    """Raise DecodeError for a value of JSON that is nested deeper than MAX_DEPTH levels."""
-    level = [value]
+    level = [value] if body.count(b"{") + body.count(b"[") > MAX_DEPTH else []  # otherwise it cannot be too deep
     for _ in range(MAX_DEPTH + 1):
         inside = [each for each in level if isinstance(each, dict | list)]
         if not inside:
-            return
+            has_escapes = b"\\ud" in body or b"\\uD" in body  # only these can stand for a lone surrogate
+            return _map_texts(value, join_surrogates) if has_escapes else value
         level = [v for each in inside for v in (each.values() if isinstance(each, dict) else each)]
     raise DecodeError(f"nested deeper than {MAX_DEPTH} levels")
 

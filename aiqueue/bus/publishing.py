@@ -18,6 +18,7 @@ from .routes import Route, route_of_publish
 
 TEMPLATES_MAX = 10_000
 PLAIN_REQUEST_S = 30.0
+_NAMES_DOCUMENT = frozenset({headers.DOCUMENT, headers.DOCUMENT_REF})  # of a job whose publisher has stored its body
 _JSON_MAP = ord("{")
 _CBOR_MAPS = frozenset({*range(0xA0, 0xBC), 0xBF})
 
@@ -109,7 +110,14 @@ class Publisher:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
             job_headers[headers.JOB_ID] = job_id
         job_headers.setdefault(headers.MSG_ID, subjects.msg_id(family.name, tenant, job_id))
-        ack: PubAck = await self._producer.store(template, block(job_headers), body, on_full, end)
+        header_block = block(job_headers)
+        ack: PubAck
+        if len(body) > self._producer.body_max and not _NAMES_DOCUMENT & job_headers.keys():
+            ack = await self._producer.store_with_documents(
+                None, template, header_block, body, on_full, end, by_caller=by_caller
+            )
+        else:
+            ack = await self._producer.store(template, header_block, body, on_full, end)
         return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
 
     async def _store_job_without_headers(
@@ -125,7 +133,13 @@ class Publisher:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
         else:
             job_id = subjects.foreign_id(job_id)
-        ack = await self._producer.store(template, self._header_block(template, body, job_id), body, on_full, end)
+        header_block = self._header_block(template, body, job_id)
+        if len(body) > self._producer.body_max:
+            ack = await self._producer.store_with_documents(
+                None, template, header_block, body, on_full, end, by_caller=by_caller
+            )
+        else:
+            ack = await self._producer.store(template, header_block, body, on_full, end)
         return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
 
     def _header_block(self, template: JobTemplate, body: bytes, job_id: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .bulk import Bulk, Items
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .forwarder import Forwarder
-from .parking import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
+from .parking import ASIDE_KEY, ParkedJob, Parking, parse_parked_job, resolve_due_at
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import (
     Enqueued,
@@ -16,7 +16,6 @@ from .producer import (
     OnFull,
     Producer,
     move_to_lane,
-    resolve_due_at,
     resolve_job_id,
     retry_while_full,
 )

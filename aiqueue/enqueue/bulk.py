@@ -16,7 +16,7 @@ from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, U
 from ..job import JobSpec, Message
 from ..payload import encode_message
 from .full_lanes import ANSWER_S, FullLanes
-from .parking import Parking, delayed_job_message
+from .parking import Parking, delayed_job_message, resolve_due_at
 from .pending import BulkOptions, Item, PendingItem
 from .producer import (
     AttachedJob,
@@ -24,7 +24,6 @@ from .producer import (
     JobTemplate,
     Producer,
     queue_full_error,
-    resolve_due_at,
     resolve_job_id,
 )
 

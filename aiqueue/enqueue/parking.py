@@ -14,16 +14,44 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from .. import headers, subjects
-from ..connection import Connection, PubAck, Stored, block, read_headers
+from ..backoff import DELAY_MAX_S
+from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers
 from ..errors import BadInput, Conflict, Unavailable
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
+from ..units import Duration, parse_duration
 from .producer import Enqueued, JobTemplate
 
 ASIDE_KEY = "aside"  # of jobs that are parked aside, because a worker does not know their kind: one for each job id
 NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
 MOVE_S = 1.0
+
+
+def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: ServerClock) -> float | None:
+    """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
+
+    A delay counts from now, by the server's clock. Raises BadInput.
+    """
+    if delay is None and at is None:
+        return None
+    now = clock.now()
+    if delay is not None:
+        if at is not None:
+            raise BadInput("`delay` and `at` both set the start time: give only one of them")
+        due_at = now + parse_duration("delay", delay)
+    elif isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise BadInput(f"at: {at.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch")
+        due_at = at.timestamp()
+    elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+        raise BadInput(f"at must be a datetime with a time zone, or seconds since the epoch, not {at!r}")
+    else:
+        due_at = float(at)
+    if due_at - now > DELAY_MAX_S:
+        days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
+        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f} days")
+    return due_at if due_at > now else None
 
 
 class ScheduledMessage(NamedTuple):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from .. import codec, headers, subjects
-from ..backoff import DELAY_MAX_S
 from ..connection import Connection, PubAck, ServerClock, block
 from ..document_ref import find_documents
 from ..documents import Documents
@@ -115,13 +112,9 @@ class Producer:
         header_block, body = template.header_block(job_id, self.clock), encode_message(message)
         end = time.monotonic() + timeout_s
         if message.aiq_documents or len(body) > self.body_max:
-            attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
-            try:
-                ack = await self.store(template, attached.block, attached.body, on_full, end)
-            except AIQueueError as error:
-                await self.release_unless_stored(attached, error)
-                raise
-            await self.release_unless_stored(attached, ack)
+            ack = await self.store_with_documents(
+                message, template, header_block, body, on_full, end, by_caller=by_caller
+            )
         else:
             ack = await self.store(template, header_block, body, on_full, end)
         # the server can know a fresh id only from an earlier try of this same call
@@ -147,16 +140,46 @@ class Producer:
 
     # -- documents
 
+    async def store_with_documents(
+        self,
+        message: Message | None,
+        template: JobTemplate,
+        header_block: bytes,
+        body: bytes,
+        on_full: OnFull,
+        end: float,
+        *,
+        by_caller: bool,
+    ) -> PubAck:
+        """As `store`, for a job with documents or a large body. Raises what `attach_documents` and `store` raise."""
+        attached = await self.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
+        try:
+            ack = await self.store(template, attached.block, attached.body, on_full, end)
+        except AIQueueError as error:
+            await self.release_unless_stored(attached, error)
+            raise
+        await self.release_unless_stored(attached, ack)
+        return ack
+
     async def attach_documents(
-        self, message: Message, template: JobTemplate, header_block: bytes, body: bytes, *, end: float, by_caller: bool
+        self,
+        message: Message | None,
+        template: JobTemplate,
+        header_block: bytes,
+        body: bytes,
+        *,
+        end: float,
+        by_caller: bool,
     ) -> AttachedJob:
         """Store a large body as a document, and hold all documents that the job needs.
 
+        `message`: what the body was made of. None: the caller has encoded it, so it names no other documents.
+        `by_caller`: whether the job's id is the caller's.
         Call `release_unless_stored` once it is known whether the job was stored. While the server is unavailable, this
         is retried until `end` (monotonic seconds). Raises BadInput, NotFound, QueueFull, and at the end Unavailable.
         """
         try:
-            documents = tuple(find_documents(message)) if message.aiq_documents else ()
+            documents = tuple(find_documents(message)) if message is not None and message.aiq_documents else ()
         except Exception as error:
             raise EncodeError(
                 f"the documents of the message cannot be read: {type(error).__name__}: {error}"
@@ -389,32 +412,6 @@ async def _wait_while_full(
         raise error if template is None else queue_full_error(error, template) from None
     await asyncio.sleep(min(wait_s, left_s))
     return min(wait_s * 2, FULL_CAP_S)
-
-
-def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: ServerClock) -> float | None:
-    """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
-
-    A delay counts from now, by the server's clock. Raises BadInput.
-    """
-    if delay is None and at is None:
-        return None
-    now = clock.now()
-    if delay is not None:
-        if at is not None:
-            raise BadInput("`delay` and `at` both set the start time: give only one of them")
-        due_at = now + parse_duration("delay", delay)
-    elif isinstance(at, datetime):
-        if at.utcoffset() is None:
-            raise BadInput(f"at: {at.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch")
-        due_at = at.timestamp()
-    elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
-        raise BadInput(f"at must be a datetime with a time zone, or seconds since the epoch, not {at!r}")
-    else:
-        due_at = float(at)
-    if due_at - now > DELAY_MAX_S:
-        days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
-        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f} days")
-    return due_at if due_at > now else None
 
 
 def _checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:

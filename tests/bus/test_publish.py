@@ -266,9 +266,98 @@ async def test_a_wrong_argument_says_what_to_pass(bus: aiqueue.NATSClient, optio
         await bus.publish(**{"subject": "ai.agent.tasks.acme", "payload": b""} | options)
 
 
-async def test_a_payload_above_the_servers_limit_is_too_large(bus: aiqueue.NATSClient) -> None:
-    with pytest.raises(TooLarge, match="exceed the limit"):
-        await bus.publish("ai.agent.tasks.acme", bytes(2**20))
+# -- payloads above a message's size
+
+
+async def holds(client: aiqueue.Client, tenant: str) -> int:
+    return len([hold async for hold, _, _ in client.documents.list_holds() if hold.tenant == tenant])
+
+
+@pytest.mark.parametrize("given", [None, {"task_id": "large-1"}, {"priority": "high", "content-type": "text/plain"}])
+async def test_a_payload_above_the_servers_limit_travels_as_a_document(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, given: dict[str, str] | None
+) -> None:
+    payload = encode(create_envelope("agent_task", {"text": "x" * 3_000_000}))
+    published = await publish(bus, f"{TASKS}.{tenant}", payload, headers=given)
+    found = await stored(client, published)
+    assert found.data == b""
+    assert found.headers["Aiq-Document-Size"] == str(len(payload))
+    assert published.id in (found.headers.get("Aiq-Job-Id"), found.headers.get("task_id"))
+    assert await holds(client, tenant) == 1
+    got: asyncio.Queue[Msg] = asyncio.Queue()
+    subscription = await bus.subscribe(f"{TASKS}.{tenant}", queue="workers", callback=got.put_nowait)
+    async with asyncio.timeout(30):
+        msg = await got.get()
+        assert (msg.data, msg.subject.removesuffix(".high")) == (payload, f"{TASKS}.{tenant}")
+        while await holds(client, tenant) or [each async for each in client.documents.find(tenant)]:
+            await asyncio.sleep(0.02)  # they go with the job
+    await subscription.unsubscribe()
+
+
+async def test_a_typed_worker_gets_a_large_payload(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    worker = aiqueue.Worker(tenants=[tenant])
+
+    @worker.handle(Task)
+    async def handle(job: aiqueue.Job[Task]) -> int:
+        return len(job.message.text)
+
+    async with worker.running(client):
+        for payload in (encode({"text": "x" * 300_000}), cbor2.dumps({"text": "x" * 300_000})):
+            published = await publish(bus, f"{TASKS}.{tenant}", payload)
+            handle = await client.job(published.id, tenant=tenant)
+            assert await handle.result(timeout=30) == 300_000
+
+
+async def test_a_large_payload_published_twice_is_held_once(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    payload = encode({"task_id": "large-2", "text": "x" * 300_000})
+    first, second = [await publish(bus, f"{TASKS}.{tenant}", payload) for _ in range(2)]
+    assert (first.duplicate, second.duplicate) == (False, True)
+    assert second[:3] == first[:3]
+    assert await holds(client, tenant) == 1
+    assert len([each async for each in client.documents.find(tenant)]) == 1
+
+
+async def test_a_large_payload_that_is_refused_leaves_nothing(account: Account, streams: Path) -> None:
+    settings: Any = {"user": account.user, "password": account.password, "streams": streams}
+    async with aiqueue.NATSClient(account.url, **settings) as bus:
+        await provision.apply(bus.client.connection, bus.client.topology)
+        for _ in range(3):
+            await publish(bus, "ai.small.jobs.acme")
+        for given in (None, {"Aiq-Job-Id": "7"}):
+            with pytest.raises(LaneFull):
+                await bus.publish("ai.small.jobs.acme", bytes(300_000), headers=given)
+        assert await holds(bus.client, "acme") == 0
+        assert not [each async for each in bus.client.documents.find("acme")]
+
+
+async def test_a_publisher_may_have_stored_the_body_itself(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    given = {"aiq-document": "0" * 64, "aiq-document-ref": "mine"}
+    for payload in (b"", bytes(300_000)):
+        found = await stored(client, await publish(bus, f"{TASKS}.{tenant}", payload, headers=given))
+        assert (found.headers["Aiq-Document"], found.headers["Aiq-Document-Ref"]) == ("0" * 64, "mine")
+        assert found.data == payload
+    assert await holds(client, tenant) == 0
+
+
+@pytest.mark.parametrize("given", [None, {"task_id": "7"}])
+async def test_a_payload_that_no_worker_could_hold_is_too_large(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, given: dict[str, str] | None
+) -> None:
+    with pytest.raises(TooLarge, match=r"documents\.put"):
+        await bus.publish(f"{TASKS}.{tenant}", bytes(64 * 2**20 + 1), headers=given)
+    assert await holds(client, tenant) == 0
+
+
+async def test_a_mail_above_the_servers_limit_is_too_large(bus: aiqueue.NATSClient, tenant: str) -> None:
+    for given in (None, {"target_agent_id": "a"}):
+        with pytest.raises(TooLarge, match="exceed the limit"):
+            await bus.publish(f"ai.agent.message.{tenant}", bytes(2**20), headers=given)
 
 
 async def test_a_target_that_is_no_token_is_refused(bus: aiqueue.NATSClient) -> None:

@@ -350,17 +350,22 @@ def _pairs() -> tuple[list[Pair], list[Pair]]:
     return drains, enqueues
 
 
-async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
-    topics = _topic_rows()
+async def beside_typed(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     drains, enqueues = _pairs()
-    for number in range(rounds):
-        await _measure_topics(client, jobs, topics)
-        async with NATSClient(client=client) as bus:
+    async with NATSClient(client=client) as bus:
+        for number in range(rounds):
             await _drains(client, bus, jobs, number, drains)
             await _enqueues(client, bus, jobs, number, enqueues)
     await empty(client)
-    pairs = [row for pair in (*drains, *enqueues) for row in pair]
-    return [*(row for key in ("mail", "acks", "gateway", "ingest") for row in topics[key]), *pairs]
+    return [row for pair in (*drains, *enqueues) for row in pair]
+
+
+async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
+    topics = _topic_rows()
+    for _ in range(rounds):
+        await _measure_topics(client, jobs, topics)
+    rows = [row for key in ("mail", "acks", "gateway", "ingest") for row in topics[key]]
+    return [*rows, *await beside_typed(client, rounds=rounds, jobs=jobs)]
 
 
 async def _main() -> None:

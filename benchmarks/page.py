@@ -191,10 +191,18 @@ def plain(rows: list[Row]) -> list[str]:
     rows = sorted(rows, key=lambda row: curves.index(kin(row)))
     sides = ordered(side for row in rows for side in row.sides)
     pairs = any({OURS, RAW} <= {*row.sides} for row in rows)
-    lines = head(["", *sides, *(["ahead of raw by"] if pairs else [])])
+    limits = any(row.limit is not None for row in rows)
+    lines = head(["", *sides, *(["ahead of raw by"] if pairs else []), *(["demanded"] if limits else [])])
     for row in rows:
-        lines.append(line([row.name, *(cell(row, side) for side in sides), *([factor(row, RAW)] if pairs else [])]))
+        last = [*([factor(row, RAW)] if pairs else []), *([_demand(row)] if limits else [])]
+        lines.append(line([row.name, *(cell(row, side) for side in sides), *last]))
     return lines
+
+
+def _demand(row: Row) -> str:
+    """What is demanded of a row, and whether it is met."""
+    verdict = {True: "met", False: "**not met**", None: "not measured"}[row.met]
+    return f"{row.demand}: {verdict}" if row.demand else "-"
 
 
 def targets(rows: list[Row]) -> list[str]:
@@ -232,7 +240,7 @@ def peers(rows: list[Row]) -> list[str]:
 
 def settings(rows: list[Row]) -> list[str]:
     """What each side does, once for each way that there is."""
-    told = dict.fromkeys((side, how) for row in rows if row.limit is None for side, how in row.how.items())
+    told = dict.fromkeys((side, how) for row in rows if row.question != "targets" for side, how in row.how.items())
     sides = ordered(side for side, _ in told)
     return [f"- {side}: {'; or '.join(how for each, how in told if each == side)}" for side in sides]
 

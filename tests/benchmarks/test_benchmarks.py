@@ -14,7 +14,7 @@ import pytest
 
 import aiqueue
 from aiqueue import codec, headers
-from benchmarks import agents, common, drain, machine, page, targets, whole
+from benchmarks import agents, common, drain, guide, machine, page, targets, whole
 from benchmarks.questions import ALL, OWN, ROWS, TEXTS
 from benchmarks.raw import body
 from benchmarks.report import OURS, RAW, STOCK, TUNED, Row, faults, figure, kin, plain, spread, table
@@ -334,6 +334,46 @@ async def test_the_guides_targets_are_measured_on_its_families(tmp_path: Path) -
         codec.measure()
         assert all(row.sides[OURS][0] > 0 and row.limit for row in codec.rows.values())
         assert targets.tracing().met is None
+
+
+async def test_the_guides_client_is_measured_on_each_of_its_topics(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        for key, pace in (("mail", "paced"), ("gateway", "many"), ("ingest", "one")):
+            for measure in (guide.ours, guide.theirs):
+                came, waits = await measure(client, key, pace, 20)
+                assert sorted(came) == list(range(20))
+                assert len(waits) == 20
+                assert all(0 < began - sent < 60 for sent, began in came.values())
+
+
+async def test_the_guides_client_is_measured_beside_the_typed_calls(tmp_path: Path) -> None:
+    async with aiqueue.connect(directory=tmp_path) as client:
+        rows = {row.name: row for row in await guide.beside_typed(client, rounds=2, jobs=30)}
+    for name, row in rows.items():
+        if row.limit is None:
+            assert {side: len(figures) for side, figures in row.sides.items()} == {OURS: 2, guide.TYPED: 2}
+        else:
+            rates = rows[name.partition(": ")[0]].sides
+            costs = [(typed / bus - 1) * 100 for bus, typed in zip(rates[OURS], rates[guide.TYPED], strict=True)]
+            assert row.sides[OURS] == pytest.approx(costs)
+            assert (row.demand, row.unit) == ("at most 15 %", "%")
+
+
+def test_the_page_says_what_is_demanded_of_a_row_and_what_each_side_does() -> None:
+    how = {OURS: "publish", RAW: "js.publish"}
+    rows = [
+        Row("guide", "mail, p95", "ms", {OURS: [1.0], RAW: [0.5]}, how=how, limit=2.0),
+        Row("guide", "requests, p95", "ms", {OURS: [3.0], RAW: [0.5]}, how=how, limit=2.5),
+        Row("guide", "requests, p50", "ms", {OURS: [1.0], RAW: [0.5]}, how=how),
+    ]
+    told = page.section("guide", Results(rows), {})
+    for each in (
+        "| mail, p95 | 1.00 ms | 0.50 ms | 0.50 | at most 2 ms: met |",
+        "| requests, p95 | 3.00 ms | 0.50 ms | 0.17 | at most 2.5 ms: **not met** |",
+        "| requests, p50 | 1.00 ms | 0.50 ms | 0.50 | - |",
+        "- aiqueue: publish",
+    ):
+        assert each in told.splitlines()
 
 
 def test_every_question_has_a_sentence_and_a_time() -> None:

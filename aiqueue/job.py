@@ -61,6 +61,9 @@ class Message(pydantic.BaseModel):
         cls.aiq_secrets = secret_paths.header_of_class(cls) if cls.__pydantic_complete__ else None
 
 
+_IMMUTABLE = frozenset({str, bytes, int, float, bool, type(None)})
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class RawMessage:
     """The message of a job or mail as a handler of every kind gets it (`Worker.handle_any`, `Agent.handle_any`).
@@ -77,6 +80,7 @@ class RawMessage:
     body: bytes
     content_type: str = ""
     schema_version: str | None = None
+    _data: dict[str, Any] | None = field(default=None, compare=False)  # what `decode` returns, if the worker has it
 
     @property
     def aiq_kind(self) -> str:
@@ -86,8 +90,10 @@ class RawMessage:
     def decode(self) -> dict[str, Any]:
         """Return the fields of the message as plain data, without its envelope: what a typed message is made of.
 
-        Each call decodes the body. Raises DecodeError if it is not CBOR or JSON, or is not a map with text keys.
+        Each call returns new data. Raises DecodeError if the body is not CBOR or JSON, or is not a map with text keys.
         """
+        if self._data is not None and _IMMUTABLE.issuperset(map(type, self._data.values())):
+            return dict(self._data)  # saves a second decoding
         if self.schema_version is None:
             return codec.decode_map(self.body, self.content_type)
         return codec.decode_message(self.body, content_type=self.content_type, default_kind="", aliases={}).data

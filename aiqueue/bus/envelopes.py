@@ -54,6 +54,8 @@ def decode(payload: bytes | str | Msg, content_type: str = "") -> Any:
     DecodeError.
     """
     if isinstance(payload, Msg):
+        if not content_type and payload.job is not None and payload.job.message.schema_version is not None:
+            return payload.job.message.decode()  # the worker has read the envelope
         content_type = content_type or payload.content_type
         payload = payload.data
     value = codec.decode(to_bytes(payload), content_type)

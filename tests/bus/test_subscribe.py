@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.bus import BusSubscription, Msg, decode
+from aiqueue import codec
+from aiqueue.bus import BusSubscription, Msg, create_envelope, decode, encode
 from aiqueue.enqueue import DeadLetter, Filter
 from aiqueue.errors import BadInput, JobFailed
 
@@ -39,6 +40,31 @@ async def dead_letters(client: aiqueue.Client, tenant: str) -> list[DeadLetter]:
 
 
 # -- jobs
+
+
+@pytest.mark.parametrize("content_type", [codec.JSON, codec.CBOR])
+@pytest.mark.parametrize("data", [{}, {"n": 1, "text": "x"}, {"n": [1, {"m": 2}], "more": {"a": [3]}}])
+@pytest.mark.parametrize("form", ["nested", "flat", "bare"])
+async def test_each_decoding_of_a_job_gives_new_data(
+    bus: aiqueue.NATSClient, tenant: str, data: dict[str, Any], content_type: str, form: str
+) -> None:
+    body = data if form == "bare" else create_envelope("agent_task", data, flat=form == "flat")
+    decoded: asyncio.Queue[list[Any]] = asyncio.Queue()
+
+    async def handle(msg: Msg) -> None:
+        found: list[Any] = []
+        for _ in range(2):
+            fields = decode(msg)
+            found.append(json.loads(json.dumps(fields)))
+            for value in fields.values():
+                if isinstance(value, list | dict):
+                    value.clear()
+            fields.clear()
+        decoded.put_nowait([*found, decode(msg.data)])
+
+    await bus.subscribe(tasks(tenant), queue="workers", callback=handle)
+    await bus.publish(tasks(tenant), encode(body, content_type))
+    assert await asyncio.wait_for(decoded.get(), 25) == [data] * 3
 
 
 async def test_a_callback_gets_jobs_of_all_priorities_and_what_it_returns_is_the_result(

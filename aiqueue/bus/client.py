@@ -202,7 +202,12 @@ class NATSClient:
         self, route: Route, subject: str, queue: str, options: ServeOptions
     ) -> PlainSubscription | ServedSubscription:
         """Return the subscription of a route, not started. Raises BadInput."""
-        client, forget = self._client, self._subscriptions.discard
+        client = self._client
+
+        def forget(ended: BusSubscription) -> None:
+            self._subscriptions.discard(ended)
+            options.callback.close()
+
         if options.retry is not None and route.role not in ("work", "inbox"):
             raise BadInput(f"retry= is for jobs and mail; messages on {subject} are not repeated: leave it out")
         if route.role == "plain":

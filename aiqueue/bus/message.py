@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .. import codec, headers, subjects
-from ..attempt import is_async_handler
+from ..attempt import Threads, is_async_handler
 from ..errors import BadInput, DecodeError
 from ..job import Job, RawMessage
 from ..mailbox import Mail
@@ -125,12 +124,17 @@ class Callback:
             instead_of_yield="answer with `await msg.respond(...)`, or return the answer",
         )
         self.function = function
+        self._threads = Threads("aiqueue-callback")  # daemons: one that hangs does not keep the process
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        self._threads.close()
 
     async def __call__(self, message: Msg) -> Any:
         """Call the function. Raises what it raises."""
         if self.is_async:
             return await self.function(message)
-        return await asyncio.to_thread(self.function, message)
+        return await self._threads.run(lambda: self.function(message))
 
 
 def to_bytes(payload: Any) -> bytes:

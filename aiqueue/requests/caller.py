@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -63,12 +64,16 @@ async def send_until_answered(
     """Send a request for the result of job `job_id` until it is answered, and return the answer.
 
     `request_headers` or the body name the job. `same_id` says how the caller names it again, in the error of
-    a timeout. Raises the error in the answer, ResultTimeout, and Unavailable if there is no responder for ABSENT_MAX_S.
+    a timeout. Raises the error in the answer, ResultTimeout, and Unavailable if there is no responder for ABSENT_MAX_S,
+    or if the request could not be sent.
     """
     subject = f"{family.journal}.{tenant}"
     end, pause_s, absent_since = time.monotonic() + timeout_s, PAUSE_S, math.inf
     maybe_enqueued = False  # a responder may have had the request: the job continues
-    await producer.clock.ensure(family.stream)
+    problem: Unavailable | None = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await producer.clock.ensure(family.stream)
     while (left_s := end - time.monotonic()) > 0:
         slice_s = min(left_s, REPEAT_AFTER_S)
         request_headers[headers.DEADLINE] = str(round((producer.clock.now() + slice_s) * 1000))
@@ -80,6 +85,7 @@ async def send_until_answered(
             absent_since, maybe_enqueued = math.inf, True
             continue  # only this request has timed out
         except Unavailable as error:
+            problem = error
             now = time.monotonic()
             if "no responders" in str(error):
                 absent_since = min(absent_since, now)
@@ -91,6 +97,9 @@ async def send_until_answered(
                 raise
         await asyncio.sleep(max(0.0, min(pause_s, end - time.monotonic())))
         pause_s = min(pause_s * 2, PAUSE_MAX_S)
+    if not maybe_enqueued:
+        why = f": {problem}" if problem is not None else ", because the server does not answer"
+        raise Unavailable(f"the request for job {job_id} was not sent within {timeout_s:g} s{why}")
     raise ResultTimeout(
         f"timed out after {timeout_s:g} s waiting for the result of job {job_id}; the job continues: repeat the "
         f"request with {same_id}"

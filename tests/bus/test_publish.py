@@ -241,6 +241,19 @@ async def test_a_publish_during_an_outage_is_unavailable_at_its_timeout(shared: 
         assert time.monotonic() - started_at < 5
 
 
+async def test_a_request_during_an_outage_says_that_nothing_was_sent(shared: Account) -> None:
+    async with (
+        Relay(shared.address) as relay,
+        aiqueue.NATSClient(relay.url, user=shared.user, password=shared.password) as bus,
+    ):
+        await relay.cut()
+        await eventually(lambda: not bus.connected)
+        started_at = time.monotonic()
+        with pytest.raises(Unavailable, match=r"the request for job r1 was not sent within 0\.4 s"):
+            await bus.request("ai.gateway.responses.acme", b'{"request_id":"r1","prompt":"x"}', timeout=0.4)
+        assert time.monotonic() - started_at < 1.5
+
+
 async def test_a_server_without_streams_says_to_apply_them(account: Account) -> None:
     async with aiqueue.NATSClient(account.url, user=account.user, password=account.password) as bus:
         with pytest.raises(NotFound, match="run `aiqueue apply`"):

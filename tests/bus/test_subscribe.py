@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -492,6 +493,26 @@ async def test_a_plain_callback_that_does_not_end_is_cancelled_after_the_drain_t
         await bus.publish(f"plain.{tenant}", b"")
         await running.wait()
     assert "did not end within 0.05 s: cancelled" in caplog.text
+
+
+async def test_a_plain_function_that_hangs_does_not_keep_the_process(shared: Any, tenant: str) -> None:
+    running, end = threading.Event(), threading.Event()
+
+    def hear(msg: Msg) -> None:
+        running.set()
+        end.wait(60)
+
+    options: Any = {"user": shared.user, "password": shared.password, "drain_timeout": "50ms"}
+    try:
+        async with aiqueue.NATSClient(shared.url, **options) as bus:
+            await bus.subscribe(f"plain.{tenant}", callback=hear)
+            await bus.publish(f"plain.{tenant}", b"")
+            await eventually(running.is_set)
+        left = [thread for thread in threading.enumerate() if thread.name.startswith("aiqueue-callback")]
+        assert [thread.daemon for thread in left] == [True]
+    finally:
+        end.set()
+    await eventually(lambda: not left[0].is_alive())
 
 
 # -- arguments

@@ -31,6 +31,7 @@ WORKER: Final = "Aiq-Worker"
 SUBJECT: Final = "Aiq-Subject"
 ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
+RESUMES: Final = "Aiq-Resumes"  # the run whose checkpoints the job goes on from: see subjects.run_key
 REST: Final = (
     "Aiq-Rest"  # in a dead letter of two messages: the sequence of the second message; "0" on the second itself
 )

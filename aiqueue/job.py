@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -19,6 +22,7 @@ from .errors import BadInput
 from .units import Duration, parse_duration
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 ANY_KIND = "*"  # where kinds are listed: every kind
 
 
@@ -164,10 +168,31 @@ def secret_headers(message: Message) -> dict[str, str]:
     return {headers.SECRET: found} if found else {}
 
 
+_step: contextvars.ContextVar[str] = contextvars.ContextVar("aiqueue step")
+
+
+@contextlib.contextmanager
+def _in_step(name: str) -> Iterator[None]:
+    token = _step.set(name)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def _refuse_in_step(what: str) -> None:
+    """Raise BadInput within a step: a later attempt would not do it again."""
+    if name := _step.get(""):
+        raise BadInput(
+            f"no `{what}` within step {name!r}, which a later attempt does not run again: move it behind the step"
+        )
+
+
 class Progress(Protocol):
     """What a `Job` needs of its worker; in a child process, this forwards to the worker.
 
-    `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified.
+    `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified. The others keep
+    what later attempts get: `begin_step` returns the kept result of a step, and None for one that must run.
     """
 
     @property
@@ -177,6 +202,11 @@ class Progress(Protocol):
     async def progress(self, fraction: float, note: str) -> None: ...
     async def chunk(self, data: Any) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
+    async def begin_step(self, name: str) -> tuple[Any] | None: ...
+    async def find_step(self, name: str) -> tuple[Any] | None: ...
+    async def keep_step(self, name: str, result: Any) -> Any: ...
+    async def keep_call(self, data: Any) -> None: ...
+    async def earlier_calls(self) -> list[Any]: ...
 
 
 class Job(Generic[M_co]):
@@ -258,11 +288,131 @@ class Job(Generic[M_co]):
         Raises TooLarge for a chunk that exceeds a message, and errors of earlier writes: Unavailable, and Stale if
         another attempt has taken over the job. Do not catch Stale: the work is no longer needed.
         """
+        _refuse_in_step("chunk")
         await self._progress.chunk(data)
 
     def chunk_sync(self, data: Any) -> None:
         """As `chunk`, for a handler that is a plain function: it waits in its thread until there is capacity."""
         run_from_thread(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
+
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, returns: Any = None) -> Any:
+        """Call `function(*args)` once in the life of this job, and return its result; after a crash, the kept result.
+
+        The result is kept before this returns. A later attempt, also of a job that is replayed from the dead letters,
+        gets it without a call. An attempt that dies before that calls again: a step may run twice, one result is kept.
+
+        - `name`: 1 to 256 printable characters, once in a run of the handler, the same in each attempt.
+        - `function`: async, or a plain function, which runs in a thread.
+        - The result: what a handler may return, up to 64 KiB. The step returns the result as plain data, the first time
+          too; with `returns`, a class or type that pydantic knows, an instance of this.
+
+        Raises what the function raises; then nothing is kept. Raises BadInput for a second step of this name, the
+        2,001st step, or a step within a step; EncodeError and TooLarge for a result that cannot be kept; Unavailable,
+        QueueFull; Stale if another attempt has taken over the job: do not catch Stale.
+        """
+        kept = await self._begin_step(name, function)
+        if kept is None:
+            with _in_step(name):
+                if inspect.iscoroutinefunction(function):
+                    result = await function(*args)
+                else:
+                    result = await asyncio.to_thread(function, *args)
+                    if inspect.isawaitable(result):
+                        result = await result
+            kept = (await self._progress.keep_step(name, result),)
+        return kept[0] if returns is None else pydantic.TypeAdapter(returns).validate_python(kept[0])
+
+    def step_sync(self, name: str, function: Callable[..., Any], *args: Any, returns: Any = None) -> Any:
+        """As `step`, for a handler that is a plain function. So is `function`, which runs in the handler's thread."""
+        loop, instead = self._progress.loop, "`step` and not `step_sync`"
+        kept = run_from_thread(self._begin_step(name, function), loop, instead)
+        if kept is None:
+            with _in_step(name):
+                result = function(*args)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise BadInput(f"step {name!r}: a handler that is a plain function has plain functions as steps")
+            kept = (run_from_thread(self._progress.keep_step(name, result), loop, instead),)
+        return kept[0] if returns is None else pydantic.TypeAdapter(returns).validate_python(kept[0])
+
+    async def steps(
+        self,
+        name: str,
+        items: Iterable[Any],
+        function: Callable[[Any], Any],
+        *,
+        concurrency: int = 1,
+        returns: Any = None,
+    ) -> list[Any]:
+        """Call `function(item)` for each item in a `step` of its own, ``{name}-0`` and on. Return the results in order.
+
+        At most `concurrency` steps run at once. How many are done is reported as `progress`, at most once a second.
+        Raises what `step` raises, for the first step that fails: no further one starts.
+        """
+        wanted, done, reported_at = list(items), 0, 0.0
+        results: list[Any] = [None] * len(wanted)
+        numbers = iter(range(len(wanted)))
+
+        async def run_some() -> None:
+            nonlocal done, reported_at
+            for number in numbers:
+                results[number] = await self.step(f"{name}-{number}", function, wanted[number], returns=returns)
+                done += 1
+                if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
+                    reported_at = time.monotonic()
+                    await self.progress(done / len(wanted), f"{name}: {done:,} of {len(wanted):,}")
+
+        if type(concurrency) is not int or concurrency < 1:
+            raise BadInput(f"concurrency must be a whole number from 1, not {concurrency!r}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(wanted))):
+                    group.create_task(run_some())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return results
+
+    def steps_sync(
+        self, name: str, items: Iterable[Any], function: Callable[[Any], Any], *, returns: Any = None
+    ) -> list[Any]:
+        """As `steps`, one at a time, for a handler that is a plain function."""
+        wanted, reported_at = list(items), 0.0
+        results = []
+        for number, item in enumerate(wanted):
+            results.append(self.step_sync(f"{name}-{number}", function, item, returns=returns))
+            if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
+                reported_at = time.monotonic()
+                self.progress_sync((number + 1) / len(wanted), f"{name}: {number + 1:,} of {len(wanted):,}")
+        return results
+
+    async def _begin_step(self, name: str, function: Any) -> tuple[Any] | None:
+        _refuse_in_step("step")
+        if not callable(function):
+            raise BadInput(
+                f"step {name!r}: pass the function, and its arguments after it, not {type(function).__name__}"
+            )
+        return await self._progress.begin_step(name)
+
+    async def called(self, data: Any) -> None:
+        """Note an outside call that is about to be made, such as one that costs money. `data`: at most 64 KiB.
+
+        The note is kept before this returns, for `calls` of a later attempt. Raises as `step`.
+        """
+        await self._progress.keep_call(data)
+
+    async def calls(self) -> list[Any]:
+        """Return what earlier attempts of this job have noted with `called`, the oldest first. Such a call may have
+        been made, and billed, without its result being kept.
+        """
+        return await self._progress.earlier_calls()
+
+    def called_sync(self, data: Any) -> None:
+        """As `called`, for a handler that is a plain function."""
+        run_from_thread(self.called(data), self._progress.loop, "`called` and not `called_sync`")
+
+    def calls_sync(self) -> list[Any]:
+        """As `calls`, for a handler that is a plain function."""
+        return run_from_thread(self.calls(), self._progress.loop, "`calls` and not `calls_sync`")
 
     def open(self, document: Document) -> DocumentReader:
         """Open a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

@@ -18,6 +18,8 @@ HINTS = "aiq.hint"
 CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cancelled
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
 DEAD = "ai.dead"
+CHECKPOINTS = "ai.checkpoint"
+RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
 PARKED = "ai.parked"
 OBJECTS = "OBJ_"  # prefix of the stream names of object stores (ADR-20)
 BUCKET = "KV_"  # prefix of the stream names of key-value buckets (ADR-8)
@@ -89,6 +91,20 @@ def parse_journal(subject: str) -> tuple[str, str]:
     """Return the tenant and the job id of a journal's subject."""
     *_, tenant, job_id = subject.split(".")
     return tenant, job_id
+
+
+def checkpoints(family: str, tenant: str, job_id: str, run: str) -> str:
+    """Return the subject of what a run of a job keeps for its later attempts. `run`: see `run_key`. Tokens may be
+    ``*``.
+    """
+    return f"{CHECKPOINTS}.{family}.{tenant}.{job_id}.{run}"
+
+
+def run_key(run: int, enqueued_at: float) -> str:
+    """Return the token of a run: its sequence in the work stream, and when it was enqueued, in whole seconds. Sequences
+    begin anew when a stream is created again.
+    """
+    return f"{run}-{int(enqueued_at)}"
 
 
 def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:

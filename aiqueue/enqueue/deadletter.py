@@ -19,7 +19,8 @@ from ..topology import Topology
 
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
-    headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.SECRET, headers.HISTORY, *headers.DOCUMENTS,
+    headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.SECRET, headers.HISTORY, headers.RESUMES,
+    *headers.DOCUMENTS,
 )  # fmt: skip
 
 
@@ -84,7 +85,8 @@ class Filter:
 class FailedJob:
     """What a worker knows about a job that has just failed for good: the input of `DeadLetters.add`.
 
-    `secrets` names the secret fields that the handler's model has, for a job whose headers do not name them.
+    `secrets` names the secret fields that the handler's model has, for a job whose headers do not name them. `run`: the
+    run that failed, whose checkpoints a replay goes on from; 0 for a mail.
     """
 
     job_id: str
@@ -98,6 +100,7 @@ class FailedJob:
     enqueued_at: float
     history: list[dict[str, Any]]
     secrets: str = ""
+    run: int = 0
 
 
 class DeadLetters:
@@ -226,6 +229,10 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     }
     if headers.KIND in job_headers:  # only if the publisher set it: a kind here means that the body is no envelope
         letter[headers.KIND] = headers.ascii_line(job_headers[headers.KIND], 128)
+    if job.run:
+        resumed = job_headers.get(headers.RESUMES, "")
+        own = subjects.run_key(job.run, job.enqueued_at)
+        letter[headers.RESUMES] = resumed if subjects.RUN_KEY.fullmatch(resumed) else own
     if secrets := secret_paths.merge(headers.ascii_line(job_headers.get(headers.SECRET, ""), 4_000), job.secrets):
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}

@@ -5,6 +5,7 @@ May not know who runs a job, or where it is stored.
 
 from __future__ import annotations
 
+from .checkpoints import Checkpoints, StepNames, encode_call, encode_step
 from .entries import (
     CANCELLED,
     EMPTY_RECORD,
@@ -28,6 +29,7 @@ from .writer import WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [
     "CANCELLED", "EMPTY_RECORD", "FAILED", "LIVE", "PROGRESS", "RESULT", "RETRY", "STARTED", "TRIAL",
-    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Entry", "Journal", "ResultHeaders", "Retention", "RunRecord", "StreamItem",
-    "Writer", "entry_from_live", "entry_from_stored", "follow", "wait_for_outcome",
+    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "Entry", "Journal", "ResultHeaders", "Retention", "RunRecord",
+    "StepNames", "StreamItem", "Writer", "encode_call", "encode_step", "entry_from_live", "entry_from_stored",
+    "follow", "wait_for_outcome",
 ]  # fmt: skip

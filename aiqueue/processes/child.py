@@ -27,6 +27,7 @@ from ..backoff import Backoff
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Job
+from ..journal import StepNames, encode_call, encode_step
 from ..topology import Family
 from . import protocol
 from .forks import reset_signals_at_fork
@@ -173,6 +174,7 @@ class _ChildContext:
         self._pipe = pipe
         self._documents_opened = 0
         self._joiner = codec.TextJoiner()
+        self._names = StepNames()
         self.is_over = False
 
     @property
@@ -191,6 +193,28 @@ class _ChildContext:
         """Have the worker append a part of the job's output. Raises what the worker's write raised."""
         for part in self._joiner.take(data):
             await self._ask("chunk", *codec.encode_marked(part))
+
+    async def begin_step(self, name: str) -> tuple[Any] | None:
+        """Ask the worker for the kept result of a step. Raises BadInput, and what the worker raised."""
+        self._names.use(name)
+        return await self.find_step(name)
+
+    async def find_step(self, name: str) -> tuple[Any] | None:
+        """As `begin_step`, without its check."""
+        found = await self._ask("step", name)
+        return None if found is None else (found[0],)
+
+    async def keep_step(self, name: str, result: Any) -> Any:
+        """Have the worker keep the result of a step. Raises EncodeError, TooLarge, and what the worker raised."""
+        return await self._ask("keep step", name, *encode_step(name, result))
+
+    async def keep_call(self, data: Any) -> None:
+        """Have the worker keep a note of a call. Raises as `keep_step`."""
+        await self._ask("call", *encode_call(data))
+
+    async def earlier_calls(self) -> list[Any]:
+        """Ask the worker for the notes of earlier attempts."""
+        return list(await self._ask("calls"))
 
     async def end(self) -> None:
         """Have the worker append what is left of the output, and refuse everything from here on."""

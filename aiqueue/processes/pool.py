@@ -111,7 +111,7 @@ class ChildProcess:
         open_documents: dict[int, AsyncGenerator[bytes, None]] = {}
         try:
             await self._send(request)
-            while (items := await self._receive())[0] in ("progress", "chunk", "document", "close document"):
+            while (items := await self._receive())[0] in protocol.QUESTIONS:
                 await self._send(["answer", *await _answer_child(progress, open_documents, items)])
         except (EOFError, OSError, DecodeError):
             raise ChildDied(await self._describe_end(), first=first) from None
@@ -360,6 +360,14 @@ async def _answer_child(
                 await progress.progress(fraction, note)
             case ["chunk", body, secrets]:
                 await progress.chunk(codec.Encoded(body, secrets))
+            case ["step", name]:
+                return [None, await progress.find_step(name)]
+            case ["keep step", name, body, secrets]:
+                return [None, await progress.keep_step(name, codec.Encoded(body, secrets))]
+            case ["call", body, secrets]:
+                await progress.keep_call(codec.Encoded(body, secrets))
+            case ["calls"]:
+                return [None, await progress.earlier_calls()]
             case ["document", number, fields]:
                 if number not in open_documents:
                     open_documents[number] = progress.chunks(Document(**fields))

@@ -14,6 +14,7 @@ from ..attempt import RawJob
 from ..errors import AIQueueError, BadInput, Corrupt, NotFound, Stale, Unavailable
 from ..topology import Family
 
+QUESTIONS = frozenset({"progress", "chunk", "document", "close document", "step", "keep step", "call", "calls"})
 LENGTH = 4  # bytes of a frame's length, big-endian
 
 

@@ -169,7 +169,7 @@ class Topology:
             spec = _make_stream_spec(each, families)
             _require_unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead", "parked", "stranded", "documents", "presence"):
+        for role in ("journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints"):
             _require_one_stream(role, streams)
         kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
         for family in families.values():
@@ -204,6 +204,10 @@ class Topology:
     @property
     def presence_stream(self) -> StreamSpec:
         return self._by_role("presence")
+
+    @property
+    def checkpoints_stream(self) -> StreamSpec:
+        return self._by_role("checkpoints")
 
     @property
     def inbox_family(self) -> Family:
@@ -307,6 +311,8 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
         case "dead":
             config["subjects"] = [subjects.dead("*.*")]
+        case "checkpoints":
+            config["subjects"] = [subjects.checkpoints("*.*", "*", "*", "*")]
         case "stranded":
             work = [each.stream for each in families.values() if each.role == "work"]
             config["subjects"] = [subjects.stranded(each) for each in work]

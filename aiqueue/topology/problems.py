@@ -22,7 +22,7 @@ GUIDE = "docs/troubleshooting.md"
 SERVICE_CONSUMERS: Mapping[Role, str] = {"inbox": "router", "parked": "forwarder", "stranded": "sweeper"}
 ROLES_WITH_CONSUMERS: tuple[Role, ...] = ("work", "inbox", "parked", "stranded")  # each message is for one consumer
 
-_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "presence")
+_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "presence", "checkpoints")
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", *_KEEPS_COPIES)
 
 

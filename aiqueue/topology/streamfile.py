@@ -17,7 +17,7 @@ from .. import subjects, units
 from ..errors import TopologyError
 from ..job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence"]
+Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints"]
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
@@ -253,6 +253,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "allow_msg_ttl": True,
         "deny_delete": True,
     },
+    "checkpoints": {"retention": "limits", "discard": "new", "allow_direct": True},
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -270,6 +271,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "stranded": {"max_consumers": 100},
     "documents": {},
     "presence": {},
+    "checkpoints": {},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
 
 from ..attempt import AlreadyEnded, Duplicate, Outcome, Postponed
-from ..connection import timestamp
 from ..enqueue import trimmed
-from ..errors import AccountFull, AIQueueError, DiskFull, Stale
+from ..errors import AccountFull, DiskFull, Stale
 from ..journal import WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
 from ..requests import CHECK_AGAIN_S, Claims
-from ..topology import Family
 from .opening import OpenedJob, Opener
-from .takeover import DeliveryOrder, find_takeover
+from .takeover import DeliveryOrder, find_takeover, order_delivery
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ class RunClaims:
         Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
         family = opened.family
-        order = await self._order_delivery(delivery, family)
+        order = await order_delivery(self._claims.journal.connection, delivery, family)
         for _ in range(WRITE_TRIES_MAX):
             if opened.record.ended:
                 return AlreadyEnded()
@@ -69,17 +66,3 @@ class RunClaims:
         trials = newest.data.get("trials") if newest is not None and isinstance(newest.data, dict) else None
         data = {"seq": delivery.seq, "delivery": list(order), "worker": self._worker}
         return data | {"history": trimmed(opened.history or []), **({} if trials is None else {"trials": trials})}
-
-    async def _order_delivery(self, delivery: Delivery, family: Family) -> DeliveryOrder:
-        """Return the place of a delivery among those of its job, by which a later delivery is told from an earlier one.
-
-        A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For
-        one in memory the server is asked, because it may have been recreated since this worker last asked. The answer
-        stays true: while a job of the consumer is in flight, the server keeps the consumer.
-        """
-        lane = delivery.lane
-        if delivery.delivery_count > 1 and family.lane_storage == "memory":
-            with contextlib.suppress(AIQueueError):
-                info = await self._claims.journal.connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
-                lane.created = max(lane.created, timestamp(info["created"]))
-        return DeliveryOrder(delivery.seq, lane.created, delivery.delivery_count)

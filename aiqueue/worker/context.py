@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -11,18 +12,27 @@ from .. import headers, subjects
 from ..attempt import RunningAttempt
 from ..document_ref import Document
 from ..documents import Documents
-from ..errors import BadInput, Stale
-from ..journal import PROGRESS, Journal, Retention, Writer
+from ..errors import AIQueueError, BadInput, Stale
+from ..journal import PROGRESS, Checkpoints, Journal, Retention, Writer
 from ..lanes import Delivery
 from ..topology import Family
-from .opening import OpenedJob
+from .opening import OpenedJob, may_have_history
+from .takeover import order_delivery
+
+log = logging.getLogger(__name__)
 
 
 class WorkerResources:
-    """What the attempts of one worker share. `retention`: by family, how long journal entries are kept."""
+    """What the attempts of one worker share.
 
-    def __init__(self, journal: Journal, documents: Documents, families: Mapping[str, Family]) -> None:
+    `retention`: by family, how long journal entries are kept. `checkpoints`: the stream of what runs keep.
+    """
+
+    def __init__(
+        self, journal: Journal, documents: Documents, families: Mapping[str, Family], checkpoints: str
+    ) -> None:
         self.journal = journal
+        self.checkpoints = checkpoints
         self.documents = documents
         self.families = families
         self.loop = asyncio.get_running_loop()
@@ -40,6 +50,7 @@ class JobContext(RunningAttempt):
 
     journal_muted = False
     _writer: Writer | None = None
+    _checkpoints: Checkpoints | None = None
 
     def __init__(
         self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob, started_at: float = 0.0
@@ -88,6 +99,41 @@ class JobContext(RunningAttempt):
             )
             self._writer.started_at = self.started_at
         return self._writer
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What the run keeps. Raises Stale if the attempt is over."""
+        self._refuse_if_over()
+        if self._checkpoints is None:
+            family, delivery, opened = self._opened.family, self._delivery, self._opened
+            connection = self._resources.journal.connection
+            own = subjects.run_key(delivery.run, delivery.enqueued_at)
+            resumed = opened.raw.headers.get(headers.RESUMES, "")
+            self._checkpoints = Checkpoints(
+                connection,
+                self._resources.checkpoints,
+                subjects.checkpoints(
+                    family.name, delivery.tenant, opened.job_id, resumed if subjects.RUN_KEY.fullmatch(resumed) else own
+                ),
+                run=delivery.run,
+                attempt=opened.attempt,
+                find_order=lambda: order_delivery(connection, delivery, family),
+                has_past=bool(resumed) or may_have_history(delivery, opened),
+            )
+        return self._checkpoints
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether this attempt has asked for what its run keeps."""
+        return self._checkpoints is not None
+
+    async def forget_checkpoints(self) -> None:
+        """Delete what the run keeps, because the run has ended. A failure is harmless: it expires."""
+        if self._checkpoints is not None:
+            try:
+                await self._checkpoints.forget()
+            except AIQueueError as error:
+                log.debug("%s: not deleted, and will expire: %s", self._checkpoints.subject, error)
 
     @property
     def journal_key(self) -> tuple[str, int]:
@@ -145,6 +191,28 @@ class JobContext(RunningAttempt):
             writer.count_lost_chunks(1)
         else:
             await writer.add_chunk(data)
+
+    async def begin_step(self, name: str) -> tuple[Any] | None:
+        """Begin a step of a handler in this process. Raises what `StepNames.use` and `Checkpoints.find_step` raise."""
+        checkpoints = self.checkpoints
+        checkpoints.names.use(name)
+        return await checkpoints.find_step(name)
+
+    async def find_step(self, name: str) -> tuple[Any] | None:
+        """See `Checkpoints.find_step`. For a step of a handler in a child process, which knows its names."""
+        return await self.checkpoints.find_step(name)
+
+    async def keep_step(self, name: str, result: Any) -> Any:
+        """See `Checkpoints.keep_step`."""
+        return await self.checkpoints.keep_step(name, result)
+
+    async def keep_call(self, data: Any) -> None:
+        """See `Checkpoints.keep_call`."""
+        await self.checkpoints.keep_call(data)
+
+    async def earlier_calls(self) -> list[Any]:
+        """See `Checkpoints.earlier_calls`."""
+        return await self.checkpoints.earlier_calls()
 
     def _refuse_if_over(self) -> None:
         """Raises Stale if the job was cancelled, or the attempt is over."""

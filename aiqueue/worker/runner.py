@@ -182,7 +182,7 @@ class Runner:
         """Acknowledge the job, or send its result, if that is all; else have a second task settle it."""
         acked = False
         try:
-            if type(outcome) is Returned and opened is not None and context is not None:
+            if type(outcome) is Returned and opened is not None and context is not None and not context.has_checkpoints:
                 acked = not context.has_chunks and self._settlement.try_ack_now(delivery, opened, handler)
                 if not acked and self._pipeline.try_send(delivery, opened, handler, context, outcome, started_at):
                     return
@@ -240,12 +240,15 @@ class Runner:
                     await context.flush()  # before anything is decided by the journal's newest entry
                 if type(outcome) is Returned:
                     if settlement.try_ack_now(delivery, opened, handler):
+                        await context.forget_checkpoints()
                         return
                 elif (
                     isinstance(outcome, Raised | Refused) and context.writer and not may_have_history(delivery, opened)
                 ):  # it looks like a first delivery, which a recreated consumer may be wrong about
                     await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
+                if isinstance(outcome, Returned | Cancelled):
+                    await context.forget_checkpoints()
             except Stale as stale:
                 outcome = AlreadyEnded() if stale.ended else TakenOver()
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)

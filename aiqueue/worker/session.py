@@ -175,7 +175,9 @@ class Session:
             )
             self.runner = Runner(
                 Claims(client.journal, client.parking),
-                WorkerResources(client.journal, client.documents, self._families),
+                WorkerResources(
+                    client.journal, client.documents, self._families, client.topology.checkpoints_stream.name
+                ),
                 settlement,
                 handlers=options.handlers,
                 worker=options.name,

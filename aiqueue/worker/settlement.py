@@ -336,7 +336,7 @@ class Settlement:
         failed = FailedJob(
             job_id=opened.job_id, kind=opened.kind, lane=lane, seq=delivery.seq, reason=reason, error=error,
             attempt=opened.attempt, worker=self._worker, enqueued_at=delivery.enqueued_at,
-            history=opened.history or [], secrets=opened.secrets,
+            history=opened.history or [], secrets=opened.secrets, run=delivery.run,
         )  # fmt: skip
         try:
             letter_seq = await self._dead.add(failed, delivery.message.headers, delivery.message.data)

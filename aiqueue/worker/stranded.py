@@ -294,7 +294,7 @@ class StrandedSweeper:
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"
         failed = FailedJob(
             job_id=decoded.job_id, kind=decoded.kind, lane=lane, seq=stored.seq, reason=REASON, error=error,
-            attempt=number, worker=self._worker, enqueued_at=enqueued_at, history=history,
+            attempt=number, worker=self._worker, enqueued_at=enqueued_at, history=history, run=run,
         )  # fmt: skip
         await self._dead.add(failed, stored.headers, stored.data)
         log.warning("job %s of %s is a dead letter (%s): %s", decoded.job_id, lane, REASON, error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any, NamedTuple
 
 from .. import headers
 from ..attempt import RetryPending, TakenOver
+from ..connection import Connection, timestamp
+from ..errors import AIQueueError
 from ..journal import RETRY, STARTED
 from ..lanes import Delivery
+from ..topology import Family
 from .opening import OpenedJob
 from .settlement import retry_dedup_key
 from .unknown_kinds import Hops, hop_of
@@ -86,3 +90,18 @@ def find_takeover(
         return TakenOver()
     log.warning("job %s is run again: its latest attempt has written nothing for two lengths of a lease", opened.job_id)
     return None
+
+
+async def order_delivery(connection: Connection, delivery: Delivery, family: Family) -> DeliveryOrder:
+    """Return the place of a delivery among those of its job, by which a later delivery is told from an earlier one.
+
+    A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For
+    one in memory the server is asked, because it may have been recreated since this worker last asked. The answer
+    stays true: while a job of the consumer is in flight, the server keeps the consumer.
+    """
+    lane = delivery.lane
+    if delivery.delivery_count > 1 and family.lane_storage == "memory":
+        with contextlib.suppress(AIQueueError):
+            info = await connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
+            lane.created = max(lane.created, timestamp(info["created"]))
+    return DeliveryOrder(delivery.seq, lane.created, delivery.delivery_count)

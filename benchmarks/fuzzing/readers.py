@@ -61,6 +61,21 @@ class NoProgress:
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         raise NotImplementedError
 
+    async def begin_step(self, name: str) -> tuple[Any] | None:
+        raise NotImplementedError
+
+    async def find_step(self, name: str) -> tuple[Any] | None:
+        raise NotImplementedError
+
+    async def keep_step(self, name: str, result: object) -> object:
+        raise NotImplementedError
+
+    async def keep_call(self, data: object) -> None:
+        raise NotImplementedError
+
+    async def earlier_calls(self) -> list[Any]:
+        raise NotImplementedError
+
 
 class Escaped(Exception):
     """A reader raised what it must not raise; the text names the frame."""

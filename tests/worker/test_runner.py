@@ -48,7 +48,7 @@ async def runner_without_server(families: Mapping[str, Family] = TOPOLOGY.famili
     nothing: Any = None
     return Runner(
         SimpleNamespace(journal=journal),  # type: ignore[arg-type]
-        WorkerResources(journal, nothing, families),
+        WorkerResources(journal, nothing, families, "AI_CHECKPOINTS"),
         nothing,
         handlers=Handlers(),
         worker="w",

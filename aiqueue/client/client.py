@@ -372,6 +372,7 @@ class Client:
             await provision.apply(connection, self.topology)
         except (ConfigMismatch, DataLossRefused) as error:
             log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
+            await provision.create_missing(connection, self.topology)
 
     async def _revive(self, settings: Settings) -> Settings:
         """Start the embedded server again if it has died, and return its address and credentials.

@@ -68,6 +68,8 @@ WHEN_FULL: Mapping[str, str] = {
     "documents",
     "presence": "remove agents (`aiqueue inbox rm`), or raise max_bytes and run `aiqueue apply`: a full stream refuses "
     "new agents",
+    "checkpoints": "raise max_bytes and run `aiqueue apply`: a full stream refuses the results of steps, and attempts "
+    "that keep some fail",
 }
 
 

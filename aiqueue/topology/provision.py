@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from .. import subjects, units
+from .. import subjects
 from ..connection import Connection
 from ..errors import ConfigMismatch, DataLossRefused, NotFound, QueueFull, ServerError, Unavailable
+from .changes import Change, FieldChange, Plan, format_value
 from .declared import Family, StreamSpec, Topology, lane_name
 from .problems import (
     FATAL_LANE_SETTINGS,
@@ -28,84 +28,12 @@ from .problems import (
     stream_problems,
 )
 
-Action = Literal["create", "update", "replace-needed", "delete-lanes"]
+__all__ = ["Change", "FieldChange", "Plan", "apply", "create_missing", "plan"]
 
 ROUNDS_MAX = 3  # how often apply plans again, if another process applies at the same time
 _PARALLEL = 16  # lanes changed at once: in a cluster each takes tens of milliseconds
-_NAMES_SHOWN = 3  # names listed before "and N more"
 
-_DURATIONS = ("ack_wait", "duplicate_window", "inactive_threshold", "max_age")  # nanoseconds
-_SIZES = ("max_bytes", "max_msg_size")
 _ONE_WAY = ("allow_msg_schedules", "allow_msg_ttl")  # can be switched on in place, never off
-
-
-class FieldChange(NamedTuple):
-    """A field that differs, with values in the API's form. `why`: what the change deletes, or why it is refused."""
-
-    key: str
-    live: Any
-    wanted: Any
-    why: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change of a plan, to the stream itself, or to the consumers of its `lanes` if there are any.
-
-    `loss`: which messages it would delete. `refused`: why the server cannot make the change in place, and what to do.
-    `note`: what else to expect. Each is a sentence, or None.
-    """
-
-    stream: str
-    action: Action
-    fields: tuple[FieldChange, ...] = ()
-    lanes: tuple[str, ...] = ()
-    loss: str | None = None
-    refused: str | None = None
-    note: str | None = None
-
-    def lines(self) -> list[str]:
-        """Return the change as text, one line per field. Lines start with ``+``, ``~``, ``-`` or, if refused, ``!``."""
-        why = self.refused or self.note
-        tail = f"  ({why})" if why else ""
-        if self.action == "create":
-            return [f"{'!' if self.refused else '+'} create stream {self.stream}{tail}"]
-        if self.action == "delete-lanes":
-            return [f"- {self.stream} {_format_lanes(self.lanes)}: delete{tail}"]
-        if self.lanes:
-            return [f"~ {self.stream} {_format_lanes(self.lanes)}.{_format_field(each)}" for each in self.fields]
-        sign = "!" if self.refused else "~"
-        return [f"{sign} {self.stream}.{_format_field(each)}" for each in self.fields]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What apply would change, and the `problems` that it does not solve. Empty if the server matches the declaration
-    and nothing disturbs it.
-    """
-
-    changes: tuple[Change, ...]
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def drift(self) -> bool:
-        """Whether apply has something to do."""
-        return bool(self.changes)
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """A sentence for each change that would delete messages."""
-        return tuple(f"{each.stream}: {each.loss}" for each in self.changes if each.loss)
-
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """A sentence for each change that cannot be made in place."""
-        return tuple(f"{each.stream}: {each.refused}" for each in self.changes if each.refused)
-
-    def lines(self) -> list[str]:
-        """Return the plan as a text diff, one line per field, and a line for each problem."""
-        changes = [line for change in self.changes for line in change.lines()]
-        return changes + [problem.line() for problem in self.problems]
 
 
 async def plan(conn: Connection, topology: Topology) -> Plan:
@@ -163,6 +91,13 @@ async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool =
         problem = "the server still differs from the declaration after apply; does another program change its streams?"
         raise ConfigMismatch(f"{problem} {'; '.join(found.lines())}")
     return executed
+
+
+async def create_missing(conn: Connection, topology: Topology) -> None:
+    """Create the streams that the server does not have, and change nothing else. For use where `apply` was refused."""
+    for change in (await plan(conn, topology)).changes:
+        if change.action == "create" and not change.refused:
+            await _execute(conn, topology, change)
 
 
 async def _plan_creation(conn: Connection, spec: StreamSpec) -> Change:
@@ -237,7 +172,7 @@ def _refuse_in_place(name: str, key: str, live: Mapping[str, Any], wanted: Mappi
     if not fixed:
         return None
     return (
-        f"{key} cannot change in place from {_format_value(key, live.get(key))} to {_format_value(key, wanted[key])}: "
+        f"{key} cannot change in place from {format_value(key, live.get(key))} to {format_value(key, wanted[key])}: "
         f"let workers empty the stream, delete it (nats stream rm {name}, deletes its messages), then apply again"
     )
 
@@ -265,7 +200,7 @@ def _loss_of_messages(
         return None
     if _limit_or_inf(wanted[key]) >= _limit_or_inf(live.get(key)):
         return None
-    lowering = f"lowering {key} from {_format_value(key, live.get(key))} to {_format_value(key, wanted[key])} deletes"
+    lowering = f"lowering {key} from {format_value(key, live.get(key))} to {format_value(key, wanted[key])} deletes"
     if key == "max_age":
         return f"{lowering} all older messages, now and from now on"
     if key == "max_msgs_per_subject":
@@ -386,7 +321,7 @@ async def _configure(
                 needed = f"needs {limit} of {config[limit]:,} or more" if limit in config else "is a stream too many"
                 remedy = f"raise {limit} of this account in the server's configuration"
                 raise ConfigMismatch(f"{spec.name} {needed}: {error.reason}: {remedy}") from None
-        needed = f"{_format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
+        needed = f"{format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
         raise ConfigMismatch(f"{spec.name} reserves {needed}, too much for the server: {error.reason}") from None
     except (ServerError, Unavailable) as error:
         if "non-clustered" not in str(error):
@@ -418,33 +353,3 @@ async def _delete_lane(conn: Connection, stream: str, name: str) -> None:
         await conn.api(f"CONSUMER.DELETE.{stream}.{name}")
     except NotFound:
         return
-
-
-def _format_lanes(lanes: tuple[str, ...]) -> str:
-    shown = ", ".join(lanes[:_NAMES_SHOWN])
-    more = f" and {len(lanes) - _NAMES_SHOWN} more" if len(lanes) > _NAMES_SHOWN else ""
-    return f"{'lane' if len(lanes) == 1 else 'lanes'} {shown}{more}"
-
-
-def _format_field(field: FieldChange) -> str:
-    why = f"  ({field.why})" if field.why else ""
-    if isinstance(field.wanted, list):
-        removed = [f"- {each}" for each in field.live or () if each not in field.wanted]
-        added = [f"+ {each}" for each in field.wanted if each not in (field.live or ())]
-        return f"{field.key}: {', '.join(removed + added)}{why}"
-    return f"{field.key}: {_format_value(field.key, field.live)} -> {_format_value(field.key, field.wanted)}{why}"
-
-
-def _format_value(key: str, value: Any) -> str:
-    """Format a value: durations, sizes, "unlimited"."""
-    if isinstance(value, bool) or value is None:
-        return "true" if value else "false" if value is False else "unset"
-    if isinstance(value, int) and key.startswith("max_") and value <= 0:
-        return "unlimited"
-    if key in _DURATIONS:
-        return units.short_duration(value / 1_000_000_000)
-    if key in _SIZES:
-        return units.short_size(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each}" for name, each in value.items() if each)
-    return str(value)

@@ -162,6 +162,9 @@ class Run:
             return self.time(float(value), family)
         if name == headers.RUN:
             return self.run_name(headers.number(value), tenant, family)
+        if name == headers.RESUMES and "-" in value:
+            number = headers.number(value.partition("-")[0])
+            return f"that of {self.run_name(number, tenant, family)}" if number else value
         if name == headers.HISTORY:
             with contextlib.suppress(ValueError):  # anybody may have written it
                 return repr(self.history(json.loads(value), tenant, family))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .. import headers, subjects
 from ..connection import Connection, Stored, timestamp
 from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
-from ..errors import BadInput, NotFound
+from ..errors import AccessDenied, BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
 from ..topology import Family, Topology
 from .lane_scan import LaneScan
@@ -217,6 +217,17 @@ class _Search:
                 count, size_bytes = count + 1, size_bytes + len(stored.data)
                 found.entries.append(entry_from_stored(stored).masked())
 
+    async def _read_kept(self, found: FoundJob) -> list[Entry]:
+        """Return what the runs of the job keep, the oldest first, at most ENTRIES_MAX entries."""
+        kept: list[Entry] = []
+        subject = subjects.checkpoints(found.family.name, found.tenant, self._job_id, "*")
+        with contextlib.suppress(NotFound, AccessDenied):
+            async for stored in self._connection.read(self._topology.checkpoints_stream.name, subject):
+                kept.append(entry_from_stored(stored).masked())
+                if len(kept) >= ENTRIES_MAX:
+                    break
+        return kept
+
     async def _read_parked(self) -> None:
         lane = subjects.Lane(self._family or "*.*", self._tenant or "*", "*")
         with contextlib.suppress(NotFound):
@@ -278,8 +289,9 @@ class _Search:
         if stored is not None and not _is_cancelled(found) and _has_declared_lane(found, stored):
             await self._read_delivery(found, stored)
         state, note, next_attempt_at = self._state(found)
+        kept = [] if state == "done" else await self._read_kept(found)  # a job that is done has deleted them
         steps = build_timeline(
-            self._job_id, found.entries, stored=stored, parked=found.parked, letter=letter,
+            self._job_id, found.entries, kept=kept, stored=stored, parked=found.parked, letter=letter,
             delivered=found.delivered, delivered_at=found.delivered_at,
         )  # fmt: skip
         lane, kind = _lane_and_kind(found)

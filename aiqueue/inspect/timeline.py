@@ -17,7 +17,7 @@ SKEW_S = 1.0  # between the clock of a worker, which stamps a history, and the s
 MAX_AGE_S = 400 * 86_400.0  # no job is kept for longer, so a time in an id that is further off is none
 
 ENQUEUED_EVENTS = frozenset({"enqueued", "replayed"})
-_MERGED_EVENTS = ("progress", "chunks")  # steps of one attempt that follow each other become one
+_MERGED_EVENTS = ("progress", "chunks", "step")  # steps of one attempt that follow each other become one
 _RETRY_KEY = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # a retry's parking id: worker/settlement.py, retry_move
 _STREAM_ID = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
@@ -27,7 +27,7 @@ class Step:
     """One thing that happened to a job.
 
     - `at`: when, in seconds since the epoch; None if it was not recorded. `after_s`: seconds since the step before.
-    - `count`: how many progress entries, or chunks, of one attempt in a row this step stands for. The first was at
+    - `count`: how many progress entries, chunks or steps of one attempt in a row this step stands for. The first was at
       `first_at`; the step shows the last.
     - `until`: when a parked job, or a retry, is due.
     - `lost_chunks`: how many chunks before this step the server had no space for.
@@ -39,6 +39,7 @@ class Step:
     - **delivered**: to a worker, which has written nothing yet
     - **started**: an attempt began. A first attempt writes no entry when it begins; entries that end it carry the time.
     - **progress**, **chunks**, **trial**
+    - **step**: the result of a step was kept; **called**: an outside call was about to be made
     - **retried**: an attempt failed and another follows; **attempt failed**: the same, known from the history only
     - **result**, **failed**, **cancelled**, **dead letter**
     - any other event of a journal
@@ -64,6 +65,7 @@ def build_timeline(
     job_id: str,
     entries: Sequence[Entry],
     *,
+    kept: Sequence[Entry] = (),
     stored: Stored | None,
     parked: Sequence[ParkedJob],
     letter: DeadLetter | None,
@@ -75,6 +77,7 @@ def build_timeline(
     Only **enqueued** and **delivered** steps may have no time; any other step without a recorded time is left out.
     """
     steps = _steps_from_journal(entries)
+    steps += _steps_from_journal([each for each in kept if each.event in ("step", "called")])
     first_s = entries[0].time if entries else float("inf")
     steps += [step for step in _steps_from_history(stored, parked, letter) if (step.at or 0.0) < first_s - SKEW_S]
     for each in parked:
@@ -142,6 +145,10 @@ def step_of(entry: Entry | StreamItem) -> Step:
             return replace(step, text=f"{percent} {_text_in(data, 'note')}".strip())
         case "chunk":
             return replace(step, event="chunks", count=len(entry.data) if isinstance(entry.data, list) else 1)
+        case "step":
+            return replace(step, text=_text_in(data, "name"), data=data.get("result"))
+        case "called":
+            return replace(step, data=data.get("data"))
         case "retry":
             delay_s = data.get("delay_s")
             until = None

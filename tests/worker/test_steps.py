@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue.cli.steps import describe_step
 from aiqueue.errors import BadInput, JobFailed, Stale, TooLarge
+from aiqueue.inspect import stats
 from aiqueue.journal import Checkpoints
 from aiqueue.worker import settlement
 
@@ -255,6 +257,30 @@ async def test_a_loop_whose_step_fails_starts_no_further_step(client: aiqueue.Cl
 
     await run(client, handler, Walk(log=""))
     assert ran == [0, 1, 2, 3, 3, 4, 5]
+
+
+async def test_inspect_shows_what_a_job_that_waits_has_kept(client: aiqueue.Client, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    async def handler(job: aiqueue.Job[Walk]) -> None:
+        await job.steps("s", range(12), str)
+        await job.called({"model": "m"})
+        raise aiqueue.Retry(after=600)
+
+    worker = aiqueue.Worker()
+    worker.handle(Walk, retry=FAST)(handler)
+    async with worker.running(client):
+        handle = await client.enqueue(Walk(log=log), tenant="acme")
+
+        async def parked() -> bool:
+            return (await handle.status()).state in ("parked", "retrying")
+
+        await eventually(parked)
+    timeline = (await stats.job(client.connection, client.topology, handle.id)).timeline
+    shown = {step.event: (step.count, describe_step(step).split(" ", 2)[0]) for step in timeline}
+    assert shown["step"] == (12, "12")
+    assert shown["called"] == (1, '{"model":"m"}')
+    assert [describe_step(step).rsplit(": ")[-1] for step in timeline if step.event == "step"] == ["s-11"]
 
 
 # -- who may write

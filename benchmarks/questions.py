@@ -60,6 +60,9 @@ ROWS = {
         60, 32,
     ),
     "streaming": Question("Streaming", "From a handler's chunk to its reader, in processes of their own.", 15, 12),
+    "steps": Question(
+        "Steps", "What `job.step` keeps for later attempts: one stored message a step, behind the one before.", 3, 4
+    ),
 }  # fmt: skip
 PEERS = Question(
     "Beside other queues",

@@ -1,0 +1,25 @@
+"""Messages, the jobs that carry them, and what a handler raises about its job."""
+
+from __future__ import annotations
+
+from .job import Job, Progress
+from .message import (
+    ANY_KIND,
+    KIND,
+    AnyM,
+    JobSpec,
+    M,
+    M_co,
+    Message,
+    RawMessage,
+    check_message,
+    check_model,
+    secret_headers,
+    untyped,
+)
+from .retry import Reject, Retry
+
+__all__ = [
+    "ANY_KIND", "KIND", "AnyM", "Job", "JobSpec", "M", "M_co", "Message", "Progress", "RawMessage", "Reject", "Retry",
+    "check_message", "check_model", "secret_headers", "untyped",
+]  # fmt: skip

@@ -44,12 +44,15 @@ class WorkerResources:
 class JobContext(RunningAttempt):
     """One attempt as its handler sees it (it implements `job.Progress`), and as `Cancellations` stops it.
 
+    `has_checkpoints`: this attempt has asked for what its run keeps.
+
     `journal_muted`: nothing is written while a suspect runs in this process, because an entry would hide the newest
     `trial` entry. The journal writer is made when it is first needed: most jobs write nothing while they run.
     """
 
     journal_muted = False
     _writer: Writer | None = None
+    has_checkpoints = False
     _checkpoints: Checkpoints | None = None
 
     def __init__(
@@ -109,6 +112,7 @@ class JobContext(RunningAttempt):
             connection = self._resources.journal.connection
             own = subjects.run_key(delivery.run, delivery.enqueued_at)
             resumed = opened.raw.headers.get(headers.RESUMES, "")
+            self.has_checkpoints = True
             self._checkpoints = Checkpoints(
                 connection,
                 self._resources.checkpoints,
@@ -121,11 +125,6 @@ class JobContext(RunningAttempt):
                 has_past=bool(resumed) or may_have_history(delivery, opened),
             )
         return self._checkpoints
-
-    @property
-    def has_checkpoints(self) -> bool:
-        """Whether this attempt has asked for what its run keeps."""
-        return self._checkpoints is not None
 
     async def forget_checkpoints(self) -> None:
         """Delete what the run keeps, because the run has ended. A failure is harmless: it expires."""

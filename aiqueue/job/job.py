@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from ..errors import BadInput
 from .message import M_co
 
 PROGRESS_EVERY_S = 1.0  # of `Job.steps`
+_adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
 
 
 _step: contextvars.ContextVar[str] = contextvars.ContextVar("aiqueue step")
@@ -171,7 +173,7 @@ class Job(Generic[M_co]):
                     if inspect.isawaitable(result):
                         result = await result
             kept = (await self._progress.keep_step(name, result),)
-        return kept[0] if returns is None else pydantic.TypeAdapter(returns).validate_python(kept[0])
+        return kept[0] if returns is None else _adapter(returns).validate_python(kept[0])
 
     def step_sync(self, name: str, function: Callable[..., Any], *args: Any, returns: Any = None) -> Any:
         """As `step`, for a handler that is a plain function. So is `function`, which runs in the handler's thread."""
@@ -184,7 +186,7 @@ class Job(Generic[M_co]):
                 result.close()
                 raise BadInput(f"step {name!r}: a handler that is a plain function has plain functions as steps")
             kept = (run_from_thread(self._progress.keep_step(name, result), loop, instead),)
-        return kept[0] if returns is None else pydantic.TypeAdapter(returns).validate_python(kept[0])
+        return kept[0] if returns is None else _adapter(returns).validate_python(kept[0])
 
     async def steps(
         self,

@@ -170,8 +170,9 @@ class _ChildContext:
     Once the attempt `is_over`, questions are refused: the worker would take them for the next job's.
     """
 
-    def __init__(self, pipe: _WorkerPipe) -> None:
+    def __init__(self, pipe: _WorkerPipe, threads: Threads) -> None:
         self._pipe = pipe
+        self._threads = threads
         self._documents_opened = 0
         self._joiner = codec.TextJoiner()
         self._names = StepNames()
@@ -203,6 +204,10 @@ class _ChildContext:
         """As `begin_step`, without its check."""
         found = await self._ask("step", name)
         return None if found is None else (found[0],)
+
+    async def run_in_thread(self, function: Callable[[], Any]) -> Any:
+        """Call a plain function in one of the child's threads."""
+        return await self._threads.run(function)
 
     async def keep_step(self, name: str, result: Any) -> Any:
         """Have the worker keep the result of a step. Raises EncodeError, TooLarge, and what the worker raised."""
@@ -337,7 +342,7 @@ async def _call_handler_here(
     """Call the handler for attempt `number`. The worker keeps its timeout, because it can kill a child that hangs."""
     decoded = attempt.decode_body(raw)
     handler = attempt.find_handler(found.handlers, raw.family, decoded)
-    context = _ChildContext(pipe)
+    context = _ChildContext(pipe, threads)
     job = attempt.build_job(raw, decoded, handler, attempt=number, state=state, progress=context)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from .. import headers, subjects
-from ..attempt import RunningAttempt
+from ..attempt import RunningAttempt, Threads
 from ..document_ref import Document
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
@@ -36,6 +36,7 @@ class WorkerResources:
         self.documents = documents
         self.families = families
         self.loop = asyncio.get_running_loop()
+        self.threads = Threads("aiqueue-handler")
         self.retention = {
             name: Retention(family.journal_ttl_s, family.chunk_ttl_s) for name, family in families.items()
         }
@@ -200,6 +201,10 @@ class JobContext(RunningAttempt):
     async def find_step(self, name: str) -> tuple[Any] | None:
         """See `Checkpoints.find_step`. For a step of a handler in a child process, which knows its names."""
         return await self.checkpoints.find_step(name)
+
+    async def run_in_thread(self, function: Callable[[], Any]) -> Any:
+        """Call a plain function in one of the worker's threads."""
+        return await self._resources.threads.run(function)
 
     async def keep_step(self, name: str, result: Any) -> Any:
         """See `Checkpoints.keep_step`."""

@@ -26,7 +26,6 @@ from ..attempt import (
     Refused,
     Returned,
     TakenOver,
-    Threads,
     Unknown,
 )  # fmt: skip
 from ..connection import HEADERS_MAX
@@ -80,7 +79,7 @@ class Runner:
         self._ended = ended
         self._context = contextvars.copy_context()
         self._pipeline = ResultPipeline(claims.journal.connection, resources.retention, self._on_result_settled)
-        self._threads = Threads("aiqueue-handler")
+        self._threads = resources.threads
         self._resources = resources
         self._limits = Limits()
         self._interrupted: set[Delivery] = set()

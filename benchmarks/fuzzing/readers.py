@@ -70,6 +70,9 @@ class NoProgress:
     async def keep_step(self, name: str, result: object) -> object:
         raise NotImplementedError
 
+    async def run_in_thread(self, function: object) -> object:
+        raise NotImplementedError
+
     async def keep_call(self, data: object) -> None:
         raise NotImplementedError
 

@@ -239,10 +239,13 @@ def _format_of(body: bytes) -> str:
 
 
 def _checked_headers(given: Mapping[str, str] | None) -> dict[str, str]:
-    """Return a copy of a caller's headers, with our names in our case. Raises BadInput."""
+    """Return a copy of a caller's headers as they arrive: our names in our case, values without spaces around them.
+
+    Raises BadInput.
+    """
     if given is not None and not isinstance(given, Mapping):
         raise BadInput(f'headers must be a mapping of names to texts, such as {{"request_id": "7"}}, not {given!r}')
-    copied = dict(given or {})
+    copied = {name: value.strip(" ") if isinstance(value, str) else value for name, value in (given or {}).items()}
     if not all(isinstance(name, str) for name in copied):
         raise BadInput(f"the names of headers must be texts, not {next(n for n in copied if not isinstance(n, str))!r}")
     headers.restore_case(copied)

@@ -418,7 +418,9 @@ def _checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping
     """Return the caller's headers. Raises BadInput for no mapping, and for names that the library sets itself."""
     if extra is not None and not isinstance(extra, Mapping):
         raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {extra!r}')
-    for name in extra or {}:
+    for name, value in (extra or {}).items():
+        if isinstance(value, str) and value != value.strip(" "):
+            raise BadInput(f"header {name!r} must not begin or end with a space, which the wire drops: {value[:80]!r}")
         lower = str(name).lower()
         if lower.startswith(("nats-", "aiq-", "content-type")):
             raise BadInput(f"header {name!r} is reserved for aiqueue")

@@ -212,6 +212,21 @@ async def test_a_full_inbox_is_an_error_with_its_limit(account: Account, monkeyp
             await publish(bus, "ai.agent.message.acme", headers=headers, on_full="wait", timeout="200ms")
 
 
+@pytest.mark.parametrize("headers", [{"task_id": "k-1 "}, {"task_id": " k-1", "priority": "high "}])
+async def test_an_id_is_read_as_it_arrives_without_spaces_around_it(
+    bus: aiqueue.NATSClient, tenant: str, headers: dict[str, str]
+) -> None:
+    got: list[str] = []
+
+    async def hear(msg: Msg) -> None:
+        got.append(msg.headers["task_id"])
+
+    await bus.subscribe(f"{TASKS}.{tenant}", queue="agent.workers", callback=hear)
+    published = await publish(bus, f"{TASKS}.{tenant}", headers=headers)
+    await eventually(lambda: got == ["k-1"])
+    assert published.id == "k-1"
+
+
 async def test_a_publish_during_an_outage_is_stored_once_the_server_is_back(
     shared: Account, client: aiqueue.Client, tenant: str
 ) -> None:

@@ -216,6 +216,7 @@ class Wild(Message, kind="wild"):
         (JobSpec(Task(), priority="urgent"), BadInput, "high, normal, low"),
         (JobSpec(Task(), headers={"Nats-TTL": "1"}), BadInput, "Nats-TTL"),
         (JobSpec(Task(), headers={"m": "é"}), BadInput, "header"),
+        (JobSpec(Task(), headers={"m": "x "}), BadInput, "must not begin or end with a space"),
         (JobSpec(Task(), deadline="soon"), BadInput, "deadline"),
         (JobSpec(Task(), headers={"m": "x" * 2_000_000}), TooLarge, "65,535"),
         (Small(blob=bytes(200_000)), BadInput, "max_msg_size"),

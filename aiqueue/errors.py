@@ -26,6 +26,8 @@
     ├── NotFound                no such job, dead letter, stream or consumer
     ├── Corrupt                 a document's stored bytes do not match its hash
     ├── Conflict                another write to the same subject came first
+    │   ├── DuplicateJob        a job of this id exists, and the caller wanted a new one
+    │   └── NotParked           the job does not wait for a time (any more): it cannot be rescheduled
     ├── Stale                   a newer attempt owns the job; this attempt may no longer write
     ├── JobFailed               the awaited job failed or was cancelled
     ├── JobGone                 the awaited job is gone, and nothing shows that a worker ended it
@@ -236,6 +238,30 @@ class Corrupt(AIQueueError):
 
 class Conflict(AIQueueError):
     """Another write came first: the expected sequence is not the last sequence of the subject."""
+
+
+class DuplicateJob(Conflict):
+    """A job of this id was stored before, and `on_duplicate` is "raise". Nothing was stored.
+
+    ``client.job(error.job_id)`` returns its handle. After a lost PubAck it may be the job of this very call.
+    """
+
+    def __init__(self, job_id: str, lane: str) -> None:
+        super().__init__(f'job {job_id} is already in {lane}: nothing was stored, as on_duplicate="raise" asks')
+        self.job_id = job_id
+        self.lane = lane
+
+
+class NotParked(Conflict):
+    """The job does not wait for a time, so it cannot be rescheduled.
+
+    `state` is that of `JobStats`, or "due" (it is about to enter its lane), or "gone" (nothing is known of it).
+    """
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")
+        self.job_id = job_id
+        self.state = state
 
 
 class Stale(AIQueueError):

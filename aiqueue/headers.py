@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote, unquote
 
 NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens: nats-py requires them
 
@@ -41,6 +42,7 @@ SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 PARKED: Final = "Aiq-Parked"  # the parking id: which parking a job comes from
 DUE: Final = "Aiq-Due"  # when the parked job is due, milliseconds since the epoch
 UNKNOWN: Final = "Aiq-Unknown"  # when the kind was first unknown (milliseconds since the epoch), and the hops since
+UNIQUE: Final = "Aiq-Unique"  # the caller's key that the id is a hash of, see `encode_unique`
 WAITED: Final = "Aiq-Waited"  # how often the job was parked again because its lane did not take it
 DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
 DOCUMENT_SIZE: Final = "Aiq-Document-Size"
@@ -66,6 +68,7 @@ OURS: Final = "Aiq-"
 SERVERS: Final = "Nats-"
 
 _CARRIED_MAX = 16_384
+_UNIQUE_MAX = 1_024  # characters of an encoded key: the rest is cut, and only the hash in the id knows it
 # the family's own key, such as task_id, has the job id too; a possessive or dot pattern saves a third of the time
 _PLAIN: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: application/cbor\r\nAiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n"
@@ -162,6 +165,30 @@ def parking_id(job_headers: Mapping[str, str]) -> str:
     """Return the id of the parking that a job comes from; empty if it was not parked, or if the header is malformed."""
     found = job_headers.get(PARKED)
     return found if found and _PARKING_ID.fullmatch(found) else ""
+
+
+def encode_unique(key: str) -> str:
+    """Return the value of UNIQUE for a caller's key: percent-encoded.
+
+    Above _UNIQUE_MAX characters it is cut, and then the number of the key's characters follows after a space.
+    """
+    encoded = quote(key, safe="", errors="surrogatepass")
+    if len(encoded) <= _UNIQUE_MAX:
+        return encoded
+    cut = encoded[:_UNIQUE_MAX]
+    return f"{cut[: cut.rindex('%')] if '%' in cut[-2:] else cut} {len(key)}"
+
+
+def unique_key(job_headers: Mapping[str, str]) -> str:
+    """Return the caller's key in UNIQUE, to be shown; "" if the id is the key itself. A cut one says how long it is."""
+    encoded, _, length = job_headers.get(UNIQUE, "").partition(" ")
+    shown = unquote(encoded, errors="replace")
+    return f"{shown.rstrip(chr(0xFFFD))}… ({number(length):,} characters)" if length else shown
+
+
+def carried_unique(job_headers: Mapping[str, str]) -> dict[str, str]:
+    """Return UNIQUE for what is stored about a job; empty for a job without it. A plain publisher may have set it."""
+    return {UNIQUE: ascii_line(job_headers[UNIQUE], _UNIQUE_MAX + 32)} if UNIQUE in job_headers else {}
 
 
 def ascii_line(text: str, limit: int = 500) -> str:

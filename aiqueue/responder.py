@@ -290,6 +290,7 @@ class _FamilyResponder:
         for name, limit in ((headers.KIND, 128), (headers.CONTENT_TYPE, 128), (headers.SECRET, 4_000)):
             if name in request_headers:
                 job_headers[name] = headers.ascii_line(request_headers[name], limit)
+        job_headers |= headers.carried_unique(request_headers)
         if family.key:
             job_headers[family.key] = request.job_id
         self._producer.hint(lane)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .errors import InvalidToken
 
@@ -22,6 +22,7 @@ CHECKPOINTS = "ai.checkpoint"
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
 PARKED = "ai.parked"
 OBJECTS = "OBJ_"  # prefix of the stream names of object stores (ADR-20)
+OnDuplicate = Literal["first", "raise", "rerun_failed", "rerun", "replace"]  # of a known id: see `Client.enqueue`
 BUCKET = "KV_"  # prefix of the stream names of key-value buckets (ADR-8)
 
 
@@ -245,8 +246,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_noise.clear)  # a forked child must not make the same ids as its parent
 
 
+def job_id(value: object) -> str:
+    """Return the id of the job that a caller names, by its id or by the key that the id is made of.
+
+    Raises InvalidToken for what is no text, and for an empty one.
+    """
+    if not isinstance(value, str) or not value:
+        raise InvalidToken("job id", value)
+    return foreign_id(value)
+
+
 def foreign_id(value: str) -> str:
-    """Return a job id for a plain publisher's key: the key itself if it is a valid token, else a hash of it."""
+    """Return the job id for any key: the key itself if it is a valid token, else ``x`` and 40 digits of its SHA-256."""
     if TOKEN.fullmatch(value):
         return value
     return "x" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:40]

@@ -1,16 +1,21 @@
-"""Plain values that callers pass: durations and sizes ("30s", "1GiB"), parsed and formatted; numbers, flags, texts."""
+"""Plain values that callers pass: durations, times and sizes ("30s", `timedelta`, `datetime`, "1GiB"), parsed and
+formatted; numbers, flags, texts.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from .errors import BadInput
 
 Duration = str | float | timedelta  # "30s", seconds, or a timedelta
+Time = datetime | float  # a datetime with a time zone, or seconds since the epoch
+Deadline = Duration | datetime  # how long from now, or until when
 
 _DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = (
@@ -82,6 +87,32 @@ def texts(argument: str, values: Any) -> tuple[str, ...]:
     return tuple(text(f"each of {argument}", each) for each in values)
 
 
+def parse_time(argument: str, value: Time) -> float:
+    """Return a caller's time in seconds since the epoch. Raises BadInput, which names the `argument`.
+
+    A datetime without a time zone is refused, because it would mean another time on another machine.
+    """
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise BadInput(
+                f"{argument}: {value.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch"
+            )
+        return value.timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadInput(f"{argument} must be a datetime with a time zone, or seconds since the epoch, not {value!r}")
+    return float(value)
+
+
+def parse_deadline(argument: str, value: Deadline, now: float) -> float:
+    """Return a caller's deadline in seconds since the epoch. A duration counts from `now`, likewise.
+
+    Raises BadInput, which names the `argument`.
+    """
+    if isinstance(value, datetime):
+        return parse_time(argument, value)
+    return now + parse_duration(argument, value)
+
+
 def size_bytes(value: str | int) -> int:
     """Return bytes for a number of bytes or for "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
     problem = f'{value!r} is not a size such as 1048576, "512KiB" or "1GiB"'
@@ -120,4 +151,6 @@ def short_size(value: int) -> str:
 
 
 def _not_a_duration(value: object) -> str:
+    if isinstance(value, datetime):
+        return f'{value.isoformat()} is a time and not a duration, such as 30.0, timedelta(seconds=30) or "30s"'
     return f'{value!r} is not a duration such as 1.5, "250ms", "30s" or "2m"'

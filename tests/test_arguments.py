@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -90,6 +90,9 @@ DECLARED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (worker().handle, {"model": Task, "result": None}, "result must be True or False"),
 ]  # fmt: skip
 
+AWARE = datetime(2030, 1, 1, tzinfo=UTC)
+NAIVE = AWARE.replace(tzinfo=None)
+
 Call = Callable[[Client], Any]
 CALLED: list[tuple[str, Call, str]] = [
     *((f"enqueue {i}", lambda c, m=m: c.enqueue(m, tenant="acme"), problem)
@@ -115,6 +118,10 @@ CALLED: list[tuple[str, Call, str]] = [
           ({"at": "tomorrow"}, "at must be a datetime"), ({"at": float("nan")}, "at must be a datetime"),
           ({"at": 1, "delay": 1}, "only one of them"), ({"delay": PAST_A_YEAR}, "at most 365 days"),
           ({"timeout": None}, "timeout: None is not a duration"),
+          ({"on_duplicate": "failed", "unique": "k"}, "on_duplicate must be one of 'first'"),
+          ({"on_duplicate": "rerun"}, "needs an id: pass unique="),
+          *(({name: NAIVE}, f"{name}: .* has no time zone: use datetime.now") for name in ("at", "deadline")),
+          *(({name: AWARE}, f"{name}: .* is a time and not a duration") for name in ("delay", "timeout")),
       )),
     *((f"many {options}", lambda c, o=options: c.enqueue_many(**{"items": [], "tenant": "acme", **o}), problem)
       for options, problem in (
@@ -126,7 +133,7 @@ CALLED: list[tuple[str, Call, str]] = [
           ({"deadline": "soon"}, "deadline: "), ({"delay": "soon"}, "delay: "), ({"timeout": "soon"}, "timeout: "),
       )),
     *((f"{name}({value!r})", lambda c, n=name, v=value: getattr(c, n)(v), "job id")
-      for name in ("job", "cancel") for value in (5, None, "", "a.b", ["a"], Task())),
+      for name in ("job", "cancel") for value in (5, None, "", ["a"], Task())),
     *((f"{name} {options}", lambda c, n=name, o=options: getattr(c, n)("a", **o), problem)
       for name in ("job", "cancel")
       for options, problem in (
@@ -137,6 +144,7 @@ CALLED: list[tuple[str, Call, str]] = [
       for value in (0, -1, "1", None, 1.0, True)),
     ("keep", lambda c: c.documents.put(b"", tenant="acme", keep="soon"), "keep: "),
     ("expires", lambda c: c.inboxes.send(Task(), tenant="acme", to="planner", expires="soon"), "expires: "),
+    ("naive", lambda c: c.inboxes.send(Task(), tenant="acme", to="planner", expires=NAIVE), "expires: .* no time zone"),
 ]  # fmt: skip
 
 

@@ -32,6 +32,8 @@ EXAMPLES: dict[str, AIQueueError] = {
     },
     "DataLossRefused": errors.DataLossRefused(("one", "two")),
     "Stale": errors.Stale("taken over", ended=False),
+    "DuplicateJob": errors.DuplicateJob("j1", "agent.tasks acme/high"),
+    "NotParked": errors.NotParked("j1", "in_flight"),
     "JobFailed": errors.JobFailed("j1", reason="rejected", error="bad\ninput", attempt=2),
     "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
     "MailBounced": errors.MailBounced("m-1", to="bob", reason="expired", error="too late"),

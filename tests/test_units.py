@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.units import MAX_S, seconds, short_duration, short_size, size_bytes
+from aiqueue.errors import BadInput
+from aiqueue.units import (
+    MAX_S,
+    parse_deadline,
+    parse_duration,
+    parse_time,
+    seconds,
+    short_duration,
+    short_size,
+    size_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +38,38 @@ def test_durations_are_read_as_people_write_them(given: str | float, expected: f
 def test_anything_else_is_no_duration(given: object) -> None:
     with pytest.raises(ValueError, match="is not a duration such as"):
         seconds(given)  # type: ignore[arg-type]
+
+
+@given(st.timedeltas(min_value=timedelta(), max_value=timedelta(days=36_500)))
+def test_a_timedelta_is_a_duration(given: timedelta) -> None:
+    assert parse_duration("delay", given) == given.total_seconds()
+
+
+def test_a_datetime_is_no_duration_and_a_negative_timedelta_neither() -> None:
+    with pytest.raises(BadInput, match=r"timeout: 2030-01-01T00:00:00\+00:00 is a time and not a duration"):
+        parse_duration("timeout", datetime(2030, 1, 1, tzinfo=UTC))  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="delay"):
+        parse_duration("delay", timedelta(seconds=-1))
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5, minutes=30))])
+def test_a_time_is_a_datetime_with_a_zone_or_seconds_since_the_epoch(zone: timezone) -> None:
+    at = datetime(2030, 1, 2, 3, 4, 5, 678_900, tzinfo=zone)
+    assert parse_time("at", at) == at.timestamp()
+    assert parse_time("at", at.timestamp()) == at.timestamp()
+    assert parse_deadline("deadline", at, 0.0) == at.timestamp()
+    assert parse_deadline("deadline", timedelta(minutes=2), 1_000.0) == 1_120.0
+    assert parse_deadline("deadline", "2m", 1_000.0) == 1_120.0
+
+
+def test_a_time_without_a_zone_is_refused_and_says_what_to_pass() -> None:
+    naive = datetime(2030, 1, 2)  # noqa: DTZ001  (what is refused)
+    for parse in (parse_time, lambda name, value: parse_deadline(name, value, 0.0)):
+        with pytest.raises(BadInput, match=r"expires: 2030-01-02T00:00:00 has no time zone: use datetime\.now\(UTC\)"):
+            parse("expires", naive)
+    for wrong in (True, "tomorrow", None, float("nan"), timedelta(1)):
+        with pytest.raises(BadInput, match="at must be a datetime with a time zone"):
+            parse_time("at", wrong)  # type: ignore[arg-type]
 
 
 @given(st.text(max_size=20) | st.floats() | st.integers())

@@ -15,7 +15,7 @@ from ..errors import AIQueueError, BadInput
 from ..job import ANY_KIND, AnyM, M, Message, RawMessage, check_model
 from ..mailbox import FAMILY, Mail, Sent
 from ..processes import reset_signals_at_fork
-from ..units import Duration, parse_duration, text, texts, whole_number
+from ..units import Deadline, Duration, parse_duration, text, texts, whole_number
 from ..worker import check_attempt_options
 from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession
@@ -133,7 +133,7 @@ class Agent:
         *,
         to: str,
         conversation: str | None = None,
-        expires: Duration | None = None,
+        expires: Deadline | None = None,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: Duration = 30.0,
@@ -157,7 +157,7 @@ class Agent:
         message: Message,
         *,
         conversation: str | None = None,
-        expires: Duration | None = None,
+        expires: Deadline | None = None,
         timeout: Duration = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
         """Store a mail in the inbox of every other agent on the tenant's roster, also of offline agents.

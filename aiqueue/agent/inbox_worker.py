@@ -22,7 +22,7 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Inboxes, Mail, Sent
-from ..units import Duration
+from ..units import Deadline, Duration
 from .held_mail import HeldMail
 from .mail_handlers import MailCall, MailHandlers
 from .reply_waiter import ReplyWaiter, envelope_of
@@ -112,7 +112,7 @@ class InboxWorker:
         """Send a mail from this agent. `options`: see `Inboxes.send`."""
         return await self.inboxes.send(message, tenant=self.spec.tenant, to=to, sender=self.spec.name, **options)
 
-    async def send_reply(self, mail: Mail[Any], message: Message, expires: Duration | None) -> str:
+    async def send_reply(self, mail: Mail[Any], message: Message, expires: Deadline | None) -> str:
         """Send the reply to a mail; see `Mail.reply`."""
         if mail.sender is None:
             raise BadInput(f"mail {mail.id} names no sender, so there is no agent to reply to")

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from . import cancel, dead, doctor, documents, enqueue, health, inbox, inspect, respond, server, tail, topology, work
+from . import (
+    cancel,
+    dead,
+    doctor,
+    documents,
+    enqueue,
+    health,
+    inbox,
+    inspect,
+    reschedule,
+    respond,
+    server,
+    tail,
+    topology,
+    work,
+)
 from .options import Context, Directory, Profile, Streams, Url
 
 app = typer.Typer(
@@ -62,7 +77,7 @@ def _demo(ctx: typer.Context) -> None:
         raise typer.Exit(code)
 
 
-for module in (server, topology, enqueue, cancel, work, respond, health, inspect, tail, doctor):
+for module in (server, topology, enqueue, cancel, reschedule, work, respond, health, inspect, tail, doctor):
     module.register(app)
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")

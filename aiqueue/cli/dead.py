@@ -110,6 +110,7 @@ def show(
     output.print_fields(
         [
             ("job", letter.job_id),
+            ("unique", letter.unique),
             ("kind", letter.kind),
             ("lane", output.format_lane(*letter.lane)),
             ("reason", f"{letter.reason} (attempt {letter.attempt})"),
@@ -338,7 +339,7 @@ def _filter(family: str | None, tenant: str | None, kind: str | None, job: str |
     if tenant is not None:
         subjects.token("tenant", tenant)
     if job is not None:
-        subjects.token("job id", job)
+        subjects.job_id(job)
     return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older)
 
 

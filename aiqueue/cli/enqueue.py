@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AIQueueError, BadInput, JobFailed, JobGone, ResultDisabled, ResultTimeout
+from ..subjects import OnDuplicate
 from . import output, parallel
 from .bodies import Input, open_input, parse_bodies
 from .options import FAILED, ServerOptions, add_command, duration_option, print_error, time_option
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
             '  aiqueue enqueue agent.task \'{"text": "hello"}\' --tenant acme --wait',
             "  aiqueue enqueue rag.document @documents.jsonl --tenant acme --priority low",
             "  aiqueue enqueue agent.task '{}' --tenant acme --unique report-7 --delay 10m",
+            "  aiqueue enqueue agent.task '{}' --tenant acme --unique https://a.example/x --on-duplicate rerun_failed",
         ),
     )(enqueue)
 
@@ -51,6 +53,22 @@ Family = Annotated[
     ),
 ]
 
+Unique = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Job id, or any text to make the id of. Within 10 minutes, a job is stored once for each id.",
+    ),
+]
+WhatIfKnown = Annotated[
+    OnDuplicate,
+    typer.Option(
+        metavar="WHAT",
+        help="If the id is known: first (store nothing), raise (fail), rerun_failed (run it anew if it has failed or "
+        "was cancelled), rerun (also if it has succeeded), replace (while it waits for its delay).",
+    ),
+]
+
 
 def enqueue(  # noqa: PLR0913  (one parameter per option)
     options: ServerOptions,
@@ -62,10 +80,8 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     priority: Annotated[
         str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
     ] = "normal",
-    unique: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Job id. Within 10 minutes, a job is stored once for each id."),
-    ] = None,
+    unique: Unique = None,
+    on_duplicate: WhatIfKnown = "first",
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to store with the job; repeatable.")
     ] = None,
@@ -100,7 +116,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     """
     order = _Order(
         kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_parse_headers(header),
-        deadline=deadline, delay=delay, at=at, wait_s=timeout if wait else None, json=json,
+        deadline=deadline, delay=delay, at=at, on_duplicate=on_duplicate, wait_s=timeout if wait else None, json=json,
     )  # fmt: skip
     totals = _Totals()
     with open_input(body) as source:
@@ -132,6 +148,7 @@ class _Order:
     deadline: float | None
     delay: float | None
     at: float | None
+    on_duplicate: OnDuplicate
     wait_s: float | None
     json: bool
 
@@ -243,7 +260,7 @@ async def _store(
             if first is not None:
                 return
             sizes.append(size)
-            yield JobSpec(message, unique=order.unique)
+            yield JobSpec(message, unique=order.unique, on_duplicate=order.on_duplicate)
 
     outcomes = client.enqueue_many(
         items(), tenant=order.tenant, priority=order.priority, headers=order.headers, deadline=order.deadline,

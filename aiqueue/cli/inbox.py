@@ -87,6 +87,8 @@ def read(
         output.print_json([_mail_as_dict(each) for each in found])
     elif not found:
         output.print_line(f"agent {agent} of {tenant} has no unread mail")
+    from ..headers import unique_key  # noqa: PLC0415
+
     width = output.terminal_width()
     edge = width - 18 if width else None
     for each in () if json else found:
@@ -97,6 +99,7 @@ def read(
         )
         output.print_fields([
             ("id", envelope.mail_id),
+            ("unique", unique_key(each.headers)),
             ("conversation", "" if envelope.conversation == envelope.mail_id else envelope.conversation),
             ("in reply to", envelope.correlation or ""),
             ("expires", _format_deadline(envelope.deadline)),

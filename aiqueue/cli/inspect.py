@@ -12,7 +12,7 @@ import typer
 from ..errors import BadInput
 from ..units import short_size
 from . import output
-from .options import Json, ServerOptions, add_command
+from .options import Json, ServerOptions, add_command, is_like_family
 from .output import Column
 from .steps import describe_step, format_span, format_timestamp
 
@@ -41,7 +41,9 @@ def inspect(
     options: ServerOptions,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="FAMILY|JOB", help="Family (contains a dot) or job id. Default: all families."),
+        typer.Argument(
+            metavar="FAMILY|JOB", help="Family (contains a dot), job id, or a job's key. Default: all families."
+        ),
     ] = None,
     *,
     job: Annotated[
@@ -62,7 +64,7 @@ def inspect(
 
     if tenant is not None:
         subjects.token("tenant", tenant)
-    family = target if target is not None and "." in target else None
+    family = target if target is not None and is_like_family(target) else None
     if target is not None and family is None:
         if job not in (None, target):
             raise BadInput(f"two job ids given, {target} and {job}: give one")
@@ -211,6 +213,7 @@ def _print_job(found: JobStats, json: bool) -> None:
         [
             ("lane", output.format_lane(found.family, found.tenant, found.priority)),
             ("kind", found.kind or ""),
+            ("unique", found.unique),
             ("enqueued", output.format_ago(found.enqueued_at)),
             ("attempt", f"{found.attempt}" if found.attempt else ""),
             ("due" if parked else "next attempt", _format_due(found.next_attempt_at)),

@@ -29,6 +29,7 @@ T = TypeVar("T")
 FAILED, USAGE, DRIFT = 1, 2, 3  # exit codes
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]*)?|\.[0-9]+")
 
+_FAMILY = re.compile(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*")
 _PANEL = "Server and streams"
 Url = Annotated[
     str | None,
@@ -231,6 +232,11 @@ def _parse_time(value: str) -> float:
         problem = "is not a time" if found is None else "has no time zone"
         raise typer.BadParameter(f'{value!r} {problem}; give "2026-11-24T08:00:00+01:00" or seconds since the epoch')
     return found.timestamp()
+
+
+def is_like_family(text: str) -> bool:
+    """Return whether an argument means a family and not a job. A job's key, such as a URL, may have dots too."""
+    return _FAMILY.fullmatch(text) is not None
 
 
 def split_names(values: list[str] | None) -> list[str] | None:

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import BadInput, NotFound
 from . import output
-from .options import FAILED, Json, ServerOptions, add_command
+from .options import FAILED, Json, ServerOptions, add_command, is_like_family
 from .steps import describe_step, format_timestamp
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def tail(
         subjects.token("tenant", tenant)
     if job is None and family is None:
         raise BadInput("give a job id, or --family to follow all jobs of a family")
-    if job is not None and family is None and "." in job:
+    if job is not None and family is None and is_like_family(job):
         raise BadInput(f"{job} is not a job id; to follow a family, run `aiqueue tail --family {job}`")
     if job is not None:
-        subjects.token("job id", job)
+        subjects.job_id(job)
         _tail_job(options, job, after, family, tenant, json)
         return
     if after is not None:

@@ -53,12 +53,13 @@ class Canceller:
         self.parking = Parking(connection, topology)
 
     async def cancel_by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
-        """Cancel the job of this id, wherever it is.
+        """Cancel the job of this id, or of this `unique`, wherever it is.
 
         Raises NotFound if nothing is known of it, BadInput if several tenants or families have the id, and Unavailable;
         after that, cancelling again is safe.
         """
         found = await find_job(self._connection, self.topology, job_id, family=family, tenant=tenant)
+        job_id = subjects.job_id(job_id)
         lane = Lane(found.family.name, found.tenant, "*")
         verdict = ALREADY_ENDED
         for parked in found.parked:

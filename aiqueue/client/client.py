@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,23 +24,23 @@ from ..enqueue import (
     Parking,
     Producer,
     ProgressCallback,
+    check_on_duplicate,
     resolve_due_at,
-    resolve_job_id,
-    retry_while_full,
 )
 from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from ..inspect import find_job
 from ..job import Message
 from ..journal import Journal
 from ..mailbox import Inboxes
-from ..payload import encode_message
 from ..requests import request_result
 from ..server import EmbeddedServer
+from ..subjects import OnDuplicate
 from ..topology import Topology, provision
-from ..units import Duration, parse_duration
+from ..units import Deadline, Duration, Time, parse_deadline, parse_duration
 from .cancel import Canceller
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
+from .storing import Storing
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +155,7 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def enqueue(
+    async def enqueue(  # noqa: PLR0913  (the options of one job)
         self,
         message: Message,
         *,
@@ -165,41 +163,54 @@ class Client:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        deadline: Duration | None = None,
+        deadline: Deadline | None = None,
         delay: Duration | None = None,
-        at: datetime | float | None = None,
+        at: Time | None = None,
+        on_duplicate: OnDuplicate = "first",
         on_full: OnFull = "raise",
         timeout: Duration = 30.0,
     ) -> Handle:
         """Store one job, and return its handle once the server has acknowledged the job.
 
-        - `unique`: the job's id. A second job of the same tenant, family and id is not stored within the stream's
-          duplicate window (10 minutes); its handle has `duplicate` set, and its results are those of the first job.
-          Without `unique`, the message's key is the id (request_id, query_id, task_id or document_id, depending on the
-          family), and without a key the id is new.
+        - `unique`: the job's id, or any other text, such as a URL, of which the id is then a hash. A second job of the
+          same tenant, family and id is not stored within the stream's duplicate window (10 minutes). Without `unique`,
+          the message's key is the id (request_id, query_id, task_id or document_id, depending on the family), and
+          without a key the id is new.
+        - `on_duplicate`: what a known id leads to. "first": the handle of the first job, with `duplicate` set. "raise":
+          DuplicateJob. "rerun_failed": the job runs anew if it has failed or was cancelled. "rerun": also if it has
+          succeeded. "replace": while a delayed job of the id waits for its time, it gets this message and this time.
         - `headers`: ASCII, sent with the job.
-        - `deadline` (seconds from now, or "5m"): a job that has not started by then becomes a dead letter.
-        - `delay` (seconds or "10m"), or `at` (a datetime with a time zone, or seconds since the epoch): the job waits
-          until then, at most a year, before it enters its lane. It is never early, and usually at most half a second
-          late. A time in the past means at once. While it waits, a second delayed job of its id is a duplicate.
+        - `deadline` (a duration from now, such as "5m", or a datetime): a job that has not started by then becomes a
+          dead letter.
+        - `delay` (a duration: seconds, "10m" or a timedelta), or `at` (a datetime with a time zone, or seconds since
+          the epoch): the job waits until then, at most a year, before it enters its lane. It is never early, and
+          usually at most half a second late. A time in the past means at once. While it waits, a second delayed job of
+          its id is a duplicate.
         - `on_full`: "raise" QueueFull, or "wait" with backoff.
-        - `timeout` (seconds or "30s"): for the whole call, retries included.
+        - `timeout` (a duration): for the whole call, retries included.
 
-        Raises BadInput (InvalidToken, EncodeError, TooLarge, UnknownFamily), QueueFull, AccessDenied, NotFound (the
-        stream is missing: run `aiqueue apply`), and Unavailable. Its `maybe_stored` tells whether the job may have been
-        stored; trying again is safe with the same `unique`.
+        Raises BadInput (InvalidToken, EncodeError, TooLarge, UnknownFamily), QueueFull, DuplicateJob, AccessDenied,
+        NotFound (the stream is missing: run `aiqueue apply`), and Unavailable. Its `maybe_stored` tells whether the job
+        may have been stored; trying again is safe with the same `unique`.
         """
         producer, timeout_s = self._open_producer(), parse_duration("timeout", timeout)
         if on_full not in ("raise", "wait"):
             raise BadInput(f'on_full must be "raise" or "wait", not {on_full!r}')
         assert self._for_handles is not None
         journal, cancels = self._for_handles
-        if delay is not None or at is not None or deadline is not None:
+        if delay is not None or at is not None or deadline is not None or on_duplicate not in ("first", "raise"):
             await producer.clock.ensure(self.topology.parked_stream.name)
         due_at = None if delay is None and at is None else resolve_due_at(delay, at, producer.clock)
-        if due_at is not None:
-            template = producer.template(message, tenant, priority, headers, deadline)
-            enqueued = await self._park_job(template, message, unique, due_at, on_full, timeout_s)
+        if due_at is not None or on_duplicate != "first":
+            enqueued = await self._storing().enqueue(
+                message,
+                producer.template(message, tenant, priority, headers, deadline),
+                unique,
+                due_at=due_at,
+                on_duplicate=check_on_duplicate(on_duplicate),
+                on_full=on_full,
+                timeout_s=timeout_s,
+            )
         else:
             enqueued = await producer.enqueue(
                 message,
@@ -213,36 +224,9 @@ class Client:
             )
         return Handle(enqueued, self.topology.family(message.aiq_family), journal, cancels)
 
-    async def _park_job(
-        self,
-        template: JobTemplate,
-        message: Message,
-        unique: str | None,
-        due_at: float,
-        on_full: OnFull,
-        timeout_s: float,
-    ) -> Enqueued:
-        """Store a delayed job, with its documents."""
-        producer, end = self._open_producer(), time.monotonic() + timeout_s
-        job_id, by_caller = resolve_job_id(template.family, message, unique, producer.clock)
-        header_block = template.header_block(job_id, producer.clock)
-        attached = await producer.attach_documents(
-            message, template, header_block, encode_message(message), end=end, by_caller=by_caller
-        )
-
-        async def store(left_s: float) -> Enqueued:
-            return await self.parking.store_delayed(
-                template, job_id, due_at, attached.block, attached.body, by_caller=by_caller, timeout_s=left_s
-            )
-
-        try:
-            enqueued = await retry_while_full(store, template, on_full, end - time.monotonic())
-        except AIQueueError as error:
-            await producer.release_unless_stored(attached, error)
-            raise
-        if enqueued.duplicate:
-            await producer.documents.end_holds(template.lane.tenant, attached.document_headers)
-        return enqueued
+    def _storing(self) -> Storing:
+        """Return what stores jobs with a delay or an `on_duplicate`."""
+        return Storing(self._open_producer(), self.parking, self.journal, self.dead)
 
     def enqueue_many(  # noqa: PLR0913  (the options of all jobs)
         self,
@@ -251,9 +235,10 @@ class Client:
         tenant: str | None = None,
         priority: str = subjects.NORMAL,
         headers: Mapping[str, str] | None = None,
-        deadline: Duration | None = None,
+        deadline: Deadline | None = None,
         delay: Duration | None = None,
-        at: datetime | float | None = None,
+        at: Time | None = None,
+        on_duplicate: OnDuplicate = "first",
         on_full: OnFull = "raise",
         window: int = 1_000,
         timeout: Duration = 30.0,
@@ -265,10 +250,10 @@ class Client:
                 if isinstance(outcome, aiqueue.AIQueueError): ...  # outcome.item was not stored
 
         `items`: any iterable or async iterable, also an endless one, of Message or JobSpec (a message with its own
-        tenant, priority, unique, headers, deadline, delay or at). At most `window` items, and 32 MiB of bodies, are
-        taken and not yet yielded; no more is read. A plain iterable is read on the event loop, so it should not block.
-        An error that the iterable raises is raised here, after the outcomes of all items before it. An error about one
-        item is yielded, not raised, and does not stop the others.
+        tenant, priority, unique, headers, deadline, delay, at or on_duplicate). At most `window` items, and 32 MiB of
+        bodies, are taken and not yet yielded; no more is read. A plain iterable is read on the event loop, so it should
+        not block. An error that the iterable raises is raised here, after the outcomes of all items before it. An error
+        about one item is yielded, not raised, and does not stop the others.
 
         A lane holds its jobs in the order of the items, except those that had to be retried: after a lost PubAck, a
         full lane, a cluster without a leader, or, on a server that syncs every write, a batch that was refused because
@@ -276,6 +261,8 @@ class Client:
         `deadline` and `delay` count from then, too. `on_full`: items of a full lane fail with QueueFull ("raise"), or
         are retried with backoff ("wait"). Items of other lanes are stored meanwhile, but yielded after them. So a lane
         that stays full blocks the window for at most `timeout`.
+
+        An item with an `on_duplicate` other than "first" is stored by itself, so it may be stored after later items.
 
         `progress(stored, failed)` gets the counts of yielded items, at most 10 times a second and at the end. Leaving
         early (`aclose`, `contextlib.aclosing`, cancellation) drops the items that are not yielded yet; those that were
@@ -290,7 +277,7 @@ class Client:
         if progress is not None and not callable(progress):
             raise BadInput(f"progress must be a function of two numbers (stored items, failed items), not {progress!r}")
         if deadline is not None:
-            parse_duration("deadline", deadline)
+            parse_deadline("deadline", deadline, 0.0)
         resolve_due_at(delay, at, producer.clock)
         options = BulkOptions(
             tenant,
@@ -299,6 +286,7 @@ class Client:
             deadline,
             delay,
             at,
+            on_duplicate,
             on_full,
             window,
             parse_duration("timeout", timeout),
@@ -308,17 +296,19 @@ class Client:
         def make_handle(enqueued: Enqueued, template: JobTemplate) -> Handle:
             return Handle(enqueued, template.family, journal, cancels)
 
-        return Bulk(producer, self.parking, options, make_handle).run(items)
+        return Bulk(producer, self.parking, options, make_handle, self._storing().enqueue).run(items)
 
     async def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Handle:
-        """Return the handle of a job by its id, for jobs that were enqueued elsewhere.
+        """Return the handle of a job by its id, or by its `unique`, for jobs that were enqueued elsewhere.
 
         `family` and `tenant` narrow the search, which is the one of `aiqueue inspect`. If the id was used repeatedly,
         the handle is the newest job's. Raises NotFound if nothing is known of the job, BadInput if several tenants or
         families have this id, Unavailable.
         """
         found = await find_job(self.connection, self.topology, job_id, family=family, tenant=tenant)
-        return Handle(found.to_enqueued(job_id, self.parking.stream), found.family, self.journal, self.cancels)
+        return Handle(
+            found.to_enqueued(subjects.job_id(job_id), self.parking.stream), found.family, self.journal, self.cancels
+        )
 
     async def request(
         self,

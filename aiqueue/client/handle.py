@@ -9,17 +9,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import subjects
-from ..enqueue import Enqueued
-from ..errors import JobGone, NotFound, ResultDisabled
+from ..enqueue import Enqueued, resolve_due_at
+from ..errors import BadInput, JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
 from ..topology import Family
-from ..units import Duration, parse_duration
+from ..units import Duration, Time, parse_duration
 from .cancel import Canceller, Verdict
+from .reschedule import reschedule
 
 
 class Handle:
-    """An enqueued job. `duplicate`: a job of this id existed already, and nothing new was stored."""
+    """An enqueued job. `duplicate`: a job of this id existed already, and nothing new was stored.
+
+    A job id can have several runs: it was replayed, rerun, or enqueued again later. A handle whose call has stored the
+    job is bound to its run. The handle of a duplicate takes the newest outcome of the run that was found, or of a later
+    one.
+    """
 
     def __init__(self, enqueued: Enqueued, family: Family, journal: Journal, cancels: Canceller) -> None:
         self._enqueued = enqueued
@@ -81,6 +87,7 @@ class Handle:
                     parking_id=self._enqueued.parking_id,
                     parked=self._is_parked,
                     consumers=self._consumers(),
+                    later_runs=self.duplicate,
                 )
             except JobGone as error:
                 gone = error
@@ -190,6 +197,30 @@ class Handle:
     async def verdict(self) -> Verdict:
         """Cancel the job, and return the outcome with an explanation; otherwise as `cancel`."""
         return await self._cancels.cancel_enqueued(self._enqueued)
+
+    async def reschedule(self, *, delay: Duration | None = None, at: Time | None = None) -> None:
+        """Have the parked job start at another time: after `delay`, or `at` a time, as in `Client.enqueue`.
+
+        A job is parked while it waits for its delay, or for 5 s or more for its next attempt. The new time is in `due`.
+        Raises NotParked, with the job's state, if the job is in its lane, runs, or has ended. Also BadInput, and
+        Unavailable; rescheduling again is safe then.
+        """
+        if delay is None and at is None:
+            raise BadInput("reschedule needs the new time: pass delay= or at=, or call run_now")
+        clock = self._journal.connection.clock
+        await clock.ensure(self._cancels.parking.stream)
+        await self._reschedule(resolve_due_at(delay, at, clock))
+
+    async def run_now(self) -> None:
+        """Have the parked job start at once, otherwise as `reschedule`. Safe twice, until it has started."""
+        await self._reschedule(None)
+
+    async def _reschedule(self, due_at: float | None) -> None:
+        parking, clock = self._cancels.parking, self._journal.connection.clock
+        await clock.ensure(parking.stream)
+        self._enqueued = await reschedule(
+            parking, self._journal, clock, self._family, self._enqueued, due_at, self.status
+        )
 
     async def _is_parked(self) -> bool:
         """Whether the job is parked now."""

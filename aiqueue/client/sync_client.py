@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,7 +20,8 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats
 from ..job import Message
 from ..journal import StreamItem
-from ..units import Duration
+from ..subjects import OnDuplicate
+from ..units import Deadline, Duration, Time
 from .client import Client, connect
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
@@ -40,7 +40,11 @@ class SyncHandle:
         self.tenant = handle.tenant
         self.family = handle.family
         self.duplicate = handle.duplicate
-        self.due = handle.due
+
+    @property
+    def due(self) -> float | None:
+        """As `Handle.due`."""
+        return self._handle.due
 
     def __repr__(self) -> str:
         return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
@@ -66,6 +70,14 @@ class SyncHandle:
     def cancel(self) -> bool:
         """As `Handle.cancel`."""
         return self._owner._run_on_loop(self._handle.cancel())
+
+    def reschedule(self, *, delay: Duration | None = None, at: Time | None = None) -> None:
+        """As `Handle.reschedule`."""
+        self._owner._run_on_loop(self._handle.reschedule(delay=delay, at=at))
+
+    def run_now(self) -> None:
+        """As `Handle.run_now`."""
+        self._owner._run_on_loop(self._handle.run_now())
 
 
 class SyncDocuments:
@@ -150,7 +162,7 @@ class SyncClient:
     ) -> None:
         self.close()
 
-    def enqueue(
+    def enqueue(  # noqa: PLR0913  (as Client.enqueue)
         self,
         message: Message,
         *,
@@ -158,9 +170,10 @@ class SyncClient:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-        deadline: Duration | None = None,
+        deadline: Deadline | None = None,
         delay: Duration | None = None,
-        at: datetime | float | None = None,
+        at: Time | None = None,
+        on_duplicate: OnDuplicate = "first",
         on_full: OnFull = "raise",
         timeout: Duration = 30.0,
     ) -> SyncHandle:
@@ -168,7 +181,7 @@ class SyncClient:
         handle = self._run_on_loop(
             self._client.enqueue(
                 message, tenant=tenant, priority=priority, unique=unique, headers=headers, deadline=deadline,
-                delay=delay, at=at, on_full=on_full, timeout=timeout,
+                delay=delay, at=at, on_duplicate=on_duplicate, on_full=on_full, timeout=timeout,
             )
         )  # fmt: skip
         return SyncHandle(self, handle)

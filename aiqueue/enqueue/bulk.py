@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -15,17 +15,12 @@ from ..connection import HEADERS_MAX, PubAck, block, check_size
 from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
 from ..job import JobSpec, Message
 from ..payload import encode_message
+from ..subjects import OnDuplicate
 from .full_lanes import ANSWER_S, FullLanes
+from .ids import check_on_duplicate, resolve_job_id, with_header
 from .parking import Parking, delayed_job_message, resolve_due_at
-from .pending import BulkOptions, Item, PendingItem
-from .producer import (
-    AttachedJob,
-    Enqueued,
-    JobTemplate,
-    Producer,
-    queue_full_error,
-    resolve_job_id,
-)
+from .pending import BulkOptions, Item, PendingItem, StoreAlone, start_task, takes_extra, wake
+from .producer import AttachedJob, Enqueued, JobTemplate, Producer, queue_full_error
 
 T = TypeVar("T")
 Items = Iterable[Item] | AsyncIterable[Item]
@@ -37,10 +32,12 @@ TURN_BYTES = (
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
 PROGRESS_EVERY_S = 0.1
 ATTACH_MAX = 4  # items whose documents are stored at the same time
+ALONE_MAX = 32  # items that are stored by themselves at the same time
 
 
 class Bulk(Generic[T]):
-    """One call of `enqueue_many`. `make_result` turns a stored job into what the caller gets.
+    """One call of `enqueue_many`. `make_result` turns a stored job into what the caller gets. `store_alone` stores an
+    item with an `on_duplicate`.
 
     Items move through these steps: taken from the source, (documents stored,) sent or waiting for a full lane, done,
     yielded in the order of the source. `_pending` holds them from the first step to the last, `_bytes` counts their
@@ -53,6 +50,7 @@ class Bulk(Generic[T]):
         parking: Parking,
         options: BulkOptions,
         make_result: Callable[[Enqueued, JobTemplate], T],
+        store_alone: StoreAlone,
     ) -> None:
         self._producer = producer
         self._parking = parking
@@ -61,6 +59,7 @@ class Bulk(Generic[T]):
         self._body_max = producer.body_max
         self._options = options
         self._make_result = make_result
+        self._store_alone = store_alone
         self._pending: deque[PendingItem] = deque()
         self._taken: list[PendingItem] | None = None  # by `_take_items`, and not handed to the connection yet
         self._max_payload = 0  # bytes, of this turn; 0: not known, so `_send` asks
@@ -78,6 +77,7 @@ class Bulk(Generic[T]):
         self._attaching: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self._attach_limit = asyncio.Semaphore(ATTACH_MAX)
+        self._alone_limit = asyncio.Semaphore(ALONE_MAX)
 
     async def run(self, items: Items) -> AsyncGenerator[T | AIQueueError, None]:
         """Yield for each item, in order, its result or the error that kept it out; see `Client.enqueue_many`."""
@@ -98,7 +98,7 @@ class Bulk(Generic[T]):
                     yielded += 1
                     yield self._result(pending.popleft())
                 if self._has_capacity is not None and self._may_take():
-                    _wake(self._has_capacity)
+                    wake(self._has_capacity)
                 if not yielded and (source is None or self._source_ended or not self._may_take()):
                     await self._wait_for_first()
             self._report_at = 0.0
@@ -121,7 +121,7 @@ class Bulk(Generic[T]):
             self._mark_done(pending)
             return
         if type(pending.outcome) is Conflict and pending.parking_id:
-            _start_task(self._lookups, self._resolve_conflict(pending))
+            start_task(self._lookups, self._resolve_conflict(pending))
             return
         if isinstance(pending.outcome, QueueFull):
             if self._options.on_full == "wait" and asyncio.get_running_loop().time() < pending.deadline:
@@ -134,7 +134,7 @@ class Bulk(Generic[T]):
     def _mark_done(self, pending: PendingItem) -> None:
         pending.done = True
         if self._first_done is not None and self._pending and self._pending[0] is pending:
-            _wake(self._first_done)
+            wake(self._first_done)
 
     async def _resolve_conflict(self, pending: PendingItem) -> None:
         """Find out why the server refused to park a delayed item: a job of its id is parked.
@@ -204,7 +204,7 @@ class Bulk(Generic[T]):
                 self._hinted = None
                 self._start_item(item)
                 if len(self._pending) == 1 and self._first_done is not None:
-                    _wake(self._first_done)
+                    wake(self._first_done)
                 if self._count % TURN_ITEMS == 0:
                     await self._let_loop_run()
                 while not self._may_take():
@@ -220,7 +220,7 @@ class Bulk(Generic[T]):
         finally:
             self._source_ended = True
             if self._first_done is not None:
-                _wake(self._first_done)
+                wake(self._first_done)
 
     def _start_item(self, item: Item) -> None:
         """Encode an item and send it, or first store its documents. An error becomes the item's outcome."""
@@ -230,12 +230,15 @@ class Bulk(Generic[T]):
         try:
             template = self._common_templates.get(type(item))
             if template is None or template.family.key in item.__dict__:  # a key that the model has set by itself
-                message = self._prepare(pending, item)
+                prepared = self._prepare(pending, item)
+                if prepared is None:
+                    return  # it is stored by itself
+                message = prepared
             else:
                 message = self._prepare_common(pending, item, template)
             self._bytes += len(pending.body)
             if message.aiq_documents or len(pending.body) > self._body_max:
-                _start_task(self._attaching, self._attach_and_send(pending, message))
+                start_task(self._attaching, self._attach_and_send(pending, message))
             else:
                 self._send(pending, self._options.timeout_s)
         except AIQueueError as error:
@@ -259,7 +262,7 @@ class Bulk(Generic[T]):
             pending.outcome = error
             self.on_settled(pending)
         if self._has_capacity is not None and self._may_take():
-            _wake(self._has_capacity)
+            wake(self._has_capacity)
 
     def _send(self, pending: PendingItem, timeout_s: float) -> None:
         """Hand an item to the connection, or queue it behind others of a full lane. Raises TooLarge, Unavailable."""
@@ -274,11 +277,42 @@ class Bulk(Generic[T]):
         else:
             self._connection.add(pending, timeout_s)
 
-    def _prepare(self, pending: PendingItem, item: Item) -> Message:
-        """Set subject, headers and body of an item, and return its message. Raises BadInput."""
+    async def _send_alone(
+        self,
+        pending: PendingItem,
+        message: Message,
+        unique: str | None,
+        due_at: float | None,
+        on_duplicate: OnDuplicate,
+    ) -> None:
+        """Store an item that has an `on_duplicate`. Later items may be sent before it."""
+        assert pending.template is not None
+        options = self._options
+        try:
+            async with self._alone_limit:
+                found = await self._store_alone(
+                    message, pending.template, unique, due_at=due_at, on_duplicate=on_duplicate,
+                    on_full=options.on_full, timeout_s=options.timeout_s,
+                )  # fmt: skip
+            pending.outcome = PubAck(found.stream, found.seq, found.duplicate)
+            pending.job_id, pending.due_at, pending.parking_id = found.job_id, found.due_at, found.parking_id
+            pending.by_caller = pending.found_parked = True
+        except AIQueueError as error:
+            pending.outcome = error
+        except Exception as error:  # noqa: BLE001  (from a serialiser of the item's model, as in `_start_item`)
+            pending.outcome = EncodeError(f"cannot be encoded: {type(error).__name__}: {error}")
+        self._mark_done(pending)
+        if self._has_capacity is not None and self._may_take():
+            wake(self._has_capacity)
+
+    def _prepare(self, pending: PendingItem, item: Item) -> Message | None:
+        """Set subject, headers and body of an item, and return its message. None: a task stores it by itself.
+
+        Raises BadInput.
+        """
         options = self._options
         tenant, priority, unique = options.tenant, options.priority, None
-        extra, deadline = options.headers, options.deadline
+        extra, deadline, on_duplicate = options.headers, options.deadline, options.on_duplicate
         delay, at = options.delay, options.at
         message = item
         if type(item) is JobSpec:
@@ -289,24 +323,31 @@ class Bulk(Generic[T]):
             deadline = deadline if item.deadline is None else item.deadline
             if item.delay is not None or item.at is not None:
                 delay, at = item.delay, item.at
+            on_duplicate = check_on_duplicate(item.on_duplicate) if item.on_duplicate is not None else on_duplicate
         if Message not in type(message).__mro__:
             raise BadInput(f"an item must be a Message or a JobSpec of a Message, not a {type(message).__name__}")
         assert isinstance(message, Message)
         if tenant is None:
             raise BadInput("the item has no tenant: pass tenant= to enqueue_many, or to the item's JobSpec")
         template = pending.template = self._producer.template(message, tenant, priority, extra, deadline)
-        pending.job_id, pending.by_caller = resolve_job_id(template.family, message, unique, self._producer.clock)
-        pending.body = encode_message(message)
         due_at = None if delay is None and at is None else resolve_due_at(delay, at, self._producer.clock)
+        if on_duplicate != "first":
+            start_task(self._attaching, self._send_alone(pending, message, unique, due_at, on_duplicate))
+            return None
+        pending.job_id, pending.by_caller, shown = resolve_job_id(
+            template.family, message, unique, self._producer.clock
+        )
+        pending.body = encode_message(message)
+        header_block = template.header_block(pending.job_id, self._producer.clock)
+        if shown:
+            header_block = with_header(header_block, headers.UNIQUE, shown)
         if due_at is not None:
-            header_block = template.header_block(pending.job_id, self._producer.clock)
             parked = delayed_job_message(template, header_block, pending.job_id, due_at, by_caller=pending.by_caller)
             pending.subject, pending.block, pending.fenced = parked.subject, block(parked.headers), pending.by_caller
             pending.due_at = headers.number(parked.headers[headers.DUE]) / 1000
             pending.parking_id = parked.headers[headers.PARKED]
             return message
-        pending.subject, pending.stream = template.subject, template.batch_stream
-        pending.block = template.header_block(pending.job_id, self._producer.clock)
+        pending.subject, pending.stream, pending.block = template.subject, template.batch_stream, header_block
         self._producer.hint(template.lane)
         if message is item:
             self._note_common(type(message), template)
@@ -327,7 +368,7 @@ class Bulk(Generic[T]):
     def _note_common(self, kind: type[Message], template: JobTemplate) -> None:
         """Keep the template of a class if it fits all messages of the class, and none needs more than a fresh id."""
         options, key = self._options, template.family.key
-        keyed = key is not None and (hasattr(kind, key) or key in kind.model_fields or _takes_extra(kind))
+        keyed = key is not None and (hasattr(kind, key) or key in kind.model_fields or takes_extra(kind))
         if not (keyed or options.headers or template.deadline_s is not None):
             self._common_templates[kind] = template
 
@@ -343,7 +384,7 @@ class Bulk(Generic[T]):
         outcome, template = pending.outcome, pending.template
         if pending.attached is not None and outcome is not None:
             if type(outcome) is not PubAck or not pending.parking_id:
-                _start_task(self._releasing, self._producer.release_unless_stored(pending.attached, outcome))
+                start_task(self._releasing, self._producer.release_unless_stored(pending.attached, outcome))
             elif pending.is_duplicate:
                 self._end_holds(pending.attached)
         if type(outcome) is PubAck and template is not None:
@@ -367,7 +408,7 @@ class Bulk(Generic[T]):
 
     def _end_holds(self, job: AttachedJob) -> None:
         """Start to release the documents of an item whose job is not stored."""
-        _start_task(self._releasing, self._producer.documents.end_holds(job.lane.tenant, job.document_headers))
+        start_task(self._releasing, self._producer.documents.end_holds(job.lane.tenant, job.document_headers))
 
     def _report_progress(self) -> None:
         """Call the caller's progress callback, at most once in PROGRESS_EVERY_S."""
@@ -404,19 +445,3 @@ class Bulk(Generic[T]):
                 if pending.attached is not None and not pending.token:  # never sent, because its lane is full
                     self._end_holds(pending.attached)
         self._pending.clear()
-
-
-def _start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine as a task that stays in `tasks` until it ends."""
-    task = asyncio.get_running_loop().create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-
-
-def _takes_extra(kind: type[Message]) -> bool:
-    return kind.model_config.get("extra") == "allow"
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -19,7 +19,8 @@ from ..topology import Topology
 
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
-    headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.SECRET, headers.HISTORY, headers.RESUMES,
+    headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.UNIQUE, headers.SECRET, headers.HISTORY,
+    headers.RESUMES,
     *headers.DOCUMENTS,
 )  # fmt: skip
 
@@ -47,13 +48,19 @@ class DeadLetter:
     headers: Mapping[str, str]
     body: bytes
 
+    @property
+    def unique(self) -> str:
+        """The caller's key, of which the job id is a hash; "" if the id is the key itself."""
+        return headers.unique_key(self.headers)
+
     def summary(self) -> dict[str, Any]:
         """The dead letter as plain data, without its body."""
         return {
-            "seq": self.seq, "job_id": self.job_id, "kind": self.kind, "family": self.lane.family,
-            "tenant": self.lane.tenant, "priority": self.lane.priority, "reason": self.reason, "error": self.error,
-            "attempt": self.attempt, "worker": self.worker, "enqueued_at": self.enqueued_at,
-            "failed_at": self.failed_at, "replays": self.replays, "history": self.history,
+            "seq": self.seq, "job_id": self.job_id, "unique": self.unique, "kind": self.kind,
+            "family": self.lane.family, "tenant": self.lane.tenant, "priority": self.lane.priority,
+            "reason": self.reason, "error": self.error, "attempt": self.attempt, "worker": self.worker,
+            "enqueued_at": self.enqueued_at, "failed_at": self.failed_at, "replays": self.replays,
+            "history": self.history,
             "size_bytes": headers.number(self.headers.get(headers.DOCUMENT_SIZE, "")) or len(self.body),
         }  # fmt: skip
 
@@ -72,7 +79,7 @@ class Filter:
         """Return the narrowest subject that covers all matches. Raises InvalidToken."""
         family = self.family or "*.*"
         tenant = subjects.token("tenant", self.tenant) if self.tenant else "*"
-        return subjects.dead(family, tenant, subjects.token("job id", self.job_id) if self.job_id else "*")
+        return subjects.dead(family, tenant, subjects.job_id(self.job_id) if self.job_id else "*")
 
     def matches(self, letter: DeadLetter, now: float) -> bool:
         """Whether a dead letter on `subject` also matches kind and age at the time `now`."""
@@ -236,6 +243,7 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     if secrets := secret_paths.merge(headers.ascii_line(job_headers.get(headers.SECRET, ""), 4_000), job.secrets):
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}
+    letter |= headers.carried_unique(job_headers)
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter

@@ -7,51 +7,27 @@ a crash between two of them does, are in docs/decisions/parking.md.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from .. import headers, subjects
 from ..backoff import DELAY_MAX_S
-from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers
+from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers, timestamp
 from ..errors import BadInput, Conflict, Unavailable
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
-from ..units import Duration, parse_duration
+from ..units import Duration, Time, parse_duration, parse_time
 from .producer import Enqueued, JobTemplate
 
 ASIDE_KEY = "aside"  # of jobs that are parked aside, because a worker does not know their kind: one for each job id
 NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id
 DELAY_TRIES_MAX = 8
 MOVE_S = 1.0
-
-
-def resolve_due_at(delay: Duration | None, at: datetime | float | None, clock: ServerClock) -> float | None:
-    """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
-
-    A delay counts from now, by the server's clock. Raises BadInput.
-    """
-    if delay is None and at is None:
-        return None
-    now = clock.now()
-    if delay is not None:
-        if at is not None:
-            raise BadInput("`delay` and `at` both set the start time: give only one of them")
-        due_at = now + parse_duration("delay", delay)
-    elif isinstance(at, datetime):
-        if at.utcoffset() is None:
-            raise BadInput(f"at: {at.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch")
-        due_at = at.timestamp()
-    elif isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
-        raise BadInput(f"at must be a datetime with a time zone, or seconds since the epoch, not {at!r}")
-    else:
-        due_at = float(at)
-    if due_at - now > DELAY_MAX_S:
-        days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
-        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f} days")
-    return due_at if due_at > now else None
+SOON_S = 0.1  # a job that becomes due so soon is not moved or replaced any more
 
 
 class ScheduledMessage(NamedTuple):
@@ -117,6 +93,25 @@ class ParkedJob(NamedTuple):
     run: int  # its run's sequence in the work stream, 0 for a job that was not there yet
     stored: Stored
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the job is due already, and waits for its lane to take it."""
+        return self.subject.is_due or headers.WAITED in self.stored.headers
+
+    @property
+    def fires_at(self) -> float:
+        """When the server makes the job due, in seconds since the epoch; 0 if it has done so.
+
+        The server reads the message at that time and removes it a moment later. What is stored in its place between the
+        two is lost. So a parked job is moved or replaced before that time only (SOON_S).
+        """
+        schedule = self.stored.headers.get(headers.SCHEDULE, "")
+        if self.subject.is_due or not schedule.startswith("@at "):
+            return 0.0
+        with contextlib.suppress(ValueError):  # a plain publisher's
+            return timestamp(schedule.removeprefix("@at "))
+        return 0.0
+
 
 def parse_parked_job(stored: Stored) -> ParkedJob | None:
     """Return the parked job in a stored message; None if the subject is not that of a parked job."""
@@ -162,16 +157,42 @@ class Parking:
         )
         return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
 
-    async def move(self, job: ParkedJob, due_at: float) -> None:
-        """Have a parked job become due at `due_at`, instead of its own time. Raises Conflict if it has left parking."""
-        subject, stored = job.subject, job.stored
+    async def move(self, job: ParkedJob, due_at: float, *, timeout_s: float = MOVE_S) -> PubAck:
+        """Have a parked job become due at `due_at`, instead of its own time.
+
+        Raises Conflict if it has left parking or somebody else has moved it, and Unavailable. See `ParkedJob.fires_at`.
+        """
+        return await self._store_instead(job, due_at, job.stored.headers, job.stored.data, timeout_s)
+
+    async def replace(
+        self, job: ParkedJob, due_at: float, headers_block: bytes, body: bytes, *, timeout_s: float
+    ) -> Enqueued:
+        """Store a new job in the place of a parked one. It has the parking id of that one, whose handles are its too.
+
+        Raises what `move` raises.
+        """
+        new_headers, _ = read_headers(headers_block)
+        subject = job.subject
+        ack = await self._store_instead(job, due_at, new_headers, body, timeout_s)
+        return Enqueued(subject.job_id, subject.lane, ack.stream, ack.seq, False, due_at, job.parking_id)
+
+    async def _store_instead(
+        self, job: ParkedJob, due_at: float, job_headers: Mapping[str, str], body: bytes, timeout_s: float
+    ) -> PubAck:
+        """Store a message in the place of a parked job's, under its parking id, if the job is still where it was."""
+        subject, seq = job.subject, job.stored.seq
         message = scheduled_message(
-            subject.lane, subject.job_id, due_at, stored.headers, dedup_key=subject.dedup_key,
-            parking_id=job.parking_id,
-        )  # fmt: skip
-        message.headers[headers.MSG_ID] += f"-{stored.seq}"  # the stream remembers the id of the first one
-        message.headers[headers.EXPECTED] = str(stored.seq)
-        await self._connection.store(message.subject, stored.data, message.headers, timeout_s=MOVE_S)
+            subject.lane, subject.job_id, due_at, job_headers, dedup_key=subject.dedup_key, parking_id=job.parking_id
+        )
+        message.headers[headers.MSG_ID] += f"-{subjects.new_id()}"  # the stream remembers the id of the first one
+        message.headers[headers.EXPECTED] = str(seq)
+        try:
+            return await self._connection.store(message.subject, body, message.headers, timeout_s=timeout_s)
+        except Conflict:
+            stored = await self._connection.last(self.stream, message.subject)
+            if stored is None or stored.headers.get(headers.MSG_ID) != message.headers[headers.MSG_ID]:
+                raise
+            return PubAck(self.stream, stored.seq, False)  # an earlier try, whose PubAck was lost
 
     async def store_delayed(
         self,
@@ -228,3 +249,20 @@ class Parking:
             read = self._connection.read(self.stream, subjects.parked(lane, job_id, is_due=is_due))
             found += [parse_parked_job(stored) async for stored in read]
         return [each for each in found if each is not None]
+
+
+def resolve_due_at(delay: Duration | None, at: Time | None, clock: ServerClock) -> float | None:
+    """Return when a job is due, in seconds since the epoch, from a caller's arguments; None: at once.
+
+    A delay counts from now, by the server's clock. Raises BadInput.
+    """
+    if delay is None and at is None:
+        return None
+    if delay is not None and at is not None:
+        raise BadInput("`delay` and `at` both set the start time: give only one of them")
+    now = clock.now()
+    due_at = now + parse_duration("delay", delay) if delay is not None else parse_time("at", cast("Time", at))
+    if due_at - now > DELAY_MAX_S:
+        days, days_max = (due_at - now) / 86_400, DELAY_MAX_S / 86_400
+        raise BadInput(f"a job can be delayed by at most {days_max:.0f} days, not {days:,.0f} days")
+    return due_at if due_at > now else None

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..connection import PubAck, Publish
 from ..errors import BadInput
 from ..job import JobSpec, Message
-from ..units import Duration
-from .producer import AttachedJob, JobTemplate, OnFull
+from ..subjects import OnDuplicate
+from ..units import Deadline, Duration, Time
+from .ids import check_on_duplicate
+from .producer import AttachedJob, Enqueued, JobTemplate, OnFull
 
 Item = Message | JobSpec
 ProgressCallback = Callable[[int, int], None]
+
+
+class StoreAlone(Protocol):
+    """Stores one item that has an `on_duplicate`; `client.storing.Storing.enqueue` is the implementation."""
+
+    async def __call__(
+        self,
+        message: Message,
+        template: JobTemplate,
+        unique: str | None,
+        *,
+        due_at: float | None,
+        on_duplicate: OnDuplicate,
+        on_full: OnFull,
+        timeout_s: float,
+    ) -> Enqueued: ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +42,10 @@ class BulkOptions:
     tenant: str | None
     priority: str
     headers: Mapping[str, str] | None
-    deadline: Duration | None
+    deadline: Deadline | None
     delay: Duration | None
-    at: datetime | float | None
+    at: Time | None
+    on_duplicate: OnDuplicate
     on_full: OnFull
     window: int
     timeout_s: float
@@ -37,6 +56,7 @@ class BulkOptions:
             raise BadInput(f"window must be a whole number of at least 1, not {self.window!r}")
         if self.on_full not in ("raise", "wait"):
             raise BadInput(f'on_full must be "raise" or "wait", not {self.on_full!r}')
+        check_on_duplicate(self.on_duplicate)
 
 
 class SettledListener(Protocol):
@@ -79,3 +99,21 @@ class PendingItem(Publish):
 
     def settled(self) -> None:
         self.bulk.on_settled(self)
+
+
+def start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine as a task that stays in `tasks` until it ends."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def takes_extra(kind: type[Message]) -> bool:
+    """Return whether messages of a class may have fields that the class does not declare."""
+    return kind.model_config.get("extra") == "allow"
+
+
+def wake(future: asyncio.Future[None]) -> None:
+    """Have a waiting task go on. Safe twice."""
+    if not future.done():
+        future.set_result(None)

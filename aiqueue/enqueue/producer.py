@@ -7,8 +7,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Literal, NamedTuple, TypeVar
-from uuid import UUID
 
 from .. import codec, headers, subjects
 from ..connection import Connection, PubAck, ServerClock, block
@@ -18,7 +18,8 @@ from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, S
 from ..job import Message, check_message, secret_headers
 from ..payload import encode_message
 from ..topology import Family, Topology
-from ..units import Duration, parse_duration
+from ..units import Deadline, parse_duration, parse_time
+from .ids import resolve_job_id, with_header
 
 HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
@@ -102,14 +103,16 @@ class Producer:
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         extra: Mapping[str, str] | None = None,
-        deadline: Duration | None = None,
+        deadline: Deadline | None = None,
         on_full: OnFull = "raise",
         timeout_s: float = 30.0,
     ) -> Enqueued:
         """Store one job. Implements `Client.enqueue` for jobs without a delay; `extra` are the caller's headers."""
         template = self.template(message, tenant, priority, extra, deadline)
-        job_id, by_caller = resolve_job_id(template.family, message, unique, self.clock)
+        job_id, by_caller, shown = resolve_job_id(template.family, message, unique, self.clock)
         header_block, body = template.header_block(job_id, self.clock), encode_message(message)
+        if shown:
+            header_block = with_header(header_block, headers.UNIQUE, shown)
         end = time.monotonic() + timeout_s
         if message.aiq_documents or len(body) > self.body_max:
             ack = await self.store_with_documents(
@@ -238,7 +241,7 @@ class Producer:
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None = None,
-        deadline: Duration | None = None,
+        deadline: Deadline | None = None,
     ) -> JobTemplate:
         """Return the template for jobs like this one. It is cached unless there are `extra` headers or a deadline.
 
@@ -260,15 +263,20 @@ class Producer:
         tenant: str,
         priority: str,
         extra: Mapping[str, str] | None,
-        deadline: Duration | None,
+        deadline: Deadline | None,
     ) -> JobTemplate:
         """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders."""
         check_message(message)
         family = self._topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
-        deadline_s = None if deadline is None else parse_duration("deadline", deadline)
+        deadline_s = None
         job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
-        job_headers = _job_headers(family, message, lane, job_id, None if deadline_s is None else deadline_mark)
+        job_headers = _job_headers(family, message, lane, job_id)
+        if isinstance(deadline, datetime):
+            job_headers[headers.DEADLINE] = str(round(parse_time("deadline", deadline) * 1000))
+        elif deadline is not None:
+            deadline_s = parse_duration("deadline", deadline)
+            job_headers[headers.DEADLINE] = deadline_mark
         job_headers.update(_checked_headers(family, extra))
         raw = block(job_headers).replace(b"%", b"%%")
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
@@ -292,8 +300,11 @@ class Producer:
         check_message(message)
         family = self._topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
-        job_id, _ = resolve_job_id(family, message, unique, self.clock)
-        return family, {**_job_headers(family, message, lane, job_id, None), **_checked_headers(family, extra)}
+        job_id, _, shown = resolve_job_id(family, message, unique, self.clock)
+        shown_headers = {headers.UNIQUE: shown} if shown else {}
+        return family, {
+            **_job_headers(family, message, lane, job_id), **shown_headers, **_checked_headers(family, extra),
+        }  # fmt: skip
 
     def hint(self, lane: subjects.Lane) -> None:
         """Tell workers that a lane has jobs, at most once in HINT_EVERY_S. Never waits and never fails."""
@@ -326,17 +337,6 @@ async def move_to_lane(
     await connection.store(subjects.work(*to), body, kept)
 
 
-def resolve_job_id(family: Family, message: Message, unique: str | None, clock: ServerClock) -> tuple[str, bool]:
-    """Return the job's id, and whether the caller chose it: by `unique`, or by the family's key in the message.
-
-    Otherwise the id is new, and holds the time by the server's clock. Raises InvalidToken.
-    """
-    if unique is not None:
-        return subjects.token("unique key", unique), True
-    key = _key_in_message(family, message)
-    return (subjects.new_id(clock.offset_ms), False) if key is None else (key, True)
-
-
 def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
     """Return the lane of a tenant and priority. Raises BadInput (InvalidToken)."""
     subjects.token("tenant", tenant)
@@ -347,26 +347,7 @@ def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
     return subjects.Lane(family.name, tenant, priority)
 
 
-def _key_in_message(family: Family, message: Message) -> str | None:
-    """Return the value of the family's key field (such as request_id) in a message; None if it has none.
-
-    Raises InvalidToken.
-    """
-    if family.key is None:
-        return None
-    value = message.__dict__.get(family.key)
-    if value is None:
-        value = (message.model_extra or {}).get(family.key)
-    if value is None or value == "":
-        return None
-    if isinstance(value, UUID) or type(value) is int:
-        return str(value)
-    return subjects.token(family.key, value)
-
-
-def _job_headers(
-    family: Family, message: Message, lane: subjects.Lane, job_id: str, deadline: str | None
-) -> dict[str, str]:
+def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: str) -> dict[str, str]:
     """Return the headers that the library sets on a job."""
     job_headers = {
         headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
@@ -377,10 +358,7 @@ def _job_headers(
     }
     if family.key:
         job_headers[family.key] = job_id
-    job_headers |= secret_headers(message)
-    if deadline is not None:
-        job_headers[headers.DEADLINE] = deadline
-    return job_headers
+    return job_headers | secret_headers(message)
 
 
 async def retry_while_full(

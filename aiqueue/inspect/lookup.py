@@ -40,7 +40,8 @@ class JobStats:
     - **ended**: it began, is not stored any more, and left no result: its handler keeps none, or it was purged
     - **unknown**: it has a journal, but is not among the stored jobs that were read
 
-    `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
+    `unique` is the caller's key, of which `job_id` is a hash; "" if the id is the key itself, or nothing names it any
+    more. `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
     ENTRIES_MAX entries and ENTRIES_BYTES_MAX bytes, and the newest entry. `entries_cut`: some are left out in between,
     of the timeline too.
     """
@@ -61,6 +62,7 @@ class JobStats:
     entries: tuple[Entry, ...] = ()
     entries_cut: bool = False
     note: str = ""
+    unique: str = ""
 
 
 async def job(
@@ -119,6 +121,13 @@ class FoundJob:
         return head if head is not None and self.stored is not None and _is_written_by(head, self.stored) else None
 
     @property
+    def unique(self) -> str:
+        """The caller's key, as far as anything that is stored names it."""
+        messages = [each.stored.headers for each in self.parked] + ([self.stored.headers] if self.stored else [])
+        keys = [headers.unique_key(each) for each in messages] + ([self.letter.unique] if self.letter else [])
+        return next(filter(None, [*keys, *(each.unique for each in reversed(self.entries))]), "")
+
+    @property
     def is_complete(self) -> bool:
         """Whether the lane need not be searched. A failed job without a dead letter may have been replayed."""
         return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
@@ -150,7 +159,8 @@ class _Search:
     ) -> None:
         self._connection = connection
         self._topology = topology
-        self._job_id = subjects.token("job id", job_id)
+        self._job_id = subjects.job_id(job_id)
+        self._named = job_id if job_id == self._job_id else f"{job_id[:80]!r} ({self._job_id})"
         self._tenant = None if tenant is None else subjects.token("tenant", tenant)
         self._families = topology.work_families if family is None else (topology.family(family),)
         if self._families[0].role != "work":
@@ -183,7 +193,7 @@ class _Search:
     def _refuse_several(self) -> None:
         if len(self._found) > 1:
             where = ", ".join(f"{name} of {tenant}" for name, tenant in sorted(self._found))
-            several = f"there are several jobs with the id {self._job_id} ({where})"
+            several = f"there are several jobs with the id {self._named} ({where})"
             raise BadInput(f"{several}: name the family and the tenant")
 
     def _not_found_text(self) -> str:
@@ -194,7 +204,7 @@ class _Search:
             hint += "" if self._tenant and self._family else "; name its family and tenant"
         else:
             hint = "it was never stored, or it ended and its result has expired or was not kept"
-        return f"no trace of job {self._job_id}{where}: {hint}"
+        return f"no trace of job {self._named}{where}: {hint}"
 
     # -- reading
 
@@ -292,7 +302,7 @@ class _Search:
         kept = [] if state == "done" else await self._read_kept(found)  # a job that is done has deleted them
         steps = build_timeline(
             self._job_id, found.entries, kept=kept, stored=stored, parked=found.parked, letter=letter,
-            delivered=found.delivered, delivered_at=found.delivered_at,
+            delivered=found.delivered, delivered_at=found.delivered_at, unique=found.unique,
         )  # fmt: skip
         lane, kind = _lane_and_kind(found)
         attempt = head.attempt if head else letter.attempt if letter else None
@@ -311,7 +321,7 @@ class _Search:
             next_attempt_at=next_attempt_at,
             result=head.data if head is not None and state == "done" else None, failure=failure,
             dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
-            entries_cut=found.entries_cut, note=note,
+            entries_cut=found.entries_cut, note=note, unique=found.unique,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:

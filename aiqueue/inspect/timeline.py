@@ -71,8 +71,10 @@ def build_timeline(
     letter: DeadLetter | None,
     delivered: bool = False,
     delivered_at: float | None = None,
+    unique: str = "",
 ) -> tuple[Step, ...]:
     """Return the steps of a job, the oldest first. `delivered`: the stored job has been delivered at least once.
+    `unique`: as of `JobStats`.
 
     Only **enqueued** and **delivered** steps may have no time; any other step without a recorded time is left out.
     """
@@ -88,6 +90,8 @@ def build_timeline(
     if letter is not None:
         _add_dead_letter(steps, letter)
     keyed = _enqueued_steps(job_id, entries, stored, parked, letter)
+    if unique:
+        keyed = [(at, _with_key(step, unique)) for at, step in keyed]
     if stored is not None and delivered and not any(entry.time >= stored.time for entry in entries):
         run, _ = _run_and_enqueued_at(stored)
         text = "to a worker, which has written nothing yet"
@@ -274,6 +278,13 @@ def _enqueued_steps(
         if step.at is not None and run in firsts and subjects.made_at(firsts[run].parking_id) == step.at
     ]
     return keyed
+
+
+def _with_key(step: Step, unique: str) -> Step:
+    """Return an **enqueued** step with the caller's key in its text."""
+    if step.event not in ENQUEUED_EVENTS:
+        return step
+    return replace(step, text=f"{step.text}: {unique}" if step.text else f"as {unique}")
 
 
 def _run_and_enqueued_at(stored: Stored) -> tuple[int, float]:

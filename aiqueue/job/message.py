@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
@@ -14,7 +13,7 @@ import pydantic
 from .. import codec, headers, secret_paths, subjects
 from ..document_ref import may_contain_documents
 from ..errors import BadInput
-from ..units import Duration
+from ..units import Deadline, Duration, Time
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 ANY_KIND = "*"  # where kinds are listed: every kind
@@ -113,9 +112,10 @@ class JobSpec:
     priority: str | None = None
     unique: str | None = None
     headers: Mapping[str, str] | None = None
-    deadline: Duration | None = None
+    deadline: Deadline | None = None
     delay: Duration | None = None
-    at: datetime | float | None = None
+    at: Time | None = None
+    on_duplicate: subjects.OnDuplicate | None = None
 
 
 def check_message(message: Any) -> None:

@@ -33,6 +33,7 @@ class Entry:
     - `secrets`: which fields of `data` are secret, in the form of `secret_paths`; empty for none.
     - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
       that end an attempt carry them.
+    - `unique`: the caller's key, of which the job id is a hash, on entries that end an attempt; "" if there is none.
     """
 
     event: str
@@ -49,6 +50,7 @@ class Entry:
     enqueued_at: float | None = None
     started_at: float | None = None
     secrets: str = ""
+    unique: str = ""
 
     @property
     def final(self) -> bool:
@@ -150,4 +152,5 @@ def _parse_entry(fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         enqueued_at=headers.decimal(fields.get(headers.ENQUEUED, "")),
         started_at=headers.decimal(fields.get(headers.STARTED_AT, "")),
         secrets=fields.get(headers.SECRET, ""),
+        unique=headers.unique_key(fields) if headers.UNIQUE in fields else "",
     )

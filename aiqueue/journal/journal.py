@@ -77,24 +77,25 @@ class Journal:
             return head
         return (await self._read_run(head, subject, run, enqueued_at, parking_id)).newest
 
-    async def final_entry(self, subject: str, run: int, enqueued_at: float) -> Entry | None:
-        """Return the outcome of a job for a caller that awaits its id: the newest final entry. None: not ended yet.
+    async def final_entry(self, subject: str, run: int, enqueued_at: float, *, later_runs: bool = True) -> Entry | None:
+        """Return the outcome of run `run`: its final entry. None: not ended yet.
 
-        Entries of a later run count too, because the id may have been enqueued again or replayed. Entries of earlier
-        runs, and those older than the job, do not. The head entry mostly answers. Only where another run of the id has
-        written after this one, the whole journal is read.
+        With `later_runs`, for a caller that awaits the id: the newest final entry of the run or a later one, because
+        the id may have been enqueued again or replayed. Entries of earlier runs, and those older than the job, never
+        count. The head entry mostly answers. Only where another run of the id has written after this one, the whole
+        journal is read.
         """
         head = await self.head(subject)
         if head is None or head.time < enqueued_at or (head.run == run and not head.final):
             return None
-        if head.final and head.run >= run:
+        if head.final and (head.run == run or (later_runs and head.run > run)):
             return head
         newest = None
         async for stored in self.connection.read(self.stream, subject):
-            fields = stored.headers
+            fields, of_run = stored.headers, number_in(stored.headers, headers.RUN)
             if (
                 fields.get(headers.EVENT) in FINAL
-                and number_in(fields, headers.RUN) >= run
+                and (of_run == run or (later_runs and of_run > run))
                 and stored.time >= enqueued_at
             ):
                 newest = stored

@@ -33,10 +33,12 @@ async def wait_for_outcome(
     parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
     consumers: Collection[str] = (),
+    later_runs: bool = True,
 ) -> Entry | None:
     """Wait until the job whose journal is on `subject` has ended. `job`: stream and sequence of the stored job.
 
-    1. Run `run`, or a later run of the job id, writes its final entry: returns the entry.
+    1. Run `run` writes its final entry: returns the entry. With `later_runs`: or a later run of the job id does, and
+       the newest such entry is returned.
     2. The stored job is gone, left no final entry, and `parked()` is false. If a worker has ended it: returns None.
        Otherwise: raises JobGone. `consumers`: those of the lanes that the job may be in. Without `job` this case cannot
        be seen.
@@ -47,7 +49,7 @@ async def wait_for_outcome(
 
     The wait goes on while the link or the server is away. Raises Unavailable when the connection is closed.
     """
-    watch = OutcomeWatch(journal, subject, run, job, parking_id, parked, consumers)
+    watch = OutcomeWatch(journal, subject, run, job, parking_id, parked, consumers, later_runs=later_runs)
     try:
         async with asyncio.timeout(timeout_s):
             return await watch.wait()
@@ -93,6 +95,7 @@ class OutcomeWatch:
         consumers: Collection[str] = (),
         *,
         subscribes: bool = True,
+        later_runs: bool = True,
     ) -> None:
         self._journal = journal
         self._connection = journal.connection
@@ -102,6 +105,7 @@ class OutcomeWatch:
         self._parking_id = parking_id
         self._parked = parked
         self._consumers = consumers
+        self._later_runs = later_runs
         self._acked = False  # a worker's ack of the job was heard
         self._first_seen_at: float | None = None  # monotonic seconds, since its acks are listened to without a break
         self._seen = False  # it was still stored SEEN_FOR_S later, so no ack of it can have been missed
@@ -195,8 +199,10 @@ class OutcomeWatch:
         if stored is not None:
             self._note_seen()
         self._enqueued_at = stored.time if stored is not None else self._enqueued_at
-        live = next((entry for entry in self._live_finals if entry.run >= self.run), None)
-        final = live or await self._journal.final_entry(self._subject, self.run, self._enqueued_at)
+        live = next((entry for entry in self._live_finals if self._counts(entry)), None)
+        final = live or await self._journal.final_entry(
+            self._subject, self.run, self._enqueued_at, later_runs=self._later_runs
+        )
         if final is not None:
             return True, final
         for subscription in self._subscriptions:  # the server has answered the read, so it has taken or denied these
@@ -286,6 +292,10 @@ class OutcomeWatch:
         if self._enqueued_at or made_at is None or "ts" not in info:
             return self._enqueued_at
         return made_at + timestamp(info["ts"]) - time.time()
+
+    def _counts(self, final: Entry) -> bool:
+        """Whether a final entry is the awaited outcome."""
+        return final.run == self.run or (self._later_runs and final.run > self.run)
 
     def _is_ours(self, consumer: str) -> bool:
         """Whether a consumer is the lane's, and not one of another program."""

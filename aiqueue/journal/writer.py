@@ -11,6 +11,8 @@ import asyncio
 import math
 import secrets
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import codec, headers
@@ -54,6 +56,7 @@ class Retention(NamedTuple):
 
 
 KEEP_AS_STREAM = Retention()
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ResultHeaders:
@@ -105,12 +108,14 @@ class Writer:
         parking_id: str = "",
         ignore_before: float = 0.0,
         retention: Retention | None = None,
+        job_headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         """Write as attempt `attempt` at the job that was stored as `run` at `enqueued_at` (seconds since the epoch).
 
         `record` is what the journal held when the attempt read it, or EMPTY_RECORD. `parking_id` names the parking from
         which the job came. Entries of other attempts older than `ignore_before` (seconds since the epoch) do not make
-        this attempt stale: they are from before the lane's consumer was recreated.
+        this attempt stale: they are from before the lane's consumer was recreated. Of the `job_headers`, entries that
+        end the attempt repeat Aiq-Unique.
         """
         self._journal = journal
         self._connection = journal.connection
@@ -122,6 +127,7 @@ class Writer:
         self._parking_id = parking_id
         self._ignore_before = ignore_before
         self._retention = retention or KEEP_AS_STREAM
+        self._job_headers = job_headers
         self._nonce = ""  # in all its Msg-Ids, so that two attempts never make the same; made by the first write
         self._head_seq, self._epoch = record.head_seq, record.epoch + 1
         self._known_seq = record.newest.seq if record.newest else 0
@@ -299,7 +305,7 @@ class Writer:
         self._lost_chunks -= lost
 
     def _time_headers(self) -> dict[str, str]:
-        fields = {headers.ENQUEUED: f"{self._enqueued_at:.6f}"}
+        fields = {headers.ENQUEUED: f"{self._enqueued_at:.6f}"} | headers.carried_unique(self._job_headers)
         return fields | {headers.STARTED_AT: f"{self.started_at:.6f}"} if self.started_at else fields
 
     async def _resolve_conflict(self, event: str, tried: set[str]) -> bool:

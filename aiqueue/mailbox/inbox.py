@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from .. import codec, headers, subjects
 from ..connection import Connection, Stored, block
+from ..enqueue import JobId, id_of_key
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
 from ..job import Message, check_message, secret_headers
 from ..payload import encode_message
 from ..topology import Topology
-from ..units import Duration, parse_duration
+from ..units import Deadline, Duration, parse_deadline, parse_duration
 from .mail import Bounce, Envelope, parse_envelope
 from .presence import Card, Presence
 
@@ -107,7 +108,7 @@ class Inboxes:
         sender: str | None = None,
         conversation: str | None = None,
         correlation: str | None = None,
-        expires: Duration | None = None,
+        expires: Deadline | None = None,
         unique: str | None = None,
         extra: Mapping[str, str] | None = None,
         timeout: Duration = 30.0,
@@ -117,18 +118,21 @@ class Inboxes:
         - `sender`: the agent that gets a reply or a bounce. None: no agent does.
         - `conversation` (default: a new one): mails of one conversation are handled in the order in which they were
           stored.
-        - `expires` (seconds from now, or "5m"): a mail that is not handled by then is returned to its sender.
-        - `unique`: the mail's id. A second mail with this id to the same agent is not stored within the stream's
-          duplicate window (2 minutes).
+        - `expires` (a duration from now, such as "5m", or a datetime): a mail that is not handled by then is returned
+          to its sender.
+        - `unique`: the mail's id, or any other text, of which the id is then a hash. A second mail with this id to the
+          same agent is not stored within the stream's duplicate window (2 minutes).
 
         Raises BadInput (InvalidToken, EncodeError, TooLarge), InboxFull, StreamFull, Unavailable (see its
         `maybe_stored`), NotFound, AccessDenied.
         """
         subject = subjects.inbox(self.family.name, tenant, to)
-        mail_id = subjects.new_id() if unique is None else subjects.token("unique key", unique)
+        mail_id, _, shown = JobId(subjects.new_id(), False) if unique is None else id_of_key(unique)
         if expires is not None:
             await self.connection.clock.ensure(self.family.stream)
         mail_headers = self._make_headers(message, mail_id, sender, conversation, correlation, expires, extra)
+        if shown:
+            mail_headers[headers.UNIQUE] = shown
         body = _encode(message)
         sent = await self._store(subject, to, tenant, mail_id, mail_headers, body, parse_duration("timeout", timeout))
         self._publish_copy(tenant, {**mail_headers, headers.TARGET: to}, sent, body)
@@ -155,7 +159,7 @@ class Inboxes:
         tenant: str,
         sender: str | None = None,
         conversation: str | None = None,
-        expires: Duration | None = None,
+        expires: Deadline | None = None,
         extra: Mapping[str, str] | None = None,
         timeout: Duration = 30.0,
     ) -> dict[str, Sent | AIQueueError]:
@@ -294,7 +298,7 @@ class Inboxes:
         sender: str | None,
         conversation: str | None,
         correlation: str | None,
-        expires: Duration | None,
+        expires: Deadline | None,
         extra: Mapping[str, str] | None,
     ) -> dict[str, str]:
         check_message(message)
@@ -310,7 +314,7 @@ class Inboxes:
         if correlation is not None:
             mail_headers[headers.CORRELATION] = correlation
         if expires is not None:
-            expires_at = self.connection.clock.now() + parse_duration("expires", expires)
+            expires_at = parse_deadline("expires", expires, self.connection.clock.now())
             mail_headers[headers.DEADLINE] = str(round(expires_at * 1000))
         for name, value in (extra or {}).items():
             if str(name).lower().startswith(("nats-", "aiq-", "content-type", headers.TARGET, headers.SOURCE)):

@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 from .. import headers, subjects
 from ..job import M_co, Message
-from ..units import Duration
+from ..units import Deadline
 
 FAMILY = "agent.message"
 BOUNCE = "agent.bounce"
@@ -74,7 +74,7 @@ def parse_envelope(
 class ReplySender(Protocol):
     """What sends the reply to a mail: the inbox worker that handles the mail."""
 
-    async def send_reply(self, mail: Mail[Any], message: Message, expires: Duration | None) -> str: ...
+    async def send_reply(self, mail: Mail[Any], message: Message, expires: Deadline | None) -> str: ...
 
 
 class Mail(Generic[M_co]):
@@ -120,7 +120,7 @@ class Mail(Generic[M_co]):
     def __repr__(self) -> str:
         return f"<Mail {self.id} {self.kind} {self.sender or '?'} -> {self.to} attempt {self.attempt}>"
 
-    async def reply(self, message: Message, *, expires: Duration | None = None) -> str:
+    async def reply(self, message: Message, *, expires: Deadline | None = None) -> str:
         """Send a reply to the sender's inbox, in this conversation, and return the reply's id.
 
         If a `request` there waits for the reply, the request gets it; otherwise a handler does.

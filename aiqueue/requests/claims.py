@@ -61,6 +61,20 @@ class Claims:
                 return None if any(other.may_return(now) for other in unfinished.values()) else False
         raise Unavailable(f"{subject}: the journal has changed during each of {READS_MAX} reads")
 
+    async def is_alive(self, family: Family, subject: str, head: Entry) -> bool:
+        """Whether the run that wrote `head`, the newest entry on `subject` and not a final one, may still end.
+
+        Its message is stored or parked, or was parked and may be on its way back; or it has ended meanwhile. False: it
+        was purged, or its handler keeps no result and it has ended. Raises Unavailable.
+        """
+        record = await self.journal.read_run(subject, head.run, 0.0, head.parking_id)
+        other = _UnfinishedRun(head.run)
+        if record.recap is not None:
+            other.apply(record.recap)
+        if record.ended or await self._has_message(family, subject, other):
+            return True
+        return other.may_return(self.journal.connection.clock.now())
+
     async def _has_message(self, family: Family, subject: str, other: _UnfinishedRun) -> bool:
         """Whether the message of a run is still in its lane, or parked."""
         tenant, job_id = subjects.parse_journal(subject)

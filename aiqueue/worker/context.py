@@ -100,6 +100,7 @@ class JobContext(RunningAttempt):
                 parking_id=headers.parking_id(opened.raw.headers),
                 ignore_before=self._consumer_created_at,
                 retention=resources.retention[family.name],
+                job_headers=opened.raw.headers,
             )
             self._writer.started_at = self.started_at
         return self._writer

@@ -288,7 +288,7 @@ class StrandedSweeper:
             retention = Retention(family.journal_ttl_s, family.chunk_ttl_s)
             writer = Writer(
                 self._journal, subject, run=run, enqueued_at=enqueued_at, attempt=number, record=record,
-                retention=retention,
+                retention=retention, job_headers=stored.headers,
             )  # fmt: skip
         times = f"{deliveries:,} times" if deliveries else "again and again"
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"

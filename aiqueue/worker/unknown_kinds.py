@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from .. import headers, subjects
-from ..connection import Connection
+from ..connection import Connection, PubAck
 from ..enqueue import ASIDE_KEY, ParkedJob, Parking, parse_parked_job
 from ..errors import AccessDenied, AIQueueError, NotFound, QueueFull, TooLarge, Unavailable
 from ..lanes import Delivery
@@ -142,9 +142,9 @@ class UnknownKinds:
         now = self._connection.clock.now()
         ended = await asyncio.gather(*(self._parking.move(each, now) for each in jobs), return_exceptions=True)
         for result in ended:
-            if isinstance(result, Unavailable) or not isinstance(result, AIQueueError | None):
+            if isinstance(result, Unavailable) or not isinstance(result, AIQueueError | PubAck):
                 raise result  # any other error is that of one job, whose hop goes on
-        return sum(result is None for result in ended)
+        return sum(isinstance(result, PubAck) for result in ended)
 
     def warn(self, family: str, kind: str, error: str) -> None:
         """Log that jobs of a kind are parked aside, once every WARN_EVERY_S for each kind."""

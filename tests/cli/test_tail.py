@@ -263,7 +263,7 @@ class TestJob:
     [
         ([], "give a job id, or --family"),
         (["agent.tasks"], "`aiqueue tail --family agent.tasks`"),
-        (["doc 1"], "job id"),
+        ([""], "job id"),
         (["doc-1", "--tenant", "a.b"], "tenant"),
         (["--family", "agent.tasks", "--after", "7"], "--after needs a job id"),
         (["--family", "agent.tasks", "--tenant", "*"], "tenant"),

@@ -72,6 +72,14 @@ async def enqueue(less: Client, job: str) -> None:
     await less.enqueue(Task(), tenant="acme")
 
 
+async def rerun(less: Client, job: str) -> None:
+    for word in ("rerun", "rerun_failed", "replace", "replace"):
+        handle = await less.enqueue(Task(), tenant="acme", unique=word, on_duplicate=word, delay="1h")  # type: ignore[arg-type]
+        await handle.reschedule(delay="2h")
+    for word in ("rerun", "rerun_failed"):
+        await less.enqueue(Task(), tenant="acme", unique=f"{word}-now", on_duplicate=word)  # type: ignore[arg-type]
+
+
 async def delayed(less: Client, job: str) -> None:
     for _ in range(2):
         await less.enqueue(Task(), tenant="acme", unique="one", delay=60)
@@ -231,7 +239,7 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
 
 ROWS = [
     "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
-    "if it waits for results", "if it cancels jobs",
+    "if it waits for results", "if it cancels jobs", "if it reruns",
 ]  # fmt: skip
 
 
@@ -239,7 +247,7 @@ ROWS = [
     ("call", "rows"),
     [
         (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
-        (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]),
+        (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(

@@ -212,7 +212,7 @@ class Wild(Message, kind="wild"):
     ("bad", "kind", "problem"),
     [
         (JobSpec(Task(), tenant="a.b"), InvalidToken, "tenant"), (JobSpec(Task(), tenant=5), InvalidToken, "tenant"),
-        (JobSpec(Task(), unique="a b"), InvalidToken, "unique key"), (Task(task_id="a.b"), InvalidToken, "task_id"),
+        (JobSpec(Task(), unique=""), BadInput, "unique key"), (Task(task_id="a.b"), InvalidToken, "task_id"),
         (JobSpec(Task(), priority="urgent"), BadInput, "high, normal, low"),
         (JobSpec(Task(), headers={"Nats-TTL": "1"}), BadInput, "Nats-TTL"),
         (JobSpec(Task(), headers={"m": "é"}), BadInput, "header"),

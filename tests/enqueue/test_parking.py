@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -448,3 +448,28 @@ async def test_after_a_leaders_death_due_jobs_come_soon_after_the_election(own_c
     lateness = sorted(at - due.timestamp() for _, at, _ in seen)
     assert len({name for name, *_ in seen}) == len(handles)
     assert lateness[-1] < 40, [round(each, 1) for each in lateness[::50]]
+
+
+async def test_times_are_datetimes_and_durations_are_timedeltas_everywhere(client: aiqueue.Client) -> None:
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    until = datetime.now(UTC) + timedelta(hours=1)
+    at = datetime.now(UTC) + timedelta(seconds=1)
+    spec = aiqueue.JobSpec(Task(n=2), unique="many", at=at, deadline=until)
+    await client.enqueue(Task(n=1), tenant="acme", unique="one", delay=timedelta(seconds=1), deadline=until)
+    async for handle in client.enqueue_many([spec], tenant="acme", timeout=timedelta(seconds=30)):
+        assert isinstance(handle, aiqueue.Handle)
+    await client.enqueue(Task(n=3), tenant="acme", unique="now", deadline=timedelta(minutes=5))
+    past = await client.enqueue(Task(n=4), tenant="acme", unique="late", deadline=at - timedelta(days=1))
+    async with taking(seen, drain_timeout=timedelta(seconds=5)).running(client):
+        await eventually(lambda: len(seen) == 3)
+        with pytest.raises(JobFailed, match="deadline"):
+            await past.result(timedelta(seconds=25))
+    found = {name: carried for name, _, carried in seen}
+    for name in ("acme/one", "acme/many"):
+        assert found[name][headers.DEADLINE] == str(round(until.timestamp() * 1000))
+    assert min(came for name, came, _ in seen if name == "acme/many") >= at.timestamp()
+    sent = await client.inboxes.send(Task(), tenant="acme", to="planner", expires=until)
+    (mail,) = [each async for each in client.inboxes.read("planner", tenant="acme")]
+    assert (mail.envelope.mail_id, mail.envelope.deadline) == (sent.mail_id, round(until.timestamp(), 3))
+    assert aiqueue.Backoff(first=timedelta(seconds=2), cap=timedelta(minutes=1)).delay_s(1, lambda: 0) == 2
+    assert aiqueue.Retry("later", after=timedelta(seconds=3)).after_s == 3

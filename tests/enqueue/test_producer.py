@@ -155,8 +155,8 @@ async def test_an_empty_own_key_counts_as_none(client: Client, nothing: str | No
     [
         (Task(), {"tenant": "a.b"}, InvalidToken, "tenant"), (Task(), {"tenant": ""}, InvalidToken, "tenant"),
         (Task(), {"tenant": "*"}, InvalidToken, "tenant"), (Task(), {"tenant": None}, InvalidToken, "tenant"),
-        (Task(), {"unique": "a b"}, InvalidToken, "unique key"), (Task(), {"unique": ""}, InvalidToken, "unique key"),
-        (Task(), {"unique": 5}, InvalidToken, "unique key"), (Task(task_id="a.b"), {}, InvalidToken, "task_id"),
+        (Task(), {"unique": b"a"}, BadInput, "unique key"), (Task(), {"unique": ""}, BadInput, "unique key"),
+        (Task(), {"unique": 5}, BadInput, "unique key"), (Task(task_id="a.b"), {}, InvalidToken, "task_id"),
         (Small(ticket=1.5), {}, InvalidToken, "ticket"), (Small(ticket=["x"]), {}, InvalidToken, "ticket"),
         (Task(), {"priority": "urgent"}, BadInput, "high, normal, low"),
         (Task(), {"priority": "batch"}, BadInput, "high, normal, low"),

@@ -353,6 +353,8 @@ async def test_a_handle_gives_the_result_and_raises_the_failure(journal: Journal
     assert await job.result("5s") == {"n": 1}
     failure = {"reason": "rejected", "error": "ValueError: no"}
     await new_writer(journal, run=job._enqueued.seq + 1, attempt=3).write(FAILED, failure)
+    assert await job.result("5s") == {"n": 1}  # a later run's end is none of its own
+    job._enqueued = job._enqueued._replace(duplicate=True)
     with pytest.raises(JobFailed) as caught:
         await job.result(25)
     assert (caught.value.reason, caught.value.error, caught.value.attempt) == ("rejected", "ValueError: no", 3)

@@ -300,3 +300,90 @@ async def test_this_version_stores_and_sends_in_the_forms_of_the_former_one(tmp_
         forms["headers"][subject].remove("Aiq-Resumes")  # new: the run that a replay goes on from
     for what, wanted in EXPECTED["forms"].items():
         assert forms[what] == wanted, what
+
+
+# -- ids
+
+
+async def test_failed_jobs_of_the_former_version_are_rerun_and_their_dead_letters_dropped(
+    client: aiqueue.Client,
+) -> None:
+    wanted = ("task-late", "task-never", "task-rejected")
+    seen: list[str] = []
+    again = aiqueue.Worker(name="again")
+
+    @again.handle(acts.Task)
+    async def heal(job: aiqueue.Job[acts.Task]) -> str:
+        seen.append(job.id)
+        return job.message.text
+
+    async with again.running(client):
+        for job_id in wanted:
+            message = acts.Task(do="return", text=f"{job_id} anew")
+            calls = [
+                client.enqueue(message, tenant=JOBS[job_id]["tenant"], unique=job_id, on_duplicate="rerun_failed")
+                for _ in range(3)
+            ]
+            handles = await asyncio.gather(*calls)
+            assert sorted(each.duplicate for each in handles) == [False, True, True]
+            assert [await each.result(timeout=25) for each in handles] == [f"{job_id} anew"] * 3
+    assert [seen.count(job_id) for job_id in wanted] == [1, 1, 1]
+    assert not [each async for each in client.dead.find() if each.job_id in wanted]
+
+
+async def test_a_job_that_the_former_version_has_run_well_is_the_duplicate_of_a_rerun_of_failures(
+    client: aiqueue.Client,
+) -> None:
+    (job_id,) = (each for each in of_state("done") if each == "task-done")
+    handle = await client.enqueue(acts.Task(do="return"), tenant="acme", unique=job_id, on_duplicate="rerun_failed")
+    assert handle.duplicate
+    assert acts.plainly(await handle.result(timeout=25)) == JOBS[job_id]["result"]
+
+
+async def test_a_parked_job_of_the_former_version_is_replaced_and_another_one_rescheduled(
+    client: aiqueue.Client,
+) -> None:
+    seen: list[str] = []
+    again = aiqueue.Worker(name="again", tenants=["acme"])
+
+    @again.handle(acts.Task)
+    async def heal(job: aiqueue.Job[acts.Task]) -> str:
+        seen.append(job.id)
+        return job.message.text
+
+    new = await client.enqueue(
+        acts.Task(do="return", text="replaced"), tenant="acme", unique="task-far", delay=0.5, on_duplicate="replace"
+    )
+    retry = await client.job("task-retry-far")
+    await retry.run_now()
+    async with again.running(client):
+        assert await new.result(timeout=25) == "replaced"
+        assert await retry.result(timeout=25) == "task-retry-far"
+    assert (seen.count("task-far"), seen.count("task-retry-far")) == (1, 1)
+
+
+async def test_a_rerun_and_a_hashed_key_are_stored_in_the_form_of_the_former_version(
+    client: aiqueue.Client, directory: Path
+) -> None:
+    """So its workers run them: a rerun differs in its Msg-Id, a key that is no token by one more header."""
+    async with acts.plain(directory) as connection:
+        js = connection.jetstream()
+
+        async def newest() -> dict[str, str]:
+            info = await js.stream_info("AI_AGENT_TASKS")
+            return dict((await js.get_msg("AI_AGENT_TASKS", info.state.last_seq)).headers or {})
+
+        await client.enqueue(acts.Task(do="return"), tenant="acme", unique="like-before")
+        before = await newest()
+        again = await client.enqueue(
+            acts.Task(do="return"), tenant="globex", unique="task-rejected", on_duplicate="rerun_failed"
+        )
+        assert not again.duplicate
+        rerun = await newest()
+        key = "https://example.com/1"
+        await client.enqueue(acts.Task(do="return"), tenant="acme", unique=key)
+        hashed = await newest()
+    assert rerun.keys() == before.keys()
+    assert rerun["Nats-Msg-Id"].startswith("globex/agent.tasks/task-rejected/again-")
+    assert hashed.keys() - before.keys() == {"Aiq-Unique"}
+    assert hashed["Nats-Msg-Id"] == f"acme/agent.tasks/{hashed['Aiq-Job-Id']}"

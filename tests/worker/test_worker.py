@@ -215,7 +215,9 @@ async def test_a_replay_runs_the_job_again_and_keeps_the_history(client: aiqueue
                 await asyncio.sleep(0.01)
     assert head.data == "mended"
     assert await dead(client) == []
-    assert await handle.result(25) == "mended"
+    assert await (await client.job("k")).result(25) == "mended"
+    with pytest.raises(JobFailed, match="broken"):  # the end of its own run
+        await handle.result(25)
 
 
 async def test_a_job_enqueued_again_after_its_end_runs_again_under_the_same_id(client: aiqueue.Client) -> None:

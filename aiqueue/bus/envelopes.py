@@ -8,7 +8,8 @@ from typing import Any
 import pydantic_core
 
 from .. import codec
-from ..errors import BadInput, EncodeError
+from ..errors import BadInput, DecodeError, EncodeError
+from ..job import RawMessage
 from .message import Msg, to_bytes
 
 SCHEMA_VERSION = "1.0"
@@ -54,11 +55,26 @@ def decode(payload: bytes | str | Msg, content_type: str = "") -> Any:
     DecodeError.
     """
     if isinstance(payload, Msg):
-        if not content_type and payload.job is not None and payload.job.message.schema_version is not None:
-            return payload.job.message.decode()  # the worker has read the envelope
+        if payload.job is not None and not content_type:
+            try:
+                return _fields_of(payload.job.message)
+            except DecodeError:  # no map
+                pass
         content_type = content_type or payload.content_type
         payload = payload.data
-    value = codec.decode(to_bytes(payload), content_type)
+    return _without_envelope(codec.decode(to_bytes(payload), content_type))
+
+
+def _fields_of(message: RawMessage) -> Any:
+    """Return the fields of a job's message, which its worker may have decoded. Raises DecodeError for what is no map.
+
+    Where a header states the kind, the worker has not looked for an envelope.
+    """
+    fields = message.decode()
+    return _without_envelope(fields) if message.schema_version is None else fields
+
+
+def _without_envelope(value: Any) -> Any:
     if not isinstance(value, dict) or "message_type" not in value or "schema_version" not in value:
         return value
     if isinstance(value.get("data"), dict):

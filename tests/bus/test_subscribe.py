@@ -68,6 +68,31 @@ async def test_each_decoding_of_a_job_gives_new_data(
     assert await asyncio.wait_for(decoded.get(), 25) == [data] * 3
 
 
+@pytest.mark.parametrize(
+    ("payload", "kind", "meant"),
+    [
+        (encode(create_envelope("other", {"n": 1})), "", {"n": 1}),
+        (encode(create_envelope("other", {"n": 1})), "stated", {"n": 1}),  # the worker takes it for the fields
+        (encode(create_envelope("other", {"n": 1}, flat=True)), "stated", {"n": 1}),
+        (encode({"message_type": "other", "n": 1}), "", {"message_type": "other", "n": 1}),
+        (encode({"message_type": "other", "n": 1}), "stated", {"message_type": "other", "n": 1}),
+        (encode(create_envelope("a", create_envelope("b", {"n": 1}))), "", create_envelope("b", {"n": 1})),
+        (encode([1, {"a": 2}]), "", [1, {"a": 2}]),
+        (encode("text"), "stated", "text"),
+    ],
+)
+async def test_a_job_is_decoded_as_its_payload_is(
+    bus: aiqueue.NATSClient, tenant: str, payload: bytes, kind: str, meant: Any
+) -> None:
+    got: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue()
+    await bus.subscribe(
+        tasks(tenant), queue="workers", callback=lambda msg: got.put_nowait((decode(msg), decode(msg.data)))
+    )
+    fields = {"Aiq-Kind": kind, "Content-Type": codec.JSON, "Aiq-Job-Id": f"j-{tenant}"} if kind else None
+    await bus.publish(tasks(tenant), payload, headers=fields)
+    assert await asyncio.wait_for(got.get(), 25) == (meant, meant)
+
+
 async def test_a_callback_gets_jobs_of_all_priorities_and_what_it_returns_is_the_result(
     bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
 ) -> None:

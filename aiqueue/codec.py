@@ -110,13 +110,13 @@ def join_encoded(encoded: list[bytes]) -> bytes:
     return b"".join([head, *encoded])
 
 
-def decode(body: bytes, content_type: str = "") -> Any:
+def decode(body: bytes, content_type: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
     """Decode a CBOR or JSON body into plain data. `content_type`, or without one the first byte, decides which it is.
 
-    Limits: MAX_BYTES, MAX_DEPTH levels. Raises DecodeError.
+    Limits: `max_bytes`, MAX_DEPTH levels. Raises DecodeError.
     """
-    if len(body) > MAX_BYTES:
-        raise DecodeError(f"body of {len(body):,} bytes is above the limit of {MAX_BYTES:,}")
+    if len(body) > max_bytes:
+        raise DecodeError(f"body of {len(body):,} bytes is above the limit of {max_bytes:,}")
     if content_type == CBOR:
         return _decode_cbor(body)
     media = content_type.partition(";")[0].strip().lower()

@@ -12,6 +12,7 @@ from typing import IO, Annotated, Any, ForwardRef, Generic, TypeVar, get_args
 
 import pydantic
 
+from . import headers
 from .errors import BadInput
 
 READ_MAX = 64 * 1024 * 1024
@@ -34,6 +35,22 @@ class Document(pydantic.BaseModel):
     size: Annotated[int, pydantic.Field(ge=0)]
     name: str = ""
     content_type: str = ""
+
+
+def reference_headers(document: Document) -> dict[str, str]:
+    """Return the headers by which a message says that its content is this document."""
+    return {headers.DOCUMENT: document.sha256, headers.DOCUMENT_SIZE: str(document.size)}
+
+
+def document_in(fields: Mapping[str, str], tenant: str) -> Document | None:
+    """Return the document of this tenant that `reference_headers` name; None if there are none, or no valid ones."""
+    if headers.DOCUMENT not in fields:
+        return None
+    try:
+        size = headers.number(fields.get(headers.DOCUMENT_SIZE, ""))
+        return Document(tenant=tenant, sha256=fields[headers.DOCUMENT], size=size)
+    except pydantic.ValidationError:
+        return None
 
 
 ReadChunks = Callable[[Document], AsyncGenerator[bytes, None]]

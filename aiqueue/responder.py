@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from . import codec, headers, subjects
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
+from .documents import HeldResult
 from .enqueue import Producer
 from .errors import (
     AIQueueError,
@@ -155,6 +156,7 @@ class _FamilyResponder:
         self._parking = client.parking
         self._claims = Claims(client.journal, client.parking)
         self._producer = Producer(client.connection, client.topology)  # for its hints
+        self._documents = client.documents
         self._family = family
         self._answer_function = responder.answer_function
         self._answering: dict[str, asyncio.Task[Entry]] = {}  # calls of that function, by the id's journal
@@ -178,7 +180,8 @@ class _FamilyResponder:
         try:
             request = self._parse_request(message)
             job_id = request.job_id
-            return self._to_answer(await self._wait_for_final_entry(request, message), job_id, as_json=as_json)
+            entry = await self._wait_for_final_entry(request, message)
+            return await self._to_answer(entry, job_id, as_json=as_json)
         except AIQueueError as error:
             return replies.error_answer(error, job_id, as_json=as_json)
         except asyncio.CancelledError:
@@ -191,15 +194,26 @@ class _FamilyResponder:
         finally:
             self._waiting -= 1
 
-    def _to_answer(self, entry: Entry, job_id: str, *, as_json: bool) -> Answer:
-        """Return a job's final entry as an answer. Raises JobFailed, and TooLarge if the result exceeds a message."""
+    async def _to_answer(self, entry: Entry, job_id: str, *, as_json: bool) -> Answer:
+        """Return a job's final entry as an answer. Raises JobFailed, NotFound if a large result is not kept any more.
+
+        A result that is stored as a document is answered whole if it fits into a message, else by a reference.
+        Raises TooLarge if another result exceeds a message.
+        """
         if entry.event != RESULT:
             raise entry.as_error(job_id)
-        answer = replies.result_answer(entry.data, job_id, as_json=as_json, secrets=entry.secrets)
+        document, value, max_payload = entry.document, entry.data, self._connection.max_payload
+        if document is not None and document.size + HEADERS_BYTES_MAX <= max_payload:
+            value = await self._documents.read_result(document)
+        elif document is not None:
+            return replies.reference_answer(document, job_id, as_json=as_json, secrets=entry.secrets)
+        answer = replies.result_answer(value, job_id, as_json=as_json, secrets=entry.secrets)
         size_bytes = len(answer.body) + HEADERS_BYTES_MAX
-        if size_bytes > self._connection.max_payload:
-            raise TooLarge(size_bytes, self._connection.max_payload)
-        return answer
+        if size_bytes <= max_payload:
+            return answer
+        if document is not None:
+            return replies.reference_answer(document, job_id, as_json=as_json, secrets=entry.secrets)
+        raise TooLarge(size_bytes, max_payload)
 
     # -- reading a request
 
@@ -342,16 +356,30 @@ class _FamilyResponder:
             raise JobFailed(request.job_id, reason="rejected", error=error.reason, attempt=1) from error
         except Retry as error:
             raise Unavailable(f"{error.reason}: repeat the request") from error
+        body, held = codec.encode(value), None
+        if len(body) > self._documents.inline_max:
+            held = await self._documents.hold_result(request.tenant, body)
+        entry, stored = await self._store_answer(request, subject, codec.Encoded(body), held)
+        if held is not None and not stored:
+            await self._documents.end_result(held)
+        return entry
+
+    async def _store_answer(
+        self, request: _ParsedRequest, subject: str, result: codec.Encoded, held: HeldResult | None
+    ) -> tuple[Entry, bool]:
+        """Store a result, or a reference to its document `held`. Returns the final entry, and whether it is this."""
+        stored = False
         for _ in range(STORE_TRIES_MAX):
             head = await self._journal.head(subject)
             if head is not None and head.final:
-                return head
+                return head, stored
             if head is not None and await self._has_job(request, subject, started=True):
                 found = await wait_for_outcome(self._journal, subject, run=head.run, timeout_s=WAIT_MAX_S)
                 assert found is not None  # never without `job`
-                return found
+                return found, stored
             record = EMPTY_RECORD if head is None else RunRecord(head.seq, head.epoch)
-            await self._journal.append_if_unchanged(
-                subject, RESULT, value, run=0 if head is None else head.run, attempt=1, parking_id="", record=record
-            )
+            stored = await self._journal.append_if_unchanged(
+                subject, RESULT, held.entry if held else result, run=0 if head is None else head.run, attempt=1,
+                parking_id="", record=record, extra=held.headers if held else None,
+            )  # fmt: skip
         raise Unavailable(f"the answer to {request.job_id} was not stored: its journal changed before each write")

@@ -7,6 +7,8 @@ from typing import Any
 
 from .. import codec
 
+CHECKED_MAX = 256 * 1024  # bytes of a child's result that are decoded to check them
+
 
 @dataclass(slots=True)  # not frozen, which would cost more than the rest of it: there is one for every job
 class Returned:
@@ -122,19 +124,22 @@ _NAMES = {outcome: name for name, outcome in _BY_NAME.items()}
 def outcome_to_plain(outcome: Outcome) -> list[Any]:
     """Return an outcome as plain data, for the pipe of a child process. A result is CBOR in it. Raises EncodeError."""
     if isinstance(outcome, Returned):
-        return ["returned", *codec.encode_marked(outcome.value)]
+        encoded = codec.encode_marked(outcome.value)
+        return ["returned", encoded.secrets, encoded.body]  # the body last: large bytes cross the pipe as they are
     return [_NAMES[type(outcome)], *astuple(outcome)]
 
 
 def outcome_from_plain(plain: list[Any]) -> Outcome:
-    """Return the outcome that `outcome_to_plain` wrote. The value of a result stays encoded.
+    """Return the outcome that `outcome_to_plain` wrote. The value of a result stays encoded: a small one is checked, a
+    large one would cost its size in memory once more.
 
     Raises ValueError, TypeError or DecodeError for other data.
     """
     name, *fields = plain
     if name == "returned":
-        body, secrets = fields
-        codec.decode(body, codec.CBOR)  # a broken body must not get into the journal
+        secrets, body = fields
+        if len(body) <= CHECKED_MAX:
+            codec.decode(body, codec.CBOR)  # a broken body must not get into the journal
         return Returned(codec.Encoded(body, secrets))
     if name not in _BY_NAME:
         raise ValueError(f"a child process sent an unknown outcome: {name!r}")

@@ -49,7 +49,7 @@ class Canceller:
         self._connection = connection
         self.topology = topology
         self._journal = Journal(connection, topology.journal_stream.name)
-        self._documents = Documents(connection, topology)
+        self.documents = Documents(connection, topology)
         self.parking = Parking(connection, topology)
 
     async def cancel_by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
@@ -240,14 +240,14 @@ class Canceller:
         )
         await self._connection.delete(self.parking.stream, copy.seq)
         if verdict.cancelled:
-            await self._documents.end_holds(lane.tenant, stored.headers)
+            await self.documents.end_holds(lane.tenant, stored.headers)
         return verdict
 
     async def _delete_job(self, stream: str, lane: Lane, stored: Stored) -> None:
         """Delete a cancelled job from its stream, and release its documents."""
         await self._connection.delete(stream, stored.seq)
         if headers.DOCUMENT_REF in stored.headers:
-            await self._documents.end_holds(lane.tenant, stored.headers)
+            await self.documents.end_holds(lane.tenant, stored.headers)
 
     async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:
         """Return the last sequence of a lane that was delivered to a worker; 0 if the lane has no consumer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,6 +102,10 @@ class Handle:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
             raise entry.as_error(self.id)
+        if entry.document is not None:
+            return await self._cancels.documents.read_result(
+                entry.document, None if timeout is None else max(0.0, end - time.monotonic())
+            )
         return entry.data
 
     async def stream(
@@ -144,7 +149,11 @@ class Handle:
             try:
                 async with aclosing(items):
                     async for item in items:
-                        yield item
+                        document = item.document
+                        if document is not None:
+                            yield replace(item, data=await self._cancels.documents.read_result(document))
+                        else:
+                            yield item
             except JobGone as error:
                 gone = error
             run = await self._claimant(run) if item is None or not item.final else None

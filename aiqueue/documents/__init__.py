@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from .collector import Collected, Collector
 from .objects import Source
-from .store import Documents, ListedDocument
+from .store import Documents, HeldResult, ListedDocument
 
-__all__ = ["Collected", "Collector", "Documents", "ListedDocument", "Source"]
+__all__ = ["Collected", "Collector", "Documents", "HeldResult", "ListedDocument", "Source"]

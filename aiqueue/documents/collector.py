@@ -12,14 +12,14 @@ from ..connection import Connection, timestamp
 from ..errors import AIQueueError, Conflict, NotFound, Unavailable
 from ..topology import Topology
 from ..units import short_size
-from .store import JOB, DocumentHold, Documents, document_of
+from .store import JOB, PUT, RESULT, DocumentHold, Documents, document_of
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 600.0  # between two rounds, of all workers together
 GRACE_S = 600.0  # a document that was put or held within this time is kept
 ORPHAN_S = 3600.0  # chunks without a document are deleted if the newest of them is older: the upload is dead
-AGED_S = 45 * 86_400.0  # a job's hold that is older is checked against the jobs; dead letters are kept for 30 days
+AGED_S = 45 * 86_400.0  # a hold that is older is checked against jobs and journals; dead letters are kept for 30 days
 SUBJECTS_MAX = 1_000_000
 
 
@@ -139,18 +139,20 @@ class Collector:
         return True
 
     async def _end_orphaned_holds(self, aged: dict[DocumentHold, int]) -> int:
-        """End those of the aged holds whose jobs are not stored any more, and return how many.
+        """End those of the aged holds whose jobs or journal entries are not stored any more, and return how many.
 
-        Such a job's worker died between the ack and the end of the hold, or somebody purged the job.
+        A job's worker died between the ack and the end of the hold, or somebody purged the job. A result's hold is so
+        old only if results are kept for so long, or without end.
         """
-        refs = await self._read_job_refs()
-        orphaned = {hold: seq for hold, seq in aged.items() if hold.by == JOB and hold.ref not in refs}
+        kinds = {hold.by for hold in aged} - {PUT}
+        refs = await self._read_refs(journals=RESULT in kinds, jobs=JOB in kinds)
+        orphaned = {hold: seq for hold, seq in aged.items() if hold.by in kinds and hold.ref not in refs}
         for hold, seq in orphaned.items():
             await self._documents.end_hold(hold, upto=seq)
         return len(orphaned)
 
-    async def _read_job_refs(self) -> set[str]:
-        """Return the names of the holds of all stored jobs, those of other applications' families too.
+    async def _read_refs(self, *, jobs: bool, journals: bool) -> set[str]:
+        """Return the names of the holds of all stored jobs, those of other applications' families too, and of journals.
 
         Jobs move between streams meanwhile, and are stored in the next stream before they leave the last:
 
@@ -165,7 +167,7 @@ class Collector:
         others = [name for name in names if name not in work]
         refs: set[str] = set()
         for stream in (*others, *work, *others):
-            if stream in declared and declared[stream].role == "journal":
+            if not (journals if stream in declared and declared[stream].role == "journal" else jobs):
                 continue
             async for stored in self._connection.read(stream, ">"):
                 refs.add(stored.headers.get(headers.DOCUMENT_REF, ""))

@@ -12,33 +12,66 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic
 
 from .. import codec, headers, subjects, units
 from ..connection import Connection
-from ..document_ref import Document, DocumentReader
-from ..errors import AIQueueError, BadInput, Conflict, Corrupt, NotFound, TooLarge, Unavailable
+from ..document_ref import Document, DocumentReader, reference_headers
+from ..errors import (
+    AIQueueError,
+    BadInput,
+    Conflict,
+    Corrupt,
+    DecodeError,
+    NotFound,
+    ResultTimeout,
+    TooLarge,
+    Unavailable,
+)  # fmt: skip
 from ..topology import Topology
 from ..units import Duration
 from .objects import ObjectInfo, ObjectStore, Source
 
 JOB, PUT = "job", "put"  # what holds a document: a job, or the time for which it was put
+RESULT = "result"  # or a journal's entry, which has it in place of a large result
+RESULT_MARGIN_S = 3600.0  # a result's hold outlives its entry by this, because the entry may be written so much later
 KEEP_MIN_S = 1.0  # a message's time to live is in whole seconds
 CLEANUP_S = 5.0  # of a failed `attach`
 TOUCH_TRIES_MAX = 16  # each is refused if another program has written the metadata since it was read
 
 
 class DocumentHold(NamedTuple):
-    """One hold on a document. `by` is JOB or PUT; `ref` is the name of the hold, which is in the headers of its job."""
+    """One hold on a document. `by` is JOB, PUT or RESULT. `ref` is the name of the hold, which is in the headers of its
+    job or journal entry.
+    """
 
     tenant: str
     sha256: str
     by: str
     ref: str
+
+
+class HeldResult(NamedTuple):
+    """A large result that is stored as a document, and the name of the hold on it."""
+
+    document: Document
+    ref: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The data of its journal entry: a reference, for readers that do not know the headers."""
+        return self.document.model_dump()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of its journal entry."""
+        return {**reference_headers(self.document), headers.DOCUMENT_REF: self.ref}
 
 
 class Labels(NamedTuple):
@@ -56,10 +89,12 @@ class ListedDocument:
     touched_at: float
     jobs: int
     puts: int
+    results: int
 
     def summary(self) -> dict[str, object]:
         """Return the same as plain data."""
-        return {**self.document.model_dump(), "touched_at": self.touched_at, "jobs": self.jobs, "puts": self.puts}
+        return {**self.document.model_dump(), "touched_at": self.touched_at, "jobs": self.jobs, "puts": self.puts,
+                "results": self.results}  # fmt: skip
 
 
 class Documents:
@@ -68,6 +103,13 @@ class Documents:
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
         self.objects = ObjectStore(connection, topology.documents_stream.name)
+        self._results_kept_s = topology.journal_stream.config["max_age"] / 1e9  # 0: without end
+
+    @property
+    def inline_max(self) -> int:
+        """Above this size in bytes, a body or a result is stored as a document."""
+        check_bytes = self._connection.settings.claim_check
+        return min(check_bytes, self._connection.max_payload // 2) if check_bytes else sys.maxsize
 
     # -- public
 
@@ -119,17 +161,17 @@ class Documents:
         """Yield the stored documents of one tenant or all, the least recently put or held first."""
         holds: dict[tuple[str, str], dict[str, int]] = {}
         async for hold, _, _ in self.list_holds():
-            count = holds.setdefault((hold.tenant, hold.sha256), {JOB: 0, PUT: 0})
+            count = holds.setdefault((hold.tenant, hold.sha256), {JOB: 0, PUT: 0, RESULT: 0})
             count[hold.by] += 1
         async for info in self.objects.list_infos():
             document = document_of(info)
             if document is None or info.deleted or tenant not in (None, document.tenant):
                 continue
-            held = holds.get((document.tenant, document.sha256), {JOB: 0, PUT: 0})
-            yield ListedDocument(document, info.time, held[JOB], held[PUT])
+            held = holds.get((document.tenant, document.sha256), {JOB: 0, PUT: 0, RESULT: 0})
+            yield ListedDocument(document, info.time, held[JOB], held[PUT], held[RESULT])
 
     async def forget(self, document: Document) -> bool:
-        """End the holds of all who put a document. If no job holds it, it is deleted at once: True."""
+        """End the holds of all who put a document. If no job or result holds it, it is deleted at once: True."""
         await self.objects.purge(self._hold_subject(DocumentHold(document.tenant, document.sha256, PUT, "*")))
         return await self.delete_if_unheld(document.tenant, document.sha256)
 
@@ -162,21 +204,8 @@ class Documents:
                 raise TooLarge(len(body), codec.MAX_BYTES)
             sha256 = await asyncio.to_thread(_sha256, body)
             job_headers |= {headers.DOCUMENT: sha256, headers.DOCUMENT_SIZE: str(len(body))}
-        bodies = {document.sha256: None for document in wanted} | ({} if body is None else {sha256: body})
-        hold = None
-        try:
-            for name, source in bodies.items():
-                hold = DocumentHold(tenant, name, JOB, job_headers[headers.DOCUMENT_REF])
-                await self._write_hold(hold)
-                await self._touch_or_store(tenant, name, source)
-        except BaseException as error:  # also a cancelled caller: only the collector would end these holds, days later
-            with contextlib.suppress(TimeoutError, AIQueueError):
-                async with asyncio.timeout(CLEANUP_S):
-                    if hold is not None and not isinstance(error, AIQueueError):
-                        # written again: its PubAck comes after the cancelled write, so that the purge below finds both
-                        await self._write_hold(hold)
-                    await self.end_holds(tenant, job_headers)
-            raise
+        sources = {document.sha256: None for document in wanted} | ({} if body is None else {sha256: body})
+        await self._hold_all(tenant, sources, JOB, job_headers[headers.DOCUMENT_REF])
         return job_headers
 
     async def read_body(self, tenant: str, job_headers: Mapping[str, str]) -> bytes:
@@ -197,12 +226,56 @@ class Documents:
         Never raises: the collector does later what fails now.
         """
         ref, sha256 = job_headers.get(headers.DOCUMENT_REF, ""), job_headers.get(headers.DOCUMENT, "")
-        with contextlib.suppress(AIQueueError):
-            if subjects.TOKEN.fullmatch(ref):
-                await self.objects.purge(self._hold_subject(DocumentHold(tenant, "*", JOB, ref)))
-            if sha256:
-                _document_named(tenant, sha256)
-                await self.delete_if_unheld(tenant, sha256)
+        await self._end_all(tenant, JOB, ref, sha256)
+
+    # -- for results
+
+    async def hold_result(self, tenant: str, body: bytes, kept_s: float | None = None) -> HeldResult:
+        """Hold and store an encoded result as a document, before its journal entry is written.
+
+        The hold expires RESULT_MARGIN_S after the entry, which is kept for `kept_s` seconds (None: as long as the
+        journal's stream keeps entries). If this fails, no hold is left. If the entry is not written, call `end_result`.
+        Raises QueueFull, AccessDenied, Unavailable.
+        """
+        sha256 = await asyncio.to_thread(_sha256, body)
+        kept_s = kept_s or self._results_kept_s
+        held = HeldResult(
+            Document(tenant=tenant, sha256=sha256, size=len(body), content_type=codec.CBOR), subjects.new_id()
+        )
+        await self._hold_all(tenant, {sha256: body}, RESULT, held.ref, kept_s + RESULT_MARGIN_S if kept_s else None)
+        return held
+
+    async def end_result(self, held: HeldResult) -> None:
+        """End the hold of a result whose entry was not written. The document is deleted if nobody else holds it.
+
+        Never raises: without this call, the hold expires.
+        """
+        await self._end_all(held.document.tenant, RESULT, held.ref, held.document.sha256)
+
+    async def read_result_body(self, document: Document, timeout_s: float | None = None) -> bytes:
+        """Return an encoded result, verified. It may be of any size.
+
+        Raises NotFound, Corrupt, AccessDenied, Unavailable, ResultTimeout after `timeout_s` seconds.
+        """
+        buffer = io.BytesIO()  # the bytes are in memory once, unlike with pieces that are joined
+        try:
+            async with asyncio.timeout(timeout_s), contextlib.aclosing(self.read_chunks(document)) as chunks:
+                async for chunk in chunks:
+                    buffer.write(chunk)
+        except TimeoutError:
+            text = f"timed out reading a result of {document.size:,} bytes: read the result again with a longer timeout"
+            raise ResultTimeout(text) from None
+        except NotFound as error:
+            raise NotFound(f"a result of {document.size:,} bytes is not kept any more: {error}") from None
+        return buffer.getvalue()
+
+    async def read_result(self, document: Document, timeout_s: float | None = None) -> Any:
+        """Return a result as plain data. Raises what `read_result_body` raises."""
+        body = await self.read_result_body(document, timeout_s)
+        try:
+            return codec.decode(body, codec.CBOR, max_bytes=len(body))
+        except DecodeError as error:
+            raise Corrupt(f"the result in document {document.sha256} cannot be read: {error}") from None
 
     # -- for the collector
 
@@ -219,7 +292,7 @@ class Documents:
         """Yield all holds, each with the sequence and the time of its message."""
         async for stored in self._connection.read(self.objects.stream, self.objects.subject("R", "*", "*", "*", "*")):
             hold = DocumentHold(*subjects.object_tokens(stored.subject))
-            if hold.by in (JOB, PUT):
+            if hold.by in (JOB, PUT, RESULT):
                 yield hold, stored.seq, stored.time
 
     async def end_hold(self, hold: DocumentHold, *, upto: int) -> None:
@@ -227,6 +300,42 @@ class Documents:
         await self.objects.purge(self._hold_subject(hold), upto=upto)
 
     # -- within
+
+    async def _hold_all(
+        self,
+        tenant: str,
+        sources: Mapping[str, bytes | None],
+        by: str,
+        ref: str,
+        keep_s: float | None = None,
+    ) -> None:
+        """Hold the documents of these hashes under one name. Those with bytes are stored. If this fails, no hold is
+        left.
+        """
+        hold = None
+        try:
+            for sha256, source in sources.items():
+                hold = DocumentHold(tenant, sha256, by, ref)
+                await self._write_hold(hold, keep_s)
+                await self._touch_or_store(tenant, sha256, source)
+        except BaseException as error:  # also a cancelled caller: only the collector would end these holds, days later
+            with contextlib.suppress(TimeoutError, AIQueueError):
+                async with asyncio.timeout(CLEANUP_S):
+                    if hold is not None and not isinstance(error, AIQueueError):
+                        # written again: its PubAck comes after the cancelled write, so that the purge below finds both
+                        await self._write_hold(hold, keep_s)
+                    stored = next((sha256 for sha256, source in sources.items() if source is not None), "")
+                    await self._end_all(tenant, by, ref, stored)
+            raise
+
+    async def _end_all(self, tenant: str, by: str, ref: str, sha256: str) -> None:
+        """End all holds of a name, and delete the document `sha256` if nobody else holds it. Never raises."""
+        with contextlib.suppress(AIQueueError):
+            if subjects.TOKEN.fullmatch(ref):
+                await self.objects.purge(self._hold_subject(DocumentHold(tenant, "*", by, ref)))
+            if sha256:
+                _document_named(tenant, sha256)
+                await self.delete_if_unheld(tenant, sha256)
 
     async def _write_hold(self, hold: DocumentHold, keep_s: float | None = None) -> None:
         """Store or renew a hold. It expires after `keep_s` seconds; None: never."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -92,8 +91,7 @@ class Producer:
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
         self._templates: dict[tuple[type[Message], str, str], JobTemplate] = {}
         self.documents = Documents(connection, topology)
-        check_bytes = connection.settings.claim_check
-        self.body_max = min(check_bytes, connection.max_payload // 2) if check_bytes else sys.maxsize
+        self.body_max = self.documents.inline_max
 
     async def enqueue(
         self,

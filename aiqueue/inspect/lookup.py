@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import headers, subjects
+from .. import headers, secret_paths, subjects
 from ..connection import Connection, Stored, timestamp
+from ..documents import Documents
 from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
-from ..errors import AccessDenied, BadInput, NotFound
+from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
 from ..topology import Family, Topology
 from .lane_scan import LaneScan
@@ -34,7 +35,7 @@ class JobStats:
     - **parked**: delayed, outside of its lane until `next_attempt_at`
     - **in_flight**: delivered and not settled. It runs, or waits to be delivered again
     - **retrying**: an attempt failed, and the next is at `next_attempt_at`
-    - **done**: `result` is its result
+    - **done**: `result` is its result, fetched if it is large; its entry in `entries` is a reference then
     - **cancelled**
     - **failed**: `failure` has reason and error. `dead_seq` is its dead letter, None once that is gone
     - **ended**: it began, is not stored any more, and left no result: its handler keeps none, or it was purged
@@ -293,6 +294,16 @@ class _Search:
 
     # -- describing
 
+    async def _read_result(self, entry: Entry) -> tuple[Any, str]:
+        """Return a result without its secrets. One that is stored as a document and cannot be read: None, and why."""
+        if entry.document is None:
+            return entry.data, ""
+        try:
+            value = await Documents(self._connection, self._topology).read_result(entry.document)
+        except AIQueueError as error:
+            return None, f"its result cannot be read: {error}"
+        return secret_paths.mask(value, entry.secrets) if entry.secrets else value, ""
+
     async def describe(self, found: FoundJob) -> JobStats:
         """Return what is known of the job that was found. Reads its lane's consumer if the state depends on that."""
         head, letter, stored = found.head, found.letter, found.stored
@@ -300,6 +311,7 @@ class _Search:
             await self._read_delivery(found, stored)
         state, note, next_attempt_at = self._state(found)
         kept = [] if state == "done" else await self._read_kept(found)  # a job that is done has deleted them
+        result, problem = await self._read_result(head) if head is not None and state == "done" else (None, "")
         steps = build_timeline(
             self._job_id, found.entries, kept=kept, stored=stored, parked=found.parked, letter=letter,
             delivered=found.delivered, delivered_at=found.delivered_at, unique=found.unique,
@@ -319,9 +331,9 @@ class _Search:
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
             enqueued_at=next((step.at for step in reversed(steps) if step.event in ENQUEUED_EVENTS), None),
             next_attempt_at=next_attempt_at,
-            result=head.data if head is not None and state == "done" else None, failure=failure,
+            result=result, failure=failure,
             dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
-            entries_cut=found.entries_cut, note=note, unique=found.unique,
+            entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:

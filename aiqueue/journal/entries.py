@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .. import codec, headers, secret_paths
+from .. import codec, headers, secret_paths, subjects
 from ..connection import Received, Stored, timestamp
+from ..document_ref import Document, document_in
 from ..errors import DecodeError, JobFailed
 
 LIVE = "aiq.live"  # prefix of the core subject on which the server repeats each stored entry
@@ -34,6 +35,8 @@ class Entry:
     - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
       that end an attempt carry them.
     - `unique`: the caller's key, of which the job id is a hash, on entries that end an attempt; "" if there is none.
+    - `document`: where a large result is stored. `data` is a reference to it then, and `secrets` are those of the
+      result.
     """
 
     event: str
@@ -51,6 +54,7 @@ class Entry:
     started_at: float | None = None
     secrets: str = ""
     unique: str = ""
+    document: Document | None = None
 
     @property
     def final(self) -> bool:
@@ -62,7 +66,9 @@ class Entry:
         if self.event == CHUNK and self.secrets and isinstance(self.data, list):
             of_each = secret_paths.of_items(self.secrets)
             return replace(self, data=[secret_paths.mask(each, of_each) for each in self.data])
-        return replace(self, data=secret_paths.mask(self.data, self.secrets)) if self.secrets else self
+        if not self.secrets or self.document is not None:
+            return self
+        return replace(self, data=secret_paths.mask(self.data, self.secrets))
 
     def as_error(self, job_id: str) -> JobFailed:
         """Return the error that a `failed` or `cancelled` entry describes."""
@@ -96,14 +102,14 @@ EMPTY_RECORD = RunRecord()
 
 def entry_from_stored(stored: Stored) -> Entry:
     """Return the entry in a message that was read from the journal's stream."""
-    return _parse_entry(stored.headers, stored.data, stored.seq, stored.time)
+    return _parse_entry(stored.subject, stored.headers, stored.data, stored.seq, stored.time)
 
 
 def entry_from_live(message: Received) -> Entry:
     """Return the entry in a message that arrived on a LIVE subject. Its `seq` is 0 if the entry is not stored yet."""
     fields = message.headers
     stored_at = timestamp(fields["Nats-Time-Stamp"]) if "Nats-Time-Stamp" in fields else time.time()
-    return _parse_entry(fields, message.data, number_in(fields, "Nats-Sequence"), stored_at)
+    return _parse_entry(message.subject, fields, message.data, number_in(fields, "Nats-Sequence"), stored_at)
 
 
 def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: str, secrets: str = "") -> dict[str, str]:
@@ -132,7 +138,7 @@ def number_in(fields: Any, name: str) -> int:
     return headers.number(fields.get(name, ""))
 
 
-def _parse_entry(fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
+def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
     try:
         data = codec.decode(body, fields.get(headers.CONTENT_TYPE, "")) if body else None
     except DecodeError as error:
@@ -153,4 +159,5 @@ def _parse_entry(fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
         started_at=headers.decimal(fields.get(headers.STARTED_AT, "")),
         secrets=fields.get(headers.SECRET, ""),
         unique=headers.unique_key(fields) if headers.UNIQUE in fields else "",
+        document=document_in(fields, subjects.parse_journal(subject)[0]) if headers.DOCUMENT in fields else None,
     )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from .. import headers, secret_paths, subjects
 from ..connection import Received, Subscription
+from ..document_ref import Document
 from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
 from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
@@ -42,6 +43,7 @@ class StreamItem:
       the number of `chunks` if it is known.
     - `cursor`: pass it as `after` to a later stream, to go on behind this item.
     - `secrets`: which fields of `data` are secret; empty for none. `masked` leaves them out.
+    - `document`: where a large result is stored. Of `follow`, `data` is then a reference to it, of a handle the result.
     """
 
     event: str
@@ -51,6 +53,7 @@ class StreamItem:
     time: float
     cursor: str
     secrets: str = ""
+    document: Document | None = None
 
     def masked(self) -> StreamItem:
         """Return the item without its secrets, to be shown."""
@@ -411,7 +414,8 @@ class _Follower:
         if secrets and event == CHUNK:
             secrets = secret_paths.of_items(secrets)
         cursor_text = cursor.encode(self._subject)
-        return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor_text, secrets)
+        document = entry.document if event == entry.event else None
+        return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor_text, secrets, document)
 
 
 def _is_gap_before(entry: Entry, nonce: str, number: int, cursor: _Cursor) -> bool:

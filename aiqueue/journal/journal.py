@@ -6,6 +6,7 @@ Who may write, and how: `writer`.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from .. import codec, headers
@@ -102,22 +103,23 @@ class Journal:
         return entry_from_stored(newest) if newest else None
 
     async def append_if_unchanged(
-        self, subject: str, event: str, data: Any, *, run: int, attempt: int, parking_id: str, record: RunRecord
-    ) -> bool:
+        self, subject: str, event: str, data: Any, *, run: int, attempt: int, parking_id: str, record: RunRecord,
+        extra: Mapping[str, str] | None = None,
+    ) -> bool:  # fmt: skip
         """Append one entry on behalf of nobody's attempt, such as a cancellation. Attempts use `Writer`.
 
         1. Nothing was written since `record` was read: the entry is stored, True.
         2. Something was: nothing is stored, False.
 
-        Raises Unavailable.
+        `extra`: further headers. Raises Unavailable.
         """
         fields = entry_headers(event, run, max(1, record.epoch), attempt, parking_id)
-        fields |= {
+        fields |= dict(extra or {}) | {
             headers.MSG_ID: f"{subject}/{secrets.token_hex(8)}",
             headers.EXPECTED: str(record.head_seq),
         }
         try:
-            await self.connection.store(subject, codec.encode(data), fields)
+            await self.connection.store(subject, codec.encode_marked(data).body, fields)
         except Conflict:
             head = await self.head(subject)
             return head is not None and head.msg_id == fields[headers.MSG_ID]  # stored, but its ack was lost

@@ -140,16 +140,18 @@ class Writer:
 
     # -- writing
 
-    async def write(self, event: str, data: Any, *, timeout_s: float = 30.0) -> None:
+    async def write(
+        self, event: str, data: Any, *, extra: Mapping[str, str] | None = None, timeout_s: float = 30.0
+    ) -> None:
         """Append an entry, after all chunks. Raises Stale, EncodeError, TooLarge, Unavailable, QueueFull.
 
-        Stale: another attempt has ended the job or taken it over. Nothing is stored then.
+        Stale: another attempt has ended the job or taken it over. Nothing is stored then. `extra`: further headers.
         """
         encoded = codec.encode_marked(data)
         if self._chunks is not None:
             await self._chunks.flush(ends=event in _ENDS_ATTEMPT)
         tried, self._sent = self._sent, set()
-        await self._write_encoded(event, encoded, tried, timeout_s)
+        await self._write_encoded(event, encoded, tried, timeout_s, extra)
 
     def take_over_sent(self, nonce: str) -> None:
         """Count an entry that was sent with `ResultHeaders` as the first try of this writer's first entry."""
@@ -177,11 +179,14 @@ class Writer:
             self._ignore_before = 0.0  # from here on, any other attempt's entry is newer than this attempt
             return True
 
-    async def announce(self, event: str, data: Any) -> None:
-        """Publish an entry to those who listen now, without storing it: the server has no space for it yet."""
+    async def announce(self, event: str, data: Any, *, extra: Mapping[str, str] | None = None) -> None:
+        """Publish an entry to those who listen now, without storing it: the server has no space for it yet.
+
+        `extra`: further headers.
+        """
         encoded = codec.encode_marked(data)
         fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
-        await self._connection.publish(f"{LIVE}.{self.subject}", encoded.body, headers=fields)
+        await self._connection.publish(f"{LIVE}.{self.subject}", encoded.body, headers=fields | dict(extra or {}))
 
     def pause(self, pause_s: float) -> None:
         """Store nothing for `pause_s` seconds, so that somebody else's entry is not refused as out of date."""
@@ -269,14 +274,21 @@ class Writer:
 
     # -- within
 
-    async def _write_encoded(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
+    async def _write_encoded(
+        self,
+        event: str,
+        encoded: codec.Encoded,
+        tried: set[str],
+        timeout_s: float,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
         """Store an entry, trying again after conflicts. Adds the Msg-Ids of its tries to `tried`. Raises Stale."""
         async with self._lock:
             if self._paused_until and (left_s := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left_s)
             for _ in range(WRITE_TRIES_MAX):
                 try:
-                    await self._send(event, encoded, tried, timeout_s)
+                    await self._send(event, encoded, tried, timeout_s, extra)
                 except Conflict:
                     if await self._resolve_conflict(event, tried):
                         return
@@ -285,7 +297,14 @@ class Writer:
             reason = f"nothing was written, because other writers were faster {WRITE_TRIES_MAX} times"
             raise Stale(f"{self.subject}: {reason}", ended=False)
 
-    async def _send(self, event: str, encoded: codec.Encoded, tried: set[str], timeout_s: float) -> None:
+    async def _send(
+        self,
+        event: str,
+        encoded: codec.Encoded,
+        tried: set[str],
+        timeout_s: float,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
         """Try once to store an entry after `_head_seq`. Raises Conflict if that is not the newest any more."""
         self._nonce = self._nonce or secrets.token_hex(4)
         if not tried:
@@ -298,6 +317,8 @@ class Writer:
         fields |= self._retention.ttl_header(event)
         if event in _ENDS_ATTEMPT:
             fields |= self._time_headers()
+        if extra:
+            fields |= extra
         if lost := self._lost_chunks:
             fields[headers.LOST] = str(lost)
         ack = await self._connection.store(self.subject, encoded.body, fields, timeout_s=timeout_s)

@@ -115,11 +115,12 @@ class _WorkerPipe:
         """Write a frame. Raises EncodeError."""
         self._write(protocol.encode_frame(list(items)))
 
-    def _write(self, packed: bytes) -> None:
-        frame = memoryview(packed)
+    def _write(self, pieces: list[bytes]) -> None:
         with self._writing:
-            while frame:
-                frame = frame[self._writer.write(frame) or 0 :]
+            for piece in pieces:
+                left = memoryview(piece)
+                while left:
+                    left = left[self._writer.write(left) or 0 :]
 
     def start_reading(self, requests: asyncio.Queue[list[Any]]) -> None:
         """Read frames in a thread, and put the worker's requests in `requests`. When the pipe closes, exit."""

@@ -99,7 +99,7 @@ class ChildProcess:
         """Tell the child that its job was cancelled. Safe if it has ended."""
         assert self._process.stdin is not None
         if not self._process.stdin.is_closing():
-            self._process.stdin.write(protocol.encode_frame(["stop"]))
+            self._process.stdin.writelines(protocol.encode_frame(["stop"]))
 
     async def ask(self, request: list[Any], progress: Progress | None = None) -> list[Any]:
         """Send a request and return the answer. What the child asks for meanwhile, `progress` does: see `job.Progress`.
@@ -169,7 +169,7 @@ class ChildProcess:
 
     async def _send(self, items: list[Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(protocol.encode_frame(items))
+        self._process.stdin.writelines(protocol.encode_frame(items))
         await self._process.stdin.drain()
 
     async def _receive(self) -> list[Any]:

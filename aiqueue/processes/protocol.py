@@ -1,12 +1,14 @@
 """What travels between a worker and its child processes: frames of CBOR on a pipe. Nothing is unpickled.
 
-A frame is a length and a list, whose first item is the verb. `pool` is the worker's end, `child` the child's.
+A frame is a length and a list, whose first item is the verb. `pool` is the worker's end, `child` the child's. Large
+bytes at the end of a list follow the frame as they are, so that neither end copies them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 from typing import Any, BinaryIO
 
 from .. import codec
@@ -15,24 +17,48 @@ from ..errors import AIQueueError, BadInput, Corrupt, NotFound, Stale, Unavailab
 from ..topology import Family
 
 QUESTIONS = frozenset({"progress", "chunk", "document", "close document", "step", "keep step", "call", "calls"})
-LENGTH = 4  # bytes of a frame's length, big-endian
+LENGTH = 4  # bytes of a frame's length, big-endian; its highest bit says that raw bytes follow
+RAW_LENGTH = 8  # bytes of the length of raw bytes
+RAW_MIN = 256 * 1024  # from this size on, bytes at the end of a list follow the frame
+PIECE = 256 * 1024  # in which raw bytes are read from the pipe
+_RAW_FOLLOWS = 1 << 31
 
 
-def encode_frame(items: list[Any]) -> bytes:
-    """Return the frame of a list. Raises EncodeError for items that are not plain data."""
-    body = codec.encode(items)
-    return len(body).to_bytes(LENGTH, "big") + body
+def encode_frame(items: list[Any]) -> list[bytes]:
+    """Return the frame of a list, in the pieces to be written. Raises EncodeError for items that are not plain data."""
+    last = items[-1]
+    if type(last) is not bytes or len(last) < RAW_MIN:
+        body = codec.encode(items)
+        return [len(body).to_bytes(LENGTH, "big") + body]
+    body = codec.encode(items[:-1])
+    head = (len(body) | _RAW_FOLLOWS).to_bytes(LENGTH, "big") + len(last).to_bytes(RAW_LENGTH, "big")
+    return [head + body, last]
 
 
 async def read_frame(reader: asyncio.StreamReader) -> list[Any]:
     """Read the next frame. Raises EOFError (asyncio's IncompleteReadError is one), DecodeError."""
     size = int.from_bytes(await reader.readexactly(LENGTH), "big")
-    return _decode_items(await reader.readexactly(size))
+    if not size & _RAW_FOLLOWS:
+        return _decode_items(await reader.readexactly(size))
+    left = int.from_bytes(await reader.readexactly(RAW_LENGTH), "big")
+    items = _decode_items(await reader.readexactly(size ^ _RAW_FOLLOWS))
+    raw = io.BytesIO()  # grows as the bytes come: what the pipe claims is not trusted
+    while left:
+        piece = await reader.read(min(left, PIECE))
+        if not piece:
+            raise EOFError
+        left -= raw.write(piece)
+    return [*items, raw.getvalue()]
 
 
 def read_frame_blocking(pipe: BinaryIO) -> list[Any]:
     """Read the next frame, in a thread. Raises EOFError, DecodeError."""
-    return _decode_items(_read_exactly(pipe, int.from_bytes(_read_exactly(pipe, LENGTH), "big")))
+    size = int.from_bytes(_read_exactly(pipe, LENGTH), "big")
+    if not size & _RAW_FOLLOWS:
+        return _decode_items(_read_exactly(pipe, size))
+    raw_size = int.from_bytes(_read_exactly(pipe, RAW_LENGTH), "big")
+    items = _decode_items(_read_exactly(pipe, size ^ _RAW_FOLLOWS))
+    return [*items, _read_exactly(pipe, raw_size)]
 
 
 def raw_job_to_plain(raw: RawJob) -> list[Any]:

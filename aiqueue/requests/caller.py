@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import headers
 from ..connection import Received
+from ..document_ref import document_in
 from ..enqueue import Producer
 from ..errors import BadInput, ResultTimeout, Unavailable
 from ..job import Message
@@ -63,6 +64,8 @@ async def send_until_answered(
 ) -> Received:
     """Send a request for the result of job `job_id` until it is answered, and return the answer.
 
+    A large result is fetched: the answer is as if the result had fitted into a message.
+
     `request_headers` or the body name the job. `same_id` says how the caller names it again, in the error of
     a timeout. Raises the error in the answer, ResultTimeout, and Unavailable if there is no responder for ABSENT_MAX_S,
     or if the request could not be sent.
@@ -80,7 +83,7 @@ async def send_until_answered(
         try:
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
             replies.raise_error(answer.headers, answer.data, job_id)
-            return answer  # noqa: TRY300  (the errors below are those of the answer too)
+            break
         except ResultTimeout:
             absent_since, maybe_enqueued = math.inf, True
             continue  # only this request has timed out
@@ -97,13 +100,19 @@ async def send_until_answered(
                 raise
         await asyncio.sleep(max(0.0, min(pause_s, end - time.monotonic())))
         pause_s = min(pause_s * 2, PAUSE_MAX_S)
-    if not maybe_enqueued:
-        why = f": {problem}" if problem is not None else ", because the server does not answer"
-        raise Unavailable(f"the request for job {job_id} was not sent within {timeout_s:g} s{why}")
-    raise ResultTimeout(
-        f"timed out after {timeout_s:g} s waiting for the result of job {job_id}; the job continues: repeat the "
-        f"request with {same_id}"
-    )
+    else:
+        if not maybe_enqueued:
+            why = f": {problem}" if problem is not None else ", because the server does not answer"
+            raise Unavailable(f"the request for job {job_id} was not sent within {timeout_s:g} s{why}")
+        raise ResultTimeout(
+            f"timed out after {timeout_s:g} s waiting for the result of job {job_id}; the job continues: repeat the "
+            f"request with {same_id}"
+        )
+    document = document_in(answer.headers, tenant)
+    if document is None:
+        return answer
+    body = await producer.documents.read_result_body(document, max(0.0, end - time.monotonic()))
+    return replies.with_result(answer, body, job_id)
 
 
 async def _send_request(

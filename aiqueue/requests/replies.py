@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic_core
 
 from .. import codec, headers
-from ..connection import Answer
+from ..connection import Answer, Received, Status
+from ..document_ref import Document, reference_headers
 from ..errors import (
     AccessDenied,
     AIQueueError,
@@ -38,6 +39,38 @@ def result_answer(value: Any, job_id: str, *, as_json: bool, secrets: str = "") 
     """Return the answer with a job's result, and the header that names its secret fields. In JSON, bytes are base64."""
     answer_headers = {headers.JOB_ID: job_id, headers.EVENT: "result", **_content_type(as_json)}
     return Answer(answer_headers | ({headers.SECRET: secrets} if secrets else {}), _encode(value, as_json))
+
+
+def reference_answer(document: Document, job_id: str, *, as_json: bool, secrets: str = "") -> Answer:
+    """Return the answer with a result that is too large for a message: a reference to its document, in headers and
+    body. The document is the result in CBOR.
+    """
+    answer = result_answer(document.model_dump(), job_id, as_json=as_json, secrets=secrets)
+    return answer._replace(headers={**answer.headers, **reference_headers(document)})
+
+
+class FetchedAnswer(NamedTuple):
+    """An answer with the result in place of the reference to it."""
+
+    subject: str
+    reply: str
+    data: bytes
+    block: bytes | None
+    headers: dict[str, str]
+    status: Status | None
+
+
+def with_result(answer: Received, body: bytes, job_id: str) -> FetchedAnswer:
+    """Return the answer that `result_answer` would have made of the result, given an answer by `reference_answer` and
+    the bytes of the document. Raises DecodeError.
+    """
+    if answer.headers.get(headers.CONTENT_TYPE) == codec.CBOR:
+        answer_headers = {name: value for name, value in answer.headers.items() if name not in headers.DOCUMENTS}
+    else:
+        value, secrets = codec.decode(body, codec.CBOR, max_bytes=len(body)), answer.headers.get(headers.SECRET, "")
+        whole = result_answer(value, job_id, as_json=True, secrets=secrets)
+        answer_headers, body = dict(whole.headers), whole.body
+    return FetchedAnswer(answer.subject, answer.reply, body, None, answer_headers, None)
 
 
 def error_answer(error: AIQueueError, job_id: str, *, as_json: bool) -> Answer:
@@ -80,9 +113,9 @@ def _decode(answer_headers: Mapping[str, str], body: bytes) -> Any:
     The content type may be wrong: nats-py's `Msg.respond` sends the request's headers back.
     """
     try:
-        return codec.decode(body, answer_headers.get(headers.CONTENT_TYPE, ""))
+        return codec.decode(body, answer_headers.get(headers.CONTENT_TYPE, ""), max_bytes=len(body))
     except DecodeError:
-        return codec.decode(body)
+        return codec.decode(body, max_bytes=len(body))
 
 
 def _to_error(code: int, message: str, fields: Mapping[str, Any], job_id: str) -> AIQueueError:

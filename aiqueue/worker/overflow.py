@@ -36,10 +36,10 @@ class Overflow:
 
         While other results wait here, the first try decides. Raises what `write` raises, except AccountFull, DiskFull.
         """
-        if await _write_within(write, 0.0 if self._held else NO_ROOM_S) is None:
+        if await write_within(write, 0.0 if self._held else NO_ROOM_S) is None:
             return True
         while len(self._held) >= HELD_MAX:
-            if await _write_within(write, CAP_S) is None:
+            if await write_within(write, CAP_S) is None:
                 return True
         log.warning("%s: acknowledged before its result is stored, to free space", name)
         task = asyncio.create_task(self._write_later(name, write))
@@ -62,14 +62,14 @@ class Overflow:
     async def _write_later(self, name: str, write: Act) -> None:
         """Write one result within PATIENCE_S, or log that it is lost."""
         try:
-            problem: AIQueueError | None = await _write_within(write, PATIENCE_S, AccountFull, DiskFull, Unavailable)
+            problem: AIQueueError | None = await write_within(write, PATIENCE_S, AccountFull, DiskFull, Unavailable)
         except AIQueueError as error:
             problem = error
         if problem is not None:
             log.error("%s: its result is lost: %s", name, problem)
 
 
-async def _write_within(write: Act, within_s: float, *passing: type[AIQueueError]) -> AIQueueError | None:
+async def write_within(write: Act, within_s: float, *passing: type[AIQueueError]) -> AIQueueError | None:
     """Call `write` until it raises none of the `passing` errors (default: AccountFull and DiskFull), for at most
     `within_s` seconds. Returns None, or the last of them.
     """

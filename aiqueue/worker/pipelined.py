@@ -45,10 +45,15 @@ class ResultPipeline:
     """Sends the results of one worker. `on_settled` is called for each that was sent, with what became of it."""
 
     def __init__(
-        self, connection: Connection, retention: Mapping[str, Retention], on_settled: Callable[[SentResult], None]
+        self,
+        connection: Connection,
+        retention: Mapping[str, Retention],
+        inline_max: int,
+        on_settled: Callable[[SentResult], None],
     ) -> None:
-        """`retention`: by family, as of `Writer`."""
+        """`retention`: by family, as of `Writer`. `inline_max`: results above this size in bytes are not sent here."""
         self._connection = connection
+        self._inline_max = inline_max
         self._headers = {family: ResultHeaders(each) for family, each in retention.items()}
         self._nonce = secrets.randbits(32)  # counts up: one for each result, as each writer has one
         self._on_settled = on_settled
@@ -72,7 +77,7 @@ class ResultPipeline:
     ) -> bool:  # fmt: skip
         """Send the result of a plain first attempt that has written nothing yet. False: it must be settled otherwise.
 
-        So are results with secrets, those that cannot be encoded or sent, and all while the link is down.
+        So are results with secrets, large ones, those that cannot be encoded or sent, and all while the link is down.
         """
         if type(outcome) is not Returned or handler is None or not handler.keeps_result or not opened.plain:
             return False
@@ -80,7 +85,8 @@ class ResultPipeline:
             return False
         try:
             encoded = codec.encode_marked(outcome.value)
-            if encoded.secrets:
+            if encoded.secrets or len(encoded.body) > self._inline_max:
+                outcome.value = encoded  # not encoded again, and what the handler returned is in memory no more
                 return False
             self._nonce = (self._nonce + 1) % (1 << 32)
             nonce = f"{self._nonce:08x}"

@@ -78,7 +78,9 @@ class Runner:
         self._watchdog = watchdog
         self._ended = ended
         self._context = contextvars.copy_context()
-        self._pipeline = ResultPipeline(claims.journal.connection, resources.retention, self._on_result_settled)
+        self._pipeline = ResultPipeline(
+            claims.journal.connection, resources.retention, resources.documents.inline_max, self._on_result_settled
+        )
         self._threads = resources.threads
         self._resources = resources
         self._limits = Limits()
@@ -87,11 +89,11 @@ class Runner:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` seconds for results that the server has no space for yet."""
-        await self._settlement.overflow.wait(timeout_s)
+        await self._settlement.results.overflow.wait(timeout_s)
 
     def close(self) -> None:
         """Drop the results that still wait, and let idle threads end."""
-        self._settlement.overflow.close()
+        self._settlement.results.overflow.close()
         self._threads.close()
 
     def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:

@@ -33,11 +33,11 @@ from ..backoff import Backoff
 from ..connection import Connection, ack_frame
 from ..enqueue import DeadLetters, FailedJob, Parking, history_text, last_trace, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
-from ..journal import CANCELLED, FAILED, RESULT, RETRY, WHILE_RUNNING, Writer
+from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
 from .opening import OpenedJob
-from .overflow import Overflow
+from .results import ResultRefused, Results
 from .unknown_kinds import Hops, UnknownKinds
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Settlement:
         self._parking = parking
         self._worker = worker
         self._quarantine = quarantine
-        self.overflow = Overflow()
+        self.results = Results(dead.documents)
         self._unknown_kinds = UnknownKinds(connection, parking)
 
     def ack(self, delivery: Delivery) -> None:
@@ -172,23 +172,15 @@ class Settlement:
         keeps = handler is not None and handler.keeps_result
         if writer is not None and (keeps or opened.family.claim):
             try:
-                await self._write_result(writer, value if keeps else None)
-            except (EncodeError, TooLarge) as error:
+                kept_s = opened.family.journal_ttl_s
+                await self.results.write(writer, value if keeps else None, tenant=delivery.tenant, kept_s=kept_s)
+            except (EncodeError, TooLarge, ResultRefused) as error:
                 opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
                 text = secret_paths.redact(str(error), opened.data, opened.secrets)
                 opened.history = _history_with_attempt(opened, self._worker, text, "")
                 await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {text}")
                 return
         await (self._ack_and_release_documents(delivery) if _holds_documents(delivery) else self._ack(delivery))
-
-    async def _write_result(self, writer: Writer, value: Any) -> None:
-        """Write the result. While the server has no space for it, announce it, and let `Overflow` write it later.
-
-        Raises EncodeError, TooLarge, Stale.
-        """
-        if not await self.overflow.write_or_defer(writer.subject, lambda: writer.write(RESULT, value)):
-            with contextlib.suppress(Unavailable):
-                await writer.announce(RESULT, value)
 
     async def _settle_raised(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised

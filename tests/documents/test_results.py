@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -11,13 +13,14 @@ import nats
 import pytest
 
 import aiqueue
-from aiqueue import headers
+from aiqueue import codec, headers
 from aiqueue.client.client import Client
 from aiqueue.documents.collector import Collected, Collector
 from aiqueue.documents.store import RESULT
 from aiqueue.topology import provision
+from aiqueue.worker import results
 
-from ..support import Account
+from ..support import Account, eventually
 
 STREAM, BUCKET = "OBJ_AI_DOCUMENTS", "AI_DOCUMENTS"
 MB = 1_000_000
@@ -109,3 +112,63 @@ async def test_a_result_of_50_mb_is_equal_here_and_in_a_plain_client(client: Cli
         assert cbor2.loads(got.data or b"") == made(size)
     finally:
         await raw.close()
+
+
+# -- what cannot be stored, and what is left behind
+
+
+async def test_a_result_without_space_makes_a_dead_letter_that_says_what_to_do(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "NO_ROOM_S", 0.1)
+    config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
+    await client.connection.api(f"STREAM.UPDATE.{STREAM}", config | {"max_bytes": MB})
+    async with worker_of().running(client):
+        handle = await client.enqueue(Make(size=3 * MB), tenant="acme")
+        with pytest.raises(aiqueue.JobFailed, match=r"free space in OBJ_AI_DOCUMENTS .*then replay this job") as failed:
+            await handle.result(30)
+    assert failed.value.reason == "result"
+    assert await holds(client) == [], "no hold is left of a document that was not stored"
+
+
+async def test_the_document_of_a_result_that_was_not_written_is_released(client: Client) -> None:
+    started = asyncio.Event()
+    proceed = asyncio.Event()
+
+    async def wait(job: aiqueue.Job[Make]) -> Any:
+        started.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await proceed.wait()
+        return made(job.message.size)
+
+    async with worker_of(wait).running(client):
+        handle = await client.enqueue(Make(size=MB), tenant="acme")
+        await started.wait()
+        subject = f"ai.agent.results.acme.{handle.id}"
+        fields = {
+            "Aiq-Event": "cancelled",
+            "Aiq-Run": "1",
+            "Aiq-Epoch": "9",
+            "Aiq-Attempt": "1",
+            "Nats-Msg-Id": "other",
+        }
+        await client.connection.store(subject, codec.encode({"reason": "cancelled", "error": "x"}), fields)
+        proceed.set()  # the attempt returns, and its entry is refused
+
+        async def released() -> bool:
+            return await holds(client) == []
+
+        await eventually(released)
+        with pytest.raises(aiqueue.JobFailed):
+            await handle.result(10)
+
+
+async def test_a_hold_of_a_result_expires_after_its_entry(client: Client) -> None:
+    async with worker_of().running(client):
+        handle = await client.enqueue(Make(size=MB), tenant="acme")
+        await handle.result(30)
+    (hold,) = await holds(client)
+    ttl_s = int(hold.headers["Nats-TTL"].removesuffix("s"))
+    assert 86_400 + 3_000 < ttl_s < 86_400 + 4_000
+    await collect(client)
+    assert await (await client.job(handle.id)).result(10) == made(MB), "a result that is held is not collected"

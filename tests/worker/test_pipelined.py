@@ -161,7 +161,7 @@ async def test_results_in_flight_when_the_connection_is_lost_are_stored_once(own
             assert len(results) == 1
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), "x" * 3_000_000], ids=["a set", "not encodable", "stored as a document"])
+@pytest.mark.parametrize("value", [{1, 2}, object(), "x" * 3_000_000], ids=["a set", "not encodable", "large"])
 async def test_what_cannot_be_sent_is_settled_as_before(client: aiqueue.Client, value: Any) -> None:
     worker = aiqueue.Worker()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
     from .document_ref import Document
-    from .errors import AIQueueError, JobFailed, QueueFull
+    from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
     from .job import Job, JobSpec, Message, RawMessage, Reject, Retry
     from .responder import Responder
     from .topology import Topology
@@ -28,6 +28,7 @@ _MODULE_OF = {
     "Document": "document_ref",
     "Handle": "client",
     "Job": "job",
+    "JobCancelled": "errors",
     "JobFailed": "errors",
     "JobSpec": "job",
     "Message": "job",
@@ -47,9 +48,9 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobFailed", "JobSpec", "Message",
-    "NATSClient", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle",
-    "Topology", "Worker", "connect", "connect_sync",
+    "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobCancelled", "JobFailed",
+    "JobSpec", "Message", "NATSClient", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings",
+    "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

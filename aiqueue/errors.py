@@ -29,7 +29,9 @@
     │   ├── DuplicateJob        a job of this id exists, and the caller wanted a new one
     │   └── NotParked           the job does not wait for a time (any more): it cannot be rescheduled
     ├── Stale                   a newer attempt owns the job; this attempt may no longer write
-    ├── JobFailed               the awaited job failed or was cancelled
+    ├── JobFailed               the awaited job failed
+    │   └── JobCancelled        the awaited job was cancelled
+    ├── ResultInvalid           the awaited job's result is not of the type that its message declares
     ├── JobGone                 the awaited job is gone, and nothing shows that a worker ended it
     ├── ResultTimeout           the awaited job did not end within the timeout
     ├── ReplyTimeout            the agent did not reply within the timeout
@@ -273,7 +275,10 @@ class Stale(AIQueueError):
 
 
 class JobFailed(AIQueueError):
-    """The awaited job became a dead letter, or was cancelled (`reason` is "cancelled")."""
+    """The awaited job became a dead letter, or was cancelled (JobCancelled). `reason` is one word, `error` one line.
+
+    `attempt`: the number of the last attempt; 0: none was started.
+    """
 
     def __init__(self, job_id: str, *, reason: str, error: str, attempt: int) -> None:
         where = f" on attempt {attempt}" if attempt else ""  # 0: no attempt was started
@@ -282,6 +287,37 @@ class JobFailed(AIQueueError):
         self.reason = reason
         self.error = error
         self.attempt = attempt
+
+
+class JobCancelled(JobFailed):
+    """The awaited job was cancelled, and does not run again. `reason` is "cancelled".
+
+    `error` says when it was cancelled: before it started, between attempts, or while running. Who cancelled the job is
+    not stored.
+    """
+
+    def __init__(self, job_id: str, *, reason: str = "cancelled", error: str = "cancelled", attempt: int = 0) -> None:
+        super().__init__(job_id, reason=reason, error=error, attempt=attempt)
+        how = error.removeprefix("cancelled").lstrip(" :")
+        self.args = (f"job {job_id} was cancelled{f' {how}' if how else ''}",)
+
+
+class ResultInvalid(AIQueueError):
+    """The awaited job is done, and its result is not of the type that the message's class declares.
+
+    `reason` is one line. `data` is the result as plain data, whole: with its secrets.
+    """
+
+    def __init__(self, job_id: str, *, expected: str, reason: str, data: Any) -> None:
+        super().__init__(f"job {job_id} is done, and its result is not of the type {expected}: {reason}")
+        self.job_id = job_id
+        self.expected = expected
+        self.reason = reason
+        self._data = data  # with an underscore, so that `details` leaves it out: there may be secrets in it
+
+    @property
+    def data(self) -> Any:
+        return self._data
 
 
 class JobGone(AIQueueError):

@@ -214,7 +214,8 @@ def parse_message(model: type[M], data: Mapping[str, Any]) -> M:
         message: M = model.__pydantic_validator__.validate_python(data)  # what model_validate calls; saves time
         return message  # noqa: TRY300
     except pydantic.ValidationError as error:
-        raise DecodeError(f"not a {_kind(model)}: {_first_problem(model, error)}") from None
+        problem = first_problem(error, secret_paths.header_of_class(model), whole="the message")
+        raise DecodeError(f"not a {_kind(model)}: {problem}") from None
     except Exception as error:  # noqa: BLE001  (a model's own validators may raise anything, and pydantic passes it on)
         raise DecodeError(f"not a {_kind(model)}: {error_line(error, MESSAGE_CHARS_MAX)}") from None
 
@@ -237,19 +238,21 @@ def _validate_leniently(model: type[M], layout: Layout, data: Mapping[str, Any])
     return cast("M", model.__pydantic_validator__.validate_json(text, by_alias=by_name, by_name=by_name))
 
 
-def _first_problem(model: type[_Model], error: pydantic.ValidationError) -> str:
-    """Return the first problem of a validation, and how many more there are. A secret's is not quoted."""
+def first_problem(error: pydantic.ValidationError, secrets: str, *, whole: str) -> str:
+    """Return the first problem of a validation, and how many more there are. A secret's is not quoted.
+
+    `secrets`: which fields are secret, in the form of `secret_paths`. `whole`: what was validated.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the message"
+    where = ".".join(str(part) for part in first["loc"]) or whole
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {_problem_text(model, first)}{more}"
+    return f"{where}: {_problem_text(first, secrets)}{more}"
 
 
-def _problem_text(model: type[_Model], problem: Any) -> str:
+def _problem_text(problem: Any, secrets: str) -> str:
     text = " ".join(problem["msg"].split())
-    secrets = secret_paths.paths_in(secret_paths.header_of_class(model))
     hides = problem["type"] in _QUOTES_INPUT or (
-        problem["type"] in _OF_USER and any(_may_lead(path, problem["loc"]) for path in secrets)
+        problem["type"] in _OF_USER and any(_may_lead(path, problem["loc"]) for path in secret_paths.paths_in(secrets))
     )
     return f"invalid ({problem['type']})" if hides else text
 

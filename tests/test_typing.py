@@ -1,125 +1,102 @@
-"""What mypy --strict says of user code: aiqueue is typed end to end."""
+"""What type checkers say of user code: aiqueue is typed end to end. The code is in tests/typing."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
 import subprocess
 import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-PRELUDE = """
-    import aiqueue
-
-    class Summarise(aiqueue.Message, kind="summarise"):
-        text: str
-
-    class Translate(aiqueue.Message, kind="translate"):
-        language: str
-
-    worker = aiqueue.Worker()
-    agent = aiqueue.Agent("a", tenant="acme")
-    """
-
-RIGHT = """
-    @worker.handle(Summarise, retry=aiqueue.Backoff(attempts=5), timeout="2m")
-    async def summarise(job: aiqueue.Job[Summarise]) -> str:
-        await job.progress(0.5, "reading")
-        return job.message.text
-
-    class Busy(Exception):
-        after: float = 1.0
-
-    def after(error: Busy) -> float:
-        return error.after
-
-    @worker.handle(
-        Translate,
-        on={ValueError: aiqueue.Reject, OSError: aiqueue.Backoff(first="9s"), KeyError: lambda _: None, Busy: after},
-    )
-    def translate(job: aiqueue.Job[Translate]) -> int:
-        return len(job.message.language)
-
-    def any_job(job: aiqueue.Job[aiqueue.Message]) -> None: ...
-
-    worker.handle(Summarise)(any_job)
-
-    @worker.handle_any("agent.tasks", retry=aiqueue.Backoff(attempts=5), process=False)
-    async def every_kind(job: aiqueue.Job[aiqueue.RawMessage]) -> int:
-        return len(job.message.body) + len(job.message.decode())
-    """
-
-WRONG = """
-    @worker.handle(Summarise)
-    async def translate(job: aiqueue.Job[Translate]) -> str:
-        return job.message.language
-    """
-
-UNKNOWN_FIELD = """
-    @worker.handle(Summarise)
-    async def summarise(job: aiqueue.Job[Summarise]) -> str:
-        return job.message.language
-    """
+ROOT = Path(__file__).parent.parent
+CODE = ROOT / "tests" / "typing"
+Complaints = dict[int, str]  # by line
 
 
-WRONG_MAIL = """
-    from aiqueue.agent import Mail
-
-    @agent.handle(Summarise)
-    async def translate(mail: Mail[Translate]) -> None: ...
-    """
-
-RIGHT_MAIL = """
-    from aiqueue.agent import Mail
-
-    @agent.handle(Summarise)
-    async def summarise(mail: Mail[Summarise]) -> None:
-        said = await agent.request(Translate(language="de"), to="b", reply=Summarise)
-        await mail.reply(Translate(language=said.message.text))
-
-    @agent.handle_any()
-    def every_kind(mail: Mail[aiqueue.RawMessage]) -> None:
-        print(mail.kind, mail.message.body)
-    """
-
-WRONG_RAW = """
-    @worker.handle_any("agent.tasks")
-    async def translate(job: aiqueue.Job[Translate]) -> None: ...
-    """
-
-NO_POLICY = """
-    @worker.handle(Summarise, on={ValueError: "reject"})
-    async def summarise(job: aiqueue.Job[Summarise]) -> str:
-        return job.message.text
-    """
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("code", "complaint"),
-    [
-        pytest.param(RIGHT, "", id="right"),
-        pytest.param(WRONG, "Callable[[Job[Summarise]]", id="wrong"),
-        pytest.param(RIGHT_MAIL, "", id="right_mail"),
-        pytest.param(WRONG_MAIL, "Callable[[Mail[Summarise]]", id="wrong_mail"),
-        pytest.param(WRONG_RAW, "Callable[[Job[RawMessage]]", id="wrong_raw"),
-        pytest.param(NO_POLICY, '"str"; expected', id="no_policy"),
-        pytest.param(UNKNOWN_FIELD, 'has no attribute "language"', id="unknown_field"),
-    ],
-)
-def test_mypy_strict_refuses_a_handler_for_another_message_than_it_takes_and_what_is_no_policy(
-    tmp_path: Path, code: str, complaint: str, request: pytest.FixtureRequest
-) -> None:
-    app = f"{request.node.callspec.id}.py"  # a name of its own: the cache that they share goes by it
-    (tmp_path / app).write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(code))
-    root = Path(__file__).parent.parent
+def check_with_mypy(name: str, tmp_path: Path) -> Complaints:
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(root / ".mypy_cache"), app],
-        cwd=tmp_path, env={"MYPYPATH": str(root), "PATH": ""}, capture_output=True, text=True, check=False,
+        [
+            sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(ROOT / ".mypy_cache"),
+            "--no-error-summary", "--hide-error-context", name,
+        ],
+        cwd=CODE, env={"MYPYPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if complaint:
-        assert ran.returncode == 1
-        assert complaint in ran.stdout
-    else:
-        assert ran.returncode == 0, ran.stdout
+    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
+    found: Complaints = {}
+    for file, line, text in re.findall(r"^(.+?):(\d+): error: (.*)$", ran.stdout, re.MULTILINE):
+        assert file == name, ran.stdout
+        found[int(line)] = found.get(int(line), "") + text
+    return found
+
+
+def check_with_pyright(name: str, tmp_path: Path) -> Complaints:
+    if importlib.util.find_spec("basedpyright") is None:
+        pytest.skip("basedpyright is not installed: `make test` installs it")
+    project = {"include": [str(CODE / name)], "extraPaths": [str(ROOT)], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(project))
+    ran = subprocess.run(
+        [
+            sys.executable, "-m", "basedpyright", "--project", str(tmp_path), "--pythonpath", sys.executable,
+            "--outputjson",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1
+    found: Complaints = {}
+    for each in report["generalDiagnostics"]:
+        if each["severity"] == "error":
+            line = each["range"]["start"]["line"] + 1
+            found[line] = found.get(line, "") + each["message"]
+    return found
+
+
+CHECKERS = pytest.mark.parametrize(
+    "check", [pytest.param(check_with_mypy, id="mypy"), pytest.param(check_with_pyright, id="pyright")]
+)
+
+
+def lines_with(mark: str, name: str) -> dict[int, str]:
+    lines = enumerate((CODE / name).read_text().splitlines(), 1)
+    return {number: line for number, line in lines if f"# {mark}:" in line}
+
+
+@pytest.mark.timeout(300)
+@CHECKERS
+def test_a_type_checker_complains_of_no_right_use(check: Callable[[str, Path], Complaints], tmp_path: Path) -> None:
+    assert len(lines_with("right", "right.py")) >= 40
+    assert check("right.py", tmp_path) == {}
+
+
+@pytest.mark.timeout(300)
+@CHECKERS
+def test_a_type_checker_complains_of_each_wrong_use_and_of_nothing_else(
+    check: Callable[[str, Path], Complaints], tmp_path: Path
+) -> None:
+    wrong = lines_with("wrong", "wrong.py")
+    assert len(wrong) >= 40
+    complaints = check("wrong.py", tmp_path)
+    assert sorted(complaints) == sorted(wrong), complaints
+    (of_handler,) = (text for line, text in complaints.items() if wrong[line].endswith("another result than declared"))
+    assert "Job[Summarise]" in of_handler
+    assert "Summary" in of_handler
+    assert "int" in of_handler
+
+
+def test_what_type_checkers_call_right_can_be_declared_when_it_runs() -> None:
+    spec = importlib.util.spec_from_file_location("aiqueue_typing_right", CODE / "right.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    assert {"summarise", "measure", "count", "sort", "page"} <= {each.model.aiq_kind for each in module.worker.handlers}
+    assert module.Sort[int].aiq_result == list[int]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack, overload
 
 from .. import subjects
 from ..config import Settings
@@ -29,17 +29,20 @@ from ..enqueue import (
 )
 from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from ..inspect import find_job
-from ..job import Message
+from ..job import JobSpec, Message, check_model
 from ..journal import Journal
 from ..mailbox import Inboxes
 from ..requests import request_result
+from ..result_types import R
 from ..server import EmbeddedServer
 from ..subjects import OnDuplicate
 from ..topology import Topology, provision
 from ..units import Deadline, Duration, Time, parse_deadline, parse_duration
 from .cancel import Canceller
+from .embedding import acquire, settings_of
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
+from .options import ManyOptions
 from .storing import Storing
 
 log = logging.getLogger(__name__)
@@ -111,8 +114,8 @@ class Client:
             return self
         settings = self.settings
         if not settings.servers:
-            self._embedded = await _acquire(settings.directory)
-            settings = _settings_of(self._embedded, settings)
+            self._embedded = await acquire(settings.directory)
+            settings = settings_of(self._embedded, settings)
         connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
@@ -157,7 +160,7 @@ class Client:
 
     async def enqueue(  # noqa: PLR0913  (the options of one job)
         self,
-        message: Message,
+        message: Message[R],
         *,
         tenant: str,
         priority: str = subjects.NORMAL,
@@ -169,7 +172,7 @@ class Client:
         on_duplicate: OnDuplicate = "first",
         on_full: OnFull = "raise",
         timeout: Duration = 30.0,
-    ) -> Handle:
+    ) -> Handle[R]:
         """Store one job, and return its handle once the server has acknowledged the job.
 
         - `unique`: the job's id, or any other text, such as a URL, of which the id is then a hash. A second job of the
@@ -222,12 +225,22 @@ class Client:
                 on_full=on_full,
                 timeout_s=timeout_s,
             )
-        return Handle(enqueued, self.topology.family(message.aiq_family), journal, cancels)
+        family = self.topology.family(message.aiq_family)
+        return Handle(enqueued, family, journal, cancels, None if message.aiq_result is Any else type(message))
 
     def _storing(self) -> Storing:
         """Return what stores jobs with a delay or an `on_duplicate`."""
         return Storing(self._open_producer(), self.parking, self.journal, self.dead)
 
+    @overload
+    def enqueue_many(
+        self, items: Iterable[Message[R] | JobSpec[R]] | AsyncIterable[Message[R] | JobSpec[R]],
+        **options: Unpack[ManyOptions],
+    ) -> AsyncGenerator[Handle[R] | AIQueueError, None]: ...  # fmt: skip
+    @overload
+    def enqueue_many(
+        self, items: Items, **options: Unpack[ManyOptions]
+    ) -> AsyncGenerator[Handle | AIQueueError, None]: ...
     def enqueue_many(  # noqa: PLR0913  (the options of all jobs)
         self,
         items: Items,
@@ -294,33 +307,44 @@ class Client:
         )
 
         def make_handle(enqueued: Enqueued, template: JobTemplate) -> Handle:
-            return Handle(enqueued, template.family, journal, cancels)
+            return Handle(enqueued, template.family, journal, cancels, template.model)
 
         return Bulk(producer, self.parking, options, make_handle, self._storing().enqueue).run(items)
 
-    async def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Handle:
+    @overload
+    async def job(
+        self, job_id: str, *, model: type[Message[R]], family: str | None = None, tenant: str | None = None
+    ) -> Handle[R]: ...
+    @overload
+    async def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Handle: ...
+    async def job(
+        self, job_id: str, *, model: type[Message] | None = None, family: str | None = None, tenant: str | None = None
+    ) -> Handle:
         """Return the handle of a job by its id, or by its `unique`, for jobs that were enqueued elsewhere.
 
-        `family` and `tenant` narrow the search, which is the one of `aiqueue inspect`. If the id was used repeatedly,
-        the handle is the newest job's. Raises NotFound if nothing is known of the job, BadInput if several tenants or
-        families have this id, Unavailable.
+        `model`: the class of the job's message, so that the result has the type that the class declares; the job's kind
+        is not checked. `family` (default: that of `model`) and `tenant` narrow the search, which is the one of `aiqueue
+        inspect`. If the id was used repeatedly, the handle is the newest job's. Raises NotFound if nothing is known of
+        the job, BadInput if several tenants or families have this id, Unavailable.
         """
+        if model is not None:
+            check_model("job", model)
+            family, model = family or model.aiq_family, None if model.aiq_result is Any else model
         found = await find_job(self.connection, self.topology, job_id, family=family, tenant=tenant)
-        return Handle(
-            found.to_enqueued(subjects.job_id(job_id), self.parking.stream), found.family, self.journal, self.cancels
-        )
+        enqueued = found.to_enqueued(subjects.job_id(job_id), self.parking.stream)
+        return Handle(enqueued, found.family, self.journal, self.cancels, model)
 
     async def request(
         self,
-        message: Message,
+        message: Message[R],
         *,
         tenant: str,
         priority: str = subjects.NORMAL,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: Duration | None = None,
-    ) -> Any:
-        """Request the result of a message's job, and return it as plain data.
+    ) -> R:
+        """Request the result of a message's job, and return it, as `Handle.result` does.
 
         A responder (`aiqueue respond`, or any other service on the family's answer subject) enqueues the job once, and
         answers when it has ended. This works for families with `reply_within` (gateway.requests, rag.queries).
@@ -328,8 +352,8 @@ class Client:
         job. `timeout` (seconds or "30s"; default: the family's `reply_within`): if a responder dies meanwhile, the
         request is sent again.
 
-        Raises JobFailed, ResultTimeout (the job continues), QueueFull, BadInput, and Unavailable if there is no
-        responder for 5 seconds.
+        Raises JobFailed, ResultInvalid, ResultTimeout (the job continues), QueueFull, BadInput, and Unavailable if
+        there is no responder for 5 seconds.
         """
         timeout_s = None if timeout is None else parse_duration("timeout", timeout)
         return await request_result(
@@ -371,7 +395,7 @@ class Client:
         """
         assert self._embedded is not None
         await asyncio.to_thread(self._embedded.ensure)
-        settings = _settings_of(self._embedded, settings)
+        settings = settings_of(self._embedded, settings)
         if self._declared_pid not in (None, self._embedded.pid):
             connection = Connection(settings)
             try:
@@ -388,34 +412,6 @@ class Client:
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             await asyncio.to_thread(embedded.release)
-
-
-def _settings_of(server: EmbeddedServer, settings: Settings) -> Settings:
-    """Return the settings with the address and the credentials of an embedded server."""
-    values = {"url": server.url, "user": server.user, "password": Settings.secret(server.password)}
-    if all(getattr(settings, name) == value for name, value in values.items()):
-        return settings
-    return settings.model_copy(update=values)
-
-
-async def _acquire(directory: Path | None) -> EmbeddedServer:
-    """Start to use the directory's server. If this is cancelled, the thread releases what it acquires."""
-    acquired: list[EmbeddedServer] = []
-    cancelled = False
-
-    def acquire() -> EmbeddedServer:
-        acquired.append(EmbeddedServer.acquire(directory))
-        if cancelled:
-            acquired[0].release()
-        return acquired[0]
-
-    try:
-        return await asyncio.to_thread(acquire)
-    except asyncio.CancelledError:
-        cancelled = True
-        for server in acquired:
-            server.release()
-        raise
 
 
 def check_client(client: Any) -> None:

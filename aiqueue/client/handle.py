@@ -7,32 +7,45 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Generic
 
 from .. import subjects
 from ..enqueue import Enqueued, resolve_due_at
 from ..errors import BadInput, JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
+from ..job import Message
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
+from ..result_types import R_co, parse_result
 from ..topology import Family
 from ..units import Duration, Time, parse_duration
 from .cancel import Canceller, Verdict
 from .reschedule import reschedule
 
 
-class Handle:
+class Handle(Generic[R_co]):
     """An enqueued job. `duplicate`: a job of this id existed already, and nothing new was stored.
 
     A job id can have several runs: it was replayed, rerun, or enqueued again later. A handle whose call has stored the
     job is bound to its run. The handle of a duplicate takes the newest outcome of the run that was found, or of a later
     one.
+
+    ``Handle[Summary]``: the message's class declares that the result is a Summary. Otherwise it is plain data.
     """
 
-    def __init__(self, enqueued: Enqueued, family: Family, journal: Journal, cancels: Canceller) -> None:
+    def __init__(
+        self,
+        enqueued: Enqueued,
+        family: Family,
+        journal: Journal,
+        cancels: Canceller,
+        model: type[Message[R_co]] | None = None,
+    ) -> None:
+        """`model`: the message's class, if it declares the type of its result."""
         self._enqueued = enqueued
         self._family = family
         self._journal = journal
         self._cancels = cancels
+        self._model = model
 
     def __repr__(self) -> str:
         due = "" if self.due is None else f" due {datetime.fromtimestamp(self.due, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -63,16 +76,18 @@ class Handle:
         """When a delayed job is to start, in seconds since the epoch; None for a job without a delay."""
         return self._enqueued.due_at
 
-    async def result(self, timeout: Duration | None = None) -> Any:
-        """Wait for the job's result, and return it as plain data. `timeout`: seconds or "30s"; None: without end.
+    async def result(self, timeout: Duration | None = None) -> R_co:
+        """Wait for the job's result, and return it. `timeout`: seconds or "30s"; None: without end.
 
-        Times, dates, UUIDs, decimals and the like are text, as in JSON: a model reads them. Secrets are whole.
+        The result is of the type that the message's class declares, ``Message[Summary]``. Without such a type it is
+        plain data: times, dates, UUIDs, decimals and the like are text, as in JSON. Secrets are whole.
 
         A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs.
 
-        Raises JobFailed (with reason "cancelled" for a cancelled job), ResultTimeout, ResultDisabled if a worker has
-        ended the job but its handler keeps no results, and JobGone if the job is gone without an outcome, for example
-        because it was purged. Results are kept as long as the journal's stream keeps them (a day).
+        Raises JobFailed (JobCancelled for a cancelled job), ResultTimeout, ResultDisabled if a worker has ended the job
+        but its handler keeps no results, JobGone if the job is gone without an outcome, for example because it was
+        purged, and ResultInvalid if the result is not of its type: its `data` is the result. Results are kept as long
+        as the journal's stream keeps them (a day).
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end, run = time.monotonic() + (left_s or 0.0), self._run
@@ -102,11 +117,15 @@ class Handle:
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
             raise entry.as_error(self.id)
+        data = entry.data
         if entry.document is not None:
-            return await self._cancels.documents.read_result(
+            data = await self._cancels.documents.read_result(
                 entry.document, None if timeout is None else max(0.0, end - time.monotonic())
             )
-        return entry.data
+        if self._model is None:
+            return data  # type: ignore[no-any-return]
+        result: R_co = parse_result(self._model, data, job_id=self.id, secrets=entry.secrets)
+        return result
 
     async def stream(
         self, *, after: str | None = None, timeout: Duration | None = None
@@ -114,7 +133,7 @@ class Handle:
         """Yield the entries of the job's journal as they are written.
 
         Each chunk of the handler's output is an item, and so is each other entry: started, progress, retry, and at the
-        end result, failed or cancelled::
+        end result, failed or cancelled. Their data are plain::
 
             async with contextlib.aclosing(handle.stream()) as items:
                 async for item in items:
@@ -196,7 +215,7 @@ class Handle:
     async def cancel(self) -> bool:
         """Cancel the job, wherever it is. Return whether it was cancelled.
 
-        True: the job does not run (again), and `result` raises JobFailed "cancelled". If it is running, its worker is
+        True: the job does not run (again), and `result` raises JobCancelled. If it is running, its worker is
         told to stop it; this call does not wait for that. Also True if the job was cancelled before, so that a repeated
         call is safe. False: the job succeeded or failed before, and nothing was changed.
         Raises Unavailable; cancelling again is safe then.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from .. import subjects
 from ..config import Settings
@@ -18,22 +18,24 @@ from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats
-from ..job import Message
+from ..job import JobSpec, Message
 from ..journal import StreamItem
+from ..result_types import R, R_co
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .client import Client, connect
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
+from .options import ManyOptions, RequestOptions
 
 T = TypeVar("T")
 _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
 
 
-class SyncHandle:
+class SyncHandle(Generic[R_co]):
     """An enqueued job, like `Handle`; the methods block the calling thread."""
 
-    def __init__(self, owner: SyncClient, handle: Handle) -> None:
+    def __init__(self, owner: SyncClient, handle: Handle[R_co]) -> None:
         self._owner = owner
         self._handle = handle
         self.id = handle.id
@@ -49,7 +51,7 @@ class SyncHandle:
     def __repr__(self) -> str:
         return f"<SyncHandle {self.id}{' duplicate' if self.duplicate else ''}>"
 
-    def result(self, timeout: Duration | None = None) -> Any:
+    def result(self, timeout: Duration | None = None) -> R_co:
         """As `Handle.result`."""
         return self._owner._run_on_loop(self._handle.result(timeout))
 
@@ -164,7 +166,7 @@ class SyncClient:
 
     def enqueue(  # noqa: PLR0913  (as Client.enqueue)
         self,
-        message: Message,
+        message: Message[R],
         *,
         tenant: str,
         priority: str = subjects.NORMAL,
@@ -176,7 +178,7 @@ class SyncClient:
         on_duplicate: OnDuplicate = "first",
         on_full: OnFull = "raise",
         timeout: Duration = 30.0,
-    ) -> SyncHandle:
+    ) -> SyncHandle[R]:
         """As `Client.enqueue`."""
         handle = self._run_on_loop(
             self._client.enqueue(
@@ -186,31 +188,46 @@ class SyncClient:
         )  # fmt: skip
         return SyncHandle(self, handle)
 
-    def request(self, message: Message, *, tenant: str, **options: Any) -> Any:
+    def request(self, message: Message[R], *, tenant: str, **options: Unpack[RequestOptions]) -> R:
         """As `Client.request`, with the same options."""
         return self._run_on_loop(self._client.request(message, tenant=tenant, **options))
 
-    def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle:
+    @overload
+    def job(
+        self, job_id: str, *, model: type[Message[R]], family: str | None = None, tenant: str | None = None
+    ) -> SyncHandle[R]: ...
+    @overload
+    def job(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> SyncHandle: ...
+    def job(self, job_id: str, **options: Any) -> SyncHandle:
         """As `Client.job`."""
-        return SyncHandle(self, self._run_on_loop(self._client.job(job_id, family=family, tenant=tenant)))
+        return SyncHandle(self, self._run_on_loop(self._client.job(job_id, **options)))
 
     def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """As `Client.cancel`."""
         return self._run_on_loop(self._client.cancel(job_id, family=family, tenant=tenant))
 
+    @overload
     def enqueue_many(
-        self, items: Iterable[Item], *, window: int = 1_000, **options: Any
+        self, items: Iterable[Message[R] | JobSpec[R]], **options: Unpack[ManyOptions]
+    ) -> Iterator[SyncHandle[R] | AIQueueError]: ...
+    @overload
+    def enqueue_many(
+        self, items: Iterable[Item], **options: Unpack[ManyOptions]
+    ) -> Iterator[SyncHandle | AIQueueError]: ...
+    def enqueue_many(
+        self, items: Iterable[Item], **options: Unpack[ManyOptions]
     ) -> Iterator[SyncHandle | AIQueueError]:
         """As `Client.enqueue_many`, with the same arguments, for a plain iterable.
 
         The iterable is read in the calling thread, `window` items at a time; the next batch is read when all outcomes
         of the previous one were yielded. `progress` counts within a batch.
         """
+        window = options.setdefault("window", 1_000)
         if type(window) is not int or window < 1:
             raise BadInput(f"window must be a whole number of at least 1, not {window!r}")
         source = iter(items)
         while batch := list(islice(source, window)):
-            for outcome in self._run_on_loop(self._enqueue_batch(batch, window=window, **options)):
+            for outcome in self._run_on_loop(self._enqueue_batch(batch, options)):
                 yield outcome if isinstance(outcome, AIQueueError) else SyncHandle(self, outcome)
 
     @property
@@ -224,7 +241,7 @@ class SyncClient:
             raise BadInput(self._not_open)
         return self._client
 
-    async def _enqueue_batch(self, items: list[Item], **options: Any) -> list[Handle | AIQueueError]:
+    async def _enqueue_batch(self, items: list[Item], options: ManyOptions) -> list[Handle | AIQueueError]:
         return [outcome async for outcome in self._client.enqueue_many(items, **options)]
 
     def _run_on_loop(self, work: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .. import codec, headers, subjects
 from ..connection import Connection, PubAck, ServerClock, block
@@ -72,6 +72,7 @@ class JobTemplate(NamedTuple):
     deadline_s: float | None
     limits: Mapping[str, int]  # of the stream, which all its lanes share: bytes, messages
     batch_stream: str  # the stream, if it takes atomic batches; else empty
+    model: type[Message] | None  # the class of the messages, if it declares the type of their results
 
     def header_block(self, job_id: str, clock: ServerClock) -> bytes:
         """Return the encoded headers of one job. A deadline counts from now, by the server's clock."""
@@ -280,8 +281,9 @@ class Producer:
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
         id_count = raw.count(job_id.encode())
         return self.lane_template(family, tenant, priority)._replace(
-            header_template=header_template, id_count=id_count, deadline_s=deadline_s
-        )
+            header_template=header_template, id_count=id_count, deadline_s=deadline_s,
+            model=None if message.aiq_result is Any else type(message),
+        )  # fmt: skip
 
     def lane_template(self, family: Family, tenant: str, priority: str) -> JobTemplate:
         """Return a template without headers, for jobs that the caller has encoded. Raises BadInput."""
@@ -289,7 +291,7 @@ class Producer:
         config = self._topology.streams[family.stream].config
         limits = {unit: config[key] for unit, key in _STREAM_LIMITS if config.get(key, 0) > 0}
         batch_stream = family.stream if config.get("allow_atomic") else ""
-        return JobTemplate(family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream)
+        return JobTemplate(family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream, None)
 
     def request_headers(
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None

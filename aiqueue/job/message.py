@@ -6,24 +6,29 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pydantic
 
 from .. import codec, headers, secret_paths, subjects
 from ..document_ref import may_contain_documents
 from ..errors import BadInput
+from ..result_types import R, TypedModel
 from ..units import Deadline, Duration, Time
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 ANY_KIND = "*"  # where kinds are listed: every kind
 
 
-class Message(pydantic.BaseModel):
+class Message(TypedModel[R]):
     """A typed payload. Subclass it with a kind, and with a family unless that is ``agent.tasks``::
 
-        class Summarise(aiqueue.Message, kind="summarise"):
+        class Summarise(aiqueue.Message[Summary], kind="summarise"):
             text: str
+
+    In brackets stands the type of the job's result, which may be any type that pydantic can read: a model, a dataclass,
+    ``list[Page]``, ``int``. Handlers must return it, and `Handle.result` returns it. Without brackets, the result is
+    plain data.
 
     The kind names the message type on the wire; by default it is the class's name. Fields that the model does not have
     are ignored, so that producers can be upgraded first. Raises ValueError for an invalid kind or family.
@@ -34,18 +39,17 @@ class Message(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True)
 
-    aiq_kind: ClassVar[str] = ""  # not "kind", because a payload may have a field of that name
+    aiq_kind: ClassVar[str] = ""  # not "kind", because a payload may have a field of that name; "": not declared yet
     aiq_family: ClassVar[str] = "agent.tasks"
     aiq_documents: ClassVar[bool] = False  # whether a field may hold a Document
     aiq_secrets: ClassVar[str | None] = ""  # the header that names the secret fields; None: not known yet
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
         super().__init_subclass__(**config)
-        if kind is None:  # a parametrised generic such as Page[int] keeps the kind of Page
-            kind = cls.aiq_kind if "[" in cls.__name__ else cls.__name__
-        cls.aiq_kind = kind
-        if not KIND.fullmatch(cls.aiq_kind):
-            raise ValueError(f"kind {cls.aiq_kind!r} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -")
+        if kind is not None or "[" not in cls.__name__:  # Page[int] keeps the kind of Page, and Message[Summary] none
+            cls.aiq_kind = cls.__name__ if kind is None else kind
+            if not KIND.fullmatch(cls.aiq_kind):
+                raise ValueError(f"kind {cls.aiq_kind!r} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -")
         if family is not None:
             cls.aiq_family = family
         if not subjects.FAMILY.fullmatch(cls.aiq_family):
@@ -100,14 +104,14 @@ class RawMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec:
+class JobSpec(Generic[R]):
     """A message with its own options, for `Client.enqueue_many`.
 
     The options are those of `Client.enqueue`; None means the value that `enqueue_many` was given. `headers` are merged
     with those of `enqueue_many`, and replace headers of the same name. `delay` or `at` here replaces both there.
     """
 
-    message: Message = field(kw_only=False)
+    message: Message[R] = field(kw_only=False)
     tenant: str | None = None
     priority: str | None = None
     unique: str | None = None
@@ -120,11 +124,11 @@ class JobSpec:
 
 def check_message(message: Any) -> None:
     """Raise BadInput if `message` is no instance of a subclass of Message."""
-    if isinstance(message, Message) and type(message) is not Message:
+    if isinstance(message, Message) and message.aiq_kind:
         return
     if isinstance(message, JobSpec):
         raise BadInput("a JobSpec is only for enqueue_many: pass the message itself, and the options as arguments")
-    if isinstance(message, type) and issubclass(message, Message) and message is not Message:
+    if isinstance(message, type) and issubclass(message, Message) and message.aiq_kind:
         raise BadInput(f"pass an instance, such as {message.__name__}(...), not the class {message.__name__}")
     what = "Message itself" if message is Message or type(message) is Message else type(message).__name__
     raise BadInput(f"a message is an instance of your own subclass of aiqueue.Message, not {what}")
@@ -132,7 +136,7 @@ def check_message(message: Any) -> None:
 
 def check_model(argument: str, model: Any) -> None:
     """Raise BadInput if `model` is no subclass of Message."""
-    if isinstance(model, type) and issubclass(model, Message) and model is not Message:
+    if isinstance(model, type) and issubclass(model, Message) and model.aiq_kind:
         return
     if model is RawMessage:
         raise BadInput(f"{argument} needs the class of a message: use handle_any for jobs or mail of every kind")

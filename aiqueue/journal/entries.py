@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .. import codec, headers, secret_paths, subjects
 from ..connection import Received, Stored, timestamp
 from ..document_ref import Document, document_in
-from ..errors import DecodeError, JobFailed
+from ..errors import DecodeError, JobCancelled, JobFailed
 
 LIVE = "aiq.live"  # prefix of the core subject on which the server repeats each stored entry
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
@@ -74,7 +74,8 @@ class Entry:
         """Return the error that a `failed` or `cancelled` entry describes."""
         data = self.data if isinstance(self.data, dict) else {}
         reason, error = str(data.get("reason", "")), str(data.get("error", ""))
-        return JobFailed(job_id, reason=reason, error=error, attempt=self.attempt)
+        kind = JobCancelled if self.event == CANCELLED else JobFailed
+        return kind(job_id, reason=reason, error=error, attempt=self.attempt)
 
 
 class RunRecord(NamedTuple):

@@ -16,6 +16,7 @@ from ..enqueue import Producer
 from ..errors import BadInput, ResultTimeout, Unavailable
 from ..job import Message
 from ..payload import encode_message
+from ..result_types import R, parse_result
 from ..topology import Family
 from . import replies
 
@@ -26,14 +27,14 @@ ABSENT_MAX_S = 5.0  # without a responder: a responder that was restarted, or th
 
 async def request_result(
     producer: Producer,
-    message: Message,
+    message: Message[R],
     *,
     tenant: str,
     priority: str,
     unique: str | None,
     extra: Mapping[str, str] | None,
     timeout_s: float | None,
-) -> Any:
+) -> R:
     """Send a request until it is answered, and return the result. Implements `Client.request`."""
     family, request_headers = producer.request_headers(message, tenant, priority, unique, extra)
     job_id = request_headers[headers.JOB_ID]
@@ -48,7 +49,10 @@ async def request_result(
         producer, family, tenant, request_headers, encode_message(message), job_id=job_id, same_id=f"unique={job_id!r}",
         timeout_s=total_s,
     )  # fmt: skip
-    return replies.read_answer(answer.headers, answer.data)
+    result: R = replies.read_answer(answer.headers, answer.data)
+    if message.aiq_result is not Any:
+        result = parse_result(type(message), result, job_id=job_id, secrets=answer.headers.get(headers.SECRET, ""))
+    return result
 
 
 async def send_until_answered(

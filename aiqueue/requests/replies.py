@@ -16,6 +16,7 @@ from ..errors import (
     AIQueueError,
     BadInput,
     DecodeError,
+    JobCancelled,
     JobFailed,
     NotFound,
     QueueFull,
@@ -122,10 +123,10 @@ def _to_error(code: int, message: str, fields: Mapping[str, Any], job_id: str) -
     """Return the error for a code, with the fields of the answer's body."""
     match code:
         case 422:
-            number = fields.get("attempt")
-            return JobFailed(
+            number, reason = fields.get("attempt"), str(fields.get("reason", ""))
+            return (JobCancelled if reason == "cancelled" else JobFailed)(
                 str(fields.get("job_id", job_id)),
-                reason=str(fields.get("reason", "")),
+                reason=reason,
                 error=str(fields.get("cause", message)),
                 attempt=number if isinstance(number, int) else 0,
             )

@@ -6,15 +6,15 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from ..attempt import Handler, Handlers, Policies, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import BadInput
-from ..job import ANY_KIND, AnyM, Job, M, RawMessage, Reject, Retry, check_model
+from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, check_model
 from ..subjects import FAMILY, token
 from ..units import Duration, flag, parse_duration, text, texts, whole_number
 from .session import Lifespan, Session, WorkerOptions
@@ -25,13 +25,29 @@ PROCESSES_MAX = 1_000
 _UNNAMED = itertools.count(1)  # workers of this process without a name of their own
 
 
-class _HandlerDecorator(Generic[AnyM]):
-    """What `Worker.handle` returns: a decorator that takes only functions of the right job."""
+class _Undeclared:
+    """The type of no result: only a message that declares no type of its result fits ``Message[_Undeclared]``."""
 
-    def __init__(self, add: Callable[[Callable[[Job[AnyM]], Any]], None]) -> None:
+
+class _HandlerDecorator(Generic[M_co]):
+    """What `Worker.handle` returns: a decorator that takes only functions of the right job and the right result."""
+
+    def __init__(self, add: Callable[[Callable[[Job[M_co]], Any]], None]) -> None:
         self._add = add
 
-    def __call__(self, function: Callable[[Job[AnyM]], R]) -> Callable[[Job[AnyM]], R]:
+    @overload  # the third one says of functions that are not async what the second one says of those that are
+    def __call__(  # type: ignore[overload-overlap]
+        self: _HandlerDecorator[RawMessage | Message[_Undeclared]], function: Callable[[Job[M_co]], R]
+    ) -> Callable[[Job[M_co]], R]: ...
+    @overload
+    def __call__(
+        self: _HandlerDecorator[Message[R]], function: Callable[[Job[M_co]], Coroutine[Any, Any, R]]
+    ) -> Callable[[Job[M_co]], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self: _HandlerDecorator[Message[R]], function: Callable[[Job[M_co]], R]
+    ) -> Callable[[Job[M_co]], R]: ...
+    def __call__(self, function: Callable[[Job[M_co]], Any]) -> Callable[[Job[M_co]], Any]:
         self._add(function)
         return function
 
@@ -99,7 +115,8 @@ class Worker:
     ) -> _HandlerDecorator[M]:
         """Register a function for a kind of message: a decorator.
 
-        The function takes one ``Job[model]``. An async function runs on the event loop, a plain one in a thread.
+        The function takes one ``Job[model]``, and returns what the model declares as its result (``Message[Summary]``).
+        An async function runs on the event loop, a plain one in a thread.
         - `retry` (default ``Backoff()``: 5 attempts): when an attempt that raised is retried.
         - `timeout` (seconds or "2m"; default "10m", None: none): ends an attempt that hangs. An async handler is
           cancelled, a thread is abandoned.

@@ -1,0 +1,35 @@
+"""The keyword arguments of `Client.enqueue_many` and `Client.request`, for type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from ..enqueue import OnFull, ProgressCallback
+from ..subjects import OnDuplicate
+from ..units import Deadline, Duration, Time
+
+
+class RequestOptions(TypedDict, total=False):
+    """Those of `Client.request` but the tenant."""
+
+    priority: str
+    unique: str | None
+    headers: Mapping[str, str] | None
+    timeout: Duration | None
+
+
+class ManyOptions(TypedDict, total=False):
+    """Those of `Client.enqueue_many`."""
+
+    tenant: str | None
+    priority: str
+    headers: Mapping[str, str] | None
+    deadline: Deadline | None
+    delay: Duration | None
+    at: Time | None
+    on_duplicate: OnDuplicate
+    on_full: OnFull
+    window: int
+    timeout: Duration
+    progress: ProgressCallback | None

@@ -1,0 +1,225 @@
+"""Right uses of aiqueue, each with a mark: type checkers may not complain of any."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar, assert_type
+
+import pydantic
+
+import aiqueue
+from aiqueue.agent import Bounce, Mail
+from aiqueue.bus import Msg
+from aiqueue.errors import ResultInvalid
+
+T = TypeVar("T")
+Item = aiqueue.Message | aiqueue.JobSpec
+
+
+class Summary(pydantic.BaseModel):
+    title: str
+    words: int = 0
+
+
+class LongSummary(Summary):
+    chapters: list[str] = []
+
+
+@dataclass
+class Size:
+    width: int
+    height: int
+
+
+class Summarise(aiqueue.Message[Summary], kind="summarise"):  # right: a model
+    text: str
+
+
+class Measure(aiqueue.Message[Size], kind="measure"):  # right: a dataclass
+    path: str
+
+
+class Embed(aiqueue.Message[list[float]], kind="embed"):  # right: a container
+    text: str
+
+
+class Count(aiqueue.Message[int], kind="count", family="rag.queries"):  # right: a plain type
+    text: str
+
+
+class Forget(aiqueue.Message[None], kind="forget"):  # right: no result
+    text: str
+
+
+class Find(aiqueue.Message[Summary | None], kind="find"):  # right: a union
+    text: str
+
+
+class Plain(aiqueue.Message, kind="plain"):  # right: plain data
+    text: str
+
+
+class Page(aiqueue.Message, Generic[T], kind="page"):  # right: a generic message without a result's type
+    items: list[T]
+
+
+class Sort(aiqueue.Message[list[T]], Generic[T], kind="sort"):  # right: the parameter is the result's, too
+    items: list[T]
+
+
+class Busy(Exception):
+    after: float = 1.0
+
+
+def delay_of(error: Busy) -> float:
+    return error.after
+
+
+@asynccontextmanager
+async def lifespan() -> AsyncIterator[dict[str, str]]:
+    yield {"model": "small"}
+
+
+worker = aiqueue.Worker(
+    families=["agent.tasks"], concurrency=10, lifespan=lifespan, drain_timeout="10s"
+)  # right: worker
+agent = aiqueue.Agent("a", tenant="acme", capabilities=["summaries"])  # right: agent
+
+
+@worker.handle(Summarise, retry=aiqueue.Backoff(attempts=5, first="9s"), timeout="2m")  # right: async
+async def summarise(job: aiqueue.Job[Summarise]) -> Summary:
+    await job.progress(0.5, "reading")
+    await job.chunk({"words": 1})
+    if job.attempt == 1:
+        raise aiqueue.Retry("busy", after="30s")
+    return Summary(title=job.message.text)
+
+
+@worker.handle(Measure, process=True)  # right: a plain function in a process
+def measure(job: aiqueue.Job[Measure]) -> Size:
+    if not job.message.path:
+        raise aiqueue.Reject("no path")
+    return Size(1, 2)
+
+
+@worker.handle(Embed, timeout=None)  # right: a plain function in a thread
+def embed(job: aiqueue.Job[Embed]) -> list[float]:
+    job.progress_sync(0.1)
+    return [float(len(job.message.text))]
+
+
+@worker.handle(Forget, result=True, retry=None)  # right: a function that returns nothing
+async def forget(job: aiqueue.Job[Forget]) -> None:
+    print(job.message.text)
+
+
+@worker.handle(Find, on={ValueError: aiqueue.Reject, OSError: aiqueue.Backoff(first="9s"), Busy: delay_of})  # right: on
+async def find(job: aiqueue.Job[Find]) -> LongSummary | None:  # a subclass of what is declared
+    return LongSummary(title="x") if job.message.text else None
+
+
+@worker.handle(Plain, on={KeyError: lambda _: None})  # right: without a declared type, any result
+async def plain(job: aiqueue.Job[Plain]) -> dict[str, int]:
+    return {"length": len(job.message.text)}
+
+
+@worker.handle(Sort[int])  # right: a parametrised message
+async def sort(job: aiqueue.Job[Sort[int]]) -> list[int]:
+    return sorted(job.message.items)
+
+
+@worker.handle(Page[str])  # right: a parametrised message without a result's type
+def page(job: aiqueue.Job[Page[str]]) -> str:
+    return "".join(job.message.items)
+
+
+def any_job(job: aiqueue.Job[aiqueue.Message]) -> int:
+    return job.attempt
+
+
+worker.handle(Count)(any_job)  # right: a function for the jobs of every model
+
+
+@worker.handle_any("agent.tasks", retry=aiqueue.Backoff(attempts=5), process=False)  # right: every kind
+async def every_kind(job: aiqueue.Job[aiqueue.RawMessage]) -> int:
+    return len(job.message.body) + len(job.message.decode())
+
+
+@agent.handle(Summarise)  # right: a mail's handler returns no result
+async def summarise_mail(mail: Mail[Summarise]) -> None:
+    said = await agent.request(Plain(text="?"), to="b", reply=Plain, timeout="5s")
+    await mail.reply(Plain(text=said.message.text))
+
+
+@agent.handle(Bounce)  # right: a bounce
+async def bounced(mail: Mail[Bounce]) -> None:
+    print(mail.message.reason)
+
+
+@agent.handle_any()  # right: mail of every kind
+def every_mail(mail: Mail[aiqueue.RawMessage]) -> None:
+    print(mail.kind, mail.message.body)
+
+
+async def client_uses(client: aiqueue.Client, job: aiqueue.Job[Summarise]) -> None:
+    handle = await client.enqueue(Summarise(text="x"), tenant="acme", unique="doc-1", delay="10m", priority="high")
+    assert_type(handle, aiqueue.Handle[Summary])  # right: a typed handle
+    assert_type(await handle.result(timeout="30s"), Summary)  # right: a typed result
+    anything = await client.enqueue(Plain(text="x"), tenant="acme", at=datetime.now(UTC) + timedelta(hours=1))
+    assert_type(await anything.result(), Any)  # right: plain data
+    assert_type(await (await client.job("doc-1", model=Summarise)).result(5), Summary)  # right: a handle by id
+    assert_type(await (await client.job("doc-1", tenant="acme")).result(), Any)  # right: a handle of any job
+    base: aiqueue.Handle[pydantic.BaseModel] = handle  # right: covariant
+    assert_type(await client.request(Count(text="x"), tenant="acme", timeout=5), int)  # right: a request
+    found = await (await client.enqueue(Find(text="x"), tenant="acme", deadline=60, on_full="wait")).result()
+    assert_type(found, Summary | None)  # right: a union
+    assert_type(await (await client.enqueue(Sort(items=[1]), tenant="acme")).result(), list[int])  # right: inferred
+    many: Sequence[Summarise] = [Summarise(text="x"), Summarise(text="y")]
+    async for outcome in client.enqueue_many(many, tenant="acme", window=10, progress=lambda stored, failed: None):
+        if not isinstance(outcome, aiqueue.AIQueueError):
+            assert_type(await outcome.result(), Summary)  # right: handles of many
+    mixed: list[Item] = [Summarise(text="x"), aiqueue.JobSpec(Embed(text="y"), unique="y"), Plain(text="z")]
+    async for any_outcome in client.enqueue_many(mixed, tenant="acme"):  # right: results of several types
+        print(any_outcome)
+    async for any_outcome in client.enqueue_many([Summarise(text="x"), Measure(path="y")], tenant="a"):  # right: inline
+        print(any_outcome, base, await summarise(job))
+    assert_type(await summarise(job), Summary)  # right: a registered function keeps its type
+
+
+async def plain_uses(job: aiqueue.Job[Plain]) -> None:
+    assert_type(await plain(job), dict[str, int])  # right: also without a declared type
+    assert_type(aiqueue.JobSpec(Summarise(text="x"), delay=5), aiqueue.JobSpec[Summary])  # right: a spec knows the type
+
+
+def specs() -> Iterator[aiqueue.JobSpec[int]]:
+    yield aiqueue.JobSpec(Count(text="x"), tenant="acme")
+
+
+def sync_uses(client: aiqueue.SyncClient) -> None:
+    handle = client.enqueue(Measure(path="x"), tenant="acme")
+    assert_type(handle.result(30), Size)  # right: a typed result without asyncio
+    for outcome in client.enqueue_many(specs(), window=5):
+        assert_type(outcome, aiqueue.SyncHandle[int] | aiqueue.AIQueueError)  # right: handles of many
+    assert_type(client.job("x", model=Find).result(), Summary | None)  # right: a handle by id
+    assert_type(client.request(Count(text="x"), tenant="acme", unique="1"), int)  # right: a request
+
+
+async def failures(handle: aiqueue.Handle[Summary], job_id: str) -> str:
+    try:
+        return (await handle.result()).title
+    except aiqueue.JobCancelled as cancelled:  # right: cancelled
+        return cancelled.error
+    except aiqueue.JobFailed as failed:  # right: failed
+        return f"{failed.reason} {failed.attempt}"
+    except ResultInvalid as invalid:  # right: a result of another type
+        return f"{invalid.reason} {invalid.data}"
+
+
+async def bus_uses(bus: aiqueue.NATSClient) -> None:
+    async def callback(message: Msg) -> None:
+        print(message.data)
+
+    await bus.subscribe("ai.agent.tasks.*", queue="q", cb=callback)  # right: a callback

@@ -1,0 +1,177 @@
+"""Wrong uses of aiqueue: type checkers must complain of each line that is marked, and of no other one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import pydantic
+
+import aiqueue
+from aiqueue.agent import Mail
+
+T = TypeVar("T")
+
+
+class Summary(pydantic.BaseModel):
+    title: str
+
+
+@dataclass
+class Size:
+    width: int
+
+
+class Summarise(aiqueue.Message[Summary], kind="summarise"):
+    text: str
+
+
+class Measure(aiqueue.Message[Size], kind="measure"):
+    path: str
+
+
+class Count(aiqueue.Message[int], kind="count", family="rag.queries"):
+    text: str
+
+
+class Forget(aiqueue.Message[None], kind="forget"):
+    text: str
+
+
+class Plain(aiqueue.Message, kind="plain"):
+    text: str
+
+
+class Sort(aiqueue.Message[list[T]], Generic[T], kind="sort"):
+    items: list[T]
+
+
+class TwoResults(aiqueue.Message[Summary, Size]):  # wrong: one type of results
+    text: str
+
+
+class OfAnother(Summarise[Size]):  # wrong: it has its result's type
+    text: str
+
+
+worker = aiqueue.Worker()
+agent = aiqueue.Agent("a", tenant="acme")
+
+aiqueue.Worker(concurrency="10")  # wrong: a number
+aiqueue.Worker(lifespan="app:lifespan")  # wrong: a function
+aiqueue.Agent("a")  # wrong: no tenant
+aiqueue.Backoff(attempts="5")  # wrong: a number
+aiqueue.Retry("busy", after=["30s"])  # wrong: no duration
+aiqueue.Retry("busy", delay="30s")  # wrong: no such option
+aiqueue.Reject(after="30s")  # wrong: no such option
+aiqueue.JobSpec("text", tenant="acme")  # wrong: no message
+aiqueue.JobSpec(Plain(text="x"), "acme")  # wrong: options have names
+
+
+@worker.handle(Summarise)  # wrong: another result than declared
+async def another_result(job: aiqueue.Job[Summarise]) -> int:
+    return 5
+
+
+@worker.handle(Summarise)  # wrong: a function that returns nothing
+async def no_result(job: aiqueue.Job[Summarise]) -> None: ...
+
+
+@worker.handle(Measure)  # wrong: another result, of a plain function
+def another_plain_result(job: aiqueue.Job[Measure]) -> Summary:
+    return Summary(title="x")
+
+
+@worker.handle(Count, process=True)  # wrong: another result, in a process
+def another_process_result(job: aiqueue.Job[Count]) -> str:
+    return job.message.text
+
+
+@worker.handle(Forget)  # wrong: a result where none is declared
+async def a_result(job: aiqueue.Job[Forget]) -> Summary:
+    return Summary(title="x")
+
+
+@worker.handle(Sort[int])  # wrong: another parameter's result
+async def another_parameter(job: aiqueue.Job[Sort[int]]) -> list[str]:
+    return []
+
+
+@worker.handle(Summarise)  # wrong: another message
+async def another_message(job: aiqueue.Job[Plain]) -> Summary:
+    return Summary(title=job.message.text)
+
+
+@worker.handle(Plain)  # wrong: another message, without a declared type
+async def another_plain_message(job: aiqueue.Job[Summarise]) -> str:
+    return job.message.text
+
+
+@worker.handle(Plain)  # wrong: no job
+async def no_job(message: Plain) -> str:
+    return message.text
+
+
+@worker.handle(Plain)  # wrong: two arguments
+async def two_arguments(job: aiqueue.Job[Plain], more: str) -> str:
+    return more
+
+
+@worker.handle(Plain, retry=5)  # wrong: no Backoff
+async def no_backoff(job: aiqueue.Job[Plain]) -> str:
+    return job.message.language  # wrong: no such field
+
+
+@worker.handle(Plain, on={ValueError: "reject"})  # wrong: no policy
+async def no_policy(job: aiqueue.Job[Plain]) -> None:
+    await job.progress("half")  # wrong: a fraction
+
+
+@worker.handle("plain")  # wrong: no class
+async def no_class(job: aiqueue.Job[Plain]) -> None: ...
+
+
+@worker.handle_any("agent.tasks")  # wrong: a typed job
+async def typed_job(job: aiqueue.Job[Plain]) -> None: ...
+
+
+@agent.handle(Plain)  # wrong: another mail
+async def another_mail(mail: Mail[Summarise]) -> None:
+    await mail.reply("yes")  # wrong: no message
+
+
+@agent.handle_any()  # wrong: a typed mail
+async def typed_mail(mail: Mail[Plain]) -> None: ...
+
+
+async def client_uses(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Summarise(text="x"), tenant="acme")
+    number: int = await handle.result()  # wrong: another result
+    print((await handle.result()).words)  # wrong: no such field
+    sizes: aiqueue.Handle[Size] = handle  # wrong: a handle of another result
+    of_size: aiqueue.Handle[Size] = await client.enqueue(Summarise(text="x"), tenant="acme")  # wrong: the other way
+    by_id: aiqueue.Handle[Size] = await client.job("x", model=Summarise)  # wrong: a model of another result
+    await client.job("x", model=Summary)  # wrong: no message
+    await client.enqueue(Summarise, tenant="acme")  # wrong: a class
+    await client.enqueue(Summary(title="x"), tenant="acme")  # wrong: no message
+    await client.enqueue(Plain(text="x"))  # wrong: no tenant
+    await client.enqueue(Plain(text="x"), tenant="acme", unique=5)  # wrong: a text
+    await client.enqueue(Plain(text="x"), tenant="acme", delay=[1])  # wrong: no duration
+    await client.enqueue(Plain(text="x"), tenant="acme", at="tomorrow")  # wrong: no time
+    await client.enqueue(Plain(text="x"), tenant="acme", on_full="drop")  # wrong: no such way
+    words: str = await client.request(Count(text="x"), tenant="acme")  # wrong: another result
+    client.enqueue_many(["text"], tenant="acme")  # wrong: no messages
+    client.enqueue_many([Plain(text="x")], unique="x")  # wrong: an option of each job
+    async for outcome in client.enqueue_many([Measure(path="x")], tenant="acme"):
+        await outcome.result()  # wrong: an error has no result
+        if not isinstance(outcome, aiqueue.AIQueueError):
+            summary: Summary = await outcome.result()  # wrong: another result
+            print(number, sizes, of_size, by_id, words, summary)
+
+
+def sync_uses(client: aiqueue.SyncClient) -> None:
+    size: Summary = client.enqueue(Measure(path="x"), tenant="acme").result()  # wrong: another result
+    count: str = client.job("x", model=Count).result()  # wrong: another result
+    text: str = client.request(Count(text="x"), tenant="acme")  # wrong: another result
+    client.enqueue_many([Plain(text="x")], tenant="acme", window="10")  # wrong: a number
+    print(size, count, text)

@@ -35,6 +35,8 @@ EXAMPLES: dict[str, AIQueueError] = {
     "DuplicateJob": errors.DuplicateJob("j1", "agent.tasks acme/high"),
     "NotParked": errors.NotParked("j1", "in_flight"),
     "JobFailed": errors.JobFailed("j1", reason="rejected", error="bad\ninput", attempt=2),
+    "JobCancelled": errors.JobCancelled("j1", reason="cancelled", error="cancelled\nbetween attempts", attempt=2),
+    "ResultInvalid": errors.ResultInvalid("j1", expected="Summary", reason="title: Field required", data={"a": 1}),
     "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
     "MailBounced": errors.MailBounced("m-1", to="bob", reason="expired", error="too late"),
 }
@@ -100,12 +102,18 @@ def test_every_error_has_a_form_in_json_with_its_class_and_data(kind: type[AIQue
     assert data["error"] == kind.__name__
     assert data["message"] == str(error)
     assert data["retryable"] is error.retryable
-    assert len(data) == 3 + len(vars(error))
+    assert len(data) == 3 + sum(not name.startswith("_") for name in vars(error))
 
 
 def test_the_details_of_a_failed_job_keep_its_cause_beside_the_class() -> None:
     data = errors.details(EXAMPLES["JobFailed"])
     assert (data["error"], data["cause"], data["attempt"]) == ("JobFailed", "bad\ninput", 2)
+
+
+def test_the_details_of_an_invalid_result_leave_its_data_out_because_there_may_be_secrets_in_it() -> None:
+    error = errors.ResultInvalid("j1", expected="Login", reason="user: Field required", data={"password": "hunter2"})
+    assert error.data == {"password": "hunter2"}
+    assert "hunter2" not in str(errors.details(error))
 
 
 def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:

@@ -17,7 +17,7 @@ import pytest
 from nats.aio.client import Client as Nats
 
 import aiqueue
-from aiqueue.errors import BadInput, InvalidToken, JobFailed, QueueFull, ResultTimeout, Unavailable
+from aiqueue.errors import BadInput, InvalidToken, JobCancelled, JobFailed, QueueFull, ResultTimeout, Unavailable
 from aiqueue.requests import caller
 
 from .support import Eventually
@@ -151,7 +151,10 @@ async def test_a_cancelled_job_is_told_as_such(client: aiqueue.Client, plain: Na
         handle = await client.enqueue(Request(prompt="x", request_id="c1"), tenant="acme")
         assert await handle.cancel()
         answer, answer_headers = await ask(plain, b"c1")
+        with pytest.raises(JobCancelled, match="job c1 was cancelled before it started"):
+            await client.request(Request(prompt="x", request_id="c1"), tenant="acme")
     assert (answer_headers["Nats-Service-Error-Code"], answer["reason"]) == ("422", "cancelled")
+    assert (answer["error"], answer["cause"]) == ("JobCancelled", "cancelled before it started")
 
 
 async def test_it_is_found_and_counted_as_a_micro_service(client: aiqueue.Client, plain: Nats) -> None:

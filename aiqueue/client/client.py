@@ -32,8 +32,8 @@ from ..inspect import find_job
 from ..job import JobSpec, Message, check_model
 from ..journal import Journal
 from ..mailbox import Inboxes
+from ..payload import R
 from ..requests import request_result
-from ..result_types import R
 from ..server import EmbeddedServer
 from ..subjects import OnDuplicate
 from ..topology import Topology, provision

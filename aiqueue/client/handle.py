@@ -15,7 +15,7 @@ from ..errors import BadInput, JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..job import Message
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
-from ..result_types import R_co, parse_result
+from ..payload import R_co, parse_result
 from ..topology import Family
 from ..units import Duration, Time, parse_duration
 from .cancel import Canceller, Verdict

@@ -20,7 +20,7 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats
 from ..job import JobSpec, Message
 from ..journal import StreamItem
-from ..result_types import R, R_co
+from ..payload import R, R_co
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .client import Client, connect

@@ -13,7 +13,7 @@ import pydantic
 from .. import codec, headers, secret_paths, subjects
 from ..document_ref import may_contain_documents
 from ..errors import BadInput
-from ..result_types import R, TypedModel
+from ..payload import R, TypedModel
 from ..units import Deadline, Duration, Time
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -15,8 +15,7 @@ from ..document_ref import document_in
 from ..enqueue import Producer
 from ..errors import BadInput, ResultTimeout, Unavailable
 from ..job import Message
-from ..payload import encode_message
-from ..result_types import R, parse_result
+from ..payload import R, encode_message, parse_result
 from ..topology import Family
 from . import replies
 

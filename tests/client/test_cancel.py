@@ -10,7 +10,7 @@ import pytest
 
 import aiqueue
 from aiqueue import headers, subjects
-from aiqueue.errors import JobFailed, NotFound
+from aiqueue.errors import JobCancelled, NotFound
 from aiqueue.inspect import stats
 from aiqueue.journal import RETRY
 from aiqueue.subjects import Lane
@@ -44,7 +44,7 @@ async def stored(client: aiqueue.Client, stream: str) -> int:
 
 
 async def cancelled(handle: aiqueue.Handle) -> bool:
-    with pytest.raises(JobFailed) as failed:
+    with pytest.raises(JobCancelled) as failed:
         await handle.result(25)
     return failed.value.reason == "cancelled"
 

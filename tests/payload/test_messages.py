@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, SecretBytes, SecretStr
 from pydantic.alias_generators import to_camel
 
-from aiqueue import codec, payload
+from aiqueue import codec
 from aiqueue.errors import BadInput, DecodeError, EncodeError
 from aiqueue.job import Message
-from aiqueue.payload import encode_message, parse_message
+from aiqueue.payload import encode_message, error_text, messages, parse_message
 
 T = TypeVar("T")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -149,7 +149,7 @@ def carried(message: Message) -> Any:
 
 
 def equal(one: Any, two: Any) -> bool:
-    return bool(one == two) or next(payload._differences(one, two, ""), None) is None
+    return bool(one == two) or next(messages._differences(one, two, ""), None) is None
 
 
 @given(st.fixed_dictionaries({}, optional=FIELDS))
@@ -357,7 +357,7 @@ def test_a_lone_surrogate_in_a_payload_becomes_a_replacement_character() -> None
 
 def test_a_flat_class_is_written_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
-    monkeypatch.setattr(payload, "_find_problem", lambda *given: tried.append(given) or "")
+    monkeypatch.setattr(messages, "_find_problem", lambda *given: tried.append(given) or "")
     encode_message(Flat(text="a", parts=["b"], counts=[1], rates={"c": 1.0}))
     assert tried == []
     encode_message(Nested(options=Options()))
@@ -422,6 +422,6 @@ def test_the_text_of_pydantics_error_has_no_input() -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         Flat(text="a", whole="hunter2")  # type: ignore[arg-type]
     assert "hunter2" in str(caught.value)
-    text = payload.error_text(caught.value)
+    text = error_text(caught.value)
     assert "hunter2" not in text
     assert "whole" in text

@@ -6,14 +6,14 @@ The type is known to type checkers, and to the side that reads a result. It is n
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ForwardRef, Generic, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ForwardRef, Generic, Literal, cast, get_args, get_origin
 from weakref import WeakValueDictionary
 
 import pydantic
 from typing_extensions import TypeVar
 
-from .errors import BadInput, ResultInvalid
-from .payload import first_problem
+from ..errors import BadInput, ResultInvalid
+from .messages import first_problem
 
 R = TypeVar("R", default=Any)
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 else:
 
-    class TypedModel(pydantic.BaseModel):
-        """The base of Message."""
+    class ResultDeclaring(pydantic.BaseModel):
+        """The base of Message when it runs. Message[Summary] is a subclass of Message with `aiq_result`."""
 
         aiq_kind: ClassVar[str] = ""
         aiq_result: ClassVar[Any] = Any  # the type of the job's result; Any: plain data
 
         def __class_getitem__(cls, item: Any) -> Any:
             """Return the class of messages whose result is an `item`; for a generic message, pydantic's own class."""
-            if cls is TypedModel:
+            if cls is ResultDeclaring:
                 return cls
             return super().__class_getitem__(item) if cls.aiq_kind else _declare(cls, item)
 
@@ -47,9 +47,11 @@ else:
         def __pydantic_init_subclass__(cls, **config: Any) -> None:
             super().__pydantic_init_subclass__(**config)
             generic = cls.__pydantic_generic_metadata__
-            if generic["origin"] is not None:  # Ask[Answer] of `class Ask(Message[T], Generic[T])`
+            if cls.aiq_result is not Any and generic["origin"] is not None:  # Ask[int] of `class Ask(Message[T], …[T])`
                 parameters = generic["origin"].__pydantic_generic_metadata__["parameters"]
-                cls.aiq_result = _replace(cls.aiq_result, dict(zip(parameters, generic["args"], strict=True)))
+                cls.aiq_result = _replace(cls.aiq_result, parameters, generic["args"])
+
+    TypedModel = ResultDeclaring
 
 
 _declared: WeakValueDictionary[Any, type[TypedModel[Any]]] = WeakValueDictionary()  # Message[item] by item
@@ -103,15 +105,15 @@ def _has_text(result: Any) -> bool:
     return origin is not Literal and any(map(_has_text, inner[:1] if origin is Annotated else inner))
 
 
-def _replace(result: Any, by_parameter: dict[Any, Any]) -> Any:
-    """Return a type with the values of its type parameters in their places."""
-    if parameters := getattr(result, "__parameters__", ()):
-        return result[tuple(by_parameter.get(each, each) for each in parameters)]
-    return by_parameter.get(result, result) if isinstance(result, TypeVar) else result
+def _replace(result: Any, parameters: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+    """Return a type with the values of its type parameters in their places. Pydantic does so in a model's field."""
+    make, generic = cast("Any", pydantic.create_model), cast("Any", Generic)
+    holder = make("Holder", __base__=(pydantic.BaseModel, generic[parameters]), value=(tuple[result], ...))
+    return get_args(holder[values].model_fields["value"].annotation)[0]
 
 
 def _name(result: Any) -> str:
-    return result.__qualname__ if isinstance(result, type) and get_origin(result) is None else str(result)
+    return result.__name__ if isinstance(result, type) and get_origin(result) is None else str(result)
 
 
 def parse_result(model: type[TypedModel[Any]], data: Any, *, job_id: str, secrets: str) -> Any:
@@ -133,7 +135,7 @@ def parse_result(model: type[TypedModel[Any]], data: Any, *, job_id: str, secret
 def _make_adapter(model: type[TypedModel[Any]]) -> pydantic.TypeAdapter[Any]:
     try:
         adapter = pydantic.TypeAdapter(model.aiq_result)
-        adapter.validator  # noqa: B018  (a class that is still undefined raises here)
+        adapter.rebuild()  # raises for a class that is still undefined, and does nothing for one that is complete
     except Exception as error:
         raise BadInput(f"the result type {_name(model.aiq_result)} of {model.__name__} is unusable: {error}") from error
     setattr(model, _ADAPTER, adapter)

@@ -134,7 +134,6 @@ async def test_what_comes_too_late_is_there_for_the_next_request(client: aiqueue
         (b"\x00\xff\x10", "400", "BadInput"),
         (b'{"request_id": "x1", "prompt": "reject"}', "422", "JobFailed"),
         (b'{"request_id": "x2", "prompt": 5}', "422", "JobFailed"),
-        (b'{"request_id": "x3", "prompt": "big"}', "413", "TooLarge"),
     ],
 )
 async def test_errors_come_back_typed(client: aiqueue.Client, plain: Nats, body: bytes, code: str, kind: str) -> None:
@@ -144,6 +143,17 @@ async def test_errors_come_back_typed(client: aiqueue.Client, plain: Nats, body:
     assert answer_headers["Nats-Service-Error"]
     if kind == "JobFailed":
         assert answer["reason"] in ("rejected", "invalid")
+
+
+async def test_a_result_that_fits_into_no_message_is_answered_by_a_reference(
+    client: aiqueue.Client, plain: Nats
+) -> None:
+    async with working(client), aiqueue.Responder().running(client):
+        answer, answer_headers = await ask(plain, b'{"request_id": "x3", "prompt": "big"}')
+        whole = await client.request(Request(prompt="big"), tenant="acme", unique="x3")
+    assert "Nats-Service-Error" not in answer_headers
+    assert answer["sha256"] == answer_headers["Aiq-Document"]
+    assert whole == {"text": "x" * 1_048_150}
 
 
 async def test_a_cancelled_job_is_told_as_such(client: aiqueue.Client, plain: Nats) -> None:

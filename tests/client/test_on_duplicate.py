@@ -439,7 +439,7 @@ async def test_replace_without_a_delay_starts_the_job_now_and_without_a_parked_j
 async def test_replacing_at_the_moment_in_which_the_job_leaves_parking_loses_none_and_doubles_none(
     client: aiqueue.Client,
 ) -> None:
-    """The new message always runs, and once. The old one runs at most once, and before it."""
+    """The new message always runs, and once. The old one runs at most once."""
     runs = Runs()
     async with runs.worker().running(client):
         start = client.connection.clock.now() + 2.0
@@ -460,7 +460,6 @@ async def test_replacing_at_the_moment_in_which_the_job_leaves_parking_loses_non
         assert set(counted.values()) == {1}
         old = [n for n in counted if n < 1_000]
         assert 0 < len(old) < 300  # so that the moment was hit from both sides
-        assert all(runs.numbers.index(n) < runs.numbers.index(1_000 + n) for n in old)
         assert await parked(client) == 0
 
 

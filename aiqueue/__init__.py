@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .document_ref import Document
     from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
-    from .job import Job, JobSpec, Message, RawMessage, Reject, Retry
+    from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .responder import Responder
     from .topology import Topology
     from .worker import Worker
@@ -24,6 +24,7 @@ _MODULE_OF = {
     "AIQueueError": "errors",
     "Agent": "agent",
     "Backoff": "backoff",
+    "Child": "job",
     "Client": "client",
     "Document": "document_ref",
     "Handle": "client",
@@ -48,7 +49,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "AIQueueError", "Agent", "Backoff", "Client", "Document", "Handle", "Job", "JobCancelled", "JobFailed",
+    "AIQueueError", "Agent", "Backoff", "Child", "Client", "Document", "Handle", "Job", "JobCancelled", "JobFailed",
     "JobSpec", "Message", "NATSClient", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings",
     "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip

@@ -30,9 +30,11 @@
     │   └── NotParked           the job does not wait for a time (any more): it cannot be rescheduled
     ├── Stale                   a newer attempt owns the job; this attempt may no longer write
     ├── JobFailed               the awaited job failed
-    │   └── JobCancelled        the awaited job was cancelled
+    │   ├── JobCancelled        the awaited job was cancelled
+    │   └── ChildFailed         a child that a job gathers failed or was cancelled
     ├── ResultInvalid           the awaited job's result is not of the type that its message declares
     ├── JobGone                 the awaited job is gone, and nothing shows that a worker ended it
+    │   └── ChildLost           nothing is left of a child that a job gathers, or of its result
     ├── ResultTimeout           the awaited job did not end within the timeout
     ├── ReplyTimeout            the agent did not reply within the timeout
     ├── MailBounced             the agent's inbox returned the request
@@ -332,6 +334,31 @@ class JobGone(AIQueueError):
             "(`aiqueue doctor` names such programs); or it ended long ago. Enqueue it again if it did not run"
         )
         self.job_id = job_id
+
+
+class ChildFailed(JobFailed):
+    """A child that `Job.gather` waits for became a dead letter, or was cancelled (`reason` is "cancelled").
+
+    `name`: the child's name in its parent.
+    """
+
+    def __init__(self, job_id: str, *, name: str, reason: str, error: str, attempt: int) -> None:
+        super().__init__(job_id, reason=reason, error=error, attempt=attempt)
+        self.args = (f"child {name!r}: {self}",)
+        self.name = name
+
+
+class ChildLost(JobGone):
+    """Nothing is left of a child that `Job.gather` waits for: it was purged. Or its result has expired.
+
+    `name`: the child's name in its parent. The child is not enqueued again. To do that, use another name.
+    """
+
+    def __init__(self, job_id: str, *, name: str, error: str) -> None:
+        super().__init__(job_id)
+        self.args = (f"child {name!r}: job {job_id} is lost: {error}",)
+        self.name = name
+        self.error = error
 
 
 class ResultTimeout(AIQueueError, TimeoutError):

@@ -33,6 +33,13 @@ SUBJECT: Final = "Aiq-Subject"
 ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
 RESUMES: Final = "Aiq-Resumes"  # the run whose checkpoints the job goes on from: see subjects.run_key
+PARENT: Final = "Aiq-Parent"  # the run that has enqueued this job: see subjects.ParentRun
+ROOT: Final = "Aiq-Root"  # family and id of the first of its ancestors
+DEPTH: Final = "Aiq-Depth"  # how many ancestors it has
+LINEAGE: Final = (PARENT, ROOT, DEPTH)  # a child keeps these in every stream
+GATHER: Final = "Aiq-Gather"  # of a job that has waited for its children: the number of its last wait
+COUNT: Final = "Aiq-Count"  # how many ends of children a run has been told
+UNTIL: Final = "Aiq-Until"  # at which count the run is woken, and where it is parked: see journal/children.py
 REST: Final = (
     "Aiq-Rest"  # in a dead letter of two messages: the sequence of the second message; "0" on the second itself
 )

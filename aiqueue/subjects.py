@@ -19,6 +19,7 @@ CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cance
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
 DEAD = "ai.dead"
 CHECKPOINTS = "ai.checkpoint"
+_NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
 PARKED = "ai.parked"
 OBJECTS = "OBJ_"  # prefix of the stream names of object stores (ADR-20)
@@ -106,6 +107,44 @@ def run_key(run: int, enqueued_at: float) -> str:
     begin anew when a stream is created again.
     """
     return f"{run}-{int(enqueued_at)}"
+
+
+class ParentRun(NamedTuple):
+    """The run of a job that has enqueued children. `run`: the token under which it keeps its checkpoints."""
+
+    family: str
+    job_id: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.job_id}/{self.run}"
+
+    @classmethod
+    def parse(cls, text: str) -> ParentRun | None:
+        """Read the value of the header Aiq-Parent; None for anything else, which a plain publisher may have set."""
+        family, _, rest = text.partition("/")
+        job_id, _, run = rest.partition("/")
+        is_valid = FAMILY.fullmatch(family) and TOKEN.fullmatch(job_id) and RUN_KEY.fullmatch(run)
+        return cls(family, job_id, run) if is_valid else None
+
+    def checkpoints(self, tenant: str) -> str:
+        """Return the subject of what the run keeps."""
+        return checkpoints(self.family, tenant, self.job_id, self.run)
+
+    def child_ends(self, tenant: str) -> str:
+        """Return the subject on which the run is told of the ends of its children."""
+        return f"{self.checkpoints(tenant)}-ended"
+
+    def child_id(self, tenant: str, name: str, generation: int) -> str:
+        """Return the id of the run's child of this name: the same in each attempt of the run, and in no other run.
+
+        It begins with what people recognise: the parent's id and the name, as far as they fit. `generation`: 0, or the
+        number of the replay for which the child is made anew.
+        """
+        key = f"{tenant}/{self}/{generation}/{name}"
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:10]
+        tail = "".join(_DIGITS[int.from_bytes(digest) >> shift & 31] for shift in range(75, -1, -5))
+        return f"{self.job_id[:26]}_{_NOT_IN_TOKEN.sub('-', name)[:20]}_{tail}"
 
 
 def dead(family: str, tenant: str = "*", job_id: str = "*") -> str:

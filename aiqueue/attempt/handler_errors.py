@@ -13,10 +13,10 @@ import pydantic
 from .. import codec
 from ..backoff import Backoff
 from ..errors import Stale
-from ..job import Reject, Retry
+from ..job import Reject, Retry, WaitsForChildren
 from ..payload import error_text
 from ..units import seconds
-from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver
+from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver, Waiting
 
 TRACEBACK_CHARS_MAX = 4_000
 ERROR_CHARS_MAX = 500
@@ -69,6 +69,8 @@ def _judge(error: BaseException, on: _Policies) -> Outcome:
             return Raised("the handler was cancelled from within", "")
         case Stale():
             return AlreadyEnded() if error.ended else TakenOver()
+        case WaitsForChildren():
+            return Waiting(*error.wait)
         case BaseExceptionGroup():
             return _judge_group(error, on)
         case Exception():
@@ -81,7 +83,8 @@ def _judge_group(group: BaseExceptionGroup[BaseException], on: _Policies) -> Out
     """Return what an exception group means, such as that of a failed TaskGroup: the strictest of what its errors mean.
 
     1. A policy for a class of groups decides alone. 2. An error that ends the attempt (a lost job, `Reject`) decides.
-    3. Otherwise the longest delay that an error asks for, or the `Backoff` with the fewest attempts.
+    3. If all of them wait for children, the job waits. 4. Otherwise the longest delay that an error asks for, or the
+    `Backoff` with the fewest attempts.
     """
     if isinstance(group, Exception) and _find_rule(type(group), on, below=BaseExceptionGroup) is not None:
         return _apply_policy(group, on)
@@ -94,6 +97,8 @@ def _judge_group(group: BaseExceptionGroup[BaseException], on: _Policies) -> Out
     for outcome in outcomes:
         if isinstance(outcome, Refused):
             return Refused(outcome.reason, f"{outcome.error} (in {line})", trace)
+    if all(isinstance(each, Waiting) for each in outcomes):
+        return outcomes[-1]
     raised = [each for each in outcomes if isinstance(each, Raised)]
     delays = [each.after_s for each in raised if each.after_s is not None]
     if delays:

@@ -58,6 +58,15 @@ class WrongLane:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """The handler waits for its job's children, see `job.Wait`. The job is parked, and the attempt goes on after it."""
+
+    number: int
+    children: int
+    fallback_s: float
+
+
+@dataclass(frozen=True)
 class AlreadyEnded:
     """The run has its final entry: another attempt ended it, or it was cancelled."""
 
@@ -104,6 +113,7 @@ Outcome = (
     | Refused
     | Unknown
     | WrongLane
+    | Waiting
     | AlreadyEnded
     | Cancelled
     | Duplicate
@@ -114,9 +124,9 @@ Outcome = (
 )
 
 _BY_NAME: dict[str, type[Any]] = {
-    "raised": Raised, "refused": Refused, "unknown": Unknown, "wrong lane": WrongLane, "already ended": AlreadyEnded,
-    "cancelled": Cancelled, "duplicate": Duplicate, "taken over": TakenOver, "interrupted": Interrupted,
-    "postponed": Postponed, "retry pending": RetryPending,
+    "raised": Raised, "refused": Refused, "unknown": Unknown, "wrong lane": WrongLane, "waiting": Waiting,
+    "already ended": AlreadyEnded, "cancelled": Cancelled, "duplicate": Duplicate, "taken over": TakenOver,
+    "interrupted": Interrupted, "postponed": Postponed, "retry pending": RetryPending,
 }  # fmt: skip
 _NAMES = {outcome: name for name, outcome in _BY_NAME.items()}
 

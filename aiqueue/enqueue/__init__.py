@@ -6,17 +6,19 @@ This room may not run handlers or wait for results.
 from __future__ import annotations
 
 from .bulk import Bulk, Items
+from .child_jobs import ChildJobs, StoredChild, inherited_headers
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .forwarder import Forwarder
 from .ids import ON_DUPLICATE, JobId, check_on_duplicate, id_of_key, resolve_job_id, with_header, with_step
+from .parents import Parents
 from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, resolve_due_at
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import AttachedJob, Enqueued, JobTemplate, OnFull, Producer, move_to_lane, retry_while_full
 
 __all__ = [
-    "ASIDE_KEY", "ON_DUPLICATE", "SOON_S", "AttachedJob", "Bulk", "BulkOptions", "DeadLetter", "DeadLetters",
-    "Enqueued", "FailedJob", "Filter", "Forwarder", "Item", "Items", "JobId", "JobTemplate", "OnFull", "ParkedJob",
-    "Parking", "Producer", "ProgressCallback", "check_on_duplicate", "history_of", "history_text", "id_of_key",
-    "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id", "retry_while_full",
-    "trimmed", "with_header", "with_step",
+    "ASIDE_KEY", "ON_DUPLICATE", "SOON_S", "AttachedJob", "Bulk", "BulkOptions", "ChildJobs", "DeadLetter",
+    "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder", "Item", "Items", "JobId", "JobTemplate", "OnFull",
+    "Parents", "ParkedJob", "Parking", "Producer", "ProgressCallback", "StoredChild", "check_on_duplicate",
+    "history_of", "history_text", "id_of_key", "inherited_headers", "last_trace", "move_to_lane", "parse_parked_job",
+    "resolve_due_at", "resolve_job_id", "retry_while_full", "trimmed", "with_header", "with_step",
 ]  # fmt: skip

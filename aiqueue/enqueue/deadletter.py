@@ -20,8 +20,7 @@ from ..topology import Topology
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
     headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.UNIQUE, headers.SECRET, headers.HISTORY,
-    headers.RESUMES,
-    *headers.DOCUMENTS,
+    headers.RESUMES, *headers.LINEAGE, *headers.DOCUMENTS,
 )  # fmt: skip
 
 
@@ -244,6 +243,7 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}
     letter |= headers.carried_unique(job_headers)
+    letter |= {name: headers.ascii_line(job_headers[name], 256) for name in headers.LINEAGE if name in job_headers}
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .. import codec, headers, subjects
 from ..connection import Connection, PubAck, ServerClock, block
-from ..document_ref import find_documents
+from ..document_ref import Document, find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, StreamFull, Unavailable
 from ..job import Message, check_message, secret_headers
@@ -172,16 +172,18 @@ class Producer:
         *,
         end: float,
         by_caller: bool,
+        documents: Sequence[Document] = (),
     ) -> AttachedJob:
         """Store a large body as a document, and hold all documents that the job needs.
 
-        `message`: what the body was made of. None: the caller has encoded it, so it names no other documents.
+        `message`: what the body was made of. None: the caller has encoded it, and found its other `documents`.
         `by_caller`: whether the job's id is the caller's.
         Call `release_unless_stored` once it is known whether the job was stored. While the server is unavailable, this
         is retried until `end` (monotonic seconds). Raises BadInput, NotFound, QueueFull, and at the end Unavailable.
         """
         try:
-            documents = tuple(find_documents(message)) if message is not None and message.aiq_documents else ()
+            if message is not None and message.aiq_documents:
+                documents = tuple(find_documents(message))
         except Exception as error:
             raise EncodeError(
                 f"the documents of the message cannot be read: {type(error).__name__}: {error}"
@@ -276,7 +278,7 @@ class Producer:
         elif deadline is not None:
             deadline_s = parse_duration("deadline", deadline)
             job_headers[headers.DEADLINE] = deadline_mark
-        job_headers.update(_checked_headers(family, extra))
+        job_headers.update(checked_headers(family, extra))
         raw = block(job_headers).replace(b"%", b"%%")
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
         id_count = raw.count(job_id.encode())
@@ -303,7 +305,7 @@ class Producer:
         job_id, _, shown = resolve_job_id(family, message, unique, self.clock)
         shown_headers = {headers.UNIQUE: shown} if shown else {}
         return family, {
-            **_job_headers(family, message, lane, job_id), **shown_headers, **_checked_headers(family, extra),
+            **_job_headers(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra),
         }  # fmt: skip
 
     def hint(self, lane: subjects.Lane) -> None:
@@ -392,7 +394,7 @@ async def _wait_while_full(
     return min(wait_s * 2, FULL_CAP_S)
 
 
-def _checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
+def checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
     """Return the caller's headers. Raises BadInput for no mapping, and for names that the library sets itself."""
     if extra is not None and not isinstance(extra, Mapping):
         raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {extra!r}')

@@ -1,6 +1,7 @@
 """Reads what is stored and changes nothing: families, lanes, one job with its timeline, the server's health.
 
-May not write to the server, and nothing that runs jobs may depend on it.
+May not write to the server. Nothing that runs jobs may depend on it, except to look for children that were not heard
+of for long.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import stats
 from .finding import Finding, Subject
-from .lookup import JobStats, find_job
+from .lookup import JobStats, find_job, look_up
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind", "describe_waiting", "examine",
-    "find_job", "read_waiting_kinds", "stats", "step_of",
+    "find_job", "look_up", "read_waiting_kinds", "stats", "step_of",
 ]  # fmt: skip
 
 

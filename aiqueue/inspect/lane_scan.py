@@ -22,11 +22,12 @@ _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publis
 class LaneScan:
     """Looks for one job id in lanes. `limited`: there were more stored jobs to read than the limits allow."""
 
-    def __init__(self, connection: Connection, job_id: str) -> None:
+    def __init__(self, connection: Connection, job_id: str, made_at: float | None = None) -> None:
+        """`made_at`: when the id was made, seconds since the epoch, if it does not say it."""
         self.limited = False
         self._connection = connection
         self._job_id = job_id
-        self._made_at = subjects.made_at(job_id)
+        self._made_at = made_at or subjects.made_at(job_id)
         self._from_start = _ScanAllowance()
         self._near = [_ScanAllowance() for _ in EARLIER_S]
 

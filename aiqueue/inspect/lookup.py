@@ -91,12 +91,27 @@ async def find_job(
     return await _Search(connection, topology, job_id, family, tenant).run()
 
 
+async def look_up(
+    connection: Connection, topology: Topology, job_id: str, *, family: str, tenant: str, since: float
+) -> FoundJob | None:
+    """As `find_job`, for a job that was stored after `since`, seconds since the epoch, if it was. None: it is nowhere.
+
+    Of a job for which there are too many to look through, an empty `FoundJob` is returned.
+    """
+    search = _Search(connection, topology, job_id, family, tenant, since)
+    try:
+        return await search.run()
+    except NotFound:
+        return FoundJob(topology.family(family), tenant, limited=True) if search.limited else None
+
+
 @dataclass(slots=True)
 class FoundJob:
     """Everything that is stored of a job id in one family and tenant.
 
     `stored` is the job in its lane. If it was delivered at least once, `delivered` is set, and `delivered_at` if the
-    server still knows when. `has_consumer`: the lane has one. `_Search.describe` reads these three.
+    server still knows when. `has_consumer`: the lane has one. `_Search.describe` reads these three. `limited`: lanes
+    had more jobs than were read.
     """
 
     family: Family
@@ -109,6 +124,12 @@ class FoundJob:
     has_consumer: bool = False
     delivered: bool = False
     delivered_at: float | None = None
+    limited: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no trace of the job."""
+        return not (self.parked or self.entries or self.letter or self.stored)
 
     @property
     def head(self) -> Entry | None:
@@ -156,8 +177,15 @@ class _Search:
     """One search for a job id: what was found by family and tenant, and how much of the lanes may still be read."""
 
     def __init__(
-        self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None
+        self,
+        connection: Connection,
+        topology: Topology,
+        job_id: str,
+        family: str | None,
+        tenant: str | None,
+        since: float | None = None,
     ) -> None:
+        """`since`: when the job was stored at the earliest, if its id does not say it."""
         self._connection = connection
         self._topology = topology
         self._job_id = subjects.job_id(job_id)
@@ -168,7 +196,12 @@ class _Search:
             raise BadInput(f"family {family} has inboxes and no jobs: name a family of jobs")
         self._family = family
         self._found: dict[tuple[str, str], FoundJob] = {}
-        self._scan = LaneScan(connection, self._job_id)
+        self._scan = LaneScan(connection, self._job_id, since)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the lanes had more jobs than were read."""
+        return self._scan.limited
 
     async def run(self) -> FoundJob:
         """Read all streams that may hold the job. Raises NotFound, and BadInput if it is there more than once."""
@@ -186,6 +219,7 @@ class _Search:
         if not self._found:
             raise NotFound(self._not_found_text())
         found, *_ = self._found.values()
+        found.limited = self._scan.limited
         return found
 
     def _found_in(self, family: str, tenant: str) -> FoundJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren
 from .job import Job, Progress
 from .message import (
     ANY_KIND,
@@ -20,6 +21,7 @@ from .message import (
 from .retry import Reject, Retry
 
 __all__ = [
-    "ANY_KIND", "KIND", "AnyM", "Job", "JobSpec", "M", "M_co", "Message", "Progress", "RawMessage", "Reject", "Retry",
-    "check_message", "check_model", "secret_headers", "untyped",
+    "ANY_KIND", "KIND", "AnyM", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M", "M_co", "Message",
+    "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren", "check_message", "check_model",
+    "secret_headers", "untyped",
 ]  # fmt: skip

@@ -8,14 +8,25 @@ import contextvars
 import functools
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, Protocol
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol
 
 import pydantic
 
 from ..document_ref import Document, DocumentReader, SyncDocumentReader, run_from_thread
 from ..errors import BadInput
-from .message import M_co
+from ..units import Duration
+from .children import (
+    Child,
+    ChildOutcome,
+    ChildSpec,
+    Wait,
+    WaitsForChildren,
+    check_gathered,
+    make_child_spec,
+    value_of_outcome,
+)
+from .message import M_co, Message
 
 PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
@@ -46,6 +57,8 @@ class Progress(Protocol):
 
     `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified. The others keep
     what later attempts get: `begin_step` returns the kept result of a step, and None for one that must run.
+    `enqueue_children` and `gather_children` store children once; the latter returns how they have ended, in the order
+    of their names, or that the job must wait.
     """
 
     @property
@@ -61,6 +74,10 @@ class Progress(Protocol):
     async def run_in_thread(self, function: Callable[[], Any]) -> Any: ...
     async def keep_call(self, data: Any) -> None: ...
     async def earlier_calls(self) -> list[Any]: ...
+    async def enqueue_children(self, specs: Sequence[ChildSpec]) -> list[Child]: ...
+    async def gather_children(
+        self, specs: Sequence[ChildSpec], names: Sequence[str]
+    ) -> Sequence[ChildOutcome] | Wait: ...
 
 
 class Job(Generic[M_co]):
@@ -73,8 +90,8 @@ class Job(Generic[M_co]):
     """
 
     __slots__ = (
-        "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind", "message", "priority",
-        "state", "tenant",
+        "_child_names", "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind",
+        "message", "priority", "state", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -267,6 +284,103 @@ class Job(Generic[M_co]):
     def calls_sync(self) -> list[Any]:
         """As `calls`, for a handler that is a plain function."""
         return run_from_thread(self.calls(), self._progress.loop, "`calls` and not `calls_sync`")
+
+    async def enqueue(
+        self,
+        message: Message,
+        name: str,
+        *,
+        priority: str | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Enqueue a job that belongs to this one, once in the life of this job: later attempts find it by its name.
+
+        - `name`: 1 to 256 printable characters, once in a run of the handler, the same in each attempt. The message of
+          a later attempt is not stored.
+        - The child has this job's tenant. By default it has the same priority, if its family has that, and deadline.
+        - `priority`, `delay`, `deadline`, `headers`: as of `Client.enqueue`.
+
+        While its lane is full, this waits, at most 30 seconds. A run has at most 5,000 children, and a child at most 32
+        ancestors. If this job is cancelled, its children are too. Raises BadInput, QueueFull, Unavailable; Stale if
+        another attempt has taken over the job: do not catch Stale.
+        """
+        self._use_child_names([name])
+        spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
+        return (await self._progress.enqueue_children([spec]))[0]
+
+    async def gather(
+        self,
+        children: Sequence[Child | tuple[str, Message]],
+        *,
+        on_failed: Literal["raise", "return"] = "raise",
+        priority: str | None = None,
+    ) -> list[Any]:
+        """Return the results of children, in order, as plain data. Enqueue those that are not there yet.
+
+        A child is the pair of its name and its message, see `enqueue`, or what `enqueue` has returned.
+
+        A job that waits holds no slot. While children have not ended, the run of the handler ends here, by an exception
+        that must not be caught (no `Exception`), and does not count as an attempt. When the last child has ended, the
+        handler runs again from its start: do with `step` what must not be done twice. Its timeout begins anew.
+
+        A child that failed or was cancelled is a `ChildFailed`, and one of which nothing is left a `ChildLost`. These
+        are raised ("raise": the first of them, when all have ended), or stand among the results ("return").
+        Otherwise raises as `enqueue`.
+        """
+        found = check_gathered(children)
+        if on_failed not in ("raise", "return"):
+            raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
+        self._use_child_names([name for name, message in found if message is not None])
+        specs = [make_child_spec(name, message, priority=priority) for name, message in found if message is not None]
+        outcomes = await self._progress.gather_children(specs, [name for name, _ in found])
+        if isinstance(outcomes, Wait):
+            raise WaitsForChildren(outcomes)
+        results = [value_of_outcome(name, outcome) for (name, _), outcome in zip(found, outcomes, strict=True)]
+        if on_failed == "raise":
+            for result, outcome in zip(results, outcomes, strict=True):
+                if outcome.event != "result":
+                    raise result
+        return results
+
+    def enqueue_sync(
+        self,
+        message: Message,
+        name: str,
+        *,
+        priority: str | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Child:
+        """As `enqueue`, for a handler that is a plain function."""
+        work = self.enqueue(message, name, priority=priority, delay=delay, deadline=deadline, headers=headers)
+        return run_from_thread(work, self._progress.loop, "`enqueue` and not `enqueue_sync`")
+
+    def gather_sync(
+        self,
+        children: Sequence[Child | tuple[str, Message]],
+        *,
+        on_failed: Literal["raise", "return"] = "raise",
+        priority: str | None = None,
+    ) -> list[Any]:
+        """As `gather`, for a handler that is a plain function."""
+        work = self.gather(children, on_failed=on_failed, priority=priority)
+        return run_from_thread(work, self._progress.loop, "`gather` and not `gather_sync`")
+
+    def _use_child_names(self, names: Sequence[str]) -> None:
+        """Note which children this run of the handler has made. Raises BadInput within a step, or for a second use."""
+        _refuse_in_step("enqueue or gather")
+        if not hasattr(self, "_child_names"):  # made here, so that a job without children costs nothing
+            self._child_names: set[str] = set()
+        used = self._child_names
+        for name in names:
+            if name in used:
+                raise BadInput(
+                    f"a second child {name!r} in one run of the handler: number the children of a loop, as in 'page-1'"
+                )
+            used.add(name)
 
     def open(self, document: Document) -> DocumentReader:
         """Open a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

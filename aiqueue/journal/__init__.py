@@ -6,6 +6,17 @@ May not know who runs a job, or where it is stored.
 from __future__ import annotations
 
 from .checkpoints import Checkpoints, StepNames, encode_call, encode_step
+from .children import (
+    CHILDREN_MAX,
+    LOST,
+    ChildEnd,
+    ChildEnds,
+    ChildRecord,
+    EndsRecord,
+    WakeAt,
+    children_of_entry,
+    is_over,
+)
 from .entries import (
     CANCELLED,
     EMPTY_RECORD,
@@ -28,8 +39,9 @@ from .outcome_watch import wait_for_outcome
 from .writer import WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [
-    "CANCELLED", "EMPTY_RECORD", "FAILED", "LIVE", "PROGRESS", "RESULT", "RETRY", "STARTED", "TRIAL",
-    "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "Entry", "Journal", "ResultHeaders", "Retention", "RunRecord",
-    "StepNames", "StreamItem", "Writer", "encode_call", "encode_step", "entry_from_live", "entry_from_stored",
-    "follow", "wait_for_outcome",
+    "CANCELLED", "CHILDREN_MAX", "EMPTY_RECORD", "FAILED", "LIVE", "LOST", "PROGRESS", "RESULT", "RETRY", "STARTED",
+    "TRIAL", "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "ChildEnd", "ChildEnds", "ChildRecord", "EndsRecord",
+    "Entry", "Journal", "ResultHeaders", "Retention", "RunRecord", "StepNames", "StreamItem", "WakeAt", "Writer",
+    "children_of_entry", "encode_call", "encode_step", "entry_from_live", "entry_from_stored", "follow", "is_over",
+    "wait_for_outcome",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run keeps for its later attempts: the results of its steps, and the outside calls that it has made.
+"""What a run keeps for its later attempts: results of its steps, the outside calls it has made, and its children.
 
 They stand on a subject of their own, one for each run, in a stream that keeps them longer than a journal lives, and
 where no chunk can evict them. As in a journal, each write names the sequence that its writer expects the newest entry
@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import codec, headers
 from ..connection import Connection
 from ..errors import BadInput, Conflict, NotFound, Stale, TooLarge
+from .children import CHILDREN, CHILDREN_AT_ONCE, ChildRecord, children_of_entry, encode_children
 from .entries import Entry, entry_from_stored, entry_headers
 
 STEP, CALLED, TAKEN = "step", "called", "taken"
@@ -61,13 +63,22 @@ class Checkpoints:
         self._head_seq = 0
         self._steps: dict[str, Any] = {}
         self._calls: list[Any] = []
+        self.children: dict[str, ChildRecord] = {}  # by name, the newest generation
         self._lock = asyncio.Lock()
 
     # -- what an attempt asks for
 
+    async def load_past(self) -> None:
+        """Read what earlier attempts have kept, and shut them out. Raises Stale if a later attempt has done so."""
+        if self._has_past:
+            async with self._lock:
+                if self._has_past:
+                    await self._take_over()
+                    self._has_past = False
+
     async def find_step(self, name: str) -> tuple[Any] | None:
         """Return the result that the run has kept for a step; None: the step must run. Raises Stale, Unavailable."""
-        await self._load_past()
+        await self.load_past()
         return (self._steps[name],) if name in self._steps else None
 
     async def keep_step(self, name: str, result: Any) -> Any:
@@ -86,29 +97,33 @@ class Checkpoints:
     async def keep_call(self, data: Any) -> None:
         """Keep a note of an outside call that is about to be made. Raises as `keep_step`."""
         encoded = encode_call(data)
-        await self._load_past()
+        await self.load_past()
         async with self._lock:
             await self._write(CALLED, encoded, lambda: False)
 
     async def earlier_calls(self) -> list[Any]:
         """Return the notes of earlier attempts, the oldest first."""
-        await self._load_past()
+        await self.load_past()
         return list(self._calls)
+
+    async def keep_children(self, records: Sequence[ChildRecord]) -> None:
+        """Keep which children are about to be stored. Raises as `keep_step`, and Stale if the run was cancelled."""
+        await self.load_past()
+        async with self._lock:
+            for at in range(0, len(records), CHILDREN_AT_ONCE):
+                some = records[at : at + CHILDREN_AT_ONCE]
+                await self._write(CHILDREN, encode_children(some), partial(self._has_children, some))
+                self.children.update({each.name: each for each in some})
 
     async def forget(self) -> None:
         """Delete all that the run has kept, because the run has ended. A failure is harmless: entries expire."""
         if self._head_seq:
-            await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self.subject})
+            purge = f"STREAM.PURGE.{self._stream}"
+            await self._connection.api(purge, {"filter": self.subject})
+            if self.children:
+                await self._connection.api(purge, {"filter": f"{self.subject}-ended"})
 
     # -- within
-
-    async def _load_past(self) -> None:
-        """Read what earlier attempts have kept, and shut them out. Raises Stale if a later attempt has done so."""
-        if self._has_past:
-            async with self._lock:
-                if self._has_past:
-                    await self._take_over()
-                    self._has_past = False
 
     async def _take_over(self) -> None:
         if self._order is None:
@@ -139,6 +154,10 @@ class Checkpoints:
                 self._steps.setdefault(data["name"], data.get("result"))
             case "called":
                 self._calls.append(data.get("data"))
+            case "children":
+                self.children.update({each.name: each for each in children_of_entry(entry)})
+            case "cancelled":
+                raise Stale(f"{self.subject}: the job was cancelled", ended=True)
             case "taken":
                 later = data.get("delivery")
                 if isinstance(later, list) and later > list(order):
@@ -172,6 +191,13 @@ class Checkpoints:
                 f"stream {self._stream} does not exist, and steps are kept there: run `aiqueue apply` on this server"
             ) from None
         return True
+
+    def _has_children(self, records: Sequence[ChildRecord]) -> bool:
+        """Return whether another attempt has kept these children meanwhile."""
+        known = [self.children.get(each.name) for each in records]
+        return all(
+            one is not None and one.generation >= each.generation for one, each in zip(known, records, strict=True)
+        )
 
     def _is_own(self, entry: Entry) -> bool:
         return entry.msg_id.startswith(f"{self.subject}/{self._nonce}/")

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ from ..attempt import Cancelled, Handler, Handlers, Outcome, Policies, RawJob, R
 from ..backoff import Backoff
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
-from ..job import ANY_KIND, Job
+from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, encode_call, encode_step
 from ..topology import Family
 from . import protocol
@@ -221,6 +221,15 @@ class _ChildContext:
     async def earlier_calls(self) -> list[Any]:
         """Ask the worker for the notes of earlier attempts."""
         return list(await self._ask("calls"))
+
+    async def enqueue_children(self, specs: Sequence[ChildSpec]) -> list[Child]:
+        """Have the worker store children. Raises what the worker raised."""
+        return [Child(*each) for each in await self._ask("enqueue", [list(each) for each in specs])]
+
+    async def gather_children(self, specs: Sequence[ChildSpec], names: Sequence[str]) -> Sequence[ChildOutcome] | Wait:
+        """Have the worker gather children. Raises what the worker raised."""
+        waits, found = await self._ask("gather", [list(each) for each in specs], list(names))
+        return Wait(*found) if waits else [ChildOutcome(*each) for each in found]
 
     async def end(self) -> None:
         """Have the worker append what is left of the output, and refuse everything from here on."""

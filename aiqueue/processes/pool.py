@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from .. import attempt, codec
 from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
-from ..job import Progress
+from ..job import ChildSpec, Progress, Wait
 from . import descendants, protocol
 from .recipe import Recipe
 
@@ -355,25 +356,38 @@ async def _answer_child(
     if progress is None:
         return [None, None]
     try:
-        match items:
-            case ["progress", fraction, note]:
-                await progress.progress(fraction, note)
-            case ["chunk", body, secrets]:
-                await progress.chunk(codec.Encoded(body, secrets))
-            case ["step", name]:
-                return [None, await progress.find_step(name)]
-            case ["keep step", name, body, secrets]:
-                return [None, await progress.keep_step(name, codec.Encoded(body, secrets))]
-            case ["call", body, secrets]:
-                await progress.keep_call(codec.Encoded(body, secrets))
-            case ["calls"]:
-                return [None, await progress.earlier_calls()]
-            case ["document", number, fields]:
-                if number not in open_documents:
-                    open_documents[number] = progress.chunks(Document(**fields))
-                return [None, await anext(open_documents[number], None)]
-            case ["close document", number] if number in open_documents:
-                await open_documents.pop(number).aclose()
+        return [None, await _do_as_asked(progress, open_documents, items)]
     except AIQueueError as error:
         return [protocol.error_to_plain(error), None]
-    return [None, None]
+
+
+async def _do_as_asked(
+    progress: Progress, open_documents: dict[int, AsyncGenerator[bytes, None]], items: list[Any]
+) -> Any:
+    answer: Any = None
+    match items:
+        case ["progress", fraction, note]:
+            await progress.progress(fraction, note)
+        case ["chunk", body, secrets]:
+            await progress.chunk(codec.Encoded(body, secrets))
+        case ["step", name]:
+            answer = await progress.find_step(name)
+        case ["keep step", name, body, secrets]:
+            answer = await progress.keep_step(name, codec.Encoded(body, secrets))
+        case ["call", body, secrets]:
+            await progress.keep_call(codec.Encoded(body, secrets))
+        case ["calls"]:
+            answer = await progress.earlier_calls()
+        case ["enqueue", specs]:
+            enqueued = await progress.enqueue_children([ChildSpec(*each) for each in specs])
+            answer = [dataclasses.astuple(each) for each in enqueued]
+        case ["gather", specs, names]:
+            outcomes = await progress.gather_children([ChildSpec(*each) for each in specs], names)
+            answer = [isinstance(outcomes, Wait), list(outcomes)]
+        case ["document", number, fields]:
+            if number not in open_documents:
+                open_documents[number] = progress.chunks(Document(**fields))
+            answer = await anext(open_documents[number], None)
+        case ["close document", number] if number in open_documents:
+            await open_documents.pop(number).aclose()
+    return answer

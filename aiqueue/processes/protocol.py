@@ -16,7 +16,9 @@ from ..attempt import RawJob
 from ..errors import AIQueueError, BadInput, Corrupt, NotFound, Stale, Unavailable
 from ..topology import Family
 
-QUESTIONS = frozenset({"progress", "chunk", "document", "close document", "step", "keep step", "call", "calls"})
+QUESTIONS = frozenset({
+    "progress", "chunk", "document", "close document", "step", "keep step", "call", "calls", "enqueue", "gather",
+})  # fmt: skip
 LENGTH = 4  # bytes of a frame's length, big-endian; its highest bit says that raw bytes follow
 RAW_LENGTH = 8  # bytes of the length of raw bytes
 RAW_MIN = 256 * 1024  # from this size on, bytes at the end of a list follow the frame

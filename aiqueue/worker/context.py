@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from .. import headers, subjects
@@ -13,9 +13,11 @@ from ..attempt import RunningAttempt, Threads
 from ..document_ref import Document
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
+from ..job import Child, ChildOutcome, ChildSpec, Wait
 from ..journal import PROGRESS, Checkpoints, Journal, Retention, Writer
 from ..lanes import Delivery
 from ..topology import Family
+from .gathering import ChildrenResources, Gathering
 from .opening import OpenedJob, may_have_history
 from .takeover import order_delivery
 
@@ -25,12 +27,19 @@ log = logging.getLogger(__name__)
 class WorkerResources:
     """What the attempts of one worker share.
 
-    `retention`: by family, how long journal entries are kept. `checkpoints`: the stream of what runs keep.
+    `retention`: by family, how long journal entries are kept. `checkpoints`: the stream of what runs keep. `children`:
+    for jobs that enqueue others.
     """
 
     def __init__(
-        self, journal: Journal, documents: Documents, families: Mapping[str, Family], checkpoints: str
+        self,
+        journal: Journal,
+        documents: Documents,
+        families: Mapping[str, Family],
+        checkpoints: str,
+        children: ChildrenResources,
     ) -> None:
+        self.children = children
         self.journal = journal
         self.checkpoints = checkpoints
         self.documents = documents
@@ -55,6 +64,7 @@ class JobContext(RunningAttempt):
     _writer: Writer | None = None
     has_checkpoints = False
     _checkpoints: Checkpoints | None = None
+    _gathering: Gathering | None = None
 
     def __init__(
         self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob, started_at: float = 0.0
@@ -112,21 +122,28 @@ class JobContext(RunningAttempt):
         if self._checkpoints is None:
             family, delivery, opened = self._opened.family, self._delivery, self._opened
             connection = self._resources.journal.connection
-            own = subjects.run_key(delivery.run, delivery.enqueued_at)
-            resumed = opened.raw.headers.get(headers.RESUMES, "")
             self.has_checkpoints = True
             self._checkpoints = Checkpoints(
                 connection,
                 self._resources.checkpoints,
-                subjects.checkpoints(
-                    family.name, delivery.tenant, opened.job_id, resumed if subjects.RUN_KEY.fullmatch(resumed) else own
-                ),
+                opened.run_of(delivery).checkpoints(delivery.tenant),
                 run=delivery.run,
                 attempt=opened.attempt,
                 find_order=lambda: order_delivery(connection, delivery, family),
-                has_past=bool(resumed) or may_have_history(delivery, opened),
+                has_past=headers.RESUMES in opened.raw.headers or may_have_history(delivery, opened),
             )
         return self._checkpoints
+
+    @property
+    def gathering(self) -> Gathering:
+        """The children of the job. Raises Stale if the attempt is over."""
+        checkpoints = self.checkpoints
+        if self._gathering is None:
+            run = self._opened.run_of(self._delivery)
+            self._gathering = Gathering(
+                self._resources.children, self._delivery, self._opened, checkpoints, run, self.writer
+            )
+        return self._gathering
 
     async def forget_checkpoints(self) -> None:
         """Delete what the run keeps, because the run has ended. A failure is harmless: it expires."""
@@ -218,6 +235,14 @@ class JobContext(RunningAttempt):
     async def earlier_calls(self) -> list[Any]:
         """See `Checkpoints.earlier_calls`."""
         return await self.checkpoints.earlier_calls()
+
+    async def enqueue_children(self, specs: Sequence[ChildSpec]) -> list[Child]:
+        """See `Gathering.enqueue`."""
+        return await self.gathering.enqueue(specs)
+
+    async def gather_children(self, specs: Sequence[ChildSpec], names: Sequence[str]) -> Sequence[ChildOutcome] | Wait:
+        """See `Gathering.gather`."""
+        return await self.gathering.gather(specs, names)
 
     def _refuse_if_over(self) -> None:
         """Raises Stale if the job was cancelled, or the attempt is over."""

@@ -45,6 +45,13 @@ class OpenedJob(DecodedJob):
     def family(self) -> Family:
         return self.raw.family
 
+    def run_of(self, delivery: Delivery) -> subjects.ParentRun:
+        """Return the run under which the job keeps its checkpoints: a replay goes on from those of the run before."""
+        own, resumed = subjects.run_key(delivery.run, delivery.enqueued_at), self.raw.headers.get(headers.RESUMES, "")
+        return subjects.ParentRun(
+            self.family.name, self.job_id, resumed if subjects.RUN_KEY.fullmatch(resumed) else own
+        )
+
     @property
     def refused_before(self) -> bool:
         """Whether an earlier delivery refused the job, and it was parked because the dead letters were full."""
@@ -197,4 +204,6 @@ def _raw_job(family: Family, delivery: Delivery) -> RawJob:
 
 def may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
     """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
-    return delivery.delivery_count > 1 or opened.first_attempt > 1 or headers.UNKNOWN in opened.raw.headers
+    if delivery.delivery_count > 1 or opened.first_attempt > 1:
+        return True
+    return not opened.plain and (headers.UNKNOWN in opened.raw.headers or headers.GATHER in opened.raw.headers)

@@ -27,6 +27,7 @@ from ..attempt import (
     Returned,
     TakenOver,
     Unknown,
+    Waiting,
 )  # fmt: skip
 from ..connection import HEADERS_MAX
 from ..errors import Stale, Unavailable
@@ -244,7 +245,9 @@ class Runner:
                         await context.forget_checkpoints()
                         return
                 elif (
-                    isinstance(outcome, Raised | Refused) and context.writer and not may_have_history(delivery, opened)
+                    isinstance(outcome, Raised | Refused | Waiting)
+                    and context.writer
+                    and not may_have_history(delivery, opened)
                 ):  # it looks like a first delivery, which a recreated consumer may be wrong about
                     await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
@@ -335,7 +338,8 @@ class Runner:
             return pending
         if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
             return wrong_lane
-        if attempt.is_past_deadline(opened.raw, self._journal.connection.clock.now()):
+        has_waited = headers.GATHER in opened.raw.headers  # for its children: it has started in time
+        if not has_waited and attempt.is_past_deadline(opened.raw, self._journal.connection.clock.now()):
             return Refused("deadline", "its deadline passed before it was run")
         return None
 

@@ -17,12 +17,13 @@ from .. import headers
 from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
-from ..enqueue import Forwarder
+from ..enqueue import Forwarder, Parents
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from .announcer import Announcer, describe_jobs
 from .context import WorkerResources
+from .gathering import ChildrenResources
 from .rights import Rights
 from .runner import Runner
 from .settlement import Settlement
@@ -170,13 +171,18 @@ class Session:
                 Quarantine(client.connection, recipe, slots=options.slots)
             )
             state = await self._stack.enter_async_context(options.lifespan()) if options.lifespan else None
+            parents = Parents(client.connection, client.topology)
             settlement = Settlement(
-                client.connection, client.dead, client.parking, worker=options.name, quarantine=quarantine
+                client.connection, client.dead, client.parking, parents, worker=options.name, quarantine=quarantine
             )
             self.runner = Runner(
                 Claims(client.journal, client.parking),
                 WorkerResources(
-                    client.journal, client.documents, self._families, client.topology.checkpoints_stream.name
+                    client.journal,
+                    client.documents,
+                    self._families,
+                    client.topology.checkpoints_stream.name,
+                    ChildrenResources(client),
                 ),
                 settlement,
                 handlers=options.handlers,
@@ -200,6 +206,7 @@ class Session:
                 client.topology,
                 client.journal,
                 client.dead,
+                parents,
                 worker=options.name,
                 identify=quarantine.identify,
             )

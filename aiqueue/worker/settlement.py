@@ -6,8 +6,8 @@ nak). A crash between the two repeats an attempt, and loses no job.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -27,33 +27,43 @@ from ..attempt import (
     Returned,
     TakenOver,
     Unknown,
+    Waiting,
     WrongLane,
 )  # fmt: skip
 from ..backoff import Backoff
 from ..connection import Connection, ack_frame
-from ..enqueue import DeadLetters, FailedJob, Parking, history_text, last_trace, move_to_lane, trimmed
+from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, move_to_lane, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
-from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, Writer
+from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
+from .gathering import wait_key
 from .opening import OpenedJob
+from .replies import Replies, holds_documents
 from .results import ResultRefused, Results
 from .unknown_kinds import Hops, UnknownKinds
 
 log = logging.getLogger(__name__)
 
+WAIT_IN_LANE_S = 10.0  # how long a job waits for its children in its lane, where it cannot be parked
 UNKNOWN_KIND_DELAY_S = 5.0  # how long a job of unknown kind waits in its lane, where it cannot be parked aside
 DEAD_FULL_S = 600.0  # while the dead letters are full, a failed job is parked for this long before the next try
 PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane the job would count as in flight
 SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
 RELEASE_DELAY_S = 0.1
-LINK_WAIT_S = 10.0  # how long an ack waits for a lost link, or for the server's confirmation
 HISTORY_MAX = 50
+_WAIT_ID = re.compile(r"w\d+-\d+-n(\d+)")
 
 
 def retry_dedup_key(delivery: Delivery, number: int) -> str:
     """Return the key under which a run is parked for attempt `number`. Parked twice under it, one job is stored."""
     return f"r{delivery.run}-{int(delivery.enqueued_at)}-a{number}"
+
+
+def wait_of(parking_id: str) -> int:
+    """Return the number of the wait for children that a parking id is of; 0 if the job was not parked by one."""
+    found = _WAIT_ID.fullmatch(parking_id)
+    return headers.number(found[1]) if found else 0
 
 
 class Settlement:
@@ -67,14 +77,16 @@ class Settlement:
         connection: Connection,
         dead: DeadLetters,
         parking: Parking,
+        parents: Parents,
         *,
         worker: str,
         quarantine: Quarantine,
     ) -> None:
         self._connection = connection
         self._dead = dead
-        self._documents = dead.documents
+        self._replies = Replies(connection, dead.documents)
         self._parking = parking
+        self._parents = parents
         self._worker = worker
         self._quarantine = quarantine
         self.results = Results(dead.documents)
@@ -82,7 +94,7 @@ class Settlement:
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a job whose outcome is stored."""
-        self._send_reply(delivery, b"+ACK")
+        self._replies.send(delivery, b"+ACK")
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
@@ -91,7 +103,9 @@ class Settlement:
         """
         if handler is None or handler.keeps_result or delivery.obsolete:
             return False
-        if not opened.plain and (opened.family.claim or _holds_documents(delivery)):
+        if not opened.plain and (
+            opened.family.claim or holds_documents(delivery) or headers.PARENT in delivery.message.headers
+        ):
             return False
         try:
             self._connection.tell_frame(ack_frame(delivery.reply))
@@ -119,17 +133,17 @@ class Settlement:
                 to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority)
                 message = delivery.message
                 await move_to_lane(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
-                await self._ack(delivery)
+                await self._replies.ack(delivery)
             case Postponed(after_s):
                 await self.return_to_queue(delivery, after_s)
             case RetryPending(None):
-                await self._ack(delivery)
+                await self._replies.ack(delivery)
             case RetryPending(int() | float() as after_s):
                 await self._park_or_nak(delivery, opened, opened.attempt, after_s)
-            case AlreadyEnded():
-                await self._ack_ended(delivery, opened, writer)
-            case Duplicate():
-                await self._ack_ended(delivery, opened, writer, is_duplicate=True)
+            case Waiting():
+                await self._settle_waiting(delivery, opened, writer, outcome)
+            case AlreadyEnded() | Duplicate():
+                await self._ack_ended(delivery, opened, writer, is_duplicate=isinstance(outcome, Duplicate))
             case Cancelled():
                 await self._settle_cancelled(delivery, opened, writer)
             case TakenOver():
@@ -158,7 +172,7 @@ class Settlement:
     async def return_to_queue(self, delivery: Delivery, delay_s: float) -> None:
         """Nak a delivery that ends through no fault of its job, so that the job becomes no suspect by it."""
         await self._quarantine.note_return(delivery)
-        self._nak(delivery, delay_s)
+        self._replies.nak(delivery, delay_s)
 
     # -- one outcome each
 
@@ -180,7 +194,38 @@ class Settlement:
                 opened.history = _history_with_attempt(opened, self._worker, text, "")
                 await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {text}")
                 return
-        await (self._ack_and_release_documents(delivery) if _holds_documents(delivery) else self._ack(delivery))
+        if headers.PARENT in delivery.message.headers:
+            end = ChildEnd.of_value(
+                opened.job_id, value if keeps else None, run=delivery.run, enqueued_at=delivery.enqueued_at
+            )
+            await self._report_end(delivery, end, writer if keeps else None)
+        await self._replies.ack_and_release(delivery)
+
+    async def _report_end(self, delivery: Delivery, end: ChildEnd, writer: Writer | None) -> None:
+        """Tell the parent of a job that it has ended, before the job is acknowledged. `writer`: has written the end."""
+        await self._parents.report(delivery.message.headers, delivery.tenant, end, journaled=writer is not None)
+
+    async def _settle_waiting(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, waiting: Waiting
+    ) -> None:
+        """Park a job that waits for its children, then look whether they have ended meanwhile, then ack.
+
+        The journal gets a `retry` of the attempt before this one: so this attempt goes on, and is not counted. A run
+        has one such parked message. A delivery after a crash in between runs the handler again, and replaces it.
+        """
+        if writer is not None:
+            writer.attempt = opened.attempt - 1
+            data = {"error": "", "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
+            await writer.write(RETRY, data | {"children": waiting.children})
+        key, number = wait_key(delivery), {headers.GATHER: str(waiting.number)}
+        parking_id = f"{key}-n{waiting.number}"
+        if await self._try_park(
+            delivery, opened, opened.attempt, waiting.fallback_s, number, key, parking_id=parking_id
+        ):
+            await self._parents.wake_if_reached(opened.run_of(delivery), delivery.tenant)
+            await self._replies.ack(delivery)
+        else:
+            await self.return_to_queue(delivery, WAIT_IN_LANE_S)
 
     async def _settle_raised(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised
@@ -213,7 +258,7 @@ class Settlement:
         if parks:
             await self._park_or_nak(delivery, opened, opened.attempt + 1, delay_s)
         else:
-            self._nak(delivery, delay_s)
+            self._replies.nak(delivery, delay_s)
 
     async def _settle_unknown(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str) -> None:
         """Park the job aside, for a worker that knows its kind. After a day, dead-letter it.
@@ -231,7 +276,7 @@ class Settlement:
             data = {"error": error, "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
             await writer.write(RETRY, data)
         if await self._unknown_kinds.park_aside(delivery, family, opened.job_id, opened.kind, opened.attempt):
-            await self._ack(delivery)
+            await self._replies.ack(delivery)
         else:
             await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
 
@@ -253,26 +298,29 @@ class Settlement:
         2. A run that failed: its dead letter goes on holding the documents.
         3. Any other final entry: they are released. The journal is read if the record does not show the end yet.
         """
-        newest = opened.record.newest
-        if _holds_documents(delivery) and writer is not None and not opened.record.ended:
+        newest, is_child = opened.record.newest, headers.PARENT in delivery.message.headers
+        if (is_child or holds_documents(delivery)) and writer is not None and not opened.record.ended:
             newest = await writer.read_newest()
+        if is_child and newest is not None and newest.final:
+            end = ChildEnd.of_entry(opened.job_id, newest, delivery.enqueued_at)
+            await self._report_end(delivery, end, writer)
         releases = newest is not None and newest.final and newest.event != FAILED
         if is_duplicate:
             log.info("job %s of %s is a duplicate of one that runs or has run", opened.job_id, delivery.lane.key)
             releases = True
-        if _holds_documents(delivery) and releases:
-            await self._ack_and_release_documents(delivery)
+        if releases:
+            await self._replies.ack_and_release(delivery)
         else:
-            await self._ack(delivery)
+            await self._replies.ack(delivery)
 
     # -- parking
 
     async def _park_or_nak(self, delivery: Delivery, opened: OpenedJob, number: int, delay_s: float) -> None:
         """Park the job for attempt `number` and ack, or nak it where it cannot be parked."""
         if await self._try_park(delivery, opened, number, delay_s, {}, retry_dedup_key(delivery, number)):
-            await self._ack(delivery)
+            await self._replies.ack(delivery)
         else:
-            self._nak(delivery, delay_s)
+            self._replies.nak(delivery, delay_s)
 
     async def _try_park(
         self,
@@ -282,6 +330,8 @@ class Settlement:
         delay_s: float,
         refusal: Mapping[str, str],
         dedup_key: str,
+        *,
+        parking_id: str = "",
     ) -> bool:
         """Park the job for `delay_s` seconds; it comes back for attempt `number`, with the headers of `refusal`.
 
@@ -302,8 +352,9 @@ class Settlement:
             parked_headers[headers.HISTORY] = history_text(history)
             try:
                 await self._parking.park(
-                    lane, opened.job_id, due_at, parked_headers, delivery.message.data, dedup_key=dedup_key
-                )
+                    lane, opened.job_id, due_at, parked_headers, delivery.message.data, dedup_key=dedup_key,
+                    parking_id=parking_id,
+                )  # fmt: skip
             except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
                 problem: AIQueueError = error
             else:
@@ -341,7 +392,13 @@ class Settlement:
         )
         if writer is not None:
             await self._write_failed(opened, writer, reason, error, letter_seq)
-        await self._ack(delivery)
+        if headers.PARENT in delivery.message.headers:
+            end = ChildEnd(
+                opened.job_id, FAILED, reason=reason, error=error, attempt=opened.attempt, run=delivery.run,
+                enqueued_at=delivery.enqueued_at,
+            )  # fmt: skip
+            await self._report_end(delivery, end, writer)
+        await self._replies.ack(delivery)
 
     async def _write_failed(self, opened: OpenedJob, writer: Writer, reason: str, error: str, letter_seq: int) -> None:
         """Write `failed` after the dead letter was stored. Raises Stale if the run has ended or was taken over.
@@ -367,51 +424,9 @@ class Settlement:
         )  # fmt: skip
         refusal = {headers.REASON: reason, headers.ERROR: headers.ascii_line(error)}
         if await self._try_park(delivery, opened, opened.attempt, DEAD_FULL_S, refusal, subjects.new_id()):
-            await self._ack(delivery)
+            await self._replies.ack(delivery)
         else:
-            self._nak(delivery, DEAD_FULL_S)
-
-    # -- replies to the server
-
-    async def _ack(self, delivery: Delivery) -> None:
-        """Acknowledge a job. Without a link, wait up to LINK_WAIT_S: an ack that is lost has the job redelivered."""
-        if not self._connection.connected:
-            with contextlib.suppress(AIQueueError):
-                await self._connection.wait_up(LINK_WAIT_S)
-        self._send_reply(delivery, b"+ACK")
-
-    async def _ack_and_release_documents(self, delivery: Delivery) -> None:
-        """Acknowledge a job that holds documents, and release them once the server has confirmed the ack.
-
-        Without the confirmation the job may be redelivered and need its body. Then the collector releases them.
-        """
-        if delivery.obsolete:
-            return
-        try:
-            await self._connection.request(delivery.reply, b"+ACK", timeout_s=LINK_WAIT_S)
-        except AIQueueError as error:
-            log.info("ack of a job in %s is not confirmed: %s", delivery.lane.key, error)
-        else:
-            await self._documents.end_holds(delivery.tenant, delivery.message.headers)
-
-    def _nak(self, delivery: Delivery, delay_s: float) -> None:
-        """Have the server redeliver the job after `delay_s` seconds."""
-        self._send_reply(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
-
-    def _send_reply(self, delivery: Delivery, reply: bytes) -> None:
-        """Send an ack or nak. Without a link it is dropped: the lease runs out, and the journal has the outcome."""
-        if delivery.obsolete:
-            return
-        try:
-            self._connection.tell(delivery.reply, reply)
-        except AIQueueError as error:
-            log.info("%s of a job in %s was not sent: %s", reply[:4].decode(), delivery.lane.key, error)
-
-
-def _holds_documents(delivery: Delivery) -> bool:
-    """Return whether the job names documents, or has its body in one."""
-    message_headers = delivery.message.headers
-    return headers.DOCUMENT_REF in message_headers or headers.DOCUMENT in message_headers
+            self._replies.nak(delivery, DEAD_FULL_S)
 
 
 def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from .. import attempt, headers, subjects
 from ..attempt import DecodedJob, RawJob, Refused
 from ..connection import Connection, Received, Stored, timestamp
-from ..enqueue import DeadLetters, FailedJob, history_of, trimmed
+from ..enqueue import DeadLetters, FailedJob, Parents, history_of, trimmed
 from ..errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
-from ..journal import FAILED, Journal, Retention, Writer
+from ..journal import FAILED, ChildEnd, Journal, Retention, Writer
 from ..lanes import PullLimits
 from ..topology import Family, Topology
 
@@ -63,6 +63,7 @@ class StrandedSweeper:
         topology: Topology,
         journal: Journal,
         dead: DeadLetters,
+        parents: Parents,
         *,
         worker: str,
         identify: Identify,
@@ -72,6 +73,7 @@ class StrandedSweeper:
         self._families = {family.stream: family for family in topology.work_families}
         self._journal = journal
         self._dead = dead
+        self._parents = parents
         self._worker = worker
         self._identify = identify
         self._limits = PullLimits(batch_max=BATCH)
@@ -280,6 +282,8 @@ class StrandedSweeper:
             record = await self._journal.read_run(subject, run, enqueued_at, parking_id)
             newest, recap = record.newest, record.recap
             if newest is not None and newest.final:
+                end = ChildEnd.of_entry(decoded.job_id, newest, enqueued_at)
+                await self._parents.report(stored.headers, lane.tenant, end, journaled=True)
                 return True
             if newest is not None:
                 number = max(number, newest.attempt)
@@ -303,6 +307,10 @@ class StrandedSweeper:
                 await writer.write(FAILED, {"reason": REASON, "error": error, "history": trimmed(history)})
             except Stale as stale:
                 return stale.ended
+        end = ChildEnd(
+            decoded.job_id, FAILED, reason=REASON, error=error, attempt=number, run=run, enqueued_at=enqueued_at
+        )
+        await self._parents.report(stored.headers, lane.tenant, end, journaled=True)
         return True
 
 

@@ -14,7 +14,7 @@ from ..journal import RETRY, STARTED
 from ..lanes import Delivery
 from ..topology import Family
 from .opening import OpenedJob
-from .settlement import retry_dedup_key
+from .settlement import retry_dedup_key, wait_of
 from .unknown_kinds import Hops, hop_of
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,16 @@ def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> Ret
     1. Another message of the run, which was parked for the attempt that failed, wrote the entry. Unless this message is
        one for the next attempt, it is left over from before: acknowledge it.
     2. This message wrote the entry, and was to be parked. Its delay is not over: park it for the rest of the delay.
-    3. A message of a later hop of the job, which was parked aside, wrote the entry: acknowledge this message.
+    3. A message of a later hop of the job, which was parked aside, wrote the entry: acknowledge this message. So with a
+       message that was parked by a later wait for children.
     """
     newest = opened.record.newest
     if newest is None or newest.event != RETRY or not isinstance(newest.data, dict):
         return None
     parking_id = headers.parking_id(opened.raw.headers)
     if hop_of(newest.parking_id) > Hops.of(delivery, now).number:
+        return RetryPending(None)
+    if wait_of(newest.parking_id) > headers.number(opened.raw.headers.get(headers.GATHER, "")):
         return RetryPending(None)
     if parking_id != newest.parking_id:
         was_parked = newest.parking_id == retry_dedup_key(delivery, newest.attempt)

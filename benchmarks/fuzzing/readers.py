@@ -79,6 +79,12 @@ class NoProgress:
     async def earlier_calls(self) -> list[Any]:
         raise NotImplementedError
 
+    async def enqueue_children(self, specs: object) -> list[Any]:
+        raise NotImplementedError
+
+    async def gather_children(self, specs: object, names: object) -> list[Any]:
+        raise NotImplementedError
+
 
 class Escaped(Exception):
     """A reader raised what it must not raise; the text names the frame."""

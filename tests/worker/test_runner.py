@@ -49,7 +49,7 @@ async def runner_without_server(families: Mapping[str, Family] = TOPOLOGY.famili
     nothing: Any = None
     return Runner(
         SimpleNamespace(journal=journal),  # type: ignore[arg-type]
-        WorkerResources(journal, nothing, families, "AI_CHECKPOINTS"),
+        WorkerResources(journal, nothing, families, "AI_CHECKPOINTS", nothing),
         nothing,
         handlers=Handlers(),
         worker="w",

@@ -14,6 +14,7 @@ import pytest
 import aiqueue
 from aiqueue import attempt
 from aiqueue.attempt import DecodedJob, RawJob
+from aiqueue.enqueue import Parents
 from aiqueue.enqueue.deadletter import DeadLetter
 from aiqueue.topology import provision
 from aiqueue.worker import stranded
@@ -51,8 +52,9 @@ async def identify(raw: RawJob) -> DecodedJob:
 
 
 def sweeper(client: aiqueue.Client, name: str = "w") -> StrandedSweeper:
+    parents = Parents(client.connection, client.topology)
     return StrandedSweeper(
-        client.connection, client.topology, client.journal, client.dead, worker=name, identify=identify
+        client.connection, client.topology, client.journal, client.dead, parents, worker=name, identify=identify
     )
 
 

@@ -1,0 +1,146 @@
+"""Children of a job: what a handler asks for, as plain data that also travels to the worker from a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import codec
+from ..document_ref import find_documents
+from ..errors import BadInput, ChildFailed, ChildLost, EncodeError
+from ..payload import encode_message
+from ..units import Duration, parse_duration
+from .message import Message, check_message, secret_headers
+
+NAME_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A job that a handler has enqueued with `Job.enqueue`. `name`: what `Job.gather` finds it by.
+
+    To wait for its result, pass it to `Job.gather`: a handler that awaits a result itself keeps its slot.
+    `duplicate`: an earlier attempt of the parent had enqueued it already.
+    """
+
+    name: str
+    id: str
+    family: str
+    tenant: str
+    priority: str
+    duplicate: bool = False
+
+
+class ChildSpec(NamedTuple):
+    """A child that is to be enqueued, encoded. `priority` None: the parent's. `documents`: their fields.
+
+    `delay_s`, `deadline_s`: seconds from now; None: no delay, and the parent's deadline. `secrets`: the header that
+    names the secret fields, or nothing.
+    """
+
+    name: str
+    kind: str
+    family: str
+    body: bytes
+    priority: str | None
+    delay_s: float | None
+    deadline_s: float | None
+    headers: dict[str, str]
+    secrets: dict[str, str]
+    documents: list[dict[str, Any]]
+
+
+class ChildOutcome(NamedTuple):
+    """How a child of a gathering has ended. `event`: result, failed, cancelled or lost. `result`: CBOR."""
+
+    job_id: str
+    event: str
+    result: bytes | None
+    reason: str
+    error: str
+    attempt: int
+
+
+class Wait(NamedTuple):
+    """A job's wait for its children: its number, how many have not ended, and after how long to look again, seconds."""
+
+    number: int
+    children: int
+    fallback_s: float
+
+
+class WaitsForChildren(BaseException):
+    """Ends the run of a handler whose children have not all ended. The handler runs again when they have.
+
+    No Exception, so that ``except Exception`` does not catch it. Do not catch it.
+    """
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(f"the handler waits for {wait.children:,} children, and runs again when they have ended")
+        self.wait = wait
+
+
+def check_child_name(name: Any) -> str:
+    """Return the name of a child. Raises BadInput."""
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX or not name.isprintable():
+        raise BadInput(f"a child's name must be 1 to {NAME_MAX} printable characters, not {str(name)[:80]!r}")
+    return name
+
+
+def make_child_spec(
+    name: str,
+    message: Message,
+    *,
+    priority: str | None = None,
+    delay: Duration | None = None,
+    deadline: Duration | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> ChildSpec:
+    """Encode a child. Raises BadInput (EncodeError)."""
+    check_message(message)
+    if headers is not None and not isinstance(headers, Mapping):
+        raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {headers!r}')
+    try:
+        documents = [each.model_dump() for each in find_documents(message)] if message.aiq_documents else []
+    except Exception as error:
+        raise EncodeError(f"the documents of the message cannot be read: {type(error).__name__}: {error}") from error
+    return ChildSpec(
+        check_child_name(name), message.aiq_kind, message.aiq_family, encode_message(message), priority,
+        None if delay is None else parse_duration("delay", delay),
+        None if deadline is None else parse_duration("deadline", deadline),
+        dict(headers or {}), secret_headers(message), documents,
+    )  # fmt: skip
+
+
+def check_gathered(children: Any) -> list[tuple[str, Message | None]]:
+    """Return what `Job.gather` was given: names, with the messages of those that it is to enqueue. Raises BadInput."""
+    if isinstance(children, Message | str | bytes | Mapping) or not isinstance(children, Sequence):
+        raise BadInput(
+            "pass a list: for each child the pair of its name and its message, or what `job.enqueue` has returned, not "
+            f"{type(children).__name__}"
+        )
+    found: list[tuple[str, Message | None]] = []
+    for each in children:
+        if isinstance(each, Child):
+            found.append((each.name, None))
+        elif isinstance(each, tuple) and len(each) == 2:
+            found.append((check_child_name(each[0]), each[1]))
+        else:
+            raise BadInput(f"a child is the pair of its name and its message, not {type(each).__name__}")
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"two children are named {twice!r}: number the children of a loop, as in 'page-1'")
+    return found
+
+
+def value_of_outcome(name: str, outcome: ChildOutcome) -> Any:
+    """Return the result of a child as plain data, or the error that it has ended with."""
+    if outcome.event == "lost":
+        return ChildLost(outcome.job_id, name=name, error=outcome.error)
+    if outcome.event != "result":
+        return ChildFailed(
+            outcome.job_id, name=name, reason=outcome.reason, error=outcome.error, attempt=outcome.attempt
+        )
+    return None if outcome.result is None else codec.decode(outcome.result, codec.CBOR)

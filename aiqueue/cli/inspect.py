@@ -18,10 +18,10 @@ from .steps import describe_step, format_span, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..inspect import FamilyStats, JobStats, LaneStats, WaitingKind
+    from ..inspect import ChildStats, FamilyStats, JobStats, LaneStats, WaitingKind
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
-_UNFINISHED = ("queued", "parked", "in_flight", "retrying")
+_UNFINISHED = ("queued", "parked", "in_flight", "retrying", "waiting")
 
 
 def register(app: typer.Typer) -> None:
@@ -214,6 +214,7 @@ def _print_job(found: JobStats, json: bool) -> None:
             ("lane", output.format_lane(found.family, found.tenant, found.priority)),
             ("kind", found.kind or ""),
             ("unique", found.unique),
+            ("child of", found.parent or ""),
             ("enqueued", output.format_ago(found.enqueued_at)),
             ("attempt", f"{found.attempt}" if found.attempt else ""),
             ("due" if parked else "next attempt", _format_due(found.next_attempt_at)),
@@ -223,8 +224,19 @@ def _print_job(found: JobStats, json: bool) -> None:
         ]
     )
     _print_timeline(found)
+    if found.children:
+        output.print_line(f"\nchildren: {found.child_count:,}")
+        _print_children(found.children, "")
     if found.state == "done":
         output.print_line(f"\nresult\n{output.format_json(found.result)}")
+
+
+def _print_children(children: Sequence[ChildStats], indent: str) -> None:
+    """Print a tree of jobs, one a line."""
+    for each in children:
+        state = output.apply_style(each.state.replace("_", " "), _STATES.get(each.state, "cyan"))
+        output.print_line(f"{indent}{each.name}  {each.job_id}  {each.kind}  {state}")
+        _print_children(each.children, f"{indent}  ")
 
 
 def _format_due(at: float | None) -> str:

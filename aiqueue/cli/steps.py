@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _DESCRIBED = frozenset({  # events whose data `describe_step` puts into words
     "enqueued", "replayed", "parked", "due", "delivered", "started", "progress", "chunks", "retried",
-    "attempt failed", "failed", "cancelled", "dead letter", "step",
+    "attempt failed", "failed", "cancelled", "dead letter", "step", "waits",
 })  # fmt: skip
 DATA_CHARACTERS_MAX = 500  # of a result
 

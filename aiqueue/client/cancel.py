@@ -17,12 +17,13 @@ from typing import NamedTuple
 from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..documents import Documents
-from ..enqueue import Enqueued, ParkedJob, Parking, parse_parked_job
+from ..enqueue import Enqueued, Parents, ParkedJob, Parking, parse_parked_job
 from ..errors import AIQueueError, NotFound, TooLarge, Unavailable
-from ..inspect import find_job
-from ..journal import CANCELLED, RETRY, WHILE_RUNNING, Entry, Journal, RunRecord
+from ..inspect import FoundJob, find_job
+from ..journal import CANCELLED, RETRY, WHILE_RUNNING, ChildEnd, ChildRecord, Entry, Journal, RunRecord
 from ..subjects import Lane
 from ..topology import Family, Topology
+from .cancel_children import cancel_children
 
 TRIES_MAX = 8
 OWN_TRIES_MAX = 2  # after so many stale writes, the running attempt is asked to pause
@@ -51,15 +52,40 @@ class Canceller:
         self._journal = Journal(connection, topology.journal_stream.name)
         self.documents = Documents(connection, topology)
         self.parking = Parking(connection, topology)
+        self._parents = Parents(connection, topology)
 
     async def cancel_by_id(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Verdict:
-        """Cancel the job of this id, or of this `unique`, wherever it is.
+        """Cancel the job of this id, or of this `unique`, wherever it is, then its children.
 
         Raises NotFound if nothing is known of it, BadInput if several tenants or families have the id, and Unavailable;
         after that, cancelling again is safe.
         """
         found = await find_job(self._connection, self.topology, job_id, family=family, tenant=tenant)
         job_id = subjects.job_id(job_id)
+        verdict = await self._cancel_found(found, job_id)
+        if verdict.cancelled:
+            await self.cancel_children_of(found.family.name, found.tenant, job_id)
+        return verdict
+
+    async def cancel_enqueued(self, job: Enqueued) -> Verdict:
+        """Cancel the job of a handle, wherever it is, then its children. Raises Unavailable; then do it again."""
+        verdict = await self._cancel_where_it_is(job)
+        if verdict.cancelled:
+            await self.cancel_children_of(job.lane.family, job.lane.tenant, job.job_id)
+        return verdict
+
+    async def cancel_children_of(self, family: str, tenant: str, job_id: str) -> None:
+        """Cancel the children of a job that was cancelled. Raises Unavailable."""
+        await cancel_children(self._connection, self.topology, family, tenant, job_id, self._cancel_child)
+
+    async def _cancel_child(self, where: Enqueued | None, child: ChildRecord, tenant: str) -> None:
+        if where is not None:
+            await self.cancel_enqueued(where)
+        else:  # of a child that is not stored yet, or is not found, its worker sees that its parent was cancelled
+            with contextlib.suppress(NotFound):
+                await self.cancel_by_id(child.job_id, family=child.family, tenant=tenant)
+
+    async def _cancel_found(self, found: FoundJob, job_id: str) -> Verdict:
         lane = Lane(found.family.name, found.tenant, "*")
         verdict = ALREADY_ENDED
         for parked in found.parked:
@@ -73,8 +99,7 @@ class Canceller:
             return ALREADY_CANCELLED
         return verdict
 
-    async def cancel_enqueued(self, job: Enqueued) -> Verdict:
-        """Cancel the job of a handle, wherever it is. Raises Unavailable; after that, cancelling again is safe."""
+    async def _cancel_where_it_is(self, job: Enqueued) -> Verdict:
         family = self.topology.family(job.lane.family)
         if job.parking_id:
             return await self._cancel_delayed(family, job)
@@ -120,7 +145,7 @@ class Canceller:
         subject = _journal_subject(family, job.lane, job.job_id)
         newest = await self._journal.newest_of_run(subject, 0, math.inf, job.parking_id)
         if newest is not None and newest.run:
-            return await self.cancel_enqueued(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
+            return await self._cancel_where_it_is(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
         verdict = await self._write_cancelled(
             family, job.lane, job.job_id, run=0, enqueued_at=math.inf, parking_id=job.parking_id
         )
@@ -238,16 +263,24 @@ class Canceller:
         verdict = await self._write_cancelled(
             family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=dedup_key, may_run=may_run
         )
+        if verdict.cancelled:
+            await self._tell_parent(lane, job_id, stored)
         await self._connection.delete(self.parking.stream, copy.seq)
         if verdict.cancelled:
             await self.documents.end_holds(lane.tenant, stored.headers)
         return verdict
 
     async def _delete_job(self, stream: str, lane: Lane, stored: Stored) -> None:
-        """Delete a cancelled job from its stream, and release its documents."""
+        """Tell its parent of a cancelled job, delete it from its stream, and release its documents."""
+        await self._tell_parent(lane, stored.headers.get(headers.JOB_ID, ""), stored)
         await self._connection.delete(stream, stored.seq)
         if headers.DOCUMENT_REF in stored.headers:
             await self.documents.end_holds(lane.tenant, stored.headers)
+
+    async def _tell_parent(self, lane: Lane, job_id: str, stored: Stored) -> None:
+        """Tell the parent of a cancelled job, if it has one. Until then the job's message is kept: see `Parents`."""
+        end = ChildEnd(job_id, CANCELLED, reason=CANCELLED, error="it was cancelled")
+        await self._parents.report(stored.headers, lane.tenant, end, journaled=True)
 
     async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:
         """Return the last sequence of a lane that was delivered to a worker; 0 if the lane has no consumer."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import stats
+from .children import ChildStats
 from .finding import Finding, Subject
-from .lookup import JobStats, find_job, look_up
+from .lookup import FoundJob, JobStats, find_job, look_up
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from .doctor import examine
 
 __all__ = [
-    "FamilyStats", "Finding", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind", "describe_waiting", "examine",
-    "find_job", "look_up", "read_waiting_kinds", "stats", "step_of",
+    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind",
+    "describe_waiting", "examine", "find_job", "look_up", "read_waiting_kinds", "stats", "step_of",
 ]  # fmt: skip
 
 

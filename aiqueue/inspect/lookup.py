@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from .. import headers, secret_paths, subjects
@@ -13,8 +14,9 @@ from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
 from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
-from ..journal import CANCELLED, FAILED, RESULT, RETRY, Entry, entry_from_stored
+from ..journal import CANCELLED, FAILED, RESULT, RETRY, ChildRecord, Entry, entry_from_stored
 from ..topology import Family, Topology
+from .children import ChildStats, TreeBudget, describe_children
 from .lane_scan import LaneScan
 from .timeline import ENQUEUED_EVENTS, Step, build_timeline
 
@@ -22,7 +24,9 @@ ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
 ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # of those entries: chunks may be large
 SEARCHES = 2  # a job that moved between two reads of the first search is found by the second
 
-State = Literal["queued", "parked", "in_flight", "retrying", "done", "failed", "cancelled", "ended", "unknown"]
+State = Literal[
+    "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class JobStats:
     - **parked**: delayed, outside of its lane until `next_attempt_at`
     - **in_flight**: delivered and not settled. It runs, or waits to be delivered again
     - **retrying**: an attempt failed, and the next is at `next_attempt_at`
+    - **waiting**: parked until its children have ended. It looks after them by itself at `next_attempt_at`
     - **done**: `result` is its result, fetched if it is large; its entry in `entries` is a reference then
     - **cancelled**
     - **failed**: `failure` has reason and error. `dead_seq` is its dead letter, None once that is gone
@@ -42,7 +47,11 @@ class JobStats:
     - **unknown**: it has a journal, but is not among the stored jobs that were read
 
     `unique` is the caller's key, of which `job_id` is a hash; "" if the id is the key itself, or nothing names it any
-    more. `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
+    more. `parent` is the id of the job that has enqueued it; None: none, or the job has ended with a result.
+    `children`: of a job that has not ended with a result, at most CHILDREN_SHOWN of the tree; `child_count`: how many
+    it has itself.
+
+    `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
     ENTRIES_MAX entries and ENTRIES_BYTES_MAX bytes, and the newest entry. `entries_cut`: some are left out in between,
     of the timeline too.
     """
@@ -64,6 +73,9 @@ class JobStats:
     entries_cut: bool = False
     note: str = ""
     unique: str = ""
+    parent: str | None = None
+    children: tuple[ChildStats, ...] = ()
+    child_count: int = 0
 
 
 async def job(
@@ -81,7 +93,7 @@ async def job(
     Raises NotFound, UnknownFamily, InvalidToken, and BadInput if several tenants or families have this id.
     """
     search = _Search(connection, topology, job_id, family, tenant)
-    return await search.describe(await search.run())
+    return await search.describe(await search.run(), TreeBudget())
 
 
 async def find_job(
@@ -338,7 +350,12 @@ class _Search:
             return None, f"its result cannot be read: {error}"
         return secret_paths.mask(value, entry.secrets) if entry.secrets else value, ""
 
-    async def describe(self, found: FoundJob) -> JobStats:
+    async def _describe_child(self, tenant: str, budget: TreeBudget, child: ChildRecord) -> JobStats:
+        """Look up a child, with its own children. Raises NotFound."""
+        search = _Search(self._connection, self._topology, child.job_id, child.family, tenant, child.noted_at)
+        return await search.describe(await search.run(), budget)
+
+    async def describe(self, found: FoundJob, budget: TreeBudget) -> JobStats:
         """Return what is known of the job that was found. Reads its lane's consumer if the state depends on that."""
         head, letter, stored = found.head, found.letter, found.stored
         if stored is not None and not _is_cancelled(found) and _has_declared_lane(found, stored):
@@ -350,6 +367,9 @@ class _Search:
             self._job_id, found.entries, kept=kept, stored=stored, parked=found.parked, letter=letter,
             delivered=found.delivered, delivered_at=found.delivered_at, unique=found.unique,
         )  # fmt: skip
+        children, child_count = await describe_children(
+            kept, partial(self._describe_child, found.tenant, budget), budget
+        )
         lane, kind = _lane_and_kind(found)
         attempt = head.attempt if head else letter.attempt if letter else None
         message = stored or (found.parked[-1].stored if found.parked else None)
@@ -368,6 +388,7 @@ class _Search:
             result=result, failure=failure,
             dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
             entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
+            parent=_parent_of(found), children=children, child_count=child_count,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:
@@ -427,7 +448,17 @@ def _state_when_parked(job: ParkedJob) -> tuple[State, str, float | None]:
         return "parked", "due, and its lane is full: tried again within a minute", job.due_at
     if headers.REASON in job.stored.headers:
         return "parked", "it failed, and there was no space for its dead letter", job.due_at
+    if job.subject.dedup_key.startswith("w") and headers.GATHER in job.stored.headers:
+        return "waiting", "for its children", job.due_at
     return "retrying" if headers.ATTEMPT in job.stored.headers else "parked", "", job.due_at
+
+
+def _parent_of(found: FoundJob) -> str | None:
+    """Return the id of the job that has enqueued this one, as far as a stored message of it says so."""
+    messages = [each.headers for each in (found.stored, found.letter) if each is not None]
+    messages += [each.stored.headers for each in found.parked]
+    parents = [subjects.ParentRun.parse(each.get(headers.PARENT, "")) for each in messages]
+    return next((each.job_id for each in parents if each is not None), None)
 
 
 def _lane_and_kind(found: FoundJob) -> tuple[subjects.Lane | None, str | None]:

@@ -41,6 +41,7 @@ class Step:
     - **progress**, **chunks**, **trial**
     - **step**: the result of a step was kept; **called**: an outside call was about to be made
     - **retried**: an attempt failed and another follows; **attempt failed**: the same, known from the history only
+    - **waits**: the job was parked until its children end
     - **result**, **failed**, **cancelled**, **dead letter**
     - any other event of a journal
     """
@@ -154,16 +155,23 @@ def step_of(entry: Entry | StreamItem) -> Step:
         case "called":
             return replace(step, data=data.get("data"))
         case "retry":
-            delay_s = data.get("delay_s")
-            until = None
-            if isinstance(delay_s, int | float) and 0 <= delay_s < MAX_AGE_S:
-                until = entry.time + delay_s
-            return replace(step, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
+            return _retry_step(step, entry, data)
         case "failed" | "cancelled":
             text, reason = _text_in(data, "error"), _text_in(data, "reason")
             return replace(step, text=text, reason=reason, worker=_last_worker(data))
         case _:
             return replace(step, data=entry.data)
+
+
+def _retry_step(step: Step, entry: Entry | StreamItem, data: Mapping[str, Any]) -> Step:
+    """Return the step of a `retry`. A job that waits for its children writes one of the attempt before."""
+    if isinstance(data.get("children"), int):
+        return replace(step, event="waits", text=f"for {data['children']:,} children", attempt=entry.attempt + 1)
+    delay_s = data.get("delay_s")
+    until = None
+    if isinstance(delay_s, int | float) and 0 <= delay_s < MAX_AGE_S:
+        until = entry.time + delay_s
+    return replace(step, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
 
 
 def _text_in(data: Mapping[str, Any], name: str) -> str:

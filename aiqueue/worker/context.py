@@ -145,13 +145,21 @@ class JobContext(RunningAttempt):
             )
         return self._gathering
 
-    async def forget_checkpoints(self) -> None:
-        """Delete what the run keeps, because the run has ended. A failure is harmless: it expires."""
-        if self._checkpoints is not None:
-            try:
+    async def forget_checkpoints(self, *, cancelled: bool = False) -> None:
+        """Delete what the run keeps, because the run has ended. A failure is harmless: it expires.
+
+        `cancelled`: the children of the run are cancelled too, and what it keeps of them is left to the canceller. A
+        child may have children that its canceller has not found.
+        """
+        is_child = headers.PARENT in self._opened.raw.headers if cancelled and not self._opened.plain else False
+        try:
+            if cancelled and (is_child or (self._checkpoints is not None and self._checkpoints.children)):
+                cancels = self._resources.children.client.cancels
+                await cancels.cancel_children_of(self._opened.family.name, self._delivery.tenant, self._opened.job_id)
+            elif self._checkpoints is not None:
                 await self._checkpoints.forget()
-            except AIQueueError as error:
-                log.debug("%s: not deleted, and will expire: %s", self._checkpoints.subject, error)
+        except AIQueueError as error:
+            log.debug("job %s: what it keeps is not deleted, and will expire: %s", self._opened.job_id, error)
 
     @property
     def journal_key(self) -> tuple[str, int]:

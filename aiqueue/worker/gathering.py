@@ -17,6 +17,7 @@ from ..errors import BadInput, NotFound, Stale
 from ..inspect import look_up
 from ..job import Child, ChildOutcome, ChildSpec, Wait
 from ..journal import (
+    CANCELLED,
     CHILDREN_MAX,
     LOST,
     RESULT,
@@ -53,6 +54,14 @@ class ChildrenResources:
         self.client = client
         self.jobs = ChildJobs(client.connection, client.topology)
         self.stream = client.topology.checkpoints_stream.name
+
+    async def is_parent_cancelled(self, job_headers: Mapping[str, str], tenant: str) -> bool:
+        """Return whether the run that has enqueued a job was cancelled: then the job must not start."""
+        parent = ParentRun.parse(job_headers.get(headers.PARENT, ""))
+        if parent is None:
+            return False
+        newest = await self.client.connection.last(self.stream, parent.checkpoints(tenant))
+        return newest is not None and newest.headers.get(headers.EVENT) == CANCELLED
 
     def duplicate_window_s(self, family: str) -> float:
         """Return for how long the stream of a family knows the ids that it has stored."""

@@ -252,10 +252,13 @@ class Runner:
                     await self._reread_journal(delivery, opened, context.writer)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
                 if isinstance(outcome, Returned | Cancelled):
-                    await context.forget_checkpoints()
+                    await context.forget_checkpoints(cancelled=isinstance(outcome, Cancelled))
             except Stale as stale:
+                was_cancelled = isinstance(outcome, Cancelled)
                 outcome = AlreadyEnded() if stale.ended else TakenOver()
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
+                if was_cancelled and stale.ended:
+                    await context.forget_checkpoints(cancelled=True)
         except asyncio.CancelledError:
             await settlement.release(delivery)
             raise
@@ -298,6 +301,10 @@ class Runner:
         if not opened.plain:
             if (known := self._outcome_without_run(delivery, opened)) is not None:
                 return known
+            if headers.PARENT in opened.raw.headers and await self._resources.children.is_parent_cancelled(
+                opened.raw.headers, delivery.tenant
+            ):
+                return Cancelled()
             contended = delivery.delivery_count > 1 or headers.PARKED in opened.raw.headers or opened.family.claim
             if contended and handler is not None and (writer := context.writer) is not None:
                 held = await self._run_claims.claim(delivery, opened, writer)

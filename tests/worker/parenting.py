@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import aiqueue
 
 from .stepping import FAST, note, noted
 
-__all__ = ["FAST", "Book", "Leaf", "Page", "book", "book_sync", "note", "noted", "page"]
+__all__ = ["FAST", "Book", "Leaf", "Page", "book", "book_sync", "note", "noted", "page", "slow_page", "tree"]
 
 
 class Page(aiqueue.Message, kind="page"):
@@ -48,6 +49,22 @@ async def book(job: aiqueue.Job[Book]) -> Any:
 def book_sync(job: aiqueue.Job[Book]) -> Any:
     note(job.message.log, f"book {job.attempt}")
     return _end(job, job.gather_sync(children(job.message), on_failed=job.message.on_failed))  # type: ignore[arg-type]
+
+
+async def tree(job: aiqueue.Job[Book]) -> Any:
+    """`ends_at` more levels of books, with pages at the end."""
+    log, levels = job.message.log, job.message.ends_at
+    note(log, f"book {job.id}")
+    if levels:
+        made: list[Any] = [(f"b-{n}", Book(log=log, pages=job.message.pages, ends_at=levels - 1)) for n in range(3)]
+    else:
+        made = [(f"p-{n}", Page(log=log, n=n)) for n in range(job.message.pages)]
+    return await job.gather(made)
+
+
+async def slow_page(job: aiqueue.Job[Page]) -> None:
+    note(job.message.log, f"page {job.id}")
+    await asyncio.sleep(0.5)
 
 
 async def page(job: aiqueue.Job[Page]) -> Any:

@@ -267,3 +267,30 @@ async def test_a_failed_child_fails_its_gathering_when_all_have_ended(client: ai
     [first, second, third] = await run(client, Book(log=log, fails="reject", on_failed="return"))
     assert (first, third) == ({"n": 0}, {"n": 2})
     assert "torn" in second
+
+
+async def test_inspect_shows_a_job_and_its_children_as_a_tree(client: aiqueue.Client, tmp_path: Path) -> None:
+    async def handler(job: aiqueue.Job[Book]) -> Any:
+        made: list[Any] = [("page", Page(log=job.message.log, n=1)), ("leaf", Leaf(n=1))]
+        if job.message.pages:
+            made.append(("book", Book(log=job.message.log, pages=0)))
+        return await job.gather(made)
+
+    async with worker_of(handler).running(client):
+        parent = await client.enqueue(Book(log=str(tmp_path / "log")), tenant="acme")
+
+        async def settled() -> None:
+            found = await stats.job(client.connection, client.topology, parent.id)
+            assert found.state == "waiting"
+            assert found.child_count == 3
+            assert [(each.name, each.state) for each in found.children] == [
+                ("page", "done"), ("leaf", "queued"), ("book", "waiting"),
+            ]  # fmt: skip
+            below = found.children[2].children
+            assert [(each.name, each.state) for each in below] == [("page", "done"), ("leaf", "queued")]
+
+        await eventually(settled)
+        found = await stats.job(client.connection, client.topology, parent.id)
+        assert next(step.text for step in found.timeline if step.event == "waits") == "for 3 children"
+        child = await stats.job(client.connection, client.topology, found.children[1].job_id)
+        assert child.parent == parent.id

@@ -1,0 +1,70 @@
+"""The children of a job: read from what its run keeps, as a tree of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import NotFound
+from ..journal import ChildEnd, ChildRecord, Entry, children_of_entry
+
+if TYPE_CHECKING:
+    from .lookup import JobStats
+
+CHILDREN_SHOWN = 100  # jobs of one tree that are looked up or listed
+
+_STATE_OF = {"result": "done"}
+Describe = Callable[[ChildRecord], Awaitable["JobStats"]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStats:
+    """A child of a job. `state`: as of JobStats. `children`: its own, if it has not ended."""
+
+    name: str
+    job_id: str
+    family: str
+    kind: str
+    state: str
+    children: tuple[ChildStats, ...] = ()
+
+
+class TreeBudget:
+    """How many more jobs of one tree may be listed."""
+
+    def __init__(self) -> None:
+        self.left = CHILDREN_SHOWN
+
+
+async def describe_children(
+    kept: Sequence[Entry], describe: Describe, budget: TreeBudget
+) -> tuple[tuple[ChildStats, ...], int]:
+    """Return the children of a job by what its runs keep, as far as the budget allows, and how many there are.
+
+    `describe`: looks up a child that has not ended.
+    """
+    records: dict[str, ChildRecord] = {}
+    ends: dict[str, str] = {}
+    for entry in kept:
+        if entry.event == "children":
+            records.update({each.name: each for each in children_of_entry(entry)})
+        elif entry.event == "ended" and isinstance(entry.data, dict):
+            plain = entry.data.get("ends")
+            found = [ChildEnd.from_plain(each) for each in plain] if isinstance(plain, list) else []
+            ends.update({end.job_id: _STATE_OF.get(end.event, end.event) for end in found if end is not None})
+    shown = []
+    for record in records.values():
+        if budget.left <= 0:
+            break
+        budget.left -= 1
+        state = ends.get(record.job_id, "")
+        children: tuple[ChildStats, ...] = ()
+        if not state:
+            try:
+                known = await describe(record)
+                state, children = known.state, known.children
+            except NotFound:
+                state = "unknown"
+        shown.append(ChildStats(record.name, record.job_id, record.family, record.kind, state, children))
+    return tuple(shown), len(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,6 +21,8 @@ from ..topology import Family
 from ..units import Duration, Time, parse_duration
 from .cancel import Canceller, Verdict
 from .reschedule import reschedule
+
+tasks_awaiting_results: set[asyncio.Task[object]] = set()  # a worker looks whether all of its handlers are among them
 
 
 class Handle(Generic[R_co]):
@@ -82,7 +85,8 @@ class Handle(Generic[R_co]):
         The result is of the type that the message's class declares, ``Message[Summary]``. Without such a type it is
         plain data: times, dates, UUIDs, decimals and the like are text, as in JSON. Secrets are whole.
 
-        A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs.
+        A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs. Use
+        `Job.gather` there, which holds none.
 
         Raises JobFailed (JobCancelled for a cancelled job), ResultTimeout, ResultDisabled if a worker has ended the job
         but its handler keeps no results, JobGone if the job is gone without an outcome, for example because it was
@@ -90,6 +94,16 @@ class Handle(Generic[R_co]):
         as the journal's stream keeps them (a day).
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
+        task = asyncio.current_task()
+        if task is None or task in tasks_awaiting_results:
+            return await self._await_result(left_s)
+        tasks_awaiting_results.add(task)
+        try:
+            return await self._await_result(left_s)
+        finally:
+            tasks_awaiting_results.discard(task)
+
+    async def _await_result(self, left_s: float | None) -> R_co:
         end, run = time.monotonic() + (left_s or 0.0), self._run
         while True:
             entry, gone = None, None
@@ -120,7 +134,7 @@ class Handle(Generic[R_co]):
         data = entry.data
         if entry.document is not None:
             data = await self._cancels.documents.read_result(
-                entry.document, None if timeout is None else max(0.0, end - time.monotonic())
+                entry.document, None if left_s is None else max(0.0, end - time.monotonic())
             )
         if self._model is None:
             return data  # type: ignore[no-any-return]

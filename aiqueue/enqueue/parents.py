@@ -58,7 +58,7 @@ class Parents:
         """Tell the parent of a job, if it has one, that the job has ended. Returns when that is stored.
 
         `journaled`: the child's journal or dead letter has its end, where the parent looks now and then. Then it is
-        only logged if the report cannot be stored. Raises Unavailable, and else QueueFull, NotFound, AccessDenied.
+        only logged if the report cannot be stored. Raises Unavailable, and else QueueFull, AccessDenied.
         """
         parent = ParentRun.parse(job_headers.get(headers.PARENT, ""))
         if parent is None:
@@ -72,7 +72,7 @@ class Parents:
                 while any(each is end for each in queue.ends):  # else another caller has stored it with its own
                     await self._store_some(parent, tenant, queue)
         except (QueueFull, NotFound, AccessDenied) as error:
-            if not journaled:
+            if not journaled and not isinstance(error, NotFound):  # without the stream, nobody waits
                 raise
             if not self._warned:
                 log.warning(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from .. import headers
+from ..connection import Stored
+from ..enqueue import DeadLetter
 from ..errors import NotFound
 from ..journal import ChildEnd, ChildRecord, Entry, children_of_entry
-
-if TYPE_CHECKING:
-    from .lookup import JobStats
+from ..subjects import ParentRun
 
 CHILDREN_SHOWN = 100  # jobs of one tree that are looked up or listed
 
 _STATE_OF = {"result": "done"}
-Describe = Callable[[ChildRecord], Awaitable["JobStats"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,9 @@ class ChildStats:
     children: tuple[ChildStats, ...] = ()
 
 
+Describe = Callable[[ChildRecord], Awaitable[tuple[str, tuple[ChildStats, ...]]]]
+
+
 class TreeBudget:
     """How many more jobs of one tree may be listed."""
 
@@ -37,12 +39,18 @@ class TreeBudget:
         self.left = CHILDREN_SHOWN
 
 
+def find_parent(messages: Sequence[Stored | DeadLetter | None]) -> str | None:
+    """Return the id of the job that has enqueued a job, by what is stored of the latter; None: none, or not known."""
+    parents = [ParentRun.parse(each.headers.get(headers.PARENT, "")) for each in messages if each is not None]
+    return next((each.job_id for each in parents if each is not None), None)
+
+
 async def describe_children(
     kept: Sequence[Entry], describe: Describe, budget: TreeBudget
 ) -> tuple[tuple[ChildStats, ...], int]:
     """Return the children of a job by what its runs keep, as far as the budget allows, and how many there are.
 
-    `describe`: looks up a child that has not ended.
+    `describe`: returns state and children of a child that has not ended.
     """
     records: dict[str, ChildRecord] = {}
     ends: dict[str, str] = {}
@@ -62,8 +70,7 @@ async def describe_children(
         children: tuple[ChildStats, ...] = ()
         if not state:
             try:
-                known = await describe(record)
-                state, children = known.state, known.children
+                state, children = await describe(record)
             except NotFound:
                 state = "unknown"
         shown.append(ChildStats(record.name, record.job_id, record.family, record.kind, state, children))

@@ -16,7 +16,7 @@ from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Park
 from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, RETRY, ChildRecord, Entry, entry_from_stored
 from ..topology import Family, Topology
-from .children import ChildStats, TreeBudget, describe_children
+from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .lane_scan import LaneScan
 from .timeline import ENQUEUED_EVENTS, Step, build_timeline
 
@@ -189,14 +189,9 @@ class _Search:
     """One search for a job id: what was found by family and tenant, and how much of the lanes may still be read."""
 
     def __init__(
-        self,
-        connection: Connection,
-        topology: Topology,
-        job_id: str,
-        family: str | None,
-        tenant: str | None,
+        self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None,
         since: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`since`: when the job was stored at the earliest, if its id does not say it."""
         self._connection = connection
         self._topology = topology
@@ -350,10 +345,13 @@ class _Search:
             return None, f"its result cannot be read: {error}"
         return secret_paths.mask(value, entry.secrets) if entry.secrets else value, ""
 
-    async def _describe_child(self, tenant: str, budget: TreeBudget, child: ChildRecord) -> JobStats:
-        """Look up a child, with its own children. Raises NotFound."""
+    async def _describe_child(
+        self, tenant: str, budget: TreeBudget, child: ChildRecord
+    ) -> tuple[State, tuple[ChildStats, ...]]:
+        """Return the state of a child, and its own children. Raises NotFound."""
         search = _Search(self._connection, self._topology, child.job_id, child.family, tenant, child.noted_at)
-        return await search.describe(await search.run(), budget)
+        found = await search.describe(await search.run(), budget)
+        return found.state, found.children
 
     async def describe(self, found: FoundJob, budget: TreeBudget) -> JobStats:
         """Return what is known of the job that was found. Reads its lane's consumer if the state depends on that."""
@@ -388,7 +386,7 @@ class _Search:
             result=result, failure=failure,
             dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
             entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
-            parent=_parent_of(found), children=children, child_count=child_count,
+            parent=find_parent([message, letter]), children=children, child_count=child_count,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:
@@ -451,14 +449,6 @@ def _state_when_parked(job: ParkedJob) -> tuple[State, str, float | None]:
     if job.subject.dedup_key.startswith("w") and headers.GATHER in job.stored.headers:
         return "waiting", "for its children", job.due_at
     return "retrying" if headers.ATTEMPT in job.stored.headers else "parked", "", job.due_at
-
-
-def _parent_of(found: FoundJob) -> str | None:
-    """Return the id of the job that has enqueued this one, as far as a stored message of it says so."""
-    messages = [each.headers for each in (found.stored, found.letter) if each is not None]
-    messages += [each.stored.headers for each in found.parked]
-    parents = [subjects.ParentRun.parse(each.get(headers.PARENT, "")) for each in messages]
-    return next((each.job_id for each in parents if each is not None), None)
 
 
 def _lane_and_kind(found: FoundJob) -> tuple[subjects.Lane | None, str | None]:

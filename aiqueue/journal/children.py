@@ -24,7 +24,7 @@ from .entries import CANCELLED, RESULT, Entry
 CHILDREN, ENDED, WAITS = "children", "ended", "waits"
 LOST = "lost"  # how a child has ended of which nothing is left; never stored
 CHILDREN_MAX = 5_000  # of one run: the stream keeps 10,000 entries on a subject
-CHILDREN_AT_ONCE = 1_000  # in one entry
+CHILDREN_AT_ONCE = 500  # in one entry
 RESULT_BYTES_MAX = 64 * 1024  # of a child's result in an entry; a larger one stands in the child's journal only
 TRIES_MAX = 200
 PAUSE_S = 0.01  # between tries, a random part of it
@@ -104,6 +104,8 @@ class ChildEnd(NamedTuple):
     @classmethod
     def of_entry(cls, job_id: str, entry: Entry, enqueued_at: float) -> ChildEnd:
         """Return what the final entry of a child's journal says."""
+        if entry.event == RESULT and entry.document is not None:
+            return cls(job_id, RESULT, large=True, run=entry.run, enqueued_at=enqueued_at)
         if entry.event == RESULT:
             return cls.of_value(job_id, entry.data, run=entry.run, enqueued_at=enqueued_at)
         data = entry.data if isinstance(entry.data, dict) else {}

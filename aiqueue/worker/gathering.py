@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from .. import codec, headers, subjects
 from ..client import Client
 from ..enqueue import ChildJobs, inherited_headers
-from ..errors import BadInput, NotFound, Stale
+from ..errors import AccessDenied, BadInput, NotFound, Stale
 from ..inspect import look_up
 from ..job import Child, ChildOutcome, ChildSpec, Wait
 from ..journal import (
@@ -60,7 +60,10 @@ class ChildrenResources:
         parent = ParentRun.parse(job_headers.get(headers.PARENT, ""))
         if parent is None:
             return False
-        newest = await self.client.connection.last(self.stream, parent.checkpoints(tenant))
+        try:
+            newest = await self.client.connection.last(self.stream, parent.checkpoints(tenant))
+        except (NotFound, AccessDenied):
+            return False
         return newest is not None and newest.headers.get(headers.EVENT) == CANCELLED
 
     def duplicate_window_s(self, family: str) -> float:
@@ -250,6 +253,10 @@ class Gathering:
         subject = subjects.journal(family.journal, self._tenant, record.job_id)
         entry = (await client.journal.read_run(subject, end.run, end.enqueued_at)).newest
         if entry is None or entry.event != RESULT:
+            return None
+        if entry.document is not None:
+            with contextlib.suppress(NotFound):
+                return await client.documents.read_result_body(entry.document)
             return None
         return codec.encode(entry.data)
 

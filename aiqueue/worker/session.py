@@ -22,6 +22,7 @@ from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLa
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from .announcer import Announcer, describe_jobs
+from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gathering import ChildrenResources
 from .rights import Rights
@@ -92,6 +93,7 @@ class Session:
         self._last_delivery_at: float | None = None  # monotonic seconds
         self._mean_handler_s: float | None = None
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
+        self._awaited_results = AwaitedResults(options.slots)
         self._returning: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stack = AsyncExitStack()
@@ -149,6 +151,7 @@ class Session:
 
     def _describe(self) -> dict[str, Any]:
         """Return the part of the worker's record that changes, and what it serves."""
+        self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
         return {**self.vitals(), "tenants": tenants, "jobs": jobs}

@@ -294,3 +294,17 @@ async def test_inspect_shows_a_job_and_its_children_as_a_tree(client: aiqueue.Cl
         assert next(step.text for step in found.timeline if step.event == "waits") == "for 3 children"
         child = await stats.job(client.connection, client.topology, found.children[1].job_id)
         assert child.parent == parent.id
+
+
+async def test_a_worker_whose_handlers_all_await_results_says_what_to_use(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("aiqueue.worker.announcer.EVERY_S", 0.2)
+
+    async def handler(job: aiqueue.Job[Book]) -> Any:
+        return await (await client.enqueue(Page(log=job.message.log, n=1), tenant="acme")).result()
+
+    async with worker_of(handler).running(client):
+        parent = await client.enqueue(Book(log=str(tmp_path / "log")), tenant="acme")
+        await eventually(lambda: "`job.gather`, which holds no slot" in caplog.text)
+        assert await parent.cancel()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from . import stats
 from .children import ChildStats
 from .finding import Finding, Subject
-from .lookup import FoundJob, JobStats, find_job, look_up
+from .found_job import FoundJob
+from .lookup import JobStats, find_job, look_up
 from .stats import FamilyStats, LaneStats
 from .timeline import Step, step_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds

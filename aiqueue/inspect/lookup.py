@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from .. import headers, secret_paths, subjects
+from .. import secret_paths, subjects
 from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
-from ..enqueue import DeadLetter, DeadLetters, Enqueued, Filter, ParkedJob, Parking
+from ..enqueue import DeadLetters, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
-from ..journal import CANCELLED, FAILED, RESULT, RETRY, ChildRecord, Entry, entry_from_stored
+from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
+from .found_job import (
+    FoundJob,
+    State,
+    has_declared_lane,
+    is_cancelled,
+    is_written_by,
+    lane_and_kind,
+    state_in_lane,
+    state_when_parked,
+)
 from .lane_scan import LaneScan
 from .timeline import ENQUEUED_EVENTS, Step, build_timeline
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
 ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # of those entries: chunks may be large
 SEARCHES = 2  # a job that moved between two reads of the first search is found by the second
-
-State = Literal[
-    "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,74 +120,6 @@ async def look_up(
         return await search.run()
     except NotFound:
         return FoundJob(topology.family(family), tenant, limited=True) if search.limited else None
-
-
-@dataclass(slots=True)
-class FoundJob:
-    """Everything that is stored of a job id in one family and tenant.
-
-    `stored` is the job in its lane. If it was delivered at least once, `delivered` is set, and `delivered_at` if the
-    server still knows when. `has_consumer`: the lane has one. `_Search.describe` reads these three. `limited`: lanes
-    had more jobs than were read.
-    """
-
-    family: Family
-    tenant: str
-    parked: list[ParkedJob] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    entries_cut: bool = False
-    letter: DeadLetter | None = None
-    stored: Stored | None = None
-    has_consumer: bool = False
-    delivered: bool = False
-    delivered_at: float | None = None
-    limited: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no trace of the job."""
-        return not (self.parked or self.entries or self.letter or self.stored)
-
-    @property
-    def head(self) -> Entry | None:
-        """The newest entry of the journal, of any run."""
-        return self.entries[-1] if self.entries else None
-
-    @property
-    def run_head(self) -> Entry | None:
-        """The newest entry of the journal, if the job in the lane wrote it."""
-        head = self.head
-        return head if head is not None and self.stored is not None and _is_written_by(head, self.stored) else None
-
-    @property
-    def unique(self) -> str:
-        """The caller's key, as far as anything that is stored names it."""
-        messages = [each.stored.headers for each in self.parked] + ([self.stored.headers] if self.stored else [])
-        keys = [headers.unique_key(each) for each in messages] + ([self.letter.unique] if self.letter else [])
-        return next(filter(None, [*keys, *(each.unique for each in reversed(self.entries))]), "")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the lane need not be searched. A failed job without a dead letter may have been replayed."""
-        return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
-
-    def to_enqueued(self, job_id: str, parking_stream: str) -> Enqueued:
-        """Return the job as the client that enqueued it knows it."""
-        lane = subjects.Lane(self.family.name, self.tenant, "*")
-        if self.stored is not None:
-            run, _ = headers.run(self.stored.headers, self.stored.seq, self.stored.time)
-            lane = subjects.parse_lane(self.stored.subject) or lane
-            return Enqueued(job_id, lane, self.family.stream, run, True)
-        if self.parked:
-            last = self.parked[-1]
-            if last.run:
-                return Enqueued(job_id, last.subject.lane, self.family.stream, last.run, True)
-            seq = last.stored.seq
-            return Enqueued(job_id, last.subject.lane, parking_stream, seq, True, last.due_at, last.parking_id)
-        if self.head is not None and not self.head.run:  # delayed, and cancelled before it was due
-            return Enqueued(job_id, lane, self.family.stream, 0, True, None, self.head.parking_id)
-        run = self.head.run if self.head is not None else 1
-        return Enqueued(job_id, self.letter.lane if self.letter else lane, self.family.stream, run, True)
 
 
 class _Search:
@@ -356,7 +293,7 @@ class _Search:
     async def describe(self, found: FoundJob, budget: TreeBudget) -> JobStats:
         """Return what is known of the job that was found. Reads its lane's consumer if the state depends on that."""
         head, letter, stored = found.head, found.letter, found.stored
-        if stored is not None and not _is_cancelled(found) and _has_declared_lane(found, stored):
+        if stored is not None and not is_cancelled(found) and has_declared_lane(found, stored):
             await self._read_delivery(found, stored)
         state, note, next_attempt_at = self._state(found)
         kept = [] if state == "done" else await self._read_kept(found)  # a job that is done has deleted them
@@ -368,10 +305,10 @@ class _Search:
         children, child_count = await describe_children(
             kept, partial(self._describe_child, found.tenant, budget), budget
         )
-        lane, kind = _lane_and_kind(found)
+        lane, kind = lane_and_kind(found)
         attempt = head.attempt if head else letter.attempt if letter else None
         message = stored or (found.parked[-1].stored if found.parked else None)
-        if head is not None and message is not None and not _is_written_by(head, message):
+        if head is not None and message is not None and not is_written_by(head, message):
             attempt = None
         failure: Mapping[str, Any] | None = None
         if state == "failed" and letter is not None:
@@ -392,9 +329,9 @@ class _Search:
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:
         """Return the state, its note, and the time of the next attempt if one is planned."""
         if found.stored is not None:
-            return _state_in_lane(found, found.stored)
+            return state_in_lane(found, found.stored)
         if found.parked:
-            return _state_when_parked(found.parked[-1])
+            return state_when_parked(found.parked[-1])
         if found.letter is not None:
             return "failed", "", None
         last = found.head.event if found.head else ""
@@ -407,65 +344,3 @@ class _Search:
         if self._scan.limited:
             return "unknown", f"not among {self._scan.searched}; there are more, which were not searched", None
         return "ended", "it is not stored any more and left no result: its handler keeps none, or it was purged", None
-
-
-def _is_cancelled(found: FoundJob) -> bool:
-    """Whether the job in the lane is cancelled, and only its message is left."""
-    return found.run_head is not None and found.run_head.event == CANCELLED
-
-
-def _has_declared_lane(found: FoundJob, stored: Stored) -> bool:
-    lane = subjects.parse_lane(stored.subject)
-    return lane is not None and lane.priority in found.family.priorities
-
-
-def _state_in_lane(found: FoundJob, stored: Stored) -> tuple[State, str, float | None]:
-    """Return the state of a job in its lane, after `_Search._read_delivery`."""
-    if _is_cancelled(found):
-        return "cancelled", "a worker will remove it from its lane", None
-    if not _has_declared_lane(found, stored):
-        return "queued", "in a lane that its family does not declare: no worker will run it", None
-    if not found.has_consumer:
-        return "queued", "no worker serves its lane at the moment", None
-    if not found.delivered:
-        return "queued", "", None
-    head = found.run_head
-    if head is not None and head.event == RETRY and isinstance(head.data, dict):
-        delay_s = head.data.get("delay_s")
-        if isinstance(delay_s, int | float) and 0 <= delay_s < 1e9:  # other programs can write to a journal
-            due_at = head.time + delay_s
-            if due_at > time.time():
-                return "retrying", "", due_at
-    return "in_flight", "delivered to a worker and not settled: it runs, or waits to be delivered again", None
-
-
-def _state_when_parked(job: ParkedJob) -> tuple[State, str, float | None]:
-    if job.subject.is_due:
-        return "parked", "due: waits for a worker to move it to its lane", job.due_at
-    if headers.WAITED in job.stored.headers:
-        return "parked", "due, and its lane is full: tried again within a minute", job.due_at
-    if headers.REASON in job.stored.headers:
-        return "parked", "it failed, and there was no space for its dead letter", job.due_at
-    if job.subject.dedup_key.startswith("w") and headers.GATHER in job.stored.headers:
-        return "waiting", "for its children", job.due_at
-    return "retrying" if headers.ATTEMPT in job.stored.headers else "parked", "", job.due_at
-
-
-def _lane_and_kind(found: FoundJob) -> tuple[subjects.Lane | None, str | None]:
-    default = found.family.default_kind
-    if found.stored is not None:
-        return subjects.parse_lane(found.stored.subject), found.stored.headers.get(headers.KIND) or default
-    if found.parked:
-        last = found.parked[-1]
-        return last.subject.lane, last.stored.headers.get(headers.KIND) or default
-    return (found.letter.lane, found.letter.kind) if found.letter else (None, None)
-
-
-def _is_written_by(entry: Entry, stored: Stored) -> bool:
-    """Whether an entry was written by this stored job, and not by an earlier one of the same id."""
-    job_headers = stored.headers
-    if entry.parking_id and entry.parking_id == headers.parking_id(job_headers):
-        return True
-    run = headers.number(job_headers.get(headers.RUN, "")) or stored.seq
-    enqueued_at = headers.decimal(job_headers.get(headers.ENQUEUED, "")) or stored.time
-    return entry.run == run and entry.time >= enqueued_at

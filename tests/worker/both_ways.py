@@ -162,6 +162,8 @@ class Run:
             return self.time(float(value), family)
         if name == headers.RUN:
             return self.run_name(headers.number(value), tenant, family)
+        if name == headers.DOCUMENT_REF and subjects.made_at(value):
+            return "a new hold"
         if name == headers.RESUMES and "-" in value:
             number = headers.number(value.partition("-")[0])
             return f"that of {self.run_name(number, tenant, family)}" if number else value

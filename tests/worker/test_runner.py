@@ -47,9 +47,10 @@ OPTIONAL = {
 async def runner_without_server(families: Mapping[str, Family] = TOPOLOGY.families) -> Runner:
     journal: Any = SimpleNamespace(connection=Connection(Settings()))  # not open: its clock is the local one
     nothing: Any = None
+    documents: Any = SimpleNamespace(inline_max=256 * 1024)
     return Runner(
         SimpleNamespace(journal=journal),  # type: ignore[arg-type]
-        WorkerResources(journal, nothing, families, "AI_CHECKPOINTS", nothing),
+        WorkerResources(journal, documents, families, "AI_CHECKPOINTS", nothing),
         nothing,
         handlers=Handlers(),
         worker="w",

@@ -211,7 +211,7 @@ EXPECTED = {  # some of what must be left: replies to the server, and the events
         ("kept", "", "error", [NAK, "+ACK"], ["retry", "started", "result"]),
         ("kept", "", "retry late", ["+ACK"], ["retry"]),
         ("kept", "", "reject", ["+ACK"], ["failed"]),
-        ("kept", "", "too large", ["+ACK"], ["failed"]),
+        ("kept", "", "too large", ["+ACK"], ["result"]),
         ("kept", "", "lost", [], []),
         ("kept", "", "ended", ["+ACK"], []),
         ("kept", "", "cancel_job_and_return", ["+ACK"], ["cancelled"]),

@@ -39,6 +39,7 @@ from aiqueue.journal import (
 )
 from aiqueue.topology import provision
 from aiqueue.worker import settlement, takeover
+from aiqueue.worker.replies import Replies
 from aiqueue.worker.settlement import Settlement
 
 from ..support import Cluster, NatsProcess, eventually
@@ -462,24 +463,28 @@ async def stored(client: aiqueue.Client, stream: str) -> int:
     return int((await client.connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
 
 
-@pytest.mark.parametrize("cut_off", ["_ack", "_park_or_nak"], ids=["before the ack", "before it is parked"])
+@pytest.mark.parametrize(
+    ("part", "cut_off"),
+    [(Replies, "ack"), (Settlement, "_park_or_nak")],
+    ids=["before the ack", "before it is parked"],
+)
 async def test_a_long_retry_is_kept_when_its_worker_dies_before_it_has_said_all(
-    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, cut_off: str
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, part: type[Any], cut_off: str
 ) -> None:
     ran, died, worker = [], [], aiqueue.Worker()
-    whole = getattr(Settlement, cut_off)
+    whole = getattr(part, cut_off)
 
     @worker.handle(Fence)
     async def run(job: aiqueue.Job[Fence]) -> None:
         ran.append(job.attempt)
         raise aiqueue.Retry("not yet", after="10m")
 
-    async def dies(self: Settlement, *args: Any) -> None:
+    async def dies(self: Any, *args: Any) -> None:
         if died:
             await whole(self, *args)
         died.append(args)
 
-    monkeypatch.setattr(Settlement, cut_off, dies)
+    monkeypatch.setattr(part, cut_off, dies)
     await client.enqueue(Fence(), tenant="acme")
     async with worker.running(client):
         await eventually(lambda: len(died) > 1)
@@ -500,19 +505,19 @@ async def test_what_is_left_of_a_job_that_went_on_from_parking_is_taken_away(
 ) -> None:
     monkeypatch.setattr(settlement, "PARK_AFTER_S", 0.0)
     ran, acks, worker = [], [], aiqueue.Worker()
-    whole = Settlement._ack
+    whole = Replies.ack
 
     @worker.handle(Fence)
     async def run(job: aiqueue.Job[Fence]) -> None:
         ran.append(job.attempt)
         raise aiqueue.Retry("not yet", after=0.1 if job.attempt < 3 else "10m")
 
-    async def lost(self: Settlement, *args: Any) -> None:
+    async def lost(self: Replies, *args: Any) -> None:
         acks.append(args)
         if len(acks) > 1:
             await whole(self, *args)
 
-    monkeypatch.setattr(Settlement, "_ack", lost)
+    monkeypatch.setattr(Replies, "ack", lost)
     await client.enqueue(Fence(), tenant="acme")
     async with worker.running(client):
         await eventually(lambda: len(ran) == 3)

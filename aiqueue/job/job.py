@@ -306,9 +306,9 @@ class Job(Generic[M_co]):
         ancestors. If this job is cancelled, its children are too. Raises BadInput, QueueFull, Unavailable; Stale if
         another attempt has taken over the job: do not catch Stale.
         """
-        self._use_child_names([name])
-        spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
-        return (await self._progress.enqueue_children([spec]))[0]
+        with self._child_names_used([name]):
+            spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
+            return (await self._progress.enqueue_children([spec]))[0]
 
     async def gather(
         self,
@@ -332,9 +332,10 @@ class Job(Generic[M_co]):
         found = check_gathered(children)
         if on_failed not in ("raise", "return"):
             raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
-        self._use_child_names([name for name, message in found if message is not None])
-        specs = [make_child_spec(name, message, priority=priority) for name, message in found if message is not None]
-        outcomes = await self._progress.gather_children(specs, [name for name, _ in found])
+        new = [(name, message) for name, message in found if message is not None]
+        with self._child_names_used([name for name, _ in new]):
+            specs = [make_child_spec(name, message, priority=priority) for name, message in new]
+            outcomes = await self._progress.gather_children(specs, [name for name, _ in found])
         if isinstance(outcomes, Wait):
             raise WaitsForChildren(outcomes)
         results = [value_of_outcome(name, outcome) for (name, _), outcome in zip(found, outcomes, strict=True)]
@@ -369,18 +370,26 @@ class Job(Generic[M_co]):
         work = self.gather(children, on_failed=on_failed, priority=priority)
         return run_from_thread(work, self._progress.loop, "`gather` and not `gather_sync`")
 
-    def _use_child_names(self, names: Sequence[str]) -> None:
-        """Note which children this run of the handler has made. Raises BadInput within a step, or for a second use."""
+    @contextlib.contextmanager
+    def _child_names_used(self, names: Sequence[str]) -> Iterator[None]:
+        """Note which children this run of the handler makes. An error takes that back, so that it can try again.
+
+        Raises BadInput within a step, or for a second use of a name.
+        """
         _refuse_in_step("enqueue or gather")
         if not hasattr(self, "_child_names"):  # made here, so that a job without children costs nothing
             self._child_names: set[str] = set()
         used = self._child_names
-        for name in names:
-            if name in used:
-                raise BadInput(
-                    f"a second child {name!r} in one run of the handler: number the children of a loop, as in 'page-1'"
-                )
-            used.add(name)
+        if twice := next((name for name in names if name in used), None):
+            raise BadInput(
+                f"a second child {twice!r} in one run of the handler: number the children of a loop, as in 'page-1'"
+            )
+        used.update(names)
+        try:
+            yield
+        except BaseException:
+            used.difference_update(names)
+            raise
 
     def open(self, document: Document) -> DocumentReader:
         """Open a document of this job's tenant: ``async for chunk in job.open(document)``, or its `read` or `save`.

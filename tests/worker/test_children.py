@@ -172,6 +172,15 @@ async def test_a_job_that_enqueues_itself_without_end_is_stopped_at_32_ancestors
     assert "at most 32 ancestors" in letter.error
 
 
+async def test_a_child_that_was_refused_can_be_enqueued_again_under_its_name(client: aiqueue.Client) -> None:
+    async def handler(job: aiqueue.Job[Book]) -> str:
+        with pytest.raises(BadInput):
+            await job.enqueue(Leaf(n=1), "leaf", priority="urgent")
+        return (await job.enqueue(Leaf(n=1), "leaf")).priority
+
+    assert await run(client, Book(log=""), handler) == "normal"
+
+
 # -- gather
 
 

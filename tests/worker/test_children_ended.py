@@ -313,7 +313,6 @@ async def test_many_reports_at_once_are_all_counted(client: aiqueue.Client) -> N
     assert (record.count, len(record.ends)) == (300, 300)
     info = await client.connection.api("STREAM.INFO.AI_CHECKPOINTS")
     assert info["state"]["messages"] < 60, "several reports go into one entry"
-    print("entries", info["state"]["messages"])
     assert not any(each._queues for each in several)
 
 

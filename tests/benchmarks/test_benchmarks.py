@@ -332,7 +332,10 @@ async def test_the_guides_targets_are_measured_on_its_families(tmp_path: Path) -
             assert await targets.throughput(client, key, 50, result=key == "gateway") > 0
         codec = targets.Codec(client, "2 KB")
         codec.measure()
-        assert all(row.sides[OURS][0] > 0 and row.limit for row in codec.rows.values())
+        assert all(row.limit for row in codec.rows.values())
+        assert all(
+            codec.rows[key].sides[OURS][0] > 0 for key in ("encode", "decode", "guide")
+        )  # "more" is a difference
         assert targets.tracing().met is None
 
 

@@ -418,10 +418,13 @@ async def test_a_result_that_cannot_be_kept_is_a_dead_letter_and_not_a_loop(clie
 
     @worker.handle(Echo)
     async def echo(job: aiqueue.Job[Echo]) -> object:
-        return object() if job.message.text == "odd" else "x" * 2_000_000
+        deep: list[Any] = []
+        for _ in range(100):
+            deep = [deep]
+        return object() if job.message.text == "odd" else deep
 
     async with worker.running(client):
-        for text in ("odd", "large"):
+        for text in ("odd", "deep"):
             with pytest.raises(JobFailed) as failed:
                 await (await client.enqueue(Echo(text=text), tenant="acme")).result(25)
             assert failed.value.reason == "result"

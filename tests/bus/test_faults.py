@@ -98,7 +98,8 @@ class Subscriber:
         self.process = None
 
     def lines(self, event: str) -> list[tuple[str, int]]:
-        split = (line.split() for line in self._log.read_text().splitlines())
+        whole = self._log.read_text().rpartition("\n")[0]  # the last line may be half written
+        split = (line.split() for line in whole.splitlines())
         return [(n, int(pid)) for logged, n, pid in split if logged == event]
 
     def wait_for_ended(self, count: int) -> None:

@@ -90,7 +90,8 @@ class WorkerPool:
         self.killed.add(process.pid)
 
     def lines(self, event: str) -> list[tuple[int, int]]:
-        split = (line.split() for line in self.log.read_text().splitlines())
+        whole = self.log.read_text().rpartition("\n")[0]  # the last line may be half written
+        split = (line.split() for line in whole.splitlines())
         return [(int(n), int(pid)) for logged, n, pid in split if logged == event]
 
     def wait_for_ended(self, count: int, within_s: float) -> None:

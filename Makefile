@@ -6,6 +6,9 @@ RUNS ?= 10
 # The tests mostly wait for servers and leases: a few more at a time than there are cores. "make test AT_ONCE=0": one by one.
 AT_ONCE ?= 3
 
+# The tests and the demo start many processes: each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check

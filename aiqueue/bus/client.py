@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -16,7 +15,7 @@ from ..errors import BadInput, Unavailable
 from ..units import Duration, parse_duration
 from .message import Callback, Msg, Payload, to_bytes
 from .publishing import Published, Publisher
-from .routes import Route, route_of_publish, route_of_subscription
+from .routes import Route, is_stored, route_of_subscription
 from .serving import ServeOptions, serve_inbox, serve_jobs, serve_requests
 from .subscriptions import BusSubscription, PlainSubscription, ServedSubscription
 
@@ -115,7 +114,8 @@ class NATSClient:
            (256 KiB), at most 64 MiB, is stored as a document; subscribers of a queue get it as any other.
         2. On ``ai.agent.message.{tenant}``: stores a mail in the inbox of the header `target_agent_id`, whether that
            agent runs or not. Without that header, all agents of the tenant get it.
-        3. On any other subject: plain NATS, without an acknowledgement. Returns None.
+        3. On any other subject: plain NATS, without an acknowledgement. Returns None. A subject of your own must not
+           begin with ``ai.``: one that is in no contract, such as a mistyped one, is refused.
 
         `payload`: bytes, or a text. `timeout` (seconds or "30s"): for the whole call. Within it, the publish is retried
         with exponential backoff over lost connections, and stores once. `on_full`: "raise" QueueFull, or "wait" with
@@ -143,7 +143,8 @@ class NATSClient:
         1. On ``ai.gateway.responses.{tenant}`` and ``ai.rag.results.{tenant}``: the answer is the result of the job
            that the request names by its id. With more than an id, the request becomes that job if there is none. The
            same id asked again gets the same result. Default timeouts: 60 s and 30 s, the family's `reply_within`.
-        2. On any other subject: plain NATS. Default timeout: 30 s.
+        2. On any other subject: plain NATS. Default timeout: 30 s. Subjects of jobs and mail answer no requests, and
+           are refused: publish there, and await the job's result (`client.job`) or the agent's reply.
 
         Raises ReplyTimeout, ResultTimeout (the job continues), both of which are TimeoutError; JobFailed, QueueFull,
         BadInput, AccessDenied; and Unavailable if no service answers.
@@ -178,7 +179,7 @@ class NATSClient:
            `aiqueue respond`. Ids that have a job are answered from its journal. The callback gets the other requests,
            and what it responds or returns is stored once, as the result. `concurrency` (default 1,000) as above.
         4. Everything else is plain NATS: one message at a time, nothing is repeated. So a subscription without a queue
-           observes jobs and mail.
+           observes jobs and mail. Subjects that begin with ``ai.`` and are in no contract are refused.
 
         An async callback runs on the event loop, a plain function in a thread. Raises BadInput, UnknownFamily,
         NotFound (a stream is missing), AccessDenied, Unavailable.
@@ -215,7 +216,7 @@ class NATSClient:
                 raise BadInput(f"concurrency= is for queues; {subject} is plain NATS, one message at a time")
             return PlainSubscription(
                 subject, queue, forget, connection=client.connection, callback=options.callback,
-                is_observed=self._is_stored, drain_timeout_s=self._drain_timeout_s,
+                is_stored=lambda subject: is_stored(client.topology, subject), drain_timeout_s=self._drain_timeout_s,
             )  # fmt: skip
         if route.role == "work":
             self._note_queue(route, queue)
@@ -241,12 +242,6 @@ class NATSClient:
                 "the queues %r and %r share the jobs of %s: each job is taken once, whatever the queue is called; to "
                 "see all jobs, subscribe without a queue", first, queue, name,
             )  # fmt: skip
-
-    def _is_stored(self, subject: str) -> bool:
-        """Whether a message on this subject is a job or mail, whose reply subject waits for the server's PubAck."""
-        with contextlib.suppress(BadInput):
-            return route_of_publish(self._client.topology, subject).role in ("work", "inbox")
-        return True
 
     def _open_publisher(self) -> Publisher:
         if self._publisher is None:

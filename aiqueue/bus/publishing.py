@@ -14,7 +14,7 @@ from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
 from ..mailbox import Sent
 from ..requests import send_until_answered
 from ..topology import Family
-from .routes import Route, route_of_publish
+from .routes import Route, check_request, is_stored, route_of_publish
 
 TEMPLATES_MAX = 10_000
 PLAIN_REQUEST_S = 30.0
@@ -54,8 +54,11 @@ class Publisher:
             return await self._store_job_without_headers(lane, body, end, on_full)
         route = route_of_publish(self._topology, subject)
         message_headers = _checked_headers(given)
-        if reply and route.role in ("work", "inbox"):
-            raise BadInput(f"a message on {subject} has no reply subject: its sender gets the server's PubAck")
+        if reply and is_stored(self._topology, subject):
+            raise BadInput(
+                f"a message on {subject} has no reply subject, because its sender gets the server's PubAck: leave out "
+                "reply="
+            )
         if route.role == "work":
             return await self._store_job(route, body, message_headers, end, on_full)
         if route.role == "inbox":
@@ -69,6 +72,7 @@ class Publisher:
     ) -> Received:
         """Implements `NATSClient.request`."""
         route = route_of_publish(self._topology, subject)
+        check_request(self._topology, route, subject)
         request_headers = _checked_headers(given)
         if route.role == "answers" and route.family is not None:
             family = route.family

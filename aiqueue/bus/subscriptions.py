@@ -74,7 +74,7 @@ class BusSubscription:
 class PlainSubscription(BusSubscription):
     """Plain NATS: the callback gets one message after the other. Nothing is repeated.
 
-    `is_observed` says of a subject whether its messages are jobs or mail. The reply subject of these is their
+    `is_stored` says of a subject whether the server stores its messages. The reply subject of these is their
     publisher's, for the server's PubAck, so the callback does not get it.
     """
 
@@ -86,13 +86,13 @@ class PlainSubscription(BusSubscription):
         *,
         connection: Connection,
         callback: Callback,
-        is_observed: Callable[[str], bool],
+        is_stored: Callable[[str], bool],
         drain_timeout_s: float,
     ) -> None:
         super().__init__(subject, queue, forget)
         self._connection = connection
         self._callback = callback
-        self._is_observed = is_observed
+        self._is_stored = is_stored
         self._drain_timeout_s = drain_timeout_s
         self._pending: deque[Received] = deque()
         self._pending_bytes = 0
@@ -142,7 +142,7 @@ class PlainSubscription(BusSubscription):
             await self._arrived.wait()
 
     async def _handle(self, received: Received) -> None:
-        reply = "" if self._is_observed(received.subject) else received.reply
+        reply = received.reply and ("" if self._is_stored(received.subject) else received.reply)
 
         async def respond(body: bytes) -> None:
             await self._connection.publish(reply, body)

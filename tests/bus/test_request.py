@@ -91,6 +91,36 @@ async def test_without_a_responder_a_request_is_unavailable(
         await bus.request(f"{RESPONSES}.{tenant}", ask("hello"), timeout=5)
 
 
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [
+        (
+            "ai.agent.tasks.{t}",
+            r'publish the job, .*client\.job\(published\.id, family="agent\.tasks", tenant="t\w+"\)',
+        ),
+        ("ai.gateway.requests.{t}.high", r"or request ai\.gateway\.responses\.t\w+$"),
+        ("ai.agent.message.{t}", r"takes mail.*: publish to it, or await the reply with `Agent\.request`"),
+        ("ai.agent.message.{t}.bob", "takes mail"),
+        ("ai.rag.results.{t}.q-1", "is written by workers, and answers no requests: subscribe to it to observe"),
+        ("ai.dead.agent.tasks.{t}.t-1", "is written by workers"),
+        ("ai.gateway.request.{t}", r"did you mean ai\.gateway\.requests"),
+    ],
+)
+async def test_a_request_that_the_servers_ack_would_answer_says_what_to_call_and_stores_nothing(
+    bus: aiqueue.NATSClient, tenant: str, subject: str, says: str
+) -> None:
+    seen: list[Msg] = []
+    await bus.subscribe(f"ai.*.*.{tenant}.>", callback=seen.append)
+    await bus.subscribe(f"ai.*.*.{tenant}", callback=seen.append)
+    with pytest.raises(BadInput, match=says):
+        await bus.request(subject.format(t=tenant), b'{"text": "x"}')
+    if "request." not in subject:
+        with pytest.raises(BadInput, match=r"has no reply subject.*leave out reply="):
+            await bus.publish(subject.format(t=tenant), b"{}", reply="answers")
+    await bus.client.connection.flush()
+    assert not seen
+
+
 # -- answering with a callback
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from aiqueue.bus.routes import Route, route_of_publish, route_of_subscription
+from aiqueue.bus.routes import Route, is_stored, route_of_publish, route_of_subscription
 from aiqueue.errors import BadInput
 from aiqueue.topology import Topology
 
@@ -33,9 +35,14 @@ def plain(route: Route) -> tuple[str, str, str, str]:
         ("ai.gateway.responses.acme", ("answers", "gateway.requests", "acme", "")),
         ("ai.rag.results.acme", ("answers", "rag.queries", "acme", "")),
         ("ai.rag.results.acme.q-1", ("plain", "", "", "")),  # a journal
-        ("ai.agent.results.acme", ("plain", "", "", "")),  # this family answers no requests
-        ("ai.other.thing.acme", ("plain", "", "", "")),
+        ("ai.agent.results.acme.t-1", ("plain", "", "", "")),
+        ("ai.dead.agent.tasks.acme.t-1", ("plain", "", "", "")),
+        ("ai.parked.at.agent.tasks.acme.high.t-1.new", ("plain", "", "", "")),
+        ("ai.checkpoint.agent.tasks.acme.t-1.7-1700000000-ended", ("plain", "", "", "")),
         ("orders", ("plain", "", "", "")),
+        ("aix.agent.task.acme", ("plain", "", "", "")),
+        ("agent.task.acme", ("plain", "", "", "")),
+        ("my.ai.agent.task.acme", ("plain", "", "", "")),
     ],
 )
 def test_a_publish_goes_by_the_wire_contract(subject: str, route: tuple[str, str, str, str]) -> None:
@@ -80,11 +87,84 @@ def test_a_publish_to_a_malformed_subject_is_refused(subject: str, says: str) ->
         ("ai.gateway.responses.*", ("answers", "gateway.requests", "*", "")),
         ("ai.gateway.responses.acme.>", ("plain", "", "", "")),
         ("orders.*", ("plain", "", "", "")),
-        ("ai.other.>", ("plain", "", "", "")),
+        ("*.other.>", ("plain", "", "", "")),
+        ("ai.rag.status.acme.>", ("plain", "", "", "")),
+        ("ai.dead.>", ("plain", "", "", "")),
     ],
 )
 def test_a_subscription_with_a_queue_goes_by_the_wire_contract(subject: str, route: tuple[str, str, str, str]) -> None:
     assert subscribed(subject) == route
+
+
+UNKNOWN = [
+    ("ai.agent.task.acme", r"did you mean ai\.agent\.tasks\.acme\?"),
+    ("ai.gateway.request.acme", r"did you mean ai\.gateway\.requests\.acme\?"),
+    ("ai.gateway.response.acme", r"did you mean ai\.gateway\.responses\.acme\?"),
+    ("ai.agnet.tasks.acme.high", r"did you mean ai\.agent\.tasks\.acme\.high\?"),
+    ("AI.agent.tasks.acme", r"did you mean ai\.agent\.tasks\.acme\?"),
+    ("ai.Agent.Tasks.acme", r"did you mean ai\.agent\.tasks\.acme\?"),
+    ("ai.agent.messages.acme.bob", r"did you mean ai\.agent\.message\.acme\.bob\?"),
+    ("ai.agent.result.acme.t-1", r"did you mean ai\.agent\.results\.acme\.t-1\?"),
+    ("ai.rag.results", r"use ai\.rag\.results\.\{tenant\} or ai\.rag\.results\.\{tenant\}\.\{query_id\}\."),
+    ("ai.rag.results.acme.q-1.x", r"use ai\.rag\.results\.\{tenant\}"),
+    ("ai.agent.results.acme", r"use ai\.agent\.results\.\{tenant\}\.\{task_id\}\."),  # it answers no requests
+    ("ai.tasks.acme", r"use ai\.agent\.tasks\.\{tenant\} or"),
+    ("ai.dead.agent.task.acme.t-1", r"docs/wire-contract\.md has the forms of ai\.dead"),
+    (
+        "ai.llmops.operations.acme",
+        "begin with ai.agent.message, ai.agent.tasks, ai.gateway.requests, ai.rag.ingest, ai.r",
+    ),
+    ("ai.mycompany.events", "own must not begin with `ai.`; families of your own are declared in stream files"),
+    ("ai", "the families' subjects begin with"),
+]
+
+
+@pytest.mark.parametrize(("subject", "says"), UNKNOWN)
+def test_a_subject_that_begins_with_ai_and_is_in_no_contract_is_refused_with_the_nearest_one(
+    subject: str, says: str
+) -> None:
+    for route in (published, subscribed, lambda subject: subscribed(subject, "")):
+        with pytest.raises(BadInput, match=says) as raised:
+            route(subject)
+        assert str(raised.value).startswith(f"subject {subject!r} is unknown: ")
+
+
+@pytest.mark.parametrize(
+    "subject", ["ai.agent.*", "ai.agent.task.*", "ai.*", "AI.>", "ai.agent.tasks.*.urgent", "ai.other.>"]
+)
+def test_a_pattern_that_no_message_can_match_is_refused(subject: str) -> None:
+    with pytest.raises(BadInput, match="is unknown: "):
+        subscribed(subject, "")
+
+
+@pytest.mark.parametrize(
+    ("subject", "stored"),
+    [
+        ("ai.agent.tasks.acme", True),
+        ("ai.agent.tasks.a@b", True),
+        ("ai.agent.tasks.acme.high", True),
+        ("ai.agent.message.acme.bob", True),
+        ("ai.rag.results.acme.q-1", True),
+        ("ai.dead.agent.tasks.acme.t-1", True),
+        ("ai.parked.due.agent.tasks.acme.high.t-1.new", True),
+        ("$KV.AI_PRESENCE.worker.w", True),
+        ("ai.rag.results.acme", False),
+        ("ai.of.another.program", False),
+        ("orders", False),
+        ("$SRV.PING", False),
+    ],
+)
+def test_the_reply_subject_of_a_stored_message_is_for_the_servers_ack(subject: str, stored: bool) -> None:
+    assert is_stored(TOPOLOGY, subject) is stored
+
+
+def test_a_family_that_is_declared_is_known(streams: Path) -> None:
+    declared = Topology.load(streams)
+    assert route_of_publish(declared, "ai.small.jobs.acme").role == "work"
+    with pytest.raises(BadInput, match="is unknown"):
+        published("ai.small.jobs.acme")
+    with pytest.raises(BadInput, match=r"did you mean ai\.small\.jobs\.acme\?"):
+        route_of_publish(declared, "ai.small.job.acme")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +185,13 @@ def test_a_queue_takes_the_messages_of_one_family(subject: str) -> None:
     [
         ("ai.agent.tasks.acme.high", "q", r"takes all priorities of its jobs: subscribe to ai\.agent\.tasks\.acme"),
         ("ai.agent.tasks.a@b", "q", "tenant 'a@b'"),
-        ("ai.agent.tasks.acme.*.x", "q", "is none of agent.tasks"),
+        ("ai.agent.tasks.acme.*.x", "q", "is no subject of agent.tasks"),
         ("ai.>.acme", "", "can only be its last token"),
+        (
+            "ai.rag.results.>",
+            "",
+            r"subscribe to ai\.rag\.results\.\* to answer requests, or to ai\.rag\.results\.\*\.\*",
+        ),
         ("orders", "two words", "queue must be the name of a queue group"),
         ("orders", None, "queue must be the name"),
     ],

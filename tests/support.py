@@ -212,3 +212,8 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+def tls_config(certificates: Path) -> str:
+    """The config of a server that needs TLS, with what the fixture `certificates` has made."""
+    return f'tls {{ cert_file: "{certificates}/server.pem", key_file: "{certificates}/server.key", timeout: 5 }}'

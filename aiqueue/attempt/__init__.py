@@ -29,7 +29,7 @@ from .handler import (
     timeout_outcome,
     unknown_kind_outcome,
 )
-from .handler_errors import PLAIN_TYPES, outcome_of_error, outcome_of_value
+from .handler_errors import PLAIN_TYPES, error_line, outcome_of_error, outcome_of_value
 from .handler_task import run_in_task
 from .outcome_types import (
     RETURNED_NONE,
@@ -59,7 +59,7 @@ __all__ = [
     "Handlers", "Interrupted", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused",
     "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
     "build_job", "build_plain_job", "decode_body", "decode_headers_only", "decode_headers_or_defaults", "decode_into",
-    "find_handler", "find_wrong_lane", "is_async_handler", "is_past_deadline", "make_raw_message", "outcome_from_plain",
-    "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "secrets_of", "secrets_of_body",
-    "timeout_outcome", "unknown_kind_outcome", "without_secrets",
+    "error_line", "find_handler", "find_wrong_lane", "is_async_handler", "is_past_deadline", "make_raw_message",
+    "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "secrets_of",
+    "secrets_of_body", "timeout_outcome", "unknown_kind_outcome", "without_secrets",
 ]  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from .message import Callback, Msg, Payload, to_bytes
 from .publishing import Published, Publisher
 from .routes import Route, is_stored, route_of_subscription
 from .serving import ServeOptions, serve_inbox, serve_jobs, serve_requests
-from .subscriptions import BusSubscription, PlainSubscription, ServedSubscription
+from .subscriptions import BusSubscription, PlainSubscription, ServedSubscription, calling_subscription
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,22 @@ class NATSClient:
             check_client(client)
             if nats_url is not None or settings:
                 raise BadInput("pass either client= or the address of a server, not both")
+        if "url" in settings:
+            raise BadInput("pass the server's address as nats_url=, or as the first argument, not as url=")
+        if nats_url is not None and (not isinstance(nats_url, str) or not nats_url.strip()):
+            given = repr(nats_url) if isinstance(nats_url, str) else type(nats_url).__name__
+            raise BadInput(
+                f'nats_url must be an address such as "nats://host:4222", several joined by commas, not {given}: leave '
+                "it out to use NATS_URL, or an embedded server"
+            )
         self._drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self._owned = client is None
         self._client = connect(nats_url, **settings) if client is None else client
         self._publisher: Publisher | None = None
-        self._subscriptions: set[BusSubscription] = set()
+        self._subscriptions: set[BusSubscription] = set()  # until they have ended
+        self._lock = asyncio.Lock()  # while it connects or disconnects
+        self._disconnecting: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[Exception] | None = None  # of a subscription that has ended by itself
         self._queues: dict[str, str] = {}  # the first queue name of each family of jobs
 
     @property
@@ -67,25 +79,74 @@ class NATSClient:
         return self._publisher is not None and self._client.connection.connected
 
     async def connect(self) -> Self:
-        """Connect; safe twice. Raises Unavailable after `connect_timeout` (default 5s), AccessDenied, EmbeddedError."""
-        if self._publisher is None:
-            if self._owned:
-                await self._client.open()
-            self._publisher = Publisher(self._client)
+        """Connect; safe twice, and again after `disconnect`.
+
+        Raises Unavailable after `connect_timeout` (default 5s), AccessDenied, EmbeddedError.
+        """
+        if self._disconnecting is not None and self._is_inside_callback():
+            raise BadInput("the client is disconnecting, and waits for this callback: connect when it has returned")
+        if self._disconnecting is not None:
+            await asyncio.wait([self._disconnecting])
+        async with self._lock:
+            if self._publisher is None:
+                if self._owned:
+                    await self._client.open()
+                self._publisher = Publisher(self._client)
+                self._failure = asyncio.get_running_loop().create_future()
         return self
 
     async def disconnect(self) -> None:
-        """End all subscriptions as `unsubscribe` does, all at once, and disconnect. Safe twice and unconnected."""
-        results = await asyncio.gather(
-            *(each.unsubscribe() for each in list(self._subscriptions)), return_exceptions=True
-        )
-        self._publisher = None
-        self._queues.clear()
-        if self._owned:
-            await self._client.close()
-        for error in results:
-            if isinstance(error, BaseException):
-                raise error
+        """End all subscriptions as `unsubscribe` does, all at once, and disconnect. Safe twice and unconnected.
+
+        Returns when all callbacks have ended; inside a callback, at once. Meanwhile callbacks can publish, and
+        `subscribe` is refused. If this is cancelled, the client disconnects all the same.
+        """
+        if self._disconnecting is None:
+            self._disconnecting = asyncio.create_task(self._disconnect())
+        if not self._is_inside_callback():
+            await asyncio.shield(self._disconnecting)
+
+    async def run(self, *, until: Awaitable[Any]) -> None:
+        """Run until `until` is done, such as ``stop.wait()`` of an event, then disconnect as `disconnect` does.
+
+        Ends also when the client is disconnected otherwise. Raises what `until` raises, and the error of a
+        subscription that has ended by itself, such as AccessDenied if the server has taken a permission away: whoever
+        supervises the process can then start it again.
+        """
+        if not inspect.isawaitable(until):
+            raise BadInput(f"until must be awaitable, such as `stop.wait()` of an asyncio.Event, not {until!r}")
+        waiting = asyncio.ensure_future(until)
+        try:
+            self._open_publisher()
+            assert self._failure is not None
+            failure = self._failure
+            done, _ = await asyncio.wait([waiting, failure], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            await self.disconnect()
+        if failure in done and not failure.cancelled():
+            raise failure.result()
+        if waiting in done:
+            await waiting
+
+    async def _disconnect(self) -> None:
+        try:
+            async with self._lock:
+                try:
+                    while self._subscriptions:
+                        await asyncio.wait([each.end() for each in self._subscriptions])
+                finally:
+                    self._publisher = None
+                    self._queues.clear()
+                    if self._failure is not None:
+                        self._failure.cancel()  # nothing runs any more
+                    if self._owned:
+                        await self._client.close()
+        finally:
+            self._disconnecting = None
+
+    def _is_inside_callback(self) -> bool:
+        return calling_subscription() in self._subscriptions
 
     async def __aenter__(self) -> Self:
         return await self.connect()
@@ -185,6 +246,8 @@ class NATSClient:
         NotFound (a stream is missing), AccessDenied, Unavailable.
         """
         self._open_publisher()
+        if self._disconnecting is not None:
+            raise BadInput("the client is disconnecting: subscribe before `disconnect`, or after the next `connect`")
         if (callback is None) == (cb is None):
             raise BadInput("give the function that gets the messages, as callback= (or cb=)")
         called = Callback(callback if cb is None else cb)
@@ -192,11 +255,7 @@ class NATSClient:
         options = ServeOptions(called, concurrency, retry, timeout, self._drain_timeout_s)
         subscription = self._make_subscription(route, subject, queue, options)
         self._subscriptions.add(subscription)
-        try:
-            await subscription.start()
-        except BaseException:
-            self._subscriptions.discard(subscription)
-            raise
+        await subscription.start()
         return subscription
 
     def _make_subscription(
@@ -208,6 +267,8 @@ class NATSClient:
         def forget(ended: BusSubscription) -> None:
             self._subscriptions.discard(ended)
             options.callback.close()
+            if ended.error is not None and self._failure is not None and not self._failure.done():
+                self._failure.set_result(ended.error)
 
         if options.retry is not None and route.role not in ("work", "inbox"):
             raise BadInput(f"retry= is for jobs and mail; messages on {subject} are not repeated: leave it out")
@@ -228,7 +289,7 @@ class NATSClient:
                 subject, queue, forget, serve=lambda made: serve_inbox(client, route, queue, options, made.call)
             )
         return ServedSubscription(
-            subject, queue, forget, serve=lambda made: serve_requests(client, route, options, made.call)
+            subject, queue, forget, serve=lambda made: serve_requests(client, route, options, made.call_safely)
         )
 
     def _note_queue(self, route: Route, queue: str) -> None:

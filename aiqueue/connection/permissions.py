@@ -61,7 +61,7 @@ class Permissions:
         else:
             for subscription in list(self._subscriptions):
                 if subscription.subject.lower() == subject.lower():
-                    subscription.denied = problem
+                    subscription.deny(problem)
 
     def forget_logged(self) -> None:
         """After a reconnect: log errors again."""

@@ -25,12 +25,19 @@ class Subscription:
         self.queue = queue
         self.callback = callback
         self.denied: AccessDenied | None = None  # set once the server has denied it, before its reply to what follows
+        self.on_denied: Callable[[AccessDenied], None] | None = None  # called when the server denies it
         self._attached: tuple[NatsClient, Any] | None = None
 
     async def attach(self, client: NatsClient) -> None:
         """Subscribe on `client`: the first one, or one that has replaced it."""
         self.denied = None
         self._attached = client, await client.subscribe_direct(self.subject, self.queue, self.callback)
+
+    def deny(self, problem: AccessDenied) -> None:
+        """Note that the server has denied this subscription: it gets no messages (any more)."""
+        self.denied = problem
+        if self.on_denied is not None:
+            self.on_denied(problem)
 
     def check(self) -> None:
         """Raise AccessDenied if the server has denied this subscription."""

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ from aiqueue.errors import (
     Unavailable,
 )
 
-from ..support import Account, Cluster, Eventually, NatsProcess
+from ..support import Account, Cluster, Eventually, NatsProcess, tls_config
 
 OwnServer = Callable[..., NatsProcess]
 LOG = "aiqueue.connection"
@@ -616,37 +615,10 @@ async def test_a_credentials_file_of_nonsense_is_refused_in_our_words(
 # TLS
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with ca.pem, other.pem (another CA), server.pem and server.key for localhost and 127.0.0.1."""
-    home = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=home, check=True, capture_output=True, timeout=30)
-
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for name in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *curve, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2"),
-            *("-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
-        )
-    openssl("req", *curve, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    (home / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid")
-    openssl(
-        *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-out", "server.pem", "-days", "2", "-extfile", "names"),
-    )
-    return home
-
-
-def tls(home: Path) -> str:
-    return f'tls {{ cert_file: "{home}/server.pem", key_file: "{home}/server.key", timeout: 5 }}'
-
-
 async def test_tls_with_a_private_ca_opens_and_survives_a_restart(
     own_server: OwnServer, certificates: Path, eventually: Eventually
 ) -> None:
-    server = own_server(tls(certificates))
+    server = own_server(tls_config(certificates))
     async with connected(server, tls_ca=certificates / "ca.pem") as connection:
         await make_stream(connection, storage="file")
         server.kill()
@@ -655,14 +627,14 @@ async def test_tls_with_a_private_ca_opens_and_survives_a_restart(
 
 
 async def test_a_server_of_another_ca_is_refused_at_once(own_server: OwnServer, certificates: Path) -> None:
-    server = own_server(tls(certificates))
+    server = own_server(tls_config(certificates))
     error, after = await refusal(settings(server, tls_ca=certificates / "other.pem", connect_timeout=20))
     assert isinstance(error, AccessDenied)
     assert after < 15
 
 
 async def test_a_server_of_another_name_is_refused(own_server: OwnServer, certificates: Path) -> None:
-    server = own_server(tls(certificates))
+    server = own_server(tls_config(certificates))
     error, _ = await refusal(
         settings(server, tls_ca=certificates / "ca.pem", tls_hostname="x.example", connect_timeout=20)
     )

@@ -16,7 +16,7 @@ from ..errors import BadInput, Unavailable
 from ..units import Duration, parse_duration
 from .message import Callback, Msg, Payload, to_bytes
 from .publishing import Published, Publisher
-from .routes import Route, is_stored, route_of_subscription
+from .routes import Route, check_reply, is_stored, route_of_subscription
 from .serving import ServeOptions, serve_inbox, serve_jobs, serve_requests
 from .subscriptions import BusSubscription, PlainSubscription, ServedSubscription, calling_subscription
 
@@ -189,6 +189,8 @@ class NATSClient:
         publisher, timeout_s = self._open_publisher(), parse_duration("timeout", timeout)
         if on_full not in ("raise", "wait"):
             raise BadInput(f'on_full must be "raise" or "wait", not {on_full!r}')
+        if reply:
+            check_reply(reply)
         return await publisher.publish(subject, to_bytes(payload), reply, headers, timeout_s, on_full)
 
     async def request(
@@ -250,6 +252,8 @@ class NATSClient:
             raise BadInput("the client is disconnecting: subscribe before `disconnect`, or after the next `connect`")
         if (callback is None) == (cb is None):
             raise BadInput("give the function that gets the messages, as callback= (or cb=)")
+        if timeout is not None:
+            parse_duration("timeout", timeout)
         called = Callback(callback if cb is None else cb)
         route = route_of_subscription(self._client.topology, subject, queue)
         options = ServeOptions(called, concurrency, retry, timeout, self._drain_timeout_s)

@@ -134,14 +134,26 @@ def _queue_route(family: Family, subject: str, rest: list[str]) -> Route:
     return Route(_role(family), family, tenant, last)
 
 
-def _split(subject: str) -> list[str]:
-    """Return the tokens of a subject. Raises BadInput if it has a token that is empty or holds a space."""
+def check_reply(reply: str) -> None:
+    """Raise BadInput unless a reply subject is one subject. It becomes part of a line of the protocol as it is."""
+    if any(each in _ALL for each in _split(reply, "reply")):
+        raise BadInput(f'reply must be one subject, such as "answers.acme", not {str(reply)[:80]!r}')
+
+
+def _split(subject: str, what: str = "subject") -> list[str]:
+    """Return the tokens of a subject. Raises BadInput if it has a token that is empty, or holds a space or a wildcard
+    beside other characters.
+    """
     tokens = subject.split(".") if isinstance(subject, str) else []
-    if not tokens or not all(map(_TOKEN.fullmatch, tokens)) or len(subject) > SUBJECT_CHARS_MAX:
+    if not tokens or not all(map(_TOKEN.fullmatch, tokens)):
         raise BadInput(
-            f"subject must be tokens without spaces, joined by dots, such as ai.agent.tasks.acme, not "
+            f"{what} must be tokens without spaces, joined by dots, such as ai.agent.tasks.acme, not "
             f"{str(subject)[:80]!r}"
         )
+    if len(subject) > SUBJECT_CHARS_MAX:
+        raise BadInput(f"{what} must have at most {SUBJECT_CHARS_MAX:,} characters, not {len(subject):,}")
+    if any(each not in _ALL and ("*" in each or ">" in each) for each in tokens):
+        raise BadInput(f"{what} {subject!r}: a wildcard, `*` or `>`, must be a token of its own, as in orders.*")
     return tokens
 
 

@@ -44,7 +44,11 @@ def _to_bad_input(error: Exception, what: str) -> AIQueueError:
 
 
 def _to_access_denied(error: Exception, what: str) -> AIQueueError:
-    return AccessDenied(f"{what}: {error_text(error)}: check user, password, token, credentials and TLS settings")
+    problem = error_text(error)
+    advice = "check user, password, token, credentials and TLS settings"
+    if "CERTIFICATE_VERIFY_FAILED" in problem:
+        advice = "set tls_ca to the certificate of the server's CA, and tls_hostname to the name in its certificate"
+    return AccessDenied(f"{what}: {problem}: {advice}")
 
 
 def _to_not_found(error: Exception, what: str) -> AIQueueError:

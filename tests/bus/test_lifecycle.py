@@ -290,6 +290,34 @@ async def test_a_client_that_was_given_stays_open(shared: Account, tenant: str) 
         assert client.connection.connected
 
 
+@pytest.mark.parametrize("reply", ["a b", "a\r\nPUB b 0\r\n", "a.*", ">", "a..b", 5, "a" * 2_000])
+async def test_a_reply_that_is_no_subject_is_refused_and_the_connection_stays(
+    bus: aiqueue.NATSClient, tenant: str, reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(BadInput, match=r"^reply .*(must|wildcard)"):
+        await bus.publish(f"plain.{tenant}", b"", reply)
+    await bus.client.connection.flush()
+    assert "lost the connection" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"url": "nats://a"}, "pass the server's address as nats_url="),
+        ({"nats_url": ""}, r'nats_url must be an address such as "nats://host:4222", .*, not \'\': leave it out'),
+        ({"nats_url": ["nats://a:4222"]}, "several joined by commas, not list: leave it out"),
+    ],
+)
+def test_a_wrong_address_says_what_to_pass(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        aiqueue.NATSClient(**options)
+
+
+async def test_a_timeout_that_is_none_is_refused_on_every_subject(bus: aiqueue.NATSClient) -> None:
+    with pytest.raises(BadInput, match="timeout: 'soon' is not a duration"):
+        await bus.subscribe("plain", callback=lambda msg: None, timeout="soon")
+
+
 # -- run
 
 

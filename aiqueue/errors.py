@@ -32,6 +32,7 @@
     ├── JobFailed               the awaited job failed
     │   ├── JobCancelled        the awaited job was cancelled
     │   └── ChildFailed         a child that a job gathers failed or was cancelled
+    │       └── ChildCancelled  that child was cancelled; also a JobCancelled
     ├── ResultInvalid           the awaited job's result is not of the type that its message declares
     ├── JobGone                 the awaited job is gone, and nothing shows that a worker ended it
     │   └── ChildLost           nothing is left of a child that a job gathers, or of its result
@@ -337,7 +338,7 @@ class JobGone(AIQueueError):
 
 
 class ChildFailed(JobFailed):
-    """A child that `Job.gather` waits for became a dead letter, or was cancelled (`reason` is "cancelled").
+    """A child that `Job.gather` waits for became a dead letter, or was cancelled (ChildCancelled).
 
     `name`: the child's name in its parent.
     """
@@ -346,6 +347,10 @@ class ChildFailed(JobFailed):
         super().__init__(job_id, reason=reason, error=error, attempt=attempt)
         self.args = (f"child {name!r}: {self}",)
         self.name = name
+
+
+class ChildCancelled(ChildFailed, JobCancelled):
+    """A child that `Job.gather` waits for was cancelled, and does not run again. `reason` is "cancelled"."""
 
 
 class ChildLost(JobGone):

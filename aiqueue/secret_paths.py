@@ -138,9 +138,14 @@ def header_of_class(model: type[Any]) -> str:
     """Return the header for a message of this class, whatever its values; empty for a class without secrets."""
     found = model.__dict__.get(_PATHS)
     if found is None:
-        found = header_of(_paths_of_type(model, ()))
+        found = header_of_type(model)
         setattr(model, _PATHS, found)
     return str(found)
+
+
+def header_of_type(annotation: Any) -> str:
+    """Return the header for values of a type, as far as its annotations show; empty for a type without secrets."""
+    return header_of(_paths_of_type(annotation, ()))
 
 
 def header_of_value(value: Any) -> str:

@@ -38,6 +38,7 @@ EXAMPLES: dict[str, AIQueueError] = {
     "JobCancelled": errors.JobCancelled("j1", reason="cancelled", error="cancelled\nbetween attempts", attempt=2),
     "ResultInvalid": errors.ResultInvalid("j1", expected="Summary", reason="title: Field required", data={"a": 1}),
     "ChildFailed": errors.ChildFailed("j1", name="page-1", reason="rejected", error="bad\ninput", attempt=2),
+    "ChildCancelled": errors.ChildCancelled("j1", name="page-1", reason="cancelled", error="cancelled\nx", attempt=2),
     "ChildLost": errors.ChildLost("j1", name="page-1", error="it is stored\nnowhere"),
     "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
     "MailBounced": errors.MailBounced("m-1", to="bob", reason="expired", error="too late"),

@@ -69,7 +69,7 @@ def lines_with(mark: str, name: str) -> dict[int, str]:
 @pytest.mark.timeout(300)
 @CHECKERS
 def test_a_type_checker_complains_of_no_right_use(check: Callable[[str, Path], Complaints], tmp_path: Path) -> None:
-    assert len(lines_with("right", "right.py")) >= 40
+    assert len(lines_with("right", "right.py")) >= 65
     assert check("right.py", tmp_path) == {}
 
 
@@ -79,7 +79,7 @@ def test_a_type_checker_complains_of_each_wrong_use_and_of_nothing_else(
     check: Callable[[str, Path], Complaints], tmp_path: Path
 ) -> None:
     wrong = lines_with("wrong", "wrong.py")
-    assert len(wrong) >= 40
+    assert len(wrong) >= 65
     complaints = check("wrong.py", tmp_path)
     assert sorted(complaints) == sorted(wrong), complaints
     (of_handler,) = (text for line, text in complaints.items() if wrong[line].endswith("another result than declared"))

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple
 
 from .. import codec
 from ..document_ref import find_documents
-from ..errors import BadInput, ChildFailed, ChildLost, EncodeError
-from ..payload import encode_message
+from ..errors import BadInput, ChildCancelled, ChildFailed, ChildLost, EncodeError, ResultInvalid
+from ..payload import R_co, encode_message, parse_result
 from ..units import Duration, parse_duration
 from .message import Message, check_message, secret_headers
 
 NAME_MAX = 256
+CANCELLED, LOST, RESULT = "cancelled", "lost", "result"  # as in `journal`, which may not be imported here
+ChildError = ChildFailed | ChildLost | ResultInvalid  # what stands among the results of a gathering
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A job that a handler has enqueued with `Job.enqueue`. `name`: what `Job.gather` finds it by.
+class Child(Generic[R_co]):
+    """A job that a handler has enqueued with `Job.enqueue`. `name`: its name in the parent.
 
-    To wait for its result, pass it to `Job.gather`: a handler that awaits a result itself keeps its slot.
-    `duplicate`: an earlier attempt of the parent had enqueued it already.
+    ``Child[Summary]``: the message's class declares that the result is a Summary. Otherwise the result is plain data.
+
+    To wait for the result, pass the child to `Job.gather`: a handler that awaits a result itself keeps its slot.
+    `duplicate`: an earlier attempt of the parent has enqueued the child.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Child:
     tenant: str
     priority: str
     duplicate: bool = False
+    _model: type[Message[R_co]] | None = field(default=None, repr=False, compare=False)  # the message's class
 
 
 class ChildSpec(NamedTuple):
@@ -113,34 +118,54 @@ def make_child_spec(
     )  # fmt: skip
 
 
-def check_gathered(children: Any) -> list[tuple[str, Message | None]]:
-    """Return what `Job.gather` was given: names, with the messages of those that it is to enqueue. Raises BadInput."""
+class Gathered(NamedTuple):
+    """A child that `Job.gather` was given. `message` None: it was enqueued before. `model`: its message's class."""
+
+    name: str
+    message: Message | None
+    model: type[Message] | None
+
+
+def check_gathered(children: Any) -> list[Gathered]:
+    """Return the children that `Job.gather` was given. Raises BadInput."""
     if isinstance(children, Message | str | bytes | Mapping) or not isinstance(children, Sequence):
         raise BadInput(
             "pass a list: for each child the pair of its name and its message, or what `job.enqueue` has returned, not "
             f"{type(children).__name__}"
         )
-    found: list[tuple[str, Message | None]] = []
+    found: list[Gathered] = []
     for each in children:
         if isinstance(each, Child):
-            found.append((each.name, None))
+            found.append(Gathered(each.name, None, each._model))
         elif isinstance(each, tuple) and len(each) == 2:
-            found.append((check_child_name(each[0]), each[1]))
+            found.append(Gathered(check_child_name(each[0]), each[1], type(each[1])))
         else:
             raise BadInput(f"a child is the pair of its name and its message, not {type(each).__name__}")
-    names = [name for name, _ in found]
+    names = [each.name for each in found]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadInput(f"two children are named {twice!r}: number the children of a loop, as in 'page-1'")
     return found
 
 
-def value_of_outcome(name: str, outcome: ChildOutcome) -> Any:
-    """Return the result of a child as plain data, or the error that it has ended with."""
-    if outcome.event == "lost":
-        return ChildLost(outcome.job_id, name=name, error=outcome.error)
-    if outcome.event != "result":
-        return ChildFailed(
-            outcome.job_id, name=name, reason=outcome.reason, error=outcome.error, attempt=outcome.attempt
+def value_of_outcome(child: Gathered, outcome: ChildOutcome) -> Any:
+    """Return the result of a child, or the error that stands for it (ChildError).
+
+    The result is of the type that the message's class declares; without one it is plain data.
+    """
+    if outcome.event == LOST:
+        return ChildLost(outcome.job_id, name=child.name, error=outcome.error)
+    if outcome.event != RESULT:
+        failed = ChildCancelled if outcome.event == CANCELLED else ChildFailed
+        return failed(
+            outcome.job_id, name=child.name, reason=outcome.reason, error=outcome.error, attempt=outcome.attempt
         )
-    return None if outcome.result is None else codec.decode(outcome.result, codec.CBOR)
+    if outcome.result is None:
+        return None
+    data = codec.decode(outcome.result, codec.CBOR)
+    if child.model is None or child.model.aiq_result is Any:
+        return data
+    try:
+        return parse_result(child.model, data, job_id=outcome.job_id)
+    except ResultInvalid as error:
+        return error

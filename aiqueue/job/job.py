@@ -9,15 +9,18 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, overload
 
 import pydantic
 
 from ..document_ref import Document, DocumentReader, SyncDocumentReader, run_from_thread
 from ..errors import BadInput
+from ..payload import R
 from ..units import Duration
 from .children import (
     Child,
+    ChildError,
     ChildOutcome,
     ChildSpec,
     Wait,
@@ -27,6 +30,10 @@ from .children import (
     value_of_outcome,
 )
 from .message import M_co, Message
+
+if TYPE_CHECKING:
+    Children: TypeAlias = Sequence[Child[R] | tuple[str, Message[R]]]
+OnFailed = Literal["raise", "return"]
 
 PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
@@ -287,84 +294,103 @@ class Job(Generic[M_co]):
 
     async def enqueue(
         self,
-        message: Message,
+        message: Message[R],
         name: str,
         *,
         priority: str | None = None,
         delay: Duration | None = None,
         deadline: Duration | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Child:
-        """Enqueue a job that belongs to this one, once in the life of this job: later attempts find it by its name.
+    ) -> Child[R]:
+        """Enqueue a child: a job that belongs to this one. Later attempts of this job find the child by its name, and
+        do not store it again.
 
         - `name`: 1 to 256 printable characters, once in a run of the handler, the same in each attempt. The message of
           a later attempt is not stored.
         - The child has this job's tenant. By default it has the same priority, if its family has that, and deadline.
         - `priority`, `delay`, `deadline`, `headers`: as of `Client.enqueue`.
 
-        While its lane is full, this waits, at most 30 seconds. A run has at most 5,000 children, and a child at most 32
-        ancestors. If this job is cancelled, its children are too. Raises BadInput, QueueFull, Unavailable; Stale if
+        While the child's lane is full, this waits, at most 30 seconds. A run has at most 5,000 children, and a job at
+        most 32 ancestors. Cancelling this job cancels its children. Raises BadInput, QueueFull, Unavailable; Stale if
         another attempt has taken over the job: do not catch Stale.
         """
         with self._child_names_used([name]):
             spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
-            return (await self._progress.enqueue_children([spec]))[0]
+            enqueued = (await self._progress.enqueue_children([spec]))[0]
+        return replace(enqueued, _model=type(message))
 
+    @overload
     async def gather(
-        self,
-        children: Sequence[Child | tuple[str, Message]],
-        *,
-        on_failed: Literal["raise", "return"] = "raise",
-        priority: str | None = None,
+        self, children: Children[R], *, on_failed: Literal["raise"] = "raise", priority: str | None = None
+    ) -> list[R]: ...
+    @overload
+    async def gather(
+        self, children: Children[R], *, on_failed: Literal["return"], priority: str | None = None
+    ) -> list[R | ChildError]: ...
+    @overload  # of several types, for pyright; not list[Any], which mypy would take for a list of anything
+    async def gather(
+        self, children: Children[Any], *, on_failed: OnFailed = "raise", priority: str | None = None
+    ) -> list[object]: ...
+    async def gather(
+        self, children: Children[Any], *, on_failed: OnFailed = "raise", priority: str | None = None
     ) -> list[Any]:
-        """Return the results of children, in order, as plain data. Enqueue those that are not there yet.
+        """Wait for children, and return their results, in order. Enqueue those that are not enqueued yet.
 
-        A child is the pair of its name and its message, see `enqueue`, or what `enqueue` has returned.
+        A child is the pair of its name and its message, see `enqueue`, or what `enqueue` has returned. Each result is
+        of the type that the message's class declares, as that of `Handle.result`; without one it is plain data.
 
         A job that waits holds no slot. While children have not ended, the run of the handler ends here, by an exception
         that must not be caught (no `Exception`), and does not count as an attempt. When the last child has ended, the
         handler runs again from its start: do with `step` what must not be done twice. Its timeout begins anew.
 
-        A child that failed or was cancelled is a `ChildFailed`, and one of which nothing is left a `ChildLost`. These
-        are raised ("raise": the first of them, when all have ended), or stand among the results ("return").
+        When all children have ended, there is an error in place of the result of each child that failed (`ChildFailed`)
+        or was cancelled (`ChildCancelled`), of which nothing is left (`ChildLost`), or whose result is not of its type
+        (`ResultInvalid`). The first error is raised (`on_failed="raise"`), or the errors stand in the list ("return").
         Otherwise raises as `enqueue`.
         """
         found = check_gathered(children)
         if on_failed not in ("raise", "return"):
             raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
-        new = [(name, message) for name, message in found if message is not None]
+        new = [(each.name, each.message) for each in found if each.message is not None]
         with self._child_names_used([name for name, _ in new]):
             specs = [make_child_spec(name, message, priority=priority) for name, message in new]
-            outcomes = await self._progress.gather_children(specs, [name for name, _ in found])
+            outcomes = await self._progress.gather_children(specs, [each.name for each in found])
         if isinstance(outcomes, Wait):
             raise WaitsForChildren(outcomes)
-        results = [value_of_outcome(name, outcome) for (name, _), outcome in zip(found, outcomes, strict=True)]
-        if on_failed == "raise":
-            for result, outcome in zip(results, outcomes, strict=True):
-                if outcome.event != "result":
-                    raise result
+        results = [value_of_outcome(child, outcome) for child, outcome in zip(found, outcomes, strict=True)]
+        failed = next((each for each in results if isinstance(each, ChildError)), None)
+        if failed is not None and on_failed == "raise":
+            raise failed
         return results
 
     def enqueue_sync(
         self,
-        message: Message,
+        message: Message[R],
         name: str,
         *,
         priority: str | None = None,
         delay: Duration | None = None,
         deadline: Duration | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Child:
+    ) -> Child[R]:
         """As `enqueue`, for a handler that is a plain function."""
         work = self.enqueue(message, name, priority=priority, delay=delay, deadline=deadline, headers=headers)
         return run_from_thread(work, self._progress.loop, "`enqueue` and not `enqueue_sync`")
 
+    @overload
     def gather_sync(
-        self,
-        children: Sequence[Child | tuple[str, Message]],
-        *,
-        on_failed: Literal["raise", "return"] = "raise",
-        priority: str | None = None,
+        self, children: Children[R], *, on_failed: Literal["raise"] = "raise", priority: str | None = None
+    ) -> list[R]: ...
+    @overload
+    def gather_sync(
+        self, children: Children[R], *, on_failed: Literal["return"], priority: str | None = None
+    ) -> list[R | ChildError]: ...
+    @overload
+    def gather_sync(
+        self, children: Children[Any], *, on_failed: OnFailed = "raise", priority: str | None = None
+    ) -> list[object]: ...
+    def gather_sync(
+        self, children: Children[Any], *, on_failed: OnFailed = "raise", priority: str | None = None
     ) -> list[Any]:
         """As `gather`, for a handler that is a plain function."""
         work = self.gather(children, on_failed=on_failed, priority=priority)

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import pydantic
 from typing_extensions import TypeVar
 
+from .. import secret_paths
 from ..errors import BadInput, ResultInvalid
 from .messages import first_problem
 
@@ -116,19 +117,22 @@ def _name(result: Any) -> str:
     return result.__name__ if isinstance(result, type) and get_origin(result) is None else str(result)
 
 
-def parse_result(model: type[TypedModel[Any]], data: Any, *, job_id: str, secrets: str) -> Any:
-    """Return a job's result as the type that its message's class declares. `secrets`: which fields of it are secret.
+def parse_result(model: type[TypedModel[Any]], data: Any, *, job_id: str, secrets: str = "") -> Any:
+    """Return a job's result as the type that its message's class declares.
 
-    It is read like JSON: texts become times, and fields are found by alias or by name, in strict models too.
-    Raises ResultInvalid; BadInput for a type that cannot be read.
+    The result is read like JSON: texts become times, and fields are found by alias or by name, in strict models too.
+    `secrets`: which of its fields are secret, besides those that the type shows. Raises ResultInvalid, whose text
+    quotes no secret; BadInput for a type that cannot be read.
     """
     adapter: pydantic.TypeAdapter[Any] = model.__dict__.get(_ADAPTER) or _make_adapter(model)
     try:
         return adapter.validate_python(data, strict=False, by_alias=True, by_name=True)
-    except pydantic.ValidationError as error:
-        problem = first_problem(error, secrets, whole="the result")
     except Exception as error:  # noqa: BLE001  (a type's own validators may raise anything, and pydantic passes it on)
-        problem = f"{type(error).__name__}" if secrets else f"{type(error).__name__}: {error}"
+        secrets = secret_paths.merge(secrets, secret_paths.header_of_type(model.aiq_result))
+        if isinstance(error, pydantic.ValidationError):
+            problem = first_problem(error, secrets, whole="the result")
+        else:
+            problem = f"{type(error).__name__}" if secrets else f"{type(error).__name__}: {error}"
     raise ResultInvalid(job_id, expected=_name(model.aiq_result), reason=problem, data=data)
 
 

@@ -13,7 +13,7 @@ import pydantic
 import aiqueue
 from aiqueue.agent import Bounce, Mail
 from aiqueue.bus import Msg
-from aiqueue.errors import ResultInvalid
+from aiqueue.errors import ChildCancelled, ChildFailed, ChildLost, ResultInvalid
 
 T = TypeVar("T")
 Item = aiqueue.Message | aiqueue.JobSpec
@@ -56,6 +56,10 @@ class Forget(aiqueue.Message[None], kind="forget"):  # right: no result
 
 class Find(aiqueue.Message[Summary | None], kind="find"):  # right: a union
     text: str
+
+
+class Outline(aiqueue.Message[list[Summary]], kind="outline"):  # right: a list of models
+    texts: list[str]
 
 
 class Plain(aiqueue.Message, kind="plain"):  # right: plain data
@@ -136,6 +140,46 @@ def page(job: aiqueue.Job[Page[str]]) -> str:
     return "".join(job.message.items)
 
 
+@worker.handle(Outline)  # right: children of one type
+async def outline(job: aiqueue.Job[Outline]) -> list[Summary]:
+    child = await job.enqueue(Summarise(text="x"), "first", priority="high", delay="5s")
+    assert_type(child, aiqueue.Child[Summary])  # right: a typed child
+    base: aiqueue.Child[pydantic.BaseModel] = child  # right: covariant
+    pages = [(f"page-{n}", Summarise(text=each)) for n, each in enumerate(job.message.texts)]
+    assert_type(await job.gather(pages), list[Summary])  # right: pairs
+    assert_type(await job.gather([child]), list[Summary])  # right: what enqueue returned
+    both: list[Summary] = await job.gather([child, ("second", Summarise(text="y"))])  # right: both
+    assert_type(await job.gather((("f", Forget(text="y")),)), list[None])  # right: a tuple of children without results
+    assert_type(await job.gather([("plain", Plain(text="y"))]), list[Any])  # right: plain data
+    assert_type(await job.gather([("sorted", Sort(items=[1]))]), list[list[int]])  # right: inferred
+    mixed: list[tuple[str, aiqueue.Message]] = [("s", Summarise(text="y")), ("m", Measure(path="y"))]
+    assert_type(await job.gather(mixed), list[Any])  # right: several types
+    await job.gather([child, ("count", Count(text="y")), ("p", Plain(text="y"))])  # right: several types inline
+    await job.gather([("a", Summarise(text="y")), ("b", Measure(path="y"))], on_failed="return")  # right: with errors
+    results = await job.gather([("c", Summarise(text="y"))], on_failed="return", priority="low")
+    assert_type(results, list[Summary | ChildFailed | ChildLost | ResultInvalid])  # right: errors among the results
+    print(base, both, [each.title for each in results if not isinstance(each, aiqueue.AIQueueError)])  # right: narrowed
+    for each in results:
+        match each:
+            case Summary():
+                print(each.title)
+            case ChildCancelled():
+                print(each.name, each.error)
+            case ChildFailed() | ChildLost():
+                print(each.name, each.job_id)
+            case _:
+                assert_type(each, ResultInvalid)  # right: nothing else is left
+    return await job.gather(pages)
+
+
+def outline_sync(job: aiqueue.Job[Outline]) -> list[Summary]:
+    child = job.enqueue_sync(Summarise(text="x"), "first")
+    assert_type(child, aiqueue.Child[Summary])  # right: a typed child without asyncio
+    failed = job.gather_sync([child], on_failed="return")
+    assert_type(failed, list[Summary | ChildFailed | ChildLost | ResultInvalid])  # right: errors among the results
+    return job.gather_sync([child, ("second", Summarise(text="y"))])  # right: typed results without asyncio
+
+
 def any_job(job: aiqueue.Job[aiqueue.Message]) -> int:
     return job.attempt
 
@@ -172,6 +216,9 @@ async def client_uses(client: aiqueue.Client, job: aiqueue.Job[Summarise]) -> No
     assert_type(await anything.result(), Any)  # right: plain data
     assert_type(await (await client.job("doc-1", model=Summarise)).result(5), Summary)  # right: a handle by id
     assert_type(await (await client.job("doc-1", tenant="acme")).result(), Any)  # right: a handle of any job
+    rerun = await client.enqueue(Count(text="x"), tenant="acme", unique="x", on_duplicate="rerun_failed")
+    assert_type(await rerun.result(), int)  # right: on_duplicate
+    aiqueue.JobSpec(Count(text="x"), on_duplicate="replace", delay="5s")  # right: a spec's on_duplicate
     base: aiqueue.Handle[pydantic.BaseModel] = handle  # right: covariant
     assert_type(await client.request(Count(text="x"), tenant="acme", timeout=5), int)  # right: a request
     found = await (await client.enqueue(Find(text="x"), tenant="acme", deadline=60, on_full="wait")).result()
@@ -201,7 +248,9 @@ def specs() -> Iterator[aiqueue.JobSpec[int]]:
 def sync_uses(client: aiqueue.SyncClient) -> None:
     handle = client.enqueue(Measure(path="x"), tenant="acme")
     assert_type(handle.result(30), Size)  # right: a typed result without asyncio
-    for outcome in client.enqueue_many(specs(), window=5):
+    again = client.enqueue(Count(text="x"), tenant="acme", unique="x", on_duplicate="rerun")
+    assert_type(again.result(), int)  # right: on_duplicate without asyncio
+    for outcome in client.enqueue_many(specs(), window=5, on_duplicate="raise"):
         assert_type(outcome, aiqueue.SyncHandle[int] | aiqueue.AIQueueError)  # right: handles of many
     assert_type(client.job("x", model=Find).result(), Summary | None)  # right: a handle by id
     assert_type(client.request(Count(text="x"), tenant="acme", unique="1"), int)  # right: a request

@@ -135,6 +135,31 @@ async def no_class(job: aiqueue.Job[Plain]) -> None: ...
 async def typed_job(job: aiqueue.Job[Plain]) -> None: ...
 
 
+@worker.handle(Forget)
+async def parent(job: aiqueue.Job[Forget]) -> None:
+    child: aiqueue.Child[Size] = await job.enqueue(Summarise(text="x"), "a")  # wrong: a child of another result
+    sizes: list[Size] = await job.gather([("b", Summarise(text="x"))])  # wrong: other results
+    (summary,) = await job.gather([("c", Summarise(text="x"))])
+    print(summary.words)  # wrong: no such field
+    (either,) = await job.gather([("d", Summarise(text="x"))], on_failed="return")
+    print(either.title)  # wrong: an error has no such field
+    await job.enqueue(Summarise(text="x"))  # wrong: no name
+    await job.enqueue("x", "e")  # wrong: no message
+    await job.gather(Summarise(text="x"))  # wrong: no list
+    await job.gather([Summarise(text="x")])  # wrong: no name
+    await job.gather([(1, Summarise(text="x"))])  # wrong: a name is a text
+    await job.gather([("f", "text")])  # wrong: no message
+    await job.gather([("g", Summarise(text="x"))], on_failed="ignore")  # wrong: no such way
+    await child.result()  # wrong: gather waits for it
+    print(sizes)
+
+
+def sync_parent(job: aiqueue.Job[Forget]) -> None:
+    counts: list[str] = job.gather_sync([("a", Count(text="x"))])  # wrong: other results
+    child: aiqueue.Child[str] = job.enqueue_sync(Count(text="x"), "b")  # wrong: a child of another result
+    print(counts, child)
+
+
 @agent.handle(Plain)  # wrong: another mail
 async def another_mail(mail: Mail[Summarise]) -> None:
     await mail.reply("yes")  # wrong: no message
@@ -159,6 +184,9 @@ async def client_uses(client: aiqueue.Client) -> None:
     await client.enqueue(Plain(text="x"), tenant="acme", delay=[1])  # wrong: no duration
     await client.enqueue(Plain(text="x"), tenant="acme", at="tomorrow")  # wrong: no time
     await client.enqueue(Plain(text="x"), tenant="acme", on_full="drop")  # wrong: no such way
+    await client.enqueue(Plain(text="x"), tenant="acme", on_duplicate="again")  # wrong: no such way
+    client.enqueue_many([Plain(text="x")], tenant="acme", on_duplicate=True)  # wrong: no such way
+    aiqueue.JobSpec(Plain(text="x"), on_duplicate="again")  # wrong: no such way
     words: str = await client.request(Count(text="x"), tenant="acme")  # wrong: another result
     client.enqueue_many(["text"], tenant="acme")  # wrong: no messages
     client.enqueue_many([Plain(text="x")], unique="x")  # wrong: an option of each job
@@ -173,5 +201,6 @@ def sync_uses(client: aiqueue.SyncClient) -> None:
     size: Summary = client.enqueue(Measure(path="x"), tenant="acme").result()  # wrong: another result
     count: str = client.job("x", model=Count).result()  # wrong: another result
     text: str = client.request(Count(text="x"), tenant="acme")  # wrong: another result
+    client.enqueue(Plain(text="x"), tenant="acme", on_duplicate="again")  # wrong: no such way
     client.enqueue_many([Plain(text="x")], tenant="acme", window="10")  # wrong: a number
     print(size, count, text)

@@ -14,7 +14,7 @@ from ..units import short_size
 from . import output
 from .options import Json, ServerOptions, add_command, is_like_family
 from .output import Column
-from .steps import describe_step, format_span, format_timestamp
+from .timeline import describe_event, format_span, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -247,20 +247,20 @@ def _format_due(at: float | None) -> str:
 
 
 def _print_timeline(found: JobStats) -> None:
-    steps = found.timeline
-    days = {time.strftime("%Y-%m-%d", time.localtime(step.at)) for step in steps if step.at is not None}
+    events = found.timeline
+    days = {time.strftime("%Y-%m-%d", time.localtime(event.at)) for event in events if event.at is not None}
     day = f" of {days.pop()}" if len(days) == 1 else ""
     cut = " (entries in the middle of the journal are left out)" if found.entries_cut else ""
     output.print_line(f"\ntimeline{day}{cut}")
     rows = [
         [
-            "?" if step.at is None else format_timestamp(step.at, with_day=not day),
-            "" if step.after_s is None else f"+{format_span(step.after_s)}",
-            step.event,
-            f"{step.attempt}" if step.attempt else "",
-            describe_step(step),
+            "?" if event.at is None else format_timestamp(event.at, with_day=not day),
+            "" if event.after_s is None else f"+{format_span(event.after_s)}",
+            event.event,
+            f"{event.attempt}" if event.attempt else "",
+            describe_event(event),
         ]
-        for step in steps
+        for event in events
     ]
     if found.state in _UNFINISHED:
         rows.append(["now", "", found.state.replace("_", " "), "", ""])

@@ -10,7 +10,7 @@ import typer
 from ..errors import BadInput, NotFound
 from . import output
 from .options import FAILED, Json, ServerOptions, add_command, is_like_family
-from .steps import describe_step, format_timestamp
+from .timeline import describe_event, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -127,18 +127,18 @@ def _print_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool
     if json:
         output.print_json({"family": family, "tenant": tenant, "job_id": job_id, **_as_dict(entry)}, lines=True)
         return
-    from ..inspect import step_of  # noqa: PLC0415
+    from ..inspect import event_of  # noqa: PLC0415
 
     is_chunk = entry.event == "chunk"
-    text = " ".join(_chunk_texts(entry.data)) if is_chunk else describe_step(step_of(entry))
+    text = " ".join(_chunk_texts(entry.data)) if is_chunk else describe_event(event_of(entry))
     line = f"{format_timestamp(entry.time)} {tenant}/{job_id} {_format_event(entry)}{':' if text else ''} {text}"
     output.print_line(output.truncate(line, output.terminal_width()))
 
 
 def _format_event(entry: Entry | StreamItem) -> str:
-    from ..inspect import step_of  # noqa: PLC0415
+    from ..inspect import event_of  # noqa: PLC0415
 
-    event = entry.event if entry.event == "chunk" else step_of(entry).event
+    event = entry.event if entry.event == "chunk" else event_of(entry).event
     return f"{event} (attempt {entry.attempt})" if entry.attempt > 1 else event
 
 
@@ -176,9 +176,9 @@ class _JobPrinter:
             missing = output.format_count(chunks, "chunk is", "chunks are") if chunks else "some output is"
             self._print_line(output.apply_style(f"-- gap: {missing} missing here (expired or not stored)", "yellow"))
         else:
-            from ..inspect import step_of  # noqa: PLC0415
+            from ..inspect import event_of  # noqa: PLC0415
 
-            text = ": ".join(part for part in (_format_event(entry), describe_step(step_of(entry))) if part)
+            text = ": ".join(part for part in (_format_event(entry), describe_event(event_of(entry))) if part)
             line = f"-- {format_timestamp(entry.time)} {output.escape_controls(text)}"
             self._print_line(output.apply_style(line, "dim"))
 

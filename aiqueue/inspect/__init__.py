@@ -14,15 +14,15 @@ from .finding import Finding, Subject
 from .found_job import FoundJob
 from .lookup import JobStats, find_job, look_up
 from .stats import FamilyStats, LaneStats
-from .timeline import Step, step_of
+from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
 
 if TYPE_CHECKING:
     from .doctor import examine
 
 __all__ = [
-    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "Step", "Subject", "WaitingKind",
-    "describe_waiting", "examine", "find_job", "look_up", "read_waiting_kinds", "stats", "step_of",
+    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "Subject", "TimelineEvent",
+    "WaitingKind", "describe_waiting", "event_of", "examine", "find_job", "look_up", "read_waiting_kinds", "stats",
 ]  # fmt: skip
 
 

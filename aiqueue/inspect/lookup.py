@@ -27,7 +27,7 @@ from .found_job import (
     state_when_parked,
 )
 from .lane_scan import LaneScan
-from .timeline import ENQUEUED_EVENTS, Step, build_timeline
+from .timeline import ENQUEUED_EVENTS, TimelineEvent, build_timeline
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
 ENTRIES_BYTES_MAX = 16 * 1024 * 1024  # of those entries: chunks may be large
@@ -73,7 +73,7 @@ class JobStats:
     result: Any = None
     failure: Mapping[str, Any] | None = None
     dead_seq: int | None = None
-    timeline: tuple[Step, ...] = ()
+    timeline: tuple[TimelineEvent, ...] = ()
     entries: tuple[Entry, ...] = ()
     entries_cut: bool = False
     note: str = ""
@@ -298,7 +298,7 @@ class _Search:
         state, note, next_attempt_at = self._state(found)
         kept = [] if state == "done" else await self._read_kept(found)  # a job that is done has deleted them
         result, problem = await self._read_result(head) if head is not None and state == "done" else (None, "")
-        steps = build_timeline(
+        timeline = build_timeline(
             self._job_id, found.entries, kept=kept, stored=stored, parked=found.parked, letter=letter,
             delivered=found.delivered, delivered_at=found.delivered_at, unique=found.unique,
         )  # fmt: skip
@@ -318,10 +318,10 @@ class _Search:
         return JobStats(
             job_id=self._job_id, family=found.family.name, tenant=found.tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
-            enqueued_at=next((step.at for step in reversed(steps) if step.event in ENQUEUED_EVENTS), None),
+            enqueued_at=next((each.at for each in reversed(timeline) if each.event in ENQUEUED_EVENTS), None),
             next_attempt_at=next_attempt_at,
             result=result, failure=failure,
-            dead_seq=letter.seq if letter else None, timeline=steps, entries=tuple(found.entries),
+            dead_seq=letter.seq if letter else None, timeline=timeline, entries=tuple(found.entries),
             entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
             parent=find_parent([message, letter]), children=children, child_count=child_count,
         )  # fmt: skip

@@ -17,20 +17,20 @@ SKEW_S = 1.0  # between the clock of a worker, which stamps a history, and the s
 MAX_AGE_S = 400 * 86_400.0  # no job is kept for longer, so a time in an id that is further off is none
 
 ENQUEUED_EVENTS = frozenset({"enqueued", "replayed"})
-_MERGED_EVENTS = ("progress", "chunks", "step")  # steps of one attempt that follow each other become one
+_MERGED_EVENTS = ("progress", "chunks", "step")  # events of one attempt that follow each other become one
 _RETRY_KEY = re.compile(r"r\d{1,19}-(\d{9,11})-a\d{1,9}")  # a retry's parking id: worker/settlement.py, retry_move
 _STREAM_ID = re.compile(r"s\d{1,19}-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimelineEvent:
     """One thing that happened to a job.
 
-    - `at`: when, in seconds since the epoch; None if it was not recorded. `after_s`: seconds since the step before.
-    - `count`: how many progress entries, chunks or steps of one attempt in a row this step stands for. The first was at
-      `first_at`; the step shows the last.
+    - `at`: when, in seconds since the epoch; None if it was not recorded. `after_s`: seconds since the event before.
+    - `count`: how many progress entries, chunks or steps of one attempt in a row this event stands for. The event shows
+      the last. The first was at `first_at`.
     - `until`: when a parked job, or a retry, is due.
-    - `lost_chunks`: how many chunks before this step the server had no space for.
+    - `lost_chunks`: how many chunks before this event the server had no space for.
 
     `event` is one of:
 
@@ -73,105 +73,105 @@ def build_timeline(
     delivered: bool = False,
     delivered_at: float | None = None,
     unique: str = "",
-) -> tuple[Step, ...]:
-    """Return the steps of a job, the oldest first. `delivered`: the stored job has been delivered at least once.
+) -> tuple[TimelineEvent, ...]:
+    """Return the events of a job, the oldest first. `delivered`: the stored job has been delivered at least once.
     `unique`: as of `JobStats`.
 
-    Only **enqueued** and **delivered** steps may have no time; any other step without a recorded time is left out.
+    Only **enqueued** and **delivered** events may have no time; any other event without a recorded time is left out.
     """
-    steps = _steps_from_journal(entries)
-    steps += _steps_from_journal([each for each in kept if each.event in ("step", "called")])
+    events = _events_from_journal(entries)
+    events += _events_from_journal([each for each in kept if each.event in ("step", "called")])
     first_s = entries[0].time if entries else float("inf")
-    steps += [step for step in _steps_from_history(stored, parked, letter) if (step.at or 0.0) < first_s - SKEW_S]
+    events += [event for event in _events_from_history(stored, parked, letter) if (event.at or 0.0) < first_s - SKEW_S]
     for each in parked:
-        _add_parked(steps, each)
+        _add_parked(events, each)
     if stored is not None and headers.PARKED in stored.headers:
         run, _ = _run_and_enqueued_at(stored)
-        steps.append(Step("due", stored.time, "back in its lane", run))
+        events.append(TimelineEvent("due", stored.time, "back in its lane", run))
     if letter is not None:
-        _add_dead_letter(steps, letter)
-    keyed = _enqueued_steps(job_id, entries, stored, parked, letter)
+        _add_dead_letter(events, letter)
+    keyed = _enqueued_events(job_id, entries, stored, parked, letter)
     if unique:
-        keyed = [(at, _with_key(step, unique)) for at, step in keyed]
+        keyed = [(at, _with_key(event, unique)) for at, event in keyed]
     if stored is not None and delivered and not any(entry.time >= stored.time for entry in entries):
         run, _ = _run_and_enqueued_at(stored)
         text = "to a worker, which has written nothing yet"
-        keyed.append((delivered_at or stored.time, Step("delivered", delivered_at, text, run)))
-    return _sort_steps([*keyed, *((step.at or 0.0, step) for step in steps)])
+        keyed.append((delivered_at or stored.time, TimelineEvent("delivered", delivered_at, text, run)))
+    return _sort_events([*keyed, *((event.at or 0.0, event) for event in events)])
 
 
 # -- from the journal
 
 
-def _steps_from_journal(entries: Sequence[Entry]) -> list[Step]:
-    steps: list[Step] = []
+def _events_from_journal(entries: Sequence[Entry]) -> list[TimelineEvent]:
+    events: list[TimelineEvent] = []
     for entry in entries:
-        step = replace(step_of(entry), lost_chunks=entry.lost_chunks)
-        if entry.started_at is not None and not any(_is_start_of(each, entry) for each in steps):
+        event = replace(event_of(entry), lost_chunks=entry.lost_chunks)
+        if entry.started_at is not None and not any(_is_start_of(each, entry) for each in events):
             started_at = max(entry.started_at, entry.enqueued_at or 0.0)
-            steps.append(Step("started", min(started_at, entry.time), run=entry.run, attempt=entry.attempt))
-        last = steps[-1] if steps else None
-        if last is not None and step.event in _MERGED_EVENTS and _merge_key(last) == _merge_key(step):
-            steps[-1] = replace(
-                step,
-                count=last.count + step.count,
-                lost_chunks=last.lost_chunks + step.lost_chunks,
+            events.append(TimelineEvent("started", min(started_at, entry.time), run=entry.run, attempt=entry.attempt))
+        last = events[-1] if events else None
+        if last is not None and event.event in _MERGED_EVENTS and _merge_key(last) == _merge_key(event):
+            events[-1] = replace(
+                event,
+                count=last.count + event.count,
+                lost_chunks=last.lost_chunks + event.lost_chunks,
                 first_at=last.first_at or last.at,
             )
         else:
-            steps.append(step)
-        if isinstance(entry.data, dict) and entry.data.get("parked") and step.event == "retried":
-            steps.append(Step("parked", entry.time, run=entry.run, until=step.until))
-    return steps
+            events.append(event)
+        if isinstance(entry.data, dict) and entry.data.get("parked") and event.event == "retried":
+            events.append(TimelineEvent("parked", entry.time, run=entry.run, until=event.until))
+    return events
 
 
-def _is_start_of(step: Step, entry: Entry) -> bool:
-    """Whether a step is the start of the attempt that wrote an entry."""
-    return step.event == "started" and (step.run, step.attempt) == (entry.run, entry.attempt)
+def _is_start_of(event: TimelineEvent, entry: Entry) -> bool:
+    """Whether an event is the start of the attempt that wrote an entry."""
+    return event.event == "started" and (event.run, event.attempt) == (entry.run, entry.attempt)
 
 
-def _merge_key(step: Step) -> tuple[str, int, int | None]:
-    return step.event, step.run, step.attempt
+def _merge_key(event: TimelineEvent) -> tuple[str, int, int | None]:
+    return event.event, event.run, event.attempt
 
 
-def step_of(entry: Entry | StreamItem) -> Step:
-    """Return one entry of a journal as a step. Its data may be anything: other programs can write to a journal."""
+def event_of(entry: Entry | StreamItem) -> TimelineEvent:
+    """Return one entry of a journal as an event. Its data may be anything: other programs can write to a journal."""
     data = entry.data if isinstance(entry.data, dict) else {}
-    step = Step(entry.event or "?", entry.time, run=entry.run, attempt=entry.attempt or None)
+    event = TimelineEvent(entry.event or "?", entry.time, run=entry.run, attempt=entry.attempt or None)
     match entry.event:
         case "started":
             order = data.get("delivery")
             count = order[2] if isinstance(order, list) and len(order) == 3 else 0
             text = f"delivery {count}" if isinstance(count, int) and count > 1 else ""
-            return replace(step, text=text, worker=_text_in(data, "worker"))
+            return replace(event, text=text, worker=_text_in(data, "worker"))
         case "progress":
             fraction = data.get("fraction")
             percent = f"{fraction:.0%}" if isinstance(fraction, int | float) else ""
-            return replace(step, text=f"{percent} {_text_in(data, 'note')}".strip())
+            return replace(event, text=f"{percent} {_text_in(data, 'note')}".strip())
         case "chunk":
-            return replace(step, event="chunks", count=len(entry.data) if isinstance(entry.data, list) else 1)
+            return replace(event, event="chunks", count=len(entry.data) if isinstance(entry.data, list) else 1)
         case "step":
-            return replace(step, text=_text_in(data, "name"), data=data.get("result"))
+            return replace(event, text=_text_in(data, "name"), data=data.get("result"))
         case "called":
-            return replace(step, data=data.get("data"))
+            return replace(event, data=data.get("data"))
         case "retry":
-            return _retry_step(step, entry, data)
+            return _retry_event(event, entry, data)
         case "failed" | "cancelled":
             text, reason = _text_in(data, "error"), _text_in(data, "reason")
-            return replace(step, text=text, reason=reason, worker=_last_worker(data))
+            return replace(event, text=text, reason=reason, worker=_last_worker(data))
         case _:
-            return replace(step, data=entry.data)
+            return replace(event, data=entry.data)
 
 
-def _retry_step(step: Step, entry: Entry | StreamItem, data: Mapping[str, Any]) -> Step:
-    """Return the step of a `retry`. A job that waits for its children writes one of the attempt before."""
+def _retry_event(event: TimelineEvent, entry: Entry | StreamItem, data: Mapping[str, Any]) -> TimelineEvent:
+    """Return the event of a `retry`. A job that waits for its children writes one of the attempt before."""
     if isinstance(data.get("children"), int):
-        return replace(step, event="waits", text=f"for {data['children']:,} children", attempt=entry.attempt + 1)
+        return replace(event, event="waits", text=f"for {data['children']:,} children", attempt=entry.attempt + 1)
     delay_s = data.get("delay_s")
     until = None
     if isinstance(delay_s, int | float) and 0 <= delay_s < MAX_AGE_S:
         until = entry.time + delay_s
-    return replace(step, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
+    return replace(event, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
 
 
 def _text_in(data: Mapping[str, Any], name: str) -> str:
@@ -189,48 +189,50 @@ def _last_worker(data: Mapping[str, Any]) -> str:
 # -- from where the job is stored
 
 
-def _steps_from_history(stored: Stored | None, parked: Sequence[ParkedJob], letter: DeadLetter | None) -> list[Step]:
+def _events_from_history(
+    stored: Stored | None, parked: Sequence[ParkedJob], letter: DeadLetter | None
+) -> list[TimelineEvent]:
     """Return the failed attempts in the history of the job or its dead letter, which outlives the journal."""
     if letter is not None:
-        history = letter.history[:-1]  # the last attempt is the dead letter's own step
+        history = letter.history[:-1]  # the last attempt is the dead letter's own event
     else:
         history = [item for each in _stored_messages(stored, parked) for item in history_of(each.headers)]
-    steps = []
+    events = []
     for item in history:
         at, number = item.get("at"), item.get("attempt")
         if isinstance(at, int | float):
             number = number if isinstance(number, int) else None
             error, worker = _text_in(item, "error"), _text_in(item, "worker")
-            steps.append(Step("attempt failed", at, error, attempt=number, worker=worker))
-    return steps
+            events.append(TimelineEvent("attempt failed", at, error, attempt=number, worker=worker))
+    return events
 
 
-def _add_parked(steps: list[Step], job: ParkedJob) -> None:
-    """Add the step of a parked job. It replaces the journal's step for the same parking, which is the last one."""
+def _add_parked(events: list[TimelineEvent], job: ParkedJob) -> None:
+    """Add the event of a parked job. It replaces the journal's event for the same parking, which is the last one."""
     job_headers, at = job.stored.headers, job.stored.time
     if job.subject.is_due:
-        steps.append(Step("due", at, "waits for a worker to move it to its lane", job.run))
+        events.append(TimelineEvent("due", at, "waits for a worker to move it to its lane", job.run))
     elif headers.WAITED in job_headers:
-        steps.append(Step("parked", at, "its lane was full when it was due", job.run))
+        events.append(TimelineEvent("parked", at, "its lane was full when it was due", job.run))
     elif headers.REASON in job_headers:
         text = "it failed, and there was no space for its dead letter"
-        steps.append(Step("parked", at, text, job.run, reason=job_headers[headers.REASON], until=job.due_at))
+        events.append(TimelineEvent("parked", at, text, job.run, reason=job_headers[headers.REASON], until=job.due_at))
     else:
-        last = steps[-1] if steps else None
+        last = events[-1] if events else None
         if last is not None and (last.event, last.run) == ("parked", job.run):
-            steps.pop()
-        steps.append(Step("parked", at, run=job.run, until=job.due_at))
+            events.pop()
+        events.append(TimelineEvent("parked", at, run=job.run, until=job.due_at))
 
 
-def _add_dead_letter(steps: list[Step], letter: DeadLetter) -> None:
-    """Add a dead letter to the journal's `failed` of the same failure, or as a step of its own if there is none."""
-    for position, step in enumerate(steps):
-        same = step.event == "failed" and step.reason == letter.reason and step.at is not None
-        if same and abs((step.at or 0.0) - letter.failed_at) < SAME_S:
-            steps[position] = replace(step, dead_seq=letter.seq, worker=letter.worker)
+def _add_dead_letter(events: list[TimelineEvent], letter: DeadLetter) -> None:
+    """Add a dead letter to the journal's `failed` of the same failure, or as an event of its own if there is none."""
+    for position, event in enumerate(events):
+        same = event.event == "failed" and event.reason == letter.reason and event.at is not None
+        if same and abs((event.at or 0.0) - letter.failed_at) < SAME_S:
+            events[position] = replace(event, dead_seq=letter.seq, worker=letter.worker)
             return
-    steps.append(
-        Step(
+    events.append(
+        TimelineEvent(
             "dead letter", letter.failed_at, letter.error, attempt=letter.attempt or None, worker=letter.worker,
             reason=letter.reason, dead_seq=letter.seq,
         )
@@ -244,55 +246,55 @@ def _stored_messages(stored: Stored | None, parked: Sequence[ParkedJob]) -> list
     return [each.stored for each in parked] + ([] if stored is None else [stored])
 
 
-def _enqueued_steps(
+def _enqueued_events(
     job_id: str,
     entries: Sequence[Entry],
     stored: Stored | None,
     parked: Sequence[ParkedJob],
     letter: DeadLetter | None,
-) -> list[tuple[float, Step]]:
-    """Return an **enqueued** or **replayed** step for each run of the job, and the time to sort it by.
+) -> list[tuple[float, TimelineEvent]]:
+    """Return an **enqueued** or **replayed** event for each run of the job, and the time to sort it by.
 
     A stored job and a dead letter carry the time, and so do job ids and parking ids that the library has made. A run
-    without a known time sorts before its first entry. A job that was enqueued with a delay gets a **parked** step too.
+    without a known time sorts before its first entry. A job that was enqueued with a delay gets a **parked** event too.
     """
     firsts: dict[int, Entry] = {}
     times: dict[int, float | None] = {}
     for entry in entries:
         first = firsts.setdefault(entry.run, entry)
         times[entry.run] = entry.enqueued_at or times.get(entry.run) or _time_in_id(entry.parking_id, entry, first)
-    by_run: dict[int, Step] = {}
+    by_run: dict[int, TimelineEvent] = {}
     for position, (run, entry) in enumerate(firsts.items()):
         at = times[run] or (_time_in_id(job_id, entry, entry) if position == 0 else None)
-        by_run[run] = Step("enqueued", at, "again, under the same id" if position else "", run)
+        by_run[run] = TimelineEvent("enqueued", at, "again, under the same id" if position else "", run)
     for each in _stored_messages(stored, parked):
         run, at = _run_and_enqueued_at(each)
         replayed = headers.number(each.headers.get(headers.REPLAY, "")) > 0
-        by_run[run] = replace(by_run.get(run, Step("enqueued", None, run=run)), at=at)
+        by_run[run] = replace(by_run.get(run, TimelineEvent("enqueued", None, run=run)), at=at)
         if replayed:
             by_run[run] = replace(by_run[run], event="replayed", text="")
     if letter is not None:
         run = list(firsts)[-1] if firsts and stored is None and not parked else 0
         event = "replayed" if letter.replays else "enqueued"
-        by_run[run] = Step(event, letter.enqueued_at, run=run)
+        by_run[run] = TimelineEvent(event, letter.enqueued_at, run=run)
     keyed = [
-        (firsts[run].time if step.at is None and run in firsts else step.at or 0.0, step)
-        for run, step in by_run.items()
+        (firsts[run].time if event.at is None and run in firsts else event.at or 0.0, event)
+        for run, event in by_run.items()
     ]
     # the parking id of a job that was enqueued with a delay was made at that moment
     keyed += [
-        (step.at, Step("parked", step.at, "until its time", run))
-        for run, step in by_run.items()
-        if step.at is not None and run in firsts and subjects.made_at(firsts[run].parking_id) == step.at
+        (event.at, TimelineEvent("parked", event.at, "until its time", run))
+        for run, event in by_run.items()
+        if event.at is not None and run in firsts and subjects.made_at(firsts[run].parking_id) == event.at
     ]
     return keyed
 
 
-def _with_key(step: Step, unique: str) -> Step:
-    """Return an **enqueued** step with the caller's key in its text."""
-    if step.event not in ENQUEUED_EVENTS:
-        return step
-    return replace(step, text=f"{step.text}: {unique}" if step.text else f"as {unique}")
+def _with_key(event: TimelineEvent, unique: str) -> TimelineEvent:
+    """Return an **enqueued** event with the caller's key in its text."""
+    if event.event not in ENQUEUED_EVENTS:
+        return event
+    return replace(event, text=f"{event.text}: {unique}" if event.text else f"as {unique}")
 
 
 def _run_and_enqueued_at(stored: Stored) -> tuple[int, float]:
@@ -326,11 +328,13 @@ def _time_in_id(made_id: str, entry: Entry, first: Entry) -> float | None:
     return at if at is not None and first.time - MAX_AGE_S < at < first.time + SKEW_S else None
 
 
-def _sort_steps(keyed: list[tuple[float, Step]]) -> tuple[Step, ...]:
-    """Return the steps in the order of their keys, each with the time since the one before that has a time."""
-    ordered: list[Step] = []
+def _sort_events(keyed: list[tuple[float, TimelineEvent]]) -> tuple[TimelineEvent, ...]:
+    """Return the events in the order of their keys, each with the time since the one before that has a time."""
+    ordered: list[TimelineEvent] = []
     known: float | None = None
-    for _, step in sorted(keyed, key=lambda each: each[0]):
-        ordered.append(step if step.at is None or known is None else replace(step, after_s=max(0.0, step.at - known)))
-        known = known if step.at is None else step.at
+    for _, event in sorted(keyed, key=lambda each: each[0]):
+        ordered.append(
+            event if event.at is None or known is None else replace(event, after_s=max(0.0, event.at - known))
+        )
+        known = known if event.at is None else event.at
     return tuple(ordered)

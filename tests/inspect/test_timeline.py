@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.cli.app import app
-from aiqueue.cli.steps import describe_step
+from aiqueue.cli.timeline import describe_event
 from aiqueue.connection import Stored
 from aiqueue.inspect import lookup, stats
-from aiqueue.inspect.timeline import Step, build_timeline
+from aiqueue.inspect.timeline import TimelineEvent, build_timeline
 from aiqueue.journal import EMPTY_RECORD, Entry, Writer
 from aiqueue.topology import provision
 from aiqueue.worker import settlement
@@ -54,9 +54,9 @@ async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         yield client
 
 
-async def steps(client: aiqueue.Client, job_id: str) -> tuple[Step, ...]:
+async def read_timeline(client: aiqueue.Client, job_id: str) -> tuple[TimelineEvent, ...]:
     timeline = (await stats.job(client.connection, client.topology, job_id)).timeline
-    times = [step.at for step in timeline if step.at is not None]
+    times = [each.at for each in timeline if each.at is not None]
     assert times == sorted(times)
     return timeline
 
@@ -69,8 +69,8 @@ async def shown(columns: int, *words: str) -> str:
     return str(done.stdout)
 
 
-def events(timeline: tuple[Step, ...]) -> list[str]:
-    return [step.event for step in timeline]
+def events(timeline: tuple[TimelineEvent, ...]) -> list[str]:
+    return [each.event for each in timeline]
 
 
 async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.Client) -> None:
@@ -78,7 +78,7 @@ async def test_progress_stands_together_and_the_result_is_last(client: aiqueue.C
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(25)
-    timeline = await steps(client, handle.id)
+    timeline = await read_timeline(client, handle.id)
     assert events(timeline) == ["enqueued", "started", "progress", "result"]
     enqueued, started, progress, result = timeline
     assert enqueued.at == pytest.approx(before, abs=10), "its result tells, although the job is stored no more"
@@ -92,7 +92,7 @@ async def test_a_time_that_nobody_noted_is_none(client: aiqueue.Client) -> None:
     """Of a run that has written, but nothing that ended an attempt."""
     pen = Writer(client.journal, "ai.agent.results.acme.doc-1", run=1, enqueued_at=1.0, attempt=1, record=EMPTY_RECORD)
     await pen.write("progress", {"fraction": 1, "note": ""})
-    assert (await steps(client, "doc-1"))[0] == Step("enqueued", None, run=1)
+    assert (await read_timeline(client, "doc-1"))[0] == TimelineEvent("enqueued", None, run=1)
     assert "?                    enqueued" in await shown(80, "doc-1")
 
 
@@ -103,7 +103,7 @@ async def test_retries_failure_and_replay_are_one_list(client: aiqueue.Client, e
             with pytest.raises(aiqueue.JobFailed):
                 await handle.result(25)
     attempts = ["started", "progress", "retried", "started", "progress", "failed"]
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", *attempts], "the second one was a duplicate"
     retried, failed = timeline[3], timeline[-1]
     assert (retried.text, retried.attempt) == ("ValueError: broken", 1)
@@ -111,13 +111,13 @@ async def test_retries_failure_and_replay_are_one_list(client: aiqueue.Client, e
     assert retried.worker
     assert (failed.reason, failed.text, failed.dead_seq, failed.attempt) == ("attempts", "ValueError: broken", 1, 2)
     await client.dead.replay(await client.dead.get(1))
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", *attempts, "replayed"]
     assert timeline[-2].dead_seq is None
     async with workers().running(client):
 
         async def failed_again() -> None:
-            assert events(await steps(client, "doc-1")) == ["enqueued", *attempts, "replayed", *attempts]
+            assert events(await read_timeline(client, "doc-1")) == ["enqueued", *attempts, "replayed", *attempts]
 
         await eventually(failed_again)
 
@@ -129,7 +129,7 @@ async def test_a_long_retry_is_parked_and_comes_back(
     handle = await client.enqueue(Work(text="late"), tenant="acme", unique="doc-1")
     async with workers(after=0.2).running(client):
         assert await handle.result(20) == "late"
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", "started", "progress", "retried", "parked", "started", "progress", "result"]
     assert timeline[0].at is not None
 
@@ -140,21 +140,21 @@ async def test_a_long_retry_is_parked_and_comes_back(
             return (await stats.job(client.connection, client.topology, "doc-2")).state == "retrying"
 
         await eventually(parked)
-    timeline = await steps(client, "doc-2")
+    timeline = await read_timeline(client, "doc-2")
     assert events(timeline) == ["enqueued", "started", "progress", "retried", "parked"]
     assert timeline[-1].until == pytest.approx(time.time() + 200, abs=30)
 
 
 async def test_a_delay_is_shown_while_it_waits_and_when_it_was_cancelled(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Work(), tenant="acme", unique="doc-1", delay="1h")
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", "parked"]
     assert timeline[1].until == handle.due
     table = await shown(80, "doc-1")
     assert "parked             until 20" in table
     assert table.splitlines()[-1].split() == ["now", "parked"]
     await handle.cancel()
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", "parked", "cancelled"]
     assert timeline[-1].text == "cancelled before it started"
     assert "cancelled           cancelled before" in await shown(80, "doc-1")
@@ -162,9 +162,9 @@ async def test_a_delay_is_shown_while_it_waits_and_when_it_was_cancelled(client:
 
 async def test_a_queued_job_that_was_cancelled_has_no_false_time(client: aiqueue.Client) -> None:
     handle = await client.enqueue(Work(), tenant="acme", unique="doc-1")
-    assert events(await steps(client, "doc-1")) == ["enqueued"]
+    assert events(await read_timeline(client, "doc-1")) == ["enqueued"]
     assert await handle.cancel()
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", "cancelled"]
     assert timeline[0].at is None
 
@@ -183,17 +183,17 @@ async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
         async with worker.running(client):
             first = await client.enqueue(Work(), tenant="acme")
             await running.wait()
-            (enqueued, delivered) = await steps(client, first.id)
+            (enqueued, delivered) = await read_timeline(client, first.id)
             assert (enqueued.event, delivered.event) == ("enqueued", "delivered")
             assert delivered.at == pytest.approx(time.time(), abs=20)
             running.clear()
             second = await client.enqueue(Work(), tenant="acme")
             await running.wait()
-            timeline = await steps(client, first.id)
+            timeline = await read_timeline(client, first.id)
             assert (events(timeline), timeline[1].at) == (["enqueued", "delivered"], None), (
                 "the server knows the newest only"
             )
-            assert (await steps(client, second.id))[1].at is not None
+            assert (await read_timeline(client, second.id))[1].at is not None
 
 
 async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue.Client) -> None:
@@ -202,7 +202,7 @@ async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue
         with pytest.raises(aiqueue.JobFailed):
             await handle.result(25)
     await client.connection.api("STREAM.PURGE.AI_RESULTS")
-    timeline = await steps(client, "doc-1")
+    timeline = await read_timeline(client, "doc-1")
     assert events(timeline) == ["enqueued", "attempt failed", "dead letter"]
     assert timeline[1].text == "ValueError: broken"
     assert (timeline[-1].reason, timeline[-1].dead_seq) == ("attempts", 1)
@@ -213,7 +213,7 @@ async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(clie
         handle = await client.enqueue(Work(text="bad"), tenant="acme")
         with pytest.raises(aiqueue.JobFailed):
             await handle.result(25)
-    timeline = await steps(client, handle.id)
+    timeline = await read_timeline(client, handle.id)
     narrow, wide = await shown(80, handle.id), await shown(0, handle.id)
     rows = narrow.split("timeline")[1].splitlines()
     assert all(len(row) <= 80 for row in rows)
@@ -221,7 +221,7 @@ async def test_the_table_keeps_within_80_columns_and_json_has_the_same_list(clie
     assert "ValueError: broken" in wide.split("timeline")[1]
     found = json.loads(await shown(0, handle.id, "--json"))["timeline"]
     assert [(each["event"], each["at"], each["text"]) for each in found] == [
-        (step.event, step.at, step.text) for step in timeline
+        (each.event, each.at, each.text) for each in timeline
     ]
 
 
@@ -233,7 +233,7 @@ async def test_a_very_long_journal_says_that_it_is_cut(
     async with workers().running(client):
         handle = await client.enqueue(Work(text="good"), tenant="acme")
         await handle.result(25)
-    assert events(await steps(client, handle.id)) == ["enqueued", "started", "progress", "result"]
+    assert events(await read_timeline(client, handle.id)) == ["enqueued", "started", "progress", "result"]
     assert "in the middle of the journal" in await shown(80, handle.id)
 
 
@@ -243,7 +243,7 @@ def entry(
     return Entry(event, 1, run, 1, attempt, 1_800_000_000.0 + at, "", data, parking_id)
 
 
-def timeline_of(*entries: Entry, stored: Stored | None = None, job_id: str = "doc-1") -> tuple[Step, ...]:
+def timeline_of(*entries: Entry, stored: Stored | None = None, job_id: str = "doc-1") -> tuple[TimelineEvent, ...]:
     return build_timeline(job_id, entries, stored=stored, parked=(), letter=None)
 
 
@@ -252,17 +252,17 @@ def test_chunks_are_counted_and_stand_together_by_attempt() -> None:
         entry("chunk", ["a", "b"]), entry("chunk", ["c"], at=1), entry("chunk", ["x"], at=2, attempt=2),
         entry("result", 7, at=3, attempt=2),
     )  # fmt: skip
-    assert [(step.event, step.count) for step in timeline[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
-    assert [describe_step(step) for step in timeline[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
+    assert [(each.event, each.count) for each in timeline[1:]] == [("chunks", 3), ("chunks", 1), ("result", 1)]
+    assert [describe_event(each) for each in timeline[1:]] == ["3 chunks in 1.0s", "1 chunk", "7"]
     lost = timeline_of(
         replace(entry("chunk", ["c"]), lost_chunks=2), replace(entry("chunk", ["f"], at=1), lost_chunks=1)
     )
-    assert describe_step(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost: the server had no storage for them"
+    assert describe_event(lost[-1]) == "2 chunks in 1.0s: 3 chunks lost: the server had no storage for them"
 
 
 def test_an_id_that_was_used_again_is_shown_so() -> None:
     timeline = timeline_of(entry("result", 1), entry("result", 2, at=5, run=9))
-    assert [(step.event, step.run, step.at is None) for step in timeline] == [
+    assert [(each.event, each.run, each.at is None) for each in timeline] == [
         ("enqueued", 1, True), ("result", 1, False), ("enqueued", 9, True), ("result", 9, False),
     ]  # fmt: skip
     assert "again" in timeline[2].text
@@ -303,7 +303,7 @@ def test_a_stored_job_that_was_parked_says_when_it_came_back() -> None:
     back = Stored("ai.agent.tasks.acme.normal", 8, b"", job_headers, 1_800_000_060.0)
     retry = entry("retry", {"error": "e", "delay_s": 60, "parked": True})
     shown = timeline_of(retry, stored=back)
-    assert [(step.event, step.at) for step in shown] == [
+    assert [(each.event, each.at) for each in shown] == [
         ("enqueued", 1_799_999_990.5), ("retried", 1_800_000_000.0), ("parked", 1_800_000_000.0),
         ("due", 1_800_000_060.0),
     ]  # fmt: skip

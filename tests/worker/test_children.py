@@ -300,7 +300,7 @@ async def test_inspect_shows_a_job_and_its_children_as_a_tree(client: aiqueue.Cl
 
         await eventually(settled)
         found = await stats.job(client.connection, client.topology, parent.id)
-        assert next(step.text for step in found.timeline if step.event == "waits") == "for 3 children"
+        assert next(each.text for each in found.timeline if each.event == "waits") == "for 3 children"
         child = await stats.job(client.connection, client.topology, found.children[1].job_id)
         assert child.parent == parent.id
 

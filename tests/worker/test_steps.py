@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.cli.steps import describe_step
+from aiqueue.cli.timeline import describe_event
 from aiqueue.errors import BadInput, JobFailed, Stale, TooLarge
 from aiqueue.inspect import stats
 from aiqueue.journal import Checkpoints
@@ -277,10 +277,10 @@ async def test_inspect_shows_what_a_job_that_waits_has_kept(client: aiqueue.Clie
 
         await eventually(parked)
     timeline = (await stats.job(client.connection, client.topology, handle.id)).timeline
-    shown = {step.event: (step.count, describe_step(step).split(" ", 2)[0]) for step in timeline}
+    shown = {each.event: (each.count, describe_event(each).split(" ", 2)[0]) for each in timeline}
     assert shown["step"] == (12, "12")
     assert shown["called"] == (1, '{"model":"m"}')
-    assert [describe_step(step).rsplit(": ")[-1] for step in timeline if step.event == "step"] == ["s-11"]
+    assert [describe_event(each).rsplit(": ")[-1] for each in timeline if each.event == "step"] == ["s-11"]
 
 
 # -- who may write

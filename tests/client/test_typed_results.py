@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pydantic
 import pytest
+from typing_extensions import TypedDict
 
 import aiqueue
 from aiqueue.errors import BadInput, JobCancelled, JobFailed, NotFound, ResultInvalid
@@ -35,6 +37,37 @@ class Lengths(aiqueue.Message[list[int]], kind="lengths"):
 
 class Plain(aiqueue.Message, kind="plain"):
     text: str
+
+
+@dataclass
+class Size:
+    width: int
+    made: date
+
+
+class Row(TypedDict):
+    day: date
+    size: Size
+
+
+class Measure(aiqueue.Message[Size], kind="measure"):
+    text: str
+
+
+class Look(aiqueue.Message[Row], kind="look"):
+    text: str
+
+
+class Forget(aiqueue.Message[None], kind="forget"):
+    text: str
+
+
+class Chapters(aiqueue.Message[list[Summary]], kind="chapters"):
+    """`odd`: a result that does not fit. `fails`: no result."""
+
+    count: int
+    odd: bool = False
+    fails: bool = False
 
 
 class Ask(aiqueue.Message[Summary], kind="gateway.request", family="gateway.requests"):
@@ -66,7 +99,92 @@ def serving() -> aiqueue.Worker:
             return 5  # type: ignore[return-value]
         return Summary(title=job.message.prompt, at=AT)
 
+    @worker.handle(Measure)
+    async def measure(job: aiqueue.Job[Measure]) -> Size:
+        return Size(len(job.message.text), AT.date())
+
+    @worker.handle(Look)
+    async def look(job: aiqueue.Job[Look]) -> Row:
+        return {"day": AT.date(), "size": Size(5, AT.date())}
+
+    @worker.handle(Forget)
+    async def forget(job: aiqueue.Job[Forget]) -> None: ...
+
+    @worker.handle(Chapters, retry=aiqueue.Backoff(attempts=1))
+    async def chapters(job: aiqueue.Job[Chapters]) -> list[Summary]:
+        if job.message.fails:
+            raise ValueError("no chapters")
+        made = [Summary(title=f"{n} {LONG}", at=AT) for n in range(job.message.count)]
+        return [*made, "the end"] if job.message.odd else made  # type: ignore[list-item]
+
     return worker
+
+
+LONG = "x" * 1_000  # 1,000 chapters are more than a message may hold
+
+
+async def test_a_result_is_a_dataclass_a_typed_dict_nothing_or_a_list_of_models(client: aiqueue.Client) -> None:
+    async with serving().running(client):
+        assert await (await client.enqueue(Measure(text="abc"), tenant="acme")).result(25) == Size(3, AT.date())
+        row = await (await client.enqueue(Look(text="x"), tenant="acme")).result(25)
+        assert row == {"day": AT.date(), "size": Size(5, AT.date())}
+        gone = await client.enqueue(Forget(text="x"), tenant="acme")
+        assert await gone.result(25) is None  # type: ignore[func-returns-value]
+        chapters = await (await client.enqueue(Chapters(count=2), tenant="acme")).result(25)
+        assert chapters == [Summary(title=f"{n} {LONG}", at=AT) for n in range(2)]
+
+
+async def test_a_typed_result_larger_than_a_message_is_read_wherever_results_are(
+    client: aiqueue.Client, account: Account
+) -> None:
+    expected = [Summary(title=f"{n} {LONG}", at=AT) for n in range(1_100)]
+
+    def use() -> None:
+        with aiqueue.connect_sync(account.url, user=account.user, password=account.password) as sync:
+            assert sync.enqueue(Chapters(count=1_100), tenant="acme", unique="c").result(25) == expected
+            assert sync.job("c", model=Chapters).result(25) == expected
+
+    async with serving().running(client):
+        handle = await client.enqueue(Chapters(count=1_100), tenant="acme", unique="c")
+        assert await handle.result(25) == expected
+        [entry] = [each async for each in client.connection.read("AI_RESULTS", ">")]
+        assert len(entry.data) < 1_000, "the journal has a reference to the document"
+        await asyncio.to_thread(use)
+
+
+async def test_the_handle_of_a_rerun_is_typed_and_each_handle_has_the_result_of_its_run(
+    client: aiqueue.Client,
+) -> None:
+    async with serving().running(client):
+        first = await client.enqueue(Chapters(count=1, fails=True), tenant="acme", unique="c")
+        with pytest.raises(JobFailed):
+            await first.result(25)
+        second = await client.enqueue(Chapters(count=1), tenant="acme", unique="c", on_duplicate="rerun_failed")
+        assert [each.at for each in await second.result(25)] == [AT]
+        third = await client.enqueue(Chapters(count=2), tenant="acme", unique="c", on_duplicate="rerun")
+        assert [each.at for each in await third.result(25)] == [AT, AT]
+        odd = await client.enqueue(Chapters(count=0, odd=True), tenant="acme", unique="c", on_duplicate="rerun")
+        with pytest.raises(ResultInvalid):
+            await odd.result(25)
+        known = await client.enqueue(Chapters(count=9), tenant="acme", unique="c", on_duplicate="rerun_failed")
+        assert known.duplicate, "a job whose result does not fit has succeeded"
+        assert len(await second.result(25)) == 1
+        assert len(await third.result(25)) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1_100])
+async def test_a_result_that_does_not_fit_can_be_read_as_plain_data_of_any_size(
+    client: aiqueue.Client, count: int
+) -> None:
+    async with serving().running(client):
+        handle = await client.enqueue(Chapters(count=count, odd=True), tenant="acme")
+        with pytest.raises(ResultInvalid, match=f"{count}: Input should be a valid dictionary") as caught:
+            await handle.result(25)
+        assert (len(caught.value.data), caught.value.data[-1]) == (count + 1, "the end")
+        again = await client.job(handle.id)
+        assert await again.result(25) == caught.value.data
+        async with aclosing(handle.stream(timeout=25)) as items:
+            assert [each.data async for each in items][-1] == caught.value.data
 
 
 async def test_a_handle_gives_the_declared_type_and_plain_data_without_one(client: aiqueue.Client) -> None:

@@ -278,8 +278,17 @@ class Canceller:
             await self.documents.end_holds(lane.tenant, stored.headers)
 
     async def _tell_parent(self, lane: Lane, job_id: str, stored: Stored) -> None:
-        """Tell the parent of a cancelled job, if it has one. Until then the job's message is kept: see `Parents`."""
-        end = ChildEnd(job_id, CANCELLED, reason=CANCELLED, error="it was cancelled")
+        """Tell the parent of a cancelled job, if it has one. Until then the job's message is kept: see `Parents`.
+
+        The parent learns what the entry says, also if another canceller or the attempt wrote it: when it was cancelled.
+        """
+        if headers.PARENT not in stored.headers:
+            return
+        head = await self._journal.head(_journal_subject(self.topology.family(lane.family), lane, job_id))
+        if head is not None and head.event == CANCELLED:
+            end = ChildEnd.of_entry(job_id, head, 0.0)
+        else:  # a later run of the id has written since
+            end = ChildEnd(job_id, CANCELLED, reason=CANCELLED, error=CANCELLED)
         await self._parents.report(stored.headers, lane.tenant, end, journaled=True)
 
     async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:

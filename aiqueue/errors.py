@@ -354,9 +354,9 @@ class ChildCancelled(ChildFailed, JobCancelled):
 
 
 class ChildLost(JobGone):
-    """Nothing is left of a child that `Job.gather` waits for: it was purged. Or its result has expired.
+    """A child that `Job.gather` waits for was purged, or its result has expired.
 
-    `name`: the child's name in its parent. The child is not enqueued again. To do that, use another name.
+    `name`: the child's name in its parent. The child is not enqueued again: use another name for that.
     """
 
     def __init__(self, job_id: str, *, name: str, error: str) -> None:

@@ -28,11 +28,11 @@ tasks_awaiting_results: set[asyncio.Task[object]] = set()  # a worker looks whet
 class Handle(Generic[R_co]):
     """An enqueued job. `duplicate`: a job of this id existed already, and nothing new was stored.
 
-    A job id can have several runs: it was replayed, rerun, or enqueued again later. A handle whose call has stored the
-    job is bound to its run. The handle of a duplicate takes the newest outcome of the run that was found, or of a later
-    one.
+    A job id has several runs if it was replayed, rerun, or enqueued again later. The handle of a call that has stored
+    a job belongs to that run. The handle of a duplicate, or of `Client.job`, returns the newest outcome of the run that
+    was found, or of a later run.
 
-    ``Handle[Summary]``: the message's class declares that the result is a Summary. Otherwise it is plain data.
+    ``Handle[Summary]``: the message's class declares that the result is a Summary. Otherwise the result is plain data.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Handle(Generic[R_co]):
         The result is of the type that the message's class declares, ``Message[Summary]``. Without such a type it is
         plain data: times, dates, UUIDs, decimals and the like are text, as in JSON. Secrets are whole.
 
-        A handler that waits here keeps its slot: if all slots wait for jobs that need one, none of them runs. Use
-        `Job.gather` there, which holds none.
+        A handler that awaits a result keeps its slot: if all handlers do so, no slot is left for the awaited jobs. In a
+        handler, use `Job.gather`, which holds no slot.
 
         Raises JobFailed (JobCancelled for a cancelled job), ResultTimeout, ResultDisabled if a worker has ended the job
         but its handler keeps no results, JobGone if the job is gone without an outcome, for example because it was
-        purged, and ResultInvalid if the result is not of its type: its `data` is the result. Results are kept as long
-        as the journal's stream keeps them (a day).
+        purged, and ResultInvalid if the result is not of its type: then `data` of the error is the result. Results are
+        kept for as long as the journal's stream keeps them (a day).
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         task = asyncio.current_task()
@@ -153,7 +153,7 @@ class Handle(Generic[R_co]):
                 async for item in items:
                     if item.event == "chunk":
                         print(item.data, end="")
-                    elif item.event == "restart":  # the previous attempt was lost: discard its output
+                    elif item.event == "restart":  # a new attempt has started: discard the output so far
                         print()
 
         `after`: the `cursor` of an earlier item, to continue behind it; None starts at the beginning. Each item comes
@@ -229,9 +229,9 @@ class Handle(Generic[R_co]):
     async def cancel(self) -> bool:
         """Cancel the job, wherever it is. Return whether it was cancelled.
 
-        True: the job does not run (again), and `result` raises JobCancelled. If it is running, its worker is
-        told to stop it; this call does not wait for that. Also True if the job was cancelled before, so that a repeated
-        call is safe. False: the job succeeded or failed before, and nothing was changed.
+        True: the job does not run (again), and `result` raises JobCancelled. If the job is running, its worker is
+        notified, and stops it; this call does not wait for that. Also True if the job was cancelled before, so that a
+        repeated call is safe. False: the job succeeded or failed before, and nothing was changed.
         Raises Unavailable; cancelling again is safe then.
         """
         return (await self.verdict()).cancelled

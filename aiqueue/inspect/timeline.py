@@ -39,7 +39,7 @@ class TimelineEvent:
     - **delivered**: to a worker, which has written nothing yet
     - **started**: an attempt began. A first attempt writes no entry when it begins; entries that end it carry the time.
     - **progress**, **chunks**, **trial**
-    - **step**: the result of a step was kept; **called**: an outside call was about to be made
+    - **step**: the result of a step was kept; **called**: an external call was about to be made
     - **retried**: an attempt failed and another follows; **attempt failed**: the same, known from the history only
     - **waits**: the job was parked until its children end
     - **result**, **failed**, **cancelled**, **dead letter**

@@ -118,7 +118,7 @@ def make_child_spec(
     )  # fmt: skip
 
 
-class Gathered(NamedTuple):
+class GatheredChild(NamedTuple):
     """A child that `Job.gather` was given. `message` None: it was enqueued before. `model`: its message's class."""
 
     name: str
@@ -126,19 +126,19 @@ class Gathered(NamedTuple):
     model: type[Message] | None
 
 
-def check_gathered(children: Any) -> list[Gathered]:
+def check_gathered(children: Any) -> list[GatheredChild]:
     """Return the children that `Job.gather` was given. Raises BadInput."""
     if isinstance(children, Message | str | bytes | Mapping) or not isinstance(children, Sequence):
         raise BadInput(
             "pass a list: for each child the pair of its name and its message, or what `job.enqueue` has returned, not "
             f"{type(children).__name__}"
         )
-    found: list[Gathered] = []
+    found: list[GatheredChild] = []
     for each in children:
         if isinstance(each, Child):
-            found.append(Gathered(each.name, None, each._model))
+            found.append(GatheredChild(each.name, None, each._model))
         elif isinstance(each, tuple) and len(each) == 2:
-            found.append(Gathered(check_child_name(each[0]), each[1], type(each[1])))
+            found.append(GatheredChild(check_child_name(each[0]), each[1], type(each[1])))
         else:
             raise BadInput(f"a child is the pair of its name and its message, not {type(each).__name__}")
     names = [each.name for each in found]
@@ -148,7 +148,7 @@ def check_gathered(children: Any) -> list[Gathered]:
     return found
 
 
-def value_of_outcome(child: Gathered, outcome: ChildOutcome) -> Any:
+def value_of_outcome(child: GatheredChild, outcome: ChildOutcome) -> Any:
     """Return the result of a child, or the error that stands for it (ChildError).
 
     The result is of the type that the message's class declares; without one it is plain data.

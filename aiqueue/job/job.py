@@ -139,8 +139,8 @@ class Job(Generic[M_co]):
     def cancelled(self) -> bool:
         """Whether this attempt should stop: its job was cancelled, its timeout is over, or the worker is stopping.
 
-        An async handler then gets asyncio.CancelledError. A handler that is a plain function cannot be interrupted; it
-        may check this now and then, and return.
+        An async handler then gets asyncio.CancelledError. A handler that is a plain function cannot be interrupted: it
+        should check this regularly, and return.
         """
         return self._progress.cancelled
 
@@ -174,15 +174,15 @@ class Job(Generic[M_co]):
         run_from_thread(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
 
     async def step(self, name: str, function: Callable[..., Any], *args: Any, returns: Any = None) -> Any:
-        """Call `function(*args)` once in the life of this job, and return its result; after a crash, the kept result.
+        """Call `function(*args)`, and keep its result. Later attempts get the kept result without a call.
 
-        The result is kept before this returns. A later attempt, also of a job that is replayed from the dead letters,
-        gets it without a call. An attempt that dies before that calls again: a step may run twice, one result is kept.
+        The result is kept before this returns, also for a replay from the dead letters. If the worker dies before
+        that, the next attempt calls the function again: a step runs at least once, and one result is kept.
 
-        - `name`: 1 to 256 printable characters, once in a run of the handler, the same in each attempt.
+        - `name`: 1 to 256 printable characters, once in an execution of the handler, the same in each.
         - `function`: async, or a plain function, which runs in a thread.
-        - The result: what a handler may return, up to 64 KiB. The step returns the result as plain data, the first time
-          too; with `returns`, a class or type that pydantic knows, an instance of this.
+        - The result: what a handler may return, up to 64 KiB. It is returned as plain data, also by the attempt that
+          calls the function; with `returns`, a type that pydantic can read, as an instance of that.
 
         Raises what the function raises; then nothing is kept. Raises BadInput for a second step of this name, the
         2,001st step, or a step within a step; EncodeError and TooLarge for a result that cannot be kept; Unavailable,
@@ -272,7 +272,7 @@ class Job(Generic[M_co]):
         return await self._progress.begin_step(name)
 
     async def called(self, data: Any) -> None:
-        """Note an outside call that is about to be made, such as one that costs money. `data`: at most 64 KiB.
+        """Note an external call that is about to be made, such as one that costs money. `data`: at most 64 KiB.
 
         The note is kept before this returns, for `calls` of a later attempt. Raises as `step`.
         """
@@ -305,7 +305,7 @@ class Job(Generic[M_co]):
         """Enqueue a child: a job that belongs to this one. Later attempts of this job find the child by its name, and
         do not store it again.
 
-        - `name`: 1 to 256 printable characters, once in a run of the handler, the same in each attempt. The message of
+        - `name`: 1 to 256 printable characters, once in an execution of the handler, the same in each. The message of
           a later attempt is not stored.
         - The child has this job's tenant. By default it has the same priority, if its family has that, and deadline.
         - `priority`, `delay`, `deadline`, `headers`: as of `Client.enqueue`.
@@ -339,7 +339,7 @@ class Job(Generic[M_co]):
         A child is the pair of its name and its message, see `enqueue`, or what `enqueue` has returned. Each result is
         of the type that the message's class declares, as that of `Handle.result`; without one it is plain data.
 
-        A job that waits holds no slot. While children have not ended, the run of the handler ends here, by an exception
+        A job that waits holds no slot. While children have not ended, the handler ends here, by an exception
         that must not be caught (no `Exception`), and does not count as an attempt. When the last child has ended, the
         handler runs again from its start: do with `step` what must not be done twice. Its timeout begins anew.
 
@@ -398,7 +398,7 @@ class Job(Generic[M_co]):
 
     @contextlib.contextmanager
     def _child_names_used(self, names: Sequence[str]) -> Iterator[None]:
-        """Note which children this run of the handler makes. An error takes that back, so that it can try again.
+        """Note which children this execution of the handler makes. An error takes that back, so that it can try again.
 
         Raises BadInput within a step, or for a second use of a name.
         """
@@ -408,7 +408,8 @@ class Job(Generic[M_co]):
         used = self._child_names
         if twice := next((name for name in names if name in used), None):
             raise BadInput(
-                f"a second child {twice!r} in one run of the handler: number the children of a loop, as in 'page-1'"
+                f"a second child {twice!r} in one execution of the handler: number the children of a loop, as in "
+                "'page-1'"
             )
         used.update(names)
         try:

@@ -1,4 +1,4 @@
-"""What a run keeps for its later attempts: results of its steps, the outside calls it has made, and its children.
+"""What a run keeps for its later attempts: results of its steps, the external calls it has made, and its children.
 
 They stand on a subject of their own, one for each run, in a stream that keeps them longer than a journal lives, and
 where no chunk can evict them. As in a journal, each write names the sequence that its writer expects the newest entry
@@ -95,7 +95,7 @@ class Checkpoints:
         return self._steps[name]
 
     async def keep_call(self, data: Any) -> None:
-        """Keep a note of an outside call that is about to be made. Raises as `keep_step`."""
+        """Keep a note of an external call that is about to be made. Raises as `keep_step`."""
         encoded = encode_call(data)
         await self.load_past()
         async with self._lock:
@@ -214,7 +214,9 @@ class StepNames:
         if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX or not name.isprintable():
             raise BadInput(f"a step's name must be 1 to {NAME_MAX} printable characters, not {str(name)[:80]!r}")
         if name in self._used:
-            raise BadInput(f"a second step {name!r} in one run of the handler: number the steps of a loop, as in 'p-1'")
+            raise BadInput(
+                f"a second step {name!r} in one execution of the handler: number the steps of a loop, as in 'p-1'"
+            )
         if len(self._used) >= STEPS_MAX:
             raise BadInput(f"a run has at most {STEPS_MAX:,} steps: keep the results of several items in one step")
         self._used.add(name)

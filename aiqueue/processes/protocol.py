@@ -11,9 +11,9 @@ import dataclasses
 import io
 from typing import Any, BinaryIO
 
-from .. import codec
+from .. import codec, errors
 from ..attempt import RawJob
-from ..errors import AIQueueError, BadInput, Corrupt, NotFound, Stale, Unavailable
+from ..errors import AIQueueError
 from ..topology import Family
 
 QUESTIONS = frozenset({
@@ -74,23 +74,26 @@ def family_to_plain(family: Family) -> dict[str, Any]:
 
 
 def error_to_plain(error: AIQueueError) -> list[Any]:
-    """Return an error as plain data, under the name of its nearest class that `error_from_plain` knows."""
-    names = (each.__name__ for each in type(error).__mro__)
-    name = next((each for each in names if each in _ERRORS or each == "Stale"), "")
-    return [name, str(error), isinstance(error, Stale) and error.ended]
+    """Return an error as plain data: the name of its nearest class in `errors`, its text, and its plain attributes."""
+    name = next(each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS)
+    attributes = {key: value for key, value in vars(error).items() if isinstance(value, _PLAIN_TYPES)}
+    return [name, str(error), attributes]
 
 
 def error_from_plain(plain: list[Any]) -> AIQueueError:
-    """Return the error that `error_to_plain` wrote. Of an unknown class, it is an AIQueueError with the same text."""
-    name, text, ended = plain
-    if name == "Stale":
-        return Stale(text, ended=bool(ended))
-    return _ERRORS.get(name, AIQueueError)(text)
+    """Return the error that `error_to_plain` wrote."""
+    name, text, attributes = plain
+    cls = _ERRORS.get(name, AIQueueError)
+    error = cls.__new__(cls, text)
+    error.args = (text,)
+    vars(error).update(attributes)
+    return error
 
 
+_PLAIN_TYPES = (bool, int, float, str, type(None))
 _ERRORS: dict[str, type[AIQueueError]] = {
-    each.__name__: each for each in (Unavailable, NotFound, Corrupt, BadInput)
-}  # fmt: skip
+    name: each for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, AIQueueError)
+}
 
 
 def _decode_items(body: bytes) -> list[Any]:

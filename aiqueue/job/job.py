@@ -229,12 +229,16 @@ class Job(Generic[M_co]):
         """
         wanted, done, reported_at = list(items), 0, 0.0
         results: list[Any] = [None] * len(wanted)
-        numbers = iter(range(len(wanted)))
+        numbers = (number for number in range(len(wanted)))
 
         async def run_some() -> None:
             nonlocal done, reported_at
             for number in numbers:
-                results[number] = await self.step(f"{name}-{number}", function, wanted[number], returns=returns)
+                try:
+                    results[number] = await self.step(f"{name}-{number}", function, wanted[number], returns=returns)
+                except asyncio.CancelledError:  # a group does not count this as a failure
+                    numbers.close()
+                    raise
                 done += 1
                 if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
                     reported_at = time.monotonic()
@@ -244,10 +248,11 @@ class Job(Generic[M_co]):
             raise BadInput(f"concurrency must be a whole number from 1, not {concurrency!r}")
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(wanted))):
-                    group.create_task(run_some())
+                tasks = [group.create_task(run_some()) for _ in range(min(concurrency, len(wanted)))]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+        if any(task.cancelled() for task in tasks):
+            raise asyncio.CancelledError(f"a step of {name!r} was cancelled from within")
         return results
 
     def steps_sync(

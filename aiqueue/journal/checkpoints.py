@@ -107,13 +107,16 @@ class Checkpoints:
         return list(self._calls)
 
     async def keep_children(self, records: Sequence[ChildRecord]) -> None:
-        """Keep which children are about to be stored. Raises as `keep_step`, and Stale if the run was cancelled."""
+        """Keep which children are about to be stored. Those that another attempt has kept meanwhile stay as they are.
+
+        Raises as `keep_step`, and Stale if the run was cancelled.
+        """
         await self.load_past()
         async with self._lock:
             for at in range(0, len(records), CHILDREN_AT_ONCE):
                 some = records[at : at + CHILDREN_AT_ONCE]
                 await self._write(CHILDREN, encode_children(some), partial(self._has_children, some))
-                self.children.update({each.name: each for each in some})
+                self.children.update({each.name: each for each in some if not self._has_child(each)})
 
     async def forget(self) -> None:
         """Delete all that the run has kept, because the run has ended. A failure is harmless: entries expire."""
@@ -193,11 +196,12 @@ class Checkpoints:
         return True
 
     def _has_children(self, records: Sequence[ChildRecord]) -> bool:
-        """Return whether another attempt has kept these children meanwhile."""
-        known = [self.children.get(each.name) for each in records]
-        return all(
-            one is not None and one.generation >= each.generation for one, each in zip(known, records, strict=True)
-        )
+        return all(map(self._has_child, records))
+
+    def _has_child(self, record: ChildRecord) -> bool:
+        """Return whether the run has kept a child already, of this generation or a later one."""
+        known = self.children.get(record.name)
+        return known is not None and known.generation >= record.generation
 
     def _is_own(self, entry: Entry) -> bool:
         return entry.msg_id.startswith(f"{self.subject}/{self._nonce}/")

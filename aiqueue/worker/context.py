@@ -130,7 +130,7 @@ class JobContext(RunningAttempt):
                 run=delivery.run,
                 attempt=opened.attempt,
                 find_order=lambda: order_delivery(connection, delivery, family),
-                has_past=headers.RESUMES in opened.raw.headers or may_have_history(delivery, opened),
+                has_past=_may_have_kept(delivery, opened),
             )
         return self._checkpoints
 
@@ -265,3 +265,11 @@ class JobContext(RunningAttempt):
         if document.tenant != tenant:  # a child process may ask for any document
             raise BadInput(f"a document of tenant {document.tenant} cannot be read by a job of {tenant}")
         return self._resources.documents.read_chunks(document)
+
+
+def _may_have_kept(delivery: Delivery, opened: OpenedJob) -> bool:
+    """Return whether earlier attempts may have kept something. A consumer that was created after the job was stored
+    may have replaced one that had delivered the job: it counts deliveries from 1, as after a day without workers.
+    """
+    is_younger = delivery.lane.created > delivery.stored_at
+    return is_younger or headers.RESUMES in opened.raw.headers or may_have_history(delivery, opened)

@@ -14,7 +14,7 @@ import aiqueue
 from aiqueue.cli.timeline import describe_event
 from aiqueue.errors import BadInput, JobFailed, Stale, TooLarge
 from aiqueue.inspect import stats
-from aiqueue.journal import Checkpoints
+from aiqueue.journal import Checkpoints, ChildRecord
 from aiqueue.worker import settlement
 
 from ..support import eventually
@@ -259,6 +259,63 @@ async def test_a_loop_whose_step_fails_starts_no_further_step(client: aiqueue.Cl
     assert ran == [0, 1, 2, 3, 3, 4, 5]
 
 
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_loop_whose_step_is_cancelled_from_within_fails_and_starts_no_further_step(
+    client: aiqueue.Client, concurrency: int
+) -> None:
+    """As by a library that has cancelled what the step awaits: a task group takes no notice of it."""
+    called: list[int] = []
+
+    async def step(item: int) -> int:
+        called.append(item)
+        await asyncio.sleep(0)
+        if item == 1:
+            raise asyncio.CancelledError
+        return item
+
+    async def handler(job: aiqueue.Job[Walk]) -> Any:
+        return await job.steps("s", range(20), step, concurrency=concurrency)
+
+    worker = aiqueue.Worker()
+    worker.handle(Walk, retry=aiqueue.Backoff(attempts=1))(handler)
+    async with worker.running(client):
+        handle = await client.enqueue(Walk(log=""), tenant="acme")
+        with pytest.raises(JobFailed, match="cancelled from within"):
+            await handle.result(timeout=20)
+    assert len(called) <= 1 + 2 * concurrency
+
+
+async def test_a_job_whose_lane_was_idle_for_long_goes_on_from_its_steps_and_notes(
+    client: aiqueue.Client, tmp_path: Path
+) -> None:
+    """The server removes the consumer of a lane that nobody pulls from. The next one counts deliveries from 1."""
+    log, seen = str(tmp_path / "log"), []
+
+    async def handler(job: aiqueue.Job[Walk]) -> str:
+        seen.append(await job.calls())
+        await job.step("s", stepping.async_step, log, 0)
+        await job.called({"run": len(seen)})
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        return "ended"
+
+    worker = aiqueue.Worker(drain_timeout=0.05)
+    worker.handle(Walk)(handler)
+    async with worker.running(client):
+        handle = await client.enqueue(Walk(log=log), tenant="acme")
+
+        async def is_noted() -> bool:
+            read = client.connection.read(STREAM, ">")
+            return "called" in [each.headers["Aiq-Event"] async for each in read]
+
+        await eventually(is_noted)
+    await client.connection.api("CONSUMER.DELETE.AI_AGENT_TASKS.acme-normal")
+    async with worker.running(client):
+        assert await handle.result(timeout=20) == "ended"
+    assert seen == [[], [{"run": 1}]]
+    assert noted(log) == ["step 0"]
+
+
 async def test_inspect_shows_what_a_job_that_waits_has_kept(client: aiqueue.Client, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
 
@@ -327,6 +384,16 @@ async def test_a_first_attempt_that_finds_a_past_goes_on_from_it(client: aiqueue
     with pytest.raises(Stale):
         await old.keep_step("b", "old")
     assert await new.keep_step("b", "new") == "new"
+
+
+async def test_children_that_another_attempt_has_kept_stay_as_they_are(client: aiqueue.Client) -> None:
+    old, new = checkpoints(client, [1, 1, 1], has_past=False), checkpoints(client, [1, 2, 1], has_past=False)
+    await old.keep_children([ChildRecord("a", "a-1", "agent.tasks", "page", "normal")])
+    again = [ChildRecord(name, f"{name}-1", "agent.tasks", "page", "normal", noted_at=5.0) for name in "ab"]
+    await new.keep_children(again)
+    assert new.children["a"] is not again[0]
+    assert new.children["a"].noted_at != 5.0
+    assert new.children["b"] is again[1]
 
 
 async def test_a_step_whose_ack_was_lost_is_kept_once(client: aiqueue.Client) -> None:

@@ -66,6 +66,11 @@ class ChildrenResources:
             return False
         return newest is not None and newest.headers.get(headers.EVENT) == CANCELLED
 
+    @property
+    def checkpoints_kept_s(self) -> float:
+        """Return for how long a run's checkpoints are kept; 0: without limit."""
+        return float(self.client.topology.checkpoints_stream.config.get("max_age", 0)) / 1e9
+
     def duplicate_window_s(self, family: str) -> float:
         """Return for how long the stream of a family knows the ids that it has stored."""
         topology = self.client.topology
@@ -100,6 +105,7 @@ class Gathering:
         self._record = EndsRecord()
         self._stored: dict[str, int] = {}  # by child id, as `EndsRecord.stored`: what this attempt has stored
         self._is_read = False  # the record, once
+        self._has_lost_children: bool | None = None
         self._is_live = False  # the run was seen not to be cancelled, after it had kept a child
         self._lock = asyncio.Lock()
 
@@ -142,12 +148,16 @@ class Gathering:
             for spec, lane in zip(specs, lanes, strict=True)
             if spec.name not in earlier or self._must_be_made_anew(earlier[spec.name])
         ]
+        if new and self._may_have_lost_children():
+            new = self._without_lost(new)
         if new:
             if len(earlier.keys() | {each.name for each in new}) > CHILDREN_MAX:
                 raise BadInput(f"a run has at most {CHILDREN_MAX:,} children: give one child several items")
             await checkpoints.keep_children(new)
             await self._raise_if_cancelled()
-        made = {each.name for each in new}
+        made = {each.name for each in new if checkpoints.children[each.name] is each}
+        if len(made) < len(new):  # another attempt had kept them
+            await self._read_once()
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def store(spec: ChildSpec, lane: subjects.Lane) -> tuple[ChildRecord, bool]:
@@ -171,6 +181,25 @@ class Gathering:
             spec.name, job_id, spec.family, spec.kind, lane.priority, self._replays, bool(spec.delay_s),
             self._connection.clock.now(),
         )  # fmt: skip
+
+    def _may_have_lost_children(self) -> bool:
+        """Return whether the run has waited for children of which it may keep nothing more: purged, or expired."""
+        if self._has_lost_children is None:
+            kept_s = self._resources.checkpoints_kept_s
+            is_old = 0 < kept_s < self._connection.clock.now() - self._delivery.enqueued_at
+            self._has_lost_children = headers.GATHER in self._headers and (is_old or not self._checkpoints.children)
+        return self._has_lost_children
+
+    def _without_lost(self, new: Sequence[ChildRecord]) -> list[ChildRecord]:
+        """Note that unknown children are lost, which may have run. Return the others: they are made anew."""
+        known = self._checkpoints.children
+        for each in new:
+            if each.name not in known:
+                error = "the job has waited for its children, and what it kept of them has expired or was purged"
+                self._record.ends[each.job_id] = ChildEnd(each.job_id, LOST, reason=LOST, error=error)
+        left = [each for each in new if each.name in known]
+        known.update({each.name: each for each in new if each.name not in known})
+        return left
 
     def _must_be_made_anew(self, record: ChildRecord) -> bool:
         """Return whether a child of a run before this replay has failed or was cancelled."""

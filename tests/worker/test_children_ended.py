@@ -252,6 +252,29 @@ async def test_a_parent_looks_after_children_whose_end_it_was_not_told(
     assert "leaf-2" in str(second)
 
 
+async def test_a_job_that_has_waited_runs_no_child_again_when_what_it_kept_of_them_is_gone(
+    client: aiqueue.Client, tmp_path: Path
+) -> None:
+    """As after more days than the stream keeps entries."""
+    seen: list[Any] = []
+
+    async def handler(job: aiqueue.Job[Book]) -> str:
+        seen.append(await job.gather([("leaf-1", Leaf(n=1)), ("leaf-2", Leaf(n=2))], on_failed="return"))
+        await job.gather([("leaf-3", Leaf(n=3))])
+        return "ended"
+
+    async with worker_of(handler).running(client):
+        parent = await client.enqueue(Book(log=str(tmp_path / "log")), tenant="acme")
+        await becomes(client, parent.id, "waiting")
+        await client.connection.api("STREAM.PURGE.AI_CHECKPOINTS")
+        await client.connection.api("STREAM.PURGE.AI_RAG_INGEST")
+        await parent.run_now()
+        with pytest.raises(JobFailed, match=r"child 'leaf-3': job \S+ is lost: .* has expired or was purged"):
+            await parent.result(timeout=20)
+    assert all([type(each) for each in found] == [ChildLost, ChildLost] for found in seen)
+    assert not [each async for each in client.connection.read("AI_RAG_INGEST", ">")]
+
+
 async def test_children_are_not_stored_twice_when_their_ids_are_forgotten(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -31,8 +31,9 @@ from ..enqueue import (
     with_step,
 )
 from ..errors import AIQueueError, BadInput, Conflict, DuplicateJob, LaneFull, NotFound, Unavailable
+from ..inspect import look_up
 from ..job import Message
-from ..journal import RESULT, Entry, Journal
+from ..journal import RESULT, RETRY, Entry, Journal
 from ..payload import encode_message
 from ..requests import Claims
 from ..subjects import OnDuplicate
@@ -196,9 +197,24 @@ class Storing:
         head = await self._journal.head(subject)
         if head is None or head.final:
             return head
-        if await self._claims.is_alive(job.template.family, subject, head):
+        if await self._claims.is_alive(job.template.family, subject, head) or await self._is_back_in_lane(job, head):
             return self._known(job, head.run)
         return None
+
+    async def _is_back_in_lane(self, job: _NewJob, head: Entry) -> bool:
+        """Return whether the run that wrote `head` waits in a lane at a sequence that no entry states.
+
+        It was parked, for longer than its entry says: rescheduled, or for its children; or it waits in a long lane.
+        """
+        if head.event != RETRY:
+            return False
+        lane = job.template.lane
+        found = await look_up(
+            self._connection, self._producer.topology, job.job_id, family=lane.family, tenant=lane.tenant,
+            since=head.time,
+        )  # fmt: skip
+        stored = found.stored if found is not None else None
+        return stored is not None and headers.run(stored.headers, stored.seq, stored.time)[0] == head.run
 
     def _known(self, job: _NewJob, run: int) -> Enqueued:
         """Return a run of the id as its duplicate."""

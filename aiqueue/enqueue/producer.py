@@ -88,7 +88,7 @@ class Producer:
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self.connection = connection
         self.clock = connection.clock
-        self._topology = topology
+        self.topology = topology
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
         self._templates: dict[tuple[type[Message], str, str], JobTemplate] = {}
         self.documents = Documents(connection, topology)
@@ -268,7 +268,7 @@ class Producer:
     ) -> JobTemplate:
         """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders."""
         check_message(message)
-        family = self._topology.family(message.aiq_family)
+        family = self.topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
         deadline_s = None
         job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
@@ -290,7 +290,7 @@ class Producer:
     def lane_template(self, family: Family, tenant: str, priority: str) -> JobTemplate:
         """Return a template without headers, for jobs that the caller has encoded. Raises BadInput."""
         lane = _checked_lane(family, tenant, priority)
-        config = self._topology.streams[family.stream].config
+        config = self.topology.streams[family.stream].config
         limits = {unit: config[key] for unit, key in _STREAM_LIMITS if config.get(key, 0) > 0}
         batch_stream = family.stream if config.get("allow_atomic") else ""
         return JobTemplate(family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream, None)
@@ -300,7 +300,7 @@ class Producer:
     ) -> tuple[Family, dict[str, str]]:
         """Return the family of a message, and the headers of a request for its job. Raises BadInput."""
         check_message(message)
-        family = self._topology.family(message.aiq_family)
+        family = self.topology.family(message.aiq_family)
         lane = _checked_lane(family, tenant, priority)
         job_id, _, shown = resolve_job_id(family, message, unique, self.clock)
         shown_headers = {headers.UNIQUE: shown} if shown else {}

@@ -13,6 +13,7 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.enqueue.parking import Parking
 from aiqueue.errors import BadInput, DuplicateJob, JobFailed, LaneFull, Unavailable
+from aiqueue.requests import claims
 from aiqueue.topology import provision
 
 from ..support import Cluster, Eventually
@@ -202,6 +203,37 @@ async def test_a_job_that_waits_for_its_time_or_its_next_attempt_is_the_duplicat
         assert await again.cancel()
         with pytest.raises(JobFailed, match="cancelled"):
             await retried.result(25)
+
+
+async def test_a_job_that_is_back_in_its_lane_after_a_long_wait_is_the_duplicate_of_a_rerun(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries say when it was to be back, not at which sequence it waits, and it was due at another time."""
+    monkeypatch.setattr(claims, "RETURN_MAX_S", -3_600.0)
+    numbers: list[int] = []
+    worker, forwarding = aiqueue.Worker(), aiqueue.Worker()  # the latter serves another family
+    forwarding.handle(Page)(lambda job: "page")
+
+    @worker.handle(Task, retry=aiqueue.Backoff(attempts=2, first="10m", cap="10m", jitter=0))
+    async def task(job: aiqueue.Job[Task]) -> int:
+        numbers.append(job.message.n)
+        if job.attempt == 1:
+            raise ValueError("later")
+        return job.message.n
+
+    first = await client.enqueue(Task(n=1), tenant=TENANT, unique="k")
+    async with worker.running(client), asyncio.timeout(25):
+        while (await first.status()).state != "retrying":
+            await asyncio.sleep(0.02)
+    await first.run_now()
+    async with forwarding.running(client), asyncio.timeout(25):
+        while not [each async for each in client.connection.read("AI_AGENT_TASKS", ">")]:
+            await asyncio.sleep(0.02)
+    for value in ("rerun", "rerun_failed"):
+        assert (await client.enqueue(Task(n=2), tenant=TENANT, unique="k", on_duplicate=value)).duplicate
+    async with worker.running(client):
+        assert await first.result(25) == 1
+    assert numbers == [1, 1]
 
 
 async def test_a_cancelled_job_is_rerun_by_rerun_failed(client: aiqueue.Client) -> None:

@@ -59,6 +59,15 @@ def _refuse_in_step(what: str) -> None:
         )
 
 
+class _StepEnded(Exception):
+    """Carries out of a task what a step of `Job.steps` has raised: a group takes no notice of a CancelledError, and the
+    others end the event loop.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class Progress(Protocol):
     """What a `Job` needs of its worker; in a child process, this forwards to the worker.
 
@@ -229,16 +238,18 @@ class Job(Generic[M_co]):
         """
         wanted, done, reported_at = list(items), 0, 0.0
         results: list[Any] = [None] * len(wanted)
-        numbers = (number for number in range(len(wanted)))
+        numbers = iter(range(len(wanted)))
 
         async def run_some() -> None:
             nonlocal done, reported_at
             for number in numbers:
                 try:
                     results[number] = await self.step(f"{name}-{number}", function, wanted[number], returns=returns)
-                except asyncio.CancelledError:  # a group does not count this as a failure
-                    numbers.close()
-                    raise
+                except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+                    task = asyncio.current_task()
+                    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                        raise  # the group ends
+                    raise _StepEnded(error) from None
                 done += 1
                 if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
                     reported_at = time.monotonic()
@@ -248,11 +259,11 @@ class Job(Generic[M_co]):
             raise BadInput(f"concurrency must be a whole number from 1, not {concurrency!r}")
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(run_some()) for _ in range(min(concurrency, len(wanted)))]
+                for _ in range(min(concurrency, len(wanted))):
+                    group.create_task(run_some())
         except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        if any(task.cancelled() for task in tasks):
-            raise asyncio.CancelledError(f"a step of {name!r} was cancelled from within")
+            first = failed.exceptions[0]
+            raise first.error if isinstance(first, _StepEnded) else first from None
         return results
 
     def steps_sync(

@@ -259,18 +259,21 @@ async def test_a_loop_whose_step_fails_starts_no_further_step(client: aiqueue.Cl
     assert ran == [0, 1, 2, 3, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("error", "text"), [(asyncio.CancelledError(), "cancelled from within"), (SystemExit(3), "raised SystemExit")]
+)
 @pytest.mark.parametrize("concurrency", [1, 2])
-async def test_a_loop_whose_step_is_cancelled_from_within_fails_and_starts_no_further_step(
-    client: aiqueue.Client, concurrency: int
+async def test_a_loop_whose_step_is_cancelled_or_exits_fails_and_starts_no_further_step(
+    client: aiqueue.Client, concurrency: int, error: BaseException, text: str
 ) -> None:
-    """As by a library that has cancelled what the step awaits: a task group takes no notice of it."""
+    """A task group takes no notice of a cancellation from within, and lets an exit end the worker."""
     called: list[int] = []
 
     async def step(item: int) -> int:
         called.append(item)
         await asyncio.sleep(0)
         if item == 1:
-            raise asyncio.CancelledError
+            raise error
         return item
 
     async def handler(job: aiqueue.Job[Walk]) -> Any:
@@ -280,7 +283,7 @@ async def test_a_loop_whose_step_is_cancelled_from_within_fails_and_starts_no_fu
     worker.handle(Walk, retry=aiqueue.Backoff(attempts=1))(handler)
     async with worker.running(client):
         handle = await client.enqueue(Walk(log=""), tenant="acme")
-        with pytest.raises(JobFailed, match="cancelled from within"):
+        with pytest.raises(JobFailed, match=text):
             await handle.result(timeout=20)
     assert len(called) <= 1 + 2 * concurrency
 

@@ -292,7 +292,7 @@ class Evil(BaseException):
 
 
 @pytest.mark.parametrize(
-    "error", [SystemExit(3), KeyboardInterrupt(), Evil("x"), asyncio.CancelledError(), StopIteration()]
+    "error", [SystemExit(3), KeyboardInterrupt(), Evil("x"), asyncio.CancelledError(), StopIteration(), GeneratorExit()]
 )
 @pytest.mark.parametrize("sync", [False, True])
 async def test_nothing_that_a_handler_raises_ends_the_worker(

@@ -76,7 +76,21 @@ class Canceller:
 
     async def cancel_children_of(self, family: str, tenant: str, job_id: str) -> None:
         """Cancel the children of a job that was cancelled. Raises Unavailable."""
-        await cancel_children(self._connection, self.topology, family, tenant, job_id, self._cancel_child)
+        if await cancel_children(self._connection, self.topology, family, tenant, job_id, self._cancel_child):
+            await self._delete_late_waits(family, tenant, job_id)
+
+    async def _delete_late_waits(self, family: str, tenant: str, job_id: str) -> None:
+        """Delete the messages of cancelled runs that were parked after the canceller had looked for them.
+
+        A worker that parks such a message later sees the end of what the run keeps (`Parents.wake_if_reached`).
+        """
+        lane = Lane(family, tenant, "*")
+        subject = _journal_subject(self.topology.family(family), lane, job_id)
+        for parked in await self.parking.find_all(lane, job_id):
+            if headers.GATHER in parked.stored.headers and not parked.subject.is_due:
+                record = await self._journal.read_run(subject, parked.run, 0.0, parked.parking_id)
+                if record.newest is not None and record.newest.event == CANCELLED:
+                    await self._delete_job(self.parking.stream, parked.subject.lane, parked.stored)
 
     async def _cancel_child(self, where: Enqueued | None, child: ChildRecord, tenant: str) -> None:
         if where is not None:

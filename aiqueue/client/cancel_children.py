@@ -39,16 +39,16 @@ class _Kept:
 
 async def cancel_children(
     connection: Connection, topology: Topology, family: str, tenant: str, job_id: str, cancel: CancelChild
-) -> None:
+) -> bool:
     """Cancel all children of a job that have not ended. `cancel`: called for each, with where it is if that is known.
 
-    Raises Unavailable; cancelling the job again is safe then.
+    Return whether the job has children. Raises Unavailable; cancelling the job again is safe then.
     """
     stream, subject = topology.checkpoints_stream.name, subjects.checkpoints(family, tenant, job_id, "*")
     try:
         kept = await _read(connection, stream, subject)
         if not kept.children:
-            return
+            return False
         for run in kept.runs:
             fields = {
                 headers.CONTENT_TYPE: codec.CBOR,
@@ -59,7 +59,7 @@ async def cancel_children(
         kept = await _read(connection, stream, subject)  # those that were kept meanwhile
     except (NotFound, AccessDenied) as error:
         log.debug("children of job %s: %s", job_id, error)
-        return
+        return False
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def cancel_one(record: ChildRecord) -> None:
@@ -81,6 +81,7 @@ async def cancel_children(
         for run in kept.runs:
             await connection.api(f"STREAM.PURGE.{stream}", {"filter": run, "keep": 1})
             await connection.api(f"STREAM.PURGE.{stream}", {"filter": f"{run}-ended"})
+    return True
 
 
 async def _read(connection: Connection, stream: str, subject: str) -> _Kept:

@@ -101,10 +101,18 @@ class Parents:
             queue.ends = [*taken, *queue.ends]
             raise
 
-    async def wake_if_reached(self, parent: ParentRun, tenant: str) -> None:
-        """Wake a parent that has just been parked, if what it waits for came before that. Raises Unavailable."""
-        newest = await self._connection.last(self._stream, parent.child_ends(tenant))
-        if newest is not None and (wake_at := WakeAt.of(newest.headers)) is not None:
+    async def wake_if_reached(self, parent: ParentRun, tenant: str, priority: str, dedup_key: str) -> None:
+        """Wake a parent that has just been parked, if what it waits for came before that, or if it was cancelled.
+
+        `priority`, `dedup_key`: where it is parked. Raises Unavailable.
+        """
+        kept, newest = await asyncio.gather(
+            self._connection.last(self._stream, parent.checkpoints(tenant)),
+            self._connection.last(self._stream, parent.child_ends(tenant)),
+        )
+        if kept is not None and is_over(kept):  # the canceller may have looked for it before: it is ended at once
+            await self._wake(parent, tenant, WakeAt(0, priority, dedup_key))
+        elif newest is not None and (wake_at := WakeAt.of(newest.headers)) is not None:
             await self._wake(parent, tenant, wake_at)
 
     async def _wake(self, parent: ParentRun, tenant: str, wake_at: WakeAt) -> None:

@@ -222,7 +222,9 @@ class Settlement:
         if await self._try_park(
             delivery, opened, opened.attempt, waiting.fallback_s, number, key, parking_id=parking_id
         ):
-            await self._parents.wake_if_reached(opened.run_of(delivery), delivery.tenant)
+            await self._parents.wake_if_reached(
+                opened.run_of(delivery), delivery.tenant, delivery.own_lane.priority, key
+            )
             await self._replies.ack(delivery)
         else:
             await self.return_to_queue(delivery, WAIT_IN_LANE_S)

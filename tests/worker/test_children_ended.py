@@ -10,7 +10,10 @@ import pytest
 
 import aiqueue
 from aiqueue import codec, headers
+from aiqueue.client import cancel
+from aiqueue.client.cancel import Canceller
 from aiqueue.enqueue import Parents
+from aiqueue.enqueue.parking import Parking
 from aiqueue.errors import ChildFailed, ChildLost, JobFailed
 from aiqueue.inspect import stats
 from aiqueue.journal import ChildEnd, ChildEnds, EndsRecord, WakeAt
@@ -20,6 +23,8 @@ from ..support import eventually
 from . import parenting
 from .parenting import FAST, Book, Leaf, Page, note, noted
 from .test_children import nothing_kept, worker_of
+
+WORK = ("AI_AGENT_TASKS", "AI_RAG_INGEST", "AI_PARKED")
 
 
 async def state_of(client: aiqueue.Client, job_id: str) -> str:
@@ -57,6 +62,52 @@ async def test_cancelling_a_job_that_waits_cancels_its_children(client: aiqueue.
         assert await parent.cancel()
     read = client.connection.read("AI_CHECKPOINTS", "ai.checkpoint.>")
     assert [each.headers["Aiq-Event"] async for each in read] == ["cancelled"]
+
+
+@pytest.mark.parametrize("who", ["worker", "canceller"])
+async def test_a_job_that_is_cancelled_just_before_it_is_parked_does_not_stay_parked(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """The canceller looks for it before it is parked. `who` sees that: the other one does not look any more."""
+    cancelling: list[asyncio.Task[bool]] = []
+    has_looked, is_parked = asyncio.Event(), asyncio.Event()
+    cancel_children, real_park = cancel.cancel_children, Parking.park
+
+    async def later(*arguments: Any) -> bool:
+        has_looked.set()
+        if who == "canceller":
+            await is_parked.wait()
+        return await cancel_children(*arguments)
+
+    async def park(self: Parking, lane: Any, job_id: str, *arguments: Any, dedup_key: str, **options: Any) -> Any:
+        if dedup_key.startswith("w"):
+            cancelling.append(asyncio.create_task(parent.cancel()))
+            await (has_looked.wait() if who == "canceller" else cancelling[0])
+        ack = await real_park(self, lane, job_id, *arguments, dedup_key=dedup_key, **options)
+        is_parked.set()
+        return ack
+
+    async def nobody(*_: Any) -> None: ...
+
+    monkeypatch.setattr(cancel, "cancel_children", later)
+    monkeypatch.setattr(Parking, "park", park)
+    if who == "canceller":
+        monkeypatch.setattr(Parents, "wake_if_reached", nobody)
+    else:
+        monkeypatch.setattr(Canceller, "_delete_late_waits", nobody)
+
+    async def handler(job: aiqueue.Job[Book]) -> None:
+        await job.gather([("leaf", Leaf(n=1))])
+
+    async with worker_of(handler).running(client):
+        parent = await client.enqueue(Book(log=""), tenant="acme")
+        await eventually(lambda: cancelling)
+        assert await cancelling[0]
+
+        async def none_left() -> bool:
+            return not [each for name in WORK async for each in client.connection.read(name, ">")]
+
+        await eventually(none_left)
 
 
 async def test_a_cancelled_child_wakes_its_parent(client: aiqueue.Client) -> None:

@@ -290,7 +290,8 @@ class Job(Generic[M_co]):
     async def called(self, data: Any) -> None:
         """Note an external call that is about to be made, such as one that costs money. `data`: at most 64 KiB.
 
-        The note is kept before this returns, for `calls` of a later attempt. Raises as `step`.
+        The note is kept before this returns, for `calls` of a later attempt. A job keeps at most 2,000 notes, those of
+        its earlier attempts too: then this raises BadInput. Otherwise raises as `step`.
         """
         await self._progress.keep_call(data)
 

@@ -22,6 +22,7 @@ from .entries import Entry, entry_from_stored, entry_headers
 
 STEP, CALLED, TAKEN = "step", "called", "taken"
 STEPS_MAX = 2_000
+CALLS_MAX = 2_000  # notes of a run: with its steps, children and attempts, less than the stream keeps on a subject
 STEP_BYTES_MAX = 64 * 1024
 NAME_MAX = 256
 WRITE_TRIES_MAX = 8
@@ -62,7 +63,8 @@ class Checkpoints:
         self._write_number = 0
         self._head_seq = 0
         self._steps: dict[str, Any] = {}
-        self._calls: list[Any] = []
+        self._calls: list[Any] = []  # of earlier attempts
+        self._own_calls = 0
         self.children: dict[str, ChildRecord] = {}  # by name, the newest generation
         self._lock = asyncio.Lock()
 
@@ -95,11 +97,14 @@ class Checkpoints:
         return self._steps[name]
 
     async def keep_call(self, data: Any) -> None:
-        """Keep a note of an external call that is about to be made. Raises as `keep_step`."""
+        """Keep a note of an external call that is about to be made. Raises as `keep_step`, BadInput for too many."""
         encoded = encode_call(data)
         await self.load_past()
         async with self._lock:
+            if len(self._calls) + self._own_calls >= CALLS_MAX:
+                raise BadInput(f"a run keeps at most {CALLS_MAX:,} notes of calls: note several calls at once")
             await self._write(CALLED, encoded, lambda: False)
+            self._own_calls += 1
 
     async def earlier_calls(self) -> list[Any]:
         """Return the notes of earlier attempts, the oldest first."""

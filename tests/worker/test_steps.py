@@ -15,6 +15,7 @@ from aiqueue.cli.timeline import describe_event
 from aiqueue.errors import BadInput, JobFailed, Stale, TooLarge
 from aiqueue.inspect import stats
 from aiqueue.journal import Checkpoints, ChildRecord
+from aiqueue.journal import checkpoints as kept_by_run
 from aiqueue.worker import settlement
 
 from ..support import eventually
@@ -387,6 +388,20 @@ async def test_a_first_attempt_that_finds_a_past_goes_on_from_it(client: aiqueue
     with pytest.raises(Stale):
         await old.keep_step("b", "old")
     assert await new.keep_step("b", "new") == "new"
+
+
+async def test_a_run_keeps_so_many_notes_and_drops_none(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them would push the first steps out of the stream, which keeps 10,000 entries of a run."""
+    monkeypatch.setattr(kept_by_run, "CALLS_MAX", 3)
+    old, new = checkpoints(client, [1, 1, 1], has_past=False), checkpoints(client, [1, 1, 2], has_past=True)
+    await old.keep_call(0)
+    await new.keep_call(1)
+    await new.keep_call(2)
+    with pytest.raises(BadInput, match="at most 3 notes"):
+        await new.keep_call(3)
+    assert await checkpoints(client, [1, 1, 3], has_past=True).earlier_calls() == [0, 1, 2]
 
 
 async def test_children_that_another_attempt_has_kept_stay_as_they_are(client: aiqueue.Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 import time
@@ -30,6 +29,7 @@ from .children import (
     value_of_outcome,
 )
 from .message import M_co, Message
+from .steps import StepEnded, in_step, refuse_in_step
 
 if TYPE_CHECKING:
     Children: TypeAlias = Sequence[Child[R] | tuple[str, Message[R]]]
@@ -37,35 +37,6 @@ OnFailed = Literal["raise", "return"]
 
 PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
-
-
-_step: contextvars.ContextVar[str] = contextvars.ContextVar("aiqueue step")
-
-
-@contextlib.contextmanager
-def _in_step(name: str) -> Iterator[None]:
-    token = _step.set(name)
-    try:
-        yield
-    finally:
-        _step.reset(token)
-
-
-def _refuse_in_step(what: str) -> None:
-    """Raise BadInput within a step: a later attempt would not do it again."""
-    if name := _step.get(""):
-        raise BadInput(
-            f"no `{what}` within step {name!r}, which a later attempt does not run again: move it behind the step"
-        )
-
-
-class _StepEnded(Exception):
-    """Carries out of a task what a step of `Job.steps` has raised: a group takes no notice of a CancelledError, and the
-    others end the event loop.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 class Progress(Protocol):
@@ -175,7 +146,7 @@ class Job(Generic[M_co]):
         Raises TooLarge for a chunk that exceeds a message, and errors of earlier writes: Unavailable, and Stale if
         another attempt has taken over the job. Do not catch Stale: the work is no longer needed.
         """
-        _refuse_in_step("chunk")
+        refuse_in_step("chunk")
         await self._progress.chunk(data)
 
     def chunk_sync(self, data: Any) -> None:
@@ -199,7 +170,7 @@ class Job(Generic[M_co]):
         """
         kept = await self._begin_step(name, function)
         if kept is None:
-            with _in_step(name):
+            with in_step(name):
                 if inspect.iscoroutinefunction(function):
                     result = await function(*args)
                 else:
@@ -214,7 +185,7 @@ class Job(Generic[M_co]):
         loop, instead = self._progress.loop, "`step` and not `step_sync`"
         kept = run_from_thread(self._begin_step(name, function), loop, instead)
         if kept is None:
-            with _in_step(name):
+            with in_step(name):
                 result = function(*args)
             if inspect.iscoroutine(result):
                 result.close()
@@ -249,7 +220,7 @@ class Job(Generic[M_co]):
                     task = asyncio.current_task()
                     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                         raise  # the group ends
-                    raise _StepEnded(error) from None
+                    raise StepEnded(error) from None
                 done += 1
                 if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
                     reported_at = time.monotonic()
@@ -263,7 +234,7 @@ class Job(Generic[M_co]):
                     group.create_task(run_some())
         except BaseExceptionGroup as failed:
             first = failed.exceptions[0]
-            raise first.error if isinstance(first, _StepEnded) else first from None
+            raise first.error if isinstance(first, StepEnded) else first from None
         return results
 
     def steps_sync(
@@ -280,7 +251,7 @@ class Job(Generic[M_co]):
         return results
 
     async def _begin_step(self, name: str, function: Any) -> tuple[Any] | None:
-        _refuse_in_step("step")
+        refuse_in_step("step")
         if not callable(function):
             raise BadInput(
                 f"step {name!r}: pass the function, and its arguments after it, not {type(function).__name__}"
@@ -419,7 +390,7 @@ class Job(Generic[M_co]):
 
         Raises BadInput within a step, or for a second use of a name.
         """
-        _refuse_in_step("enqueue or gather")
+        refuse_in_step("enqueue or gather")
         if not hasattr(self, "_child_names"):  # made here, so that a job without children costs nothing
             self._child_names: set[str] = set()
         used = self._child_names

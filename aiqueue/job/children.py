@@ -119,10 +119,14 @@ def make_child_spec(
 
 
 class GatheredChild(NamedTuple):
-    """A child that `Job.gather` was given. `message` None: it was enqueued before. `model`: its message's class."""
+    """A child that `Job.gather` was given: the message of a new one, or the id of one that was enqueued before.
+
+    `model`: its message's class.
+    """
 
     name: str
     message: Message | None
+    id: str | None
     model: type[Message] | None
 
 
@@ -136,9 +140,9 @@ def check_gathered(children: Any) -> list[GatheredChild]:
     found: list[GatheredChild] = []
     for each in children:
         if isinstance(each, Child):
-            found.append(GatheredChild(each.name, None, each._model))
+            found.append(GatheredChild(each.name, None, each.id, each._model))
         elif isinstance(each, tuple) and len(each) == 2:
-            found.append(GatheredChild(check_child_name(each[0]), each[1], type(each[1])))
+            found.append(GatheredChild(check_child_name(each[0]), each[1], None, type(each[1])))
         else:
             raise BadInput(f"a child is the pair of its name and its message, not {type(each).__name__}")
     names = [each.name for each in found]

@@ -77,7 +77,7 @@ class Job(Generic[M_co]):
     """
 
     __slots__ = (
-        "_child_names", "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind",
+        "_child_ids", "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind",
         "message", "priority", "state", "tenant",
     )  # fmt: skip
 
@@ -305,6 +305,7 @@ class Job(Generic[M_co]):
         with self._child_names_used([name]):
             spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
             enqueued = (await self._progress.enqueue_children([spec]))[0]
+            self._child_ids[name] = enqueued.id
         return replace(enqueued, _model=type(message))
 
     @overload
@@ -339,6 +340,12 @@ class Job(Generic[M_co]):
         found = check_gathered(children)
         if on_failed not in ("raise", "return"):
             raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
+        for each in found:
+            if each.id is not None and getattr(self, "_child_ids", {}).get(each.name) != each.id:
+                raise BadInput(
+                    f"child {each.name!r} ({each.id}) is none of this execution of the handler: enqueue it here, which "
+                    "stores no second one, or pass the pair of its name and its message"
+                )
         new = [(each.name, each.message) for each in found if each.message is not None]
         with self._child_names_used([name for name, _ in new]):
             specs = [make_child_spec(name, message, priority=priority) for name, message in new]
@@ -391,19 +398,20 @@ class Job(Generic[M_co]):
         Raises BadInput within a step, or for a second use of a name.
         """
         refuse_in_step("enqueue or gather")
-        if not hasattr(self, "_child_names"):  # made here, so that a job without children costs nothing
-            self._child_names: set[str] = set()
-        used = self._child_names
+        if not hasattr(self, "_child_ids"):  # made here, so that a job without children costs nothing
+            self._child_ids: dict[str, str] = {}  # by name; "" for those that `gather` has enqueued
+        used = self._child_ids
         if twice := next((name for name in names if name in used), None):
             raise BadInput(
                 f"a second child {twice!r} in one execution of the handler: number the children of a loop, as in "
                 "'page-1'"
             )
-        used.update(names)
+        used.update(dict.fromkeys(names, ""))
         try:
             yield
         except BaseException:
-            used.difference_update(names)
+            for name in names:
+                used.pop(name, None)
             raise
 
     def open(self, document: Document) -> DocumentReader:

@@ -124,6 +124,7 @@ async def test_misuse_of_children_is_refused_with_what_to_do(client: aiqueue.Cli
             "no list": lambda: job.gather(page),  # type: ignore[arg-type]
             "no pair": lambda: job.gather([page]),  # type: ignore[list-item]
             "unknown": lambda: job.gather([aiqueue.Child("other", "i", "agent.tasks", "acme", "normal")]),
+            "of another job": lambda: job.gather([aiqueue.Child("a", "i", "agent.tasks", "acme", "normal")]),
             "priority": lambda: job.enqueue(page, "p", priority="urgent"),
             "header": lambda: job.enqueue(page, "h", headers={"Aiq-Run": "1"}),
             "on_failed": lambda: job.gather([], on_failed="ignore"),  # type: ignore[arg-type]
@@ -145,7 +146,8 @@ async def test_misuse_of_children_is_refused_with_what_to_do(client: aiqueue.Cli
     assert "within step 't'" in texts["gather in step"]
     assert "pass a list" in texts["no list"]
     assert "the pair of its name and its message" in texts["no pair"]
-    assert "there is no child 'other'" in texts["unknown"]
+    assert "child 'other' (i) is none of this execution" in texts["unknown"]
+    assert "child 'a' (i) is none of this execution" in texts["of another job"]
     assert "has no priority 'urgent'" in texts["priority"]
     assert "reserved" in texts["header"]
     assert "`gather` and not `gather_sync`" in texts["blocks"]

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -39,6 +40,7 @@ _Model = pydantic.BaseModel
 _EXACT = Context(prec=20_000, Emax=999_999, Emin=-999_999, traps=[])
 _TEXT = frozenset({str})
 _JSON_STARTS = frozenset(b'{[" \t\r\n')
+JSON_SCALAR = re.compile(rb"(?:-?(?:0|[1-9]\d*+)(?:\.\d++)?(?:[eE][+-]?\d++)?|true|false|null|NaN|-?Infinity)\s*+")
 _MINUTE = timedelta(minutes=1)
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # no CBOR map starts so
 
@@ -111,9 +113,9 @@ def join_encoded(encoded: list[bytes]) -> bytes:
 
 
 def decode(body: bytes, content_type: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
-    """Decode a CBOR or JSON body into plain data. `content_type`, or without one the first byte, decides which it is.
+    """Decode a CBOR or JSON body into plain data. `content_type`, or without one the body itself, decides which it is.
 
-    Limits: `max_bytes`, MAX_DEPTH levels. Raises DecodeError.
+    What may be JSON is JSON then. Limits: `max_bytes`, MAX_DEPTH levels. Raises DecodeError.
     """
     if len(body) > max_bytes:
         raise DecodeError(f"body of {len(body):,} bytes is above the limit of {max_bytes:,}")
@@ -128,7 +130,8 @@ def decode(body: bytes, content_type: str = "", *, max_bytes: int = MAX_BYTES) -
         raise DecodeError(f"content type {media[:80]!r} is neither {CBOR} nor {JSON}")
     if not body:
         raise DecodeError("the body is empty")
-    return _decode_json(body) if body[0] in _JSON_STARTS or body.startswith(_MARKS) else _decode_cbor(body)
+    is_json = (body[0] in _JSON_STARTS and len(body) > 1) or body.startswith(_MARKS) or JSON_SCALAR.fullmatch(body)
+    return _decode_json(body) if is_json else _decode_cbor(body)
 
 
 def decode_map(body: bytes, content_type: str = CBOR) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _SERVER = re.compile(
     r"(?:(?P<user>[^\s:/?#]*)(?P<password>:[^\s/?#]*)?@)?"
     r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/?#@:\[\],]+)(?::(?P<port>[0-9]*))?(?P<path>/[^\s?#]*)?"
 )
+_INBOX_PREFIX = re.compile(r"(?=.{1,200}\Z)[^\s.*>]+(?:\.[^\s.*>]+)*")
 
 
 class Credentials(NamedTuple):
@@ -103,6 +104,14 @@ def _check_url(url: str | None) -> str | None:
     return url
 
 
+def _check_inbox_prefix(prefix: str | None) -> str | None:
+    if prefix and not (_INBOX_PREFIX.fullmatch(prefix) and prefix.isprintable()):
+        raise ValueError(
+            "must be tokens without spaces and wildcards, joined by dots, in at most 200 characters: _INBOX.mine"
+        )
+    return prefix
+
+
 class Settings(pydantic.BaseModel):
     """How to reach the server and which streams to declare on it.
 
@@ -132,7 +141,7 @@ class Settings(pydantic.BaseModel):
     tls_key: UserPath | None = None
     tls_hostname: str | None = None
     tls_handshake_first: bool = False
-    inbox_prefix: str | None = None
+    inbox_prefix: Annotated[str | None, pydantic.AfterValidator(_check_inbox_prefix)] = None
     """Subject prefix for replies. Default: a random one below ``_INBOX``.
 
     Set it if the user may subscribe only to its own prefix."""

@@ -40,6 +40,7 @@
     ├── ReplyTimeout            the agent did not reply within the timeout
     ├── MailBounced             the agent's inbox returned the request
     ├── ResultDisabled          the job's handler stores no result
+    ├── ResponderError          the responder failed to answer a request
     ├── EmbeddedError           the embedded server does not start or answer
     │   └── BinaryMissing       no nats-server binary is installed
     └── ServerError             any other error of the server; carries its codes
@@ -391,6 +392,19 @@ class MailBounced(AIQueueError):
 
 class ResultDisabled(AIQueueError):
     """A worker has ended the job, but its handler is registered with ``result=False`` and stores no result."""
+
+
+class ResponderError(AIQueueError):
+    """The responder could not answer a request: its function raised, or a responder says so with a code of its own.
+
+    Nothing is stored, and a request with the same id asks anew. `error` is one line, `code` is like HTTP's.
+    """
+
+    def __init__(self, job_id: str, *, error: str, code: int = 500) -> None:
+        super().__init__(f"the responder failed to answer the request{f' for job {job_id}' if job_id else ''}: {error}")
+        self.job_id = job_id
+        self.error = error
+        self.code = code
 
 
 class EmbeddedError(AIQueueError):

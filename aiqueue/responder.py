@@ -11,23 +11,38 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from . import codec, headers, subjects
+from .attempt import (
+    PLAIN_TYPES,
+    Outcome,
+    Raised,
+    Refused,
+    Returned,
+    is_async_handler,
+    outcome_of_error,
+    outcome_of_value,
+)
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
 from .documents import HeldResult
 from .enqueue import Producer
 from .errors import (
+    AccessDenied,
     AIQueueError,
     BadInput,
+    Conflict,
     DecodeError,
     JobFailed,
     LaneFull,
+    NotFound,
+    QueueFull,
+    ResponderError,
     ResultTimeout,
     TooLarge,
     Unavailable,
 )
-from .job import Reject, Retry
+from .job import Retry
 from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
-from .requests import Claims, replies
+from .requests import Claims, find_bare_id, replies
 from .topology import Family
 from .units import Duration, parse_duration, texts, whole_number
 
@@ -38,6 +53,7 @@ MARGIN_S = 0.25  # a timeout is answered this much before the request's deadline
 WAIT_MAX_S = 3_600.0  # also for requests with a later deadline
 ENQUEUE_S = 10.0
 HEADERS_BYTES_MAX = 512  # of an answer
+EXPECTED_MSG_ID, NO_MSG_ID = "Nats-Expected-Last-Msg-Id", "none"  # ours begin with a tenant and a slash
 STORE_TRIES_MAX = 8  # of an answer, in a journal that others write to meanwhile
 
 
@@ -67,11 +83,13 @@ class Responder:
 
     - `families`: the families to answer for; None: all with `reply_within`.
     - `tenants`: the tenants to answer; None: all.
-    - `concurrency` (1 to 100,000, default 1,000): how many requests may wait. Further ones get a retryable error.
+    - `concurrency` (1 to 100,000, default 1,000): how many requests may wait, and how many calls of `answer` may run.
+      Further ones get a retryable error.
     - `drain_timeout` (default "5s"): how long waiting requests are still answered after the responder is stopped.
     - `answer`: an async function that returns the result for a request whose id has no job, in place of enqueueing it.
-      The result is stored once, in the journal of the id. If the function raises, the requester gets the error, and
-      nothing is stored. A request that holds nothing but an id waits for its job as without this function.
+      The result is stored once, in the journal of the id. If the function raises, nothing is stored, and the requester
+      gets ResponderError; for `Reject` JobFailed, and for `Retry` the requester asks again, within its timeout. A
+      request that holds nothing but an id waits for its job as without this function.
 
     Several responders share the requests: they are NATS micro services in one queue group.
     """
@@ -85,8 +103,11 @@ class Responder:
         drain_timeout: Duration = "5s",
         answer: AnswerFunction | None = None,
     ) -> None:
-        if answer is not None and not callable(answer):
-            raise BadInput(f"answer must be an async function of one request, not {answer!r}")
+        if answer is not None:
+            is_async_handler(
+                answer, rule="answer must be an async function of one request", argument="the request",
+                instead_of_yield="return the result",
+            )  # fmt: skip
         self.answer_function = answer
         self.families = None if families is None else texts("families", families)
         self.tenants = (
@@ -159,12 +180,14 @@ class _FamilyResponder:
         self._documents = client.documents
         self._family = family
         self._answer_function = responder.answer_function
+        self._closed = False
         self._answering: dict[str, asyncio.Task[Entry]] = {}  # calls of that function, by the id's journal
         self._waiting_max = responder.concurrency
         self._waiting = 0
 
     async def close(self) -> None:
         """Cancel the calls of the answer function that nobody waits for any more."""
+        self._closed = True
         tasks = list(self._answering.values())
         for task in tasks:
             task.cancel()
@@ -220,7 +243,8 @@ class _FamilyResponder:
     def _parse_request(self, message: Received) -> _ParsedRequest:
         """Return which job a request is about. Raises BadInput."""
         request_headers, family, body = message.headers, self._family, message.data
-        job_id: Any = request_headers.get(headers.JOB_ID) or headers.find(request_headers, family.key or "")
+        job_id = subjects.id_in_message(request_headers.get(headers.JOB_ID))
+        job_id = job_id or subjects.id_in_message(headers.find(request_headers, family.key or ""))
         can_enqueue = False
         if body.strip():
             try:
@@ -232,22 +256,22 @@ class _FamilyResponder:
                     aliases=family.aliases,
                 ).data
             except DecodeError as error:
-                text = body.decode("ascii", "replace").strip().strip('"')
-                if not subjects.TOKEN.fullmatch(text):
+                text = find_bare_id(body, request_headers.get(headers.CONTENT_TYPE, ""))
+                if not text:
                     raise BadInput(f"the body is neither a request nor an id: {error.reason}") from None
                 job_id = job_id or text
             else:
-                job_id = job_id or data.get(family.key or "")
+                job_id = job_id or subjects.id_in_message(data.get(family.key or ""))
                 can_enqueue = any(key != family.key for key in data)
         tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
-        if not isinstance(job_id, str | int) or not str(job_id):
+        if job_id is None:
             if not can_enqueue:
                 raise BadInput(f"the request names no job: set the header {family.key}, or send the id as the body")
             job_id = subjects.new_id()
         if problem := headers.find_malformed(request_headers):
             raise BadInput(problem)
         deadline = headers.milliseconds(request_headers.get(headers.DEADLINE, ""))
-        return _ParsedRequest(tenant, subjects.foreign_id(str(job_id)), can_enqueue, deadline)
+        return _ParsedRequest(tenant, job_id, can_enqueue, deadline)
 
     # -- finding the answer
 
@@ -281,13 +305,31 @@ class _FamilyResponder:
     async def _has_job(self, request: _ParsedRequest, subject: str, *, started: bool) -> bool:
         """Whether a job of the id has started and still exists, or is parked.
 
-        A job that waits in its lane is not looked for: the server drops the duplicate by its Msg-Id, and of two
-        messages with one id only one is run.
+        A job that waits in its lane is looked for only where a function answers. Otherwise the server drops the
+        duplicate by its Msg-Id, and of two messages with one id only one is run.
         """
         if started:
             return await self._claims.is_taken_by_other_run(self._family, subject, 0, math.inf) is not False
         lane = subjects.Lane(self._family.name, request.tenant, "*")
-        return bool(await self._parking.find_all(lane, request.job_id))
+        if await self._parking.find_all(lane, request.job_id):
+            return True
+        return self._answer_function is not None and await self._waits_in_lane(request)
+
+    async def _waits_in_lane(self, request: _ParsedRequest) -> bool:
+        """Whether a job of the id is stored in a lane. Only as long as the server remembers its Msg-Id.
+
+        Asks by a publish that is never stored, because it expects a Msg-Id of the stream's last message that none has.
+        (The server compares an expected sequence before it looks for the Msg-Id.)
+        """
+        name, tenant = self._family.name, request.tenant
+        asking = {headers.MSG_ID: subjects.msg_id(name, tenant, request.job_id), EXPECTED_MSG_ID: NO_MSG_ID}
+        try:
+            ack = await self._connection.store(
+                subjects.lane(name, tenant, subjects.NORMAL), b"", asking, timeout_s=ENQUEUE_S
+            )
+        except (Conflict, QueueFull, NotFound, AccessDenied):
+            return False
+        return await self._connection.get(ack.stream, ack.seq) is not None
 
     async def _enqueue(self, request: _ParsedRequest, message: Received) -> None:
         """Store the request as a job. The request's deadline is not the job's: it applies to the answer."""
@@ -325,6 +367,8 @@ class _FamilyResponder:
         """
         task = self._answering.get(subject)
         if task is None:
+            if len(self._answering) >= self._waiting_max:
+                raise Unavailable(f"{self._waiting_max:,} answers are being made here already: repeat the request")
             task = self._answering[subject] = asyncio.create_task(self._answer_and_store(request, message, subject))
             task.add_done_callback(lambda done: self._on_answered(subject, done))
         await asyncio.wait([task], timeout=max(0.0, end - time.monotonic()))
@@ -334,7 +378,9 @@ class _FamilyResponder:
 
     def _on_answered(self, subject: str, task: asyncio.Task[Entry]) -> None:
         self._answering.pop(subject, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, ResponderError):  # which is logged
             log.info("the answer on %s failed: %s: %s", subject, type(error).__name__, error)
 
     async def _answer_and_store(self, request: _ParsedRequest, message: Received, subject: str) -> Entry:
@@ -342,7 +388,6 @@ class _FamilyResponder:
 
         1. A job of the id has ended meanwhile: return its entry. 2. One has started: wait for it. 3. Otherwise store.
         """
-        assert self._answer_function is not None
         head = await self._journal.head(subject)  # again: another request of the id may have been answered just now
         if head is not None and head.final:
             return head
@@ -350,19 +395,39 @@ class _FamilyResponder:
             self._family.name, request.tenant, request.job_id, message.subject, message.reply, message.headers,
             message.data,
         )  # fmt: skip
-        try:
-            value = await self._answer_function(given)
-        except Reject as error:
-            raise JobFailed(request.job_id, reason="rejected", error=error.reason, attempt=1) from error
-        except Retry as error:
-            raise Unavailable(f"{error.reason}: repeat the request") from error
-        body, held = codec.encode(value), None
+        body, held = await self._call_answer_function(given), None
         if len(body) > self._documents.inline_max:
             held = await self._documents.hold_result(request.tenant, body)
         entry, stored = await self._store_answer(request, subject, codec.Encoded(body), held)
         if held is not None and not stored:
             await self._documents.end_result(held)
         return entry
+
+    async def _call_answer_function(self, given: Request) -> bytes:
+        """Return the encoded result of the answer function, which may raise and return anything.
+
+        Raises JobFailed for a Reject, Unavailable for a Retry, and ResponderError for whatever else is no result.
+        """
+        function, cause = self._answer_function, None
+        assert function is not None
+        outcome: Outcome
+        try:
+            value: Any = function(given)
+            outcome = Returned(value) if type(value) in PLAIN_TYPES else await outcome_of_value(value)
+            if isinstance(outcome, Returned):
+                return codec.encode(outcome.value)
+        except Retry as error:
+            raise Unavailable(f"{error.reason}: repeat the request") from error
+        except BaseException as error:  # SystemExit too, and a CancelledError that the function has raised itself
+            if self._closed:
+                raise
+            outcome, cause = outcome_of_error(error), error
+        problem = outcome.error if isinstance(outcome, Raised | Refused) else type(outcome).__name__
+        if isinstance(outcome, Refused) and outcome.reason == "rejected":
+            raise JobFailed(given.id, reason=outcome.reason, error=problem, attempt=1) from cause
+        name = getattr(function, "__qualname__", None) or repr(function)
+        log.error("%s failed to answer %s on %s: %s", name, given.id, given.subject, problem, exc_info=cause)
+        raise ResponderError(given.id, error=problem) from cause
 
     async def _store_answer(
         self, request: _ParsedRequest, subject: str, result: codec.Encoded, held: HeldResult | None

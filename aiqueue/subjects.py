@@ -295,6 +295,16 @@ def job_id(value: object) -> str:
     return foreign_id(value)
 
 
+def id_in_message(value: object) -> str | None:
+    """Return the job id that a header or a field of a body names: a text or a whole number. None: it names none.
+
+    An empty text, or one of spaces only, is no id: all jobs that carry it would be one.
+    """
+    if isinstance(value, str):
+        return foreign_id(value) if value.strip() else None
+    return foreign_id(str(value)) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def foreign_id(value: str) -> str:
     """Return the job id for any key: the key itself if it is a valid token, else ``x`` and 40 digits of its SHA-256."""
     if TOKEN.fullmatch(value):

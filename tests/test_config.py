@@ -126,7 +126,8 @@ def test_several_addresses_are_separated_by_commas() -> None:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("ping_interval", "soon"), ("ping_interval", 0), ("ping_interval", -1), ("connect_timeout", "0s"),
-     ("profile", "galaxy"), ("tls_handshake_first", "perhaps")],
+     ("profile", "galaxy"), ("tls_handshake_first", "perhaps"), ("inbox_prefix", "a b"), ("inbox_prefix", "a.*"),
+     ("inbox_prefix", "a\r\nPUB b 0\r\n"), ("inbox_prefix", "a..b"), ("inbox_prefix", "a" * 201)],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_naming_where_it_came_from(
     name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ EXAMPLES: dict[str, AIQueueError] = {
     "ChildFailed": errors.ChildFailed("j1", name="page-1", reason="rejected", error="bad\ninput", attempt=2),
     "ChildCancelled": errors.ChildCancelled("j1", name="page-1", reason="cancelled", error="cancelled\nx", attempt=2),
     "ChildLost": errors.ChildLost("j1", name="page-1", error="it is stored\nnowhere"),
+    "ResponderError": errors.ResponderError("j1", error="ValueError: odd", code=500),
     "ServerError": errors.ServerError("odd\nthing", code=500, err_code=10999),
     "MailBounced": errors.MailBounced("m-1", to="bob", reason="expired", error="too late"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 from collections import Counter
@@ -17,7 +18,16 @@ import pytest
 from nats.aio.client import Client as Nats
 
 import aiqueue
-from aiqueue.errors import BadInput, InvalidToken, JobCancelled, JobFailed, QueueFull, ResultTimeout, Unavailable
+from aiqueue.errors import (
+    BadInput,
+    InvalidToken,
+    JobCancelled,
+    JobFailed,
+    QueueFull,
+    ResponderError,
+    ResultTimeout,
+    Unavailable,
+)
 from aiqueue.requests import caller
 
 from .support import Eventually
@@ -79,20 +89,20 @@ async def test_the_guides_publish_then_request_runs_the_job_once(client: aiqueue
     assert runs == Counter(dict.fromkeys((f"r{n}" for n in range(100)), 1))
 
 
-@pytest.mark.parametrize("form", ["header", "text", "json", "json text", "cbor"])
+@pytest.mark.parametrize("form", ["header", "text", "json", "json text", "cbor", "cbor text"])
 async def test_an_id_alone_is_answered_when_the_job_ends(client: aiqueue.Client, plain: Nats, form: str) -> None:
     bodies = {
         "header": b"", "text": b"req-1", "json": b'{"request_id": "req-1"}', "json text": b'"req-1"',
-        "cbor": cbor2.dumps({"request_id": "req-1"}),
+        "cbor": cbor2.dumps({"request_id": "req-1"}), "cbor text": cbor2.dumps("req-1"),
     }  # fmt: skip
-    headers = {"request_id": "req-1"} if form == "header" else {}
+    headers = {"header": {"request_id": "req-1"}, "cbor text": {"Content-Type": "application/cbor"}}.get(form, {})
     async with aiqueue.Responder().running(client):
         asking = asyncio.create_task(ask(plain, bodies[form], **headers))
         await client.enqueue(Request(prompt="hello", request_id="req-1"), tenant="acme")
         async with working(client):
             answer, answer_headers = await asking
     assert answer["text"] == "hello"
-    assert answer_headers["Content-Type"] == ("application/cbor" if form == "cbor" else "application/json")
+    assert answer_headers["Content-Type"] == ("application/cbor" if "cbor" in form else "application/json")
 
 
 async def test_a_full_request_is_enqueued_once_and_its_answer_kept(client: aiqueue.Client, plain: Nats) -> None:
@@ -287,6 +297,41 @@ class TestOurRequester:
         await plain.flush()
         answer = await client.request(Request(prompt="hi"), tenant="acme", unique="p1")
         assert (answer["id"], answer["prompt"]) == ("p1", "hi")
+
+    @pytest.mark.parametrize("value", [4, 12, True, None, "text", 1.5, [1]])
+    async def test_reads_any_value_in_json_although_a_plain_responder_sends_our_content_type(
+        self, client: aiqueue.Client, plain: Nats, value: Any
+    ) -> None:
+        async def respond(message: Any) -> None:
+            await message.respond(json.dumps(value).encode())
+
+        await plain.subscribe(RESPONSES, cb=respond)
+        await plain.flush()
+        assert await client.request(Request(prompt="hi"), tenant="acme") == value
+
+    async def test_a_plain_responders_error_is_not_the_servers(self, client: aiqueue.Client, plain: Nats) -> None:
+        async def respond(message: Any) -> None:
+            headers = {"Nats-Service-Error": "out of tokens", "Nats-Service-Error-Code": "507"}
+            await plain.publish(message.reply, b"", headers=headers)
+
+        await plain.subscribe(RESPONSES, cb=respond)
+        await plain.flush()
+        with pytest.raises(ResponderError, match="out of tokens") as raised:
+            await client.request(Request(prompt="hi"), tenant="acme", unique="r-1")
+        assert (raised.value.job_id, raised.value.error, raised.value.code) == ("r-1", "out of tokens", 507)
+
+    @pytest.mark.parametrize("form", ["async", "partial", "lambda"])
+    async def test_is_answered_by_any_function_that_can_be_awaited(self, client: aiqueue.Client, form: str) -> None:
+        async def answer(request: Any, said: str = "said") -> str:
+            return f"{said} {request.id}"
+
+        functions = {
+            "async": answer,
+            "partial": functools.partial(answer, said="said"),
+            "lambda": lambda each: answer(each, "said"),
+        }
+        async with aiqueue.Responder(answer=functions[form]).running(client):
+            assert await client.request(Request(prompt="hi"), tenant="acme", unique="r-1") == "said r-1"
 
     async def test_a_family_without_answers_is_refused_at_once(self, client: aiqueue.Client) -> None:
         class Task(aiqueue.Message, kind="agent.task"):

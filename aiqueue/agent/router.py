@@ -184,7 +184,7 @@ class MailRouter:
         if not subjects.TOKEN.fullmatch(envelope.tenant):
             error = f"tenant {envelope.tenant!r} is not a valid token"
             await self._bounce_or_dead_letter(delivery, envelope, "no_such_agent", error)
-        elif envelope.target:
+        elif envelope.target is not None:  # an empty one is no agent's, and no wish to reach all
             await self._store_in_inbox(delivery, envelope, envelope.target)
         else:
             names = [card.agent for card in await self._inboxes.presence.roster(envelope.tenant)]
@@ -198,7 +198,7 @@ class MailRouter:
     async def _store_in_inbox(self, delivery: Delivery, envelope: Envelope, to: str) -> None:
         """Store a mail in one inbox, or bounce it if the inbox refuses it."""
         move = f"routed-{delivery.seq}-{int(delivery.stored_at)}"
-        message, broadcast = delivery.message, not envelope.target
+        message, broadcast = delivery.message, envelope.target is None
         try:
             await self._inboxes.forward(to, envelope, message.headers, message.data, move, broadcast=broadcast)
         except InboxFull as error:

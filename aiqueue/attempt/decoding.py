@@ -122,11 +122,7 @@ def _find_job_id(raw: RawJob, data: Mapping[str, Any] | None) -> str:
     and time in the stream.
     """
     key = raw.family.key
-    found: Any = raw.headers.get(headers.JOB_ID)
-    if not found and key:
-        found = headers.find(raw.headers, key) or (data or {}).get(key)
-    if type(found) is str and found:
-        return subjects.foreign_id(found)
-    if isinstance(found, int):
-        return subjects.foreign_id(str(found))
-    return f"s{raw.seq}-{int(raw.enqueued_at * 1e6):x}"
+    found = subjects.id_in_message(raw.headers.get(headers.JOB_ID))
+    if found is None and key:
+        found = subjects.id_in_message(headers.find(raw.headers, key)) or subjects.id_in_message((data or {}).get(key))
+    return found or f"s{raw.seq}-{int(raw.enqueued_at * 1e6):x}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
-
-import pydantic_core
 
 from .. import codec
 from ..errors import BadInput, DecodeError, EncodeError
@@ -14,6 +13,7 @@ from .message import Msg, to_bytes
 
 SCHEMA_VERSION = "1.0"
 _ENVELOPE_KEYS = ("schema_version", "message_type")
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode  # refuses bytes
 
 
 def create_envelope(
@@ -42,8 +42,11 @@ def encode(value: Any, content_type: str = codec.JSON) -> bytes:
         return codec.encode(value)
     if content_type != codec.JSON:
         raise BadInput(f"content_type must be {codec.JSON} or {codec.CBOR}, not {content_type!r}")
+    plain = codec.to_plain(value)
     try:
-        return pydantic_core.to_json(codec.to_plain(value))
+        return _to_json(plain).encode()
+    except UnicodeEncodeError:
+        return codec.join_surrogates(_to_json(plain)).encode()
     except (ValueError, TypeError) as error:
         raise EncodeError(f"cannot be written as JSON: {error}: use content_type={codec.CBOR!r}") from None
 
@@ -51,8 +54,7 @@ def encode(value: Any, content_type: str = codec.JSON) -> bytes:
 def decode(payload: bytes | str | Msg, content_type: str = "") -> Any:
     """Return the plain data of a payload in JSON or CBOR; of an envelope, nested or flat, the fields of its data.
 
-    A message brings its own `content_type`; without one, the first byte shows which of the two it is. Raises
-    DecodeError.
+    A message brings its own `content_type`. Without one, what may be JSON is JSON. Raises DecodeError.
     """
     if isinstance(payload, Msg):
         if payload.job is not None and not content_type:

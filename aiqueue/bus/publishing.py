@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,13 +13,14 @@ from ..connection import PubAck, Received, block
 from ..enqueue import JobTemplate, OnFull, Producer, retry_while_full
 from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
 from ..mailbox import Sent
-from ..requests import send_until_answered
+from ..requests import find_bare_id, send_until_answered
 from ..topology import Family
 from .routes import Route, check_request, is_stored, route_of_publish
 
 TEMPLATES_MAX = 10_000
 PLAIN_REQUEST_S = 30.0
 _NAMES_DOCUMENT = frozenset({headers.DOCUMENT, headers.DOCUMENT_REF})  # of a job whose publisher has stored its body
+_REPLY = re.compile(r"(?!.*\.\.)[^\s.*>\x00-\x1f\x7f][^\s*>\x00-\x1f\x7f]*(?<!\.)")
 _JSON_MAP = ord("{")
 _CBOR_MAPS = frozenset({*range(0xA0, 0xBC), 0xBF})
 
@@ -59,6 +61,8 @@ class Publisher:
                 f"a message on {subject} has no reply subject, because its sender gets the server's PubAck: leave out "
                 "reply="
             )
+        if reply and not (isinstance(reply, str) and _REPLY.fullmatch(reply)):
+            raise BadInput(f"reply must be a subject without wildcards, where answers are sent, not {reply!r:.80}")
         if route.role == "work":
             return await self._store_job(route, body, message_headers, end, on_full)
         if route.role == "inbox":
@@ -76,6 +80,7 @@ class Publisher:
         request_headers = _checked_headers(given)
         if route.role == "answers" and route.family is not None:
             family = route.family
+            _check_ids(family, request_headers)
             job_id = self._find_id(family, route.tenant, request_headers, body, bare_id=True)
             if job_id is None:
                 job_id = request_headers[headers.JOB_ID] = subjects.new_id(self._connection.clock.offset_ms)
@@ -109,6 +114,7 @@ class Publisher:
             return await self._store_job_without_headers(template, body, end, on_full)
         if route.last:
             job_headers[headers.PRIORITY] = priority
+        _check_ids(family, job_headers)
         job_id, by_caller = self._find_id(family, tenant, job_headers, body), True
         if job_id is None:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
@@ -169,6 +175,13 @@ class Publisher:
         """Store a mail in the inbox that it names. Without a target, all inboxes of the tenant's roster get it."""
         family, to = route.family, route.last or mail_headers.get(headers.TARGET, "")
         assert family is not None
+        _check_ids(family, mail_headers)
+        if mail_headers.get(headers.TARGET) == "":
+            raise BadInput(
+                f"the header {headers.TARGET} is empty: name an agent, or leave it out to reach the whole roster"
+            )
+        if headers.SOURCE in mail_headers:
+            subjects.token(headers.SOURCE, mail_headers[headers.SOURCE])
         msg_id = mail_headers.pop(headers.MSG_ID, "")
         if msg_id:
             mail_headers.setdefault(headers.JOB_ID, subjects.foreign_id(msg_id))
@@ -210,28 +223,43 @@ class Publisher:
         if not found:
             found = _id_in_body(family, job_headers, body, bare_id=bare_id)
         if not found and (msg_id := job_headers.get(headers.MSG_ID)):
-            found = job_headers[headers.JOB_ID] = subjects.foreign_id(
-                msg_id.removeprefix(subjects.msg_id(family.name, tenant, ""))
-            )
+            named = msg_id.removeprefix(subjects.msg_id(family.name, tenant, ""))
+            if not named:
+                raise BadInput(f"the header {headers.MSG_ID} names no id: use {msg_id}{{id}}, or leave it out")
+            found = job_headers[headers.JOB_ID] = subjects.foreign_id(named)
         return subjects.foreign_id(found) if found else None
 
 
 def _id_in_body(family: Family, job_headers: Mapping[str, str], body: bytes, *, bare_id: bool) -> str | None:
-    """Return the value of the family's key in a body. A body without the key's name is not decoded."""
-    text = body[:80].decode("ascii", "replace").strip().strip('"') if bare_id else ""
-    if text and len(body) <= 80 and subjects.TOKEN.fullmatch(text):
-        return text
-    if not family.key or family.key.encode() not in body:
+    """Return the value of the family's key in a body. A body without the key's name is not decoded.
+
+    None and an empty text, as defaults of a model's field, are no id. Raises BadInput for any other value that is none.
+    """
+    content_type = job_headers.get(headers.CONTENT_TYPE, "")
+    if bare_id and (found := find_bare_id(body, content_type)):
+        return found
+    if not family.key or (family.key.encode() not in body and b"\\u" not in body):
         return None
     try:
         data = codec.decode_message(
-            body, content_type=job_headers.get(headers.CONTENT_TYPE, ""), kind=job_headers.get(headers.KIND, ""),
+            body, content_type=content_type, kind=job_headers.get(headers.KIND, ""),
             default_kind=family.default_kind, aliases=family.aliases,
         ).data  # fmt: skip
     except DecodeError:
         return None
     value = data.get(family.key)
-    return str(value) if isinstance(value, str | int) else None
+    if value is None or value == "":
+        return None
+    if subjects.id_in_message(value) is None:
+        raise BadInput(f"{family.key} in the payload must be a text or a whole number, or left out, not {value!r:.80}")
+    return str(value)
+
+
+def _check_ids(family: Family, given: Mapping[str, str]) -> None:
+    """Raise BadInput for a header that is to name an id, and is empty: all messages that carry it would be one."""
+    for name in (headers.JOB_ID, headers.MSG_ID, family.key):
+        if name and headers.find(given, name) == "":
+            raise BadInput(f"the header {name} is empty: set an id, or leave the header out for a new one")
 
 
 def _format_of(body: bytes) -> str:

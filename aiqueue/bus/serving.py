@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from .. import headers, subjects
 from ..agent import Agent, Mail
+from ..attempt import PLAIN_TYPES
 from ..backoff import Backoff
 from ..client import Client
 from ..errors import BadInput
 from ..job import Job, RawMessage
 from ..mailbox import Inboxes
-from ..responder import Request, Responder
+from ..responder import WAIT_MAX_S, Request, Responder
 from ..topology import Family
 from ..units import Duration
 from ..worker import Worker
-from .message import Callback, JobMsg, Msg, to_result
+from .message import Answer, Callback, JobMsg, Msg, data_of_answer, resolved, to_bytes, to_result
 from .routes import Route
 
 Call = Callable[[Callback, Msg], Any]
@@ -61,15 +63,27 @@ def serve_jobs(
         message = JobMsg(job)
         enter()
         value = await function(message)
-        answer = value if message.answer is None else message.answer
-        return None if answer is None else to_result(answer)
+        if type(value) not in PLAIN_TYPES:
+            value = await resolved(value)
+        return _result_of(message, value)
 
     def handle_in_thread(job: Job[RawMessage]) -> Any:
-        return to_result(function(JobMsg(job)))
+        message = JobMsg(job)
+        value = function(message)
+        return end_on_loop(message, value) if inspect.isawaitable(value) else _result_of(message, value)
+
+    async def end_on_loop(message: JobMsg, value: Awaitable[Any]) -> Any:  # which the worker awaits
+        enter()
+        return _result_of(message, await value)
 
     register = worker.handle_any(family.name, retry=options.retry, timeout=options.timeout)
     register(handle if options.callback.is_async else handle_in_thread)
     return worker.running(client)
+
+
+def _result_of(message: JobMsg, value: Any) -> Any:
+    """Return the result of a job whose callback has returned `value`: its answer, else that."""
+    return to_result(value) if message.answer is None else data_of_answer(message.answer)
 
 
 def serve_inbox(
@@ -91,14 +105,10 @@ def serve_inbox(
     )  # fmt: skip
     inboxes, callback = client.inboxes, options.callback
 
-    async def handle(mail: Mail[RawMessage]) -> None:
-        await call(callback, _mail_message(mail, inboxes))
+    async def handle(mail: Mail[RawMessage]) -> Any:
+        return await call(callback, _mail_message(mail, inboxes))
 
-    def handle_in_thread(mail: Mail[RawMessage]) -> None:
-        callback.function(_mail_message(mail, inboxes))
-
-    register = agent.handle_any(retry=options.retry, timeout=options.timeout)
-    register(handle if callback.is_async else handle_in_thread)
+    agent.handle_any(retry=options.retry, timeout=options.timeout)(handle)
     return agent.running(client)
 
 
@@ -107,18 +117,27 @@ def serve_requests(client: Client, route: Route, options: ServeOptions, call: Ca
     family = _family_of(route)
 
     async def answer(request: Request) -> Any:
-        responded: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        responded: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        async def respond(body: bytes) -> None:
-            if not responded.done():
-                responded.set_result(body)
+        async def respond(answer: Answer) -> None:
+            if responded.done():
+                raise BadInput(f"nobody waits for the answer to {request.id} any more: the call was ended")
+            responded.set_result(answer)
 
         message = Msg(request.subject, request.body, request.headers, reply=request.reply, respond=respond)
         value = await call(options.callback, message)
         if value is not None and not responded.done():
             return to_result(value)
-        return to_result(await responded)
+        try:
+            async with asyncio.timeout(WAIT_MAX_S):
+                return data_of_answer(await responded)
+        except TimeoutError:
+            raise BadInput(
+                f"{options.callback.name} has returned None and has not responded within {WAIT_MAX_S:g} s: answer with "
+                "`msg.respond(...)`, or return the answer"
+            ) from None
 
+    answer.__qualname__ = options.callback.name  # for logs
     concurrency = REQUEST_CONCURRENCY if options.concurrency is None else options.concurrency
     responder = Responder(
         families=[family.name], tenants=None if route.tenant == "*" else [route.tenant],
@@ -131,12 +150,14 @@ def _mail_message(mail: Mail[RawMessage], inboxes: Inboxes) -> Msg:
     """Return a mail as a message. Its reply subject is the sender's inbox."""
     sender = mail.sender
 
-    async def respond(body: bytes) -> None:
+    async def respond(answer: Answer) -> None:
         assert sender is not None
         fields = {
-            headers.SOURCE: mail.to, headers.CONVERSATION: mail.conversation, headers.CORRELATION: mail.id,
-        }  # fmt: skip
-        await inboxes.send_encoded(body, fields, tenant=mail.tenant, to=sender)
+            headers.SOURCE: mail.to,
+            headers.CONVERSATION: headers.ascii_line(mail.conversation, 128),  # a plain client may have set it
+            headers.CORRELATION: mail.id,
+        }
+        await inboxes.send_encoded(to_bytes(answer), fields, tenant=mail.tenant, to=sender)
 
     bare = f"ai.{inboxes.family.name}.{mail.tenant}"
     return Msg(

@@ -13,7 +13,7 @@ from typing import Any
 from ..attempt import error_line
 from ..connection import Connection, Received, Subscription
 from ..errors import AIQueueError, Unavailable
-from .message import Callback, Msg
+from .message import Answer, Callback, Msg, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +220,8 @@ class PlainSubscription(BusSubscription):
     async def _handle(self, received: Received) -> None:
         reply = received.reply and ("" if self._is_stored(received.subject) else received.reply)
 
-        async def respond(body: bytes) -> None:
-            await self._connection.publish(reply, body)
+        async def respond(answer: Answer) -> None:
+            await self._connection.publish(reply, to_bytes(answer))
 
         message = Msg(
             received.subject, received.data, received.headers, reply=reply, respond=respond if reply else None
@@ -229,7 +229,9 @@ class PlainSubscription(BusSubscription):
         try:
             await self.call_safely(self._callback, message)
         except Exception:
-            log.exception("the callback of %s raised; plain messages are not repeated", self.subject)
+            log.exception(
+                "the callback %s of %s raised; plain messages are not repeated", self._callback.name, self.subject
+            )
 
     async def _end(self) -> None:
         if self._wire is None or self._task is None:

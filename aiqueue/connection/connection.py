@@ -177,7 +177,7 @@ class Connection:
         connected: nothing is queued for later.
         """
         block = frames.block(headers) if headers else b""
-        frames.check_size(block, body, self.max_payload)
+        frames.check_message(subject, block, body, self.max_payload, reply)
         await self.send(subject, reply, block, body)
 
     async def send(self, subject: str, reply: str, block: bytes, body: bytes) -> None:
@@ -215,7 +215,7 @@ class Connection:
         """Send a request and return its reply. Raises Unavailable, AccessDenied, TooLarge, BadInput."""
         await self.wait_up(timeout_s)
         block = frames.block(headers) if headers else b""
-        frames.check_size(block, body, self.max_payload)
+        frames.check_message(subject, block, body, self.max_payload)
         reply = await self._replies.request(subject, block, body, timeout_s)
         if reply.status is not None and reply.status.code == 503:
             raise Unavailable(f"{subject}: no responders")
@@ -259,7 +259,7 @@ class Connection:
         - Raises Unavailable: no PubAck in time. `maybe_stored` says whether a try may have stored the message.
         """
         self._require_open()
-        fenced = "Nats-Expected-Last-Subject-Sequence" in headers
+        fenced = any(name.startswith("Nats-Expected-Last-") for name in headers)
         return await self.store_block(subject, frames.block(headers), body, fenced=fenced, timeout_s=timeout_s)
 
     def store_block(
@@ -267,7 +267,7 @@ class Connection:
     ) -> Awaitable[PubAck]:
         """As `store`, with headers that `frames.block` has encoded. `fenced` and `stream`: see `Publish`."""
         self._require_open()
-        frames.check_size(block, body, self.max_payload)
+        frames.check_message(subject, block, body, self.max_payload)
         future = self._replies.window.loop.create_future()
         publish = AwaitedPublish(subject, block, body, future, fenced=fenced, stream=stream)
         return self._replies.store(publish, timeout_s)

@@ -170,6 +170,7 @@ CODES: dict[int, type[AIQueueError]] = {
     10059: NotFound,  # stream
     10060: ConfigMismatch,  # expected stream does not match
     10065: ConfigMismatch,  # subjects overlap with another stream
+    10070: Conflict,  # wrong last Msg-Id
     10071: Conflict,  # wrong last sequence
     10074: Unavailable,  # insufficient replicas
     10076: Unavailable,  # JetStream not enabled

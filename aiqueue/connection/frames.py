@@ -18,7 +18,11 @@ Headers = Mapping[str, str]
 HEADERS_MAX = 65_535  # bytes of headers that JetStream stores with a message
 BATCH_HEADERS_MAX = 160  # bytes that `batch_frames` adds to the headers of a message
 _valid_names: set[str] = set()  # a cache: a process uses a handful of header names, a hundred thousand times each
-_VALID_NAMES_MAX = 1_000
+_valid_subjects: set[str] = set()  # likewise
+_CACHED_MAX = 1_000
+SUBJECT_BYTES_MAX = 1_000  # the server closes a connection that sends a line above 4 KiB
+# what the server takes; plain publishers do use odd characters, and UTF-8 has no lone surrogates
+_SUBJECT = re.compile(r"[^ \t\r\n.\ud800-\udfff]++(?:\.[^ \t\r\n.\ud800-\udfff]++)*+")
 
 
 class Status(NamedTuple):
@@ -104,7 +108,7 @@ def delivery_number(reply: str) -> int:
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise BadInput(f"invalid header name {name!r}: use only A-Z a-z 0-9 and !#$%&'*+-.^_`|~")
-    if len(_valid_names) < _VALID_NAMES_MAX:
+    if len(_valid_names) < _CACHED_MAX:
         _valid_names.add(name)
 
 
@@ -169,6 +173,28 @@ def batch_frames(name: bytes, messages: Sequence[OutgoingMessage], first: int, r
         )
         reply_to = b""
     return b"".join(parts)
+
+
+def check_subject(what: str, value: str) -> None:
+    """Raise BadInput for what is no subject or queue group. A space or a line's end in it would be read as protocol."""
+    if type(value) is str and value in _valid_subjects:
+        return
+    fits = isinstance(value, str) and _SUBJECT.fullmatch(value) and len(value.encode()) <= SUBJECT_BYTES_MAX
+    if not fits:
+        raise BadInput(
+            f"{what} must be tokens without spaces, joined by dots, of at most {SUBJECT_BYTES_MAX:,} bytes, not "
+            f"{str(value)[:80]!r}"
+        )
+    if len(_valid_subjects) < _CACHED_MAX:
+        _valid_subjects.add(value)
+
+
+def check_message(subject: str, headers: bytes, body: bytes, max_payload: int, reply: str = "") -> None:
+    """Raise BadInput for a subject or reply that is none, and what `check_size` raises."""
+    check_subject("subject", subject)
+    if reply:
+        check_subject("reply", reply)
+    check_size(headers, body, max_payload)
 
 
 def check_size(headers: bytes, body: bytes, max_payload: int) -> None:

@@ -22,8 +22,8 @@ class Publish:
     """One message for a stream. The window sets `outcome` and then calls `settled`, once.
 
     - `block`: the encoded headers (`frames.block`), with Nats-Msg-Id. The caller has checked the size.
-    - `fenced`: the message carries an expected last sequence. A conflict is then its outcome; without it, a conflict
-      is a reason to retry.
+    - `fenced`: the message carries an expected last sequence or Msg-Id. A conflict is then its outcome; without it, a
+      conflict is a reason to retry.
     - `stream`: the target stream, if that stream takes atomic batches and this message may be part of one; else empty.
     """
 

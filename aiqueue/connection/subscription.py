@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import AccessDenied
-from .frames import Received
+from .frames import Received, check_subject
 from .nats_client import NatsClient
 
 DRAIN_S = 2.0
@@ -20,6 +20,10 @@ class Subscription:
     """A subscription to one subject. It outlives reconnects and replaced clients."""
 
     def __init__(self, forget: Callable[[Subscription], None], subject: str, callback: Callback, queue: str) -> None:
+        """Raises BadInput for a subject or queue that is none."""
+        check_subject("subject", subject)
+        if queue:
+            check_subject("queue", queue)
         self._forget = forget
         self.subject = subject
         self.queue = queue

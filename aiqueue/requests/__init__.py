@@ -6,7 +6,7 @@ This room may not run handlers. The service that answers is `responder`.
 from __future__ import annotations
 
 from . import replies
-from .caller import request_result, send_until_answered
+from .caller import find_bare_id, request_result, send_until_answered
 from .claims import CHECK_AGAIN_S, Claims
 
-__all__ = ["CHECK_AGAIN_S", "Claims", "replies", "request_result", "send_until_answered"]
+__all__ = ["CHECK_AGAIN_S", "Claims", "find_bare_id", "replies", "request_result", "send_until_answered"]

@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import headers
+from .. import codec, headers, subjects
 from ..connection import Received
 from ..document_ref import document_in
 from ..enqueue import Producer
-from ..errors import BadInput, ResultTimeout, Unavailable
+from ..errors import BadInput, DecodeError, ResultTimeout, Unavailable
 from ..job import Message
 from ..payload import R, encode_message, parse_result
 from ..topology import Family
@@ -21,6 +21,7 @@ from . import replies
 
 REPEAT_AFTER_S = 10.0  # the responder may have died; repeating the request with the same id is harmless
 PAUSE_S, PAUSE_MAX_S = 0.1, 2.0  # between requests that found no responder
+BARE_ID_BYTES_MAX = 80  # of a request that is only an id: a token, and what stands around it
 ABSENT_MAX_S = 5.0  # without a responder: a responder that was restarted, or that reconnects, is back by then
 
 
@@ -77,6 +78,7 @@ async def send_until_answered(
     end, pause_s, absent_since = time.monotonic() + timeout_s, PAUSE_S, math.inf
     maybe_enqueued = False  # a responder may have had the request: the job continues
     problem: Unavailable | None = None
+    said = ""  # why a responder has asked for another request
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await producer.clock.ensure(family.stream)
@@ -85,10 +87,15 @@ async def send_until_answered(
         request_headers[headers.DEADLINE] = str(round((producer.clock.now() + slice_s) * 1000))
         try:
             answer = await _send_request(producer, subject, body, request_headers, slice_s)
-            replies.raise_error(answer.headers, answer.data, job_id)
+            try:
+                replies.raise_error(answer.headers, answer.data, job_id)
+            except Unavailable as error:
+                said = f" (last: {error})"
+                raise
             break
         except ResultTimeout:
             absent_since, maybe_enqueued = math.inf, True
+            said = said if slice_s < REPEAT_AFTER_S else ""  # else a responder has waited for the job
             continue  # only this request has timed out
         except Unavailable as error:
             problem = error
@@ -108,14 +115,25 @@ async def send_until_answered(
             why = f": {problem}" if problem is not None else ", because the server does not answer"
             raise Unavailable(f"the request for job {job_id} was not sent within {timeout_s:g} s{why}")
         raise ResultTimeout(
-            f"timed out after {timeout_s:g} s waiting for the result of job {job_id}; the job continues: repeat the "
-            f"request with {same_id}"
+            f"timed out after {timeout_s:g} s waiting for the result of job {job_id}"
+            f"{said}; the job continues: repeat the request with {same_id}"
         )
     document = document_in(answer.headers, tenant)
     if document is None:
         return answer
     body = await producer.documents.read_result_body(document, max(0.0, end - time.monotonic()))
     return replies.with_result(answer, body, job_id)
+
+
+def find_bare_id(body: bytes, content_type: str) -> str:
+    """Return the id that is the whole body of a request: as a text, or as one in JSON or CBOR; "" if it is none."""
+    if len(body) > BARE_ID_BYTES_MAX:
+        return ""
+    text: Any = body.decode("ascii", "replace").strip().strip('"')
+    if content_type == codec.CBOR:
+        with contextlib.suppress(DecodeError):
+            text = codec.decode(body, content_type)
+    return text if isinstance(text, str) and subjects.TOKEN.fullmatch(text) else ""
 
 
 async def _send_request(

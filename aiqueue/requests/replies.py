@@ -20,8 +20,8 @@ from ..errors import (
     JobFailed,
     NotFound,
     QueueFull,
+    ResponderError,
     ResultTimeout,
-    ServerError,
     TooLarge,
     Unavailable,
     details,
@@ -109,10 +109,12 @@ def raise_error(answer_headers: Mapping[str, str], body: bytes, job_id: str) -> 
 
 
 def _decode(answer_headers: Mapping[str, str], body: bytes) -> Any:
-    """Decode a body by its content type, or else by its first byte.
+    """Decode a body by its content type, or else as `codec.decode` does without one.
 
-    The content type may be wrong: nats-py's `Msg.respond` sends the request's headers back.
+    The content type may be wrong: nats-py's `Msg.respond` sends the request's headers back, with its deadline.
     """
+    if headers.DEADLINE in answer_headers:
+        return codec.decode(body, max_bytes=len(body))
     try:
         return codec.decode(body, answer_headers.get(headers.CONTENT_TYPE, ""), max_bytes=len(body))
     except DecodeError:
@@ -144,7 +146,9 @@ def _to_error(code: int, message: str, fields: Mapping[str, Any], job_id: str) -
         case 503:
             return Unavailable(message, maybe_stored=True)
         case _:
-            return ServerError(message, code=code)
+            return ResponderError(
+                str(fields.get("job_id", job_id)), error=str(fields.get("cause", message)), code=code or 500
+            )
 
 
 def _content_type(as_json: bool) -> dict[str, str]:

@@ -14,11 +14,14 @@ import pytest
 import aiqueue
 from aiqueue.bus import Msg, Published, create_envelope, encode
 from aiqueue.errors import BadInput, InboxFull, LaneFull, NotFound, SettingsError, TooLarge, Unavailable
+from aiqueue.mailbox import Bounce
 from aiqueue.topology import provision
 
 from ..support import Account, Relay, eventually
 
 TASKS = "ai.agent.tasks"
+ODD_IDS: tuple[Any, ...] = ("  ", True, 1.5, [], {})
+NO_SUBJECTS = ("a b", "a\r\nPUB b 0\r\n", "a\tb", "a..b", ".a", "a\x00", "a\ud83d", "a" * 1_001, "ä" * 501)
 
 
 class Task(aiqueue.Message, kind="agent.task"):
@@ -74,6 +77,37 @@ async def test_an_id_in_headers_or_body_is_stored_once(
     assert (first.duplicate, second.duplicate) == (False, True)
     assert first.seq == second.seq
     assert (await stored(client, first)).headers["Nats-Msg-Id"] == f"{tenant}/agent.tasks/t-1"
+
+
+@pytest.mark.parametrize("empty", ["", None])
+@pytest.mark.parametrize("headers", [None, {"model": "small"}])
+async def test_an_empty_id_in_a_body_is_none_as_in_a_typed_message(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, empty: str | None, headers: dict[str, str] | None
+) -> None:
+    first, second = [
+        await publish(bus, f"{TASKS}.{tenant}", encode({"task_id": empty}), headers=headers) for _ in range(2)
+    ]
+    assert (first.duplicate, second.duplicate) == (False, False)
+    got: asyncio.Queue[str] = asyncio.Queue()
+    await bus.subscribe(f"{TASKS}.{tenant}", "q", lambda msg: got.put_nowait(msg.job.id))  # type: ignore[union-attr]
+    assert {await asyncio.wait_for(got.get(), 20) for _ in range(2)} == {first.id, second.id}
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, True, 1.5, [1]])
+async def test_what_is_no_id_in_a_plain_publishers_body_makes_each_its_own_job(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, value: Any
+) -> None:
+    got: asyncio.Queue[str] = asyncio.Queue()
+    for _ in range(2):
+        await client.connection.publish(f"{TASKS}.{tenant}", encode({"task_id": value}))
+    await bus.subscribe(f"{TASKS}.{tenant}", "q", lambda msg: got.put_nowait(msg.job.id))  # type: ignore[union-attr]
+    one, other = [await asyncio.wait_for(got.get(), 20) for _ in range(2)]
+    assert one != other
+    assert one.startswith("s")
+
+
+async def test_an_id_whose_key_is_escaped_in_json_is_found(bus: aiqueue.NATSClient, tenant: str) -> None:
+    assert (await publish(bus, f"{TASKS}.{tenant}", b'{"task\\u005fid": "t-1"}')).id == "t-1"
 
 
 async def test_the_same_id_of_another_tenant_or_family_is_another_job(bus: aiqueue.NATSClient, tenant: str) -> None:
@@ -169,6 +203,23 @@ async def test_a_mail_without_a_target_is_for_all_agents_of_the_roster(
 
         await bus.subscribe(f"ai.agent.message.{tenant}", queue=f"agent.{name}", callback=hear)
     await eventually(lambda: sorted(got) == ["one", "two"])
+
+
+async def test_a_plain_publishers_mail_with_an_empty_target_is_returned_and_not_broadcast(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    got: list[str] = []
+    bounced: asyncio.Queue[Any] = asyncio.Queue()
+    writer = aiqueue.Agent("writer", tenant=tenant)
+    writer.handle(Bounce)(lambda mail: bounced.put_nowait(mail.message))
+    await client.inboxes.create("other", tenant=tenant)
+    await bus.subscribe(f"ai.agent.message.{tenant}", "agent.other", lambda msg: got.append(msg.subject))
+    async with writer.running(client):
+        headers = {"target_agent_id": "", "source_agent_id": "writer", "Nats-Msg-Id": f"{tenant}/m-1"}
+        await client.connection.store(f"ai.agent.message.{tenant}", b"{}", headers)
+        bounce = await asyncio.wait_for(bounced.get(), 20)
+    assert bounce.reason == "no_such_agent"
+    assert not got
 
 
 async def test_a_full_lane_is_an_error_with_limit_and_retry_hint(account: Account, streams: Path) -> None:
@@ -287,6 +338,29 @@ async def test_a_server_without_streams_says_to_apply_them(account: Account) -> 
         ({"timeout": "soon"}, "timeout"),
         ({"on_full": "drop"}, 'on_full must be "raise" or "wait"'),
         ({"reply": "answers"}, "has no reply subject"),
+        ({"headers": {"task_id": ""}}, "the header task_id is empty: set an id"),
+        ({"headers": {"TASK_ID": "  "}}, "the header task_id is empty: set an id"),
+        ({"headers": {"Aiq-Job-Id": ""}}, "the header Aiq-Job-Id is empty"),
+        ({"headers": {"Nats-Msg-Id": ""}}, "the header Nats-Msg-Id is empty"),
+        ({"headers": {"Nats-Msg-Id": "acme/agent.tasks/"}}, "the header Nats-Msg-Id names no id"),
+        *(({"payload": encode({"task_id": each})}, "task_id in the payload must be a text") for each in ODD_IDS),
+        ({"payload": encode({"task_id": "  "}), "headers": {"model": "m"}}, "task_id in the payload must be a text"),
+        *(
+            ({"subject": "ai.agent.message.acme", "headers": headers}, says)
+            for headers, says in (
+                ({"target_agent_id": ""}, "the header target_agent_id is empty: name an agent, or leave it out"),
+                ({"Target_Agent_Id": " "}, "the header target_agent_id is empty"),
+                ({"target_agent_id": "*"}, "target|agent"),
+                ({"source_agent_id": ""}, "source_agent_id"),
+                ({"Nats-Msg-Id": ""}, "the header Nats-Msg-Id is empty"),
+                ({"Aiq-Job-Id": ""}, "the header Aiq-Job-Id is empty"),
+            )
+        ),
+        *(({"subject": "plain", "reply": each}, "^reply must be") for each in NO_SUBJECTS),
+        *(({"subject": "plain", "reply": each}, "^reply must be") for each in ("a.*", ">", 7)),
+        ({"subject": "plain", "headers": {"a\r\nb": "c"}}, "invalid header name"),
+        ({"subject": "plain", "headers": {"a": "b\r\nc: d"}}, "invalid value of header 'a'"),
+        ({"subject": "plain", "headers": {"": "b"}}, "invalid header name"),
     ],
 )
 async def test_a_wrong_argument_says_what_to_pass(bus: aiqueue.NATSClient, options: dict[str, Any], says: str) -> None:

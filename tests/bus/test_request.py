@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import os
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 
 import aiqueue
 from aiqueue.bus import Msg, decode
-from aiqueue.errors import BadInput, JobFailed, ReplyTimeout, ResultTimeout, ServerError, Unavailable
+from aiqueue.errors import BadInput, JobFailed, QueueFull, ReplyTimeout, ResponderError, ResultTimeout, Unavailable
 from aiqueue.requests import caller
 
 from ..support import eventually
@@ -192,22 +196,176 @@ async def test_a_request_that_is_answered_too_late_finds_the_answer_when_it_is_r
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        (ValueError("broken"), "ValueError: broken"),
+        (BadInput("nobody waits"), "BadInput: nobody waits"),  # not that of the request
+        (QueueFull("a lane", "full"), "QueueFull: "),
+        (asyncio.CancelledError(), "cancelled from within"),
+        (SystemExit(3), "raised SystemExit: 3"),
+        (StopIteration(), "StopIteration"),
+        (ExceptionGroup("g", [ValueError("broken")]), "ExceptionGroup: ValueError: broken"),
+        (BaseExceptionGroup("g", [KeyboardInterrupt()]), "KeyboardInterrupt"),
+        (object(), "a object cannot be encoded|object"),
+        (aiqueue.Reject, "returned Reject: it must raise it"),
+        ((each for each in "ab"), "whose code has not run"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("plain_function", [False, True])
 async def test_errors_of_a_callback_reach_the_requester_and_nothing_is_stored(
-    bus: aiqueue.NATSClient, tenant: str
+    bus: aiqueue.NATSClient, tenant: str, outcome: Any, says: str, plain_function: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    failing = True
+
+    def fail() -> Any:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    async def answer(msg: Msg) -> Any:
+        return fail() if failing else "done"
+
+    def answer_in_thread(msg: Msg) -> Any:
+        return fail() if failing else "done"
+
+    subject = f"{RESPONSES}.{tenant}"
+    subscription = await bus.subscribe(subject, callback=answer_in_thread if plain_function else answer)
+    with caplog.at_level(logging.ERROR), pytest.raises(ResponderError, match=says) as raised:
+        await bus.request(subject, ask("x", "r-1"), timeout=20)
+    assert (raised.value.job_id, raised.value.code) == ("r-1", 500)
+    name = "answer_in_thread" if plain_function else "answer"
+    assert any(name in each.getMessage() and "r-1" in each.getMessage() for each in caplog.records)
+    failing = False
+    assert decode(await bus.request(subject, ask("x", "r-1"), timeout=20)) == "done"
+    assert not subscription.closed
+
+
+@pytest.mark.parametrize("error", [aiqueue.Reject("not wanted"), ExceptionGroup("g", [aiqueue.Reject("not wanted")])])
+async def test_a_rejected_request_has_failed_and_is_not_stored(
+    bus: aiqueue.NATSClient, tenant: str, error: Exception
 ) -> None:
-    errors: list[Exception] = [aiqueue.Reject("not wanted"), ValueError("broken")]
+    errors = [error]
 
     async def answer(msg: Msg) -> str:
         if errors:
-            raise errors.pop(0)
+            raise errors.pop()
         return "done"
 
     await bus.subscribe(f"{RESPONSES}.{tenant}", callback=answer)
-    with pytest.raises(JobFailed, match="not wanted"):
+    with pytest.raises(JobFailed, match="not wanted") as raised:
         await bus.request(f"{RESPONSES}.{tenant}", ask("x", "r-1"), timeout=20)
-    with pytest.raises(ServerError, match="ValueError: broken"):
-        await bus.request(f"{RESPONSES}.{tenant}", ask("x", "r-1"), timeout=20)
+    assert (raised.value.job_id, raised.value.reason) == ("r-1", "rejected")
     assert decode(await bus.request(f"{RESPONSES}.{tenant}", ask("x", "r-1"), timeout=20)) == "done"
+
+
+async def test_a_callback_that_asks_for_a_retry_is_asked_again_until_the_timeout(
+    bus: aiqueue.NATSClient, tenant: str
+) -> None:
+    calls: Counter[str] = Counter()
+
+    async def answer(msg: Msg) -> str:
+        text = decode(msg)["text"]
+        calls[text] += 1
+        if text == "never" or calls[text] < 3:
+            raise aiqueue.Retry("the model is busy")
+        return "done"
+
+    await bus.subscribe(f"{RESPONSES}.{tenant}", callback=answer)
+    assert decode(await bus.request(f"{RESPONSES}.{tenant}", ask("later"), timeout=20)) == "done"
+    assert calls["later"] == 3
+    with pytest.raises(ResultTimeout, match="the model is busy"):
+        await bus.request(f"{RESPONSES}.{tenant}", ask("never"), timeout=0.5)
+
+
+async def test_a_request_without_an_answer_counts_as_a_call_that_runs(bus: aiqueue.NATSClient, tenant: str) -> None:
+    kept: list[Msg] = []
+    subject = f"{RESPONSES}.{tenant}"
+    await bus.subscribe(subject, callback=kept.append, concurrency=1)
+    with pytest.raises(ResultTimeout):
+        await bus.request(subject, ask("x", "r-1"), timeout=0.4)
+    with pytest.raises(ResultTimeout, match="1 answers are being made here already"):
+        await bus.request(subject, ask("x", "r-2"), timeout=0.4)
+    await kept[0].respond("late")
+    assert decode(await bus.request(subject, b"r-1", timeout=20)) == "late"
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("delay", [None, "10m"])
+async def test_a_job_of_the_id_that_waits_for_its_start_answers_in_place_of_the_callback(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str, delay: str | None
+) -> None:
+    calls: list[Msg] = []
+    subject = f"{RESPONSES}.{tenant}"
+    await bus.subscribe(subject, callback=calls.append)
+    if delay is None:
+        await bus.publish(f"ai.gateway.requests.{tenant}.high", ask("x", "r-1"))
+    else:
+        handle = await client.enqueue(Ask(text="x"), tenant=tenant, unique="r-1", delay=delay)
+    with pytest.raises(ResultTimeout):
+        await bus.request(subject, ask("x", "r-1"), timeout=0.5)
+    asking = asyncio.create_task(bus.request(subject, ask("x", "r-1"), timeout=20))
+    await bus.subscribe(f"ai.gateway.requests.{tenant}", queue="q", callback=lambda msg: "by the job")
+    if delay is not None:
+        await handle.run_now()
+    assert decode(await asking) == "by the job"
+    assert not calls
+
+
+async def test_a_job_of_the_id_that_was_purged_leaves_the_request_to_the_callback(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, tenant: str
+) -> None:
+    published = await bus.publish(f"ai.gateway.requests.{tenant}", ask("x", "r-1"))
+    assert published is not None
+    assert await client.connection.delete(published.stream, published.seq)
+    await bus.subscribe(f"{RESPONSES}.{tenant}", callback=lambda msg: "by the callback")
+    assert decode(await bus.request(f"{RESPONSES}.{tenant}", ask("x", "r-1"), timeout=20)) == "by the callback"
+
+
+async def test_a_callback_beside_a_process_of_aiqueue_respond_answers_each_id_once(
+    bus: aiqueue.NATSClient, client: aiqueue.Client, shared: Any, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "ABSENT_MAX_S", 25.0)  # the process takes its time to start
+    runs: Counter[str] = Counter()
+    ids = [f"r-{at}" for at in range(24)]
+    worker = aiqueue.Worker(tenants=[tenant])
+
+    @worker.handle(Ask)
+    async def handle(job: aiqueue.Job[Ask]) -> dict[str, str]:
+        runs[job.id] += 1
+        return {"by": "worker", "id": job.id}
+
+    async def answer(msg: Msg) -> None:
+        fields = decode(msg)
+        runs[fields["request_id"]] += 1
+        await msg.respond(json.dumps({"by": "callback", "id": fields["request_id"]}))
+
+    async def request_all() -> list[Any]:
+        asked = (bus.request(f"{RESPONSES}.{tenant}", ask("x", each), timeout=25) for each in ids)
+        return [decode(each) for each in await asyncio.gather(*asked)]
+
+    env = {"AIQUEUE_URL": shared.url, "AIQUEUE_USER": shared.user, "AIQUEUE_PASSWORD": shared.password}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "aiqueue", "respond", env=os.environ | env, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with worker.running(client):
+            assert decode(await bus.request(f"{RESPONSES}.{tenant}", ask("x", "first"), timeout=25))["by"] == "worker"
+            await bus.subscribe(f"{RESPONSES}.{tenant}", callback=answer)
+            found = await request_all()
+            assert await request_all() == found
+    finally:
+        process.terminate()
+        await process.wait()
+    assert [each["id"] for each in found] == ids
+    assert {each["by"] for each in found} == {"callback", "worker"}
+    assert runs == dict.fromkeys([*ids, "first"], 1)
+    for each in found:
+        handle_of = await client.job(each["id"], family="gateway.requests", tenant=tenant)
+        assert await handle_of.result(5) == each
 
 
 async def test_a_callback_beside_aiqueue_respond_gives_each_id_one_result(

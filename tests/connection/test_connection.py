@@ -426,6 +426,23 @@ async def test_headers_that_would_not_arrive_as_given_are_refused(conn: Connecti
         await conn.publish("s.x", b"", headers={name: value})
 
 
+@pytest.mark.parametrize(
+    "wrong", ["a b", "a\r\nPUB b 0\r\n", "a\tb", "a\n", " a", "a..b", "", "a.", "a\ud83d", "a" * 1_001, 7]
+)
+async def test_a_subject_reply_or_queue_that_would_be_read_as_protocol_is_refused(conn: Connection, wrong: Any) -> None:
+    calls: list[Any] = [
+        conn.publish(wrong), conn.request(wrong), conn.store(wrong, b"", {"Nats-Msg-Id": "1"}),
+        conn.subscribe(wrong, print),
+    ]  # fmt: skip
+    if wrong:
+        calls += [conn.publish("a", reply=wrong), conn.subscribe("a", print, queue=wrong)]
+    for call in calls:
+        with pytest.raises(BadInput, match="must be tokens without spaces"):
+            await call
+    await conn.flush()  # the server has closed nothing
+    assert conn.connected
+
+
 async def test_a_foreign_publishers_non_ascii_headers_arrive_as_text(conn: Connection, eventually: Eventually) -> None:
     seen: list[Any] = []
 

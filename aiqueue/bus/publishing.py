@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from .routes import Route, check_request, is_stored, route_of_publish
 TEMPLATES_MAX = 10_000
 PLAIN_REQUEST_S = 30.0
 _NAMES_DOCUMENT = frozenset({headers.DOCUMENT, headers.DOCUMENT_REF})  # of a job whose publisher has stored its body
-_REPLY = re.compile(r"(?!.*\.\.)[^\s.*>\x00-\x1f\x7f][^\s*>\x00-\x1f\x7f]*(?<!\.)")
 _JSON_MAP = ord("{")
 _CBOR_MAPS = frozenset({*range(0xA0, 0xBC), 0xBF})
 
@@ -61,8 +59,6 @@ class Publisher:
                 f"a message on {subject} has no reply subject, because its sender gets the server's PubAck: leave out "
                 "reply="
             )
-        if reply and not (isinstance(reply, str) and _REPLY.fullmatch(reply)):
-            raise BadInput(f"reply must be a subject without wildcards, where answers are sent, not {reply!r:.80}")
         if route.role == "work":
             return await self._store_job(route, body, message_headers, end, on_full)
         if route.role == "inbox":

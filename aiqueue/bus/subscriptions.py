@@ -229,9 +229,7 @@ class PlainSubscription(BusSubscription):
         try:
             await self.call_safely(self._callback, message)
         except Exception:
-            log.exception(
-                "the callback %s of %s raised; plain messages are not repeated", self._callback.name, self.subject
-            )
+            log.exception("the callback of %s raised; plain messages are not repeated", self.subject)
 
     async def _end(self) -> None:
         if self._wire is None or self._task is None:

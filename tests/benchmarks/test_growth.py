@@ -30,10 +30,13 @@ def complete(rows: list[Row], *sides: str) -> list[Row]:
     return rows
 
 
-async def test_a_backlog_is_measured_at_each_depth_and_the_cap_is_back_afterwards(client: aiqueue.Client) -> None:
+async def test_a_backlog_is_measured_at_each_depth_and_the_cap_is_back_afterwards(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "WAITING", (200, 1_000, 20_000))
     declared = client.topology
     rows = complete(await backlog.run(client, rounds=1, jobs=100), OURS, RAW)
-    assert [(row.unit, row.x) for row in rows] == [("/s", 1_000), ("MiB", 1_000), ("/s", 10_000), ("MiB", 10_000)]
+    assert [(row.unit, row.x) for row in rows] == [("/s", 200), ("MiB", 200), ("/s", 1_000), ("MiB", 1_000)]
     info = await client.connection.api("STREAM.INFO.AI_AGENT_TASKS")
     spec = declared.streams["AI_AGENT_TASKS"]
     assert info["config"]["max_msgs_per_subject"] == spec.config["max_msgs_per_subject"]
@@ -82,12 +85,18 @@ async def test_a_start_has_jobs_to_wait_for_though_the_process_before_it_ran_the
     assert await start.first(client, RAW, 2) > 0
 
 
-async def test_bodies_of_all_sizes_are_measured(client: aiqueue.Client) -> None:
+async def test_bodies_of_all_sizes_are_measured(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "SIZES", (200, 1_000_000))  # a body in its message, and one that is a document
+    monkeypatch.setattr(payload, "LEAST", 10)
     rows = complete(await payload.run(client, rounds=1, jobs=50), OURS, RAW)
-    assert {row.x for row in rows} == set(payload.SIZES)
+    assert [row.x for row in rows] == [200] * 3 + [1_000_000] * 3
 
 
-async def test_servers_that_sync_every_write_are_measured(client: aiqueue.Client) -> None:
+async def test_servers_that_sync_every_write_are_measured(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durability, "CALLERS", (4, 16))
+    monkeypatch.setattr(durability, "WARM", 10)
     settings = (durability.ALWAYS, durability.THREE_ALWAYS)
     rows = complete(await durability.run(client, rounds=1, jobs=100, settings=settings), OURS, RAW)
     assert len(rows) == 7 * len(settings)

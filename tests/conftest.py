@@ -29,7 +29,6 @@ from hypothesis import HealthCheck, settings
 
 import aiqueue
 from aiqueue.server import supervisor
-from aiqueue.topology import provision
 
 from . import support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
@@ -103,7 +102,7 @@ def account(nats_server: Server) -> Iterator[Account]:
 async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
     """A client on the test's account, which has all streams."""
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await support.create_streams(client)
         yield client
 
 
@@ -120,11 +119,11 @@ def shared(nats_server: Server) -> Iterator[Account]:
     """An account with all streams for the tests of one file, which each take a `tenant`."""
     taken = nats_server.take()
 
-    async def apply() -> None:
+    async def create() -> None:
         async with aiqueue.connect(taken.url, user=taken.user, password=taken.password) as client:
-            await provision.apply(client.connection, client.topology)
+            await support.create_streams(client)
 
-    asyncio.run(apply())
+    asyncio.run(create())
     yield taken
     nats_server.return_to_queue(taken)
 

@@ -15,9 +15,8 @@ import aiqueue
 from aiqueue import subjects
 from aiqueue.cli.app import app
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
 
-from ..support import Account
+from ..support import Account, create_streams
 
 URL = "https://example.com/a b?c=\x1bd"
 SHOWN = "https://example.com/a b?c="
@@ -32,7 +31,7 @@ async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
         monkeypatch.setenv(f"AIQUEUE_{name}", value)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

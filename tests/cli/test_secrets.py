@@ -20,11 +20,10 @@ from aiqueue.agent import Mail
 from aiqueue.cli.app import app
 from aiqueue.errors import JobFailed
 from aiqueue.secret_paths import MASK, header_of_class, header_of_value, mask, paths_in, redact
-from aiqueue.topology import provision
 
 from ..processes.isolated_secrets import Guarded
 from ..processes.isolated_secrets import worker as guarding
-from ..support import Account, Eventually
+from ..support import Account, Eventually, create_streams
 
 WORD = "hunter2-swordfish"
 ONCE = aiqueue.Backoff(attempts=1)
@@ -79,7 +78,7 @@ async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
         monkeypatch.setenv(f"AIQUEUE_{name}", value)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -19,9 +19,8 @@ import aiqueue
 from aiqueue import codec, headers
 from aiqueue.cli.app import app
 from aiqueue.journal import Journal
-from aiqueue.topology import provision
 
-from ..support import ROOT, Account
+from ..support import ROOT, Account, create_streams
 
 COMMAND = [sys.executable, "-m", "aiqueue", "tail"]
 
@@ -40,7 +39,7 @@ def environment(account: Account, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 @pytest.fixture
 async def client(account: Account, environment: dict[str, str]) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

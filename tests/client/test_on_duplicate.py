@@ -16,7 +16,7 @@ from aiqueue.errors import BadInput, DuplicateJob, JobFailed, LaneFull, Unavaila
 from aiqueue.requests import claims
 from aiqueue.topology import provision
 
-from ..support import Cluster, Eventually
+from ..support import Cluster, Eventually, create_streams
 
 TENANT = "acme"
 
@@ -33,7 +33,7 @@ class Page(aiqueue.Message, kind="rag.query", family="rag.queries"):
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -19,9 +19,8 @@ from aiqueue.agent import Mail
 from aiqueue.connection import HEADERS_MAX, block
 from aiqueue.enqueue import Filter, id_of_key, with_header, with_step
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
 
-from ..support import ROOT, Eventually
+from ..support import ROOT, Eventually, create_streams
 
 URL = "https://example.com/a?b=ü#c"
 KEYS = [URL, "two\nlines\r\nAiq-Kind: other", "🎈", "x" * 65, "a b", ".", "*", ">", "%41", "é" * 5_000, "y" * 10_240]
@@ -39,7 +38,7 @@ class Ask(aiqueue.Message, kind="rag.query", family="rag.queries"):
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -26,7 +26,7 @@ from aiqueue.topology import provision
 
 from ..enqueue.test_bulk import WORK, acme_only, idle, outcomes, stored, texts
 from ..enqueue.test_producer import Small, Task, where
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Eventually, NatsProcess, create_streams
 
 OwnServer = Callable[..., NatsProcess]
 ALWAYS = "sync_interval: always"
@@ -46,7 +46,7 @@ class BatchingPace(Pace):
 @pytest.fixture
 async def client(account: Account, streams: Path) -> AsyncIterator[Client]:
     async with aiqueue.connect(**where(account, streams)) as opened:
-        await provision.apply(opened.connection, opened.topology)
+        await create_streams(opened)
         yield batching(opened)
 
 

@@ -17,10 +17,9 @@ from aiqueue import codec, headers
 from aiqueue.client.client import Client
 from aiqueue.documents.collector import Collected, Collector
 from aiqueue.documents.store import RESULT
-from aiqueue.topology import provision
 from aiqueue.worker import results
 
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 
 STREAM, BUCKET = "OBJ_AI_DOCUMENTS", "AI_DOCUMENTS"
 MB = 1_000_000
@@ -53,7 +52,7 @@ def worker_of(function: Callable[[aiqueue.Job[Any]], Any] = make, model: Any = M
 @pytest.fixture
 async def client(account: Account) -> AsyncIterator[Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -34,7 +34,7 @@ from aiqueue.errors import (
 from aiqueue.job import JobSpec, Message, untyped
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Eventually, NatsProcess, create_streams
 from .test_producer import Small, Task, where
 
 OwnServer = Callable[..., NatsProcess]
@@ -44,7 +44,7 @@ WORK = "AI_AGENT_TASKS"
 @pytest.fixture
 async def client(account: Account, streams: Path) -> AsyncIterator[Client]:
     async with aiqueue.connect(**where(account, streams)) as opened:
-        await provision.apply(opened.connection, opened.topology)
+        await create_streams(opened)
         yield opened
 
 

@@ -32,7 +32,7 @@ from aiqueue.errors import (
 from aiqueue.job import Message, untyped
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Eventually, NatsProcess, create_streams
 
 OwnServer = Callable[..., NatsProcess]
 
@@ -56,7 +56,7 @@ def where(server: Account | NatsProcess, streams: Path) -> dict[str, Any]:
 @pytest.fixture
 async def client(account: Account, streams: Path) -> AsyncIterator[Client]:
     async with aiqueue.connect(**where(account, streams)) as opened:
-        await provision.apply(opened.connection, opened.topology)
+        await create_streams(opened)
         yield opened
 
 

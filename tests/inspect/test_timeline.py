@@ -20,10 +20,9 @@ from aiqueue.connection import Stored
 from aiqueue.inspect import lookup, stats
 from aiqueue.inspect.timeline import TimelineEvent, build_timeline
 from aiqueue.journal import EMPTY_RECORD, Entry, Writer
-from aiqueue.topology import provision
 from aiqueue.worker import settlement
 
-from ..support import Account, Eventually
+from ..support import Account, Eventually, create_streams
 
 
 class Work(aiqueue.Message, kind="work"):
@@ -50,7 +49,7 @@ async def client(account: Account, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         monkeypatch.setenv(f"AIQUEUE_{name}", value)
     monkeypatch.setenv("TZ", "UTC")
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -42,7 +42,7 @@ from aiqueue.worker import settlement, takeover
 from aiqueue.worker.replies import Replies
 from aiqueue.worker.settlement import Settlement
 
-from ..support import Cluster, NatsProcess, eventually
+from ..support import Cluster, NatsProcess, create_streams, eventually
 
 SUBJECT = "ai.agent.results.acme.j1"
 FILE = """
@@ -67,7 +67,7 @@ async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(
         account.url, user=account.user, password=account.password, streams=tmp_path / "streams"
     ) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -14,9 +14,8 @@ import aiqueue
 from aiqueue import subjects
 from aiqueue.connection import timestamp
 from aiqueue.lanes import discovery, refusals
-from aiqueue.topology import provision
 
-from ..support import Eventually
+from ..support import Eventually, create_streams
 
 STREAM, FAMILY = "AI_AGENT_TASKS", "agent.tasks"
 JOBS, TENANTS = 12, [f"t{n}" for n in range(6)]
@@ -52,7 +51,7 @@ async def client(account: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(discovery, "FEW_LANES", 2)
     monkeypatch.setattr(discovery, "BACKLOG_MIN", 1)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         family = dataclasses.replace(client.topology.families[FAMILY], lane_storage="memory")
         client.topology = dataclasses.replace(client.topology, families={**client.topology.families, FAMILY: family})
         yield client

@@ -20,7 +20,7 @@ from aiqueue.topology import provision
 from aiqueue.worker import stranded
 from aiqueue.worker.stranded import StrandedSweeper
 
-from ..support import eventually
+from ..support import create_streams, eventually
 
 FILE = """
     [family]
@@ -43,7 +43,7 @@ class Strand(aiqueue.Message, kind="strand", family="test.strands"):
 async def client(account: Any, tmp_path: Path) -> AsyncIterator[aiqueue.Client]:
     (tmp_path / "test_strands.toml").write_text(textwrap.dedent(FILE))
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=tmp_path) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -176,6 +176,14 @@ def pause_between(steps: int, longest_s: float) -> Iterator[float]:
         yield longest_s * step / max(steps - 1, 1)
 
 
+def whole_lines(log: Path) -> list[str]:
+    """The lines of a file that a process may be writing, none if the file does not exist.
+
+    What follows the last line feed is left out: a line may be half written when it is read.
+    """
+    return log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+
+
 def processes(text: str) -> dict[int, str]:
     """The live processes whose command line holds `text`: pid and command. Those that only await their parent
     are not alive.

@@ -75,7 +75,8 @@ def act_sync(job: aiqueue.Job[Act]) -> Any:
     for n in range(int(job.message.value) if job.message.do.startswith("stream") else 0):
         job.chunk_sync([job.attempt, n])
         if "STREAMED" in os.environ:
-            Path(os.environ["STREAMED"]).write_text(str(n + 1))
+            with Path(os.environ["STREAMED"]).open("a") as given:
+                given.write(".")
         if n == 50 and job.attempt == 1 and job.message.do == "stream, die once":
             os.kill(os.getpid(), signal.SIGKILL)
     done = _act(job)

@@ -25,7 +25,7 @@ from aiqueue.agent import Bounce, Mail, session
 from aiqueue.errors import BadInput, ConfigMismatch, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from aiqueue.topology import provision
 
-from ..support import Cluster, NatsProcess, eventually
+from ..support import Cluster, NatsProcess, create_streams, eventually, whole_lines
 
 STREAM = "AI_AGENT_MESSAGE"
 SOON = aiqueue.Backoff(attempts=3, first=0.05, jitter=0)
@@ -47,7 +47,7 @@ async def connect(account: Any) -> AsyncIterator[Callable[[], Any]]:
         async def make() -> aiqueue.Client:
             connecting = aiqueue.connect(account.url, user=account.user, password=account.password)
             client = await stack.enter_async_context(connecting)
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             return client
 
         yield make
@@ -703,8 +703,8 @@ async def test_after_a_kill_9_the_agents_next_process_gets_the_rest_in_order(
         for n in range(600):
             await put(client, "bob", n, conversation=f"c{n % 3}")
             if n == 300:
-                await eventually(lambda: len(log.read_text().splitlines()) > 100, within=40)
-                victim = int(log.read_text().splitlines()[-1].split()[2])
+                await eventually(lambda: len(whole_lines(log)) > 100, within=40)
+                victim = int(whole_lines(log)[-1].split()[2])
                 os.kill(victim, signal.SIGKILL)
         await until_empty(client, within=30)
     finally:
@@ -714,7 +714,7 @@ async def test_after_a_kill_9_the_agents_next_process_gets_the_rest_in_order(
             each.wait(timeout=40)
     seen: dict[str, list[int]] = defaultdict(list)
     pids = set()
-    for line in log.read_text().splitlines():
+    for line in whole_lines(log):
         conversation, n, pid = line.split()
         pids.add(pid)
         if int(n) not in seen[conversation]:
@@ -753,7 +753,7 @@ async def test_a_mail_that_kills_its_processes_is_dead_lettered_and_no_other(
             break
     assert 3 <= deaths <= 5
     assert await dead_letter_reasons(client) == ["killed_worker"]
-    lines = (tmp_path / "log").read_text().splitlines()
+    lines = whole_lines(tmp_path / "log")
     assert {int(line.split()[1]) for line in lines} == set(range(40)) - {7}
 
 

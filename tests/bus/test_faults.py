@@ -24,7 +24,7 @@ from aiqueue.cli.app import app
 from aiqueue.errors import ReplyTimeout, ResultTimeout, Unavailable
 from aiqueue.topology import provision
 
-from ..support import Account, NatsProcess, eventually, wait_until
+from ..support import Account, NatsProcess, eventually, wait_until, whole_lines
 
 TASKS = 2_000
 CONCURRENCY = 20
@@ -98,8 +98,7 @@ class Subscriber:
         self.process = None
 
     def lines(self, event: str) -> list[tuple[str, int]]:
-        whole = self._log.read_text().rpartition("\n")[0]  # the last line may be half written
-        split = (line.split() for line in whole.splitlines())
+        split = (line.split() for line in whole_lines(self._log))
         return [(n, int(pid)) for logged, n, pid in split if logged == event]
 
     def wait_for_ended(self, count: int) -> None:

@@ -24,7 +24,7 @@ import aiqueue
 from aiqueue.cli import main, output
 from aiqueue.cli.app import app
 
-from ..support import ROOT, Account, wait_until
+from ..support import ROOT, Account, wait_until, whole_lines
 
 WORKER = """
 import asyncio, aiqueue
@@ -93,7 +93,7 @@ class Processes:
 
     def said(self, process: subprocess.Popen[str]) -> str:
         name = self.place / f"out-{self._started.index(process)}"
-        return name.read_text() + name.with_suffix(".err").read_text()
+        return "\n".join(whole_lines(name) + whole_lines(name.with_suffix(".err")))
 
     def started(self, *arguments: str, says: str) -> subprocess.Popen[str]:
         """A process that has said something."""

@@ -25,7 +25,7 @@ import aiqueue
 from aiqueue.topology import provision
 from aiqueue.units import seconds
 
-from ..support import ROOT, Account, wait_until
+from ..support import ROOT, Account, wait_until, whole_lines
 
 STREAM = """
     [family]
@@ -163,8 +163,7 @@ class Place:
         return [line for line in self.output("out").splitlines() if line.startswith("worker pool ")]
 
     def jobs(self, word: str) -> list[tuple[int, int]]:
-        path = self.directory / "jobs.log"
-        split = (line.split() for line in (path.read_text() if path.exists() else "").splitlines())
+        split = (line.split() for line in whole_lines(self.directory / "jobs.log"))
         return [(int(n), int(pid)) for what, n, pid in split if what == word]
 
     def deaths(self, slot: int) -> list[tuple[dt.datetime, float]]:

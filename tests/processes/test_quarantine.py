@@ -356,7 +356,7 @@ async def test_only_a_fresh_child_convicts(client: aiqueue.Client, account: Any,
             await last.result(20)
     finally:
         del os.environ["SUSPECTS_LOG"]
-    runs = [line.split() for line in log.read_text().splitlines()]
+    runs = [line.split() for line in support.whole_lines(log)]
     tried = [run[-1] for run in runs if run[0] == "exit"]
     assert len(set(tried)) == len(tried)
     assert len(tried) <= 2

@@ -10,6 +10,8 @@ import pydantic
 
 import aiqueue
 
+from ..support import whole_lines
+
 FAST = aiqueue.Backoff(attempts=4, first=0.02, cap=0.05)
 
 
@@ -31,7 +33,7 @@ def note(log: str, text: str) -> None:
 
 
 def noted(log: str | Path) -> list[str]:
-    return Path(log).read_text().splitlines() if Path(log).exists() else []
+    return whole_lines(Path(log))
 
 
 def plain_step(log: str, n: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ import pytest
 import aiqueue
 from aiqueue.topology import provision
 
-from ..support import wait_until
+from ..support import wait_until, whole_lines
 
 STREAM = """
     [family]
@@ -90,8 +90,7 @@ class WorkerPool:
         self.killed.add(process.pid)
 
     def lines(self, event: str) -> list[tuple[int, int]]:
-        whole = self.log.read_text().rpartition("\n")[0]  # the last line may be half written
-        split = (line.split() for line in whole.splitlines())
+        split = (line.split() for line in whole_lines(self.log))
         return [(int(n), int(pid)) for logged, n, pid in split if logged == event]
 
     def wait_for_ended(self, count: int, within_s: float) -> None:

@@ -8,11 +8,14 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +27,7 @@ import aiqueue
 from aiqueue.cli import main, output
 from aiqueue.cli.app import app
 
-from ..support import ROOT, Account, wait_until, whole_lines
+from ..support import ROOT, Account, create_streams, wait_until, whole_lines
 
 WORKER = """
 import asyncio, aiqueue
@@ -168,7 +171,12 @@ def cli(place: Path, environment: dict[str, str]) -> Cli:
 @pytest.fixture
 def ready(cli: Cli) -> Cli:
     """The same, on a server with the streams."""
-    assert cli("apply").exit_code == 0
+
+    async def create() -> None:
+        async with aiqueue.connect() as client:
+            await create_streams(client)
+
+    asyncio.run(create())
     return cli
 
 
@@ -181,8 +189,26 @@ def processes(place: Path, environment: dict[str, str]) -> Iterator[Processes]:
 
 @pytest.fixture
 def working(ready: Cli, processes: Processes) -> subprocess.Popen[str]:
-    """A worker at work."""
+    """A worker at work, in a process of its own."""
     return processes.started("work", "app:worker", says="slots")
+
+
+@pytest.fixture
+def served(ready: Cli, place: Path) -> Iterator[None]:
+    """The same worker in a thread of this process, which starts sooner: for tests of other verbs than ``work``."""
+    worker, stop, started = runpy.run_path(str(place / "app.py"))["worker"], threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with aiqueue.connect() as client, worker.running(client):
+            started.set()
+            await asyncio.to_thread(stop.wait)
+
+    with ThreadPoolExecutor(1) as threads:
+        serving = threads.submit(asyncio.run, serve())
+        wait_until(lambda: started.is_set() or serving.done())
+        yield
+        stop.set()
+        serving.result(40)
 
 
 def one_line(result: Result | subprocess.CompletedProcess[str]) -> str:
@@ -392,7 +418,7 @@ class TestEnqueue:
         assert result.exit_code == 2
         assert message in " ".join(result.stderr.replace("\u2502", " ").split())
 
-    def test_cancelling_a_job_that_has_ended_is_exit_code_1(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_cancelling_a_job_that_has_ended_is_exit_code_1(self, ready: Cli, served: None) -> None:
         ready("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1", "--wait")
         result = ready("cancel", "doc-1")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -415,12 +441,12 @@ class TestEnqueue:
         )
         assert result.stdout == "enqueued d in rag.ingest acme/normal\n"
 
-    def test_waits_for_the_result(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_waits_for_the_result(self, ready: Cli, served: None) -> None:
         result = ready("enqueue", "echo", '{"text": "hé"}', "--tenant", "acme", "--wait")
         assert data(result) == {"text": "hé"}
         assert result.stderr.startswith("enqueued ")
 
-    def test_failed_job_is_exit_code_1(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_failed_job_is_exit_code_1(self, ready: Cli, served: None) -> None:
         result = ready("enqueue", "echo", '{"text": "reject"}', "--tenant", "acme", "--unique", "doc-1", "--wait")
         assert result.exit_code == 1
         assert result.stdout == ""
@@ -447,7 +473,7 @@ class TestEnqueue:
         result = ready("enqueue", "echo", "-", "--tenant", "acme", "--unique", "doc-1", text='{\n"text":\n"x"\n}\n')
         assert result.stdout == "enqueued doc-1 in agent.tasks acme/normal\n"
 
-    def test_results_of_many_come_one_a_line(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_results_of_many_come_one_a_line(self, ready: Cli, served: None) -> None:
         text = '{"text": "a"}\n{"text": "reject"}\n{"text": "b"}\n'
         result = ready("enqueue", "echo", "-", "--tenant", "acme", "--wait", text=text)
         assert result.exit_code == 1
@@ -621,7 +647,7 @@ class TestInspect:
         assert "no worker requests them" in text
         assert [each["tenant"] for each in data(ready("inspect", "--tenant", "acme", "--json"))] == ["acme"]
 
-    def test_job_by_word_or_option(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_job_by_word_or_option(self, ready: Cli, served: None) -> None:
         ready("enqueue", "echo", '{"text": "x"}', "--tenant", "acme", "--unique", "doc-1", "--wait")
         for arguments in (["doc-1"], ["--job", "doc-1"], ["agent.tasks", "--job", "doc-1", "--tenant", "acme"]):
             found = data(ready("inspect", *arguments, "--json"))
@@ -639,7 +665,7 @@ class TestInspect:
 
 class TestDead:
     @pytest.fixture(autouse=True)
-    def _failed(self, ready: Cli, working: subprocess.Popen[str], request: pytest.FixtureRequest) -> None:
+    def _failed(self, ready: Cli, served: None, request: pytest.FixtureRequest) -> None:
         if "none" not in request.node.name:
             fail_some(ready)
 

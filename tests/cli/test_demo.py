@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from aiqueue import connect
+from aiqueue.cli import main
 from aiqueue.cli.demo import analysis
 from aiqueue.config import Settings
 from aiqueue.topology import provision
@@ -177,10 +179,20 @@ def test_several_documents_that_are_not_utf_8_are_all_replayed_and_can_be_kept(r
     ],
 )
 def test_a_directory_without_documents_is_refused_in_one_line(
-    place: Place, files: dict[str, str | bytes], argument: str, says: str
+    place: Place,
+    files: dict[str, str | bytes],
+    argument: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place.write(**files)
-    assert place.run(argument) == (2, "", f"error: {says}\n")
+    monkeypatch.chdir(place.documents)
+    monkeypatch.setattr(tempfile, "tempdir", str(place.temporary))
+    monkeypatch.setattr(sys, "argv", ["aiqueue", "demo", argument])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, *capsys.readouterr()) == (2, "", f"error: {says}\n")
     assert place.is_clean()
 
 

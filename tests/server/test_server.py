@@ -20,6 +20,7 @@ from aiqueue.errors import BinaryMissing, EmbeddedError
 from aiqueue.server import supervisor
 from aiqueue.server.embedded import EmbeddedServer, find_binary, find_directory
 
+from .. import conftest
 from ..support import (
     ROOT,
     Account,
@@ -545,5 +546,7 @@ async def test_a_given_server_is_used_when_empty_and_refused_when_not(own_server
     assert stream_names(server.account) == ["MINE"]
 
 
-def test_a_wrong_server_option_is_refused() -> None:
-    assert "give embedded, container, or nats://" in run_pytest("fake").stderr
+def test_a_wrong_server_option_is_refused(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytestconfig.option, "server", "fake")
+    with pytest.raises(pytest.UsageError, match="--server=fake: give embedded, container, or nats://"):
+        conftest.pytest_configure(pytestconfig)

@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, ForwardRef, Generic, TypeVar, get_args
+from typing import IO, Annotated, Any, ForwardRef, Generic, NamedTuple, TypeVar, get_args
 
 import pydantic
 
@@ -35,6 +35,23 @@ class Document(pydantic.BaseModel):
     size: Annotated[int, pydantic.Field(ge=0)]
     name: str = ""
     content_type: str = ""
+
+
+class HeldDocument(NamedTuple):
+    """A large value that is stored as a document, and the name of the hold on it."""
+
+    document: Document
+    ref: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What stands in its entry instead of the value: a reference, for readers that do not know the headers."""
+        return self.document.model_dump()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of its entry."""
+        return {**reference_headers(self.document), headers.DOCUMENT_REF: self.ref}
 
 
 def reference_headers(document: Document) -> dict[str, str]:

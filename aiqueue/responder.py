@@ -23,7 +23,7 @@ from .attempt import (
 )
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
-from .documents import HeldResult
+from .document_ref import HeldDocument
 from .enqueue import Producer
 from .errors import (
     AccessDenied,
@@ -430,7 +430,7 @@ class _FamilyResponder:
         raise ResponderError(given.id, error=problem) from cause
 
     async def _store_answer(
-        self, request: _ParsedRequest, subject: str, result: codec.Encoded, held: HeldResult | None
+        self, request: _ParsedRequest, subject: str, result: codec.Encoded, held: HeldDocument | None
     ) -> tuple[Entry, bool]:
         """Store a result, or a reference to its document `held`. Returns the final entry, and whether it is this."""
         stored = False

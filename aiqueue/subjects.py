@@ -102,11 +102,23 @@ def checkpoints(family: str, tenant: str, job_id: str, run: str) -> str:
     return f"{CHECKPOINTS}.{family}.{tenant}.{job_id}.{run}"
 
 
+def tenant_of_entry(subject: str) -> str:
+    """Return the tenant of a journal's subject, or of a run's subject of `checkpoints`."""
+    return subject.split(".")[4 if subject.startswith(f"{CHECKPOINTS}.") else -2]
+
+
 def run_key(run: int, enqueued_at: float) -> str:
     """Return the token of a run: its sequence in the work stream, and when it was enqueued, in whole seconds. Sequences
     begin anew when a stream is created again.
     """
     return f"{run}-{int(enqueued_at)}"
+
+
+def kept_run(run: int, enqueued_at: float, resumed: str) -> str:
+    """Return the token of the run under which a job keeps its checkpoints. `resumed`: the header Aiq-Resumes, by which
+    a replay goes on from those of the run before; a plain publisher may have set it to anything.
+    """
+    return resumed if RUN_KEY.fullmatch(resumed) else run_key(run, enqueued_at)
 
 
 class ParentRun(NamedTuple):
@@ -130,6 +142,11 @@ class ParentRun(NamedTuple):
     def checkpoints(self, tenant: str) -> str:
         """Return the subject of what the run keeps."""
         return checkpoints(self.family, tenant, self.job_id, self.run)
+
+    @property
+    def tokens(self) -> str:
+        """The tokens that name the run within its tenant, in the subjects of its holds on documents."""
+        return f"{self.family}.{self.job_id}.{self.run}"
 
     def child_ends(self, tenant: str) -> str:
         """Return the subject on which the run is told of the ends of its children."""

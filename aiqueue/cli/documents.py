@@ -76,12 +76,14 @@ def ls(
         now = time.time()
         rows = [
             [each.document.sha256, each.document.tenant, short_size(each.document.size),
-             output.format_age(now - each.touched_at), f"{each.jobs}", f"{each.results}", each.document.name]
+             output.format_age(now - each.touched_at), f"{each.jobs}", f"{each.results}", f"{each.steps}",
+             each.document.name]
             for each in found
         ]  # fmt: skip
         columns = [
             Column("sha256", style="bold"), Column("tenant"), Column("size", right=True),
             Column("last used", right=True), Column("jobs", right=True), Column("results", right=True),
+            Column("steps", right=True),
             Column("name", shrink=True),
         ]  # fmt: skip
         output.print_table(columns, rows)
@@ -127,7 +129,7 @@ def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
         return await client.documents.forget(await client.documents.get(sha256, tenant=tenant))
 
     deleted = options.run_with_client(forget)
-    output.print_line("deleted" if deleted else "a job or a result still needs it: it will be deleted when none does")
+    output.print_line("deleted" if deleted else "a job, a result or a step still needs it: it will be deleted when none does")
 
 
 def collect(

@@ -286,10 +286,15 @@ class Canceller:
 
     async def _delete_job(self, stream: str, lane: Lane, stored: Stored) -> None:
         """Tell its parent of a cancelled job, delete it from its stream, and release its documents."""
-        await self._tell_parent(lane, stored.headers.get(headers.JOB_ID, ""), stored)
+        job_id = stored.headers.get(headers.JOB_ID, "")
+        await self._tell_parent(lane, job_id, stored)
         await self._connection.delete(stream, stored.seq)
         if headers.DOCUMENT_REF in stored.headers:
             await self.documents.end_holds(lane.tenant, stored.headers)
+        if job_id:  # without one, the worker knows its steps, and they expire
+            run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
+            kept = subjects.kept_run(run, enqueued_at, stored.headers.get(headers.RESUMES, ""))
+            await self.documents.release_run(lane.tenant, subjects.ParentRun(lane.family, job_id, kept))
 
     async def _tell_parent(self, lane: Lane, job_id: str, stored: Stored) -> None:
         """Tell the parent of a cancelled job, if it has one. Until then the job's message is kept: see `Parents`.

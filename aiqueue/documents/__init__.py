@@ -6,7 +6,8 @@ May not know lanes, workers or journals.
 from __future__ import annotations
 
 from .collector import Collected, Collector
+from .holds import ListedDocument
 from .objects import Source
-from .store import Documents, HeldResult, ListedDocument
+from .store import Documents
 
-__all__ = ["Collected", "Collector", "Documents", "HeldResult", "ListedDocument", "Source"]
+__all__ = ["Collected", "Collector", "Documents", "ListedDocument", "Source"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .. import headers, subjects
@@ -12,7 +13,8 @@ from ..connection import Connection, timestamp
 from ..errors import AIQueueError, Conflict, NotFound, Unavailable
 from ..topology import Topology
 from ..units import short_size
-from .store import JOB, PUT, RESULT, DocumentHold, Documents, document_of
+from .holds import JOB, PUT, RESULT, STEP, DocumentHold
+from .store import Documents, document_of
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ GRACE_S = 600.0  # a document that was put or held within this time is kept
 ORPHAN_S = 3600.0  # chunks without a document are deleted if the newest of them is older: the upload is dead
 AGED_S = 45 * 86_400.0  # a hold that is older is checked against jobs and journals; dead letters are kept for 30 days
 SUBJECTS_MAX = 1_000_000
+_HELD_BY_ENTRIES = {"journal": RESULT, "checkpoints": STEP}  # by the role of their stream; jobs hold in all others
 
 
 @dataclass
@@ -141,18 +144,19 @@ class Collector:
     async def _end_orphaned_holds(self, aged: dict[DocumentHold, int]) -> int:
         """End those of the aged holds whose jobs or journal entries are not stored any more, and return how many.
 
-        A job's worker died between the ack and the end of the hold, or somebody purged the job. A result's hold is so
-        old only if results are kept for so long, or without end.
+        A job's worker died between the ack and the end of the hold, or somebody purged the job. Holds of results and
+        steps are so old only if these are kept for so long, or without end.
         """
         kinds = {hold.by for hold in aged} - {PUT}
-        refs = await self._read_refs(journals=RESULT in kinds, jobs=JOB in kinds)
+        refs = await self._read_refs(kinds)
         orphaned = {hold: seq for hold, seq in aged.items() if hold.by in kinds and hold.ref not in refs}
         for hold, seq in orphaned.items():
             await self._documents.end_hold(hold, upto=seq)
         return len(orphaned)
 
-    async def _read_refs(self, *, jobs: bool, journals: bool) -> set[str]:
-        """Return the names of the holds of all stored jobs, those of other applications' families too, and of journals.
+    async def _read_refs(self, kinds: Collection[str]) -> set[str]:
+        """Return the names of holds of these kinds, as all stored jobs, those of other applications' families too,
+        journals and checkpoints give them.
 
         Jobs move between streams meanwhile, and are stored in the next stream before they leave the last:
 
@@ -167,7 +171,8 @@ class Collector:
         others = [name for name in names if name not in work]
         refs: set[str] = set()
         for stream in (*others, *work, *others):
-            if not (journals if stream in declared and declared[stream].role == "journal" else jobs):
+            role = declared[stream].role if stream in declared else "work"
+            if _HELD_BY_ENTRIES.get(role, JOB) not in kinds:
                 continue
             async for stored in self._connection.read(stream, ">"):
                 refs.add(stored.headers.get(headers.DOCUMENT_REF, ""))

@@ -13,16 +13,17 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import pydantic
 
 from .. import codec, headers, subjects, units
 from ..connection import Connection
-from ..document_ref import Document, DocumentReader, reference_headers
+from ..document_ref import Document, DocumentReader, HeldDocument
 from ..errors import (
     AIQueueError,
     BadInput,
@@ -36,65 +37,14 @@ from ..errors import (
 )  # fmt: skip
 from ..topology import Topology
 from ..units import Duration
+from .holds import HOLDERS, JOB, PUT, RESULT, STEP, DocumentHold, Labels, ListedDocument
 from .objects import ObjectInfo, ObjectStore, Source
 
-JOB, PUT = "job", "put"  # what holds a document: a job, or the time for which it was put
-RESULT = "result"  # or a journal's entry, which has it in place of a large result
-RESULT_MARGIN_S = 3600.0  # a result's hold outlives its entry by this, because the entry may be written so much later
+HOLD_MARGIN_S = 3600.0  # the hold of an entry outlives it by this, because the entry may be written so much later
 KEEP_MIN_S = 1.0  # a message's time to live is in whole seconds
 CLEANUP_S = 5.0  # of a failed `attach`
+_REF = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64})*")
 TOUCH_TRIES_MAX = 16  # each is refused if another program has written the metadata since it was read
-
-
-class DocumentHold(NamedTuple):
-    """One hold on a document. `by` is JOB, PUT or RESULT. `ref` is the name of the hold, which is in the headers of its
-    job or journal entry.
-    """
-
-    tenant: str
-    sha256: str
-    by: str
-    ref: str
-
-
-class HeldResult(NamedTuple):
-    """A large result that is stored as a document, and the name of the hold on it."""
-
-    document: Document
-    ref: str
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """The data of its journal entry: a reference, for readers that do not know the headers."""
-        return self.document.model_dump()
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of its journal entry."""
-        return {**reference_headers(self.document), headers.DOCUMENT_REF: self.ref}
-
-
-class Labels(NamedTuple):
-    """The texts that a caller gives a document."""
-
-    title: str = ""
-    content_type: str = ""
-
-
-@dataclass(frozen=True)
-class ListedDocument:
-    """A stored document: when it was last put or held (seconds since the epoch), and how many holds of each kind."""
-
-    document: Document
-    touched_at: float
-    jobs: int
-    puts: int
-    results: int
-
-    def summary(self) -> dict[str, object]:
-        """Return the same as plain data."""
-        return {**self.document.model_dump(), "touched_at": self.touched_at, "jobs": self.jobs, "puts": self.puts,
-                "results": self.results}  # fmt: skip
 
 
 class Documents:
@@ -104,12 +54,19 @@ class Documents:
         self._connection = connection
         self.objects = ObjectStore(connection, topology.documents_stream.name)
         self._results_kept_s = topology.journal_stream.config["max_age"] / 1e9  # 0: without end
+        self._steps_kept_s = topology.checkpoints_stream.config["max_age"] / 1e9
+        self._checkpoints = topology.checkpoints_stream.name
 
     @property
     def inline_max(self) -> int:
         """Above this size in bytes, a body or a result is stored as a document."""
         check_bytes = self._connection.settings.claim_check
         return min(check_bytes, self._connection.max_payload // 2) if check_bytes else sys.maxsize
+
+    @property
+    def stores_large(self) -> bool:
+        """Whether large bodies and results are stored as documents: claim_check is not 0."""
+        return self._connection.settings.claim_check > 0
 
     # -- public
 
@@ -161,14 +118,14 @@ class Documents:
         """Yield the stored documents of one tenant or all, the least recently put or held first."""
         holds: dict[tuple[str, str], dict[str, int]] = {}
         async for hold, _, _ in self.list_holds():
-            count = holds.setdefault((hold.tenant, hold.sha256), {JOB: 0, PUT: 0, RESULT: 0})
+            count = holds.setdefault((hold.tenant, hold.sha256), dict.fromkeys(HOLDERS, 0))
             count[hold.by] += 1
         async for info in self.objects.list_infos():
             document = document_of(info)
             if document is None or info.deleted or tenant not in (None, document.tenant):
                 continue
-            held = holds.get((document.tenant, document.sha256), {JOB: 0, PUT: 0, RESULT: 0})
-            yield ListedDocument(document, info.time, held[JOB], held[PUT], held[RESULT])
+            held = holds.get((document.tenant, document.sha256), dict.fromkeys(HOLDERS, 0))
+            yield ListedDocument(document, info.time, held[JOB], held[PUT], held[RESULT], held[STEP])
 
     async def forget(self, document: Document) -> bool:
         """End the holds of all who put a document. If no job or result holds it, it is deleted at once: True."""
@@ -230,27 +187,40 @@ class Documents:
 
     # -- for results
 
-    async def hold_result(self, tenant: str, body: bytes, kept_s: float | None = None) -> HeldResult:
+    async def hold_result(self, tenant: str, body: bytes, kept_s: float | None = None) -> HeldDocument:
         """Hold and store an encoded result as a document, before its journal entry is written.
 
-        The hold expires RESULT_MARGIN_S after the entry, which is kept for `kept_s` seconds (None: as long as the
+        The hold expires HOLD_MARGIN_S after the entry, which is kept for `kept_s` seconds (None: as long as the
         journal's stream keeps entries). If this fails, no hold is left. If the entry is not written, call `end_result`.
         Raises QueueFull, AccessDenied, Unavailable.
         """
-        sha256 = await asyncio.to_thread(_sha256, body)
-        kept_s = kept_s or self._results_kept_s
-        held = HeldResult(
-            Document(tenant=tenant, sha256=sha256, size=len(body), content_type=codec.CBOR), subjects.new_id()
-        )
-        await self._hold_all(tenant, {sha256: body}, RESULT, held.ref, kept_s + RESULT_MARGIN_S if kept_s else None)
-        return held
+        return await self._hold_bytes(tenant, body, RESULT, subjects.new_id(), kept_s or self._results_kept_s)
 
-    async def end_result(self, held: HeldResult) -> None:
+    async def end_result(self, held: HeldDocument) -> None:
         """End the hold of a result whose entry was not written. The document is deleted if nobody else holds it.
 
         Never raises: without this call, the hold expires.
         """
         await self._end_all(held.document.tenant, RESULT, held.ref, held.document.sha256)
+
+    # -- for steps
+
+    async def hold_step(self, tenant: str, run: str, body: bytes) -> HeldDocument:
+        """As `hold_result`, for the body of a step's entry. `run`: the tokens that name the run within its tenant."""
+        return await self._hold_bytes(tenant, body, STEP, f"{run}.{subjects.new_id()}", self._steps_kept_s)
+
+    async def end_step(self, held: HeldDocument) -> None:
+        """As `end_result`, for a step."""
+        await self._end_all(held.document.tenant, STEP, held.ref, held.document.sha256)
+
+    async def end_steps(self, tenant: str, run: str, hashes: Iterable[str]) -> None:
+        """End all holds of a run that has ended, those too of which no entry was written. Of its documents, those of
+        `hashes` are deleted at once if nobody else holds them. Never raises: without this call, the holds expire.
+        """
+        with contextlib.suppress(AIQueueError):
+            await self.objects.purge(self._hold_subject(DocumentHold(tenant, "*", STEP, f"{run}.*")))
+        for sha256 in hashes:
+            await self._end_all(tenant, STEP, "", sha256)
 
     async def read_result_body(self, document: Document, timeout_s: float | None = None) -> bytes:
         """Return an encoded result, verified. It may be of any size.
@@ -277,6 +247,16 @@ class Documents:
         except DecodeError as error:
             raise Corrupt(f"the result in document {document.sha256} cannot be read: {error}") from None
 
+    async def release_run(self, tenant: str, run: subjects.ParentRun) -> None:
+        """End the holds that the entries of a run name, because no attempt of the run will follow.
+
+        Never raises: without this call, the holds expire.
+        """
+        with contextlib.suppress(AIQueueError):
+            async for entry in self._connection.read(self._checkpoints, run.checkpoints(tenant)):
+                if ref := entry.headers.get(headers.DOCUMENT_REF, ""):
+                    await self._end_all(tenant, STEP, ref, entry.headers.get(headers.DOCUMENT, ""))
+
     # -- for the collector
 
     async def delete_if_unheld(self, tenant: str, sha256: str) -> bool:
@@ -290,9 +270,9 @@ class Documents:
 
     async def list_holds(self) -> AsyncIterator[tuple[DocumentHold, int, float]]:
         """Yield all holds, each with the sequence and the time of its message."""
-        async for stored in self._connection.read(self.objects.stream, self.objects.subject("R", "*", "*", "*", "*")):
-            hold = DocumentHold(*subjects.object_tokens(stored.subject))
-            if hold.by in (JOB, PUT, RESULT):
+        async for stored in self._connection.read(self.objects.stream, self.objects.subject("R", "*", "*", "*", ">")):
+            hold = DocumentHold.parse(subjects.object_tokens(stored.subject))
+            if hold.by in HOLDERS:
                 yield hold, stored.seq, stored.time
 
     async def end_hold(self, hold: DocumentHold, *, upto: int) -> None:
@@ -300,6 +280,13 @@ class Documents:
         await self.objects.purge(self._hold_subject(hold), upto=upto)
 
     # -- within
+
+    async def _hold_bytes(self, tenant: str, body: bytes, by: str, ref: str, kept_s: float) -> HeldDocument:
+        """Hold and store bytes for an entry that is kept for `kept_s` seconds; 0: without end."""
+        sha256 = await asyncio.to_thread(_sha256, body)
+        held = HeldDocument(Document(tenant=tenant, sha256=sha256, size=len(body), content_type=codec.CBOR), ref)
+        await self._hold_all(tenant, {sha256: body}, by, ref, kept_s + HOLD_MARGIN_S if kept_s else None)
+        return held
 
     async def _hold_all(
         self,
@@ -331,7 +318,7 @@ class Documents:
     async def _end_all(self, tenant: str, by: str, ref: str, sha256: str) -> None:
         """End all holds of a name, and delete the document `sha256` if nobody else holds it. Never raises."""
         with contextlib.suppress(AIQueueError):
-            if subjects.TOKEN.fullmatch(ref):
+            if _REF.fullmatch(ref):
                 await self.objects.purge(self._hold_subject(DocumentHold(tenant, "*", by, ref)))
             if sha256:
                 _document_named(tenant, sha256)

@@ -200,8 +200,11 @@ class DeadLetters:
         await self._delete(letter)
 
     async def purge(self, letter: DeadLetter) -> None:
-        """Delete the dead letter, and release the documents that it holds. Safe if it is already deleted."""
+        """Delete the dead letter, and release the documents that it and its run hold. Safe if it is already deleted."""
         await self._delete(letter)
+        if subjects.RUN_KEY.fullmatch(run := letter.headers.get(headers.RESUMES, "")):
+            parent = subjects.ParentRun(letter.lane.family, letter.job_id, run)
+            await self.documents.release_run(letter.lane.tenant, parent)
         if headers.DOCUMENT_REF in letter.headers:
             await self.documents.end_holds(letter.lane.tenant, letter.headers)
 
@@ -237,8 +240,7 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
         letter[headers.KIND] = headers.ascii_line(job_headers[headers.KIND], 128)
     if job.run:
         resumed = job_headers.get(headers.RESUMES, "")
-        own = subjects.run_key(job.run, job.enqueued_at)
-        letter[headers.RESUMES] = resumed if subjects.RUN_KEY.fullmatch(resumed) else own
+        letter[headers.RESUMES] = subjects.kept_run(job.run, job.enqueued_at, resumed)
     if secrets := secret_paths.merge(headers.ascii_line(job_headers.get(headers.SECRET, ""), 4_000), job.secrets):
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}

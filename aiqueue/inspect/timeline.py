@@ -11,6 +11,7 @@ from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import DeadLetter, ParkedJob, history_of
 from ..journal import Entry, StreamItem
+from ..units import short_size
 
 SAME_S = 60.0  # a dead letter and the journal's `failed` of the same failure are not further apart
 SKEW_S = 1.0  # between the clock of a worker, which stamps a history, and the server's
@@ -151,7 +152,9 @@ def event_of(entry: Entry | StreamItem) -> TimelineEvent:
         case "chunk":
             return replace(event, event="chunks", count=len(entry.data) if isinstance(entry.data, list) else 1)
         case "step":
-            return replace(event, text=_text_in(data, "name"), data=data.get("result"))
+            text, document = _text_in(data, "name"), entry.document
+            note = f" ({short_size(document.size)}, stored as a document)" if document is not None else ""
+            return replace(event, text=text + note, data=data.get("document" if document is not None else "result"))
         case "called":
             return replace(event, data=data.get("data"))
         case "retry":

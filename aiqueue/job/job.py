@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, ov
 
 import pydantic
 
+from ..codec import Encoded
 from ..document_ref import Document, DocumentReader, SyncDocumentReader, run_from_thread
 from ..errors import BadInput
 from ..payload import R
@@ -43,7 +44,8 @@ class Progress(Protocol):
     """What a `Job` needs of its worker; in a child process, this forwards to the worker.
 
     `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified. The others keep
-    what later attempts get: `begin_step` returns the kept result of a step, and None for one that must run.
+    what later attempts get: `begin_step` returns the kept result of a step, and None for one that must run. The two
+    `encoded` ones do the same for a child process, which checks the names of its steps.
     `enqueue_children` and `gather_children` store children once; the latter returns how they have ended, in the order
     of their names, or that the job must wait.
     """
@@ -56,8 +58,9 @@ class Progress(Protocol):
     async def chunk(self, data: Any) -> None: ...
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
     async def begin_step(self, name: str) -> tuple[Any] | None: ...
-    async def find_step(self, name: str) -> tuple[Any] | None: ...
     async def keep_step(self, name: str, result: Any) -> Any: ...
+    async def find_encoded_step(self, name: str) -> bytes | None: ...
+    async def keep_encoded_step(self, name: str, encoded: Encoded) -> bytes | None: ...
     async def run_in_thread(self, function: Callable[[], Any]) -> Any: ...
     async def keep_call(self, data: Any) -> None: ...
     async def earlier_calls(self) -> list[Any]: ...
@@ -161,12 +164,14 @@ class Job(Generic[M_co]):
 
         - `name`: 1 to 256 printable characters, once in an execution of the handler, the same in each.
         - `function`: async, or a plain function, which runs in a thread.
-        - The result: what a handler may return, up to 64 KiB. It is returned as plain data, also by the attempt that
-          calls the function; with `returns`, a type that pydantic can read, as an instance of that.
+        - The result: what a handler may return, of any size. One above 64 KiB is stored as a document. It is returned as
+          plain data, also by the attempt that calls the function; with `returns`, a type that pydantic can read, as an
+          instance of that.
 
         Raises what the function raises; then nothing is kept. Raises BadInput for a second step of this name, the
-        2,001st step, or a step within a step; EncodeError and TooLarge for a result that cannot be kept; Unavailable,
-        QueueFull; Stale if another attempt has taken over the job: do not catch Stale.
+        2,001st step, or a step within a step; EncodeError for a result that cannot be kept; NotFound or Corrupt if a
+        kept result can never be read again; Unavailable, QueueFull, AccessDenied; Stale if another attempt has taken
+        over the job: do not catch Stale.
         """
         kept = await self._begin_step(name, function)
         if kept is None:

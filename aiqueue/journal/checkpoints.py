@@ -4,19 +4,36 @@ They stand on a subject of their own, one for each run, in a stream that keeps t
 where no chunk can evict them. As in a journal, each write names the sequence that its writer expects the newest entry
 to have. An attempt that may have a past first writes `taken`, with its place among the job's deliveries. From then on
 an earlier attempt can write nothing (docs/decisions/checkpoints.md).
+
+A step's entry above STEP_BYTES_MAX is stored as a document, and what stands on the subject is a reference to it. The
+order is that of a large result: the hold, the document, the entry. Until the entry is stored, the step was not kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from .. import codec, headers
 from ..connection import Connection
-from ..errors import BadInput, Conflict, NotFound, Stale, TooLarge
+from ..document_ref import Document, HeldDocument
+from ..errors import (
+    AccessDenied,
+    AIQueueError,
+    BadInput,
+    Conflict,
+    Corrupt,
+    DecodeError,
+    EncodeError,
+    NotFound,
+    QueueFull,
+    Stale,
+    TooLarge,
+    Unavailable,
+)  # fmt: skip
 from .children import CHILDREN, CHILDREN_AT_ONCE, ChildRecord, children_of_entry, encode_children
 from .entries import Entry, entry_from_stored, entry_headers
 
@@ -31,11 +48,22 @@ LAG_S = 0.05  # a replica that is read may lag behind the leader, which refuses 
 Order = Sequence[float]
 
 
+class LargeSteps(Protocol):
+    """Where a run keeps the bodies of entries that are too large for a message."""
+
+    async def hold(self, body: bytes) -> HeldDocument: ...
+    async def release(self, held: HeldDocument) -> None: ...
+    async def read(self, document: Document) -> bytes: ...
+    async def forget(self, documents: Collection[Document]) -> None: ...
+
+
 class Checkpoints:
     """What one attempt keeps, and what earlier attempts of its run have kept. One write at a time.
 
     - `_head_seq`: the sequence of the newest entry, as of this writer's last write or read.
     - `_order`: the place of this attempt's delivery among those of the job; None until it is needed.
+    - `_steps`: what is kept of each step: its result, or the document that its entry refers to.
+    - `_may_hold`: the run may have documents, which end with it.
     """
 
     def __init__(
@@ -48,6 +76,7 @@ class Checkpoints:
         attempt: int,
         find_order: Callable[[], Awaitable[Order]],
         has_past: bool,
+        large: LargeSteps,
     ) -> None:
         """`has_past`: earlier attempts may have kept something. `find_order`: a later delivery compares greater."""
         self.subject = subject
@@ -62,7 +91,9 @@ class Checkpoints:
         self._nonce = secrets.token_hex(4)
         self._write_number = 0
         self._head_seq = 0
-        self._steps: dict[str, Any] = {}
+        self._steps: dict[str, tuple[Any] | Document] = {}
+        self._large = large
+        self._may_hold = False
         self._calls: list[Any] = []  # of earlier attempts
         self._own_calls = 0
         self.children: dict[str, ChildRecord] = {}  # by name, the newest generation
@@ -79,22 +110,38 @@ class Checkpoints:
                     self._has_past = False
 
     async def find_step(self, name: str) -> tuple[Any] | None:
-        """Return the result that the run has kept for a step; None: the step must run. Raises Stale, Unavailable."""
+        """Return the result that the run has kept for a step; None: the step must run.
+
+        Raises Stale, Unavailable; NotFound and Corrupt for a kept result that can never be read again.
+        """
         await self.load_past()
-        return (self._steps[name],) if name in self._steps else None
+        kept = self._steps.get(name)
+        return (decode_step(name, await self._read_large(name, kept)),) if isinstance(kept, Document) else kept
+
+    async def find_encoded_step(self, name: str) -> bytes | None:
+        """As `find_step`, for another process: `decode_step` reads what this returns."""
+        await self.load_past()
+        kept = self._steps.get(name)
+        if kept is None:
+            return None
+        return await self._read_large(name, kept) if isinstance(kept, Document) else encode_step(name, kept[0]).body
 
     async def keep_step(self, name: str, result: Any) -> Any:
         """Keep the result of a step. Return the result as a later attempt will get it: plain data.
 
-        If an earlier attempt has kept another result meanwhile, that one counts. Raises EncodeError, TooLarge, Stale,
-        Unavailable, QueueFull.
+        If an earlier attempt has kept another result meanwhile, that one counts. Raises EncodeError, Stale,
+        Unavailable, QueueFull, AccessDenied.
         """
         encoded = encode_step(name, result)
-        async with self._lock:
-            if name not in self._steps:
-                await self._write(STEP, encoded, lambda: name in self._steps)
-                self._steps.setdefault(name, codec.decode(encoded.body, codec.CBOR)["result"])
-        return self._steps[name]
+        if await self._keep_step(name, encoded):
+            return decode_step(name, encoded.body)
+        kept = await self.find_step(name)
+        assert kept is not None
+        return kept[0]
+
+    async def keep_encoded_step(self, name: str, encoded: codec.Encoded) -> bytes | None:
+        """As `keep_step`, for another process. None: this result counts; else the one that counts, encoded."""
+        return None if await self._keep_step(name, encoded) else await self.find_encoded_step(name)
 
     async def keep_call(self, data: Any) -> None:
         """Keep a note of an external call that is about to be made. Raises as `keep_step`, BadInput for too many."""
@@ -124,16 +171,71 @@ class Checkpoints:
                 self.children.update({each.name: each for each in some if not self._has_child(each)})
 
     async def forget(self) -> None:
-        """Delete all that the run has kept, because the run has ended. A failure is harmless: entries expire."""
+        """Delete all that the run has kept, because it has ended. A failure is harmless: entries and holds expire."""
         if self._head_seq:
             purge = f"STREAM.PURGE.{self._stream}"
             await self._connection.api(purge, {"filter": self.subject})
             if self.children:
                 await self._connection.api(purge, {"filter": f"{self.subject}-ended"})
+        await self.forget_documents()
+
+    async def forget_documents(self) -> None:
+        """Release the documents of the run, because the run has ended. Never raises."""
+        if self._may_hold:
+            await self._large.forget([each for each in self._steps.values() if isinstance(each, Document)])
 
     # -- within
 
+    async def _keep_step(self, name: str, encoded: codec.Encoded) -> bool:
+        """Keep the result of a step. False: another attempt's counts, which is in `_steps`."""
+        if len(encoded.body) <= STEP_BYTES_MAX:
+            return await self._write_step(name, encoded, (codec.decode(encoded.body, codec.CBOR)["result"],), {})
+        held = await self._hold(name, encoded.body)
+        reference = codec.Encoded(codec.encode({"name": name, "document": held.entry}), encoded.secrets)
+        try:
+            is_stored = await self._write_step(name, reference, held.document, held.headers)
+        except Unavailable:  # the entry may be stored, as after a cancellation
+            raise
+        except AIQueueError:
+            await self._large.release(held)
+            raise
+        if not is_stored:
+            await self._large.release(held)
+        return is_stored
+
+    async def _write_step(
+        self, name: str, encoded: codec.Encoded, kept: tuple[Any] | Document, extra: Mapping[str, str]
+    ) -> bool:
+        async with self._lock:
+            if name in self._steps:
+                return False
+            if not await self._write(STEP, encoded, lambda: name in self._steps, extra):
+                return False
+            self._steps[name] = kept
+        return True
+
+    async def _hold(self, name: str, body: bytes) -> HeldDocument:
+        """Store the body of an entry as a document. Raises QueueFull, AccessDenied, Unavailable, NotFound."""
+        self._may_hold = True
+        what = f"step {name!r}: its result of {len(body):,} bytes cannot be stored as a document"
+        try:
+            return await self._large.hold(body)
+        except AccessDenied as error:
+            raise AccessDenied(f"{what}: {error}: give the worker's user the rights of docs/configuration.md") from None
+        except QueueFull as error:
+            todo = "free space (`aiqueue documents ls`), or raise max_bytes in streams/documents.toml"
+            reason = f"{error.reason}, so {what}: {todo}"
+            raise type(error)(error.lane, reason, limit=error.limit, retry_after_s=error.retry_after_s) from None
+
+    async def _read_large(self, name: str, document: Document) -> bytes:
+        try:
+            return await self._large.read(document)
+        except (NotFound, Corrupt, AccessDenied) as error:
+            text = f"the kept result of step {name!r} cannot be read: {error}"
+            raise type(error)(f"{text}: enqueue the job anew, whose run begins without steps") from None
+
     async def _take_over(self) -> None:
+        self._may_hold = True
         if self._order is None:
             self._order = list(await self._find_order())
         marker = codec.Encoded(codec.encode({"delivery": list(self._order)}))
@@ -159,7 +261,7 @@ class Checkpoints:
         data = entry.data if isinstance(entry.data, dict) else {}
         match entry.event:
             case "step" if isinstance(data.get("name"), str):
-                self._steps.setdefault(data["name"], data.get("result"))
+                self._steps.setdefault(data["name"], entry.document or (data.get("result"),))
             case "called":
                 self._calls.append(data.get("data"))
             case "children":
@@ -171,22 +273,26 @@ class Checkpoints:
                 if isinstance(later, list) and later > list(order):
                     raise Stale(f"{self.subject}: a later attempt has taken this job over", ended=False)
 
-    async def _write(self, event: str, encoded: codec.Encoded, is_settled: Callable[[], bool]) -> None:
-        """Store an entry. `is_settled`, after others' entries were read: whether they make this one needless."""
+    async def _write(
+        self, event: str, encoded: codec.Encoded, is_settled: Callable[[], bool], extra: Mapping[str, str] | None = None
+    ) -> bool:
+        """Store an entry. `is_settled`, after others' entries were read: whether they make this one needless; then
+        False. `extra`: more headers.
+        """
         for _ in range(WRITE_TRIES_MAX):
-            if await self._try_write(event, encoded):
-                return
+            if await self._try_write(event, encoded, extra):
+                return True
             await self._take_over()
             if is_settled():
-                return
+                return False
         raise Stale(f"{self.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
 
-    async def _try_write(self, event: str, encoded: codec.Encoded) -> bool:
+    async def _try_write(self, event: str, encoded: codec.Encoded, extra: Mapping[str, str] | None = None) -> bool:
         """Store an entry after `_head_seq`. False: another entry is the newest, and nothing is stored."""
         self._write_number += 1
         msg_id = f"{self.subject}/{self._nonce}/{self._write_number}"
         fields = entry_headers(event, self._run, 1, self._attempt, "", encoded.secrets)
-        fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
+        fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq), **(extra or {})}
         try:
             self._head_seq = (await self._connection.store(self.subject, encoded.body, fields)).seq
         except Conflict:
@@ -232,18 +338,24 @@ class StepNames:
 
 
 def encode_step(name: str, result: Any) -> codec.Encoded:
-    """Return the body of a step's entry. Raises EncodeError, TooLarge. What is encoded already is returned as it is."""
-    if type(result) is codec.Encoded:
-        return result
-    return _limited(codec.encode_marked({"name": name, "result": result}))
+    """Return the body of a step's entry, of any size. Raises EncodeError."""
+    try:
+        return codec.encode_marked({"name": name, "result": result})
+    except EncodeError as error:
+        raise EncodeError(f"the result of step {name!r} cannot be kept: {error}") from None
+
+
+def decode_step(name: str, body: bytes) -> Any:
+    """Return the result in the body of a step's entry. Raises Corrupt."""
+    try:
+        return codec.decode(body, codec.CBOR, max_bytes=len(body))["result"]
+    except (DecodeError, KeyError, TypeError) as error:
+        raise Corrupt(f"the kept result of step {name!r} cannot be read: {error}") from None
 
 
 def encode_call(data: Any) -> codec.Encoded:
-    """As `encode_step`, for a note of a call."""
-    return data if type(data) is codec.Encoded else _limited(codec.encode_marked({"data": data}))
-
-
-def _limited(encoded: codec.Encoded) -> codec.Encoded:
+    """Return the body of a note of a call; what is encoded already as it is. Raises EncodeError, TooLarge."""
+    encoded = data if type(data) is codec.Encoded else codec.encode_marked({"data": data})
     if len(encoded.body) > STEP_BYTES_MAX:
         raise TooLarge(len(encoded.body), STEP_BYTES_MAX)
     return encoded

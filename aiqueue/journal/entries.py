@@ -35,8 +35,8 @@ class Entry:
     - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
       that end an attempt carry them.
     - `unique`: the caller's key, of which the job id is a hash, on entries that end an attempt; "" if there is none.
-    - `document`: where a large result is stored. `data` is a reference to it then, and `secrets` are those of the
-      result.
+    - `document`: where a large result is stored, or the large body of a step's entry. `data` is a reference to it then,
+      and `secrets` are those of what is stored.
     """
 
     event: str
@@ -160,5 +160,5 @@ def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: fl
         started_at=headers.decimal(fields.get(headers.STARTED_AT, "")),
         secrets=fields.get(headers.SECRET, ""),
         unique=headers.unique_key(fields) if headers.UNIQUE in fields else "",
-        document=document_in(fields, subjects.parse_journal(subject)[0]) if headers.DOCUMENT in fields else None,
+        document=document_in(fields, subjects.tenant_of_entry(subject)) if headers.DOCUMENT in fields else None,
     )

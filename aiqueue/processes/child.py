@@ -27,7 +27,7 @@ from ..backoff import Backoff
 from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
-from ..journal import StepNames, encode_call, encode_step
+from ..journal import StepNames, decode_step, encode_call, encode_step
 from ..topology import Family
 from . import protocol
 from .forks import reset_signals_at_fork
@@ -199,23 +199,31 @@ class _ChildContext:
     async def begin_step(self, name: str) -> tuple[Any] | None:
         """Ask the worker for the kept result of a step. Raises BadInput, and what the worker raised."""
         self._names.use(name)
-        return await self.find_step(name)
+        found = await self.find_encoded_step(name)
+        return None if found is None else (decode_step(name, found),)
 
-    async def find_step(self, name: str) -> tuple[Any] | None:
-        """As `begin_step`, without its check."""
-        found = await self._ask("step", name)
-        return None if found is None else (found[0],)
+    async def find_encoded_step(self, name: str) -> bytes | None:
+        """Ask the worker as `begin_step` does, and decode nothing."""
+        found: bytes | None = await self._ask("step", name)
+        return found
 
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
         """Call a plain function in one of the child's threads."""
         return await self._threads.run(function)
 
     async def keep_step(self, name: str, result: Any) -> Any:
-        """Have the worker keep the result of a step. Raises EncodeError, TooLarge, and what the worker raised."""
-        return await self._ask("keep step", name, *encode_step(name, result))
+        """Have the worker keep the result of a step. Raises EncodeError, and what the worker raised."""
+        encoded = encode_step(name, result)
+        other = await self.keep_encoded_step(name, encoded)
+        return decode_step(name, encoded.body if other is None else other)
+
+    async def keep_encoded_step(self, name: str, encoded: codec.Encoded) -> bytes | None:
+        """Have the worker keep a step, and return what the worker's `keep_encoded_step` does."""
+        other: bytes | None = await self._ask("keep step", name, encoded.secrets, encoded.body)
+        return other
 
     async def keep_call(self, data: Any) -> None:
-        """Have the worker keep a note of a call. Raises as `keep_step`."""
+        """Have the worker keep a note of a call. Raises EncodeError, TooLarge, and what the worker raised."""
         await self._ask("call", *encode_call(data))
 
     async def earlier_calls(self) -> list[Any]:

@@ -371,9 +371,9 @@ async def _do_as_asked(
         case ["chunk", body, secrets]:
             await progress.chunk(codec.Encoded(body, secrets))
         case ["step", name]:
-            answer = await progress.find_step(name)
-        case ["keep step", name, body, secrets]:
-            answer = await progress.keep_step(name, codec.Encoded(body, secrets))
+            answer = await progress.find_encoded_step(name)
+        case ["keep step", name, secrets, body]:
+            answer = await progress.keep_encoded_step(name, codec.Encoded(body, secrets))
         case ["call", body, secrets]:
             await progress.keep_call(codec.Encoded(body, secrets))
         case ["calls"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import headers, subjects
 from ..attempt import RunningAttempt, Threads
+from ..codec import Encoded
 from ..document_ref import Document
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
@@ -19,6 +20,7 @@ from ..lanes import Delivery
 from ..topology import Family
 from .gathering import ChildrenResources, Gathering
 from .opening import OpenedJob, may_have_history
+from .step_documents import StepDocuments
 from .takeover import order_delivery
 
 log = logging.getLogger(__name__)
@@ -121,16 +123,17 @@ class JobContext(RunningAttempt):
         self._refuse_if_over()
         if self._checkpoints is None:
             family, delivery, opened = self._opened.family, self._delivery, self._opened
-            connection = self._resources.journal.connection
+            connection, run = self._resources.journal.connection, opened.run_of(delivery)
             self.has_checkpoints = True
             self._checkpoints = Checkpoints(
                 connection,
                 self._resources.checkpoints,
-                opened.run_of(delivery).checkpoints(delivery.tenant),
+                run.checkpoints(delivery.tenant),
                 run=delivery.run,
                 attempt=opened.attempt,
                 find_order=lambda: order_delivery(connection, delivery, family),
                 has_past=_may_have_kept(delivery, opened),
+                large=StepDocuments(self._resources.documents, delivery.tenant, run),
             )
         return self._checkpoints
 
@@ -156,6 +159,8 @@ class JobContext(RunningAttempt):
             if cancelled and (is_child or (self._checkpoints is not None and self._checkpoints.children)):
                 cancels = self._resources.children.client.cancels
                 await cancels.cancel_children_of(self._opened.family.name, self._delivery.tenant, self._opened.job_id)
+                if self._checkpoints is not None:
+                    await self._checkpoints.forget_documents()
             elif self._checkpoints is not None:
                 await self._checkpoints.forget()
         except AIQueueError as error:
@@ -224,9 +229,9 @@ class JobContext(RunningAttempt):
         checkpoints.names.use(name)
         return await checkpoints.find_step(name)
 
-    async def find_step(self, name: str) -> tuple[Any] | None:
-        """See `Checkpoints.find_step`. For a step of a handler in a child process, which knows its names."""
-        return await self.checkpoints.find_step(name)
+    async def find_encoded_step(self, name: str) -> bytes | None:
+        """See `Checkpoints.find_encoded_step`. For a step of a handler in a child process, which knows its names."""
+        return await self.checkpoints.find_encoded_step(name)
 
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
         """Call a plain function in one of the worker's threads."""
@@ -235,6 +240,10 @@ class JobContext(RunningAttempt):
     async def keep_step(self, name: str, result: Any) -> Any:
         """See `Checkpoints.keep_step`."""
         return await self.checkpoints.keep_step(name, result)
+
+    async def keep_encoded_step(self, name: str, encoded: Encoded) -> bytes | None:
+        """See `Checkpoints.keep_encoded_step`."""
+        return await self.checkpoints.keep_encoded_step(name, encoded)
 
     async def keep_call(self, data: Any) -> None:
         """See `Checkpoints.keep_call`."""

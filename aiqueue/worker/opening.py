@@ -47,10 +47,9 @@ class OpenedJob(DecodedJob):
 
     def run_of(self, delivery: Delivery) -> subjects.ParentRun:
         """Return the run under which the job keeps its checkpoints: a replay goes on from those of the run before."""
-        own, resumed = subjects.run_key(delivery.run, delivery.enqueued_at), self.raw.headers.get(headers.RESUMES, "")
-        return subjects.ParentRun(
-            self.family.name, self.job_id, resumed if subjects.RUN_KEY.fullmatch(resumed) else own
-        )
+        resumed = self.raw.headers.get(headers.RESUMES, "")
+        kept = subjects.kept_run(delivery.run, delivery.enqueued_at, resumed)
+        return subjects.ParentRun(self.family.name, self.job_id, kept)
 
     @property
     def refused_before(self) -> bool:

@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Mapping
 
 from .. import codec
-from ..documents import Documents, HeldResult
+from ..document_ref import HeldDocument
+from ..documents import Documents
 from ..errors import AccessDenied, EncodeError, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import RESULT, Writer
 from .overflow import NO_ROOM_S, Overflow, write_within
@@ -52,9 +53,9 @@ class Results:
             with contextlib.suppress(Unavailable):
                 await writer.announce(RESULT, encoded, extra=extra)
 
-    async def _hold(self, tenant: str, body: bytes, kept_s: float | None) -> HeldResult:
+    async def _hold(self, tenant: str, body: bytes, kept_s: float | None) -> HeldDocument:
         """Store a large result; without space for it, try for NO_ROOM_S. Raises ResultRefused, Unavailable."""
-        held: list[HeldResult] = []
+        held: list[HeldDocument] = []
 
         async def hold() -> None:
             held.append(await self._documents.hold_result(tenant, body, kept_s))

@@ -298,7 +298,8 @@ class Settlement:
 
         1. A duplicate: its documents are always released, because another message with its job id runs or has run.
         2. A run that failed: its dead letter goes on holding the documents.
-        3. Any other final entry: they are released. The journal is read if the record does not show the end yet.
+        3. Any other final entry: they are released, and those of the run's steps. The journal is read if the record
+           does not show the end yet.
         """
         newest, is_child = opened.record.newest, headers.PARENT in delivery.message.headers
         if (is_child or holds_documents(delivery)) and writer is not None and not opened.record.ended:
@@ -312,6 +313,8 @@ class Settlement:
             releases = True
         if releases:
             await self._replies.ack_and_release(delivery)
+            if not is_duplicate:  # the attempt that ended it may have died before it could
+                await self._dead.documents.release_run(delivery.tenant, opened.run_of(delivery))
         else:
             await self._replies.ack(delivery)
 

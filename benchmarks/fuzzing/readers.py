@@ -64,10 +64,13 @@ class NoProgress:
     async def begin_step(self, name: str) -> tuple[Any] | None:
         raise NotImplementedError
 
-    async def find_step(self, name: str) -> tuple[Any] | None:
+    async def keep_step(self, name: str, result: object) -> object:
         raise NotImplementedError
 
-    async def keep_step(self, name: str, result: object) -> object:
+    async def find_encoded_step(self, name: str) -> bytes | None:
+        raise NotImplementedError
+
+    async def keep_encoded_step(self, name: str, encoded: object) -> bytes | None:
         raise NotImplementedError
 
     async def run_in_thread(self, function: object) -> object:

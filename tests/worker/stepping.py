@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import pydantic
 
 import aiqueue
+from aiqueue.journal import Checkpoints
+from aiqueue.subjects import ParentRun
+from aiqueue.worker.step_documents import StepDocuments
 
 from ..support import whole_lines
 
+STREAM = "AI_CHECKPOINTS"
+RUN = ParentRun("agent.tasks", "j", "1-1")
 FAST = aiqueue.Backoff(attempts=4, first=0.02, cap=0.05)
 
 
@@ -20,6 +26,14 @@ class Walk(aiqueue.Message, kind="walk"):
 
     log: str
     steps: int = 3
+    ends_at: int = 2
+
+
+class Large(aiqueue.Message, kind="large"):
+    """`log`: where each call of the step is written. `size`: of its result, in bytes. It fails until `ends_at`."""
+
+    log: str
+    size: int = 200_000
     ends_at: int = 2
 
 
@@ -71,6 +85,39 @@ async def walk_and_die(job: aiqueue.Job[Walk]) -> Any:
         return 1
 
     return [await job.step("s-1", second), await job.calls()]
+
+
+def large_step(log: str, size: int) -> dict[str, Any]:
+    note(log, "large")
+    return {"bytes": bytes(range(256)) * (size // 256), "tuple": (1, 2)}
+
+
+async def keep_large(job: aiqueue.Job[Large]) -> Any:
+    return _sum_up(job, await job.step("large", large_step, job.message.log, job.message.size))
+
+
+def keep_large_sync(job: aiqueue.Job[Large]) -> Any:
+    return _sum_up(job, job.step_sync("large", large_step, job.message.log, job.message.size))
+
+
+def _sum_up(job: aiqueue.Job[Large], got: Any) -> Any:
+    with Path(job.message.log).open("a") as file:
+        file.write(f"got {hashlib.sha256(got['bytes']).hexdigest()} {got['tuple']}\n")
+    if job.attempt < job.message.ends_at:
+        raise ValueError("not yet")
+    return len(got["bytes"])
+
+
+def checkpoints(client: aiqueue.Client, order: list[float], *, has_past: bool) -> Checkpoints:
+    """What the delivery at this place keeps for one run."""
+
+    async def find_order() -> list[float]:
+        return order
+
+    return Checkpoints(
+        client.connection, STREAM, RUN.checkpoints("acme"), run=1, attempt=1, find_order=find_order,
+        has_past=has_past, large=StepDocuments(client.documents, "acme", RUN),
+    )  # fmt: skip
 
 
 def _end(job: aiqueue.Job[Walk], got: list[Any], calls: list[Any]) -> Any:

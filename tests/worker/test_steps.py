@@ -12,17 +12,16 @@ import pytest
 
 import aiqueue
 from aiqueue.cli.timeline import describe_event
-from aiqueue.errors import BadInput, JobFailed, Stale, TooLarge
+from aiqueue.errors import BadInput, EncodeError, JobFailed, Stale, TooLarge
 from aiqueue.inspect import stats
-from aiqueue.journal import Checkpoints, ChildRecord
+from aiqueue.journal import ChildRecord
 from aiqueue.journal import checkpoints as kept_by_run
 from aiqueue.worker import settlement
 
 from ..support import eventually
 from . import stepping
-from .stepping import FAST, Point, Walk, note, noted
+from .stepping import FAST, STREAM, Point, Walk, checkpoints, note, noted
 
-STREAM = "AI_CHECKPOINTS"
 RESULT = [[{"n": 0}, {"n": 1}, {"n": 2}], []]
 
 
@@ -198,7 +197,7 @@ async def test_misuse_of_steps_is_refused_with_what_to_do(client: aiqueue.Client
             "coroutine": lambda: job.step("c", 7),  # type: ignore[arg-type]
             "nested": lambda: job.step("n", nested),
             "chunk": lambda: job.step("k", chunks),
-            "large": lambda: job.step("l", lambda: "x" * 70_000),
+            "object": lambda: job.step("s", lambda: {"nested": object()}),
             "call": lambda: job.called("x" * 70_000),
             "blocks": lambda: asyncio.sleep(0, job.step_sync("b", len, "")),
             "concurrency": lambda: job.steps("p", [1], len, concurrency=0),
@@ -208,10 +207,11 @@ async def test_misuse_of_steps_is_refused_with_what_to_do(client: aiqueue.Client
             errors[name] = caught.value
 
     await run(client, handler, Walk(log=""))
-    assert isinstance(errors["large"], TooLarge)
+    assert isinstance(errors["object"], EncodeError)
     assert isinstance(errors["call"], TooLarge)
     texts = {name: str(error) for name, error in errors.items()}
     assert "number the steps of a loop" in texts["twice"]
+    assert "the result of step 's' cannot be kept: a object cannot be encoded as CBOR" in texts["object"]
     assert "printable" in texts["name"]
     assert "printable" in texts["empty"]
     assert "pass the function" in texts["coroutine"]
@@ -345,16 +345,6 @@ async def test_inspect_shows_what_a_job_that_waits_has_kept(client: aiqueue.Clie
 
 
 # -- who may write
-
-
-def checkpoints(client: aiqueue.Client, order: list[float], *, has_past: bool) -> Checkpoints:
-    async def find_order() -> list[float]:
-        return order
-
-    return Checkpoints(
-        client.connection, STREAM, "ai.checkpoint.agent.tasks.acme.j.1-1", run=1, attempt=1, find_order=find_order,
-        has_past=has_past,
-    )  # fmt: skip
 
 
 async def test_an_attempt_that_was_taken_over_can_keep_nothing(client: aiqueue.Client) -> None:

@@ -129,7 +129,9 @@ def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
         return await client.documents.forget(await client.documents.get(sha256, tenant=tenant))
 
     deleted = options.run_with_client(forget)
-    output.print_line("deleted" if deleted else "a job, a result or a step still needs it: it will be deleted when none does")
+    output.print_line(
+        "deleted" if deleted else "a job, a result or a step still needs it: it will be deleted when none does"
+    )
 
 
 def collect(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _UNFINISHED = ("queued", "parked", "in_flight", "retrying", "waiting")
+RESULT_CHARACTERS_MAX = 20_000  # of a result, for people
 
 
 def register(app: typer.Typer) -> None:
@@ -228,7 +229,11 @@ def _print_job(found: JobStats, json: bool) -> None:
         output.print_line(f"\nchildren: {found.child_count:,}")
         _print_children(found.children, "")
     if found.state == "done":
-        output.print_line(f"\nresult\n{output.format_json(found.result)}")
+        text = output.format_json(found.result)
+        output.print_line(f"\nresult\n{text[:RESULT_CHARACTERS_MAX]}")
+        if len(text) > RESULT_CHARACTERS_MAX:
+            whole = f"`aiqueue inspect {found.job_id} --json` prints them all"
+            output.print_line(f"… the first {RESULT_CHARACTERS_MAX:,} of {len(text):,} characters: {whole}")
 
 
 def _print_children(children: Sequence[ChildStats], indent: str) -> None:

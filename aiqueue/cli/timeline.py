@@ -50,7 +50,8 @@ def describe_event(event: TimelineEvent) -> str:
     if event.dead_seq:
         parts.append(f"dead letter {event.dead_seq}")
     parts += ["" if event.reason == event.event else event.reason, event.text]
-    if event.event not in _DESCRIBED:
-        parts.append(output.truncate(output.format_json(event.data, short=True), DATA_CHARACTERS_MAX))
+    if event.event not in _DESCRIBED and not event.text:
+        text = output.format_json(event.data, short=True)[: 4 * DATA_CHARACTERS_MAX]  # a result may have 50 MB
+        parts.append(output.truncate(text, DATA_CHARACTERS_MAX))
     text = ": ".join(part for part in parts if part)
     return f"{text} (by {event.worker})" if event.worker and text else f"by {event.worker}" if event.worker else text

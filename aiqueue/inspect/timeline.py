@@ -162,8 +162,10 @@ def event_of(entry: Entry | StreamItem) -> TimelineEvent:
         case "failed" | "cancelled":
             text, reason = _text_in(data, "error"), _text_in(data, "reason")
             return replace(event, text=text, reason=reason, worker=_last_worker(data))
-        case _:
-            return replace(event, data=entry.data)
+        case _:  # of a large result, an entry has a reference, and a stream's item the result
+            document = entry.document if isinstance(entry, Entry) else None
+            text = f"{short_size(document.size)}, stored as a document" if document is not None else ""
+            return replace(event, text=text, data=entry.data)
 
 
 def _retry_event(event: TimelineEvent, entry: Entry | StreamItem, data: Mapping[str, Any]) -> TimelineEvent:

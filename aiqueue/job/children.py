@@ -166,7 +166,7 @@ def value_of_outcome(child: GatheredChild, outcome: ChildOutcome) -> Any:
         )
     if outcome.result is None:
         return None
-    data = codec.decode(outcome.result, codec.CBOR)
+    data = codec.decode(outcome.result, codec.CBOR, max_bytes=len(outcome.result))
     if child.model is None or child.model.aiq_result is Any:
         return data
     try:

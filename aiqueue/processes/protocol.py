@@ -97,8 +97,10 @@ _ERRORS: dict[str, type[AIQueueError]] = {
 
 
 def _decode_items(body: bytes) -> list[Any]:
-    """Return the list in a frame's body. Anything else becomes ``["?"]``, a verb that nobody knows."""
-    items = codec.decode(body, codec.CBOR)
+    """Return the list in a frame's body, which may have the results of many children. Anything else becomes ``["?"]``,
+    a verb that nobody knows.
+    """
+    items = codec.decode(body, codec.CBOR, max_bytes=len(body))
     return items if isinstance(items, list) and items else ["?"]
 
 

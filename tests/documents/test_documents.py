@@ -856,7 +856,7 @@ def test_the_command_line_puts_lists_gets_deletes_and_collects(
     assert sha(b"typed") in run("documents", "put", "-", "--tenant", "globex", text=b"typed").output
     (listed,) = json.loads(run("documents", "ls", "--tenant", "acme", "--json").output)
     assert (listed["sha256"], listed["size"], listed["jobs"], listed["puts"]) == (sha(data), len(data), 0, 1)
-    assert "repo" in run("documents", "ls").output, "cut where the terminal is narrow"
+    assert "rep" in run("documents", "ls").output, "cut where the terminal is narrow"
     run("documents", "get", sha(data), "--tenant", "acme", "-o", str(tmp_path / "copy"))
     assert (tmp_path / "copy").read_bytes() == data
     assert run("documents", "get", sha(b"typed"), "--tenant", "globex").output_bytes == b"typed"
@@ -865,7 +865,9 @@ def test_the_command_line_puts_lists_gets_deletes_and_collects(
     run("enqueue", "text", json.dumps({"text": LARGE}), "--tenant", "acme")
     assert "deleted" in run("documents", "rm", sha(data), "--tenant", "acme").output
     (body,) = json.loads(run("documents", "ls", "--tenant", "acme", "--json").output)
-    assert "a job or a result still needs it" in run("documents", "rm", body["sha256"], "--tenant", "acme").output
+    assert (
+        "a job, a result or a step still needs it" in run("documents", "rm", body["sha256"], "--tenant", "acme").output
+    )
     assert json.loads(run("documents", "collect", "--grace", "0s", "--json").output)["documents"] == 0
 
 

@@ -5,21 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
+import json
+import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import cbor2
 import nats
 import pytest
+from typer.testing import CliRunner
 
 import aiqueue
 from aiqueue import codec, headers
+from aiqueue.cli.app import app
 from aiqueue.client.client import Client
 from aiqueue.documents.collector import Collected, Collector
-from aiqueue.documents.store import RESULT
+from aiqueue.documents.holds import RESULT
+from aiqueue.job.children import ChildOutcome, GatheredChild, value_of_outcome
+from aiqueue.processes import protocol
+from aiqueue.topology import provision
 from aiqueue.worker import results
 
-from ..support import Account, create_streams, eventually
+from ..connection.test_permissions import two, users
+from ..support import Account, NatsProcess, create_streams, eventually
 
 STREAM, BUCKET = "OBJ_AI_DOCUMENTS", "AI_DOCUMENTS"
 MB = 1_000_000
@@ -94,8 +104,8 @@ async def test_a_result_of_every_size_comes_back_equal(client: Client, size: int
         assert await looked_up.result(30) == made(size)
 
 
-async def test_a_result_of_50_mb_is_equal_here_and_in_a_plain_client(client: Client, account: Account) -> None:
-    size = 50 * MB
+async def test_a_result_of_20_mb_is_equal_here_and_in_a_plain_client(client: Client, account: Account) -> None:
+    size = 20 * MB
     async with worker_of().running(client):
         handle = await client.enqueue(Make(size=size), tenant="acme")
         assert await handle.result(60) == made(size)
@@ -171,3 +181,177 @@ async def test_a_hold_of_a_result_expires_after_its_entry(client: Client) -> Non
     assert 86_400 + 3_000 < ttl_s < 86_400 + 4_000
     await collect(client)
     assert await (await client.job(handle.id)).result(10) == made(MB), "a result that is held is not collected"
+
+
+async def test_a_hold_of_a_result_outlives_the_entry_of_a_family_that_keeps_results_for_its_own_time(
+    client: Client,
+) -> None:
+    await client.documents.hold_result("acme", b"x" * MB, 60)
+    (hold,) = await holds(client)
+    assert hold.headers["Nats-TTL"] == "3660s"
+
+
+# -- what a reader gets where the document cannot be read
+
+
+async def only_chunks(client: Client) -> list[Any]:
+    return await stored(client, subject=f"$O.{BUCKET}.C.>")
+
+
+@pytest.mark.parametrize("damage", ["missing", "other bytes", "a chunk less", "no result"])
+async def test_a_result_whose_document_is_damaged_is_an_error_and_never_other_data(
+    client: Client, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.documents.objects.MISSING_CHUNK_S", 0.2)
+    expected: type[Exception] = aiqueue.errors.NotFound if damage == "missing" else aiqueue.errors.Corrupt
+    async with worker_of().running(client):
+        handle = await client.enqueue(Make(size=MB), tenant="acme")
+        await handle.result(30)
+    first, *_ = await only_chunks(client)
+    if damage == "missing":
+        await client.connection.api(f"STREAM.PURGE.{STREAM}")
+    elif damage == "a chunk less":
+        await client.connection.delete(STREAM, first.seq)
+    elif damage == "other bytes":
+        await client.connection.api(f"STREAM.PURGE.{STREAM}", {"filter": first.subject})
+        for size in (512 * 1024, MB - 512 * 1024 + 7):
+            await client.connection.store(first.subject, b"y" * size, {})
+    else:  # a document that is what its hash says, and no CBOR
+        held = await client.documents.hold_result("acme", b"\xff" * MB)
+        fields = {"Aiq-Event": "result", "Aiq-Run": "1", "Aiq-Epoch": "2", "Aiq-Attempt": "1", "Nats-Msg-Id": "other"}
+        subject = f"ai.agent.results.acme.{handle.id}"
+        await client.connection.store(subject, codec.encode(held.entry), fields | held.headers)
+        handle = await client.job(handle.id)
+    with pytest.raises(expected) as caught:
+        await handle.result(10)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(expected):
+        _ = [item async for item in handle.stream(timeout=10)]
+    stats = await handle.status()
+    assert (stats.state, stats.result) == ("done", None)
+    assert "its result cannot be read" in stats.note
+
+
+async def test_a_large_result_of_a_worker_without_the_right_to_documents_is_a_dead_letter_that_names_the_subject(
+    own_server: Callable[..., NatsProcess],
+) -> None:
+    async with two(own_server(users(publish=[f"$O.{BUCKET}.C.>"]))) as (every, less):
+        async with worker_of().running(less):
+            handle = await every.enqueue(Make(size=MB), tenant="acme")
+            said = r"the result cannot be kept: 1,000,\d+ bytes .* \$O\.AI_DOCUMENTS\.C.*docs/configuration\.md"
+            with pytest.raises(aiqueue.JobFailed, match=said) as failed:
+                await handle.result(30)
+        assert failed.value.reason == "result"
+        assert await holds(every) == []
+        async with worker_of().running(every):
+            (letter,) = [each async for each in every.dead.find()]
+            await every.dead.replay(letter)
+            assert await (await every.job(handle.id)).result(30) == made(MB)
+
+
+async def test_who_may_only_wait_for_results_reads_a_large_one(own_server: Callable[..., NatsProcess]) -> None:
+    """The rows of docs/configuration.md for a producer that waits for results."""
+    rights = {
+        "publish": ["ai.agent.tasks.acme", "ai.agent.tasks.acme.>", "aiq.hint.>", "$JS.API.STREAM.MSG.GET.>",
+                    "$JS.API.DIRECT.GET.>"],
+        "subscribe": ["_INBOX.>", "aiq.live.>", "$JS.ACK.>"],
+    }  # fmt: skip
+    own = json.dumps({"user": "reads", "password": "p", "permissions": rights})
+    server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {own} ] }}")
+    async with aiqueue.connect(server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+        async with worker_of().running(every), aiqueue.connect(server.url, user="reads", password="p") as reads:
+            handle = await reads.enqueue(Make(size=MB), tenant="acme")
+            assert await handle.result(30) == made(MB)
+
+
+# -- sizes
+
+
+@pytest.mark.parametrize("process", [False, True])
+async def test_a_result_above_64_mib_has_no_limit_of_its_own(client: Client, process: bool) -> None:
+    size = 65 << 20
+    async with worker_of(process=process).running(client):
+        handle = await client.enqueue(Make(size=size), tenant="acme")
+        result = await handle.result(60)
+    assert result.keys() == {"text"}
+    assert len(result["text"]) == size
+
+
+async def test_results_of_children_above_64_mib_reach_a_handler_and_a_child_process() -> None:
+    body = codec.encode(b"x" * (65 << 20))
+    outcome = ChildOutcome("j", "result", body, "", "", 1)
+    assert len(value_of_outcome(GatheredChild("c", None, None), outcome)) == 65 << 20
+    frame = b"".join(protocol.encode_frame(["answer", None, [False, [body]]]))
+    assert protocol.read_frame_blocking(io.BytesIO(frame)) == ["answer", None, [False, [body]]]
+
+
+async def test_a_large_result_is_in_memory_a_few_times_and_not_once_for_each_chunk(client: Client) -> None:
+    """Worker and client are one process here: value, body and its copies on the way out, and the same on the way in."""
+    size = 16 * MB
+
+    async def blob(job: aiqueue.Job[Make]) -> bytes:
+        return bytes(job.message.size)
+
+    async with worker_of(blob).running(client):
+        await (await client.enqueue(Make(size=10), tenant="acme")).result(30)
+        tracemalloc.start()
+        try:
+            handle = await client.enqueue(Make(size=size), tenant="acme")
+            assert len(await handle.result(60)) == size
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 5 * size, f"{peak / size:.1f} times the result"
+
+
+# -- other readers
+
+
+def test_the_client_without_asyncio_reads_a_large_result(account: Account) -> None:
+    async def serve(ready: threading.Event, over: asyncio.Event) -> None:
+        async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+            await provision.apply(client.connection, client.topology)
+            async with worker_of().running(client):
+                ready.set()
+                await over.wait()
+
+    over, ready, loop = asyncio.Event(), threading.Event(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(ready, over),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        with aiqueue.connect_sync(account.url, user=account.user, password=account.password) as client:
+            handle = client.enqueue(Make(size=MB), tenant="acme")
+            assert handle.result(30) == made(MB)
+            assert client.job(handle.id).result(30) == made(MB)
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
+        loop.close()
+
+
+async def test_the_command_line_shows_the_beginning_of_a_large_result(
+    client: Client, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"URL": account.url, "USER": account.user, "PASSWORD": account.password}.items():
+        monkeypatch.setenv(f"AIQUEUE_{name}", value)
+
+    async def cli(*words: str) -> str:
+        done = await asyncio.to_thread(CliRunner().invoke, app, list(words))
+        assert done.exit_code == 0, done.output[:2_000]
+        return done.output
+
+    async with worker_of().running(client):
+        handle = await client.enqueue(Make(size=20 * MB), tenant="acme")
+        await handle.result(30)
+    shown = await cli("inspect", handle.id)
+    assert "19.1 MiB, stored as a document" in shown
+    assert "the first 20,000 of 20,000,0" in shown
+    assert len(shown) < 25_000
+    tailed = await cli("tail", handle.id)
+    assert "result" in tailed
+    assert len(tailed) < 2_000
+    whole = json.loads(await cli("inspect", handle.id, "--json"))
+    assert whole["result"] == made(20 * MB)
+    assert len(json.dumps(whole | {"result": None})) < 10_000, "the result is printed once"

@@ -245,7 +245,7 @@ def data_of_answer(answer: Answer) -> Any:
         return None
     if answer[0] in _CBOR_CONTAINERS:
         try:
-            return codec.decode(answer, codec.CBOR)
+            return codec.decode(answer, codec.CBOR, max_bytes=len(answer))
         except DecodeError:
             return answer
     try:
@@ -268,6 +268,6 @@ def _data_of_text(text: str, body: bytes) -> Any:
 
 def _data_of_json(body: bytes, otherwise: Any) -> Any:
     try:
-        return codec.decode(body, codec.JSON)
+        return codec.decode(body, codec.JSON, max_bytes=len(body))
     except DecodeError:
         return otherwise

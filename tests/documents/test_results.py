@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import aiqueue
 from aiqueue import codec, headers
+from aiqueue.bus.message import to_result
 from aiqueue.cli.app import app
 from aiqueue.client.client import Client
 from aiqueue.documents.collector import Collected, Collector
@@ -278,10 +279,11 @@ async def test_a_result_above_64_mib_has_no_limit_of_its_own(client: Client, pro
     assert len(result["text"]) == size
 
 
-async def test_results_of_children_above_64_mib_reach_a_handler_and_a_child_process() -> None:
+def test_an_encoded_result_above_64_mib_is_decoded_for_a_parent_a_child_process_and_the_guides_client() -> None:
     body = codec.encode(b"x" * (65 << 20))
     outcome = ChildOutcome("j", "result", body, "", "", 1)
     assert len(value_of_outcome(GatheredChild("c", None, None), outcome)) == 65 << 20
+    assert to_result(b"\x81" + body) == [b"x" * (65 << 20)], "what a callback of the guide's client returns"
     frame = b"".join(protocol.encode_frame(["answer", None, [False, [body]]]))
     assert protocol.read_frame_blocking(io.BytesIO(frame)) == ["answer", None, [False, [body]]]
 

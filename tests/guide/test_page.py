@@ -54,22 +54,26 @@ async def test_programs_of_the_page_say_what_became_of_job_and_mail(
         command, cwd = ["node", "--input-type=module", "--eval"], HERE
     else:
         command, cwd = [sys.executable, "-P", "-c"], tmp_path
+    large = 3_000_000
     worker, agent = aiqueue.Worker(), aiqueue.Agent("reader", tenant="acme")
 
     @worker.handle(Ask)
     async def answer(job: aiqueue.Job[Ask]) -> dict[str, Any]:
         await job.progress(0.5, "half")
-        return {"said": job.message.text.upper()}
+        return {"said": "x" * large if job.message.text == "large" else job.message.text.upper()}
 
     @agent.handle(Note)
     async def note(mail: Mail[Note]) -> None:
         await mail.reply(Note(text=mail.message.text.upper()))
 
     async with worker.running(client), agent.running(client):
-        outcome, journal, reply = [await run(command, code, shared, cwd) for code in programs(language)]
+        job = await client.enqueue(Ask(text="large"), tenant="acme", unique="large")
+        await job.result(timeout=30)
+        outcome, journal, document, reply = [await run(command, code, shared, cwd) for code in programs(language)]
     assert outcome.startswith("result ")
     assert "HELLO" in outcome
     events = re.findall(r"^\d+ (\d+) (\w+)", journal, re.MULTILINE)  # data may go over several lines
     assert events == [("1", "started"), ("1", "progress"), ("1", "result")]
+    assert document.split() == ["result", "True" if command[0] == sys.executable else "true", str(large)]
     assert reply.startswith("reader ")
     assert "HELLO" in reply

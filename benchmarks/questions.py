@@ -63,6 +63,12 @@ ROWS = {
     "steps": Question(
         "Steps", "What `job.step` keeps for later attempts: one stored message a step, behind the one before.", 3, 4
     ),
+    "large": Question(
+        "Large results",
+        "Results and steps above 256 and 64 KiB are stored as documents: beside a put and a get of the same bytes in "
+        "the same object store with nats-py, which stores no job and no journal.",
+        5, 12,
+    ),
 }  # fmt: skip
 PEERS = Question(
     "Beside other queues",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 
 import aiqueue
 from aiqueue.agent import Mail
+from aiqueue.topology import provision
 
-from ..support import ROOT, Account
+from ..support import ROOT, Account, NatsProcess
 from .clients import HERE, environment
 from .messages import Ask, Note
 
@@ -44,16 +47,20 @@ async def run(command: list[str], code: str, account: Account, cwd: Path) -> str
     return out.decode()
 
 
+def command_of(request: pytest.FixtureRequest, language: str, place: Path) -> tuple[list[str], Path]:
+    """Return the command that takes a program, and where to run it. Skips where there is no Node.js."""
+    if language != "js":
+        return [sys.executable, "-P", "-c"], place
+    if problem := request.getfixturevalue("node_problem"):
+        pytest.skip(f"the Node.js client is not tried: {problem}")
+    return ["node", "--input-type=module", "--eval"], HERE
+
+
 @pytest.mark.parametrize("language", ["python fragment", "js"])
 async def test_programs_of_the_page_say_what_became_of_job_and_mail(
     request: pytest.FixtureRequest, shared: Account, client: aiqueue.Client, tmp_path: Path, language: str
 ) -> None:
-    if language == "js":
-        if problem := request.getfixturevalue("node_problem"):
-            pytest.skip(f"the Node.js client is not tried: {problem}")
-        command, cwd = ["node", "--input-type=module", "--eval"], HERE
-    else:
-        command, cwd = [sys.executable, "-P", "-c"], tmp_path
+    command, cwd = command_of(request, language, tmp_path)
     large = 3_000_000
     worker, agent = aiqueue.Worker(), aiqueue.Agent("reader", tenant="acme")
 
@@ -77,3 +84,28 @@ async def test_programs_of_the_page_say_what_became_of_job_and_mail(
     assert document.split() == ["result", "True" if command[0] == sys.executable else "true", str(large)]
     assert reply.startswith("reader ")
     assert "HELLO" in reply
+
+
+@pytest.mark.parametrize("language", ["python fragment", "js"])
+async def test_a_large_result_is_read_with_the_permissions_of_the_page(
+    request: pytest.FixtureRequest, own_server: Callable[..., NatsProcess], tmp_path: Path, language: str
+) -> None:
+    command, cwd = command_of(request, language, tmp_path)
+    text = re.search(r"restricted permissions must\n(.*?)\n\n", PAGE.read_text(), re.DOTALL)
+    assert text is not None
+    publish = [*re.findall(r"`(\$JS[^`]*)`", text[1]), "$JS.API.INFO", "$JS.API.DIRECT.GET.AI_RESULTS.>"]
+    publish.append("$JS.API.DIRECT.GET.AI_RESULTS")  # of the journal
+    reads = {"user": "u", "password": "p", "permissions": {"publish": publish, "subscribe": ["_INBOX.>"]}}
+    server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {json.dumps(reads)} ] }}")
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def answer(job: aiqueue.Job[Ask]) -> dict[str, Any]:
+        return {"said": "x" * 600_000}
+
+    async with aiqueue.connect(server.url, user="all", password="p") as client:
+        await provision.apply(client.connection, client.topology)
+        async with worker.running(client):
+            await (await client.enqueue(Ask(text=""), tenant="acme", unique="large")).result(timeout=30)
+    (code,) = [each for each in programs(language) if "Aiq-Document" in each]
+    assert "600000" in await run(command, code, Account(server.url, "u", "p"), cwd)

@@ -7,6 +7,7 @@ and makes of it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 import tarfile
@@ -14,12 +15,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 import aiqueue
+from aiqueue import codec
 from aiqueue.agent import Bounce, Mail
+from aiqueue.journal import Checkpoints
+from aiqueue.subjects import ParentRun
+from aiqueue.topology import provision
+from aiqueue.worker.step_documents import StepDocuments
 
-from ..support import Eventually, processes, wait_until
+from ..support import Account, Eventually, processes, wait_until
 from . import acts
 
 FIXTURE = acts.HERE / "eb423bd.tar.gz"
@@ -393,3 +400,58 @@ async def test_a_rerun_and_a_hashed_key_are_stored_in_the_form_of_the_former_ver
     assert rerun["Nats-Msg-Id"].startswith("globex/agent.tasks/task-rejected/again-")
     assert hashed.keys() - before.keys() == {"Aiq-Unique"}
     assert hashed["Nats-Msg-Id"] == f"acme/agent.tasks/{hashed['Aiq-Job-Id']}"
+
+
+class Large(aiqueue.Message, kind="large"):
+    size: int
+
+
+async def test_a_large_result_is_to_a_former_reader_a_reference_that_it_can_read(account: Account) -> None:
+    """A former client takes the body of the entry for the result, whatever headers the entry has."""
+    worker = aiqueue.Worker()
+
+    @worker.handle(Large)
+    async def large(job: aiqueue.Job[Large]) -> str:
+        return "x" * job.message.size
+
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        async with worker.running(client):
+            handle = await client.enqueue(Large(size=300_000), tenant="acme")
+            await handle.result(timeout=20)
+        entry = await client.connection.last("AI_RESULTS", f"ai.agent.results.acme.{handle.id}")
+        assert entry is not None
+        result = cbor2.loads(entry.data)
+        assert set(result) == {"tenant", "sha256", "size", "name", "content_type"}
+        body = await client.documents.open(aiqueue.Document(**result)).read()
+        assert cbor2.loads(body) == "x" * 300_000
+
+
+async def test_steps_are_stored_in_the_forms_of_the_wire_contract(account: Account) -> None:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await provision.apply(client.connection, client.topology)
+        run = ParentRun("agent.tasks", "j", "7-1700000000")
+
+        async def find_order() -> list[float]:
+            return [7, 0, 1]
+
+        kept = Checkpoints(
+            client.connection, "AI_CHECKPOINTS", run.checkpoints("acme"), run=7, attempt=1, find_order=find_order,
+            has_past=False, large=StepDocuments(client.documents, "acme", run),
+        )  # fmt: skip
+        await kept.keep_step("small", {"n": 1})
+        await kept.keep_step("large", "x" * 100_000)
+        small, large = [each async for each in client.connection.read("AI_CHECKPOINTS", ">")]
+        assert small.subject == large.subject == "ai.checkpoint.agent.tasks.acme.j.7-1700000000"
+        assert cbor2.loads(small.data) == {"name": "small", "result": {"n": 1}}
+        body = cbor2.dumps({"name": "large", "result": "x" * 100_000})
+        sha256 = hashlib.sha256(body).hexdigest()
+        reference = {"tenant": "acme", "sha256": sha256, "size": len(body), "name": "", "content_type": codec.CBOR}
+        assert cbor2.loads(large.data) == {"name": "large", "document": reference}
+        held = {name: value for name, value in large.headers.items() if name.startswith("Aiq-Document")}
+        ref = held.pop("Aiq-Document-Ref")
+        assert held == {"Aiq-Document": sha256, "Aiq-Document-Size": str(len(body))}
+        hold, *_ = [each async for each in client.connection.read("OBJ_AI_DOCUMENTS", "$O.AI_DOCUMENTS.R.>")]
+        assert hold.subject == f"$O.AI_DOCUMENTS.R.acme.{sha256}.step.{ref}"
+        assert ref.startswith("agent.tasks.j.7-1700000000.")
+        assert ref.count(".") == 4

@@ -133,7 +133,8 @@ class Checkpoints:
         Unavailable, QueueFull, AccessDenied.
         """
         encoded = encode_step(name, result)
-        if await self._keep_step(name, encoded):
+        is_own = await self._keep_step(name, encoded)
+        if is_own and isinstance(self._steps[name], Document):
             return decode_step(name, encoded.body)
         kept = await self.find_step(name)
         assert kept is not None
@@ -189,7 +190,7 @@ class Checkpoints:
     async def _keep_step(self, name: str, encoded: codec.Encoded) -> bool:
         """Keep the result of a step. False: another attempt's counts, which is in `_steps`."""
         if len(encoded.body) <= STEP_BYTES_MAX:
-            return await self._write_step(name, encoded, (codec.decode(encoded.body, codec.CBOR)["result"],), {})
+            return await self._write_step(name, encoded, (decode_step(name, encoded.body),), {})
         held = await self._hold(name, encoded.body)
         reference = codec.Encoded(codec.encode({"name": name, "document": held.entry}), encoded.secrets)
         try:

@@ -164,9 +164,9 @@ class Job(Generic[M_co]):
 
         - `name`: 1 to 256 printable characters, once in an execution of the handler, the same in each.
         - `function`: async, or a plain function, which runs in a thread.
-        - The result: what a handler may return, of any size. One above 64 KiB is stored as a document. It is returned as
-          plain data, also by the attempt that calls the function; with `returns`, a type that pydantic can read, as an
-          instance of that.
+        - The result: what a handler may return, of any size; above 64 KiB it is stored as a document. It is returned
+          as plain data, also by the attempt that calls the function; with `returns`, a type that pydantic can read, as
+          an instance of that.
 
         Raises what the function raises; then nothing is kept. Raises BadInput for a second step of this name, the
         2,001st step, or a step within a step; EncodeError for a result that cannot be kept; NotFound or Corrupt if a

@@ -5,12 +5,14 @@ stuck, also while workers of both are killed.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 import aiqueue
@@ -350,3 +352,62 @@ async def test_a_stream_that_the_former_version_has_made_is_completed_by_apply(
         versions.run("-m", "aiqueue", "apply", former=False)
         assert (await handle.result(timeout=30))["parts"] == [1, 2]
         assert worker.poll() is None
+
+
+FORMER_READER = """
+import asyncio, json, os, sys, aiqueue
+
+async def main():
+    async with aiqueue.connect() as client:
+        result = await (await client.job(sys.argv[1])).result(timeout=20)
+        await client.documents.open(aiqueue.Document(**result)).save("body")
+        await asyncio.to_thread(open("result.json", "w").write, json.dumps(result))
+
+asyncio.run(main())
+"""
+
+
+class Large(aiqueue.Message, kind="large"):
+    pass
+
+
+async def test_a_former_client_gets_the_reference_of_a_large_result_and_a_former_collector_leaves_its_document(
+    client: aiqueue.Client, versions: Versions
+) -> None:
+    worker = aiqueue.Worker()
+    text = "x" * 300_000
+
+    @worker.handle(Large)
+    async def large(job: aiqueue.Job[Large]) -> str:
+        await job.step("large", lambda: text)
+        if not has_ended.is_set():
+            raise aiqueue.Retry(after=60)
+        return text
+
+    has_ended = asyncio.Event()
+    async with worker.running(client):
+        parked = await client.enqueue(Large(), tenant="acme")
+
+        async def holds_a_step() -> bool:
+            return [each.steps async for each in client.documents.find()] == [1]
+
+        await eventually(holds_a_step)
+        has_ended.set()
+        ended = await client.enqueue(Large(), tenant="acme")
+        await ended.result(timeout=20)
+
+        async def held() -> list[tuple[int, int]]:
+            return sorted([(each.results, each.steps) async for each in client.documents.find()])
+
+        async def are_both_held() -> bool:
+            return await held() == [(0, 1), (1, 0)]
+
+        await eventually(are_both_held)  # the step of the job that has ended is released
+        versions.run("-m", "aiqueue", "documents", "collect", "--grace", "0s", former=True)
+        assert await held() == [(0, 1), (1, 0)]
+        versions.run("-c", FORMER_READER, ended.id, former=True)
+        reference = json.loads((versions.streams.parent / "result.json").read_text())
+        assert set(reference) == {"tenant", "sha256", "size", "name", "content_type"}
+        assert cbor2.loads((versions.streams.parent / "body").read_bytes()) == text
+        await parked.cancel()
+        assert await held() == [(1, 0)]

@@ -402,31 +402,6 @@ async def test_a_rerun_and_a_hashed_key_are_stored_in_the_form_of_the_former_ver
     assert hashed["Nats-Msg-Id"] == f"acme/agent.tasks/{hashed['Aiq-Job-Id']}"
 
 
-class Large(aiqueue.Message, kind="large"):
-    size: int
-
-
-async def test_a_large_result_is_to_a_former_reader_a_reference_that_it_can_read(account: Account) -> None:
-    """A former client takes the body of the entry for the result, whatever headers the entry has."""
-    worker = aiqueue.Worker()
-
-    @worker.handle(Large)
-    async def large(job: aiqueue.Job[Large]) -> str:
-        return "x" * job.message.size
-
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
-        async with worker.running(client):
-            handle = await client.enqueue(Large(size=300_000), tenant="acme")
-            await handle.result(timeout=20)
-        entry = await client.connection.last("AI_RESULTS", f"ai.agent.results.acme.{handle.id}")
-        assert entry is not None
-        result = cbor2.loads(entry.data)
-        assert set(result) == {"tenant", "sha256", "size", "name", "content_type"}
-        body = await client.documents.open(aiqueue.Document(**result)).read()
-        assert cbor2.loads(body) == "x" * 300_000
-
-
 async def test_steps_are_stored_in_the_forms_of_the_wire_contract(account: Account) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await provision.apply(client.connection, client.topology)

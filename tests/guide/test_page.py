@@ -91,7 +91,7 @@ async def test_a_large_result_is_read_with_the_permissions_of_the_page(
     request: pytest.FixtureRequest, own_server: Callable[..., NatsProcess], tmp_path: Path, language: str
 ) -> None:
     command, cwd = command_of(request, language, tmp_path)
-    text = re.search(r"restricted permissions must\s(.*?)\n\n", PAGE.read_text(), re.DOTALL)
+    text = re.search(r"restricted permissions\s+must\s+(.*?)\n\n", PAGE.read_text(), re.DOTALL)
     assert text is not None
     publish = [*re.findall(r"`(\$JS[^`]*)`", text[1]), "$JS.API.INFO", "$JS.API.DIRECT.GET.AI_RESULTS.>"]
     publish.append("$JS.API.DIRECT.GET.AI_RESULTS")  # of the journal

@@ -282,7 +282,7 @@ async def test_a_result_above_64_mib_has_no_limit_of_its_own(client: Client, pro
 def test_an_encoded_result_above_64_mib_is_decoded_for_a_parent_a_child_process_and_the_guides_client() -> None:
     body = codec.encode(b"x" * (65 << 20))
     outcome = ChildOutcome("j", "result", body, "", "", 1)
-    assert len(value_of_outcome(GatheredChild("c", None, None), outcome)) == 65 << 20
+    assert len(value_of_outcome(GatheredChild("c", None, "i", None), outcome)) == 65 << 20
     assert to_result(b"\x81" + body) == [b"x" * (65 << 20)], "what a callback of the guide's client returns"
     frame = b"".join(protocol.encode_frame(["answer", None, [False, [body]]]))
     assert protocol.read_frame_blocking(io.BytesIO(frame)) == ["answer", None, [False, [body]]]

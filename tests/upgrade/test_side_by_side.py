@@ -183,10 +183,12 @@ async def kill_and_replace(versions: Versions, every_s: float, kills: list[int])
             assert process.poll() is None, versions.errors()
 
 
-async def run_side_by_side(client: aiqueue.Client, versions: Versions, jobs: int, within: float) -> None:
+async def run_side_by_side(
+    client: aiqueue.Client, versions: Versions, jobs: int, *, kill_every_s: float, within: float
+) -> None:
     """Have producers and workers of both versions share `jobs` jobs, a tenth with steps and a tenth with children."""
     kills: list[int] = []
-    killing = asyncio.create_task(kill_and_replace(versions, 1.0, kills))
+    killing = asyncio.create_task(kill_and_replace(versions, kill_every_s, kills))
     half = jobs // 2
     producer = versions.start("app.py", str(half), str(half), former=True)
     wanted: dict[aiqueue.Handle, Any] = {}
@@ -229,11 +231,11 @@ async def run_side_by_side(client: aiqueue.Client, versions: Versions, jobs: int
     for n in range(half, half + half):
         result = await (await client.job(f"former-{n}")).result(timeout=within)
         assert result == [n, 300_000 if n % 20 == 0 else 0]
+    await eventually(lambda: len(kills) >= 2, within=within)
     await nothing_left(client, versions, within=60)
     killing.cancel()
     await asyncio.wait([killing])
     assert killing.cancelled(), versions.errors()
-    assert len(kills) >= 2
 
     ends = await finals(client)
     parents, children = half // 10, half // 10 * 3
@@ -251,7 +253,7 @@ async def run_side_by_side(client: aiqueue.Client, versions: Versions, jobs: int
 async def test_workers_and_producers_of_both_versions_share_jobs_while_workers_are_killed(
     client: aiqueue.Client, versions: Versions
 ) -> None:
-    await run_side_by_side(client, versions, 100, within=60)
+    await run_side_by_side(client, versions, 100, kill_every_s=0.3, within=60)
 
 
 @pytest.mark.slow
@@ -259,7 +261,7 @@ async def test_workers_and_producers_of_both_versions_share_jobs_while_workers_a
 async def test_a_thousand_jobs_are_shared_by_workers_and_producers_of_both_versions_while_workers_are_killed(
     client: aiqueue.Client, versions: Versions
 ) -> None:
-    await run_side_by_side(client, versions, 1_000, within=300)
+    await run_side_by_side(client, versions, 1_000, kill_every_s=1.0, within=300)
 
 
 async def started(versions: Versions, n: int, version: str) -> None:

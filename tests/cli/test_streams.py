@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aiqueue
 from aiqueue.cli import output
 
-from ..support import ROOT, Account
+from ..support import ROOT, Account, create_streams
 
 WORKER = """
 import aiqueue
@@ -48,6 +50,23 @@ DATA = st.recursive(
 Start = Callable[..., subprocess.Popen[str]]
 
 
+class Echo(aiqueue.Message, kind="echo"):
+    pass
+
+
+async def prepare(account: Account) -> None:
+    """Create the streams."""
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await create_streams(client)
+
+
+async def store_some(account: Account) -> str:
+    """Store a document and the job doc-1, and return the document's SHA-256."""
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await client.enqueue(Echo(), tenant="acme", unique="doc-1")
+        return (await client.documents.put(b"some", tenant="acme")).sha256
+
+
 @pytest.fixture
 def start(account: Account, tmp_path: Path) -> Iterator[Start]:
     """A function that starts a command on a server with all streams. Commands that still run at the end are killed."""
@@ -65,7 +84,7 @@ def start(account: Account, tmp_path: Path) -> Iterator[Start]:
         started.append(process)
         return process
 
-    finish(start("apply"))
+    asyncio.run(prepare(account))
     yield start
     for process in started:
         if process.poll() is None:
@@ -99,15 +118,13 @@ def closed_pipe() -> Iterator[int]:
 
 
 @pytest.fixture
-def commands(start: Start, tmp_path: Path) -> list[list[str]]:
+def commands(start: Start, account: Account) -> list[list[str]]:
     """Command lines with each way to print: typer's, text, tables, JSON and bytes."""
-    (tmp_path / "some.txt").write_text("some")
-    _, sha, _ = finish(start("documents", "put", "some.txt", "--tenant", "acme"))
-    finish(start("enqueue", "echo", "{}", "--tenant", "acme", "--unique", "doc-1"))
+    sha = asyncio.run(store_some(account))
     return [
         ["--help"], ["--version"], ["apply", "--json"], ["inspect"], ["inspect", "doc-1"],
         ["enqueue", "echo", "{}", "--tenant", "acme", "--json"], ["dead", "ls"], ["dead", "replay", "--all"],
-        ["documents", "get", sha[:64], "--tenant", "acme"], ["inbox", "ls"], ["cancel", "doc-1", "--json"],
+        ["documents", "get", sha, "--tenant", "acme"], ["inbox", "ls"], ["cancel", "doc-1", "--json"],
     ]  # fmt: skip
 
 

@@ -22,10 +22,9 @@ from pathlib import Path
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 from aiqueue.units import seconds
 
-from ..support import ROOT, Account, wait_until, whole_lines
+from ..support import ROOT, Account, create_streams, wait_until, whole_lines
 
 STREAM = """
     [family]
@@ -115,7 +114,7 @@ class Place:
 
     async def _apply(self) -> None:
         async with self._client() as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
 
     def _client(self) -> aiqueue.Client:
         settings = {"user": self.account.user, "password": self.account.password}

@@ -26,7 +26,6 @@ from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes import quarantine
 from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane
-from aiqueue.topology import provision
 
 from .. import support, suspects
 from ..suspects import Act, act, act_sync
@@ -112,7 +111,7 @@ def pool(tmp_path: Path, account: Any) -> Iterator[WorkerPool]:
 async def client_of_pool(pool: WorkerPool, account: Any) -> AsyncIterator[aiqueue.Client]:
     streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await support.create_streams(client)
         yield client
 
 

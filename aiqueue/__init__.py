@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .document_ref import Document
     from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
     from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
+    from .lanes import Pause
     from .responder import Responder
     from .topology import Topology
     from .worker import Worker
@@ -34,6 +35,7 @@ _MODULE_OF = {
     "JobSpec": "job",
     "Message": "job",
     "NATSClient": "bus",
+    "Pause": "lanes",
     "QueueFull": "errors",
     "RawMessage": "job",
     "Reject": "job",
@@ -50,7 +52,7 @@ _MODULE_OF = {
 
 __all__ = [
     "AIQueueError", "Agent", "Backoff", "Child", "Client", "Document", "Handle", "Job", "JobCancelled", "JobFailed",
-    "JobSpec", "Message", "NATSClient", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings",
+    "JobSpec", "Message", "NATSClient", "Pause", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings",
     "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 

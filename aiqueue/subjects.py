@@ -17,6 +17,7 @@ NORMAL = "normal"
 HINTS = "aiq.hint"
 CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cancelled
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
+PAUSES = "aiq.pause"  # notices to workers: a pause began or ended
 DEAD = "ai.dead"
 CHECKPOINTS = "ai.checkpoint"
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")

@@ -37,6 +37,7 @@ from .outcome_types import (
     Cancelled,
     Duplicate,
     Interrupted,
+    KindPaused,
     Outcome,
     Postponed,
     Raised,
@@ -56,8 +57,8 @@ from .timeouts import Limit, Limits
 
 __all__ = [
     "PLAIN_TYPES", "RETURNED_NONE", "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler",
-    "Handlers", "Interrupted", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob", "Refused",
-    "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
+    "Handlers", "Interrupted", "KindPaused", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob",
+    "Refused", "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
     "build_job", "build_plain_job", "decode_body", "decode_headers_only", "decode_headers_or_defaults", "decode_into",
     "error_line", "find_handler", "find_wrong_lane", "is_async_handler", "is_past_deadline", "make_raw_message",
     "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "secrets_of",

@@ -102,6 +102,11 @@ class Cancellations:
         """Whether all tasks of the event loop were cancelled, as by `asyncio.run` when its main function has ended."""
         return self._checking is not None and (self._checking.done() or self._checking.cancelling() > 0)
 
+    @property
+    def watched(self) -> list[RunningAttempt]:
+        """The attempts whose handlers run."""
+        return list(self._watched)
+
     async def unsubscribe(self) -> None:
         """Receive no more notices: from now on only the journal shows that a job was cancelled. Safe twice."""
         for subscription in self._subscriptions:

@@ -51,6 +51,14 @@ class Unknown:
 
 
 @dataclass(frozen=True)
+class KindPaused:
+    """The job's kind is paused, perhaps `until` a time, in seconds since the epoch: it is parked aside."""
+
+    error: str
+    until: float | None
+
+
+@dataclass(frozen=True)
 class WrongLane:
     """A plain publisher used the bare subject and asked by header for the lower `priority`: the job moves there."""
 
@@ -112,6 +120,7 @@ Outcome = (
     | Raised
     | Refused
     | Unknown
+    | KindPaused
     | WrongLane
     | Waiting
     | AlreadyEnded
@@ -124,9 +133,9 @@ Outcome = (
 )
 
 _BY_NAME: dict[str, type[Any]] = {
-    "raised": Raised, "refused": Refused, "unknown": Unknown, "wrong lane": WrongLane, "waiting": Waiting,
-    "already ended": AlreadyEnded, "cancelled": Cancelled, "duplicate": Duplicate, "taken over": TakenOver,
-    "interrupted": Interrupted, "postponed": Postponed, "retry pending": RetryPending,
+    "raised": Raised, "refused": Refused, "unknown": Unknown, "kind paused": KindPaused, "wrong lane": WrongLane,
+    "waiting": Waiting, "already ended": AlreadyEnded, "cancelled": Cancelled, "duplicate": Duplicate,
+    "taken over": TakenOver, "interrupted": Interrupted, "postponed": Postponed, "retry pending": RetryPending,
 }  # fmt: skip
 _NAMES = {outcome: name for name, outcome in _BY_NAME.items()}
 

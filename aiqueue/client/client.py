@@ -43,6 +43,7 @@ from .embedding import acquire, settings_of
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 from .options import ManyOptions
+from .pausing import PauseCalls
 from .storing import Storing
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:`"
 
 
-class Client:
+class Client(PauseCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The keyword arguments of `Client.enqueue_many` and `Client.request`, for type checkers."""
+"""The keyword arguments of `Client.enqueue_many`, `Client.request` and `Client.pause`, for type checkers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ class RequestOptions(TypedDict, total=False):
     unique: str | None
     headers: Mapping[str, str] | None
     timeout: Duration | None
+
+
+class PauseOptions(TypedDict, total=False):
+    """Those of `Client.pause` but the family."""
+
+    tenant: str | None
+    kind: str | None
+    duration: Duration | None
+    reason: str
+    now: bool
+    by: str | None
 
 
 class ManyOptions(TypedDict, total=False):

@@ -20,13 +20,14 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats
 from ..job import JobSpec, Message
 from ..journal import StreamItem
+from ..lanes import Pause
 from ..payload import R, R_co
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .client import Client, connect
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
-from .options import ManyOptions, RequestOptions
+from .options import ManyOptions, PauseOptions, RequestOptions
 
 T = TypeVar("T")
 _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
@@ -205,6 +206,18 @@ class SyncClient:
     def cancel(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> bool:
         """As `Client.cancel`."""
         return self._run_on_loop(self._client.cancel(job_id, family=family, tenant=tenant))
+
+    def pause(self, family: str, **options: Unpack[PauseOptions]) -> Pause:
+        """As `Client.pause`, with the same options."""
+        return self._run_on_loop(self._client.pause(family, **options))
+
+    def resume(self, family: str, *, tenant: str | None = None, kind: str | None = None) -> bool:
+        """As `Client.resume`."""
+        return self._run_on_loop(self._client.resume(family, tenant=tenant, kind=kind))
+
+    def pauses(self) -> list[Pause]:
+        """As `Client.pauses`."""
+        return self._run_on_loop(self._client.pauses())
 
     @overload
     def enqueue_many(

@@ -96,6 +96,7 @@ class LanePull(fairness.StrideState):
     jobs_reported_at: float = 0.0
     created: float = 0.0  # when the server created the consumer, seconds since the epoch; 0: unknown
     retiring: bool = False  # idle: released when its last pull has expired
+    paused: bool = False  # its jobs are paused: it gets no pull, and what still arrives returns to the queue
     limits: PullLimits = field(default_factory=PullLimits)
     remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
 

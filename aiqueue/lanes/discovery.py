@@ -79,6 +79,7 @@ class LaneDiscovery:
         self._poll_tasks: dict[str, asyncio.Task[None]] = {}
         self.poll_answered_at = 0.0
         self._reported: set[str] = set()
+        self._is_paused: Callable[[Lane], bool] = lambda _lane: False
         self._stopped = False
 
     async def start(self) -> None:
@@ -104,6 +105,20 @@ class LaneDiscovery:
         for subscription in self._hint_subscriptions:
             await subscription.close()
         self._hint_subscriptions.clear()
+
+    def set_paused(self, is_paused: Callable[[Lane], bool]) -> None:
+        """Pull on the lanes for which this is false, and on no other, until the next call."""
+        self._is_paused = is_paused
+        changed = [pull for pull in self._open.values() if pull.paused != is_paused(pull.key)]
+        resumed = [pull for pull in changed if pull.paused]
+        for pull in resumed:
+            pull.last_delivery_at = time.monotonic()  # idle, and quiet, from now on
+        self._puller.set_paused([pull for pull in changed if not pull.paused], paused=True)
+        self._puller.set_paused(resumed, paused=False)
+        if self._poller is not None:  # lanes that were not open when they were paused
+            for family in self._families.values():
+                self._run(self._poll_family(family))
+        self._changed()
 
     def on_consumer_gone(self, pull: LanePull) -> None:
         """The server no longer has a lane's consumer (inactive, deleted, lost in a restart): recreate it soon."""
@@ -188,7 +203,7 @@ class LaneDiscovery:
         if lane in self._removing:
             self._removing[lane] = True
             return
-        if lane in self._opening:
+        if lane in self._opening or self._is_paused(lane):
             return
         self._opening.add(lane)
         self._run(self._open_lane(family, lane, jobs))
@@ -256,7 +271,7 @@ class LaneDiscovery:
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
             rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
-            remove_when_drained=self._may_remove_when_drained(family, lane, jobs),
+            remove_when_drained=self._may_remove_when_drained(family, lane, jobs), paused=self._is_paused(lane),
         )  # fmt: skip
         self._open[lane] = pull
         self._puller.add(pull)

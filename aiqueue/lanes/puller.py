@@ -149,6 +149,16 @@ class Puller:
         if jobs > 0 and lane.idle:
             self._set_pending(lane, max(lane.pending, jobs))
 
+    def set_paused(self, lanes: Iterable[LanePull], *, paused: bool) -> None:
+        """Open no pull on these lanes and drop the open ones, or pull on them again."""
+        dropped = False
+        for lane in lanes:
+            lane.paused = paused
+            dropped = dropped or bool(lane.standing_request or lane.grants)
+            self._set_pending(lane, lane.pending if paused else max(lane.pending, 1))
+        if paused and dropped:  # the server drops single pulls only with the inbox of all
+            self.restart_pulls()
+
     def pull_again(self, lane: LanePull) -> None:
         """Give a drained lane a pull after all: it is not removed."""
         self._set_pending(lane, lane.pending)
@@ -192,9 +202,13 @@ class Puller:
         1. Jobs on the server: grants.
         2. None, and a pull is open, or the lane is to be released: nothing now.
         3. None, and no pull is open: a standing pull, unless `drained` takes the lane.
-        A kind of pull that is paused is not chosen.
+        A kind of pull that is paused is not chosen. A lane that is paused gets none.
         """
         lane.pending = pending
+        if lane.paused:
+            self._busy.discard(lane)
+            self._without_pull.pop(lane, None)
+            return
         if pending > 0:
             if lane.limits.grants_paused:
                 self._busy.discard(lane)

@@ -83,6 +83,15 @@ class JobContext(RunningAttempt):
         self._consumer_created_at = delivery.lane.created
         self._started_at = started_at  # monotonic
 
+    @property
+    def delivery(self) -> Delivery:
+        return self._delivery
+
+    @property
+    def kind(self) -> str:
+        """The kind of the job, as it was read."""
+        return self._opened.kind
+
     def set_task(self, task: asyncio.Task[None]) -> None:
         """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""
         self.task = task

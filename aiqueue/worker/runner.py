@@ -29,7 +29,6 @@ from ..attempt import (
     Unknown,
     Waiting,
 )  # fmt: skip
-from ..connection import HEADERS_MAX
 from ..errors import Stale, Unavailable
 from ..job import Job, RawMessage
 from ..journal import Writer
@@ -38,15 +37,13 @@ from ..processes import Processes, Quarantine, Suspect
 from ..requests import Claims
 from .claiming import RunClaims
 from .context import JobContext, WorkerResources
+from .gate import Gate
 from .opening import OpenedJob, Opener, may_have_history
 from .pipelined import ResultPipeline, SentResult
 from .settlement import Settlement
-from .takeover import find_pending_retry
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-MOVE_BYTES = 512  # header bytes that a move to another lane adds, at most
 
 
 class Runner:
@@ -75,6 +72,7 @@ class Runner:
         self.processes = processes
         self._quarantine = quarantine
         self.opener = Opener(claims.journal, resources.documents, resources.families, quarantine)
+        self.gate = Gate(claims.journal.connection)
         self._run_claims = RunClaims(claims, self.opener, worker)
         self._watchdog = watchdog
         self._ended = ended
@@ -143,7 +141,8 @@ class Runner:
         ended: Outcome
         try:
             context = JobContext(self._resources, delivery, opened, started_at)
-            if self.cancellations.watch(context, started_at):  # there was a notice: the journal must be read
+            # there was a notice, and the journal must be read; or something is paused, perhaps this job
+            if self.cancellations.watch(context, started_at) or self.gate.pauses is not None:
                 outcome = await self._gate_and_run(delivery, opened, handler, context)
             elif isinstance(job := self._build_plain_job(delivery, opened, handler, context), Refused):
                 outcome = job
@@ -283,6 +282,20 @@ class Runner:
         """Return whether the worker leaves, or its event loop ends: a cancellation is not the handler's own then."""
         return delivery in self._interrupted or self.cancellations.loop_ends
 
+    def interrupt_handlers(self, is_meant: Callable[[JobContext], bool]) -> int:
+        """Stop running handlers as a drain does: their jobs return to the queue. Return how many.
+
+        What a handler has returned already is kept.
+        """
+        running = [each for each in self.cancellations.watched if isinstance(each, JobContext)]
+        self._interrupted &= {each.delivery for each in running}
+        stopped = [each.delivery for each in running if is_meant(each) and each.delivery not in self._interrupted]
+        for delivery in stopped:
+            self._interrupted.add(delivery)
+            if delivery.task is not None:
+                delivery.task.cancel()
+        return len(stopped)
+
     async def release(self, delivery: Delivery) -> None:
         """Return a job that was not run to the queue, for another worker."""
         await self._settlement.release(delivery)
@@ -299,7 +312,7 @@ class Runner:
         A run is claimed only where several deliveries, or several messages of one job id, may contend for it.
         """
         if not opened.plain:
-            if (known := self._outcome_without_run(delivery, opened)) is not None:
+            if (known := self.gate.find_outcome(delivery, opened)) is not None:
                 return known
             if headers.PARENT in opened.raw.headers and await self._resources.children.is_parent_cancelled(
                 opened.raw.headers, delivery.tenant
@@ -310,6 +323,8 @@ class Runner:
                 held = await self._run_claims.claim(delivery, opened, writer)
                 if held is not None:
                     return held
+        if (paused := self.gate.find_pause(delivery, opened)) is not None:  # begun meanwhile, or a plain job
+            return paused
         now = time.monotonic()
         context.mark_started(now)
         outcome: Outcome
@@ -334,28 +349,6 @@ class Runner:
         if isinstance(outcome, Returned):
             return outcome
         return Interrupted() if self._is_interrupted(delivery) else Cancelled()
-
-    def _outcome_without_run(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:
-        """Return the outcome of a delivery that must not run: ended, refused, early, late or misplaced. None: run."""
-        if opened.record.ended:
-            return AlreadyEnded()
-        if opened.refusal is not None:
-            return opened.refusal
-        if (pending := find_pending_retry(delivery, opened, self._journal.connection.clock.now())) is not None:
-            return pending
-        if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
-            return wrong_lane
-        has_waited = headers.GATHER in opened.raw.headers  # for its children: it has started in time
-        if not has_waited and attempt.is_past_deadline(opened.raw, self._journal.connection.clock.now()):
-            return Refused("deadline", "its deadline passed before it was run")
-        return None
-
-    def _can_be_moved(self, delivery: Delivery) -> bool:
-        """Return whether the message still fits with the headers that a move adds. If not, it runs in this lane."""
-        message = delivery.message
-        header_bytes = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
-        max_payload = self._journal.connection.max_payload
-        return header_bytes <= HEADERS_MAX and header_bytes + len(message.data) <= max_payload
 
     async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
         """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from .. import headers
+from .. import headers, subjects
 from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
@@ -25,6 +25,8 @@ from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gathering import ChildrenResources
+from .pausing import Pausing
+from .returns import Returns
 from .rights import Rights
 from .runner import Runner
 from .settlement import Settlement
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes to another worker
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 LATE_END_S = 2.0  # what jobs get to end that a drain has cancelled
+NEEDED = tuple(f"{each}." for each in (subjects.HINTS, subjects.BACK, subjects.CANCEL))  # subscriptions that it needs
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -94,7 +97,7 @@ class Session:
         self._mean_handler_s: float | None = None
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
         self._awaited_results = AwaitedResults(options.slots)
-        self._returning: set[asyncio.Task[None]] = set()
+        self._returns = Returns(self.leases)
         self._draining = False
         self._stack = AsyncExitStack()
         self.rights = Rights(
@@ -102,8 +105,11 @@ class Session:
         )
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
         unknown_kinds = UnknownKinds(connection, client.parking)
+        self._pausing = Pausing(
+            connection, client.topology, self._families.values(), self.discovery, unknown_kinds, self._return_paused
+        )
         self._announcer = Announcer(
-            connection, client.topology, options.name, kinds, self._describe, unknown_kinds.bring_forward
+            connection, client.topology, options.name, kinds, self._describe, self._pausing.bring_forward
         )
         self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
@@ -154,7 +160,7 @@ class Session:
         self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
-        return {**self.vitals(), "tenants": tenants, "jobs": jobs}
+        return {**self.vitals(), "tenants": tenants, "jobs": jobs, "heeds_pauses": self._pausing.watch.sees}
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
@@ -197,11 +203,13 @@ class Session:
                 ended=self._on_run_ended,
             )
             await self._stack.enter_async_context(self.runner.cancellations)
+            self._returns.runner = self._pausing.runner = self.runner
             self._collector.start()
+            await self._pausing.start()
             await self.puller.open()
             self.leases.start()
             await self.discovery.start()
-            await client.connection.confirm_subscriptions(("aiq.",))
+            await client.connection.confirm_subscriptions(NEEDED)
             await self._forwarder.start()
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
@@ -270,11 +278,11 @@ class Session:
         await self.stalled_watch.stop()
         if self._sweeper is not None:
             await self._sweeper.stop()
+        await self._pausing.stop()
         await self.discovery.stop()
         await self._forwarder.stop()
         await self.puller.close()
-        if self._returning:
-            await asyncio.wait(self._returning)
+        await self._returns.wait()
         await self.leases.stop()
         await self._collector.stop()
         if self.runner is not None:
@@ -313,8 +321,8 @@ class Session:
         self._last_delivery_at = delivery.arrived_at
         if delivery.location in self._running and self._adopt_redelivery(delivery):
             return
-        if self._draining:
-            self._spawn_return(delivery)
+        if self._draining or delivery.lane.paused:
+            self._returns.spawn(delivery)
             return
         self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s, delivery.arrived_at)
         if self._waiting or len(self._running) >= self._slots:
@@ -407,7 +415,7 @@ class Session:
             return
         oldest = time.monotonic() - WAIT_HERE_MAX_S
         while self._waiting and self._waiting[0].arrived_at < oldest:
-            self._spawn_return(self._take_waiting())
+            self._returns.spawn(self._take_waiting())
 
     def _estimate_handler_s(self) -> float | None:
         """Return the mean handler time, or the time since a slot last came free if that is longer. None: unknown.
@@ -421,21 +429,11 @@ class Session:
     def _return_waiting(self) -> None:
         """Return all waiting jobs to the queue."""
         while self._waiting:
-            self._spawn_return(self._take_waiting())
+            self._returns.spawn(self._take_waiting())
 
-    async def _return_delivery(self, delivery: Delivery) -> None:
-        """Return a job that did not start to the queue."""
-        assert self.runner is not None
-        self.leases.drop_lease(delivery.reply)
-        await self.runner.release(delivery)
-
-    def _spawn_return(self, delivery: Delivery) -> None:
-        """Return a job to the queue in a task of its own."""
-        task = asyncio.create_task(self._return_delivery(delivery))
-        self._returning.add(task)
-        task.add_done_callback(self._on_returned)
-
-    def _on_returned(self, task: asyncio.Task[None]) -> None:
-        self._returning.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a job could not be returned to the queue; its lease has to expire first", exc_info=error)
+    def _return_paused(self) -> None:
+        """Return the waiting jobs of paused lanes to the queue."""
+        for delivery in [each for each in self._waiting if each.lane.paused]:
+            self._waiting.remove(delivery)
+            delivery.lane.waiting -= 1
+            self._returns.spawn(delivery)

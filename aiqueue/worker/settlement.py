@@ -7,6 +7,7 @@ nak). A crash between the two repeats an attempt, and loses no job.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from ..attempt import (
     Duplicate,
     Handler,
     Interrupted,
+    KindPaused,
     Outcome,
     Postponed,
     Raised,
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 
 WAIT_IN_LANE_S = 10.0  # how long a job waits for its children in its lane, where it cannot be parked
 UNKNOWN_KIND_DELAY_S = 5.0  # how long a job of unknown kind waits in its lane, where it cannot be parked aside
+PAUSED_IN_LANE_S = 60.0  # the same for a job of a paused kind
 DEAD_FULL_S = 600.0  # while the dead letters are full, a failed job is parked for this long before the next try
 PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane the job would count as in flight
 SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
@@ -127,8 +130,8 @@ class Settlement:
                 if not opened.refused_before:
                     opened.history = _history_with_attempt(opened, self._worker, error, trace)
                 await self._dead_letter(delivery, opened, writer, reason, error)
-            case Unknown(error):
-                await self._settle_unknown(delivery, opened, writer, error)
+            case Unknown() | KindPaused():
+                await self._settle_unknown(delivery, opened, writer, outcome)
             case WrongLane(priority):
                 to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority)
                 message = delivery.message
@@ -262,25 +265,31 @@ class Settlement:
         else:
             self._replies.nak(delivery, delay_s)
 
-    async def _settle_unknown(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, error: str) -> None:
-        """Park the job aside, for a worker that knows its kind. After a day, dead-letter it.
+    async def _settle_unknown(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, outcome: Unknown | KindPaused
+    ) -> None:
+        """Park the job aside until a worker knows its kind, or the kind's pause ends. After a day, dead-letter it if it
+        is unknown.
 
         The journal gets a `retry` of the attempt before this one: so this attempt is the next one, and is not counted.
         The entry tells those who await the result that the job is parked.
         """
-        if self._unknown_kinds.is_given_up(delivery):
-            await self._dead_letter(delivery, opened, writer, "unknown_kind", error)
+        aside, family, pause_s = self._unknown_kinds, opened.family, None
+        if isinstance(outcome, KindPaused):
+            pause_s = math.inf if outcome.until is None else outcome.until - self._connection.clock.now()
+        elif aside.is_given_up(delivery):
+            await self._dead_letter(delivery, opened, writer, "unknown_kind", outcome.error)
             return
-        family = opened.family
-        self._unknown_kinds.warn(family.name, opened.kind, error)
+        else:
+            aside.warn(family.name, opened.kind, outcome.error)
         if writer is not None and opened.record.recap is None:
             writer.attempt = opened.attempt - 1
-            data = {"error": error, "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
+            data = {"error": outcome.error, "delay_s": 0.0, "history": trimmed(opened.history or []), "parked": True}
             await writer.write(RETRY, data)
-        if await self._unknown_kinds.park_aside(delivery, family, opened.job_id, opened.kind, opened.attempt):
+        if await aside.park_aside(delivery, family, opened.job_id, opened.kind, opened.attempt, pause_s=pause_s):
             await self._replies.ack(delivery)
         else:
-            await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S)
+            await self.return_to_queue(delivery, UNKNOWN_KIND_DELAY_S if pause_s is None else PAUSED_IN_LANE_S)
 
     async def _settle_cancelled(self, delivery: Delivery, opened: OpenedJob, writer: Writer | None) -> None:
         """Write `cancelled`, then ack.

@@ -1,7 +1,7 @@
-"""Jobs whose kind or schema version has no handler here: parked aside, so that they do not fill their lane.
+"""Jobs whose kind or schema version has no handler here, or is paused: parked aside, so that they fill no lane.
 
 Such a job leaves its lane for a time that doubles with each hop, and comes back uncounted, for a worker that knows its
-kind. See docs/decisions/unknown-kinds.md.
+kind, or when the pause ends. See docs/decisions/unknown-kinds.md and docs/decisions/pausing.md.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..topology import Family
 log = logging.getLogger(__name__)
 
 HOP_FIRST_S, HOP_MAX_S = 0.25, 30.0  # the first hop; the longest one
+PAUSED_FIRST_S, PAUSED_MAX_S = 30.0, 300.0  # the same while the kind is paused; the end of the pause ends the hop
 PATIENCE_S = 86_400.0  # after it, a job that no worker knows becomes a dead letter
 COUNTS_VALID_S = 1.0
 COUNTED_LANES_MAX = 1_000
@@ -54,9 +55,17 @@ class Hops(NamedTuple):
         """How long the next hop takes."""
         return min(HOP_MAX_S, HOP_FIRST_S * 2.0 ** min(self.number, 16))
 
+    def paused_delay_s(self, left_s: float) -> float:
+        """How long the next hop takes because of a pause that ends by itself in `left_s` seconds."""
+        return max(HOP_FIRST_S, min(left_s, PAUSED_MAX_S, PAUSED_FIRST_S * 2.0 ** min(self.number, 16)))
+
     def header(self) -> str:
         """Return the header's value for the next hop."""
         return f"{round(self.first_seen_at * 1000)} {self.number + 1}"
+
+    def header_of_pause(self, due_at: float) -> str:
+        """As `header`, for a job that no worker may start: the time of a pause does not count as unknown."""
+        return f"{round(due_at * 1000)} {self.number + 1}"
 
     def header_after_run(self, due_at: float) -> str:
         """Return the header's value for a job that a worker knew, and that comes back at `due_at`, epoch seconds."""
@@ -83,19 +92,24 @@ class UnknownKinds:
         now = self._connection.clock.now()
         return now - Hops.of(delivery, now).first_seen_at >= PATIENCE_S
 
-    async def park_aside(self, delivery: Delivery, family: Family, job_id: str, kind: str, number: int) -> bool:
+    async def park_aside(
+        self, delivery: Delivery, family: Family, job_id: str, kind: str, number: int, *, pause_s: float | None = None
+    ) -> bool:
         """Park a job until its next hop, for the same attempt `number`. False: it has to wait in its lane.
 
-        It has to where the lane and the jobs parked aside from it have reached the lane's limit together, and where
-        parking refuses it. Raises Unavailable.
+        `pause_s`: the job is paused, for so long at most; infinite if that is not known. It has to wait where the lane
+        and the jobs parked aside from it have reached the lane's limit together, and where parking refuses it.
+        Raises Unavailable.
         """
         lane = Lane(family.name, delivery.tenant, delivery.lane.key.priority)
         hops = Hops.of(delivery, self._connection.clock.now())
+        delay_s = hops.delay_s if pause_s is None else hops.paused_delay_s(pause_s)
+        due_at = self._connection.clock.now() + delay_s
         job_headers = dict(delivery.message.headers) | {
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
             headers.ATTEMPT: str(number),
-            headers.UNKNOWN: hops.header(),
+            headers.UNKNOWN: hops.header() if pause_s is None else hops.header_of_pause(due_at),
             headers.READ_KIND: headers.ascii_line(kind, 128),
         }
         parking_id = f"u{delivery.run}-{int(delivery.enqueued_at)}-h{hops.number + 1}"  # read by `hop_of`
@@ -103,9 +117,8 @@ class UnknownKinds:
             if not hops.number and await self._is_full(lane, family):
                 return False
             await self._parking.park(
-                lane, job_id, self._connection.clock.now() + hops.delay_s, job_headers, delivery.message.data,
-                dedup_key=ASIDE_KEY, parking_id=parking_id,
-            )  # fmt: skip
+                lane, job_id, due_at, job_headers, delivery.message.data, dedup_key=ASIDE_KEY, parking_id=parking_id
+            )
         except (TooLarge, QueueFull, NotFound, AccessDenied) as error:
             log.debug("job %s is not parked aside: %s", job_id, error)
             return False
@@ -134,7 +147,7 @@ class UnknownKinds:
                     found.clear()
             moved += await self._end_hops(found)
         if moved:
-            log.info("%d jobs were waiting for a worker that knows their kind, and are due now", moved)
+            log.info("%d jobs were parked aside because of their kind, and are due now", moved)
         return moved
 
     async def _end_hops(self, jobs: Collection[ParkedJob]) -> int:

@@ -99,7 +99,7 @@ async def open_both_ways(
     assert count == 1
     assert not short.family.claim
     full = await runner.opener.open(delivery)
-    assert runner._outcome_without_run(delivery, full) is None
+    assert runner.gate.find_outcome(delivery, full) is None
     assert (short.plain, full.plain) == (True, False)
     for name in {each.name for each in dataclasses.fields(OpenedJob)} - {"plain"}:
         one, other = getattr(short, name), getattr(full, name)

@@ -1,0 +1,127 @@
+"""Keeps a worker informed of the pauses: it hears of a change at once, and looks every second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from .. import subjects
+from ..connection import Connection, Received, Subscription
+from ..errors import AccessDenied, AIQueueError, NotFound
+from ..topology import Topology
+from .pauses import ActivePauses, Pause, StoredPauses, has_ended, parse_pause
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+DENIED_S = 30.0  # until the next look of a worker that may not look
+APART_S = 0.02  # between two looks, however many notices there are
+NOTICED_MAX = 1_000
+
+PausesChanged = Callable[[Sequence[Pause], Sequence[Pause]], None]
+
+
+class PauseWatch:
+    """Knows the pauses from `start` to `stop`.
+
+    `active` is replaced when a pause begins or ends. Then `changed` is called, with those that have begun, also with
+    one that was stored again, and with those that have ended. While the server does not answer, the pauses stay.
+    `sees`: whether this worker can read the pauses at all.
+    """
+
+    def __init__(self, connection: Connection, topology: Topology, changed: PausesChanged) -> None:
+        self._connection = connection
+        self._pauses = StoredPauses(connection, topology)
+        self._changed = changed
+        self._known: dict[str, tuple[int, Pause | None]] = {}  # by subject: sequence; None: ended, or not understood
+        self._begun: dict[str, tuple[int, Pause]] = {}  # what `changed` was told of
+        self._noticed: set[str] = set()
+        self._wake = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._off: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.active = ActivePauses()
+        self.sees = True
+
+    async def start(self) -> None:
+        """Read the pauses, and watch them. Raises Unavailable."""
+        self._subscription = await self._connection.subscribe(subjects.PAUSES, self._on_notice)
+        self._off = self._connection.on_regained(self._wake.set)
+        await self._look()
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Safe twice and unstarted."""
+        if self._off is not None:
+            self._off()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    def _on_notice(self, message: Received) -> None:
+        """Look soon, because somebody says that a pause was changed: the message is its subject."""
+        subject = message.data.decode(errors="replace")
+        is_key = subject.startswith(self._pauses.filter.removesuffix(">")) and not set(subject) & set("*> ")
+        if is_key and len(self._noticed) < NOTICED_MAX:
+            self._noticed.add(subject)
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S if self.sees else DENIED_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._look()
+            except AIQueueError as error:
+                log.debug("looking for pauses: %s", error)
+            except Exception:
+                log.exception("looking for pauses failed; the next look is in %g s", LOOK_EVERY_S)
+            await asyncio.sleep(APART_S)
+
+    async def _look(self) -> None:
+        """Read what is stored, and call `changed` if that makes a difference. Raises Unavailable."""
+        try:
+            await self._read()
+        except (AccessDenied, NotFound) as error:
+            if self.sees:
+                log.warning("this worker does not heed pauses: %s", error)
+            self.sees = False
+            return
+        self.sees = True
+        now = self._connection.clock.now()
+        held = {key: (seq, each) for key, (seq, each) in self._known.items() if each and not has_ended(each, now)}
+        begun = [each for key, (seq, each) in held.items() if self._begun.get(key, (0,))[0] != seq]
+        ended = [each for key, (_, each) in self._begun.items() if key not in held]
+        if begun or ended:
+            self._begun = held
+            self.active = ActivePauses(each for _, each in held.values())
+            self._changed(begun, ended)
+
+    async def _read(self) -> None:
+        """Update what is known. Raises AccessDenied, NotFound, Unavailable.
+
+        One request reads everything, perhaps from a server of a cluster that is behind. Where that differs from what is
+        known, or a notice named a key, the stream's leader is asked.
+        """
+        noticed, self._noticed = self._noticed, set()
+        stream = self._pauses.stream
+        try:
+            found = {each.subject: each.seq async for each in self._connection.read(stream, self._pauses.filter)}
+            known = {subject: seq for subject, (seq, _) in self._known.items()}
+            differing = noticed | {each for each in found.keys() | known.keys() if found.get(each) != known.get(each)}
+            for subject in differing:
+                stored = await self._connection.last(stream, subject)
+                if stored is None:
+                    self._known.pop(subject, None)
+                else:
+                    self._known[subject] = stored.seq, parse_pause(stored)
+                noticed.discard(subject)
+        finally:
+            self._noticed |= noticed  # those that the leader was not asked for

@@ -1,0 +1,246 @@
+"""Pauses: whose jobs no worker starts until they are resumed, and where that is stored.
+
+A pause is a key of the presence bucket. So it outlives workers, servers and the consumers of lanes
+(docs/decisions/pausing.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import headers, subjects
+from ..connection import Connection, Stored
+from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
+from ..job import KIND
+from ..subjects import Lane
+from ..topology import Topology
+from ..units import short_duration, text
+
+PREFIX = "pause"
+ENDED_TTL = "60s"  # how long the marker of a deleted key stays
+TTL_MORE_S = 60  # the key of a pause with an end outlives the end by this time, and counts no more
+DURATION_MAX_S = 366 * 86_400.0
+TEXT_MAX = 500  # characters of a reason, and of a name
+
+
+class PauseScope(NamedTuple):
+    """Whose jobs are paused. `tenant`, `kind`: None means all of them."""
+
+    family: str
+    tenant: str | None = None
+    kind: str | None = None
+
+    def __str__(self) -> str:
+        tenant = f", tenant {self.tenant}" if self.tenant else ""
+        return f"{self.family}{tenant}{f', kind {self.kind}' if self.kind else ''}"
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens of the key. A kind that is no token is hashed."""
+        tenant = () if self.tenant is None else ("tenant", self.tenant)
+        kind = () if self.kind is None else ("kind", subjects.foreign_id(self.kind))
+        return (PREFIX, self.family, *tenant, *kind)
+
+    def covers(self, family: str, tenant: str, kind: str) -> bool:
+        """Return whether a job is among those that are paused."""
+        return family == self.family and self.tenant in (None, tenant) and self.kind in (None, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause: no worker starts jobs of the family, or of a tenant or kind of it (None: all), until it ends.
+
+    `since`: when it began, and `until`: when it ends by itself (None: it does not), in seconds since the epoch. `by`:
+    who has paused. `now`: jobs that ran were returned to the queue.
+    """
+
+    family: str
+    tenant: str | None
+    kind: str | None
+    since: float
+    by: str = ""
+    reason: str = ""
+    until: float | None = None
+    now: bool = False
+
+    @property
+    def scope(self) -> PauseScope:
+        return PauseScope(self.family, self.tenant, self.kind)
+
+    def __str__(self) -> str:
+        """Return a sentence without the times, such as "agent.tasks, tenant acme is paused by anna: too slow"."""
+        by, reason = f" by {self.by}" if self.by else "", f": {self.reason}" if self.reason else ""
+        return f"{self.scope} is paused{by}{reason}"
+
+
+class ActivePauses:
+    """The pauses of one moment. False if there is none."""
+
+    def __init__(self, pauses: Iterable[Pause] = ()) -> None:
+        self._by_scope = {each.scope: each for each in pauses}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_scope)
+
+    def of_lane(self, lane: Lane) -> Pause | None:
+        """Return the pause of all jobs in a lane, if there is one. Tenant ``*``: the lane that all tenants share."""
+        return self._by_scope.get(PauseScope(lane.family)) or self._by_scope.get(PauseScope(lane.family, lane.tenant))
+
+    def of_job(self, family: str, tenant: str, kind: str) -> Pause | None:
+        """Return the pause of a job, if there is one: the widest of several."""
+        if not self._by_scope:
+            return None
+        scopes = (
+            PauseScope(family), PauseScope(family, tenant), PauseScope(family, None, kind),
+            PauseScope(family, tenant, kind),
+        )  # fmt: skip
+        return next((self._by_scope[each] for each in scopes if each in self._by_scope), None)
+
+
+class StoredPauses:
+    """Reads and writes the stored pauses."""
+
+    def __init__(self, connection: Connection, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+        self.stream = topology.presence_stream.name
+
+    async def read(self) -> list[Pause]:
+        """Return the pauses that have not ended, sorted by family, tenant and kind.
+
+        Raises Unavailable, NotFound (the stream is missing), AccessDenied.
+        """
+        now = self._connection.clock.now()
+        found = [parse_pause(each) async for each in self._connection.read(self.stream, self.filter)]
+        active = [each for each in found if each is not None and not has_ended(each, now)]
+        return sorted(active, key=lambda each: (each.family, each.tenant or "", each.kind or ""))
+
+    async def read_if_allowed(self) -> list[Pause]:
+        """As `read`, for views: none if the stream is missing, or this user may not read it. Raises Unavailable."""
+        try:
+            return await self.read()
+        except (NotFound, AccessDenied):
+            return []
+
+    @property
+    def filter(self) -> str:
+        """The filter over the subjects of all pauses."""
+        return subjects.bucket(self.stream, PREFIX, ">")
+
+    def check_scope(self, family: object, tenant: object, kind: object) -> PauseScope:
+        """Return whose jobs are meant. Raises UnknownFamily, InvalidToken, and BadInput for an inbox family or a wrong
+        kind.
+        """
+        declared = self._topology.family(family)  # type: ignore[arg-type]
+        if declared.role != "work":
+            raise BadInput(
+                f"the mail of {declared.name} cannot be paused: stop the agent, and its inbox keeps the mail"
+            )
+        if kind is not None and (not isinstance(kind, str) or not KIND.fullmatch(kind)):
+            raise BadInput(f"kind {kind!r} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -")
+        return PauseScope(declared.name, None if tenant is None else subjects.token("tenant", tenant), kind)
+
+    async def begin(
+        self, scope: PauseScope, *, by: str, reason: str = "", duration_s: float | None = None, now: bool = False
+    ) -> Pause:
+        """Store a pause, and tell the workers. One of the same scope is replaced, and its `since` is kept.
+
+        Raises BadInput, AccessDenied, NotFound (the stream is missing), QueueFull, Unavailable.
+        """
+        if duration_s is not None and not 0 < duration_s <= DURATION_MAX_S:
+            raise BadInput(f"a pause can last up to {short_duration(DURATION_MAX_S)}, and must be above 0")
+        for name, value in (("by", by), ("reason", reason)):
+            if len(text(name, value)) > TEXT_MAX:
+                raise BadInput(f"{name} has {len(value):,} characters, above the limit of {TEXT_MAX}")
+        await self._connection.clock.ensure(self.stream)
+        since = started_at = self._connection.clock.now()
+        former = await self._last(scope)
+        if former is not None and not has_ended(former, since):
+            since = former.since
+        until = None if duration_s is None else started_at + duration_s
+        pause = Pause(*scope, round(since, 3), by, reason, until and round(until, 3), now)
+        fields = {headers.MSG_ID: subjects.new_id()}
+        if duration_s is not None:
+            fields[headers.TTL] = f"{math.ceil(duration_s) + TTL_MORE_S}s"
+        body = {key: getattr(pause, key) for key in pause.__slots__}
+        await self._store(scope, json.dumps(body).encode(), fields)
+        return pause
+
+    async def end(self, scope: PauseScope) -> Pause | None:
+        """End the pause of exactly this scope, and tell the workers. Return it; None: there was none.
+
+        Raises as `begin`.
+        """
+        await self._connection.clock.ensure(self.stream)
+        former = await self._last(scope)
+        if former is None:
+            return None
+        fields = {
+            headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub",
+            headers.TTL: ENDED_TTL,
+        }  # fmt: skip
+        await self._store(scope, b"", fields)
+        return None if has_ended(former, self._connection.clock.now()) else former
+
+    async def _last(self, scope: PauseScope) -> Pause | None:
+        try:
+            stored = await self._connection.last(self.stream, subjects.bucket(self.stream, *scope.tokens))
+        except NotFound:
+            raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
+        return parse_pause(stored) if stored is not None else None
+
+    async def _store(self, scope: PauseScope, body: bytes, fields: dict[str, str]) -> None:
+        subject = subjects.bucket(self.stream, *scope.tokens)
+        await self._connection.store(subject, body, fields)
+        with contextlib.suppress(AIQueueError):  # workers look by themselves, too
+            await self._connection.publish(subjects.PAUSES, subject.encode())
+
+
+def has_ended(pause: Pause, now: float) -> bool:
+    """Return whether a pause has ended by itself. `now`: seconds since the epoch, by the server's clock."""
+    return pause.until is not None and pause.until <= now
+
+
+def parse_pause(stored: Stored) -> Pause | None:
+    """Return the stored pause; None for a deleted key, and for a scope that this version does not know.
+
+    The subject says whose jobs are paused. What the body lacks, as one that an operator has written, has its default.
+    """
+    scope = _parse_scope(stored.subject.split(".")[3:])
+    if scope is None or headers.KV_OPERATION in stored.headers:
+        return None
+    try:
+        body: Any = json.loads(stored.data)
+    except (ValueError, RecursionError):
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    kind = body.get("kind")
+    if scope.kind is not None and isinstance(kind, str) and kind and subjects.foreign_id(kind) == scope.kind:
+        scope = scope._replace(kind=kind)
+    since, until = _number(body.get("since")), _number(body.get("until"))
+    by, reason = (value if isinstance(value := body.get(key), str) else "" for key in ("by", "reason"))
+    return Pause(*scope, stored.time if since is None else since, by, reason, until, body.get("now") is True)
+
+
+def _parse_scope(tokens: list[str]) -> PauseScope | None:
+    """Return the scope of a key's tokens behind the prefix, with the token of its kind. None: of another form."""
+    match tokens:
+        case [component, operation]:
+            return PauseScope(f"{component}.{operation}")
+        case [component, operation, "tenant", tenant]:
+            return PauseScope(f"{component}.{operation}", tenant)
+        case [component, operation, "kind", kind]:
+            return PauseScope(f"{component}.{operation}", None, kind)
+        case [component, operation, "tenant", tenant, "kind", kind]:
+            return PauseScope(f"{component}.{operation}", tenant, kind)
+    return None
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

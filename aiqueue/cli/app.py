@@ -15,6 +15,7 @@ from . import (
     health,
     inbox,
     inspect,
+    pause,
     reschedule,
     respond,
     server,
@@ -77,7 +78,7 @@ def _demo(ctx: typer.Context) -> None:
         raise typer.Exit(code)
 
 
-for module in (server, topology, enqueue, cancel, reschedule, work, respond, health, inspect, tail, doctor):
+for module in (server, topology, enqueue, cancel, reschedule, pause, work, respond, health, inspect, tail, doctor):
     module.register(app)
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")

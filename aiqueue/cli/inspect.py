@@ -14,11 +14,13 @@ from ..units import short_size
 from . import output
 from .options import Json, ServerOptions, add_command, is_like_family
 from .output import Column
+from .pause import describe_pause, print_pauses
 from .timeline import describe_event, format_span, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
     from ..inspect import ChildStats, FamilyStats, JobStats, LaneStats, WaitingKind
+    from ..lanes import Pause
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _UNFINISHED = ("queued", "parked", "in_flight", "retrying", "waiting")
@@ -62,6 +64,7 @@ def inspect(
     """
     from .. import subjects  # noqa: PLC0415
     from ..inspect import read_waiting_kinds, stats  # noqa: PLC0415
+    from ..lanes import StoredPauses  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -78,7 +81,12 @@ def inspect(
         if family is not None or tenant is not None:
             families = topology.work_families if family is None else [topology.family(family)]
             lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
-            return lanes, [] if json else await read_waiting_kinds(link, topology, families)
+            if json:
+                return lanes, [], []
+            pauses = await StoredPauses(link, topology).read_if_allowed()
+            pauses = [each for each in pauses if family in (None, each.family)]
+            pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
+            return lanes, await read_waiting_kinds(link, topology, families), pauses
         return await stats.overview(link, topology)
 
     found = options.run_with_client(fetch)
@@ -87,9 +95,10 @@ def inspect(
     elif family is None and tenant is None:
         _print_families(found, json)
     else:
-        lanes, waiting = found
+        lanes, waiting, pauses = found
         _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
         _print_waiting(waiting)
+        _print_paused(pauses)
 
 
 def _print_families(found: list[FamilyStats], json: bool) -> None:
@@ -112,6 +121,7 @@ def _print_families(found: list[FamilyStats], json: bool) -> None:
     titles = ("pending", "in flight", "parked", "oldest", "in/s", "done/s", "lanes", "stored", "dead")
     output.print_table([Column("family", shrink=True), *(Column(title, right=True) for title in titles)], rows)
     _print_partial(found)
+    _print_paused([pause for each in found for pause in each.pauses])
     dead = sum(each.dead or 0 for each in found)
     if dead:
         output.print_line(f"\n{output.format_count(dead, 'dead letter')}: `aiqueue dead ls` lists them")
@@ -175,6 +185,12 @@ def _print_waiting(found: Sequence[WaitingKind]) -> None:
         output.print_line(f"{each.family}, all tenants: {describe_waiting(each)}")
 
 
+def _print_paused(found: Sequence[Pause]) -> None:
+    if found:
+        output.print_line("")
+    print_pauses(found)
+
+
 def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:
     if any(each.partial for each in found):
         output.print_line(
@@ -187,7 +203,7 @@ def _worker_state(lane: LaneStats) -> str:
 
     Workers whose slots are all in use are busy: they request no jobs. On an idle lane they wait for news of a job.
     """
-    if lane.paused:
+    if lane.paused or lane.pause:
         return "paused"
     if lane.pulls or lane.in_flight:
         return "ready" if lane.pulls else "busy"
@@ -219,6 +235,7 @@ def _print_job(found: JobStats, json: bool) -> None:
             ("enqueued", output.format_ago(found.enqueued_at)),
             ("attempt", f"{found.attempt}" if found.attempt else ""),
             ("due" if parked else "next attempt", _format_due(found.next_attempt_at)),
+            ("paused", describe_pause(found.pause) if found.pause else ""),
             ("reason", str(failure.get("reason") or "")),
             ("error", str(failure.get("error") or "")),
             ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),

@@ -200,9 +200,9 @@ def print_error(problem: str) -> None:
     print_line(f"{apply_style('error:', 'red', sys.stderr)} {line}", err=True)
 
 
-def duration_option(text: str, *, metavar: str = "DURATION") -> Any:
-    """Return an option whose value is a duration such as "30s"; `text` is its help."""
-    return typer.Option(parser=_parse_duration, metavar=metavar, help=text)
+def duration_option(text: str, *names: str, metavar: str = "DURATION") -> Any:
+    """Return an option whose value is a duration such as "30s"; `text` is its help. `names`: its flags."""
+    return typer.Option(*names, parser=_parse_duration, metavar=metavar, help=text)
 
 
 def time_option(text: str) -> Any:

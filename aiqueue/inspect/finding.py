@@ -46,6 +46,9 @@ REMEDIES: Mapping[str, str] = {
     "lane-unserved": "run a worker that handles their family and tenant: `aiqueue work MODULE:WORKER`",
     "kind-unknown": "run a worker with a handler for the kind: `aiqueue work MODULE:WORKER`. If the kind is a mistake, "
     "`aiqueue cancel JOB`; after 24 hours the jobs are dead letters",
+    "paused": "`aiqueue resume {scope}` when it may go on",
+    "pause-unheeded": "install this version for these workers and restart them, or permit them to read "
+    "`$KV.AI_PRESENCE.pause.>`: `aiqueue doctor` names them until they heed pauses",
     "lane-paused": "`nats consumer resume {stream} {consumer}`",
     "lane-stuck": "`nats consumer info {stream} {consumer}` shows what the server delivers: workers pull, and get "
     "nothing. Restart the workers, and look for jobs past max_deliver with `aiqueue dead ls`",

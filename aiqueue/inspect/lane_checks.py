@@ -40,7 +40,7 @@ async def check_lanes(subject: Subject) -> AsyncIterator[Finding]:
         stream, consumer = _place(subject, paused[0])
         text = f"{_name_lanes(paused)}: nothing is delivered"
         yield warn("paused lanes", "lane-paused", text, stream=stream, consumer=consumer)
-    served = [lane for lane in busy if not lane.paused and not lane.partial and _is_valid(lane)]
+    served = [lane for lane in busy if not (lane.paused or lane.pause or lane.partial) and _is_valid(lane)]
     if unserved := [lane for lane in served if not lane.pulls and not lane.in_flight]:
         yield warn("lanes without a worker", "lane-unserved", _name_lanes(unserved))
     if pulled := [lane for lane in served if lane.pulls and lane.in_flight < lane.in_flight_limit]:
@@ -54,7 +54,7 @@ async def check_kinds(subject: Subject) -> AsyncIterator[Finding]:
     """Check for jobs that wait until a worker knows their kind."""
     for waiting in await read_waiting_kinds(subject.connection, subject.topology, subject.topology.work_families):
         text = describe_waiting(waiting)
-        if not waiting.unserved:
+        if not waiting.unserved or waiting.paused >= waiting.jobs:
             yield Finding(waiting.family, "ok", text)
         else:
             yield warn(waiting.family, "kind-unknown", text)

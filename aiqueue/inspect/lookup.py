@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..documents import Documents
 from ..enqueue import DeadLetters, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
+from ..lanes import ActivePauses, Pause, StoredPauses
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
@@ -56,6 +57,8 @@ class JobStats:
     `children`: of a job that has not ended with a result, at most CHILDREN_SHOWN of the tree; `child_count`: how many
     it has itself.
 
+    `pause`: the job is paused, and no worker starts its next attempt before the end of the pause.
+
     `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
     ENTRIES_MAX entries and ENTRIES_BYTES_MAX bytes, and the newest entry. `entries_cut`: some are left out in between,
     of the timeline too.
@@ -81,6 +84,7 @@ class JobStats:
     parent: str | None = None
     children: tuple[ChildStats, ...] = ()
     child_count: int = 0
+    pause: Pause | None = None
 
 
 async def job(
@@ -98,7 +102,11 @@ async def job(
     Raises NotFound, UnknownFamily, InvalidToken, and BadInput if several tenants or families have this id.
     """
     search = _Search(connection, topology, job_id, family, tenant)
-    return await search.describe(await search.run(), TreeBudget())
+    found = await search.describe(await search.run(), TreeBudget())
+    if found.state not in ("queued", "parked", "retrying"):
+        return found
+    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
+    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or ""))
 
 
 async def find_job(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .. import subjects
 from ..connection import Connection, timestamp
 from ..errors import AccessDenied, BadInput, NotFound, Unavailable
+from ..lanes import ActivePauses, Pause, StoredPauses
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .lookup import JobStats, job
@@ -43,6 +44,7 @@ class FamilyStats:
     - `rate_in`, `rate_done`: jobs a second that were stored and that ended. None: not measured.
     - `size_limit_bytes`: the limit of the stream on the server. None: no limit.
     - `partial`: a cluster has not reported all consumers, so `in_flight` may be low and `pending` high.
+    - `pauses`: of the family, and of tenants and kinds in it. Empty also if this user may not read them.
     """
 
     family: str
@@ -60,6 +62,7 @@ class FamilyStats:
     size_bytes: int = 0
     size_limit_bytes: int | None = None
     partial: bool = False
+    pauses: tuple[Pause, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class LaneStats:
       first AGED_LANES_MAX.
     - `listening`: a worker of the family waits for news of lanes, of this one too unless it serves other tenants. None:
       not known, because all lanes are busy or this user may not ask.
-    - `paused`: somebody has paused its consumer, so nothing is delivered.
+    - `pause`: all its jobs are paused, by `aiqueue pause`. `paused`: somebody has paused its consumer, by `nats`. In
+      both cases nothing is delivered.
     - `partial`: a cluster has not reported its consumer, so `in_flight`, `redelivered` and `pulls` may be low.
     """
 
@@ -91,6 +95,7 @@ class LaneStats:
     listening: bool | None = None
     paused: bool = False
     partial: bool = False
+    pause: Pause | None = None
 
 
 class _StreamSample(NamedTuple):
@@ -129,8 +134,10 @@ async def overview(connection: Connection, topology: Topology, *, sample_s: floa
 
     Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
     """
+    pauses = await StoredPauses(connection, topology).read_if_allowed()
     reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
-    return list(await asyncio.gather(*reads))
+    found = await asyncio.gather(*reads)
+    return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
 
 
 async def lanes(connection: Connection, topology: Topology, family_name: str) -> list[LaneStats]:
@@ -149,6 +156,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     ages = await _read_oldest_ages(connection, family, counts, ordered)
     is_quiet = any(not count.partial and not count.in_flight for count in counts.values())
     listening = await _has_listeners(connection, family) if is_quiet else None
+    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
     found = []
     for lane in ordered:
         count = counts[lane]
@@ -161,7 +169,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
                 in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
                 parked=count.parked, listening=listening, partial=count.partial,
-                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS,
+                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=pauses.of_lane(lane),
             )
         )  # fmt: skip
     return found

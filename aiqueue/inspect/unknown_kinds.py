@@ -12,7 +12,7 @@ from .. import subjects
 from ..connection import Connection
 from ..enqueue import ASIDE_KEY, parse_parked_job
 from ..errors import AccessDenied, NotFound, Unavailable
-from ..lanes import Record, WorkerRecords, serves
+from ..lanes import ActivePauses, Record, StoredPauses, WorkerRecords, serves
 from ..subjects import Lane
 from ..topology import Family, Topology
 
@@ -26,6 +26,7 @@ class WaitingKind:
 
     `workers`: how many live workers run such jobs of at least one of the tenants. `unserved`: jobs of tenants that none
     of them serves. A worker without the permission to announce itself is not counted.
+    `paused`: jobs that are parked aside because they are paused.
     `partial`: more jobs of the family wait than READ_MAX, so `jobs` may be too low.
     """
 
@@ -35,19 +36,23 @@ class WaitingKind:
     workers: int
     unserved: int = 0
     partial: bool = False
+    paused: int = 0
 
 
 def describe_waiting(waiting: WaitingKind) -> str:
     """Return a sentence, such as "1,200 jobs wait for a worker that knows summarise: none is running"."""
     jobs = "1 job waits" if waiting.jobs == 1 else f"{waiting.jobs:,} jobs wait"
     least = "at least " if waiting.partial else ""
+    if waiting.paused >= waiting.jobs:
+        return f"{least}{jobs} for the end of a pause: {waiting.kind} is paused"
     workers = (
         f"{waiting.workers:,} are running"
         if waiting.workers > 1
         else f"{'1' if waiting.workers else 'none'} is running"
     )
     beside = f", not for the tenants of {waiting.unserved:,}" if waiting.workers and waiting.unserved else ""
-    return f"{least}{jobs} for a worker that knows {waiting.kind}: {workers}{beside}"
+    paused = f"; {waiting.paused:,} of the jobs are paused" if waiting.paused else ""
+    return f"{least}{jobs} for a worker that knows {waiting.kind}: {workers}{beside}{paused}"
 
 
 async def read_waiting_kinds(
@@ -60,6 +65,7 @@ async def read_waiting_kinds(
     records: list[Record] = []
     with contextlib.suppress(NotFound, AccessDenied):
         records = await WorkerRecords(connection, topology).read()
+    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
     found: list[WaitingKind] = []
     for family, (counts, partial) in zip(families, counted, strict=True):
         for kind in sorted({kind for kind, _ in counts}):
@@ -68,7 +74,8 @@ async def read_waiting_kinds(
             unserved = sum(jobs for jobs, workers in zip(tenants.values(), serving, strict=True) if not workers)
             workers = len({id(each) for some in serving for each in some})
             jobs = sum(tenants.values())
-            found.append(WaitingKind(family.name, kind or UNKNOWN, jobs, workers, unserved, partial))
+            paused = sum(count for tenant, count in tenants.items() if pauses.of_job(family.name, tenant, kind))
+            found.append(WaitingKind(family.name, kind or UNKNOWN, jobs, workers, unserved, partial, paused))
     return sorted(found, key=lambda each: -each.jobs)
 
 

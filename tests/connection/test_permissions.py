@@ -63,6 +63,13 @@ async def cancel(less: Client, job: str) -> None:
     await less.cancel(job)
 
 
+async def pauses(less: Client, job: str) -> None:
+    for tenant in ("acme", None):
+        await less.pause("rag.ingest", tenant=tenant, duration="1h")
+        assert await less.pauses()
+        assert await less.resume("rag.ingest", tenant=tenant)
+
+
 async def documents(less: Client, job: str) -> None:
     document = await less.documents.put(b"x" * 1000, tenant="acme")
     await less.documents.open(document).read()
@@ -100,6 +107,9 @@ async def delayed(less: Client, job: str) -> None:
         (status, "publish", "$JS.API.DIRECT.GET.AI_RESULTS"),
         (status, "publish", "$JS.API.DIRECT.GET.AI_AGENT_TASKS"),
         (cancel, "publish", "$JS.API.DIRECT.GET.AI_RESULTS"),
+        (pauses, "publish", "$KV.AI_PRESENCE.pause.>"),
+        (pauses, "publish", "$JS.API.STREAM.MSG.GET.KV_AI_PRESENCE"),
+        (pauses, "publish", "$JS.API.DIRECT.GET.KV_AI_PRESENCE"),
         (documents, "publish", "$O.AI_DOCUMENTS.C.>"),
         (documents, "publish", "$JS.API.STREAM.MSG.GET.OBJ_AI_DOCUMENTS"),
         (documents, "publish", "$JS.API.DIRECT.GET.OBJ_AI_DOCUMENTS"),
@@ -153,6 +163,39 @@ async def test_a_worker_without_one_right_ends_and_names_its_subject(
                 await run_worker(less, ran)
         assert time.monotonic() - started_at < 8
         assert f"this user may not {verb} to {subject.removesuffix('.>')}" in str(caught.value)
+
+
+async def test_a_worker_that_may_not_hear_of_pauses_heeds_them_all_the_same(
+    own_server: OwnServer, eventually: Eventually
+) -> None:
+    async with two(own_server(users(subscribe=["aiq.pause"]))) as (every, less):
+        ran: list[str] = []
+        running = asyncio.create_task(run_worker(less, ran))
+        await every.enqueue(Task(), tenant="acme")
+        await eventually(lambda: ran)
+        await every.pause("agent.tasks")
+        await asyncio.sleep(1.2)
+        await every.enqueue(Task(), tenant="acme")
+        await asyncio.sleep(0.5)
+        assert len(ran) == 1
+        await every.resume("agent.tasks")
+        await eventually(lambda: len(ran) == 2, within=2)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_worker_that_may_not_read_pauses_works_and_says_that_it_does_not_heed_them(
+    own_server: OwnServer, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two(own_server(users(publish=["$JS.API.DIRECT.GET.KV_AI_PRESENCE"]))) as (every, less):
+        await every.pause("agent.tasks")
+        ran: list[str] = []
+        running = asyncio.create_task(run_worker(less, ran))
+        await every.enqueue(Task(), tenant="acme")
+        await eventually(lambda: ran)
+        assert "this worker does not heed pauses: permission denied" in caplog.text
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_a_worker_whose_right_is_taken_away_ends(own_server: OwnServer, eventually: Eventually) -> None:
@@ -239,7 +282,7 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
 
 ROWS = [
     "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
-    "if it waits for results", "if it cancels jobs", "if it reruns",
+    "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses",
 ]  # fmt: skip
 
 
@@ -248,6 +291,7 @@ ROWS = [
     [
         (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
         (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
+        (pauses, [ROWS[7]]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(

@@ -430,3 +430,36 @@ async def test_steps_are_stored_in_the_forms_of_the_wire_contract(account: Accou
         assert hold.subject == f"$O.AI_DOCUMENTS.R.acme.{sha256}.step.{ref}"
         assert ref.startswith("agent.tasks.j.7-1700000000.")
         assert ref.count(".") == 4
+
+
+async def test_a_pause_is_stored_in_the_documented_form_and_read_with_less_or_more(client: aiqueue.Client) -> None:
+    """Workers of the former version do not know the keys, and those of this one ignore forms that they do not know."""
+    await client.pause("agent.tasks", tenant="acme", kind="crawl.page", by="anna", reason="slow", now=True)
+    hashed = hashlib.sha256(b"crawl.page").hexdigest()[:40]
+    subject = f"$KV.AI_PRESENCE.pause.agent.tasks.tenant.acme.kind.x{hashed}"
+    stored = await client.connection.last("KV_AI_PRESENCE", subject)
+    assert stored is not None
+    body = json.loads(stored.data)
+    assert abs(body.pop("since") - stored.time) < 1
+    assert body == {
+        "family": "agent.tasks", "tenant": "acme", "kind": "crawl.page", "by": "anna", "reason": "slow", "until": None,
+        "now": True,
+    }  # fmt: skip
+    await client.resume("agent.tasks", tenant="acme", kind="crawl.page")
+
+    documents = {
+        "agent.tasks": b"",
+        "agent.tasks.tenant.acme": b'{"since": 1700000000.5, "by": "anna", "later": [1]}',
+        "agent.tasks.kind.crawl": b'{"since": "then", "until": true, "reason": 7}',
+        "agent.tasks.key.gpt": b"{}",
+    }
+    for key, data in documents.items():
+        await client.connection.store(f"$KV.AI_PRESENCE.pause.{key}", data, {"Nats-Msg-Id": key})
+    found = {each.scope: each for each in await client.pauses()}
+    assert [tuple(each) for each in found] == [
+        ("agent.tasks", None, None), ("agent.tasks", None, "crawl"), ("agent.tasks", "acme", None),
+    ]  # fmt: skip
+    whole, kind, acme = found.values()
+    assert (acme.since, acme.by, acme.until) == (1700000000.5, "anna", None)
+    assert whole.since > 1700000000.5
+    assert (kind.until, kind.reason) == (None, "")

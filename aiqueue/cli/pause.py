@@ -1,0 +1,113 @@
+"""``pause`` and ``resume``: have no worker start jobs of a family, a tenant or a kind for a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import BadInput
+from . import output
+from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..lanes import Pause
+
+Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only the jobs of this tenant.")]
+Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only the jobs of this kind.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Register the commands."""
+    add_command(
+        app,
+        "pause",
+        examples=(
+            "  aiqueue pause                                                  what is paused",
+            "  aiqueue pause gateway.requests --for 10m --reason 'provider down'",
+            "  aiqueue pause agent.tasks --tenant acme --kind crawl --now",
+        ),
+    )(pause)
+    add_command(app, "resume")(resume)
+
+
+def pause(
+    options: ServerOptions,
+    family: Annotated[
+        str | None, typer.Argument(metavar="FAMILY", help="Family. Default: show what is paused.")
+    ] = None,
+    *,
+    tenant: Tenant = None,
+    kind: Kind = None,
+    for_s: Annotated[float | None, duration_option("End the pause by itself after this time.", "--for")] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Shown to other operators.")] = "",
+    now: Annotated[bool, typer.Option("--now", metavar="", help="Return running jobs to the queue, too.")] = False,
+    json: Json = False,
+) -> None:
+    """Pause a family, or a tenant or kind of it: no worker starts such jobs before `aiqueue resume`.
+
+    Workers heed it within a second, also those that start later. Jobs can be enqueued and cancelled as ever. Running
+    jobs go on.
+    """
+
+    async def run(client: Client) -> list[Pause]:
+        if family is None:
+            return await client.pauses()
+        return [await client.pause(family, tenant=tenant, kind=kind, duration=for_s, reason=reason, now=now)]
+
+    if family is None and (tenant is not None or kind is not None or for_s is not None or reason or now):
+        raise BadInput("name the family to pause, such as `aiqueue pause agent.tasks`")
+    found = options.run_with_client(run)
+    if json:
+        output.print_json([asdict(each) for each in found] if family is None else asdict(found[0]))
+    elif found:
+        print_pauses(found)
+    else:
+        output.print_line("nothing is paused")
+
+
+def resume(
+    options: ServerOptions,
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Family.")],
+    *,
+    tenant: Tenant = None,
+    kind: Kind = None,
+    json: Json = False,
+) -> None:
+    """End a pause. Name the family, tenant and kind as it was paused; other pauses stay.
+
+    Exit codes: 0 resumed; 1 there is no such pause.
+    """
+
+    async def run(client: Client) -> tuple[bool, list[Pause]]:
+        resumed = await client.resume(family, tenant=tenant, kind=kind)
+        return resumed, [each for each in await client.pauses() if each.family == family]
+
+    resumed, left = options.run_with_client(run)
+    scope = ", ".join([family, *([f"tenant {tenant}"] if tenant else []), *([f"kind {kind}"] if kind else [])])
+    if json:
+        output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})
+    elif resumed:
+        output.print_line(f"resumed {scope}")
+        print_pauses(left)
+    else:
+        others = "; ".join(str(each.scope) for each in left)
+        print_error(f"{scope} is not paused" + (f"; paused are: {others}" if others else ""))
+    if not resumed:
+        raise typer.Exit(FAILED)
+
+
+def print_pauses(found: Sequence[Pause]) -> None:
+    """Print pauses, one a line."""
+    for each in found:
+        output.print_line(output.escape_controls(f"{each.scope}: paused {describe_pause(each)}"))
+
+
+def describe_pause(pause: Pause) -> str:
+    """Return since when, by whom, until when and why, such as "3m10s ago (2026-11-23 07:05:01) by anna: too slow"."""
+    by = f" by {pause.by}" if pause.by else ""
+    until = "" if pause.until is None else f" until {output.format_time(pause.until)}"
+    return f"{output.format_ago(pause.since)}{by}{until}{f': {pause.reason}' if pause.reason else ''}"

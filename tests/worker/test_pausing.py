@@ -90,15 +90,20 @@ async def test_a_paused_lane_is_not_pulled_by_any_worker_until_it_is_resumed(
     client: aiqueue.Client, account: Account, tenant: str | None
 ) -> None:
     ran: list[tuple[str, str, int]] = []
-    async with several(account, 2) as (first, second), pinger(ran).running(first), pinger(ran).running(second):
+    async with (
+        several(account, 2) as (first, second),
+        pinger(ran).running(first) as one,
+        pinger(ran).running(second) as two,
+    ):
         for _ in range(4):  # both workers have a standing pull on the lane
             await runs(client)
         await client.pause("agent.tasks", tenant=tenant, reason="the provider is away", by="anna")
-        await asyncio.sleep(1.0)  # what is promised
+        await eventually(lambda: heeds(one) and heeds(two), within=1.0)
+        await asyncio.sleep(0.1)  # what was on its way has returned to the queue
         before, started = await delivered(client), len(ran)
         for n in range(50):
             await client.enqueue(Ping(n=n), tenant="acme")
-        await asyncio.sleep(1.5)  # longer than the poll
+        await asyncio.sleep(1.2)  # longer than the poll
         assert (await delivered(client), len(ran)) == (before, started)
         assert await client.resume("agent.tasks", tenant=tenant)
         await eventually(lambda: len(ran) == started + 50, within=3)
@@ -218,6 +223,28 @@ async def test_the_time_of_a_pause_does_not_count_as_unknown(
         assert await dead(client) == []
         await client.resume("agent.tasks", kind="pong.now")
         assert await handle.result(5) == 9
+
+
+async def test_a_job_of_a_paused_kind_in_a_family_that_claims_ids_runs_once(client: aiqueue.Client) -> None:
+    class Ask(aiqueue.Message, kind="ask", family="gateway.requests"):
+        request_id: str
+
+    ran: list[int] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def ask(job: aiqueue.Job[Ask]) -> int:
+        ran.append(job.attempt)
+        return job.attempt
+
+    async with worker.running(client) as session:
+        await client.pause("gateway.requests", kind="ask")
+        await eventually(lambda: heeds(session, "gateway.requests", kind="ask"))
+        handle = await client.enqueue(Ask(request_id="r-1"), tenant="acme")
+        await eventually(lambda: _is(1, parked(client)))
+        await client.resume("gateway.requests", kind="ask")
+        assert await handle.result(5) == 1
+    assert ran == [1]
 
 
 async def test_a_paused_tenant_of_a_family_with_shared_lanes_holds_up_no_other(
@@ -369,7 +396,7 @@ async def test_a_paused_lane_is_not_taken_for_stalled(
         await eventually(lambda: heeds(session) and session.puller._inbox != inbox)
         inbox = session.puller._inbox
         handle = await client.enqueue(Ping(n=1), tenant="acme")
-        await asyncio.sleep(2.5)  # the poll reports the job
+        await asyncio.sleep(1.8)  # the poll reports the job
         assert session.vitals()["state"] == "ok"
         assert session.puller._inbox == inbox
         assert [each for each in caplog.records if "stalled" in each.getMessage()] == []
@@ -405,7 +432,7 @@ async def test_a_job_between_two_attempts_keeps_its_count_when_its_lane_was_idle
             await eventually(lambda: attempts)
             await client.pause("brief.jobs")
             await eventually(lambda: heeds(session, "brief.jobs"))
-            await asyncio.sleep(3)  # longer than the time after which the server deletes an idle consumer
+            await asyncio.sleep(2.5)  # longer than the time after which the server deletes an idle consumer
             assert attempts == [1]
             await client.resume("brief.jobs")
             assert await handle.result(5) == 2

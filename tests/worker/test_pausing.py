@@ -18,6 +18,7 @@ from aiqueue.enqueue import Filter
 from aiqueue.lanes import StoredPauses
 from aiqueue.topology import provision
 from aiqueue.worker.session import Session
+from aiqueue.worker.unknown_kinds import Hops
 
 from ..support import Account, NatsProcess, eventually
 from . import pausable
@@ -212,14 +213,26 @@ async def test_the_time_of_a_pause_does_not_count_as_unknown(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiqueue.worker.unknown_kinds.PATIENCE_S", 0.5)
-    monkeypatch.setattr("aiqueue.worker.unknown_kinds.PAUSED_FIRST_S", 0.2)
-    monkeypatch.setattr("aiqueue.worker.unknown_kinds.PAUSED_MAX_S", 0.2)
+    monkeypatch.setattr("aiqueue.worker.unknown_kinds.PAUSED_FIRST_S", 0.3)
+    monkeypatch.setattr("aiqueue.worker.unknown_kinds.PAUSED_MAX_S", 0.3)
     monkeypatch.setattr("aiqueue.worker.unknown_kinds.SOON_S", 0.0)
+
+    async def hops() -> list[Hops]:
+        """Of the job that is parked aside, as of its next delivery."""
+        read = client.connection.read("AI_PARKED", "ai.parked.at.agent.tasks.>")
+        found = [each.headers["Aiq-Unknown"].split() async for each in read]
+        return [Hops(int(at) / 1000, int(number)) for at, number in found]
+
     async with pinger([]).running(client) as session:
         await client.pause("agent.tasks", kind="pong.now")
         await eventually(lambda: heeds(session, kind="pong.now"))
         handle = await client.enqueue(Pong(n=9), tenant="acme")
-        await asyncio.sleep(1.5)  # several hops
+        enqueued_at = time.time()
+
+        async def hopped() -> bool:
+            return any(each.number >= 3 and each.first_seen_at > enqueued_at + 0.6 for each in await hops())
+
+        await eventually(hopped, within=10)
         assert await dead(client) == []
         await client.resume("agent.tasks", kind="pong.now")
         assert await handle.result(5) == 9

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -55,18 +54,11 @@ PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane th
 SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
 RELEASE_DELAY_S = 0.1
 HISTORY_MAX = 50
-_WAIT_ID = re.compile(r"w\d+-\d+-n(\d+)")
 
 
 def retry_dedup_key(delivery: Delivery, number: int) -> str:
     """Return the key under which a run is parked for attempt `number`. Parked twice under it, one job is stored."""
     return f"r{delivery.run}-{int(delivery.enqueued_at)}-a{number}"
-
-
-def wait_of(parking_id: str) -> int:
-    """Return the number of the wait for children that a parking id is of; 0 if the job was not parked by one."""
-    found = _WAIT_ID.fullmatch(parking_id)
-    return headers.number(found[1]) if found else 0
 
 
 class Settlement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from typing import Any, NamedTuple
 
 from .. import headers
@@ -14,10 +15,12 @@ from ..journal import RETRY, STARTED
 from ..lanes import Delivery
 from ..topology import Family
 from .opening import OpenedJob
-from .settlement import retry_dedup_key, wait_of
+from .settlement import retry_dedup_key
 from .unknown_kinds import Hops, hop_of
 
 log = logging.getLogger(__name__)
+
+_WAIT_ID = re.compile(r"w\d+-\d+-n(\d+)")  # the parking id of a job that waits for its children
 
 RETRY_WAIT_MIN_S = 1.0  # a retry that is due sooner than this runs at once
 CLAIM_LEASES = 2  # after so many leases a later delivery's `started` no longer stops an earlier delivery of the message
@@ -40,6 +43,12 @@ class DeliveryOrder(NamedTuple):
         if not isinstance(stored, list) or len(stored) != len(cls._fields):
             return None
         return cls(*stored) if all(isinstance(each, int | float) for each in stored) else None
+
+
+def wait_of(parking_id: str) -> int:
+    """Return the number of the wait for children that a parking id is of; 0 if the job was not parked by one."""
+    found = _WAIT_ID.fullmatch(parking_id)
+    return headers.number(found[1]) if found else 0
 
 
 def find_pending_retry(delivery: Delivery, opened: OpenedJob, now: float) -> RetryPending | None:

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from .bus import NATSClient
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
-    from .document_ref import Document
     from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
     from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
+    from .payload import Document
     from .responder import Responder
     from .topology import Topology
     from .worker import Worker
@@ -27,7 +27,7 @@ _MODULE_OF = {
     "Backoff": "backoff",
     "Child": "job",
     "Client": "client",
-    "Document": "document_ref",
+    "Document": "payload",
     "Handle": "client",
     "Job": "job",
     "JobCancelled": "errors",

@@ -23,7 +23,6 @@ from .attempt import (
 )
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
-from .document_ref import HeldDocument
 from .enqueue import Producer
 from .errors import (
     AccessDenied,
@@ -42,6 +41,7 @@ from .errors import (
 )
 from .job import Retry
 from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
+from .payload import HeldDocument
 from .requests import Claims, find_bare_id, replies
 from .topology import Family
 from .units import Duration, parse_duration, texts, whole_number

@@ -17,8 +17,8 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..document_ref import Document
     from ..documents import Collected
+    from ..payload import Document
 
 app = typer.Typer(no_args_is_help=True, help="Put, list, get and delete documents (large files that jobs refer to).")
 

@@ -13,7 +13,6 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from .. import subjects
 from ..config import Settings
-from ..document_ref import Document, SteppedGenerator, SyncDocumentReader
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
@@ -21,7 +20,7 @@ from ..inspect import JobStats
 from ..job import JobSpec, Message
 from ..journal import StreamItem
 from ..lanes import Pause
-from ..payload import R, R_co
+from ..payload import Document, R, R_co, SteppedGenerator, SyncDocumentReader
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .client import Client, connect

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..document_ref import Document
+from ..payload import Document
 
 JOB, PUT = "job", "put"  # what holds a document: a job, or the time for which it was put
 RESULT = "result"  # or a journal's entry, which has it in place of a large result

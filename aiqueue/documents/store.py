@@ -23,7 +23,6 @@ import pydantic
 
 from .. import codec, headers, subjects, units
 from ..connection import Connection
-from ..document_ref import Document, DocumentReader, HeldDocument
 from ..errors import (
     AIQueueError,
     BadInput,
@@ -35,6 +34,7 @@ from ..errors import (
     TooLarge,
     Unavailable,
 )  # fmt: skip
+from ..payload import Document, DocumentReader, HeldDocument
 from ..topology import Topology
 from ..units import Duration
 from .holds import HOLDERS, JOB, PUT, RESULT, STEP, DocumentHold, Labels, ListedDocument

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from .. import codec, headers, subjects
 from ..connection import Connection, block
-from ..document_ref import Document
 from ..errors import AIQueueError, BadInput
 from ..job import ChildSpec
+from ..payload import Document
 from ..topology import Topology
 from .parking import Parking, resolve_due_at
 from .producer import AttachedJob, JobTemplate, Producer, checked_headers, retry_while_full

@@ -11,11 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from .. import codec, headers, subjects
 from ..connection import Connection, PubAck, ServerClock, block
-from ..document_ref import Document, find_documents
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, StreamFull, Unavailable
 from ..job import Message, check_message, secret_headers
-from ..payload import encode_message
+from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
 from ..units import Deadline, parse_duration, parse_time
 from .ids import resolve_job_id, with_header

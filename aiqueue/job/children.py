@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
 
 from .. import codec
-from ..document_ref import find_documents
 from ..errors import BadInput, ChildCancelled, ChildFailed, ChildLost, EncodeError, ResultInvalid
-from ..payload import R_co, encode_message, parse_result
+from ..payload import R_co, encode_message, find_documents, parse_result
 from ..units import Duration, parse_duration
 from .message import Message, check_message, secret_headers
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, ov
 import pydantic
 
 from ..codec import Encoded
-from ..document_ref import Document, DocumentReader, SyncDocumentReader, run_from_thread
 from ..errors import BadInput
-from ..payload import R
+from ..payload import Document, DocumentReader, R, SyncDocumentReader, run_from_thread
 from ..units import Duration
 from .children import (
     Child,

@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pydantic
 
 from .. import codec, headers, secret_paths, subjects
-from ..document_ref import may_contain_documents
 from ..errors import BadInput
-from ..payload import R, TypedModel
+from ..payload import R, TypedModel, may_contain_documents
 from ..units import Deadline, Duration, Time
 
 KIND = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

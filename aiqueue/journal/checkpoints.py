@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 from .. import codec, headers
 from ..connection import Connection
-from ..document_ref import Document, HeldDocument
 from ..errors import (
     AccessDenied,
     AIQueueError,
@@ -34,6 +33,7 @@ from ..errors import (
     TooLarge,
     Unavailable,
 )  # fmt: skip
+from ..payload import Document, HeldDocument
 from .children import CHILDREN, CHILDREN_AT_ONCE, ChildRecord, children_of_entry, encode_children
 from .entries import Entry, entry_from_stored, entry_headers
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from .. import codec, headers, secret_paths, subjects
 from ..connection import Received, Stored, timestamp
-from ..document_ref import Document, document_in
 from ..errors import DecodeError, JobCancelled, JobFailed
+from ..payload import Document, document_in
 
 LIVE = "aiq.live"  # prefix of the core subject on which the server repeats each stored entry
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"

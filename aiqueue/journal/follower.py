@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from .. import headers, secret_paths, subjects
 from ..connection import Received, Subscription
-from ..document_ref import Document
 from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
+from ..payload import Document
 from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
 from .outcome_watch import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch

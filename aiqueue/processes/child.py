@@ -24,10 +24,10 @@ from typing import Any, BinaryIO
 from .. import attempt, codec
 from ..attempt import Cancelled, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..backoff import Backoff
-from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
+from ..payload import Document
 from ..topology import Family
 from . import protocol
 from .forks import reset_signals_at_fork

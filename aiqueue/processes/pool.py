@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from .. import attempt, codec
 from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
-from ..document_ref import Document
 from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
 from ..job import ChildSpec, Progress, Wait
+from ..payload import Document
 from . import descendants, protocol
 from .recipe import Recipe
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from .. import codec, headers, subjects
 from ..connection import Received
-from ..document_ref import document_in
 from ..enqueue import Producer
 from ..errors import BadInput, DecodeError, ResultTimeout, Unavailable
 from ..job import Message
-from ..payload import R, encode_message, parse_result
+from ..payload import R, document_in, encode_message, parse_result
 from ..topology import Family
 from . import replies
 

@@ -10,7 +10,6 @@ import pydantic_core
 
 from .. import codec, headers
 from ..connection import Answer, Received, Status
-from ..document_ref import Document, reference_headers
 from ..errors import (
     AccessDenied,
     AIQueueError,
@@ -26,6 +25,7 @@ from ..errors import (
     Unavailable,
     details,
 )  # fmt: skip
+from ..payload import Document, reference_headers
 
 SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"

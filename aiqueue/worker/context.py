@@ -11,12 +11,12 @@ from typing import Any
 from .. import headers, subjects
 from ..attempt import RunningAttempt, Threads
 from ..codec import Encoded
-from ..document_ref import Document
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
 from ..job import Child, ChildOutcome, ChildSpec, Wait
 from ..journal import PROGRESS, Checkpoints, Journal, Retention, Writer
 from ..lanes import Delivery
+from ..payload import Document
 from ..topology import Family
 from .gathering import ChildrenResources, Gathering
 from .opening import OpenedJob, may_have_history

@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import Mapping
 
 from .. import codec
-from ..document_ref import HeldDocument
 from ..documents import Documents
 from ..errors import AccessDenied, EncodeError, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import RESULT, Writer
+from ..payload import HeldDocument
 from .overflow import NO_ROOM_S, Overflow, write_within
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..document_ref import Document, HeldDocument
 from ..documents import Documents
 from ..errors import BadInput
+from ..payload import Document, HeldDocument
 from ..subjects import ParentRun
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.document_ref import Document, SyncDocumentReader
+from aiqueue.payload.document_ref import Document, SyncDocumentReader
 from aiqueue.topology import provision
 
 from ..support import Account, wait_until

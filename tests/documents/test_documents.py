@@ -22,7 +22,6 @@ import aiqueue
 from aiqueue import codec, headers
 from aiqueue.cli.app import app
 from aiqueue.client.client import Client
-from aiqueue.document_ref import Document, find_documents, may_contain_documents
 from aiqueue.documents.collector import Collected, Collector
 from aiqueue.documents.objects import CHUNK_BYTES, ObjectInfo, ObjectStore
 from aiqueue.documents.store import JOB, PUT
@@ -30,6 +29,7 @@ from aiqueue.enqueue.bulk import TURN_ITEMS
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, Corrupt, EncodeError, JobFailed, NotFound, QueueFull, TooLarge, Unavailable
 from aiqueue.job import JobSpec
+from aiqueue.payload.document_ref import Document, find_documents, may_contain_documents
 from aiqueue.topology import provision
 
 from ..support import Account, Eventually, NatsProcess

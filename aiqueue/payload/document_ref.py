@@ -12,8 +12,8 @@ from typing import IO, Annotated, Any, ForwardRef, Generic, NamedTuple, TypeVar,
 
 import pydantic
 
-from . import headers
-from .errors import BadInput
+from .. import headers
+from ..errors import BadInput
 
 READ_MAX = 64 * 1024 * 1024
 THREAD_WAIT_S = 300.0  # how long a thread waits for one chunk; includes the retries of a lost link

@@ -19,6 +19,7 @@ CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cance
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
 PAUSES = "aiq.pause"  # notices to workers: a pause began or ended
 DEAD = "ai.dead"
+LIMITS = "aiq.limits"  # where the server repeats what is stored in the bucket of limits
 CHECKPOINTS = "ai.checkpoint"
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
@@ -223,6 +224,29 @@ def object_tokens(subject: str) -> list[str]:
 def bucket(stream: str, *tokens: str) -> str:
     """Return the subject of a key in a bucket's stream; without tokens the filter over all keys."""
     return ".".join(("$KV", stream.removeprefix(BUCKET), *(tokens or (">",))))
+
+
+def limit(stream: str, what: str, family: str, key: str, scope: str) -> str:
+    """Return the subject of a document of limits: `what` is use, rule or pause.
+
+    `key` may be any text, and is hashed. `scope`: see `limit_scope`.
+    """
+    return bucket(stream, what, family, hashed(key), scope)
+
+
+def limit_scope(tenant: str | None) -> str:
+    """Return the token of whom a limit is for: all tenants together (None), each by itself (``*``), or one tenant."""
+    return "all" if tenant is None else "each" if tenant == "*" else f"t-{tenant}"
+
+
+def limit_live(stream: str, subject: str) -> str:
+    """Return the subject on which the server repeats what is stored in the bucket of limits on `subject`."""
+    return LIMITS + subject.removeprefix(bucket(stream, "").removesuffix("."))
+
+
+def hashed(text: str) -> str:
+    """Return a token of 32 characters for any text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def inbox(family: str, tenant: str, agent: str) -> str:

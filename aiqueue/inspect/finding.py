@@ -73,6 +73,7 @@ WHEN_FULL: Mapping[str, str] = {
     "new agents",
     "checkpoints": "raise max_bytes and run `aiqueue apply`: a full stream refuses the results of steps, and attempts "
     "that keep some fail",
+    "limits": "raise max_bytes and run `aiqueue apply`: a full stream refuses a key's first use, so its jobs wait",
 }
 
 

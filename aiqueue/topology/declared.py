@@ -15,6 +15,7 @@ from .streamfile import PROFILES, Role, StreamFile
 _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
 _PRIORITIES = ("high", "normal", "low")
+LIMITS_FILE = "limits.toml"  # no stream file: the rules of limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Family:
     journal_ttl_s: float | None  # retention of results; None: that of the journal stream
     chunk_ttl_s: float | None  # retention of chunks and progress; None: that of the journal stream
     key: str | None  # the message field, and header, that contains the caller's job id
+    limit_key: str | None  # the message field by whose values limits are told apart; None: the family has no limits
     aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
     schema_versions: tuple[str, ...]
     ack_wait_s: float
@@ -169,7 +171,7 @@ class Topology:
             spec = _make_stream_spec(each, families)
             _require_unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints"):
+        for role in ("journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits"):
             _require_one_stream(role, streams)
         kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
         for family in families.values():
@@ -210,6 +212,10 @@ class Topology:
         return self._by_role("checkpoints")
 
     @property
+    def limits_stream(self) -> StreamSpec:
+        return self._by_role("limits")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -242,13 +248,15 @@ def bundled_directory() -> Path:
 
 
 def _list_files(directory: Path) -> list[Path]:
-    """List the stream files of a directory, sorted by name. Skips hidden files, which editors create."""
+    """List the stream files of a directory, sorted by name. Skips hidden files, which editors create, and the rules of
+    limits, which lie beside the streams.
+    """
     if not directory.is_dir():
         raise TopologyError(str(directory), "", "no such directory")
     files = sorted(path for path in directory.glob("*.toml") if not path.name.startswith("."))
     if not files:
         raise TopologyError(str(directory), "", "contains no *.toml file")
-    return files
+    return [path for path in files if path.name != LIMITS_FILE]
 
 
 def _read_text(path: Path) -> str:
@@ -275,6 +283,7 @@ def _make_family(declared: StreamFile) -> Family:
         journal_ttl_s=_seconds(given.get("journal_ttl")),
         chunk_ttl_s=_seconds(given.get("chunk_ttl", given.get("journal_ttl"))),
         key=given.get("key"),
+        limit_key=given.get("limit_key"),
         aliases=given.get("aliases", {}),
         schema_versions=given.get("schema_versions", _SCHEMA_VERSIONS),
         ack_wait_s=declared.consumer["ack_wait"] / _NS,
@@ -320,6 +329,10 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["subjects"] = [subjects.parked(is_due=False), subjects.parked(is_due=True)]
         case "presence":
             config["subjects"] = [subjects.bucket(config["name"])]
+        case "limits":
+            config["subjects"] = [subjects.bucket(config["name"])]
+            # A process hears at once what another one has stored, and its own writes with the server's time.
+            config["republish"] = {"src": subjects.bucket(config["name"]), "dest": f"{subjects.LIMITS}.>"}
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)

@@ -17,7 +17,9 @@ from .. import subjects, units
 from ..errors import TopologyError
 from ..job import KIND
 
-Role = Literal["work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints"]
+Role = Literal[
+    "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits"
+]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
@@ -184,6 +186,7 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "journal_ttl": _nanoseconds(60),
     "chunk_ttl": _nanoseconds(1),  # the server's minimum
     "key": _word,
+    "limit_key": _word,
     "claim": _flag,
     "reply_within": _nanoseconds(1),
     "tenants": _tenants,
@@ -254,6 +257,14 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "deny_delete": True,
     },
     "checkpoints": {"retention": "limits", "discard": "new", "allow_direct": True},
+    "limits": {
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+    },
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -272,6 +283,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "documents": {},
     "presence": {},
     "checkpoints": {},
+    "limits": {},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -314,6 +326,9 @@ def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
     if families:
         family = _check_table(file, "family", raw.get("family"), _INBOX_FAMILY if role == "inbox" else _WORK_FAMILY)
         _require_keys(file, "family", family, "name", "default_kind")
+        if "limit_key" in family and family.get("lanes") == "shared":
+            problem = 'cannot be combined with lanes = "shared": an exhausted key would hold up all others'
+            raise TopologyError(file, "family.limit_key", problem)
     stream = _check_stream_table(file, "stream", raw.get("stream"), _STREAM)
     _require_keys(file, "stream", stream, "name")
     consumer = _check_table(file, "consumer", raw.get("consumer", {}), _CONSUMER)
@@ -417,8 +432,10 @@ def _check_stream(
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")
-    if role == "presence" and not stream["name"].startswith(subjects.BUCKET):
-        refuse("name", f"must start with {subjects.BUCKET} for a presence stream, which is a key-value bucket")
+    if role in ("presence", "limits") and not stream["name"].startswith(subjects.BUCKET):
+        refuse("name", f"must start with {subjects.BUCKET} for a {role} stream, which is a key-value bucket")
+    if role == "limits" and "republish" in stream:
+        refuse("republish", "is computed for a limits stream; remove it")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot be combined with discard = "new": the server refuses it')
     for key, needed in _FIXED[role].items():

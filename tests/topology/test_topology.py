@@ -167,6 +167,10 @@ class TestUserDirectory:
         (tmp_path / ".#llmops.toml").write_text("not toml")
         assert "llmops.operations" in Topology.load(tmp_path).families
 
+    def test_rules_of_limits_lie_beside_the_streams(self, tmp_path: Path) -> None:
+        (tmp_path / "limits.toml").write_text("[[limit]]\n")
+        assert Topology.load(tmp_path).families == Topology.load().families
+
     def test_missing_or_empty_directory_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TopologyError, match="no such directory"):
             Topology.load(tmp_path / "nowhere")
@@ -377,6 +381,24 @@ class TestLanes:
             "max_deliver": 10_000,
             "inactive_threshold": 300_000_000_000,
         }
+
+    def test_a_family_may_name_the_field_that_limits_go_by(self) -> None:
+        topology = Topology.build([*bundled(), ("x.toml", family_file(family='limit_key = "model"'))])
+        assert topology.family("x.y").limit_key == "model"
+        assert topology.family("agent.tasks").limit_key is None
+
+    def test_a_limit_key_is_refused_where_all_tenants_share_a_lane(self) -> None:
+        text = family_file(family='limit_key = "model"\nlanes = "shared"')
+        with pytest.raises(TopologyError, match=r"x.toml: family.limit_key: cannot be combined with lanes") as caught:
+            Topology.build([*bundled(), ("x.toml", text)])
+        assert "\n" not in str(caught.value)
+
+    def test_the_server_repeats_what_is_stored_of_limits(self) -> None:
+        spec = Topology.load().limits_stream
+        assert spec.config["republish"] == {"src": "$KV.AI_LIMITS.>", "dest": "aiq.limits.>"}
+        text = 'role = "limits"\n[stream]\nname = "KV_X"\nmax_bytes = 1000\nrepublish = { src = "a", dest = "b" }'
+        with pytest.raises(TopologyError, match=r"stream.republish: is computed for a limits stream"):
+            streamfile.parse_file("x.toml", text)
 
     def test_shared_lanes_take_all_tenants(self) -> None:
         family = with_files(family_file(family="lanes = 'shared'")).family("x.y")

@@ -12,7 +12,8 @@
     │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
-    │   └── TopologyError       an invalid streams/*.toml file; names the file and the key
+    │   ├── TopologyError       an invalid streams/*.toml or limits.toml file; names the file and the key
+    │   └── AboveLimit          a reservation above the limit itself: waiting would not help
     ├── Unavailable             no server answers now; a retry can help
     ├── AccessDenied            wrong credentials, or no permission for a subject
     ├── QueueFull               a limit is reached, nothing was stored; a retry can help
@@ -145,13 +146,20 @@ class SettingsError(BadInput):
 
 
 class TopologyError(BadInput):
-    """An invalid stream file (streams/*.toml): `file`, `key` and the `problem`."""
+    """An invalid stream file (streams/*.toml), or limits.toml: `file`, `key` and the `problem`."""
 
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
-        self.file = file
-        self.key = key
-        self.problem = problem
+        self.file, self.key, self.problem = file, key, problem
+
+
+class AboveLimit(BadInput):
+    """A reservation above the limit itself would wait for ever. `what`: "requests" or "cost". `rule`: as text."""
+
+    def __init__(self, what: str, value: float, limit: float, rule: str, key: str) -> None:
+        problem = f"{what} {value:,.10g} is above the limit of {limit:,.10g} itself ({rule}) for the key {key!r}"
+        super().__init__(f"{problem}: reserve less, or raise the limit")
+        self.what, self.value, self.limit, self.rule, self.key = what, value, limit, rule, key
 
 
 class Unavailable(AIQueueError):

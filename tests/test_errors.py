@@ -24,6 +24,7 @@ EXAMPLES: dict[str, AIQueueError] = {
     "UnknownKind": errors.UnknownKind("x\ny", ("a", "b")),
     "UnknownFamily": errors.UnknownFamily("x.y", ("a.b",)),
     "TopologyError": errors.TopologyError("x.toml", "stream.name", "is missing"),
+    "AboveLimit": errors.AboveLimit("cost", 12_000, 10_000, "agent.tasks: cost 10,000 in 1m", "gpt\n4"),
     "Unavailable": errors.Unavailable("no server", maybe_stored=True),
     "QueueFull": errors.QueueFull("agent.tasks acme/high", "too\nmany", limit=1000, retry_after_s=2.5),
     **{

@@ -58,6 +58,29 @@ class ServerClock:
         server = self._monotonic() + self._ahead_s
         return wall if abs(server - wall) <= self._error_s + SYNCHRONISED_S else server
 
+    def precise(self) -> float | None:
+        """Return the server's time to within the error of the measurement, however near the local clock is; None until
+        the first one.
+        """
+        return None if self._measured_at is None else self._monotonic() + self._ahead_s
+
+    def note(self, sent_at: float, received_at: float, server_time: float) -> None:
+        """Measure the clock by something that the server did at `server_time`, between two times of the monotonic
+        clock here: a request was sent, and its reply received. Keeps a measurement if it is better than the last one,
+        or contradicts it, or the last one is old.
+        """
+        error_s = (received_at - sent_at) / 2
+        ahead_s = server_time - (sent_at + received_at) / 2
+        if (
+            self._measured_at is None
+            or self._is_expired
+            or error_s <= self._error_s
+            or received_at - self._measured_at > KEEP_S
+            or abs(ahead_s - self._ahead_s) > error_s + self._error_s + SYNCHRONISED_S
+        ):
+            self._ahead_s, self._error_s, self._measured_at, self._is_expired = ahead_s, error_s, received_at, False
+            self.offset_ms = round((self.now() - self._wall()) * 1000)
+
     def note_reply(self, sent_at: float, reply: dict[str, Any]) -> dict[str, Any]:
         """Measure the clock by an answer, if the answer states a time. `sent_at`: of the request, monotonic seconds.
 
@@ -66,7 +89,7 @@ class ServerClock:
         text = reply.get("ts")
         if isinstance(text, str):
             with contextlib.suppress(ValueError):
-                self._note(sent_at, self._monotonic(), timestamp(text))
+                self.note(sent_at, self._monotonic(), timestamp(text))
         return reply
 
     def expire(self) -> None:
@@ -96,17 +119,3 @@ class ServerClock:
         now = self._monotonic()
         is_fresh = self._measured_at is not None and not self._is_expired and now - self._measured_at < FRESH_S
         return not is_fresh and now >= self._next_try_at
-
-    def _note(self, sent_at: float, received_at: float, server_time: float) -> None:
-        """Keep a measurement if it is better than the last one, or contradicts it, or the last one is old."""
-        error_s = (received_at - sent_at) / 2
-        ahead_s = server_time - (sent_at + received_at) / 2
-        if (
-            self._measured_at is None
-            or self._is_expired
-            or error_s <= self._error_s
-            or received_at - self._measured_at > KEEP_S
-            or abs(ahead_s - self._ahead_s) > error_s + self._error_s + SYNCHRONISED_S
-        ):
-            self._ahead_s, self._error_s, self._measured_at, self._is_expired = ahead_s, error_s, received_at, False
-            self.offset_ms = round((self.now() - self._wall()) * 1000)

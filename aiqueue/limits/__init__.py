@@ -1,0 +1,17 @@
+"""Limits by key: how often, how much and how many at once, over all processes.
+
+Here: rules and their overrides, the stored use of each value of a key, pauses, and the limiter of a process, which
+reserves before a call and settles after it. Not here: jobs, lanes and workers; those ask the limiter.
+"""
+
+from __future__ import annotations
+
+from .controls import Controls, Pause
+from .credit import Credit
+from .limiter import Limiter
+from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
+
+__all__ = [
+    "Controls", "Credit", "EffectiveRule", "Limiter", "Override", "Pause", "Rule", "RuleId", "Rules", "load_rules",
+    "make_rule", "parse_rules",
+]  # fmt: skip

@@ -1,0 +1,109 @@
+"""A credit: what was reserved for one call, from the grant to the settlement of what the call used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import BadInput
+from .bucket import Bucket
+from .rules import COST_MAX
+
+
+def check_cost(cost: object) -> float:
+    """Return a cost. Raises BadInput for what is no number from 0, such as NaN."""
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= COST_MAX:
+        raise BadInput(f"cost must be a number from 0 to {COST_MAX:g}, not {cost!r}")
+    return cost
+
+
+class Owner(Protocol):
+    """Who grants credits; `sharing.Sharing`."""
+
+    def clock(self) -> float: ...
+    def paused_until(self, tenant: str) -> float: ...
+    def changed(self) -> None: ...
+    def report(self, credit: Credit, above: float) -> None: ...
+
+
+class Credit:
+    """What was reserved for one call: `requests` and `cost`.
+
+    1. `begin` just before the call. False: the call may not start any more, and the reservation is given back.
+    2. `settle` after the call, with what it used. Until then it is in flight.
+
+    `release` gives back a reservation whose call did not start. Whoever drops a credit without any of these keeps its
+    place in flight until the process ends.
+    """
+
+    __slots__ = ("_charged", "_is_begun", "_is_done", "_owner", "cost", "requests", "start_by", "tenant")
+
+    def __init__(
+        self, owner: Owner, tenant: str, requests: int, cost: float, charged: Sequence[tuple[Bucket, int]]
+    ) -> None:
+        """`charged`: the buckets, and the slots in them, that hold the reservation. None: the key is not limited."""
+        self._owner = owner
+        self._charged = charged
+        self._is_begun = self._is_done = False
+        self.tenant, self.requests, self.cost = tenant, requests, cost
+        self.start_by = min((bucket.timing.start_by(slot) for bucket, slot in charged), default=math.inf)
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self._charged)
+
+    @property
+    def lapses_at(self) -> float:
+        """Return when the call does not count as in flight any more, unless the lease is extended before: seconds since
+        the epoch by the server's clock. Infinity: nothing limits calls in flight.
+
+        A process that has lost its connection must end its calls by then, for others may take their places.
+        """
+        leases = []
+        for bucket, _ in self._charged:
+            mine = bucket.document.flights.get(bucket.process)
+            if bucket.rule is not None and bucket.rule.in_flight is not None and mine is not None:
+                leases.append(mine.until)
+        return min(leases, default=math.inf)
+
+    def begin(self) -> bool:
+        """Return whether the call may start now: it is neither late nor paused, and was not released."""
+        if self._is_done:
+            return False
+        now = self._owner.clock()
+        if not self._is_begun and (now > self.start_by or self._owner.paused_until(self.tenant) > now):
+            self.release()
+            return False
+        self._is_begun = True
+        return True
+
+    def settle(self, cost: float | None = None) -> None:
+        """The call has ended, and used so much (None: as reserved). What it did not use is given back. What it used
+        above that is reported, and taken from later slots. Safe twice: the first one counts. Raises BadInput.
+        """
+        if cost is not None:
+            check_cost(cost)
+        if self._is_done:
+            return
+        unused = 0.0 if cost is None else self.cost - cost
+        self._end(0, unused)
+        if unused < 0:
+            self._owner.report(self, -unused)
+
+    def release(self) -> None:
+        """Give back the reservation, if the call did not start; else as `settle`. Safe twice, and after `settle`."""
+        if not self._is_done:
+            self._end(*((0, 0.0) if self._is_begun else (self.requests, self.cost)))
+
+    def _end(self, requests: float, cost: float) -> None:
+        self._is_done = True
+        now = self._owner.clock()
+        for bucket, slot in self._charged:
+            bucket.end_call(now)
+            if cost < 0:
+                bucket.take_extra(now, 0, -cost)
+            else:
+                bucket.give_back(now, slot, requests, cost)
+        if self._charged:
+            self._owner.changed()

@@ -60,6 +60,12 @@ ROWS = {
         60, 32,
     ),
     "streaming": Question("Streaming", "From a handler's chunk to its reader, in processes of their own.", 15, 12),
+    "limits": Question(
+        "Limits",
+        "What a limit over all processes costs a call: where it does not bind, and where all wait. The calls' own log "
+        "is checked to be never above the limit in any window.",
+        3, 60,
+    ),
     "steps": Question(
         "Steps", "What `job.step` keeps for later attempts: one stored message a step, behind the one before.", 3, 4
     ),

@@ -11,7 +11,7 @@ from typing import Any
 from .machine import machine
 
 OURS, RAW, TUNED, STOCK = "aiqueue", "raw nats-py", "bare loop", "stock nats-py"
-DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "consumers": 0, "%": 1}
+DIGITS = {"/s": 0, "ms": 2, "s": 2, "CPU s": 2, "MiB": 0, "KiB": 0, "jobs": 0, "consumers": 0, "writes": 2, "%": 1}
 MORE_IS_BETTER = frozenset({"/s"})
 TUNED_LEAST = {"drain": 2.5, "many": 2.2}  # by question: how many times as fast as STOCK the bare loop is, at least
 

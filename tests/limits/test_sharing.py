@@ -148,37 +148,35 @@ class Judge:
         return most, highest
 
 
-def steps(rnd: random.Random, processes: list[Process], server: Server, timing: Timing, kinds: str) -> None:
+def step(rnd: random.Random, processes: list[Process], server: Server, timing: Timing) -> None:
+    """Something that can happen next to one of the processes."""
     process = rnd.choice(processes)
-    kind = rnd.choice(kinds)
-    if kind == "r":
-        for _ in range(rnd.randint(1, 6)):
-            process.reserve(rnd.choice("abc"), float(rnd.randint(0, 40)), rnd.choice([0.5, 1.0, 3.0]))
-    elif kind == "p" and not process.writes:
-        process.plan()
-    elif kind == "w":
-        outcomes = ["answered"] * 8 + ["never arrived", "answer lost"]
+    for name in server.stored:
+        if rnd.random() < 0.8:
+            process.hear(name)
+    for _ in range(rnd.choice([0, 0, 1, 6])):
+        process.reserve(rnd.choice("abc"), float(rnd.randint(0, 40)), rnd.choice([0.5, 1.0, 3.0]))
+    if process.writes and rnd.random() < 0.8:
+        outcomes = ["answered"] * 20 + ["never arrived", "answer lost"]
         process.settle_writes([rnd.choice(outcomes) for _ in process.writes])
-    elif kind == "h":
-        for name in server.stored:
-            if rnd.random() < 0.5:
-                process.hear(name)
-    elif kind == "s":
-        while process.credits and rnd.random() < 0.9:
-            process.start(rnd.uniform(0, timing.guard_s * 0.4))
-    elif kind == "e" and process.running:
-        process.end(rnd.choice([None, 0.0, 0.5]) and rnd.uniform(0, process.running[0].cost))
-    elif kind == "u" and process.credits:
+    elif not process.writes:
+        process.plan()
+    late = rnd.random() < 0.05
+    while process.credits and rnd.random() < 0.9:
+        if late:
+            server.now = max(server.now, process.credits[0].start_by - process.skew)
+        process.start(timing.guard_s * 0.4 if late else rnd.uniform(0, timing.guard_s * 0.4))
+    while process.running and rnd.random() < 0.4:
+        process.end(None if rnd.random() < 0.5 else rnd.uniform(0, process.running[0].cost))
+    if process.credits and rnd.random() < 0.2:
         process.credits.popleft().release()
-    elif kind == "t":
-        server.now += rnd.choice([0.001, 0.01, timing.slot_s / 3, timing.slot_s, timing.guard_s * 2])
-    elif kind == "T":
-        server.now += rnd.uniform(0, timing.window_s * 1.2)
-    elif kind == "k":
-        processes.remove(process)
-        processes.append(
-            Process(f"p{server.seq}-{rnd.random()}", server, process.judge, process.wide, process.narrow, process.skew)
-        )
+    if rnd.random() < 0.01:
+        fresh = Process(f"p{rnd.random()}", server, process.judge, process.wide, process.narrow, process.skew)
+        processes[processes.index(process)] = fresh
+    slots = [slot for name in server.stored for slot in StoredUse.parse(server.stored[name][1]).slots]
+    if slots and rnd.random() < 0.05:  # to the moment at which the first slot is a window ago
+        server.now = max(server.now, min(slots) / 1000 + timing.window_s + rnd.choice([0.001, timing.guard_s]))
+    server.now += rnd.choice([0, 0.001, 0.001, 0.1 * timing.slot_s, 0.3 * timing.slot_s, timing.slot_s])
 
 
 @settings(max_examples=40)
@@ -194,13 +192,13 @@ def test_no_window_is_above_a_limit_whatever_processes_do(
 ) -> None:
     rnd = random.Random(seed)
     server, judge, timing = Server(), Judge(), Timing.of(window_s)
-    wide = Rule(WIDE, requests, cost, None, window_s) if requests or cost else None
+    wide = Rule(WIDE, requests, cost, 50, window_s)
     rule = Rule(NARROW, narrow, None, None, window_s) if narrow else None
     processes = [
         Process(f"p{i}", server, judge, wide, rule, rnd.uniform(-0.04, 0.04) * timing.guard_s) for i in range(3)
     ]
     for _ in range(250):
-        steps(rnd, processes, server, timing, "rrppppwwwwhhsssseeuttttTk"[: rnd.choice([-1, 24])])
+        step(rnd, processes, server, timing)
     most, highest = judge.worst(window_s)
     assert requests is None or most <= requests
     assert cost is None or highest <= cost + 1e-6
@@ -369,6 +367,44 @@ def test_a_call_that_waited_too_long_may_not_start_and_gives_back_its_reservatio
     process.reserve("a", 1.0)
     process.go()
     assert process.start()
+
+
+def test_a_call_that_starts_as_late_as_it_may_is_in_no_window_with_the_next_one() -> None:
+    server, judge, timing = Server(), Judge(), Timing.of(6.0)
+    first, second = (Process(each, server, judge, Rule(WIDE, 1, None, None, 6.0), None, 0.0) for each in "ab")
+    first.reserve("a", 1.0)
+    first.go()
+    server.now = first.credits[0].start_by
+    assert first.start(way_s=timing.guard_s * 0.49)
+    second.reserve("a", 1.0)
+    while not second.credits:
+        server.now += timing.guard_s / 100
+        second.go()
+    assert second.start()
+    assert judge.worst(6.0)[0] == 1
+    assert server.now < T0 + 6.0 + 2 * timing.slot_s + timing.guard_s
+
+
+def test_what_a_lost_write_reserved_is_not_granted_and_what_it_gave_back_not_given_twice() -> None:
+    server, judge = Server(), Judge()
+    process = Process("p", server, judge, Rule(WIDE, 3), None, 0.0)
+    for _ in range(3):
+        process.reserve("a", 1.0)
+    process.plan()
+    process.settle_writes(["answer lost"])
+    process.go()
+    assert not process.credits
+    server.now += 62.1
+    process.go()
+    assert len(process.credits) == 3
+    process.credits.pop().release()
+    server.now += 0.3
+    process.plan()
+    process.settle_writes(["answer lost"])
+    for _ in range(2):
+        process.reserve("a", 1.0)
+    process.go()
+    assert len(process.credits) == 3
 
 
 def test_documents_come_back_as_they_were_stored() -> None:

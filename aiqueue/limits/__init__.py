@@ -6,12 +6,22 @@ reserves before a call and settles after it. Not here: jobs, lanes and workers; 
 
 from __future__ import annotations
 
-from .controls import Controls, Pause
+from .controls import Controls, KeyPause
 from .credit import Credit
 from .limiter import Limiter
 from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
 
 __all__ = [
-    "Controls", "Credit", "EffectiveRule", "Limiter", "Override", "Pause", "Rule", "RuleId", "Rules", "load_rules",
-    "make_rule", "parse_rules",
+    "Controls",
+    "Credit",
+    "EffectiveRule",
+    "KeyPause",
+    "Limiter",
+    "Override",
+    "Rule",
+    "RuleId",
+    "Rules",
+    "load_rules",
+    "make_rule",
+    "parse_rules",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ EXPIRED_TTL_S = 60  # how much longer than it holds something is stored
 PAUSE_MAX_S = 31 * 86_400.0
 
 
-class Pause(NamedTuple):
+class KeyPause(NamedTuple):
     """A value of a family's key is paused, over all tenants (None) or for one. Times: seconds since the epoch."""
 
     family: str
@@ -43,7 +43,7 @@ class Controls:
         self._connection, self._topology, self.rules, self._clock = connection, topology, rules, clock
         self.stream = topology.limits_stream.name
         self._ids: dict[str, RuleId] = {}  # by subject
-        self._pauses: dict[tuple[str, str, str | None], Pause] = {}
+        self._pauses: dict[tuple[str, str, str | None], KeyPause] = {}
         self._paused: dict[str, tuple[str, str, str | None]] = {}  # by subject
         self._seqs: dict[str, int] = {}
         self._subscriptions: list[Subscription] = []
@@ -113,7 +113,7 @@ class Controls:
         if isinstance(for_s, bool) or not isinstance(for_s, int | float) or not 0 < for_s <= PAUSE_MAX_S:
             raise BadInput(f"a pause lasts up to {PAUSE_MAX_S:,.0f} seconds, not {for_s!r}")
         now = self._clock()
-        pause = Pause(family, key, tenant, now + for_s, author, why, now)
+        pause = KeyPause(family, key, tenant, now + for_s, author, why, now)
         known = self._pauses.get((family, key, tenant))
         if known is not None and known.until >= pause.until:
             return
@@ -134,7 +134,7 @@ class Controls:
         found = (self._pauses.get((family, key, whom)) for whom in (None, tenant))
         return max((each.until for each in found if each is not None), default=0.0)
 
-    def pauses(self) -> list[Pause]:
+    def pauses(self) -> list[KeyPause]:
         """Return what is paused now."""
         now = self._clock()
         return [each for each in self._pauses.values() if each.until > now]
@@ -188,7 +188,7 @@ class Controls:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             log.warning("%s is neither an override nor a pause that this aiqueue can read: %s", subject, error)
             return
-        if isinstance(found, Pause):
+        if isinstance(found, KeyPause):
             self._pauses[found[:3]] = found
             self._paused[subject] = found[:3]
         else:
@@ -196,13 +196,13 @@ class Controls:
             self.rules.override(found.rule.id, found)
 
 
-def _parse(data: bytes) -> Override | Pause:
+def _parse(data: bytes) -> Override | KeyPause:
     """Read a stored override or pause. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
     plain = json.loads(data)
     if plain.pop("v") != VERSION:
         raise ValueError("its version is unknown")
     if "until" in plain:
-        return Pause(**plain)
+        return KeyPause(**plain)
     which = RuleId(plain["family"], plain["key"], plain["tenant"])
     rule = Rule(which, plain["requests"], plain["cost"], plain["in_flight"], float(plain["window_s"]))
     return Override(rule, plain["author"], plain["set_at"], plain["expires_at"])

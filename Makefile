@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 RUNS ?= 10
 # The tests mostly wait for servers and leases: a few more at a time than there are cores. "make test AT_ONCE=0": one by one.
-AT_ONCE ?= 3
+AT_ONCE ?= 4
 
 # The tests and the demo start many processes: each would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -85,7 +85,7 @@ async def test_the_program_that_gets_a_signal_amid_jobs_exits_with_0_and_loses_a
 ) -> None:
     started = asyncio.Queue[Any]()
     await bus.subscribe(f"aiq.live.ai.agent.results.{tenant}.*", callback=started.put_nowait)
-    slow = program().replace("    return {", "    await asyncio.sleep(0.3)\n    return {")
+    slow = program().replace("    return {", "    await asyncio.sleep(1.5)\n    return {")
     assert slow != program()
     service.start(slow)
     await asyncio.to_thread(service.wait_until_ready)

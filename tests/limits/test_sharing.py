@@ -18,6 +18,8 @@ from aiqueue.limits.rules import Rule, RuleId
 from aiqueue.limits.sharing import Sharing, Waiter
 from aiqueue.limits.stored_use import StoredUse, Timing
 
+from .provider import worst
+
 WIDE, NARROW = RuleId("f.f", "*", None), RuleId("f.f", "*", "*")
 T0 = 1_000_000.0
 
@@ -137,15 +139,7 @@ class Judge:
 
     def worst(self, window_s: float, tenant: str | None = None) -> tuple[int, float]:
         """The most requests, and the most cost, in any window."""
-        calls = sorted(each for each in self.calls if tenant in (None, each[1]))
-        first, cost, most, highest = 0, 0.0, 0, 0.0
-        for last, (at, _, each) in enumerate(calls):
-            cost += each
-            while calls[first][0] <= at - window_s:
-                cost -= calls[first][2]
-                first += 1
-            most, highest = max(most, last - first + 1), max(highest, cost)
-        return most, highest
+        return worst(sorted(each for each in self.calls if tenant in (None, each[1])), window_s)
 
 
 def step(rnd: random.Random, processes: list[Process], server: Server, timing: Timing) -> None:

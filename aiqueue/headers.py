@@ -50,6 +50,7 @@ PARKED: Final = "Aiq-Parked"  # the parking id: which parking a job comes from
 DUE: Final = "Aiq-Due"  # when the parked job is due, milliseconds since the epoch
 UNKNOWN: Final = "Aiq-Unknown"  # when the kind was first unknown (milliseconds since the epoch), and the hops since
 UNIQUE: Final = "Aiq-Unique"  # the caller's key that the id is a hash of, see `encode_unique`
+LIMIT_KEY: Final = "Aiq-Limit-Key"  # of a job in the lane of a limited key: the value, see `encode_key`
 WAITED: Final = "Aiq-Waited"  # how often the job was parked again because its lane did not take it
 DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
 DOCUMENT_SIZE: Final = "Aiq-Document-Size"
@@ -80,13 +81,14 @@ _UNIQUE_MAX = 1_024  # characters of an encoded key: the rest is cut, and only t
 _PLAIN: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: application/cbor\r\nAiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n"
     rb"Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\npriority: ([a-z0-9]{1,16}+)\r\n"
-    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+\r\n"
+    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
 ).fullmatch
 # the same in JSON, or without a kind: as the guide's client writes them
 _PLAIN_OTHER: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: (application/(?:json|cbor))\r\n"
     rb"(?:Aiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n)?+Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\n"
-    rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+\r\n"
+    rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+"
+    rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
 ).fullmatch
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -184,6 +186,16 @@ def encode_unique(key: str) -> str:
         return encoded
     cut = encoded[:_UNIQUE_MAX]
     return f"{cut[: cut.rindex('%')] if '%' in cut[-2:] else cut} {len(key)}"
+
+
+def encode_key(key: str) -> str:
+    """Return the value of LIMIT_KEY for a value of a limited key: percent-encoded."""
+    return quote(key, safe="", errors="surrogatepass")
+
+
+def limit_key(job_headers: Mapping[str, str]) -> str:
+    """Return the value of the limited key in LIMIT_KEY; "" without one."""
+    return unquote(job_headers.get(LIMIT_KEY, ""), errors="surrogatepass")
 
 
 def unique_key(job_headers: Mapping[str, str]) -> str:

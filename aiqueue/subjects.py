@@ -19,6 +19,9 @@ CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cance
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
 PAUSES = "aiq.pause"  # notices to workers: a pause began or ended
 DEAD = "ai.dead"
+REST = "rest"  # instead of a hashed key: the lane that all keys beyond a tenant's KEY_LANES_MAX share
+KEY_LANES_MAX = 100
+KEY_CHARS_MAX = 1_024  # of a value of a limited key
 LIMITS = "aiq.limits"  # where the server repeats what is stored in the bucket of limits
 CHECKPOINTS = "ai.checkpoint"
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
@@ -36,38 +39,51 @@ def token(what: str, value: object) -> str:
     return value
 
 
-def work(family: str, tenant: str, priority: str = NORMAL) -> str:
+def work(family: str, tenant: str, priority: str = NORMAL, key: str = "") -> str:
     """Return the subject on which a job is published.
 
     For normal priority it is the bare subject without a priority, which plain clients use too: the stream maps it to
-    the lane's subject. For other priorities it is the lane's subject.
+    the lane's subject. For other priorities, and for the lane of a limited key, it is the lane's subject.
     """
     bare = f"ai.{family}.{token('tenant', tenant)}"
+    if key:
+        return f"{bare}.{priority}.{key}"
     return bare if priority == NORMAL else f"{bare}.{priority}"
 
 
-def lane(family: str, tenant: str, priority: str) -> str:
-    """Return the subject of a lane's stored jobs. `tenant` may be ``*``: the lane that all tenants share."""
-    return f"ai.{family}.{tenant}.{priority}"
+def lane(family: str, tenant: str, priority: str, key: str = "") -> str:
+    """Return the subject of a lane's stored jobs. `tenant` may be ``*``: the lane that all tenants share. `key` may be
+    ``*``: all lanes of limited keys.
+    """
+    return f"ai.{family}.{tenant}.{priority}.{key}" if key else f"ai.{family}.{tenant}.{priority}"
 
 
 class Lane(NamedTuple):
-    """The jobs of one tenant and priority in a family."""
+    """The jobs of one tenant and priority in a family.
+
+    `key`: only those of one value of the family's `limit_key`, in a lane of their own: the value, hashed (`hashed`), or
+    REST, the lane of all values for which the tenant has no lane left. "": the jobs that no limit holds for.
+    """
 
     family: str
     tenant: str
     priority: str
+    key: str = ""
 
     def __str__(self) -> str:
-        return f"{self.family} {self.tenant}/{self.priority}"
+        return f"{self.family} {self.tenant}/{self.priority}" + (f"={self.key[:8]}" if self.key else "")
+
+    @property
+    def without_key(self) -> Lane:
+        return self if not self.key else Lane(self.family, self.tenant, self.priority)
 
 
 def parse_lane(subject: str) -> Lane | None:
     """Return the lane of a stored job's subject; None for any other subject."""
     parts = subject.split(".")
-    if len(parts) != 5 or parts[0] != "ai":
+    if not 5 <= len(parts) <= 6 or parts[0] != "ai":
         return None
-    return Lane(f"{parts[1]}.{parts[2]}", parts[3], parts[4])
+    return Lane(f"{parts[1]}.{parts[2]}", *parts[3:])
 
 
 def tenant_of(subject: str) -> str:
@@ -77,13 +93,13 @@ def tenant_of(subject: str) -> str:
 
 def hint(lane: Lane) -> str:
     """Return the core NATS subject on which producers publish hints to workers: this lane has jobs."""
-    return f"{HINTS}.{lane.family}.{lane.tenant}.{lane.priority}"
+    return f"{HINTS}.{'.'.join(lane if lane.key else lane[:3])}"
 
 
 def parse_hint(subject: str) -> Lane:
     """Return the lane that a hint is about."""
     parts = subject.split(".")
-    return Lane(f"{parts[2]}.{parts[3]}", parts[4], parts[5])
+    return Lane(f"{parts[2]}.{parts[3]}", *parts[4:])
 
 
 def journal(root: str, tenant: str, job_id: str) -> str:
@@ -345,6 +361,18 @@ def id_in_message(value: object) -> str | None:
     if isinstance(value, str):
         return foreign_id(value) if value.strip() else None
     return foreign_id(str(value)) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def key_in_message(value: object) -> str:
+    """Return the value of a limited key that a field of a body has: a text or a whole number. "": it has none.
+
+    A text above KEY_CHARS_MAX characters is cut, and then the hash of all of it follows.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return ""
+    return value if len(value) <= KEY_CHARS_MAX else f"{value[: KEY_CHARS_MAX - 33]}#{hashed(value)}"
 
 
 def foreign_id(value: str) -> str:

@@ -235,9 +235,9 @@ class AgentSession:
         lane = Lane(family.name, spec.tenant, spec.name)
         window = min(family.max_ack_pending, HELD_MAX, max(WINDOW_MIN, WINDOW_PER_SLOT * spec.concurrency))
         async with self._create_limit:
-            name, created, replaced = await self._create_consumer(subjects.inbox(*lane), lane, window)
+            name, created, replaced = await self._create_consumer(subjects.inbox(*lane[:3]), lane, window)
         if replaced is not None and replaced["num_ack_pending"] and replaced["name"] != member.replaced_consumer:
-            oldest = await self._connection.first(family.stream, subjects.inbox(*lane))
+            oldest = await self._connection.first(family.stream, subjects.inbox(*lane[:3]))
             if oldest is not None:
                 deaths = await self._inboxes.presence.record_death(spec.tenant, spec.name, oldest.seq)
                 suspect_seq = oldest.seq if deaths >= DEATHS_MAX else 0

@@ -155,7 +155,7 @@ class Publisher:
         key = template.subject, content_type, is_bare
         known = self._blocks.get(key)
         if known is None:
-            family, tenant, priority = template.lane
+            family, tenant, priority, _key = template.lane
             fields = {headers.MSG_ID: subjects.msg_id(family, tenant, "%b")}
             fields |= {headers.CONTENT_TYPE: content_type} if content_type else {}
             fields |= {headers.KIND: template.family.default_kind} if is_bare else {}

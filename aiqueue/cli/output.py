@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from ..subjects import Lane
 from ..units import short_duration
 
 # "\x80-\x9f" are control characters too; the ranges after it change the direction of text
@@ -255,8 +256,10 @@ def format_count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def format_lane(family: str, tenant: str, priority: str | None) -> str:
-    """Format a lane: "agent.tasks acme/normal"."""
+def format_lane(family: str, tenant: str, priority: str | None, key: str = "") -> str:
+    """Format a lane: "agent.tasks acme/normal", with the start of a limited key's hash if it has one."""
+    if key:
+        return str(Lane(family, tenant, priority or "", key))
     return f"{family} {tenant}/{priority}" if priority else f"{family} {tenant}"
 
 

@@ -22,7 +22,7 @@ class Delivery:
     - `location`: stream and sequence of the stored message. That of an obsolete delivery is no other delivery's.
     - `plain`: what the headers state, if they are those of a plain job. None: read `message.headers`.
     - `task`: runs the job, once it has a slot.
-    - `own_lane`: the lane of the job's own tenant, also where all tenants share one.
+    - `own_lane`: the lane of the job's own tenant, also where all tenants share one, or a limited key has its own.
     - `obsolete`: the stream was recreated, and `seq` is another job's now. Nothing may be acknowledged or written.
     """
 
@@ -49,7 +49,7 @@ class Delivery:
             self.tenant = message.subject.split(".", 4)[3]
             self.own_lane = Lane(key.family, self.tenant, key.priority)
         else:
-            self.tenant, self.own_lane = key.tenant, key
+            self.tenant, self.own_lane = key.tenant, key.without_key
         self.run, self.enqueued_at = seq, stored_at
         self.plain = headers.read_plain(message.block)
         if self.plain is not None:

@@ -23,7 +23,7 @@ from ..topology import LIMITS_FILE, Topology
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
 COUNT_MAX = 10**9
 COST_MAX = 1e15
-KEY_CHARS_MAX = 1_024
+KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
 _CHOICES_MAX = 10_000  # how many values of keys the choice of a rule is kept for
 
 

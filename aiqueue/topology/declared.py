@@ -65,31 +65,34 @@ class Family:
             return False
         return self.priorities.index(requested) > self.priorities.index(priority)
 
-    def lane_name(self, tenant: str, priority: str) -> str:
+    def lane_name(self, tenant: str, priority: str, key: str = "") -> str:
         """Return the durable name of a lane's consumer: ``acme-normal``, or ``normal`` if all tenants share the lane.
+        That of a limited key ends with ``=`` and the hashed key.
 
         Raises InvalidToken for the tenant, BadInput for a priority that the family does not have.
         """
-        lane = self._lane(tenant, priority)
-        return lane_name(lane.tenant, lane.priority)
+        return lane_name(*self._lane(tenant, priority, key)[1:])
 
     def lane_of(self, consumer: str) -> subjects.Lane | None:
         """Return the lane of a consumer's name (tenant ``*``: all), None for a name that `lane_name` never returns."""
-        tenant, dash, priority = consumer.rpartition("-")
+        name, equals, key = consumer.partition("=")
+        tenant, dash, priority = name.rpartition("-")
+        if equals and not (self.limit_key and subjects.TOKEN.fullmatch(key)):
+            return None
         if priority not in self.priorities or bool(dash) == (self.lanes == "shared"):
             return None
         if dash and not subjects.TOKEN.fullmatch(tenant):
             return None
-        return subjects.Lane(self.name, tenant or "*", priority)
+        return subjects.Lane(self.name, tenant or "*", priority, key)
 
-    def lane_config(self, tenant: str, priority: str) -> dict[str, Any]:
+    def lane_config(self, tenant: str, priority: str, key: str = "") -> dict[str, Any]:
         """Return the configuration of a lane's consumer for the JetStream API. Raises what `lane_name` raises.
 
         Without num_replicas: a work queue's consumer must have as many replicas as its stream.
         """
-        lane = self._lane(tenant, priority)
+        lane = self._lane(tenant, priority, key)
         return {
-            "durable_name": lane_name(lane.tenant, lane.priority),
+            "durable_name": lane_name(*lane[1:]),
             "filter_subject": subjects.lane(*lane),
             "ack_policy": "explicit",
             "mem_storage": self.lane_storage == "memory",
@@ -106,21 +109,22 @@ class Family:
             "inactive_threshold": round(self.inactive_threshold_s * _NS),
         }
 
-    def _lane(self, tenant: str, priority: str) -> subjects.Lane:
+    def _lane(self, tenant: str, priority: str, key: str) -> subjects.Lane:
         if priority not in self.priorities:
             known = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
             raise BadInput(f"{self.name} has no priority {priority!r}: {known}")
         if self.lanes == "shared":
             return subjects.Lane(self.name, "*", priority)
-        return subjects.Lane(self.name, subjects.token("tenant", tenant), priority)
+        return subjects.Lane(self.name, subjects.token("tenant", tenant), priority, key)
 
 
-def lane_name(tenant: str, priority: str) -> str:
-    """Return the consumer's name of a lane, of one tenant or shared (tenant ``*``).
+def lane_name(tenant: str, priority: str, key: str = "") -> str:
+    """Return the consumer's name of a lane, of one tenant or shared (tenant ``*``), perhaps of a limited key.
 
     A priority contains no "-" and the name of a tenant's lane always does, so names never collide.
     """
-    return priority if tenant == "*" else f"{tenant}-{priority}"
+    name = priority if tenant == "*" else f"{tenant}-{priority}"
+    return f"{name}={key}" if key else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +314,8 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
                 bare,
                 *(subjects.lane(family.name, "*", each) for each in family.priorities),
             ]
+            if family.limit_key:
+                config["subjects"] += [subjects.lane(family.name, "*", each, "*") for each in family.priorities]
             normal = subjects.lane(family.name, "{{wildcard(1)}}", subjects.NORMAL)
             config["subject_transform"] = {"src": bare, "dest": normal}
         case "inbox":

@@ -435,6 +435,6 @@ class Runner:
         if handler.any_of and delivery.plain is not None:
             raw = RawMessage(opened.kind, delivery.message.data, delivery.plain[3], opened.version, opened.data)
         return attempt.build_plain_job(
-            handler, opened, delivery.own_lane, context.read_headers, raw, enqueued_at=delivery.enqueued_at,
+            handler, opened, delivery.own_lane[:3], context.read_headers, raw, enqueued_at=delivery.enqueued_at,
             state=self._state, progress=context,
         )  # fmt: skip

@@ -62,10 +62,19 @@ def test_normal_jobs_go_to_the_guides_bare_subject_and_others_to_their_lane() ->
 @given(GOOD, st.from_regex(r"\A[a-z0-9]{1,16}\Z"))
 def test_a_lane_is_read_back_from_its_subject(tenant: str, priority: str) -> None:
     lane = subjects.parse_lane(subjects.lane("rag.ingest", tenant, priority))
-    assert lane == ("rag.ingest", tenant, priority)
+    assert lane == ("rag.ingest", tenant, priority, "")
 
 
-@pytest.mark.parametrize("subject", ["", "ai.agent.tasks.acme", "x.agent.tasks.acme.high", "ai.a.b.c.d.e"])
+@given(GOOD, st.from_regex(r"\A[a-z0-9]{1,16}\Z"), st.text(min_size=1))
+def test_the_lane_of_a_limited_key_is_read_back_whatever_the_key_is(tenant: str, priority: str, key: str) -> None:
+    token = subjects.hashed(key)
+    lane = subjects.Lane("rag.ingest", tenant, priority, token)
+    assert subjects.parse_lane(subjects.lane(*lane)) == lane
+    assert subjects.parse_hint(subjects.hint(lane)) == lane
+    assert subjects.work(*lane) == subjects.lane(*lane)
+
+
+@pytest.mark.parametrize("subject", ["", "ai.agent.tasks.acme", "x.agent.tasks.acme.high", "ai.a.b.c.d.e.f"])
 def test_other_subjects_are_no_lanes(subject: str) -> None:
     assert subjects.parse_lane(subject) is None
 

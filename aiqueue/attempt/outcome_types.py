@@ -60,9 +60,13 @@ class KindPaused:
 
 @dataclass(frozen=True)
 class WrongLane:
-    """A plain publisher used the bare subject and asked by header for the lower `priority`: the job moves there."""
+    """The job moves to another lane of its tenant. A plain publisher used the bare subject and asked by header for the
+    lower `priority`, or the job is of a limited key that has a lane of its own: `token`, for the value `key`.
+    """
 
     priority: str
+    token: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -322,9 +322,18 @@ class Producer:
 
 
 async def move_to_lane(
-    connection: Connection, to: subjects.Lane, job_id: str, seq: int, job_headers: Mapping[str, str], body: bytes
+    connection: Connection,
+    to: subjects.Lane,
+    job_id: str,
+    seq: int,
+    job_headers: Mapping[str, str],
+    body: bytes,
+    *,
+    key: str = "",
 ) -> None:
     """Store the job of sequence `seq` once more, in another lane of its family. The caller then acks the first one.
+
+    `key`: what the lane of a limited key is of.
 
     Moving the same job twice stores one: the Msg-Id names the move. Raises QueueFull, Unavailable.
     """
@@ -334,7 +343,10 @@ async def move_to_lane(
         headers.JOB_ID: job_id,
         headers.PRIORITY: to.priority,
     }
-    await connection.publish(subjects.hint(to))
+    kept.pop(headers.LIMIT_KEY, None)
+    if to.key:
+        kept[headers.LIMIT_KEY] = headers.encode_key(key)
+    await connection.publish(subjects.hint(to), key.encode(errors="surrogatepass"))
     await connection.store(subjects.work(*to), body, kept)
 
 

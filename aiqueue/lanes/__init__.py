@@ -2,14 +2,15 @@
 
 Also the pauses, which say on which lanes nobody pulls.
 
-This room may not read a job's body or decide what becomes of a job. The room `limits/` (rates by key), which `lanes/`
-and `worker/` ask before a job is pulled or started, is to stand below this room: limits do not belong in here.
+This room may not read a job's body or decide what becomes of a job. What a limit allows is known by the room
+`limits/`, which `key_gate` asks before a job of a limited key is pulled.
 """
 
 from __future__ import annotations
 
 from .delivery import Delivery, LanePull
 from .discovery import RECREATE_AFTER_S, LaneDiscovery
+from .key_gate import KeyGate
 from .leases import Leases
 from .pause_watch import PauseWatch
 from .pauses import ActivePauses, Pause, PauseScope, StoredPauses
@@ -19,7 +20,7 @@ from .stalled import StalledLaneWatch
 from .worker_records import EVERY_S, Record, WorkerRecords, serves
 
 __all__ = [
-    "EVERY_S", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "LaneDiscovery", "LanePull", "Leases", "Pause",
-    "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "StalledLaneWatch", "StoredPauses", "WorkerRecords",
-    "prefetch", "serves",
+    "EVERY_S", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "KeyGate", "LaneDiscovery", "LanePull", "Leases",
+    "Pause", "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "StalledLaneWatch", "StoredPauses",
+    "WorkerRecords", "prefetch", "serves",
 ]  # fmt: skip

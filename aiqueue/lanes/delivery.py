@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .. import headers
 from ..connection import Received
+from ..limits import Credit
 from ..subjects import Lane
 from . import fairness
 from .refusals import PullLimits
@@ -21,13 +24,14 @@ class Delivery:
     - `arrived_at`: monotonic seconds.
     - `location`: stream and sequence of the stored message. That of an obsolete delivery is no other delivery's.
     - `plain`: what the headers state, if they are those of a plain job. None: read `message.headers`.
+    - `credit`: what it may start with, if it is of a limited key and the credit was here before it.
     - `task`: runs the job, once it has a slot.
     - `own_lane`: the lane of the job's own tenant, also where all tenants share one, or a limited key has its own.
     - `obsolete`: the stream was recreated, and `seq` is another job's now. Nothing may be acknowledged or written.
     """
 
     __slots__ = (
-        "arrived_at", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "own_lane",
+        "arrived_at", "credit", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "own_lane",
         "plain", "reply", "run", "seq", "stored_at", "task", "tenant",
     )  # fmt: skip
 
@@ -42,6 +46,7 @@ class Delivery:
         self.delivery_count = delivery_count
         self.stored_at = stored_at
         self.arrived_at = arrived_at
+        self.credit: Credit | None = None
         self.task: asyncio.Task[None] | None = None
         self.obsolete = False
         key = lane.key
@@ -65,11 +70,70 @@ class Delivery:
         self.obsolete = True
         self.location = (*self.location, self.reply)
 
+    def give_back_credit(self) -> None:
+        """Call for a delivery that does not start."""
+        if self.credit is not None:
+            self.credit.release()
+            self.credit = None
+
     def renew(self, message: Received) -> None:
         """Take over the lease of a redelivery of the same job: `message` is the one to acknowledge now."""
         headers.restore_case(message.headers)
         self.message = message
         self.reply = message.reply
+
+
+class Pool(Protocol):
+    """The credits of a limited key; `key_gate.KeyPool`. `is_exhausted`: one is waited for."""
+
+    @property
+    def free(self) -> int: ...
+    @property
+    def is_exhausted(self) -> bool: ...
+    def want(self, jobs: int) -> int: ...
+    def spend(self) -> Credit | None: ...
+    def note_cost(self, cost: float) -> None: ...
+    def note_return(self, cost: float) -> None: ...
+
+
+class Turn(fairness.StrideState):
+    """What the lanes of a tenant and priority share: their place among others, and the cap of jobs under way.
+
+    `running`: deliveries of these lanes that have a slot. `pending`: how many jobs may be asked for now. `cap`: the
+    tenant's max_ack_pending, of which the server knows only for each lane by itself.
+    """
+
+    granted = 0  # `pending` has what is granted taken off already
+
+    def __init__(self, rank: int, weight: float, cap: int) -> None:
+        super().__init__(rank=rank, weight=weight)
+        self.cap = cap
+        self.lanes: list[LanePull] = []
+        self.running = 0
+        self.pending = 0
+        self._next = 0
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries the tenant may have here."""
+        return self.cap - self.running - sum(each.granted + each.waiting + each.standing_credits for each in self.lanes)
+
+    def share(self, rooms: Mapping[LanePull, int], jobs: int) -> list[tuple[LanePull, int]]:
+        """Share `jobs` among lanes that have room for so many each, evenly, beginning with another one each time."""
+        lanes = [each for each in self.lanes if rooms.get(each, 0) > 0]
+        given = dict.fromkeys(lanes, 0)
+        self._next += 1
+        start = self._next % max(1, len(lanes))
+        order = lanes[start:] + lanes[:start]
+        while jobs > 0 and order:
+            part = max(1, jobs // len(order))
+            for lane in list(order):
+                more = min(part, jobs, rooms[lane] - given[lane])
+                given[lane] += more
+                jobs -= more
+                if given[lane] >= rooms[lane]:
+                    order.remove(lane)
+        return [(lane, each) for lane, each in given.items() if each > 0]
 
 
 @dataclass(slots=True, eq=False)
@@ -98,12 +162,24 @@ class LanePull(fairness.StrideState):
     retiring: bool = False  # idle: released when its last pull has expired
     paused: bool = False  # its jobs are paused: it gets no pull, and what still arrives returns to the queue
     limits: PullLimits = field(default_factory=PullLimits)
+    turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
+    pool: Pool | None = None  # the credits of its key: without one, it is not pulled on
+    asking: int = 0  # deliveries in the worker that wait for a credit
     remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
 
     @property
     def granted(self) -> int:
         """Credits of its open grants."""
         return sum(self.grants.values())
+
+    @property
+    def is_held_back(self) -> bool:
+        """It may hold jobs that are not pulled for on purpose: it is paused, or its key has no credits."""
+        if self.turn is None:
+            return self.paused
+        return (
+            self.paused or self.asking > 0 or self.turn.room <= 0 or (self.pool is not None and self.pool.is_exhausted)
+        )
 
     @property
     def idle(self) -> bool:

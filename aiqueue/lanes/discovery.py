@@ -22,6 +22,7 @@ from ..errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
 from ..subjects import Lane
 from ..topology import Family, problems
 from .delivery import LanePull
+from .key_gate import KeyGate
 from .puller import Puller
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INF
 class LaneDiscovery:
     """Finds the lanes of some families, and adds them to a puller while they are in use.
 
-    `tenants`: None means all tenants. `changed` is called when there may be something to pull. `poll_answered_at`: when
-    the poll was last answered, monotonic seconds.
+    `tenants`: None means all tenants. `keys`: where a family has a limit_key. `changed` is called when there may be
+    something to pull. `poll_answered_at`: when the poll was last answered, monotonic seconds.
 
     A lane is in one of these states: opening (its consumer is being created), open (pulled on), settling (open, but
     drained and about to be removed), removing (its consumer is being removed).
@@ -59,9 +60,12 @@ class LaneDiscovery:
         *,
         tenants: Collection[str] | None,
         changed: Callable[[], None],
+        keys: KeyGate | None = None,
     ) -> None:
         self._connection = connection
         self._puller = puller
+        self._keys = keys
+        puller.has_keys = keys is not None
         self._families = {family.name: family for family in families}
         self._tenants = None if tenants is None else frozenset(subjects.token("tenant", each) for each in tenants)
         self._changed = changed
@@ -86,7 +90,9 @@ class LaneDiscovery:
         """Subscribe to hints, find all lanes once, and start the poll. Raises NotFound if a stream is missing."""
         for family in self._families.values():
             self._hint_subscriptions.append(
-                await self._connection.subscribe(f"{subjects.HINTS}.{family.name}.*.*", self._on_hint)
+                await self._connection.subscribe(
+                    f"{subjects.HINTS}.{family.name}.*.{'>' if family.limit_key else '*'}", self._on_hint
+                )
             )
             await self._find_lanes(family)
             self._run(self._report_foreign_readers(family))
@@ -179,6 +185,8 @@ class LaneDiscovery:
         The producer relies on this worker now, and sends its next hint only after a while.
         """
         lane = subjects.parse_hint(message.subject)
+        if lane.key and self._keys is not None and message.data:
+            self._keys.learn(lane.family, message.data.decode(errors="surrogatepass"))
         if lane in self._opening:
             self._hinted.add(lane)
         elif lane in self._open:
@@ -189,6 +197,8 @@ class LaneDiscovery:
         """A lane holds about `jobs` jobs: pull on it, if this worker serves its family and tenant."""
         family = self._families.get(lane.family)
         if self._stopped or family is None or lane.priority not in family.priorities:
+            return
+        if lane.key and (self._keys is None or not family.limit_key):
             return
         if family.lanes == "shared":
             lane = Lane(lane.family, "*", lane.priority)
@@ -216,7 +226,9 @@ class LaneDiscovery:
     async def _open_lane(self, family: Family, lane: Lane, jobs: int) -> None:
         """Create a lane's consumer, or use the existing one, and pull on it."""
         try:
-            config = family.lane_config(lane.tenant, lane.priority)
+            config = family.lane_config(*lane[1:])
+            if lane.key and self._keys is not None:
+                await self._keys.find_text(family, lane)
             name = config["durable_name"]
             async with self._create_limit:
                 info = await self._create_consumer(family, lane, config)
@@ -273,7 +285,12 @@ class LaneDiscovery:
             rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
             remove_when_drained=self._may_remove_when_drained(family, lane, jobs), paused=self._is_paused(lane),
         )  # fmt: skip
-        self._open[lane] = pull
+        self._open_pull(pull)
+
+    def _open_pull(self, pull: LanePull) -> None:
+        self._open[pull.key] = pull
+        if self._keys is not None:
+            self._keys.join(pull)
         self._puller.add(pull)
         self._changed()
 
@@ -283,7 +300,7 @@ class LaneDiscovery:
         Only one in memory, of a tenant's own lane, with a backlog worth it, and without a hint. Not if jobs are
         delivered only once: of a job that failed then, the consumer shows nothing.
         """
-        own = family.lanes == "tenant" and family.lane_storage == "memory" and not family.claim
+        own = family.lanes == "tenant" and not lane.key and family.lane_storage == "memory" and not family.claim
         return own and family.max_deliver != 1 and jobs >= BACKLOG_MIN and lane not in self._hinted
 
     async def _report_foreign_readers(self, family: Family) -> None:
@@ -372,9 +389,7 @@ class LaneDiscovery:
                 wanted = self._removing.pop(pull.key)
         if not removed and not self._stopped:
             pull.pending, pull.remove_when_drained = 1, False  # it may hold jobs
-            self._open[pull.key] = pull
-            self._puller.add(pull)
-            self._changed()
+            self._open_pull(pull)
         elif wanted:
             self._want_lane(pull.key, jobs=1)
 
@@ -417,6 +432,8 @@ class LaneDiscovery:
         if self._open.get(pull.key) is pull:
             del self._open[pull.key]
             self._puller.remove(pull)
+            if self._keys is not None:
+                self._keys.leave(pull)
 
 
 def _is_unused(info: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from ..connection import Connection, Received, Status, Subscription, ack_info
 from ..errors import AIQueueError
 from . import fairness
 from .delivery import Delivery, LanePull
+from .key_turns import share_with_keys
 from .refusals import SHORT_EXPIRES_S
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def prefetch(concurrency: int, handler_s: float | None) -> int:
 
 class Puller:
     """The open pulls of one worker.
+
+    `has_keys`: some lanes belong to a turn, see `key_turns`.
 
     Callbacks: `deliver` gets each delivery. `gone` gets a lane whose consumer no longer exists. `changed` is called
     when `refill` may have something to do. `drained` gets an empty lane with `remove_when_drained`; it returns True if
@@ -84,6 +87,7 @@ class Puller:
         self._subscription: Subscription | None = None
         self._pulling = False
         self._stopped = False
+        self.has_keys = False
         self._off: Callable[[], None] | None = None  # ends the watch for a regained link
         self._restarting: asyncio.Task[None] | None = None
         self._refusals_logged: set[str] = set()
@@ -159,6 +163,10 @@ class Puller:
         if paused and dropped:  # the server drops single pulls only with the inbox of all
             self.restart_pulls()
 
+    def note_return(self, lane: LanePull) -> None:
+        """A job went back to a lane whose key has no credit: the lane gets grants only, once there is one."""
+        self._set_pending(lane, max(lane.pending, 1))
+
     def pull_again(self, lane: LanePull) -> None:
         """Give a drained lane a pull after all: it is not removed."""
         self._set_pending(lane, lane.pending)
@@ -170,9 +178,12 @@ class Puller:
         budget = free + extra - self.granted
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
         if self._busy and budget > 0 and budget * 2 >= extra:
-            wanting = [lane for lane in self._busy if lane.pending > lane.granted]
             step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: larger steps, fewer requests
-            shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)
+            if self.has_keys:
+                shares = share_with_keys(self._clock, self._busy, budget, time.monotonic(), step=step)
+            else:
+                wanting = [lane for lane in self._busy if lane.pending > lane.granted]
+                shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)
             for lane, jobs in shares:
                 self._open_grant(lane, jobs)
             if shares:
@@ -182,7 +193,7 @@ class Puller:
             while self._without_pull and self._standing_count < STANDING_LANES_MAX:
                 lane = next(iter(self._without_pull))
                 del self._without_pull[lane]
-                self._open_standing_pull(lane, batch)
+                self._open_standing_pull(lane, 1 if lane.key.key else batch)
 
     def drop_lost_pulls(self) -> None:
         """Forget pulls whose replies or heartbeats are missing, so that they are opened again. Call once a second."""
@@ -213,7 +224,8 @@ class Puller:
             if lane.limits.grants_paused:
                 self._busy.discard(lane)
             elif lane not in self._busy:
-                self._clock.join(lane, time.monotonic())
+                if lane.turn is None or not any(each in self._busy for each in lane.turn.lanes):
+                    self._clock.join(lane.turn or lane, time.monotonic())
                 self._busy.add(lane)
             self._without_pull.pop(lane, None)
             return

@@ -115,7 +115,7 @@ class StalledLaneWatch:
             for lane in self._puller.lanes
             if now - lane.jobs_reported_at < REPORT_VALID_S
             and now - lane.last_delivery_at >= QUIET_S
-            and not lane.paused
+            and not lane.is_held_back
         ]
         known = set(self._puller.lanes)
         self._cleared = {lane: at for lane, at in self._cleared.items() if lane in known and now - at < CLEARED_S}

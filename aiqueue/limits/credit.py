@@ -50,6 +50,11 @@ class Credit:
         self.start_by = min((bucket.timing.start_by(slot) for bucket, slot in charged), default=math.inf)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether the call has started."""
+        return self._is_begun
+
+    @property
     def is_limited(self) -> bool:
         return bool(self._charged)
 
@@ -77,6 +82,17 @@ class Credit:
             return False
         self._is_begun = True
         return True
+
+    def reduce(self, cost: float) -> None:
+        """Give back at once what is reserved above `cost`: the call, which has not started, needs no more."""
+        if self._is_done or cost >= self.cost:
+            return
+        unused, self.cost = self.cost - cost, cost
+        now = self._owner.clock()
+        for bucket, slot in self._charged:
+            bucket.give_back(now, slot, 0, unused)
+        if self._charged:
+            self._owner.changed()
 
     def settle(self, cost: float | None = None) -> None:
         """The call has ended, and used so much (None: as reserved). What it did not use is given back. What it used

@@ -89,7 +89,22 @@ class KeyLimiter:
             return None
         return self.sharing.try_acquire(self._clock(), waiter)
 
-    async def acquire(self, waiter: Waiter) -> Credit:
+    def ask(self, waiter: Waiter, *, first: bool = False) -> None:
+        """Have `waiter.done` called with the credit, or an error. `first`: before all others of its tenant.
+
+        Raises AboveLimit.
+        """
+        self.used_at = time.monotonic()
+        self._follow(waiter.tenant)
+        self.sharing.check(waiter.tenant, waiter.requests, waiter.cost)
+        self.sharing.add(waiter, first=first)
+        self.wake()
+
+    def cancel(self, waiter: Waiter) -> None:
+        """Stop waiting: `waiter.done` is not called any more."""
+        self.sharing.cancel(waiter)
+
+    async def acquire(self, waiter: Waiter, *, first: bool = False) -> Credit:
         """Wait for a credit. Cancel to stop waiting. Raises AboveLimit, NotFound, AccessDenied, ConfigMismatch."""
         credit = self.try_acquire(waiter)
         if credit is not None:
@@ -106,8 +121,7 @@ class KeyLimiter:
                 future.set_exception(outcome)
 
         waiter.done = done
-        self.sharing.add(waiter)
-        self.wake()
+        self.ask(waiter, first=first)
         try:
             return await future
         except asyncio.CancelledError:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from ..connection import Connection
 from ..errors import AIQueueError, BadInput
@@ -75,6 +76,10 @@ class Limiter:
             self.controls.paused_until(family, key, tenant) > now
         )
 
+    def is_paused(self, family: str, key: str, tenant: str) -> bool:
+        """Return whether a pause holds for this value of the family's key."""
+        return self.controls.paused_until(family, key, tenant) > self.clock()
+
     def try_acquire(
         self, family: str, key: str, tenant: str, *, requests: int = 1, cost: float = 0.0, weight: float | None = None
     ) -> Credit | None:
@@ -84,11 +89,20 @@ class Limiter:
         return limiter.try_acquire(waiter) if limiter is not None else self._unlimited(family, key, waiter)
 
     async def acquire(
-        self, family: str, key: str, tenant: str, *, requests: int = 1, cost: float = 0.0, weight: float | None = None
+        self,
+        family: str,
+        key: str,
+        tenant: str,
+        *,
+        requests: int = 1,
+        cost: float = 0.0,
+        weight: float | None = None,
+        first: bool = False,
     ) -> Credit:
         """Wait until a call of this cost (an upper bound of what it will use) may start, and return its credit.
 
-        `weight`: of the tenant among those that wait; None: the declared one. Cancel the call to stop waiting.
+        `weight`: of the tenant among those that wait; None: the declared one. `first`: before all others of this
+        tenant that wait in this process. Cancel the call to stop waiting.
 
         - Raises AboveLimit at once if the reservation is above the limit itself, or as soon as the limit is lowered so
           far; BadInput for a wrong argument.
@@ -100,7 +114,22 @@ class Limiter:
             if credit is not None:
                 return credit
             await self._changed(self.controls.paused_until(family, key, tenant) - self.clock())
-        return await limiter.acquire(waiter)
+        return await limiter.acquire(waiter, first=first)
+
+    def ask(
+        self, family: str, key: str, tenant: str, done: Callable[[Credit | Exception], None], *, cost: float = 0.0
+    ) -> Callable[[], None] | None:
+        """As `acquire`, without waiting: `done` is called later, with the credit or an error. Return what stops that.
+
+        None: no rule holds for the key, so `try_acquire` says all. Raises AboveLimit, BadInput.
+        """
+        waiter = self._waiter(family, key, tenant, 1, cost, None)
+        limiter = self._key(family, key, tenant)
+        if limiter is None:
+            return None
+        waiter.done = done
+        limiter.ask(waiter)
+        return partial(limiter.cancel, waiter)
 
     def _waiter(
         self, family: str, key: str, tenant: str, requests: int, cost: float, weight: float | None

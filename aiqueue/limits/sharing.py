@@ -118,13 +118,16 @@ class Sharing:
             return None
         return self._grant(now, waiter, self._start_tag(waiter.tenant))
 
-    def add(self, waiter: Waiter) -> None:
-        """Put a reservation into its tenant's queue."""
+    def add(self, waiter: Waiter, *, first: bool = False) -> None:
+        """Put a reservation into its tenant's queue, at its end or before all others."""
         queue = self.queues.get(waiter.tenant)
         if queue is None:
             self._tags[waiter.tenant] = self._start_tag(waiter.tenant)
             queue = self.queues[waiter.tenant] = deque()
-        queue.append(waiter)
+        if first:
+            queue.appendleft(waiter)
+        else:
+            queue.append(waiter)
 
     def cancel(self, waiter: Waiter) -> None:
         waiter.is_cancelled = True

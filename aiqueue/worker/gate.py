@@ -31,7 +31,7 @@ class Gate:
         now = self._connection.clock.now()
         if (pending := find_pending_retry(delivery, opened, now)) is not None:
             return pending
-        if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self._can_be_moved(delivery):
+        if (wrong_lane := attempt.find_wrong_lane(opened.raw)) is not None and self.can_be_moved(delivery):
             return wrong_lane
         has_waited = headers.GATHER in opened.raw.headers  # for its children: it has started in time
         if not has_waited and attempt.is_past_deadline(opened.raw, now):
@@ -52,8 +52,9 @@ class Gate:
             return None
         return Interrupted() if self.pauses.of_lane(lane) else KindPaused(str(pause), pause.until)
 
-    def _can_be_moved(self, delivery: Delivery) -> bool:
+    def can_be_moved(self, delivery: Delivery, key: str = "") -> bool:
         """Return whether the message still fits with the headers that a move adds. If not, it runs in this lane."""
         message = delivery.message
         header_bytes = sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + MOVE_BYTES
+        header_bytes += len(headers.encode_key(key))
         return header_bytes <= HEADERS_MAX and header_bytes + len(message.data) <= self._connection.max_payload

@@ -27,6 +27,7 @@ class Pausing:
     """From `start` to `stop`: a change of the pauses reaches the pulls and the handlers of one worker.
 
     `runner` is set before `start`. `return_waiting` returns those that wait here for a slot, of lanes that are paused.
+    `also_paused` returns whether the key of a lane is paused.
     """
 
     runner: Runner | None = None
@@ -46,6 +47,7 @@ class Pausing:
         self._unknown_kinds = unknown_kinds
         self._return_waiting = return_waiting
         self._tasks: set[asyncio.Task[None]] = set()
+        self.also_paused: Callable[[Lane], bool] = lambda _lane: False
 
     async def start(self) -> None:
         """Read the pauses, so that no paused job starts. Raises Unavailable."""
@@ -84,8 +86,13 @@ class Pausing:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def look_again(self) -> None:
+        """The keys that are paused have changed."""
+        self._discovery.set_paused(self._is_paused)
+        self._return_waiting()
+
     def _is_paused(self, lane: Lane) -> bool:
-        return self.watch.active.of_lane(lane) is not None
+        return self.watch.active.of_lane(lane) is not None or (lane.key != "" and self.also_paused(lane))
 
     def _parks_aside(self, scope: PauseScope) -> bool:
         """Return whether the jobs of a pause are parked aside: they share their lanes with others."""

@@ -22,6 +22,7 @@ class Returns:
 
     def spawn(self, delivery: Delivery) -> None:
         """Return a job to the queue in a task of its own."""
+        delivery.give_back_credit()
         task = asyncio.create_task(self._return(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._on_returned)

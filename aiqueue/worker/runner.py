@@ -22,6 +22,7 @@ from ..attempt import (
     Limit,
     Limits,
     Outcome,
+    Postponed,
     Raised,
     Refused,
     Returned,
@@ -33,17 +34,21 @@ from ..errors import Stale, Unavailable
 from ..job import Job, RawMessage
 from ..journal import Writer
 from ..lanes import Delivery
+from ..limits import Credit
 from ..processes import Processes, Quarantine, Suspect
 from ..requests import Claims
 from .claiming import RunClaims
 from .context import JobContext, WorkerResources
 from .gate import Gate
+from .limiting import Limiting
 from .opening import OpenedJob, Opener, may_have_history
 from .pipelined import ResultPipeline, SentResult
 from .settlement import Settlement
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+LATE_S = 0.05  # how long a job is away whose credit has expired before it could start
 
 
 class Runner:
@@ -72,6 +77,7 @@ class Runner:
         self.processes = processes
         self._quarantine = quarantine
         self.opener = Opener(claims.journal, resources.documents, resources.families, quarantine)
+        self.limiting: Limiting | None = None  # where a family has a limit_key; set before the first delivery
         self.gate = Gate(claims.journal.connection)
         self._run_claims = RunClaims(claims, self.opener, worker)
         self._watchdog = watchdog
@@ -110,7 +116,8 @@ class Runner:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
         if opened is not None:
             handler: Handler | None = self._handlers[delivery.lane.key.family, opened.kind]
-            if handler is not None and handler.is_async and not handler.process:
+            is_limited = self.limiting is not None and self.limiting.concerns(delivery, opened)
+            if handler is not None and handler.is_async and not handler.process and not is_limited:
                 return self._run_plain(delivery, opened, handler)
         return self._run_any(delivery, opened)
 
@@ -305,6 +312,27 @@ class Runner:
     async def _gate_and_run(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
     ) -> Outcome:
+        """Run a delivery, with a credit if its key is limited. Returns the outcome."""
+        if self.limiting is None or not self.limiting.concerns(delivery, opened):
+            return await self._claim_and_run(delivery, opened, handler, context, None)
+        if not opened.plain and (known := self.gate.find_outcome(delivery, opened)) is not None:
+            delivery.give_back_credit()
+            return known
+        if not may_have_history(delivery, opened):
+            moved = self.limiting.find_lane(delivery, opened)
+            if moved is not None and self.gate.can_be_moved(delivery, moved.key):
+                return moved
+        credit = await self.limiting.admit(delivery, opened, handler)
+        if not isinstance(credit, Credit):
+            return credit or await self._claim_and_run(delivery, opened, handler, context, None)
+        try:
+            return await self._claim_and_run(delivery, opened, handler, context, credit)
+        finally:
+            self.limiting.end(credit, context.settled)
+
+    async def _claim_and_run(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext, credit: Credit | None
+    ) -> Outcome:
         """Check whether this delivery may run, claim its run, and call the handler. Returns the outcome.
 
         1. The delivery must not run, or another delivery holds the run: the handler is not called.
@@ -325,6 +353,8 @@ class Runner:
                     return held
         if (paused := self.gate.find_pause(delivery, opened)) is not None:  # begun meanwhile, or a plain job
             return paused
+        if credit is not None and not credit.begin():
+            return Postponed(LATE_S)  # it took too long to get here
         now = time.monotonic()
         context.mark_started(now)
         outcome: Outcome

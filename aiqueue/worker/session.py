@@ -18,13 +18,16 @@ from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
 from ..enqueue import Forwarder, Parents
-from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
+from ..lanes import Delivery, KeyGate, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
+from ..limits import Limiter
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
+from ..topology import Family
 from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gathering import ChildrenResources
+from .limiting import Limiting
 from .pausing import Pausing
 from .returns import Returns
 from .rights import Rights
@@ -82,9 +85,11 @@ class Session:
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)
+        self._keys = self._make_key_gate()
         self.discovery = LaneDiscovery(
-            connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull
-        )
+            connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
+            keys=self._keys,
+        )  # fmt: skip
         self._forwarder = Forwarder(connection, client.topology)
         self.stalled_watch = StalledLaneWatch(
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
@@ -115,6 +120,17 @@ class Session:
         self._sweeper: StrandedSweeper | None = None
         self.done = 0
         self.clean = True
+
+    def _make_key_gate(self) -> KeyGate | None:
+        """Return what heeds limits, if a family has any."""
+        limited = [each for each in self._families.values() if each.limit_key]
+        if not limited:
+            return None
+        client = self._client
+        limiter = Limiter(client.connection, client.topology, client.limit_rules)
+        return KeyGate(
+            client.connection, limiter, limited, changed=self._schedule_pull, paused_changed=self._on_keys_paused
+        )
 
     @property
     def running(self) -> int:
@@ -205,6 +221,10 @@ class Session:
             await self._stack.enter_async_context(self.runner.cancellations)
             self._returns.runner = self._pausing.runner = self.runner
             self._collector.start()
+            if self._keys is not None:
+                await self._keys.start()
+                self.runner.limiting = Limiting(self._keys, self._find_token, self._on_returned)
+                self._pausing.also_paused = self._keys.is_paused
             await self._pausing.start()
             await self.puller.open()
             self.leases.start()
@@ -283,6 +303,8 @@ class Session:
         await self._forwarder.stop()
         await self.puller.close()
         await self._returns.wait()
+        if self._keys is not None:
+            await self._keys.stop()
         await self.leases.stop()
         await self._collector.stop()
         if self.runner is not None:
@@ -324,9 +346,12 @@ class Session:
         if self._draining or delivery.lane.paused:
             self._returns.spawn(delivery)
             return
-        self.leases.hold_lease(delivery.reply, delivery.lane.ack_wait_s, delivery.arrived_at)
+        lane = delivery.lane
+        if lane.pool is not None:
+            delivery.credit = lane.pool.spend()
+        self.leases.hold_lease(delivery.reply, lane.ack_wait_s, delivery.arrived_at)
         if self._waiting or len(self._running) >= self._slots:
-            delivery.lane.waiting += 1
+            lane.waiting += 1
             self._waiting.append(delivery)
         else:
             self._start_run(delivery)
@@ -371,6 +396,8 @@ class Session:
         """Start a task that runs the delivery, whose job does not run here."""
         assert self.runner is not None
         self._running[delivery.location] = delivery
+        if delivery.lane.turn is not None:
+            delivery.lane.turn.running += 1
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
         delivery.task = self._loop.create_task(self.runner.run_delivery(delivery), context=self._base_context.copy())
 
@@ -382,6 +409,8 @@ class Session:
         self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
         self.leases.drop_lease(delivery.reply)
         del self._running[delivery.location]
+        if delivery.lane.turn is not None:
+            delivery.lane.turn.running -= 1
         self.done += 1
         if self._last_ended is not None and not self._running and not self._last_ended.done():
             self._last_ended.set_result(None)
@@ -396,12 +425,26 @@ class Session:
         """Drop the waiting jobs of a lane whose consumer was deleted: the recreated consumer delivers them again."""
         for delivery in [each for each in self._waiting if each.lane is lane]:
             self._waiting.remove(delivery)
+            delivery.give_back_credit()
             self.leases.drop_lease(delivery.reply)
         lane.waiting = 0
         self.discovery.on_consumer_gone(lane)
 
     def _on_drained(self, lane: LanePull) -> bool:
         return self.discovery.on_drained(lane)
+
+    # -- limited keys
+
+    def _find_token(self, family: Family, tenant: str, key: str) -> str:
+        return subjects.hashed(key)
+
+    def _on_keys_paused(self) -> None:
+        self._pausing.look_again()
+        self._schedule_pull()
+
+    def _on_returned(self, delivery: Delivery) -> None:
+        """A job returns to a lane whose key has no credits."""
+        self.puller.note_return(delivery.lane)
 
     # -- back to the queue
 

@@ -124,10 +124,10 @@ class Settlement:
                 await self._dead_letter(delivery, opened, writer, reason, error)
             case Unknown() | KindPaused():
                 await self._settle_unknown(delivery, opened, writer, outcome)
-            case WrongLane(priority):
-                to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority)
-                message = delivery.message
-                await move_to_lane(self._connection, to, opened.job_id, delivery.seq, message.headers, message.data)
+            case WrongLane(priority, token, key):
+                to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority, token)
+                job = delivery.message
+                await move_to_lane(self._connection, to, opened.job_id, delivery.seq, job.headers, job.data, key=key)
                 await self._replies.ack(delivery)
             case Postponed(after_s):
                 await self.return_to_queue(delivery, after_s)

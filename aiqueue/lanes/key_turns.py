@@ -1,0 +1,50 @@
+"""The turns of tenants whose limited keys have lanes of their own.
+
+All lanes of a tenant and priority have one turn: a tenant with 50 keys gets no more than one with a single key. Within
+a turn the lanes are served round robin, and none gets more jobs than its key has credits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import fairness
+from .delivery import LanePull, Pool, Turn
+
+SHARED_ROOM = 4  # jobs of a lane that many keys share that may be here, or asked for, without a credit
+
+
+def share_with_keys(
+    clock: fairness.StrideClock, busy: Iterable[LanePull], budget: int, now: float, *, step: int
+) -> list[tuple[LanePull, int]]:
+    """As `fairness.share_budget`, for lanes of which some belong to a turn."""
+    plain: list[LanePull] = []
+    turns: dict[Turn, list[LanePull]] = {}
+    pools: dict[Pool, int] = {}
+    for lane in busy:
+        wanted = lane.pending - lane.granted
+        if wanted <= 0:
+            continue
+        if lane.turn is None:
+            plain.append(lane)
+            continue
+        turns.setdefault(lane.turn, []).append(lane)
+        if lane.pool is not None:
+            pools[lane.pool] = pools.get(lane.pool, 0) + wanted
+    free = {pool: pool.want(min(wanted, budget)) for pool, wanted in pools.items()}
+    rooms: dict[LanePull, int] = {}
+    for turn in sorted(turns, key=lambda each: each.rank):
+        for lane in turns[turn]:
+            wanted = lane.pending - lane.granted
+            if lane.pool is not None:
+                wanted = min(wanted, free[lane.pool])
+                free[lane.pool] -= wanted
+            elif lane.key.key:
+                wanted = min(wanted, max(0, SHARED_ROOM - lane.asking - lane.granted))
+            rooms[lane] = wanted
+        turn.pending = min(sum(rooms[each] for each in turns[turn]), turn.room)
+    wanting = [*plain, *(each for each in turns if each.pending > 0)]
+    shares: list[tuple[LanePull, int]] = []
+    for each, jobs in fairness.share_budget(clock, wanting, budget, now, step=step):
+        shares += each.share(rooms, jobs) if isinstance(each, Turn) else [(each, jobs)]
+    return shares

@@ -1,0 +1,136 @@
+"""Has one worker heed the limits of keys: where a job waits, and which credit it starts with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from .. import attempt, headers, subjects
+from ..attempt import Handler, Outcome, Postponed, Refused, WrongLane
+from ..errors import AboveLimit, AIQueueError, DecodeError
+from ..lanes import Delivery, KeyGate
+from ..limits import Credit
+from ..topology import Family
+from .opening import OpenedJob
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 2.0  # how long a job waits here for its credit, with a slot; then it returns to its lane
+RETURN_S = 0.05
+RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
+PAUSED_S = 1.0
+FindToken = Callable[[Family, str, str], str]
+
+
+class Limiting:
+    """The limits of one worker's jobs. `find_token` returns the key of the lane in which a tenant's jobs of a key wait;
+    "": they have none of their own.
+    """
+
+    def __init__(self, gate: KeyGate, find_token: FindToken, note_return: Callable[[Delivery], None]) -> None:
+        self._gate = gate
+        self._limiter = gate.limiter
+        self._find_token = find_token
+        self._note_return = note_return
+
+    def concerns(self, delivery: Delivery, opened: OpenedJob) -> bool:
+        """Return whether a limit may hold for a job. False: nothing here has to be asked for it."""
+        if delivery.lane.key.key:
+            return True
+        key = opened.family.limit_key and self._find_key(delivery, opened)
+        return bool(key) and self._limiter.is_limited(opened.family.name, str(key), delivery.tenant)
+
+    def _find_key(self, delivery: Delivery, opened: OpenedJob) -> str:
+        """Return the value of the job's key. "": it has none.
+
+        That of the body, so that no header makes a job pass for another's. A body that was not decoded has the header.
+        """
+        if opened.data is not None:
+            return subjects.key_in_message(opened.data.get(opened.family.limit_key or ""))
+        return headers.limit_key(delivery.message.headers)
+
+    def find_lane(self, delivery: Delivery, opened: OpenedJob) -> WrongLane | None:
+        """Return where a job has to wait that is not in the lane of its key. None: it is in the right lane."""
+        lane = delivery.lane.key
+        if lane.key or lane.tenant == "*":
+            return None
+        key = self._find_key(delivery, opened)
+        if not key or not self._limiter.is_limited(lane.family, key, delivery.tenant):
+            return None
+        token = self._find_token(opened.family, delivery.tenant, key)
+        return WrongLane(lane.priority, token, key) if token else None
+
+    async def admit(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> Credit | Outcome | None:
+        """Return the credit with which the job may start, or the outcome of one that may not. None: no limit holds.
+
+        1. A credit that came before the job, if it suffices. 2. Else one that is waited for, at most WAIT_S. 3. Without
+        one in time, the job returns to its lane, which is no attempt.
+        """
+        family, tenant = opened.family.name, delivery.tenant
+        key = self._find_key(delivery, opened)
+        if not key:
+            delivery.give_back_credit()
+            return None
+        cost = _cost_of(handler, opened)
+        if isinstance(cost, Refused):
+            delivery.give_back_credit()
+            return cost
+        pool, credit = delivery.lane.pool, delivery.credit
+        delivery.credit = None
+        if pool is not None:
+            pool.note_cost(cost)
+        if credit is not None:
+            if credit.cost >= cost:
+                credit.reduce(cost)
+                return credit
+            credit.release()
+        try:
+            credit = self._limiter.try_acquire(family, key, tenant, cost=cost)
+            return credit or await self._wait(delivery, key, cost)
+        except AboveLimit as error:
+            return Refused("limit", str(error))
+        except AIQueueError as error:
+            log.warning("job %s of %s waits for its limit: %s", opened.job_id, delivery.lane.key, error)
+            return Postponed(PAUSED_S)
+
+    async def _wait(self, delivery: Delivery, key: str, cost: float) -> Credit | Outcome:
+        """Wait for a credit, before those that are asked for jobs which are not here yet."""
+        lane = delivery.lane
+        if self._limiter.is_paused(lane.key.family, key, delivery.tenant):
+            return self._postpone(delivery, cost)
+        lane.asking += 1
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self._limiter.acquire(
+                    lane.key.family, key, delivery.tenant, cost=cost, first=lane.pool is not None
+                )
+        except TimeoutError:
+            return self._postpone(delivery, cost)
+        finally:
+            lane.asking -= 1
+
+    def _postpone(self, delivery: Delivery, cost: float) -> Outcome:
+        lane = delivery.lane
+        if lane.pool is None:  # pulled on although there may be no credit
+            return Postponed(min(RETURN_MAX_S, RETURN_S * 2.0 ** min(delivery.delivery_count, 16)))
+        lane.pool.note_return(cost)
+        self._note_return(delivery)
+        return Postponed(RETURN_S)
+
+    def end(self, credit: Credit, used: float | None) -> None:
+        """Settle a credit by what the handler says that it has used, or give it back if no handler was called."""
+        if credit.is_begun:
+            credit.settle(used)
+        else:
+            credit.release()
+
+
+def _cost_of(handler: Handler | None, opened: OpenedJob) -> float | Refused:
+    """Return what a job costs, an upper bound; 0 without a function that says it, or if the body cannot be read."""
+    if handler is None or handler.cost is None:
+        return 0.0
+    try:
+        return attempt.cost_of(handler, attempt.read_message(handler, opened.raw, opened))
+    except DecodeError:
+        return 0.0  # the call refuses it

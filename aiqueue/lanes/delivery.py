@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from .. import headers
 from ..connection import Received
 from ..limits import Credit
 from ..subjects import Lane
 from . import fairness
+from .key_pool import KeyPool
 from .refusals import PullLimits
 
 
@@ -83,19 +83,6 @@ class Delivery:
         self.reply = message.reply
 
 
-class Pool(Protocol):
-    """The credits of a limited key; `key_gate.KeyPool`. `is_exhausted`: one is waited for."""
-
-    @property
-    def free(self) -> int: ...
-    @property
-    def is_exhausted(self) -> bool: ...
-    def want(self, jobs: int) -> int: ...
-    def spend(self) -> Credit | None: ...
-    def note_cost(self, cost: float) -> None: ...
-    def note_return(self, cost: float) -> None: ...
-
-
 class Turn(fairness.StrideState):
     """What the lanes of a tenant and priority share: their place among others, and the cap of jobs under way.
 
@@ -163,7 +150,7 @@ class LanePull(fairness.StrideState):
     paused: bool = False  # its jobs are paused: it gets no pull, and what still arrives returns to the queue
     limits: PullLimits = field(default_factory=PullLimits)
     turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
-    pool: Pool | None = None  # the credits of its key: without one, it is not pulled on
+    pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
     remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
 

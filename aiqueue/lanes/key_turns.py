@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import fairness
-from .delivery import LanePull, Pool, Turn
+from .delivery import LanePull, Turn
+from .key_pool import KeyPool
 
 SHARED_ROOM = 4  # jobs of a lane that many keys share that may be here, or asked for, without a credit
 
@@ -20,7 +21,7 @@ def share_with_keys(
     """As `fairness.share_budget`, for lanes of which some belong to a turn."""
     plain: list[LanePull] = []
     turns: dict[Turn, list[LanePull]] = {}
-    pools: dict[Pool, int] = {}
+    pools: dict[KeyPool, int] = {}
     for lane in busy:
         wanted = lane.pending - lane.granted
         if wanted <= 0:
@@ -43,7 +44,7 @@ def share_with_keys(
                 wanted = min(wanted, max(0, SHARED_ROOM - lane.asking - lane.granted))
             rooms[lane] = wanted
         turn.pending = min(sum(rooms[each] for each in turns[turn]), turn.room)
-    wanting = [*plain, *(each for each in turns if each.pending > 0)]
+    wanting: list[LanePull | Turn] = [*plain, *(each for each in turns if each.pending > 0)]
     shares: list[tuple[LanePull, int]] = []
     for each, jobs in fairness.share_budget(clock, wanting, budget, now, step=step):
         shares += each.share(rooms, jobs) if isinstance(each, Turn) else [(each, jobs)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Refused, WrongLane
+from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate
-from ..limits import Credit
+from ..limits import Credit, Limiter
 from ..topology import Family
-from .opening import OpenedJob
+from .context import JobContext
+from .gate import Gate
+from .opening import OpenedJob, may_have_history
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +24,30 @@ RETURN_S = 0.05
 RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
 PAUSED_S = 1.0
 FindToken = Callable[[Family, str, str], str]
+Run = Callable[[Delivery, OpenedJob, Handler | None, JobContext, Credit | None], Awaitable[Outcome]]
+
+
+def make_key_gate(
+    client: Client, families: Collection[Family], changed: Callable[[], None], paused_changed: Callable[[], None]
+) -> KeyGate | None:
+    """Return what heeds the limits of these families, if one of them has any. See `KeyGate`."""
+    limited = [each for each in families if each.limit_key]
+    if not limited:
+        return None
+    limiter = Limiter(client.connection, client.topology, client.limit_rules)
+    return KeyGate(client.connection, limiter, limited, changed=changed, paused_changed=paused_changed)
 
 
 class Limiting:
     """The limits of one worker's jobs. `find_token` returns the key of the lane in which a tenant's jobs of a key wait;
-    "": they have none of their own.
+    "": they have none of their own. `note_return` is told of jobs that go back to a lane whose key has no credits.
     """
 
-    def __init__(self, gate: KeyGate, find_token: FindToken, note_return: Callable[[Delivery], None]) -> None:
-        self._gate = gate
-        self._limiter = gate.limiter
+    def __init__(
+        self, limiter: Limiter, job_gate: Gate, find_token: FindToken, note_return: Callable[[Delivery], None]
+    ) -> None:
+        self._limiter = limiter
+        self._job_gate = job_gate
         self._find_token = find_token
         self._note_return = note_return
 
@@ -60,6 +77,29 @@ class Limiting:
             return None
         token = self._find_token(opened.family, delivery.tenant, key)
         return WrongLane(lane.priority, token, key) if token else None
+
+    async def run(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext, run: Run
+    ) -> Outcome:
+        """Run a delivery that a limit may hold for: `run` gets its credit, which is settled after it."""
+        gate = self._job_gate
+        if not opened.plain and (known := gate.find_outcome(delivery, opened)) is not None:
+            delivery.give_back_credit()
+            return known
+        if not may_have_history(delivery, opened):
+            moved = self.find_lane(delivery, opened)
+            if moved is not None and gate.can_be_moved(delivery, moved.key):
+                return moved
+        credit = await self.admit(delivery, opened, handler)
+        if not isinstance(credit, Credit):
+            return credit or await run(delivery, opened, handler, context, None)
+        try:
+            return await run(delivery, opened, handler, context, credit)
+        finally:
+            if credit.is_begun:
+                credit.settle(context.settled)
+            else:
+                credit.release()
 
     async def admit(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> Credit | Outcome | None:
         """Return the credit with which the job may start, or the outcome of one that may not. None: no limit holds.
@@ -117,13 +157,6 @@ class Limiting:
         lane.pool.note_return(cost)
         self._note_return(delivery)
         return Postponed(RETURN_S)
-
-    def end(self, credit: Credit, used: float | None) -> None:
-        """Settle a credit by what the handler says that it has used, or give it back if no handler was called."""
-        if credit.is_begun:
-            credit.settle(used)
-        else:
-            credit.release()
 
 
 def _cost_of(handler: Handler | None, opened: OpenedJob) -> float | Refused:

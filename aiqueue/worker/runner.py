@@ -314,24 +314,16 @@ class Runner:
     ) -> Outcome:
         """Run a delivery, with a credit if its key is limited. Returns the outcome."""
         if self.limiting is None or not self.limiting.concerns(delivery, opened):
-            return await self._claim_and_run(delivery, opened, handler, context, None)
-        if not opened.plain and (known := self.gate.find_outcome(delivery, opened)) is not None:
-            delivery.give_back_credit()
-            return known
-        if not may_have_history(delivery, opened):
-            moved = self.limiting.find_lane(delivery, opened)
-            if moved is not None and self.gate.can_be_moved(delivery, moved.key):
-                return moved
-        credit = await self.limiting.admit(delivery, opened, handler)
-        if not isinstance(credit, Credit):
-            return credit or await self._claim_and_run(delivery, opened, handler, context, None)
-        try:
-            return await self._claim_and_run(delivery, opened, handler, context, credit)
-        finally:
-            self.limiting.end(credit, context.settled)
+            return await self._claim_and_run(delivery, opened, handler, context)
+        return await self.limiting.run(delivery, opened, handler, context, self._claim_and_run)
 
     async def _claim_and_run(
-        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext, credit: Credit | None
+        self,
+        delivery: Delivery,
+        opened: OpenedJob,
+        handler: Handler | None,
+        context: JobContext,
+        credit: Credit | None = None,
     ) -> Outcome:
         """Check whether this delivery may run, claim its run, and call the handler. Returns the outcome.
 

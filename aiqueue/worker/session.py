@@ -7,7 +7,6 @@ import contextvars
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
 from ..enqueue import Forwarder, Parents
-from ..lanes import Delivery, KeyGate, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
-from ..limits import Limiter
+from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from ..topology import Family
@@ -27,7 +25,7 @@ from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gathering import ChildrenResources
-from .limiting import Limiting
+from .limiting import Limiting, make_key_gate
 from .pausing import Pausing
 from .returns import Returns
 from .rights import Rights
@@ -35,6 +33,7 @@ from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
 from .unknown_kinds import UnknownKinds
+from .waiting import Waiting
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Session:
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)
-        self._keys = self._make_key_gate()
+        self._keys = make_key_gate(client, self._families.values(), self._schedule_pull, self._on_keys_paused)
         self.discovery = LaneDiscovery(
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
@@ -96,13 +95,13 @@ class Session:
         )
         self._collector = Collector(connection, client.topology)
         self._running: dict[tuple[object, ...], Delivery] = {}
-        self._waiting: deque[Delivery] = deque()
         self._last_ended: asyncio.Future[None] | None = None  # a drain waits for it
         self._last_delivery_at: float | None = None  # monotonic seconds
         self._mean_handler_s: float | None = None
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
         self._awaited_results = AwaitedResults(options.slots)
         self._returns = Returns(self.leases)
+        self._waiting = Waiting(self._returns, self.leases)
         self._draining = False
         self._stack = AsyncExitStack()
         self.rights = Rights(
@@ -111,7 +110,12 @@ class Session:
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
         unknown_kinds = UnknownKinds(connection, client.parking)
         self._pausing = Pausing(
-            connection, client.topology, self._families.values(), self.discovery, unknown_kinds, self._return_paused
+            connection,
+            client.topology,
+            self._families.values(),
+            self.discovery,
+            unknown_kinds,
+            self._waiting.return_paused,
         )
         self._announcer = Announcer(
             connection, client.topology, options.name, kinds, self._describe, self._pausing.bring_forward
@@ -120,17 +124,6 @@ class Session:
         self._sweeper: StrandedSweeper | None = None
         self.done = 0
         self.clean = True
-
-    def _make_key_gate(self) -> KeyGate | None:
-        """Return what heeds limits, if a family has any."""
-        limited = [each for each in self._families.values() if each.limit_key]
-        if not limited:
-            return None
-        client = self._client
-        limiter = Limiter(client.connection, client.topology, client.limit_rules)
-        return KeyGate(
-            client.connection, limiter, limited, changed=self._schedule_pull, paused_changed=self._on_keys_paused
-        )
 
     @property
     def running(self) -> int:
@@ -223,7 +216,9 @@ class Session:
             self._collector.start()
             if self._keys is not None:
                 await self._keys.start()
-                self.runner.limiting = Limiting(self._keys, self._find_token, self._on_returned)
+                self.runner.limiting = Limiting(
+                    self._keys.limiter, self.runner.gate, self._find_token, self._on_returned
+                )
                 self._pausing.also_paused = self._keys.is_paused
             await self._pausing.start()
             await self.puller.open()
@@ -261,7 +256,7 @@ class Session:
             await self._announcer.stop()
             await self.stalled_watch.stop()
             await self.discovery.stop()
-            self._return_waiting()
+            self._waiting.return_all()
             end = time.monotonic() + self._options.drain_timeout_s
             if self.running:
                 log.info("draining: %d running jobs, up to %g s", self.running, self._options.drain_timeout_s)
@@ -276,7 +271,7 @@ class Session:
         self._draining = True
         self.rights.stop()
         try:
-            self._return_waiting()
+            self._waiting.return_all()
             if self.running and self.runner is not None:
                 self.clean = False
                 log.warning("%d jobs did not end in time and return to the queue", self.running)
@@ -351,8 +346,7 @@ class Session:
             delivery.credit = lane.pool.spend()
         self.leases.hold_lease(delivery.reply, lane.ack_wait_s, delivery.arrived_at)
         if self._waiting or len(self._running) >= self._slots:
-            lane.waiting += 1
-            self._waiting.append(delivery)
+            self._waiting.add(delivery)
         else:
             self._start_run(delivery)
         if not self._pull_scheduled:
@@ -382,15 +376,9 @@ class Session:
         Fairness was decided when they were requested, and few wait here at a time (`prefetch`).
         """
         while self._waiting and not self._draining and len(self._running) < self._slots:
-            delivery = self._take_waiting()
+            delivery = self._waiting.take()
             if delivery.location not in self._running or not self._adopt_redelivery(delivery):
                 self._start_run(delivery)
-
-    def _take_waiting(self) -> Delivery:
-        """Remove and return the job that has waited longest."""
-        delivery = self._waiting.popleft()
-        delivery.lane.waiting -= 1
-        return delivery
 
     def _start_run(self, delivery: Delivery) -> None:
         """Start a task that runs the delivery, whose job does not run here."""
@@ -422,12 +410,7 @@ class Session:
             self._schedule_pull()
 
     def _on_consumer_gone(self, lane: LanePull) -> None:
-        """Drop the waiting jobs of a lane whose consumer was deleted: the recreated consumer delivers them again."""
-        for delivery in [each for each in self._waiting if each.lane is lane]:
-            self._waiting.remove(delivery)
-            delivery.give_back_credit()
-            self.leases.drop_lease(delivery.reply)
-        lane.waiting = 0
+        self._waiting.drop_lane(lane)
         self.discovery.on_consumer_gone(lane)
 
     def _on_drained(self, lane: LanePull) -> bool:
@@ -456,9 +439,7 @@ class Session:
         handler_s = self._estimate_handler_s()
         if handler_s is not None and handler_s < WAIT_HERE_MAX_S / 4:
             return
-        oldest = time.monotonic() - WAIT_HERE_MAX_S
-        while self._waiting and self._waiting[0].arrived_at < oldest:
-            self._returns.spawn(self._take_waiting())
+        self._waiting.return_before(time.monotonic() - WAIT_HERE_MAX_S)
 
     def _estimate_handler_s(self) -> float | None:
         """Return the mean handler time, or the time since a slot last came free if that is longer. None: unknown.
@@ -468,15 +449,3 @@ class Session:
         if self._mean_handler_s is None or self.running < self._slots:
             return self._mean_handler_s
         return max(self._mean_handler_s, time.monotonic() - self._slot_freed_at)
-
-    def _return_waiting(self) -> None:
-        """Return all waiting jobs to the queue."""
-        while self._waiting:
-            self._returns.spawn(self._take_waiting())
-
-    def _return_paused(self) -> None:
-        """Return the waiting jobs of paused lanes to the queue."""
-        for delivery in [each for each in self._waiting if each.lane.paused]:
-            self._waiting.remove(delivery)
-            delivery.lane.waiting -= 1
-            self._returns.spawn(delivery)

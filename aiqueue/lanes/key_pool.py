@@ -1,0 +1,134 @@
+"""The credits of a tenant and key that no job has yet: one pool, which the lanes of all priorities share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import AboveLimit, AIQueueError
+from ..limits import Credit, Limiter
+
+log = logging.getLogger(__name__)
+
+ASKED_MAX = 50  # credits of one pool that are asked for and not granted yet
+COSTLY_ASKED_MAX = 4  # the same where calls have costs, which are known only when a job is here
+FRESH_S = 0.05  # a credit whose call would have to start sooner than this is given back
+FAILED_S = 1.0  # after an error, a pool asks no more for so long
+SMOOTHING = 0.1  # weight of the newest cost in the mean
+
+
+class PooledLane(Protocol):
+    """What a pool needs of a lane; `delivery.LanePull`."""
+
+    pending: int
+
+    @property
+    def granted(self) -> int: ...
+
+
+class KeyPool:
+    """The credits of a tenant and key that no job has yet. `lanes`: its lanes, one a priority."""
+
+    def __init__(self, limiter: Limiter, family: str, tenant: str, key: str, changed: Callable[[], None]) -> None:
+        self._limiter = limiter
+        self.family, self.tenant, self.key = family, tenant, key
+        self._changed = changed
+        self.lanes: list[PooledLane] = []
+        self._credits: deque[Credit] = deque()
+        self._asks: dict[object, Callable[[], None]] = {}  # what stops each
+        self._mean_cost = 0.0
+        self._head_cost: float | None = None  # of a job that went back to its lane for want of a credit
+        self._failed_at = -FAILED_S
+
+    @property
+    def free(self) -> int:
+        """Credits that no open grant of a lane will use."""
+        return max(0, len(self._credits) - sum(each.granted for each in self.lanes))
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether a credit is waited for, so that no lane of the pool is pulled on."""
+        return bool(self._asks) or time.monotonic() - self._failed_at < FAILED_S
+
+    @property
+    def cost(self) -> float:
+        """What the next job costs, as far as that is known."""
+        return self._mean_cost if self._head_cost is None else self._head_cost
+
+    def want(self, jobs: int) -> int:
+        """Have credits for `jobs` that are not asked for yet, as far as the limit allows. Return how many are here."""
+        self.trim()
+        need = jobs - self.free - len(self._asks)
+        if need > 0 and time.monotonic() - self._failed_at >= FAILED_S:
+            try:
+                self._get(need)
+            except AboveLimit:  # the job itself will tell that
+                self._mean_cost, self._head_cost = 0.0, None
+            except AIQueueError as error:
+                self._fail(error)
+        for each in list(self._asks)[: max(0, -need)]:
+            self._asks.pop(each)()
+        return self.free
+
+    def _get(self, need: int) -> None:
+        limiter, name, cost = self._limiter, (self.family, self.key, self.tenant), self.cost
+        while need > 0 and not self._asks and (credit := limiter.try_acquire(*name, cost=cost)) is not None:
+            self._credits.append(credit)
+            need -= 1
+        most = COSTLY_ASKED_MAX if cost else ASKED_MAX
+        while need > 0 and len(self._asks) < most:
+            ask = object()
+            stop = limiter.ask(*name, lambda outcome, ask=ask: self._on_outcome(ask, outcome), cost=cost)  # type: ignore[misc]
+            if stop is None:  # paused, without a rule
+                return
+            self._asks[ask] = stop
+            need -= 1
+
+    def _on_outcome(self, ask: object, outcome: Credit | Exception) -> None:
+        self._asks.pop(ask, None)
+        if isinstance(outcome, Credit):
+            self._credits.append(outcome)
+        elif isinstance(outcome, AboveLimit):
+            self._mean_cost, self._head_cost = 0.0, None
+        else:
+            self._fail(outcome)
+        self._changed()
+
+    def _fail(self, error: Exception) -> None:
+        self._failed_at = time.monotonic()
+        log.warning("no job of key %r of %s %s is started: %s", self.key, self.family, self.tenant, error)
+
+    def spend(self) -> Credit | None:
+        """Take a credit out, for a job that has arrived. None: there is none."""
+        self.trim()
+        self._head_cost = None
+        return self._credits.popleft() if self._credits else None
+
+    def note_cost(self, cost: float) -> None:
+        """A job of this cost is about to start."""
+        self._mean_cost += SMOOTHING * (cost - self._mean_cost) if self._mean_cost else cost
+
+    def note_return(self, cost: float) -> None:
+        """A job of this cost goes back to its lane without having had a credit: the next one is asked for it."""
+        self._head_cost = cost
+        self._stop_asking()
+
+    def trim(self) -> None:
+        """Give credits back that are too old."""
+        latest = self._limiter.clock() + FRESH_S
+        while self._credits and self._credits[0].start_by < latest:
+            self._credits.popleft().release()
+
+    def _stop_asking(self) -> None:
+        asks, self._asks = list(self._asks.values()), {}
+        for stop in asks:
+            stop()
+
+    def close(self) -> None:
+        """Give back all credits."""
+        self._stop_asking()
+        while self._credits:
+            self._credits.popleft().release()

@@ -76,7 +76,7 @@ class Pausing:
         self._return_waiting()
         for pause in begun:
             if pause.family in self._families:
-                stopped = self.runner.interrupt_handlers(partial(_covers, pause.scope)) if pause.now else 0
+                stopped = self.runner.interruptions.stop_handlers(partial(_covers, pause.scope)) if pause.now else 0
                 log.info("%s%s", pause, f"; {stopped:,} running jobs return to the queue" if pause.now else "")
         mine = [each.scope for each in ended if each.family in self._families]
         for scope in mine:

@@ -40,6 +40,7 @@ from ..requests import Claims
 from .claiming import RunClaims
 from .context import JobContext, WorkerResources
 from .gate import Gate
+from .interruptions import Interruptions
 from .limiting import Limiting
 from .opening import OpenedJob, Opener, may_have_history
 from .pipelined import ResultPipeline, SentResult
@@ -89,8 +90,8 @@ class Runner:
         self._threads = resources.threads
         self._resources = resources
         self._limits = Limits()
-        self._interrupted: set[Delivery] = set()
         self.cancellations = Cancellations(claims.journal.connection, resources.families.values(), self._limits)
+        self.interruptions = Interruptions(self.cancellations)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` seconds for results that the server has no space for yet."""
@@ -279,29 +280,11 @@ class Runner:
 
     def interrupt(self, delivery: Delivery) -> None:
         """Stop a delivery because the worker leaves: its job returns to the queue. Call `wait` for its end."""
-        self._interrupted.add(delivery)
+        self.interruptions.note(delivery)
         if (sent := self._pipeline.take_back(delivery)) is not None:
             self._finish_sent(sent, Interrupted())
         elif delivery.task is not None:
             delivery.task.cancel()
-
-    def _is_interrupted(self, delivery: Delivery) -> bool:
-        """Return whether the worker leaves, or its event loop ends: a cancellation is not the handler's own then."""
-        return delivery in self._interrupted or self.cancellations.loop_ends
-
-    def interrupt_handlers(self, is_meant: Callable[[JobContext], bool]) -> int:
-        """Stop running handlers as a drain does: their jobs return to the queue. Return how many.
-
-        What a handler has returned already is kept.
-        """
-        running = [each for each in self.cancellations.watched if isinstance(each, JobContext)]
-        self._interrupted &= {each.delivery for each in running}
-        stopped = [each.delivery for each in running if is_meant(each) and each.delivery not in self._interrupted]
-        for delivery in stopped:
-            self._interrupted.add(delivery)
-            if delivery.task is not None:
-                delivery.task.cancel()
-        return len(stopped)
 
     async def release(self, delivery: Delivery) -> None:
         """Return a job that was not run to the queue, for another worker."""
@@ -370,7 +353,7 @@ class Runner:
         """Return the outcome of an attempt whose job was cancelled while it ran. A handler that returned has won."""
         if isinstance(outcome, Returned):
             return outcome
-        return Interrupted() if self._is_interrupted(delivery) else Cancelled()
+        return Interrupted() if self.interruptions.concern(delivery) else Cancelled()
 
     async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
         """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.
@@ -446,7 +429,7 @@ class Runner:
     def _judge(self, delivery: Delivery, outcome: Outcome, limit: Limit, timeout_s: float | None) -> Outcome:
         """Return the outcome of a handler that has ended: it may have ended because of its timeout, or of a drain."""
         is_late = limit.expired  # even if the handler made something else of its cancellation
-        if (is_late or type(outcome) is not Returned) and self._is_interrupted(delivery):
+        if (is_late or type(outcome) is not Returned) and self.interruptions.concern(delivery):
             return Interrupted()
         return attempt.timeout_outcome(timeout_s) if is_late else outcome
 

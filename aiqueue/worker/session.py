@@ -80,7 +80,7 @@ class Session:
         self._held_min = 0  # with fewer jobs waiting here or requested, more are requested at once
         self.puller = Puller(
             connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
-            drained=self._on_drained,
+            drained=lambda lane: self.discovery.on_drained(lane),  # it is made below
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)
@@ -412,9 +412,6 @@ class Session:
     def _on_consumer_gone(self, lane: LanePull) -> None:
         self._waiting.drop_lane(lane)
         self.discovery.on_consumer_gone(lane)
-
-    def _on_drained(self, lane: LanePull) -> bool:
-        return self.discovery.on_drained(lane)
 
     # -- limited keys
 

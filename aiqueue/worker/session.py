@@ -80,7 +80,7 @@ class Session:
         self._held_min = 0  # with fewer jobs waiting here or requested, more are requested at once
         self.puller = Puller(
             connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
-            drained=lambda lane: self.discovery.on_drained(lane),  # it is made below
+            drained=lambda lane: self.discovery.on_drained(lane),  # noqa: PLW0108  (it is made below)
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)

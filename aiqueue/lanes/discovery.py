@@ -171,6 +171,8 @@ class LaneDiscovery:
                 raise NotFound(f"there is no stream {family.stream}: run `aiqueue apply` first") from None
             self.poll_answered_at = time.monotonic()
             found = info["state"].get("subjects") or {}
+            if self._keys is not None:
+                self._keys.note_subjects(family, info["config"]["subjects"])
             for subject, jobs in found.items():
                 lane = subjects.parse_lane(subject)
                 if lane is not None and lane not in self._removing:  # these numbers may be older than the removal

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
+import math
+import time
 from collections.abc import Callable, Collection
 
 from .. import headers, subjects
@@ -15,12 +19,17 @@ from ..connection import Connection
 from ..errors import AIQueueError
 from ..limits import Limiter
 from ..subjects import Lane
-from ..topology import Family
+from ..topology import Family, Topology
 from .delivery import LanePull, Turn
 from .key_pool import KeyPool
+from .worker_records import WorkerRecords
 
 TICK_S = 0.25
 TEXTS_MAX = 100_000
+USED_S = 5.0  # how long a key counts among those of a tenant to whose lane a job has gone
+RECORDS_EVERY = 20  # ticks between two looks at the records of workers
+
+log = logging.getLogger(__name__)
 
 
 class KeyGate:
@@ -29,23 +38,30 @@ class KeyGate:
     """
 
     def __init__(
-        self, connection: Connection, limiter: Limiter, families: Collection[Family], *, changed: Callable[[], None],
+        self, connection: Connection, topology: Topology, limiter: Limiter, *, changed: Callable[[], None],
         paused_changed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._connection = connection
         self.limiter = limiter
-        self._families = {each.name: each for each in families if each.limit_key}
+        self._families = {each.name: each for each in topology.families.values() if each.limit_key}
         self._changed = changed
         self._paused_changed = paused_changed
         self._pools: dict[tuple[str, str, str], KeyPool] = {}
         self._turns: dict[tuple[str, str, str], Turn] = {}
         self._texts: dict[tuple[str, str], str] = {}  # by family and hashed key
         self._paused: set[tuple[str, str, str]] = set()
+        self._used: dict[
+            tuple[str, str], dict[str, float]
+        ] = {}  # by family and tenant: keys with a lane, and until when
+        self._listed: dict[str, bool] = {}  # by family: whether its stream takes jobs into lanes of keys
+        self._records = WorkerRecords(connection, topology)
+        self._hindering: dict[str, str] = {}  # by family: a worker that would not serve such lanes
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the limiter. Raises NotFound, Unavailable, AccessDenied."""
         await self.limiter.open()
+        await self._look_for_former_workers()
         self.limiter.controls.listeners.append(self._on_change)
         self._ticker = asyncio.create_task(self._tick())
 
@@ -88,6 +104,8 @@ class KeyGate:
             turn = self._turns[where] = Turn(pull.rank, pull.weight, cap if cap > 0 else 1_000_000)
         turn.lanes.append(pull)
         pull.turn = turn
+        if lane.key not in ("", subjects.REST):
+            self._used.setdefault(lane[:2], {})[lane.key] = math.inf
         text = self._texts.get((lane.family, lane.key), "") if lane.key else ""
         if text:
             pull.pool = self._pool(lane.family, lane.tenant, text)
@@ -97,6 +115,9 @@ class KeyGate:
         """A lane is pulled on no more."""
         turn, pool = pull.turn, pull.pool
         pull.turn = pull.pool = None
+        used = self._used.get(pull.key[:2], {})
+        if pull.key.key in used:
+            used[pull.key.key] = time.monotonic() + USED_S
         if turn is not None:
             turn.lanes.remove(pull)
             if not turn.lanes and not turn.running:
@@ -113,6 +134,42 @@ class KeyGate:
         if pool is None:
             pool = self._pools[name] = KeyPool(self.limiter, family, tenant, text, self._changed)
         return pool
+
+    # -- which lane
+
+    def find_token(self, family: Family, tenant: str, key: str) -> str:
+        """Return the key of the lane in which a tenant's jobs of a key wait: its hash, or REST for a key for which the
+        tenant has no lane left. "": jobs stay in the ordinary lane, because the stream has no lanes of keys yet, or a
+        worker of a former version runs, which would not serve them.
+        """
+        if not self._listed.get(family.name) or family.name in self._hindering:
+            return ""
+        token, now = subjects.hashed(key), time.monotonic()
+        used = self._used.setdefault((family.name, tenant), {})
+        if token not in used and len(used) >= subjects.KEY_LANES_MAX:
+            for each in [each for each, until in used.items() if until < now]:
+                del used[each]
+            if len(used) >= subjects.KEY_LANES_MAX:
+                return subjects.REST
+        used[token] = max(used.get(token, 0.0), now + USED_S)
+        return token
+
+    def note_subjects(self, family: Family, listed: Collection[str]) -> None:
+        """The family's stream takes these subjects."""
+        self._listed[family.name] = subjects.lane(family.name, "*", subjects.NORMAL, "*") in listed
+
+    async def _look_for_former_workers(self) -> None:
+        """Note for which families a worker runs that serves no lanes of keys. Raises Unavailable, NotFound, AccessDenied."""
+        found: dict[str, str] = {}
+        for record in await self._records.read():
+            kinds = record.get("kinds")
+            if not record.get("key_lanes") and isinstance(kinds, dict):
+                found |= {each: str(record.get("worker")) for each in kinds if each in self._families}
+        for family in found.keys() - self._hindering.keys():
+            log.warning(
+                "%s: worker %s is of a former version, so its limited jobs wait among all others", family, found[family]
+            )
+        self._hindering = found
 
     # -- pauses
 
@@ -136,8 +193,11 @@ class KeyGate:
         self._paused_changed()
 
     async def _tick(self) -> None:
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(TICK_S)
+            if number % RECORDS_EVERY == 0:
+                with contextlib.suppress(AIQueueError):
+                    await self._look_for_former_workers()
             with contextlib.suppress(AIQueueError):
                 for pool in self._pools.values():
                     if not any(each.pending > each.granted for each in pool.lanes):

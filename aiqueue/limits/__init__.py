@@ -6,12 +6,13 @@ reserves before a call and settles after it. Not here: jobs, lanes and workers; 
 
 from __future__ import annotations
 
-from .controls import Controls, KeyPause
+from .controls import PAUSE_MAX_S, Controls, KeyPause
 from .credit import Credit
 from .limiter import Limiter
 from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
 
 __all__ = [
+    "PAUSE_MAX_S",
     "Controls",
     "Credit",
     "EffectiveRule",

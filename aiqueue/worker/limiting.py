@@ -7,11 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from .. import attempt, headers, subjects
-from ..attempt import Handler, Outcome, Postponed, Refused, WrongLane
+from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate
-from ..limits import Credit, Limiter
+from ..limits import PAUSE_MAX_S, Credit, Limiter
 from ..topology import Family
 from .context import JobContext
 from .gate import Gate
@@ -31,11 +31,10 @@ def make_key_gate(
     client: Client, families: Collection[Family], changed: Callable[[], None], paused_changed: Callable[[], None]
 ) -> KeyGate | None:
     """Return what heeds the limits of these families, if one of them has any. See `KeyGate`."""
-    limited = [each for each in families if each.limit_key]
-    if not limited:
+    if not any(each.limit_key for each in families):
         return None
     limiter = Limiter(client.connection, client.topology, client.limit_rules)
-    return KeyGate(client.connection, limiter, limited, changed=changed, paused_changed=paused_changed)
+    return KeyGate(client.connection, client.topology, limiter, changed=changed, paused_changed=paused_changed)
 
 
 class Limiting:
@@ -44,11 +43,18 @@ class Limiting:
     """
 
     def __init__(
-        self, limiter: Limiter, job_gate: Gate, find_token: FindToken, note_return: Callable[[Delivery], None]
+        self,
+        limiter: Limiter,
+        job_gate: Gate,
+        worker: str,
+        find_token: FindToken,
+        note_return: Callable[[Delivery], None],
     ) -> None:
         self._limiter = limiter
         self._job_gate = job_gate
         self._find_token = find_token
+        self._worker = worker
+        self._tasks: set[asyncio.Task[None]] = set()
         self._note_return = note_return
 
     def concerns(self, delivery: Delivery, opened: OpenedJob) -> bool:
@@ -94,12 +100,32 @@ class Limiting:
         if not isinstance(credit, Credit):
             return credit or await run(delivery, opened, handler, context, None)
         try:
-            return await run(delivery, opened, handler, context, credit)
+            outcome = await run(delivery, opened, handler, context, credit)
+            if type(outcome) is Raised and outcome.pauses_key:
+                self._pause_key(delivery, opened, outcome)
+            return outcome
         finally:
             if credit.is_begun:
                 credit.settle(context.settled)
             else:
                 credit.release()
+
+    def _pause_key(self, delivery: Delivery, opened: OpenedJob, outcome: Raised) -> None:
+        """A handler asks for no more calls of its key for a while: of all tenants, unless only the tenant's own calls are
+        limited.
+        """
+        family, key, for_s = opened.family.name, self._find_key(delivery, opened), outcome.after_s
+        if not key or not for_s:
+            return
+        controls = self._limiter.controls
+        wide, narrow = controls.rules.choose(family, key, delivery.tenant, self._limiter.clock())
+        tenant = delivery.tenant if wide is None and narrow is not None else None
+        pausing = controls.pause(
+            family, key, tenant, for_s=min(for_s, PAUSE_MAX_S), author=f"worker {self._worker}", why=outcome.error[:200]
+        )
+        task = asyncio.create_task(_log_failure(pausing, f"{family}, key {key!r}, is not paused"))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def admit(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> Credit | Outcome | None:
         """Return the credit with which the job may start, or the outcome of one that may not. None: no limit holds.
@@ -157,6 +183,13 @@ class Limiting:
         lane.pool.note_return(cost)
         self._note_return(delivery)
         return Postponed(RETURN_S)
+
+
+async def _log_failure(work: Awaitable[None], problem: str) -> None:
+    try:
+        await work
+    except AIQueueError as error:
+        log.warning("%s: %s", problem, error)
 
 
 def _cost_of(handler: Handler | None, opened: OpenedJob) -> float | Refused:

@@ -20,7 +20,6 @@ from ..enqueue import Forwarder, Parents
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
-from ..topology import Family
 from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
@@ -169,7 +168,13 @@ class Session:
         self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
-        return {**self.vitals(), "tenants": tenants, "jobs": jobs, "heeds_pauses": self._pausing.watch.sees}
+        return {
+            **self.vitals(),
+            "tenants": tenants,
+            "jobs": jobs,
+            "heeds_pauses": self._pausing.watch.sees,
+            "key_lanes": True,
+        }
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
@@ -217,7 +222,7 @@ class Session:
             if self._keys is not None:
                 await self._keys.start()
                 self.runner.limiting = Limiting(
-                    self._keys.limiter, self.runner.gate, self._find_token, self._on_returned
+                    self._keys.limiter, self.runner.gate, options.name, self._keys.find_token, self._on_returned
                 )
                 self._pausing.also_paused = self._keys.is_paused
             await self._pausing.start()
@@ -414,9 +419,6 @@ class Session:
         self.discovery.on_consumer_gone(lane)
 
     # -- limited keys
-
-    def _find_token(self, family: Family, tenant: str, key: str) -> str:
-        return subjects.hashed(key)
 
     def _on_keys_paused(self) -> None:
         self._pausing.look_again()

@@ -276,5 +276,8 @@ def _checked_headers(given: Mapping[str, str] | None) -> dict[str, str]:
     copied = {name: value.strip(" ") if isinstance(value, str) else value for name, value in (given or {}).items()}
     if not all(isinstance(name, str) for name in copied):
         raise BadInput(f"the names of headers must be texts, not {next(n for n in copied if not isinstance(n, str))!r}")
+    for name, value in copied.items():
+        if not isinstance(value, str):
+            raise BadInput(f"the value of header {name!r} must be a text, not {value!r:.80}: write str(…)")
     headers.restore_case(copied)
     return copied

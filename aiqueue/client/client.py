@@ -31,6 +31,7 @@ from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from ..inspect import find_job
 from ..job import JobSpec, Message, check_model
 from ..journal import Journal
+from ..limits import load_rules
 from ..mailbox import Inboxes
 from ..payload import R
 from ..requests import request_result
@@ -56,7 +57,9 @@ class Client(PauseCalls):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.topology = Topology.load(*([settings.streams] if settings.streams else []), profile=settings.profile)
+        directories = [settings.streams] if settings.streams else []
+        self.topology = Topology.load(*directories, profile=settings.profile)
+        self.limit_rules = load_rules(self.topology, *directories)
         self._embedded: EmbeddedServer | None = None
         self._declared_pid: int | None = None  # of the embedded server whose streams were created or updated
         self._connection: Connection | None = None

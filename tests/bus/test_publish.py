@@ -334,6 +334,8 @@ async def test_a_server_without_streams_says_to_apply_them(account: Account) -> 
         ({"headers": ["a"]}, "headers must be a mapping"),
         ({"headers": {"a": 7}}, "invalid value of header 'a'"),
         ({"headers": {7: "a"}}, "the names of headers must be texts, not 7"),
+        ({"headers": {"task_id": 7}}, "the value of header 'task_id' must be a text, not 7: write str"),
+        ({"headers": {"trace": None}}, "the value of header 'trace' must be a text, not None"),
         ({"headers": {"priority": "urgent"}}, "has no priority 'urgent': use one of high, normal, low"),
         ({"timeout": "soon"}, "timeout"),
         ({"on_full": "drop"}, 'on_full must be "raise" or "wait"'),

@@ -332,7 +332,6 @@ async def test_a_server_without_streams_says_to_apply_them(account: Account) -> 
         ({"payload": {"a": 1}}, r"payload must be bytes or text, not dict: encode it first"),
         ({"payload": None}, "payload must be bytes or text, not NoneType"),
         ({"headers": ["a"]}, "headers must be a mapping"),
-        ({"headers": {"a": 7}}, "invalid value of header 'a'"),
         ({"headers": {7: "a"}}, "the names of headers must be texts, not 7"),
         ({"headers": {"task_id": 7}}, "the value of header 'task_id' must be a text, not 7: write str"),
         ({"headers": {"trace": None}}, "the value of header 'trace' must be a text, not None"),

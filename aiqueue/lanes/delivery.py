@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .. import headers
 from ..connection import Received
-from ..limits import Credit
+from ..limits import Credit, CreditBatch
 from ..subjects import Lane
 from . import fairness
 from .key_pool import KeyPool
@@ -46,7 +46,7 @@ class Delivery:
         self.delivery_count = delivery_count
         self.stored_at = stored_at
         self.arrived_at = arrived_at
-        self.credit: Credit | None = None
+        self.credit: Credit | CreditBatch | None = None
         self.task: asyncio.Task[None] | None = None
         self.obsolete = False
         key = lane.key
@@ -70,11 +70,18 @@ class Delivery:
         self.obsolete = True
         self.location = (*self.location, self.reply)
 
+    def begin_credit(self) -> bool:
+        """Return whether the delivery may start with its credit, which is used up then; if not, it is given back."""
+        credit, self.credit = self.credit, None
+        return credit is not None and credit.begin()
+
     def give_back_credit(self) -> None:
         """Call for a delivery that does not start."""
-        if self.credit is not None:
-            self.credit.release()
-            self.credit = None
+        credit, self.credit = self.credit, None
+        if isinstance(credit, CreditBatch):
+            credit.give_back()
+        elif credit is not None:
+            credit.release()
 
     def renew(self, message: Received) -> None:
         """Take over the lease of a redelivery of the same job: `message` is the one to acknowledge now."""

@@ -159,7 +159,10 @@ class KeyGate:
         self._listed[family.name] = subjects.lane(family.name, "*", subjects.NORMAL, "*") in listed
 
     async def _look_for_former_workers(self) -> None:
-        """Note for which families a worker runs that serves no lanes of keys. Raises Unavailable, NotFound, AccessDenied."""
+        """Note for which families a worker runs that serves no lanes of keys.
+
+        Raises Unavailable, NotFound, AccessDenied.
+        """
         found: dict[str, str] = {}
         for record in await self._records.read():
             kinds = record.get("kinds")

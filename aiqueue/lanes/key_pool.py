@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import AboveLimit, AIQueueError
-from ..limits import Credit, Limiter
+from ..limits import Credit, CreditBatch, Limiter
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ ASKED_MAX = 50  # credits of one pool that are asked for and not granted yet
 COSTLY_ASKED_MAX = 4  # the same where calls have costs, which are known only when a job is here
 FRESH_S = 0.05  # a credit whose call would have to start sooner than this is given back
 FAILED_S = 1.0  # after an error, a pool asks no more for so long
+PROMPT_S = 0.05  # a credit that takes longer is one that a limit holds back
+BOUND_S = 2.0
 SMOOTHING = 0.1  # weight of the newest cost in the mean
 
 
@@ -37,16 +39,19 @@ class KeyPool:
         self.family, self.tenant, self.key = family, tenant, key
         self._changed = changed
         self.lanes: list[PooledLane] = []
-        self._credits: deque[Credit] = deque()
+        self._credits: deque[Credit | CreditBatch] = deque()
+        self._calls = 0  # for which they suffice
         self._asks: dict[object, Callable[[], None]] = {}  # what stops each
         self._mean_cost = 0.0
         self._head_cost: float | None = None  # of a job that went back to its lane for want of a credit
         self._failed_at = -FAILED_S
+        self._asked_at = 0.0
+        self._bound_at = -BOUND_S
 
     @property
     def free(self) -> int:
         """Credits that no open grant of a lane will use."""
-        return max(0, len(self._credits) - sum(each.granted for each in self.lanes))
+        return max(0, self._calls - sum(each.granted for each in self.lanes))
 
     @property
     def is_exhausted(self) -> bool:
@@ -61,6 +66,10 @@ class KeyPool:
     def want(self, jobs: int) -> int:
         """Have credits for `jobs` that are not asked for yet, as far as the limit allows. Return how many are here."""
         self.trim()
+        if self._asks and time.monotonic() - self._asked_at > PROMPT_S:
+            if not self._binds():
+                self._stop_asking()
+            self._bound_at = time.monotonic()
         need = jobs - self.free - len(self._asks)
         if need > 0 and time.monotonic() - self._failed_at >= FAILED_S:
             try:
@@ -74,23 +83,46 @@ class KeyPool:
         return self.free
 
     def _get(self, need: int) -> None:
+        """Take what is to be had at once, and ask for the rest: for many calls in one credit where nothing binds."""
         limiter, name, cost = self._limiter, (self.family, self.key, self.tenant), self.cost
-        while need > 0 and not self._asks and (credit := limiter.try_acquire(*name, cost=cost)) is not None:
-            self._credits.append(credit)
-            need -= 1
-        most = COSTLY_ASKED_MAX if cost else ASKED_MAX
-        while need > 0 and len(self._asks) < most:
+        most = 1 if cost or self._binds() else limiter.batch_size(*name, need)
+        calls = min(need, most)
+        while need > 0 and not self._asks:
+            credit = limiter.try_acquire(*name, requests=calls, cost=cost)
+            if credit is not None:
+                need -= self._add(credit)
+            elif calls > 1:
+                calls //= 4
+            else:
+                break
+            calls = max(1, min(calls, need))
+        asks = COSTLY_ASKED_MAX if cost else 1 if most > 1 else ASKED_MAX
+        calls = min(need, most)
+        while need > 0 and len(self._asks) < asks:
             ask = object()
-            stop = limiter.ask(*name, lambda outcome, ask=ask: self._on_outcome(ask, outcome), cost=cost)  # type: ignore[misc]
+            stop = limiter.ask(
+                *name, lambda outcome, ask=ask: self._on_outcome(ask, outcome), requests=calls, cost=cost  # type: ignore[misc]
+            )  # fmt: skip
             if stop is None:  # paused, without a rule
                 return
             self._asks[ask] = stop
-            need -= 1
+            self._asked_at = time.monotonic()
+            need -= calls
+
+    def _binds(self) -> bool:
+        """Whether credits have been waited for lately, so that each is asked for by itself."""
+        return time.monotonic() - self._bound_at < BOUND_S
+
+    def _add(self, credit: Credit) -> int:
+        """Add a credit. Return for how many calls it suffices."""
+        self._credits.append(CreditBatch(credit) if credit.requests > 1 else credit)
+        self._calls += credit.requests
+        return credit.requests
 
     def _on_outcome(self, ask: object, outcome: Credit | Exception) -> None:
         self._asks.pop(ask, None)
         if isinstance(outcome, Credit):
-            self._credits.append(outcome)
+            self._add(outcome)
         elif isinstance(outcome, AboveLimit):
             self._mean_cost, self._head_cost = 0.0, None
         else:
@@ -101,11 +133,19 @@ class KeyPool:
         self._failed_at = time.monotonic()
         log.warning("no job of key %r of %s %s is started: %s", self.key, self.family, self.tenant, error)
 
-    def spend(self) -> Credit | None:
+    def spend(self) -> Credit | CreditBatch | None:
         """Take a credit out, for a job that has arrived. None: there is none."""
         self.trim()
         self._head_cost = None
-        return self._credits.popleft() if self._credits else None
+        if not self._credits:
+            return None
+        self._calls -= 1
+        credit = self._credits[0]
+        if isinstance(credit, CreditBatch):
+            credit.take()
+            if credit.left:
+                return credit
+        return self._credits.popleft()
 
     def note_cost(self, cost: float) -> None:
         """A job of this cost is about to start."""
@@ -118,9 +158,15 @@ class KeyPool:
 
     def trim(self) -> None:
         """Give credits back that are too old."""
-        latest = self._limiter.clock() + FRESH_S
-        while self._credits and self._credits[0].start_by < latest:
-            self._credits.popleft().release()
+        if self._credits:
+            latest = self._limiter.clock() + FRESH_S
+            while self._credits and self._credits[0].start_by < latest:
+                self._drop()
+
+    def _drop(self) -> None:
+        credit = self._credits.popleft()
+        self._calls -= credit.left if isinstance(credit, CreditBatch) else 1
+        credit.release()
 
     def _stop_asking(self) -> None:
         asks, self._asks = list(self._asks.values()), {}
@@ -131,4 +177,4 @@ class KeyPool:
         """Give back all credits."""
         self._stop_asking()
         while self._credits:
-            self._credits.popleft().release()
+            self._drop()

@@ -7,7 +7,7 @@ reserves before a call and settles after it. Not here: jobs, lanes and workers; 
 from __future__ import annotations
 
 from .controls import PAUSE_MAX_S, Controls, KeyPause
-from .credit import Credit
+from .credit import Credit, CreditBatch
 from .limiter import Limiter
 from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
 
@@ -15,6 +15,7 @@ __all__ = [
     "PAUSE_MAX_S",
     "Controls",
     "Credit",
+    "CreditBatch",
     "EffectiveRule",
     "KeyPause",
     "Limiter",

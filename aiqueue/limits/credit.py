@@ -112,6 +112,20 @@ class Credit:
         if not self._is_done:
             self._end(*((0, 0.0) if self._is_begun else (self.requests, self.cost)))
 
+    def give_back(self, requests: int) -> None:
+        """Give back some requests of a credit for several."""
+        now = self._owner.clock()
+        for bucket, slot in self._charged:
+            bucket.give_back(now, slot, requests, 0.0)
+        if self._charged:
+            self._owner.changed()
+
+    def split_one(self) -> Credit:
+        """Return a credit for one of these requests, in flight by itself."""
+        for bucket, _ in self._charged:
+            bucket.running += 1
+        return Credit(self._owner, self.tenant, 1, 0.0, self._charged)
+
     def _end(self, requests: float, cost: float) -> None:
         self._is_done = True
         now = self._owner.clock()
@@ -123,3 +137,44 @@ class Credit:
                 bucket.give_back(now, slot, requests, cost)
         if self._charged:
             self._owner.changed()
+
+
+class CreditBatch:
+    """A credit for several calls of which nobody counts the cost, nor how many run at once. `left`: those not taken.
+
+    Whoever takes a call calls `begin` before it, or `give_back` if it does not start. After the call nothing is owed.
+    """
+
+    __slots__ = ("_credit", "_owner", "left", "start_by")
+
+    def __init__(self, credit: Credit) -> None:
+        self._credit, self._owner = credit, credit._owner
+        self.left, self.start_by = credit.requests, credit.start_by
+
+    def take(self) -> None:
+        """Take one call out of the batch."""
+        self.left -= 1
+        if not self.left:
+            self._credit.settle()
+
+    def begin(self) -> bool:
+        """Return whether a call that was taken may start now. If not, its part of the credit is given back."""
+        if self._owner.clock() <= self.start_by and self._owner.paused_until(self._credit.tenant) == 0.0:
+            return True
+        self.give_back()
+        return False
+
+    def give_back(self) -> None:
+        """A call that was taken does not start."""
+        self._credit.give_back(1)
+
+    def single(self) -> Credit:
+        """Return a credit of its own for a call that was taken."""
+        return self._credit.split_one()
+
+    def release(self) -> None:
+        """Give back what was not taken."""
+        left, self.left = self.left, 0
+        if left:
+            self._credit.settle()
+            self._credit.give_back(left)

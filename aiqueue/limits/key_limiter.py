@@ -96,7 +96,7 @@ class KeyLimiter:
         """
         self.used_at = time.monotonic()
         self._follow(waiter.tenant)
-        self.sharing.check(waiter.tenant, waiter.requests, waiter.cost)
+        self.sharing.note(self._clock(), waiter)
         self.sharing.add(waiter, first=first)
         self.wake()
 
@@ -121,7 +121,8 @@ class KeyLimiter:
                 future.set_exception(outcome)
 
         waiter.done = done
-        self.ask(waiter, first=first)
+        self.sharing.add(waiter, first=first)
+        self.wake()
         try:
             return await future
         except asyncio.CancelledError:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 SWEEP_S = 5.0  # how often keys that nobody uses are closed
+BATCH_MAX = 64  # calls of a batch
+BATCH_PART = 100  # and at most this part of a limit
 WEIGHT_MIN, WEIGHT_MAX = 0.01, 100.0
 
 
@@ -88,6 +90,18 @@ class Limiter:
         limiter = self._key(family, key, tenant)
         return limiter.try_acquire(waiter) if limiter is not None else self._unlimited(family, key, waiter)
 
+    def batch_size(self, family: str, key: str, tenant: str, calls: int) -> int:
+        """Return for how many of these calls one credit may be had: a `CreditBatch`. 1 where calls are to be counted
+        singly: a rule limits their cost, or how many run at once, or allows few.
+        """
+        part = COUNT_MAX
+        for rule in self.controls.rules.choose(family, key, tenant, self.clock()):
+            if rule is not None:
+                if rule.cost is not None or rule.in_flight is not None:
+                    return 1
+                part = min(part, rule.requests or COUNT_MAX)
+        return max(1, min(calls, BATCH_MAX, part // BATCH_PART))
+
     async def acquire(
         self,
         family: str,
@@ -117,13 +131,20 @@ class Limiter:
         return await limiter.acquire(waiter, first=first)
 
     def ask(
-        self, family: str, key: str, tenant: str, done: Callable[[Credit | Exception], None], *, cost: float = 0.0
+        self,
+        family: str,
+        key: str,
+        tenant: str,
+        done: Callable[[Credit | Exception], None],
+        *,
+        requests: int = 1,
+        cost: float = 0.0,
     ) -> Callable[[], None] | None:
         """As `acquire`, without waiting: `done` is called later, with the credit or an error. Return what stops that.
 
         None: no rule holds for the key, so `try_acquire` says all. Raises AboveLimit, BadInput.
         """
-        waiter = self._waiter(family, key, tenant, 1, cost, None)
+        waiter = self._waiter(family, key, tenant, requests, cost, None)
         limiter = self._key(family, key, tenant)
         if limiter is None:
             return None

@@ -110,13 +110,16 @@ class Sharing:
 
     def try_acquire(self, now: float, waiter: Waiter) -> Credit | None:
         """Return a credit if nobody waits and what is reserved ahead suffices. Raises AboveLimit."""
-        self.check(waiter.tenant, waiter.requests, waiter.cost)
-        buckets = self._limited(waiter.tenant)
-        for bucket in buckets:
-            bucket.pace.note(now, waiter.cost)
+        self.note(now, waiter)
         if self.queues or not self._can_spend(now, waiter):
             return None
         return self._grant(now, waiter, self._start_tag(waiter.tenant))
+
+    def note(self, now: float, waiter: Waiter) -> None:
+        """Count a reservation that somebody asks for: what is reserved ahead goes by the rate. Raises AboveLimit."""
+        self.check(waiter.tenant, waiter.requests, waiter.cost)
+        for bucket in self._limited(waiter.tenant):
+            bucket.pace.note(now, waiter.cost)
 
     def add(self, waiter: Waiter, *, first: bool = False) -> None:
         """Put a reservation into its tenant's queue, at its end or before all others."""

@@ -11,7 +11,7 @@ from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate
-from ..limits import PAUSE_MAX_S, Credit, Limiter
+from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
 from .context import JobContext
 from .gate import Gate
@@ -64,6 +64,13 @@ class Limiting:
         key = opened.family.limit_key and self._find_key(delivery, opened)
         return bool(key) and self._limiter.is_limited(opened.family.name, str(key), delivery.tenant)
 
+    def is_ready(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> bool:
+        """Return whether a job's credit is here and says all, so that nothing but its `begin` is left to do."""
+        pool = delivery.lane.pool
+        if type(delivery.credit) is not CreditBatch or handler.cost is not None or pool is None or opened.data is None:
+            return False
+        return bool(opened.data.get(opened.family.limit_key or "") == pool.key)
+
     def _find_key(self, delivery: Delivery, opened: OpenedJob) -> str:
         """Return the value of the job's key. "": it has none.
 
@@ -111,9 +118,7 @@ class Limiting:
                 credit.release()
 
     def _pause_key(self, delivery: Delivery, opened: OpenedJob, outcome: Raised) -> None:
-        """A handler asks for no more calls of its key for a while: of all tenants, unless only the tenant's own calls are
-        limited.
-        """
+        """A handler asks for no more calls of its key for a while: of all tenants, unless only its own are limited."""
         family, key, for_s = opened.family.name, self._find_key(delivery, opened), outcome.after_s
         if not key or not for_s:
             return
@@ -146,6 +151,8 @@ class Limiting:
         delivery.credit = None
         if pool is not None:
             pool.note_cost(cost)
+        if isinstance(credit, CreditBatch):
+            credit = credit.single()
         if credit is not None:
             if credit.cost >= cost:
                 credit.reduce(cost)

@@ -117,9 +117,14 @@ class Runner:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
         if opened is not None:
             handler: Handler | None = self._handlers[delivery.lane.key.family, opened.kind]
-            is_limited = self.limiting is not None and self.limiting.concerns(delivery, opened)
-            if handler is not None and handler.is_async and not handler.process and not is_limited:
-                return self._run_plain(delivery, opened, handler)
+            if handler is not None and handler.is_async and not handler.process:
+                limiting = self.limiting
+                if (
+                    limiting is None
+                    or limiting.is_ready(delivery, opened, handler)
+                    or not limiting.concerns(delivery, opened)
+                ):
+                    return self._run_plain(delivery, opened, handler)
         return self._run_any(delivery, opened)
 
     async def _run_any(self, delivery: Delivery, opened: OpenedJob | None) -> None:
@@ -149,8 +154,13 @@ class Runner:
         ended: Outcome
         try:
             context = JobContext(self._resources, delivery, opened, started_at)
-            # there was a notice, and the journal must be read; or something is paused, perhaps this job
-            if self.cancellations.watch(context, started_at) or self.gate.pauses is not None:
+            # there was a notice, and the journal must be read; or something is paused, perhaps this job; or its credit
+            # has expired
+            if (
+                self.cancellations.watch(context, started_at)
+                or self.gate.pauses is not None
+                or (delivery.credit is not None and not delivery.begin_credit())
+            ):
                 outcome = await self._gate_and_run(delivery, opened, handler, context)
             elif isinstance(job := self._build_plain_job(delivery, opened, handler, context), Refused):
                 outcome = job

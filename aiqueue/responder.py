@@ -10,17 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from . import codec, headers, subjects
-from .attempt import (
-    PLAIN_TYPES,
-    Outcome,
-    Raised,
-    Refused,
-    Returned,
-    is_async_handler,
-    outcome_of_error,
-    outcome_of_value,
-)
+from . import attempt, codec, headers, subjects
+from .attempt import PLAIN_TYPES, Outcome, Raised, Refused, Returned
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
 from .enqueue import Producer
@@ -104,7 +95,7 @@ class Responder:
         answer: AnswerFunction | None = None,
     ) -> None:
         if answer is not None:
-            is_async_handler(
+            attempt.is_async_handler(
                 answer, rule="answer must be an async function of one request", argument="the request",
                 instead_of_yield="return the result",
             )  # fmt: skip
@@ -413,15 +404,17 @@ class _FamilyResponder:
         outcome: Outcome
         try:
             value: Any = function(given)
-            outcome = Returned(value) if type(value) in PLAIN_TYPES else await outcome_of_value(value)
+            outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
             if isinstance(outcome, Returned):
                 return codec.encode(outcome.value)
         except Retry as error:
+            if error.pause == "key":
+                attempt.warn_of_no_key(f"request {given.id}", "a request has no key")
             raise Unavailable(f"{error.reason}: repeat the request") from error
         except BaseException as error:  # SystemExit too, and a CancelledError that the function has raised itself
             if self._closed:
                 raise
-            outcome, cause = outcome_of_error(error), error
+            outcome, cause = attempt.outcome_of_error(error), error
         problem = outcome.error if isinstance(outcome, Raised | Refused) else type(outcome).__name__
         if isinstance(outcome, Refused) and outcome.reason == "rejected":
             raise JobFailed(given.id, reason=outcome.reason, error=problem, attempt=1) from cause

@@ -23,6 +23,7 @@ _SIZE = (
     | {f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}
     | {f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)}
 )
+COST_MAX = 1e15  # of what a limited call may use, such as tokens
 MAX_S = 100 * 365 * 86400.0  # the server keeps nanoseconds in 64 bits, which end at 292 years
 _NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
@@ -64,6 +65,13 @@ def whole_number(argument: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadInput(f"{argument} must be a whole number from {low} to {high:,}, not {value!r}")
     return value
+
+
+def real_number(argument: str, value: Any, low: float, high: float) -> float:
+    """Return `value` if it is a number from `low` to `high`, which NaN is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadInput(f"{argument} must be a number from {low:g} to {high:g}, not {value!r:.80}")
+    return float(value)
 
 
 def flag(argument: str, value: Any) -> bool:

@@ -11,7 +11,6 @@ import pytest
 from aiqueue.errors import BadInput, DecodeError, Stale
 from aiqueue.job import Job, Message, Reject, Retry, untyped
 from aiqueue.payload import parse_message
-from aiqueue.subjects import Lane
 
 
 class Summarise(Message, kind="summarise"):
@@ -149,7 +148,7 @@ class RecordedProgress:
 
 def job(recorder: RecordedProgress) -> Job[Summarise]:
     return Job(
-        Summarise(text="x"), job_id="j1", lane=Lane("agent.tasks", "acme", "high"), attempt=2, enqueued_at=1.0,
+        Summarise(text="x"), job_id="j1", lane=("agent.tasks", "acme", "high"), attempt=2, enqueued_at=1.0,
         deadline=None, headers={"model": "m"}, state=None, progress=recorder,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .. import headers
+from .. import attempt, headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..backoff import Backoff
 from ..connection import Connection, to_its_end
@@ -376,6 +376,8 @@ class InboxWorker:
             return outcome
         if not isinstance(outcome, Raised):  # a handler of mail has no other outcomes
             outcome = Raised(f"the handler ended with an outcome that mail does not have: {type(outcome).__name__}", "")
+        if outcome.pauses_key:
+            attempt.warn_of_no_key(f"mail {held.envelope.mail_id} to {self.spec.name}", "mail has no key")
         retry = handler.backoff(outcome.rule) if handler else Backoff()
         delay_s = retry.delay_s(held.attempt) if outcome.after_s is None else outcome.after_s
         if held.attempt >= retry.attempts:

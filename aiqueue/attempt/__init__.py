@@ -7,6 +7,7 @@ when it is loaded.
 from __future__ import annotations
 
 from .cancellation import Cancellations, RunningAttempt
+from .costs import check_cost_function, cost_of
 from .decoding import (
     DecodedJob,
     RawJob,
@@ -26,10 +27,11 @@ from .handler import (
     find_handler,
     is_async_handler,
     make_raw_message,
+    read_message,
     timeout_outcome,
     unknown_kind_outcome,
 )
-from .handler_errors import PLAIN_TYPES, error_line, outcome_of_error, outcome_of_value
+from .handler_errors import PLAIN_TYPES, error_line, outcome_of_error, outcome_of_value, warn_of_no_key
 from .handler_task import run_in_task
 from .outcome_types import (
     RETURNED_NONE,
@@ -59,8 +61,9 @@ __all__ = [
     "PLAIN_TYPES", "RETURNED_NONE", "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler",
     "Handlers", "Interrupted", "KindPaused", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob",
     "Refused", "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
-    "build_job", "build_plain_job", "decode_body", "decode_headers_only", "decode_headers_or_defaults", "decode_into",
-    "error_line", "find_handler", "find_wrong_lane", "is_async_handler", "is_past_deadline", "make_raw_message",
-    "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "run_in_task", "secrets_of",
-    "secrets_of_body", "timeout_outcome", "unknown_kind_outcome", "without_secrets",
+    "build_job", "build_plain_job", "check_cost_function", "cost_of", "decode_body", "decode_headers_only",
+    "decode_headers_or_defaults", "decode_into", "error_line", "find_handler", "find_wrong_lane", "is_async_handler",
+    "is_past_deadline", "make_raw_message", "outcome_from_plain", "outcome_of_error", "outcome_of_value",
+    "outcome_to_plain", "read_message", "run_in_task", "secrets_of", "secrets_of_body", "timeout_outcome",
+    "unknown_kind_outcome", "warn_of_no_key", "without_secrets",
 ]  # fmt: skip

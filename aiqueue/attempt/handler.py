@@ -28,7 +28,8 @@ class Handler:
     """A function for one kind of message, or for every kind, and how to run it. `process`: in a child process.
 
     `on` has the policies for classes of errors. An error that meets none is retried by `retry`. `model` is the class of
-    the messages. `any_of`: the family of a handler of every kind, whose `model` is RawMessage; "" for any other.
+    the messages. `any_of`: the family of a handler of every kind, whose `model` is RawMessage; "" for any other. `cost`
+    returns an upper bound of what a call with a message uses; call it by `cost_of`.
     """
 
     model: type[Any]
@@ -40,6 +41,7 @@ class Handler:
     process: bool = False
     on: Policies = field(default_factory=dict, hash=False)
     any_of: str = ""
+    cost: Callable[[Any], float] | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -113,20 +115,17 @@ def build_job(
     kind, or the schema version. A handler of every kind can always be called.
     """
     family = raw.family
-    message: Any
-    if handler is not None and handler.any_of:
-        message = make_raw_message(raw, decoded)
-    elif decoded.data is None:
-        return Refused("undecodable", decoded.problem)
-    elif handler is None:
-        return unknown_kind_outcome(raw, decoded)
-    elif not codec.is_accepted_version(decoded.version, family.schema_versions):
-        return Unknown(f"schema version {decoded.version!r} is none of {', '.join(family.schema_versions)}")
-    else:
-        try:
-            message = parse_message(handler.model, decoded.data)
-        except DecodeError as error:
-            return _refuse_invalid(error)
+    if handler is None or not handler.any_of:
+        if decoded.data is None:
+            return Refused("undecodable", decoded.problem)
+        if handler is None:
+            return unknown_kind_outcome(raw, decoded)
+        if not codec.is_accepted_version(decoded.version, family.schema_versions):
+            return Unknown(f"schema version {decoded.version!r} is none of {', '.join(family.schema_versions)}")
+    try:
+        message = read_message(handler, raw, decoded)
+    except DecodeError as error:
+        return _refuse_invalid(error)
     return Job(
         message,
         job_id=decoded.job_id,
@@ -138,6 +137,18 @@ def build_job(
         state=state,
         progress=progress,
     )
+
+
+def read_message(handler: Handler, raw: RawJob, decoded: DecodedJob) -> Any:
+    """Return the message that a handler is called with: one of its model, or the RawMessage of one of every kind.
+
+    Raises DecodeError if the body was not decoded, or does not fit the model.
+    """
+    if handler.any_of:
+        return make_raw_message(raw, decoded)
+    if decoded.data is None:
+        raise DecodeError(decoded.problem)
+    return parse_message(handler.model, decoded.data)
 
 
 def make_raw_message(raw: RawJob, decoded: DecodedJob) -> RawMessage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from ..job import Reject, Retry, WaitsForChildren
 from ..payload import error_text
 from ..units import seconds
 from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver, Waiting
+
+log = logging.getLogger(__name__)
 
 TRACEBACK_CHARS_MAX = 4_000
 ERROR_CHARS_MAX = 500
@@ -62,7 +65,8 @@ def outcome_of_error(error: BaseException, on: _Policies | None = None) -> Outco
 def _judge(error: BaseException, on: _Policies) -> Outcome:
     match error:
         case Retry():
-            return Raised(_reason(error), _trace_of_cause(error), _delay_s(error.after_s))
+            pauses = bool(error.pause == "key" and error.after_s)  # a subclass may have a `pause` of its own
+            return Raised(_reason(error), _trace_of_cause(error), _delay_s(error.after_s), pauses_key=pauses)
         case Reject():
             return Refused("rejected", _reason(error), _trace_of_cause(error))
         case asyncio.CancelledError():
@@ -76,7 +80,7 @@ def _judge(error: BaseException, on: _Policies) -> Outcome:
         case Exception():
             return _apply_policy(error, on)
         case _:
-            return Raised(f"the handler raised {error_line(error)}", _format_traceback(error))
+            return Raised(f"the handler raised {error_line(error)}", format_traceback(error))
 
 
 def _judge_group(group: BaseExceptionGroup[BaseException], on: _Policies) -> Outcome:
@@ -84,13 +88,13 @@ def _judge_group(group: BaseExceptionGroup[BaseException], on: _Policies) -> Out
 
     1. A policy for a class of groups decides alone. 2. An error that ends the attempt (a lost job, `Reject`) decides.
     3. If all of them wait for children, the job waits. 4. Otherwise the longest delay that an error asks for, or the
-    `Backoff` with the fewest attempts.
+    `Backoff` with the fewest attempts. If errors pause the key, the longest delay of these: the key is paused as long.
     """
     if isinstance(group, Exception) and _find_rule(type(group), on, below=BaseExceptionGroup) is not None:
         return _apply_policy(group, on)
     errors = list(_leaves(group))
     outcomes = [outcome_of_error(each, on) for each in errors]
-    line, trace = _group_line(group, errors), _format_traceback(group)
+    line, trace = _group_line(group, errors), format_traceback(group)
     for outcome in outcomes:
         if isinstance(outcome, AlreadyEnded | TakenOver):
             return outcome
@@ -100,9 +104,10 @@ def _judge_group(group: BaseExceptionGroup[BaseException], on: _Policies) -> Out
     if all(isinstance(each, Waiting) for each in outcomes):
         return outcomes[-1]
     raised = [each for each in outcomes if isinstance(each, Raised)]
-    delays = [each.after_s for each in raised if each.after_s is not None]
+    pausing = [each for each in raised if each.pauses_key]
+    delays = [each.after_s for each in pausing or raised if each.after_s is not None]
     if delays:
-        return Raised(line, trace, max(delays))
+        return Raised(line, trace, max(delays), pauses_key=bool(pausing))
     policies = list(on.values())
     rules = [
         (policies[each.rule].attempts, each.rule)
@@ -130,7 +135,7 @@ def _group_line(group: BaseExceptionGroup[BaseException], errors: list[BaseExcep
 
 def _apply_policy(error: Exception, on: _Policies) -> Outcome:
     """Return what the policy of the error's nearest class in `on` makes of it. Without a policy, it is Raised."""
-    line, trace = error_line(error), _format_traceback(error)
+    line, trace = error_line(error), format_traceback(error)
     rule = _find_rule(type(error), on)
     if rule is None:
         return Raised(line, trace)
@@ -165,7 +170,12 @@ def _reason(error: Retry | Reject) -> str:
 
 def _trace_of_cause(error: Retry | Reject) -> str:
     """Return the traceback where the reason has a cause. Without one, the reason says all."""
-    return _format_traceback(error) if error.__cause__ is not None else ""
+    return format_traceback(error) if error.__cause__ is not None else ""
+
+
+def warn_of_no_key(what: str, why: str) -> None:
+    """Log that a `Retry` of the handler of `what` pauses no key, and `why` there is none."""
+    log.warning('%s: the handler raised Retry(pause="key"), which pauses nothing: %s', what, why)
 
 
 def error_line(error: BaseException) -> str:
@@ -185,7 +195,7 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[:1] in 'aeio' else 'a'} {name}"
 
 
-def _format_traceback(error: BaseException) -> str:
+def format_traceback(error: BaseException) -> str:
     """Return the end of the traceback, without aiqueue's own frames before the handler's."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiqueue."):

@@ -25,13 +25,15 @@ class Raised:
     """The attempt failed, and another one may succeed.
 
     `after_s`: how long the handler asked to wait before the next attempt. `rule`: the number of the policy in the
-    handler's `on` that the error met. None: neither; the handler's `retry` decides.
+    handler's `on` that the error met. None: neither; the handler's `retry` decides. `pauses_key`: the handler asked
+    that no job of its key starts for `after_s` seconds, which are above 0 then.
     """
 
     error: str
     trace: str
     after_s: float | None = None
     rule: int | None = None
+    pauses_key: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren
-from .job import Job, Progress
+from .job import Job
 from .message import (
     ANY_KIND,
     KIND,
@@ -18,6 +18,7 @@ from .message import (
     secret_headers,
     untyped,
 )
+from .progress import Progress
 from .retry import Reject, Retry
 
 __all__ = [

@@ -7,21 +7,18 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
 
 import pydantic
 
-from ..codec import Encoded
 from ..errors import BadInput
 from ..payload import Document, DocumentReader, R, SyncDocumentReader, run_from_thread
-from ..units import Duration
+from ..units import COST_MAX, Duration, real_number
 from .children import (
     Child,
     ChildError,
-    ChildOutcome,
-    ChildSpec,
     Wait,
     WaitsForChildren,
     check_gathered,
@@ -29,6 +26,7 @@ from .children import (
     value_of_outcome,
 )
 from .message import M_co, Message
+from .progress import Progress
 from .steps import StepEnded, in_step, refuse_in_step
 
 if TYPE_CHECKING:
@@ -37,36 +35,6 @@ OnFailed = Literal["raise", "return"]
 
 PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
-
-
-class Progress(Protocol):
-    """What a `Job` needs of its worker; in a child process, this forwards to the worker.
-
-    `progress` and `chunk` write to the job's journal. `chunks` yields a document's bytes, verified. The others keep
-    what later attempts get: `begin_step` returns the kept result of a step, and None for one that must run. The two
-    `encoded` ones do the same for a child process, which checks the names of its steps.
-    `enqueue_children` and `gather_children` store children once; the latter returns how they have ended, in the order
-    of their names, or that the job must wait.
-    """
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop: ...
-    @property
-    def cancelled(self) -> bool: ...
-    async def progress(self, fraction: float, note: str) -> None: ...
-    async def chunk(self, data: Any) -> None: ...
-    def chunks(self, document: Document) -> AsyncGenerator[bytes, None]: ...
-    async def begin_step(self, name: str) -> tuple[Any] | None: ...
-    async def keep_step(self, name: str, result: Any) -> Any: ...
-    async def find_encoded_step(self, name: str) -> bytes | None: ...
-    async def keep_encoded_step(self, name: str, encoded: Encoded) -> bytes | None: ...
-    async def run_in_thread(self, function: Callable[[], Any]) -> Any: ...
-    async def keep_call(self, data: Any) -> None: ...
-    async def earlier_calls(self) -> list[Any]: ...
-    async def enqueue_children(self, specs: Sequence[ChildSpec]) -> list[Child]: ...
-    async def gather_children(
-        self, specs: Sequence[ChildSpec], names: Sequence[str]
-    ) -> Sequence[ChildOutcome] | Wait: ...
 
 
 class Job(Generic[M_co]):
@@ -154,6 +122,20 @@ class Job(Generic[M_co]):
     def chunk_sync(self, data: Any) -> None:
         """As `chunk`, for a handler that is a plain function: it waits in its thread until there is capacity."""
         run_from_thread(self.chunk(data), self._progress.loop, "`chunk` and not `chunk_sync`")
+
+    def settle(self, cost: float) -> None:
+        """State what this attempt has really used, such as tokens, for the limits of the job's key.
+
+        What ``cost=`` of `Worker.handle` has reserved above that is given back when the handler ends, however it ends.
+        What was used above the reservation is taken from later jobs. Without this call, all that was reserved counts.
+
+        - `cost`: 0 to 1e15, in the unit of the rules in ``limits.toml``. The last call before the handler ends counts.
+        - It is the same, and is not awaited, in an async handler, in a plain one, and in a child process.
+        - Nothing happens if no rule holds for the job's key.
+
+        Raises BadInput for what is no such number, and Stale after the attempt has ended.
+        """
+        self._progress.settle(real_number("cost", cost, 0, COST_MAX))
 
     async def step(self, name: str, function: Callable[..., Any], *args: Any, returns: Any = None) -> Any:
         """Call `function(*args)`, and keep its result. Later attempts get the kept result without a call.

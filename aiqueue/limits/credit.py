@@ -6,16 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..errors import BadInput
+from ..units import COST_MAX, real_number
 from .bucket import Bucket
-from .rules import COST_MAX
-
-
-def check_cost(cost: object) -> float:
-    """Return a cost. Raises BadInput for what is no number from 0, such as NaN."""
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= COST_MAX:
-        raise BadInput(f"cost must be a number from 0 to {COST_MAX:g}, not {cost!r}")
-    return cost
 
 
 class Owner(Protocol):
@@ -99,7 +91,7 @@ class Credit:
         above that is reported, and taken from later slots. Safe twice: the first one counts. Raises BadInput.
         """
         if cost is not None:
-            check_cost(cost)
+            real_number("cost", cost, 0, COST_MAX)
         if self._is_done:
             return
         unused = 0.0 if cost is None else self.cost - cost

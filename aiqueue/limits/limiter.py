@@ -12,8 +12,9 @@ from functools import partial
 from ..connection import Connection
 from ..errors import AIQueueError, BadInput
 from ..topology import Topology
+from ..units import COST_MAX, real_number
 from .controls import Controls
-from .credit import Credit, check_cost
+from .credit import Credit
 from .key_limiter import KeyLimiter
 from .rules import COUNT_MAX, KEY_CHARS_MAX, Rules
 from .sharing import Waiter
@@ -159,10 +160,9 @@ class Limiter:
             raise BadInput(f"a key is a text of 1 to {KEY_CHARS_MAX:,} characters, not {key!r:.80}")
         if isinstance(requests, bool) or not isinstance(requests, int) or not 0 < requests <= COUNT_MAX:
             raise BadInput(f"requests must be a whole number from 1, not {requests!r}")
-        check_cost(cost)
+        real_number("cost", cost, 0, COST_MAX)
         weight = self._topology.family(family).weight(tenant) if weight is None else weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not WEIGHT_MIN <= weight <= WEIGHT_MAX:
-            raise BadInput(f"weight must be a number from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}, not {weight!r}")
+        real_number("weight", weight, WEIGHT_MIN, WEIGHT_MAX)
         return Waiter(tenant, requests, cost, weight, lambda _outcome: None)
 
     def _key(self, family: str, key: str, tenant: str) -> KeyLimiter | None:

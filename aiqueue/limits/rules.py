@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from .. import subjects, units
 from ..errors import BadInput, TopologyError
 from ..topology import LIMITS_FILE, Topology
+from ..units import COST_MAX
 
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
 COUNT_MAX = 10**9
-COST_MAX = 1e15
 KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
 _CHOICES_MAX = 10_000  # how many values of keys the choice of a rule is kept for
 

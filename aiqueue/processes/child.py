@@ -177,6 +177,7 @@ class _ChildContext:
         self._documents_opened = 0
         self._joiner = codec.TextJoiner()
         self._names = StepNames()
+        self._saying = threading.Lock()  # held while something is said that the worker must not take for the next job's
         self.is_over = False
 
     @property
@@ -195,6 +196,12 @@ class _ChildContext:
         """Have the worker append a part of the job's output. Raises what the worker's write raised."""
         for part in self._joiner.take(data):
             await self._ask("chunk", *codec.encode_marked(part))
+
+    def settle(self, cost: float) -> None:
+        """Tell the worker at once what the attempt has used: it may be killed later. Raises Stale."""
+        with self._saying:
+            self._refuse_if_over()
+            self._pipe.send(protocol.SETTLE, cost)
 
     async def begin_step(self, name: str) -> tuple[Any] | None:
         """Ask the worker for the kept result of a step. Raises BadInput, and what the worker raised."""
@@ -246,7 +253,8 @@ class _ChildContext:
                 with contextlib.suppress(AIQueueError):  # the worker meets the same error when it ends the attempt
                     await self._ask("chunk", *codec.encode_marked(part))
         finally:
-            self.is_over = True
+            with self._saying:
+                self.is_over = True
 
     async def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         """Have the worker read a document, chunk by chunk. Raises what the worker's read raised."""

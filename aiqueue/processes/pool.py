@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from .. import attempt, codec
 from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
-from ..errors import AIQueueError, BadInput, DecodeError, Unavailable
+from ..errors import AIQueueError, BadInput, DecodeError, Stale, Unavailable
 from ..job import ChildSpec, Progress, Wait
 from ..payload import Document
 from . import descendants, protocol
@@ -112,8 +112,12 @@ class ChildProcess:
         open_documents: dict[int, AsyncGenerator[bytes, None]] = {}
         try:
             await self._send(request)
-            while (items := await self._receive())[0] in protocol.QUESTIONS:
-                await self._send(["answer", *await _answer_child(progress, open_documents, items)])
+            while (items := await self._receive())[0] in protocol.QUESTIONS or items[0] == protocol.SETTLE:
+                if items[0] != protocol.SETTLE:
+                    await self._send(["answer", *await _answer_child(progress, open_documents, items)])
+                elif progress is not None:
+                    with contextlib.suppress(Stale):
+                        progress.settle(items[1])
         except (EOFError, OSError, DecodeError):
             raise ChildDied(await self._describe_end(), first=first) from None
         finally:

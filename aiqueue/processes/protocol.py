@@ -19,6 +19,7 @@ from ..topology import Family
 QUESTIONS = frozenset({
     "progress", "chunk", "document", "close document", "step", "keep step", "call", "calls", "enqueue", "gather",
 })  # fmt: skip
+SETTLE = "settle"  # what a child says of its job without waiting for an answer
 LENGTH = 4  # bytes of a frame's length, big-endian; its highest bit says that raw bytes follow
 RAW_LENGTH = 8  # bytes of the length of raw bytes
 RAW_MIN = 256 * 1024  # from this size on, bytes at the end of a list follow the frame

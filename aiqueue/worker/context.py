@@ -56,7 +56,7 @@ class WorkerResources:
 class JobContext(RunningAttempt):
     """One attempt as its handler sees it (it implements `job.Progress`), and as `Cancellations` stops it.
 
-    `has_checkpoints`: this attempt has asked for what its run keeps.
+    `has_checkpoints`: this attempt has asked for what its run keeps. `settled`: what it has used, if it has said so.
 
     `journal_muted`: nothing is written while a suspect runs in this process, because an entry would hide the newest
     `trial` entry. The journal writer is made when it is first needed: most jobs write nothing while they run.
@@ -65,6 +65,7 @@ class JobContext(RunningAttempt):
     journal_muted = False
     _writer: Writer | None = None
     has_checkpoints = False
+    settled: float | None = None
     _checkpoints: Checkpoints | None = None
     _gathering: Gathering | None = None
 
@@ -231,6 +232,12 @@ class JobContext(RunningAttempt):
             writer.count_lost_chunks(1)
         else:
             await writer.add_chunk(data)
+
+    def settle(self, cost: float) -> None:
+        """Note what the attempt has used, also after its job was cancelled. Raises Stale once the attempt is over."""
+        if self.is_over:
+            raise Stale("this attempt is over: what it has used is settled", ended=False)
+        self.settled = cost
 
     async def begin_step(self, name: str) -> tuple[Any] | None:
         """Begin a step of a handler in this process. Raises what `StepNames.use` and `Checkpoints.find_step` raise."""

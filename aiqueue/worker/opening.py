@@ -18,8 +18,8 @@ from ..processes import Quarantine
 from ..topology import Family
 
 REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into a job's headers is ignored
-    "attempts", "deadline", "document", "invalid", "killed_worker", "limit", "rejected", "result", "undecodable",
-    "unknown_kind",
+    "attempts", "cost", "deadline", "document", "invalid", "killed_worker", "limit", "rejected", "result",
+    "undecodable", "unknown_kind",
 })  # fmt: skip
 
 

@@ -229,6 +229,8 @@ class Settlement:
     ) -> None:
         """Schedule the next attempt. Without attempts left, or time before the deadline, make it a dead letter."""
         error = outcome.error
+        if outcome.pauses_key and opened.family.limit_key is None:
+            attempt.warn_of_no_key(f"job {opened.job_id}", f"family {opened.family.name} has no limit_key")
         retry = handler.backoff(outcome.rule) if handler else Backoff()
         opened.history = _history_with_attempt(opened, self._worker, error, outcome.trace)
         delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s

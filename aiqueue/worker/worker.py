@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
-from ..attempt import Handler, Handlers, Policies, is_async_handler
+from ..attempt import Handler, Handlers, Policies, check_cost_function, is_async_handler
 from ..backoff import Backoff
 from ..client import Client, check_client
 from ..errors import BadInput
@@ -112,6 +112,7 @@ class Worker:
         result: bool = True,
         process: bool = False,
         on: Policies | None = None,
+        cost: Callable[[M], float] | None = None,
     ) -> _HandlerDecorator[M]:
         """Register a function for a kind of message: a decorator.
 
@@ -129,16 +130,22 @@ class Worker:
           lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: retried by that policy. A
           function of the error returns the delay ("30s", seconds; None: by `retry`). The error's nearest class decides.
           All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy.
-        Raises BadInput for a kind that has a handler already, and for an invalid policy.
+        - `cost`: a plain function of the message that returns an upper bound of what an attempt uses (0 to 1e15), such
+          as ``lambda message: message.max_tokens``: the `cost` of the rules in ``limits.toml``. Default: 0. The worker
+          calls the function on its event loop, also with ``process=True``. Where the function raises, or returns no
+          such number, the job becomes a dead letter with the reason ``cost``. The handler states with ``job.settle``
+          what was really used. The family must have a `limit_key`, or the worker does not start.
+        Raises BadInput for a kind that has a handler already, and for an invalid policy or cost function.
         """
         check_model("handle", model)
         options = check_attempt_options(retry, timeout, on)
         keeps_result, in_process = flag("result", result), flag("process", process)
+        check_cost_function(cost)
 
         def add(function: Callable[[Job[M]], Any]) -> None:
             if (model.aiq_family, model.aiq_kind) in self._handlers:
                 raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
-            self._add(model, function, options, keeps_result, in_process)
+            self._add(model, function, options, keeps_result, in_process, cost)
 
         return _HandlerDecorator(add)
 
@@ -151,6 +158,7 @@ class Worker:
         result: bool = True,
         process: bool = False,
         on: Policies | None = None,
+        cost: Callable[[RawMessage], float] | None = None,
     ) -> _HandlerDecorator[RawMessage]:
         """Register a function for all jobs of a family that no other handler of this worker takes: a decorator.
 
@@ -159,18 +167,20 @@ class Worker:
         - jobs in an envelope of a schema version that the family does not accept,
         - jobs of such a kind whose body cannot be decoded.
         So this worker takes every job of the family, and announces the kind ``*``. The options are those of `handle`.
+        The function `cost` gets the ``RawMessage``.
         Raises BadInput for a second such function of a family, for what is no name of a family, and for an invalid
-        policy. A family that is not declared raises UnknownFamily when the worker starts.
+        policy or cost function. A family that is not declared raises UnknownFamily when the worker starts.
         """
         if not isinstance(family, str) or not FAMILY.fullmatch(family):
             raise BadInput(f'handle_any needs the name of a family, such as "agent.tasks", not {family!r}')
         options = check_attempt_options(retry, timeout, on)
         keeps_result, in_process = flag("result", result), flag("process", process)
+        check_cost_function(cost)
 
         def add(function: Callable[[Job[RawMessage]], Any]) -> None:
             if (family, ANY_KIND) in self._handlers:
                 raise BadInput(f"{family} has a handler for every kind already")
-            self._add(RawMessage, function, options, keeps_result, in_process, any_of=family)
+            self._add(RawMessage, function, options, keeps_result, in_process, cost, any_of=family)
 
         return _HandlerDecorator(add)
 
@@ -181,13 +191,14 @@ class Worker:
         options: AttemptOptions,
         keeps_result: bool,
         process: bool,
+        cost: Callable[[Any], float] | None,
         *,
         any_of: str = "",
     ) -> None:
         """Add a handler. Raises BadInput for a function that cannot be one."""
         handler = Handler(
             model, function, is_async_handler(function), options.retry, options.timeout_s, keeps_result, process,
-            options.on, any_of,
+            options.on, any_of, cost,
         )  # fmt: skip
         self._handlers[handler.key] = handler
 
@@ -195,8 +206,9 @@ class Worker:
     async def running(self, client: Client) -> AsyncIterator[Session]:
         """Run beside other code on an open client. Leaving the block drains the worker.
 
-        Raises BadInput without handlers, UnknownFamily, NotFound if a stream is missing. If the server denies a
-        permission that the worker needs, the block is cancelled, and AccessDenied raised once the worker is drained.
+        Raises BadInput without handlers, or for a handler with `cost` in a family without `limit_key`; UnknownFamily,
+        NotFound if a stream is missing. If the server denies a permission that the worker needs, the block is
+        cancelled, and AccessDenied raised once the worker is drained.
         """
         check_client(client)
         session = Session(self._make_options(client), client)
@@ -249,6 +261,13 @@ class Worker:
             )
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
+        for each in self.handlers:
+            family = client.topology.family(each.key[0])
+            if each.cost is not None and family.limit_key is None:
+                raise BadInput(
+                    f"the handler of {each.what} has a cost, and {family.name} has no limit_key, by which jobs are "
+                    f"limited: set limit_key in {family.file}, or leave cost= out"
+                )
         return sorted(wanted)
 
 

@@ -58,6 +58,9 @@ class NoProgress:
     async def chunk(self, data: object) -> None:
         raise NotImplementedError
 
+    def settle(self, cost: float) -> None:
+        raise NotImplementedError
+
     def chunks(self, document: Document) -> AsyncGenerator[bytes, None]:
         raise NotImplementedError
 

@@ -40,9 +40,7 @@ def limits(tmp_path: Path) -> Callable[..., Path]:
         directory = tmp_path / subjects.new_id()
         directory.mkdir()
         (directory / "llm.toml").write_text(FAMILY)
-        (directory / "limits.toml").write_text(
-            "".join(f'[[limit]]\nfamily = "{NAME}"\n{each}\n' for each in tables)
-        )
+        (directory / "limits.toml").write_text("".join(f'[[limit]]\nfamily = "{NAME}"\n{each}\n' for each in tables))
         return directory
 
     return write

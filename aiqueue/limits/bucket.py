@@ -117,7 +117,7 @@ class Bucket:
             return True
         if self.rule.in_flight is not None and self.running >= min(self.held(now), self.allowed_in_flight(now)):
             return False
-        if self.rule.requests is None and self.rule.cost is None:
+        if (self.rule.requests is None or not requests) and (self.rule.cost is None or not cost):
             return True
         purse = self.purse
         return (

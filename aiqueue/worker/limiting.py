@@ -15,7 +15,7 @@ from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
 from .context import JobContext
 from .gate import Gate
-from .opening import OpenedJob, may_have_history
+from .opening import OpenedJob
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,13 @@ class Limiting:
         key = opened.family.limit_key and self._find_key(delivery, opened)
         return bool(key) and self._limiter.is_limited(opened.family.name, str(key), delivery.tenant)
 
-    def is_ready(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> bool:
-        """Return whether a job's credit is here and says all, so that nothing but its `begin` is left to do."""
+    def may_start(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> bool:
+        """Return whether a job needs no more than the `begin_credit` of its delivery: no limit concerns it, or its
+        credit is here and says all.
+        """
         pool = delivery.lane.pool
-        if type(delivery.credit) is not CreditBatch or handler.cost is not None or pool is None or opened.data is None:
-            return False
+        if type(delivery.credit) is not CreditBatch or pool is None or opened.data is None or handler.cost is not None:
+            return not self.concerns(delivery, opened)
         return bool(opened.data.get(opened.family.limit_key or "") == pool.key)
 
     def _find_key(self, delivery: Delivery, opened: OpenedJob) -> str:
@@ -99,7 +101,7 @@ class Limiting:
         if not opened.plain and (known := gate.find_outcome(delivery, opened)) is not None:
             delivery.give_back_credit()
             return known
-        if not may_have_history(delivery, opened):
+        if delivery.delivery_count == 1:
             moved = self.find_lane(delivery, opened)
             if moved is not None and gate.can_be_moved(delivery, moved.key):
                 return moved

@@ -117,14 +117,10 @@ class Runner:
             log.exception("opening job %d of lane %s; it is opened again", delivery.seq, delivery.lane.key)
         if opened is not None:
             handler: Handler | None = self._handlers[delivery.lane.key.family, opened.kind]
-            if handler is not None and handler.is_async and not handler.process:
-                limiting = self.limiting
-                if (
-                    limiting is None
-                    or limiting.is_ready(delivery, opened, handler)
-                    or not limiting.concerns(delivery, opened)
-                ):
-                    return self._run_plain(delivery, opened, handler)
+            if handler is None or not handler.is_async or handler.process:
+                return self._run_any(delivery, opened)
+            if self.limiting is None or self.limiting.may_start(delivery, opened, handler):
+                return self._run_plain(delivery, opened, handler)
         return self._run_any(delivery, opened)
 
     async def _run_any(self, delivery: Delivery, opened: OpenedJob | None) -> None:

@@ -23,6 +23,7 @@ from ..requests import Claims
 from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
+from .gate import Gate
 from .gathering import ChildrenResources
 from .limiting import Limiting, make_key_gate
 from .pausing import Pausing
@@ -32,7 +33,7 @@ from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
 from .unknown_kinds import UnknownKinds
-from .waiting import Waiting
+from .waiting import WaitingDeliveries
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Session:
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
         self._awaited_results = AwaitedResults(options.slots)
         self._returns = Returns(self.leases)
-        self._waiting = Waiting(self._returns, self.leases)
+        self._waiting = WaitingDeliveries(self._returns, self.leases)
         self._draining = False
         self._stack = AsyncExitStack()
         self.rights = Rights(
@@ -168,13 +169,8 @@ class Session:
         self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
-        return {
-            **self.vitals(),
-            "tenants": tenants,
-            "jobs": jobs,
-            "heeds_pauses": self._pausing.watch.sees,
-            "key_lanes": True,
-        }
+        heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": True}
+        return {**self.vitals(), "tenants": tenants, "jobs": jobs, **heeds}
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
@@ -219,12 +215,7 @@ class Session:
             await self._stack.enter_async_context(self.runner.cancellations)
             self._returns.runner = self._pausing.runner = self.runner
             self._collector.start()
-            if self._keys is not None:
-                await self._keys.start()
-                self.runner.limiting = Limiting(
-                    self._keys.limiter, self.runner.gate, options.name, self._keys.find_token, self._on_returned
-                )
-                self._pausing.also_paused = self._keys.is_paused
+            self.runner.limiting = await self._start_keys(self.runner.gate)
             await self._pausing.start()
             await self.puller.open()
             self.leases.start()
@@ -419,6 +410,15 @@ class Session:
         self.discovery.on_consumer_gone(lane)
 
     # -- limited keys
+
+    async def _start_keys(self, gate: Gate) -> Limiting | None:
+        """Let what heeds the limits start, if a family has any. Raises NotFound, Unavailable, AccessDenied."""
+        keys = self._keys
+        if keys is None:
+            return None
+        await keys.start()
+        self._pausing.also_paused = keys.is_paused
+        return Limiting(keys.limiter, gate, self._options.name, keys.find_token, self._on_returned)
 
     def _on_keys_paused(self) -> None:
         self._pausing.look_again()

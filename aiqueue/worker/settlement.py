@@ -33,12 +33,13 @@ from ..attempt import (
 )  # fmt: skip
 from ..backoff import Backoff
 from ..connection import Connection, ack_frame
-from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, move_to_lane, trimmed
+from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
 from .gathering import wait_key
+from .moving import move_job
 from .opening import OpenedJob
 from .replies import Replies, holds_documents
 from .results import ResultRefused, Results
@@ -124,10 +125,8 @@ class Settlement:
                 await self._dead_letter(delivery, opened, writer, reason, error)
             case Unknown() | KindPaused():
                 await self._settle_unknown(delivery, opened, writer, outcome)
-            case WrongLane(priority, token, key):
-                to = subjects.Lane(delivery.lane.key.family, delivery.tenant, priority, token)
-                job = delivery.message
-                await move_to_lane(self._connection, to, opened.job_id, delivery.seq, job.headers, job.data, key=key)
+            case WrongLane():
+                await move_job(self._connection, delivery, opened, writer, outcome)
                 await self._replies.ack(delivery)
             case Postponed(after_s):
                 await self.return_to_queue(delivery, after_s)

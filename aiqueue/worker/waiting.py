@@ -1,4 +1,4 @@
-"""The deliveries of one worker that have no slot yet, in the order in which they arrived."""
+"""The deliveries of one worker that have no slot yet."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from ..lanes import Delivery, LanePull, Leases
 from .returns import Returns
 
 
-class Waiting(deque[Delivery]):
-    """Each delivery counts in its lane's `waiting`. `returns` takes those that go back to the queue."""
+class WaitingDeliveries(deque[Delivery]):
+    """In the order in which they arrived. Each delivery counts in its lane's `waiting`. `returns` takes those that go
+    back to the queue.
+    """
 
     def __init__(self, returns: Returns, leases: Leases) -> None:
         super().__init__()

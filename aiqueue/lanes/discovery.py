@@ -65,7 +65,8 @@ class LaneDiscovery:
         self._connection = connection
         self._puller = puller
         self._keys = keys
-        puller.has_keys = keys is not None
+        if keys is not None:
+            puller.has_keys = True
         self._families = {family.name: family for family in families}
         self._tenants = None if tenants is None else frozenset(subjects.token("tenant", each) for each in tenants)
         self._changed = changed

@@ -48,7 +48,6 @@ from .settlement import Settlement
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
 LATE_S = 0.05  # how long a job is away whose credit has expired before it could start
 
 

@@ -139,6 +139,10 @@ class RecordedProgress:
     def __init__(self, error: Exception | None = None) -> None:
         self.reports: list[tuple[float, str]] = []
         self.error = error
+        self.settled: list[float] = []
+
+    def settle(self, cost: float) -> None:
+        self.settled.append(cost)
 
     async def progress(self, fraction: float, note: str) -> None:
         if self.error:
@@ -177,6 +181,22 @@ async def test_a_stale_attempts_progress_tells_it_so() -> None:
         await job(RecordedProgress(Stale("taken over", ended=False))).progress(0.5)
 
 
+@pytest.mark.parametrize("cost", [0, 1, 0.5, 10**15])
+def test_what_a_handler_settles_reaches_its_worker_as_a_float(cost: float) -> None:
+    recorder = RecordedProgress()
+    job(recorder).settle(cost)
+    assert recorder.settled == [float(cost)]
+    assert type(recorder.settled[0]) is float
+
+
+@pytest.mark.parametrize("cost", [-0.1, 1.1e15, float("nan"), float("inf"), True, "7", None, [1]])
+def test_what_is_no_cost_is_refused_where_it_is_settled(cost: Any) -> None:
+    recorder = RecordedProgress()
+    with pytest.raises(BadInput, match=r"^cost must be a number from 0 to 1e\+15, not "):
+        job(recorder).settle(cost)
+    assert recorder.settled == []
+
+
 @pytest.mark.parametrize(("after", "meant"), [(None, None), (0, 0), (2, 2), ("1m", 60), (0.5, 0.5)])
 def test_a_retry_carries_its_delay_in_seconds(after: str | float | None, meant: float | None) -> None:
     assert Retry("busy", after=after).after_s == meant
@@ -188,7 +208,22 @@ def test_a_retry_after_nonsense_is_refused_where_it_is_raised(after: Any) -> Non
         Retry(after=after)
 
 
-@pytest.mark.parametrize("outcome", [Retry("busy", after="1m"), Retry(), Reject("never")])
+@pytest.mark.parametrize("pause", ["family", "", True, 20, ["key"]])
+def test_a_retry_pauses_the_key_or_nothing(pause: Any) -> None:
+    with pytest.raises(BadInput, match=r'^pause must be "key" or None, not '):
+        Retry("429", after=20, pause=pause)
+    assert Retry("429", after=20, pause="key").pause == "key"
+    assert Retry("429", after=20).pause is None
+
+
+def test_a_retry_that_pauses_the_key_must_say_for_how_long() -> None:
+    with pytest.raises(BadInput, match=r"^pause='key' needs after=, how long to pause the key, such as after=\"20s\"$"):
+        Retry("429", pause="key")
+
+
+@pytest.mark.parametrize(
+    "outcome", [Retry("busy", after="1m"), Retry(), Retry("429", after=20, pause="key"), Reject("never")]
+)
 def test_outcomes_come_out_of_a_child_process_as_they_were(outcome: Retry | Reject) -> None:
     again = pickle.loads(pickle.dumps(outcome))
     assert (type(again), vars(again), str(again)) == (type(outcome), vars(outcome), str(outcome))

@@ -172,6 +172,42 @@ async def outline(job: aiqueue.Job[Outline]) -> list[Summary]:
     return await job.gather(pages)
 
 
+class Ask(aiqueue.Message[str], kind="ask"):
+    model: str
+    max_tokens: int
+
+
+class Budgeted(Ask, kind="budgeted"):
+    factor: float = 1.0
+
+
+def tokens_of(message: Ask) -> int:
+    return message.max_tokens
+
+
+def size_of(message: aiqueue.Message | aiqueue.RawMessage) -> float:
+    return 1.0
+
+
+@worker.handle(Ask, cost=lambda message: message.max_tokens)  # right: a cost, of the message's own fields
+async def ask(job: aiqueue.Job[Ask]) -> str:
+    job.settle(cost=12)  # right: not awaited
+    job.settle(0.5)  # right: a float
+    raise aiqueue.Retry("too many requests", after="20s", pause="key")  # right: a pause
+
+
+@worker.handle(Budgeted, cost=tokens_of, process=True)  # right: a function of a base class
+def budgeted(job: aiqueue.Job[Budgeted]) -> str:
+    job.settle(12)  # right: the same in a plain function
+    return ""
+
+
+worker.handle(Page[str], cost=None)  # right: no cost
+worker.handle(Plain, cost=size_of)  # right: a function of any message
+worker.handle_any("llm.calls", cost=size_of)  # right: of any message too
+worker.handle_any("rag.queries", cost=lambda message: len(message.body))  # right: of the raw message
+
+
 def outline_sync(job: aiqueue.Job[Outline]) -> list[Summary]:
     child = job.enqueue_sync(Summarise(text="x"), "first")
     assert_type(child, aiqueue.Child[Summary])  # right: a typed child without asyncio

@@ -63,6 +63,8 @@ aiqueue.Agent("a")  # wrong: no tenant
 aiqueue.Backoff(attempts="5")  # wrong: a number
 aiqueue.Retry("busy", after=["30s"])  # wrong: no duration
 aiqueue.Retry("busy", delay="30s")  # wrong: no such option
+aiqueue.Retry("busy", after="30s", pause="family")  # wrong: no such pause
+aiqueue.Retry("busy", after="30s", pause=True)  # wrong: no flag
 aiqueue.Reject(after="30s")  # wrong: no such option
 aiqueue.JobSpec("text", tenant="acme")  # wrong: no message
 aiqueue.JobSpec(Plain(text="x"), "acme")  # wrong: options have names
@@ -125,6 +127,30 @@ async def no_backoff(job: aiqueue.Job[Plain]) -> str:
 @worker.handle(Plain, on={ValueError: "reject"})  # wrong: no policy
 async def no_policy(job: aiqueue.Job[Plain]) -> None:
     await job.progress("half")  # wrong: a fraction
+
+
+async def async_cost(message: Plain) -> float:
+    return 1.0
+
+
+def cost_of_summarise(message: Summarise) -> float:
+    return 1.0
+
+
+worker.handle(Plain, cost=100)  # wrong: no function
+worker.handle(Plain, cost=async_cost)  # wrong: not awaited
+worker.handle(Plain, cost=cost_of_summarise)  # wrong: a function of another message
+worker.handle(Plain, cost=lambda: 1.0)  # wrong: no argument
+worker.handle(Plain, cost=lambda message: message.text)  # wrong: no number
+worker.handle(Plain, cost=lambda message: message.max_tokens)  # wrong: no field of the message
+worker.handle_any("agent.tasks", cost=lambda message: message.text)  # wrong: no field of the raw message
+agent.handle(Plain, cost=lambda message: 1.0)  # wrong: mail is not limited
+
+
+async def settles(job: aiqueue.Job[Plain]) -> None:
+    await job.settle(12)  # wrong: not awaited
+    job.settle("12")  # wrong: no number
+    job.settle()  # wrong: no cost
 
 
 @worker.handle("plain")  # wrong: no class

@@ -10,6 +10,7 @@ from .controls import Controls, KeyPause
 from .credit import Credit
 from .limiter import Limiter
 from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
+from .stored_use import StoredUse
 
 __all__ = [
     "Controls",
@@ -21,6 +22,7 @@ __all__ = [
     "Rule",
     "RuleId",
     "Rules",
+    "StoredUse",
     "load_rules",
     "make_rule",
     "parse_rules",

@@ -179,6 +179,7 @@ def _stored(topology: Topology) -> tuple[list[str], ...]:
         forms += [bare, *(f"{bare}.{each}" for each in family.priorities or ("*",)), subjects.dead(family.name)]
         if family.role == "work":
             lane = subjects.Lane(family.name, "*", "*")
+            forms += [subjects.lane(*lane[:2], each, "*") for each in family.priorities if family.limit_key]
             forms += [subjects.parked(lane, is_due=each) for each in (False, True)]
             forms.append(subjects.checkpoints(family.name, "*", "*", "*"))
         if family.journal:

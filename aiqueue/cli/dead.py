@@ -113,6 +113,7 @@ def show(
             ("unique", letter.unique),
             ("kind", letter.kind),
             ("lane", output.format_lane(*letter.lane)),
+            ("limit key", letter.key),
             ("reason", f"{letter.reason} (attempt {letter.attempt})"),
             ("failed", output.format_ago(letter.failed_at)),
             ("enqueued", output.format_ago(letter.enqueued_at)),

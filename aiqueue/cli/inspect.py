@@ -153,13 +153,14 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
         output.print_line(f"no lanes {scope}: no jobs are queued and no worker is connected")
         return
     several = len({lane.family for lane in found}) > 1
+    has_keys = any(lane.key_hash for lane in found)
     rows = [
         [
             *([lane.family] if several else []),
             "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.pending:,}",
             f"{lane.in_flight:,}{'+' if lane.partial else ''}", f"{lane.redelivered:,}", f"{lane.parked:,}",
             output.format_age(lane.oldest_age_s),
-            _format_limit(lane.limit), _worker_state(lane),
+            _format_limit(lane.limit), _worker_state(lane), *([lane.shown_key] if has_keys else []),
         ]
         for lane in found
     ]  # fmt: skip
@@ -168,6 +169,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
         Column("tenant", shrink=True), Column("priority"), Column("pending", right=True),
         Column("in flight", right=True), Column("redelivered", right=True), Column("parked", right=True),
         Column("oldest", right=True), Column("limit", right=True), Column("workers"),
+        *([Column("key", shrink=True)] if has_keys else []),
     ]  # fmt: skip
     output.print_table(columns, rows)
     _print_partial(found)
@@ -205,6 +207,8 @@ def _worker_state(lane: LaneStats) -> str:
     """
     if lane.paused or lane.pause:
         return "paused"
+    if lane.waits_for_limit:
+        return "limited"
     if lane.pulls or lane.in_flight:
         return "ready" if lane.pulls else "busy"
     if lane.partial:
@@ -229,6 +233,7 @@ def _print_job(found: JobStats, json: bool) -> None:
     output.print_fields(
         [
             ("lane", output.format_lane(found.family, found.tenant, found.priority)),
+            (found.limit_key, found.key),
             ("kind", found.kind or ""),
             ("unique", found.unique),
             ("child of", found.parent or ""),

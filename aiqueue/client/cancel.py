@@ -106,7 +106,6 @@ class Canceller:
             one = await self._cancel_parked(found.family, parked)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         if found.stored is not None:
-            lane = subjects.parse_lane(found.stored.subject) or lane
             one = await self._cancel_queued(found.family, lane, job_id, found.stored)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         elif not found.parked and found.head is not None and found.head.event == CANCELLED:
@@ -195,6 +194,7 @@ class Canceller:
         2. Otherwise: write `cancelled`, then delete the job. An attempt of it reads the journal before it starts, or
            has started already and is stopped.
         """
+        lane = subjects.parse_lane(stored.subject) or lane
         parking_id = headers.parking_id(stored.headers)
         run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
         newest = await self._journal.newest_of_run(_journal_subject(family, lane, job_id), run, enqueued_at, parking_id)
@@ -263,7 +263,6 @@ class Canceller:
         lost. If a worker gets the job just now, it is stopped like any running job.
         """
         job_headers = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
-        lane = subjects.parse_lane(stored.subject) or lane
         dedup_key = subjects.new_id()
         due_at = self._connection.clock.now() + family.ack_wait_s
         try:
@@ -312,7 +311,7 @@ class Canceller:
 
     async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:
         """Return the last sequence of a lane that was delivered to a worker; 0 if the lane has no consumer."""
-        name = family.lane_name(lane.tenant, lane.priority)
+        name = family.lane_name(*lane[1:])
         try:
             info = await self._connection.api(f"CONSUMER.INFO.{family.stream}.{name}")
         except NotFound:

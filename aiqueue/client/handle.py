@@ -195,11 +195,16 @@ class Handle(Generic[R_co]):
             left_s = None if left_s is None else max(0.0, end - time.monotonic())
 
     def _consumers(self) -> list[str]:
-        """Return the consumers of the lanes that the job may be in. The lane of a job that was looked up may be `*`."""
-        priority = self.lane.priority
+        """Return the consumers of the lanes that the job may be in. The lane of a job that was looked up may be `*`.
+
+        What returns from parking may be in the ordinary lane, so a job of a limited key may be in two.
+        """
+        priority, keys = self.lane.priority, {"", self.lane.key}
         return [
-            self._family.lane_name(self.tenant, each) for each in self._family.priorities if priority in ("*", each)
-        ]
+            self._family.lane_name(self.tenant, each, key)
+            for each in self._family.priorities if priority in ("*", each)
+            for key in keys
+        ]  # fmt: skip
 
     async def _claimant(self, run: int) -> int | None:
         """Return the run that was run instead of `run`, which is gone and left no final entry; None if there is none.

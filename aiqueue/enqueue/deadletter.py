@@ -20,8 +20,9 @@ from ..topology import Topology
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
     headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.UNIQUE, headers.SECRET, headers.HISTORY,
-    headers.RESUMES, *headers.LINEAGE, *headers.DOCUMENTS,
+    headers.LIMIT_KEY, headers.RESUMES, *headers.LINEAGE, *headers.DOCUMENTS,
 )  # fmt: skip
+_LIMIT_KEY_MAX = 16_384  # characters of the header: no value is as long as that
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,17 @@ class DeadLetter:
         """The caller's key, of which the job id is a hash; "" if the id is the key itself."""
         return headers.unique_key(self.headers)
 
+    @property
+    def key(self) -> str:
+        """The value of the family's `limit_key`, if the job was in the lane of a limited value; else ""."""
+        return headers.limit_key(self.headers)
+
     def summary(self) -> dict[str, Any]:
         """The dead letter as plain data, without its body."""
         return {
             "seq": self.seq, "job_id": self.job_id, "unique": self.unique, "kind": self.kind,
             "family": self.lane.family, "tenant": self.lane.tenant, "priority": self.lane.priority,
+            "key": self.key,
             "reason": self.reason, "error": self.error, "attempt": self.attempt, "worker": self.worker,
             "enqueued_at": self.enqueued_at, "failed_at": self.failed_at, "replays": self.replays,
             "history": self.history,
@@ -245,6 +252,8 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}
     letter |= headers.carried_unique(job_headers)
+    if headers.LIMIT_KEY in job_headers:
+        letter[headers.LIMIT_KEY] = headers.ascii_line(job_headers[headers.LIMIT_KEY], _LIMIT_KEY_MAX)
     letter |= {name: headers.ascii_line(job_headers[name], 256) for name in headers.LINEAGE if name in job_headers}
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)

@@ -62,6 +62,13 @@ class FoundJob:
         return next(filter(None, [*keys, *(each.unique for each in reversed(self.entries))]), "")
 
     @property
+    def limit_key(self) -> str:
+        """The value of the family's `limit_key`, as the header of a stored message names it; "" without one."""
+        messages = [self.stored.headers] if self.stored else [each.stored.headers for each in reversed(self.parked)]
+        messages += [self.letter.headers] if self.letter else []
+        return next(filter(None, map(headers.limit_key, messages)), "")
+
+    @property
     def is_complete(self) -> bool:
         """Whether the lane need not be searched. A failed job without a dead letter may have been replayed."""
         return bool(self.parked or self.letter) or (self.head is not None and self.head.event == RESULT)
@@ -93,7 +100,9 @@ def is_cancelled(found: FoundJob) -> bool:
 def has_declared_lane(found: FoundJob, stored: Stored) -> bool:
     """Whether the lane of a stored job is one that its family declares."""
     lane = subjects.parse_lane(stored.subject)
-    return lane is not None and lane.priority in found.family.priorities
+    if lane is None or lane.priority not in found.family.priorities:
+        return False
+    return not lane.key or found.family.limit_key is not None
 
 
 def state_in_lane(found: FoundJob, stored: Stored) -> tuple[State, str, float | None]:

@@ -41,7 +41,10 @@ async def check_lanes(subject: Subject) -> AsyncIterator[Finding]:
         text = f"{_name_lanes(paused)}: nothing is delivered"
         yield warn("paused lanes", "lane-paused", text, stream=stream, consumer=consumer)
     served = [lane for lane in busy if not (lane.paused or lane.pause or lane.partial) and _is_valid(lane)]
-    if unserved := [lane for lane in served if not lane.pulls and not lane.in_flight]:
+    idle = [lane for lane in served if not lane.pulls and not lane.in_flight]
+    if limited := [lane for lane in idle if lane.waits_for_limit]:
+        yield Finding("limited keys", "ok", f"wait for what their limits allow: {_name_lanes(limited)}")
+    if unserved := [lane for lane in idle if lane not in limited]:
         yield warn("lanes without a worker", "lane-unserved", _name_lanes(unserved))
     if pulled := [lane for lane in served if lane.pulls and lane.in_flight < lane.in_flight_limit]:
         await asyncio.sleep(REREAD_AFTER_S)
@@ -79,17 +82,17 @@ async def check_tenants(subject: Subject) -> AsyncIterator[Finding]:
 
 async def _still_pending(subject: Subject, before: list[stats.LaneStats]) -> list[stats.LaneStats]:
     """Return the lanes of `before` whose workers still pull, and that have no fewer pending jobs."""
-    former = {(lane.family, lane.tenant, lane.priority): lane.pending for lane in before}
+    former = {_identity(lane): lane.pending for lane in before}
     now = [
         lane
         for name in {lane.family for lane in before}
         for lane in await stats.lanes(subject.connection, subject.topology, name)
     ]
-    return [
-        lane
-        for lane in now
-        if lane.pulls and lane.pending >= former.get((lane.family, lane.tenant, lane.priority), 0) > 0
-    ]
+    return [lane for lane in now if lane.pulls and lane.pending >= former.get(_identity(lane), 0) > 0]
+
+
+def _identity(lane: stats.LaneStats) -> tuple[str, str, str, str]:
+    return lane.family, lane.tenant, lane.priority, lane.key_hash
 
 
 def _is_valid(lane: stats.LaneStats) -> bool:
@@ -99,11 +102,11 @@ def _is_valid(lane: stats.LaneStats) -> bool:
 def _place(subject: Subject, lane: stats.LaneStats) -> tuple[str, str]:
     """Return the stream and the consumer of a lane. All tenants of a shared lane have the same."""
     family = subject.topology.family(lane.family)
-    return family.stream, family.lane_name("any" if lane.tenant == "*" else lane.tenant, lane.priority)
+    return family.stream, family.lane_name("any" if lane.tenant == "*" else lane.tenant, lane.priority, lane.key_hash)
 
 
 def _name_lanes(lanes: list[stats.LaneStats]) -> str:
-    return _list([f"{lane.family} {lane.tenant}/{lane.priority} ({lane.pending:,} pending)" for lane in lanes])
+    return _list([f"{lane} ({lane.pending:,} pending)" for lane in lanes])
 
 
 def _list(names: list[str]) -> str:

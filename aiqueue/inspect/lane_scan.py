@@ -73,7 +73,8 @@ class LaneScan:
     ) -> Stored | None:
         """Return the job among those stored from `since` to `until` (None: all), within the limits."""
         with contextlib.suppress(NotFound):
-            read = self._connection.read(family.stream, f"ai.{family.name}.{tenant}.*", since=since)
+            where = f"{tenant}.>" if family.limit_key else f"{tenant}.*"
+            read = self._connection.read(family.stream, f"ai.{family.name}.{where}", since=since)
             async with contextlib.aclosing(read) as found:
                 async for stored in found:
                     if (until is not None and stored.time > until) or not limits.take(stored):

@@ -57,6 +57,9 @@ class JobStats:
     `children`: of a job that has not ended with a result, at most CHILDREN_SHOWN of the tree; `child_count`: how many
     it has itself.
 
+    `key`: the value of the message's field `limit_key`, such as "gpt-4o" of "model", if the job is or was in the lane
+    of a limited value. Both are empty otherwise.
+
     `pause`: the job is paused, and no worker starts its next attempt before the end of the pause.
 
     `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
@@ -85,6 +88,8 @@ class JobStats:
     children: tuple[ChildStats, ...] = ()
     child_count: int = 0
     pause: Pause | None = None
+    limit_key: str = ""
+    key: str = ""
 
 
 async def job(
@@ -267,7 +272,7 @@ class _Search:
         if lane is None:
             return
         try:
-            name = found.family.lane_name(found.tenant, lane.priority)
+            name = found.family.lane_name(found.tenant, lane.priority, lane.key)
             info = await self._connection.api(f"CONSUMER.INFO.{found.family.stream}.{name}")
         except NotFound:
             return
@@ -332,6 +337,7 @@ class _Search:
             dead_seq=letter.seq if letter else None, timeline=timeline, entries=tuple(found.entries),
             entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
             parent=find_parent([message, letter]), children=children, child_count=child_count,
+            limit_key=(found.limit_key and found.family.limit_key) or "", key=found.limit_key,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:

@@ -18,6 +18,7 @@ from ..errors import AccessDenied, BadInput, NotFound, Unavailable
 from ..lanes import ActivePauses, Pause, StoredPauses
 from ..subjects import Lane
 from ..topology import Family, Topology
+from .keys import read_keys
 from .lookup import JobStats, job
 
 __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
@@ -28,6 +29,7 @@ FIRST_BATCH = 64  # jobs read at once to find the oldest pending one
 LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
 PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
 NO_LANE = ("-", "-")  # tenant and priority of a hint that no worker acts on
+NO_KEY_LANE = (*NO_LANE, "-")  # the same with a key: workers of former versions do not hear it
 NO_RESPONDERS_S = 0.2  # the server reports at once that nobody listens
 
 
@@ -78,6 +80,10 @@ class LaneStats:
     - `pause`: all its jobs are paused, by `aiqueue pause`. `paused`: somebody has paused its consumer, by `nats`. In
       both cases nothing is delivered.
     - `partial`: a cluster has not reported its consumer, so `in_flight`, `redelivered` and `pulls` may be low.
+    - `key`: its jobs have this value of the field `limit_key`, such as "gpt-4o" of "model", for which a limit or a
+      pause holds. Workers pull only what the limit allows. `key_hash`: how its subject names the value; "rest" for the
+      lane of all values for which the tenant has no lane left, which has no `key`. All three are empty for other
+      lanes, `key` also if nothing names the value any more.
     """
 
     family: str
@@ -96,6 +102,29 @@ class LaneStats:
     paused: bool = False
     partial: bool = False
     pause: Pause | None = None
+    limit_key: str = ""
+    key: str = ""
+    key_hash: str = ""
+
+    def __str__(self) -> str:
+        """Return its names, such as "llm.calls acme/normal, model gpt-4o"."""
+        lane = f"{self.family} {self.tenant}/{self.priority}"
+        return f"{lane}, {self.shown_key}" if self.key_hash else lane
+
+    @property
+    def shown_key(self) -> str:
+        """The key for people, such as "model gpt-4o"; empty for a lane without one."""
+        if not self.key_hash:
+            return ""
+        name = self.limit_key or "key"
+        if self.key_hash == subjects.REST:
+            return f"{name} (others)"
+        return f"{name} {self.key or f'#{self.key_hash[:8]}'}"
+
+    @property
+    def waits_for_limit(self) -> bool:
+        """Whether a worker is there, and pulls nothing although jobs are pending: the limit of the key is reached."""
+        return bool(self.key_hash and self.pending and not self.pulls and not self.in_flight and self.listening)
 
 
 class _StreamSample(NamedTuple):
@@ -143,8 +172,8 @@ async def overview(connection: Connection, topology: Topology, *, sample_s: floa
 async def lanes(connection: Connection, topology: Topology, family_name: str) -> list[LaneStats]:
     """Return the lanes of a family that have jobs, parked ones too, or a consumer.
 
-    Sorted by tenant, then by priority, the highest first. Raises UnknownFamily, BadInput for a family without lanes,
-    NotFound if its stream is missing.
+    Sorted by tenant, then by priority, the highest first, then by key. Raises UnknownFamily, BadInput for a family
+    without lanes, NotFound if its stream is missing.
     """
     family = topology.family(family_name)
     if family.role != "work":
@@ -152,10 +181,16 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     counts = await _count_lanes(connection, family)
     await _add_parked(connection, topology, family, counts)
     order = {priority: position for position, priority in enumerate(family.priorities)}
-    ordered = sorted(counts, key=lambda lane: (lane.tenant, order.get(lane.priority, len(order)), lane.priority))
+    keys = await read_keys(connection, topology, family, {lane: count.stored for lane, count in counts.items()})
+    ordered = sorted(
+        counts,
+        key=lambda lane: (
+            lane.tenant, order.get(lane.priority, len(order)), lane.priority, keys.get(lane.key, lane.key)
+        ),
+    )  # fmt: skip
     ages = await _read_oldest_ages(connection, family, counts, ordered)
-    is_quiet = any(not count.partial and not count.in_flight for count in counts.values())
-    listening = await _has_listeners(connection, family) if is_quiet else None
+    quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
+    listening = {has_key: await _has_listeners(connection, family, has_key=has_key) for has_key in quiet}
     pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
     found = []
     for lane in ordered:
@@ -168,8 +203,9 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
                 limit=family.max_msgs_per_subject,
                 in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
-                parked=count.parked, listening=listening, partial=count.partial,
+                parked=count.parked, listening=listening.get(bool(lane.key)), partial=count.partial,
                 paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=pauses.of_lane(lane),
+                limit_key=(lane.key and family.limit_key) or "", key=keys.get(lane.key, ""), key_hash=lane.key,
             )
         )  # fmt: skip
     return found
@@ -338,12 +374,13 @@ async def _read_server_time(connection: Connection, family: Family) -> float:
     return timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
 
 
-async def _has_listeners(connection: Connection, family: Family) -> bool | None:
-    """Whether a worker subscribes to the family's hints. None: not known, because this user may not publish there.
+async def _has_listeners(connection: Connection, family: Family, *, has_key: bool) -> bool | None:
+    """Whether a worker subscribes to the family's hints, or to those of the lanes of limited keys. None: not known,
+    because this user may not publish there.
 
     The server answers a request to which nobody listens; workers answer none. The hint names no lane that exists.
     """
-    hint = subjects.hint(Lane(family.name, *NO_LANE))
+    hint = subjects.hint(Lane(family.name, *(NO_KEY_LANE if has_key else NO_LANE)))
     asked = asyncio.create_task(connection.request(hint, timeout_s=NO_RESPONDERS_S))
     await asyncio.sleep(0)  # it is sent
     await connection.flush()  # and by now answered, if nobody listens

@@ -10,6 +10,7 @@ from .controls import PAUSE_MAX_S, Controls, KeyPause
 from .credit import Credit, CreditBatch
 from .limiter import Limiter
 from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
+from .stored_use import StoredUse
 
 __all__ = [
     "PAUSE_MAX_S",
@@ -23,6 +24,7 @@ __all__ = [
     "Rule",
     "RuleId",
     "Rules",
+    "StoredUse",
     "load_rules",
     "make_rule",
     "parse_rules",

@@ -209,9 +209,9 @@ def _is_ours(role: Role, family: str, name: str, config: Mapping[str, Any]) -> b
     if lane is None or lane.family != family:
         return False
     if role == "inbox":
-        return not {"*", ">"} & set(lane)
+        return not lane.key and not {"*", ">"} & set(lane)
     is_pull = config.get("ack_policy") == "explicit" and not config.get("deliver_subject")
-    return role == "work" and is_pull and name == lane_name(lane.tenant, lane.priority)
+    return role == "work" and is_pull and name == lane_name(*lane[1:])
 
 
 async def find_foreign_readers(conn: Connection, stream: str, role: Role, family: str) -> list[Problem]:

@@ -33,6 +33,7 @@ __all__ = ["Change", "FieldChange", "Plan", "apply", "create_missing", "plan"]
 ROUNDS_MAX = 3  # how often apply plans again, if another process applies at the same time
 _PARALLEL = 16  # lanes changed at once: in a cluster each takes tens of milliseconds
 
+KEY_LANE_DOTS = 5  # in the subject of a lane of a limited key
 _ONE_WAY = ("allow_msg_schedules", "allow_msg_ttl")  # can be switched on in place, never off
 
 
@@ -226,7 +227,10 @@ async def _refuse_subjects(conn: Connection, spec: StreamSpec, live: list[str], 
         waiting = sum(n for subject, n in counts.items() if not any(_matches(each, subject) for each in wanted))
         if waiting:
             are = "message is" if waiting == 1 else "messages are"
-            return f"{waiting} {are} stored on {removed}, which no worker would consume: empty it first"
+            cure = "empty it first"
+            if removed.count(".") == KEY_LANE_DOTS:
+                cure = "keep limit_key, remove the family's rules of limits, and apply once workers have emptied it"
+            return f"{waiting} {are} stored on {removed}, which no worker would consume: {cure}"
     return None
 
 
@@ -245,7 +249,7 @@ def _plan_lanes(family: Family, consumers: list[dict[str, Any]]) -> list[Change]
     for config in consumers:
         name = config.get("durable_name") or config["name"]
         lane = subjects.parse_lane(config.get("filter_subject", ""))
-        if not lane or lane.family != family.name or name != lane_name(lane.tenant, lane.priority):
+        if not lane or lane.family != family.name or name != lane_name(*lane[1:]):
             continue  # a consumer of another application
         memory = bool(config.get("mem_storage"))
         if family.lane_of(name) != lane or memory != (family.lane_storage == "memory"):

@@ -260,6 +260,7 @@ class StrandedSweeper:
         job_headers = dict(stored.headers)
         headers.restore_case(job_headers)
         stored = stored._replace(headers=job_headers)
+        lane = lane.without_key
         raw = RawJob(family, lane.tenant, lane.priority, seq, stored.time, job_headers, stored.data)
         found = await self._identify(raw)
         decoded = attempt.decode_headers_or_defaults(raw) if isinstance(found, Refused) else found

@@ -114,7 +114,7 @@ class UnknownKinds:
         }
         parking_id = f"u{delivery.run}-{int(delivery.enqueued_at)}-h{hops.number + 1}"  # read by `hop_of`
         try:
-            if not hops.number and await self._is_full(lane, family):
+            if not hops.number and await self._is_full(lane._replace(key=delivery.lane.key.key), family):
                 return False
             await self._parking.park(
                 lane, job_id, due_at, job_headers, delivery.message.data, dedup_key=ASIDE_KEY, parking_id=parking_id
@@ -169,13 +169,16 @@ class UnknownKinds:
             log.warning("jobs of kind %s in %s wait for a worker that knows the kind: %s", kind, family, error)
 
     async def _is_full(self, lane: Lane, family: Family) -> bool:
-        """Return whether the lane and the jobs parked aside from it have reached the lane's limit together."""
+        """Return whether the lane and the jobs parked aside from it have reached the lane's limit together.
+
+        The lane may be that of a limited key. What is parked aside has no key, and returns to the ordinary lane.
+        """
         limit = family.max_msgs_per_subject
         if limit is None or limit <= 0:
             return False
         counted_at, jobs = self._counted.get(lane, (0.0, 0))
         if time.monotonic() - counted_at > COUNTS_VALID_S:
-            jobs = await self._count(family.stream, subjects.work(*lane))
+            jobs = await self._count(family.stream, subjects.lane(*lane))
             for is_due in (False, True):
                 subject = subjects.parked(lane, dedup_key=ASIDE_KEY, is_due=is_due)
                 jobs += await self._count(self._parking.stream, subject)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aiqueue import subjects
 from aiqueue.config import Settings
 from aiqueue.connection import Connection
 from aiqueue.errors import AIQueueError, ConfigMismatch, DataLossRefused, NotFound
@@ -353,3 +354,65 @@ class TestLanes:
         monkeypatch.setattr(provision, "_delete_lane", delete_and_remake)
         made = await apply(conn, declared(family="lane_storage = 'memory'"))
         assert [each.action for each in made.changes] == ["delete-lanes"]
+
+
+class TestKeyLanes:
+    """The lanes of the values of a family's limit_key."""
+
+    LIMITED = 'limit_key = "model"'
+    ADDED = tuple(f"ai.x.y.*.{each}.*" for each in ("high", "normal", "low"))
+    KEY = subjects.hashed("gpt-4o")
+
+    async def make_lane(self, conn: Connection, key: str, **other: Any) -> str:
+        config = declared(family=self.LIMITED).family("x.y").lane_config("acme", "normal", key) | other
+        name = str(config["durable_name"])
+        request = {"stream_name": "X_Y", "config": config}
+        await conn.api(f"CONSUMER.CREATE.X_Y.{name}.{config['filter_subject']}", request)
+        return name
+
+    async def test_a_family_that_gets_a_limit_key_gets_their_subjects(self, conn: Connection) -> None:
+        await apply(conn, declared())
+        limited = declared(family=self.LIMITED)
+        assert (await plan(conn, limited)).lines() == [
+            f"~ X_Y.subjects: {', '.join(f'+ {each}' for each in self.ADDED)}"
+        ]
+        await publish(conn, "ai.x.y.acme")
+        await apply(conn, limited)
+        assert not (await plan(conn, limited)).drift
+        await publish(conn, f"ai.x.y.acme.normal.{self.KEY}", 2)
+        assert await stored(conn, "X_Y") == {"ai.x.y.acme.normal": 1, f"ai.x.y.acme.normal.{self.KEY}": 2}
+
+    async def test_their_consumers_are_ours_and_corrected_as_others(self, conn: Connection) -> None:
+        await apply(conn, declared(family=self.LIMITED))
+        names = [await self.make_lane(conn, each) for each in (self.KEY, subjects.REST)]
+        assert (await plan(conn, declared(family=self.LIMITED))).lines() == []
+        longer = declared(family=self.LIMITED, consumer="ack_wait = '9s'")
+        assert (await plan(conn, longer)).lines() == [f"~ X_Y lanes {', '.join(names)}.ack_wait: 30s -> 9s"]
+        await apply(conn, longer)
+        assert {each["ack_wait"] for each in (await lanes(conn)).values()} == {9 * 10**9}
+
+    async def test_without_the_limit_key_they_go_if_no_job_waits_in_them(self, conn: Connection) -> None:
+        await apply(conn, declared(family=self.LIMITED))
+        name = await self.make_lane(conn, self.KEY)
+        removed, changed = (await plan(conn, declared())).lines()
+        assert removed.startswith(f"- X_Y lane {name}: delete")
+        assert changed == f"~ X_Y.subjects: {', '.join(f'- {each}' for each in self.ADDED)}"
+        await apply(conn, declared())
+        assert await lanes(conn) == {}
+        with pytest.raises(NotFound, match="no stream matches"):
+            await publish(conn, f"ai.x.y.acme.normal.{self.KEY}")
+
+    async def test_while_jobs_wait_in_them_nothing_is_changed_and_the_plan_says_what_to_do(
+        self, conn: Connection
+    ) -> None:
+        await apply(conn, declared(family=self.LIMITED))
+        name = await self.make_lane(conn, self.KEY)
+        await publish(conn, f"ai.x.y.acme.normal.{self.KEY}", 3)
+        with pytest.raises(ConfigMismatch) as caught:
+            await apply(conn, declared())
+        assert str(caught.value) == (
+            "X_Y: 3 messages are stored on ai.x.y.*.normal.*, which no worker would consume: keep limit_key, remove "
+            "the family's rules of limits, and apply once workers have emptied it"
+        )
+        assert set(await lanes(conn)) == {name}
+        assert set(self.ADDED) <= set((await config_of(conn, "X_Y"))["subjects"])

@@ -20,6 +20,7 @@ from aiqueue.topology import provision
 from aiqueue.worker import stranded
 from aiqueue.worker.stranded import StrandedSweeper
 
+from .. import keyed
 from ..support import create_streams, eventually
 
 FILE = """
@@ -64,13 +65,13 @@ async def make_lane(client: aiqueue.Client) -> None:
     await client.connection.api(subject, {"stream_name": STREAM, "config": config})
 
 
-async def pull(client: aiqueue.Client, reply: bytes = b"") -> list[int]:
+async def pull(client: aiqueue.Client, reply: bytes = b"", *, consumer: str = f"{STREAM}.{LANE}") -> list[int]:
     """What the lane gives now; `reply` is sent for each. The sequences."""
     inbox, seqs = client.connection.new_inbox(), []
     answers: asyncio.Queue[Any] = asyncio.Queue()
     subscription = await client.connection.subscribe(inbox, answers.put_nowait)
     await client.connection.publish(
-        f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{LANE}", json.dumps({"batch": 100, "no_wait": True}).encode(), reply=inbox
+        f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", json.dumps({"batch": 100, "no_wait": True}).encode(), reply=inbox
     )
     while (answer := await asyncio.wait_for(answers.get(), 25)).status is None:
         seqs.append(int(answer.reply.split(".")[5]))
@@ -256,3 +257,22 @@ async def test_without_the_stream_of_advisories_the_lanes_are_checked(
     assert await one.sweep() == 2
     assert await one.sweep() == 0
     assert caplog.text.count("by a slower search") == 1, "it is logged once"
+
+
+async def test_a_stranded_job_of_a_key_lane_becomes_a_dead_letter_that_names_its_ordinary_lane(
+    account: Any, tmp_path: Path
+) -> None:
+    file = keyed.FILE + '[consumer]\nack_wait = "1s"\nmax_deliver = 1\n'
+    async with keyed.connect(account, tmp_path, file) as client:
+        lane = keyed.key_lane("gpt-4o")
+        job_id, _ = await keyed.store(client, lane, "gpt-4o")
+        consumer = await keyed.make_consumer(client, lane)
+        assert len(await pull(client, consumer=f"{keyed.STREAM}.{consumer}")) == 1
+
+        async def swept() -> None:
+            assert await sweeper(client).sweep() == 1
+
+        await eventually(swept)
+        (letter,) = await letters(client)
+        assert (letter.job_id, letter.lane, letter.key) == (job_id, lane.without_key, "gpt-4o")
+        assert await count(client, keyed.STREAM) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 import aiqueue
 from aiqueue import headers, subjects
-from aiqueue.enqueue import Filter
+from aiqueue.enqueue import Filter, Parking
 from aiqueue.errors import JobFailed, NotFound
+from aiqueue.subjects import Lane
 from aiqueue.worker import unknown_kinds
 from aiqueue.worker.unknown_kinds import Hops, hop_of
 
+from .. import keyed
 from ..support import eventually
 
 
@@ -226,6 +229,24 @@ async def test_where_the_lane_is_full_an_unknown_job_waits_in_its_lane(
         ran: list[int] = []
         async with worker_of(Other, ran).running(client):
             assert await handle.result(60) == 1
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+async def test_a_full_lane_is_one_that_the_server_calls_full(account: Any, tmp_path: Path, priority: str) -> None:
+    file = keyed.FILE.replace('"64MiB"', '"64MiB"\nmax_msgs_per_subject = 3')
+    async with keyed.connect(account, tmp_path, file) as client:
+        family, parking = client.topology.family(keyed.FAMILY), Parking(client.connection, client.topology)
+        full, key = Lane(family.name, "acme", priority), keyed.key_lane("gpt-4o", priority=priority)
+        kinds = unknown_kinds.UnknownKinds(client.connection, parking)
+        for _ in range(3):
+            await keyed.store(client, key, "gpt-4o")
+            assert not await kinds._is_full(full, family)
+            kinds._counted.clear()
+        assert await kinds._is_full(key, family)
+        for n in range(3):
+            await client.enqueue(keyed.Call(n=n), tenant="acme", priority=priority)
+        kinds._counted.clear()
+        assert await kinds._is_full(full, family)
 
 
 async def _count_a_full_lane(self: Any, stream: str, subject: str) -> int:

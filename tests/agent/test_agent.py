@@ -178,6 +178,27 @@ async def test_a_mail_that_is_retried_blocks_only_its_own_conversation(client: a
     assert kept[10:] == [("bad", 0), ("bad", 1)]
 
 
+async def test_a_retry_of_mail_that_pauses_a_key_is_a_retry_and_is_logged(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[int] = []
+    agent = aiqueue.Agent("bob", tenant="acme")
+
+    @agent.handle(Step)
+    async def step(mail: Mail[Step]) -> None:
+        kept.append(mail.attempt)
+        if mail.attempt == 1:
+            raise aiqueue.Retry("429", after="10ms", pause="key")
+
+    async with agent.running(client):
+        await put(client, "bob", 1)
+        await eventually(lambda: kept == [1, 2])
+        await until_empty(client)
+    assert (
+        caplog.text.count('to bob: the handler raised Retry(pause="key"), which pauses nothing: mail has no key') == 1
+    )
+
+
 async def test_a_request_is_answered_in_its_conversation(client: aiqueue.Client) -> None:
     alice, bob = aiqueue.Agent("alice", tenant="acme"), aiqueue.Agent("bob", tenant="acme")
 

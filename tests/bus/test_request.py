@@ -280,6 +280,22 @@ async def test_a_callback_that_asks_for_a_retry_is_asked_again_until_the_timeout
         await bus.request(f"{RESPONSES}.{tenant}", ask("never"), timeout=0.5)
 
 
+async def test_a_retry_of_a_request_that_pauses_a_key_is_a_retry_and_is_logged(
+    bus: aiqueue.NATSClient, tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Msg] = []
+
+    async def answer(msg: Msg) -> str:
+        calls.append(msg)
+        if len(calls) == 1:
+            raise aiqueue.Retry("429", after="10ms", pause="key")
+        return "done"
+
+    await bus.subscribe(f"{RESPONSES}.{tenant}", callback=answer)
+    assert decode(await bus.request(f"{RESPONSES}.{tenant}", ask("x", "r-1"), timeout=20)) == "done"
+    assert caplog.text.count('request r-1: the handler raised Retry(pause="key"), which pauses nothing: a request') == 1
+
+
 async def test_a_request_without_an_answer_counts_as_a_call_that_runs(bus: aiqueue.NATSClient, tenant: str) -> None:
     kept: list[Msg] = []
     subject = f"{RESPONSES}.{tenant}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -21,13 +22,16 @@ from aiqueue.enqueue import with_header
 from aiqueue.enqueue.producer import _job_headers
 from aiqueue.job import untyped
 from aiqueue.lanes import Delivery, LanePull
-from aiqueue.processes.quarantine import Quarantine
+from aiqueue.processes.quarantine import KILLED, Quarantine
 from aiqueue.processes.recipe import Recipe
 from aiqueue.subjects import Lane
 from aiqueue.topology import Family, Topology
 from aiqueue.worker.context import WorkerResources
+from aiqueue.worker.opening import REASONS
 from aiqueue.worker.runner import Runner
 from aiqueue.worker.takeover import DeliveryOrder
+
+from ..support import ROOT
 
 TOPOLOGY = Topology.load()
 BODIES = (codec.encode({"goal": "x", "task_id": "t-1"}), b'{"goal": "x", "task_id": 7}', b"[1]", b"\xff", b"")
@@ -135,3 +139,30 @@ def test_deliveries_are_ordered_by_message_then_consumer_then_count() -> None:
     assert all(earlier < later for earlier, later in itertools.pairwise(orders))
     for each in orders:
         assert DeliveryOrder.of_entry(codec.decode(codec.encode({"delivery": list(each)}), codec.CBOR)) == each
+
+
+def reasons_in_code() -> set[str]:
+    """The reasons with which jobs become dead letters, where they are written as texts. Mail has reasons of its own."""
+    found = set()
+    for room in ("attempt", "processes", "worker"):
+        for file in (ROOT / "aiqueue" / room).glob("*.py"):
+            calls = [each for each in ast.walk(ast.parse(file.read_text())) if isinstance(each, ast.Call)]
+            for call in calls:
+                name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+                given = call.args[:1] if name == "Refused" else call.args if name == "_dead_letter" else []
+                texts = [each.value for each in given if isinstance(each, ast.Constant)]
+                found |= {each for each in texts if isinstance(each, str)}
+    return found
+
+
+def test_a_job_that_waits_for_space_for_its_dead_letter_keeps_any_reason_that_it_may_have() -> None:
+    """A reason that is not known then counts as somebody else's header, and the job would run again."""
+    written = reasons_in_code()
+    assert {"attempts", "cost", "rejected"} <= written
+    assert written | {KILLED} == REASONS
+
+
+def test_the_wire_contract_names_each_reason_of_a_dead_letter() -> None:
+    text = (ROOT / "docs" / "wire-contract.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| `Aiq-Reason` |")]
+    assert {each for each in REASONS if f"`{each}`" not in row} == set()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,10 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue.attempt import Threads
 from aiqueue.errors import JobFailed, Stale
+from aiqueue.processes.child import _ChildContext, _WorkerPipe
+from aiqueue.processes.protocol import read_frame_blocking
 from aiqueue.worker.context import JobContext
 
 from ..processes.test_quarantine import lose
@@ -147,6 +153,35 @@ async def test_a_thread_that_a_job_left_behind_settles_neither_its_own_ended_job
             await run(client, "leave a thread that settles")
             assert "this attempt is over" in await run(client, "settle what is left")
     assert [each.settled for each in attempts[1::2]] == [None] * 5
+
+
+def test_an_attempt_in_a_child_is_not_over_while_a_thread_of_it_tells_what_it_has_used() -> None:
+    """Else the worker would take what the thread tells for the next job's."""
+    telling, told = threading.Event(), threading.Event()
+
+    class SlowWriter(io.BytesIO):
+        def write(self, piece: Any) -> int:
+            telling.set()
+            assert told.wait(20)
+            return super().write(piece)
+
+    pipe = SlowWriter()
+    context = _ChildContext(_WorkerPipe(io.BytesIO(), pipe), Threads("test"))
+    settling = threading.Thread(target=context.settle, args=(70.0,))
+    settling.start()
+    assert telling.wait(20)
+    ending = threading.Thread(target=asyncio.run, args=(context.end(),))
+    ending.start()
+    ending.join(0.1)
+    assert not context.is_over
+    told.set()
+    settling.join(20)
+    ending.join(20)
+    assert context.is_over
+    pipe.seek(0)
+    assert read_frame_blocking(pipe) == ["settle", 70.0]
+    with pytest.raises(Stale):
+        context.settle(71.0)
 
 
 @pytest.mark.parametrize("handler", [use, use_sync])

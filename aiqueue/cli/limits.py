@@ -62,7 +62,7 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
     if json:
         output.print_json(asdict(set_to))
     else:
-        output.print_line(output.escape_controls(f"{_name(set_to)}: {set_to.limit}, {_source(set_to)}"))
+        output.print_line(output.escape_controls(f"{set_to}: {set_to.limit}, {_describe_source(set_to)}"))
 
 
 def unset_limit(
@@ -94,7 +94,7 @@ def unset_limit(
         now = found.limit if found is not None else "no limit"
         output.print_line(output.escape_controls(f"{family}, key {key!r}: the override is removed; now: {now}"))
     else:
-        others = "; ".join(_name(each) for each in left if each.is_override)
+        others = "; ".join(str(each) for each in left if each.is_override)
         print_error(f"{family}, key {key!r} has no such override" + (f"; there are: {others}" if others else ""))
     if not removed:
         raise typer.Exit(FAILED)
@@ -127,7 +127,7 @@ def ls(
 
 
 def _print_rules(found: Sequence[LimitStats]) -> None:
-    rows = [[each.family, each.key, each.whom, each.limit, _source(each)] for each in found]
+    rows = [[each.family, each.key, each.whom, each.limit, _describe_source(each)] for each in found]
     columns = [
         Column("family", shrink=True), Column("key", shrink=True), Column("tenants", shrink=True),
         Column("limit", prose=True), Column("source", shrink=True, prose=True),
@@ -172,17 +172,17 @@ def _whom(tenant: str | None, each_tenant: bool) -> str | None:
     return "*" if each_tenant else tenant
 
 
-def _name(found: LimitStats) -> str:
-    return f"{found.family}, key {found.key!r}, {found.whom}"
-
-
-def _source(found: LimitStats) -> str:
-    """Return where a rule comes from, such as "set by anna 3m ago until 2026-11-23 07:05:01, declared: 5 in flight"."""
-    if not found.is_override or found.set_at is None:
+def _describe_source(found: LimitStats) -> str:
+    """Return where a rule comes from: "declared", or what `describe_override` says, and what the override replaces."""
+    if not found.is_override:
         return "declared"
+    return describe_override(found) + (f", declared: {found.declared}" if found.declared is not None else "")
+
+
+def describe_override(found: LimitStats) -> str:
+    """Return who has set a rule, when and until when: "set by anna 3m ago (2026-11-23 07:05:01) until …"."""
     until = "" if found.expires_at is None else f" until {output.format_time(found.expires_at)}"
-    declared = "" if found.declared is None else f", declared: {found.declared}"
-    return f"set by {found.by} {output.format_ago(found.set_at)}{until}{declared}"
+    return f"set by {found.by} {output.format_ago(found.set_at)}{until}"
 
 
 add_command(

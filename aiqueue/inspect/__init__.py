@@ -12,7 +12,7 @@ from . import stats
 from .children import ChildStats
 from .finding import Finding, Subject
 from .found_job import FoundJob
-from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits
+from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
 from .lookup import JobStats, find_job, look_up
 from .pauses import pause_of, read_pauses, read_pauses_if_allowed
 from .stats import FamilyStats, LaneStats
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "LimitStats", "LimitUse",
     "Subject", "TimelineEvent", "WaitingKind", "describe_limit", "describe_waiting", "event_of", "examine", "find_job",
-    "look_up", "pause_of", "read_limits", "read_pauses", "read_pauses_if_allowed", "read_waiting_kinds", "stats",
+    "look_up", "pause_of", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
+    "read_waiting_kinds", "stats",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import headers, subjects
 from ..connection import Connection
-from ..errors import NotFound
+from ..errors import AccessDenied, NotFound
 from ..lanes import Pause
 from ..subjects import Lane
 from ..topology import Family, Topology
@@ -68,6 +68,10 @@ class LimitStats:
     expires_at: float | None = None
     uses: tuple[LimitUse, ...] = ()
 
+    def __str__(self) -> str:
+        """Return what the rule is for, such as "llm.calls, key 'gpt-*', all together"."""
+        return f"{self.family}, key {self.key!r}, {self.whom}"
+
     @property
     def whom(self) -> str:
         """Whose use counts together: "all together", "each tenant", or a tenant."""
@@ -95,7 +99,26 @@ async def read_limits(
         for which, use in _uses(controls, name, known):
             uses.setdefault(which, []).append(use)
     stats = [describe_limit(each, uses.get(each.rule.id, [])) for each in found]
-    return sorted(stats, key=lambda each: (each.family, each.key, each.tenant or ""))
+    return sorted(stats, key=_rank)
+
+
+async def read_overrides_if_allowed(connection: Connection, topology: Topology, rules: Rules) -> list[LimitStats]:
+    """Return the rules that operators have set, without their use, as `read_limits` does; none if the stream is
+    missing, or this user may not read it. Raises Unavailable.
+    """
+    from ..limits import Controls  # noqa: PLC0415
+
+    controls = Controls(connection, topology, rules, connection.clock.now)
+    try:
+        await controls.reload()
+    except (NotFound, AccessDenied):
+        return []
+    found = [describe_limit(each) for each in controls.rules.effective(controls.now()) if each.override is not None]
+    return sorted(found, key=_rank)
+
+
+def _rank(found: LimitStats) -> tuple[str, str, str]:
+    return found.family, found.key, found.tenant or ""
 
 
 class _FamilyUse:

@@ -19,7 +19,7 @@ async def read_pauses(connection: Connection, topology: Topology) -> list[Pause]
 
     Raises Unavailable, NotFound (a stream is missing), AccessDenied.
     """
-    found = await StoredPauses(connection, topology).read() + await _read_key_pauses(connection, topology)
+    found = await StoredPauses(connection, topology).read() + await read_key_pauses(connection, topology)
     return sorted(found, key=lambda each: (each.family, each.tenant or "", each.kind or "", each.key or ""))
 
 
@@ -30,12 +30,13 @@ async def read_pauses_if_allowed(connection: Connection, topology: Topology) -> 
     """
     found = await StoredPauses(connection, topology).read_if_allowed()
     try:
-        return found + await _read_key_pauses(connection, topology)
+        return found + await read_key_pauses(connection, topology)
     except (NotFound, AccessDenied):
         return found
 
 
-async def _read_key_pauses(connection: Connection, topology: Topology) -> list[Pause]:
+async def read_key_pauses(connection: Connection, topology: Topology) -> list[Pause]:
+    """Return the pauses of values of limited keys that have not ended. Raises as `read_pauses`."""
     if not any(each.limit_key for each in topology.families.values()):
         return []
     from ..limits import Controls, Rules  # noqa: PLC0415 -- where no family has limits, nobody pays for their room

@@ -21,6 +21,7 @@ from .rules import (
     RuleId,
     Rules,
     check_limits,
+    collapse,
     find_limited_family,
     make_rule,
     parse_window,
@@ -131,9 +132,11 @@ class Controls:
         """
         if not isinstance(which.family, str) or not subjects.FAMILY.fullmatch(which.family):
             find_limited_family(self._topology, which.family)
+        if not isinstance(which.key, str) or not which.key:
+            raise BadInput(f"a key is a text, not {which.key!r:.80}")
         if which.tenant not in (None, "*"):
             subjects.token("tenant", which.tenant)
-        removed = await self._delete("rule", which)
+        removed = await self._delete("rule", which._replace(key=collapse(which.key)))
         if removed is None:
             find_limited_family(self._topology, which.family)
         return isinstance(removed, Override) and removed.holds(self._clock())

@@ -173,6 +173,11 @@ def matches(pattern: str, value: str) -> bool:
     return re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), value, re.DOTALL) is not None
 
 
+def collapse(pattern: str) -> str:
+    """Return the pattern with one ``*`` for several in a row, so that two rules never are for the same values."""
+    return re.sub(r"\*+", "*", pattern)
+
+
 def _most_specific(rules: Iterable[Rule]) -> Rule | None:
     def rank(rule: Rule) -> tuple[bool, int, bool]:
         key = rule.id.key
@@ -261,7 +266,7 @@ def _rule_id(topology: Topology, fields: Mapping[str, Any]) -> RuleId:
         raise _WrongField("key", f"must be {shown}, not {_shown(key)}")
     if tenant is not None and tenant != "*" and not (isinstance(tenant, str) and subjects.TOKEN.fullmatch(tenant)):
         raise _WrongField("tenant", f'must be a tenant, or "*" for each tenant by itself, not {_shown(tenant)}')
-    return RuleId(name, key, tenant)
+    return RuleId(name, collapse(key), tenant)
 
 
 def find_limited_family(topology: Topology, name: object) -> Family:

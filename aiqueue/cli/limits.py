@@ -127,9 +127,9 @@ def ls(
 
 
 def _print_rules(found: Sequence[LimitStats]) -> None:
-    rows = [[each.family, each.key, each.whom, each.limit, _describe_source(each)] for each in found]
+    rows = [[each.family, each.key, _format_tenant(each.tenant), each.limit, _describe_source(each)] for each in found]
     columns = [
-        Column("family", shrink=True), Column("key", shrink=True), Column("tenants", shrink=True),
+        Column("family", shrink=True), Column("key", shrink=True), Column("tenant", shrink=True),
         Column("limit", prose=True), Column("source", shrink=True, prose=True),
     ]  # fmt: skip
     output.print_table(columns, rows)
@@ -145,7 +145,7 @@ def _print_uses(found: Sequence[LimitStats]) -> None:
         return
     output.print_line("")
     columns = [
-        Column("family", shrink=True), Column("key", shrink=True), Column("tenants", shrink=True),
+        Column("family", shrink=True), Column("key", shrink=True), Column("tenant", shrink=True),
         Column("requests", right=True), Column("cost", right=True), Column("in flight", right=True),
         Column("waiting", right=True), Column(""),
     ]  # fmt: skip
@@ -156,10 +156,14 @@ def _print_uses(found: Sequence[LimitStats]) -> None:
 
 def _use_row(rule: LimitStats, use: LimitUse) -> list[str]:
     return [
-        rule.family, use.key, use.tenant or "all together",
+        rule.family, use.key, _format_tenant(use.tenant),
         _format_use(use.requests, rule.requests), _format_use(use.cost, rule.cost),
         _format_use(use.in_flight, rule.in_flight), f"{use.waiting:,}", "paused" if use.pause is not None else "",
     ]  # fmt: skip
+
+
+def _format_tenant(tenant: str | None) -> str:
+    return {None: "(all)", "*": "(each)"}.get(tenant, str(tenant))
 
 
 def _format_use(used: float, limit: float | None) -> str:

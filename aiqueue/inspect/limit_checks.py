@@ -43,9 +43,8 @@ async def check_limits(subject: Subject) -> AsyncIterator[Finding]:
         elif each.override is not None and each.override.expires_at is None:
             age_s = now - each.override.set_at
             if age_s > FORGOTTEN_S:
-                text = (
-                    f"{each.rule.id}: {each.rule.describe()}, set by {_author(each)} {units.short_duration(age_s)} ago"
-                )
+                ago = f"{units.short_duration(age_s)} ago"
+                text = f"{each.rule.id}: {each.rule.describe()}, set by {_author(each)} {ago}, without an end"
                 yield warn("limits", "limit-override-old", text, scope=_options(each.rule.id))
     ruled = limited & ({each.rule.id.family for each in effective} | {each.family for each in controls.pauses()})
     for family in (topology.families[each] for each in sorted(ruled)):

@@ -69,13 +69,13 @@ class LimitStats:
     uses: tuple[LimitUse, ...] = ()
 
     def __str__(self) -> str:
-        """Return what the rule is for, such as "llm.calls, key 'gpt-*', all together"."""
+        """Return what the rule is for, such as "llm.calls, key 'gpt-*', all tenants together"."""
         return f"{self.family}, key {self.key!r}, {self.whom}"
 
     @property
     def whom(self) -> str:
-        """Whose use counts together: "all together", "each tenant", or a tenant."""
-        return {None: "all together", "*": "each tenant"}.get(self.tenant, str(self.tenant))
+        """Whose use counts together: "all tenants together", "each tenant", or a tenant."""
+        return {None: "all tenants together", "*": "each tenant"}.get(self.tenant, f"tenant {self.tenant}")
 
 
 async def read_limits(

@@ -40,10 +40,9 @@ async def test_a_pause_without_an_end_holds_until_it_is_resumed(shared: Account,
         assert pause.until == math.inf
         assert (await stored(limiter._connection, "pause", key))["until"] is None
         await eventually(lambda: limiter.controls.paused_until(NAME, key, "a") == math.inf)
-        assert limiter.controls.pauses() == [pause]
+        assert pause in limiter.controls.pauses()
         assert await operator.resume(NAME, key) == pause
-        await eventually(lambda: not limiter.is_limited(NAME, subjects.new_id(), "a") or not limiter.controls.pauses())
-        assert limiter.controls.paused_until(NAME, key, "a") == 0
+        await eventually(lambda: limiter.controls.paused_until(NAME, key, "a") == 0)
 
 
 async def test_a_handlers_pause_never_shortens_one_of_which_its_process_has_not_heard(shared: Account) -> None:
@@ -97,7 +96,7 @@ async def test_what_is_no_pause_of_its_subject_pauses_nothing(
     async with limiters(shared, 1, lambda: rules("requests = 100")) as (limiter,):
         subject = subjects.limit(STREAM, "pause", NAME, key, "all")
         await limiter._connection.store(subject, body, {headers.MSG_ID: subjects.new_id()})
-        await eventually(lambda: key[:0] + subject in caplog.text)
+        await eventually(lambda: subject in caplog.text)
         assert not any(each.key == key for each in limiter.controls.pauses())
         assert limiter.controls.paused_until(NAME, "other", "a") == 0
         await limiter._connection.store(
@@ -136,10 +135,11 @@ async def test_a_stored_rule_that_is_wrong_overrides_nothing(
 )
 async def test_a_pause_of_nothing_is_refused(shared: Account, arguments: tuple[Any, ...], problem: str) -> None:
     async with limiters(shared, 1, Rules) as (limiter,):
+        before = limiter.controls.pauses()
         for call in (limiter.controls.pause(*arguments, for_s=1, author="x"), limiter.controls.resume(*arguments)):
             with pytest.raises(BadInput, match=problem):
                 await call
-        assert limiter.controls.pauses() == []
+        assert limiter.controls.pauses() == before
 
 
 async def test_pauses_that_have_ended_are_forgotten(shared: Account) -> None:
@@ -147,5 +147,6 @@ async def test_pauses_that_have_ended_are_forgotten(shared: Account) -> None:
         for number in range(5):
             await limiter.controls.pause(NAME, f"{subjects.new_id()}", for_s=0.01, author=f"{number}")
             await asyncio.sleep(0.02)
-        assert len(limiter.controls._pauses) <= 1
-        assert len(limiter.controls._paused) <= 1
+        now = limiter.clock()
+        assert sum(each.until <= now for each in limiter.controls._pauses.values()) <= 1
+        assert len(limiter.controls._paused) == len(limiter.controls._pauses)

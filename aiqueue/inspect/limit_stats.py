@@ -6,19 +6,18 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import headers, subjects
+from .. import subjects
 from ..connection import Connection
 from ..errors import AccessDenied, NotFound
 from ..lanes import Pause
 from ..subjects import Lane
-from ..topology import Family, Topology
+from ..topology import Topology
+from .keys import read_keys
 from .pauses import pause_of
 from .stats import count_pending
 
 if TYPE_CHECKING:  # imported where it is used: clients without limits do without it
     from ..limits import Controls, EffectiveRule, RuleId, Rules, StoredUse
-
-NAMES_READ_MAX = 100  # values that only the header of a job names, one request each
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +166,13 @@ async def _read_family(connection: Connection, topology: Topology, controls: Con
     family = topology.families.get(name)
     if family is not None and family.limit_key:
         try:
-            found.add_waiting(pending := await count_pending(connection, family))
-            await _read_names(connection, family, pending, found.texts)
+            pending = await count_pending(connection, family)
+            nameless = {lane: jobs for lane, jobs in pending.items() if jobs and lane.key not in found.texts}
+            found.texts |= await read_keys(connection, topology, family, nameless)
+            found.add_waiting(pending)
         except NotFound:
             pass  # the family's stream is not created yet
     return found
-
-
-async def _read_names(connection: Connection, family: Family, lanes: Mapping[Lane, int], texts: dict[str, str]) -> None:
-    """Add the values of lanes that no stored use names: each of their jobs does, in a header."""
-    nameless = {lane.key: lane for lane, jobs in lanes.items() if lane.key and jobs and lane.key not in texts}
-    for hashed, lane in list(nameless.items())[:NAMES_READ_MAX]:
-        stored = await connection.last(family.stream, subjects.lane(*lane))
-        text = headers.limit_key(stored.headers) if stored is not None else ""
-        if subjects.hashed(text) == hashed:
-            texts[hashed] = text
 
 
 def describe_limit(found: EffectiveRule, uses: Collection[LimitUse] = ()) -> LimitStats:

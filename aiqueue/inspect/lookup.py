@@ -112,7 +112,8 @@ async def job(
     if found.state not in ("queued", "parked", "retrying"):
         return found
     pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
-    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or ""))
+    key = subjects.hashed(found.key) if found.key else ""
+    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or "", key))
 
 
 async def find_job(

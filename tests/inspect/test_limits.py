@@ -241,6 +241,43 @@ async def test_the_lanes_of_a_paused_key_say_so(client: aiqueue.Client) -> None:
     assert lanes == {"acme": pause, "globex": None}
 
 
+async def test_workers_heed_what_operators_set(client: aiqueue.Client) -> None:
+    """A paused key waits, with its state; other keys run. A limit that is set holds for workers that run already."""
+    started: list[str] = []
+    worker = aiqueue.Worker()
+
+    @worker.handle(Call)
+    async def call(job: aiqueue.Job[Call]) -> None:
+        started.append(job.message.model)
+
+    async with worker.running(client):
+        pause = await client.pause(NAME, key="gpt-4o")
+        waiting = await client.enqueue(Call(model="gpt-4o"), tenant="acme")
+        other = await client.enqueue(Call(model="gpt-4.1"), tenant="acme")
+        await other.result(timeout=20)
+
+        async def is_shown() -> None:
+            assert (await waiting.status()).pause == pause
+
+        await eventually(is_shown)
+        assert started == ["gpt-4.1"]
+        assert await client.resume(NAME, key="gpt-4o")
+        await waiting.result(timeout=20)
+        await client.set_limit(NAME, "o1", requests=3, window="1h")
+        await asyncio.gather(*(client.enqueue(Call(model="o1"), tenant="acme") for _ in range(6)))
+        await eventually(lambda: started.count("o1") == 3)
+
+        async def waits() -> None:
+            (use,) = (await named(client, "o1")).uses
+            assert (use.requests, use.waiting) == (3, 3)
+
+        await eventually(waits)
+        await client.set_limit(NAME, "o1", requests=5)
+        await eventually(lambda: started.count("o1") == 5)
+        await client.unset_limit(NAME, "o1")
+        await eventually(lambda: started.count("o1") == 6)
+
+
 async def test_doctor_says_what_is_wrong_with_limits(client: aiqueue.Client, account: Account) -> None:
     assert [each.text for each in await doctor(client)] == ["2 rules hold, 0 of them set by operators"]
     await client.set_limit(NAME, "gpt-*", requests=50, by="anna")

@@ -255,6 +255,11 @@ def limit_scope(tenant: str | None) -> str:
     return "all" if tenant is None else "each" if tenant == "*" else f"t-{tenant}"
 
 
+def tenant_of_scope(scope: str) -> str | None:
+    """Return whom a use or a rule of this scope is for: the inverse of `limit_scope`."""
+    return None if scope == "all" else "*" if scope == "each" else scope.removeprefix("t-")
+
+
 def limit_live(stream: str, subject: str) -> str:
     """Return the subject on which the server repeats what is stored in the bucket of limits on `subject`."""
     return LIMITS + subject.removeprefix(bucket(stream, "").removesuffix("."))

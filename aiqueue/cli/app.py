@@ -15,6 +15,7 @@ from . import (
     health,
     inbox,
     inspect,
+    limits,
     pause,
     reschedule,
     respond,
@@ -83,3 +84,4 @@ for module in (server, topology, enqueue, cancel, reschedule, pause, work, respo
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
 app.add_typer(inbox.app, name="inbox")
+app.add_typer(limits.app, name="limits")

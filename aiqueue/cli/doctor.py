@@ -31,7 +31,7 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check the server: version, storage, durability, streams, lanes and clock.
+    """Check the server: version, storage, durability, streams, lanes, limits and clock.
 
     Reads only, changes nothing.
 
@@ -42,7 +42,7 @@ def doctor(
 
     async def run_checks(client: Client) -> list[Finding]:
         directory = (client.settings.directory or find_directory()) if client.embedded else None
-        subject = Subject(client.connection, client.topology, directory, monitor)
+        subject = Subject(client.connection, client.topology, directory, monitor, client.limit_rules)
         return [finding async for finding in examine(subject)]
 
     found = options.run_with_client(run_checks)

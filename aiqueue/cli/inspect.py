@@ -63,8 +63,7 @@ def inspect(
     Reads only, changes nothing.
     """
     from .. import subjects  # noqa: PLC0415
-    from ..inspect import read_waiting_kinds, stats  # noqa: PLC0415
-    from ..lanes import StoredPauses  # noqa: PLC0415
+    from ..inspect import read_pauses_if_allowed, read_waiting_kinds, stats  # noqa: PLC0415
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -83,7 +82,7 @@ def inspect(
             lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
             if json:
                 return lanes, [], []
-            pauses = await StoredPauses(link, topology).read_if_allowed()
+            pauses = await read_pauses_if_allowed(link, topology)
             pauses = [each for each in pauses if family in (None, each.family)]
             pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
             return lanes, await read_waiting_kinds(link, topology, families), pauses

@@ -1,4 +1,4 @@
-"""``pause`` and ``resume``: have no worker start jobs of a family, a tenant or a kind for a time."""
+"""``pause`` and ``resume``: have no worker start jobs of a family, a tenant, a kind or a key for a time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only the jobs of this tenant.")]
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only the jobs of this kind.")]
+Key = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Only the jobs with this value of the family's limit_key.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +32,7 @@ def register(app: typer.Typer) -> None:
             "  aiqueue pause                                                  what is paused",
             "  aiqueue pause gateway.requests --for 10m --reason 'provider down'",
             "  aiqueue pause agent.tasks --tenant acme --kind crawl --now",
+            "  aiqueue pause llm.calls --key gpt-4o --for 2m                  needs a limit_key",
         ),
     )(pause)
     add_command(app, "resume")(resume)
@@ -42,12 +46,13 @@ def pause(
     *,
     tenant: Tenant = None,
     kind: Kind = None,
+    key: Key = None,
     for_s: Annotated[float | None, duration_option("End the pause by itself after this time.", "--for")] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Shown to other operators.")] = "",
     now: Annotated[bool, typer.Option("--now", metavar="", help="Return running jobs to the queue, too.")] = False,
     json: Json = False,
 ) -> None:
-    """Pause a family, or a tenant or kind of it: no worker starts such jobs before `aiqueue resume`.
+    """Pause a family, or a tenant, kind or key of it: no worker starts such jobs before `aiqueue resume`.
 
     Workers heed it within a second, also those that start later. Jobs can be enqueued and cancelled as ever. Running
     jobs go on.
@@ -56,9 +61,10 @@ def pause(
     async def run(client: Client) -> list[Pause]:
         if family is None:
             return await client.pauses()
-        return [await client.pause(family, tenant=tenant, kind=kind, duration=for_s, reason=reason, now=now)]
+        paused = client.pause(family, tenant=tenant, kind=kind, key=key, duration=for_s, reason=reason, now=now)
+        return [await paused]
 
-    if family is None and (tenant is not None or kind is not None or for_s is not None or reason or now):
+    if family is None and (any(each is not None for each in (tenant, kind, key, for_s)) or reason or now):
         raise BadInput("name the family to pause, such as `aiqueue pause agent.tasks`")
     found = options.run_with_client(run)
     if json:
@@ -75,19 +81,21 @@ def resume(
     *,
     tenant: Tenant = None,
     kind: Kind = None,
+    key: Key = None,
     json: Json = False,
 ) -> None:
-    """End a pause. Name the family, tenant and kind as it was paused; other pauses stay.
+    """End a pause. Name the family, tenant, kind and key as it was paused; other pauses stay.
 
     Exit codes: 0 resumed; 1 there is no such pause.
     """
+    from ..lanes import PauseScope  # noqa: PLC0415
 
     async def run(client: Client) -> tuple[bool, list[Pause]]:
-        resumed = await client.resume(family, tenant=tenant, kind=kind)
+        resumed = await client.resume(family, tenant=tenant, kind=kind, key=key)
         return resumed, [each for each in await client.pauses() if each.family == family]
 
     resumed, left = options.run_with_client(run)
-    scope = ", ".join([family, *([f"tenant {tenant}"] if tenant else []), *([f"kind {kind}"] if kind else [])])
+    scope = str(PauseScope(family, tenant, kind, key))
     if json:
         output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})
     elif resumed:

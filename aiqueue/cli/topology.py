@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import output
+from .limits import describe_override
 from .options import DRIFT, Json, ServerOptions, add_command
 
 if TYPE_CHECKING:
     from ..client import Client
+    from ..inspect import LimitStats
     from ..topology import provision
 
 _COLOURS = {"+": "green", "~": "yellow", "-": "red", "!": "red"}
@@ -25,18 +27,21 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(options: ServerOptions, *, json: Json = False) -> None:
-    """Show what `apply` would change, and problems that `apply` cannot solve.
+    """Show what `apply` would change, problems that `apply` cannot solve, and limits that operators have set.
 
     Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something stops a stream.
     """
+    from ..inspect import read_overrides_if_allowed  # noqa: PLC0415
     from ..topology import provision  # noqa: PLC0415
 
-    async def compare(client: Client) -> tuple[provision.Plan, int]:
-        return await provision.plan(client.connection, client.topology), len(client.topology.streams)
+    async def compare(client: Client) -> tuple[provision.Plan, int, list[LimitStats]]:
+        link, topology = client.connection, client.topology
+        overrides = await read_overrides_if_allowed(link, topology, client.limit_rules)
+        return await provision.plan(link, topology), len(topology.streams), overrides
 
-    found, streams = options.run_with_client(compare, declare=False)
+    found, streams, overrides = options.run_with_client(compare, declare=False)
     if json:
-        output.print_json({"drift": found.drift, **_listed(found)})
+        output.print_json({"drift": found.drift, **_listed(found), "overrides": [asdict(each) for each in overrides]})
     else:
         _print_changes(found)
         if found.drift:
@@ -44,6 +49,7 @@ def plan(options: ServerOptions, *, json: Json = False) -> None:
         elif not found.problems:
             output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
         _print_problems(found)
+        _print_overrides(overrides)
     if found.drift or found.problems:
         raise typer.Exit(DRIFT)
 
@@ -90,6 +96,14 @@ def _print_problems(found: provision.Plan) -> None:
     if found.problems:
         count = output.format_count(len(found.problems), "problem")
         output.print_line(f"\n{count} that `aiqueue apply` does not solve: see docs/troubleshooting.md")
+
+
+def _print_overrides(overrides: list[LimitStats]) -> None:
+    if overrides:
+        output.print_line("\nlimits that operators have set, and that `aiqueue apply` keeps:")
+    for each in overrides:
+        line = f"{each}: {each.declared or 'not declared'} -> {each.limit}, {describe_override(each)}"
+        output.print_line(output.escape_controls(line))
 
 
 def _print_changes(found: provision.Plan) -> None:

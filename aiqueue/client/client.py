@@ -31,7 +31,6 @@ from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
 from ..inspect import find_job
 from ..job import JobSpec, Message, check_model
 from ..journal import Journal
-from ..limits import load_rules
 from ..mailbox import Inboxes
 from ..payload import R
 from ..requests import request_result
@@ -43,6 +42,7 @@ from .cancel import Canceller
 from .embedding import acquire, settings_of
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
+from .limiting import load_declared
 from .options import ManyOptions
 from .pausing import PauseCalls
 from .storing import Storing
@@ -59,7 +59,7 @@ class Client(PauseCalls):
         self.settings = settings
         directories = [settings.streams] if settings.streams else []
         self.topology = Topology.load(*directories, profile=settings.profile)
-        self.limit_rules = load_rules(self.topology, *directories)
+        self._declared_limits = load_declared(self.topology, *directories)
         self._embedded: EmbeddedServer | None = None
         self._declared_pid: int | None = None  # of the embedded server whose streams were created or updated
         self._connection: Connection | None = None

@@ -1,4 +1,4 @@
-"""The keyword arguments of `Client.enqueue_many`, `Client.request` and `Client.pause`, for type checkers."""
+"""The keyword arguments of calls of `Client` that have many, for type checkers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,23 @@ class PauseOptions(TypedDict, total=False):
 
     tenant: str | None
     kind: str | None
+    key: str | None
     duration: Duration | None
     reason: str
     now: bool
+    by: str | None
+
+
+class LimitOptions(TypedDict, total=False):
+    """Those of `Client.set_limit` but the family and the key."""
+
+    tenant: str | None
+    requests: int | None
+    cost: float | None
+    window: Duration | None
+    in_flight: int | None
+    unlimited: bool
+    duration: Duration | None
     by: str | None
 
 

@@ -16,7 +16,7 @@ from ..config import Settings
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..inspect import JobStats
+from ..inspect import JobStats, LimitStats
 from ..job import JobSpec, Message
 from ..journal import StreamItem
 from ..lanes import Pause
@@ -26,7 +26,7 @@ from ..units import Deadline, Duration, Time
 from .client import Client, connect
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
-from .options import ManyOptions, PauseOptions, RequestOptions
+from .options import LimitOptions, ManyOptions, PauseOptions, RequestOptions
 
 T = TypeVar("T")
 _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
@@ -210,13 +210,27 @@ class SyncClient:
         """As `Client.pause`, with the same options."""
         return self._run_on_loop(self._client.pause(family, **options))
 
-    def resume(self, family: str, *, tenant: str | None = None, kind: str | None = None) -> bool:
+    def resume(
+        self, family: str, *, tenant: str | None = None, kind: str | None = None, key: str | None = None
+    ) -> bool:
         """As `Client.resume`."""
-        return self._run_on_loop(self._client.resume(family, tenant=tenant, kind=kind))
+        return self._run_on_loop(self._client.resume(family, tenant=tenant, kind=kind, key=key))
 
     def pauses(self) -> list[Pause]:
         """As `Client.pauses`."""
         return self._run_on_loop(self._client.pauses())
+
+    def set_limit(self, family: str, key: str = "*", **options: Unpack[LimitOptions]) -> LimitStats:
+        """As `Client.set_limit`, with the same options."""
+        return self._run_on_loop(self._client.set_limit(family, key, **options))
+
+    def unset_limit(self, family: str, key: str = "*", *, tenant: str | None = None) -> bool:
+        """As `Client.unset_limit`."""
+        return self._run_on_loop(self._client.unset_limit(family, key, tenant=tenant))
+
+    def limits(self, family: str | None = None) -> list[LimitStats]:
+        """As `Client.limits`."""
+        return self._run_on_loop(self._client.limits(family))
 
     @overload
     def enqueue_many(

@@ -12,7 +12,9 @@ from . import stats
 from .children import ChildStats
 from .finding import Finding, Subject
 from .found_job import FoundJob
+from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
 from .lookup import JobStats, find_job, look_up
+from .pauses import pause_of, read_pauses, read_pauses_if_allowed
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from .doctor import examine
 
 __all__ = [
-    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "Subject", "TimelineEvent",
-    "WaitingKind", "describe_waiting", "event_of", "examine", "find_job", "look_up", "read_waiting_kinds", "stats",
+    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "LimitStats", "LimitUse",
+    "Subject", "TimelineEvent", "WaitingKind", "describe_limit", "describe_waiting", "event_of", "examine", "find_job",
+    "look_up", "pause_of", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
+    "read_waiting_kinds", "stats",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from ..connection import timestamp
 from ..errors import AIQueueError, BadInput, NotFound
 from .finding import Finding, Subject, level_of_use, warn
 from .lane_checks import check_kinds, check_lanes, check_tenants
+from .limit_checks import check_limits
 from .pause_checks import check_pauses
 from .stream_checks import check_answers, check_streams
 
@@ -39,6 +40,7 @@ async def examine(subject: Subject) -> AsyncIterator[Finding]:
         "answers": check_answers,
         "lanes": check_lanes,
         "pauses": check_pauses,
+        "limits": check_limits,
         "kinds": check_kinds,
         "tenants": check_tenants,
         "clock": _check_clock,

@@ -6,10 +6,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..connection import Connection
 from ..topology import Topology, problems
+
+if TYPE_CHECKING:
+    from ..limits import Rules
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -49,6 +52,13 @@ REMEDIES: Mapping[str, str] = {
     "paused": "`aiqueue resume {scope}` when it may go on",
     "pause-unheeded": "install this version for these workers and restart them, or permit them to read "
     "`$KV.AI_PRESENCE.pause.>`: `aiqueue doctor` names them until they heed pauses",
+    "limit-unmatched": "`aiqueue limits unset {scope}`, or declare the family's limit_key here, too: no job is "
+    "limited by the rule",
+    "limit-override-old": "write the rule into limits.toml, then `aiqueue limits unset {scope}`: nobody expects it "
+    "elsewhere",
+    "limit-lanes": "run `aiqueue apply`: until then limited jobs wait among all others, and hold them up",
+    "limit-unheeded": "install this version for these workers and restart them: `aiqueue doctor` names them until they "
+    "heed limits",
     "lane-paused": "`nats consumer resume {stream} {consumer}`",
     "lane-stuck": "`nats consumer info {stream} {consumer}` shows what the server delivers: workers pull, and get "
     "nothing. Restart the workers, and look for jobs past max_deliver with `aiqueue dead ls`",
@@ -94,13 +104,14 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What to examine. `directory`: the embedded server's, None for any other server. `monitor`: the address of the
-    server's monitoring, such as ``http://127.0.0.1:8222``.
+    server's monitoring, such as ``http://127.0.0.1:8222``. `rules`: the declared ones of limits; None: none.
     """
 
     connection: Connection
     topology: Topology
     directory: Path | None = None
     monitor: str | None = None
+    rules: Rules | None = None
 
 
 def warn(check: str, code: str, text: str, *, level: Level = "warn", **values: str) -> Finding:

@@ -14,7 +14,7 @@ from ..documents import Documents
 from ..enqueue import DeadLetters, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
-from ..lanes import ActivePauses, Pause, StoredPauses
+from ..lanes import ActivePauses, Pause
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
@@ -28,6 +28,7 @@ from .found_job import (
     state_when_parked,
 )
 from .lane_scan import LaneScan
+from .pauses import read_pauses_if_allowed
 from .timeline import ENQUEUED_EVENTS, TimelineEvent, build_timeline
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
@@ -110,8 +111,9 @@ async def job(
     found = await search.describe(await search.run(), TreeBudget())
     if found.state not in ("queued", "parked", "retrying"):
         return found
-    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
-    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or ""))
+    pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
+    key = subjects.hashed(found.key) if found.key else ""
+    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or "", key))
 
 
 async def find_job(

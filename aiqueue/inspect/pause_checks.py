@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import AsyncIterator, Collection
 
 from .. import units
 from ..errors import AccessDenied, NotFound
 from ..lanes import Pause, Record, StoredPauses, WorkerRecords
 from .finding import Finding, Subject, warn
+from .pauses import read_key_pauses
 
 SHOWN_MAX = 3
 
 
 async def check_pauses(subject: Subject) -> AsyncIterator[Finding]:
     """Check what is paused, and whether a live worker goes on all the same."""
+    of_keys: list[Pause] = []
     try:
         pauses = await StoredPauses(subject.connection, subject.topology).read()
     except NotFound:
         return  # the stream has a finding already
+    with contextlib.suppress(NotFound):
+        of_keys = await read_key_pauses(subject.connection, subject.topology)
     now = subject.connection.clock.now()
-    for pause in pauses:
+    for pause in [*pauses, *of_keys]:
         text = f"{pause}, since {units.short_duration(max(0.0, now - pause.since))}"
         if pause.until is not None:
             text += f", for another {units.short_duration(max(0.0, pause.until - now))}"
@@ -51,4 +56,5 @@ def find_heedless(records: Collection[Record], pauses: Collection[Pause]) -> lis
 def _options(pause: Pause) -> str:
     """Return the arguments that name the pause on the command line."""
     tenant = f" --tenant {pause.tenant}" if pause.tenant else ""
-    return f"{pause.family}{tenant}{f' --kind {pause.kind}' if pause.kind else ''}"
+    key = f" --key {shlex.quote(pause.key)}" if pause.key else ""
+    return f"{pause.family}{tenant}{f' --kind {pause.kind}' if pause.kind else ''}{key}"

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from .. import subjects
 from ..connection import Connection, timestamp
 from ..errors import AccessDenied, BadInput, NotFound, Unavailable
-from ..lanes import ActivePauses, Pause, StoredPauses
+from ..lanes import ActivePauses, Pause
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .keys import read_keys
 from .lookup import JobStats, job
+from .pauses import read_pauses_if_allowed
 
 __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 
@@ -163,7 +164,7 @@ async def overview(connection: Connection, topology: Topology, *, sample_s: floa
 
     Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
     """
-    pauses = await StoredPauses(connection, topology).read_if_allowed()
+    pauses = await read_pauses_if_allowed(connection, topology)
     reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
     found = await asyncio.gather(*reads)
     return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
@@ -191,7 +192,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     ages = await _read_oldest_ages(connection, family, counts, ordered)
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
     listening = {has_key: await _has_listeners(connection, family, has_key=has_key) for has_key in quiet}
-    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
+    pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
     found = []
     for lane in ordered:
         count = counts[lane]
@@ -278,6 +279,11 @@ async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _La
         count.in_flight = info.get("num_ack_pending", 0)
         count.redelivered = info.get("num_redelivered", 0)
     return counts
+
+
+async def count_pending(connection: Connection, family: Family) -> dict[Lane, int]:
+    """Return how many jobs of each lane no worker holds. Raises NotFound if the family's stream is missing."""
+    return {lane: count.pending for lane, count in (await _count_lanes(connection, family)).items()}
 
 
 async def _add_parked(

@@ -12,9 +12,10 @@ from .. import subjects
 from ..connection import Connection
 from ..enqueue import ASIDE_KEY, parse_parked_job
 from ..errors import AccessDenied, NotFound, Unavailable
-from ..lanes import ActivePauses, Record, StoredPauses, WorkerRecords, serves
+from ..lanes import ActivePauses, Record, WorkerRecords, serves
 from ..subjects import Lane
 from ..topology import Family, Topology
+from .pauses import read_pauses_if_allowed
 
 READ_MAX = 1_000  # parked jobs of one family that are read
 UNKNOWN = "(not stated)"  # the kind of a job whose headers do not say which
@@ -65,7 +66,7 @@ async def read_waiting_kinds(
     records: list[Record] = []
     with contextlib.suppress(NotFound, AccessDenied):
         records = await WorkerRecords(connection, topology).read()
-    pauses = ActivePauses(await StoredPauses(connection, topology).read_if_allowed())
+    pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
     found: list[WaitingKind] = []
     for family, (counts, partial) in zip(families, counted, strict=True):
         for kind in sorted({kind for kind, _ in counts}):

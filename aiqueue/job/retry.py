@@ -14,7 +14,7 @@ class Retry(Exception):
 
     The attempt counts: when all attempts are used up, the job becomes a dead letter.
 
-    ``pause="key"`` also pauses the job's key, the value of its family's `limit_key`, for that long, at most 31 days: no
+    ``pause="key"`` also pauses the job's key, the value of its family's `limit_key`, for that long: no
     job of the key starts in any process. It is for a provider that answers 429 with a Retry-After. A pause that lasts
     longer already is not shortened. For a job without a key it does nothing, and is logged; so for mail and requests.
 

@@ -29,15 +29,19 @@ TEXT_MAX = 500  # characters of a reason, and of a name
 
 
 class PauseScope(NamedTuple):
-    """Whose jobs are paused. `tenant`, `kind`: None means all of them."""
+    """Whose jobs are paused. `tenant`, `kind`, `key`: None means all of them. A pause with a `key` is stored with the
+    limits (docs/decisions/pausing.md), and not here.
+    """
 
     family: str
     tenant: str | None = None
     kind: str | None = None
+    key: str | None = None
 
     def __str__(self) -> str:
         tenant = f", tenant {self.tenant}" if self.tenant else ""
-        return f"{self.family}{tenant}{f', kind {self.kind}' if self.kind else ''}"
+        kind = f", kind {self.kind}" if self.kind else ""
+        return f"{self.family}{tenant}{kind}{f', key {self.key!r}' if self.key else ''}"
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -53,7 +57,8 @@ class PauseScope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause: no worker starts jobs of the family, or of a tenant or kind of it (None: all), until it ends.
+    """A pause: no worker starts jobs of the family, or of a tenant or kind of it, or of a value of its `limit_key`
+    (None: all), until it ends.
 
     `since`: when it began, and `until`: when it ends by itself (None: it does not), in seconds since the epoch. `by`:
     who has paused. `now`: jobs that ran were returned to the queue.
@@ -67,10 +72,11 @@ class Pause:
     reason: str = ""
     until: float | None = None
     now: bool = False
+    key: str | None = None
 
     @property
     def scope(self) -> PauseScope:
-        return PauseScope(self.family, self.tenant, self.kind)
+        return PauseScope(self.family, self.tenant, self.kind, self.key)
 
     def __str__(self) -> str:
         """Return a sentence without the times, such as "agent.tasks, tenant acme is paused by anna: too slow"."""
@@ -82,23 +88,33 @@ class ActivePauses:
     """The pauses of one moment. False if there is none."""
 
     def __init__(self, pauses: Iterable[Pause] = ()) -> None:
-        self._by_scope = {each.scope: each for each in pauses}
+        self._by_scope = {
+            each.scope._replace(key=subjects.hashed(each.key)) if each.key else each.scope: each for each in pauses
+        }
 
     def __bool__(self) -> bool:
         return bool(self._by_scope)
 
     def of_lane(self, lane: Lane) -> Pause | None:
         """Return the pause of all jobs in a lane, if there is one. Tenant ``*``: the lane that all tenants share."""
-        return self._by_scope.get(PauseScope(lane.family)) or self._by_scope.get(PauseScope(lane.family, lane.tenant))
+        scopes = [PauseScope(lane.family), PauseScope(lane.family, lane.tenant)]
+        if lane.key:
+            scopes += [each._replace(key=lane.key) for each in scopes]
+        return self._first(scopes)
 
-    def of_job(self, family: str, tenant: str, kind: str) -> Pause | None:
-        """Return the pause of a job, if there is one: the widest of several."""
+    def of_job(self, family: str, tenant: str, kind: str, key: str = "") -> Pause | None:
+        """Return the pause of a job, if there is one: the widest of several. `key`: of its lane."""
         if not self._by_scope:
             return None
-        scopes = (
+        scopes = [
             PauseScope(family), PauseScope(family, tenant), PauseScope(family, None, kind),
             PauseScope(family, tenant, kind),
-        )  # fmt: skip
+        ]  # fmt: skip
+        if key:
+            scopes += [PauseScope(family, None, None, key), PauseScope(family, tenant, None, key)]
+        return self._first(scopes)
+
+    def _first(self, scopes: Iterable[PauseScope]) -> Pause | None:
         return next((self._by_scope[each] for each in scopes if each in self._by_scope), None)
 
 
@@ -163,11 +179,11 @@ class StoredPauses:
         if former is not None and not has_ended(former, since):
             since = former.since
         until = None if duration_s is None else started_at + duration_s
-        pause = Pause(*scope, round(since, 3), by, reason, until and round(until, 3), now)
+        pause = Pause(*scope[:3], round(since, 3), by, reason, until and round(until, 3), now)
         fields = {headers.MSG_ID: subjects.new_id()}
         if duration_s is not None:
             fields[headers.TTL] = f"{math.ceil(duration_s) + TTL_MORE_S}s"
-        body = {key: getattr(pause, key) for key in pause.__slots__}
+        body = {key: getattr(pause, key) for key in pause.__slots__ if key != "key"}
         await self._store(scope, json.dumps(body).encode(), fields)
         return pause
 
@@ -224,7 +240,7 @@ def parse_pause(stored: Stored) -> Pause | None:
         scope = scope._replace(kind=kind)
     since, until = _number(body.get("since")), _number(body.get("until"))
     by, reason = (value if isinstance(value := body.get(key), str) else "" for key in ("by", "reason"))
-    return Pause(*scope, stored.time if since is None else since, by, reason, until, body.get("now") is True)
+    return Pause(*scope[:3], stored.time if since is None else since, by, reason, until, body.get("now") is True)
 
 
 def _parse_scope(tokens: list[str]) -> PauseScope | None:

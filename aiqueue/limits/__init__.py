@@ -9,8 +9,19 @@ from __future__ import annotations
 from .controls import PAUSE_MAX_S, Controls, KeyPause
 from .credit import Credit, CreditBatch
 from .limiter import Limiter
-from .rules import EffectiveRule, Override, Rule, RuleId, Rules, load_rules, make_rule, parse_rules
-from .stored_use import StoredUse
+from .rules import (
+    EffectiveRule,
+    Override,
+    Rule,
+    RuleId,
+    Rules,
+    find_limited_family,
+    load_rules,
+    make_rule,
+    matches,
+    parse_rules,
+)
+from .stored_use import StoredUse, Timing
 
 __all__ = [
     "PAUSE_MAX_S",
@@ -25,7 +36,10 @@ __all__ = [
     "RuleId",
     "Rules",
     "StoredUse",
+    "Timing",
+    "find_limited_family",
     "load_rules",
     "make_rule",
+    "matches",
     "parse_rules",
 ]  # fmt: skip

@@ -10,21 +10,40 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .. import headers, subjects
-from ..connection import Connection, Received, Subscription
-from ..errors import BadInput
+from ..connection import Connection, Received, Stored, Subscription
+from ..errors import BadInput, Conflict, NotFound
 from ..topology import Topology
-from .rules import Override, Rule, RuleId, Rules, make_rule
+from ..units import short_duration, text
+from .rules import (
+    KEY_CHARS_MAX,
+    Override,
+    Rule,
+    RuleId,
+    Rules,
+    check_limits,
+    collapse,
+    find_limited_family,
+    make_rule,
+    parse_window,
+)
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
 PURGED_TTL = "60s"  # how long the marker of a deleted key stays
+STORE_S = 10.0
+EXPIRES_MAX_S = 366 * 86_400.0
 EXPIRED_TTL_S = 60  # how much longer than it holds something is stored
-PAUSE_MAX_S = 31 * 86_400.0
+PAUSE_MAX_S = 366 * 86_400.0
+TRIES_MAX = 5  # of a write that others' writes come before
+TEXT_MAX = 500  # characters of a name, and of why something is paused
 
 
 class KeyPause(NamedTuple):
-    """A value of a family's key is paused, over all tenants (None) or for one. Times: seconds since the epoch."""
+    """A value of a family's key is paused, over all tenants (None) or for one. Times: seconds since the epoch.
+
+    `until`: infinity if only `Controls.resume` ends it; that is null where it is stored.
+    """
 
     family: str
     key: str
@@ -33,6 +52,10 @@ class KeyPause(NamedTuple):
     author: str
     why: str
     set_at: float
+
+    def plain(self) -> dict[str, Any]:
+        """Return the pause as it is stored, in JSON."""
+        return {"v": VERSION, **self._asdict(), "until": None if math.isinf(self.until) else self.until}
 
 
 class Controls:
@@ -43,8 +66,8 @@ class Controls:
         self._connection, self._topology, self.rules, self._clock = connection, topology, rules, clock
         self.stream = topology.limits_stream.name
         self._ids: dict[str, RuleId] = {}  # by subject
-        self._pauses: dict[tuple[str, str, str | None], KeyPause] = {}
-        self._paused: dict[str, tuple[str, str, str | None]] = {}  # by subject
+        self._pauses: dict[RuleId, KeyPause] = {}
+        self._paused: dict[str, RuleId] = {}  # by subject
         self._seqs: dict[str, int] = {}
         self._subscriptions: list[Subscription] = []
         self.listeners: list[Callable[[], None]] = []  # called after each change
@@ -77,6 +100,10 @@ class Controls:
         self.current.set()
         self._tell()
 
+    def now(self) -> float:
+        """Return the server's time."""
+        return self._clock()
+
     # -- rules
 
     async def set_rule(self, fields: Mapping[str, Any], *, author: str, expires_in_s: float | None = None) -> Override:
@@ -89,8 +116,9 @@ class Controls:
             raise BadInput(
                 f"there is no declared rule to lift for {rule.id}: give at least one of requests, cost, in_flight"
             )
-        if expires_in_s is not None and not 1 <= expires_in_s <= 366 * 86_400:
-            raise BadInput(f"an override expires after 1 second to 366 days, not {expires_in_s!r}")
+        if expires_in_s is not None and not 1 <= expires_in_s <= EXPIRES_MAX_S:
+            raise BadInput(f"an override expires after 1s to {short_duration(EXPIRES_MAX_S)}, not {expires_in_s:g} s")
+        _check_text("author", author)
         now = self._clock()
         override = Override(rule, author, now, None if expires_in_s is None else now + expires_in_s)
         plain = {"v": VERSION, **rule.plain(), **{key: getattr(override, key) for key in override._fields[1:]}}
@@ -98,40 +126,99 @@ class Controls:
         return override
 
     async def unset_rule(self, which: RuleId) -> bool:
-        """Remove an override. Return False if there is none."""
-        return await self._delete(self._subject("rule", which))
+        """Remove an override. Return False if there is none that holds. Raises BadInput.
+
+        The family need not be declared any more, nor have a limit_key.
+        """
+        if not isinstance(which.family, str) or not subjects.FAMILY.fullmatch(which.family):
+            find_limited_family(self._topology, which.family)
+        if not isinstance(which.key, str) or not which.key:
+            raise BadInput(f"a key is a text, not {which.key!r:.80}")
+        if which.tenant not in (None, "*"):
+            subjects.token("tenant", which.tenant)
+        removed = await self._delete("rule", which._replace(key=collapse(which.key)))
+        if removed is None:
+            find_limited_family(self._topology, which.family)
+        return isinstance(removed, Override) and removed.holds(self._clock())
 
     # -- pauses
 
     async def pause(
-        self, family: str, key: str, tenant: str | None = None, *, for_s: float, author: str, why: str = ""
-    ) -> None:
-        """Let no call of this key start for so many seconds, in any process. A pause never shortens a longer one.
+        self,
+        family: str,
+        key: str,
+        tenant: str | None = None,
+        *,
+        for_s: float | None,
+        author: str,
+        why: str = "",
+        replaces: bool = False,
+    ) -> KeyPause:
+        """Let no call of this key start for so many seconds (None: until `resume`), in any process. Return the pause.
 
-        Raises BadInput.
+        A pause that ends later is not shortened: it stays, and is returned. `replaces`: it is replaced, and its
+        beginning is kept. Raises BadInput.
         """
-        if isinstance(for_s, bool) or not isinstance(for_s, int | float) or not 0 < for_s <= PAUSE_MAX_S:
-            raise BadInput(f"a pause lasts up to {PAUSE_MAX_S:,.0f} seconds, not {for_s!r}")
-        now = self._clock()
-        pause = KeyPause(family, key, tenant, now + for_s, author, why, now)
-        known = self._pauses.get((family, key, tenant))
-        if known is not None and known.until >= pause.until:
-            return
-        subject = self._subject("pause", RuleId(family, key, tenant))
-        data = json.dumps({"v": VERSION, **pause._asdict()}).encode()
-        self._take(subject, data)  # here at once
+        which = self._paused_id(family, key, tenant)
+        if for_s is not None and (
+            isinstance(for_s, bool) or not isinstance(for_s, int | float) or not 0 < for_s <= PAUSE_MAX_S
+        ):
+            raise BadInput(f"a pause can last up to {short_duration(PAUSE_MAX_S)}, and must be above 0, not {for_s!r}")
+        _check_text("author", author)
+        _check_text("why", why)
+        subject, now = self._subject("pause", which), self._clock()
+        until = math.inf if for_s is None else now + for_s
+        if replaces:
+            former = self._read(await self._last(subject), subject)
+            since = former.set_at if isinstance(former, KeyPause) and former.until > now else now
+            pause = KeyPause(*which, until, author, why, since)
+            await self._store(subject, pause.plain(), for_s)
+            return pause
+        known = self._pauses.get(which)
+        if known is not None and known.until >= until:
+            return known
+        pause = KeyPause(*which, until, author, why, now)
+        self._take(subject, json.dumps(pause.plain()).encode())  # here at once
         self._tell()
-        await self._store(subject, {"v": VERSION, **pause._asdict()}, for_s)
+        return await self._store_longer(subject, pause, for_s)
 
-    async def resume(self, family: str, key: str, tenant: str | None = None) -> bool:
-        """End a pause. Return False if there is none."""
-        return await self._delete(self._subject("pause", RuleId(family, key, tenant)))
+    async def _store_longer(self, subject: str, pause: KeyPause, for_s: float | None) -> KeyPause:
+        """Store a pause unless a longer one is stored: one that nobody here has heard of yet, perhaps."""
+        seq = self._seqs.get(subject, 0)
+        for tries_left in range(TRIES_MAX, 0, -1):
+            try:
+                await self._store(subject, pause.plain(), for_s, expected=seq)
+            except Conflict:
+                if tries_left == 1:
+                    raise
+                stored = await self._last(subject)
+                found, seq = self._read(stored, subject), stored.seq if stored is not None else 0
+                if isinstance(found, KeyPause) and found.until >= pause.until:
+                    self._seqs[subject] = seq
+                    self._take(subject, json.dumps(found.plain()).encode())
+                    self._tell()
+                    return found
+            else:
+                break
+        return pause
+
+    async def resume(self, family: str, key: str, tenant: str | None = None) -> KeyPause | None:
+        """End the pause of exactly this key and tenant. Return it; None: there was none. Raises BadInput."""
+        removed = await self._delete("pause", self._paused_id(family, key, tenant))
+        return removed if isinstance(removed, KeyPause) and removed.until > self._clock() else None
+
+    def _paused_id(self, family: str, key: str, tenant: str | None) -> RuleId:
+        if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
+            raise BadInput(f"a key is a text of 1 to {KEY_CHARS_MAX:,} characters, not {key!r:.80}")
+        if tenant is not None:
+            subjects.token("tenant", tenant)
+        return RuleId(find_limited_family(self._topology, family).name, key, tenant)
 
     def paused_until(self, family: str, key: str, tenant: str) -> float:
         """Return until when a tenant's calls of this key are paused, by the server's time; 0 if they are not."""
         if not self._pauses:
             return 0.0
-        found = (self._pauses.get((family, key, whom)) for whom in (None, tenant))
+        found = (self._pauses.get(RuleId(family, key, whom)) for whom in (None, tenant))
         return max((each.until for each in found if each is not None), default=0.0)
 
     def pauses(self) -> list[KeyPause]:
@@ -144,21 +231,34 @@ class Controls:
     def _subject(self, what: str, which: RuleId) -> str:
         return subjects.limit(self.stream, what, which.family, which.key, subjects.limit_scope(which.tenant))
 
-    async def _store(self, subject: str, plain: Mapping[str, Any], holds_s: float | None) -> None:
+    async def _store(
+        self, subject: str, plain: Mapping[str, Any], holds_s: float | None, *, expected: int | None = None
+    ) -> None:
         told = {headers.MSG_ID: subjects.new_id()}
         if holds_s is not None:
             told[headers.TTL] = f"{math.ceil(holds_s) + EXPIRED_TTL_S}s"
-        ack = await self._connection.store(subject, json.dumps(plain).encode(), told, timeout_s=10)
-        self._see(subject, ack.seq, json.dumps(plain).encode())
+        if expected is not None:
+            told[headers.EXPECTED] = str(expected)
+        data = json.dumps(plain).encode()
+        ack = await self._connection.store(subject, data, told, timeout_s=STORE_S)
+        self._see(subject, ack.seq, data)
 
-    async def _delete(self, subject: str) -> bool:
-        stored = await self._connection.last(self.stream, subject)
+    async def _delete(self, what: str, which: RuleId) -> Override | KeyPause | None:
+        """Delete what is stored, and return it. None: nothing was, or nothing that can be read."""
+        subject = self._subject(what, which)
+        stored = await self._last(subject)
         if stored is None or headers.KV_OPERATION in stored.headers:
-            return False
+            return None
         told = {headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"}
-        ack = await self._connection.store(subject, b"", {**told, headers.TTL: PURGED_TTL}, timeout_s=10)
+        ack = await self._connection.store(subject, b"", {**told, headers.TTL: PURGED_TTL}, timeout_s=STORE_S)
         self._see(subject, ack.seq, b"")
-        return True
+        return self._read(stored, subject)
+
+    async def _last(self, subject: str) -> Stored | None:
+        try:
+            return await self._connection.last(self.stream, subject)
+        except NotFound:
+            raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
 
     def _heard(self, message: Received) -> None:
         told = message.headers
@@ -183,26 +283,65 @@ class Controls:
             if (paused := self._paused.pop(subject, None)) is not None:
                 self._pauses.pop(paused, None)
             return
-        try:
-            found = _parse(data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("%s is neither an override nor a pause that this aiqueue can read: %s", subject, error)
-            return
+        found = self._parse(subject, data)
         if isinstance(found, KeyPause):
-            self._pauses[found[:3]] = found
-            self._paused[subject] = found[:3]
-        else:
+            self._forget_ended()
+            self._pauses[RuleId(*found[:3])] = found
+            self._paused[subject] = RuleId(*found[:3])
+        elif found is not None:
             self._ids[subject] = found.rule.id
             self.rules.override(found.rule.id, found)
 
+    def _forget_ended(self) -> None:
+        """Forget pauses that have ended by themselves: the server deletes them without a word."""
+        now = self._clock()
+        for subject, which in list(self._paused.items()):
+            if self._pauses[which].until <= now:
+                del self._paused[subject], self._pauses[which]
+                self._seqs.pop(subject, None)
+
+    def _read(self, stored: Stored | None, subject: str) -> Override | KeyPause | None:
+        is_deleted = stored is None or headers.KV_OPERATION in stored.headers
+        return None if stored is None or is_deleted else self._parse(subject, stored.data)
+
+    def _parse(self, subject: str, data: bytes) -> Override | KeyPause | None:
+        """Read what is stored on a subject. None: this version cannot read it, or it is for another key or tenant than
+        its subject, by which users are permitted to write it.
+        """
+        try:
+            found = _parse(data)
+        except (BadInput, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("%s is neither an override nor a pause that this aiqueue can read: %s", subject, error)
+            return None
+        what, which = ("rule", found.rule.id) if isinstance(found, Override) else ("pause", RuleId(*found[:3]))
+        if subject != self._subject(what, which):
+            log.warning("%s is ignored: it is for %s, which has another subject", subject, which)
+            return None
+        return found
+
+
+def _check_text(name: str, value: object) -> None:
+    if len(text(name, value)) > TEXT_MAX:
+        raise BadInput(f"{name} is above the limit of {TEXT_MAX} characters")
+
 
 def _parse(data: bytes) -> Override | KeyPause:
-    """Read a stored override or pause. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+    """Read a stored override or pause. Raises BadInput, ValueError, TypeError, KeyError or AttributeError for anything
+    else.
+    """
     plain = json.loads(data)
     if plain.pop("v") != VERSION:
         raise ValueError("its version is unknown")
-    if "until" in plain:
-        return KeyPause(**plain)
     which = RuleId(plain["family"], plain["key"], plain["tenant"])
-    rule = Rule(which, plain["requests"], plain["cost"], plain["in_flight"], float(plain["window_s"]))
-    return Override(rule, plain["author"], plain["set_at"], plain["expires_at"])
+    if "until" in plain:
+        until = math.inf if plain["until"] is None else _time(plain["until"])
+        return KeyPause(*which, until, str(plain["author"]), str(plain["why"]), _time(plain["set_at"]))
+    rule = Rule(which, **check_limits(plain), window_s=parse_window(plain, "window_s"))
+    expires_at = None if plain["expires_at"] is None else _time(plain["expires_at"])
+    return Override(rule, str(plain["author"]), _time(plain["set_at"]), expires_at)
+
+
+def _time(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no time")
+    return float(value)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .. import subjects, units
 from ..errors import BadInput, TopologyError
-from ..topology import LIMITS_FILE, Topology
+from ..topology import LIMITS_FILE, Family, Topology
 from ..units import COST_MAX
 
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
@@ -56,6 +56,12 @@ class Rule:
     @property
     def is_unlimited(self) -> bool:
         return self.requests is None and self.cost is None and self.in_flight is None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the limits as fields of a table: those that the rule has."""
+        window = {"window": self.window_s} if (self.requests, self.cost) != (None, None) else {}
+        limits = {"requests": self.requests, "cost": self.cost, "in_flight": self.in_flight}
+        return {field: value for field, value in limits.items() if value is not None} | window
 
     def plain(self) -> dict[str, Any]:
         """Return the rule as it is stored, in JSON."""
@@ -167,6 +173,11 @@ def matches(pattern: str, value: str) -> bool:
     return re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), value, re.DOTALL) is not None
 
 
+def collapse(pattern: str) -> str:
+    """Return the pattern with one ``*`` for several in a row, so that two rules never are for the same values."""
+    return re.sub(r"\*+", "*", pattern)
+
+
 def _most_specific(rules: Iterable[Rule]) -> Rule | None:
     def rank(rule: Rule) -> tuple[bool, int, bool]:
         key = rule.id.key
@@ -178,11 +189,13 @@ def _most_specific(rules: Iterable[Rule]) -> Rule | None:
 
 def load_rules(topology: Topology, *directories: Path) -> Rules:
     """Load limits.toml of each directory that has one. Raises TopologyError, in one line with file and key."""
-    files = [each / LIMITS_FILE for each in directories if (each / LIMITS_FILE).is_file()]
-    try:
-        texts = [(str(each), each.read_text(encoding="utf-8")) for each in files]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(files[0]), "", f"cannot be read: {error}") from None
+    texts = []
+    for file in (each / LIMITS_FILE for each in directories):
+        try:
+            if file.is_file():
+                texts.append((str(file), file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise TopologyError(str(file), "", f"cannot be read: {error}") from None
     return parse_rules(topology, *texts)
 
 
@@ -232,13 +245,10 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(_FIELDS)}"
             raise _WrongField(field, f"unknown field; {hint}")
     which = _rule_id(topology, fields)
-    requests = _number(fields, "requests", COUNT_MAX, whole=True)
-    cost = _number(fields, "cost", COST_MAX)
-    in_flight = _number(fields, "in_flight", COUNT_MAX, whole=True)
-    rule = Rule(which, requests, cost, in_flight, _window(fields))  # type: ignore[arg-type]  # whole numbers
+    rule = Rule(which, **check_limits(fields), window_s=parse_window(fields))
     if rule.is_unlimited and not may_be_unlimited:
         raise _WrongField("", f"limits nothing: give at least one of requests, cost and in_flight for {which}")
-    if "window" in fields and requests is None and cost is None:
+    if "window" in fields and rule.requests is None and rule.cost is None:
         raise _WrongField("window", "is of requests or cost: give one of them, or leave the window out")
     return rule
 
@@ -250,22 +260,35 @@ def _rule_id(topology: Topology, fields: Mapping[str, Any]) -> RuleId:
     name, key, tenant = fields.get("family"), fields.get("key", "*"), fields.get("tenant")
     if name is None:
         raise _WrongField("family", "is missing: which family is the rule for?")
-    family = topology.families.get(name) if isinstance(name, str) else None
-    if family is None:
-        limited = sorted(each.name for each in topology.families.values() if each.limit_key)
-        raise _WrongField(
-            "family", f"unknown family {name!r}; families with a limit_key: {', '.join(limited) or 'none'}"
-        )
-    if family.limit_key is None:
-        raise _WrongField(
-            "family", f"{name} has no limit_key, so its jobs cannot be limited: set limit_key in {family.file}"
-        )
+    name = find_limited_family(topology, name).name
     if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
         shown = f'a text of 1 to {KEY_CHARS_MAX:,} characters, such as "gpt-*"'
         raise _WrongField("key", f"must be {shown}, not {_shown(key)}")
     if tenant is not None and tenant != "*" and not (isinstance(tenant, str) and subjects.TOKEN.fullmatch(tenant)):
         raise _WrongField("tenant", f'must be a tenant, or "*" for each tenant by itself, not {_shown(tenant)}')
-    return RuleId(name, key, tenant)
+    return RuleId(name, collapse(key), tenant)
+
+
+def find_limited_family(topology: Topology, name: object) -> Family:
+    """Return the family of this name. Raises BadInput if there is none, or it has no limit_key."""
+    family = topology.families.get(name) if isinstance(name, str) else None
+    if family is None:
+        limited = sorted(each.name for each in topology.families.values() if each.limit_key)
+        known = f"families with a limit_key: {', '.join(limited) or 'none'}"
+        raise _WrongField("family", f"unknown family {name!r:.80}; {known}")
+    if family.limit_key is None:
+        problem = f"{name} has no limit_key, so its jobs cannot be limited: set limit_key in {family.file}"
+        raise _WrongField("family", problem)
+    return family
+
+
+def check_limits(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits of a rule: requests, cost and in_flight, each a number or None. Raises BadInput."""
+    return {
+        "requests": _number(fields, "requests", COUNT_MAX, whole=True),
+        "cost": _number(fields, "cost", COST_MAX),
+        "in_flight": _number(fields, "in_flight", COUNT_MAX, whole=True),
+    }
 
 
 def _number(fields: Mapping[str, Any], field: str, most: float, *, whole: bool = False) -> float | None:
@@ -279,16 +302,17 @@ def _number(fields: Mapping[str, Any], field: str, most: float, *, whole: bool =
     return value
 
 
-def _window(fields: Mapping[str, Any]) -> float:
-    value = fields.get("window", 60.0)
+def parse_window(fields: Mapping[str, Any], field: str = "window") -> float:
+    """Return the seconds of a rule's window. Raises BadInput."""
+    value = fields.get(field, 60.0)
     expected = f"must be a duration from {units.short_duration(WINDOW_MIN_S)} to {units.short_duration(WINDOW_MAX_S)}, "
     expected += f'such as "1m", not {_shown(value)}'
     try:
         window_s = units.seconds(value)
     except ValueError:
-        raise _WrongField("window", expected) from None
+        raise _WrongField(field, expected) from None
     if not WINDOW_MIN_S <= window_s <= WINDOW_MAX_S:
-        raise _WrongField("window", expected)
+        raise _WrongField(field, expected)
     return window_s
 
 

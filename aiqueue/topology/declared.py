@@ -151,8 +151,7 @@ class Topology:
 
         `profile` is "single" (one server) or "cluster" (three replicas). Raises TopologyError.
         """
-        bundled = bundled_directory()
-        roots = [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
+        roots = list_directories(*directories)
         return cls.build(
             ((str(path), _read_text(path)) for root in roots for path in _list_files(root)), profile=profile
         )
@@ -249,6 +248,12 @@ def bundled_directory() -> Path:
         if directory.is_dir():
             return directory
     raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: reinstall aiqueue")
+
+
+def list_directories(*directories: Path) -> list[Path]:
+    """Return the directories of stream files and rules of limits: the bundled one, and the given ones."""
+    bundled = bundled_directory()
+    return [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
 
 
 def _list_files(directory: Path) -> list[Path]:

@@ -194,7 +194,7 @@ class Limiting:
         return Postponed(RETURN_S)
 
 
-async def _log_failure(work: Awaitable[None], problem: str) -> None:
+async def _log_failure(work: Awaitable[object], problem: str) -> None:
     try:
         await work
     except AIQueueError as error:

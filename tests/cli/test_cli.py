@@ -336,7 +336,7 @@ class TestPlanAndApply:
         assert plan["drift"] is True
         assert {each["action"] for each in plan["changes"]} == {"create"}
         cli("apply")
-        assert data(cli("plan", "--json")) == {"drift": False, "changes": [], "problems": []}
+        assert data(cli("plan", "--json")) == {"drift": False, "changes": [], "problems": [], "overrides": []}
 
     def test_a_foreign_mirror_is_exit_code_3_for_plan_and_shown_by_apply(self, ready: Cli, account: Account) -> None:
         async def make_mirror() -> None:

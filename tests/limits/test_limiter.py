@@ -187,7 +187,7 @@ async def test_a_pause_holds_for_keys_without_a_rule_and_for_one_tenant_and_can_
         assert not await second.controls.resume(NAME, key, "a")
         async with asyncio.timeout(5):
             assert (await waiting).begin()
-        with pytest.raises(BadInput, match="a pause lasts up to"):
+        with pytest.raises(BadInput, match="a pause can last up to"):
             await first.controls.pause(NAME, key, for_s=float("nan"), author="ops")
 
 

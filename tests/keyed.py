@@ -12,6 +12,7 @@ from typing import Any
 import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.subjects import Lane
+from aiqueue.topology import Topology
 
 from .support import Account, create_streams
 
@@ -69,3 +70,9 @@ async def make_consumer(client: aiqueue.Client, lane: Lane) -> str:
     request = {"stream_name": STREAM, "config": config}
     await client.connection.api(f"CONSUMER.CREATE.{STREAM}.{name}.{config['filter_subject']}", request)
     return name
+
+
+def topology() -> Topology:
+    bundled = Topology.load()
+    files = [(each.file, Path(each.file).read_text(encoding="utf-8")) for each in bundled.streams.values()]
+    return Topology.build([*files, ("test_calls.toml", FILE)])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .. import codec, headers, subjects
 from ..client import Client
 from ..connection import PubAck, Received, block
-from ..enqueue import JobTemplate, OnFull, Producer, retry_while_full
+from ..enqueue import JobTemplate, OnFull, Producer, key_headers, retry_while_full
 from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
 from ..mailbox import Sent
 from ..requests import find_bare_id, send_until_answered
@@ -39,11 +39,11 @@ class Publisher:
         self._client = client
         self._connection = client.connection
         self._topology = client.topology
-        self._producer = Producer(client.connection, client.topology)
+        self._producer = Producer(client.connection, client.topology, client.key_lanes)
         self._inboxes = client.inboxes
         self._templates: dict[tuple[str, str, str], JobTemplate] = {}
         self._lanes: dict[str, JobTemplate] = {}  # by the subject of a publish without headers
-        self._blocks: dict[tuple[str, str, bool], bytes] = {}  # their headers; see `_header_block`
+        self._blocks: dict[tuple[str, str, str, bool], bytes] = {}  # their headers; see `_header_block`
 
     async def publish(
         self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
@@ -116,6 +116,13 @@ class Publisher:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
             job_headers[headers.JOB_ID] = job_id
         job_headers.setdefault(headers.MSG_ID, subjects.msg_id(family.name, tenant, job_id))
+        template = self._producer.body_template(
+            template,
+            body,
+            content_type=job_headers.get(headers.CONTENT_TYPE, ""),
+            kind=job_headers.get(headers.KIND, ""),
+        )
+        job_headers |= key_headers(template.key)
         header_block = block(job_headers)
         ack: PubAck
         if len(body) > self._producer.body_max and not _NAMES_DOCUMENT & job_headers.keys():
@@ -139,6 +146,7 @@ class Publisher:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
         else:
             job_id = subjects.foreign_id(job_id)
+        template = self._producer.body_template(template, body, content_type="", kind="")
         header_block = self._header_block(template, body, job_id)
         if len(body) > self._producer.body_max:
             ack = await self._producer.store_with_documents(
@@ -152,7 +160,7 @@ class Publisher:
         """Return the encoded headers of a job that is published without headers."""
         content_type = _format_of(body)
         is_bare = bool(content_type) and b"message_type" not in body and b"\\u" not in body
-        key = template.subject, content_type, is_bare
+        key = template.subject, template.key, content_type, is_bare
         known = self._blocks.get(key)
         if known is None:
             family, tenant, priority, _key = template.lane
@@ -161,7 +169,9 @@ class Publisher:
             fields |= {headers.KIND: template.family.default_kind} if is_bare else {}
             if len(self._blocks) >= TEMPLATES_MAX:
                 self._blocks.clear()
-            known = self._blocks[key] = block(fields | {headers.JOB_ID: "%b", headers.PRIORITY: priority})
+            fields |= {headers.JOB_ID: "%b", headers.PRIORITY: priority}
+            fields |= {name: value.replace("%", "%%") for name, value in key_headers(template.key).items()}
+            known = self._blocks[key] = block(fields)
         encoded_id = job_id.encode()
         return known % (encoded_id, encoded_id)
 

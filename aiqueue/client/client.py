@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, overload
+from typing import Any, Self, Unpack, cast, overload
 
 from .. import subjects
 from ..config import Settings
@@ -20,6 +20,7 @@ from ..enqueue import (
     Enqueued,
     Items,
     JobTemplate,
+    KeyLanes,
     OnFull,
     Parking,
     Producer,
@@ -82,7 +83,7 @@ class Client(PauseCalls):
     @property
     def dead(self) -> DeadLetters:
         """Dead letters: `find`, `get`, `replay`, `purge`."""
-        return DeadLetters(self.connection, self.topology)
+        return DeadLetters(self.connection, self.topology, self.key_lanes)
 
     @property
     def documents(self) -> Documents:
@@ -103,6 +104,11 @@ class Client(PauseCalls):
     def cancels(self) -> Canceller:
         """What `cancel` uses; for aiqueue's own modules."""
         return Canceller(self.connection, self.topology)
+
+    @property
+    def key_lanes(self) -> KeyLanes:
+        """Where jobs of limited keys are stored; for aiqueue's own modules."""
+        return cast("KeyLanes", self._open_producer().key_lanes)
 
     @property
     def embedded(self) -> bool:
@@ -131,7 +137,8 @@ class Client(PauseCalls):
             await self._release()
             raise
         self._connection = connection
-        self._producer = Producer(connection, self.topology)
+        key_lanes = KeyLanes(connection, self.topology, lambda: self.limit_rules)
+        self._producer = Producer(connection, self.topology, key_lanes)
         self._for_handles = self.journal, self.cancels
         close_in_forks(self)
         return self
@@ -140,14 +147,16 @@ class Client(PauseCalls):
         """Disconnect. The embedded server stops when its last user has left. Safe twice and unopened."""
         connection, self._connection = self._connection, None
         self._not_open = NOT_OPEN
-        self._producer = self._for_handles = None
+        producer, self._producer, self._for_handles = self._producer, None, None
+        if producer is not None:
+            await producer.close()
         if connection is not None:
             await connection.close()
         await self._release()
 
     def forget_after_fork(self) -> list[Any]:
         """In a forked child process: forget what is open. For aiqueue's own modules."""
-        left: list[Any] = [self._connection, self._embedded]
+        left: list[Any] = [self._connection, self._embedded, self._producer]
         if self._connection is not None:
             self._not_open = NOT_OPEN_AFTER_FORK
             left.append(self._connection.abandon())

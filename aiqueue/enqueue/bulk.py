@@ -12,27 +12,26 @@ from typing import Any, Generic, TypeVar
 
 from .. import headers, subjects
 from ..connection import HEADERS_MAX, PubAck, block, check_size
-from ..errors import AIQueueError, BadInput, Conflict, EncodeError, QueueFull, Unavailable
+from ..errors import AIQueueError, BadInput, Conflict, EncodeError, NotFound, QueueFull, Unavailable
 from ..job import JobSpec, Message
 from ..payload import encode_message
 from ..subjects import OnDuplicate
 from .full_lanes import ANSWER_S, FullLanes
 from .ids import check_on_duplicate, resolve_job_id, with_header
 from .parking import Parking, delayed_job_message, resolve_due_at
-from .pending import BulkOptions, Item, PendingItem, StoreAlone, start_task, takes_extra, wake
-from .producer import AttachedJob, Enqueued, JobTemplate, Producer, queue_full_error
+from .pending import BulkOptions, Item, PendingItem, StoreAlone, is_common, start_task, wake
+from .producer import AttachedJob, Enqueued, Producer
+from .refusals import queue_full_error
+from .templates import JobTemplate
 
 T = TypeVar("T")
 Items = Iterable[Item] | AsyncIterable[Item]
 
 TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the event loop get a turn
-TURN_BYTES = (
-    512 * 1024
-)  # of bodies, likewise: fewer writes of large bodies, and the server stores some of them meanwhile
+TURN_BYTES = 512 * 1024  # of bodies, likewise: fewer writes of large bodies, and the server stores some meanwhile
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
 PROGRESS_EVERY_S = 0.1
-ATTACH_MAX = 4  # items whose documents are stored at the same time
-ALONE_MAX = 32  # items that are stored by themselves at the same time
+ATTACH_MAX, ALONE_MAX = 4, 32  # at the same time: items whose documents are stored, items that are stored singly
 
 
 class Bulk(Generic[T]):
@@ -63,7 +62,7 @@ class Bulk(Generic[T]):
         self._pending: deque[PendingItem] = deque()
         self._taken: list[PendingItem] | None = None  # by `_take_items`, and not handed to the connection yet
         self._max_payload = 0  # bytes, of this turn; 0: not known, so `_send` asks
-        self._common_templates: dict[type, JobTemplate] = {}  # by class, see `_note_common`
+        self._common_templates: dict[type, JobTemplate] = {}  # by class, see `is_common`
         self._hinted: JobTemplate | None = None  # of the lane that was hinted last in this turn of the event loop
         self._count = 0
         self._bytes = 0
@@ -123,6 +122,8 @@ class Bulk(Generic[T]):
         if type(pending.outcome) is Conflict and pending.parking_id:
             start_task(self._lookups, self._resolve_conflict(pending))
             return
+        if type(pending.outcome) is NotFound and self._send_to_ordinary_lane(pending):
+            return
         if isinstance(pending.outcome, QueueFull):
             if self._options.on_full == "wait" and asyncio.get_running_loop().time() < pending.deadline:
                 self._full_lanes.refused(pending)
@@ -130,6 +131,16 @@ class Bulk(Generic[T]):
         elif type(pending.outcome) is PubAck:
             self._full_lanes.accepted(pending.subject)
         self._mark_done(pending)
+
+    def _send_to_ordinary_lane(self, pending: PendingItem) -> bool:
+        """Send an item again that was refused because its stream has no lanes of limited keys any more."""
+        template, left_s = pending.template, pending.deadline - asyncio.get_running_loop().time()
+        if template is None or not template.lane.key or pending.parking_id or left_s <= 0:
+            return False
+        pending.template = template = self._producer.ordinary(template)
+        pending.subject, pending.outcome = template.subject, None
+        self._connection.add(pending, left_s)
+        return True
 
     def _mark_done(self, pending: PendingItem) -> None:
         pending.done = True
@@ -310,8 +321,8 @@ class Bulk(Generic[T]):
 
         Raises BadInput.
         """
-        options = self._options
-        tenant, priority, unique = options.tenant, options.priority, None
+        options, unique = self._options, None
+        tenant, priority = options.tenant, options.priority
         extra, deadline, on_duplicate = options.headers, options.deadline, options.on_duplicate
         delay, at = options.delay, options.at
         message = item
@@ -348,9 +359,9 @@ class Bulk(Generic[T]):
             pending.parking_id = parked.headers[headers.PARKED]
             return message
         pending.subject, pending.stream, pending.block = template.subject, template.batch_stream, header_block
-        self._producer.hint(template.lane)
-        if message is item:
-            self._note_common(type(message), template)
+        self._producer.hint(template.lane, template.key)
+        if message is item and is_common(template, type(message), options):
+            self._common_templates[type(message)] = template
         return message
 
     def _prepare_common(self, pending: PendingItem, item: Any, template: JobTemplate) -> Message:
@@ -364,13 +375,6 @@ class Bulk(Generic[T]):
             self._producer.hint(template.lane)
             self._hinted = template
         return item  # type: ignore[no-any-return]
-
-    def _note_common(self, kind: type[Message], template: JobTemplate) -> None:
-        """Keep the template of a class if it fits all messages of the class, and none needs more than a fresh id."""
-        options, key = self._options, template.family.key
-        keyed = key is not None and (hasattr(kind, key) or key in kind.model_fields or takes_extra(kind))
-        if not (keyed or options.headers or template.deadline_s is not None):
-            self._common_templates[kind] = template
 
     def _fail(self, pending: PendingItem, error: AIQueueError) -> None:
         pending.outcome = error
@@ -398,9 +402,7 @@ class Bulk(Generic[T]):
             enqueued = tuple.__new__(Enqueued, fields)  # the class itself takes twice as long
             return self._make_result(enqueued, template)
         assert isinstance(outcome, AIQueueError)
-        error = outcome
-        if isinstance(outcome, QueueFull) and template is not None:
-            error = queue_full_error(outcome, template)
+        error = queue_full_error(outcome, template) if isinstance(outcome, QueueFull) and template else outcome
         error.item = pending.item
         self._failed += 1
         self._report_progress()

@@ -12,8 +12,11 @@ from ..errors import AIQueueError, BadInput
 from ..job import ChildSpec
 from ..payload import Document
 from ..topology import Topology
+from .key_lanes import KeyLanes, key_headers
 from .parking import Parking, resolve_due_at
-from .producer import AttachedJob, JobTemplate, Producer, checked_headers, retry_while_full
+from .producer import AttachedJob, Producer, checked_headers
+from .refusals import retry_while_full
+from .templates import JobTemplate
 
 TIMEOUT_S = 30.0  # for storing a child, also while its lane is full
 DEPTH_MAX = 32  # ancestors of a job
@@ -29,8 +32,8 @@ class StoredChild(NamedTuple):
 class ChildJobs:
     """Stores the children of one worker's jobs."""
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
-        self._producer = Producer(connection, topology)
+    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
+        self._producer = Producer(connection, topology, key_lanes)
         self._parking = Parking(connection, topology)
         self._topology = topology
 
@@ -58,7 +61,10 @@ class ChildJobs:
         if spec.delay_s is not None or spec.deadline_s is not None:
             await producer.clock.ensure(self._parking.stream)
         due_at = resolve_due_at(spec.delay_s, None, producer.clock)
-        template = producer.lane_template(self._topology.family(spec.family), lane.tenant, lane.priority)
+        template = producer.body_template(
+            producer.lane_template(self._topology.family(spec.family), lane.tenant, lane.priority), spec.body,
+            content_type=codec.CBOR, kind=spec.kind,
+        )  # fmt: skip
         header_block = block(self._headers(spec, template, job_id, inherited))
         attached = AttachedJob(header_block, spec.body, lane, {}, 0)
         if spec.documents or len(spec.body) > producer.body_max:
@@ -104,6 +110,7 @@ class ChildJobs:
         }
         if family.key:
             fields[family.key] = job_id
+        fields |= key_headers(template.key)
         fields |= spec.secrets
         fields |= inherited
         if spec.deadline_s is not None:

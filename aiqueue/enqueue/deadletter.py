@@ -16,6 +16,7 @@ from ..documents import Documents
 from ..errors import BadInput, EncodeError, NotFound, TooLarge
 from ..subjects import Lane
 from ..topology import Topology
+from .key_lanes import KeyLanes
 
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
@@ -119,9 +120,11 @@ class FailedJob:
 class DeadLetters:
     """Adds, finds, replays and purges dead letters, in their stream."""
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
+        """`key_lanes`: where replayed jobs of limited keys go. None: to the ordinary lanes."""
         self._connection = connection
         self._topology = topology
+        self._key_lanes = key_lanes
         self._stream = topology.dead_stream.name
         self.documents = Documents(connection, topology)
 
@@ -197,14 +200,31 @@ class DeadLetters:
             ),
             headers.REPLAY: str(letter.replays + 1),
         }
-        await self._connection.publish(subjects.hint(letter.lane))
-        subject = subjects.work(*letter.lane)
+        lane = await self._lane_of(letter)
         try:
-            await self._connection.store(subject, letter.body, job_headers)
+            await self._store_replay(lane, letter, job_headers)
+        except NotFound:
+            if not lane.key:
+                raise
+            await self._store_replay(lane.without_key, letter, job_headers)
+        await self._delete(letter)
+
+    async def _lane_of(self, letter: DeadLetter) -> Lane:
+        """Return the lane in which a replayed job is stored: that of its limited key, or its ordinary lane."""
+        family = self._topology.families.get(letter.lane.family)
+        if not letter.key or family is None or family.limit_key is None or self._key_lanes is None:
+            return letter.lane
+        token = await self._key_lanes.find_token(family, letter.lane.tenant, letter.key)
+        return letter.lane._replace(key=token)
+
+    async def _store_replay(self, lane: Lane, letter: DeadLetter, job_headers: dict[str, str]) -> None:
+        key = letter.key.encode(errors="surrogatepass") if lane.key not in ("", subjects.REST) else b""
+        await self._connection.publish(subjects.hint(lane), key)
+        try:
+            await self._connection.store(subjects.work(*lane), letter.body, job_headers)
         except TooLarge:  # a job without its history is better than no job
             job_headers.pop(headers.HISTORY, None)
-            await self._connection.store(subject, letter.body, job_headers)
-        await self._delete(letter)
+            await self._connection.store(subjects.work(*lane), letter.body, job_headers)
 
     async def purge(self, letter: DeadLetter) -> None:
         """Delete the dead letter, and release the documents that it and its run hold. Safe if it is already deleted."""

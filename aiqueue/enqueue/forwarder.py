@@ -14,6 +14,7 @@ from ..errors import AIQueueError, Conflict, NotFound, QueueFull, Unavailable
 from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Puller, PullLimits
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
+from .key_lanes import KeyLanes
 from .parking import scheduled_message
 from .producer import Producer
 
@@ -45,8 +46,11 @@ class Forwarder:
     workers of another service are away. A due job is acknowledged only after its lane has it.
     """
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
+        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes."""
         self._connection = connection
+        self._topology = topology
+        self._key_lanes = key_lanes
         self._stream = topology.parked_stream.name
         self._producer = Producer(connection, topology)  # its hints tell workers that a lane has jobs
         self._wake = asyncio.Event()
@@ -163,9 +167,10 @@ class Forwarder:
         subject = subjects.parse_parked(delivery.message.subject)
         try:
             assert subject is not None  # the stream takes no other subjects
-            paused = self._paused_until.get(subject.lane, 0.0) > time.monotonic()
-            if paused or not await self._store_in_lane(subject, delivery):
-                await self._park_again(subject, delivery)
+            lane, key = self._find_lane(subject.lane, delivery)
+            paused = self._paused_until.get(lane, 0.0) > time.monotonic()
+            if paused or not await self._store_in_lane(subject, lane, key, delivery):
+                await self._park_again(subject, lane, delivery)
         except AIQueueError as error:
             log.debug("a due job is not forwarded yet: %s", error)
             self._nak(delivery)
@@ -175,7 +180,16 @@ class Forwarder:
         else:
             self._reply(delivery, _ACK)
 
-    async def _store_in_lane(self, subject: ParkedSubject, delivery: Delivery) -> bool:
+    def _find_lane(self, lane: Lane, delivery: Delivery) -> tuple[Lane, str]:
+        """Return the lane of a due job: that of its limited key, with the key's value, or the one it is parked for."""
+        key = headers.limit_key(delivery.message.headers) if self._key_lanes is not None else ""
+        family = self._topology.families.get(lane.family) if key else None
+        if family is None or family.limit_key is None or self._key_lanes is None:
+            return lane, ""
+        token = self._key_lanes.token(family, lane.tenant, key)
+        return (lane._replace(key=token), key) if token else (lane, "")
+
+    async def _store_in_lane(self, subject: ParkedSubject, lane: Lane, key: str, delivery: Delivery) -> bool:
         """Store a due job in its lane. Return False if the lane does not take it now.
 
         Storing the same due job twice stores one job: a redelivered due message gets the same Msg-Id.
@@ -187,22 +201,23 @@ class Forwarder:
         job_headers[headers.MSG_ID] = subjects.msg_id(
             subject.lane.family, subject.lane.tenant, subject.job_id, f"due-{_parking_id(subject, delivery)}"
         )
-        self._producer.hint(subject.lane)
+        self._producer.hint(lane, key)
         try:
-            await self._connection.store(
-                subjects.work(*subject.lane), delivery.message.data, job_headers, timeout_s=STORE_S
-            )
+            await self._connection.store(subjects.work(*lane), delivery.message.data, job_headers, timeout_s=STORE_S)
         except AIQueueError as error:
             if not self._connection.connected:
                 raise
-            self._pause_lane(subject.lane, error)
+            if isinstance(error, NotFound) and lane.key and self._key_lanes is not None:
+                self._key_lanes.distrust(self._topology.family(lane.family))
+                return await self._store_in_lane(subject, lane.without_key, "", delivery)
+            self._pause_lane(lane, error)
             return False
-        self._paused_until.pop(subject.lane, None)
-        self._away.discard(subject.lane)
-        self._warned.discard(str(subject.lane))
+        self._paused_until.pop(lane, None)
+        self._away.discard(lane)
+        self._warned.discard(str(lane))
         return True
 
-    async def _park_again(self, subject: ParkedSubject, delivery: Delivery) -> None:
+    async def _park_again(self, subject: ParkedSubject, lane: Lane, delivery: Delivery) -> None:
         """Park a due job that its lane did not take, under the same parking id, for longer each time.
 
         A newer parking under the same key is not replaced: the message expects an empty subject, and the server refuses
@@ -212,7 +227,7 @@ class Forwarder:
         parking_id = _parking_id(subject, delivery)
         waited = headers.number(job_headers.get(headers.WAITED, "")) + 1
         now = self._connection.clock.now()
-        delay_s = _away_delay_s(delivery, waited, now) if subject.lane in self._away else REPARK_BACKOFF.delay_s(waited)
+        delay_s = _away_delay_s(delivery, waited, now) if lane in self._away else REPARK_BACKOFF.delay_s(waited)
         message = scheduled_message(
             subject.lane,
             subject.job_id,

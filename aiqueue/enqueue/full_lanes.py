@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import AIQueueError, QueueFull
 from .pending import PendingItem
-from .producer import FULL_CAP_S, FULL_FIRST_S
+from .refusals import FULL_CAP_S, FULL_FIRST_S
 
 BATCH_MAX = 64
 ANSWER_S = 0.05  # a full lane is not tried again with less time than this left for the server's answer

@@ -21,7 +21,8 @@ from ..errors import BadInput, Conflict, Unavailable
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
 from ..units import Duration, Time, parse_duration, parse_time
-from .producer import Enqueued, JobTemplate
+from .producer import Enqueued
+from .templates import JobTemplate
 
 ASIDE_KEY = "aside"  # of jobs that are parked aside, because a worker does not know their kind: one for each job id
 NEW_JOB_KEY = "new"  # the dedup key of a job enqueued with a delay: at most one is parked for each job id

@@ -13,7 +13,9 @@ from ..job import JobSpec, Message
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .ids import check_on_duplicate
-from .producer import AttachedJob, Enqueued, JobTemplate, OnFull
+from .producer import AttachedJob, Enqueued
+from .refusals import OnFull
+from .templates import JobTemplate
 
 Item = Message | JobSpec
 ProgressCallback = Callable[[int, int], None]
@@ -108,9 +110,13 @@ def start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) 
     task.add_done_callback(tasks.discard)
 
 
-def takes_extra(kind: type[Message]) -> bool:
-    """Return whether messages of a class may have fields that the class does not declare."""
-    return kind.model_config.get("extra") == "allow"
+def is_common(template: JobTemplate, kind: type[Message], options: BulkOptions) -> bool:
+    """Return whether a template fits all messages of its class, and none needs more than a fresh id."""
+    if options.headers or template.deadline_s is not None or template.family.limit_key is not None:
+        return False
+    key = template.family.key
+    takes_extra = kind.model_config.get("extra") == "allow"
+    return key is None or not (hasattr(kind, key) or key in kind.model_fields or takes_extra)
 
 
 def wake(future: asyncio.Future[None]) -> None:

@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from .. import codec, headers, subjects
-from ..connection import Connection, PubAck, ServerClock, block
+from ..connection import Connection, PubAck, block
 from ..documents import Documents
-from ..errors import AIQueueError, BadInput, EncodeError, LaneFull, QueueFull, StreamFull, Unavailable
+from ..errors import AIQueueError, BadInput, EncodeError, NotFound, QueueFull, Unavailable
 from ..job import Message, check_message, secret_headers
 from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
 from ..units import Deadline, parse_duration, parse_time
 from .ids import resolve_job_id, with_header
+from .key_lanes import KeyLanes, key_headers, key_of_body, key_of_message
+from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, wait_while_full
+from .templates import JobTemplate
 
 HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
 TEMPLATES_MAX = 10_000
-FULL_FIRST_S, FULL_CAP_S = 0.05, 2.0  # pauses between tries on a full lane
 ATTACH_AGAIN_S = 0.1  # the pause between tries to store a job's documents
-TRY_MIN_S = 0.05  # the timeout of a try whose caller has less time left
 
 _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
-T = TypeVar("T")
-OnFull = Literal["raise", "wait"]
 
 
 class Enqueued(NamedTuple):
@@ -60,38 +59,24 @@ class AttachedJob(NamedTuple):
     last_seq: int
 
 
-class JobTemplate(NamedTuple):
-    """What all jobs of one kind in one lane have in common on the wire."""
-
-    family: Family
-    lane: subjects.Lane
-    subject: str
-    header_template: bytes  # the header block with placeholders: %b for the job id, %d for the deadline
-    id_count: int  # how often the job id occurs in it
-    deadline_s: float | None
-    limits: Mapping[str, int]  # of the stream, which all its lanes share: bytes, messages
-    batch_stream: str  # the stream, if it takes atomic batches; else empty
-    model: type[Message] | None  # the class of the messages, if it declares the type of their results
-
-    def header_block(self, job_id: str, clock: ServerClock) -> bytes:
-        """Return the encoded headers of one job. A deadline counts from now, by the server's clock."""
-        ids = (job_id.encode(),) * self.id_count
-        if self.deadline_s is None:
-            return self.header_template % ids
-        return self.header_template % (*ids, round((clock.now() + self.deadline_s) * 1000))
-
-
 class Producer:
     """Stores jobs, and sends workers hints about lanes that may be new to them."""
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
+        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes."""
         self.connection = connection
+        self.key_lanes = key_lanes
         self.clock = connection.clock
         self.topology = topology
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
-        self._templates: dict[tuple[type[Message], str, str], JobTemplate] = {}
+        self._templates: dict[tuple[type[Message], str, str, str], JobTemplate] = {}  # the last is the value of a key
         self.documents = Documents(connection, topology)
         self.body_max = self.documents.inline_max
+
+    async def close(self) -> None:
+        """End what was started in the background. Safe twice."""
+        if self.key_lanes is not None:
+            await self.key_lanes.close()
 
     async def enqueue(
         self,
@@ -128,7 +113,7 @@ class Producer:
 
         Raises QueueFull, Unavailable and what else `Connection.store` raises.
         """
-        self.hint(template.lane)
+        self.hint(template.lane, template.key)
         wait_s = FULL_FIRST_S
         while True:  # not by `retry_while_full`: that costs two more calls for each job
             left_s = max(TRY_MIN_S, end - time.monotonic())
@@ -137,7 +122,11 @@ class Producer:
                     template.subject, header_block, body, stream=template.batch_stream, timeout_s=left_s
                 )
             except QueueFull as error:
-                wait_s = await _wait_while_full(error, template, on_full, end, wait_s)
+                wait_s = await wait_while_full(error, template, on_full, end, wait_s)
+            except NotFound:
+                if not template.lane.key:
+                    raise
+                template = self.ordinary(template)
 
     # -- documents
 
@@ -248,14 +237,28 @@ class Producer:
         Raises BadInput.
         """
         if extra or deadline is not None or type(tenant) is not str or type(priority) is not str:
-            return self._build_template(message, tenant, priority, extra, deadline)
-        key = type(message), tenant, priority  # by type, so that what is no message misses the cache, and is refused
+            return self._build_template(message, tenant, priority, extra, deadline, keyed=True)
+        key = type(message), tenant, priority, ""  # by type: what is no message misses the cache, and is refused
         known = self._templates.get(key)
         if known is None:
-            if len(self._templates) >= TEMPLATES_MAX:
-                self._templates.clear()
-            known = self._templates[key] = self._build_template(message, tenant, priority, None, None)
-        return known
+            known = self._keep(key, self._build_template(message, tenant, priority, None, None, keyed=False))
+        if known.family.limit_key is None or self.key_lanes is None:
+            return known
+        value = key_of_message(message, known.family.limit_key)
+        token = self.key_lanes.token(known.family, tenant, value) if value else ""
+        if not token:
+            return known
+        key = type(message), tenant, priority, value
+        keyed = self._templates.get(key)
+        if keyed is None or keyed.lane.key != token:
+            keyed = self._keep(key, self._build_template(message, tenant, priority, None, None, keyed=True))
+        return keyed
+
+    def _keep(self, key: tuple[type[Message], str, str, str], template: JobTemplate) -> JobTemplate:
+        if len(self._templates) >= TEMPLATES_MAX:
+            self._templates.clear()
+        self._templates[key] = template
+        return template
 
     def _build_template(
         self,
@@ -264,14 +267,20 @@ class Producer:
         priority: str,
         extra: Mapping[str, str] | None,
         deadline: Deadline | None,
+        *,
+        keyed: bool,
     ) -> JobTemplate:
-        """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders."""
+        """Encode the headers once with made-up values for job id and deadline, and replace these by placeholders.
+
+        `keyed`: the job may go into the lane of its limited key.
+        """
         check_message(message)
         family = self.topology.family(message.aiq_family)
-        lane = _checked_lane(family, tenant, priority)
-        deadline_s = None
+        value = key_of_message(message, family.limit_key) if keyed and family.limit_key else ""
+        template = self.lane_template(family, tenant, priority, value)
+        lane, deadline_s = template.lane, None
         job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
-        job_headers = _job_headers(family, message, lane, job_id)
+        job_headers = _job_headers(family, message, lane, job_id, template.key)
         if isinstance(deadline, datetime):
             job_headers[headers.DEADLINE] = str(round(parse_time("deadline", deadline) * 1000))
         elif deadline is not None:
@@ -281,18 +290,43 @@ class Producer:
         raw = block(job_headers).replace(b"%", b"%%")
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
         id_count = raw.count(job_id.encode())
-        return self.lane_template(family, tenant, priority)._replace(
+        return template._replace(
             header_template=header_template, id_count=id_count, deadline_s=deadline_s,
             model=None if message.aiq_result is Any else type(message),
         )  # fmt: skip
 
-    def lane_template(self, family: Family, tenant: str, priority: str) -> JobTemplate:
-        """Return a template without headers, for jobs that the caller has encoded. Raises BadInput."""
+    def lane_template(self, family: Family, tenant: str, priority: str, key: str = "") -> JobTemplate:
+        """Return a template without headers, for jobs that the caller has encoded. `key`: the value of their key, for
+        which a limit may hold. Its `key` is empty in an ordinary lane, else it belongs in a header (`key_headers`).
+
+        Raises BadInput.
+        """
         lane = _checked_lane(family, tenant, priority)
+        token = self.key_lanes.token(family, tenant, key) if key and self.key_lanes else ""
+        lane = lane._replace(key=token) if token else lane
         config = self.topology.streams[family.stream].config
         limits = {unit: config[key] for unit, key in _STREAM_LIMITS if config.get(key, 0) > 0}
         batch_stream = family.stream if config.get("allow_atomic") else ""
-        return JobTemplate(family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream, None)
+        return JobTemplate(
+            family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream, None, key if token else ""
+        )
+
+    def body_template(self, template: JobTemplate, body: bytes, *, content_type: str, kind: str) -> JobTemplate:
+        """Return the template for a job with this body, of the family, tenant and priority of `template`, which has no
+        headers. Raises BadInput.
+        """
+        if template.family.limit_key is None or self.key_lanes is None:
+            return template
+        value = key_of_body(template.family, body, content_type=content_type, kind=kind)
+        _, tenant, priority, _ = template.lane
+        return self.lane_template(template.family, tenant, priority, value) if value else template
+
+    def ordinary(self, template: JobTemplate) -> JobTemplate:
+        """Return a template for the ordinary lane in place of one of a key, whose lane the stream has refused."""
+        if self.key_lanes is not None:
+            self.key_lanes.distrust(template.family)
+        lane = template.lane.without_key
+        return template._replace(lane=lane, subject=subjects.work(*lane))
 
     def request_headers(
         self, message: Message, tenant: str, priority: str, unique: str | None, extra: Mapping[str, str] | None
@@ -307,15 +341,19 @@ class Producer:
             **_job_headers(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra),
         }  # fmt: skip
 
-    def hint(self, lane: subjects.Lane) -> None:
-        """Tell workers that a lane has jobs, at most once in HINT_EVERY_S. Never waits and never fails."""
+    def hint(self, lane: subjects.Lane, key: str = "") -> None:
+        """Tell workers that a lane has jobs, at most once in HINT_EVERY_S. Never waits and never fails.
+
+        `key`: the value of the limited key that the lane is of.
+        """
         now = time.monotonic()
         if self._hinted_at.get(lane, -HINT_EVERY_S) + HINT_EVERY_S > now:
             return
         if len(self._hinted_at) >= HINTED_MAX:
             self._hinted_at.clear()
         try:
-            self.connection.tell(subjects.hint(lane), b"")
+            body = key.encode(errors="surrogatepass") if key and lane.key != subjects.REST else b""
+            self.connection.tell(subjects.hint(lane), body)
         except Unavailable:
             return  # the workers' poll finds the lane
         self._hinted_at[lane] = now
@@ -360,7 +398,7 @@ def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
     return subjects.Lane(family.name, tenant, priority)
 
 
-def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: str) -> dict[str, str]:
+def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: str, key: str = "") -> dict[str, str]:
     """Return the headers that the library sets on a job."""
     job_headers = {
         headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
@@ -371,38 +409,7 @@ def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: 
     }
     if family.key:
         job_headers[family.key] = job_id
-    return job_headers | secret_headers(message)
-
-
-async def retry_while_full(
-    store: Callable[[float], Awaitable[T]], template: JobTemplate | None, on_full: OnFull, timeout_s: float
-) -> T:
-    """Call `store` with the seconds that are left, and return its result.
-
-    While it raises QueueFull: with `on_full` "wait", call it again with backoff until `timeout_s` is over.
-    Raises QueueFull, which names the lane of the `template`; without one, as `store` has raised it.
-    """
-    end = time.monotonic() + timeout_s
-    wait_s = FULL_FIRST_S
-    while True:
-        try:
-            return await store(max(TRY_MIN_S, end - time.monotonic()))
-        except QueueFull as error:
-            wait_s = await _wait_while_full(error, template, on_full, end, wait_s)
-
-
-async def _wait_while_full(
-    error: QueueFull, template: JobTemplate | None, on_full: OnFull, end: float, wait_s: float
-) -> float:
-    """Sleep before the next try on a full lane, and return how long to sleep before the try after it, in seconds.
-
-    Raises QueueFull if no further try is wanted, or if `end` (monotonic seconds) has passed.
-    """
-    left_s = end - time.monotonic()
-    if on_full == "raise" or left_s <= 0:
-        raise error if template is None else queue_full_error(error, template) from None
-    await asyncio.sleep(min(wait_s, left_s))
-    return min(wait_s * 2, FULL_CAP_S)
+    return {**job_headers, **key_headers(key), **secret_headers(message)}
 
 
 def checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
@@ -419,13 +426,3 @@ def checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[
             argument = "priority" if lower == headers.PRIORITY else "unique"
             raise BadInput(f"header {name!r} is reserved for aiqueue: use the argument `{argument}`")
     return extra or {}
-
-
-def queue_full_error(error: QueueFull, template: JobTemplate) -> QueueFull:
-    """Return the server's refusal as an error that names the lane and, where it is declared, the limit reached."""
-    if isinstance(error, LaneFull):
-        return LaneFull(str(template.lane), "it holds its maximum of jobs", limit=template.family.max_msgs_per_subject)
-    if isinstance(error, StreamFull):
-        unit = "bytes" if "bytes" in error.reason else "messages"
-        return StreamFull(str(template.lane), error.reason, limit=template.limits.get(unit))
-    return type(error)(str(template.lane), error.reason)

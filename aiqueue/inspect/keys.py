@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..errors import AccessDenied, NotFound
-from ..limits import StoredUse
 from ..subjects import Lane
 from ..topology import Family, Topology
 
@@ -56,6 +55,8 @@ def key_of_message(stored: Stored | None) -> str:
 
 
 async def _read_key_of_use(connection: Connection, topology: Topology, lane: Lane) -> str:
+    from ..limits import StoredUse  # noqa: PLC0415  (few need the room of limits)
+
     stream = topology.limits_stream.name
     with contextlib.suppress(NotFound, AccessDenied):
         read = connection.read(stream, subjects.bucket(stream, "use", lane.family, lane.key, "*"), batch=1)

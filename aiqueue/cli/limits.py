@@ -107,10 +107,10 @@ def ls(
     json: Json = False,
 ) -> None:
     """List the rules that hold now, what each value of the key uses of them, and what is paused."""
+    from ..inspect import read_key_pauses  # noqa: PLC0415
 
     async def fetch(client: Client) -> tuple[list[LimitStats], list[Pause]]:
-        found = await client.limits(family)
-        return found, [] if json else [each for each in await client.pauses() if each.key is not None]
+        return await client.limits(family), await read_key_pauses(client.connection, client.topology)
 
     found, pauses = options.run_with_client(fetch)
     if json:

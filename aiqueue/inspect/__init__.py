@@ -14,7 +14,7 @@ from .finding import Finding, Subject
 from .found_job import FoundJob
 from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
 from .lookup import JobStats, find_job, look_up
-from .pauses import pause_of, read_pauses, read_pauses_if_allowed
+from .pauses import pause_of, read_key_pauses, read_pauses, read_pauses_if_allowed
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "LimitStats", "LimitUse",
     "Subject", "TimelineEvent", "WaitingKind", "describe_limit", "describe_waiting", "event_of", "examine", "find_job",
-    "look_up", "pause_of", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
-    "read_waiting_kinds", "stats",
+    "look_up", "pause_of", "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses",
+    "read_pauses_if_allowed", "read_waiting_kinds", "stats",
 ]  # fmt: skip
 
 

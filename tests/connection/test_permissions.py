@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from aiqueue.errors import AccessDenied, ResultTimeout
 from aiqueue.responder import Responder
 from aiqueue.topology import provision
 
+from ..limits.provider import FAMILY
 from ..support import ROOT, Eventually, NatsProcess
 
 OwnServer = Callable[..., NatsProcess]
@@ -326,3 +328,72 @@ async def test_the_documented_permissions_suffice(
                 await call(less, job.id)
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text
+
+
+async def test_the_documented_permissions_of_limits_suffice(
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an operator who sets, pauses and lists, and of a worker that heeds it and pauses its key itself."""
+
+    def user(name: str, *rows: str) -> str:
+        publish, subscribe = documented(*rows)
+        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
+        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
+
+    (tmp_path / "llm.toml").write_text(FAMILY)
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('operator', 'if it pauses', 'if it sets [limits]', 'if it lists limits')}, "
+        f"{user('worker', 'a worker', 'if it serves a family with a `limit_key`')} ] }}"
+    )
+
+    def connect(name: str) -> Client:
+        return aiqueue.connect(url=server.url, user=name, password="p", streams=tmp_path)
+
+    class Call(aiqueue.Message, kind="llm.call", family="llm.calls"):
+        model: str
+
+    worker = aiqueue.Worker()
+
+    @worker.handle(Call)
+    async def call(job: aiqueue.Job[Call]) -> int:
+        if job.attempt == 1:
+            raise aiqueue.Retry("429", after=0.5, pause="key")
+        return job.attempt
+
+    async with connect("all") as every:
+        await provision.apply(every.connection, every.topology)
+        async with connect("operator") as operator, connect("worker") as serving, worker.running(serving):
+            await operator.set_limit("llm.calls", "m", requests=100)
+            handle = await every.enqueue(Call(model="m"), tenant="acme")
+            assert await handle.result(timeout=20) == 2
+            (found,) = await operator.limits()
+            assert found.uses[0].requests >= 2
+            assert await operator.unset_limit("llm.calls", "m")
+            assert await operator.pause("llm.calls", key="m", tenant="acme")
+            assert await operator.pauses()
+            assert await operator.resume("llm.calls", key="m", tenant="acme")
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["set_limit", "limits", "pause"])
+async def test_a_missing_permission_of_limits_is_named(own_server: OwnServer, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "llm.toml").write_text(FAMILY)
+    denied = {
+        "set_limit": "$KV.AI_LIMITS.rule.>",
+        "limits": "$JS.API.DIRECT.GET.KV_AI_LIMITS",
+        "pause": "$KV.AI_LIMITS.pause.>",
+    }[verb]
+    server = own_server(users([denied]))
+    async with aiqueue.connect(url=server.url, user="all", password="p", streams=tmp_path) as every:
+        await provision.apply(every.connection, every.topology)
+    async with aiqueue.connect(url=server.url, user="less", password="p", streams=tmp_path) as less:
+        calls = {
+            "set_limit": lambda: less.set_limit("llm.calls", "m", requests=1),
+            "limits": less.limits,
+            "pause": lambda: less.pause("llm.calls", key="m"),
+        }
+        with pytest.raises(AccessDenied, match=re.escape(denied.removesuffix(".>"))) as caught:
+            await calls[verb]()
+        assert "\n" not in str(caught.value)

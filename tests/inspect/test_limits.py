@@ -18,7 +18,7 @@ from aiqueue.errors import BadInput, NotFound, TopologyError
 from aiqueue.inspect import Finding, LimitStats, Subject, examine, stats
 from aiqueue.lanes import WorkerRecords
 from aiqueue.limits import Limiter
-from aiqueue.topology import provision
+from aiqueue.topology import declared, provision
 
 from ..limits.provider import FAMILY, NAME
 from ..support import Account, eventually
@@ -122,10 +122,21 @@ async def test_a_wrong_file_is_one_line_wherever_streams_are_named(
         assert "limits.toml: limit 1.requests" in done.stderr
 
 
-async def test_a_directory_that_is_named_twice_has_its_rules_once(streams: Path) -> None:
+def test_without_a_file_there_are_no_rules(streams: Path) -> None:
     (streams / "limits.toml").unlink()
     assert not aiqueue.connect("nats://127.0.0.1:1", streams=streams).limit_rules.declared
     assert not aiqueue.connect("nats://127.0.0.1:1").limit_rules.declared
+
+
+def test_rules_beside_the_bundled_streams_are_read_once_also_if_their_directory_is_named(
+    streams: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an installation, or a checkout, whose own files were changed."""
+    for file in declared.bundled_directory().glob("*.toml"):
+        (streams / file.name).write_text(file.read_text())
+    monkeypatch.setattr(declared, "bundled_directory", lambda: streams)
+    for named_too in (None, streams, streams / "." / ".." / streams.name):
+        assert len(aiqueue.connect("nats://127.0.0.1:1", streams=named_too).limit_rules.declared) == 2
 
 
 async def test_a_limit_is_set_for_all_processes_and_unset(client: aiqueue.Client, limiter: Limiter) -> None:

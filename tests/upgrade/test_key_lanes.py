@@ -1,5 +1,5 @@
-"""Workers of a former version beside limits: they know no lanes of limited keys, and no limits. Nothing is lost, doubled
-or stuck.
+"""Workers of a former version beside a family with limits: they know neither limits nor the lanes of limited keys.
+Nothing is lost, doubled or stuck.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ class Canceller:
         return await self._cancel_moved(family, job, record)
 
     async def _cancel_moved(self, family: Family, job: Enqueued, record: RunRecord) -> Verdict:
-        """Cancel a job that was parked after a failed attempt, or moved to the lane of its limited key, and is no longer
-        found at its first location.
+        """Cancel a job that is no longer found at its first location: it was parked after a failed attempt, or moved to
+        the lane of its limited key.
 
         1. It is on its way to its lane, or waits there: write `cancelled`; its next attempt sees that before it starts.
         2. It has started again at another sequence: cancel it there.

@@ -129,9 +129,10 @@ class Canceller:
         return await self._cancel_moved(family, job, record)
 
     async def _cancel_moved(self, family: Family, job: Enqueued, record: RunRecord) -> Verdict:
-        """Cancel a job that was parked after a failed attempt, and is no longer found at its first location.
+        """Cancel a job that is no longer found at its first location: it was parked after a failed attempt, or moved to
+        the lane of its limited key.
 
-        1. It is on its way from parking to its lane: write `cancelled`; its next attempt sees that before it starts.
+        1. It is on its way to its lane, or waits there: write `cancelled`; its next attempt sees that before it starts.
         2. It has started again at another sequence: cancel it there.
         3. Neither: it has ended.
         """
@@ -140,14 +141,27 @@ class Canceller:
         if recap is None or not isinstance(data, dict):
             return ALREADY_ENDED
         if recap.event == RETRY and data.get("parked"):
-            return await self._write_cancelled(
+            verdict = await self._write_cancelled(
                 family, job.lane, job.job_id, run=job.seq, enqueued_at=0.0, parking_id=recap.parking_id
             )
+            if verdict.cancelled and data.get("limit_key"):
+                await self._delete_moved(family, job)
+            return verdict
         seq = data.get("seq")
         stored = await self._connection.get(job.stream, seq) if isinstance(seq, int) and seq else None
         if stored is None or headers.number(stored.headers.get(headers.RUN, "")) != job.seq:
             return ALREADY_ENDED
         return await self._cancel_queued(family, job.lane, job.job_id, stored)
+
+    async def _delete_moved(self, family: Family, job: Enqueued) -> None:
+        """Delete a cancelled job from the lane of its limited key, where it may wait long, and takes up a place."""
+        with contextlib.suppress(NotFound):
+            found = await find_job(
+                self._connection, self.topology, job.job_id, family=family.name, tenant=job.lane.tenant
+            )
+            stored = found.stored
+            if stored is not None and headers.run(stored.headers, stored.seq, stored.time)[0] == job.seq:
+                await self._delete_job(family.stream, job.lane, stored)
 
     async def _cancel_delayed(self, family: Family, job: Enqueued) -> Verdict:
         """Cancel a job that was enqueued with a delay.

@@ -10,7 +10,7 @@ from .child_jobs import ChildJobs, StoredChild, inherited_headers
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .forwarder import Forwarder
 from .ids import ON_DUPLICATE, JobId, check_on_duplicate, id_of_key, resolve_job_id, with_header, with_step
-from .key_lanes import KeyLanes, key_headers
+from .key_lanes import KeyLanes, has_listeners, key_headers
 from .parents import Parents
 from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, resolve_due_at
 from .pending import BulkOptions, Item, ProgressCallback
@@ -22,7 +22,7 @@ __all__ = [
     "ASIDE_KEY", "ON_DUPLICATE", "SOON_S", "AttachedJob", "Bulk", "BulkOptions", "ChildJobs", "DeadLetter",
     "DeadLetters", "Enqueued", "FailedJob", "Filter", "Forwarder", "Item", "Items", "JobId", "JobTemplate",
     "KeyLanes", "OnFull", "Parents", "ParkedJob", "Parking", "Producer", "ProgressCallback", "StoredChild",
-    "check_on_duplicate", "history_of", "history_text", "id_of_key", "inherited_headers", "key_headers",
-    "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id", "retry_while_full",
-    "trimmed", "with_header", "with_step",
+    "check_on_duplicate", "has_listeners", "history_of", "history_text", "id_of_key", "inherited_headers",
+    "key_headers", "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
+    "retry_while_full", "trimmed", "with_header", "with_step",
 ]  # fmt: skip

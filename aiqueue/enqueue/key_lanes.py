@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import codec, headers, subjects
 from ..connection import Connection
-from ..errors import AccessDenied, AIQueueError, DecodeError, NotFound
+from ..errors import AccessDenied, AIQueueError, DecodeError, NotFound, Unavailable
 from ..job import Message
 from ..lanes import WorkerRecords
+from ..subjects import Lane
 from ..topology import Family, Topology
 
 if TYPE_CHECKING:  # only producers of families with a limit_key import the room of limits
@@ -32,6 +33,9 @@ DENIED_S = 300.0  # until the next look, where this user may not look
 USED_S = 10.0  # how long a key counts among those of a tenant to whose lane a job has gone
 TOKENS_MAX = 10_000
 _SUBJECTS_PAGE = 100_000
+NO_LANE = ("-", "-")  # tenant and priority of a hint that no worker acts on
+NO_KEY_LANE = (*NO_LANE, "-")  # the same with a key: workers of former versions do not hear it
+NO_RESPONDERS_S = 0.2  # the server reports at once that nobody listens
 
 
 class KeyLanes:
@@ -135,7 +139,8 @@ class KeyLanes:
             await self._follow_rules()
             former = await self._find_former_workers()
             for family in families:
-                self._takes[family.name] = await self._read_stream(family) and family.name not in former
+                takes = family.name not in former and await self._read_stream(family)
+                self._takes[family.name] = takes and await self._has_listener(family)
             self._valid_until = started_at + VALID_S
         except (AccessDenied, NotFound) as error:
             log.info("jobs of limited keys are stored in the ordinary lanes, and workers move them: %s", error)
@@ -183,6 +188,12 @@ class KeyLanes:
                 found |= kinds.keys()
         return found
 
+    async def _has_listener(self, family: Family) -> bool:
+        """Return whether a worker listens for such lanes, or none for any. Some former workers have no record."""
+        if await has_listeners(self._connection, family, has_key=True) is not False:
+            return True
+        return not await has_listeners(self._connection, family, has_key=False)
+
     async def _read_stream(self, family: Family) -> bool:
         """Return whether the family's stream takes jobs in lanes of keys, and note which of these lanes hold jobs."""
         request: dict[str, Any] = {"subjects_filter": subjects.lane(family.name, "*", "*", "*"), "offset": 0}
@@ -199,6 +210,29 @@ class KeyLanes:
                 break
         self._stored = {key: keys for key, keys in self._stored.items() if key[0] != family.name} | stored
         return subjects.lane(family.name, "*", subjects.NORMAL, "*") in (info["config"].get("subjects") or ())
+
+
+async def has_listeners(connection: Connection, family: Family, *, has_key: bool) -> bool | None:
+    """Whether a worker subscribes to the family's hints, or to those of the lanes of limited keys. None: not known,
+    because this user may not publish there.
+
+    The server answers a request to which nobody listens; workers answer none. The hint names no lane that exists.
+    """
+    hint = subjects.hint(Lane(family.name, *(NO_KEY_LANE if has_key else NO_LANE)))
+    asked = asyncio.create_task(connection.request(hint, timeout_s=NO_RESPONDERS_S))
+    await asyncio.sleep(0)  # it is sent
+    await connection.flush()  # and by now answered, if nobody listens
+    await asyncio.wait([asked], timeout=NO_RESPONDERS_S / 10)
+    if not asked.done():
+        asked.cancel()
+        return True
+    try:
+        await asked
+    except AccessDenied:
+        return None
+    except Unavailable as error:
+        return "no responders" not in str(error)
+    return True
 
 
 # -- the value of a job's key

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from .. import subjects
 from ..connection import Connection, timestamp
-from ..errors import AccessDenied, BadInput, NotFound, Unavailable
+from ..enqueue import has_listeners
+from ..errors import BadInput, NotFound, Unavailable
 from ..lanes import ActivePauses, Pause
 from ..subjects import Lane
 from ..topology import Family, Topology
@@ -29,9 +30,6 @@ REQUESTS_AT_ONCE = 16
 FIRST_BATCH = 64  # jobs read at once to find the oldest pending one
 LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
 PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
-NO_LANE = ("-", "-")  # tenant and priority of a hint that no worker acts on
-NO_KEY_LANE = (*NO_LANE, "-")  # the same with a key: workers of former versions do not hear it
-NO_RESPONDERS_S = 0.2  # the server reports at once that nobody listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     )  # fmt: skip
     ages = await _read_oldest_ages(connection, family, counts, ordered)
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
-    listening = {has_key: await _has_listeners(connection, family, has_key=has_key) for has_key in quiet}
+    listening = {has_key: await has_listeners(connection, family, has_key=has_key) for has_key in quiet}
     pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
     found = []
     for lane in ordered:
@@ -378,29 +376,6 @@ async def _read_oldest_age(connection: Connection, family: Family, counts: Mappi
 
 async def _read_server_time(connection: Connection, family: Family) -> float:
     return timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
-
-
-async def _has_listeners(connection: Connection, family: Family, *, has_key: bool) -> bool | None:
-    """Whether a worker subscribes to the family's hints, or to those of the lanes of limited keys. None: not known,
-    because this user may not publish there.
-
-    The server answers a request to which nobody listens; workers answer none. The hint names no lane that exists.
-    """
-    hint = subjects.hint(Lane(family.name, *(NO_KEY_LANE if has_key else NO_LANE)))
-    asked = asyncio.create_task(connection.request(hint, timeout_s=NO_RESPONDERS_S))
-    await asyncio.sleep(0)  # it is sent
-    await connection.flush()  # and by now answered, if nobody listens
-    await asyncio.wait([asked], timeout=NO_RESPONDERS_S / 10)
-    if not asked.done():
-        asked.cancel()
-        return True
-    try:
-        await asked
-    except AccessDenied:
-        return None
-    except Unavailable as error:
-        return "no responders" not in str(error)
-    return True
 
 
 async def _count_messages(connection: Connection, stream: str, subject_filter: str) -> int | None:

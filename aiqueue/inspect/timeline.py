@@ -43,6 +43,7 @@ class TimelineEvent:
     - **step**: the result of a step was kept; **called**: an external call was about to be made
     - **retried**: an attempt failed and another follows; **attempt failed**: the same, known from the history only
     - **waits**: the job was parked until its children end
+    - **moved**: a worker has moved the job to the lane of its limited key
     - **result**, **failed**, **cancelled**, **dead letter**
     - any other event of a journal
     """
@@ -169,7 +170,11 @@ def event_of(entry: Entry | StreamItem) -> TimelineEvent:
 
 
 def _retry_event(event: TimelineEvent, entry: Entry | StreamItem, data: Mapping[str, Any]) -> TimelineEvent:
-    """Return the event of a `retry`. A job that waits for its children writes one of the attempt before."""
+    """Return the event of a `retry`. A job that waits for its children, or that is moved to the lane of its limited
+    key, writes one of the attempt before.
+    """
+    if key := _text_in(data, "limit_key"):
+        return replace(event, event="moved", text=f"to the lane of its limited key {key}", attempt=entry.attempt + 1)
     if isinstance(data.get("children"), int):
         return replace(event, event="waits", text=f"for {data['children']:,} children", attempt=entry.attempt + 1)
     delay_s = data.get("delay_s")

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from aiqueue.errors import AccessDenied, ResultTimeout
 from aiqueue.responder import Responder
 from aiqueue.topology import provision
 
+from .. import keyed
 from ..limits.provider import FAMILY
 from ..support import ROOT, Eventually, NatsProcess
 
@@ -397,3 +399,46 @@ async def test_a_missing_permission_of_limits_is_named(own_server: OwnServer, tm
         with pytest.raises(AccessDenied, match=re.escape(denied.removesuffix(".>"))) as caught:
             await calls[verb]()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("may_look", [True, False])
+async def test_the_documented_permissions_suffice_for_the_lanes_of_limited_keys(
+    own_server: OwnServer, tmp_path: Path, may_look: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A producer of one tenant that lacks those to look stores its jobs in the ordinary lane, where they run too."""
+    rows = [*ROWS[:2], ROWS[4], *(["if its jobs of [limited keys]"] if may_look else [])]
+    publish, subscribe = documented(*rows)
+    publish = [each.replace("agent.tasks", keyed.FAMILY) for each in publish]
+    worker_may = documented("a worker", "if it serves a family")
+
+    def user(name: str, publish: list[str], subscribe: list[str]) -> str:
+        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
+        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
+
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('less', publish, subscribe)}, {user('worker', *worker_may)} ] }}"
+    )
+    (tmp_path / "test_calls.toml").write_text(keyed.FILE)
+    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nrequests = 1000\n'
+    (tmp_path / "limits.toml").write_text(rule)
+    worker = aiqueue.Worker()
+
+    @worker.handle(keyed.Call)
+    async def call(job: aiqueue.Job[keyed.Call]) -> int:
+        return job.message.n
+
+    options: dict[str, Any] = {"url": server.url, "password": "p", "streams": tmp_path}
+    async with (
+        aiqueue.connect(user="all", **options) as every,
+        aiqueue.connect(user="less", **options) as less,
+        aiqueue.connect(user="worker", **options) as client,
+    ):
+        await provision.apply(every.connection, every.topology)
+        async with worker.running(client):
+            token = await less.key_lanes.find_token(less.topology.family(keyed.FAMILY), "acme", "m")
+            assert bool(token) == may_look
+            handle = await less.enqueue(keyed.Call(model="m", n=3), tenant="acme")
+            assert bool(handle.lane.key) == may_look
+            assert await handle.result(timeout=20) == 3
+    assert ("Violation" in caplog.text or "denied" in caplog.text) == (not may_look)

@@ -14,8 +14,10 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.bus import encode
 from aiqueue.connection import block
-from aiqueue.enqueue import FailedJob
+from aiqueue.enqueue import ChildJobs, FailedJob, Forwarder
 from aiqueue.enqueue.key_lanes import key_of_body, key_of_message
+from aiqueue.errors import LaneFull
+from aiqueue.job import ChildSpec
 from aiqueue.lanes import WorkerRecords
 from aiqueue.limits import Controls, Rules
 from aiqueue.payload import encode_message
@@ -227,3 +229,54 @@ def test_the_key_of_a_message_is_that_of_its_body(message: Any, expected: str) -
     family = keyed.topology().family(keyed.FAMILY)
     assert key_of_message(message, "model") == expected
     assert key_of_body(family, encode_message(message), kind=message.aiq_kind) == expected
+
+
+async def test_a_due_job_goes_into_the_lane_of_its_key_and_otherwise_into_the_one_that_it_is_parked_for(
+    client: aiqueue.Client,
+) -> None:
+    await client.enqueue(keyed.Call(model=MODEL), tenant="acme", delay=0.05)
+    await client.enqueue(keyed.Call(model="free"), tenant="acme", delay=0.05)
+    forwarder = Forwarder(client.connection, client.topology, client.key_lanes)
+    await forwarder.start()
+
+    async def forwarded() -> None:
+        assert await stored(client) == {keyed.key_lane(MODEL): 1, NORMAL: 1}
+
+    await eventually(forwarded)
+    config = (await client.connection.api(f"STREAM.INFO.{keyed.STREAM}"))["config"]
+    former = config | {"subjects": [each for each in config["subjects"] if each.count(".") < 5]}
+    await client.enqueue(keyed.Call(model=MODEL), tenant="acme", delay=0.3)
+    await client.connection.api(f"STREAM.UPDATE.{keyed.STREAM}", former)
+
+    async def refused() -> None:
+        assert await stored(client) == {keyed.key_lane(MODEL): 1, NORMAL: 2}
+
+    await eventually(refused, within=5)
+    await forwarder.stop()
+
+
+async def test_a_child_goes_into_the_lane_of_its_key(client: aiqueue.Client) -> None:
+    jobs = ChildJobs(client.connection, client.topology, client.key_lanes)
+    for name, model in (("a", MODEL), ("b", "free")):
+        body = encode_message(keyed.Call(model=model))
+        spec = ChildSpec(name, "call", keyed.FAMILY, body, None, None, None, {}, {}, [])
+        await jobs.store(spec, jobs.lane_of(spec, "acme", "normal"), f"child-{name}", {})
+    assert await stored(client) == {keyed.key_lane(MODEL): 1, NORMAL: 1}
+    assert headers.limit_key(await last_headers(client, keyed.key_lane(MODEL))) == MODEL
+
+
+async def test_a_full_lane_of_a_key_is_named_by_its_value(account: Account, tmp_path: Path) -> None:
+    (tmp_path / "streams").mkdir()
+    (tmp_path / "streams" / "limits.toml").write_text(RULES)
+    file = keyed.FILE.replace('"64MiB"', '"64MiB"\nmax_msgs_per_subject = 2')
+    async with keyed.connect(account, tmp_path, file) as client:
+        await know(client)
+        jobs = [keyed.Call(model=MODEL, n=n) for n in range(4)]
+        found = [each async for each in client.enqueue_many(jobs, tenant="acme")]
+        refused = [str(each) for each in found if isinstance(each, LaneFull)]
+        assert len(refused) == 2
+        with pytest.raises(LaneFull) as caught:
+            await client.enqueue(keyed.Call(model=MODEL), tenant="acme")
+        assert {*refused, str(caught.value)} == {str(caught.value)}
+        assert f"test.calls acme/normal, model {MODEL}" in str(caught.value)
+        await client.enqueue(keyed.Call(model="free"), tenant="acme")  # other lanes take jobs

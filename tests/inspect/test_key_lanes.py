@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.cli.app import app
+from aiqueue.client.cancel import WILL_NOT_RUN
 from aiqueue.enqueue import Filter
 from aiqueue.errors import JobCancelled
 from aiqueue.inspect import Subject, examine, stats
@@ -20,7 +21,7 @@ from aiqueue.limits import StoredUse
 from aiqueue.subjects import Lane
 
 from .. import keyed
-from ..support import Account
+from ..support import Account, eventually
 
 MODEL = "openai/gpt-4o:2024"
 
@@ -130,6 +131,39 @@ async def test_a_dead_letter_and_its_replay_keep_the_value(client: aiqueue.Clien
     stored = await client.connection.last(keyed.STREAM, subjects.lane(*lane))
     assert stored is not None
     assert headers.limit_key(stored.headers) == MODEL
+
+
+@pytest.mark.parametrize("by_handle", [True, False])
+async def test_a_job_that_a_worker_has_moved_is_found_shown_and_cancelled(
+    account: Account, tmp_path: Path, by_handle: bool
+) -> None:
+    (tmp_path / "streams").mkdir()
+    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nkey = "openai/*"\nrequests = 1\nwindow = "1h"\n'
+    (tmp_path / "streams" / "limits.toml").write_text(rule)
+    worker = aiqueue.Worker()
+
+    @worker.handle(keyed.Call)
+    async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
+
+    async with keyed.connect(account, tmp_path) as client, worker.running(client):
+        handles = [await client.enqueue(keyed.Call(model=MODEL, n=n), tenant="acme") for n in range(3)]
+
+        async def moved() -> list[aiqueue.Handle]:
+            states = [(await each.status()).state for each in handles]
+            assert sorted(states) == ["done", "queued", "queued"]
+            found = await lanes(client)
+            assert found[keyed.key_lane(MODEL)].waits_for_limit
+            return [each for each, state in zip(handles, states, strict=True) if state == "queued"]
+
+        first, second = await eventually(moved)
+        found = await first.status()
+        assert (found.key, found.limit_key, found.attempt or 0) == (MODEL, "model", 0)
+        events = [each for each in found.timeline if each.event == "moved"]
+        assert [(each.text, each.attempt) for each in events] == [(f"to the lane of its limited key {MODEL}", 1)]
+        assert (await (first if by_handle else await client.job(first.id)).verdict()) == WILL_NOT_RUN
+        assert (await first.status()).state == "cancelled"
+        assert (await lanes(client))[keyed.key_lane(MODEL)].pending == 1, "its message is gone"
+        assert (await second.status()).state == "queued"
 
 
 def test_inspect_shows_the_value_as_it_was_given(account: Account, tmp_path: Path) -> None:

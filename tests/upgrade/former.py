@@ -64,9 +64,17 @@ def unpack(place: Path) -> Path:
 class Versions:
     """Programs of both versions, in one directory, on one account. `log`: what they have written."""
 
-    def __init__(self, directory: Path, account: Any, *, app: str, stream: str) -> None:
+    def __init__(
+        self, directory: Path, account: Any, *, app: str, stream: str, former_stream: str | None = None
+    ) -> None:
+        """`former_stream`: the stream file of the former version, if that of this one has what it does not know."""
         (directory / "streams").mkdir()
         (directory / "streams" / "test.toml").write_text(textwrap.dedent(stream))
+        self._former_streams = directory / "streams"
+        if former_stream is not None:
+            self._former_streams = directory / "former-streams"
+            self._former_streams.mkdir()
+            (self._former_streams / "test.toml").write_text(textwrap.dedent(former_stream))
         (directory / "app.py").write_text(textwrap.dedent(app))
         self.streams = directory / "streams"
         self.log = directory / "jobs.log"
@@ -86,10 +94,11 @@ class Versions:
     def start(self, *command: str, former: bool) -> subprocess.Popen[bytes]:
         """Start `python COMMAND` with the code of one version."""
         here = str(self._former) if former else str(HERE.parent.parent)
+        streams = str(self._former_streams) if former else str(self.streams)
         with (self._directory / "errors.log").open("ab") as errors:
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=self._directory, stdout=errors, stderr=errors,
-                env={**self._environment, "PYTHONPATH": here},
+                env={**self._environment, "PYTHONPATH": here, "AIQUEUE_STREAMS": streams},
             )  # fmt: skip
         self.alive.append(process)
         return process

@@ -26,6 +26,7 @@ from aiqueue.subjects import ParentRun
 from aiqueue.topology import provision
 from aiqueue.worker.step_documents import StepDocuments
 
+from .. import keyed
 from ..support import Account, Eventually, processes, wait_until
 from . import acts
 
@@ -463,3 +464,27 @@ async def test_a_pause_is_stored_in_the_documented_form_and_read_with_less_or_mo
     assert (acme.since, acme.by, acme.until) == (1700000000.5, "anna", None)
     assert whole.since > 1700000000.5
     assert (kind.until, kind.reason) == (None, "")
+
+
+async def test_a_job_of_a_limited_key_is_stored_in_the_documented_form(account: Account, tmp_path: Path) -> None:
+    (tmp_path / "streams").mkdir()
+    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nrequests = 5\n'
+    (tmp_path / "streams" / "limits.toml").write_text(rule)
+    async with keyed.connect(account, tmp_path) as client:
+        hints: dict[str, bytes] = {}
+        await client.connection.subscribe("aiq.hint.>", lambda each: hints.setdefault(each.subject, each.data))
+        await client.key_lanes.find_token(client.topology.family(keyed.FAMILY), "acme", "a/b é")
+        await client.enqueue(keyed.Call(model="a/b é", n=1), tenant="acme", unique="one")
+        await client.enqueue(keyed.Call(model="a/b é", n=2), tenant="acme", priority="high")
+        key = hashlib.sha256("a/b é".encode()).hexdigest()[:32]
+        stored = [each async for each in client.connection.read(keyed.STREAM, ">")]
+        assert [each.subject for each in stored] == [f"ai.test.calls.acme.{each}.{key}" for each in ("normal", "high")]
+        assert stored[0].headers == {
+            "Nats-Msg-Id": "acme/test.calls/one", "Content-Type": "application/cbor", "Aiq-Kind": "call",
+            "Aiq-Job-Id": "one", "priority": "normal", "Aiq-Limit-Key": "a%2Fb%20%C3%A9",
+        }  # fmt: skip
+        family = client.topology.family(keyed.FAMILY)
+        config = family.lane_config("acme", "normal", key)
+        assert config["durable_name"] == f"acme-normal={key}"
+        assert config["filter_subject"] == f"ai.test.calls.acme.normal.{key}"
+        assert hints[f"aiq.hint.test.calls.acme.normal.{key}"] == "a/b é".encode()

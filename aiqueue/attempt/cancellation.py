@@ -37,10 +37,11 @@ PAUSE_AGAIN_S = 10.0  # but not more often than this: anybody could send notices
 class RunningAttempt(Limit):
     """One attempt, as far as it can be stopped. As a `Limit` it has the timeout of its handler.
 
-    `cancel_requested`: its job was cancelled. `is_over`: the attempt has ended, or was abandoned. `request_stop` is a
-    callback that asks the attempt to stop gently. None: there is no gentle way, and the attempt's task is cancelled.
-    `stop_limit` cancels the task (again) when the grace period is over. `check_at`: when its journal is read next,
-    `paused_at`: when a notice has paused its writer, both in monotonic seconds.
+    `cancel_requested`: its job was cancelled. `is_over`: the attempt has ended, or was abandoned. `request_stop` is
+    a callback that asks the attempt to stop gently. None: there is no gentle way, and the attempt's task is
+    cancelled. `is_limited`: before the handler is called, its worker must let it start. `stop_limit` cancels the
+    task (again) when the grace period is over. `check_at`: when its journal is read next, `paused_at`: when a
+    notice has paused its writer, both in monotonic seconds.
     """
 
     journaled: bool  # whether it has a writer
@@ -49,6 +50,7 @@ class RunningAttempt(Limit):
     check_at = 0.0
     paused_at = -PAUSE_AGAIN_S
     request_stop: Callable[[], None] | None = None
+    is_limited = False  # whether `begin_call` must be asked before the handler is called
 
     @property
     def writer(self) -> Writer | None:

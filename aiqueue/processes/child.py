@@ -21,8 +21,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
-from .. import attempt, codec
-from ..attempt import Cancelled, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
+from .. import attempt, codec, subjects
+from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..backoff import Backoff
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
@@ -32,6 +32,7 @@ from ..topology import Family
 from . import protocol
 from .forks import reset_signals_at_fork
 from .recipe import find_object
+from .worker_pipe import WorkerPipe
 
 _PR_SET_PDEATHSIG = 1
 
@@ -54,7 +55,7 @@ def main(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     reset_signals_at_fork()
-    pipe = _WorkerPipe(*_take_pipe())
+    pipe = WorkerPipe(*_take_pipe())
     recipe = protocol.read_frame_blocking(pipe.reader)[1]
     _set_up_logging(recipe["log"])
     Loading.now = True
@@ -89,89 +90,13 @@ def _set_up_logging(levels: dict[str, int]) -> None:
             logging.getLogger(name).setLevel(level)
 
 
-class _WorkerPipe:
-    """The child's end of the pipe. A thread reads it, so that its end is noticed while the event loop is busy.
-
-    `task` is the task in which an async handler runs, `cancelled` whether the running job was cancelled. `_answer` is
-    the future of the last question; questions are asked one at a time, under `_asking`.
-    """
-
-    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
-        self.reader = reader
-        self._writer = writer
-        self._writing = threading.Lock()
-        self._answer: asyncio.Future[list[Any]] | None = None
-        self.task: asyncio.Task[Any] | None = None
-        self.cancelled = False
-        self._asking = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None, "it is set by start_reading"
-        return self._loop
-
-    def send(self, *items: Any) -> None:
-        """Write a frame. Raises EncodeError."""
-        self._write(protocol.encode_frame(list(items)))
-
-    def _write(self, pieces: list[bytes]) -> None:
-        with self._writing:
-            for piece in pieces:
-                left = memoryview(piece)
-                while left:
-                    left = left[self._writer.write(left) or 0 :]
-
-    def start_reading(self, requests: asyncio.Queue[list[Any]]) -> None:
-        """Read frames in a thread, and put the worker's requests in `requests`. When the pipe closes, exit."""
-        self._loop = loop = asyncio.get_running_loop()
-
-        def read_frames() -> None:
-            with contextlib.suppress(EOFError, OSError, RuntimeError):
-                while True:
-                    items = protocol.read_frame_blocking(self.reader)
-                    loop.call_soon_threadsafe(self._on_frame, requests, items)
-            os._exit(0)
-
-        threading.Thread(target=read_frames, name="aiqueue-pipe", daemon=True).start()
-
-    async def ask(self, check: Callable[[], None], *items: Any) -> Any:
-        """Ask the worker something for the running job, and return its answer. Raises what the worker raised.
-
-        `check` is called when the question's turn has come, and raises if it must not be asked any more.
-        """
-        async with self._asking:
-            if self._answer is not None:  # of a question whose asker was cancelled: the next answer belongs to it
-                await asyncio.wait([self._answer])
-            check()
-            packed = protocol.encode_frame(list(items))
-            self._answer = asyncio.get_running_loop().create_future()
-            self._write(packed)
-            problem, value = await asyncio.shield(self._answer)
-        if problem:
-            raise protocol.error_from_plain(problem)
-        return value
-
-    def _on_frame(self, requests: asyncio.Queue[list[Any]], items: list[Any]) -> None:
-        """Handle one frame: "stop" cancels the job, "answer" answers a question, anything else is a request."""
-        if items[0] == "stop":
-            self.cancelled = True
-            if self.task is not None:
-                self.task.cancel()
-        elif items[0] != "answer":
-            self.cancelled = False
-            requests.put_nowait(items)
-        elif self._answer is not None and not self._answer.done():
-            self._answer.set_result(items[1:])
-
-
 class _ChildContext:
     """What a job may ask for while its handler runs in a child (it implements `job.Progress`).
 
     Once the attempt `is_over`, questions are refused: the worker would take them for the next job's.
     """
 
-    def __init__(self, pipe: _WorkerPipe, threads: Threads) -> None:
+    def __init__(self, pipe: WorkerPipe, threads: Threads) -> None:
         self._pipe = pipe
         self._threads = threads
         self._documents_opened = 0
@@ -202,6 +127,11 @@ class _ChildContext:
         with self._saying:
             self._refuse_if_over()
             self._pipe.send(protocol.SETTLE, cost)
+
+    async def begin_call(self, cost: float | None, key: str) -> list[Any] | None:
+        """Ask the worker to let the handler start. Raises what the worker raised."""
+        answer: list[Any] | None = await self._ask(protocol.BEGIN, cost, key)
+        return answer
 
     async def begin_step(self, name: str) -> tuple[Any] | None:
         """Ask the worker for the kept result of a step. Raises BadInput, and what the worker raised."""
@@ -302,6 +232,7 @@ class _FoundHandlers:
                         True,
                         on=_find_policies(worker, family, kind),
                         any_of=family if kind == ANY_KIND else "",
+                        cost=_find_cost(worker, family, kind),
                     )
                     if call and model
                     else dataclasses.replace(_find_registered(worker, family, kind), process=False)
@@ -315,7 +246,7 @@ class _FoundHandlers:
             self.lifespan = find_object(recipe["lifespan"])
 
 
-async def _serve_worker(pipe: _WorkerPipe, found: _FoundHandlers) -> None:
+async def _serve_worker(pipe: WorkerPipe, found: _FoundHandlers) -> None:
     """Enter the lifespan, send "ready", and answer requests until "end"."""
     requests: asyncio.Queue[list[Any]] = asyncio.Queue()
     threads = Threads("aiqueue-handler")
@@ -335,7 +266,7 @@ async def _serve_worker(pipe: _WorkerPipe, found: _FoundHandlers) -> None:
 
 
 async def _answer_in_task(
-    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
+    pipe: WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
 ) -> list[Any]:
     """Return the answer to one request, found in a task of its own with its own context variables.
 
@@ -349,7 +280,7 @@ async def _answer_in_task(
 
 
 async def _answer_request(
-    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
+    pipe: WorkerPipe, found: _FoundHandlers, threads: Threads, state: Any, request: list[Any]
 ) -> list[Any]:
     """Return the answer to one request: "read" decodes a job's body, "run" calls its handler."""
     verb, plain, *rest = request
@@ -357,13 +288,13 @@ async def _answer_request(
     if verb == "read":
         decoded = attempt.decode_body(raw)
         return ["read", decoded.job_id, decoded.kind, decoded.version, decoded.problem]
-    number, keeps_result = rest
-    outcome = await _call_handler_here(pipe, found, threads, raw, state, number)
+    number, keeps_result, is_limited = rest
+    outcome = await _call_handler_here(pipe, found, threads, raw, state, number, is_limited=is_limited)
     return ["outcome", *_outcome_to_send(outcome, keeps_result)]
 
 
 async def _call_handler_here(
-    pipe: _WorkerPipe, found: _FoundHandlers, threads: Threads, raw: RawJob, state: Any, number: int
+    pipe: WorkerPipe, found: _FoundHandlers, threads: Threads, raw: RawJob, state: Any, number: int, *, is_limited: bool
 ) -> Outcome:
     """Call the handler for attempt `number`. The worker keeps its timeout, because it can kill a child that hangs."""
     decoded = attempt.decode_body(raw)
@@ -374,6 +305,8 @@ async def _call_handler_here(
         return job  # type: ignore[return-value]  # a job has a handler
     outcome: Outcome
     try:
+        if is_limited and (refusal := await _begin_call(context, job, handler, decoded, raw.family)) is not None:
+            return refusal
         if pipe.cancelled:
             return Cancelled()
         if handler.is_async:
@@ -392,12 +325,24 @@ async def _call_handler_here(
     return await _take_late_cancellation(pipe, outcome)
 
 
-def _cancelled_outcome(pipe: _WorkerPipe) -> Outcome:
+async def _begin_call(
+    context: _ChildContext, job: Job[Any], handler: Handler, decoded: DecodedJob, family: Family
+) -> Outcome | None:
+    """Ask the worker whether the call of a limited job may start now. Returns the outcome of one that may not."""
+    cost = attempt.cost_of(handler, job.message)
+    if isinstance(cost, Refused):
+        return cost
+    key = subjects.key_in_message((decoded.data or {}).get(family.limit_key or ""))
+    answer = await context.begin_call(cost if handler.cost is not None else None, key)
+    return None if answer is None else attempt.outcome_from_plain(answer)
+
+
+def _cancelled_outcome(pipe: WorkerPipe) -> Outcome:
     """Return what a CancelledError means: the worker has cancelled the job, or the handler has failed."""
     return Cancelled() if pipe.cancelled else attempt.outcome_of_error(asyncio.CancelledError())
 
 
-async def _take_late_cancellation(pipe: _WorkerPipe, outcome: Outcome) -> Outcome:
+async def _take_late_cancellation(pipe: WorkerPipe, outcome: Outcome) -> Outcome:
     """Return the outcome of a handler that may have cancelled its own task just before it ended, without an await."""
     task = asyncio.current_task()
     if task is None or not task.cancelling():
@@ -425,6 +370,14 @@ def _find_policies(worker: Any, family: str, kind: str) -> Policies:
         return _find_registered(worker, family, kind).on
     except LookupError:
         return {}
+
+
+def _find_cost(worker: Any, family: str, kind: str) -> Callable[[Any], float] | None:
+    """Return the `cost` of a worker's handler, None if the worker has no such handler."""
+    try:
+        return _find_registered(worker, family, kind).cost
+    except LookupError:
+        return None
 
 
 def _find_registered(worker: Any, family: str, kind: str) -> Handler:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -102,8 +102,11 @@ class ChildProcess:
         if not self._process.stdin.is_closing():
             self._process.stdin.writelines(protocol.encode_frame(["stop"]))
 
-    async def ask(self, request: list[Any], progress: Progress | None = None) -> list[Any]:
+    async def ask(
+        self, request: list[Any], progress: Progress | None = None, limit: asyncio.Timeout | None = None
+    ) -> list[Any]:
         """Send a request and return the answer. What the child asks for meanwhile, `progress` does: see `job.Progress`.
+        `limit` stands still while the child waits for the start of its call.
 
         Raises ChildDied, and RuntimeError for a fault of aiqueue's own in the child.
         """
@@ -114,7 +117,9 @@ class ChildProcess:
             await self._send(request)
             while (items := await self._receive())[0] in protocol.QUESTIONS or items[0] == protocol.SETTLE:
                 if items[0] != protocol.SETTLE:
-                    await self._send(["answer", *await _answer_child(progress, open_documents, items)])
+                    with _standing_still(limit if items[0] == protocol.BEGIN else None):
+                        answer = await _answer_child(progress, open_documents, items)
+                    await self._send(["answer", *answer])
                 elif progress is not None:
                     with contextlib.suppress(Stale):
                         progress.settle(items[1])
@@ -209,6 +214,19 @@ class ChildProcess:
         return f"signal {-code}"
 
 
+@contextlib.contextmanager
+def _standing_still(limit: asyncio.Timeout | None) -> Iterator[None]:
+    """Let the time of a limit not pass meanwhile."""
+    loop, when = asyncio.get_running_loop(), None if limit is None else limit.when()
+    if limit is None or when is None:
+        yield
+        return
+    left_s = when - loop.time()
+    limit.reschedule(None)
+    yield
+    limit.reschedule(loop.time() + left_s)
+
+
 class ChildSlot:
     """Keeps one child: started for the first request, kept for the next one, replaced when it has died.
 
@@ -254,7 +272,7 @@ class ChildSlot:
             async with asyncio.timeout(timeout_s) as limit:
                 if running is not None:
                     running.request_stop = child.request_stop
-                answer = await child.ask(request, progress)
+                answer = await child.ask(request, progress, limit)
             stopped = running is not None and running.cancel_requested
             answered = not stopped or not child.has_started_since(started_at)
         except TimeoutError:
@@ -342,7 +360,7 @@ async def run_in_slot(
     slot: ChildSlot, raw: RawJob, number: int, handler: Handler, progress: Progress, running: RunningAttempt
 ) -> Outcome:
     """Run attempt `number` in the child of a slot. Raises ChildDied, ChildNotStarted."""
-    request = ["run", protocol.raw_job_to_plain(raw), number, handler.keeps_result]
+    request = ["run", protocol.raw_job_to_plain(raw), number, handler.keeps_result, running.is_limited]
     try:
         answer = await slot.ask(request, timeout_s=handler.timeout_s, progress=progress, running=running)
     except ChildTimedOut:
@@ -378,6 +396,8 @@ async def _do_as_asked(
             answer = await progress.find_encoded_step(name)
         case ["keep step", name, secrets, body]:
             answer = await progress.keep_encoded_step(name, codec.Encoded(body, secrets))
+        case [protocol.BEGIN, cost, key]:
+            answer = await progress.begin_call(cost, key)
         case ["call", body, secrets]:
             await progress.keep_call(codec.Encoded(body, secrets))
         case ["calls"]:

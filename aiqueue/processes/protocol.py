@@ -16,8 +16,10 @@ from ..attempt import RawJob
 from ..errors import AIQueueError
 from ..topology import Family
 
+BEGIN = "begin"  # asked before the handler of a limited job is called: with its cost and key
 QUESTIONS = frozenset({
     "progress", "chunk", "document", "close document", "step", "keep step", "call", "calls", "enqueue", "gather",
+    BEGIN,
 })  # fmt: skip
 SETTLE = "settle"  # what a child says of its job without waiting for an answer
 LENGTH = 4  # bytes of a frame's length, big-endian; its highest bit says that raw bytes follow

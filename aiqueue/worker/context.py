@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from .. import headers, subjects
-from ..attempt import RunningAttempt, Threads
+from ..attempt import Outcome, RunningAttempt, Threads, outcome_to_plain
 from ..codec import Encoded
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
@@ -53,6 +53,14 @@ class WorkerResources:
         }
 
 
+class Admission(Protocol):
+    """Lets the calls of a limited job begin; `limiting.LimitedCall`. `key`: "" while it is not known."""
+
+    key: str
+
+    async def begin(self, cost: float | None = None, key: str = "") -> Outcome | None: ...
+
+
 class JobContext(RunningAttempt):
     """One attempt as its handler sees it (it implements `job.Progress`), and as `Cancellations` stops it.
 
@@ -66,6 +74,7 @@ class JobContext(RunningAttempt):
     _writer: Writer | None = None
     has_checkpoints = False
     settled: float | None = None
+    admission: Admission | None = None
     _checkpoints: Checkpoints | None = None
     _gathering: Gathering | None = None
 
@@ -92,6 +101,17 @@ class JobContext(RunningAttempt):
     def kind(self) -> str:
         """The kind of the job, as it was read."""
         return self._opened.kind
+
+    @property
+    def is_limited(self) -> bool:  # type: ignore[override]
+        return self.admission is not None
+
+    async def begin_call(self, cost: float | None, key: str) -> list[Any] | None:
+        """Let the handler of a limited job start in a child. Returns None, or the outcome of one that may not, as plain
+        data.
+        """
+        refusal = None if self.admission is None else await self.admission.begin(cost, key)
+        return None if refusal is None else outcome_to_plain(refusal)
 
     def set_task(self, task: asyncio.Task[None]) -> None:
         """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""

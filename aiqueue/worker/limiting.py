@@ -24,7 +24,7 @@ RETURN_S = 0.05
 RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
 PAUSED_S = 1.0
 FindToken = Callable[[Family, str, str], str]
-Run = Callable[[Delivery, OpenedJob, Handler | None, JobContext, Credit | None], Awaitable[Outcome]]
+Run = Callable[[Delivery, OpenedJob, Handler | None, JobContext], Awaitable[Outcome]]
 
 
 def make_key_gate(
@@ -59,7 +59,7 @@ class Limiting:
 
     def concerns(self, delivery: Delivery, opened: OpenedJob) -> bool:
         """Return whether a limit may hold for a job. False: nothing here has to be asked for it."""
-        if delivery.lane.key.key:
+        if delivery.lane.key.key or (opened.data is None and opened.family.limit_key):
             return True
         key = opened.family.limit_key and self._find_key(delivery, opened)
         return bool(key) and self._limiter.is_limited(opened.family.name, str(key), delivery.tenant)
@@ -96,7 +96,7 @@ class Limiting:
     async def run(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext, run: Run
     ) -> Outcome:
-        """Run a delivery that a limit may hold for: `run` gets its credit, which is settled after it."""
+        """Run a delivery that a limit may hold for: `run` calls the handler once its admission lets the call begin."""
         gate = self._job_gate
         if not opened.plain and (known := gate.find_outcome(delivery, opened)) is not None:
             delivery.give_back_credit()
@@ -105,83 +105,62 @@ class Limiting:
             moved = self.find_lane(delivery, opened)
             if moved is not None and gate.can_be_moved(delivery, moved.key):
                 return moved
-        credit = await self.admit(delivery, opened, handler)
-        if not isinstance(credit, Credit):
-            return credit or await run(delivery, opened, handler, context, None)
+        cost = _cost_of(handler, opened)
+        if isinstance(cost, Refused):
+            delivery.give_back_credit()
+            return cost
+        admission = LimitedCall(self, delivery, self._find_key(delivery, opened), cost)
+        if (refusal := await admission.reserve()) is not None:
+            return refusal
+        context.admission = admission
         try:
-            outcome = await run(delivery, opened, handler, context, credit)
-            if type(outcome) is Raised and outcome.pauses_key:
-                self._pause_key(delivery, opened, outcome)
-            return outcome
+            return await run(delivery, opened, handler, context)
         finally:
-            if credit.is_begun:
-                credit.settle(context.settled)
-            else:
-                credit.release()
+            admission.end(context.settled)
 
-    def _pause_key(self, delivery: Delivery, opened: OpenedJob, outcome: Raised) -> None:
+    def pause_key(self, delivery: Delivery, opened: OpenedJob, context: JobContext | None, outcome: Raised) -> None:
         """A handler asks for no more calls of its key for a while: of all tenants, unless only its own are limited."""
-        family, key, for_s = opened.family.name, self._find_key(delivery, opened), outcome.after_s
+        family, for_s = delivery.lane.key.family, outcome.after_s
+        known = context.admission.key if context is not None and context.admission is not None else ""
+        key = known or self._find_key(delivery, opened)
         if not key or not for_s:
             return
         controls = self._limiter.controls
         wide, narrow = controls.rules.choose(family, key, delivery.tenant, self._limiter.clock())
         tenant = delivery.tenant if wide is None and narrow is not None else None
         pausing = controls.pause(
-            family, key, tenant, for_s=min(for_s, PAUSE_MAX_S), author=f"worker {self._worker}", why=outcome.error[:200]
+            family,
+            key,
+            tenant,
+            for_s=min(for_s, PAUSE_MAX_S),
+            author=f"worker {self._worker}",
+            why=f"a handler of kind {opened.kind} asked for it",
         )
         task = asyncio.create_task(_log_failure(pausing, f"{family}, key {key!r}, is not paused"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def admit(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> Credit | Outcome | None:
-        """Return the credit with which the job may start, or the outcome of one that may not. None: no limit holds.
-
-        1. A credit that came before the job, if it suffices. 2. Else one that is waited for, at most WAIT_S. 3. Without
-        one in time, the job returns to its lane, which is no attempt.
+    async def wait(self, delivery: Delivery, key: str, cost: float) -> Credit | Outcome:
+        """Return a credit, or the outcome of a job that cannot have one within WAIT_S. A job that is here goes before
+        those that are asked for.
         """
-        family, tenant = opened.family.name, delivery.tenant
-        key = self._find_key(delivery, opened)
-        if not key:
-            delivery.give_back_credit()
-            return None
-        cost = _cost_of(handler, opened)
-        if isinstance(cost, Refused):
-            delivery.give_back_credit()
-            return cost
-        pool, credit = delivery.lane.pool, delivery.credit
-        delivery.credit = None
-        if pool is not None:
-            pool.note_cost(cost)
-        if isinstance(credit, CreditBatch):
-            credit = credit.single()
-        if credit is not None:
-            if credit.cost >= cost:
-                credit.reduce(cost)
-                return credit
-            credit.release()
+        lane = delivery.lane
+        family, tenant = lane.key.family, delivery.tenant
+        lane.asking += 1
         try:
-            credit = self._limiter.try_acquire(family, key, tenant, cost=cost)
-            return credit or await self._wait(delivery, key, cost)
+            if (credit := self._limiter.try_acquire(family, key, tenant, cost=cost)) is not None:
+                return credit
+            if self._limiter.is_paused(family, key, tenant):
+                return self._postpone(delivery, cost)
+            async with asyncio.timeout(WAIT_S):
+                return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)
+        except TimeoutError:
+            return self._postpone(delivery, cost)
         except AboveLimit as error:
             return Refused("limit", str(error))
         except AIQueueError as error:
-            log.warning("job %s of %s waits for its limit: %s", opened.job_id, delivery.lane.key, error)
+            log.warning("a job of %s waits for its limit: %s", lane.key, error)
             return Postponed(PAUSED_S)
-
-    async def _wait(self, delivery: Delivery, key: str, cost: float) -> Credit | Outcome:
-        """Wait for a credit, before those that are asked for jobs which are not here yet."""
-        lane = delivery.lane
-        if self._limiter.is_paused(lane.key.family, key, delivery.tenant):
-            return self._postpone(delivery, cost)
-        lane.asking += 1
-        try:
-            async with asyncio.timeout(WAIT_S):
-                return await self._limiter.acquire(
-                    lane.key.family, key, delivery.tenant, cost=cost, first=lane.pool is not None
-                )
-        except TimeoutError:
-            return self._postpone(delivery, cost)
         finally:
             lane.asking -= 1
 
@@ -192,6 +171,76 @@ class Limiting:
         lane.pool.note_return(cost)
         self._note_return(delivery)
         return Postponed(RETURN_S)
+
+
+class LimitedCall:
+    """What a delivery may start with. `key`: "" until it is known; a body that was not decoded here is read in a child.
+
+    1. `reserve`: a credit that came before the job, if it suffices, or one that is waited for. It may get old then.
+    2. `begin`, just before each call of the handler: with this credit, or another one that is waited for.
+    3. `end`, after the call. Without a credit in time the job returns to its lane, which is no attempt.
+    """
+
+    def __init__(self, limiting: Limiting, delivery: Delivery, key: str, cost: float) -> None:
+        self._limiting, self._delivery = limiting, delivery
+        self.key, self._cost = key, cost
+        credit, delivery.credit = delivery.credit, None
+        self._credit = credit.single() if isinstance(credit, CreditBatch) else credit
+
+    async def reserve(self) -> Outcome | None:
+        """Return the outcome of a job that cannot have a credit now; None if it has one, or needs none."""
+        if not self.key:
+            self._give_back()
+            return None
+        pool = self._delivery.lane.pool
+        if pool is not None:
+            pool.note_cost(self._cost)
+        credit = self._credit
+        if credit is not None and credit.cost >= self._cost:
+            credit.reduce(self._cost)
+            return None
+        self._give_back()
+        return await self._acquire()
+
+    async def begin(self, cost: float | None = None, key: str = "") -> Outcome | None:
+        """Return None if the call may start now, else the outcome of its job. `cost`, `key`: if unknown before.
+
+        A credit that an earlier call began with is settled, as that call has used it.
+        """
+        if key and key != self.key:
+            self._give_back()
+            self.key = key
+        if not self.key:
+            return None
+        self._cost = self._cost if cost is None else cost
+        if self._credit is not None and (self._credit.is_begun or self._credit.cost < self._cost):
+            self._give_back()
+        while self._credit is None or not self._credit.begin():
+            self._credit = None
+            if (refusal := await self._acquire()) is not None:
+                return refusal
+        return None
+
+    async def _acquire(self) -> Outcome | None:
+        found = await self._limiting.wait(self._delivery, self.key, self._cost)
+        if not isinstance(found, Credit):
+            return found
+        self._credit = found
+        return None
+
+    def _give_back(self) -> None:
+        """As `end`, where nothing is known of the use."""
+        self.end(None)
+
+    def end(self, used: float | None) -> None:
+        """Settle the credit by what the handler says that it has used, or give it back if no call began. Safe twice."""
+        credit, self._credit = self._credit, None
+        if credit is None:
+            return
+        if credit.is_begun:
+            credit.settle(used)
+        else:
+            credit.release()
 
 
 async def _log_failure(work: Awaitable[object], problem: str) -> None:

@@ -22,7 +22,6 @@ from ..attempt import (
     Limit,
     Limits,
     Outcome,
-    Postponed,
     Raised,
     Refused,
     Returned,
@@ -34,7 +33,6 @@ from ..errors import Stale, Unavailable
 from ..job import Job, RawMessage
 from ..journal import Writer
 from ..lanes import Delivery
-from ..limits import Credit
 from ..processes import Processes, Quarantine, Suspect
 from ..requests import Claims
 from .claiming import RunClaims
@@ -48,7 +46,6 @@ from .settlement import Settlement
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-LATE_S = 0.05  # how long a job is away whose credit has expired before it could start
 
 
 class Runner:
@@ -195,6 +192,8 @@ class Runner:
     ) -> None:
         """Acknowledge the job, or send its result, if that is all; else have a second task settle it."""
         acked = False
+        if type(outcome) is Raised and outcome.pauses_key and opened is not None and self.limiting is not None:
+            self.limiting.pause_key(delivery, opened, context, outcome)
         try:
             if type(outcome) is Returned and opened is not None and context is not None and not context.has_checkpoints:
                 acked = not context.has_chunks and self._settlement.try_ack_now(delivery, opened, handler)
@@ -306,12 +305,7 @@ class Runner:
         return await self.limiting.run(delivery, opened, handler, context, self._claim_and_run)
 
     async def _claim_and_run(
-        self,
-        delivery: Delivery,
-        opened: OpenedJob,
-        handler: Handler | None,
-        context: JobContext,
-        credit: Credit | None = None,
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
     ) -> Outcome:
         """Check whether this delivery may run, claim its run, and call the handler. Returns the outcome.
 
@@ -333,8 +327,6 @@ class Runner:
                     return held
         if (paused := self.gate.find_pause(delivery, opened)) is not None:  # begun meanwhile, or a plain job
             return paused
-        if credit is not None and not credit.begin():
-            return Postponed(LATE_S)  # it took too long to get here
         now = time.monotonic()
         context.mark_started(now)
         outcome: Outcome
@@ -412,6 +404,8 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
+        if context.admission is not None and (refusal := await context.admission.begin()) is not None:
+            return refusal
         timeout_s = handler.timeout_s
         if timeout_s is not None:
             self._limits.start(context, time.monotonic() + timeout_s)

@@ -58,6 +58,9 @@ class NoProgress:
     async def chunk(self, data: object) -> None:
         raise NotImplementedError
 
+    async def begin_call(self, cost: float | None, key: str) -> list[Any] | None:
+        raise NotImplementedError
+
     def settle(self, cost: float) -> None:
         raise NotImplementedError
 

@@ -16,8 +16,9 @@ import pytest
 import aiqueue
 from aiqueue.attempt import Threads
 from aiqueue.errors import JobFailed, Stale
-from aiqueue.processes.child import _ChildContext, _WorkerPipe
+from aiqueue.processes.child import _ChildContext
 from aiqueue.processes.protocol import read_frame_blocking
+from aiqueue.processes.worker_pipe import WorkerPipe
 from aiqueue.worker.context import JobContext
 
 from ..processes.test_quarantine import lose
@@ -166,7 +167,7 @@ def test_an_attempt_in_a_child_is_not_over_while_a_thread_of_it_tells_what_it_ha
             return super().write(piece)
 
     pipe = SlowWriter()
-    context = _ChildContext(_WorkerPipe(io.BytesIO(), pipe), Threads("test"))
+    context = _ChildContext(WorkerPipe(io.BytesIO(), pipe), Threads("test"))
     settling = threading.Thread(target=context.settle, args=(70.0,))
     settling.start()
     assert telling.wait(20)

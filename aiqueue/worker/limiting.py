@@ -110,7 +110,9 @@ class Limiting:
             delivery.give_back_credit()
             return cost
         admission = LimitedCall(self, delivery, self._find_key(delivery, opened), cost)
-        if (refusal := await admission.reserve()) is not None:
+        if opened.is_suspect:  # it waits for the trials of others, and would hold the credit meanwhile
+            admission.end(None)
+        elif (refusal := await admission.reserve()) is not None:
             return refusal
         context.admission = admission
         try:

@@ -220,6 +220,7 @@ async def has_listeners(connection: Connection, family: Family, *, has_key: bool
     """
     hint = subjects.hint(Lane(family.name, *(NO_KEY_LANE if has_key else NO_LANE)))
     asked = asyncio.create_task(connection.request(hint, timeout_s=NO_RESPONDERS_S))
+    asked.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved, also if this is cancelled
     await asyncio.sleep(0)  # it is sent
     await connection.flush()  # and by now answered, if nobody listens
     await asyncio.wait([asked], timeout=NO_RESPONDERS_S / 10)

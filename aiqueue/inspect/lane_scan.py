@@ -15,6 +15,7 @@ SCAN_JOBS_MAX = 10_000  # stored jobs that are read from the first on to find a 
 SCAN_BYTES_MAX = 64 * 1024 * 1024
 EARLIER_S = (0.0, 0.05, 1.0, 60.0)  # how long before the time in its id a job is looked for: clocks differ
 LATER_S = 120.0  # how long after: a job may wait for a full lane before it is stored
+MOVED_SLACK_S = 0.05  # how much earlier than its journal says a job may be in its lane: servers' clocks differ
 
 _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publisher's job: attempt/decoding.py
 
@@ -68,13 +69,26 @@ class LaneScan:
         self.limited |= stored is None and self._from_start.are_reached
         return stored
 
+    async def find_moved(self, family: Family, tenant: str, key: str, moved_at: float) -> Stored | None:
+        """Return the job in the lane of this value of its limited key, where a worker has moved it at that time."""
+        for token in (subjects.hashed(key), subjects.REST):
+            where = subjects.lane(family.name, tenant, "*", token)
+            since, until = max(0.0, moved_at - MOVED_SLACK_S), moved_at + LATER_S
+            stored = await self._read(family, tenant, _ScanAllowance(), since, until, where=where)
+            if stored is not None:
+                return stored
+        return None
+
     async def _read(
-        self, family: Family, tenant: str, limits: _ScanAllowance, since: float | None, until: float | None
-    ) -> Stored | None:
-        """Return the job among those stored from `since` to `until` (None: all), within the limits."""
+        self, family: Family, tenant: str, limits: _ScanAllowance, since: float | None, until: float | None,
+        *, where: str = "",
+    ) -> Stored | None:  # fmt: skip
+        """Return the job among those stored from `since` to `until` (None: all), within the limits. `where`: on these
+        subjects, by default on all of the tenant's.
+        """
+        where = where or f"ai.{family.name}.{tenant}.{'>' if family.limit_key else '*'}"
         with contextlib.suppress(NotFound):
-            where = f"{tenant}.>" if family.limit_key else f"{tenant}.*"
-            read = self._connection.read(family.stream, f"ai.{family.name}.{where}", since=since)
+            read = self._connection.read(family.stream, where, since=since)
             async with contextlib.aclosing(read) as found:
                 async for stored in found:
                     if (until is not None and stored.time > until) or not limits.take(stored):

@@ -250,13 +250,18 @@ class _Search:
     async def _read_lanes(self) -> None:
         """Find the job in its lane.
 
-        1. The journal names its sequence: read that message.
+        1. The journal names its sequence: read that message. Or it says that the job was moved to the lane of its
+           limited key: look there.
         2. Otherwise read through the lanes of the families and tenants that have traces of the job, or of all.
         """
         known = list(self._found.items())
         for (name, tenant), found in known:
             if found.head is not None and found.head.run:
-                found.stored = await self._scan.get(self._topology.family(name), found.head.run, tenant)
+                family = self._topology.family(name)
+                found.stored = await self._scan.get(family, found.head.run, tenant)
+                key = found.head.data.get("limit_key") if isinstance(found.head.data, dict) else None
+                if found.stored is None and isinstance(key, str) and family.limit_key:
+                    found.stored = await self._scan.find_moved(family, tenant, key, found.head.time)
         if any(found.stored for _, found in known):
             return
         if known:

@@ -6,6 +6,8 @@ This module finds out whether another message of the id has that claim. All case
 
 from __future__ import annotations
 
+import contextlib
+
 from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import Parking
@@ -16,6 +18,8 @@ from ..topology import Family
 READS_MAX = 8  # of a journal that others write to meanwhile
 RETURN_MAX_S = 600.0  # after it is due, a parked job must have started in its lane; otherwise it counts as lost
 CHECK_AGAIN_S = 5.0
+KEY_LANE_JOBS_MAX = 5_000  # jobs of limited keys, stored around the time of another one, that are read to find that one
+KEY_LANE_SPAN_S = 60.0
 
 
 class Claims:
@@ -82,30 +86,50 @@ class Claims:
         if stored is not None and _run_of(stored) == other.run and subjects.tenant_of(stored.subject) == tenant:
             return True
         lane = subjects.Lane(family.name, tenant, "*")
-        return any(parked.run == other.run for parked in await self._parking.find_all(lane, job_id))
+        if any(parked.run == other.run for parked in await self._parking.find_all(lane, job_id)):
+            return True
+        return family.limit_key is not None and await self._waits_for_limit(family, tenant, job_id, other)
+
+    async def _waits_for_limit(self, family: Family, tenant: str, job_id: str, other: _UnfinishedRun) -> bool:
+        """Whether the message of a run is in the lane of a limited key, which may be long after it was due there."""
+        if not other.due_at:
+            return False
+        subject, count = subjects.lane(family.name, tenant, "*", "*"), 0
+        read = self.journal.connection.read(family.stream, subject, since=max(0.0, other.due_at - 1.0))
+        async with contextlib.aclosing(read) as found:
+            async for stored in found:
+                if stored.headers.get(headers.JOB_ID) == job_id and _run_of(stored) == other.run:
+                    return True
+                count += 1
+                if count >= KEY_LANE_JOBS_MAX or stored.time > other.due_at + KEY_LANE_SPAN_S:
+                    break
+        return False
 
 
 class _UnfinishedRun:
-    """A run that has started and has no final entry. `seq`: where its message was when it last started."""
+    """A run that has started, or was moved to the lane of its limited key, and has no final entry. `seq`: where its
+    message was when it last started. `due_at`: when it was due, if it was parked or moved since then, in seconds since
+    the epoch; 0: it was not.
+    """
 
     def __init__(self, run: int) -> None:
         self.run = run
         self.seq = run
-        self._due_at = 0.0  # of the parking since then, seconds since the epoch; 0: not parked
+        self.due_at = 0.0
 
     def apply(self, entry: Entry) -> None:
         """Take over what an entry of this run states about where its message is."""
         data = entry.data if isinstance(entry.data, dict) else {}
         if entry.event == STARTED:
             seq = data.get("seq")
-            self.seq, self._due_at = seq if isinstance(seq, int) else entry.run, 0.0
+            self.seq, self.due_at = seq if isinstance(seq, int) else entry.run, 0.0
         elif entry.event == RETRY and data.get("parked"):
             delay_s = data.get("delay_s")
-            self._due_at = entry.time + delay_s if isinstance(delay_s, int | float) else entry.time
+            self.due_at = entry.time + delay_s if isinstance(delay_s, int | float) else entry.time
 
     def may_return(self, now: float) -> bool:
         """Whether its message may be back in the lane, at a sequence that no entry states yet."""
-        return now < self._due_at + RETURN_MAX_S
+        return now < self.due_at + RETURN_MAX_S
 
 
 def _run_of(stored: Stored) -> int:

@@ -15,8 +15,8 @@ from aiqueue import headers, subjects
 from aiqueue.cli.app import app
 from aiqueue.client.cancel import WILL_NOT_RUN
 from aiqueue.enqueue import Filter
-from aiqueue.errors import JobCancelled
-from aiqueue.inspect import Subject, examine, stats
+from aiqueue.errors import JobCancelled, NotFound
+from aiqueue.inspect import Subject, examine, lane_scan, stats
 from aiqueue.limits import StoredUse
 from aiqueue.subjects import Lane
 
@@ -131,6 +131,36 @@ async def test_a_dead_letter_and_its_replay_keep_the_value(client: aiqueue.Clien
     stored = await client.connection.last(keyed.STREAM, subjects.lane(*lane))
     assert stored is not None
     assert headers.limit_key(stored.headers) == MODEL
+
+
+async def test_a_moved_job_is_found_behind_more_jobs_than_a_search_reads(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "streams").mkdir()
+    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nkey = "openai/*"\nrequests = 1\nwindow = "1h"\n'
+    (tmp_path / "streams" / "limits.toml").write_text(rule)
+    worker = aiqueue.Worker()
+
+    @worker.handle(keyed.Call)
+    async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
+
+    monkeypatch.setattr(lane_scan, "SCAN_JOBS_MAX", 3)
+    async with keyed.connect(account, tmp_path) as client:
+        for _ in range(10):
+            await keyed.store(client, keyed.key_lane(MODEL), MODEL)
+        async with worker.running(client):
+            handle = await client.enqueue(keyed.Call(model=MODEL), tenant="acme", unique="the last one")
+
+            async def moved() -> bool:
+                try:
+                    return any(each.event == "moved" for each in (await handle.status()).timeline)
+                except NotFound:
+                    return False  # it is behind more jobs than are read, and has no journal yet
+
+            await eventually(moved)
+            assert (await handle.status()).state == "queued"
+            assert await handle.cancel()
+            assert (await lanes(client))[keyed.key_lane(MODEL)].pending <= 10
 
 
 @pytest.mark.parametrize("by_handle", [True, False])

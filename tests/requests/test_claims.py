@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
 
 import aiqueue
+from aiqueue import subjects
 from aiqueue.enqueue.forwarder import Forwarder
 from aiqueue.errors import JobFailed
+from aiqueue.requests import claims
+from aiqueue.requests.claims import Claims
 from aiqueue.worker import settlement
 
+from .. import keyed
 from ..support import Eventually
 
 
@@ -178,3 +183,34 @@ async def test_one_whose_retry_is_back_in_its_lane_keeps_its_claim(
     async with second.running(client):
         await eventually(lambda: empty(client))
     assert runs + more == {"r": 2}, "its two attempts, and no other run"
+
+
+async def test_a_run_that_waits_for_its_limit_is_alive_however_long_it_waits(
+    account: Any, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "streams").mkdir()
+    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nrequests = 1\nwindow = "1h"\n'
+    (tmp_path / "streams" / "limits.toml").write_text(rule)
+    file = keyed.FILE.replace('limit_key = "model"', 'limit_key = "model"\nclaim = true')
+    worker = aiqueue.Worker()
+
+    @worker.handle(keyed.Call)
+    async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
+
+    monkeypatch.setattr(claims, "RETURN_MAX_S", 0.0)
+    async with keyed.connect(account, tmp_path, file) as client, worker.running(client):
+        handles = [await client.enqueue(keyed.Call(model="m", n=n), tenant="acme") for n in range(2)]
+        lane, family = keyed.key_lane("m"), client.topology.family(keyed.FAMILY)
+
+        async def moved() -> Any:
+            states = [(await each.status()).state for each in handles]
+            assert sorted(states) == ["done", "queued"]
+            return await client.connection.last(keyed.STREAM, subjects.lane(*lane)) or False
+
+        waiting = await eventually(moved)
+        handle = next(each for each in handles if each.id == waiting.headers["Aiq-Job-Id"])
+        journal = subjects.journal(family.journal or "", "acme", handle.id)
+        found = Claims(client.journal, client.parking)
+        assert await found.is_taken_by_other_run(family, journal, waiting.seq + 1, waiting.time + 1) is True
+        await client.connection.delete(keyed.STREAM, waiting.seq)
+        assert await found.is_taken_by_other_run(family, journal, waiting.seq + 1, waiting.time + 1) is False

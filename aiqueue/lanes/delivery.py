@@ -54,7 +54,7 @@ class Delivery:
             self.tenant = message.subject.split(".", 4)[3]
             self.own_lane = Lane(key.family, self.tenant, key.priority)
         else:
-            self.tenant, self.own_lane = key.tenant, key.without_key
+            self.tenant, self.own_lane = key.tenant, lane.own
         self.run, self.enqueued_at = seq, stored_at
         self.plain = headers.read_plain(message.block)
         if self.plain is not None:
@@ -159,6 +159,10 @@ class LanePull(fairness.StrideState):
     turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
     pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
+    own: Lane = field(init=False)  # `key` without the limited key
+
+    def __post_init__(self) -> None:
+        self.own = self.key.without_key
     remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
 
     @property

@@ -17,8 +17,7 @@ ASKED_MAX = 50  # credits of one pool that are asked for and not granted yet
 COSTLY_ASKED_MAX = 4  # the same where calls have costs, which are known only when a job is here
 FRESH_S = 0.05  # a credit whose call would have to start sooner than this is given back
 FAILED_S = 1.0  # after an error, a pool asks no more for so long
-PROMPT_S = 0.05  # a credit that takes longer is one that a limit holds back
-BOUND_S = 2.0
+BOUND_S = 2.0  # after a limit held credits back, each is asked for by itself for so long
 SMOOTHING = 0.1  # weight of the newest cost in the mean
 
 
@@ -45,7 +44,6 @@ class KeyPool:
         self._mean_cost = 0.0
         self._head_cost: float | None = None  # of a job that went back to its lane for want of a credit
         self._failed_at = -FAILED_S
-        self._asked_at = 0.0
         self._bound_at = -BOUND_S
 
     @property
@@ -66,9 +64,9 @@ class KeyPool:
     def want(self, jobs: int) -> int:
         """Have credits for `jobs` that are not asked for yet, as far as the limit allows. Return how many are here."""
         self.trim()
-        if self._asks and time.monotonic() - self._asked_at > PROMPT_S:
+        if self._asks and self._limiter.is_short(self.family, self.key):
             if not self._binds():
-                self._stop_asking()
+                self._stop_asking()  # for many calls in one credit, as there seemed to be room
             self._bound_at = time.monotonic()
         need = jobs - self.free - len(self._asks)
         if need > 0 and time.monotonic() - self._failed_at >= FAILED_S:
@@ -106,11 +104,10 @@ class KeyPool:
             if stop is None:  # paused, without a rule
                 return
             self._asks[ask] = stop
-            self._asked_at = time.monotonic()
             need -= calls
 
     def _binds(self) -> bool:
-        """Whether credits have been waited for lately, so that each is asked for by itself."""
+        """Whether a limit has held credits back lately."""
         return time.monotonic() - self._bound_at < BOUND_S
 
     def _add(self, credit: Credit) -> int:
@@ -135,16 +132,16 @@ class KeyPool:
 
     def spend(self) -> Credit | CreditBatch | None:
         """Take a credit out, for a job that has arrived. None: there is none."""
-        self.trim()
         self._head_cost = None
         if not self._credits:
             return None
         self._calls -= 1
         credit = self._credits[0]
-        if isinstance(credit, CreditBatch):
-            credit.take()
-            if credit.left:
+        if type(credit) is CreditBatch:
+            if credit.left > 1:
+                credit.left -= 1  # as `take`, without a call
                 return credit
+            credit.take()
         return self._credits.popleft()
 
     def note_cost(self, cost: float) -> None:

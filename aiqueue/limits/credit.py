@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -104,6 +105,10 @@ class Credit:
         if not self._is_done:
             self._end(*((0, 0.0) if self._is_begun else (self.requests, self.cost)))
 
+    def start_in(self) -> float:
+        """Return how long the call may still start, in seconds."""
+        return self.start_by - self._owner.clock()
+
     def give_back(self, requests: int) -> None:
         """Give back some requests of a credit for several."""
         now = self._owner.clock()
@@ -137,11 +142,12 @@ class CreditBatch:
     Whoever takes a call calls `begin` before it, or `give_back` if it does not start. After the call nothing is owed.
     """
 
-    __slots__ = ("_credit", "_owner", "left", "start_by")
+    __slots__ = ("_credit", "_end", "left", "start_by")
 
     def __init__(self, credit: Credit) -> None:
-        self._credit, self._owner = credit, credit._owner
+        self._credit = credit
         self.left, self.start_by = credit.requests, credit.start_by
+        self._end = time.monotonic() + credit.start_in()  # not the server's clock: this is asked before each job
 
     def take(self) -> None:
         """Take one call out of the batch."""
@@ -151,7 +157,7 @@ class CreditBatch:
 
     def begin(self) -> bool:
         """Return whether a call that was taken may start now. If not, its part of the credit is given back."""
-        if self._owner.clock() <= self.start_by and self._owner.paused_until(self._credit.tenant) == 0.0:
+        if time.monotonic() <= self._end:
             return True
         self.give_back()
         return False
@@ -165,8 +171,8 @@ class CreditBatch:
         return self._credit.split_one()
 
     def release(self) -> None:
-        """Give back what was not taken."""
-        left, self.left = self.left, 0
+        """Give back what was not taken. No call that was taken begins any more."""
+        left, self.left, self._end = self.left, 0, 0.0
         if left:
             self._credit.settle()
             self._credit.give_back(left)

@@ -91,6 +91,11 @@ class Limiter:
         limiter = self._key(family, key, tenant)
         return limiter.try_acquire(waiter) if limiter is not None else self._unlimited(family, key, waiter)
 
+    def is_short(self, family: str, key: str) -> bool:
+        """Return whether a limit of this value of the family's key holds calls back now."""
+        limiter = self._keys.get((family, key))
+        return limiter is not None and limiter.sharing.is_short
+
     def batch_size(self, family: str, key: str, tenant: str, calls: int) -> int:
         """Return for how many of these calls one credit may be had: a `CreditBatch`. 1 where calls are to be counted
         singly: a rule limits their cost, or how many run at once, or allows few.

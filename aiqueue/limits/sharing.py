@@ -59,6 +59,7 @@ class Sharing:
         self._clock = 0.0  # the latest tag that was granted
         self._picked: list[Waiter] = []  # for whom the writes under way reserve
         self.wake_at = math.inf
+        self.is_short = False  # a limit held somebody back when it was last planned
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -233,6 +234,7 @@ class Sharing:
             self._set_ticket(wide, blocked)
             if wide.finish() and served:
                 self._advance(wide, served)
+        self.is_short = any(each.is_blocked for each in drafts.values())
         to_write = [each for each in drafts.values() if (each.is_touched if each is wide else each.finish())]
         self._set_wake(now, drafts)
         self._picked = [waiter for waiter, _ in served] if to_write else []

@@ -35,8 +35,9 @@ class RequestRate:
     mean: float = 0.0
     at: float = 0.0
 
-    def note(self, now: float, cost: float) -> None:
-        self.rate = self.now(now) + 1 / RATE_S
+    def note(self, now: float, requests: int, cost: float) -> None:
+        self.rate = self.now(now) + requests / RATE_S
+        cost /= requests or 1
         self.mean = cost if self.mean == 0.0 else self.mean + 0.05 * (cost - self.mean)
         self.at = now
 

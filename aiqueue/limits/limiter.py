@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 SWEEP_S = 5.0  # how often keys that nobody uses are closed
-BATCH_MAX = 64  # calls of a batch
+BATCH_MAX = 128  # calls of a batch
 BATCH_PART = 100  # and at most this part of a limit
 WEIGHT_MIN, WEIGHT_MAX = 0.01, 100.0
 

@@ -120,7 +120,7 @@ class Sharing:
         """Count a reservation that somebody asks for: what is reserved ahead goes by the rate. Raises AboveLimit."""
         self.check(waiter.tenant, waiter.requests, waiter.cost)
         for bucket in self._limited(waiter.tenant):
-            bucket.pace.note(now, waiter.cost)
+            bucket.pace.note(now, waiter.requests, waiter.cost)
 
     def add(self, waiter: Waiter, *, first: bool = False) -> None:
         """Put a reservation into its tenant's queue, at its end or before all others."""

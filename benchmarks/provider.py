@@ -18,7 +18,7 @@ from pathlib import Path
 
 import aiqueue
 
-from .limiting import flights, rates
+from .limiting import flights, many, price, rates, waiting
 from .limiting.bench import Asked, Finding
 
 Scenario = Callable[[Asked], Awaitable[list[Finding]]]
@@ -36,6 +36,14 @@ SCENARIOS: dict[str, Scenario] = {
     "in-flight": flights.in_flight,
     "in-flight-killed": flights.in_flight_killed,
     "in-flight-stopped": flights.in_flight_stopped,
+    "waiting": waiting.waiting,
+    "refused": waiting.refused,
+    "paused-long": waiting.paused_long,
+    "paced": price.paced,
+    "drain": price.drain,
+    "rule-changed": many.rule_changed,
+    "thousand-keys": many.thousand_keys,
+    "ten-thousand-keys": many.ten_thousand_keys,
 }
 
 

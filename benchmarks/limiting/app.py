@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import aiqueue
 
@@ -54,7 +54,7 @@ class Provider:
         self._open: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._count = 0
 
-    async def __aenter__(self) -> Provider:
+    async def __aenter__(self) -> Self:
         reader, self._writer = await asyncio.open_connection("127.0.0.1", int(os.environ[PORT]))
         self._send({"hello": os.getpid()})
         self._reader = asyncio.create_task(self._read(reader))

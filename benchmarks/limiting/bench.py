@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiqueue
 from aiqueue import subjects
@@ -22,6 +21,7 @@ from aiqueue.topology import provision
 
 from ..chaos.children import Child, Workers
 from ..chaos.nemesis import Fault, Nemesis, Plan
+from ..chaos.places import Disk, Link
 from ..chaos.servers import Cluster, NatsProcess
 from ..common import cpu_s, until
 from . import app, judge
@@ -107,7 +107,8 @@ class Fleet(Workers):
 class Ground:
     """A running system. `harm` and `faults` are those of the nemesis."""
 
-    disk = link = None
+    disk: Disk | None = None
+    link: Link | None = None
 
     def __init__(self, asked: Asked, setting: Setting, directory: Path) -> None:
         self.asked, self.setting, self.directory = asked, setting, directory
@@ -122,8 +123,8 @@ class Ground:
         self._led = itertools.cycle((STREAM, LIMITS_STREAM))
         self.client: aiqueue.Client
         self._random = random.Random(asked.seed)
-        self._numbers = itertools.count()
-        self.workers: Fleet
+        self._next = 0
+        self.workers: Workers
 
     @property
     def stream(self) -> str:
@@ -243,20 +244,23 @@ class Ground:
         return self.nemesis.faults if self.nemesis else []
 
     async def fill(
-        self, count: int, *, key: str | Callable[[int], str] = "m", tenant: str = "a",
+        self, count: int, *, key: str | Sequence[str] = "m", tenant: str = "a",
         cost: tuple[float, float] = (1, 1), takes_s: tuple[float, float] = (0.0, 0.0),
     ) -> range:  # fmt: skip
-        """Enqueue so many calls. Return their numbers."""
-        numbers = range(next(self._numbers), 0)
-        first = numbers.start
-        self._numbers = itertools.count(first + count)
-        messages = (
-            self.message(n, key if isinstance(key, str) else key(n), cost, takes_s) for n in range(first, first + count)
-        )
+        """Enqueue so many calls, of the keys in turn. Return their numbers."""
+        numbers = self._take(count)
+        keys = [key] if isinstance(key, str) else key
+        messages = (self.message(n, keys[place % len(keys)], cost, takes_s) for place, n in enumerate(numbers))
         async for outcome in self.client.enqueue_many(messages, tenant=tenant, on_full="wait", timeout=120):
             if isinstance(outcome, Exception):
                 raise outcome
-        return range(first, first + count)
+        return numbers
+
+    def _take(self, count: int) -> range:
+        """Numbers that no call has yet."""
+        numbers = range(self._next, self._next + count)
+        self._next += count
+        return numbers
 
     def message(
         self, number: int, key: str, cost: tuple[float, float] = (1, 1), takes_s: tuple[float, float] = (0.0, 0.0)
@@ -267,18 +271,15 @@ class Ground:
             takes_s=self._random.uniform(*takes_s), sent=time.monotonic(),
         )  # fmt: skip
 
-    async def pace(self, rate: float, seconds: float, *, key: str | Callable[[int], str], tenant: str = "a") -> range:
-        """Enqueue calls at a rate, and wait until all have come. Return their numbers."""
-        first = next(self._numbers)
-        count = int(rate * seconds)
-        self._numbers = itertools.count(first + count)
+    async def pace(self, rate: float, seconds: float, *, key: str, tenant: str = "a") -> range:
+        """Enqueue calls at a rate. Return their numbers."""
+        numbers = self._take(int(rate * seconds))
         begun = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for place in range(count):
+            for place, number in enumerate(numbers):
                 await asyncio.sleep(max(0.0, begun + place / rate - time.monotonic()))
-                name = key if isinstance(key, str) else key(first + place)
-                group.create_task(self._enqueue(self.message(first + place, name), tenant))
-        return range(first, first + count)
+                group.create_task(self._enqueue(self.message(number, key), tenant))
+        return numbers
 
     async def _enqueue(self, message: app.Call, tenant: str) -> None:
         await self.client.enqueue(message, tenant=tenant)

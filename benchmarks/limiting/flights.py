@@ -27,8 +27,8 @@ async def _in_flight(asked: Asked, *faults: str) -> list[Finding]:
         rest = [each for each in calls if each.number not in names]
         findings = [
             Finding("calls open at once", judge.most_open(rest, end), at_most=OPEN),
-            Finding("seconds in which a process held more than half", judge.longest_majority(log, OPEN), at_most=MAJORITY_S),
-            Finding("calls a second", judge.used(calls, begun, end).requests),
+            Finding("seconds in which one held over half", judge.longest_majority(log, OPEN), at_most=MAJORITY_S),
+            Finding("calls a second", judge.rate(calls, begun, end)),
             Finding("faults", len(here.faults), at_least=1 if faults else 0),
         ]  # fmt: skip
         if stopped:

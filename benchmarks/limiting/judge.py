@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+Span = tuple[float, float]
 DIP_S = 0.1  # a process that has let go of places for less than this has held them all the time
 
 
@@ -92,29 +93,47 @@ def worst(
 
 
 class Use(NamedTuple):
-    """Calls and cost a second."""
+    """Requests and cost, in a window or a second."""
 
     requests: float
     cost: float
 
 
+def rate(calls: Iterable[Call], since: float, until: float) -> float:
+    """Calls a second between two times."""
+    return sum(since < each.at <= until for each in calls) / (until - since)
+
+
 def used(
-    calls: Iterable[Call], since: float, until: float, without: Sequence[tuple[float, float]] = ()
+    calls: Iterable[Call], window_s: float, since: float, until: float, without: Sequence[Span] = ()
 ) -> Use:  # fmt: skip
-    """What was used a second between two times, the spans `without` left out of both."""
-    spans = sorted((max(since, a), min(until, b)) for a, b in without if b > since and a < until)
-    seconds, reached = until - since, since
-    for start, end in spans:
-        seconds -= max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    chosen = [c for c in calls if since < c.at <= until and not any(a <= c.at <= b for a, b in spans)]
-    return Use(len(chosen) / seconds, sum(each.used for each in chosen) / seconds)
+    """What a window held, as the mean over all windows that end between two times but not in the spans `without`.
+
+    The calls of one moment may take a whole limit: a count between two times would depend on how many such moments lie
+    between them.
+    """
+    ends = _less([(since, until)], without)
+    requests = cost = 0.0
+    for each in calls:
+        within_s = sum(max(0.0, min(b, each.at + window_s) - max(a, each.at)) for a, b in ends)
+        requests += within_s
+        cost += each.used * within_s
+    seconds = sum(b - a for a, b in ends)
+    return Use(requests / seconds, cost / seconds)
 
 
-def binding(use: Use, requests: float | None, cost: float | None, window_s: float) -> float:
+def _less(spans: Sequence[Span], without: Sequence[Span]) -> list[Span]:
+    """The spans without those parts of them."""
+    found = list(spans)
+    for a, b in without:
+        found = [part for c, d in found for part in ((c, min(d, a)), (max(c, b), d)) if part[0] < part[1]]
+    return found
+
+
+def binding(use: Use, requests: float | None, cost: float | None) -> float:
     """The part that was used of the limit that binds: of which most was used."""
-    parts = [use.requests * window_s / requests] if requests else []
-    parts += [use.cost * window_s / cost] if cost else []
+    parts = [use.requests / requests] if requests else []
+    parts += [use.cost / cost] if cost else []
     return max(parts)
 
 
@@ -142,7 +161,7 @@ def longest_majority(log: Log, limit: int) -> float:
     """The longest time, in seconds, in which one process held more than half of `limit` calls open while another one
     was there. Dips of less than DIP_S count as held.
     """
-    held: dict[int, list[tuple[float, float]]] = {}
+    held: dict[int, list[Span]] = {}
     by_pid: dict[int, list[Call]] = defaultdict(list)
     for call in log.of():
         by_pid[call.pid].append(call)
@@ -155,7 +174,7 @@ def longest_majority(log: Log, limit: int) -> float:
     return max((b - a for spans in held.values() for a, b in spans), default=0.0)
 
 
-def _above(calls: Iterable[Call], level: float) -> list[tuple[float, float]]:
+def _above(calls: Iterable[Call], level: float) -> list[Span]:
     """The spans in which more than `level` calls were open."""
     changes = [(at, change) for call in calls if call.end for at, change in ((call.at, 1), (call.end, -1))]
     spans, now, since = [], 0, 0.0
@@ -168,8 +187,8 @@ def _above(calls: Iterable[Call], level: float) -> list[tuple[float, float]]:
     return spans
 
 
-def _joined(spans: Iterable[tuple[float, float]], gap_s: float) -> list[tuple[float, float]]:
-    found: list[tuple[float, float]] = []
+def _joined(spans: Iterable[Span], gap_s: float) -> list[Span]:
+    found: list[Span] = []
     for a, b in spans:
         if found and a - found[-1][1] <= gap_s:
             found[-1] = found[-1][0], max(b, found[-1][1])

@@ -60,10 +60,10 @@ async def _binds(
         here.harm(*faults)
         calls, begun, end = await loaded(here, asked.seconds)
         elections = spans(here.faults, "leader-kill")
-        found = judge.used(calls, begun + asked.window_s, end, elections)
+        found = judge.used(calls, asked.window_s, begun + asked.window_s, end, elections)
         return [
             *never_above(asked, calls),
-            Finding("use of what binds", judge.binding(found, REQUESTS, COST, asked.window_s), at_least=use),
+            Finding("use of what binds", judge.binding(found, REQUESTS, COST), at_least=use),
             Finding("faults", len(here.faults), at_least=1 if faults else 0),
             Finding("workers that ended by themselves", len(here.workers.surprises), at_most=0),
             Finding("calls", len(calls)),
@@ -106,18 +106,17 @@ async def _tenants(asked: Asked, tenants: Sequence[str]) -> list[Finding]:
             await here.fill(count, tenant=tenant, cost=LOW, takes_s=TAKES_S)
         calls, begun, end = await loaded(here, asked.seconds)
         since = begun + asked.window_s
-        use = judge.used(calls, since, end)
+        use = judge.used(calls, asked.window_s, since, end)
         both = [each for each in calls if each.tenant != "narrow"]
         narrow = [each for each in calls if each.tenant == "narrow"]
+        narrow_use = judge.used(narrow, asked.window_s, since, end).requests / NARROW
         by_requests = judge.shares(both, since, end, by_cost=False).get("heavy", 0.0)
         by_cost = judge.shares(both, since, end, by_cost=True).get("heavy", 0.0)
         return [
             *never_above(asked, calls),
             Finding("requests of the narrow tenant", judge.worst(narrow, asked.window_s)[0], at_most=NARROW),
-            Finding("use of what binds", judge.binding(use, REQUESTS, COST, asked.window_s), at_least=0.9),
-            Finding(
-                "use of the narrow limit", judge.used(narrow, since, end).requests * asked.window_s / NARROW, at_least=0.9
-            ),
+            Finding("use of what binds", judge.binding(use, REQUESTS, COST), at_least=0.9),
+            Finding("use of the narrow limit", narrow_use, at_least=0.9),
             Finding("share of the heavy one, by requests", by_requests, at_least=0.6, at_most=0.7334),
             Finding("share of the heavy one, by cost", by_cost),
             Finding("calls", len(calls)),
@@ -140,10 +139,10 @@ async def small(asked: Asked) -> list[Finding]:
     async with ground(asked, setting) as here:
         await here.fill(int(30 * (asked.seconds / asked.window_s + 1)), takes_s=TAKES_S)
         calls, begun, end = await loaded(here, asked.seconds)
-        use = judge.used(calls, begun + asked.window_s, end)
+        use = judge.used(calls, asked.window_s, begun + asked.window_s, end)
         return [
             Finding("requests in the worst window", judge.worst(calls, asked.window_s)[0], at_most=3),
-            Finding("use of the limit", judge.binding(use, 3, None, asked.window_s), at_least=0.7),
+            Finding("use of the limit", judge.binding(use, 3, None), at_least=0.7),
         ]
 
 
@@ -157,7 +156,7 @@ async def large(asked: Asked) -> list[Finding]:
         most, _ = judge.worst(calls, asked.window_s)
         return [
             Finding("requests in the worst window", most, at_most=limit),
-            Finding("calls a second", judge.used(calls, begun, end).requests),
+            Finding("calls a second", judge.rate(calls, begun, end)),
         ]
 
 
@@ -173,7 +172,7 @@ async def changed(asked: Asked) -> list[Finding]:
             before = time.monotonic()
             await set_limit(here, requests=limit, window=f"{asked.window_s:g}s")
             rules.append((limit, before, time.monotonic()))
-            await asyncio.sleep(1.5 * asked.window_s)
+            await asyncio.sleep(2 * asked.window_s)
         ends = [*(returned + SETTLED_S for _, _, returned in rules[1:]), time.monotonic()]
         calls = here.log().of()
         for (limit, before, returned), end, following in zip(rules, ends, [*rules[1:], None], strict=True):
@@ -181,8 +180,9 @@ async def changed(asked: Asked) -> list[Finding]:
             until = min(end, following[1]) if following and following[0] > limit else end
             most, _ = judge.worst(calls, asked.window_s, since if returned else -float("inf"), until)
             findings.append(Finding(f"requests in the worst window, limit {limit}", most, at_most=limit))
-        last = judge.used(calls, rules[-1][2] + asked.window_s, time.monotonic()).requests * asked.window_s
-        return [*findings, Finding("requests a window after the last change", last, at_least=0.7 * 50)]
+        ended = time.monotonic()
+        last = judge.used(calls, asked.window_s, ended - asked.window_s / 2, ended)
+        return [*findings, Finding("requests in the last windows", last.requests, at_least=0.7 * 50)]
 
 
 async def set_limit(here: Ground, **fields: object) -> None:

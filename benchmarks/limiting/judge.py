@@ -92,49 +92,30 @@ def worst(
     return most, highest
 
 
-class Use(NamedTuple):
-    """Requests and cost, in a window or a second."""
-
-    requests: float
-    cost: float
-
-
 def rate(calls: Iterable[Call], since: float, until: float) -> float:
     """Calls a second between two times."""
     return sum(since < each.at <= until for each in calls) / (until - since)
 
 
 def used(
-    calls: Iterable[Call], window_s: float, since: float, until: float, without: Sequence[Span] = ()
-) -> Use:  # fmt: skip
-    """What a window held, as the mean over all windows that end between two times but not in the spans `without`.
+    calls: Iterable[Call], window_s: float, since: float, until: float, *,
+    requests: float = math.inf, cost: float = math.inf, without: Sequence[Span] = (),
+) -> float:  # fmt: skip
+    """The part of these limits that was used: the mean over all windows that end between two times, but not in the
+    spans `without`, each by the limit of which it used most.
 
     The calls of one moment may take a whole limit: a count between two times would depend on how many such moments lie
     between them.
     """
-    ends = _less([(since, until)], without)
-    requests = cost = 0.0
-    for each in calls:
-        within_s = sum(max(0.0, min(b, each.at + window_s) - max(a, each.at)) for a, b in ends)
-        requests += within_s
-        cost += each.used * within_s
-    seconds = sum(b - a for a, b in ends)
-    return Use(requests / seconds, cost / seconds)
-
-
-def _less(spans: Sequence[Span], without: Sequence[Span]) -> list[Span]:
-    """The spans without those parts of them."""
-    found = list(spans)
-    for a, b in without:
-        found = [part for c, d in found for part in ((c, min(d, a)), (max(c, b), d)) if part[0] < part[1]]
-    return found
-
-
-def binding(use: Use, requests: float | None, cost: float | None) -> float:
-    """The part that was used of the limit that binds: of which most was used."""
-    parts = [use.requests / requests] if requests else []
-    parts += [use.cost / cost] if cost else []
-    return max(parts)
+    changes = [(at, each.used * sign, sign) for each in calls for at, sign in ((each.at, 1), (each.at + window_s, -1))]
+    changes += [(at, 0.0, 0) for span in [(since, until), *without] for at in span]
+    taken, count, former, total, seconds = 0.0, 0, -math.inf, 0.0, 0.0
+    for at, used_, one in sorted(changes):
+        if since <= former and at <= until and not any(a <= former and at <= b for a, b in without):
+            total += max(count / requests, taken / cost) * (at - former)
+            seconds += at - former
+        taken, count, former = taken + used_, count + one, at
+    return total / seconds
 
 
 def shares(calls: Iterable[Call], since: float, until: float, by_cost: bool) -> dict[str, float]:

@@ -60,10 +60,11 @@ async def _binds(
         here.harm(*faults)
         calls, begun, end = await loaded(here, asked.seconds)
         elections = spans(here.faults, "leader-kill")
-        found = judge.used(calls, asked.window_s, begun + asked.window_s, end, elections)
+        since = begun + asked.window_s
+        use_ = judge.used(calls, asked.window_s, since, end, requests=REQUESTS, cost=COST, without=elections)
         return [
             *never_above(asked, calls),
-            Finding("use of what binds", judge.binding(found, REQUESTS, COST), at_least=use),
+            Finding("use of what binds", use_, at_least=use),
             Finding("faults", len(here.faults), at_least=1 if faults else 0),
             Finding("workers that ended by themselves", len(here.workers.surprises), at_most=0),
             Finding("calls", len(calls)),
@@ -106,16 +107,16 @@ async def _tenants(asked: Asked, tenants: Sequence[str]) -> list[Finding]:
             await here.fill(count, tenant=tenant, cost=LOW, takes_s=TAKES_S)
         calls, begun, end = await loaded(here, asked.seconds)
         since = begun + asked.window_s
-        use = judge.used(calls, asked.window_s, since, end)
+        use = judge.used(calls, asked.window_s, since, end, requests=REQUESTS, cost=COST)
         both = [each for each in calls if each.tenant != "narrow"]
         narrow = [each for each in calls if each.tenant == "narrow"]
-        narrow_use = judge.used(narrow, asked.window_s, since, end).requests / NARROW
+        narrow_use = judge.used(narrow, asked.window_s, since, end, requests=NARROW)
         by_requests = judge.shares(both, since, end, by_cost=False).get("heavy", 0.0)
         by_cost = judge.shares(both, since, end, by_cost=True).get("heavy", 0.0)
         return [
             *never_above(asked, calls),
             Finding("requests of the narrow tenant", judge.worst(narrow, asked.window_s)[0], at_most=NARROW),
-            Finding("use of what binds", judge.binding(use, REQUESTS, COST), at_least=0.9),
+            Finding("use of what binds", use, at_least=0.9),
             Finding("use of the narrow limit", narrow_use, at_least=0.9),
             Finding("share of the heavy one, by requests", by_requests, at_least=0.6, at_most=0.7334),
             Finding("share of the heavy one, by cost", by_cost),
@@ -139,10 +140,10 @@ async def small(asked: Asked) -> list[Finding]:
     async with ground(asked, setting) as here:
         await here.fill(int(30 * (asked.seconds / asked.window_s + 1)), takes_s=TAKES_S)
         calls, begun, end = await loaded(here, asked.seconds)
-        use = judge.used(calls, asked.window_s, begun + asked.window_s, end)
+        use = judge.used(calls, asked.window_s, begun + asked.window_s, end, requests=3)
         return [
             Finding("requests in the worst window", judge.worst(calls, asked.window_s)[0], at_most=3),
-            Finding("use of the limit", judge.binding(use, 3, None), at_least=0.7),
+            Finding("use of the limit", use, at_least=0.7),
         ]
 
 
@@ -181,8 +182,8 @@ async def changed(asked: Asked) -> list[Finding]:
             most, _ = judge.worst(calls, asked.window_s, since if returned else -float("inf"), until)
             findings.append(Finding(f"requests in the worst window, limit {limit}", most, at_most=limit))
         ended = time.monotonic()
-        last = judge.used(calls, asked.window_s, ended - asked.window_s / 2, ended)
-        return [*findings, Finding("requests in the last windows", last.requests, at_least=0.7 * 50)]
+        last = judge.used(calls, asked.window_s, ended - asked.window_s / 2, ended, requests=50)
+        return [*findings, Finding("use in the last windows", last, at_least=0.7)]
 
 
 async def set_limit(here: Ground, **fields: object) -> None:

@@ -358,6 +358,8 @@ async def ground(asked: Asked, setting: Setting, *, working: bool = True) -> Asy
     finally:
         made.kill_servers()
         if asked.keep is not None:
+            faults = [json.dumps([each.kind, each.at, each.until, each.victim, each.what]) for each in made.faults]
+            (directory / "faults.log").write_text("\n".join(faults))
             _keep(directory, asked.keep / f"{int(time.time())}")
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -6,11 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from aiqueue.limits import Controls, RuleId
-
 from . import app, judge
 from .bench import Asked, Finding, Ground, Setting, ground, told
-from .rates import set_limit
 
 KEYS, BUSY, OF_A_KEY, MANY = 1_000, 100, 5, 10_000
 OTHER_RATE, OTHER_S = 20.0, 15.0
@@ -28,12 +25,12 @@ async def rule_changed(asked: Asked) -> list[Finding]:
         most, count = 0, len(numbers)
         for _ in range(CYCLES):
             if asked.limits:
-                await set_limit(here, key="m", requests=limit, window=f"{asked.window_s:g}s")
+                await here.client.set_limit(app.FAMILY, "m", requests=limit, window=asked.window_s)
             since = time.monotonic() + 1.0 + asked.window_s
             count += len(await here.fill(100, takes_s=(0.0, 0.2)))
             await asyncio.sleep(2 * asked.window_s)
             most = max(most, judge.worst(here.log().of(), asked.window_s, since, time.monotonic())[0])
-            await _unset_limit(here, "m")
+            await here.client.unset_limit(app.FAMILY, "m")
             await asyncio.sleep(1)
         with told(asked.say, "without the rule all run"):
             await here.called(range(count), 60 + count / 20)
@@ -50,12 +47,6 @@ async def rule_changed(asked: Asked) -> list[Finding]:
         if asked.former is None:
             findings.append(Finding("requests in the worst window under the rule", most, at_most=limit))
         return findings
-
-
-async def _unset_limit(here: Ground, key: str) -> None:
-    client = here.client
-    controls = Controls(client.connection, client.topology, client.limit_rules, client.connection.clock.now)
-    await controls.unset_rule(RuleId(app.FAMILY, key, None))
 
 
 async def _beside(asked: Asked, here: Ground, keys: Sequence[str], within_s: float) -> list[Finding]:

@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from aiqueue.limits import Controls
-
 from . import app, judge
 from .bench import Asked, Finding, Ground, Setting, ground, spans
 from .judge import Call
@@ -171,7 +169,7 @@ async def changed(asked: Asked) -> list[Finding]:
         findings, rules = [], [(REQUESTS, -float("inf"), 0.0)]
         for limit in (20, 150, 50):
             before = time.monotonic()
-            await set_limit(here, requests=limit, window=f"{asked.window_s:g}s")
+            await here.client.set_limit(app.FAMILY, requests=limit, window=asked.window_s)
             rules.append((limit, before, time.monotonic()))
             await asyncio.sleep(2 * asked.window_s)
         ends = [*(returned + SETTLED_S for _, _, returned in rules[1:]), time.monotonic()]
@@ -184,11 +182,3 @@ async def changed(asked: Asked) -> list[Finding]:
         ended = time.monotonic()
         last = judge.used(calls, asked.window_s, ended - asked.window_s / 2, ended, requests=50)
         return [*findings, Finding("use in the last windows", last, at_least=0.7)]
-
-
-async def set_limit(here: Ground, **fields: object) -> None:
-    """Override the rule of all keys, as an operator does."""
-    controls = Controls(
-        here.client.connection, here.client.topology, here.client.limit_rules, here.client.connection.clock.now
-    )
-    await controls.set_rule({"family": app.FAMILY, **fields}, author="bench")

@@ -7,9 +7,8 @@ import time
 
 from aiqueue import subjects
 
-from . import judge
+from . import app, judge
 from .bench import Asked, Finding, Ground, Setting, ground, told
-from .rates import set_limit
 
 OTHER_RATE, OTHER_S = 20.0, 15.0
 QUIET_S = 10.0
@@ -50,7 +49,7 @@ async def waiting(asked: Asked) -> list[Finding]:
             Finding("CPU of the server before", _most(unused, "server")),
         ]
         with told(asked.say, "the limit is lifted, and all run"):
-            await set_limit(here, key="full", requests=1_000_000)
+            await here.client.set_limit(app.FAMILY, "full", requests=1_000_000)
             await here.called(full, 60 + asked.jobs / 100)
         missing, doubled = judge.accounts([c for c in here.log().of(key="full") if c.number in full], 0)
         return [*findings, Finding("jobs that ran twice when the limit was lifted", missing + doubled, at_most=0)]

@@ -36,6 +36,13 @@ class Noop(aiqueue.Message, kind="provider.noop", family=FAMILY):
 
     number: int
     model: str
+
+
+class CostlyNoop(aiqueue.Message, kind="provider.costly", family=FAMILY):
+    """The same with a function of its cost."""
+
+    number: int
+    model: str
     cost: float = 1.0
 
 
@@ -44,7 +51,6 @@ class PlainNoop(aiqueue.Message, kind="plain.noop", family=PLAIN):
 
     number: int
     model: str
-    cost: float = 1.0
 
 
 class Provider:
@@ -118,8 +124,13 @@ async def call(job: aiqueue.Job[Call]) -> None:
         job.settle(answer["used"])
 
 
-@worker.handle(Noop, result=False, **_cost)
+@worker.handle(Noop, result=False)
 async def noop(job: aiqueue.Job[Noop]) -> None:
+    _note(job.message.number)
+
+
+@worker.handle(CostlyNoop, result=False, **_cost)
+async def costly(job: aiqueue.Job[CostlyNoop]) -> None:
     _note(job.message.number)
 
 

@@ -12,6 +12,7 @@ from .bench import PLAIN_STREAM, STREAM, Asked, Finding, Ground, Setting, ground
 
 RATE, PACED_S = 200.0, 10.0
 FREE = 'key = "m"\nrequests = 100_000\ncost = 100_000_000'
+Drained = app.Noop | app.CostlyNoop | app.PlainNoop
 FREE_REQUESTS = 'key = "r"\nrequests = 1_000_000'
 
 
@@ -44,10 +45,10 @@ async def paced(asked: Asked) -> list[Finding]:
 
 async def drain(asked: Asked) -> list[Finding]:
     """A backlog on one worker process: with a limit that does not bind, without one, and in a family without a key."""
-    kinds: dict[str, tuple[str, Callable[[int], app.Noop | app.PlainNoop]]] = {
+    kinds: dict[str, tuple[str, Callable[[int], Drained]]] = {
         "a limit of requests": (STREAM, lambda n: app.Noop(number=n, model="r")),
         "no rule": (STREAM, lambda n: app.Noop(number=n, model="free")),
-        "a limit of requests and cost": (STREAM, lambda n: app.Noop(number=n, model="m")),
+        "a limit of requests and cost": (STREAM, lambda n: app.CostlyNoop(number=n, model="m")),
         "a family without a key": (PLAIN_STREAM, lambda n: app.PlainNoop(number=n, model="m")),
     }
     rates: dict[str, list[float]] = {name: [] for name in kinds}
@@ -68,7 +69,7 @@ async def drain(asked: Asked) -> list[Finding]:
     ]
 
 
-async def _drained(here: Ground, stream: str, make: Callable[[int], app.Noop | app.PlainNoop], jobs: int) -> float:
+async def _drained(here: Ground, stream: str, make: Callable[[int], Drained], jobs: int) -> float:
     """Jobs a second from the first handler to the last."""
     here.drain_log.unlink(missing_ok=True)
     async for outcome in here.client.enqueue_many(map(make, range(jobs)), tenant="a"):

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from ..common import cpu_s
 from . import app, judge
 from .bench import PLAIN_STREAM, STREAM, Asked, Finding, Ground, Setting, ground
 
@@ -52,42 +53,53 @@ async def drain(asked: Asked) -> list[Finding]:
         "a family without a key": (PLAIN_STREAM, lambda n: app.PlainNoop(number=n, model="m")),
     }
     rates: dict[str, list[float]] = {name: [] for name in kinds}
+    cpu: dict[str, list[float]] = {name: [] for name in kinds}
     one = Asked(workers=1, limits=asked.limits, keep=asked.keep, seed=asked.seed)
     async with ground(one, Setting(tables=[FREE, FREE_REQUESTS], slots=100), working=False) as here:
         for number in range(asked.rounds + 1):
-            for name, (stream, make) in kinds.items():
-                rate = await _drained(here, stream, make, asked.jobs * (2 if number else 1))
+            names = [*kinds]
+            for name in names[number % 4 :] + names[: number % 4]:
+                found = await _drained(here, *kinds[name], asked.jobs * (2 if number else 1))
                 if number:  # the first round warms up
-                    rates[name].append(rate)
+                    rates[name].append(found[0])
+                    cpu[name].append(found[1])
     medians = {name: statistics.median(each) for name, each in rates.items()}
-    free = medians["no rule"]
+    costs = {name: statistics.median(each) for name, each in cpu.items()}
+    free, limited, costly = "no rule", "a limit of requests", "a limit of requests and cost"
     return [
         *(Finding(f"jobs a second, {name}", each) for name, each in medians.items()),
-        Finding("requests limited, of the rate without a rule", medians["a limit of requests"] / free, at_least=0.85),
-        Finding("requests and cost limited, of it", medians["a limit of requests and cost"] / free, at_least=0.85),
-        Finding("no rule, of a family without a key", free / medians["a family without a key"]),
+        *(Finding(f"the worker's CPU a job, us, {name}", each) for name, each in costs.items()),
+        Finding("requests limited: rate, of that without a rule", medians[limited] / medians[free], at_least=0.85),
+        Finding("requests and cost limited, of it", medians[costly] / medians[free], at_least=0.85),
+        Finding("no rule, of a family without a key", medians[free] / medians["a family without a key"]),
     ]
 
 
-async def _drained(here: Ground, stream: str, make: Callable[[int], Drained], jobs: int) -> float:
-    """Jobs a second from the first handler to the last."""
+async def _drained(here: Ground, stream: str, make: Callable[[int], Drained], jobs: int) -> tuple[float, float]:
+    """Jobs a second from the first handler to the last, and microseconds of the worker's CPU for each."""
     here.drain_log.unlink(missing_ok=True)
     async for outcome in here.client.enqueue_many(map(make, range(jobs)), tenant="a"):
         if isinstance(outcome, Exception):
             raise outcome
     here.workers.start()
+    (worker,) = here.workers.alive
     end = time.monotonic() + 60 + jobs / 100
+    while not _size(here) and time.monotonic() < end:
+        await asyncio.sleep(0.005)
+    before, first = cpu_s(worker.pid), _size(here) // app.RECORD.size
     while _size(here) < jobs * app.RECORD.size:
         if time.monotonic() > end:
             raise RuntimeError(f"{_size(here) // app.RECORD.size:,} of {jobs:,} jobs were drained")
         await asyncio.sleep(0.05)
+    used_s = cpu_s(worker.pid) - before
     while sum((await here.stored(stream)).values()):
         await asyncio.sleep(0.05)
     await asyncio.to_thread(here.workers.end)
     found: list[tuple[float, int]] = [*app.RECORD.iter_unpack(here.drain_log.read_bytes())]
     if len(found) != jobs or len({number for _, number in found}) != jobs:
         raise RuntimeError(f"{len(found):,} runs of {jobs:,} jobs")
-    return (jobs - 1) / (max(at for at, _ in found) - min(at for at, _ in found))
+    rate = (jobs - 1) / (max(at for at, _ in found) - min(at for at, _ in found))
+    return rate, used_s / (jobs - first) * 1e6
 
 
 def _size(here: Ground) -> int:

@@ -78,7 +78,10 @@ class Field(Protocol):
     workers: Workers
     disk: Disk | None
     link: Link | None
-    stream: str
+
+    @property
+    def stream(self) -> str:
+        """Whose leader is harmed."""
 
 
 @dataclass(order=True)

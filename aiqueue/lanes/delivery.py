@@ -163,6 +163,7 @@ class LanePull(fairness.StrideState):
 
     def __post_init__(self) -> None:
         self.own = self.key.without_key
+
     remove_when_drained: bool = False  # found with a backlog: its consumer may be removed when the lane is empty
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 
 from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
@@ -20,6 +21,8 @@ from .opening import OpenedJob
 log = logging.getLogger(__name__)
 
 WAIT_S = 2.0  # how long a job waits here for its credit, with a slot; then it returns to its lane
+PROMPT_S = 0.05  # the same in a lane that is pulled on without credits, because it may hold jobs of many keys
+WAITING_SHARE = 4  # of the slots, one in so many may be taken by jobs that wait for a credit
 RETURN_S = 0.05
 RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
 PAUSED_S = 1.0
@@ -47,6 +50,7 @@ class Limiting:
         limiter: Limiter,
         job_gate: Gate,
         worker: str,
+        slots: int,
         find_token: FindToken,
         note_return: Callable[[Delivery], None],
     ) -> None:
@@ -54,6 +58,7 @@ class Limiting:
         self._job_gate = job_gate
         self._find_token = find_token
         self._worker = worker
+        self._waiting, self._waiting_max = 0, max(1, slots // WAITING_SHARE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._note_return = note_return
 
@@ -154,7 +159,9 @@ class Limiting:
                 return credit
             if self._limiter.is_paused(family, key, tenant):
                 return self._postpone(delivery, cost)
-            async with asyncio.timeout(WAIT_S):
+            if self._waiting >= self._waiting_max:
+                return self._postpone(delivery, cost)
+            async with self._a_wait(WAIT_S if lane.pool is not None else PROMPT_S):
                 return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)
         except TimeoutError:
             return self._postpone(delivery, cost)
@@ -165,6 +172,15 @@ class Limiting:
             return Postponed(PAUSED_S)
         finally:
             lane.asking -= 1
+
+    @asynccontextmanager
+    async def _a_wait(self, within_s: float) -> AsyncIterator[None]:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(within_s):
+                yield
+        finally:
+            self._waiting -= 1
 
     def _postpone(self, delivery: Delivery, cost: float) -> Outcome:
         lane = delivery.lane

@@ -418,7 +418,7 @@ class Session:
             return None
         await keys.start()
         self._pausing.also_paused = keys.is_paused
-        return Limiting(keys.limiter, gate, self._options.name, keys.find_token, self._on_returned)
+        return Limiting(keys.limiter, gate, self._options.name, self._slots, keys.find_token, self._on_returned)
 
     def _on_keys_paused(self) -> None:
         self._pausing.look_again()

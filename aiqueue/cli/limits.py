@@ -51,7 +51,7 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
 ) -> None:
     """Override a rule of limits.toml, or set one that is not declared, within a second and for all processes.
 
-    Limits that are not given stay as they are now.
+    Limits that are not given stay as they hold for the key now.
     """
     set_to = options.run_with_client(
         lambda client: client.set_limit(

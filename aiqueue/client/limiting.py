@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # only who uses limits imports their room, which takes some m
     from ..limits import Controls, Rule, RuleId, Rules
 
 
+NO_TENANT = ""  # of whom only rules for each tenant hold
+
+
 def load_declared(topology: Topology, *directories: Path) -> tuple[Rule, ...]:
     """Load the rules of limits.toml beside the stream files. Raises TopologyError, in one line with file and key."""
     having = [each for each in list_directories(*directories) if (each / LIMITS_FILE).is_file()]
@@ -65,7 +68,8 @@ class LimitCalls:
         - `key`: a value of the family's `limit_key`, or a pattern such as "gpt-*", as the rule has it.
         - `tenant`: a tenant's own limit, ``*`` for each tenant by itself; by default one of all tenants together.
         - `requests`, `cost` (from 0) and `in_flight`: what starts in any `window` (a duration; default "1m"), what that
-          costs together, and what runs at once. Those that are not given stay as they are now.
+          costs together, and what runs at once. Those that are not given stay as they hold for the key now, also those
+          of a pattern.
         - `unlimited=True` lifts a declared rule.
         - `duration` (a duration; at most 366 days): the override ends by itself, and the declared rule holds again.
         - `by` (default: the user and host of this process) is shown to operators.
@@ -120,11 +124,16 @@ class LimitCalls:
 
 
 def _limits_now(controls: Controls, which: RuleId) -> dict[str, Any]:
-    """Return the limits of a rule as it holds now, as fields of a table; none if there is no such rule."""
+    """Return the limits that hold now for what a rule is for, as fields of a table: those of this rule, or else of the
+    more general one that the rule will replace for its key; none if there is neither.
+    """
     for rule, _, _ in controls.rules.effective(controls.now()):
         if rule.id == which:
             return rule.fields()
-    return {}
+    tenant = which.tenant if which.tenant not in (None, "*") else NO_TENANT
+    wide, narrow = controls.rules.choose(which.family, which.key, tenant, controls.now())
+    found = wide if which.tenant is None else narrow
+    return {} if found is None else found.fields()
 
 
 def name_user() -> str:

@@ -169,6 +169,14 @@ async def test_what_is_not_given_stays_as_it_is_now(client: aiqueue.Client) -> N
     assert (await client.set_limit(NAME, "o1", tenant="*", in_flight=2)).declared is None
 
 
+async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqueue.Client) -> None:
+    """Else, whoever lowers the requests of a value would lift the limit of its cost without a word."""
+    await client.set_limit(NAME, "gpt-*", cost=5, window="30s")
+    assert (await client.set_limit(NAME, "gpt-4o", requests=7)).limit == "7 requests and cost 5 in 30s"
+    assert (await client.set_limit(NAME, "gpt-4*", in_flight=2)).limit == "100 requests and cost 5 in 30s, 2 in flight"
+    assert (await client.set_limit(NAME, "claude", requests=7)).limit == "7 requests in 1m"
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -145,6 +145,7 @@ async def test_a_moved_job_is_found_behind_more_jobs_than_a_search_reads(
     async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
 
     monkeypatch.setattr(lane_scan, "SCAN_JOBS_MAX", 3)
+    monkeypatch.setattr(lane_scan, "MOVED_SLACK_S", 0.0)  # one server has one clock
     async with keyed.connect(account, tmp_path) as client:
         for _ in range(10):
             await keyed.store(client, keyed.key_lane(MODEL), MODEL)

@@ -574,7 +574,7 @@ async def read_stream(client: aiqueue.Client, job_id: str, family: str, tenant: 
 async def read_letters(client: aiqueue.Client) -> list[dict[str, Any]]:
     letters = [
         {
-            "seq": each.seq, "job_id": each.job_id, "kind": each.kind, "lane": [*each.lane], "reason": each.reason,
+            "seq": each.seq, "job_id": each.job_id, "kind": each.kind, "lane": [*each.lane[:3]], "reason": each.reason,
             "error": each.error, "attempt": each.attempt, "worker": each.worker, "enqueued_at": each.enqueued_at,
             "replays": each.replays, "history": each.history, "headers": dict(each.headers),
             "body": await _body(client, each),

@@ -89,7 +89,7 @@ class Session:
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
         )  # fmt: skip
-        self._forwarder = Forwarder(connection, client.topology)
+        self._forwarder = Forwarder(connection, client.topology, client.key_lanes)
         self.stalled_watch = StalledLaneWatch(
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
         )

@@ -6,6 +6,7 @@ Contains no queue logic: what a command does is a method of the client or a func
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -14,6 +15,10 @@ from typing import NoReturn, TextIO
 
 __all__ = ["main"]
 
+# Python's defaults are 700 or 2,000, 10, 10. Imports and jobs leave few reference cycles, and a collection looks at
+# every object that a library has made.
+GC_THRESHOLDS = 10_000, 20, 20
+
 
 def main() -> NoReturn:
     """Run the command line of this process and exit.
@@ -21,6 +26,7 @@ def main() -> NoReturn:
     Exit codes: 0 success, 1 failure, 2 usage error, 3 the server differs from the declaration, 130 interrupted.
     """
     _open_missing_streams()
+    gc.set_threshold(*GC_THRESHOLDS)  # a module that `work` loads may set its own
     code: object = 0
     try:
         from .app import app  # noqa: PLC0415  (here, so that an interrupt during the import is handled below)
@@ -44,6 +50,7 @@ def main() -> NoReturn:
             if not code and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 code = _report_os_error(error)
             _discard(stream)
+    gc.freeze()  # a sixth of a short command's time went into the collections at Python's exit
     sys.exit(code)
 
 

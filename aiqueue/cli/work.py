@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .worker_pool import PoolMember
 
 PROCESSES_MAX = 64
-GC_THRESHOLDS = 10_000, 20, 20  # Python's defaults are 700 or 2,000, 10, 10
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 POOL_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
@@ -107,25 +106,14 @@ def work(
     from .worker_process import WorkerProcess, run_process  # noqa: PLC0415
 
     member = None if pool_fd is None else _join(pool_fd)
-    gc_thresholds = gc.get_threshold()
     worker = load(target)
-    _collect_less_often(gc_thresholds)
+    gc.freeze()  # what is loaded stays: no collection is to look at it
     _override(worker, target, concurrency, split_names(families), split_names(tenants), drain_timeout)
     if member is not None:
         _make_name_unique(worker, member)
     _log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
     if not run_process(WorkerProcess(worker, options, member, health_file), _loop_factory()):
         raise typer.Exit(FAILED)
-
-
-def _collect_less_often(defaults: tuple[int, ...]) -> None:
-    """Keep what is loaded out of Python's garbage collections, and make them rarer, unless the program has set that.
-
-    Jobs leave few reference cycles, and a collection looks at every object that a library has made.
-    """
-    gc.freeze()
-    if gc.get_threshold() == defaults:
-        gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _override(

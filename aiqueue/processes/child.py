@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import logging
 import multiprocessing.spawn
 import os
@@ -61,6 +62,7 @@ def main(parent: int) -> None:
     Loading.now = True
     found = _FoundHandlers(recipe)
     Loading.now = False
+    gc.freeze()  # what is loaded stays: no garbage collection is to look at it
     asyncio.run(_serve_worker(pipe, found))
 
 

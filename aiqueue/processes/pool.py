@@ -25,8 +25,9 @@ from .recipe import Recipe
 START_S = 120.0  # what a child gets to import its worker's modules and enter the lifespan
 END_S = 5.0  # what an idle child gets to leave the lifespan
 PIPE_TAIL_S = 1.0  # how long the pipe of a child that has ended is read for what the child still wrote
+# As in `aiqueue work`, garbage collections are rarer from the first import on.
 _CODE = (
-    "import json,sys;sys.path[:]=json.loads(sys.argv[1]);"
+    "import gc,json,sys;gc.set_threshold(10_000,20,20);sys.path[:]=json.loads(sys.argv[1]);"
     "from aiqueue.processes.child import main;main(int(sys.argv[2]))"
 )
 

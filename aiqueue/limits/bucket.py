@@ -204,15 +204,19 @@ class Bucket:
 
 
 class Draft:
-    """The next document, while it is decided what to reserve. `now`: by the server's clock."""
+    """The next document, while it is decided what to reserve. `now`: by the server's clock.
 
-    def __init__(self, bucket: Bucket, now: float) -> None:
+    `lead_s`: how long the write will take. What is reserved is charged to the slot in which the credits arrive: where
+    writes take longer than a slot, they would come too late to be used.
+    """
+
+    def __init__(self, bucket: Bucket, now: float, lead_s: float = 0.0) -> None:
         assert bucket.rule is not None
         self.bucket, self.rule, self.timing, self.now = bucket, bucket.rule, bucket.timing, now
         self.seq = bucket.seq  # of the document that this one replaces; others may be heard of before it is written
         self.document = bucket.document.copy()
         self.document.prune(now, self.timing)
-        self.slot = self.timing.slot(now)
+        self.slot = self.timing.slot(now + lead_s)
         self.corrections = dict(bucket.owed)
         for slot, (requests, cost) in self.corrections.items():
             if slot in self.document.slots:

@@ -25,6 +25,8 @@ RETRY_S = 0.2
 CATCH_UP_S = 0.002  # how long the document that was first takes to be heard
 RANK_S = 0.002  # how much later a process writes for each one whose turn is sooner
 IDLE_S = 30.0  # how long a key stays open that nobody uses
+LEAD_MAX_S = 2.0  # how far ahead a reservation is charged, at most
+LEAD_SMOOTHING = 0.1
 REPORT_S = 60.0  # how often use above reservations is logged
 
 
@@ -256,7 +258,7 @@ class KeyLimiter:
             headers.EXPECTED: str(draft.seq),
             headers.TTL: f"{draft.document.ttl_s(draft.now, draft.timing)}s",
         }
-        self._sent[msg_id] = time.monotonic()
+        self._sent[msg_id] = begun = time.monotonic()
         self.written += 1
         try:
             ack = await self._connection.store(bucket.subject, draft.document.encode(), told, timeout_s=WRITE_S)
@@ -273,8 +275,14 @@ class KeyLimiter:
             return error
         finally:
             asyncio.get_running_loop().call_later(1.0, self._sent.pop, msg_id, None)
+        self._note_write(time.monotonic() - begun)
         bucket.stored(draft, ack.seq)
         return None
+
+    def _note_write(self, took_s: float) -> None:
+        """Remember how long writes take: at once if it is longer than before, and slowly if it is shorter."""
+        longest_s = self.sharing.lead_s
+        self.sharing.lead_s = min(LEAD_MAX_S, max(took_s, longest_s + LEAD_SMOOTHING * (took_s - longest_s)))
 
     async def _catch_up(self, bucket: Bucket) -> AIQueueError | None:
         """Another process was first: take what it has stored, once that is heard, or else by reading it."""

@@ -59,6 +59,7 @@ class Sharing:
         self._clock = 0.0  # the latest tag that was granted
         self._picked: list[Waiter] = []  # for whom the writes under way reserve
         self.wake_at = math.inf
+        self.lead_s = 0.0  # how long a write takes
         self.is_short = False  # a limit held somebody back when it was last planned
 
     @property
@@ -227,7 +228,7 @@ class Sharing:
         """
         self.wake_at = math.inf
         self.serve(now)
-        drafts = {id(each): Draft(each, now) for each in self.buckets if self._needs_draft(each, now)}
+        drafts = {id(each): Draft(each, now, self.lead_s) for each in self.buckets if self._needs_draft(each, now)}
         served, blocked = self._pick(now, drafts)
         wide = drafts.get(id(self.wide))
         if wide is not None:

@@ -145,6 +145,7 @@ class Judge:
 def step(rnd: random.Random, processes: list[Process], server: Server, timing: Timing) -> None:
     """Something that can happen next to one of the processes."""
     process = rnd.choice(processes)
+    process.sharing.lead_s = rnd.choice([0.0, 0.0, 0.5, 4.0]) * timing.slot_s
     for name in server.stored:
         if rnd.random() < 0.8:
             process.hear(name)
@@ -361,6 +362,18 @@ def test_a_call_that_waited_too_long_may_not_start_and_gives_back_its_reservatio
     process.reserve("a", 1.0)
     process.go()
     assert process.start()
+
+
+@pytest.mark.parametrize("lead_s", [0.0, 0.5])
+def test_a_credit_can_be_used_although_its_write_takes_longer_than_a_slot_if_that_is_known(lead_s: float) -> None:
+    server, judge = Server(), Judge()
+    process = Process("p", server, judge, Rule(WIDE, 1, window_s=6.0), None, 0.0)
+    process.sharing.lead_s = lead_s
+    process.reserve("a", 1.0)
+    process.plan()
+    server.now += 0.5  # five slots
+    process.settle_writes(["answered"])
+    assert (bool(process.credits) and process.start()) == (lead_s > 0)
 
 
 def test_a_call_that_starts_as_late_as_it_may_is_in_no_window_with_the_next_one() -> None:

@@ -10,7 +10,7 @@ from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
-from ..lanes import Delivery, KeyGate
+from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
 from .context import JobContext
@@ -39,7 +39,7 @@ def make_key_gate(
 
 class Limiting:
     """The limits of one worker's jobs. `find_token` returns the key of the lane in which a tenant's jobs of a key wait;
-    "": they have none of their own. `note_return` is told of jobs that go back to a lane whose key has no credits.
+    "": they have none of their own. `note_return` is told of lanes to which a job goes back, for its key has no credits.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Limiting:
         job_gate: Gate,
         worker: str,
         find_token: FindToken,
-        note_return: Callable[[Delivery], None],
+        note_return: Callable[[LanePull], None],
     ) -> None:
         self._limiter = limiter
         self._job_gate = job_gate
@@ -171,7 +171,7 @@ class Limiting:
         if lane.pool is None:  # pulled on although there may be no credit
             return Postponed(min(RETURN_MAX_S, RETURN_S * 2.0 ** min(delivery.delivery_count, 16)))
         lane.pool.note_return(cost)
-        self._note_return(delivery)
+        self._note_return(lane)
         return Postponed(RETURN_S)
 
 

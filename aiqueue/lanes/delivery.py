@@ -109,8 +109,15 @@ class Turn(fairness.StrideState):
 
     @property
     def room(self) -> int:
-        """How many more deliveries the tenant may have here."""
-        return self.cap - self.running - sum(each.granted + each.waiting + each.standing_credits for each in self.lanes)
+        """How many more deliveries the tenant may have here. Standing pulls take no room: most bring nothing for long,
+        and what one brings while the turn is full goes back.
+        """
+        return self.cap - self.running - sum(each.granted + each.waiting for each in self.lanes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many of its deliveries run as may be."""
+        return self.running >= self.cap
 
     def share(self, rooms: Mapping[LanePull, int], jobs: int) -> list[tuple[LanePull, int]]:
         """Share `jobs` among lanes that have room for so many each, evenly, beginning with another one each time."""

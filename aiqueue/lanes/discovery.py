@@ -210,6 +210,8 @@ class LaneDiscovery:
         pull = self._open.get(lane)
         if pull is not None:
             pull.jobs_reported_at = time.monotonic()
+            if lane.key and pull.pool is None and self._keys is not None:
+                self._keys.find_pool(pull)
             self._puller.note_jobs(pull, jobs)
             self._changed()
             return

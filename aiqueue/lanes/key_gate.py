@@ -106,22 +106,27 @@ class KeyGate:
         pull.turn = turn
         if lane.key not in ("", subjects.REST):
             self._used.setdefault(lane[:2], {})[lane.key] = math.inf
+        self.find_pool(pull)
+
+    def find_pool(self, pull: LanePull) -> None:
+        """Give the lane of a key its pool, once it is known what its hashed key stands for."""
+        lane = pull.key
         text = self._texts.get((lane.family, lane.key), "") if lane.key else ""
-        if text:
+        if text and pull.pool is None:
             pull.pool = self._pool(lane.family, lane.tenant, text)
             pull.pool.lanes.append(pull)
+            if pull.paused and self._is_paused(lane.family, lane.tenant, text):
+                self._paused.add((lane.family, lane.tenant, text))
 
     def leave(self, pull: LanePull) -> None:
         """A lane is pulled on no more."""
-        turn, pool = pull.turn, pull.pool
-        pull.turn = pull.pool = None
+        turn, pool = pull.turn, pull.pool  # its jobs that still run go on counting in its turn
+        pull.pool = None
         used = self._used.get(pull.key[:2], {})
         if pull.key.key in used:
             used[pull.key.key] = time.monotonic() + USED_S
         if turn is not None:
             turn.lanes.remove(pull)
-            if not turn.lanes and not turn.running:
-                self._turns.pop(pull.key[:3], None)
         if pool is not None:
             pool.lanes.remove(pull)
             if not pool.lanes:
@@ -208,3 +213,5 @@ class KeyGate:
                     pool.trim()
                 if self._paused:
                     self._on_change()
+            for name in [name for name, turn in self._turns.items() if not turn.lanes and not turn.running]:
+                del self._turns[name]

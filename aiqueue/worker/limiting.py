@@ -11,7 +11,7 @@ from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
-from ..lanes import Delivery, KeyGate
+from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
 from .context import JobContext
@@ -42,7 +42,7 @@ def make_key_gate(
 
 class Limiting:
     """The limits of one worker's jobs. `find_token` returns the key of the lane in which a tenant's jobs of a key wait;
-    "": they have none of their own. `note_return` is told of jobs that go back to a lane whose key has no credits.
+    "": they have none of their own. `note_return` is told of lanes to which a job goes back for want of a credit.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Limiting:
         worker: str,
         slots: int,
         find_token: FindToken,
-        note_return: Callable[[Delivery], None],
+        note_return: Callable[[LanePull], None],
     ) -> None:
         self._limiter = limiter
         self._job_gate = job_gate
@@ -187,7 +187,7 @@ class Limiting:
         if lane.pool is None:  # pulled on although there may be no credit
             return Postponed(min(RETURN_MAX_S, RETURN_S * 2.0 ** min(delivery.delivery_count, 16)))
         lane.pool.note_return(cost)
-        self._note_return(delivery)
+        self._note_return(lane)
         return Postponed(RETURN_S)
 
 

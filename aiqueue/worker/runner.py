@@ -276,6 +276,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001
             await settlement.redeliver_later(delivery, error)
         finally:
+            delivery.give_back_credit()  # it has one still if it never came to its call
             try:
                 if context is not None and context.has_chunks:
                     context.close()

@@ -338,6 +338,10 @@ class Session:
             self._returns.spawn(delivery)
             return
         lane = delivery.lane
+        if lane.turn is not None and lane.turn.is_full:  # a standing pull has brought it
+            self.puller.note_return(lane)
+            self._returns.spawn(delivery)
+            return
         if lane.pool is not None:
             delivery.credit = lane.pool.spend()
         self.leases.hold_lease(delivery.reply, lane.ack_wait_s, delivery.arrived_at)
@@ -373,7 +377,9 @@ class Session:
         """
         while self._waiting and not self._draining and len(self._running) < self._slots:
             delivery = self._waiting.take()
-            if delivery.location not in self._running or not self._adopt_redelivery(delivery):
+            if delivery.location in self._running and self._adopt_redelivery(delivery):
+                delivery.give_back_credit()
+            else:
                 self._start_run(delivery)
 
     def _start_run(self, delivery: Delivery) -> None:
@@ -418,15 +424,11 @@ class Session:
             return None
         await keys.start()
         self._pausing.also_paused = keys.is_paused
-        return Limiting(keys.limiter, gate, self._options.name, self._slots, keys.find_token, self._on_returned)
+        return Limiting(keys.limiter, gate, self._options.name, self._slots, keys.find_token, self.puller.note_return)
 
     def _on_keys_paused(self) -> None:
         self._pausing.look_again()
         self._schedule_pull()
-
-    def _on_returned(self, delivery: Delivery) -> None:
-        """A job returns to a lane whose key has no credits."""
-        self.puller.note_return(delivery.lane)
 
     # -- back to the queue
 

@@ -426,10 +426,6 @@ class Session:
         self._pausing.also_paused = keys.is_paused
         return Limiting(keys.limiter, gate, self._options.name, self._slots, keys.find_token, self.puller.note_return)
 
-    def _on_keys_paused(self) -> None:
-        self._pausing.look_again()
-        self._schedule_pull()
-
     # -- back to the queue
 
     def _return_overdue(self) -> None:

@@ -39,7 +39,7 @@ def make_key_gate(
 
 class Limiting:
     """The limits of one worker's jobs. `find_token` returns the key of the lane in which a tenant's jobs of a key wait;
-    "": they have none of their own. `note_return` is told of lanes to which a job goes back, for its key has no credits.
+    "": they have none of their own. `note_return` is told of lanes to which a job goes back for want of a credit.
     """
 
     def __init__(

@@ -334,12 +334,10 @@ class Session:
         self._last_delivery_at = delivery.arrived_at
         if delivery.location in self._running and self._adopt_redelivery(delivery):
             return
-        if self._draining or delivery.lane.paused:
-            self._returns.spawn(delivery)
-            return
         lane = delivery.lane
-        if lane.turn is not None and lane.turn.is_full:  # a standing pull has brought it
+        if is_over := lane.turn is not None and lane.turn.is_full:  # a standing pull has brought it
             self.puller.note_return(lane)
+        if self._draining or lane.paused or is_over:
             self._returns.spawn(delivery)
             return
         if lane.pool is not None:

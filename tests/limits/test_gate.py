@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
+from aiqueue.enqueue import key_lanes
 from aiqueue.errors import Unavailable
+from aiqueue.limits import CreditBatch
 from aiqueue.topology import provision
 from aiqueue.worker.opening import Opener
 
@@ -105,3 +107,74 @@ async def test_idle_lanes_of_other_keys_take_no_place_of_a_tenant_with_few(accou
         await asyncio.sleep(0.5)
         await fill(client, 20, model="busy")
         await eventually(lambda: len(provider.calls) == 24, within=5)
+
+
+@pytest.mark.parametrize("was_limited", [True, False])
+async def test_a_limit_that_is_set_holds_for_credits_that_were_granted_before_and_wait_for_jobs(
+    account: Account, tmp_path: Path, was_limited: bool
+) -> None:
+    """Three workers that share the jobs have credits left over, valid for a minute with this window, or for ever."""
+    provider = Provider()
+    async with connecting(account, tmp_path) as client, AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(calling(provider).running(client))
+        await client.set_limit(NAME, "m", requests=100_000, window="1h")
+        await fill(client, 100, takes_s=0.01)
+        await eventually(lambda: len(provider.calls) == 100)
+        if not was_limited:
+            await client.unset_limit(NAME, "m")
+        for n in range(1, 11):
+            await fill(client, 30, takes_s=0.003)
+            await eventually(lambda: len(provider.calls) == 100 + 30 * n)  # noqa: B023
+        await client.set_limit(NAME, "m", requests=2, window="1h")
+        await asyncio.sleep(0.5)
+        before = len(provider.calls)
+        await fill(client, 100)
+        await asyncio.sleep(0.5)  # the span that is judged
+        assert len(provider.calls) - before <= (0 if was_limited else 2)
+
+
+async def test_workers_without_more_jobs_give_their_credits_back(account: Account, tmp_path: Path) -> None:
+    """With this window a credit stays valid for a minute."""
+    provider = Provider()
+    async with connecting(account, tmp_path, 'requests = 100\nwindow = "1h"') as client, AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(calling(provider).running(client))
+        for n in range(1, 7):
+            await fill(client, 10, takes_s=0.003)
+            await eventually(lambda: len(provider.calls) == 10 * n)  # noqa: B023
+        await eventually(lambda: is_used(client, 60), within=4)
+
+
+async def is_used(client: aiqueue.Client, requests: int) -> bool:
+    """Whether so many requests count in the only limit, and no more are reserved."""
+    (limit,) = await client.limits()
+    return [each.requests for each in limit.uses] == [requests]
+
+
+async def test_batches_of_credits_are_used_again_after_a_pause_that_has_ended_by_itself(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bool] = []
+    begin = CreditBatch.begin
+
+    def noted(self: CreditBatch) -> bool:
+        begun.append(begin(self))
+        return begun[-1]
+
+    monkeypatch.setattr(CreditBatch, "begin", noted)
+    monkeypatch.setattr(key_lanes, "REFRESH_S", 0.1)  # only jobs that were stored in the lane of their key are plain
+    async with (
+        connecting(account, tmp_path, 'requests = 100000\nwindow = "10s"') as client,
+        calling(Provider()).running(client),
+    ):
+
+        async def is_begun() -> bool:
+            await fill(client, 50)
+            return any(begun)
+
+        await eventually(is_begun)
+        await client.pause(NAME, key="m", duration="0.2s")
+        await asyncio.sleep(0.3)
+        begun.clear()
+        await eventually(is_begun, within=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
@@ -13,7 +14,7 @@ from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
-from .context import JobContext
+from .context import Admission, JobContext
 from .gate import Gate
 from .opening import OpenedJob
 
@@ -119,6 +120,18 @@ class Limiting:
             return await run(delivery, opened, handler, context)
         finally:
             admission.end(context.settled)
+
+    async def begin(self, opened: OpenedJob, handler: Handler, message: Any, admission: Admission) -> Outcome | None:
+        """Return None if a call in this process may start now, else the outcome of its job. The body of a suspect was
+        read only now.
+        """
+        if not opened.is_suspect:
+            return await admission.begin()
+        cost = attempt.cost_of(handler, message)
+        if isinstance(cost, Refused):
+            return cost
+        key = subjects.key_in_message((opened.data or {}).get(opened.family.limit_key or ""))
+        return await admission.begin(cost, key)
 
     def pause_key(self, delivery: Delivery, opened: OpenedJob, context: JobContext | None, outcome: Raised) -> None:
         """A handler asks for no more calls of its key for a while: of all tenants, unless only its own are limited."""

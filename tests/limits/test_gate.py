@@ -15,7 +15,9 @@ from aiqueue import subjects
 from aiqueue.enqueue import key_lanes
 from aiqueue.errors import Unavailable
 from aiqueue.limits import CreditBatch
+from aiqueue.processes import Quarantine
 from aiqueue.topology import provision
+from aiqueue.worker import limiting
 from aiqueue.worker.opening import Opener
 
 from ..support import Account, eventually
@@ -178,3 +180,23 @@ async def test_batches_of_credits_are_used_again_after_a_pause_that_has_ended_by
         await asyncio.sleep(0.3)
         begun.clear()
         await eventually(is_begun, within=5)
+
+
+async def test_a_suspect_that_waits_for_its_limit_where_no_child_can_try_it_is_not_convicted(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler is in this test, where no child finds it. Its key is known only when its body was read."""
+    monkeypatch.setattr(limiting, "WAIT_S", 0.1)
+    provider = Provider()
+    async with (
+        connecting(account, tmp_path, 'requests = 1\nwindow = "4s"') as client,
+        calling(provider).running(client),
+    ):
+        await fill(client, 1)
+        await eventually(lambda: len(provider.calls) == 1)
+        monkeypatch.setattr(Quarantine, "is_suspect", lambda *_: True)
+        async with connecting(account, tmp_path) as other:  # which does not know yet whether there are lanes of keys
+            handle = await other.enqueue(Call(n=7), tenant="a")
+            await handle.result(timeout=20)
+    (first, _, _), (second, _, _) = provider.calls
+    assert second - first >= 3.9

@@ -21,6 +21,7 @@ from .opening import OpenedJob
 log = logging.getLogger(__name__)
 
 WAIT_S = 2.0  # how long a job waits here for its credit, with a slot; then it returns to its lane
+SOON_S = 0.1  # the same for one that came without a credit to a lane that is pulled on with credits only from then on
 RETURN_S = 0.05
 RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
 PAUSED_S = 1.0
@@ -155,8 +156,8 @@ class Limiting:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def wait(self, delivery: Delivery, key: str, cost: float) -> Credit | Outcome:
-        """Return a credit, or the outcome of a job that cannot have one within WAIT_S. A job that is here goes before
+    async def wait(self, delivery: Delivery, key: str, cost: float, within_s: float) -> Credit | Outcome:
+        """Return a credit, or the outcome of a job that cannot have one in this time. A job that is here goes before
         those that are asked for.
         """
         lane = delivery.lane
@@ -167,7 +168,7 @@ class Limiting:
                 return credit
             if self._limiter.is_paused(family, key, tenant):
                 return self._postpone(delivery, cost)
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(within_s):
                 return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)
         except TimeoutError:
             return self._postpone(delivery, cost)
@@ -214,8 +215,9 @@ class LimitedCall:
         if credit is not None and credit.cost >= self._cost:
             credit.reduce(self._cost)
             return None
+        within_s = WAIT_S if credit is not None or pool is None else SOON_S
         self._give_back()
-        return await self._acquire()
+        return await self._acquire(within_s)
 
     async def begin(self, cost: float | None = None, key: str = "") -> Outcome | None:
         """Return None if the call may start now, else the outcome of its job. `cost`, `key`: if unknown before.
@@ -232,12 +234,12 @@ class LimitedCall:
             self._give_back()
         while self._credit is None or not self._credit.begin():
             self._credit = None
-            if (refusal := await self._acquire()) is not None:
+            if (refusal := await self._acquire(WAIT_S)) is not None:
                 return refusal
         return None
 
-    async def _acquire(self) -> Outcome | None:
-        found = await self._limiting.wait(self._delivery, self.key, self._cost)
+    async def _acquire(self, within_s: float) -> Outcome | None:
+        found = await self._limiting.wait(self._delivery, self.key, self._cost, within_s)
         if not isinstance(found, Credit):
             return found
         self._credit = found

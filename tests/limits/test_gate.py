@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -200,3 +201,18 @@ async def test_a_suspect_that_waits_for_its_limit_where_no_child_can_try_it_is_n
             await handle.result(timeout=20)
     (first, _, _), (second, _, _) = provider.calls
     assert second - first >= 3.9
+
+
+async def test_jobs_that_come_to_idle_lanes_of_exhausted_keys_hold_no_slots(account: Account, tmp_path: Path) -> None:
+    provider = Provider()
+    tables = 'key = "x*"\nrequests = 1\nwindow = "60s"', 'key = "free"\nrequests = 100000'
+    async with connecting(account, tmp_path, *tables) as client, calling(provider, concurrency=5).running(client):
+        for n in range(20):
+            await client.enqueue(Call(model=f"x{n}"), tenant="a")
+        await fill(client, 1, model="free")
+        await eventually(lambda: len(provider.calls) == 21)
+        await asyncio.gather(*(client.enqueue(Call(model=f"x{n}"), tenant="a") for n in range(20)))
+        at = time.monotonic()
+        await fill(client, 1, model="free")
+        await eventually(lambda: len(provider.calls) == 22)
+        assert time.monotonic() - at < 1.5

@@ -167,11 +167,11 @@ class Limiting:
             if (credit := self._limiter.try_acquire(family, key, tenant, cost=cost)) is not None:
                 return credit
             if self._limiter.is_paused(family, key, tenant):
-                return self._postpone(delivery, cost)
+                return self._postpone(delivery, key, cost)
             async with asyncio.timeout(within_s):
                 return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)
         except TimeoutError:
-            return self._postpone(delivery, cost)
+            return self._postpone(delivery, key, cost)
         except AboveLimit as error:
             return Refused("limit", str(error))
         except AIQueueError as error:
@@ -180,9 +180,9 @@ class Limiting:
         finally:
             lane.asking -= 1
 
-    def _postpone(self, delivery: Delivery, cost: float) -> Outcome:
+    def _postpone(self, delivery: Delivery, key: str, cost: float) -> Outcome:
         lane = delivery.lane
-        if lane.pool is None:  # pulled on although there may be no credit
+        if lane.pool is None or lane.pool.key != key:  # pulled on although there may be no credit
             return Postponed(min(RETURN_MAX_S, RETURN_S * 2.0 ** min(delivery.delivery_count, 16)))
         lane.pool.note_return(cost)
         self._note_return(lane)
@@ -205,12 +205,13 @@ class LimitedCall:
 
     async def reserve(self) -> Outcome | None:
         """Return the outcome of a job that cannot have a credit now; None if it has one, or needs none."""
-        if not self.key:
-            self._give_back()
-            return None
         pool = self._delivery.lane.pool
-        if pool is not None:
+        if pool is None or pool.key != self.key:  # a job in the lane of another key starts with a credit of its own
+            self._give_back()
+        else:
             pool.note_cost(self._cost)
+        if not self.key:
+            return None
         credit = self._credit
         if credit is not None and credit.cost >= self._cost:
             credit.reduce(self._cost)

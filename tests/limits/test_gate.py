@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue import subjects
+from aiqueue import headers, subjects
 from aiqueue.enqueue import key_lanes
 from aiqueue.errors import Unavailable
 from aiqueue.limits import CreditBatch
@@ -23,7 +23,7 @@ from aiqueue.worker.opening import Opener
 
 from ..support import Account, eventually
 from .provider import FAMILY, NAME, Provider
-from .test_engine import Call, calling, fill
+from .test_engine import Call, calling, delivered, fill, lane
 
 
 @asynccontextmanager
@@ -216,3 +216,20 @@ async def test_jobs_that_come_to_idle_lanes_of_exhausted_keys_hold_no_slots(acco
         await fill(client, 1, model="free")
         await eventually(lambda: len(provider.calls) == 22)
         assert time.monotonic() - at < 1.5
+
+
+async def test_a_job_in_the_lane_of_another_key_waits_for_its_own_without_coming_back_every_moment(
+    account: Account, tmp_path: Path
+) -> None:
+    """A publisher has mistaken the lane, and the job's own key is paused."""
+    provider = Provider()
+    async with connecting(account, tmp_path, "requests = 1000") as client, calling(provider).running(client):
+        await client.pause(NAME, key="mine")
+        told = {headers.KIND: "llm.call", headers.JOB_ID: subjects.new_id(), headers.LIMIT_KEY: "other"}
+        subject = subjects.lane(NAME, "a", "normal", subjects.hashed("other"))
+        await client.connection.store(subject, b'{"model":"mine"}', told, timeout_s=5)
+        await asyncio.sleep(3)  # the span that is judged
+        assert provider.calls == []
+        assert await delivered(client, lane("other")) <= 7
+        await client.resume(NAME, key="mine")
+        await eventually(lambda: len(provider.calls) == 1, within=10)

@@ -233,3 +233,16 @@ async def test_a_job_in_the_lane_of_another_key_waits_for_its_own_without_coming
         assert await delivered(client, lane("other")) <= 7
         await client.resume(NAME, key="mine")
         await eventually(lambda: len(provider.calls) == 1, within=10)
+
+
+async def test_a_lane_that_was_found_before_its_key_was_known_gets_its_credits_later(
+    account: Account, tmp_path: Path
+) -> None:
+    provider = Provider()
+    async with connecting(account, tmp_path, "requests = 3") as client, calling(provider).running(client) as session:
+        client.connection.tell(subjects.hint(lane("m")), b"")  # an empty lane, of a hint that does not name the key
+        await eventually(lambda: any(each.key.key for each in session.puller.lanes))
+        await fill(client, 30)
+        await eventually(lambda: len(provider.calls) == 3)
+        await asyncio.sleep(3)  # the span that is judged
+        assert await delivered(client, lane("m")) <= 3 + 2

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 ASKED_MAX = 50  # credits of one pool that are asked for and not granted yet
 COSTLY_ASKED_MAX = 4  # the same where calls have costs, which are known only when a job is here
 FRESH_S = 0.05  # a credit whose call would have to start sooner than this is given back
+KEPT_S = 1.0  # a credit for which no job comes is given back after this time: others may wait for it
 FAILED_S = 1.0  # after an error, a pool asks no more for so long
 BOUND_S = 2.0  # after a limit held credits back, each is asked for by itself for so long
 SMOOTHING = 0.1  # weight of the newest cost in the mean
@@ -38,7 +39,7 @@ class KeyPool:
         self.family, self.tenant, self.key = family, tenant, key
         self._changed = changed
         self.lanes: list[PooledLane] = []
-        self._credits: deque[Credit | CreditBatch] = deque()
+        self._credits: deque[tuple[Credit | CreditBatch, float]] = deque()  # and until when each is kept
         self._calls = 0  # for which they suffice
         self._asks: dict[object, Callable[[], None]] = {}  # what stops each
         self._mean_cost = 0.0
@@ -112,7 +113,8 @@ class KeyPool:
 
     def _add(self, credit: Credit) -> int:
         """Add a credit. Return for how many calls it suffices."""
-        self._credits.append(CreditBatch(credit) if credit.requests > 1 else credit)
+        kept_until = min(credit.start_by - FRESH_S, self._limiter.clock() + KEPT_S)
+        self._credits.append((CreditBatch(credit) if credit.requests > 1 else credit, kept_until))
         self._calls += credit.requests
         return credit.requests
 
@@ -136,13 +138,14 @@ class KeyPool:
         if not self._credits:
             return None
         self._calls -= 1
-        credit = self._credits[0]
+        credit = self._credits[0][0]
         if type(credit) is CreditBatch:
             if credit.left > 1:
                 credit.left -= 1  # as `take`, without a call
                 return credit
             credit.take()
-        return self._credits.popleft()
+        self._credits.popleft()
+        return credit
 
     def note_cost(self, cost: float) -> None:
         """A job of this cost is about to start."""
@@ -154,14 +157,14 @@ class KeyPool:
         self._stop_asking()
 
     def trim(self) -> None:
-        """Give credits back that are too old."""
+        """Give credits back that are too old, or of former rules."""
         if self._credits:
-            latest = self._limiter.clock() + FRESH_S
-            while self._credits and self._credits[0].start_by < latest:
+            now = self._limiter.clock()
+            while self._credits and (self._credits[0][1] < now or not self._credits[0][0].is_current):
                 self._drop()
 
     def _drop(self) -> None:
-        credit = self._credits.popleft()
+        credit, _ = self._credits.popleft()
         self._calls -= credit.left if isinstance(credit, CreditBatch) else 1
         credit.release()
 

@@ -12,8 +12,10 @@ from .bucket import Bucket
 
 
 class Owner(Protocol):
-    """Who grants credits; `sharing.Sharing`."""
+    """Who grants credits; `sharing.Sharing`. `rules_version` is another one after each change of the rules."""
 
+    @property
+    def rules_version(self) -> int: ...
     def clock(self) -> float: ...
     def paused_until(self, tenant: str) -> float: ...
     def changed(self) -> None: ...
@@ -23,20 +25,22 @@ class Owner(Protocol):
 class Credit:
     """What was reserved for one call: `requests` and `cost`.
 
-    1. `begin` just before the call. False: the call may not start any more, and the reservation is given back.
+    1. `begin` just before the call. False: the call may not start any more, because it is late, paused, or the rules
+       have changed; the reservation is given back.
     2. `settle` after the call, with what it used. Until then it is in flight.
 
     `release` gives back a reservation whose call did not start. Whoever drops a credit without any of these keeps its
     place in flight until the process ends.
     """
 
-    __slots__ = ("_charged", "_is_begun", "_is_done", "_owner", "cost", "requests", "start_by", "tenant")
+    __slots__ = ("_charged", "_is_begun", "_is_done", "_owner", "_version", "cost", "requests", "start_by", "tenant")
 
     def __init__(
         self, owner: Owner, tenant: str, requests: int, cost: float, charged: Sequence[tuple[Bucket, int]]
     ) -> None:
         """`charged`: the buckets, and the slots in them, that hold the reservation. None: the key is not limited."""
         self._owner = owner
+        self._version = owner.rules_version
         self._charged = charged
         self._is_begun = self._is_done = False
         self.tenant, self.requests, self.cost = tenant, requests, cost
@@ -50,6 +54,11 @@ class Credit:
     @property
     def is_limited(self) -> bool:
         return bool(self._charged)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it was granted by the rules as they are now."""
+        return self._version == self._owner.rules_version
 
     @property
     def lapses_at(self) -> float:
@@ -66,11 +75,13 @@ class Credit:
         return min(leases, default=math.inf)
 
     def begin(self) -> bool:
-        """Return whether the call may start now: it is neither late nor paused, and was not released."""
+        """Return whether the call may start now: it is not late, paused or released, and the rules are the same."""
         if self._is_done:
             return False
         now = self._owner.clock()
-        if not self._is_begun and (now > self.start_by or self._owner.paused_until(self.tenant) > now):
+        if not self._is_begun and (
+            now > self.start_by or not self.is_current or self._owner.paused_until(self.tenant) > now
+        ):
             self.release()
             return False
         self._is_begun = True
@@ -121,7 +132,9 @@ class Credit:
         """Return a credit for one of these requests, in flight by itself."""
         for bucket, _ in self._charged:
             bucket.running += 1
-        return Credit(self._owner, self.tenant, 1, 0.0, self._charged)
+        one = Credit(self._owner, self.tenant, 1, 0.0, self._charged)
+        one._version = self._version
+        return one
 
     def _end(self, requests: float, cost: float) -> None:
         self._is_done = True
@@ -149,6 +162,11 @@ class CreditBatch:
         self.left, self.start_by = credit.requests, credit.start_by
         self._end = time.monotonic() + credit.start_in()  # not the server's clock: this is asked before each job
 
+    @property
+    def is_current(self) -> bool:
+        """As of a credit."""
+        return self._credit.is_current
+
     def take(self) -> None:
         """Take one call out of the batch."""
         self.left -= 1
@@ -157,7 +175,7 @@ class CreditBatch:
 
     def begin(self) -> bool:
         """Return whether a call that was taken may start now. If not, its part of the credit is given back."""
-        if time.monotonic() <= self._end:
+        if time.monotonic() <= self._end and self._credit.is_current:
             return True
         self.give_back()
         return False

@@ -41,10 +41,10 @@ class KeyLimiter:
         self._clock = clock
         self.sharing = Sharing(process, key, clock, changed=self.wake, report=self._report)
         self.sharing.paused_until = lambda tenant: controls.paused_until(family, key, tenant)
+        self.sharing.rules_version = -1
         self.sharing.wide.subject = self._subject(None)
         self._buckets = {self.sharing.wide.subject: self.sharing.wide}
         self._tenants: set[str] = set()
-        self._version = -1
         self._subscription: Subscription | None = None
         self._sent: dict[str, float] = {}  # by Nats-Msg-Id of the writes under way, when they were sent
         self._wake = asyncio.Event()
@@ -141,11 +141,11 @@ class KeyLimiter:
         rules, now = self._controls.rules, self._clock()
         rules.expire(now)
         is_new = tenant is not None and tenant not in self._tenants
-        if rules.version == self._version and not is_new:
+        if rules.version == self.sharing.rules_version and not is_new:
             return
         if tenant is not None and is_new:
             self._tenants.add(tenant)
-        self._version = rules.version
+        self.sharing.rules_version = rules.version
         for each in self._tenants:
             wide, narrow = rules.choose(self.family, self.key, each, now)
             self.sharing.wide.use_rule(wide)

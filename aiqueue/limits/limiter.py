@@ -243,6 +243,11 @@ class _Unlimited:
     def __init__(self, limiter: Limiter, family: str, key: str) -> None:
         self._limiter, self._family, self._key = limiter, family, key
 
+    @property
+    def rules_version(self) -> int:
+        self._limiter.controls.rules.expire(self._limiter.clock())
+        return self._limiter.controls.rules.version
+
     def clock(self) -> float:
         return self._limiter.clock()
 

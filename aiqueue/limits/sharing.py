@@ -55,6 +55,7 @@ class Sharing:
         self.narrow: dict[str, Bucket] = {}
         self.queues: dict[str, deque[Waiter]] = {}
         self.paused_until: Callable[[str], float] = lambda _tenant: 0.0
+        self.rules_version = 0  # what is granted and has not begun is valid for one
         self._tags: dict[str, float] = {}  # by tenant, where this process knows more than the document
         self._clock = 0.0  # the latest tag that was granted
         self._picked: list[Waiter] = []  # for whom the writes under way reserve

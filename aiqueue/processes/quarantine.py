@@ -235,7 +235,7 @@ class Quarantine:
         if suspect.writer is not None:
             await suspect.writer.write(TRIAL, {"trials": trials + 1})
         outcome = await run_here()
-        if isinstance(outcome, Interrupted) and suspect.writer is not None:
+        if isinstance(outcome, Interrupted | Postponed) and suspect.writer is not None:  # it did not end
             await suspect.writer.write(TRIAL, {"trials": trials})
         return outcome
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 
 from .. import attempt, headers, subjects
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
@@ -14,7 +15,7 @@ from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
 from ..topology import Family
-from .context import JobContext
+from .context import Admission, JobContext
 from .gate import Gate
 from .opening import OpenedJob
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 2.0  # how long a job waits here for its credit, with a slot; then it returns to its lane
 PROMPT_S = 0.05  # the same in a lane that is pulled on without credits, because it may hold jobs of many keys
+SOON_S = 0.1  # and for one that came without a credit to a lane that is pulled on with credits only from then on
 WAITING_SHARE = 4  # of the slots, one in so many may be taken by jobs that wait for a credit
 RETURN_S = 0.05
 RETURN_MAX_S = 10.0  # of a job in a lane that is pulled on without credits: longer after each delivery
@@ -125,6 +127,18 @@ class Limiting:
         finally:
             admission.end(context.settled)
 
+    async def begin(self, opened: OpenedJob, handler: Handler, message: Any, admission: Admission) -> Outcome | None:
+        """Return None if a call in this process may start now, else the outcome of its job. The body of a suspect was
+        read only now.
+        """
+        if not opened.is_suspect:
+            return await admission.begin()
+        cost = attempt.cost_of(handler, message)
+        if isinstance(cost, Refused):
+            return cost
+        key = subjects.key_in_message((opened.data or {}).get(opened.family.limit_key or ""))
+        return await admission.begin(cost, key)
+
     def pause_key(self, delivery: Delivery, opened: OpenedJob, context: JobContext | None, outcome: Raised) -> None:
         """A handler asks for no more calls of its key for a while: of all tenants, unless only its own are limited."""
         family, for_s = delivery.lane.key.family, outcome.after_s
@@ -147,8 +161,8 @@ class Limiting:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def wait(self, delivery: Delivery, key: str, cost: float) -> Credit | Outcome:
-        """Return a credit, or the outcome of a job that cannot have one within WAIT_S. A job that is here goes before
+    async def wait(self, delivery: Delivery, key: str, cost: float, within_s: float) -> Credit | Outcome:
+        """Return a credit, or the outcome of a job that cannot have one in this time. A job that is here goes before
         those that are asked for.
         """
         lane = delivery.lane
@@ -158,13 +172,13 @@ class Limiting:
             if (credit := self._limiter.try_acquire(family, key, tenant, cost=cost)) is not None:
                 return credit
             if self._limiter.is_paused(family, key, tenant):
-                return self._postpone(delivery, cost)
+                return self._postpone(delivery, key, cost)
             if self._waiting >= self._waiting_max:
-                return self._postpone(delivery, cost)
-            async with self._a_wait(WAIT_S if lane.pool is not None else PROMPT_S):
+                return self._postpone(delivery, key, cost)
+            async with self._a_wait(within_s if lane.pool is not None else PROMPT_S):
                 return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)
         except TimeoutError:
-            return self._postpone(delivery, cost)
+            return self._postpone(delivery, key, cost)
         except AboveLimit as error:
             return Refused("limit", str(error))
         except AIQueueError as error:
@@ -182,9 +196,9 @@ class Limiting:
         finally:
             self._waiting -= 1
 
-    def _postpone(self, delivery: Delivery, cost: float) -> Outcome:
+    def _postpone(self, delivery: Delivery, key: str, cost: float) -> Outcome:
         lane = delivery.lane
-        if lane.pool is None:  # pulled on although there may be no credit
+        if lane.pool is None or lane.pool.key != key:  # pulled on although there may be no credit
             return Postponed(min(RETURN_MAX_S, RETURN_S * 2.0 ** min(delivery.delivery_count, 16)))
         lane.pool.note_return(cost)
         self._note_return(lane)
@@ -207,18 +221,20 @@ class LimitedCall:
 
     async def reserve(self) -> Outcome | None:
         """Return the outcome of a job that cannot have a credit now; None if it has one, or needs none."""
-        if not self.key:
-            self._give_back()
-            return None
         pool = self._delivery.lane.pool
-        if pool is not None:
+        if pool is None or pool.key != self.key:  # a job in the lane of another key starts with a credit of its own
+            self._give_back()
+        else:
             pool.note_cost(self._cost)
+        if not self.key:
+            return None
         credit = self._credit
         if credit is not None and credit.cost >= self._cost:
             credit.reduce(self._cost)
             return None
+        within_s = WAIT_S if credit is not None or pool is None else SOON_S
         self._give_back()
-        return await self._acquire()
+        return await self._acquire(within_s)
 
     async def begin(self, cost: float | None = None, key: str = "") -> Outcome | None:
         """Return None if the call may start now, else the outcome of its job. `cost`, `key`: if unknown before.
@@ -235,12 +251,12 @@ class LimitedCall:
             self._give_back()
         while self._credit is None or not self._credit.begin():
             self._credit = None
-            if (refusal := await self._acquire()) is not None:
+            if (refusal := await self._acquire(WAIT_S)) is not None:
                 return refusal
         return None
 
-    async def _acquire(self) -> Outcome | None:
-        found = await self._limiting.wait(self._delivery, self.key, self._cost)
+    async def _acquire(self, within_s: float) -> Outcome | None:
+        found = await self._limiting.wait(self._delivery, self.key, self._cost, within_s)
         if not isinstance(found, Credit):
             return found
         self._credit = found

@@ -405,8 +405,10 @@ class Runner:
         if not isinstance(job, Job):
             return job
         assert handler is not None  # a job has one
-        if context.admission is not None and (refusal := await context.admission.begin()) is not None:
-            return refusal
+        if context.admission is not None and self.limiting is not None:
+            refusal = await self.limiting.begin(opened, handler, job.message, context.admission)
+            if refusal is not None:
+                return refusal
         timeout_s = handler.timeout_s
         if timeout_s is not None:
             self._limits.start(context, time.monotonic() + timeout_s)

@@ -84,7 +84,12 @@ class Session:
         )  # fmt: skip
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)
-        self._keys = make_key_gate(client, self._families.values(), self._schedule_pull, self._on_keys_paused)
+        self._keys = make_key_gate(
+            client,
+            self._families.values(),
+            self._schedule_pull,
+            lambda: self._pausing.look_again(),  # noqa: PLW0108
+        )
         self.discovery = LaneDiscovery(
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
@@ -334,12 +339,10 @@ class Session:
         self._last_delivery_at = delivery.arrived_at
         if delivery.location in self._running and self._adopt_redelivery(delivery):
             return
-        if self._draining or delivery.lane.paused:
-            self._returns.spawn(delivery)
-            return
         lane = delivery.lane
-        if lane.turn is not None and lane.turn.is_full:  # a standing pull has brought it
+        if is_over := lane.turn is not None and lane.turn.is_full:  # a standing pull has brought it
             self.puller.note_return(lane)
+        if self._draining or lane.paused or is_over:
             self._returns.spawn(delivery)
             return
         if lane.pool is not None:

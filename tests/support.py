@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -188,11 +189,34 @@ def processes(text: str) -> dict[int, str]:
     """The live processes whose command line holds `text`: pid and command. Those that only await their parent
     are not alive.
     """
-    listed = subprocess.run(
-        ["ps", "-axww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = (line.split(None, 2) for line in listed.splitlines() if text in line)
-    return {int(row[0]): row[2] for row in rows if len(row) == 3 and not row[1].startswith("Z")}
+    return {pid: command for pid, _, command in _living() if text in command}
+
+
+def children(parent: int) -> set[int]:
+    """The live processes that a process has started."""
+    return {pid for pid, its_parent, _ in _living() if its_parent == parent}
+
+
+def _living() -> Iterator[tuple[int, int, str]]:
+    """Each live process: its pid, its parent's and its command. `/proc` costs a quarter of `ps`: tests ask and ask."""
+    proc = Path("/proc")
+    if not (proc / "self/stat").exists():
+        listed = subprocess.run(
+            ["ps", "-axwwo", "pid=,ppid=,stat=,command="], capture_output=True, text=True, check=True
+        )
+        rows = (line.split(None, 3) for line in listed.stdout.splitlines())
+        yield from (
+            (int(row[0]), int(row[1]), row[3])
+            for row in rows
+            if len(row) == 4 and row[2][0] != "Z" and row[3][:3] != "ps "
+        )
+        return
+    for pid in filter(str.isdecimal, os.listdir(proc)):  # noqa: PTH208 - there may be thousands
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent, *_ = (proc / pid / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if state not in "ZX":
+                command = (proc / pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield int(pid), int(parent), command.rstrip()
 
 
 class Relay:

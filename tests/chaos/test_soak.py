@@ -18,18 +18,7 @@ from benchmarks.chaos.places import Disk, Impossible
 from benchmarks.chaos.show import plot, svg
 from benchmarks.chaos.soak import Options, Report
 
-from ..support import ROOT, processes, wait_until
-
-
-def children() -> set[str]:
-    """The live processes that this one has started."""
-    words = ["ps", "-axww", "-o", "pid=,ppid=,stat=,command="]
-    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    rows = (line.split(None, 3) for line in listed.splitlines())
-    return {
-        pid for pid, ppid, stat, command in rows if int(ppid) == os.getpid() and stat[0] != "Z" and command[:2] != "ps"
-    }
-
+from ..support import ROOT, children, processes, wait_until
 
 Soak = Callable[[Options], Report]
 
@@ -40,10 +29,10 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Soak:
 
     def run(options: Options) -> Report:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        before = children()
+        before = children(os.getpid())
         report = soak.run(options)
         assert not [*tmp_path.iterdir()]
-        assert children() == before
+        assert children(os.getpid()) == before
         return report
 
     return run

@@ -24,7 +24,7 @@ import pytest
 import aiqueue
 from aiqueue.units import seconds
 
-from ..support import ROOT, Account, create_streams, wait_until, whole_lines
+from ..support import ROOT, Account, children, create_streams, processes, wait_until, whole_lines
 
 STREAM = """
     [family]
@@ -180,15 +180,8 @@ class Place:
         wait_until(lambda: not any(map(is_alive, self.members)))
 
 
-def children(pid: int) -> set[int]:
-    listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split() for line in listed.splitlines())
-    return {int(row[0]) for row in rows if row[1] == str(pid) and not row[2].startswith("Z")}
-
-
 def is_alive(pid: int) -> bool:
-    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(listed.strip()) and not listed.startswith("Z")
+    return pid in processes("")
 
 
 @pytest.fixture

@@ -216,17 +216,23 @@ def _precedence(name: str, given: dict[str, Any]) -> int:
     """Return the source of a setting: 0 an argument, 1 the environment, 2 the file or the default."""
     if name in given:
         return 0
-    return 2 if _variable(name) is None else 1
+    return 1 if name in _variables() else 2
 
 
-def _variable(name: str) -> str | None:
-    """Return the environment variable that sets `name`, None if there is none. AIQUEUE_* ignores case."""
-    ours = next((each for each in os.environ if each.lower() == f"aiqueue_{name}"), None)
-    return "NATS_URL" if ours is None and name == "url" and "NATS_URL" in os.environ else ours
+def _variables() -> dict[str, str]:
+    """Return the environment variables that set something, by the setting's name. AIQUEUE_* ignores case."""
+    found: dict[str, str] = {}
+    for each in os.environ:
+        prefix, underscore, name = each.lower().partition("_")
+        if prefix == "aiqueue" and underscore:
+            found.setdefault(name, each)
+    if "NATS_URL" in os.environ:
+        found.setdefault("url", "NATS_URL")
+    return found
 
 
 def _read_environment() -> dict[str, str]:
-    return {name: os.environ[variable] for name in Settings.model_fields if (variable := _variable(name))}
+    return {name: os.environ[variable] for name, variable in _variables().items() if name in Settings.model_fields}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -252,7 +258,7 @@ def _first_problem(error: pydantic.ValidationError, given: dict[str, Any], *, fi
         where = f"{file}: {name}"
     elif name in given:
         where = f"argument {name}"
-    elif variable := _variable(name):
+    elif variable := _variables().get(name):
         where = f"environment variable {variable}"
     else:
         where = f"{find_file() or 'settings'}: {name}"

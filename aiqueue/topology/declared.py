@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
 _PRIORITIES = ("high", "normal", "low")
 LIMITS_FILE = "limits.toml"  # no stream file: the rules of limits
+_parse_file = lru_cache(maxsize=64)(streamfile.parse_file)  # each client of a process finds the same files
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class Topology:
         """Build the topology from (file name, TOML text) pairs, in this order. Raises TopologyError."""
         if profile not in PROFILES:
             raise TopologyError("topology", "profile", f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
-        declared = [streamfile.parse_file(file, text, profile) for file, text in files]
+        declared = [_parse_file(file, text, profile) for file, text in files]
         families: dict[str, Family] = {}
         for each in declared:
             if each.family:

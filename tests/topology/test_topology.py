@@ -151,6 +151,14 @@ class TestUserDirectory:
             "dest": "ai.llmops.operations.{{wildcard(1)}}.normal",
         }
 
+    def test_a_changed_file_is_read_anew_and_each_topology_has_configs_of_its_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text(family_file())
+        Topology.load(tmp_path).streams["X_Y"].config["max_msgs"] = 7  # type: ignore[index]
+        assert Topology.load(tmp_path).streams["X_Y"].config["max_msgs"] == -1
+        path.write_text(family_file(rest="max_msgs_per_subject = 5"))
+        assert Topology.load(tmp_path).streams["X_Y"].config["max_msgs_per_subject"] == 5
+
     def test_cannot_declare_again_what_is_bundled(self, tmp_path: Path) -> None:
         (tmp_path / "mine.toml").write_text(family_file("gateway.requests", "MINE", 'default_kind = "mine"'))
         with pytest.raises(TopologyError) as caught:

@@ -105,7 +105,7 @@ def used(
     spans `without`, each by the limit of which it used most.
 
     The calls of one moment may take a whole limit: a count between two times would depend on how many such moments lie
-    between them.
+    between them. Not a number if no window ends between the two times.
     """
     changes = [(at, each.used * sign, sign) for each in calls for at, sign in ((each.at, 1), (each.at + window_s, -1))]
     changes += [(at, 0.0, 0) for span in [(since, until), *without] for at in span]
@@ -115,7 +115,7 @@ def used(
             total += max(count / requests, taken / cost) * (at - former)
             seconds += at - former
         taken, count, former = taken + used_, count + one, at
-    return total / seconds
+    return total / seconds if seconds else math.nan
 
 
 def shares(calls: Iterable[Call], since: float, until: float, by_cost: bool) -> dict[str, float]:

@@ -63,6 +63,10 @@ def test_use_counts_what_is_idle_between_bursts_and_not_what_is_left_out() -> No
     assert judge.used(silent, 10, 10, 50, requests=5, without=[(20, 30)]) == pytest.approx(1.0)
 
 
+def test_use_is_not_a_number_and_so_never_enough_if_nothing_was_measured() -> None:
+    assert not Finding("use", judge.used(calls([1, 2]), 10, 11, 11, requests=5), at_least=0).holds
+
+
 def test_shares_are_of_calls_or_of_their_cost() -> None:
     both = [*calls([1, 2], used=10), call(3, tenant="b", used=60), call(99, tenant="b")]
     assert judge.shares(both, 0, 10, by_cost=False) == pytest.approx({"a": 2 / 3, "b": 1 / 3})

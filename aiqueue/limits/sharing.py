@@ -22,6 +22,7 @@ PICKS_MAX = 64  # reservations that one write is for
 LOOK_S = 0.5  # how often a reservation that waits looks again, whatever was heard
 TICKET_S, TICKET_SLOTS = 3.0, 3  # how long a ticket is valid, whichever is shorter
 TAGS_MAX = 1_000
+PURSE_IDLE_S = 2.0  # how long what is reserved ahead is kept while nobody asks
 
 
 class Waiter:
@@ -229,6 +230,9 @@ class Sharing:
         """
         self.wake_at = math.inf
         self.serve(now)
+        for bucket in self.buckets:
+            if bucket.purse is not None and not bucket.is_writing and now >= bucket.pace.at + PURSE_IDLE_S:
+                bucket.give_back_purse()  # others may wait for it
         drafts = {id(each): Draft(each, now, self.lead_s) for each in self.buckets if self._needs_draft(each, now)}
         served, blocked = self._pick(now, drafts)
         wide = drafts.get(id(self.wide))
@@ -329,6 +333,7 @@ class Sharing:
                 continue
             self.wake_at = min(self.wake_at, bucket.flush_at)
             if bucket.purse is not None:
-                self.wake_at = min(self.wake_at, bucket.timing.start_by(bucket.purse.slot) + 0.001)
+                until = min(bucket.timing.start_by(bucket.purse.slot), bucket.pace.at + PURSE_IDLE_S)
+                self.wake_at = min(self.wake_at, until + 0.001)
             if bucket.held(now) or bucket.lacks_places(now):
                 self.wake_at = min(self.wake_at, now + LOOK_S * 4)

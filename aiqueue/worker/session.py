@@ -85,11 +85,8 @@ class Session:
         shortest_s = min(family.ack_wait_s for family in self._families.values())
         self.leases = Leases(connection, shortest_s=shortest_s)
         self._keys = make_key_gate(
-            client,
-            self._families.values(),
-            self._schedule_pull,
-            lambda: self._pausing.look_again(),  # noqa: PLW0108
-        )
+            client, self._families.values(), self._schedule_pull, lambda: self._pausing.look_again()  # noqa: PLW0108
+        )  # fmt: skip
         self.discovery = LaneDiscovery(
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,

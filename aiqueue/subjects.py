@@ -96,6 +96,11 @@ def hint(lane: Lane) -> str:
     return f"{HINTS}.{'.'.join(lane if lane.key else lane[:3])}"
 
 
+def hint_body(lane: Lane, key: str) -> bytes:
+    """Return the body of a hint: what the hash in the lane of a limited key stands for; empty for other lanes."""
+    return key.encode("utf-8", "surrogatepass") if lane.key not in ("", REST) else b""
+
+
 def parse_hint(subject: str) -> Lane:
     """Return the lane that a hint is about."""
     parts = subject.split(".")

@@ -17,6 +17,7 @@ from .decoding import (
     decode_into,
     find_wrong_lane,
     is_past_deadline,
+    limit_key_of,
 )
 from .handler import (
     Handler,
@@ -63,7 +64,7 @@ __all__ = [
     "Refused", "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
     "build_job", "build_plain_job", "check_cost_function", "cost_of", "decode_body", "decode_headers_only",
     "decode_headers_or_defaults", "decode_into", "error_line", "find_handler", "find_wrong_lane", "is_async_handler",
-    "is_past_deadline", "make_raw_message", "outcome_from_plain", "outcome_of_error", "outcome_of_value",
-    "outcome_to_plain", "read_message", "run_in_task", "secrets_of", "secrets_of_body", "timeout_outcome",
-    "unknown_kind_outcome", "warn_of_no_key", "without_secrets",
+    "is_past_deadline", "limit_key_of", "make_raw_message", "outcome_from_plain", "outcome_of_error",
+    "outcome_of_value", "outcome_to_plain", "read_message", "run_in_task", "secrets_of", "secrets_of_body",
+    "timeout_outcome", "unknown_kind_outcome", "warn_of_no_key", "without_secrets",
 ]  # fmt: skip

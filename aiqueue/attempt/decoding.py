@@ -94,6 +94,11 @@ def decode_headers_or_defaults(raw: RawJob) -> DecodedJob:
     return DecodedJob(_find_job_id(raw, None), _kind_in_header(raw) or raw.family.default_kind)
 
 
+def limit_key_of(decoded: DecodedJob, family: Family) -> str:
+    """Return the value of the family's limited key in a decoded body. "": it has none, or was not decoded."""
+    return subjects.key_in_message((decoded.data or {}).get(family.limit_key or ""))
+
+
 def is_past_deadline(raw: RawJob, at: float) -> bool:
     """Return whether the job's deadline has passed at this time, in seconds since the epoch, by the server's clock."""
     if headers.DEADLINE not in raw.headers:

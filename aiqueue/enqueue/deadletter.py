@@ -218,8 +218,7 @@ class DeadLetters:
         return letter.lane._replace(key=token)
 
     async def _store_replay(self, lane: Lane, letter: DeadLetter, job_headers: dict[str, str]) -> None:
-        key = letter.key.encode(errors="surrogatepass") if lane.key not in ("", subjects.REST) else b""
-        await self._connection.publish(subjects.hint(lane), key)
+        await self._connection.publish(subjects.hint(lane), subjects.hint_body(lane, letter.key))
         try:
             await self._connection.store(subjects.work(*lane), letter.body, job_headers)
         except TooLarge:  # a job without its history is better than no job

@@ -18,7 +18,7 @@ from .. import codec, headers, subjects
 from ..connection import Connection
 from ..errors import AccessDenied, AIQueueError, DecodeError, NotFound, Unavailable
 from ..job import Message
-from ..lanes import WorkerRecords
+from ..lanes import WorkerRecords, without_key_lanes
 from ..subjects import Lane
 from ..topology import Family, Topology
 
@@ -114,9 +114,7 @@ class KeyLanes:
 
     def _find_token(self, family: str, tenant: str, key: str) -> str:
         assert self._controls is not None  # `_takes` is known after it was opened
-        now = self._connection.clock.now()
-        is_paused = self._controls.paused_until(family, key, tenant) > now
-        if not is_paused and not any(self._controls.rules.choose(family, key, tenant, now)):
+        if not self._controls.is_limited(family, key, tenant):
             return ""
         token = subjects.hashed(key)
         used = self._used.setdefault((family, tenant), {})
@@ -137,7 +135,7 @@ class KeyLanes:
         families, started_at = list(self._wanted.values()), time.monotonic()
         try:
             await self._follow_rules()
-            former = await self._find_former_workers()
+            former = without_key_lanes(await self._records.read())
             for family in families:
                 takes = family.name not in former and await self._read_stream(family)
                 self._takes[family.name] = takes and await self._has_listener(family)
@@ -179,15 +177,6 @@ class KeyLanes:
         self._missed = True
         self._refresh_at = 0.0
 
-    async def _find_former_workers(self) -> set[str]:
-        """Return the families that a worker serves which knows no lanes of keys."""
-        found: set[str] = set()
-        for record in await self._records.read():
-            kinds = record.get("kinds")
-            if record.get("key_lanes") is not True and isinstance(kinds, dict):
-                found |= kinds.keys()
-        return found
-
     async def _has_listener(self, family: Family) -> bool:
         """Return whether a worker listens for such lanes, or none for any. Some former workers have no record."""
         if await has_listeners(self._connection, family, has_key=True) is not False:
@@ -209,7 +198,7 @@ class KeyLanes:
             if len(page) < _SUBJECTS_PAGE:
                 break
         self._stored = {key: keys for key, keys in self._stored.items() if key[0] != family.name} | stored
-        return subjects.lane(family.name, "*", subjects.NORMAL, "*") in (info["config"].get("subjects") or ())
+        return family.takes_keys(info["config"].get("subjects") or ())
 
 
 async def has_listeners(connection: Connection, family: Family, *, has_key: bool) -> bool | None:

@@ -352,8 +352,7 @@ class Producer:
         if len(self._hinted_at) >= HINTED_MAX:
             self._hinted_at.clear()
         try:
-            body = key.encode(errors="surrogatepass") if key and lane.key != subjects.REST else b""
-            self.connection.tell(subjects.hint(lane), body)
+            self.connection.tell(subjects.hint(lane), subjects.hint_body(lane, key))
         except Unavailable:
             return  # the workers' poll finds the lane
         self._hinted_at[lane] = now
@@ -384,7 +383,7 @@ async def move_to_lane(
     kept.pop(headers.LIMIT_KEY, None)
     if to.key:
         kept[headers.LIMIT_KEY] = headers.encode_key(key)
-    await connection.publish(subjects.hint(to), key.encode(errors="surrogatepass"))
+    await connection.publish(subjects.hint(to), subjects.hint_body(to, key))
     await connection.store(subjects.work(*to), body, kept)
 
 

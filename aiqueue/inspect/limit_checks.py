@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from .. import subjects, units
+from .. import units
 from ..errors import AccessDenied, NotFound
-from ..lanes import Record, WorkerRecords
+from ..lanes import Record, WorkerRecords, without_key_lanes
 from .finding import Finding, Subject, warn
 
 if TYPE_CHECKING:
@@ -50,26 +50,17 @@ async def check_limits(subject: Subject) -> AsyncIterator[Finding]:
     for family in (topology.families[each] for each in sorted(ruled)):
         with contextlib.suppress(NotFound):
             config = (await connection.api(f"STREAM.INFO.{family.stream}"))["config"]
-            if subjects.lane(family.name, "*", subjects.NORMAL, "*") not in config["subjects"]:
+            if not family.takes_keys(config["subjects"]):
                 text = f"{family.stream} has no subjects for the lanes of {family.name}'s limited keys"
                 yield warn("limits", "limit-lanes", text)
     records: list[Record] = []
     with contextlib.suppress(NotFound, AccessDenied):
         records = await WorkerRecords(connection, topology).read() if ruled else []
-    if heedless := _find_heedless(records, ruled):
+    former = without_key_lanes(records)
+    if heedless := sorted({name for family in ruled for name in former.get(family, ())}):
         more = f" and {len(heedless) - SHOWN_MAX} more" if len(heedless) > SHOWN_MAX else ""
         names = ", ".join(heedless[:SHOWN_MAX]) + more
         yield warn("limits", "limit-unheeded", f"workers that heed no limits: {names}")
-
-
-def _find_heedless(records: Collection[Record], families: Collection[str]) -> list[str]:
-    """Return the names of the workers of these families that are of a version without limits, sorted."""
-    found = []
-    for each in records:
-        kinds = each.get("kinds")
-        if each.get("key_lanes") is not True and isinstance(kinds, dict) and not set(kinds).isdisjoint(families):
-            found.append(str(each.get("worker")))
-    return sorted(found)
 
 
 def _author(each: EffectiveRule) -> str:

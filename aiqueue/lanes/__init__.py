@@ -17,10 +17,10 @@ from .pauses import ActivePauses, Pause, PauseScope, StoredPauses
 from .puller import Puller, prefetch
 from .refusals import PullLimits
 from .stalled import StalledLaneWatch
-from .worker_records import EVERY_S, Record, WorkerRecords, serves
+from .worker_records import EVERY_S, Record, WorkerRecords, serves, without_key_lanes
 
 __all__ = [
     "EVERY_S", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "KeyGate", "LaneDiscovery", "LanePull", "Leases",
     "Pause", "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "StalledLaneWatch", "StoredPauses",
-    "WorkerRecords", "prefetch", "serves",
+    "WorkerRecords", "prefetch", "serves", "without_key_lanes",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from ..subjects import Lane
 from ..topology import Family, Topology
 from .delivery import LanePull, Turn
 from .key_pool import KeyPool
-from .worker_records import WorkerRecords
+from .worker_records import WorkerRecords, without_key_lanes
 
 TICK_S = 0.25
 TEXTS_MAX = 100_000
@@ -161,18 +161,15 @@ class KeyGate:
 
     def note_subjects(self, family: Family, listed: Collection[str]) -> None:
         """The family's stream takes these subjects."""
-        self._listed[family.name] = subjects.lane(family.name, "*", subjects.NORMAL, "*") in listed
+        self._listed[family.name] = family.takes_keys(listed)
 
     async def _look_for_former_workers(self) -> None:
         """Note for which families a worker runs that serves no lanes of keys.
 
         Raises Unavailable, NotFound, AccessDenied.
         """
-        found: dict[str, str] = {}
-        for record in await self._records.read():
-            kinds = record.get("kinds")
-            if not record.get("key_lanes") and isinstance(kinds, dict):
-                found |= {each: str(record.get("worker")) for each in kinds if each in self._families}
+        former = without_key_lanes(await self._records.read())
+        found = {family: names[-1] for family, names in former.items() if family in self._families}
         for family in found.keys() - self._hindering.keys():
             log.warning(
                 "%s: worker %s is of a former version, so its limited jobs wait among all others", family, found[family]
@@ -187,7 +184,7 @@ class KeyGate:
         return text is not None and self._is_paused(lane.family, lane.tenant, text)
 
     def _is_paused(self, family: str, tenant: str, text: str) -> bool:
-        return self.limiter.controls.paused_until(family, text, tenant) > self.limiter.clock()
+        return self.limiter.controls.is_paused(family, text, tenant)
 
     def _on_change(self) -> None:
         """Rules or pauses have changed, or a pause may have ended."""

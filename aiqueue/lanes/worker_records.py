@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import headers, subjects
@@ -73,6 +73,17 @@ class WorkerRecords:
 
     def _subject(self, name: str) -> str:
         return subjects.bucket(self._stream, PREFIX, _NOT_IN_KEYS.sub("_", name)[:_KEY_MAX])
+
+
+def without_key_lanes(records: Iterable[Record]) -> dict[str, list[str]]:
+    """Return the names of the workers that serve no lanes of limited keys, by family: those of a former version."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        kinds = record.get("kinds")
+        if record.get("key_lanes") is not True and isinstance(kinds, dict):
+            for family in kinds:
+                found.setdefault(family, []).append(str(record.get("worker")))
+    return found
 
 
 def serves(record: Record, family: str, kind: str, tenant: str) -> bool:

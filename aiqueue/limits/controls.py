@@ -15,11 +15,11 @@ from ..errors import BadInput, Conflict, NotFound
 from ..topology import Topology
 from ..units import short_duration, text
 from .rules import (
-    KEY_CHARS_MAX,
     Override,
     Rule,
     RuleId,
     Rules,
+    check_key,
     check_limits,
     collapse,
     find_limited_family,
@@ -208,8 +208,7 @@ class Controls:
         return removed if isinstance(removed, KeyPause) and removed.until > self._clock() else None
 
     def _paused_id(self, family: str, key: str, tenant: str | None) -> RuleId:
-        if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
-            raise BadInput(f"a key is a text of 1 to {KEY_CHARS_MAX:,} characters, not {key!r:.80}")
+        check_key(key)
         if tenant is not None:
             subjects.token("tenant", tenant)
         return RuleId(find_limited_family(self._topology, family).name, key, tenant)
@@ -220,6 +219,14 @@ class Controls:
             return 0.0
         found = (self._pauses.get(RuleId(family, key, whom)) for whom in (None, tenant))
         return max((each.until for each in found if each is not None), default=0.0)
+
+    def is_paused(self, family: str, key: str, tenant: str) -> bool:
+        """Return whether a pause holds for a tenant's calls of this key."""
+        return bool(self._pauses) and self.paused_until(family, key, tenant) > self._clock()
+
+    def is_limited(self, family: str, key: str, tenant: str) -> bool:
+        """Return whether a rule or a pause holds for a tenant's calls of this key."""
+        return any(self.rules.choose(family, key, tenant, self._clock())) or self.is_paused(family, key, tenant)
 
     def pauses(self) -> list[KeyPause]:
         """Return what is paused now."""

@@ -16,7 +16,7 @@ from ..units import COST_MAX, real_number
 from .controls import Controls
 from .credit import Credit
 from .key_limiter import KeyLimiter
-from .rules import COUNT_MAX, KEY_CHARS_MAX, Rules
+from .rules import COUNT_MAX, Rules, check_key
 from .sharing import Waiter
 
 log = logging.getLogger(__name__)
@@ -74,14 +74,7 @@ class Limiter:
 
     def is_limited(self, family: str, key: str, tenant: str) -> bool:
         """Return whether a rule or a pause holds for this value of the family's key."""
-        now = self.clock()
-        return any(self.controls.rules.choose(family, key, tenant, now)) or (
-            self.controls.paused_until(family, key, tenant) > now
-        )
-
-    def is_paused(self, family: str, key: str, tenant: str) -> bool:
-        """Return whether a pause holds for this value of the family's key."""
-        return self.controls.paused_until(family, key, tenant) > self.clock()
+        return self.controls.is_limited(family, key, tenant)
 
     def try_acquire(
         self, family: str, key: str, tenant: str, *, requests: int = 1, cost: float = 0.0, weight: float | None = None
@@ -161,8 +154,7 @@ class Limiter:
     def _waiter(
         self, family: str, key: str, tenant: str, requests: int, cost: float, weight: float | None
     ) -> Waiter:  # fmt: skip
-        if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
-            raise BadInput(f"a key is a text of 1 to {KEY_CHARS_MAX:,} characters, not {key!r:.80}")
+        check_key(key)
         if isinstance(requests, bool) or not isinstance(requests, int) or not 0 < requests <= COUNT_MAX:
             raise BadInput(f"requests must be a whole number from 1, not {requests!r}")
         real_number("cost", cost, 0, COST_MAX)

@@ -27,6 +27,12 @@ KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
 _CHOICES_MAX = 10_000  # how many values of keys the choice of a rule is kept for
 
 
+def check_key(key: object) -> None:
+    """Raises BadInput for what cannot be a value of a limited key."""
+    if not isinstance(key, str) or not 1 <= len(key) <= KEY_CHARS_MAX:
+        raise BadInput(f"a key is a text of 1 to {KEY_CHARS_MAX:,} characters, not {key!r:.80}")
+
+
 class RuleId(NamedTuple):
     """What a rule is for. `tenant`: None is all tenants together, ``*`` each tenant by itself."""
 

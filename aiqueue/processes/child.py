@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
-from .. import attempt, codec, subjects
+from .. import attempt, codec
 from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..backoff import Backoff
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
@@ -334,7 +334,7 @@ async def _begin_call(
     cost = attempt.cost_of(handler, job.message)
     if isinstance(cost, Refused):
         return cost
-    key = subjects.key_in_message((decoded.data or {}).get(family.limit_key or ""))
+    key = attempt.limit_key_of(decoded, family)
     answer = await context.begin_call(cost if handler.cost is not None else None, key)
     return None if answer is None else attempt.outcome_from_plain(answer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +66,10 @@ class Family:
         if priority != subjects.NORMAL or requested not in self.priorities:
             return False
         return self.priorities.index(requested) > self.priorities.index(priority)
+
+    def takes_keys(self, listed: Collection[str]) -> bool:
+        """Return whether a stream that takes these subjects takes this family's jobs into lanes of limited keys."""
+        return subjects.lane(self.name, "*", subjects.NORMAL, "*") in listed
 
     def lane_name(self, tenant: str, priority: str, key: str = "") -> str:
         """Return the durable name of a lane's consumer: ``acme-normal``, or ``normal`` if all tenants share the lane.

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .. import attempt, headers, subjects
+from .. import attempt, headers
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
@@ -86,7 +86,7 @@ class Limiting:
         That of the body, so that no header makes a job pass for another's. A body that was not decoded has the header.
         """
         if opened.data is not None:
-            return subjects.key_in_message(opened.data.get(opened.family.limit_key or ""))
+            return attempt.limit_key_of(opened, opened.family)
         return headers.limit_key(delivery.message.headers)
 
     def find_lane(self, delivery: Delivery, opened: OpenedJob) -> WrongLane | None:
@@ -136,8 +136,7 @@ class Limiting:
         cost = attempt.cost_of(handler, message)
         if isinstance(cost, Refused):
             return cost
-        key = subjects.key_in_message((opened.data or {}).get(opened.family.limit_key or ""))
-        return await admission.begin(cost, key)
+        return await admission.begin(cost, attempt.limit_key_of(opened, opened.family))
 
     def pause_key(self, delivery: Delivery, opened: OpenedJob, context: JobContext | None, outcome: Raised) -> None:
         """A handler asks for no more calls of its key for a while: of all tenants, unless only its own are limited."""
@@ -171,9 +170,7 @@ class Limiting:
         try:
             if (credit := self._limiter.try_acquire(family, key, tenant, cost=cost)) is not None:
                 return credit
-            if self._limiter.is_paused(family, key, tenant):
-                return self._postpone(delivery, key, cost)
-            if self._waiting >= self._waiting_max:
+            if self._waiting >= self._waiting_max or self._limiter.controls.is_paused(family, key, tenant):
                 return self._postpone(delivery, key, cost)
             async with self._a_wait(within_s if lane.pool is not None else PROMPT_S):
                 return await self._limiter.acquire(family, key, tenant, cost=cost, first=lane.pool is not None)

@@ -16,6 +16,7 @@ from aiqueue.limits import Limiter, Rules, parse_rules
 from aiqueue.topology import Topology
 
 from .common import FAMILY, add_percentiles, beside, paced, percentile_rows
+from .limiting.judge import worst_window
 from .report import OURS, Row
 
 PROCESSES = 4
@@ -44,18 +45,6 @@ async def measure(client: aiqueue.Client, table: str, arguments: tuple[str, ...]
         return [json.loads(each.log.read_text().splitlines()[-1]) for each in children]
 
 
-def worst(starts: list[tuple[float, float]]) -> tuple[int, float]:
-    """The most calls, and the most cost, in any window, by when calls started."""
-    first, cost, most, highest = 0, 0.0, 0, 0.0
-    for last, (at, each) in enumerate(starts):
-        cost += each
-        while starts[first][0] <= at - WINDOW_S:
-            cost -= starts[first][1]
-            first += 1
-        most, highest = max(most, last - first + 1), max(highest, cost)
-    return most, highest
-
-
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
     """`jobs` calls over all processes under the limit that does not bind, at most 4,000: 20 seconds."""
     calls = min(jobs, 4_000) // PROCESSES
@@ -70,7 +59,7 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> list[Row]:
         writes.add(OURS, sum(each["writes"][0] for each in free) / (calls * PROCESSES))
         binding = await measure(client, BINDING, ("busy", str(BINDING_S)))
         starts = sorted((at, cost) for one in binding for at, cost in zip(one["starts"], one["costs"], strict=True))
-        most, highest = worst(starts)
+        most, highest = worst_window(starts, WINDOW_S)
         if most > REQUESTS or highest > COST:
             raise RuntimeError(f"{most} requests and cost {highest:g} in a window of {REQUESTS} and {COST:,}")
         begun = starts[0][0] + WINDOW_S

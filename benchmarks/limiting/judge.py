@@ -81,13 +81,20 @@ def worst(
     calls: Sequence[Call], window_s: float, since: float = -math.inf, until: float = math.inf
 ) -> tuple[int, float]:
     """The most calls, and the most cost, in any window that ends with a call between `since` and `until`."""
+    return worst_window([(each.at, each.used) for each in calls], window_s, since, until)
+
+
+def worst_window(
+    calls: Sequence[tuple[float, float]], window_s: float, since: float = -math.inf, until: float = math.inf
+) -> tuple[int, float]:
+    """As `worst`, of the times of calls and their costs, in this order."""
     first, cost, most, highest = 0, 0.0, 0, 0.0
-    for last, call in enumerate(calls):
-        cost += call.used
-        while calls[first].at <= call.at - window_s:
-            cost -= calls[first].used
+    for last, (at, used) in enumerate(calls):
+        cost += used
+        while calls[first][0] <= at - window_s:
+            cost -= calls[first][1]
             first += 1
-        if since <= call.at <= until:
+        if since <= at <= until:
             most, highest = max(most, last - first + 1), max(highest, cost)
     return most, highest
 

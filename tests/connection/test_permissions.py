@@ -271,6 +271,12 @@ async def test_a_right_that_comes_back_is_used_again(own_server: OwnServer, even
 # the permissions that docs/configuration.md lists
 
 
+def user(name: str, publish: list[str], subscribe: list[str]) -> str:
+    """A user of a server's configuration that has only these permissions."""
+    permissions = json.dumps({"publish": publish, "subscribe": subscribe})
+    return f"{{ user: {name}, password: p, permissions: {permissions} }}"
+
+
 def documented(*rows: str) -> tuple[list[str], list[str]]:
     """What the rows of the table that start so allow to publish, and to subscribe to."""
     publish: list[str] = []
@@ -306,10 +312,6 @@ async def test_the_documented_permissions_suffice(
 ) -> None:
     """With a worker that has no others either."""
 
-    def user(name: str, publish: list[str], subscribe: list[str]) -> str:
-        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
-        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
-
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
         f"{user('less', *documented(*rows))}, {user('worker', *documented('a worker'))} ] }}"
@@ -337,16 +339,11 @@ async def test_the_documented_permissions_of_limits_suffice(
 ) -> None:
     """Of an operator who sets, pauses and lists, and of a worker that heeds it and pauses its key itself."""
 
-    def user(name: str, *rows: str) -> str:
-        publish, subscribe = documented(*rows)
-        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
-        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
-
     (tmp_path / "llm.toml").write_text(FAMILY)
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
-        f"{user('operator', 'if it pauses', 'if it sets [limits]', 'if it lists limits')}, "
-        f"{user('worker', 'a worker', 'if it serves a family with a `limit_key`')} ] }}"
+        f"{user('operator', *documented('if it pauses', 'if it sets [limits]', 'if it lists limits'))}, "
+        f"{user('worker', *documented('a worker', 'if it serves a family with a `limit_key`'))} ] }}"
     )
 
     def connect(name: str) -> Client:
@@ -410,10 +407,6 @@ async def test_the_documented_permissions_suffice_for_the_lanes_of_limited_keys(
     publish, subscribe = documented(*rows)
     publish = [each.replace("agent.tasks", keyed.FAMILY) for each in publish]
     worker_may = documented("a worker", "if it serves a family")
-
-    def user(name: str, publish: list[str], subscribe: list[str]) -> str:
-        permissions = json.dumps({"publish": publish, "subscribe": subscribe})
-        return f"{{ user: {name}, password: p, permissions: {permissions} }}"
 
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "

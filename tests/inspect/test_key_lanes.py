@@ -133,17 +133,23 @@ async def test_a_dead_letter_and_its_replay_keep_the_value(client: aiqueue.Clien
     assert headers.limit_key(stored.headers) == MODEL
 
 
-async def test_a_moved_job_is_found_behind_more_jobs_than_a_search_reads(
-    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "streams").mkdir()
+def limited_worker(directory: Path) -> aiqueue.Worker:
+    """A worker, and a rule beside the streams by which it runs one job and moves all others."""
+    (directory / "streams").mkdir()
     rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nkey = "openai/*"\nrequests = 1\nwindow = "1h"\n'
-    (tmp_path / "streams" / "limits.toml").write_text(rule)
+    (directory / "streams" / "limits.toml").write_text(rule)
     worker = aiqueue.Worker()
 
     @worker.handle(keyed.Call)
     async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
 
+    return worker
+
+
+async def test_a_moved_job_is_found_behind_more_jobs_than_a_search_reads(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = limited_worker(tmp_path)
     monkeypatch.setattr(lane_scan, "SCAN_JOBS_MAX", 3)
     monkeypatch.setattr(lane_scan, "MOVED_SLACK_S", 0.0)  # one server has one clock
     async with keyed.connect(account, tmp_path) as client:
@@ -168,14 +174,7 @@ async def test_a_moved_job_is_found_behind_more_jobs_than_a_search_reads(
 async def test_a_job_that_a_worker_has_moved_is_found_shown_and_cancelled(
     account: Account, tmp_path: Path, by_handle: bool
 ) -> None:
-    (tmp_path / "streams").mkdir()
-    rule = f'[[limit]]\nfamily = "{keyed.FAMILY}"\nkey = "openai/*"\nrequests = 1\nwindow = "1h"\n'
-    (tmp_path / "streams" / "limits.toml").write_text(rule)
-    worker = aiqueue.Worker()
-
-    @worker.handle(keyed.Call)
-    async def run(job: aiqueue.Job[keyed.Call]) -> None: ...
-
+    worker = limited_worker(tmp_path)
     async with keyed.connect(account, tmp_path) as client, worker.running(client):
         handles = [await client.enqueue(keyed.Call(model=MODEL, n=n), tenant="acme") for n in range(3)]
 

@@ -14,6 +14,7 @@ import aiqueue
 from aiqueue.connection import Connection
 from aiqueue.limits import Credit, Limiter, Rules, parse_rules
 from aiqueue.topology import Topology
+from benchmarks.limiting.judge import worst_window
 
 from ..support import Account
 
@@ -72,14 +73,7 @@ class Provider:
 
 
 def worst(calls: list[tuple[float, str, float]], window_s: float) -> tuple[int, float]:
-    first, cost, most, highest = 0, 0.0, 0, 0.0
-    for last, (at, _, each) in enumerate(calls):
-        cost += each
-        while calls[first][0] <= at - window_s:
-            cost -= calls[first][2]
-            first += 1
-        most, highest = max(most, last - first + 1), max(highest, cost)
-    return most, highest
+    return worst_window([(at, cost) for at, _, cost in calls], window_s)
 
 
 @asynccontextmanager

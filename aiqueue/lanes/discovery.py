@@ -232,9 +232,9 @@ class LaneDiscovery:
         """Create a lane's consumer, or use the existing one, and pull on it."""
         try:
             config = family.lane_config(*lane[1:])
+            name = config["durable_name"]
             if lane.key and self._keys is not None:
                 await self._keys.find_text(family, lane)
-            name = config["durable_name"]
             async with self._create_limit:
                 info = await self._create_consumer(family, lane, config)
         except ConfigMismatch as error:

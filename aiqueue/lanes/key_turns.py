@@ -30,8 +30,11 @@ def share_with_keys(
             plain.append(lane)
             continue
         turns.setdefault(lane.turn, []).append(lane)
-        if lane.pool is not None:
-            pools[lane.pool] = pools.get(lane.pool, 0) + wanted
+    for turn, lanes in turns.items():
+        room = max(0, turn.room)  # for more jobs than that, others may have the credits
+        for lane in lanes:
+            if lane.pool is not None:
+                pools[lane.pool] = pools.get(lane.pool, 0) + min(lane.pending - lane.granted, room)
     free = {pool: pool.want(min(wanted, budget)) for pool, wanted in pools.items()}
     rooms: dict[LanePull, int] = {}
     for turn in sorted(turns, key=lambda each: each.rank):

@@ -246,3 +246,20 @@ async def test_a_lane_that_was_found_before_its_key_was_known_gets_its_credits_l
         await eventually(lambda: len(provider.calls) == 3)
         await asyncio.sleep(3)  # the span that is judged
         assert await delivered(client, lane("m")) <= 3 + 2
+
+
+async def test_a_tenant_that_runs_as_many_jobs_as_it_may_keeps_no_credits_for_more(
+    account: Account, tmp_path: Path
+) -> None:
+    provider = Provider()
+    settings = "max_ack_pending = 2"
+    async with (
+        connecting(account, tmp_path, "requests = 50", consumer=settings) as client,
+        calling(provider).running(client),
+    ):
+        await fill(client, 20, takes_s=4)
+        await eventually(lambda: provider.open == 2)
+        await eventually(lambda: is_used(client, 2), within=2)
+        for _ in range(15):  # longer than a credit is kept, and than the time between two looks for jobs
+            await asyncio.sleep(0.1)
+            assert await is_used(client, 2)

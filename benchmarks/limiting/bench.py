@@ -313,6 +313,13 @@ class Ground:
         found: dict[str, int] = info["state"].get("subjects") or {}
         return found
 
+    async def left(self, within_s: float = 30.0) -> int:
+        """How many jobs are stored still, once all are gone or so many seconds are over: a call ends after it came."""
+        end = time.monotonic() + within_s
+        while (left := sum((await self.stored()).values())) and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+        return left
+
     async def in_key_lanes(self, key: str) -> int:
         """How many jobs wait in the lanes of a key."""
         token = subjects.hashed(key)

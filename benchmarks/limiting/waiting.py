@@ -137,5 +137,5 @@ async def paused_long(asked: Asked) -> list[Finding]:
             Finding("jobs with a wrong count of attempts", len(wrong), at_most=0),
             Finding("first call after the end of the pause, s", pause.resumed_s, at_most=1.0),
             Finding("jobs lost or doubled", missing + doubled, at_most=0),
-            Finding("jobs left", sum((await here.stored()).values()), at_most=0),
+            Finding("jobs left", await here.left(), at_most=0),
         ]

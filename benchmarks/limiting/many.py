@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import app, judge
 from .bench import Asked, Finding, Ground, Setting, ground, told
+from .rates import SETTLED_S
 
 KEYS, BUSY, OF_A_KEY, MANY = 1_000, 100, 5, 10_000
 OTHER_RATE, OTHER_S = 20.0, 15.0
@@ -24,14 +25,16 @@ async def rule_changed(asked: Asked) -> list[Finding]:
         numbers = await here.fill(asked.jobs, takes_s=(0.0, 0.2))
         await here.start_workers()
         await asyncio.sleep(1)
-        most, count = 0, len(numbers)
+        most, fewest, count = 0, asked.jobs, len(numbers)
         for _ in range(CYCLES):
             if asked.limits:
                 await here.client.set_limit(app.FAMILY, "m", requests=limit, window=asked.window_s)
-            since = time.monotonic() + 1.0 + asked.window_s
+            since = time.monotonic() + SETTLED_S
             count += len(await here.fill(100, takes_s=(0.0, 0.2)))
             await asyncio.sleep(2 * asked.window_s)
-            most = max(most, judge.worst(here.log().of(), asked.window_s, since, time.monotonic())[0])
+            # the rule knows nothing of the calls that came before it
+            under = [each for each in here.log().of() if each.at > since]
+            most, fewest = max(most, judge.worst(under, asked.window_s)[0]), min(fewest, len(under))
             await here.client.unset_limit(app.FAMILY, "m")
             await asyncio.sleep(1)
         with told(asked.say, "without the rule all run"):
@@ -46,6 +49,7 @@ async def rule_changed(asked: Asked) -> list[Finding]:
         ]
         if asked.former is None:
             findings.append(Finding("requests in the worst window under the rule", most, at_most=limit))
+            findings.append(Finding("calls under the rule, of the time with fewest", fewest, at_least=1))
         return findings
 
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .backoff import Backoff
     from .bus import NATSClient
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
     from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
-    from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
+    from .job import Backoff, Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
     from .payload import Document
     from .responder import Responder
@@ -24,7 +23,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "AIQueueError": "errors",
     "Agent": "agent",
-    "Backoff": "backoff",
+    "Backoff": "job",
     "Child": "job",
     "Client": "client",
     "Document": "payload",

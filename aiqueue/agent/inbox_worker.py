@@ -15,11 +15,10 @@ from typing import Any
 
 from .. import attempt, headers
 from ..attempt import Handler, Outcome, Raised, Refused, Returned
-from ..backoff import Backoff
 from ..connection import Connection, to_its_end
 from ..enqueue import DeadLetters, FailedJob, last_trace
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..job import M, Message
+from ..job import Backoff, M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Inboxes, Mail, Sent
 from ..units import Deadline, Duration

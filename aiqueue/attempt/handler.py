@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import codec
-from ..backoff import Backoff
 from ..errors import BadInput, DecodeError
 from ..headers import CONTENT_TYPE
-from ..job import ANY_KIND, Job, Progress, RawMessage, Reject
+from ..job import ANY_KIND, Backoff, Job, Progress, RawMessage, Reject
 from ..payload import parse_message
 from ..topology import Family
 from ..units import Duration

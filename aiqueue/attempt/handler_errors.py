@@ -12,9 +12,8 @@ from typing import Any
 import pydantic
 
 from .. import codec
-from ..backoff import Backoff
 from ..errors import Stale
-from ..job import Reject, Retry, WaitsForChildren
+from ..job import Backoff, Reject, Retry, WaitsForChildren
 from ..payload import error_text
 from ..units import seconds
 from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver, Waiting

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from ..backoff import Backoff
 from ..client import Client, check_client, connect
 from ..enqueue import OnFull
 from ..errors import BadInput, Unavailable
+from ..job import Backoff
 from ..units import Duration, parse_duration
 from .message import Callback, Msg, Payload, to_bytes
 from .publishing import Published, Publisher

@@ -12,10 +12,9 @@ from typing import Any
 from .. import headers, subjects
 from ..agent import Agent, Mail
 from ..attempt import PLAIN_TYPES
-from ..backoff import Backoff
 from ..client import Client
 from ..errors import BadInput
-from ..job import Job, RawMessage
+from ..job import Backoff, Job, RawMessage
 from ..mailbox import Inboxes
 from ..responder import WAIT_MAX_S, Request, Responder
 from ..topology import Family

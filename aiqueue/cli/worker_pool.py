@@ -27,8 +27,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backoff import Backoff
 from ..errors import AIQueueError, BadInput
+from ..job import Backoff
 from ..units import short_duration
 from . import output
 from .health import REPORT_EVERY_S, SystemdNotifier, merge_reports, read_report, write_report

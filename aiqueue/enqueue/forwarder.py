@@ -8,9 +8,9 @@ import math
 import time
 
 from .. import headers, subjects
-from ..backoff import Backoff
 from ..connection import Connection
 from ..errors import AIQueueError, Conflict, NotFound, QueueFull, Unavailable
+from ..job import Backoff
 from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Puller, PullLimits
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
 from .. import headers, subjects
-from ..backoff import DELAY_MAX_S
 from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers, timestamp
 from ..errors import BadInput, Conflict, Unavailable
+from ..job import DELAY_MAX_S
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
 from ..units import Duration, Time, parse_duration, parse_time

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..backoff import DELAY_MAX_S
 from ..errors import BadInput
 from ..units import Duration, parse_duration
+from .backoff import DELAY_MAX_S
 
 
 class Retry(Exception):

@@ -24,9 +24,8 @@ from typing import Any, BinaryIO
 
 from .. import attempt, codec
 from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
-from ..backoff import Backoff
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
-from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
+from ..job import ANY_KIND, Backoff, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
 from ..payload import Document
 from ..topology import Family

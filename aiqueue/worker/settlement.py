@@ -31,10 +31,10 @@ from ..attempt import (
     Waiting,
     WrongLane,
 )  # fmt: skip
-from ..backoff import Backoff
 from ..connection import Connection, ack_frame
 from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
+from ..job import Backoff
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine

@@ -11,13 +11,12 @@ from typing import Any
 
 from aiqueue import attempt, codec, headers
 from aiqueue.attempt import Handler, RawJob, Refused, Unknown
-from aiqueue.backoff import Backoff
 from aiqueue.connection import Stored
 from aiqueue.connection import frames as seam
 from aiqueue.enqueue import deadletter
 from aiqueue.enqueue.deadletter import FailedJob
 from aiqueue.errors import DecodeError
-from aiqueue.job import Message
+from aiqueue.job import Backoff, Message
 from aiqueue.journal import entry_from_stored
 from aiqueue.payload.document_ref import Document
 from aiqueue.subjects import Lane

@@ -12,11 +12,11 @@ import pytest
 import aiqueue
 from aiqueue import attempt, codec, headers
 from aiqueue.attempt import DecodedJob, Handler, RawJob, Refused
-from aiqueue.backoff import Backoff
 from aiqueue.connection import frames as seam
 from aiqueue.enqueue.deadletter import history_of
 from aiqueue.errors import TooLarge
 from aiqueue.inspect import lookup
+from aiqueue.job import Backoff
 from aiqueue.topology import provision
 from benchmarks.fuzzing import live
 from benchmarks.fuzzing.frames import Frame, frames

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...backoff import Backoff
 from ...client import Client
-from ...job import Job, Message, Reject
+from ...job import Backoff, Job, Message, Reject
 from ...worker import Worker
 from . import analysis
 from .analysis import TextFile

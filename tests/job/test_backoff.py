@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.backoff import Backoff
 from aiqueue.errors import BadInput
+from aiqueue.job import Backoff
 
 
 @st.composite

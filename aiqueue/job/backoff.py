@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .errors import BadInput
-from .units import Duration, parse_duration, whole_number
+from ..errors import BadInput
+from ..units import Duration, parse_duration, whole_number
 
 DELAY_MAX_S = 365 * 86_400.0  # of any job: a retry, or a job that is enqueued with a delay
 

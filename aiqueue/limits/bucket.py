@@ -13,7 +13,7 @@ AHEAD_S = 0.25  # for how long a process reserves ahead where nothing binds
 AHEAD_SHARE = 0.1  # and at most which share of what is left
 FLUSH_S = 0.25  # how long corrections gather before they are written
 SLOT_SHARE = 0.025  # of the limit: what one slot takes where more waits, so that bursts do not repeat in each window
-SLOT_LEFT_SHARE = 0.25  # of what is left: what a slot takes while nobody waits
+SLOT_LEFT_SHARE = 0.4  # of what is left: what a slot takes at most if that is more
 LEASE_S = 10.0  # how long the calls of a process that has died count as in flight
 WANTS_S = 1.0  # how long a process that has died counts as waiting
 RATE_S = 0.5  # over what time the rate of requests is measured
@@ -234,7 +234,6 @@ class Draft:
         self._used = self.document.used(now, self.timing)
         self._in_slot = self.document.slots[self.slot]
         self._allowed = bucket.allowed_in_flight(now)
-        self._is_awaited = bool(self.document.tickets)
 
     def _empty_purse(self) -> tuple[float, float]:
         """Move the purse out of its slot, so that the slot of now can take it, and the sum stays the same."""
@@ -270,12 +269,12 @@ class Draft:
 
     def _fits_slot(self, at: int, more: float, limit: float, left: float, ahead: tuple[float, float]) -> bool:
         """Return whether the slot of now takes a reservation, beside those whose turn is sooner. An empty slot takes
-        any one. While nobody waits, a slot also takes a part of what is left, for short bursts.
+        any one. After a burst, much room comes at once: a part of what is left spreads it over some windows, and leaves
+        little of it idle meanwhile.
         """
         taken = self._in_slot[at] + self.spent[at] + ahead[at]
         is_empty = self._in_slot[0] + self.spent[0] + ahead[0] == 0
-        burst = 0.0 if self._is_awaited else SLOT_LEFT_SHARE * left
-        return is_empty or taken + more <= max(SLOT_SHARE * limit, burst)
+        return is_empty or taken + more <= max(SLOT_SHARE * limit, SLOT_LEFT_SHARE * left)
 
     def take(self, requests: float, cost: float) -> None:
         """Reserve."""

@@ -19,6 +19,8 @@ from .credit import Credit
 from .stored_use import GRACE, LAG_MAX, Ticket
 
 PICKS_MAX = 64  # reservations that one write is for
+YIELD_SHARE = 0.025  # of the limit: how far a tenant may be ahead of one that waits in another process
+YIELD_S = 0.25  # and how long that is waited for: its process may have died
 LOOK_S = 0.5  # how often a reservation that waits looks again, whatever was heard
 TICKET_S, TICKET_SLOTS = 3.0, 3  # how long a ticket is valid, whichever is shorter
 TAGS_MAX = 1_000
@@ -59,6 +61,7 @@ class Sharing:
         self.rules_version = 0  # what is granted and has not begun is valid for one
         self._tags: dict[str, float] = {}  # by tenant, where this process knows more than the document
         self._clock = 0.0  # the latest tag that was granted
+        self._yielded: dict[Ticket, float] = {}  # since when it has been waited for the process of a ticket
         self._picked: list[Waiter] = []  # for whom the writes under way reserve
         self.wake_at = math.inf
         self.lead_s = 0.0  # how long a write takes
@@ -276,9 +279,7 @@ class Sharing:
                 self.wake_at = min(self.wake_at, narrow.room_at(waiter.requests, waiter.cost))
                 del tags[tenant]
                 continue
-            ahead = self._ahead(wide, tenant, tags[tenant]) if wide is not None else (0, 0)
-            if wide is not None and not wide.has_room(waiter.requests, waiter.cost, ahead, evenly=evenly):
-                self.wake_at = min(self.wake_at, wide.room_at(waiter.requests, waiter.cost))
+            if wide is not None and not self._has_room(wide, waiter, tags[tenant], evenly):
                 until = now + min(TICKET_S, TICKET_SLOTS * wide.timing.slot_s)
                 return served, Ticket(self.process, tenant, waiter.requests, waiter.cost, tags[tenant], until)
             for draft in (wide, narrow):
@@ -289,14 +290,31 @@ class Sharing:
             places[tenant] += 1
         return served, None
 
-    def _ahead(self, wide: Draft, tenant: str, tag: float) -> tuple[float, float]:
-        """Return what other processes wait for whose turn is sooner. Those of the same tenant have the same turn."""
-        sooner = [
-            each for each in wide.document.tickets
-            if each.process != self.process and each.tenant != tenant
-            and max(each.tag, wide.document.times.get(each.tenant, 0.0)) < tag
-        ]  # fmt: skip
-        return sum(each.requests for each in sooner), sum(each.cost for each in sooner)
+    def _has_room(self, wide: Draft, waiter: Waiter, tag: float, evenly: bool) -> bool:
+        """Return whether there is room over all tenants now, beside what other processes wait for whose turn is sooner.
+        Those of the same tenant have the same turn.
+
+        A tenant that is far ahead of such a one waits until that process has had its turn: where much room comes at
+        once, the first process to write would take all of it for its own tenants.
+        """
+        behind = {
+            each: max(each.tag, wide.document.times.get(each.tenant, 0.0))
+            for each in wide.document.tickets
+            if each.process != self.process and each.tenant != waiter.tenant
+        }
+        ahead = [each for each, at in behind.items() if at < tag]
+        needed = sum(each.requests for each in ahead), sum(each.cost for each in ahead)
+        if not wide.has_room(waiter.requests, waiter.cost, needed, evenly=evenly):
+            self.wake_at = min(self.wake_at, wide.room_at(waiter.requests, waiter.cost))
+            return False
+        far = [each for each, at in behind.items() if at < tag - YIELD_SHARE]
+        self._yielded = {each: self._yielded.get(each, wide.now) for each in far}
+        until = max((at + YIELD_S + self.lead_s for at in self._yielded.values()), default=0.0)
+        if until <= wide.now:
+            return True
+        wide.is_blocked = True
+        self.wake_at = min(self.wake_at, until)
+        return False
 
     def _set_ticket(self, wide: Draft, ticket: Ticket | None) -> None:
         """Leave a ticket for the reservation that waits, unless its tenant has one; remove one that is done with."""

@@ -265,6 +265,54 @@ def test_tenants_share_by_weight_however_they_are_spread_over_processes(spread: 
     assert cost["a"] / (cost["a"] + cost["b"]) == pytest.approx(2 / 3, rel=0.1)
 
 
+class Pair:
+    """Two processes with a backlog of one tenant each: "a", of twice the weight, was alone and has taken a window."""
+
+    def __init__(self) -> None:
+        self.server, judge = Server(), Judge()
+        rule = Rule(WIDE, 1_000, None, None, 60.0)
+        self.first, self.second = (Process(name, self.server, judge, rule, None, 0.0) for name in ("p0", "p1"))
+        while len(self.first.credits) < 1_000:
+            self.pass_time(0.0, self.first)
+        self.first.credits.clear()
+
+    def pass_time(self, seconds: float, *alive: Process) -> None:
+        self.server.now += seconds
+        for process in [each for each in (self.second, self.first) if each in alive] * 20:
+            tenant, weight = ("a", 2.0) if process is self.first else ("b", 1.0)
+            for _ in range(100 - len(process.sharing.queues.get(tenant, ()))):
+                process.reserve(tenant, 0.0, weight)
+            process.go()
+
+    def begin(self) -> None:
+        """Both wait until what "a" has taken is about to be free; b's process will look first."""
+        for _ in range(61):
+            self.pass_time(1.0, self.first, self.second)
+        self.first.credits.clear()
+        self.second.credits.clear()
+
+
+def test_after_a_burst_little_lies_idle_and_the_first_process_that_writes_does_not_take_it_for_its_tenants() -> None:
+    pair = Pair()
+    pair.begin()
+    for _ in range(10):
+        pair.pass_time(1.0, pair.first, pair.second)
+    assert len(pair.first.credits) + len(pair.second.credits) >= 900
+    for _ in range(62 * 3):
+        pair.pass_time(1.0, pair.first, pair.second)
+    taken = len(pair.first.credits), len(pair.second.credits)
+    assert taken[0] / sum(taken) == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_a_process_that_died_while_it_waited_holds_the_others_up_for_a_moment_only() -> None:
+    pair = Pair()
+    pair.begin()
+    pair.pass_time(1.0)
+    for _ in range(6):
+        pair.pass_time(0.1, pair.first)  # the other one has died
+    assert len(pair.first.credits) >= 250
+
+
 def test_a_narrow_limit_leaves_no_wide_budget_idle() -> None:
     server, judge = Server(), Judge()
     processes = [Process(f"p{i}", server, judge, Rule(WIDE, 100, None, None, 6.0), None, 0.0) for i in range(4)]

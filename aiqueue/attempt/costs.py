@@ -39,6 +39,8 @@ def cost_of(handler: Handler, message: Any) -> float | Refused:
         return 0.0
     try:
         value: Any = function(message)
+        if type(value) is float and 0 <= value <= COST_MAX:  # most
+            return value
         if inspect.iscoroutine(value):
             value.close()
         if type(value) is not bool and isinstance(value, int | float):

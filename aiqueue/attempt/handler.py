@@ -160,7 +160,7 @@ def build_plain_job(
     decoded: DecodedJob,
     lane: tuple[str, str, str],
     headers: Callable[[], Mapping[str, str]],
-    raw: RawMessage | None,
+    known: Any,
     *,
     enqueued_at: float,
     state: Any,
@@ -168,11 +168,12 @@ def build_plain_job(
 ) -> Job[Any] | Refused:
     """As `build_job`, for a first attempt without a deadline whose body was decoded, and whose version is accepted.
 
-    `raw`: the message, for a handler of every kind.
+    `known`: the message, if it was read already, and for a handler of every kind.
     """
-    message: Any
+    message = known
     try:
-        message = raw or parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
+        if message is None:
+            message = parse_message(handler.model, decoded.data)  # type: ignore[arg-type]
     except DecodeError as error:
         return _refuse_invalid(error)
     return Job(

@@ -181,7 +181,9 @@ class KeyLanes:
         """Return whether a worker listens for such lanes, or none for any. Some former workers have no record."""
         if await has_listeners(self._connection, family, has_key=True) is not False:
             return True
-        return not await has_listeners(self._connection, family, has_key=False)
+        if not await has_listeners(self._connection, family, has_key=False):
+            return True
+        return await has_listeners(self._connection, family, has_key=True) is not False  # it may have begun meanwhile
 
     async def _read_stream(self, family: Family) -> bool:
         """Return whether the family's stream takes jobs in lanes of keys, and note which of these lanes hold jobs."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .. import headers
 from ..connection import Received
-from ..limits import Credit, CreditBatch
+from ..limits import BatchCall, Credit, CreditBatch
 from ..subjects import Lane
 from . import fairness
 from .key_pool import KeyPool
@@ -46,7 +46,7 @@ class Delivery:
         self.delivery_count = delivery_count
         self.stored_at = stored_at
         self.arrived_at = arrived_at
-        self.credit: Credit | CreditBatch | None = None
+        self.credit: Credit | CreditBatch | BatchCall | None = None
         self.task: asyncio.Task[None] | None = None
         self.obsolete = False
         key = lane.key
@@ -71,9 +71,19 @@ class Delivery:
         self.location = (*self.location, self.reply)
 
     def begin_credit(self) -> bool:
-        """Return whether the delivery may start with its credit, which is used up then; if not, it is given back."""
-        credit, self.credit = self.credit, None
-        return credit is not None and credit.begin()
+        """Return whether the delivery may start with its credit; if not, it is given back. `settle` may follow."""
+        credit = self.credit
+        if credit is not None and credit.begin():
+            if type(credit) is not BatchCall:
+                self.credit = None  # nothing is owed any more
+            return True
+        self.credit = None
+        return False
+
+    def settle(self, cost: float) -> None:
+        """The handler says what it uses: the rest of a credit with which it has begun is given back."""
+        if type(self.credit) is BatchCall:
+            self.credit.settle(cost)
 
     def give_back_credit(self) -> None:
         """Call for a delivery that does not start."""

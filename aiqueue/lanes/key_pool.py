@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 ASKED_MAX = 50  # credits of one pool that are asked for and not granted yet
 COSTLY_ASKED_MAX = 4  # the same where calls have costs, which are known only when a job is here
+UNPRICED_MAX = 4  # calls for which credits are had before anybody knows what one costs
 FRESH_S = 0.05  # a credit whose call would have to start sooner than this is given back
 KEPT_S = 1.0  # a credit for which no job comes is given back after this time: others may wait for it
 FAILED_S = 1.0  # after an error, a pool asks no more for so long
@@ -43,6 +44,7 @@ class KeyPool:
         self._calls = 0  # for which they suffice
         self._asks: dict[object, Callable[[], None]] = {}  # what stops each
         self._mean_cost = 0.0
+        self.is_priced = False  # a job has said what it costs, if anything
         self._head_cost: float | None = None  # of a job that went back to its lane for want of a credit
         self._failed_at = -FAILED_S
         self._bound_at = -BOUND_S
@@ -84,10 +86,12 @@ class KeyPool:
     def _get(self, need: int) -> None:
         """Take what is to be had at once, and ask for the rest: for many calls in one credit where nothing binds."""
         limiter, name, cost = self._limiter, (self.family, self.key, self.tenant), self.cost
-        most = 1 if cost or self._binds() else limiter.batch_size(*name, need)
+        if not self.is_priced:
+            need = min(need, UNPRICED_MAX - self._calls)
+        most = 1 if self._binds() else limiter.batch_size(*name, need, cost)
         calls = min(need, most)
         while need > 0 and not self._asks:
-            credit = limiter.try_acquire(*name, requests=calls, cost=cost)
+            credit = limiter.try_acquire(*name, requests=calls, cost=calls * cost)
             if credit is not None:
                 need -= self._add(credit)
             elif calls > 1:
@@ -95,12 +99,12 @@ class KeyPool:
             else:
                 break
             calls = max(1, min(calls, need))
-        asks = COSTLY_ASKED_MAX if cost else 1 if most > 1 else ASKED_MAX
+        asks = 1 if most > 1 else COSTLY_ASKED_MAX if cost else ASKED_MAX
         calls = min(need, most)
         while need > 0 and len(self._asks) < asks:
             ask = object()
             stop = limiter.ask(
-                *name, lambda outcome, ask=ask: self._on_outcome(ask, outcome), requests=calls, cost=cost  # type: ignore[misc]
+                *name, lambda outcome, ask=ask: self._on_outcome(ask, outcome), requests=calls, cost=calls * cost  # type: ignore[misc]
             )  # fmt: skip
             if stop is None:  # paused, without a rule
                 return
@@ -141,7 +145,7 @@ class KeyPool:
         credit = self._credits[0][0]
         if type(credit) is CreditBatch:
             if credit.left > 1:
-                credit.left -= 1  # as `take`, without a call
+                credit.take()
                 return credit
             credit.take()
         self._credits.popleft()
@@ -149,6 +153,7 @@ class KeyPool:
 
     def note_cost(self, cost: float) -> None:
         """A job of this cost is about to start."""
+        self.is_priced = True
         self._mean_cost += SMOOTHING * (cost - self._mean_cost) if self._mean_cost else cost
 
     def note_return(self, cost: float) -> None:

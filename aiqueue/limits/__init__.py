@@ -7,7 +7,7 @@ reserves before a call and settles after it. Not here: jobs, lanes and workers; 
 from __future__ import annotations
 
 from .controls import PAUSE_MAX_S, Controls, KeyPause
-from .credit import Credit, CreditBatch
+from .credit import BatchCall, Credit, CreditBatch
 from .limiter import Limiter
 from .rules import (
     EffectiveRule,
@@ -25,6 +25,7 @@ from .stored_use import StoredUse, Timing
 
 __all__ = [
     "PAUSE_MAX_S",
+    "BatchCall",
     "Controls",
     "Credit",
     "CreditBatch",

@@ -19,7 +19,7 @@ class Owner(Protocol):
     def clock(self) -> float: ...
     def paused_until(self, tenant: str) -> float: ...
     def changed(self) -> None: ...
-    def report(self, credit: Credit, above: float) -> None: ...
+    def report(self, credit: Credit | BatchCall, above: float) -> None: ...
 
 
 class Credit:
@@ -120,19 +120,28 @@ class Credit:
         """Return how long the call may still start, in seconds."""
         return self.start_by - self._owner.clock()
 
-    def give_back(self, requests: int) -> None:
-        """Give back some requests of a credit for several."""
+    def give_back(self, requests: int, cost: float) -> None:
+        """Give back some requests, or cost, of a credit for several."""
         now = self._owner.clock()
         for bucket, slot in self._charged:
-            bucket.give_back(now, slot, requests, 0.0)
+            bucket.give_back(now, slot, requests, cost)
         if self._charged:
             self._owner.changed()
 
-    def split_one(self) -> Credit:
-        """Return a credit for one of these requests, in flight by itself."""
+    def take_extra(self, one: BatchCall, cost: float) -> None:
+        """One of these calls has used so much above its reservation."""
+        now = self._owner.clock()
+        for bucket, _ in self._charged:
+            bucket.take_extra(now, 0, cost)
+        self._owner.report(one, cost)
+        if self._charged:
+            self._owner.changed()
+
+    def split_one(self, cost: float) -> Credit:
+        """Return a credit for one of these requests, with a part of the cost, in flight by itself."""
         for bucket, _ in self._charged:
             bucket.running += 1
-        one = Credit(self._owner, self.tenant, 1, 0.0, self._charged)
+        one = Credit(self._owner, self.tenant, 1, cost, self._charged)
         one._version = self._version
         return one
 
@@ -150,16 +159,19 @@ class Credit:
 
 
 class CreditBatch:
-    """A credit for several calls of which nobody counts the cost, nor how many run at once. `left`: those not taken.
+    """A credit for several calls, of which nobody counts how many run at once. `left`: those not taken.
 
-    Whoever takes a call calls `begin` before it, or `give_back` if it does not start. After the call nothing is owed.
+    Whoever takes a call does one of these with it, once: `begin` just before a call that costs nothing; `price` when
+    its cost is known; `single`; or `give_back` if it does not start. After the call nothing is owed.
     """
 
-    __slots__ = ("_credit", "_end", "left", "start_by")
+    __slots__ = ("_cost_left", "_credit", "_end", "_unpriced", "left", "start_by")
 
     def __init__(self, credit: Credit) -> None:
         self._credit = credit
         self.left, self.start_by = credit.requests, credit.start_by
+        self._unpriced = 0  # taken, and nobody has said what becomes of them
+        self._cost_left = credit.cost
         self._end = time.monotonic() + credit.start_in()  # not the server's clock: this is asked before each job
 
     @property
@@ -167,30 +179,93 @@ class CreditBatch:
         """As of a credit."""
         return self._credit.is_current
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether calls that were taken may start now."""
+        return time.monotonic() <= self._end and self._credit.is_current
+
     def take(self) -> None:
         """Take one call out of the batch."""
         self.left -= 1
+        self._unpriced += 1
         if not self.left:
             self._credit.settle()
 
+    def price(self, cost: float) -> BatchCall | None:
+        """Return a call that was taken, with its part of the cost. None: so much is not left; nothing has changed."""
+        if cost > self._cost_left:
+            return None
+        self._cost_left -= cost
+        self._note_priced()
+        return BatchCall(self, self._credit, cost)
+
     def begin(self) -> bool:
-        """Return whether a call that was taken may start now. If not, its part of the credit is given back."""
-        if time.monotonic() <= self._end and self._credit.is_current:
-            return True
-        self.give_back()
-        return False
+        """Return whether a call that costs nothing may start now. If not, it is given back."""
+        if not self.can_begin:
+            self.give_back()
+            return False
+        self._note_priced()
+        return True
 
     def give_back(self) -> None:
         """A call that was taken does not start."""
-        self._credit.give_back(1)
+        self._note_priced()
+        self._credit.give_back(1, 0.0)
 
     def single(self) -> Credit:
         """Return a credit of its own for a call that was taken."""
-        return self._credit.split_one()
+        self._note_priced()
+        return self._credit.split_one(0.0)
 
     def release(self) -> None:
         """Give back what was not taken. No call that was taken begins any more."""
         left, self.left, self._end = self.left, 0, 0.0
+        cost, self._cost_left = self._cost_left, 0.0
         if left:
             self._credit.settle()
-            self._credit.give_back(left)
+        if left or cost:
+            self._credit.give_back(left, cost)
+
+    def _note_priced(self) -> None:
+        self._unpriced -= 1
+        if not self.left and not self._unpriced and self._cost_left:  # nobody will need it
+            cost, self._cost_left = self._cost_left, 0.0
+            self._credit.give_back(0, cost)
+
+
+class BatchCall:
+    """One call of a `CreditBatch`, with its part of the cost. Use it as a credit; `settle` may be called again."""
+
+    __slots__ = ("_batch", "_credit", "_is_begun", "cost")
+
+    def __init__(self, batch: CreditBatch, credit: Credit, cost: float) -> None:
+        self._batch, self._credit, self.cost = batch, credit, cost
+        self._is_begun = False
+
+    @property
+    def tenant(self) -> str:
+        return self._credit.tenant
+
+    def begin(self) -> bool:
+        """Return whether the call may start now. If not, it is given back."""
+        self._is_begun = self._batch.can_begin
+        if not self._is_begun:
+            self._credit.give_back(1, self.cost)
+        return self._is_begun
+
+    def settle(self, cost: float) -> None:
+        """The call has used so much: the rest is given back at once, or what is above its part is reported."""
+        if cost < self.cost:
+            self._credit.give_back(0, self.cost - cost)
+        elif cost > self.cost:
+            self._credit.take_extra(self, cost - self.cost)
+        self.cost = cost
+
+    def single(self) -> Credit:
+        """Return a credit of its own, instead of this one, for a call that has not begun."""
+        return self._credit.split_one(self.cost)
+
+    def release(self) -> None:
+        """Give the call back if it has not begun."""
+        if not self._is_begun:
+            self._credit.give_back(1, self.cost)

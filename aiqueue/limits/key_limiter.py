@@ -14,7 +14,7 @@ from ..connection import Connection, Received, Subscription, timestamp
 from ..errors import AccessDenied, AIQueueError, ConfigMismatch, Conflict, NotFound, Unavailable
 from .bucket import Bucket, Draft
 from .controls import Controls
-from .credit import Credit
+from .credit import BatchCall, Credit
 from .sharing import Sharing, Waiter
 from .stored_use import StoredUse
 
@@ -156,7 +156,7 @@ class KeyLimiter:
                 bucket.use_rule(narrow)
         self.sharing.check_all()
 
-    def _report(self, credit: Credit, above: float) -> None:
+    def _report(self, credit: Credit | BatchCall, above: float) -> None:
         self.above += above
         if time.monotonic() - self._reported_at >= REPORT_S:
             self._reported_at = time.monotonic()

@@ -14,7 +14,7 @@ from ..errors import AIQueueError, BadInput
 from ..topology import Topology
 from ..units import COST_MAX, real_number
 from .controls import Controls
-from .credit import Credit
+from .credit import BatchCall, Credit
 from .key_limiter import KeyLimiter
 from .rules import COUNT_MAX, Rules, check_key
 from .sharing import Waiter
@@ -89,16 +89,18 @@ class Limiter:
         limiter = self._keys.get((family, key))
         return limiter is not None and limiter.sharing.is_short
 
-    def batch_size(self, family: str, key: str, tenant: str, calls: int) -> int:
-        """Return for how many of these calls one credit may be had: a `CreditBatch`. 1 where calls are to be counted
-        singly: a rule limits their cost, or how many run at once, or allows few.
+    def batch_size(self, family: str, key: str, tenant: str, calls: int, cost: float) -> int:
+        """Return for how many of these calls, which cost so much each, one credit may be had: a `CreditBatch`. 1 where
+        calls are to be counted singly: a rule limits how many run at once, or allows few.
         """
         part = COUNT_MAX
         for rule in self.controls.rules.choose(family, key, tenant, self.clock()):
             if rule is not None:
-                if rule.cost is not None or rule.in_flight is not None:
+                if rule.in_flight is not None:
                     return 1
                 part = min(part, rule.requests or COUNT_MAX)
+                if rule.cost is not None and cost:
+                    part = min(part, int(rule.cost / cost))
         return max(1, min(calls, BATCH_MAX, part // BATCH_PART))
 
     async def acquire(
@@ -249,5 +251,5 @@ class _Unlimited:
     def changed(self) -> None:
         """Nothing waits for it."""
 
-    def report(self, credit: Credit, above: float) -> None:
+    def report(self, credit: Credit | BatchCall, above: float) -> None:
         """Nothing was reserved."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from ..errors import AboveLimit
 from .bucket import Bucket, Draft
-from .credit import Credit
+from .credit import BatchCall, Credit
 from .stored_use import GRACE, LAG_MAX, Ticket
 
 PICKS_MAX = 64  # reservations that one write is for
@@ -48,7 +48,7 @@ class Sharing:
         clock: Callable[[], float],
         *,
         changed: Callable[[], None] = lambda: None,
-        report: Callable[[Credit, float], None] = lambda *_: None,
+        report: Callable[[Credit | BatchCall, float], None] = lambda *_: None,
     ) -> None:
         """`changed` is called when it may be time to plan again, `report` with each credit that used more than it had
         reserved, and by how much.

@@ -258,6 +258,7 @@ class JobContext(RunningAttempt):
         if self.is_over:
             raise Stale("this attempt is over: what it has used is settled", ended=False)
         self.settled = cost
+        self._delivery.settle(cost)
 
     async def begin_step(self, name: str) -> tuple[Any] | None:
         """Begin a step of a handler in this process. Raises what `StepNames.use` and `Checkpoints.find_step` raise."""

@@ -13,11 +13,12 @@ from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError
 from ..lanes import Delivery, KeyGate, LanePull
-from ..limits import PAUSE_MAX_S, Credit, CreditBatch, Limiter
+from ..limits import PAUSE_MAX_S, BatchCall, Credit, CreditBatch, Limiter
+from ..payload import parse_message
 from ..topology import Family
 from .context import Admission, JobContext
 from .gate import Gate
-from .opening import OpenedJob
+from .opening import OpenedJob, PlainJob
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,20 @@ class Limiting:
         """Return whether a job needs no more than the `begin_credit` of its delivery: no limit concerns it, or its
         credit is here and says all.
         """
-        pool = delivery.lane.pool
-        if type(delivery.credit) is not CreditBatch or pool is None or opened.data is None or handler.cost is not None:
+        pool, credit = delivery.lane.pool, delivery.credit
+        if type(credit) is not CreditBatch or pool is None or opened.data is None:
             return not self.concerns(delivery, opened)
-        return bool(opened.data.get(opened.family.limit_key or "") == pool.key)
+        if opened.data.get(opened.family.limit_key or "") != pool.key:
+            return False
+        if handler.cost is None:
+            pool.is_priced = True
+            return True
+        cost = _cost_of(handler, opened)
+        if isinstance(cost, Refused) or (call := credit.price(cost)) is None:
+            return False
+        pool.note_cost(cost)
+        delivery.credit = call
+        return True
 
     def _find_key(self, delivery: Delivery, opened: OpenedJob) -> str:
         """Return the value of the job's key. "": it has none.
@@ -214,7 +225,7 @@ class LimitedCall:
         self._limiting, self._delivery = limiting, delivery
         self.key, self._cost = key, cost
         credit, delivery.credit = delivery.credit, None
-        self._credit = credit.single() if isinstance(credit, CreditBatch) else credit
+        self._credit = credit.single() if isinstance(credit, CreditBatch | BatchCall) else credit
 
     async def reserve(self) -> Outcome | None:
         """Return the outcome of a job that cannot have a credit now; None if it has one, or needs none."""
@@ -286,6 +297,10 @@ def _cost_of(handler: Handler | None, opened: OpenedJob) -> float | Refused:
     if handler is None or handler.cost is None:
         return 0.0
     try:
-        return attempt.cost_of(handler, attempt.read_message(handler, opened.raw, opened))
+        if isinstance(opened, PlainJob) and not handler.any_of:
+            message = opened.message = parse_message(handler.model, opened.data or {})
+        else:
+            message = attempt.read_message(handler, opened.raw, opened)
     except DecodeError:
         return 0.0  # the call refuses it
+    return attempt.cost_of(handler, message)

@@ -59,9 +59,13 @@ class OpenedJob(DecodedJob):
 
 
 class PlainJob(OpenedJob):
-    """A plain first delivery, opened. `raw` is made only if it is asked for."""
+    """A plain first delivery, opened. `raw` is made only if it is asked for.
+
+    `message`: what its handler is called with, if that was read already, to know its cost.
+    """
 
     plain = True
+    message: Any = None
 
     def __init__(self, family: Family, delivery: Delivery, kind: str, job_id: str, data: dict[str, Any]) -> None:
         """The fields that are not set here have the defaults of the class."""

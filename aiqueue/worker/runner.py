@@ -40,7 +40,7 @@ from .context import JobContext, WorkerResources
 from .gate import Gate
 from .interruptions import Interruptions
 from .limiting import Limiting
-from .opening import OpenedJob, Opener, may_have_history
+from .opening import OpenedJob, Opener, PlainJob, may_have_history
 from .pipelined import ResultPipeline, SentResult
 from .settlement import Settlement
 from .watchdog import Watchdog
@@ -438,10 +438,10 @@ class Runner:
     def _build_plain_job(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler, context: JobContext
     ) -> Job[Any] | Refused:
-        raw = None
+        message = opened.message if isinstance(opened, PlainJob) else None
         if handler.any_of and delivery.plain is not None:
-            raw = RawMessage(opened.kind, delivery.message.data, delivery.plain[3], opened.version, opened.data)
+            message = RawMessage(opened.kind, delivery.message.data, delivery.plain[3], opened.version, opened.data)
         return attempt.build_plain_job(
-            handler, opened, delivery.own_lane[:3], context.read_headers, raw, enqueued_at=delivery.enqueued_at,
+            handler, opened, delivery.own_lane[:3], context.read_headers, message, enqueued_at=delivery.enqueued_at,
             state=self._state, progress=context,
         )  # fmt: skip

@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", contextvars.Context, Callable[[], Any]]
+_Work = tuple[
+    asyncio.AbstractEventLoop, "asyncio.Future[Any]", contextvars.Context, Callable[[], Any], Callable[[], None] | None
+]
 
 
 class Threads:
@@ -28,10 +30,11 @@ class Threads:
         self._closed = False
         self._lock = threading.Lock()
 
-    async def run(self, call: Callable[[], Any]) -> Any:
+    async def run(self, call: Callable[[], Any], ended: Callable[[], None] | None = None) -> Any:
         """Run `call` in a thread, with this task's context variables, and return or raise what it does.
 
-        When this task is cancelled, the thread goes on alone, and what it returns is dropped.
+        When this task is cancelled, the thread goes on alone, and what it returns is dropped. `ended` is called on the
+        loop as soon as the thread has done with it, in both cases.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -41,7 +44,7 @@ class Threads:
             else:
                 self._started += 1
                 threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
-        self._queue.put((loop, future, contextvars.copy_context(), call))
+        self._queue.put((loop, future, contextvars.copy_context(), call, ended))
         return await future
 
     def close(self) -> None:
@@ -55,7 +58,7 @@ class Threads:
     def _work(self) -> None:
         """Run calls until there is a None in the queue: the body of each thread."""
         while (work := self._queue.get()) is not None:
-            loop, future, context, call = work
+            loop, future, context, call, ended = work
             result, error = None, None
             try:
                 result = context.run(call)
@@ -67,14 +70,18 @@ class Threads:
                 else:
                     self._idle += 1
             try:
-                loop.call_soon_threadsafe(_set_outcome, future, result, error)
+                loop.call_soon_threadsafe(_set_outcome, future, result, error, ended)
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
-            del work, future, result, error
+            del work, future, result, error, ended
 
 
-def _set_outcome(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def _set_outcome(
+    future: asyncio.Future[Any], result: Any, error: BaseException | None, ended: Callable[[], None] | None
+) -> None:
     """Give a future its result or error, unless it was cancelled."""
+    if ended is not None:
+        ended()
     if future.done():
         return
     if error is None:

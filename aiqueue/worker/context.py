@@ -59,6 +59,7 @@ class Admission(Protocol):
     key: str
 
     async def begin(self, cost: float | None = None, key: str = "") -> Outcome | None: ...
+    def hold(self) -> Callable[[], None]: ...
 
 
 class JobContext(RunningAttempt):
@@ -253,6 +254,14 @@ class JobContext(RunningAttempt):
         else:
             await writer.add_chunk(data)
 
+    async def run_in_thread(self, function: Callable[[], Any]) -> Any:
+        """Call a plain function in one of the worker's threads.
+
+        A thread that goes on alone keeps what its call has reserved, such as a place in flight.
+        """
+        ended = self.admission.hold() if self.admission is not None else None
+        return await self._resources.threads.run(function, ended)
+
     def settle(self, cost: float) -> None:
         """Note what the attempt has used, also after its job was cancelled. Raises Stale once the attempt is over."""
         if self.is_over:
@@ -269,10 +278,6 @@ class JobContext(RunningAttempt):
     async def find_encoded_step(self, name: str) -> bytes | None:
         """See `Checkpoints.find_encoded_step`. For a step of a handler in a child process, which knows its names."""
         return await self.checkpoints.find_encoded_step(name)
-
-    async def run_in_thread(self, function: Callable[[], Any]) -> Any:
-        """Call a plain function in one of the worker's threads."""
-        return await self._resources.threads.run(function)
 
     async def keep_step(self, name: str, result: Any) -> Any:
         """See `Checkpoints.keep_step`."""

@@ -219,6 +219,8 @@ class LimitedCall:
     1. `reserve`: a credit that came before the job, if it suffices, or one that is waited for. It may get old then.
     2. `begin`, just before each call of the handler: with this credit, or another one that is waited for.
     3. `end`, after the call. Without a credit in time the job returns to its lane, which is no attempt.
+
+    A thread that goes on after the end, because of a timeout, keeps the credit until it ends: see `hold`.
     """
 
     def __init__(self, limiting: Limiting, delivery: Delivery, key: str, cost: float) -> None:
@@ -226,6 +228,9 @@ class LimitedCall:
         self.key, self._cost = key, cost
         credit, delivery.credit = delivery.credit, None
         self._credit = credit.single() if isinstance(credit, CreditBatch | BatchCall) else credit
+        self._threads = 0  # that run for the call
+        self._is_over = False  # it has ended, but for these
+        self._used: float | None = None
 
     async def reserve(self) -> Outcome | None:
         """Return the outcome of a job that cannot have a credit now; None if it has one, or needs none."""
@@ -274,8 +279,21 @@ class LimitedCall:
         """As `end`, where nothing is known of the use."""
         self.end(None)
 
+    def hold(self) -> Callable[[], None]:
+        """A thread begins to run for the call. Call what is returned when the thread has ended."""
+        self._threads += 1
+        return self._on_thread_ended
+
+    def _on_thread_ended(self) -> None:
+        self._threads -= 1
+        if self._is_over:
+            self.end(self._used)
+
     def end(self, used: float | None) -> None:
         """Settle the credit by what the handler says that it has used, or give it back if no call began. Safe twice."""
+        if self._threads:
+            self._is_over, self._used = True, used
+            return
         credit, self._credit = self._credit, None
         if credit is None:
             return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,43 @@ async def test_calls_in_flight_are_limited_over_two_workers(connected: Connected
         await fill(client, 40, takes_s=0.05)
         await eventually(lambda: len(provider.calls) == 40, within=20)
     assert provider.most_open == 3
+
+
+@pytest.mark.parametrize("kind", ["function", "step"])
+async def test_a_thread_that_its_timeout_leaves_behind_keeps_its_place_in_flight(
+    connected: Connected, kind: str
+) -> None:
+    started: list[int] = []
+    left = threading.Event()
+    worker = aiqueue.Worker(concurrency=5)
+
+    def call(job: aiqueue.Job[Call]) -> None:
+        started.append(job.message.n)
+        if len(started) == 1:
+            left.wait(20)
+
+    if kind == "function":
+        worker.handle(Call, timeout=0.2, retry=aiqueue.Backoff(attempts=1))(call)
+    else:
+
+        @worker.handle(Call, timeout=0.2, retry=aiqueue.Backoff(attempts=1))
+        async def handler(job: aiqueue.Job[Call]) -> None:
+            await job.step("call", partial(call, job))
+
+    tables = ("in_flight = 1",)
+    try:
+        async with connected(*tables) as client, working(connected, tables, [worker]):
+            first = await client.enqueue(Call(n=1), tenant="acme")
+            with pytest.raises(aiqueue.JobFailed, match="timed out"):
+                await first.result(timeout=10)
+            second = await client.enqueue(Call(n=2), tenant="acme")
+            await asyncio.sleep(0.5)  # the second one would have run in this time
+            assert started == [1]
+            left.set()
+            await second.result(timeout=10)
+            assert started == [1, 2]
+    finally:
+        left.set()
 
 
 async def test_a_429_pauses_its_key_in_all_workers_and_no_other(connected: Connected) -> None:

@@ -79,8 +79,8 @@ class KeyGate:
 
     def learn(self, family: str, key: str) -> None:
         """Note what a hashed key stands for."""
-        if len(self._texts) >= TEXTS_MAX:
-            self._texts.clear()
+        if len(self._texts) >= TEXTS_MAX:  # others are read from their lanes again
+            self._texts = {(name, subjects.hashed(text)): text for name, _, text in self._pools}
         self._texts[family, subjects.hashed(key)] = key
 
     async def find_text(self, family: Family, lane: Lane) -> None:

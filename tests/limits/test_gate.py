@@ -15,6 +15,7 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.enqueue import key_lanes
 from aiqueue.errors import Unavailable
+from aiqueue.lanes import key_gate
 from aiqueue.limits import CreditBatch
 from aiqueue.processes import Quarantine
 from aiqueue.topology import provision
@@ -96,6 +97,26 @@ async def test_a_key_that_was_paused_before_its_lane_was_found_goes_on_after_the
             await eventually(lambda: any(each.key.key for each in session.puller.lanes), within=5)
             await client.resume(NAME, key="m")
             await eventually(lambda: len(provider.calls) == 6, within=5)
+
+
+async def test_a_worker_that_knows_more_keys_than_it_keeps_still_heeds_the_pauses_of_its_lanes(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_gate, "TEXTS_MAX", 3)
+    provider = Provider()
+    async with (
+        connecting(account, tmp_path, "requests = 1000") as client,
+        calling(provider).running(client) as session,
+    ):
+        for n in range(5):
+            await fill(client, 1, model=f"m{n}")
+            await eventually(lambda: len(provider.calls) == n + 1)  # noqa: B023
+        await client.pause(NAME, key="m0")
+        first = next(each for each in session.puller.lanes if each.key.key == subjects.hashed("m0"))
+        await eventually(lambda: first.paused, within=5)
+        await fill(client, 1, model="m0")
+        await client.resume(NAME, key="m0")
+        await eventually(lambda: len(provider.calls) == 6, within=5)
 
 
 async def test_idle_lanes_of_other_keys_take_no_place_of_a_tenant_with_few(account: Account, tmp_path: Path) -> None:

@@ -120,10 +120,11 @@ async def paused_long(asked: Asked) -> list[Finding]:
     setting = Setting(tables=[FREE.format(key="m")], has_cost=False, inactive_s=max(1.0, asked.pause_s / 2.4))
     async with ground(asked, setting) as here:
         await here.refuse("m", asked.pause_s)
+        ends_after = time.monotonic() + asked.pause_s  # the pause begins with the first call
         numbers = await here.fill(asked.jobs, takes_s=(0.0, 0.2))
         await asyncio.sleep(5)
         before = await _deliveries(here, "m")
-        await asyncio.sleep(asked.pause_s - 7)
+        await asyncio.sleep(ends_after - 1 - time.monotonic())
         after = await _deliveries(here, "m")
         await here.called(numbers, 60 + asked.jobs / 20)
         log = here.log()

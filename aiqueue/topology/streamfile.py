@@ -9,13 +9,14 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
-from .. import subjects, units
+from .. import subjects
 from ..errors import TopologyError
 from ..job import KIND
+from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanoseconds, one_of, size, wrong
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits"
@@ -25,129 +26,34 @@ _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
 _RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are used by aiqueue itself
-_INT64_MAX = 2**63 - 1
-_DURATION_MAX_S = 100 * 365 * 86400  # int64 nanoseconds end at 292 years
-_ITEMS_MAX = 32
-
-Check = Callable[[object], Any]
-
-
-def _wrong(expected: str, value: object) -> NoReturn:
-    shown = repr(value)
-    raise ValueError(f"must be {expected}, not {shown if len(shown) <= 80 else shown[:77] + '…'}")
-
-
-def _one_of(*words: str) -> Check:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or value not in words:
-            _wrong(" or ".join(map(json.dumps, words)), value)
-        return value
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> Check:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _wrong(expected, value)
-        return value
-
-    return check
-
-
-def _list_of(item: Check, expected: str) -> Check:
-    def check(value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not 1 <= len(value) <= _ITEMS_MAX:
-            _wrong(f"a list of 1 to {_ITEMS_MAX} {expected}", value)
-        items = tuple(item(one) for one in value)
-        if len(set(items)) < len(items):
-            raise ValueError("contains an item twice")
-        return items
-
-    return check
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        _wrong("true or false", value)
-    return value
-
-
-def _count(most: int = _INT64_MAX, *, unlimited: bool = False) -> Check:
-    """Check a whole number from 1, or -1 if `unlimited`. Refuse zero, which the server treats as -1 or a default."""
-    expected = "a whole number from 1" + (f" to {most}" if most < _INT64_MAX else "")
-    expected += ", or -1 for no limit" if unlimited else ""
-
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            _wrong(expected, value)
-        if not (1 <= value <= most or (unlimited and value == -1)):
-            _wrong(expected, value)
-        return value
-
-    return check
-
-
-def _size(value: object) -> int:
-    """Check a size, 1048576, "1GiB" or -1, and return bytes."""
-    expected = 'a size above 0 such as 1048576 or "1GiB", or -1 for no limit'
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        _wrong(expected, value)
-    try:
-        size = units.size_bytes(value)
-    except (ValueError, OverflowError):
-        _wrong(expected, value)
-    if not (0 < size <= _INT64_MAX or value == -1):
-        _wrong(expected, value)
-    return size
-
-
-def _nanoseconds(least_s: float, *, zero: bool = False) -> Check:
-    """Check a duration such as "30s" and return nanoseconds. Refuse a bare number, nanoseconds in JetStream."""
-    expected = f'a duration such as "30s", at least {units.short_duration(least_s)}'
-    expected += ', or "0s" for no limit' if zero else ""
-
-    def check(value: object) -> int:
-        if not isinstance(value, str):
-            _wrong(expected, value)
-        try:
-            seconds = units.seconds(value)
-        except ValueError:
-            _wrong(expected, value)
-        if not (least_s <= seconds <= _DURATION_MAX_S or (zero and seconds == 0)):
-            _wrong(expected, value)
-        return round(seconds * 1_000_000_000)
-
-    return check
-
 
 _WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0
 
-_kind = _matching(KIND, "a kind: 1 to 128 characters of A-Z a-z 0-9 _ . : -")
-_subject = _matching(re.compile(r"[A-Za-z0-9_*>-]+(\.[A-Za-z0-9_*>-]+)*"), "a subject")
-_word = _matching(subjects.TOKEN, "1 to 64 characters of A-Z a-z 0-9 _ -")
+_kind = matching(KIND, "a kind: 1 to 128 characters of A-Z a-z 0-9 _ . : -")
+_subject = matching(re.compile(r"[A-Za-z0-9_*>-]+(\.[A-Za-z0-9_*>-]+)*"), "a subject")
+_word = matching(subjects.TOKEN, "1 to 64 characters of A-Z a-z 0-9 _ -")
 
 
 def _family_name(value: object) -> str:
     expected = 'two words such as "gateway.requests", each of 1 to 32 characters of a-z 0-9 _ -'
-    name: str = _matching(subjects.FAMILY, expected)(value)
+    name: str = matching(subjects.FAMILY, expected)(value)
     if name.partition(".")[0] in _RESERVED:
         raise ValueError(f"{name!r}: {', '.join(_RESERVED)} are reserved for aiqueue; choose another component")
     return name
 
 
 def _priorities(value: object) -> tuple[str, ...]:
-    one = _matching(subjects.PRIORITY, "priorities of 1 to 16 characters of a-z 0-9")
-    priorities: tuple[str, ...] = _list_of(one, "priorities, highest first")(value)
+    one = matching(subjects.PRIORITY, "priorities of 1 to 16 characters of a-z 0-9")
+    priorities: tuple[str, ...] = list_of(one, "priorities, highest first")(value)
     if subjects.NORMAL not in priorities:
         raise ValueError(f'must contain "{subjects.NORMAL}", the lane of jobs on the bare subject')
     return priorities
 
 
 def _aliases(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or len(value) > _ITEMS_MAX:
-        _wrong(
-            f'a table of at most {_ITEMS_MAX} message types, such as {{ llm_request = "gateway.request" }}',
+    if not isinstance(value, dict) or len(value) > ITEMS_MAX:
+        wrong(
+            f'a table of at most {ITEMS_MAX} message types, such as {{ llm_request = "gateway.request" }}',
             value,
         )
     return {_kind(message_type): _kind(kind) for message_type, kind in value.items()}
@@ -155,19 +61,19 @@ def _aliases(value: object) -> dict[str, str]:
 
 def _weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not _WEIGHT_MIN <= value <= _WEIGHT_MAX:
-        _wrong(f"a number from {_WEIGHT_MIN:g} to {_WEIGHT_MAX:g}", value)
+        wrong(f"a number from {_WEIGHT_MIN:g} to {_WEIGHT_MAX:g}", value)
     return float(value)
 
 
 def _tenants(value: object) -> dict[str, dict[str, Any]]:
     expected = "a table of tenants, such as { acme = { weight = 3, max_ack_pending = 50 } }"
     if not isinstance(value, dict):
-        _wrong(expected, value)
-    checks: dict[str, Check] = {"weight": _weight, "max_ack_pending": _count()}
+        wrong(expected, value)
+    checks: dict[str, Check] = {"weight": _weight, "max_ack_pending": count()}
     tenants = {}
     for tenant, limits in value.items():
         if not isinstance(limits, dict) or not limits or not limits.keys() <= checks.keys():
-            _wrong(expected, value)
+            wrong(expected, value)
         tenants[_word(tenant)] = {key: checks[key](each) for key, each in limits.items()}
     return tenants
 
@@ -176,49 +82,49 @@ _INBOX_FAMILY: dict[str, Check] = {
     "name": _family_name,
     "default_kind": _kind,
     "aliases": _aliases,
-    "schema_versions": _list_of(_matching(re.compile(r"[!-~]{1,16}"), 'a version such as "1.0"'), "versions"),
+    "schema_versions": list_of(matching(re.compile(r"[!-~]{1,16}"), 'a version such as "1.0"'), "versions"),
 }
 _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "priorities": _priorities,
-    "lanes": _one_of("tenant", "shared"),
-    "lane_storage": _one_of("file", "memory"),
-    "journal": _matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
-    "journal_ttl": _nanoseconds(60),
-    "chunk_ttl": _nanoseconds(1),  # the server's minimum
+    "lanes": one_of("tenant", "shared"),
+    "lane_storage": one_of("file", "memory"),
+    "journal": matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
+    "journal_ttl": nanoseconds(60),
+    "chunk_ttl": nanoseconds(1),  # the server's minimum
     "key": _word,
     "limit_key": _word,
-    "claim": _flag,
-    "reply_within": _nanoseconds(1),
+    "claim": flag,
+    "reply_within": nanoseconds(1),
     "tenants": _tenants,
 }
 _STREAM: dict[str, Check] = {
     "name": _word,
-    "retention": _one_of("limits", "interest", "workqueue"),
-    "storage": _one_of("file", "memory"),
-    "discard": _one_of("old", "new"),
-    "discard_new_per_subject": _flag,
-    "max_msgs": _count(unlimited=True),
-    "max_msgs_per_subject": _count(unlimited=True),
-    "max_msg_size": _size,
-    "max_bytes": _size,
-    "max_age": _nanoseconds(0.1, zero=True),
-    "max_consumers": _count(),  # -1 would not lift the server's default limit of 1,000
-    "duplicate_window": _nanoseconds(0.1),
-    "num_replicas": _count(5),
-    "compression": _one_of("none", "s2"),
-    "allow_atomic": _flag,
-    "allow_direct": _flag,
-    "allow_msg_schedules": _flag,
-    "allow_msg_ttl": _flag,
-    "allow_rollup_hdrs": _flag,
-    "deny_delete": _flag,
+    "retention": one_of("limits", "interest", "workqueue"),
+    "storage": one_of("file", "memory"),
+    "discard": one_of("old", "new"),
+    "discard_new_per_subject": flag,
+    "max_msgs": count(unlimited=True),
+    "max_msgs_per_subject": count(unlimited=True),
+    "max_msg_size": size,
+    "max_bytes": size,
+    "max_age": nanoseconds(0.1, zero=True),
+    "max_consumers": count(),  # -1 would not lift the server's default limit of 1,000
+    "duplicate_window": nanoseconds(0.1),
+    "num_replicas": count(5),
+    "compression": one_of("none", "s2"),
+    "allow_atomic": flag,
+    "allow_direct": flag,
+    "allow_msg_schedules": flag,
+    "allow_msg_ttl": flag,
+    "allow_rollup_hdrs": flag,
+    "deny_delete": flag,
 }
-_REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": _flag}
+_REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": flag}
 _CONSUMER: dict[str, Check] = {
-    "ack_wait": _nanoseconds(1),  # shorter, and an ordinary pause of a worker would lose its leases
-    "max_ack_pending": _count(),
-    "max_deliver": _count(unlimited=True),
-    "inactive_threshold": _nanoseconds(1),
+    "ack_wait": nanoseconds(1),  # shorter, and an ordinary pause of a worker would lose its leases
+    "max_ack_pending": count(),
+    "max_deliver": count(unlimited=True),
+    "inactive_threshold": nanoseconds(1),
 }
 
 # What a role requires: used if a key is missing, and any other value is refused.
@@ -317,7 +223,7 @@ def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
     """
     raw = _parse_toml(file, text)
     _require_known_keys(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = _check_value(file, "role", raw["role"], _one_of(*_ROLES)) if "role" in raw else "work"
+    role: Role = _check_value(file, "role", raw["role"], one_of(*_ROLES)) if "role" in raw else "work"
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens: nats-py requires them
@@ -127,6 +127,27 @@ def find(job_headers: Mapping[str, str], name: str) -> str | None:
         return found
     lower = name.lower()
     return next((value for each, value in job_headers.items() if each.lower() == lower), None)
+
+
+def take_fields(job_headers: Mapping[str, str], names: Collection[str], data: dict[str, Any]) -> str:
+    """Add to the data of a message those of its fields `names` that only a header states.
+
+    Returns what is wrong if a header and the body do not agree; "" if they do. An empty one says nothing. A field that
+    is neither a text nor a whole number agrees with no header.
+    """
+    for name in names:
+        stated = find(job_headers, name)
+        if not stated:
+            continue
+        value = data.get(name)
+        if value is None or value == "":
+            data[name] = stated
+        elif isinstance(value, bool) or not isinstance(value, str | int) or str(value) != stated:
+            return (
+                f"the header {name} is {stated[:80]!r}, and {name} in the body is {value!r:.80}: publish the message "
+                "again with the same value in both, or in one of them"
+            )
+    return ""
 
 
 def find_malformed(job_headers: Mapping[str, str]) -> str:

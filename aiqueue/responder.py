@@ -254,6 +254,8 @@ class _FamilyResponder:
             else:
                 job_id = job_id or subjects.id_in_message(data.get(family.key or ""))
                 can_enqueue = any(key != family.key for key in data)
+                if problem := headers.take_fields(request_headers, family.header_fields, data):
+                    raise BadInput(problem)
         tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
         if job_id is None:
             if not can_enqueue:

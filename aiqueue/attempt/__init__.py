@@ -18,6 +18,7 @@ from .decoding import (
     find_wrong_lane,
     is_past_deadline,
     limit_key_of,
+    wished_priority,
 )
 from .handler import (
     Handler,
@@ -66,5 +67,5 @@ __all__ = [
     "decode_headers_or_defaults", "decode_into", "error_line", "find_handler", "find_wrong_lane", "is_async_handler",
     "is_past_deadline", "limit_key_of", "make_raw_message", "outcome_from_plain", "outcome_of_error",
     "outcome_of_value", "outcome_to_plain", "read_message", "run_in_task", "secrets_of", "secrets_of_body",
-    "timeout_outcome", "unknown_kind_outcome", "warn_of_no_key", "without_secrets",
+    "timeout_outcome", "unknown_kind_outcome", "warn_of_no_key", "wished_priority", "without_secrets",
 ]  # fmt: skip

@@ -37,7 +37,8 @@ class RawJob(NamedTuple):
 class DecodedJob:
     """A job's id, kind and schema version, and the data of its body.
 
-    `data` is None if the body was not decoded, or could not be: then `problem` states why.
+    `data` is None if the body was not decoded, or could not be: then `problem` states why. `contradiction`: what is
+    wrong if a header and the body do not agree; such a job must not run.
     """
 
     job_id: str
@@ -45,6 +46,7 @@ class DecodedJob:
     version: str | None = None
     data: dict[str, Any] | None = None
     problem: str = ""
+    contradiction: str = ""
 
 
 def decode_body(raw: RawJob) -> DecodedJob:
@@ -71,6 +73,8 @@ def decode_into(raw: RawJob, decoded: DecodedJob) -> None:
         decoded.kind = decoded.kind or family.default_kind
     else:
         decoded.kind, decoded.version, decoded.data = incoming
+        if family.header_fields:
+            decoded.contradiction = headers.take_fields(message_headers, family.header_fields, decoded.data)
     decoded.job_id = _find_job_id(raw, decoded.data)
 
 
@@ -109,10 +113,13 @@ def is_past_deadline(raw: RawJob, at: float) -> bool:
 
 def find_wrong_lane(raw: RawJob) -> WrongLane | None:
     """Return the priority that a header asks for, if the job must move to it. None: the job is in the right lane."""
-    wished = raw.headers.get(headers.PRIORITY)
-    if not wished or wished == raw.priority or not raw.family.is_demotion(raw.priority, wished):
-        return None
-    return WrongLane(wished)
+    wished = wished_priority(raw)
+    return WrongLane(wished) if wished != raw.priority and raw.family.is_demotion(raw.priority, wished) else None
+
+
+def wished_priority(raw: RawJob) -> str:
+    """Return the priority that a plain publisher's header asks for on the bare subject, or that of the job's lane."""
+    return raw.family.wished(raw.priority, raw.headers.get(headers.PRIORITY, ""))
 
 
 def _kind_in_header(raw: RawJob) -> str:

@@ -110,10 +110,12 @@ def build_job(
 ) -> Job[Any] | Refused | Unknown:
     """Return the job that the handler is called with, or why it cannot be called.
 
-    1. Refused: the body cannot be decoded, or does not fit the message's model. 2. Unknown: no handler here knows the
-    kind, or the schema version. A handler of every kind can always be called.
+    1. Refused: the body cannot be decoded, contradicts a header, or does not fit the message's model. 2. Unknown: no
+    handler here knows the kind, or the schema version. A handler of every kind can be called with any body.
     """
     family = raw.family
+    if decoded.contradiction:
+        return Refused("invalid", decoded.contradiction)
     if handler is None or not handler.any_of:
         if decoded.data is None:
             return Refused("undecodable", decoded.problem)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from .. import codec, headers, subjects
 from ..client import Client
 from ..connection import PubAck, Received, block
-from ..enqueue import JobTemplate, OnFull, Producer, key_headers, retry_while_full
+from ..enqueue import JobTemplate, OnFull, Producer, key_headers, retry_while_full, stated_key
 from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
 from ..mailbox import Sent
 from ..requests import find_bare_id, send_until_answered
@@ -77,6 +78,7 @@ class Publisher:
         if route.role == "answers" and route.family is not None:
             family = route.family
             _check_ids(family, request_headers)
+            _check_fields(family, request_headers, body)
             job_id = self._find_id(family, route.tenant, request_headers, body, bare_id=True)
             if job_id is None:
                 job_id = request_headers[headers.JOB_ID] = subjects.new_id(self._connection.clock.offset_ms)
@@ -111,6 +113,7 @@ class Publisher:
         if route.last:
             job_headers[headers.PRIORITY] = priority
         _check_ids(family, job_headers)
+        _check_fields(family, job_headers, body)
         job_id, by_caller = self._find_id(family, tenant, job_headers, body), True
         if job_id is None:
             job_id, by_caller = subjects.new_id(self._connection.clock.offset_ms), False
@@ -121,6 +124,7 @@ class Publisher:
             body,
             content_type=job_headers.get(headers.CONTENT_TYPE, ""),
             kind=job_headers.get(headers.KIND, ""),
+            stated=stated_key(family, job_headers),
         )
         job_headers |= key_headers(template.key)
         header_block = block(job_headers)
@@ -241,24 +245,36 @@ def _id_in_body(family: Family, job_headers: Mapping[str, str], body: bytes, *, 
 
     None and an empty text, as defaults of a model's field, are no id. Raises BadInput for any other value that is none.
     """
-    content_type = job_headers.get(headers.CONTENT_TYPE, "")
-    if bare_id and (found := find_bare_id(body, content_type)):
+    if bare_id and (found := find_bare_id(body, job_headers.get(headers.CONTENT_TYPE, ""))):
         return found
-    if not family.key or (family.key.encode() not in body and b"\\u" not in body):
-        return None
-    try:
-        data = codec.decode_message(
-            body, content_type=content_type, kind=job_headers.get(headers.KIND, ""),
-            default_kind=family.default_kind, aliases=family.aliases,
-        ).data  # fmt: skip
-    except DecodeError:
-        return None
-    value = data.get(family.key)
+    value = _fields_of(family, job_headers, body, (family.key,)).get(family.key) if family.key else None
     if value is None or value == "":
         return None
     if subjects.id_in_message(value) is None:
         raise BadInput(f"{family.key} in the payload must be a text or a whole number, or left out, not {value!r:.80}")
     return str(value)
+
+
+def _fields_of(family: Family, job_headers: Mapping[str, str], body: bytes, names: Collection[str]) -> dict[str, Any]:
+    """Return the fields of the message in a body; none of one that cannot be decoded.
+
+    A body without any of these `names` is not decoded.
+    """
+    if b"\\u" not in body and not any(name.encode() in body for name in names):
+        return {}
+    with contextlib.suppress(DecodeError):
+        return codec.decode_message(
+            body, content_type=job_headers.get(headers.CONTENT_TYPE, ""), kind=job_headers.get(headers.KIND, ""),
+            default_kind=family.default_kind, aliases=family.aliases,
+        ).data  # fmt: skip
+    return {}
+
+
+def _check_fields(family: Family, given: Mapping[str, str], body: bytes) -> None:
+    """Raise BadInput for a header that contradicts the body, in a family with `header_fields`."""
+    stated = [name for name in family.header_fields if headers.find(given, name)]
+    if stated and (problem := headers.take_fields(given, stated, _fields_of(family, given, body, stated))):
+        raise BadInput(problem)
 
 
 def _check_ids(family: Family, given: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from .key_lanes import KeyLanes, has_listeners, key_headers
 from .parents import Parents
 from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, resolve_due_at
 from .pending import BulkOptions, Item, ProgressCallback
-from .producer import AttachedJob, Enqueued, Producer, move_to_lane
+from .producer import AttachedJob, Enqueued, Producer, move_to_lane, stated_key
 from .refusals import OnFull, retry_while_full
 from .templates import JobTemplate
 
@@ -24,5 +24,5 @@ __all__ = [
     "KeyLanes", "OnFull", "Parents", "ParkedJob", "Parking", "Producer", "ProgressCallback", "StoredChild",
     "check_on_duplicate", "has_listeners", "history_of", "history_text", "id_of_key", "inherited_headers",
     "key_headers", "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id",
-    "retry_while_full", "trimmed", "with_header", "with_step",
+    "retry_while_full", "stated_key", "trimmed", "with_header", "with_step",
 ]  # fmt: skip

@@ -276,7 +276,10 @@ class Producer:
         """
         check_message(message)
         family = self.topology.family(message.aiq_family)
-        value = key_of_message(message, family.limit_key) if keyed and family.limit_key else ""
+        extra = checked_headers(family, extra, message)
+        value = ""
+        if keyed and family.limit_key:
+            value = key_of_message(message, family.limit_key) or stated_key(family, extra)
         template = self.lane_template(family, tenant, priority, value)
         lane, deadline_s = template.lane, None
         job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
@@ -286,7 +289,7 @@ class Producer:
         elif deadline is not None:
             deadline_s = parse_duration("deadline", deadline)
             job_headers[headers.DEADLINE] = deadline_mark
-        job_headers.update(checked_headers(family, extra))
+        job_headers.update(extra)
         raw = block(job_headers).replace(b"%", b"%%")
         header_template = raw.replace(job_id.encode(), b"%b").replace(deadline_mark.encode(), b"%d")
         id_count = raw.count(job_id.encode())
@@ -311,13 +314,15 @@ class Producer:
             family, lane, subjects.work(*lane), b"", 0, None, limits, batch_stream, None, key if token else ""
         )
 
-    def body_template(self, template: JobTemplate, body: bytes, *, content_type: str, kind: str) -> JobTemplate:
+    def body_template(
+        self, template: JobTemplate, body: bytes, *, content_type: str, kind: str, stated: str = ""
+    ) -> JobTemplate:
         """Return the template for a job with this body, of the family, tenant and priority of `template`, which has no
-        headers. Raises BadInput.
+        headers. `stated`: the value of the limited key in a header, with which the body agrees. Raises BadInput.
         """
         if template.family.limit_key is None or self.key_lanes is None:
             return template
-        value = key_of_body(template.family, body, content_type=content_type, kind=kind)
+        value = stated or key_of_body(template.family, body, content_type=content_type, kind=kind)
         _, tenant, priority, _ = template.lane
         return self.lane_template(template.family, tenant, priority, value) if value else template
 
@@ -338,7 +343,7 @@ class Producer:
         job_id, _, shown = resolve_job_id(family, message, unique, self.clock)
         shown_headers = {headers.UNIQUE: shown} if shown else {}
         return family, {
-            **_job_headers(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra),
+            **_job_headers(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra, message),
         }  # fmt: skip
 
     def hint(self, lane: subjects.Lane, key: str = "") -> None:
@@ -411,8 +416,19 @@ def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: 
     return {**job_headers, **key_headers(key), **secret_headers(message)}
 
 
-def checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Return the caller's headers. Raises BadInput for no mapping, and for names that the library sets itself."""
+def stated_key(family: Family, given: Mapping[str, str]) -> str:
+    """Return the value of the family's limited key that a header states; "" if it may not, or does not."""
+    if family.limit_key is None or family.limit_key not in family.header_fields:
+        return ""
+    return subjects.key_in_message(headers.find(given, family.limit_key))
+
+
+def checked_headers(
+    family: Family, extra: Mapping[str, str] | None, message: Message | None = None
+) -> Mapping[str, str]:
+    """Return the caller's headers. Raises BadInput for no mapping, for names that the library sets itself, and for one
+    that contradicts the message.
+    """
     if extra is not None and not isinstance(extra, Mapping):
         raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {extra!r}')
     for name, value in (extra or {}).items():
@@ -424,4 +440,8 @@ def checked_headers(family: Family, extra: Mapping[str, str] | None) -> Mapping[
         if lower in (headers.PRIORITY, family.key):
             argument = "priority" if lower == headers.PRIORITY else "unique"
             raise BadInput(f"header {name!r} is reserved for aiqueue: use the argument `{argument}`")
+    if extra and message is not None:
+        said = {name: key_of_message(message, name) for name in family.header_fields}
+        if problem := headers.take_fields(extra, family.header_fields, said):
+            raise BadInput(problem)
     return extra or {}

@@ -41,6 +41,7 @@ class Family:
     chunk_ttl_s: float | None  # retention of chunks and progress; None: that of the journal stream
     key: str | None  # the message field, and header, that contains the caller's job id
     limit_key: str | None  # the message field by whose values limits are told apart; None: the family has no limits
+    header_fields: tuple[str, ...]  # message fields that a header of the same name may state, and must not contradict
     aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
     schema_versions: tuple[str, ...]
     ack_wait_s: float
@@ -58,14 +59,18 @@ class Family:
         weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
         return weight
 
-    def is_demotion(self, priority: str, requested: str) -> bool:
-        """Return whether a job in lane `priority` must move to the lower priority that its message requests.
-
-        Only from the lane of the bare subject, and only downwards: at the head of its lane, moving up gains nothing.
+    def wished(self, priority: str, requested: str) -> str:
+        """Return the priority of a job in a lane of `priority` whose header requests another one. Only in the lane of
+        the bare subject a header counts.
         """
-        if priority != subjects.NORMAL or requested not in self.priorities:
-            return False
-        return self.priorities.index(requested) > self.priorities.index(priority)
+        return requested if priority == subjects.NORMAL and requested in self.priorities else priority
+
+    def is_demotion(self, priority: str, wished: str) -> bool:
+        """Return whether a job in a lane of `priority` has to move for that it `wished` for another one.
+
+        Only downwards: at the head of its lane, moving up gains nothing.
+        """
+        return self.priorities.index(wished) > self.priorities.index(priority)
 
     def takes_keys(self, listed: Collection[str]) -> bool:
         """Return whether a stream that takes these subjects takes this family's jobs into lanes of limited keys."""
@@ -299,6 +304,7 @@ def _make_family(declared: StreamFile) -> Family:
         chunk_ttl_s=_seconds(given.get("chunk_ttl", given.get("journal_ttl"))),
         key=given.get("key"),
         limit_key=given.get("limit_key"),
+        header_fields=given.get("header_fields", ()),
         aliases=given.get("aliases", {}),
         schema_versions=given.get("schema_versions", _SCHEMA_VERSIONS),
         ack_wait_s=declared.consumer["ack_wait"] / _NS,

@@ -93,6 +93,7 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "chunk_ttl": nanoseconds(1),  # the server's minimum
     "key": _word,
     "limit_key": _word,
+    "header_fields": list_of(_word, "fields of the message"),
     "claim": flag,
     "reply_within": nanoseconds(1),
     "tenants": _tenants,

@@ -101,7 +101,10 @@ class Limiting:
         return headers.limit_key(delivery.message.headers)
 
     def find_lane(self, delivery: Delivery, opened: OpenedJob) -> WrongLane | None:
-        """Return where a job has to wait that is not in the lane of its key. None: it is in the right lane."""
+        """Return where a job has to wait that is not in the lane of its key. None: it is in the right lane.
+
+        A plain publisher's job moves to the priority that its header asks for, upwards too: the lane has its own order.
+        """
         lane = delivery.lane.key
         if lane.key or lane.tenant == "*":
             return None
@@ -109,20 +112,25 @@ class Limiting:
         if not key or not self._limiter.is_limited(lane.family, key, delivery.tenant):
             return None
         token = self._find_token(opened.family, delivery.tenant, key)
-        return WrongLane(lane.priority, token, key) if token else None
+        priority = lane.priority if opened.plain else attempt.wished_priority(opened.raw)
+        return WrongLane(priority, token, key) if token else None
 
     async def run(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext, run: Run
     ) -> Outcome:
         """Run a delivery that a limit may hold for: `run` calls the handler once its admission lets the call begin."""
         gate = self._job_gate
-        if not opened.plain and (known := gate.find_outcome(delivery, opened)) is not None:
+        known = None if opened.plain else gate.find_outcome(delivery, opened)
+        if known is not None and type(known) is not WrongLane:
             delivery.give_back_credit()
             return known
-        if delivery.delivery_count == 1:
+        if delivery.delivery_count == 1 or known is not None:
             moved = self.find_lane(delivery, opened)
             if moved is not None and gate.can_be_moved(delivery, moved.key):
                 return moved
+            if known is not None:
+                delivery.give_back_credit()
+                return known
         cost = _cost_of(handler, opened)
         if isinstance(cost, Refused):
             delivery.give_back_credit()

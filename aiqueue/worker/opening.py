@@ -89,6 +89,8 @@ class Opener:
         self._journal = journal
         self._documents = documents
         self._families = families
+        # of families whose first deliveries need neither a claim nor a look at their headers
+        self._short = {name: each for name, each in families.items() if not (each.claim or each.header_fields)}
         self._quarantine = quarantine
 
     def open_first(self, delivery: Delivery) -> OpenedJob | None:
@@ -102,8 +104,8 @@ class Opener:
         kind, job_id, priority, content_type = plain
         if priority != key.priority:
             return None
-        family = self._families[key.family]
-        if family.claim or self._quarantine.is_suspect(delivery):
+        family = self._short.get(key.family)
+        if family is None or self._quarantine.is_suspect(delivery):
             return None
         version = None
         try:
@@ -143,7 +145,7 @@ class Opener:
             opened = await self._identify_suspect(raw)
         else:
             opened = OpenedJob(job_id="", kind="", raw=raw)
-            attempt.decode_into(raw, opened)
+            _decode(opened)
         opened.history = history_of(raw.headers)
         if headers.PARKED in raw.headers:
             opened.attempt = opened.first_attempt = max(1, headers.number(raw.headers.get(headers.ATTEMPT, "")))
@@ -160,7 +162,7 @@ class Opener:
         """Decide whether the job is a suspect, now that its failed attempts are known. If not, decode its body."""
         opened.is_suspect = self._quarantine.is_suspect(delivery, opened.attempt - opened.first_attempt + 1)
         if not opened.is_suspect and opened.data is None and opened.refusal is None:
-            attempt.decode_into(opened.raw, opened)
+            _decode(opened)
 
     async def _fetch_body(self, raw: RawJob) -> tuple[RawJob, Refused | None]:
         """Return the job with the body from its document, or unchanged with the reason why there is none.
@@ -195,6 +197,13 @@ class Opener:
         else:
             number = record.newest.attempt if record.newest else 1
         opened.attempt = max(opened.first_attempt, number)
+
+
+def _decode(opened: OpenedJob) -> None:
+    """Decode the body. A job whose header contradicts it is refused, by a handler of every kind too."""
+    attempt.decode_into(opened.raw, opened)
+    if opened.contradiction:
+        opened.refusal = Refused("invalid", opened.contradiction)
 
 
 def _raw_job(family: Family, delivery: Delivery) -> RawJob:

@@ -331,6 +331,8 @@ class TestRefusals:
             ("journal_ttl = '59s'", "journal_ttl", "at least 1m"),
             ("journal_ttl = '25h'", "journal_ttl", "must not exceed max_age of the journal stream, 86400 s"),
             ("chunk_ttl = '0.5s'", "chunk_ttl", "at least 1s"),
+            ("header_fields = 'model'", "header_fields", "must be a list of 1 to 32 fields of the message"),
+            ("header_fields = ['a.b']", "header_fields", "1 to 64 characters of A-Z a-z 0-9 _ -"),
             ("journal_ttl = '2m'\nchunk_ttl = '3m'", "chunk_ttl", "must not exceed journal_ttl"),
             ("journal_ttl = '1m'\n[consumer]\nack_wait = '40s'", "journal_ttl", "twice the ack_wait"),
             ("key = 'request id'", "key", "1 to 64 characters"),
@@ -394,6 +396,8 @@ class TestLanes:
         topology = Topology.build([*bundled(), ("x.toml", family_file(family='limit_key = "model"'))])
         assert topology.family("x.y").limit_key == "model"
         assert topology.family("agent.tasks").limit_key is None
+        gateway = topology.family("gateway.requests")
+        assert (gateway.limit_key, gateway.header_fields) == ("model", ("model",))
 
     def test_a_limit_key_is_refused_where_all_tenants_share_a_lane(self) -> None:
         text = family_file(family='limit_key = "model"\nlanes = "shared"')

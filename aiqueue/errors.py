@@ -13,6 +13,7 @@
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
     │   ├── TopologyError       an invalid streams/*.toml or limits.toml file; names the file and the key
+    │   ├── IdReused            a job of this id has another body, and the family takes one body for an id
     │   └── AboveLimit          a reservation above the limit itself: waiting would not help
     ├── Unavailable             no server answers now; a retry can help
     ├── AccessDenied            wrong credentials, or no permission for a subject
@@ -151,6 +152,10 @@ class TopologyError(BadInput):
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
         self.file, self.key, self.problem = file, key, problem
+
+
+class IdReused(BadInput):
+    """A job of this id was stored with another body, in a family where an id is of one body. Nothing was stored."""
 
 
 class AboveLimit(BadInput):
@@ -392,10 +397,7 @@ class MailBounced(AIQueueError):
 
     def __init__(self, mail_id: str, *, to: str, reason: str, error: str) -> None:
         super().__init__(f"mail {mail_id} to {to} bounced ({reason}): {error}")
-        self.mail_id = mail_id
-        self.to = to
-        self.reason = reason
-        self.error = error
+        self.mail_id, self.to, self.reason, self.error = mail_id, to, reason, error
 
 
 class ResultDisabled(AIQueueError):
@@ -428,9 +430,7 @@ class ServerError(AIQueueError):
 
     def __init__(self, description: str, *, code: int = 0, err_code: int = 0) -> None:
         super().__init__(f"NATS server error: {description} (code {code}, err_code {err_code})")
-        self.description = description
-        self.code = code
-        self.err_code = err_code
+        self.description, self.code, self.err_code = description, code, err_code
 
 
 def details(error: AIQueueError) -> dict[str, Any]:

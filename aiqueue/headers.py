@@ -50,6 +50,7 @@ PARKED: Final = "Aiq-Parked"  # the parking id: which parking a job comes from
 DUE: Final = "Aiq-Due"  # when the parked job is due, milliseconds since the epoch
 UNKNOWN: Final = "Aiq-Unknown"  # when the kind was first unknown (milliseconds since the epoch), and the hops since
 UNIQUE: Final = "Aiq-Unique"  # the caller's key that the id is a hash of, see `encode_unique`
+FINGERPRINT: Final = "Aiq-Fingerprint"  # on entries of a journal: that of the body, see enqueue/fingerprints.py
 LIMIT_KEY: Final = "Aiq-Limit-Key"  # of a job in the lane of a limited key: the value, see `encode_key`
 WAITED: Final = "Aiq-Waited"  # how often the job was parked again because its lane did not take it
 DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body

@@ -14,7 +14,7 @@ from . import attempt, codec, headers, subjects
 from .attempt import PLAIN_TYPES, Outcome, Raised, Refused, Returned
 from .client import Client, check_client
 from .connection import Answer, Endpoint, Received, Service
-from .enqueue import Producer
+from .enqueue import Producer, fingerprint_of
 from .errors import (
     AccessDenied,
     AIQueueError,
@@ -29,11 +29,11 @@ from .errors import (
     ResultTimeout,
     TooLarge,
     Unavailable,
-)
+)  # fmt: skip
 from .job import Retry
 from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
 from .payload import HeldDocument
-from .requests import Claims, find_bare_id, replies
+from .requests import Claims, ParsedRequest, find_bare_id, replies
 from .topology import Family
 from .units import Duration, parse_duration, texts, whole_number
 
@@ -150,15 +150,6 @@ class Responder:
         return found
 
 
-class _ParsedRequest(NamedTuple):
-    """A parsed request. `can_enqueue`: it contains more than an id, so it can be enqueued as a job."""
-
-    tenant: str
-    job_id: str
-    can_enqueue: bool
-    deadline: float | None  # seconds since the epoch
-
-
 class _FamilyResponder:
     """Answers the requests of one family."""
 
@@ -195,6 +186,7 @@ class _FamilyResponder:
             request = self._parse_request(message)
             job_id = request.job_id
             entry = await self._wait_for_final_entry(request, message)
+            request.check_body(entry)
             return await self._to_answer(entry, job_id, as_json=as_json)
         except AIQueueError as error:
             return replies.error_answer(error, job_id, as_json=as_json)
@@ -231,12 +223,12 @@ class _FamilyResponder:
 
     # -- reading a request
 
-    def _parse_request(self, message: Received) -> _ParsedRequest:
+    def _parse_request(self, message: Received) -> ParsedRequest:
         """Return which job a request is about. Raises BadInput."""
         request_headers, family, body = message.headers, self._family, message.data
         job_id = subjects.id_in_message(request_headers.get(headers.JOB_ID))
         job_id = job_id or subjects.id_in_message(headers.find(request_headers, family.key or ""))
-        can_enqueue = False
+        can_enqueue, fingerprint, problem = False, "", ""
         if body.strip():
             try:
                 data = codec.decode_message(
@@ -254,21 +246,22 @@ class _FamilyResponder:
             else:
                 job_id = job_id or subjects.id_in_message(data.get(family.key or ""))
                 can_enqueue = any(key != family.key for key in data)
-                if problem := headers.take_fields(request_headers, family.header_fields, data):
-                    raise BadInput(problem)
+                problem = headers.take_fields(request_headers, family.header_fields, data)
+                if can_enqueue and job_id is not None:
+                    fingerprint = fingerprint_of(family, data, body)
         tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
         if job_id is None:
             if not can_enqueue:
                 raise BadInput(f"the request names no job: set the header {family.key}, or send the id as the body")
             job_id = subjects.new_id()
-        if problem := headers.find_malformed(request_headers):
+        if problem := problem or headers.find_malformed(request_headers):
             raise BadInput(problem)
         deadline = headers.milliseconds(request_headers.get(headers.DEADLINE, ""))
-        return _ParsedRequest(tenant, job_id, can_enqueue, deadline)
+        return ParsedRequest(tenant, job_id, can_enqueue, deadline, fingerprint)
 
     # -- finding the answer
 
-    async def _wait_for_final_entry(self, request: _ParsedRequest, message: Received) -> Entry:
+    async def _wait_for_final_entry(self, request: ParsedRequest, message: Received) -> Entry:
         """Return the job's final entry, once it is written. If no job of the id exists, enqueue the request first.
 
         Raises ResultTimeout, Unavailable, and what enqueueing raises.
@@ -280,6 +273,7 @@ class _FamilyResponder:
         end = time.monotonic() + deadline - now - MARGIN_S
         subject = subjects.journal(str(self._family.journal), request.tenant, request.job_id)
         head = await self._journal.head(subject)
+        request.check_body(head)
         if head is not None and head.final:
             return head
         run = head.run if head is not None else 0
@@ -295,7 +289,7 @@ class _FamilyResponder:
         assert found is not None  # never without `job`: then only a final entry ends the wait
         return found
 
-    async def _has_job(self, request: _ParsedRequest, subject: str, *, started: bool) -> bool:
+    async def _has_job(self, request: ParsedRequest, subject: str, *, started: bool) -> bool:
         """Whether a job of the id has started and still exists, or is parked.
 
         A job that waits in its lane is looked for only where a function answers. Otherwise the server drops the
@@ -308,7 +302,7 @@ class _FamilyResponder:
             return True
         return self._answer_function is not None and await self._waits_in_lane(request)
 
-    async def _waits_in_lane(self, request: _ParsedRequest) -> bool:
+    async def _waits_in_lane(self, request: ParsedRequest) -> bool:
         """Whether a job of the id is stored in a lane. Only as long as the server remembers its Msg-Id.
 
         Asks by a publish that is never stored, because it expects a Msg-Id of the stream's last message that none has.
@@ -324,7 +318,7 @@ class _FamilyResponder:
             return False
         return await self._connection.get(ack.stream, ack.seq) is not None
 
-    async def _enqueue(self, request: _ParsedRequest, message: Received) -> None:
+    async def _enqueue(self, request: ParsedRequest, message: Received) -> None:
         """Store the request as a job. The request's deadline is not the job's: it applies to the answer."""
         family, request_headers = self._family, message.headers
         priority = request_headers.get(headers.PRIORITY, "")
@@ -352,7 +346,7 @@ class _FamilyResponder:
 
     # -- answering in place of enqueueing
 
-    async def _answer_once(self, request: _ParsedRequest, message: Received, subject: str, end: float) -> Entry:
+    async def _answer_once(self, request: ParsedRequest, message: Received, subject: str, end: float) -> Entry:
         """Return the entry with the result of the answer function. Requests of one id share one call.
 
         Raises ResultTimeout at `end` (monotonic seconds): the call goes on, and answers the next request of the id.
@@ -376,7 +370,7 @@ class _FamilyResponder:
         if not isinstance(error, ResponderError):  # which is logged
             log.info("the answer on %s failed: %s: %s", subject, type(error).__name__, error)
 
-    async def _answer_and_store(self, request: _ParsedRequest, message: Received, subject: str) -> Entry:
+    async def _answer_and_store(self, request: ParsedRequest, message: Received, subject: str) -> Entry:
         """Call the answer function, store what it returns as the result, and return the final entry.
 
         1. A job of the id has ended meanwhile: return its entry. 2. One has started: wait for it. 3. Otherwise store.
@@ -425,7 +419,7 @@ class _FamilyResponder:
         raise ResponderError(given.id, error=problem) from cause
 
     async def _store_answer(
-        self, request: _ParsedRequest, subject: str, result: codec.Encoded, held: HeldDocument | None
+        self, request: ParsedRequest, subject: str, result: codec.Encoded, held: HeldDocument | None
     ) -> tuple[Entry, bool]:
         """Store a result, or a reference to its document `held`. Returns the final entry, and whether it is this."""
         stored = False

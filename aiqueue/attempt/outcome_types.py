@@ -38,11 +38,16 @@ class Raised:
 
 @dataclass(frozen=True)
 class Refused:
-    """No attempt can succeed: the job becomes a dead letter. `reason` is one word for programs, `error` one line."""
+    """No attempt can succeed: the job becomes a dead letter. `reason` is one word for programs, `error` one line.
+
+    `holds_id`: False if another run holds the job id, in a family with `claim`: the journal is that run's, and says
+    nothing about this one.
+    """
 
     reason: str
     error: str
     trace: str = ""
+    holds_id: bool = True
 
 
 @dataclass(frozen=True)

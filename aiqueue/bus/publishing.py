@@ -128,6 +128,9 @@ class Publisher:
         )
         job_headers |= key_headers(template.key)
         header_block = block(job_headers)
+        print_ = ""
+        if by_caller and family.fingerprint is not None:
+            print_ = await self._producer.fingerprints.of_new(family, tenant, job_id, header_block, body)
         ack: PubAck
         if len(body) > self._producer.body_max and not _NAMES_DOCUMENT & job_headers.keys():
             ack = await self._producer.store_with_documents(
@@ -135,6 +138,8 @@ class Publisher:
             )
         else:
             ack = await self._producer.store(template, header_block, body, on_full, end)
+        if print_ and ack.duplicate:
+            await self._producer.fingerprints.check_stored(family, tenant, job_id, print_, ack.stream, ack.seq)
         return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
 
     async def _store_job_without_headers(
@@ -152,12 +157,17 @@ class Publisher:
             job_id = subjects.foreign_id(job_id)
         template = self._producer.body_template(template, body, content_type="", kind="")
         header_block = self._header_block(template, body, job_id)
+        family, tenant, print_ = template.family, template.lane.tenant, ""
+        if by_caller and family.fingerprint is not None:
+            print_ = await self._producer.fingerprints.of_new(family, tenant, job_id, header_block, body)
         if len(body) > self._producer.body_max:
             ack = await self._producer.store_with_documents(
                 None, template, header_block, body, on_full, end, by_caller=by_caller
             )
         else:
             ack = await self._producer.store(template, header_block, body, on_full, end)
+        if print_ and ack.duplicate:
+            await self._producer.fingerprints.check_stored(family, tenant, job_id, print_, ack.stream, ack.seq)
         return Published(job_id, ack.stream, ack.seq, ack.duplicate and by_caller)
 
     def _header_block(self, template: JobTemplate, body: bytes, job_id: str) -> bytes:

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Generic
 
 from .. import subjects
-from ..enqueue import Enqueued, resolve_due_at
-from ..errors import BadInput, JobGone, NotFound, ResultDisabled
+from ..enqueue import Enqueued, find_fingerprint, id_reused, is_other_body, resolve_due_at
+from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..job import Message
 from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
@@ -131,6 +131,7 @@ class Handle(Generic[R_co]):
             raise ResultDisabled(f"job {self.id} ended, and its handler keeps no result")
         if entry.event in (FAILED, CANCELLED):
             raise entry.as_error(self.id)
+        self._check_body(entry.fingerprint)
         data = entry.data
         if entry.document is not None:
             data = await self._cancels.documents.read_result(
@@ -212,7 +213,17 @@ class Handle(Generic[R_co]):
         In a family that claims its job ids, `run` was then a duplicate.
         """
         head = await self._journal.head(self._journal_subject()) if self._family.claim else None
-        return head.run if head is not None and head.run and head.run != run else None
+        if head is None or not head.run or head.run == run:
+            return None
+        if self._enqueued.fingerprint:
+            connection, stream = self._journal.connection, self._journal.stream
+            self._check_body(await find_fingerprint(connection, stream, self._family, self.tenant, self.id))
+        return head.run
+
+    def _check_body(self, fingerprint: str) -> None:
+        """Raise JobFailed if the run that holds the id has another body than this job, which workers refuse then."""
+        if is_other_body(fingerprint, self._enqueued.fingerprint):
+            raise JobFailed(self.id, reason="invalid", error=str(id_reused(self.id)), attempt=0)
 
     async def status(self) -> JobStats:
         """Return where the job is, and its state. Raises NotFound if nothing is known of it any more, Unavailable."""

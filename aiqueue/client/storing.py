@@ -98,9 +98,10 @@ class Storing:
         header_block = template.header_block(job_id, producer.clock)
         if shown:
             header_block = with_header(header_block, headers.UNIQUE, shown)
-        attached = await producer.attach_documents(
-            message, template, header_block, encode_message(message), end=end, by_caller=by_caller
-        )
+        body, print_, tenant = encode_message(message), "", template.lane.tenant
+        if by_caller and template.family.fingerprint is not None and on_duplicate != "replace":
+            print_ = await producer.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
+        attached = await producer.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
         job = _NewJob(template, job_id, by_caller, attached, due_at, on_full, end)
         try:
             enqueued = await self._store_as_asked(job, on_duplicate)
@@ -114,7 +115,10 @@ class Storing:
                 await producer.release_unless_stored(attached, PubAck(enqueued.stream, enqueued.seq, True))
             if on_duplicate == "raise":
                 raise DuplicateJob(job_id, str(template.lane))
-        return enqueued
+            await producer.fingerprints.check_stored(
+                template.family, tenant, job_id, print_, enqueued.stream, enqueued.seq
+            )
+        return enqueued._replace(fingerprint=print_)
 
     async def _store_as_asked(self, job: _NewJob, on_duplicate: OnDuplicate) -> Enqueued:
         match on_duplicate:

@@ -342,12 +342,12 @@ class Bulk(Generic[T]):
             raise BadInput("the item has no tenant: pass tenant= to enqueue_many, or to the item's JobSpec")
         template = pending.template = self._producer.template(message, tenant, priority, extra, deadline)
         due_at = None if delay is None and at is None else resolve_due_at(delay, at, self._producer.clock)
-        if on_duplicate != "first":
-            start_task(self._attaching, self._send_alone(pending, message, unique, due_at, on_duplicate))
-            return None
         pending.job_id, pending.by_caller, shown = resolve_job_id(
             template.family, message, unique, self._producer.clock
         )
+        if on_duplicate != "first" or (pending.by_caller and template.family.fingerprint is not None):
+            start_task(self._attaching, self._send_alone(pending, message, unique, due_at, on_duplicate))
+            return None
         pending.body = encode_message(message)
         header_block = template.header_block(pending.job_id, self._producer.clock)
         if shown:
@@ -397,7 +397,7 @@ class Bulk(Generic[T]):
                 self._report_progress()
             fields = (
                 pending.job_id, template.lane, outcome.stream, outcome.seq,
-                outcome.duplicate and pending.is_duplicate, pending.due_at, pending.parking_id,
+                outcome.duplicate and pending.is_duplicate, pending.due_at, pending.parking_id, "",
             )  # fmt: skip
             enqueued = tuple.__new__(Enqueued, fields)  # the class itself takes twice as long
             return self._make_result(enqueued, template)

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import codec, headers, subjects
@@ -266,6 +266,13 @@ def key_of_body(family: Family, body: bytes, *, content_type: str = "", kind: st
         )
         return subjects.key_in_message(incoming.data.get(field))
     return ""
+
+
+def stated_key(family: Family, given: Mapping[str, str]) -> str:
+    """Return the value of the family's limited key that a header states; "" if it may not, or does not."""
+    if family.limit_key is None or family.limit_key not in family.header_fields:
+        return ""
+    return subjects.key_in_message(headers.find(given, family.limit_key))
 
 
 def key_headers(key: str) -> dict[str, str]:

@@ -17,8 +17,9 @@ from ..job import Message, check_message, secret_headers
 from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
 from ..units import Deadline, parse_duration, parse_time
+from .fingerprints import Fingerprints
 from .ids import resolve_job_id, with_header
-from .key_lanes import KeyLanes, key_headers, key_of_body, key_of_message
+from .key_lanes import KeyLanes, key_headers, key_of_body, key_of_message, stated_key
 from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, wait_while_full
 from .templates import JobTemplate
 
@@ -33,7 +34,8 @@ _STREAM_LIMITS = (("bytes", "max_bytes"), ("messages", "max_msgs"))
 class Enqueued(NamedTuple):
     """A stored job, and the sequence of its message in `stream`. `duplicate`: the job had been stored before.
 
-    A delayed job has `due_at`, seconds since the epoch, and the `parking_id` under which it waits.
+    A delayed job has `due_at`, seconds since the epoch, and the `parking_id` under which it waits. `fingerprint`: that
+    of its body, where it counts.
     """
 
     job_id: str
@@ -43,6 +45,7 @@ class Enqueued(NamedTuple):
     duplicate: bool
     due_at: float | None = None
     parking_id: str = ""
+    fingerprint: str = ""
 
 
 class AttachedJob(NamedTuple):
@@ -72,6 +75,7 @@ class Producer:
         self._templates: dict[tuple[type[Message], str, str, str], JobTemplate] = {}  # the last is the value of a key
         self.documents = Documents(connection, topology)
         self.body_max = self.documents.inline_max
+        self.fingerprints = Fingerprints(connection, topology, self.documents)
 
     async def close(self) -> None:
         """End what was started in the background. Safe twice."""
@@ -96,7 +100,9 @@ class Producer:
         header_block, body = template.header_block(job_id, self.clock), encode_message(message)
         if shown:
             header_block = with_header(header_block, headers.UNIQUE, shown)
-        end = time.monotonic() + timeout_s
+        end, print_ = time.monotonic() + timeout_s, ""
+        if by_caller and template.family.fingerprint is not None:
+            print_ = await self.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
         if message.aiq_documents or len(body) > self.body_max:
             ack = await self.store_with_documents(
                 message, template, header_block, body, on_full, end, by_caller=by_caller
@@ -104,7 +110,9 @@ class Producer:
         else:
             ack = await self.store(template, header_block, body, on_full, end)
         # the server can know a fresh id only from an earlier try of this same call
-        return Enqueued(job_id, template.lane, ack.stream, ack.seq, ack.duplicate and by_caller)
+        if print_ and ack.duplicate:
+            await self.fingerprints.check_stored(template.family, tenant, job_id, print_, ack.stream, ack.seq)
+        return Enqueued(job_id, template.lane, ack.stream, ack.seq, ack.duplicate and by_caller, fingerprint=print_)
 
     async def store(
         self, template: JobTemplate, header_block: bytes, body: bytes, on_full: OnFull, end: float
@@ -414,13 +422,6 @@ def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: 
     if family.key:
         job_headers[family.key] = job_id
     return {**job_headers, **key_headers(key), **secret_headers(message)}
-
-
-def stated_key(family: Family, given: Mapping[str, str]) -> str:
-    """Return the value of the family's limited key that a header states; "" if it may not, or does not."""
-    if family.limit_key is None or family.limit_key not in family.header_fields:
-        return ""
-    return subjects.key_in_message(headers.find(given, family.limit_key))
 
 
 def checked_headers(

@@ -38,6 +38,7 @@ WRITE_TRIES_MAX = 8
 CHUNKS_TIMEOUT_S = 30.0
 HEADERS_BYTES = 1_024  # of an entry's frame, beside its body
 _ENDS_ATTEMPT = FINAL | {RETRY}
+_OF_BODY = FINAL | {STARTED}
 
 
 class Retention(NamedTuple):
@@ -128,6 +129,7 @@ class Writer:
         self._ignore_before = ignore_before
         self._retention = retention or KEEP_AS_STREAM
         self._job_headers = job_headers
+        self.fingerprint = ""  # of the body, in a family that has them
         self._nonce = ""  # in all its Msg-Ids, so that two attempts never make the same; made by the first write
         self._head_seq, self._epoch = record.head_seq, record.epoch + 1
         self._known_seq = record.newest.seq if record.newest else 0
@@ -317,6 +319,8 @@ class Writer:
         fields |= self._retention.ttl_header(event)
         if event in _ENDS_ATTEMPT:
             fields |= self._time_headers()
+        if self.fingerprint and event in _OF_BODY:
+            fields[headers.FINGERPRINT] = self.fingerprint
         if extra:
             fields |= extra
         if lost := self._lost_chunks:

@@ -8,5 +8,8 @@ from __future__ import annotations
 from . import replies
 from .caller import find_bare_id, request_result, send_until_answered
 from .claims import CHECK_AGAIN_S, Claims
+from .parsed import ParsedRequest
 
-__all__ = ["CHECK_AGAIN_S", "Claims", "find_bare_id", "replies", "request_result", "send_until_answered"]
+__all__ = [
+    "CHECK_AGAIN_S", "Claims", "ParsedRequest", "find_bare_id", "replies", "request_result", "send_until_answered",
+]  # fmt: skip

@@ -10,7 +10,7 @@ import contextlib
 
 from .. import headers, subjects
 from ..connection import Stored
-from ..enqueue import Parking
+from ..enqueue import Parking, is_other_body
 from ..errors import Unavailable
 from ..journal import RESULT, RETRY, STARTED, Entry, Journal, entry_from_stored
 from ..topology import Family
@@ -64,6 +64,19 @@ class Claims:
                 now = self.journal.connection.clock.now()
                 return None if any(other.may_return(now) for other in unfinished.values()) else False
         raise Unavailable(f"{subject}: the journal has changed during each of {READS_MAX} reads")
+
+    async def has_other_body(self, family: Family, subject: str, run: int, fingerprint: str) -> bool:
+        """Whether the newest run of a job id besides `run` has another body than that of this fingerprint.
+
+        False also if that is not known. Raises Unavailable.
+        """
+        if family.fingerprint is None or not fingerprint:
+            return False
+        known = ""
+        async for stored in self.journal.connection.read(self.journal.stream, subject):
+            if headers.number(stored.headers.get(headers.RUN, "")) != run:
+                known = stored.headers.get(headers.FINGERPRINT, known)
+        return is_other_body(known, fingerprint)
 
     async def is_alive(self, family: Family, subject: str, head: Entry) -> bool:
         """Whether the run that wrote `head`, the newest entry on `subject` and not a final one, may still end.

@@ -15,6 +15,7 @@ from ..errors import (
     AIQueueError,
     BadInput,
     DecodeError,
+    IdReused,
     JobCancelled,
     JobFailed,
     NotFound,
@@ -31,8 +32,8 @@ SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 
 _CODES: tuple[tuple[type[AIQueueError], int], ...] = (  # as in HTTP; the first class that matches an error counts
-    (JobFailed, 422), (ResultTimeout, 504), (QueueFull, 429), (TooLarge, 413), (BadInput, 400), (NotFound, 404),
-    (AccessDenied, 403), (Unavailable, 503), (AIQueueError, 500),
+    (JobFailed, 422), (ResultTimeout, 504), (QueueFull, 429), (TooLarge, 413), (IdReused, 409), (BadInput, 400),
+    (NotFound, 404), (AccessDenied, 403), (Unavailable, 503), (AIQueueError, 500),
 )  # fmt: skip
 
 
@@ -137,8 +138,8 @@ def _to_error(code: int, message: str, fields: Mapping[str, Any], job_id: str) -
         case 429:
             reason = str(fields.get("reason", message))
             return QueueFull(str(fields.get("lane", f"the lane of job {job_id}")), reason)
-        case 400 | 413:
-            return BadInput(message)
+        case 400 | 409 | 413:
+            return (IdReused if code == 409 else BadInput)(message)
         case 404:
             return NotFound(message)
         case 403:

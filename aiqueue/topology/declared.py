@@ -51,6 +51,7 @@ class Family:
     max_msgs_per_subject: int
     replicas: int
     claim: bool  # of several messages with one id, only one is run
+    fingerprint: tuple[str, ...] | None  # an id is of one body, in which these fields do not count; None: of any
     reply_within_s: float | None  # how long a responder waits for a result; None: the family has no responder
     tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending, if declared
 
@@ -314,6 +315,7 @@ def _make_family(declared: StreamFile) -> Family:
         max_msgs_per_subject=declared.stream["max_msgs_per_subject"],
         replicas=declared.stream["num_replicas"],
         claim=given.get("claim", False),
+        fingerprint=given.get("fingerprint"),
         reply_within_s=given["reply_within"] / _NS if "reply_within" in given else None,
         tenants=given.get("tenants", {}),
     )

@@ -59,6 +59,13 @@ def _aliases(value: object) -> dict[str, str]:
     return {_kind(message_type): _kind(kind) for message_type, kind in value.items()}
 
 
+def _fingerprint(value: object) -> tuple[str, ...]:
+    """Check which bodies count as the same, and return the fields that do not count."""
+    if not isinstance(value, dict) or not value.keys() <= {"ignore"}:
+        wrong('a table such as { ignore = ["timestamp"] }, or {} if all fields count', value)
+    return tuple(list_of(_word, "fields of the message")(value["ignore"])) if "ignore" in value else ()
+
+
 def _weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not _WEIGHT_MIN <= value <= _WEIGHT_MAX:
         wrong(f"a number from {_WEIGHT_MIN:g} to {_WEIGHT_MAX:g}", value)
@@ -95,6 +102,7 @@ _WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
     "limit_key": _word,
     "header_fields": list_of(_word, "fields of the message"),
     "claim": flag,
+    "fingerprint": _fingerprint,
     "reply_within": nanoseconds(1),
     "tenants": _tenants,
 }
@@ -236,6 +244,8 @@ def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
         if "limit_key" in family and family.get("lanes") == "shared":
             problem = 'cannot be combined with lanes = "shared": an exhausted key would hold up all others'
             raise TopologyError(file, "family.limit_key", problem)
+        if "fingerprint" in family and not family.get("claim"):
+            raise TopologyError(file, "family.fingerprint", "requires claim = true: other families run an id again")
     stream = _check_stream_table(file, "stream", raw.get("stream"), _STREAM)
     _require_keys(file, "stream", stream, "name")
     consumer = _check_table(file, "consumer", raw.get("consumer", {}), _CONSUMER)

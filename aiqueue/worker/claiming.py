@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
-from ..attempt import AlreadyEnded, Duplicate, Outcome, Postponed
-from ..enqueue import trimmed
+from ..attempt import AlreadyEnded, Duplicate, Outcome, Postponed, Refused
+from ..enqueue import id_reused, trimmed
 from ..errors import AccountFull, DiskFull, Stale
 from ..journal import WRITE_TRIES_MAX, Writer
 from ..lanes import Delivery
@@ -32,6 +33,7 @@ class RunClaims:
         1. None: the run is claimed. Also None where the journal has no space: the job then runs unclaimed.
         2. AlreadyEnded: the run has a final entry.
         3. Duplicate, Postponed: in a family with `claim`, another run holds the job id, or may come back and hold it.
+           Refused: it holds the id with another body, in a family with `fingerprint`.
         4. TakenOver, RetryPending: a later delivery of this run has started.
         Raises Stale when others wrote WRITE_TRIES_MAX times meanwhile.
         """
@@ -44,6 +46,10 @@ class RunClaims:
                 taken = await self._claims.is_taken_by_other_run(
                     family, writer.subject, delivery.run, delivery.enqueued_at
                 )
+                if taken and await self._claims.has_other_body(
+                    family, writer.subject, delivery.run, opened.fingerprint
+                ):
+                    return Refused("invalid", str(id_reused(opened.job_id)), holds_id=False)
                 if taken is not False:
                     return Duplicate() if taken else Postponed(CHECK_AGAIN_S)
             if (
@@ -59,6 +65,19 @@ class RunClaims:
             await self._opener.load_earlier_attempts(delivery, opened, writer.subject)
             writer.start_after(opened.record, opened.attempt)
         raise Stale(f"{writer.subject}: others wrote first, {WRITE_TRIES_MAX} times", ended=False)
+
+    async def yield_id(self, delivery: Delivery, opened: OpenedJob, writer: Writer, refused: Refused) -> Refused:
+        """Return the outcome of a job that was refused, in a family with `claim`: whether it holds its id.
+
+        One that was refused before it was claimed must not end the journal of another run.
+        """
+        record = opened.record
+        if not refused.holds_id or record.newest is not None or not record.head_seq:
+            return refused
+        taken = await self._claims.is_taken_by_other_run(
+            opened.family, writer.subject, delivery.run, delivery.enqueued_at
+        )
+        return refused if taken is False else replace(refused, holds_id=False)
 
     def _started_data(self, delivery: Delivery, opened: OpenedJob, order: DeliveryOrder) -> dict[str, Any]:
         """Return the data of a `started` entry. It keeps the count of a suspect's trials, if there were any."""

@@ -146,6 +146,8 @@ class JobContext(RunningAttempt):
                 job_headers=opened.raw.headers,
             )
             self._writer.started_at = self.started_at
+            if family.fingerprint is not None:
+                self._writer.fingerprint = opened.fingerprint
         return self._writer
 
     @property

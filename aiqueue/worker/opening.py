@@ -10,7 +10,7 @@ from typing import Any
 from .. import attempt, codec, headers, subjects
 from ..attempt import DecodedJob, RawJob, Refused
 from ..documents import Documents
-from ..enqueue import history_of
+from ..enqueue import fingerprint_of, history_of
 from ..errors import BadInput, Corrupt, DecodeError, NotFound
 from ..journal import EMPTY_RECORD, RETRY, Journal, RunRecord
 from ..lanes import Delivery
@@ -51,6 +51,13 @@ class OpenedJob(DecodedJob):
         resumed = self.raw.headers.get(headers.RESUMES, "")
         kept = subjects.kept_run(delivery.run, delivery.enqueued_at, resumed)
         return subjects.ParentRun(self.family.name, self.job_id, kept)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """That of the body; "" in a family without `fingerprint`. A suspect's is what its run has stated before."""
+        if self.is_suspect and self.data is None:
+            return self.record.recap.fingerprint if self.record.recap is not None else ""
+        return fingerprint_of(self.family, self.data, self.raw.body)
 
     @property
     def refused_before(self) -> bool:

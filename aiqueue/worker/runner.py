@@ -255,12 +255,8 @@ class Runner:
                     if settlement.try_ack_now(delivery, opened, handler):
                         await context.forget_checkpoints()
                         return
-                elif (
-                    isinstance(outcome, Raised | Refused | Waiting)
-                    and context.writer
-                    and not may_have_history(delivery, opened)
-                ):  # it looks like a first delivery, which a recreated consumer may be wrong about
-                    await self._reread_journal(delivery, opened, context.writer)
+                elif isinstance(outcome, Raised | Refused | Waiting) and context.writer:
+                    outcome = await self._look_back(delivery, opened, context.writer, outcome)
                 await settlement.settle(delivery, opened, handler, context.writer, outcome)
                 if isinstance(outcome, Returned | Cancelled):
                     await context.forget_checkpoints(cancelled=isinstance(outcome, Cancelled))
@@ -353,13 +349,19 @@ class Runner:
             return outcome
         return Interrupted() if self.interruptions.concern(delivery) else Cancelled()
 
-    async def _reread_journal(self, delivery: Delivery, opened: OpenedJob, writer: Writer) -> None:
+    async def _look_back(
+        self, delivery: Delivery, opened: OpenedJob, writer: Writer, outcome: Raised | Refused | Waiting
+    ) -> Outcome:
         """Load earlier attempts before a failure is counted. Raises Stale if a newer attempt has written.
 
         A recreated consumer restarts the delivery count, so a first delivery may have earlier attempts all the same.
         """
-        await self.opener.load_earlier_attempts(delivery, opened, writer.subject)
-        writer.continue_after(opened.record, opened.attempt)
+        if not may_have_history(delivery, opened):
+            await self.opener.load_earlier_attempts(delivery, opened, writer.subject)
+            writer.continue_after(opened.record, opened.attempt)
+        if type(outcome) is Refused and opened.family.claim:
+            return await self._run_claims.yield_id(delivery, opened, writer, outcome)
+        return outcome
 
     async def _try_suspect(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext

@@ -122,7 +122,7 @@ class Settlement:
             case Refused(reason, error, trace):
                 if not opened.refused_before:
                     opened.history = _history_with_attempt(opened, self._worker, error, trace)
-                await self._dead_letter(delivery, opened, writer, reason, error)
+                await self._dead_letter(delivery, opened, writer if outcome.holds_id else None, reason, error)
             case Unknown() | KindPaused():
                 await self._settle_unknown(delivery, opened, writer, outcome)
             case WrongLane():

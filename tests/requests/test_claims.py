@@ -70,7 +70,7 @@ async def test_of_many_messages_of_one_id_one_is_run(
     one, ran = counting(lasts_s=0.01)
     two, also = counting(lasts_s=0.01)
     async with one.running(client), two.running(client):
-        handles = [await client.enqueue(Request(prompt="x", request_id=each), tenant="acme") for each in ids]
+        handles = [await client.enqueue(Request(prompt=each, request_id=each), tenant="acme") for each in ids]
         answers = [await handle.result(20) for handle in handles]
         await eventually(lambda: empty(client))
     assert answers == [f"answer to {each}" for each in ids]
@@ -82,7 +82,7 @@ async def test_one_that_is_published_after_the_answer_is_not_run(
 ) -> None:
     worker, runs = counting()
     async with worker.running(client):
-        first = await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")
+        first = await client.enqueue(Request(prompt="r", request_id="r"), tenant="acme")
         assert await first.result(25) == "answer to r"
         await publish(account, "r", "r")
         await eventually(lambda: empty(client))
@@ -93,7 +93,7 @@ async def test_the_handle_of_a_duplicate_has_the_others_answer_and_its_stream(
     client: aiqueue.Client, account: Any
 ) -> None:
     await publish(account, "r")
-    handle = await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")
+    handle = await client.enqueue(Request(prompt="r", request_id="r"), tenant="acme")
     assert not handle.duplicate  # the plain one has no Msg-Id
     worker, runs = counting(lasts_s=0.2)
     async with worker.running(client):
@@ -116,12 +116,12 @@ async def test_an_id_that_failed_may_be_enqueued_again(client: aiqueue.Client, e
     config = (await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS"))["config"]
     await client.connection.api("STREAM.UPDATE.AI_GATEWAY_REQUESTS", {**config, "duplicate_window": 100_000_000})
     async with worker.running(client):
-        first = await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")
+        first = await client.enqueue(Request(prompt="r", request_id="r"), tenant="acme")
         with pytest.raises(JobFailed, match="not yet"):
             await first.result(25)
         await eventually(lambda: empty(client))
         async with asyncio.timeout(25):
-            while (again := await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")).duplicate:
+            while (again := await client.enqueue(Request(prompt="r", request_id="r"), tenant="acme")).duplicate:
                 await asyncio.sleep(0.05)
         assert await again.result(25) == "answer to r"
     assert runs == {"r": 3}
@@ -144,7 +144,7 @@ async def test_a_claim_whose_message_was_purged_holds_nobody_up(
         await client.connection.api("STREAM.PURGE.AI_GATEWAY_REQUESTS")
     worker, runs = counting()
     async with worker.running(client):
-        handle = await client.enqueue(Request(prompt="x", request_id="r"), tenant="acme")
+        handle = await client.enqueue(Request(prompt="r", request_id="r"), tenant="acme")
         assert await handle.result(25) == "answer to r"
     assert runs == {"r": 1}
 

@@ -332,6 +332,10 @@ class TestRefusals:
             ("journal_ttl = '25h'", "journal_ttl", "must not exceed max_age of the journal stream, 86400 s"),
             ("chunk_ttl = '0.5s'", "chunk_ttl", "at least 1s"),
             ("header_fields = 'model'", "header_fields", "must be a list of 1 to 32 fields of the message"),
+            ("claim = true\nfingerprint = true", "fingerprint", "must be a table such as"),
+            ("claim = true\nfingerprint = { without = ['a'] }", "fingerprint", "must be a table such as"),
+            ("claim = true\nfingerprint = { ignore = [] }", "fingerprint", "must be a list of 1 to 32 fields"),
+            ("fingerprint = {}", "fingerprint", "requires claim = true"),
             ("header_fields = ['a.b']", "header_fields", "1 to 64 characters of A-Z a-z 0-9 _ -"),
             ("journal_ttl = '2m'\nchunk_ttl = '3m'", "chunk_ttl", "must not exceed journal_ttl"),
             ("journal_ttl = '1m'\n[consumer]\nack_wait = '40s'", "journal_ttl", "twice the ack_wait"),
@@ -398,6 +402,7 @@ class TestLanes:
         assert topology.family("agent.tasks").limit_key is None
         gateway = topology.family("gateway.requests")
         assert (gateway.limit_key, gateway.header_fields) == ("model", ("model",))
+        assert (gateway.fingerprint, topology.family("rag.queries").fingerprint) == (("timestamp",), None)
 
     def test_a_limit_key_is_refused_where_all_tenants_share_a_lane(self) -> None:
         text = family_file(family='limit_key = "model"\nlanes = "shared"')

@@ -316,6 +316,8 @@ async def test_this_version_stores_and_sends_in_the_forms_of_the_former_one(tmp_
         if "Aiq-Event" in names and "Aiq-Document" in names:  # new: a large result is a document
             assert "Aiq-Document" not in EXPECTED["forms"]["headers"][subject]
             forms["headers"][subject] = [name for name in names if not name.startswith("Aiq-Document")]
+    for subject in ("ai.gateway.responses.{tenant}.*", "aiq.live.ai.gateway.responses.{tenant}.*"):
+        forms["headers"][subject].remove("Aiq-Fingerprint")  # new: an id is of one body
     for what, wanted in EXPECTED["forms"].items():
         assert forms[what] == wanted, what
 
@@ -347,6 +349,23 @@ async def test_failed_jobs_of_the_former_version_are_rerun_and_their_dead_letter
             assert [await each.result(timeout=25) for each in handles] == [f"{job_id} anew"] * 3
     assert [seen.count(job_id) for job_id in wanted] == [1, 1, 1]
     assert not [each async for each in client.dead.find() if each.job_id in wanted]
+
+
+async def test_an_id_that_the_former_version_has_answered_is_answered_so_whatever_the_body(
+    client: aiqueue.Client,
+) -> None:
+    """It has written no fingerprint, so nothing tells that the body is another one."""
+    worker, ran = aiqueue.Worker(name="again"), []
+
+    @worker.handle(acts.Ask)
+    async def answer(job: aiqueue.Job[acts.Ask]) -> str:
+        ran.append(job.id)
+        return "another answer"
+
+    async with worker.running(client):
+        handle = await client.enqueue(acts.Ask(prompt="something else"), tenant="acme", unique="ask-done")
+        assert acts.plainly(await handle.result(timeout=25)) == JOBS["ask-done"]["result"]
+    assert "ask-done" not in ran
 
 
 async def test_a_job_that_the_former_version_has_run_well_is_the_duplicate_of_a_rerun_of_failures(

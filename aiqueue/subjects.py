@@ -24,6 +24,7 @@ KEY_LANES_MAX = 100
 KEY_CHARS_MAX = 1_024  # of a value of a limited key
 LIMITS = "aiq.limits"  # where the server repeats what is stored in the bucket of limits
 CHECKPOINTS = "ai.checkpoint"
+USAGE = "ai.gateway"  # records of model calls, budgets and totals: see `usage_filters`
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
 PARKED = "ai.parked"
@@ -273,6 +274,35 @@ def limit_live(stream: str, subject: str) -> str:
 def hashed(text: str) -> str:
     """Return a token of 32 characters for any text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def usage(tenant: str, call_id: str) -> str:
+    """Return the subject of the record of a model call. `call_id` may be any text, and is hashed.
+
+    Raises InvalidToken for the tenant.
+    """
+    return f"{USAGE}.usage.{token('tenant', tenant)}.{hashed(call_id)}"
+
+
+def usage_month(what: Literal["budget", "totals"], tenant: str, month: str) -> str:
+    """Return the subject of a tenant's budget or totals of a month, ``2026-11``. Raises InvalidToken."""
+    return f"{USAGE}.{what}.{token('tenant', tenant)}.{token('month', month)}"
+
+
+def usage_filter(what: Literal["usage", "budget", "totals"], tenant: str = "*", month: str = "*") -> str:
+    """Return the filter over the records of a tenant, or its budgets or totals of a month; ``*``: of all."""
+    return f"{USAGE}.{what}.{tenant}.{month}"
+
+
+def usage_filters() -> list[str]:
+    """Return the subjects of the stream of usage."""
+    return [usage_filter("usage"), usage_filter("budget"), usage_filter("totals")]
+
+
+def parse_usage(subject: str) -> tuple[str, str]:
+    """Return the tenant of a subject of the stream of usage, and its last token: a hashed call id, or a month."""
+    *_, tenant, last = subject.split(".")
+    return tenant, last
 
 
 def inbox(family: str, tenant: str, agent: str) -> str:

@@ -25,7 +25,8 @@ class Route(NamedTuple):
     - "work": jobs of the family. `last` is a priority, "" on the bare subject.
     - "inbox": mail. `last` is an agent, "" on the bare subject.
     - "answers": requests for results of the family.
-    - "plain": subjects of the users' own, and those of journals, dead letters, parked jobs and checkpoints. No family.
+    - "plain": subjects of the users' own, and those of journals, dead letters, parked jobs, checkpoints and usage. No
+      family.
 
     `tenant` and `last` are ``*`` for all, in a subscription.
     """
@@ -173,7 +174,7 @@ def _answered_family(topology: Topology, tokens: list[str]) -> Family | None:
 @functools.lru_cache(maxsize=16)
 def _stored(topology: Topology) -> tuple[list[str], ...]:
     """Return the tokens of all subjects of the wire contract that a stream stores, with ``*`` for what is variable."""
-    forms: list[str] = []
+    forms: list[str] = subjects.usage_filters()
     for family in topology.families.values():
         bare = f"{ROOT}.{family.name}.*"
         forms += [bare, *(f"{bare}.{each}" for each in family.priorities or ("*",)), subjects.dead(family.name)]

@@ -84,6 +84,8 @@ WHEN_FULL: Mapping[str, str] = {
     "checkpoints": "raise max_bytes and run `aiqueue apply`: a full stream refuses the results of steps, and attempts "
     "that keep some fail",
     "limits": "raise max_bytes and run `aiqueue apply`: a full stream refuses a key's first use, so its jobs wait",
+    "usage": "raise max_bytes or lower max_age, and run `aiqueue apply`: a full stream refuses records of usage and "
+    "what budgets reserve, so the gateway calls no model",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from .. import subjects
 from ..errors import BadInput, TopologyError, UnknownFamily
@@ -186,8 +186,9 @@ class Topology:
             spec = _make_stream_spec(each, families)
             _require_unique(streams, spec.name, each.file, "stream.name")
             streams[spec.name] = spec
-        for role in ("journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits"):
-            _require_one_stream(role, streams)
+        for role in get_args(Role):
+            if role not in ("work", "inbox"):
+                _require_one_stream(role, streams)
         kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
         for family in families.values():
             _check_retention(family, kept_ns / _NS)
@@ -229,6 +230,10 @@ class Topology:
     @property
     def limits_stream(self) -> StreamSpec:
         return self._by_role("limits")
+
+    @property
+    def usage_stream(self) -> StreamSpec:
+        return self._by_role("usage")
 
     @property
     def inbox_family(self) -> Family:
@@ -358,6 +363,8 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["subjects"] = [subjects.bucket(config["name"])]
             # A process hears at once what another one has stored, and its own writes with the server's time.
             config["republish"] = {"src": subjects.bucket(config["name"]), "dest": f"{subjects.LIMITS}.>"}
+        case "usage":
+            config["subjects"] = subjects.usage_filters()
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)

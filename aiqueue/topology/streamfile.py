@@ -19,7 +19,8 @@ from ..job import KIND
 from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanoseconds, one_of, size, wrong
 
 Role = Literal[
-    "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits"
+    "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
+    "usage",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -136,6 +137,8 @@ _CONSUMER: dict[str, Check] = {
     "inactive_threshold": nanoseconds(1),
 }
 
+_NEWEST: dict[str, Any] = {"retention": "limits", "discard": "new", "max_msgs_per_subject": 1, "allow_direct": True}
+_BUCKET: dict[str, Any] = _NEWEST | {"allow_rollup_hdrs": True, "allow_msg_ttl": True}
 # What a role requires: used if a key is missing, and any other value is refused.
 _FIXED: dict[Role, dict[str, Any]] = {
     "work": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
@@ -162,24 +165,10 @@ _FIXED: dict[Role, dict[str, Any]] = {
         "allow_rollup_hdrs": True,
         "allow_msg_ttl": True,
     },
-    "presence": {
-        "retention": "limits",
-        "discard": "new",
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
-        "allow_rollup_hdrs": True,
-        "allow_msg_ttl": True,
-        "deny_delete": True,
-    },
+    "presence": _BUCKET | {"deny_delete": True},
     "checkpoints": {"retention": "limits", "discard": "new", "allow_direct": True},
-    "limits": {
-        "retention": "limits",
-        "discard": "new",
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
-        "allow_rollup_hdrs": True,
-        "allow_msg_ttl": True,
-    },
+    "limits": _BUCKET,
+    "usage": _NEWEST,
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -199,6 +188,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "presence": {},
     "checkpoints": {},
     "limits": {},
+    "usage": {},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}

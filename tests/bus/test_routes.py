@@ -39,6 +39,7 @@ def plain(route: Route) -> tuple[str, str, str, str]:
         ("ai.dead.agent.tasks.acme.t-1", ("plain", "", "", "")),
         ("ai.parked.at.agent.tasks.acme.high.t-1.new", ("plain", "", "", "")),
         ("ai.checkpoint.agent.tasks.acme.t-1.7-1700000000-ended", ("plain", "", "", "")),
+        ("ai.gateway.usage.acme.0123", ("plain", "", "", "")),
         ("orders", ("plain", "", "", "")),
         ("aix.agent.task.acme", ("plain", "", "", "")),
         ("agent.task.acme", ("plain", "", "", "")),

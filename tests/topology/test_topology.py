@@ -417,6 +417,15 @@ class TestLanes:
         with pytest.raises(TopologyError, match=r"stream.republish: is computed for a limits stream"):
             streamfile.parse_file("x.toml", text)
 
+    def test_the_stream_of_usage_keeps_one_message_a_subject_and_refuses_when_it_is_full(self) -> None:
+        spec = Topology.load().usage_stream
+        subjects_of = ["ai.gateway.usage.*.*", "ai.gateway.budget.*.*", "ai.gateway.totals.*.*"]
+        assert (spec.name, spec.config["subjects"]) == ("AI_GATEWAY_USAGE", subjects_of)
+        for key in ('discard = "old"', "max_msgs_per_subject = 2", "allow_direct = false"):
+            text = f'role = "usage"\n[stream]\nname = "X"\nmax_bytes = 1000\n{key}'
+            with pytest.raises(TopologyError, match=r"for a usage stream"):
+                streamfile.parse_file("x.toml", text)
+
     def test_shared_lanes_take_all_tenants(self) -> None:
         family = with_files(family_file(family="lanes = 'shared'")).family("x.y")
         config = family.lane_config("acme", "low")

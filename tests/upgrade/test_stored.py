@@ -269,7 +269,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
 
         async def changed() -> set[str]:
             found = await acts.configs(connection)
-            assert found.keys() == declared.keys() | {"AI_CHECKPOINTS", "KV_AI_LIMITS"}
+            assert found.keys() == declared.keys() | {"AI_CHECKPOINTS", "AI_GATEWAY_USAGE", "KV_AI_LIMITS"}
             return {
                 name for name, like in declared.items()
                 if acts.settings(found[name], like) != acts.settings(like, like)

@@ -6,13 +6,19 @@ stream of usage. Neither litellm nor aiohttp is imported until a worker calls a 
 
 from __future__ import annotations
 
+from .ledger import UsageLedger, UsageRecord, month_of
 from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
+from .usage_store import UsageStore
 
 __all__ = [
     "Price",
     "PriceMap",
     "PriceUnknown",
+    "UsageLedger",
+    "UsageRecord",
+    "UsageStore",
     "format_usd",
+    "month_of",
     "parse_usd",
     "to_micros",
 ]

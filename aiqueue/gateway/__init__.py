@@ -6,14 +6,20 @@ stream of usage. Neither litellm nor aiohttp is imported until a worker calls a 
 
 from __future__ import annotations
 
+from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .ledger import UsageLedger, UsageRecord, month_of
 from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
 from .usage_store import UsageStore
 
 __all__ = [
+    "Budget",
+    "BudgetSpent",
+    "BudgetStats",
+    "Budgets",
     "Price",
     "PriceMap",
     "PriceUnknown",
+    "Reservation",
     "UsageLedger",
     "UsageRecord",
     "UsageStore",

@@ -12,6 +12,7 @@ from . import (
     doctor,
     documents,
     enqueue,
+    gateway,
     health,
     inbox,
     inspect,
@@ -83,5 +84,6 @@ for module in (server, topology, enqueue, cancel, reschedule, pause, work, respo
     module.register(app)
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
+app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(limits.app, name="limits")

@@ -10,6 +10,7 @@ from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .ledger import UsageLedger, UsageRecord, month_of
 from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
 from .usage_store import UsageStore
+from .usage_view import Sums, UsageTotal, UsageView
 
 __all__ = [
     "Budget",
@@ -20,11 +21,14 @@ __all__ = [
     "PriceMap",
     "PriceUnknown",
     "Reservation",
+    "Sums",
     "UsageLedger",
     "UsageRecord",
     "UsageStore",
+    "UsageTotal",
+    "UsageView",
     "format_usd",
     "month_of",
     "parse_usd",
     "to_micros",
-]
+]  # fmt: skip

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 import aiqueue
 from aiqueue.client import Client
 from aiqueue.errors import AccessDenied, ResultTimeout
+from aiqueue.gateway import Budget, Budgets, UsageLedger, UsageRecord, UsageStore
 from aiqueue.responder import Responder
 from aiqueue.topology import provision
 
@@ -374,6 +378,33 @@ async def test_the_documented_permissions_of_limits_suffice(
             assert await operator.resume("llm.calls", key="m", tenant="acme")
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text
+
+
+async def test_the_documented_permissions_of_usage_suffice(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an operator who lists usage, and of a worker that records calls and reserves from budgets."""
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('operator', *documented('if it lists [usage]'))}, {user('worker', *documented('a worker'))} ] }}"
+    )
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+    async with aiqueue.connect(url=server.url, user="worker", password="p") as serving:
+        store = UsageStore(serving.connection, serving.topology)
+        budgets, at = Budgets(store, UsageLedger(store), [Budget("acme", 10)]), await store.now()
+        assert await budgets.reserve("acme", "c", 10)
+        told = {"call_id": "c", "job_id": "j", "request_id": "r", "model": "m", "provider": "p", "cost_micros": 7}
+        await UsageLedger(store).record(UsageRecord(tenant="acme", started_at=at, outcome="ok", **told))
+        assert await budgets.settle("acme", "c", 7)
+    command = [sys.executable, "-m", "aiqueue", "gateway", "usage", "--json", "--rebuild"]
+    environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": "operator", "AIQUEUE_PASSWORD": "p"}
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=30)
+    shown = json.loads(done.stdout)
+    assert [each["sums"]["cost_micros"] for each in shown["totals"]] == [7]
+    assert [each["spent_micros"] for each in shown["budgets"]] == [7]
+    assert "denied" not in caplog.text + done.stderr
+    assert "Violation" not in caplog.text + done.stderr
 
 
 @pytest.mark.parametrize("verb", ["set_limit", "limits", "pause"])

@@ -1,0 +1,136 @@
+"""``gateway``: what calls of models have used, and what is left of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import output
+from .options import Json, ServerOptions, add_command
+from .output import Column
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..gateway import BudgetStats, Sums, UsageTotal
+
+app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used.")
+
+
+def usage(
+    options: ServerOptions,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant.")] = None,
+    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="Month (UTC). Default: this one.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None,
+    days: Annotated[bool, typer.Option("--days", metavar="", help="Show each day by itself.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", metavar="", help="First count all records again, from the beginning.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what calls of models have used in a month, by tenant and model, and the budgets of tenants.
+
+    Totals are counted from the records of calls, one for each call. Calls that were possibly billed count against a
+    budget with what they had reserved.
+    """
+
+    async def fetch(client: Client) -> tuple[str, list[UsageTotal], list[BudgetStats]]:
+        from ..gateway import Budgets, UsageLedger, UsageStore, UsageView, month_of  # noqa: PLC0415
+        from ..subjects import token  # noqa: PLC0415
+
+        store = UsageStore(client.connection, client.topology)
+        ledger, whom = UsageLedger(store), "*" if tenant is None else token("tenant", tenant)
+        when = month if month is not None else month_of(await store.now())
+        view = UsageView(store, ledger)
+        if rebuild:
+            await view.rebuild()
+        return (
+            when,
+            await view.totals(when, tenant=whom, model=model or ""),
+            await Budgets(store, ledger).stats(when, whom),
+        )
+
+    when, totals, budgets = options.run_with_client(fetch)
+    if json:
+        output.print_json(
+            {
+                "month": when,
+                "totals": [{**each._asdict(), "sums": each.sums._asdict()} for each in totals],
+                "budgets": [_plain_budget(each) for each in budgets],
+            }
+        )
+        return
+    if totals:
+        _print_totals(totals, days=days)
+    else:
+        output.print_line(f"no calls of models in {when}")
+    if budgets:
+        output.print_line("")
+        _print_budgets(budgets)
+
+
+def _plain_budget(budget: BudgetStats) -> dict[str, Any]:
+    from dataclasses import asdict  # noqa: PLC0415
+
+    return asdict(budget)
+
+
+def _print_totals(totals: Sequence[UsageTotal], *, days: bool) -> None:
+    from ..gateway import Sums  # noqa: PLC0415
+
+    by_row: dict[tuple[str, ...], Sums] = {}
+    for each in totals:
+        row = (each.tenant, each.day, each.model) if days else (each.tenant, each.model)
+        by_row[row] = by_row.get(row, Sums()).plus(each.sums)
+    whole = Sums()
+    for sums in by_row.values():
+        whole = whole.plus(sums)
+    names = ("tenant", "day", "model") if days else ("tenant", "model")
+    columns = [Column(each, shrink=each != "day") for each in names]
+    columns += [
+        Column(each, right=True) for each in ("calls", "failed", "prompt", "completion", "cached", "cost", "held")
+    ]
+    rows = [[*row, *_cells(sums)] for row, sums in sorted(by_row.items())]
+    if len(rows) > 1:
+        rows.append(["(all)", *[""] * (len(names) - 1), *_cells(whole)])
+    output.print_table(columns, rows)
+    if whole.possibly_billed:
+        calls = output.format_count(whole.possibly_billed, "possibly billed call")
+        output.print_line(f"held: what {calls} can have cost")
+    if whole.unpriced:
+        calls = output.format_count(whole.unpriced, "call")
+        output.print_line(f"not in the cost: {calls} of models whose price is unknown")
+
+
+def _cells(sums: Sums) -> list[str]:
+    from ..gateway import format_usd  # noqa: PLC0415
+
+    counts = (sums.calls, sums.failed, sums.prompt_tokens, sums.completion_tokens, sums.cached_tokens)
+    held = format_usd(sums.held_micros) if sums.possibly_billed else ""
+    return [*(f"{each:,}" for each in counts), format_usd(sums.cost_micros), held]
+
+
+def _print_budgets(budgets: Sequence[BudgetStats]) -> None:
+    from ..gateway import format_usd  # noqa: PLC0415
+
+    columns = [
+        Column("tenant", shrink=True), *(Column(each, right=True) for each in ("budget", "left", "spent")),
+        Column("held", right=True), Column("reserved", right=True), Column("oldest reservation", prose=True),
+    ]  # fmt: skip
+    rows = []
+    for each in budgets:
+        left = each.limit_micros - each.charged_micros
+        amounts = (each.limit_micros, left, each.spent_micros, each.held_micros, each.reserved_micros)
+        calls = output.format_count(each.reserved_calls, "call") if each.reserved_calls else ""
+        oldest = f"{output.format_ago(each.oldest_at)}, {calls}" if calls else ""
+        rows.append([each.tenant, *map(format_usd, amounts), oldest])
+    output.print_table(columns, rows)
+
+
+add_command(
+    app,
+    "usage",
+    examples=("  aiqueue gateway usage", "  aiqueue gateway usage --tenant acme --month 2026-11 --days"),
+)(usage)

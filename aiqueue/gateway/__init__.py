@@ -1,34 +1,27 @@
-"""The gateway: calls of models as jobs, which are durable, limited, and paid for once.
+"""The LLM gateway: calls of models as jobs, which are durable, held to limits and budgets, and paid for once.
 
 A product: it uses the queue as any user does, by the public face. Only `usage_store` knows the connection and the
-stream of usage. Neither litellm nor aiohttp is imported until a worker calls a model.
+stream of usage. Neither litellm nor aiohttp is imported until a provider is called.
 """
 
 from __future__ import annotations
 
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
+from .config import BudgetConfig, GatewayConfig, ModelConfig, ProviderConfig
+from .config_file import load
 from .ledger import UsageLedger, UsageRecord, month_of
 from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
+from .provider_errors import ProviderError
+from .providers import Provider, ProviderCall, Reply, Usage, upstream_body
+from .requests import EmbeddingRequest, GatewayRequest, check_tenant
+from .token_bound import completion_tokens_at_most, prompt_tokens_at_most, tokens_at_most
 from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 __all__ = [
-    "Budget",
-    "BudgetSpent",
-    "BudgetStats",
-    "Budgets",
-    "Price",
-    "PriceMap",
-    "PriceUnknown",
-    "Reservation",
-    "Sums",
-    "UsageLedger",
-    "UsageRecord",
-    "UsageStore",
-    "UsageTotal",
-    "UsageView",
-    "format_usd",
-    "month_of",
-    "parse_usd",
-    "to_micros",
+    "Budget", "BudgetConfig", "BudgetSpent", "BudgetStats", "Budgets", "EmbeddingRequest", "GatewayConfig",
+    "GatewayRequest", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall", "ProviderConfig",
+    "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal",
+    "UsageView", "check_tenant", "completion_tokens_at_most", "format_usd", "load", "month_of", "parse_usd",
+    "prompt_tokens_at_most", "to_micros", "tokens_at_most", "upstream_body",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
 _PRIORITIES = ("high", "normal", "low")
 LIMITS_FILE = "limits.toml"  # no stream file: the rules of limits
+_OTHER_FILES = (LIMITS_FILE, "gateway.toml")  # which lie beside the streams
 _parse_file = lru_cache(maxsize=64)(streamfile.parse_file)  # each client of a process finds the same files
 
 
@@ -275,14 +276,14 @@ def list_directories(*directories: Path) -> list[Path]:
 
 def _list_files(directory: Path) -> list[Path]:
     """List the stream files of a directory, sorted by name. Skips hidden files, which editors create, and the rules of
-    limits, which lie beside the streams.
+    limits and models of the gateway, which lie beside the streams.
     """
     if not directory.is_dir():
         raise TopologyError(str(directory), "", "no such directory")
     files = sorted(path for path in directory.glob("*.toml") if not path.name.startswith("."))
     if not files:
         raise TopologyError(str(directory), "", "contains no *.toml file")
-    return [path for path in files if path.name != LIMITS_FILE]
+    return [path for path in files if path.name not in _OTHER_FILES]
 
 
 def _read_text(path: Path) -> str:

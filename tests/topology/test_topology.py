@@ -175,8 +175,9 @@ class TestUserDirectory:
         (tmp_path / ".#llmops.toml").write_text("not toml")
         assert "llmops.operations" in Topology.load(tmp_path).families
 
-    def test_rules_of_limits_lie_beside_the_streams(self, tmp_path: Path) -> None:
+    def test_rules_of_limits_and_models_of_the_gateway_lie_beside_the_streams(self, tmp_path: Path) -> None:
         (tmp_path / "limits.toml").write_text("[[limit]]\n")
+        (tmp_path / "gateway.toml").write_text("[[model]]\n")
         assert Topology.load(tmp_path).families == Topology.load().families
 
     def test_missing_or_empty_directory_is_refused(self, tmp_path: Path) -> None:

@@ -1,0 +1,317 @@
+"""Read gateway.toml. Every fault is one line with the file and the key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from .. import subjects, units
+from ..config import Settings
+from ..errors import TopologyError
+from .config import MICROS, BudgetConfig, GatewayConfig, ModelConfig, Price, ProviderConfig, ProviderKind
+from .requests import is_refused_option
+
+FILE: Final = "gateway.toml"
+VARIABLE: Final = "AIQUEUE_GATEWAY"
+OPENAI_URL: Final = "https://api.openai.com/v1"
+FILE_BYTES_MAX: Final = 1024 * 1024
+TIME_MAX_S: Final = 24 * 3600.0
+PRICE_MAX: Final = Decimal(1_000_000)  # USD for a million tokens
+BUDGET_MAX: Final = Decimal(1_000_000_000)
+
+
+def load(path: str | Path | None = None) -> GatewayConfig:
+    """Read gateway.toml: `path`, else the environment variable AIQUEUE_GATEWAY, else the directory of the setting
+    `streams`. Raises TopologyError, in one line with file and key, and SettingsError.
+    """
+    file = _find_file(path)
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(FILE_BYTES_MAX + 1)
+        if len(text) > FILE_BYTES_MAX:
+            raise TopologyError(str(file), "", f"is above {FILE_BYTES_MAX:,} bytes")
+        return parse(str(file), text.decode())
+    except FileNotFoundError:
+        raise TopologyError(str(file), "", "no such file: the gateway needs it, see docs/gateway.md") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TopologyError(str(file), "", f"cannot be read: {error}") from None
+
+
+def _find_file(path: str | Path | None) -> Path:
+    given = path or os.environ.get(VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    streams = Settings.load().streams
+    if streams is None:
+        problem = f"not found: set {VARIABLE} to its path, or put it into a directory and set `streams` to that"
+        raise TopologyError(FILE, "", problem)
+    return streams / FILE
+
+
+def parse(file: str, text: str) -> GatewayConfig:
+    """Parse the text of a gateway.toml. `file`: its path, which relative `key_file` paths start from.
+
+    Raises TopologyError, in one line with file and key.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise TopologyError(file, "", f"is not TOML: {error}") from None
+    try:
+        return _read_file(file, raw)
+    except _WrongKey as error:
+        raise TopologyError(file, error.key, error.problem) from None
+
+
+def _read_file(file: str, raw: dict[str, Any]) -> GatewayConfig:
+    _check_known("", raw, ("provider", "model", "budget"))
+    providers: dict[str, ProviderConfig] = {}
+    for where, table in _tables(raw, "provider"):
+        provider = _read_provider(where, table, Path(file).parent)
+        _add(providers, where, "name", provider.name, provider)
+    models: dict[str, ModelConfig] = {}
+    for where, table in _tables(raw, "model"):
+        model = _read_model(where, table, providers)
+        _add(models, where, "name", model.name, model)
+    for number, model in enumerate(models.values(), 1):
+        _check_fallbacks(f"model {number}", model, models)
+    budgets: dict[str, BudgetConfig] = {}
+    for where, table in _tables(raw, "budget"):
+        budget = _read_budget(where, table)
+        _add(budgets, where, "tenant", budget.tenant, budget)
+    return GatewayConfig(file, providers, models, budgets)
+
+
+class _WrongKey(Exception):
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        self.key, self.problem = key, problem
+
+
+def _tables(raw: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    given = raw.get(name, [])
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise _WrongKey(name, f"must be tables: write [[{name}]]")
+    return [(f"{name} {number}", table) for number, table in enumerate(given, 1)]
+
+
+def _add(known: dict[str, Any], where: str, key: str, name: str, value: Any) -> None:
+    if name in known:
+        raise _WrongKey(f"{where}.{key}", f"there is one of the name {name} already")
+    known[name] = value
+
+
+def _check_known(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            secret = "a key never stands in this file: give key_env or key_file" if "key" in key.lower() else ""
+            raise _WrongKey(".".join(filter(None, (where, key))), f"unknown key; {secret or hint}")
+
+
+# -- tables
+
+_PROVIDER_KEYS = ("name", "kind", "base_url", "key_env", "key_file", "media_urls", "options", "connections")
+_MODEL_KEYS = (
+    "name", "provider", "upstream", "kind", "context", "max_output_tokens", "price", "fallbacks", "first_token",
+    "total",
+)  # fmt: skip
+_PRICE_KEYS = ("input", "output", "cached_input")
+_BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_./:@+-]{1,256}")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+_NOT_SHOWN = ("base_url", "key_env")  # where people write secrets by mistake
+_OPTION = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderConfig:
+    _check_known(where, table, _PROVIDER_KEYS)
+    read = _Reader(where, table)
+    kind: ProviderKind = read.choice("kind", ("openai", "litellm"))
+    env, path = read.text("key_env", _VARIABLE_NAME, "the name of an environment variable"), read.text("key_file")
+    if env is not None and path is not None:
+        raise _WrongKey(f"{where}.key_file", "key_env is given too: give one of them")
+    media_urls = read.flag("media_urls")
+    if media_urls and kind == "litellm":  # it fetches them in the worker's own network
+        raise _WrongKey(f"{where}.media_urls", "is only for providers of the kind openai, which fetch URLs themselves")
+    options = read.names("options", _OPTION, "names of options")
+    for each in options:
+        if is_refused_option(each):
+            raise _WrongKey(
+                f"{where}.options", f"{each} cannot be allowed: it would let a request choose who is called"
+            )
+    url = read.text("base_url", _URL, 'a URL without a query, such as "https://host/v1"')
+    return ProviderConfig(
+        name=read.required("name", _NAME, "1 to 64 characters of A-Z a-z 0-9 _ -"),
+        kind=kind,
+        base_url=url.rstrip("/") if url else OPENAI_URL if kind == "openai" else None,
+        key_env=env,
+        key_file=None if path is None else home / Path(path).expanduser(),
+        media_urls=media_urls,
+        options=frozenset(options),
+        connections=read.count("connections", 10_000) or 100,
+    )
+
+
+def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, ProviderConfig]) -> ModelConfig:
+    _check_known(where, table, _MODEL_KEYS)
+    read = _Reader(where, table)
+    characters = "1 to 256 characters of A-Z a-z 0-9 _ . / : @ + -"
+    name = read.required("name", _MODEL_NAME, characters)
+    provider = providers.get(read.required("provider"))
+    if provider is None:
+        known = ", ".join(providers) or "none"
+        raise _WrongKey(f"{where}.provider", f"there is no such [[provider]]; known: {known}")
+    upstream = read.text("upstream", _MODEL_NAME, characters) or name
+    if upstream.lower().startswith("aiqueue/"):
+        raise _WrongKey(f"{where}.upstream", f"{upstream} would call this queue again: name a provider's model")
+    kind: Literal["chat", "embedding"] = read.choice("kind", ("chat", "embedding"), "chat")
+    context, output = read.count("context", 100_000_000), read.count("max_output_tokens", 10_000_000)
+    if kind == "chat" and (context is None or output is None):
+        missing = "context" if context is None else "max_output_tokens"
+        raise _WrongKey(
+            f"{where}.{missing}", f"is missing: how many tokens {name} takes at most decides what is reserved"
+        )
+    first_s, total_s = read.duration("first_token", 60.0), read.duration("total", 600.0)
+    if first_s > total_s and "first_token" in table:
+        raise _WrongKey(f"{where}.first_token", "is above total: a call ends when total has passed")
+    return ModelConfig(
+        name=name,
+        provider=provider,
+        upstream=upstream,
+        kind=kind,
+        context=context,
+        max_output_tokens=output,
+        price=_read_price(f"{where}.price", table["price"]) if "price" in table else None,
+        fallbacks=read.names("fallbacks", _MODEL_NAME, "names of models"),
+        first_token_s=min(first_s, total_s),
+        total_s=total_s,
+    )
+
+
+def _read_price(where: str, table: Any) -> Price:
+    if not isinstance(table, dict):
+        raise _WrongKey(where, "must be USD for a million tokens: { input = 0.15, output = 0.6, cached_input = 0.075 }")
+    _check_known(where, table, _PRICE_KEYS)
+    read = _Reader(where, table)
+    amounts = {name: read.amount(name, PRICE_MAX) for name in _PRICE_KEYS}
+    into, out, cached = amounts["input"], amounts["output"], amounts["cached_input"]
+    if into is None:
+        raise _WrongKey(f"{where}.input", "is missing: USD for a million tokens")
+    return Price(into, into * 0 if out is None else out, into if cached is None else cached)
+
+
+def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+    for each in model.fallbacks:
+        other = models.get(each)
+        if other is None or each == model.name or other.kind != model.kind:
+            why = "there is no such [[model]]" if other is None else "is this model" if other is model else ""
+            raise _WrongKey(f"{where}.fallbacks", f"{each}: {why or f'is of the kind {other.kind if other else None}'}")
+
+
+def _read_budget(where: str, table: dict[str, Any]) -> BudgetConfig:
+    _check_known(where, table, _BUDGET_KEYS)
+    read = _Reader(where, table)
+    tenant = read.required("tenant")
+    if tenant != "*" and not subjects.TOKEN.fullmatch(tenant):
+        raise _WrongKey(f"{where}.tenant", f'must be a tenant, or "*" for each tenant by itself, not {_shown(tenant)}')
+    read.choice("currency", ("USD",), "USD")
+    month = read.amount("month", BUDGET_MAX)
+    if month is None:
+        raise _WrongKey(f"{where}.month", "is missing: how many USD the tenant may spend in a month")
+    if "when_spent" not in table:
+        return BudgetConfig(tenant, int(month * MICROS))
+    return BudgetConfig(tenant, int(month * MICROS), read.choice("when_spent", ("refuse", "park")))
+
+
+class _Reader:
+    """Reads the values of one table. All methods raise _WrongKey."""
+
+    def __init__(self, where: str, table: Mapping[str, Any]) -> None:
+        self._where, self._table = where, table
+
+    def _wrong(self, key: str, expected: str) -> _WrongKey:
+        value = self._table.get(key)
+        shown = "" if key in _NOT_SHOWN else f", not {_shown(value)}"
+        return _WrongKey(f"{self._where}.{key}", f"must be {expected}{shown}")
+
+    def _missing(self, key: str, expected: str) -> _WrongKey:
+        return _WrongKey(f"{self._where}.{key}", f"is missing: {expected}")
+
+    def text(self, key: str, pattern: re.Pattern[str] | None = None, expected: str = "a text") -> str | None:
+        value = self._table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value or (pattern is not None and not pattern.fullmatch(value)):
+            raise self._wrong(key, expected)
+        return value
+
+    def required(self, key: str, pattern: re.Pattern[str] | None = None, expected: str = "a text") -> str:
+        value = self.text(key, pattern, expected)
+        if value is None:
+            raise self._missing(key, expected)
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
+        value = self._table.get(key, default)
+        if value not in choices:
+            expected = " or ".join(json.dumps(each) for each in choices)
+            raise self._wrong(key, expected) if key in self._table else self._missing(key, expected)
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._table.get(key, False)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def count(self, key: str, most: int) -> int | None:
+        value = self._table.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise self._wrong(key, f"a whole number from 1 to {most:,}")
+        return value
+
+    def amount(self, key: str, most: Decimal) -> Decimal | None:
+        value = self._table.get(key)
+        if value is None:
+            return None
+        try:
+            amount = Decimal(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        except InvalidOperation:
+            amount = None
+        if amount is None or not amount.is_finite() or not 0 <= amount <= most:
+            raise self._wrong(key, f"a number from 0 to {most:,}")
+        return amount
+
+    def names(self, key: str, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
+        value = self._table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) and pattern.fullmatch(each) for each in value):
+            raise self._wrong(key, f"a list of {expected}")
+        if len(value) > 32 or len(set(value)) != len(value):
+            raise self._wrong(key, "a list of at most 32 different names")
+        return tuple(value)
+
+    def duration(self, key: str, default: float) -> float:
+        value = self._table.get(key, default)
+        try:
+            found = units.seconds(value)
+        except ValueError:
+            found = 0.0
+        if not 0 < found <= TIME_MAX_S:
+            raise self._wrong(key, f'a duration up to {units.short_duration(TIME_MAX_S)}, such as "30s"')
+        return found
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value) if isinstance(value, str) else repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "…"

@@ -1,0 +1,91 @@
+"""What a provider is to the gateway: one call of one model, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import BadInput
+from .config import ModelConfig
+from .requests import EmbeddingRequest, GatewayRequest
+
+OnChunk = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Usage(NamedTuple):
+    """The tokens of a call, as the provider has counted them. `cached_tokens`: the prompt's tokens from its cache."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCall:
+    """One call. `body`: the request in OpenAI's terms without `model`, as `upstream_body` makes it.
+
+    `first_token_s`: how long a stream may take until its first chunk. `total_s`: how long the call may take. `id`: sent
+    as the header Idempotency-Key, where the provider is called over HTTP directly; "": none.
+    """
+
+    model: ModelConfig
+    body: dict[str, Any]
+    first_token_s: float
+    total_s: float
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a provider has answered: the whole answer in OpenAI's shape, also after a stream.
+
+    `usage`: None: the provider has not said, so the reservation is what the call counts. `first_token_s`: from the
+    request to the first chunk of a stream; None without a stream. `latency_s`: from the request to the end.
+    """
+
+    answer: dict[str, Any] = field(repr=False)
+    usage: Usage | None
+    latency_s: float
+    first_token_s: float | None = None
+
+
+class Provider(Protocol):
+    """Calls the models of one provider. No call is retried.
+
+    All calls raise ProviderError, and what `on_chunk` raises. Cancelling one ends the provider's call too.
+    """
+
+    async def chat(self, call: ProviderCall, on_chunk: OnChunk | None = None) -> Reply:
+        """Call a chat model. With `on_chunk` the answer is streamed: it is awaited with each chunk, in OpenAI's shape
+        (`chat.completion.chunk`), in order; the last one has the usage and no choices.
+        """
+
+    async def embed(self, call: ProviderCall) -> Reply:
+        """Call an embedding model."""
+
+    async def close(self) -> None:
+        """Close all connections. May be called twice."""
+
+
+def upstream_body(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> dict[str, Any]:
+    """Return the request as it goes to the model's provider, without `model`: OpenAI's fields, and the options.
+
+    Raises BadInput for an option that is not on the provider's allow list, and for media that are named by a URL or an
+    id if the provider may not fetch any.
+    """
+    for name in request.options:
+        if name not in model.options:
+            allowed = ", ".join(sorted(model.options)) or "none"
+            provider = model.provider.name
+            raise BadInput(f"option {name[:80]!r} is not allowed for provider {provider}; allowed: {allowed}")
+    if isinstance(request, GatewayRequest) and not model.provider.media_urls and request.media_urls():
+        raise BadInput(
+            f"an image or file is named by a URL or id, which provider {model.provider.name} may not fetch: send its "
+            'content as a "data:" URL'
+        )
+    return {**request.upstream_fields(), **request.options}

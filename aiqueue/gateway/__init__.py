@@ -6,10 +6,12 @@ stream of usage. Neither litellm nor aiohttp is imported until a provider is cal
 
 from __future__ import annotations
 
-from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
+from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
+from .budgets import Budget, BudgetSpent, BudgetStats, Budgets, Reservation
 from .config import BudgetConfig, GatewayConfig, ModelConfig, ProviderConfig
 from .config_file import load
 from .ledger import UsageLedger, UsageRecord, month_of
+from .opening import open_provider
 from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
 from .provider_errors import ProviderError
 from .providers import Provider, ProviderCall, Reply, Usage, upstream_body
@@ -19,9 +21,10 @@ from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 __all__ = [
-    "Budget", "BudgetConfig", "BudgetSpent", "BudgetStats", "Budgets", "EmbeddingRequest", "GatewayConfig",
-    "GatewayRequest", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall", "ProviderConfig",
-    "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal",
-    "UsageView", "check_tenant", "completion_tokens_at_most", "format_usd", "load", "month_of", "parse_usd",
-    "prompt_tokens_at_most", "to_micros", "tokens_at_most", "upstream_body",
+    "Bill", "Budget", "BudgetConfig", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest",
+    "GatewayConfig", "GatewayRequest", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall",
+    "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger", "UsageRecord",
+    "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant", "completion_tokens_at_most", "format_usd",
+    "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "text_of", "to_micros",
+    "tokens_at_most", "upstream_body", "usage_of",
 ]  # fmt: skip

@@ -45,9 +45,9 @@ class ProviderError(Exception):
         retry_after_s: float | None = None,
         may_be_billed: bool = False,
     ) -> None:
-        super().__init__(kind, text)
-        self.kind: Kind = kind
         self.text = _to_line(text)
+        super().__init__(kind, self.text)
+        self.kind: Kind = kind
         self.status = status
         self.retry_after_s = retry_after_s
         self.may_be_billed = may_be_billed

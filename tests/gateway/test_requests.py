@@ -44,8 +44,8 @@ WHOLE: dict[str, Any] = {
     "model": "small",
     "messages": [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "data:"}}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]},
+        {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": "data:"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {}}]},
         {"role": "tool", "tool_call_id": "c", "content": "42"},
     ],
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}],
@@ -111,7 +111,8 @@ def test_a_null_counts_as_not_given() -> None:
         "api_base", "base_url", "api_key", "extra_headers", "extra_body", "headers", "custom_llm_provider", "fallbacks",
         "mock_response", "timeout", "model_list", "num_retries", "litellm_params", "aws_access_key_id",
         "vertex_project", "azure_ad_token", "API_BASE", "Api-Key", "context_window_fallback_dict",
-        "allowed_openai_params", "proxy", "mock_tool_calls", "prompt_id", "no-log", "organization", "deployment_id", "ssl_verify", "client",
+        "allowed_openai_params", "proxy", "mock_tool_calls", "prompt_id", "no-log", "organization",
+        "deployment_id", "ssl_verify", "client",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["", "parameters", "options"])

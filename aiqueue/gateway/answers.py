@@ -1,0 +1,179 @@
+"""What a request is answered with, in OpenAI's shape or the short form; and a completion that is made of its chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from .providers import Usage
+
+CHOICES_MAX: Final = 128
+TOOL_CALLS_MAX: Final = 1_024
+TOKENS_MAX: Final = 2**53  # a larger number of tokens is no number of tokens
+
+# Of a delta: texts that arrive in parts. Other fields of a delta replace what was there.
+_GROWING = ("content", "refusal", "reasoning", "reasoning_content")
+
+
+class Bill(NamedTuple):
+    """What stands beside an answer in its object `aiqueue`.
+
+    `cost`: USD; None: the price is not known. `possibly_billed`: calls before this one of which the provider may have
+    billed some, though their answers were lost. `attempts`: how many calls there were. `fallback_of`: the model that
+    was asked for, if another one has answered.
+    """
+
+    provider: str
+    model: str
+    cost: float | None = None
+    possibly_billed: int = 0
+    attempts: int = 1
+    fallback_of: str | None = None
+
+
+def answer_of(
+    answer: Mapping[str, Any], bill: Bill, *, request_id: str, model: str, reply_form: str = "openai"
+) -> dict[str, Any]:
+    """Return the result of a request: the provider's answer with an object `aiqueue` beside it.
+
+    `model`: as the client named it. `reply_form` "short": ``{request_id, response, tokens, cost, model}`` with the
+    text of the first choice, and the same `aiqueue`.
+    """
+    about = {"request_id": request_id, **{name: value for name, value in bill._asdict().items() if value is not None}}
+    if reply_form != "short":
+        return {**answer, "model": model, "aiqueue": about}
+    usage = usage_of(answer)
+    return {
+        "request_id": request_id,
+        "response": text_of(answer),
+        "tokens": None if usage is None else usage.total_tokens,
+        "cost": bill.cost,
+        "model": model,
+        "aiqueue": about,
+    }
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """Return the text of the first choice of a completion; empty if it has none, as for a call of a tool."""
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message") if isinstance(first, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else ""
+
+
+def usage_of(answer: Mapping[str, Any]) -> Usage | None:
+    """Return the usage in an answer or a chunk; None if it has none that can be believed."""
+    usage = answer.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens") or 0)
+    if prompt is None or completion is None:
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else usage.get("prompt_cache_hit_tokens")
+    return Usage(prompt, completion, min(_count(cached) or 0, prompt))
+
+
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TOKENS_MAX
+    return value if is_count else None
+
+
+def from_chunks(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the completion of all its chunks; None if they are not all there: a choice has no `finish_reason`."""
+    made = Completion()
+    for each in chunks:
+        made.add(each)
+    return made.whole() if made.is_finished else None
+
+
+class Completion:
+    """A `chat.completion` that grows with its chunks. What a chunk has that is not OpenAI's is kept or passed over."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._usage: Any = None
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Add the next chunk."""
+        for name in ("id", "created", "model", "system_fingerprint", "service_tier"):
+            if chunk.get(name) is not None:
+                self._head.setdefault(name, chunk[name])
+        if chunk.get("usage") is not None:
+            self._usage = chunk["usage"]
+        choices = chunk.get("choices")
+        for each in choices if isinstance(choices, list) else ():
+            index = each.get("index", 0) if isinstance(each, Mapping) else None
+            if isinstance(index, int) and 0 <= index < CHOICES_MAX:
+                self._choices.setdefault(index, _Choice()).add(each)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a choice, and each one has its `finish_reason`."""
+        return bool(self._choices) and all(each.finish_reason is not None for each in self._choices.values())
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the last chunk had."""
+        return usage_of({"usage": self._usage})
+
+    def whole(self) -> dict[str, Any]:
+        """Return the completion as far as it has come."""
+        choices = [self._choices[index].whole(index) for index in sorted(self._choices)]
+        made = {"id": "", "created": int(time.time()), "model": "", **self._head}
+        made |= {"object": "chat.completion", "choices": choices}
+        return made if self._usage is None else {**made, "usage": self._usage}
+
+
+class _Choice:
+    def __init__(self) -> None:
+        self.finish_reason: Any = None
+        self._message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+        self._texts: dict[str, list[str]] = {}
+        self._tool_calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: dict[str, list[Any]] = {}
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        if choice.get("finish_reason") is not None:
+            self.finish_reason = choice["finish_reason"]
+        logprobs = choice.get("logprobs")
+        for name, values in logprobs.items() if isinstance(logprobs, Mapping) else ():
+            if isinstance(values, list):
+                self._logprobs.setdefault(name, []).extend(values)
+        delta = choice.get("delta")
+        for name, value in delta.items() if isinstance(delta, Mapping) else ():
+            if name in _GROWING and isinstance(value, str):
+                self._texts.setdefault(name, []).append(value)
+            elif name == "tool_calls" and isinstance(value, list):
+                for each in value:
+                    self._add_tool_call(each)
+            elif value is not None:
+                self._message[name] = value
+
+    def _add_tool_call(self, part: Any) -> None:
+        if not isinstance(part, Mapping):
+            return
+        index = part.get("index", len(self._tool_calls))
+        if not isinstance(index, int) or not 0 <= index < TOOL_CALLS_MAX:
+            return
+        call = self._tool_calls.setdefault(index, {})
+        for name, value in part.items():
+            if name == "index" or value is None:
+                continue
+            if isinstance(value, Mapping):
+                inner = call.setdefault(name, {})
+                for key, text in value.items():
+                    known = inner.get(key)
+                    inner[key] = known + text if isinstance(known, str) and isinstance(text, str) else text
+            else:
+                call[name] = value
+
+    def whole(self, index: int) -> dict[str, Any]:
+        message = {**self._message, **{name: "".join(parts) for name, parts in self._texts.items()}}
+        if self._tool_calls:
+            message["tool_calls"] = [self._tool_calls[each] for each in sorted(self._tool_calls)]
+        choice = {"index": index, "message": message, "finish_reason": self.finish_reason}
+        return {**choice, "logprobs": self._logprobs or None}

@@ -1,0 +1,257 @@
+"""OpenAI-compatible endpoints, called over HTTP with aiohttp. Server-sent events are passed on as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from types import SimpleNamespace, TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from .answers import Completion, usage_of
+from .config import ProviderConfig
+from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
+from .providers import OnChunk, ProviderCall, Reply
+
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+EVENT_BYTES_MAX: Final = 8 * 1024 * 1024  # an image may be in one
+ERROR_BYTES_MAX: Final = 64 * 1024
+CONNECT_S: Final = 10.0
+KEEP_S: Final = 4.0  # common servers close after 5 s: of a call that they meet with that, nobody knows if it ran
+DRAIN_S: Final = 0.1  # how long the end of a response may take after its last event, or its connection is closed
+
+
+class _State:
+    """How far a call has come: whether the request was `sent`, and whether its stream has `begun`."""
+
+    __slots__ = ("begun", "sent")
+
+    def __init__(self) -> None:
+        self.sent = False
+        self.begun = False
+
+
+class HttpProvider:
+    """A provider of the kind "openai". Connections are kept for the next call. Redirects are not followed, and the
+    proxies of the environment are not used.
+
+    Limits: an answer of 64 MiB, an event of 8 MiB.
+    """
+
+    def __init__(self, config: ProviderConfig) -> None:
+        """Raises BadInput if the key is missing. Must be called in the event loop that calls the provider."""
+        self._config = config
+        self._key = config.read_key()
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_sent)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=config.connections, keepalive_timeout=KEEP_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "aiqueue", **({"Authorization": f"Bearer {self._key}"} if self._key else {})},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            trace_configs=[trace],
+        )
+
+    def __repr__(self) -> str:
+        return f"<HttpProvider {self._config.name}>"
+
+    async def chat(self, call: ProviderCall, on_chunk: OnChunk | None = None) -> Reply:
+        """See `Provider.chat`."""
+        body = {name: value for name, value in call.body.items() if name not in ("stream", "stream_options")}
+        if on_chunk is None:
+            return await self._call_whole("chat/completions", call, body, "choices")
+        options = {**(call.body.get("stream_options") or {}), "include_usage": True}
+        return await self._call_streamed(call, {**body, "stream": True, "stream_options": options}, on_chunk)
+
+    async def embed(self, call: ProviderCall) -> Reply:
+        """See `Provider.embed`."""
+        return await self._call_whole("embeddings", call, call.body, "data")
+
+    async def close(self) -> None:
+        """Close all connections. May be called twice."""
+        await self._session.close()
+
+    async def _call_whole(self, path: str, call: ProviderCall, body: dict[str, Any], field: str) -> Reply:
+        state, started = _State(), time.monotonic()
+        async with self._within(call.total_s, state):
+            response = await self._post(path, call, body, state)
+            try:
+                answer = _parse(await self._read(response, ANSWER_BYTES_MAX, state))
+            finally:
+                response.release()
+        if not isinstance(answer, dict) or not isinstance(answer.get(field), list):
+            raise self._odd(answer, state)
+        return Reply(answer, usage_of(answer), time.monotonic() - started)
+
+    async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
+        state, made, started = _State(), Completion(), time.monotonic()
+        async with self._within(call.total_s, state):
+            async with self._within(call.first_token_s, state, "the first chunk"):
+                response = await self._post("chat/completions", call, body, state)
+                chunks = self._chunks(response, state)
+                try:
+                    chunk = await anext(chunks, None)
+                except BaseException:
+                    response.close()
+                    raise
+            first_s = time.monotonic() - started
+            async with aclosing(chunks):
+                try:
+                    while chunk is not None:
+                        made.add(chunk)
+                        await on_chunk(chunk)
+                        chunk = await anext(chunks, None)
+                    await _drain(response)
+                except ProviderError as error:
+                    if error.kind != "broken_stream" or not made.is_finished:  # else only its usage is missing
+                        raise
+                finally:
+                    response.close()  # keeps the connection if the response has been read to its end
+        if not made.is_finished:
+            raise self._error("broken_stream" if state.begun else "server", "the stream ended too early", billed=True)
+        return Reply(made.whole(), made.usage, time.monotonic() - started, first_s)
+
+    async def _post(self, path: str, call: ProviderCall, body: dict[str, Any], state: _State) -> aiohttp.ClientResponse:
+        """Return the response, whose status is 200. Raises ProviderError."""
+        data = json.dumps({**body, "model": call.model.upstream}, ensure_ascii=False, separators=(",", ":"))
+        headers = {"Content-Type": "application/json", **({"Idempotency-Key": call.id} if call.id else {})}
+        try:
+            response = await self._session.post(
+                f"{self._config.base_url}/{path}",
+                data=data.encode("utf-8", "replace"),
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=state,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._broken(error, state) from None
+        if response.status == 200:
+            return response
+        try:
+            said = await self._read(response, ERROR_BYTES_MAX, state, cut=True)
+        finally:
+            response.release()
+        raise from_status(response.status, response.headers, said, provider=self._config.name, key=self._key)
+
+    async def _read(self, response: aiohttp.ClientResponse, most: int, state: _State, *, cut: bool = False) -> bytes:
+        """Return the body of a response. Above `most` bytes, it is cut or an error."""
+        body = bytearray()
+        async for part in self._parts(response, state):
+            body += part
+            if len(body) > most and cut:
+                break
+            if len(body) > most:
+                raise self._error("refused", f"an answer above {most:,} bytes", billed=True)
+        return bytes(body[:most])
+
+    async def _parts(self, response: aiohttp.ClientResponse, state: _State) -> AsyncIterator[bytes]:
+        try:
+            async for part in response.content.iter_any():
+                yield part
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._broken(error, state) from None
+
+    async def _chunks(self, response: aiohttp.ClientResponse, state: _State) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the chunks of a stream until its end."""
+        if response.content_type != "text/event-stream":
+            raise self._odd(_parse(await self._read(response, ERROR_BYTES_MAX, state, cut=True)), state)
+        async for event in self._events(response, state):
+            if event == b"[DONE]":
+                return
+            chunk = _parse(event)
+            if not isinstance(chunk, dict) or chunk.get("error") is not None:
+                raise self._odd(chunk, state)
+            state.begun = True
+            yield chunk
+
+    async def _events(self, response: aiohttp.ClientResponse, state: _State) -> AsyncIterator[bytes]:
+        """Yield the data of server-sent events."""
+        buffer, data, total = b"", list[bytes](), 0
+        async for part in self._parts(response, state):
+            total += len(part)
+            *lines, buffer = (buffer + part).split(b"\n")
+            for line in lines:
+                text = line.removesuffix(b"\r")
+                if text.startswith(b"data:"):
+                    data.append(text[5:].removeprefix(b" "))
+                elif not text and data:
+                    yield b"\n".join(data)
+                    data = []
+            if len(buffer) + sum(map(len, data)) > EVENT_BYTES_MAX or total > ANSWER_BYTES_MAX:
+                raise self._error("refused", "a stream or an event that is too large", billed=True)
+        if data:
+            yield b"\n".join(data)
+
+    def _within(self, limit_s: float, state: _State, what: str = "the answer") -> _Within:
+        return _Within(self._config.name, limit_s, state, what)
+
+    # -- errors
+
+    def _error(self, kind: Kind, text: str, *, status: int | None = None, billed: bool) -> ProviderError:
+        said = scrub(f"{self._config.name}: {text}", self._key)
+        return ProviderError(kind, said, status=status, may_be_billed=billed)
+
+    def _broken(self, error: Exception, state: _State) -> ProviderError:
+        what = "the stream broke" if state.begun else "the connection broke" if state.sent else "nothing answers"
+        kind: Kind = "broken_stream" if state.begun else "connection"
+        return self._error(kind, f"{what}: {type(error).__name__}: {error}", billed=state.sent)
+
+    def _odd(self, answer: Any, state: _State) -> ProviderError:
+        """Return the error of a response with status 200, or of an event in a stream, that is no answer."""
+        said = answer.get("error") if isinstance(answer, dict) else None
+        if said is None:
+            kind: Kind = "broken_stream" if state.begun else "server"
+            return self._error(kind, "an answer that is not in OpenAI's shape", status=200, billed=True)
+        text = json.dumps(answer)
+        code = said.get("code") if isinstance(said, dict) else None
+        kind = kind_of(code if isinstance(code, int) and 400 <= code < 600 else 400, text)
+        if kind in ("refused", "server"):  # without a status that says so, it may go away
+            kind = "broken_stream" if state.begun else "server"
+        return self._error(kind, message_of(text), status=200, billed=state.begun)
+
+
+class _Within:
+    """A time limit whose end is a ProviderError. A TimeoutError of anything else passes."""
+
+    def __init__(self, provider: str, limit_s: float, state: _State, what: str) -> None:
+        self._text = f"{provider}: {what} took longer than {limit_s:g} s"
+        self._state = state
+        self._timeout = asyncio.timeout(limit_s)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise ProviderError("timeout", self._text, may_be_billed=self._state.sent) from None
+
+
+async def _note_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.sent = True
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Wait for the end of a response, so that its connection can be used again."""
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while not response.content.at_eof():
+                await response.content.readany()
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return
+
+
+def _parse(data: bytes) -> Any:
+    """Return the JSON in `data`; None if it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None

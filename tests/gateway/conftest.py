@@ -1,0 +1,38 @@
+"""A stand-in for a provider on a free port, and what calls it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from aiqueue.gateway import ModelConfig, Provider, ProviderCall, ProviderConfig
+from aiqueue.gateway.opening import open_provider
+from aiqueue.gateway.standin import StandIn
+
+KEY = "sk-key-of-the-tests-7"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}]}
+
+
+def make_call(body: dict[str, Any] | None = None, **fields: Any) -> ProviderCall:
+    """A call of the model "m", which the provider names "up", with short time limits."""
+    provider = ProviderConfig("p", "openai")
+    model = ModelConfig("m", provider, "up", context=8_000, max_output_tokens=1_000)
+    return ProviderCall(**{"model": model, "body": body or HELLO, "first_token_s": 5.0, "total_s": 5.0, **fields})
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[StandIn]:
+    async with StandIn() as standin:
+        yield standin
+
+
+@pytest.fixture
+async def provider(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
+    """A provider of the kind openai that calls the stand-in with KEY."""
+    monkeypatch.setenv("GATEWAY_TEST_KEY", KEY)
+    provider = open_provider(ProviderConfig("p", "openai", base_url=standin.url, key_env="GATEWAY_TEST_KEY"))
+    yield provider
+    await provider.close()
+    await provider.close()

@@ -15,6 +15,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 APP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+GATEWAY := $(VENV)/.installed-gateway
 
 # pip reads dependency groups from 25.1 on. A new venv has the pip of its Python, mostly an older one, and replacing
 # that is one more thing that can fail, so the groups are read here.
@@ -24,16 +25,19 @@ OLD := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak lint bench clean
+.PHONY: help demo test test-gateway soak lint bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(APP) ## see a queue at work, on a server of its own
 	@$(PY) -m aiqueue demo $(ARGS)
 
 test: $(DEV) ## run the tests on a real server (ARGS="-k lane" runs some)
 	@$(PY) -m pytest -n $(AT_ONCE) --dist worksteal $(ARGS)
+
+test-gateway: $(GATEWAY) ## run the gateway's tests with litellm, which is 400 MB; "make test" skips those
+	@$(PY) -m pytest -n $(AT_ONCE) --dist worksteal tests/gateway $(ARGS)
 
 soak: $(DEV) ## run the tests RUNS times (10 unless said) and count
 	@passed=0; for run in $$(seq $(RUNS)); do \
@@ -76,4 +80,10 @@ $(BENCH): $(APP)
 	@echo "installing what draws the measurements into $(VENV)"
 	@$(PY) -c '$(GROUPS)' bench > $(VENV)/bench.txt
 	@$(PIP) --requirement $(VENV)/bench.txt
+	@touch $@
+
+$(GATEWAY): $(DEV)
+	@echo "installing litellm into $(VENV)"
+	@$(PY) -c '$(GROUPS)' gateway > $(VENV)/gateway.txt
+	@$(PIP) --requirement $(VENV)/gateway.txt
 	@touch $@

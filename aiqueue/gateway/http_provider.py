@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from types import SimpleNamespace, TracebackType
-from typing import Any, Final, Self
+from types import SimpleNamespace
+from typing import Any, Final
 
 import aiohttp
 
 from .answers import Completion, usage_of
+from .call_limits import CallLimit, CallState
 from .config import ProviderConfig
 from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
 from .providers import OnChunk, ProviderCall, Reply
@@ -23,16 +24,6 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 CONNECT_S: Final = 10.0
 KEEP_S: Final = 4.0  # common servers close after 5 s: of a call that they meet with that, nobody knows if it ran
 DRAIN_S: Final = 0.1  # how long the end of a response may take after its last event, or its connection is closed
-
-
-class _State:
-    """How far a call has come: whether the request was `sent`, and whether its stream has `begun`."""
-
-    __slots__ = ("begun", "sent")
-
-    def __init__(self) -> None:
-        self.sent = False
-        self.begun = False
 
 
 class HttpProvider:
@@ -76,8 +67,8 @@ class HttpProvider:
         await self._session.close()
 
     async def _call_whole(self, path: str, call: ProviderCall, body: dict[str, Any], field: str) -> Reply:
-        state, started = _State(), time.monotonic()
-        async with self._within(call.total_s, state):
+        state, started = CallState(), time.monotonic()
+        async with CallLimit(self._config.name, call.total_s, state):
             response = await self._post(path, call, body, state)
             try:
                 answer = _parse(await self._read(response, ANSWER_BYTES_MAX, state))
@@ -88,9 +79,9 @@ class HttpProvider:
         return Reply(answer, usage_of(answer), time.monotonic() - started)
 
     async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
-        state, made, started = _State(), Completion(), time.monotonic()
-        async with self._within(call.total_s, state):
-            async with self._within(call.first_token_s, state, "the first chunk"):
+        state, made, started = CallState(), Completion(), time.monotonic()
+        async with CallLimit(self._config.name, call.total_s, state):
+            async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
                 response = await self._post("chat/completions", call, body, state)
                 chunks = self._chunks(response, state)
                 try:
@@ -115,7 +106,9 @@ class HttpProvider:
             raise self._error("broken_stream" if state.begun else "server", "the stream ended too early", billed=True)
         return Reply(made.whole(), made.usage, time.monotonic() - started, first_s)
 
-    async def _post(self, path: str, call: ProviderCall, body: dict[str, Any], state: _State) -> aiohttp.ClientResponse:
+    async def _post(
+        self, path: str, call: ProviderCall, body: dict[str, Any], state: CallState
+    ) -> aiohttp.ClientResponse:
         """Return the response, whose status is 200. Raises ProviderError."""
         data = json.dumps({**body, "model": call.model.upstream}, ensure_ascii=False, separators=(",", ":"))
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": call.id} if call.id else {})}
@@ -137,7 +130,7 @@ class HttpProvider:
             response.release()
         raise from_status(response.status, response.headers, said, provider=self._config.name, key=self._key)
 
-    async def _read(self, response: aiohttp.ClientResponse, most: int, state: _State, *, cut: bool = False) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, most: int, state: CallState, *, cut: bool = False) -> bytes:
         """Return the body of a response. Above `most` bytes, it is cut or an error."""
         body = bytearray()
         async for part in self._parts(response, state):
@@ -148,14 +141,14 @@ class HttpProvider:
                 raise self._error("refused", f"an answer above {most:,} bytes", billed=True)
         return bytes(body[:most])
 
-    async def _parts(self, response: aiohttp.ClientResponse, state: _State) -> AsyncIterator[bytes]:
+    async def _parts(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncIterator[bytes]:
         try:
             async for part in response.content.iter_any():
                 yield part
         except (aiohttp.ClientError, OSError) as error:
             raise self._broken(error, state) from None
 
-    async def _chunks(self, response: aiohttp.ClientResponse, state: _State) -> AsyncGenerator[dict[str, Any]]:
+    async def _chunks(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncGenerator[dict[str, Any]]:
         """Yield the chunks of a stream until its end."""
         if response.content_type != "text/event-stream":
             raise self._odd(_parse(await self._read(response, ERROR_BYTES_MAX, state, cut=True)), state)
@@ -168,7 +161,7 @@ class HttpProvider:
             state.begun = True
             yield chunk
 
-    async def _events(self, response: aiohttp.ClientResponse, state: _State) -> AsyncIterator[bytes]:
+    async def _events(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncIterator[bytes]:
         """Yield the data of server-sent events."""
         buffer, data, total = b"", list[bytes](), 0
         async for part in self._parts(response, state):
@@ -186,21 +179,18 @@ class HttpProvider:
         if data:
             yield b"\n".join(data)
 
-    def _within(self, limit_s: float, state: _State, what: str = "the answer") -> _Within:
-        return _Within(self._config.name, limit_s, state, what)
-
     # -- errors
 
     def _error(self, kind: Kind, text: str, *, status: int | None = None, billed: bool) -> ProviderError:
         said = scrub(f"{self._config.name}: {text}", self._key)
         return ProviderError(kind, said, status=status, may_be_billed=billed)
 
-    def _broken(self, error: Exception, state: _State) -> ProviderError:
+    def _broken(self, error: Exception, state: CallState) -> ProviderError:
         what = "the stream broke" if state.begun else "the connection broke" if state.sent else "nothing answers"
         kind: Kind = "broken_stream" if state.begun else "connection"
         return self._error(kind, f"{what}: {type(error).__name__}: {error}", billed=state.sent)
 
-    def _odd(self, answer: Any, state: _State) -> ProviderError:
+    def _odd(self, answer: Any, state: CallState) -> ProviderError:
         """Return the error of a response with status 200, or of an event in a stream, that is no answer."""
         said = answer.get("error") if isinstance(answer, dict) else None
         if said is None:
@@ -212,27 +202,6 @@ class HttpProvider:
         if kind in ("refused", "server"):  # without a status that says so, it may go away
             kind = "broken_stream" if state.begun else "server"
         return self._error(kind, message_of(text), status=200, billed=state.begun)
-
-
-class _Within:
-    """A time limit whose end is a ProviderError. A TimeoutError of anything else passes."""
-
-    def __init__(self, provider: str, limit_s: float, state: _State, what: str) -> None:
-        self._text = f"{provider}: {what} took longer than {limit_s:g} s"
-        self._state = state
-        self._timeout = asyncio.timeout(limit_s)
-
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise ProviderError("timeout", self._text, may_be_billed=self._state.sent) from None
 
 
 async def _note_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:

@@ -13,7 +13,12 @@ def open_provider(config: ProviderConfig) -> Provider:
     Raises BadInput if the key is missing, or if the package that it needs is not installed.
     """
     try:
+        if config.kind == "litellm":
+            from .litellm_provider import LitellmProvider  # noqa: PLC0415
+
+            return LitellmProvider(config)
         from .http_provider import HttpProvider  # noqa: PLC0415
+
+        return HttpProvider(config)
     except ModuleNotFoundError as error:
         raise BadInput(f"aiqueue.gateway needs {error.name}: pip install 'aiqueue[gateway]'") from None
-    return HttpProvider(config)

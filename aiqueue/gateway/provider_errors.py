@@ -148,8 +148,12 @@ def from_status(
     said = scrub(message_of(text), key) or f"no message, {len(body):,} bytes"
     if 300 <= status < 400:
         said = "the provider redirects, which is not followed: correct base_url in gateway.toml"
-    billed = status in _BILLED_STATUS
-    return ProviderError(kind, f"{provider}: {said}", status=status, retry_after_s=wait_s, may_be_billed=billed)
+    return ProviderError(kind, f"{provider}: {said}", status=status, retry_after_s=wait_s, may_be_billed=bills(status))
+
+
+def bills(status: int | None) -> bool:
+    """Return whether a call that ended with this status may be billed."""
+    return status in _BILLED_STATUS
 
 
 def message_of(text: str) -> str:

@@ -94,8 +94,8 @@ class LoggedCall:
 class StandIn:
     """The stand-in, in this process. ``async with StandIn() as provider: provider.url``.
 
-    `behaviour` may be replaced at any time. Over HTTP, GET /log has the calls, POST /behaviour and POST /fault take the fields of
-    `Behaviour` and `Fault`.
+    `behaviour` may be replaced at any time. Over HTTP, GET /log has the calls, POST /behaviour and POST /fault take the
+    fields of `Behaviour` and `Fault`.
     """
 
     def __init__(self, behaviour: Behaviour | None = None) -> None:

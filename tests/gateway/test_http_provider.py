@@ -18,7 +18,7 @@ from aiohttp import web
 from aiqueue.errors import BadInput
 from aiqueue.gateway import Provider, ProviderConfig, ProviderError, Usage, http_provider
 from aiqueue.gateway.opening import open_provider
-from aiqueue.gateway.standin import Fault, Behaviour, StandIn
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ..support import Eventually
 from .conftest import HELLO, KEY, make_call

@@ -12,8 +12,8 @@ CHOICES_MAX: Final = 128
 TOOL_CALLS_MAX: Final = 1_024
 TOKENS_MAX: Final = 2**53  # a larger number of tokens is no number of tokens
 
-# Of a delta: texts that arrive in parts. Other fields of a delta replace what was there.
-_GROWING = ("content", "refusal", "reasoning", "reasoning_content")
+_HEAD = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk: what the completion has too
+_GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
 
 
 class Bill(NamedTuple):
@@ -81,7 +81,7 @@ def _count(value: Any) -> int | None:
     return value if is_count else None
 
 
-def from_chunks(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+def from_chunks(chunks: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the completion of all its chunks; None if they are not all there: a choice has no `finish_reason`."""
     made = Completion()
     for each in chunks:
@@ -97,18 +97,22 @@ class Completion:
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
 
-    def add(self, chunk: Mapping[str, Any]) -> None:
+    def add(self, chunk: dict[str, Any]) -> None:
         """Add the next chunk."""
-        for name in ("id", "created", "model", "system_fingerprint", "service_tier"):
-            if chunk.get(name) is not None:
-                self._head.setdefault(name, chunk[name])
+        if len(self._head) < len(_HEAD):
+            for name in _HEAD:
+                if chunk.get(name) is not None:
+                    self._head.setdefault(name, chunk[name])
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
         choices = chunk.get("choices")
         for each in choices if isinstance(choices, list) else ():
-            index = each.get("index", 0) if isinstance(each, Mapping) else None
+            index = each.get("index", 0) if isinstance(each, dict) else None
             if isinstance(index, int) and 0 <= index < CHOICES_MAX:
-                self._choices.setdefault(index, _Choice()).add(each)
+                choice = self._choices.get(index)
+                if choice is None:
+                    choice = self._choices[index] = _Choice()
+                choice.add(each)
 
     @property
     def is_finished(self) -> bool:
@@ -136,15 +140,15 @@ class _Choice:
         self._tool_calls: dict[int, dict[str, Any]] = {}
         self._logprobs: dict[str, list[Any]] = {}
 
-    def add(self, choice: Mapping[str, Any]) -> None:
+    def add(self, choice: dict[str, Any]) -> None:
         if choice.get("finish_reason") is not None:
             self.finish_reason = choice["finish_reason"]
-        logprobs = choice.get("logprobs")
-        for name, values in logprobs.items() if isinstance(logprobs, Mapping) else ():
-            if isinstance(values, list):
-                self._logprobs.setdefault(name, []).extend(values)
+        if isinstance(logprobs := choice.get("logprobs"), dict):
+            for name, values in logprobs.items():
+                if isinstance(values, list):
+                    self._logprobs.setdefault(name, []).extend(values)
         delta = choice.get("delta")
-        for name, value in delta.items() if isinstance(delta, Mapping) else ():
+        for name, value in delta.items() if isinstance(delta, dict) else ():
             if name in _GROWING and isinstance(value, str):
                 self._texts.setdefault(name, []).append(value)
             elif name == "tool_calls" and isinstance(value, list):
@@ -154,7 +158,7 @@ class _Choice:
                 self._message[name] = value
 
     def _add_tool_call(self, part: Any) -> None:
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             return
         index = part.get("index", len(self._tool_calls))
         if not isinstance(index, int) or not 0 <= index < TOOL_CALLS_MAX:
@@ -163,7 +167,7 @@ class _Choice:
         for name, value in part.items():
             if name == "index" or value is None:
                 continue
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 inner = call.setdefault(name, {})
                 for key, text in value.items():
                     known = inner.get(key)

@@ -93,6 +93,8 @@ class ModelConfig:
     - `upstream`: its name at the provider.
     - `context`: how many tokens prompt and completion may have together. `max_output_tokens`: how many a completion may
       have if the request does not say. Both are None for embeddings only.
+    - `tokens_per_byte`: how many tokens a byte of a prompt is reckoned as. 1 is an upper bound of any text; less is one
+      only for texts like those that it was measured with.
     - `price`: None: that of litellm's price map, if the model is in there.
     - `fallbacks`: other models of the file, to be tried in this order when this one has failed for good.
     - `first_token_s`: how long a stream may take until its first chunk. `total_s`: how long a call may take.
@@ -104,6 +106,7 @@ class ModelConfig:
     kind: Literal["chat", "embedding"] = "chat"
     context: int | None = None
     max_output_tokens: int | None = None
+    tokens_per_byte: float = 1.0
     price: Price | None = None
     fallbacks: tuple[str, ...] = ()
     first_token_s: float = 60.0

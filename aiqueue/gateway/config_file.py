@@ -121,8 +121,8 @@ def _check_known(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -
 
 _PROVIDER_KEYS = ("name", "kind", "base_url", "key_env", "key_file", "media_urls", "options", "connections")
 _MODEL_KEYS = (
-    "name", "provider", "upstream", "kind", "context", "max_output_tokens", "price", "fallbacks", "first_token",
-    "total",
+    "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
+    "first_token", "total",
 )  # fmt: skip
 _PRICE_KEYS = ("input", "output", "cached_input")
 _BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
@@ -182,6 +182,9 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
         raise _WrongKey(
             f"{where}.{missing}", f"is missing: how many tokens {name} takes at most decides what is reserved"
         )
+    share = table.get("tokens_per_byte", 1)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.1 <= share <= 1:
+        raise _WrongKey(f"{where}.tokens_per_byte", f"must be a number from 0.1 to 1, not {_shown(share)}")
     first_s, total_s = read.duration("first_token", 60.0), read.duration("total", 600.0)
     if first_s > total_s and "first_token" in table:
         raise _WrongKey(f"{where}.first_token", "is above total: a call ends when total has passed")
@@ -192,6 +195,7 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
         kind=kind,
         context=context,
         max_output_tokens=output,
+        tokens_per_byte=float(share),
         price=_read_price(f"{where}.price", table["price"]) if "price" in table else None,
         fallbacks=read.names("fallbacks", _MODEL_NAME, "names of models"),
         first_token_s=min(first_s, total_s),

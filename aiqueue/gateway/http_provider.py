@@ -221,6 +221,6 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
 def _parse(data: bytes) -> Any:
     """Return the JSON in `data`; None if it is none."""
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         return None

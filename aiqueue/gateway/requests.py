@@ -98,7 +98,7 @@ class _ModelRequest(Message[dict[str, Any]], kind="gateway", family="gateway.req
 
     @pydantic.model_validator(mode="after")
     def _check_size(self) -> _ModelRequest:
-        size = len(canonical_json(self.upstream_fields()))
+        size = len(canonical_json([self.upstream_fields(), self.options]))
         if size > REQUEST_BYTES_MAX:
             raise ValueError(f"the request has {size:,} bytes, above the limit of {REQUEST_BYTES_MAX:,}")
         return self

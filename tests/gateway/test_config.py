@@ -114,6 +114,8 @@ def test_a_whole_file_is_read() -> None:
         (PROVIDER + MODEL + "fallbacks = ['m']", "model 1.fallbacks: m: is this model"),
         (PROVIDER + MODEL + "fallbacks = ['e']\n[[model]]\nname = 'e'\nprovider = 'p'\nkind = 'embedding'",
          "model 1.fallbacks: e: is of the kind embedding"),
+        (PROVIDER + MODEL + "tokens_per_byte = 2", "model 1.tokens_per_byte: must be a number from 0.1 to 1, not 2"),
+        (PROVIDER + MODEL + "tokens_per_byte = nan", "model 1.tokens_per_byte: must be a number from 0.1 to 1"),
         (PROVIDER + MODEL + "total = '0s'", 'model 1.total: must be a duration up to 1d, such as "30s", not "0s"'),
         (PROVIDER + MODEL + "first_token = '2m'\ntotal = '1m'", "model 1.first_token: is above total"),
         (PROVIDER + MODEL + "price = { input = -1 }", "model 1.price.input: must be a number from 0 to 1,000,000"),

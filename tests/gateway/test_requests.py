@@ -147,6 +147,8 @@ def test_fields_that_choose_who_is_called_are_refused_by_name_wherever_they_stan
         ({"stop": ["x"] * 17}, "at most 16 texts"),
         ({"logit_bias": {"5": float("nan")}}, "greater than or equal to -100"),
         ({"response_format": {"x": float("inf")}}, "not JSON compliant"),
+        ({"top_k": float("nan")}, "not JSON compliant"),
+        ({"top_k": b"x"}, "not JSON serializable"),
         ({"options": {"stream": True}}, "options.stream: stream is a field of the request itself"),
         ({"top_k": 1, "options": {"top_k": 2}}, "top_k is given twice"),
         ({"parameters": {"model": "other"}}, "parameters.model is no parameter: give model beside parameters"),

@@ -7,8 +7,8 @@ stream of usage. Neither litellm nor aiohttp is imported until a provider is cal
 from __future__ import annotations
 
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
-from .budgets import Budget, BudgetSpent, BudgetStats, Budgets, Reservation
-from .config import BudgetConfig, GatewayConfig, ModelConfig, ProviderConfig
+from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
+from .config import GatewayConfig, ModelConfig, ProviderConfig
 from .config_file import load
 from .ledger import UsageLedger, UsageRecord, month_of
 from .opening import open_provider
@@ -21,7 +21,7 @@ from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 __all__ = [
-    "Bill", "Budget", "BudgetConfig", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest",
+    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest",
     "GatewayConfig", "GatewayRequest", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall",
     "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger", "UsageRecord",
     "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant", "completion_tokens_at_most", "format_usd",

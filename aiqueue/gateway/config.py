@@ -10,14 +10,14 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from ..errors import BadInput
+from .budgets import Budget
+from .prices import Price
 
 KEY_CHARS_MAX: Final = 8_192
-MICROS: Final = 1_000_000  # in a dollar
 
 ProviderKind = Literal["openai", "litellm"]
 
@@ -32,14 +32,6 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
     "litellm/cohere": frozenset({"input_type", "truncate"}),
     "litellm/ollama": frozenset({"keep_alive", "num_ctx", "repeat_penalty", "top_k"}),
 }
-
-
-class Price(NamedTuple):
-    """What a million tokens cost, in USD. `cached_input`: of input tokens that the provider has read from its cache."""
-
-    input: Decimal
-    output: Decimal
-    cached_input: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +114,6 @@ class ModelConfig:
 _NONE: frozenset[str] = frozenset()
 
 
-class BudgetConfig(NamedTuple):
-    """What a tenant may spend in a month (UTC). `tenant`: ``*`` is each tenant that has no budget of its own.
-
-    `month_micros`: in millionths of a US dollar. `when_spent`: a request that does not fit in is refused, or parked.
-    """
-
-    tenant: str
-    month_micros: int
-    when_spent: Literal["refuse", "park"] = "refuse"
-
-
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """What gateway.toml says. `file`: its path, for messages."""
@@ -140,7 +121,7 @@ class GatewayConfig:
     file: str
     providers: Mapping[str, ProviderConfig] = field(default_factory=dict)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
-    budgets: Mapping[str, BudgetConfig] = field(default_factory=dict)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
 
     def find_model(self, name: str, kind: Literal["chat", "embedding"] | None = None) -> ModelConfig:
         """Return the model of this name. Raises BadInput if there is none, or if it is of another `kind`."""
@@ -155,6 +136,6 @@ class GatewayConfig:
             raise BadInput(f"model {name} is for {what[model.kind]}, not for {what[kind]}")
         return model
 
-    def budget_of(self, tenant: str) -> BudgetConfig | None:
+    def budget_of(self, tenant: str) -> Budget | None:
         """Return the budget that holds for a tenant. None: it may spend without a limit."""
         return self.budgets.get(tenant) or self.budgets.get("*")

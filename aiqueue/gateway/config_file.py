@@ -15,7 +15,9 @@ from typing import Any, Final, Literal
 from .. import subjects, units
 from ..config import Settings
 from ..errors import TopologyError
-from .config import MICROS, BudgetConfig, GatewayConfig, ModelConfig, Price, ProviderConfig, ProviderKind
+from .budgets import Budget
+from .config import GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
+from .prices import MICROS, Price
 from .requests import is_refused_option
 
 FILE: Final = "gateway.toml"
@@ -82,7 +84,7 @@ def _read_file(file: str, raw: dict[str, Any]) -> GatewayConfig:
         _add(models, where, "name", model.name, model)
     for number, model in enumerate(models.values(), 1):
         _check_fallbacks(f"model {number}", model, models)
-    budgets: dict[str, BudgetConfig] = {}
+    budgets: dict[str, Budget] = {}
     for where, table in _tables(raw, "budget"):
         budget = _read_budget(where, table)
         _add(budgets, where, "tenant", budget.tenant, budget)
@@ -212,7 +214,7 @@ def _read_price(where: str, table: Any) -> Price:
     into, out, cached = amounts["input"], amounts["output"], amounts["cached_input"]
     if into is None:
         raise _WrongKey(f"{where}.input", "is missing: USD for a million tokens")
-    return Price(into, into * 0 if out is None else out, into if cached is None else cached)
+    return Price.of(into, 0 if out is None else out, cached)
 
 
 def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
@@ -223,7 +225,7 @@ def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelC
             raise _WrongKey(f"{where}.fallbacks", f"{each}: {why or f'is of the kind {other.kind if other else None}'}")
 
 
-def _read_budget(where: str, table: dict[str, Any]) -> BudgetConfig:
+def _read_budget(where: str, table: dict[str, Any]) -> Budget:
     _check_known(where, table, _BUDGET_KEYS)
     read = _Reader(where, table)
     tenant = read.required("tenant")
@@ -234,8 +236,8 @@ def _read_budget(where: str, table: dict[str, Any]) -> BudgetConfig:
     if month is None:
         raise _WrongKey(f"{where}.month", "is missing: how many USD the tenant may spend in a month")
     if "when_spent" not in table:
-        return BudgetConfig(tenant, int(month * MICROS))
-    return BudgetConfig(tenant, int(month * MICROS), read.choice("when_spent", ("refuse", "park")))
+        return Budget(tenant, int(month * MICROS))
+    return Budget(tenant, int(month * MICROS), read.choice("when_spent", ("refuse", "park")))
 
 
 class _Reader:

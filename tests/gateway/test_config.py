@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from aiqueue.errors import BadInput, TopologyError
-from aiqueue.gateway import BudgetConfig, GatewayConfig, GatewayRequest, Price, load, upstream_body
+from aiqueue.gateway import Budget, GatewayConfig, GatewayRequest, Price, load, upstream_body
 from aiqueue.gateway.config_file import parse
 
 PROVIDER = '[[provider]]\nname = "p"\nkind = "openai"\n'
@@ -77,14 +76,14 @@ def test_a_whole_file_is_read() -> None:
     config = parse("/etc/gateway.toml", WHOLE)
     small, claude, embed = (config.find_model(each) for each in ("small", "claude", "embed"))
     assert (small.upstream, small.context, small.max_output_tokens) == ("gpt-4o-mini", 128_000, 16_384)
-    assert small.price == Price(Decimal("0.15"), Decimal("0.6"), Decimal("0.075"))
+    assert small.price == Price.of("0.15", "0.6", "0.075")
     assert (small.first_token_s, small.total_s, small.fallbacks) == (20.0, 120.0, ("claude",))
     assert (small.provider.base_url, claude.provider.base_url) == ("https://api.openai.com/v1", None)
     assert claude.provider.key_file == Path("/etc/keys/anthropic")
     assert (embed.upstream, embed.kind, embed.provider.base_url) == ("embed", "embedding", "http://127.0.0.1:8000/v1")
     assert (embed.provider.media_urls, embed.provider.connections) == (True, 8)
-    assert config.budget_of("acme") == BudgetConfig("acme", 99_500_000, "park")
-    assert config.budget_of("other") == BudgetConfig("*", 10_000_000, "refuse")
+    assert config.budget_of("acme") == Budget("acme", 99_500_000, "park")
+    assert config.budget_of("other") == Budget("*", 10_000_000, "refuse")
     assert parse("gateway.toml", PROVIDER + MODEL).budget_of("acme") is None
 
 

@@ -41,7 +41,7 @@ def load(path: str | Path | None = None) -> GatewayConfig:
             raise TopologyError(str(file), "", f"is above {FILE_BYTES_MAX:,} bytes")
         return parse(str(file), text.decode())
     except FileNotFoundError:
-        raise TopologyError(str(file), "", "no such file: the gateway needs it, see docs/gateway.md") from None
+        raise TopologyError(str(file), "", "no such file: write tables [[provider]] and [[model]] into it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(str(file), "", f"cannot be read: {error}") from None
 

@@ -1,0 +1,78 @@
+"""The stand-in for a provider: what it logs and bills, its orders over HTTP, and its own process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiqueue.gateway import Provider, ProviderError, Usage
+from aiqueue.gateway.standin import Fault, StandIn, count_tokens, embed
+
+from .conftest import HELLO, KEY, make_call
+
+
+async def test_orders_and_the_log_go_over_http_too(standin: StandIn, provider: Provider) -> None:
+    root = standin.url.removesuffix("/v1")
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{root}/behaviour", json={"completion_tokens": 3}) as done:
+            assert (await done.json())["completion_tokens"] == 3
+        async with session.post(f"{root}/fault", json={"status": 500, "model": "other"}) as done:
+            assert done.status == 200
+        async with session.post(f"{root}/fault", json={"status": 503, "count": 2}) as done:
+            assert done.status == 200
+        for _ in range(2):
+            with pytest.raises(ProviderError, match="503"):
+                await provider.chat(make_call())
+        reply = await provider.chat(make_call(id="c3"))
+        async with session.get(f"{root}/log?since=1") as done:
+            log: list[dict[str, Any]] = await done.json()
+    assert reply.usage == Usage(8, 3)
+    assert [(each["status"], each["outcome"], each["idempotency_key"], each["key"]) for each in log] == [
+        (503, "refused", "", KEY), (200, "ok", "c3", KEY),
+    ]  # fmt: skip
+    assert log[1]["started_at"] <= log[1]["ended_at"]
+
+
+async def test_the_bill_is_of_all_calls_but_the_refused_ones(standin: StandIn, provider: Provider) -> None:
+    await provider.chat(make_call({**HELLO, "max_tokens": 5}))
+    for fault in (Fault(429), Fault(abort_after=0), Fault(abort_after=3)):
+        standin.order(fault)
+        with pytest.raises(ProviderError):
+            await provider.chat(make_call(), _keep if fault.abort_after else None)
+    assert [each.outcome for each in standin.calls] == ["ok", "refused", "aborted", "aborted"]
+    assert standin.billed() == (8 + 8 + 8, 5 + 2)
+
+
+async def _keep(_chunk: dict[str, Any]) -> None:
+    """Heed no chunk."""
+
+
+async def test_stop_may_come_twice_and_before_start() -> None:
+    standin = StandIn()
+    await standin.stop()
+    await standin.start()
+    await standin.stop()
+    await standin.stop()
+
+
+def test_tokens_are_a_fourth_of_the_bytes_and_embeddings_are_of_length_one() -> None:
+    assert [count_tokens(each) for each in ("", "abcd", "abcde", "\u00fc\u00fc\u00fc")] == [0, 1, 2, 2]
+    assert sum(each * each for each in embed("x", 100)) == pytest.approx(1.0)
+    assert embed("x", 8) == embed("x", 8) != embed("y", 8)
+
+
+async def test_it_runs_in_a_process_of_its_own() -> None:
+    words = [sys.executable, "-m", "aiqueue.gateway.standin", "--completion-tokens", "2", "--rpm", "5"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            body = {**HELLO, "model": "m"}
+            async with aiohttp.ClientSession() as session, session.post(f"{url}/chat/completions", json=body) as done:
+                assert (await done.json())["choices"][0]["message"]["content"] == "one two"
+        finally:
+            process.terminate()

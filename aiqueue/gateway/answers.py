@@ -71,9 +71,15 @@ def usage_of(answer: Mapping[str, Any]) -> Usage | None:
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens") or 0)
     if prompt is None or completion is None:
         return None
+    total = _count(usage.get("total_tokens"))
+    if total is not None:  # some providers count the tokens of reasoning only here
+        completion = max(completion, total - prompt)
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else usage.get("prompt_cache_hit_tokens")
-    return Usage(prompt, completion, min(_count(cached) or 0, prompt))
+    details = details if isinstance(details, Mapping) else {}
+    cached = _count(details.get("cached_tokens")) or _count(usage.get("prompt_cache_hit_tokens")) or 0
+    written = _count(details.get("cache_creation_tokens")) or _count(usage.get("cache_creation_input_tokens")) or 0
+    cached = min(cached, prompt)
+    return Usage(prompt, completion, cached, min(written, prompt - cached))
 
 
 def _count(value: Any) -> int | None:

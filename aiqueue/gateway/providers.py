@@ -14,11 +14,15 @@ OnChunk = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Usage(NamedTuple):
-    """The tokens of a call, as the provider has counted them. `cached_tokens`: the prompt's tokens from its cache."""
+    """The tokens of a call, as the provider has counted them.
+
+    Of the prompt's tokens, `cached_tokens` were read from the provider's cache, and `cache_write_tokens` put there.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

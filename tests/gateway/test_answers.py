@@ -52,6 +52,12 @@ def test_the_short_form_has_the_text_the_tokens_and_the_cost() -> None:
         ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(5, 2)),
         ({"prompt_tokens": 5, "prompt_cache_hit_tokens": 9}, Usage(5, 0, 5)),
         ({"prompt_tokens": 5, "completion_tokens": None}, Usage(5)),
+        ({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 47}, Usage(5, 42)),
+        ({"prompt_tokens": 9, "cache_creation_input_tokens": 4}, Usage(9, 0, 0, 4)),
+        (
+            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 6, "cache_creation_tokens": 9}},
+            Usage(9, 0, 6, 3),
+        ),
         ({"prompt_tokens": -5, "completion_tokens": 2}, None),
         ({"prompt_tokens": True, "completion_tokens": 2}, None),
         ({"prompt_tokens": 10**30, "completion_tokens": 2}, None),

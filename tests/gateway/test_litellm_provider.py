@@ -222,7 +222,7 @@ async def test_another_provider_answers_in_openais_shape() -> None:
 
     async def messages(request: web.Request) -> web.Response:
         seen.append(await request.json())
-        usage = {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 0}
+        usage = {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 1}
         answer = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude", "usage": usage}
         content = [{"type": "text", "text": "hello"}]
         return web.json_response({**answer, "content": content, "stop_reason": "end_turn", "stop_sequence": None})
@@ -243,7 +243,7 @@ async def test_another_provider_answers_in_openais_shape() -> None:
         await runner.cleanup()
     assert reply.answer["choices"][0]["message"]["content"] == "hello"
     assert reply.answer["choices"][0]["finish_reason"] == "stop"
-    assert reply.usage == Usage(9, 3, 2)
+    assert reply.usage == Usage(10, 3, 2, 1)
     assert (seen[0]["max_tokens"], seen[0]["top_k"], seen[0]["model"]) == (9, 3, "claude-sonnet-4-5")
 
 

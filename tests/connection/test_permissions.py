@@ -338,6 +338,35 @@ async def test_the_documented_permissions_suffice(
     assert "Violation" not in caplog.text
 
 
+async def test_with_the_permissions_of_a_former_version_a_worker_runs_requests_and_pauses_are_listed(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without those for limits, which gateway.requests did not have."""
+    publish, subscribe = documented("a worker")
+    lists = [each for each in documented("if it pauses and resumes")[0] if "LIMITS" not in each]
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('less', lists, ['_INBOX.>'])}, {user('worker', publish, subscribe)} ] }}"
+    )
+
+    class Ask(aiqueue.Message, kind="gateway.request", family="gateway.requests"):
+        model: str
+
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def answer(job: aiqueue.Job[Ask]) -> str:
+        return job.message.model
+
+    async with two(server) as (every, less):
+        async with aiqueue.connect(url=server.url, user="worker", password="p") as serving, worker.running(serving):
+            handle = await every.enqueue(Ask(model="m"), tenant="acme", unique="r-1")
+            assert await handle.result(timeout=20) == "m"
+        await every.pause("rag.ingest", duration="1h")
+        assert [each.family for each in await less.pauses()] == ["rag.ingest"]
+    assert "pauses of limited keys are not listed: permission denied" in caplog.text
+
+
 async def test_the_documented_permissions_of_limits_suffice(
     own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -193,7 +193,10 @@ async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqu
         ({"requests": 1, "unlimited": True}, "give no limit"),
         ({"unlimited": True, "key": "o1"}, "there is no declared rule to lift"),
         ({"requests": 1, "by": "x" * 501}, "author is above the limit of 500"),
-        ({"requests": 1, "family": "no.such"}, "unknown family 'no.such'; families with a limit_key: llm.calls"),
+        (
+            {"requests": 1, "family": "no.such"},
+            "unknown family 'no.such'; families with a limit_key: gateway.requests, llm.calls",
+        ),
         ({"requests": 1, "family": "agent.tasks"}, "agent.tasks has no limit_key"),
         ({"requests": 1, "key": "k" * 1_025}, "key: must be a text of 1 to 1,024 characters"),
         ({"window": "5s", "key": "o1"}, "window: is of requests or cost"),

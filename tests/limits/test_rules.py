@@ -77,7 +77,7 @@ def test_a_wrong_field_is_refused_in_one_line(fields: str, problem: str) -> None
     [
         (
             '[[limit]]\nfamily = "no.such"\nrequests = 5',
-            "unknown family 'no.such'; families with a limit_key: llm.calls",
+            "unknown family 'no.such'; families with a limit_key: gateway.requests, llm.calls",
         ),
         (
             '[[limit]]\nfamily = "agent.tasks"\nrequests = 5',

@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 async def read_pauses(connection: Connection, topology: Topology) -> list[Pause]:
     """Return the pauses that have not ended, sorted by family, tenant, kind and key.
 
-    Without those of keys, and with a warning, if their stream is missing or this user may not read it. Raises
-    Unavailable, NotFound (the stream of the others is missing), AccessDenied.
+    Without those of keys, and with a warning, if this user may not read these. Raises Unavailable, NotFound (a stream
+    is missing), AccessDenied.
     """
     found = await StoredPauses(connection, topology).read()
     try:
         found += await read_key_pauses(connection, topology)
-    except (NotFound, AccessDenied) as error:
+    except AccessDenied as error:
         log.warning("pauses of limited keys are not listed: %s", error)
     return sorted(found, key=lambda each: (each.family, each.tenant or "", each.kind or "", each.key or ""))
 

@@ -65,6 +65,11 @@ class KeyGate:
         self.limiter.controls.listeners.append(self._on_change)
         self._ticker = asyncio.create_task(self._tick())
 
+    @property
+    def started(self) -> bool:
+        """Whether limits are heeded."""
+        return self._ticker is not None
+
     async def stop(self) -> None:
         """Give back what is not spent. Safe twice and unstarted."""
         ticker, self._ticker = self._ticker, None

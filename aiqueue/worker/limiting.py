@@ -11,7 +11,7 @@ from typing import Any
 from .. import attempt, headers
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
-from ..errors import AboveLimit, AIQueueError, DecodeError
+from ..errors import AboveLimit, AIQueueError, DecodeError, NotFound
 from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, BatchCall, Credit, CreditBatch, Limiter
 from ..payload import parse_message
@@ -41,6 +41,23 @@ def make_key_gate(
         return None
     limiter = Limiter(client.connection, client.topology, client.limit_rules)
     return KeyGate(client.connection, client.topology, limiter, changed=changed, paused_changed=paused_changed)
+
+
+async def start_keys(keys: KeyGate, families: Collection[Family]) -> bool:
+    """Start what heeds the limits of these families. False: there are none on this server yet, because the bucket of
+    limits is missing, and limits.toml has no rule for them. This worker then heeds none, as one of a former version.
+
+    Raises NotFound (the bucket is missing, and there is a rule), Unavailable, AccessDenied.
+    """
+    try:
+        await keys.start()
+    except NotFound as error:
+        served = {each.name for each in families}
+        if any(each.family in served for each in keys.limiter.controls.rules.declared):
+            raise
+        log.warning("limits are not heeded until `aiqueue apply` has run and this worker starts again: %s", error)
+        return False
+    return True
 
 
 class Limiting:

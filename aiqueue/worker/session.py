@@ -25,7 +25,7 @@ from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gate import Gate
 from .gathering import ChildrenResources
-from .limiting import Limiting, make_key_gate
+from .limiting import Limiting, make_key_gate, start_keys
 from .pausing import Pausing
 from .returns import Returns
 from .rights import Rights
@@ -171,7 +171,8 @@ class Session:
         self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
-        heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": True}
+        heeds_limits = self._keys is None or self._keys.started
+        heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits}
         return {**self.vitals(), "tenants": tenants, "jobs": jobs, **heeds}
 
     async def start(self) -> None:
@@ -420,9 +421,8 @@ class Session:
     async def _start_keys(self, gate: Gate) -> Limiting | None:
         """Let what heeds the limits start, if a family has any. Raises NotFound, Unavailable, AccessDenied."""
         keys = self._keys
-        if keys is None:
+        if keys is None or not await start_keys(keys, self._families.values()):
             return None
-        await keys.start()
         self._pausing.also_paused = keys.is_paused
         return Limiting(keys.limiter, gate, self._options.name, self._slots, keys.find_token, self.puller.note_return)
 

@@ -15,7 +15,8 @@ import pytest
 
 import aiqueue
 from aiqueue import attempt, headers, subjects
-from aiqueue.errors import BadInput
+from aiqueue.errors import BadInput, NotFound
+from aiqueue.lanes import WorkerRecords
 from aiqueue.subjects import Lane
 from aiqueue.topology import Topology
 
@@ -197,3 +198,33 @@ async def test_the_guides_client_publishes_into_the_lane_of_model_and_priority_a
         stored = await client.connection.last(STREAM, lanes[0])
         assert stored is not None
         assert headers.limit_key(stored.headers) == "big-1"
+
+
+@pytest.mark.parametrize("has_rule", [False, True])
+async def test_a_worker_on_streams_without_limits_runs_requests_unless_a_rule_holds_for_them(
+    account: Account, tmp_path: Path, caplog: pytest.LogCaptureFixture, has_rule: bool
+) -> None:
+    """Before `aiqueue apply` the requests' stream has no lanes of keys, and there is no bucket of limits."""
+    async with limited(account, tmp_path) as client:
+        await client.connection.api("STREAM.DELETE.KV_AI_LIMITS")
+        config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
+        config["subjects"] = [each for each in config["subjects"] if each.count(".") < 5]
+        await client.connection.api(f"STREAM.UPDATE.{STREAM}", config)
+    if not has_rule:
+        (tmp_path / "streams" / "limits.toml").unlink()
+    options: dict[str, Any] = {"user": account.user, "password": account.password, "streams": tmp_path / "streams"}
+    worker, ran = recording()
+    async with aiqueue.connect(account.url, **options) as client:
+        if has_rule:
+            with pytest.raises(NotFound, match="KV_AI_LIMITS"):
+                async with worker.running(client):
+                    pass
+            return
+        async with worker.running(client):
+            for n in range(3):
+                handle = await client.enqueue(Ask(prompt="p", model="big-1"), tenant="acme", unique=f"r-{n}")
+                assert await handle.result(20) == "big-1"
+            (record,) = await WorkerRecords(client.connection, client.topology).read()
+            assert record["key_lanes"] is False
+    assert len(ran) == 3
+    assert "limits are not heeded until `aiqueue apply` has run" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import OrderedDict
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 EACH = "*"
 WRITE_S = 15.0  # how long a change waits for its turn while other processes write
+GATHER_S = 0.02  # how long settlements wait for others, and for a reservation, to share a write with
 JITTER_S = 0.004
 DOCUMENTS_MAX = 1_000  # that a process keeps in memory
 AMOUNT_MAX = 2**53
@@ -261,6 +263,7 @@ class _BudgetDocument:
         self._subject = subjects.usage_month("budget", tenant, month)
         self._waiting: list[_BudgetChange] = []
         self._writing: list[_BudgetChange] = []  # served by the write under way
+        self._taker = asyncio.Event()  # set while a reservation waits
         self._task: asyncio.Task[None] | None = None
         self._use: BudgetUse | None = None  # None: read it first
         self._seq = 0
@@ -283,6 +286,8 @@ class _BudgetDocument:
 
     def _add(self, change: _BudgetChange) -> None:
         self._waiting.append(change)
+        if not change.gives:
+            self._taker.set()
         if self.is_idle:
             self._task = asyncio.create_task(self._run())
 
@@ -295,6 +300,11 @@ class _BudgetDocument:
 
     async def _run(self) -> None:
         while self._waiting:
+            if all(each.gives for each in self._waiting):  # nobody waits for room: more may come for the same write
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER_S):
+                        await self._taker.wait()
+            self._taker.clear()
             # what gives comes first: it makes room, also for what has waited before it
             self._writing = sorted(self._waiting, key=lambda each: not each.gives)
             self._waiting = []
@@ -330,9 +340,6 @@ class _BudgetDocument:
                     self._use = None
                     await asyncio.sleep(JITTER_S * random.random())  # noqa: S311
                     continue
-                except BaseException:
-                    self._use = None  # it may be stored
-                    raise
                 self._use, self._seq = draft, seq
             elif not is_fresh:  # nothing was written, which would have shown that this is what is stored
                 self._use = None
@@ -367,7 +374,7 @@ class _BudgetDocument:
             self._add(_BudgetChange(change.undo, future, gives=True))
 
     def _fail(self, error: AIQueueError) -> None:
-        self._use = None
+        """Fail what was to be written. If it is stored nevertheless, the next write is rejected and reads it."""
         for each in self._writing:
             if not each.done.done():
                 each.done.set_exception(error)

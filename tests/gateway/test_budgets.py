@@ -296,6 +296,55 @@ async def test_a_cancelled_reservation_is_given_back(open_budgets: Open, tenant:
     assert (found.reserved_calls, found.reserved_micros) == (kept + 1, 10 * kept + 1)
 
 
+async def test_a_reservation_whose_caller_leaves_as_it_is_stored_is_given_back(
+    open_budgets: Open, monkeypatch: pytest.MonkeyPatch, tenant: str
+) -> None:
+    budgets, put = open_budgets(1_000), UsageStore.put
+    task = asyncio.create_task(budgets.reserve(tenant, "a", 10))
+
+    async def put_and_cancel(self: UsageStore, *args: Any, **kwargs: Any) -> int:
+        seq = await put(self, *args, **kwargs)
+        asyncio.get_running_loop().call_soon(task.cancel)  # before the task hears of it
+        return seq
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UsageStore, "put", put_and_cancel)
+        await asyncio.wait([task])
+    assert task.cancelled()
+    await budgets.reserve(tenant, "b", 1)
+    assert (await stats(budgets, tenant)).reserved_micros == 1
+
+
+async def test_a_settlement_makes_room_for_a_reservation_that_waits_before_it(open_budgets: Open, tenant: str) -> None:
+    budgets = open_budgets(10)
+    first = await budgets.reserve(tenant, "a", 10)
+    assert first is not None
+    done = await asyncio.gather(budgets.reserve(tenant, "b", 10), budgets.settle(tenant, "a", 0, month=first.month))
+    assert done[0] is not None
+
+
+async def test_settlements_share_a_write_and_hold_up_no_reservation(
+    open_budgets: Open, monkeypatch: pytest.MonkeyPatch, tenant: str
+) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 10)
+    budgets, puts, put = open_budgets(), [], UsageStore.put
+
+    async def counted(self: UsageStore, *args: Any, **kwargs: Any) -> int:
+        puts.append(args)
+        return await put(self, *args, **kwargs)
+
+    for call in ("a", "b"):
+        await budgets.reserve(tenant, call, 1)
+    monkeypatch.setattr(UsageStore, "put", counted)
+    settled = [asyncio.create_task(budgets.settle(tenant, call, 1)) for call in ("a", "b")]
+    await asyncio.sleep(0.01)
+    assert not puts
+    async with asyncio.timeout(5):
+        await budgets.reserve(tenant, "c", 1)
+        assert await asyncio.gather(*settled) == [True, True]
+    assert len(puts) == 1
+
+
 async def test_a_settlement_whose_caller_has_left_is_written(open_budgets: Open, tenant: str) -> None:
     budgets = open_budgets(1_000)
     await budgets.reserve(tenant, "a", 10)

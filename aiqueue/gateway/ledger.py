@@ -19,7 +19,7 @@ TEXT_MAX = 512
 COUNT_MAX = 2**53
 TRIES_MAX = 5
 _TEXTS = ("call_id", "job_id", "request_id", "tenant", "model", "provider")
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reserved_micros", "attempt")
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens", "reserved_micros", "attempt")
 
 
 def month_of(at: float) -> str:
@@ -51,7 +51,7 @@ class UsageRecord:
     - `outcome`: "ok", "failed", or "possibly_billed": the call was begun, and nobody knows how it ended.
     - `started_at`: seconds since the epoch, by the server's clock. With a budget, the reservation's `at`: so budget and
       record are of the same month. `latency_s`, `first_token_s`: seconds since then; None: not known, or no stream.
-    - `cached_tokens` are a part of `prompt_tokens`.
+    - `cached_tokens` (read from the provider's cache), `cache_write_tokens` (put there): parts of `prompt_tokens`.
     - `cost_micros`: micro-dollars; None: unknown. `reserved_micros`: what the call could have cost at most.
     - `attempt`: the number of the job's call, from 1.
     """
@@ -69,6 +69,7 @@ class UsageRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     cost_micros: int | None = None
     reserved_micros: int = 0
     attempt: int = 1

@@ -63,7 +63,7 @@ RECORDS = st.builds(
     UsageRecord, call_id=TEXT, job_id=TEXT, request_id=TEXT, tenant=st.from_regex(subjects.TOKEN, fullmatch=True),
     model=TEXT, provider=TEXT, started_at=st.floats(0, 2**35), outcome=st.sampled_from(["ok", "failed"]),
     latency_s=SECONDS, first_token_s=SECONDS, prompt_tokens=COUNT, completion_tokens=COUNT, cached_tokens=COUNT,
-    cost_micros=st.none() | COUNT, reserved_micros=COUNT, attempt=COUNT,
+    cache_write_tokens=COUNT, cost_micros=st.none() | COUNT, reserved_micros=COUNT, attempt=COUNT,
 )  # fmt: skip
 
 

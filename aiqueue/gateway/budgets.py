@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 EACH = "*"
 WRITE_S = 15.0  # how long a change waits for its turn while other processes write
 GATHER_S = 0.02  # how long settlements wait for others, and for a reservation, to share a write with
-JITTER_S = 0.004
+READS_FIRST = 3
+JITTER_S = 0.002
 DOCUMENTS_MAX = 1_000  # that a process keeps in memory
 AMOUNT_MAX = 2**53
 
@@ -263,6 +264,7 @@ class _BudgetDocument:
         self._subject = subjects.usage_month("budget", tenant, month)
         self._waiting: list[_BudgetChange] = []
         self._writing: list[_BudgetChange] = []  # served by the write under way
+        self._reads_first = 0  # before so many writes, because other processes write too
         self._taker = asyncio.Event()  # set while a reservation waits
         self._task: asyncio.Task[None] | None = None
         self._use: BudgetUse | None = None  # None: read it first
@@ -322,6 +324,8 @@ class _BudgetDocument:
     async def _write(self, batch: list[_BudgetChange]) -> None:
         """Write what the changes make of the document as it is stored now, however often others write it meanwhile."""
         is_fresh = False
+        if self._reads_first:
+            self._use = None
         creates = any(each.creates for each in batch)
         while True:
             batch[:] = [each for each in batch if each.gives or not each.done.cancelled()]
@@ -337,7 +341,7 @@ class _BudgetDocument:
                 try:
                     seq = await self._store.put(self._subject, draft.plain(), expected=self._seq)
                 except Conflict:
-                    self._use = None
+                    self._use, self._reads_first = None, READS_FIRST
                     await asyncio.sleep(JITTER_S * random.random())  # noqa: S311
                     continue
                 self._use, self._seq = draft, seq
@@ -352,6 +356,7 @@ class _BudgetDocument:
         """Read the document. A new one counts what the tenant has spent in the month before it had a budget."""
         stored = await self._store.get(self._subject)
         if stored is not None:
+            self._reads_first = READS_FIRST if stored.seq != self._seq else max(0, self._reads_first - 1)
             self._use, self._seq = parse_use(stored, self._store.stream), stored.seq
             return
         spent = await self._ledger.charged_micros(self._tenant, self._month) if may_create else 0

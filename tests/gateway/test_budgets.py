@@ -202,6 +202,33 @@ async def test_a_call_is_reserved_and_charged_once_however_often_it_is_asked(ope
     assert (await stats(one, tenant)).charged_micros == 5
 
 
+async def test_a_process_reads_before_it_writes_while_others_write_too(
+    open_budgets: Open, monkeypatch: pytest.MonkeyPatch, tenant: str
+) -> None:
+    one, two = open_budgets(1_000), open_budgets(1_000)
+    put, get, counts = UsageStore.put, UsageStore.get, {"put": 0, "get": 0}
+
+    async def counted_put(self: UsageStore, *args: Any, **kwargs: Any) -> int:
+        counts["put"] += 1
+        return await put(self, *args, **kwargs)
+
+    async def counted_get(self: UsageStore, *args: Any) -> Any:
+        counts["get"] += 1
+        return await get(self, *args)
+
+    await one.reserve(tenant, "a", 1)
+    await two.reserve(tenant, "b", 1)
+    await one.reserve(tenant, "c", 1)
+    monkeypatch.setattr(UsageStore, "put", counted_put)
+    monkeypatch.setattr(UsageStore, "get", counted_get)
+    for number in range(10):
+        await (one, two)[number % 2].reserve(tenant, f"c{number}", 1)
+    assert counts == {"put": 10, "get": 10}  # no write is rejected
+    for number in range(10):
+        await one.reserve(tenant, f"d{number}", 1)
+    assert counts == {"put": 20, "get": 14}  # once nobody else writes, what is known is what is stored
+
+
 async def test_a_refusal_says_the_figures_and_what_to_do(open_budgets: Open, tenant: str) -> None:
     budgets = open_budgets(10 * USD, when_spent="park")
     for call in ("a", "b", "c"):

@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Scenario] = {
     "tenants-uneven": rates.tenants_uneven,
     "small": rates.small,
     "large": rates.large,
+    "costs-large": rates.costs_large,
     "changed": rates.changed,
     "in-flight": flights.in_flight,
     "in-flight-killed": flights.in_flight_killed,

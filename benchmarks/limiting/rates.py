@@ -145,6 +145,21 @@ async def small(asked: Asked) -> list[Finding]:
         ]
 
 
+async def costs_large(asked: Asked) -> list[Finding]:
+    """A limit of cost that 1,000 calls a second use, which are reserved many at once."""
+    limit = 100_000.0 * asked.window_s
+    seconds = min(asked.seconds, 30.0)
+    async with ground(asked, Setting(tables=[table(asked, requests=None, cost=limit)], slots=50)) as here:
+        await here.fill(int(SPARE * 1_000 * (seconds + asked.window_s)), cost=LOW, takes_s=(0.0, 0.05))
+        calls, begun, end = await loaded(here, seconds)
+        since = begun + asked.window_s
+        return [
+            Finding("cost in the worst window", judge.worst(calls, asked.window_s)[1], at_most=limit + 1e-6),
+            Finding("use of the limit", judge.used(calls, asked.window_s, since, end, cost=limit), at_least=0.9),
+            Finding("calls a second", judge.rate(calls, begun, end)),
+        ]
+
+
 async def large(asked: Asked) -> list[Finding]:
     """A limit of 100,000 requests a minute, and as many calls as the workers make."""
     limit = int(100_000 * asked.window_s / 60)

@@ -98,7 +98,8 @@ async def leader_killed(asked: Asked) -> list[Finding]:
 async def _tenants(asked: Asked, tenants: Sequence[str]) -> list[Finding]:
     tables = [table(asked), table(asked, 'tenant = "narrow"', requests=NARROW, cost=None)]
     skews_s = (1.0, -1.0, 1.0, -1.0)
-    setting = Setting(tables=tables, weights={"heavy": 2, "light": 1}, tenants=tenants, skews_s=skews_s)
+    weights = {"heavy": 2, "light": 1}
+    setting = Setting(tables=tables, weights=weights, tenants=tenants, skews_s=skews_s, slots=50)
     async with ground(asked, setting) as here:
         count = enough(asked, LOW)
         for tenant in ("heavy", "light", "narrow"):

@@ -224,12 +224,13 @@ class OutcomeWatch:
         return await self._read_outcome()
 
     async def _read_outcome_of_moved(self, job: tuple[str, int]) -> tuple[bool, Entry | None]:
-        """As `_read_outcome`, for a job that is not where it was stored and has no final entry.
+        """As `_read_outcome`, for a job that is not where it was stored and had no final entry.
 
-        1. It was stored again, under another sequence: watch it there.
-        2. It is parked: not ended.
-        3. A worker has ended it: ended, without a final entry.
-        4. Otherwise: raises JobGone.
+        1. Its final entry was written meanwhile: ended.
+        2. It was stored again, under another sequence: watch it there.
+        3. It is parked: not ended.
+        4. A worker has ended it: ended, without a final entry.
+        5. Otherwise: raises JobGone.
         """
         seq, last = 0, None
         async for stored in self._connection.read(self._journal.stream, self._subject):
@@ -238,6 +239,8 @@ class OutcomeWatch:
                 last = entry
                 if entry.event == STARTED:
                     seq = _stored_seq(entry) or seq
+        if last is not None and last.final:
+            return True, last
         was_parked = last is not None and last.event == RETRY and bool(_data(last).get("parked"))
         if not was_parked and seq not in (0, job[1]):
             self._watch_acks((job[0], seq))

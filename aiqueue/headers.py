@@ -92,6 +92,7 @@ _PLAIN_OTHER: Final = re.compile(
     rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
 ).fullmatch
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_MOVED = "lane-"  # how the parking id of a job begins that was moved to the lane of its limited key
 
 
 def read_plain(block: bytes | None) -> tuple[str, str, str, str] | None:
@@ -196,6 +197,16 @@ def parking_id(job_headers: Mapping[str, str]) -> str:
     """Return the id of the parking that a job comes from; empty if it was not parked, or if the header is malformed."""
     found = job_headers.get(PARKED)
     return found if found and _PARKING_ID.fullmatch(found) else ""
+
+
+def moving_id(seq: int) -> str:
+    """Return the parking id of a job that a worker moves to the lane of its limited key from the message `seq`."""
+    return f"{_MOVED}{seq}"
+
+
+def was_moved(job_headers: Mapping[str, str]) -> bool:
+    """Return whether a job comes from such a move, which its journal tells."""
+    return parking_id(job_headers).startswith(_MOVED)
 
 
 def encode_unique(key: str) -> str:

@@ -29,7 +29,7 @@ async def move_job(
             data = {"error": "", "delay_s": 0.0, "history": [], "parked": True, "limit_key": wrong.key}
             await writer.write(RETRY, data)
         kept |= {
-            headers.PARKED: headers.parking_id(kept) or f"lane-{delivery.seq}",
+            headers.PARKED: headers.parking_id(kept) or headers.moving_id(delivery.seq),
             headers.RUN: str(delivery.run),
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
             headers.ATTEMPT: str(opened.attempt),

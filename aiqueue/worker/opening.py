@@ -223,7 +223,8 @@ def _raw_job(family: Family, delivery: Delivery) -> RawJob:
 
 
 def may_have_history(delivery: Delivery, opened: OpenedJob) -> bool:
-    """Return whether there may have been earlier attempts, as far as the delivery alone shows."""
+    """Return whether the journal may have entries of earlier deliveries, as far as this one alone shows."""
     if delivery.delivery_count > 1 or opened.first_attempt > 1:
         return True
-    return not opened.plain and (headers.UNKNOWN in opened.raw.headers or headers.GATHER in opened.raw.headers)
+    given = opened.raw.headers
+    return not opened.plain and (headers.UNKNOWN in given or headers.GATHER in given or headers.was_moved(given))

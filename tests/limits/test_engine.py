@@ -164,6 +164,24 @@ async def test_what_needs_more_than_the_limit_itself_is_a_dead_letter_at_once(co
         await eventually(lambda: len(provider.calls) == 1)
 
 
+@pytest.mark.parametrize(("tokens", "reason"), [(101.0, "limit"), (-1.0, "cost")])
+async def test_a_job_that_was_moved_to_the_lane_of_its_key_and_may_not_run_is_a_dead_letter_at_once(
+    connected: Connected, tokens: float, reason: str
+) -> None:
+    provider = Provider()
+    async with (
+        connected("cost = 100") as client,
+        calling(provider, cost=True).running(client),
+        connected() as producer,  # it does not know the lanes of keys yet: a worker moves its job
+    ):
+        await fill(client, 1)
+        await eventually(lambda: len(provider.calls) == 1)  # the key has a lane
+        handle = await producer.enqueue(Call(tokens=tokens), tenant="a")
+        with pytest.raises(aiqueue.JobFailed) as failed:
+            await handle.result(5)
+    assert failed.value.reason == reason
+
+
 async def test_a_job_without_a_key_and_one_that_no_rule_matches_are_not_limited(connected: Connected) -> None:
     provider = Provider()
     async with connected('key = "gpt-*"\nrequests = 1') as client, calling(provider).running(client):

@@ -144,7 +144,7 @@ class Responder:
             found = [client.topology.family(name) for name in self.families]
         for family in found:
             if family.reply_within_s is None:
-                raise BadInput(f"family {family.name} answers no requests: set reply_within in {family.file}")
+                raise BadInput(f"family {family.name} answers no requests: {family.advise_to_set('reply_within')}")
         if not found:
             raise BadInput("no family answers requests: set reply_within in a stream file")
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -91,7 +92,7 @@ def unset_limit(
     if json:
         output.print_json({"removed": removed, "now": None if found is None else asdict(found)})
     elif removed:
-        now = found.limit if found is not None else "no limit"
+        now = found.limit if found is not None else "no limit of its own"
         output.print_line(output.escape_controls(f"{family}, key {key!r}: the override is removed; now: {now}"))
     else:
         others = "; ".join(str(each) for each in left if each.is_override)
@@ -127,7 +128,7 @@ def ls(
 
 
 def _print_rules(found: Sequence[LimitStats]) -> None:
-    rows = [[each.family, each.key, _format_tenant(each.tenant), each.limit, _describe_source(each)] for each in found]
+    rows = [[each.family, each.key, _format_tenant(each.tenant), each.limit, _shorten_source(each)] for each in found]
     columns = [
         Column("family", shrink=True), Column("key", shrink=True), Column("tenant", shrink=True),
         Column("limit", prose=True), Column("source", shrink=True, prose=True),
@@ -141,7 +142,7 @@ def _print_uses(found: Sequence[LimitStats]) -> None:
         rows += [_use_row(rule, each) for each in rule.uses[:USES_SHOWN]]
         left += max(0, len(rule.uses) - USES_SHOWN)
     if not rows:
-        output.print_line("\nnothing is used, and nothing waits")
+        output.print_line("\nno limited key is in use; `aiqueue inspect FAMILY` shows the jobs of ordinary lanes")
         return
     output.print_line("")
     columns = [
@@ -181,6 +182,16 @@ def _describe_source(found: LimitStats) -> str:
     if not found.is_override:
         return "declared"
     return describe_override(found) + (f", declared: {found.declared}" if found.declared is not None else "")
+
+
+def _shorten_source(found: LimitStats) -> str:
+    """As `_describe_source`, for a table, which cuts the end off: the end of the override comes first."""
+    if not found.is_override:
+        return "declared"
+    left = f"for another {output.format_age(found.expires_at - time.time())}, " if found.expires_at is not None else ""
+    ago = output.format_age(time.time() - (found.set_at or 0.0))
+    declared = f", declared: {found.declared}" if found.declared is not None else ""
+    return f"{left}set by {found.by} {ago} ago{declared}"
 
 
 def describe_override(found: LimitStats) -> str:

@@ -78,7 +78,7 @@ class LimitCalls:
 
         Raises BadInput, NotFound (the stream is missing: run `aiqueue apply`), AccessDenied, QueueFull, Unavailable.
         """
-        from ..limits import EffectiveRule, RuleId  # noqa: PLC0415
+        from ..limits import EffectiveRule, rule_id  # noqa: PLC0415
 
         limits = {"requests": requests, "cost": cost, "window": window, "in_flight": in_flight}
         wanted = {field: value for field, value in limits.items() if value is not None}
@@ -86,11 +86,12 @@ class LimitCalls:
             raise BadInput("unlimited lifts a declared rule: give no limit and no window beside it")
         if not unlimited and not wanted:
             raise BadInput("give at least one of requests, cost and in_flight; or unlimited, to lift a declared rule")
+        which = rule_id(self.topology, {"family": family, "key": key, "tenant": tenant})
         expires_in_s = None if duration is None else parse_duration("duration", duration)
         controls = await self._controls()
         await controls.reload()
         if not unlimited:
-            wanted = _limits_now(controls, RuleId(family, key, tenant)) | wanted
+            wanted = _limits_now(controls, which) | wanted
         whom = {} if tenant is None else {"tenant": tenant}
         override = await controls.set_rule(
             {"family": family, "key": key, **whom, **wanted},

@@ -20,6 +20,7 @@ from .rules import (
     make_rule,
     matches,
     parse_rules,
+    rule_id,
 )
 from .stored_use import StoredUse, Timing
 
@@ -43,4 +44,5 @@ __all__ = [
     "make_rule",
     "matches",
     "parse_rules",
+    "rule_id",
 ]  # fmt: skip

@@ -117,7 +117,9 @@ class Controls:
                 f"there is no declared rule to lift for {rule.id}: give at least one of requests, cost, in_flight"
             )
         if expires_in_s is not None and not 1 <= expires_in_s <= EXPIRES_MAX_S:
-            raise BadInput(f"an override expires after 1s to {short_duration(EXPIRES_MAX_S)}, not {expires_in_s:g} s")
+            raise BadInput(
+                f"an override expires after 1s to {short_duration(EXPIRES_MAX_S)}, not {short_duration(expires_in_s)}"
+            )
         _check_text("author", author)
         now = self._clock()
         override = Override(rule, author, now, None if expires_in_s is None else now + expires_in_s)

@@ -250,7 +250,7 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
             close = difflib.get_close_matches(field, _FIELDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(_FIELDS)}"
             raise _WrongField(field, f"unknown field; {hint}")
-    which = _rule_id(topology, fields)
+    which = rule_id(topology, fields)
     rule = Rule(which, **check_limits(fields), window_s=parse_window(fields))
     if rule.is_unlimited and not may_be_unlimited:
         raise _WrongField("", f"limits nothing: give at least one of requests, cost and in_flight for {which}")
@@ -262,7 +262,8 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
 _FIELDS = ("family", "key", "tenant", "requests", "cost", "window", "in_flight")
 
 
-def _rule_id(topology: Topology, fields: Mapping[str, Any]) -> RuleId:
+def rule_id(topology: Topology, fields: Mapping[str, Any]) -> RuleId:
+    """Return what the rule of a table is for. Raises BadInput."""
     name, key, tenant = fields.get("family"), fields.get("key", "*"), fields.get("tenant")
     if name is None:
         raise _WrongField("family", "is missing: which family is the rule for?")
@@ -280,10 +281,10 @@ def find_limited_family(topology: Topology, name: object) -> Family:
     family = topology.families.get(name) if isinstance(name, str) else None
     if family is None:
         limited = sorted(each.name for each in topology.families.values() if each.limit_key)
-        known = f"families with a limit_key: {', '.join(limited) or 'none'}"
+        known = f"families with a limit_key: {', '.join(limited) or 'none'}; `streams` sets the directory of your own"
         raise _WrongField("family", f"unknown family {name!r:.80}; {known}")
     if family.limit_key is None:
-        problem = f"{name} has no limit_key, so its jobs cannot be limited: set limit_key in {family.file}"
+        problem = f"{name} has no limit_key, so its jobs cannot be limited: {family.advise_to_set('limit_key')}"
         raise _WrongField("family", problem)
     return family
 
@@ -312,13 +313,13 @@ def parse_window(fields: Mapping[str, Any], field: str = "window") -> float:
     """Return the seconds of a rule's window. Raises BadInput."""
     value = fields.get(field, 60.0)
     expected = f"must be a duration from {units.short_duration(WINDOW_MIN_S)} to {units.short_duration(WINDOW_MAX_S)}, "
-    expected += f'such as "1m", not {_shown(value)}'
+    expected += 'such as "1m", not '
     try:
         window_s = units.seconds(value)
     except ValueError:
-        raise _WrongField(field, expected) from None
+        raise _WrongField(field, expected + _shown(value)) from None
     if not WINDOW_MIN_S <= window_s <= WINDOW_MAX_S:
-        raise _WrongField(field, expected)
+        raise _WrongField(field, expected + units.short_duration(window_s))
     return window_s
 
 

@@ -74,6 +74,12 @@ class Family:
         """
         return self.priorities.index(wished) > self.priorities.index(priority)
 
+    def advise_to_set(self, key: str) -> str:
+        """Return what to do to set a key of the family, for an error. A bundled family cannot be changed."""
+        if Path(self.file).parent == bundled_directory():
+            return f"declare a family of your own with {key}, because a bundled one cannot be changed"
+        return f"set {key} in {self.file}"
+
     def takes_keys(self, listed: Collection[str]) -> bool:
         """Return whether a stream that takes these subjects takes this family's jobs into lanes of limited keys."""
         return subjects.lane(self.name, "*", subjects.NORMAL, "*") in listed

@@ -265,7 +265,7 @@ class Worker:
             if each.cost is not None and family.limit_key is None:
                 raise BadInput(
                     f"the handler of {each.what} has a cost, and {family.name} has no limit_key, by which jobs are "
-                    f"limited: set limit_key in {family.file}, or leave cost= out"
+                    f"limited: {family.advise_to_set('limit_key')}, or leave cost= out"
                 )
         return sorted(wanted)
 

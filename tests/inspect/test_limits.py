@@ -188,7 +188,7 @@ async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqu
         ({"cost": float("inf")}, "not inf"),
         ({"in_flight": 1.5}, "in_flight: must be a whole number"),
         ({"requests": 1, "window": "0s"}, "window: must be a duration from 1s"),
-        ({"requests": 1, "duration": "400d"}, "an override expires after 1s to 366d"),
+        ({"requests": 1, "duration": "400d"}, "an override expires after 1s to 366d, not 400d"),
         ({"requests": 1, "tenant": "a.b"}, "tenant: must be a tenant"),
         ({"requests": 1, "unlimited": True}, "give no limit"),
         ({"unlimited": True, "key": "o1"}, "there is no declared rule to lift"),
@@ -199,6 +199,10 @@ async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqu
         ),
         ({"requests": 1, "family": "agent.tasks"}, "agent.tasks has no limit_key"),
         ({"requests": 1, "key": "k" * 1_025}, "key: must be a text of 1 to 1,024 characters"),
+        ({"requests": 1, "key": 5}, 'key: must be a text of 1 to 1,024 characters, such as "gpt-\\*", not 5'),
+        ({"requests": 1, "key": None}, "key: must be a text"),
+        ({"requests": 1, "tenant": ["a"]}, "tenant: must be a tenant"),
+        ({"requests": 1, "window": 2_764_800.0}, "window: must be a duration from 1s to 31d, such as .*, not 32d"),
         ({"window": "5s", "key": "o1"}, "window: is of requests or cost"),
     ],
 )
@@ -347,13 +351,15 @@ async def test_plan_shows_overrides_and_apply_keeps_them(client: aiqueue.Client,
 async def test_the_commands_set_list_and_unset(client: aiqueue.Client, run: Any, limiter: Limiter) -> None:
     listed = (await run("limits", "ls")).stdout
     assert "100 requests and cost 10,000 in 1m" in listed
-    assert "nothing is used, and nothing waits" in listed
+    assert "no limited key is in use" in listed
     done = await run("limits", "set", NAME, "gpt-*", "--requests", "50", "--for", "2h", "--author", "anna")
     assert done.exit_code == 0
     assert done.stdout.startswith(
         "llm.calls, key 'gpt-*', all tenants together: 50 requests and cost 10,000 in 1m, set by anna "
     )
     assert ", declared: 100 requests and cost 10,000 in 1m" in done.stdout
+    (rule,) = [line for line in (await run("limits", "ls")).stdout.splitlines() if " gpt-* " in line]
+    assert "for another 2h, set by anna " in rule  # first, because a narrow terminal cuts the end off
     assert (await run("limits", "set", NAME, "o1", "--each-tenant", "--in-flight", "2")).exit_code == 0
     credit = await limiter.acquire(NAME, "gpt-4o", "globex", cost=12.5)
     assert credit.begin()
@@ -372,7 +378,9 @@ async def test_the_commands_set_list_and_unset(client: aiqueue.Client, run: Any,
     done = await run("limits", "unset", NAME, "o1")
     assert done.exit_code == 1
     assert done.stderr.startswith("error: llm.calls, key 'o1' has no such override; there are: llm.calls, key 'gpt-*'")
-    assert (await run("limits", "unset", NAME, "o1", "--each-tenant")).stdout.endswith("removed; now: no limit\n")
+    assert (await run("limits", "unset", NAME, "o1", "--each-tenant")).stdout.endswith(
+        "removed; now: no limit of its own\n"
+    )
     done = await run("limits", "unset", NAME, "gpt-*")
     assert done.stdout.endswith("removed; now: 100 requests and cost 10,000 in 1m\n")
     assert not any(each.is_override for each in await client.limits())
@@ -397,7 +405,7 @@ async def test_the_commands_pause_and_resume_a_key(client: aiqueue.Client, run: 
         (["limits", "set", NAME, "k", "--cost", "nan"], "cost: must be a number above 0"),
         (["limits", "set", NAME, "k", "--requests", "0"], "requests: must be a whole number from 1"),
         (["limits", "set", NAME, "k", "--requests", "1", "--tenant", "a", "--each-tenant"], "give one of them"),
-        (["limits", "set", "agent.tasks", "k", "--requests", "1"], "agent.tasks has no limit_key"),
+        (["limits", "set", "agent.tasks", "k", "--requests", "1"], "declare a family of your own with limit_key"),
         (["limits", "ls", "no.such"], "unknown family 'no.such'"),
         (["limits", "unset", "no.such", "k"], "unknown family 'no.such'"),
         (["limits", "unset", NAME, "k", "--tenant", "a.b"], "tenant 'a.b'"),

@@ -41,7 +41,9 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
     cost: Annotated[float | None, typer.Option(metavar="N", help="What they cost together, such as tokens.")] = None,
     window: Annotated[float | None, duration_option("Length of the window. Default: 1m.")] = None,
     in_flight: Annotated[int | None, typer.Option(metavar="N", help="Jobs that run at once.")] = None,
-    unlimited: Annotated[bool, typer.Option("--unlimited", metavar="", help="Lift the declared rule.")] = False,
+    unlimited: Annotated[
+        bool, typer.Option("--unlimited", metavar="", help="Lift the rule that holds for this key.")
+    ] = False,
     for_s: Annotated[
         float | None, duration_option("End the override by itself after this time, at most 366 days.", "--for")
     ] = None,

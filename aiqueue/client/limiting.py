@@ -17,9 +17,6 @@ if TYPE_CHECKING:  # only who uses limits imports their room, which takes some m
     from ..limits import Controls, Rule, RuleId, Rules
 
 
-NO_TENANT = ""  # of whom only rules for each tenant hold
-
-
 def load_declared(topology: Topology, *directories: Path) -> tuple[Rule, ...]:
     """Load the rules of limits.toml beside the stream files. Raises TopologyError, in one line with file and key."""
     having = [each for each in list_directories(*directories) if (each / LIMITS_FILE).is_file()]
@@ -70,7 +67,7 @@ class LimitCalls:
         - `requests`, `cost` (from 0) and `in_flight`: what starts in any `window` (a duration; default "1m"), what that
           costs together, and what runs at once. Those that are not given stay as they hold for the key now, also those
           of a pattern.
-        - `unlimited=True` lifts a declared rule.
+        - `unlimited=True` lifts the rule that holds for the key: the declared one, or a pattern for this key only.
         - `duration` (a duration; at most 366 days): the override ends by itself, and the declared rule holds again.
         - `by` (default: the user and host of this process) is shown to operators.
 
@@ -83,9 +80,9 @@ class LimitCalls:
         limits = {"requests": requests, "cost": cost, "window": window, "in_flight": in_flight}
         wanted = {field: value for field, value in limits.items() if value is not None}
         if flag("unlimited", unlimited) and wanted:
-            raise BadInput("unlimited lifts a declared rule: give no limit and no window beside it")
+            raise BadInput("unlimited lifts a rule: give no limit and no window beside it")
         if not unlimited and not wanted:
-            raise BadInput("give at least one of requests, cost and in_flight; or unlimited, to lift a declared rule")
+            raise BadInput("give at least one of requests, cost and in_flight; or unlimited, to lift a rule")
         which = rule_id(self.topology, {"family": family, "key": key, "tenant": tenant})
         expires_in_s = None if duration is None else parse_duration("duration", duration)
         controls = await self._controls()
@@ -131,9 +128,7 @@ def _limits_now(controls: Controls, which: RuleId) -> dict[str, Any]:
     for rule, _, _ in controls.rules.effective(controls.now()):
         if rule.id == which:
             return rule.fields()
-    tenant = which.tenant if which.tenant not in (None, "*") else NO_TENANT
-    wide, narrow = controls.rules.choose(which.family, which.key, tenant, controls.now())
-    found = wide if which.tenant is None else narrow
+    found = controls.rules.more_general(which, controls.now())
     return {} if found is None else found.fields()
 
 

@@ -109,13 +109,12 @@ class Controls:
     async def set_rule(self, fields: Mapping[str, Any], *, author: str, expires_in_s: float | None = None) -> Override:
         """Override a rule, or set one that is not declared, for everybody: within a second, and until it expires.
 
-        `fields`: as in a table ``[[limit]]``. Without any limit, the override lifts the declared rule. Raises BadInput.
+        `fields`: as in a table ``[[limit]]``. Without any limit, the override lifts the rule that holds for
+        the key: the declared one, or a more general one for this key only. Raises BadInput.
         """
         rule = make_rule(self._topology, fields, may_be_unlimited=True)
-        if rule.is_unlimited and rule.id not in self.rules.declared:
-            raise BadInput(
-                f"there is no declared rule to lift for {rule.id}: give at least one of requests, cost, in_flight"
-            )
+        if rule.is_unlimited and not self._has_rule_for(rule.id):
+            raise BadInput(f"there is no rule to lift for {rule.id}: give at least one of requests, cost, in_flight")
         if expires_in_s is not None and not 1 <= expires_in_s <= EXPIRES_MAX_S:
             raise BadInput(
                 f"an override expires after 1s to {short_duration(EXPIRES_MAX_S)}, not {short_duration(expires_in_s)}"
@@ -126,6 +125,10 @@ class Controls:
         plain = {"v": VERSION, **rule.plain(), **{key: getattr(override, key) for key in override._fields[1:]}}
         await self._store(self._subject("rule", rule.id), plain, expires_in_s)
         return override
+
+    def _has_rule_for(self, which: RuleId) -> bool:
+        is_set = which in self.rules.declared or which in self.rules.overrides
+        return is_set or self.rules.more_general(which, self._clock()) is not None
 
     async def unset_rule(self, which: RuleId) -> bool:
         """Remove an override. Return False if there is none that holds. Raises BadInput.

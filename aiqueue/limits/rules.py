@@ -24,6 +24,7 @@ from ..units import COST_MAX
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
 COUNT_MAX = 10**9
 KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
+_NO_TENANT = ""  # of whom only rules for each tenant hold
 _CHOICES_MAX = 10_000  # how many values of keys the choice of a rule is kept for
 
 
@@ -77,7 +78,7 @@ class Rule:
     def describe(self) -> str:
         """Return the limits as text: "100 requests and cost 10,000 in 1m, 5 in flight"."""
         window = units.short_duration(self.window_s)
-        rates = [f"{self.requests:,} requests"] if self.requests is not None else []
+        rates = [f"{self.requests:,} request{'' if self.requests == 1 else 's'}"] if self.requests is not None else []
         rates += [f"cost {self.cost:,.10g}"] if self.cost is not None else []
         parts = [f"{' and '.join(rates)} in {window}"] if rates else []
         parts += [f"{self.in_flight:,} in flight"] if self.in_flight is not None else []
@@ -164,6 +165,12 @@ class Rules:
             wide = _most_specific(each for each in rules if each.id.tenant is None)
             self._choices[asked] = wide, _most_specific(each for each in rules if each.id.tenant in ("*", tenant))
         return self._choices[asked]
+
+    def more_general(self, which: RuleId, now: float) -> Rule | None:
+        """Return the rule that holds for what a rule that is not there would be for. None: no limit."""
+        tenant = which.tenant if which.tenant not in (None, "*") else _NO_TENANT
+        wide, narrow = self.choose(which.family, which.key, tenant, now)
+        return wide if which.tenant is None else narrow
 
     def _changed(self) -> None:
         self._choices.clear()

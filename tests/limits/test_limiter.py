@@ -145,8 +145,8 @@ async def test_an_override_is_known_to_a_limiter_that_opens_later_and_is_gone_wh
     account: Account, client: aiqueue.Client, eventually: Eventually
 ) -> None:
     async with limiters(account, 1, lambda: rules("requests = 5")) as (first,):
-        with pytest.raises(BadInput, match="no declared rule to lift"):
-            await first.controls.set_rule({"family": NAME, "key": "x"}, author="ops")
+        with pytest.raises(BadInput, match="no rule to lift"):
+            await first.controls.set_rule({"family": NAME, "key": "x", "tenant": "a"}, author="ops")
         set_to = await first.controls.set_rule({"family": NAME, "requests": 7}, author="ops", expires_in_s=1)
         async with limiters(account, 1, lambda: rules("requests = 5")) as (second,):
             (found,) = second.controls.rules.effective(second.clock())

@@ -842,7 +842,7 @@ class TestRespond:
     @pytest.mark.parametrize(
         ("option", "complaint"),
         [
-            ("--families=agent.tasks", "family agent.tasks answers no requests: set reply_within"),
+            ("--families=agent.tasks", "family agent.tasks answers no requests: declare a family of your own"),
             ("--families=no.such", "unknown family 'no.such'"),
             ("--families=", "--families is empty"),
             ("--tenants=a.b", "tenant"),

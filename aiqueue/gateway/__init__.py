@@ -6,6 +6,8 @@ stream of usage. Neither litellm nor aiohttp is imported until a provider is cal
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -20,11 +22,23 @@ from .token_bound import completion_tokens_at_most, prompt_tokens_at_most, token
 from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
+if TYPE_CHECKING:
+    from .gateway_worker import GatewayWorker, worker
+
 __all__ = [
-    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest",
-    "GatewayConfig", "GatewayRequest", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall",
-    "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger", "UsageRecord",
-    "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant", "completion_tokens_at_most", "format_usd",
-    "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "text_of", "to_micros",
-    "tokens_at_most", "upstream_body", "usage_of",
+    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest", "GatewayConfig",
+    "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider",
+    "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger",
+    "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant",
+    "completion_tokens_at_most", "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd",
+    "prompt_tokens_at_most", "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import the worker on first use: with the queue's worker it imports the client of NATS."""
+    if name not in ("GatewayWorker", "worker"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import gateway_worker  # noqa: PLC0415
+
+    return getattr(gateway_worker, name)

@@ -120,16 +120,24 @@ class UsageLedger:
     def __init__(self, store: UsageStore) -> None:
         self._store = store
 
-    async def record(self, record: UsageRecord) -> UsageRecord:
+    async def begin(self, record: UsageRecord) -> int:
+        """Store the first record of a call that is about to be made, "possibly_billed" until its end is known.
+
+        Return its sequence, which `record` takes as `replaces`. Raises as `record`, and Conflict for a known call.
+        """
+        return await self._store.put(subjects.usage(record.tenant, record.call_id), record.plain(), expected=0)
+
+    async def record(self, record: UsageRecord, *, replaces: int = 0) -> UsageRecord:
         """Store the record of a call, once for its `call_id`, and return the one that stands.
 
+        - `replaces`: what `begin` has returned, which saves looking for it.
         - Repeated, it changes nothing. Of two records with a known end, the first stands.
         - A known end replaces "possibly_billed", and keeps its time of start. Never the other way round.
         - Raises Unavailable, also if it may have been stored: repeat it.
         - Raises QueueFull (the stream is full), NotFound, AccessDenied.
         """
         subject = subjects.usage(record.tenant, record.call_id)
-        expected = 0
+        expected = replaces
         for _ in range(TRIES_MAX):
             try:
                 await self._store.put(subject, record.plain(), expected=expected)

@@ -5,6 +5,7 @@ This room is above the client. It may not know agents, responders or the command
 
 from __future__ import annotations
 
+from .session import Session
 from .worker import Worker, check_attempt_options
 
-__all__ = ["Worker", "check_attempt_options"]
+__all__ = ["Session", "Worker", "check_attempt_options"]

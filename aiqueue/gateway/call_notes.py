@@ -1,0 +1,53 @@
+"""What earlier executions of a job's handler have noted of its calls: see `Job.called`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..job import Job
+
+SAME_RUN_S: Final = 0.01  # times of one run differ by rounding only
+
+
+@dataclass(slots=True)
+class CallNotes:
+    """The calls that were begun, and in this run of the job: how many have failed, and how, and whether it gave up.
+
+    A job that is replayed or rerun is another run: it has all its attempts again, and knows the calls of the former.
+
+    `calls`: by id, the month of the reservation and the model. `failures`: the kinds of errors, of this run.
+    `gave_up`: why its model is not called any more in this run; "": it is.
+    """
+
+    calls: dict[str, tuple[str, str]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    gave_up: str = ""
+
+    @classmethod
+    def read(cls, notes: Iterable[Any], run: float) -> CallNotes:
+        """Return what notes say to the run that was enqueued at `run`. What is no note of a call is passed over."""
+        found = cls()
+        for note in notes:
+            if not isinstance(note, dict):
+                continue
+            call, at = note.get("call"), note.get("run")
+            is_own = isinstance(at, int | float) and abs(at - run) < SAME_RUN_S
+            if isinstance(call, str):
+                found.calls[call] = str(note.get("month") or ""), str(note.get("model") or "")
+            elif is_own and isinstance(note.get("failed"), str):
+                found.failures.append(note["failed"])
+            elif is_own and isinstance(note.get("gave_up"), str):
+                found.gave_up = note["gave_up"]
+        return found
+
+
+async def note_failure(job: Job[Any], kind: str) -> None:
+    """Note that a call of this run has failed in this way. Raises as `Job.called`."""
+    await job.called({"failed": kind, "run": job.enqueued_at})
+
+
+async def note_giving_up(job: Job[Any], why: str) -> None:
+    """Note that this run does not call the job's model any more. Raises as `Job.called`."""
+    await job.called({"gave_up": why, "run": job.enqueued_at})

@@ -1,0 +1,116 @@
+"""The worker of the gateway: ``aiqueue work aiqueue.gateway:worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ..client import Client, check_client
+from ..errors import AIQueueError, BadInput
+from ..job import Backoff, Job
+from ..worker import Session, Worker
+from . import config_file
+from .config import GatewayConfig
+from .handler import answer_request
+from .model_prices import ModelPrices
+from .requests import EmbeddingRequest, GatewayRequest
+from .runtime import Request, Runtime
+
+log = logging.getLogger(__name__)
+
+# the handler counts its calls itself: a request that is parked until its budget begins anew has used no attempt
+_ATTEMPTS = Backoff(attempts=10_000)
+_OF_FAULTS = {Exception: Backoff(attempts=5)}
+
+
+class GatewayWorker(Worker):
+    """Answers gateway.requests by calls of models. It starts only with a good gateway.toml, and reads it again on
+    SIGHUP: a bad one is logged, and the former one stays.
+
+    `config`: the path of the file. None: see `load`. The other options are those of `Worker`.
+    """
+
+    def __init__(
+        self, config: Path | None = None, *, concurrency: int = 100, drain_timeout: float | str = "2m", **options: Any
+    ) -> None:
+        super().__init__(concurrency=concurrency, drain_timeout=drain_timeout, lifespan=self._lend_runtime, **options)
+        self._path = config
+        self._runtime: Runtime | None = None
+        options_of_attempts: Any = {"retry": _ATTEMPTS, "timeout": None, "on": _OF_FAULTS, "cost": self._tokens_at_most}
+        self.handle(GatewayRequest, **options_of_attempts)(_answer)
+        self.handle(EmbeddingRequest, **options_of_attempts)(_answer)
+
+    @asynccontextmanager
+    async def running(self, client: Client) -> AsyncIterator[Session]:
+        """See `Worker.running`. Raises TopologyError for a wrong gateway.toml, and BadInput for a missing package."""
+        check_client(client)
+        if self._runtime is not None:
+            raise BadInput("this gateway worker runs already: make another one for a second client")
+        self._runtime = runtime = Runtime(client, *await asyncio.to_thread(self._load, client))
+        try:
+            await runtime.open()
+            with self._reloading(client):
+                async with super().running(client) as session:
+                    yield session
+        finally:
+            self._runtime = None
+            await runtime.close()
+
+    async def reload(self, client: Client) -> None:
+        """Read gateway.toml again. If it is wrong, that is logged, and the former one stays."""
+        try:
+            config, prices = await asyncio.to_thread(self._load, client)
+        except AIQueueError as error:
+            log.error("gateway.toml is not reloaded, and the former one stays: %s", error)  # noqa: TRY400
+            return
+        if self._runtime is not None:
+            self._runtime.use(config, prices)
+            log.info("%s is reloaded: %d models", config.file, len(config.models))
+
+    def _load(self, client: Client) -> tuple[GatewayConfig, ModelPrices]:
+        path = self._path
+        if path is None and not os.environ.get(config_file.VARIABLE) and client.settings.streams is not None:
+            path = client.settings.streams / config_file.FILE
+        config = config_file.load(path)
+        return config, ModelPrices(config.models.values())
+
+    @contextlib.contextmanager
+    def _reloading(self, client: Client) -> Any:
+        """Reload on SIGHUP, where this process can heed signals."""
+        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def on_hangup() -> None:
+            task = loop.create_task(self.reload(client))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        heeds = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
+        if heeds:
+            loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        try:
+            yield
+        finally:
+            if heeds:
+                loop.remove_signal_handler(signal.SIGHUP)
+
+    @asynccontextmanager
+    async def _lend_runtime(self) -> AsyncIterator[Runtime | None]:
+        yield self._runtime
+
+    def _tokens_at_most(self, request: Request) -> float:
+        return 0.0 if self._runtime is None else self._runtime.tokens_at_most(request)
+
+
+async def _answer(job: Job[Any]) -> dict[str, Any]:
+    return await answer_request(job)
+
+
+worker = GatewayWorker()

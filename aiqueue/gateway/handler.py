@@ -1,0 +1,181 @@
+"""One execution of a request: it is paid for once, or says what may have been billed besides."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any, Final, NoReturn
+
+from ..errors import BadInput, QueueFull, Unavailable
+from ..job import Backoff, Job, Reject, Retry
+from .answers import Bill, answer_of, from_chunks, usage_of
+from .budgets import BudgetSpent
+from .call_notes import CallNotes, note_failure, note_giving_up
+from .fallbacks import answer_by_fallback, fallback_of, request_id_of
+from .ledger import UsageRecord
+from .paid_call import PaidCall, begin_call
+from .prices import MICROS
+from .provider_errors import ProviderError
+from .runtime import CallPlan, Request, Runtime
+from .stored_chunks import ChunkWriter, read_chunks
+
+log = logging.getLogger(__name__)
+
+FAILURES_MAX: Final = 5  # calls of a run that end in timeouts, 5xx and the like: then its model has failed for good
+REFUSALS_MAX: Final = 50  # the same for 429 and 503, which mean that the model works, and has no room
+WAITS_MAX: Final = 30  # for calls under way that may leave room in the budget: some five minutes
+UNANSWERED_MAX: Final = 100  # attempts, while the server does not answer, or the stream of usage is full
+PARKED_JITTER_S: Final = 30.0  # after the end of a month, so that not all parked requests come at once
+BACKOFF: Final = Backoff(first="1s", factor=2, cap="1m")
+_BUDGET_BACKOFF: Final = Backoff(first="250ms", factor=2, cap="15s")
+_FULL: Final = frozenset({"rate_limited", "overloaded"})
+
+
+async def answer_request(job: Job[Any]) -> dict[str, Any]:
+    """Return the answer of a request, from one call of its model, or of a fallback.
+
+    Raises Retry, and Reject with the reason in one line.
+    """
+    runtime: Runtime = job.state
+    try:
+        return await _Execution(runtime, job).run()
+    except BadInput as error:
+        raise Reject(str(error)) from None
+    except (Unavailable, QueueFull) as error:
+        if job.attempt >= UNANSWERED_MAX:
+            raise Reject(str(error)) from None
+        raise Retry(str(error), after=BACKOFF.delay_s(job.attempt)) from None
+
+
+class _Execution:
+    """One execution of the handler of a job. It makes one call at most."""
+
+    def __init__(self, runtime: Runtime, job: Job[Any]) -> None:
+        self._runtime, self._job = runtime, job
+        self._request: Request = job.message
+        self._request_id = request_id_of(job)
+        self._notes = CallNotes()
+        self._lost = 0  # earlier calls that may be billed, or are, and whose answers are lost
+
+    async def run(self) -> dict[str, Any]:
+        job, request = self._job, self._request
+        plan = self._runtime.plan(request, request.model, job.tenant)
+        plan.model.provider.read_key()  # before anything is reserved
+        self._notes = CallNotes.read(await job.calls(), job.enqueued_at)
+        if self._notes.calls and (answer := await self._look_back(plan)) is not None:
+            job.settle(0)
+            return answer
+        if self._notes.gave_up:
+            job.settle(0)
+            return await self._fall_back(plan, self._notes.gave_up)
+        try:
+            call = await begin_call(self._runtime, job, plan, len(self._notes.calls) + 1, self._request_id)
+        except BudgetSpent as error:
+            job.settle(0)
+            await self._wait_for_budget(error)
+        return await self._call(call)
+
+    async def _call(self, call: PaidCall) -> dict[str, Any]:
+        """Make the call, and return the answer."""
+        job, on_chunk = self._job, None
+        if getattr(self._request, "stream", False):
+            on_chunk = ChunkWriter(job, call.id)
+        try:
+            reply = await call.send(on_chunk)
+        except ProviderError as error:
+            return await self._on_error(call, error)
+        except BaseException:
+            call.leave(was_sent=True)
+            raise
+        if reply.usage is not None:
+            job.settle(reply.usage.total_tokens)
+        record = await call.end(
+            reply.answer, reply.usage, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s
+        )
+        return self._answer(reply.answer, record, len(self._notes.calls) + 1)
+
+    def _answer(self, answer: dict[str, Any], record: UsageRecord, calls: int) -> dict[str, Any]:
+        cost = None if record.cost_micros is None else record.cost_micros / MICROS
+        bill = Bill(record.provider, record.model, cost, self._lost, calls, fallback_of(self._job))
+        return answer_of(
+            answer,
+            bill,
+            request_id=self._request_id,
+            model=bill.fallback_of or self._request.model,
+            reply_form=getattr(self._request, "reply_form", "openai"),
+        )
+
+    # -- earlier calls
+
+    async def _look_back(self, plan: CallPlan) -> dict[str, Any] | None:
+        """Settle the calls of earlier executions, and return the answer that one of them has left behind, if any."""
+        ledger, budgets, tenant = self._runtime.ledger, self._runtime.budgets, self._job.tenant
+        lost: list[UsageRecord] = []
+        for call, (month, _) in self._notes.calls.items():
+            record = await ledger.find(tenant, call)
+            if record is None:  # it was not made: the record comes first
+                await budgets.release(tenant, call, month=month)
+            elif record.outcome == "possibly_billed":
+                await budgets.hold(tenant, call, month=month)
+                lost.append(record)
+            else:
+                await budgets.settle(tenant, call, record.charged_micros, month=month)
+                lost += [record] if record.outcome == "ok" else []
+        self._lost = len(lost)
+        if not lost or not getattr(self._request, "stream", False):
+            return None
+        stored = await read_chunks(self._runtime.client, self._job)
+        for record in reversed(lost):
+            chunks = stored.get(record.call_id)
+            answer = from_chunks(chunks) if chunks else None
+            if chunks and answer is not None:
+                return await self._rebuild(plan, record, chunks, answer)
+        return None
+
+    async def _rebuild(
+        self, plan: CallPlan, record: UsageRecord, chunks: list[dict[str, Any]], answer: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the answer whose chunks an earlier execution has stored to their end. Its call is not made again."""
+        log.info("job %s: the answer of call %s is made of its stored chunks", self._job.id, record.call_id)
+        month = self._notes.calls[record.call_id][0]
+        ended = await PaidCall(self._runtime, plan, record, 0, month).end(answer, usage_of(answer))
+        writer = ChunkWriter(self._job, record.call_id)
+        for chunk in chunks:
+            await writer(chunk)
+        self._lost -= 1
+        return self._answer(answer, ended, len(self._notes.calls))
+
+    # -- what goes wrong
+
+    async def _on_error(self, call: PaidCall, error: ProviderError) -> dict[str, Any]:
+        """The provider has failed. Raises Retry, or returns the answer of a fallback."""
+        job = self._job
+        await call.fail(is_billable=error.may_be_billed)
+        if not error.may_be_billed:
+            job.settle(0)
+        failures = [*self._notes.failures, error.kind]
+        refused = sum(each in _FULL for each in failures)
+        number = refused if error.kind in _FULL else len(failures) - refused
+        if error.is_retryable and number < (REFUSALS_MAX if error.kind in _FULL else FAILURES_MAX):
+            await note_failure(job, error.kind)
+            if error.retry_after_s:
+                raise Retry(str(error), after=error.retry_after_s, pause="key" if error.pauses else None)
+            raise Retry(str(error), after=BACKOFF.delay_s(number))
+        self._lost += error.may_be_billed
+        await note_giving_up(job, str(error))
+        return await self._fall_back(call.plan, str(error))
+
+    async def _fall_back(self, plan: CallPlan, why: str) -> dict[str, Any]:
+        return await answer_by_fallback(
+            self._runtime, self._job, plan.model, why, lost=self._lost, calls=len(self._notes.calls)
+        )
+
+    async def _wait_for_budget(self, error: BudgetSpent) -> NoReturn:
+        """The budget does not admit the call. Raises Retry or Reject."""
+        attempt = self._job.attempt
+        if error.may_fit_soon and attempt < WAITS_MAX:
+            raise Retry(str(error), after=_BUDGET_BACKOFF.delay_s(attempt)) from None
+        if error.when_spent == "park" and not error.is_too_dear:
+            until_s = error.resets_at - await self._runtime.now()
+            raise Retry(str(error), after=max(0.0, until_s) + random.uniform(0, PARKED_JITTER_S))  # noqa: S311
+        raise Reject(str(error)) from None

@@ -1,0 +1,48 @@
+"""What the models of gateway.toml cost: the price that the file gives, else that of litellm's price map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from .config import ModelConfig
+from .prices import Price, PriceMap
+
+_OPENAI_HOST: Final = "api.openai.com"
+_TIERS: Final = (None, "default", "auto", "standard", "priority", "flex")
+
+
+class ModelPrices:
+    """The prices of these models. The map is read if a model needs it, and not kept."""
+
+    def __init__(self, models: Iterable[ModelConfig], price_map: PriceMap | None = None) -> None:
+        self._prices: dict[tuple[str, str | None, bool], Price] = {}
+        unpriced = [each for each in models if each.price is None]
+        if not unpriced:
+            return
+        known = PriceMap.load() if price_map is None else price_map
+        for model in unpriced:
+            is_known, provider = _served_by(model)
+            for tier in _TIERS if is_known else ():
+                for audio in (False, True):
+                    price = known.find(model.upstream, provider, service_tier=tier, audio=audio).price
+                    if price is not None:
+                        self._prices[model.name, tier, audio] = price
+
+    def find(self, model: ModelConfig, body: Mapping[str, Any], *, audio: bool = False) -> Price | None:
+        """Return the price of a call with this body. None: it is unknown."""
+        if model.price is not None:
+            return model.price
+        tier = body.get("service_tier")
+        return self._prices.get((model.name, tier, audio)) if tier is None or isinstance(tier, str) else None
+
+
+def _served_by(model: ModelConfig) -> tuple[bool, str | None]:
+    """Return whether the map may have the model's price, and the map's name of its provider, if that is known.
+
+    Of endpoints that speak OpenAI's protocol, it knows OpenAI's own one.
+    """
+    if model.provider.kind == "litellm":
+        return True, None
+    return urlsplit(model.provider.base_url or "").hostname == _OPENAI_HOST, "openai"

@@ -1,0 +1,172 @@
+"""One call of a model, from its reservation to its record: so that whatever dies, the ledger says what may be billed.
+
+The order: the budget is reserved; the record is written as "possibly_billed", and the job notes the call; the request
+is sent; the record gets its known end; the budget is settled; the job's result is stored. A crash leaves a record that
+says what can be billed at most, held by the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ..errors import AIQueueError, QueueFull, Unavailable
+from ..job import Job
+from .answers import usage_of
+from .ledger import UsageRecord
+from .providers import OnChunk, ProviderCall, Reply, Usage
+from .runtime import CallPlan, Runtime
+
+log = logging.getLogger(__name__)
+
+WRITE_TRIES_MAX: Final = 6  # of a known end, while the server does not answer
+WRITE_PAUSE_S: Final = 0.2  # doubled after each
+TEXT_MAX: Final = 512  # of a text in a record
+
+
+@dataclass(slots=True)
+class PaidCall:
+    """A call whose reservation, record and note are stored, so that it may be made. Make it with `begin_call`.
+
+    `record`: as it stands. `seq`: its sequence. `month`: that of the reservation; "": there is none.
+    """
+
+    runtime: Runtime
+    plan: CallPlan
+    record: UsageRecord
+    seq: int
+    month: str
+
+    @property
+    def id(self) -> str:
+        return self.record.call_id
+
+    async def send(self, on_chunk: OnChunk | None) -> Reply:
+        """Call the provider. Raises ProviderError, and what `on_chunk` raises. Without a known end, what was reserved
+        stays charged.
+        """
+        model = self.plan.model
+        call = ProviderCall(model, self.plan.body, model.first_token_s, model.total_s, self.id)
+        async with self.runtime.provider(model.provider) as provider:
+            return await (provider.chat(call, on_chunk) if model.kind == "chat" else provider.embed(call))
+
+    async def end(
+        self,
+        answer: dict[str, Any],
+        usage: Usage | None,
+        *,
+        latency_s: float | None = None,
+        first_token_s: float | None = None,
+    ) -> UsageRecord:
+        """Record that the call has succeeded, and settle the budget. Returns the record that stands.
+
+        Without a usage, the call counts what was reserved. If the server does not answer for some seconds, that stays
+        what is recorded.
+        """
+        used = usage or Usage(self.plan.prompt_tokens_max, self.plan.completion_tokens_max)
+        ended = replace(
+            self.record,
+            outcome="ok",
+            latency_s=latency_s,
+            first_token_s=first_token_s,
+            prompt_tokens=used.prompt_tokens,
+            completion_tokens=used.completion_tokens,
+            cached_tokens=used.cached_tokens,
+            cost_micros=self._cost(answer, used),
+        )
+        return await self._write_end(ended)
+
+    async def fail(self, *, is_billable: bool, latency_s: float | None = None) -> None:
+        """Record that the call has failed, and give back its reservation; hold it if the provider may bill the call."""
+        if is_billable:
+            await _persist(self._hold)
+        else:
+            await self._write_end(replace(self.record, outcome="failed", cost_micros=0, latency_s=latency_s))
+
+    def leave(self, *, was_sent: bool) -> None:
+        """The handler ends in the middle of the call, because its job was cancelled or its worker stops."""
+        work = self.fail(is_billable=was_sent)
+        self.runtime.finish(work, f"the end of call {self.id} of job {self.record.job_id} is not written")
+
+    def _cost(self, answer: dict[str, Any], used: Usage) -> int | None:
+        price = self.plan.price
+        if price is None:
+            return None
+        if usage_of(answer) is None:
+            return self.record.reserved_micros
+        written = answer["usage"].get("cache_creation_input_tokens")
+        written = written if isinstance(written, int) else 0
+        return price.cost_micros(used.prompt_tokens, used.completion_tokens, used.cached_tokens, written)
+
+    async def _write_end(self, ended: UsageRecord) -> UsageRecord:
+        standing = ended
+
+        async def write() -> None:
+            nonlocal standing
+            standing = await self.runtime.ledger.record(ended, replaces=self.seq)
+            if self.month:
+                cost, month = standing.charged_micros, self.month
+                await self.runtime.budgets.settle(ended.tenant, ended.call_id, cost, month=month)
+
+        await _persist(write)
+        return standing
+
+    async def _hold(self) -> None:
+        if self.month:
+            await self.runtime.budgets.hold(self.record.tenant, self.id, month=self.month)
+
+
+async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: int, request_id: str) -> PaidCall:
+    """Reserve the budget, write the record, and note the call in the job: all that must be stored before it is made.
+
+    `number`: of the job's calls, from 1. Raises BudgetSpent, PriceUnknown, QueueFull, Unavailable, Stale: do not call
+    then. Nothing is left behind, or what is left is released.
+    """
+    call_id, tenant = secrets.token_hex(12), job.tenant
+    reservation = await runtime.budgets.reserve(tenant, call_id, plan.bound_micros, model=plan.model.name)
+    month = reservation.month if reservation is not None else ""
+    record = UsageRecord(
+        call_id=call_id,
+        job_id=job.id[:TEXT_MAX],
+        request_id=request_id,
+        tenant=tenant,
+        model=plan.model.name,
+        provider=plan.model.provider.name,
+        started_at=reservation.at if reservation is not None else await runtime.now(),
+        outcome="possibly_billed",
+        reserved_micros=plan.bound_micros or 0,
+        attempt=number,
+    )
+    note = {"call": call_id, "run": job.enqueued_at, "month": month, "model": plan.model.name}
+    call = PaidCall(runtime, plan, record, 0, month)
+    try:
+        stored, noted = await asyncio.gather(runtime.ledger.begin(record), job.called(note), return_exceptions=True)
+    except asyncio.CancelledError:
+        call.leave(was_sent=False)
+        raise
+    if isinstance(error := noted or stored, BaseException):
+        call.leave(was_sent=False)
+        raise error
+    assert isinstance(stored, int)
+    call.seq = stored
+    return call
+
+
+async def _persist(write: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a write while the server does not answer, or has no space. In the end, log that it was not made: an answer
+    that is paid for is not given up for its record.
+    """
+    for number in range(WRITE_TRIES_MAX):
+        try:
+            await write()
+        except AIQueueError as error:
+            if number == WRITE_TRIES_MAX - 1 or not isinstance(error, Unavailable | QueueFull):
+                log.warning("the end of a call is not recorded, so that its reservation stays charged: %s", error)
+                return
+            await asyncio.sleep(WRITE_PAUSE_S * 2**number)
+        else:
+            return

@@ -1,0 +1,102 @@
+"""The chunks of a streamed answer in the job's journal: written as they come, and read again after a crash."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import AIQueueError, Stale, TooLarge
+from ..job import Job
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+log = logging.getLogger(__name__)
+
+READ_S: Final = 30.0
+_MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
+
+
+class ChunkWriter:
+    """Writes the chunks of one call into the journal, for `Handle.stream`. Awaited with each chunk.
+
+    The first one has the call's id. A chunk that is larger than a message is left out, as are the parts of an image:
+    the answer, at the end, has it.
+    """
+
+    def __init__(self, job: Job[Any], call_id: str) -> None:
+        self._job, self._mark = job, {_MARK: {"call_id": call_id}}
+        self._left_out = 0
+
+    async def __call__(self, chunk: Mapping[str, Any]) -> None:
+        """Raises what `Job.chunk` raises: Stale if another attempt has taken over the job, and Unavailable."""
+        data, self._mark = {**chunk, **self._mark}, {}
+        try:
+            await self._job.chunk(data)
+        except TooLarge as error:
+            if not self._left_out:
+                log.warning("job %s: a chunk is not streamed, the answer has it: %s", self._job.id, error)
+            self._left_out += 1
+
+
+async def read_chunks(client: Client, job: Job[Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the chunks that earlier attempts of a running job have stored, by call id, without gaps or nothing.
+
+    A mark is written into the journal, as a report of progress: what stands before it is what there is. If the journal
+    cannot be read, nothing is found. Raises Stale.
+    """
+    mark = f"looks for the chunks of earlier calls ({secrets.token_hex(4)})"
+    found: dict[str, list[dict[str, Any]]] = {}
+    broken = set[str]()
+    current = ""
+    try:
+        await job.progress(0.0, mark)
+        handle = await client.job(job.id, family=job.family, tenant=job.tenant)
+        async with aclosing(handle.stream(timeout=READ_S)) as items:
+            async for item in _until(items, mark):
+                if item.event == "gap":
+                    broken.add(current)
+                elif item.event in ("restart", "started"):
+                    current = ""
+                elif item.event == "chunk" and isinstance(item.data, dict):
+                    chunk = dict(item.data)
+                    current = _call_of(chunk.pop(_MARK, None)) or current
+                    found.setdefault(current, []).append(chunk)
+    except Stale:
+        raise
+    except AIQueueError as error:
+        log.warning("job %s: the chunks of its earlier calls cannot be read: %s", job.id, error)
+        return {}
+    return {call: chunks for call, chunks in found.items() if call and call not in broken}
+
+
+async def _until(items: AsyncIterator[Any], mark: str) -> AsyncIterator[Any]:
+    async for item in items:
+        if item.event == "progress" and isinstance(item.data, dict) and item.data.get("note") == mark:
+            return
+        yield item
+
+
+def _call_of(mark: Any) -> str:
+    call = mark.get("call_id") if isinstance(mark, dict) else None
+    return call if isinstance(call, str) else ""
+
+
+def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a completion as the chunks of a stream: one with all that each choice has, and one with the usage."""
+    head = {name: answer[name] for name in ("id", "created", "model") if name in answer}
+    head["object"] = "chat.completion.chunk"
+    choices = []
+    for each in answer.get("choices") or ():
+        delta = {name: value for name, value in (each.get("message") or {}).items() if value is not None}
+        if "tool_calls" in delta:
+            delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(delta["tool_calls"])]
+        reason = each.get("finish_reason")
+        choices.append(
+            {"index": each.get("index", 0), "delta": delta, "finish_reason": reason, "logprobs": each.get("logprobs")}
+        )
+    usage = answer.get("usage")
+    return [{**head, "choices": choices}, *([{**head, "choices": [], "usage": usage}] if usage is not None else [])]

@@ -1,0 +1,89 @@
+"""A gateway in a test: a gateway.toml whose models a stand-in answers, and a worker on the test's account."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiqueue
+from aiqueue.gateway import GatewayRequest, GatewayWorker, UsageLedger, UsageRecord, UsageStore
+from aiqueue.gateway.standin import StandIn
+
+from .conftest import KEY
+
+KEY_VARIABLE = "GATEWAY_TEST_KEY"
+PRICE = "{ input = 1, output = 2 }"  # micro-dollars a token
+FILE = """
+[[provider]]
+name = "p"
+kind = "openai"
+base_url = "{url}"
+key_env = "GATEWAY_TEST_KEY"
+
+[[model]]
+name = "small"
+provider = "p"
+upstream = "small-1"
+context = 8_000
+max_output_tokens = 100
+price = {price}
+first_token = "5s"
+total = "10s"
+{small}
+
+[[model]]
+name = "large"
+provider = "p"
+upstream = "large-1"
+context = 8_000
+max_output_tokens = 100
+price = {price}
+total = "10s"
+
+[[model]]
+name = "vectors"
+provider = "p"
+upstream = "vectors-1"
+kind = "embedding"
+price = {{ input = 1 }}
+{more}
+"""
+
+
+def write_config(directory: Path, url: str, *, small: str = "", more: str = "", file: str = FILE) -> Path:
+    """Write a gateway.toml. `small`: more keys of the model "small". `more`: more tables."""
+    path = directory / "gateway.toml"
+    path.write_text(file.format(url=url, price=PRICE, small=small, more=more))
+    return path
+
+
+@asynccontextmanager
+async def running(client: aiqueue.Client, path: Path, **options: Any) -> AsyncIterator[GatewayWorker]:
+    """Run a gateway worker."""
+    worker = GatewayWorker(path, **options)
+    async with worker.running(client):
+        yield worker
+
+
+def ask(text: str = "one two three", **fields: Any) -> GatewayRequest:
+    """A request of the model "small"."""
+    messages = [{"role": "user", "content": text}]
+    return GatewayRequest(**{"model": "small", "messages": messages, "max_tokens": 5, **fields})
+
+
+async def records(client: aiqueue.Client) -> list[UsageRecord]:
+    """All records of usage, in the order of their calls' starts."""
+    ledger = UsageLedger(UsageStore(client.connection, client.topology))
+    found = [record async for _, record in ledger.records()]
+    return sorted(found, key=lambda each: each.started_at)
+
+
+def billed(standin: StandIn) -> int:
+    """What the stand-in bills for all calls, in micro-dollars."""
+    prompt, completion = standin.billed()
+    return prompt + 2 * completion
+
+
+__all__ = ["KEY", "KEY_VARIABLE", "ask", "billed", "records", "running", "write_config"]

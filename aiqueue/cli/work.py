@@ -86,7 +86,8 @@ def work(
     """Run a worker or agents until Ctrl-C or SIGTERM.
 
     At the first signal, running jobs may finish within the drain timeout; unfinished jobs go to other workers. A second
-    signal kills the process; its jobs are redelivered when their leases expire.
+    signal kills the process; its jobs are redelivered when their leases expire. At SIGHUP, `aiqueue.gateway:worker`
+    reads gateway.toml again.
 
     Exit codes: 0 all running jobs finished, 1 some did not, 130 or 143 killed by a second signal.
     """

@@ -31,6 +31,7 @@ from ..errors import AIQueueError, BadInput
 from ..job import Backoff
 from ..units import short_duration
 from . import output
+from .hangup import has_terminal
 from .health import REPORT_EVERY_S, SystemdNotifier, merge_reports, read_report, write_report
 from .options import FAILED, print_error
 
@@ -175,6 +176,7 @@ class WorkerPool:
         self._restarts = 0
         self._is_up = False  # some process has worked
         self._is_signalled = False
+        self._had_terminal = False
         self._stopping_since: float | None = None
         self._code = 0
         self._unclean_exits = 0  # processes that did not drain when told to stop
@@ -212,8 +214,9 @@ class WorkerPool:
         os.set_blocking(self._wake, False)
         os.set_blocking(alarm, False)
         signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
-        for number in (*SIGNALS, signal.SIGCHLD):
+        for number in (*SIGNALS, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        self._had_terminal = has_terminal()
         self._selector.register(self._wake, selectors.EVENT_READ)
 
     def _running_slots(self) -> list[PoolSlot]:
@@ -344,6 +347,8 @@ class WorkerPool:
             numbers = os.read(self._wake, 4096)
         except BlockingIOError:
             return False
+        if signal.SIGHUP in numbers:
+            self._pass_on_hangup()
         for number in numbers:
             if number not in SIGNALS:
                 continue
@@ -354,6 +359,17 @@ class WorkerPool:
                 self._is_signalled = True
                 self._stop()
         return signal.SIGCHLD in numbers
+
+    def _pass_on_hangup(self) -> None:
+        """Tell every process to read its files again; one that does not heed that ends, and is replaced. If the signal
+        comes because the terminal is gone, it ends the pool, and so all processes.
+        """
+        if self._had_terminal and not has_terminal():
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGHUP)
+        for slot in self._running_slots():
+            assert slot.process is not None
+            slot.process.send_signal(signal.SIGHUP)
 
     def _stop(self) -> None:
         """Tell every process to drain. A process that does not work yet just ends."""

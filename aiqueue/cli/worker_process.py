@@ -22,6 +22,7 @@ from ..job import ANY_KIND
 from ..units import short_duration
 from ..worker import Worker
 from . import output
+from .hangup import has_terminal
 from .health import HealthReporter
 from .options import FAILED, ServerOptions, print_error
 from .worker_pool import PoolMember
@@ -61,6 +62,8 @@ class WorkerProcess:
         self._ending = threading.Lock()  # held by who says how the process ends: its end, or the timer
         self._has_started = False
         self._overdue = False
+        self._had_terminal = has_terminal()
+        self._reloads: set[asyncio.Task[None]] = set()
         role = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
         self._name = f"{role}{worker.name}"
 
@@ -74,6 +77,8 @@ class WorkerProcess:
         self._serving = loop.create_task(self._serve())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
+        if getattr(self._worker, "reload", None) is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._member is not None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the pool's parent
         try:
@@ -148,6 +153,15 @@ class WorkerProcess:
         self._timer = threading.Timer(bound_s + CANCEL_S, self._exit_overdue)
         self._timer.daemon = True
         self._timer.start()
+
+    def _on_hangup(self) -> None:
+        """Have the worker read its files again: it has a method `reload`. If the terminal is gone, stop instead."""
+        if self._had_terminal and not has_terminal():
+            self._on_signal(signal.SIGHUP)
+        elif self._has_started:
+            task = asyncio.get_running_loop().create_task(self._worker.reload(self._client))  # type: ignore[union-attr]
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
 
     def _exit_overdue(self) -> None:
         """End the process, whose event loop is blocked or whose cancellation was swallowed. Runs in the timer."""

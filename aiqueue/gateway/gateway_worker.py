@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
-from ..job import Backoff, Job
+from ..job import Backoff
 from ..worker import Session, Worker
 from . import config_file
 from .config import GatewayConfig
@@ -29,6 +26,8 @@ log = logging.getLogger(__name__)
 # the handler counts its calls itself: a request that is parked until its budget begins anew has used no attempt
 _ATTEMPTS = Backoff(attempts=10_000)
 _OF_FAULTS = {Exception: Backoff(attempts=5)}
+# calls take long, and wait for a network: after the deaths of two workers, a trial of each in turn would take hours
+SUSPECT_AFTER: Final = 10
 
 
 class GatewayWorker(Worker):
@@ -41,12 +40,18 @@ class GatewayWorker(Worker):
     def __init__(
         self, config: Path | None = None, *, concurrency: int = 100, drain_timeout: float | str = "2m", **options: Any
     ) -> None:
-        super().__init__(concurrency=concurrency, drain_timeout=drain_timeout, lifespan=self._lend_runtime, **options)
+        super().__init__(
+            concurrency=concurrency,
+            drain_timeout=drain_timeout,
+            lifespan=self._lend_runtime,
+            suspect_after=SUSPECT_AFTER,
+            **options,
+        )
         self._path = config
         self._runtime: Runtime | None = None
         options_of_attempts: Any = {"retry": _ATTEMPTS, "timeout": None, "on": _OF_FAULTS, "cost": self._tokens_at_most}
-        self.handle(GatewayRequest, **options_of_attempts)(_answer)
-        self.handle(EmbeddingRequest, **options_of_attempts)(_answer)
+        self.handle(GatewayRequest, **options_of_attempts)(answer_request)
+        self.handle(EmbeddingRequest, **options_of_attempts)(answer_request)
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Session]:
@@ -57,15 +62,16 @@ class GatewayWorker(Worker):
         self._runtime = runtime = Runtime(client, *await asyncio.to_thread(self._load, client))
         try:
             await runtime.open()
-            with self._reloading(client):
-                async with super().running(client) as session:
-                    yield session
+            async with super().running(client) as session:
+                yield session
         finally:
             self._runtime = None
             await runtime.close()
 
     async def reload(self, client: Client) -> None:
-        """Read gateway.toml again. If it is wrong, that is logged, and the former one stays."""
+        """Read gateway.toml and the keys again; `aiqueue work` does so on SIGHUP. If the file is wrong, that is logged,
+        and the former one stays.
+        """
         try:
             config, prices = await asyncio.to_thread(self._load, client)
         except AIQueueError as error:
@@ -82,35 +88,12 @@ class GatewayWorker(Worker):
         config = config_file.load(path)
         return config, ModelPrices(config.models.values())
 
-    @contextlib.contextmanager
-    def _reloading(self, client: Client) -> Any:
-        """Reload on SIGHUP, where this process can heed signals."""
-        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-        def on_hangup() -> None:
-            task = loop.create_task(self.reload(client))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        heeds = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
-        if heeds:
-            loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        try:
-            yield
-        finally:
-            if heeds:
-                loop.remove_signal_handler(signal.SIGHUP)
-
     @asynccontextmanager
     async def _lend_runtime(self) -> AsyncIterator[Runtime | None]:
         yield self._runtime
 
     def _tokens_at_most(self, request: Request) -> float:
         return 0.0 if self._runtime is None else self._runtime.tokens_at_most(request)
-
-
-async def _answer(job: Job[Any]) -> dict[str, Any]:
-    return await answer_request(job)
 
 
 worker = GatewayWorker()

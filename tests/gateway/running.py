@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import aiqueue
 from aiqueue.gateway import GatewayRequest, GatewayWorker, UsageLedger, UsageRecord, UsageStore
 from aiqueue.gateway.standin import StandIn
 
+from ..support import ROOT, Account
 from .conftest import KEY
 
 KEY_VARIABLE = "GATEWAY_TEST_KEY"
@@ -86,4 +91,27 @@ def billed(standin: StandIn) -> int:
     return prompt + 2 * completion
 
 
-__all__ = ["KEY", "KEY_VARIABLE", "ask", "billed", "records", "running", "write_config"]
+async def shorten_leases(client: aiqueue.Client, ack_wait_s: float = 1.0) -> None:
+    """Have the jobs of a dead worker redelivered soon, by lanes that workers on this client create."""
+    topology = client.topology
+    families = {name: dataclasses.replace(each, ack_wait_s=ack_wait_s) for name, each in topology.families.items()}
+    client.topology = dataclasses.replace(topology, families=families)
+
+
+@contextmanager
+def child(
+    account: Account, path: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a gateway worker in a process of its own. It is killed at the end."""
+    command = [sys.executable, "-m", "tests.gateway.answering", account.url, account.user, account.password, str(path)]
+    env = {**os.environ, **(environment or {})}
+    with log.open("ab") as out, subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+__all__ = [
+    "KEY", "KEY_VARIABLE", "ask", "billed", "child", "records", "running", "shorten_leases", "write_config",
+]  # fmt: skip

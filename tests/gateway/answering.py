@@ -1,0 +1,39 @@
+"""A gateway worker in a process of its own, to be killed: run by `running.child`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiqueue.client
+from aiqueue.gateway import GatewayWorker
+from aiqueue.gateway.paid_call import PaidCall
+
+from .running import shorten_leases
+
+log = logging.getLogger(__name__)
+
+
+async def hang(*_: Any, **__: Any) -> Any:
+    """Stand where a worker is killed between the last chunk and the record of the call."""
+    log.warning("hangs")
+    await asyncio.Event().wait()
+
+
+async def answer() -> None:
+    if os.environ.get("GATEWAY_TEST_HANG") == "end":
+        PaidCall.end = hang  # type: ignore[method-assign]
+    url, user, password, path = sys.argv[1:]
+    async with aiqueue.client.connect(url, user=user, password=password) as client:
+        await shorten_leases(client)
+        async with GatewayWorker(Path(path)).running(client):
+            await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level="INFO")
+    asyncio.run(answer())

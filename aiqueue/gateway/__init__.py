@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
+from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
 from .config_file import load
 from .ledger import UsageLedger, UsageRecord, month_of
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
-    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest", "GatewayConfig",
-    "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider",
-    "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage", "UsageLedger",
-    "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant",
+    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest", "Gateway",
+    "GatewayConfig", "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown",
+    "Provider", "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage",
+    "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant",
     "completion_tokens_at_most", "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd",
     "prompt_tokens_at_most", "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
 ]  # fmt: skip

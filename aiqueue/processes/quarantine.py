@@ -63,9 +63,18 @@ class Quarantine:
     """
 
     def __init__(
-        self, connection: Connection, recipe: Recipe, *, slots: int, reader_recipe: Recipe | None = None
+        self,
+        connection: Connection,
+        recipe: Recipe,
+        *,
+        slots: int,
+        suspect_after: int | None = None,
+        reader_recipe: Recipe | None = None,
     ) -> None:
-        """`reader_recipe`: for the child that reads bodies; by default it knows the families and no handlers."""
+        """`suspect_after`: how many deliveries without an outcome make a suspect; None: LOST_MIN. `reader_recipe`: for
+        the child that reads bodies; by default it knows the families and no handlers.
+        """
+        self._suspect_after = suspect_after
         self._connection = connection
         self._recipe = recipe
         self._name = secrets.token_hex(4)
@@ -122,15 +131,16 @@ class Quarantine:
             del self._returns[next(iter(self._returns))]
 
     def is_suspect(self, delivery: Delivery, attempt: int = 1) -> bool:
-        """Return whether at least LOST_MIN earlier deliveries had no outcome, given that this is attempt `attempt`.
+        """Return whether too many earlier deliveries had no outcome, given that this is attempt `attempt`.
 
         An attempt that failed had an outcome, and a return to the queue counts as one. While the number of the attempt
         is not known, 1 answers whether the job may be a suspect.
         """
         lost = delivery.delivery_count - 1 - (attempt - 1)
-        if lost < LOST_MIN:
+        lost_min = LOST_MIN if self._suspect_after is None else self._suspect_after
+        if lost < lost_min:
             return False
-        return lost - self._returns.get((delivery.lane.stream, delivery.seq), 0) >= LOST_MIN
+        return lost - self._returns.get((delivery.lane.stream, delivery.seq), 0) >= lost_min
 
     async def identify(self, raw: RawJob) -> DecodedJob | Refused:
         """Return id and kind of a suspect, without its data. If the headers lack them, a child reads the body.

@@ -59,6 +59,7 @@ class WorkerOptions:
     lifespan: Lifespan | None
     drain_timeout_s: float
     declared: object
+    suspect_after: int | None
 
 
 class Session:
@@ -190,7 +191,7 @@ class Session:
             )
             processes = await self._stack.enter_async_context(Processes(recipe, options.process_count))
             quarantine = await self._stack.enter_async_context(
-                Quarantine(client.connection, recipe, slots=options.slots)
+                Quarantine(client.connection, recipe, slots=options.slots, suspect_after=options.suspect_after)
             )
             state = await self._stack.enter_async_context(options.lifespan()) if options.lifespan else None
             parents = Parents(client.connection, client.topology)

@@ -60,7 +60,9 @@ class Worker:
     ``process=True``. `lifespan`: an async context manager function, entered before the first job and left after the
     last one. What it yields is ``job.state``. Each child process enters it too. `drain_timeout` (default "30s"): how
     long running jobs may take to end when the worker stops. `name`: each worker needs its own; the default is host name
-    and pid, and a number from the second worker of a process on.
+    and pid, and a number from the second worker of a process on. `suspect_after` (1 to 1,000, default 2): a job that
+    has been delivered so often without an outcome is tried in a child process, one at a time, because it may be what
+    kills the workers. More is for handlers whose jobs take long, and cannot end their process.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Worker:
         lifespan: Lifespan | None = None,
         drain_timeout: Duration = "30s",
         name: str | None = None,
+        suspect_after: int | None = None,
     ) -> None:
         if lifespan is not None and not callable(lifespan):
             raise BadInput(f"lifespan must be a function that returns an async context manager, not {lifespan!r}")
@@ -83,6 +86,7 @@ class Worker:
         self.lifespan = lifespan
         self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self.name = text("name", name) if name else _default_name()
+        self.suspect_after = None if suspect_after is None else whole_number("suspect_after", suspect_after, 1, 1_000)
         self._handlers = Handlers()
 
     @property
@@ -241,7 +245,7 @@ class Worker:
     def _make_options(self, client: Client) -> WorkerOptions:
         return WorkerOptions(
             self.name, self._handlers, self._resolve_families(client), self.tenants, self.slots, self.process_count,
-            self.lifespan, self.drain_timeout_s, self,
+            self.lifespan, self.drain_timeout_s, self, self.suspect_after,
         )  # fmt: skip
 
     def _resolve_families(self, client: Client) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READ_S: Final = 30.0
+READ_S: Final = 15.0
 _MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
 
 

@@ -26,7 +26,7 @@ def fallback_of(job: Job[Any]) -> str | None:
 def request_id_of(job: Job[Any]) -> str:
     """Return the id of the request that a job answers, at most 512 characters."""
     told = job.headers.get(REQUEST_ID)
-    found = unquote(told, errors="strict") if told and job.headers.get(FALLBACK_OF) else job.message.request_id
+    found = unquote(told) if told and job.headers.get(FALLBACK_OF) else job.message.request_id
     try:
         (found or "").encode()
     except UnicodeEncodeError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
+import time
 from typing import Any, Final, NoReturn
 
 from ..errors import BadInput, QueueFull, Unavailable
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 FAILURES_MAX: Final = 5  # calls of a run that end in timeouts, 5xx and the like: then its model has failed for good
 REFUSALS_MAX: Final = 50  # the same for 429 and 503, which mean that the model works, and has no room
 WAITS_MAX: Final = 30  # for calls under way that may leave room in the budget: some five minutes
+START_WITHIN_S: Final = 0.8  # a call of a limited model begins within a second of its handler, or the limit may break
+LIMIT_KEY: Final = "Aiq-Limit-Key"  # a header of jobs that a limit holds for
+LATE_MAX: Final = 50  # attempts, after which a call begins late
 UNANSWERED_MAX: Final = 100  # attempts, while the server does not answer, or the stream of usage is full
 PARKED_JITTER_S: Final = 30.0  # after the end of a month, so that not all parked requests come at once
 BACKOFF: Final = Backoff(first="1s", factor=2, cap="1m")
@@ -58,9 +63,9 @@ class _Execution:
         self._lost = 0  # earlier calls that may be billed, or are, and whose answers are lost
 
     async def run(self) -> dict[str, Any]:
-        job, request = self._job, self._request
+        started, job, request = time.monotonic(), self._job, self._request
         plan = self._runtime.plan(request, request.model, job.tenant)
-        plan.model.provider.read_key()  # before anything is reserved
+        self._runtime.check(plan.model.provider)  # before anything is reserved
         self._notes = CallNotes.read(await job.calls(), job.enqueued_at)
         if self._notes.calls and (answer := await self._look_back(plan)) is not None:
             job.settle(0)
@@ -73,6 +78,9 @@ class _Execution:
         except BudgetSpent as error:
             job.settle(0)
             await self._wait_for_budget(error)
+        if time.monotonic() - started > START_WITHIN_S and LIMIT_KEY in job.headers and job.attempt < LATE_MAX:
+            call.leave(was_sent=False)
+            raise Retry("what a call needs was stored too late for its limit", after=0.1)
         return await self._call(call)
 
     async def _call(self, call: PaidCall) -> dict[str, Any]:
@@ -150,17 +158,17 @@ class _Execution:
     async def _on_error(self, call: PaidCall, error: ProviderError) -> dict[str, Any]:
         """The provider has failed. Raises Retry, or returns the answer of a fallback."""
         job = self._job
-        await call.fail(is_billable=error.may_be_billed)
         if not error.may_be_billed:
             job.settle(0)
         failures = [*self._notes.failures, error.kind]
         refused = sum(each in _FULL for each in failures)
         number = refused if error.kind in _FULL else len(failures) - refused
         if error.is_retryable and number < (REFUSALS_MAX if error.kind in _FULL else FAILURES_MAX):
-            await note_failure(job, error.kind)
+            await asyncio.gather(call.fail(is_billable=error.may_be_billed), note_failure(job, error.kind))
             if error.retry_after_s:
                 raise Retry(str(error), after=error.retry_after_s, pause="key" if error.pauses else None)
             raise Retry(str(error), after=BACKOFF.delay_s(number))
+        await call.fail(is_billable=error.may_be_billed)
         self._lost += error.may_be_billed
         await note_giving_up(job, str(error))
         return await self._fall_back(call.plan, str(error))

@@ -88,9 +88,18 @@ class PaidCall:
             await self._write_end(replace(self.record, outcome="failed", cost_micros=0, latency_s=latency_s))
 
     def leave(self, *, was_sent: bool) -> None:
-        """The handler ends in the middle of the call, because its job was cancelled or its worker stops."""
-        work = self.fail(is_billable=was_sent)
+        """The handler ends amid the call, because its job was cancelled or its worker stops: what is left to
+        write is written behind it.
+        """
+        work = self.fail(is_billable=True) if was_sent else self._undo()
         self.runtime.finish(work, f"the end of call {self.id} of job {self.record.job_id} is not written")
+
+    async def _undo(self) -> None:
+        """The call is not made: give back its reservation first, because its record may be refused."""
+        if self.month:
+            tenant, month = self.record.tenant, self.month
+            await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month))
+        await self.fail(is_billable=False)
 
     def _cost(self, answer: dict[str, Any], used: Usage) -> int | None:
         price = self.plan.price
@@ -156,7 +165,7 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
     return call
 
 
-async def _persist(write: Callable[[], Awaitable[None]]) -> None:
+async def _persist(write: Callable[[], Awaitable[object]]) -> None:
     """Repeat a write while the server does not answer, or has no space. In the end, log that it was not made: an answer
     that is paid for is not given up for its record.
     """

@@ -87,7 +87,10 @@ class Runtime:
                 self.finish(each.provider.close())
 
     async def open(self) -> None:
-        """Open the providers that have models, and say which have no key. Raises BadInput for a missing package."""
+        """Open the providers that have models, and say which have no key. Raises BadInput for a missing package, and
+        NotFound without a stream of usage.
+        """
+        await self.now()
         names = {model.provider.name for model in self.config.models.values()}
         for name in sorted(names):
             config = self.config.providers[name]
@@ -140,6 +143,12 @@ class Runtime:
             opened.users -= 1
             if opened.is_retired and not opened.users:
                 self.finish(opened.provider.close())
+
+    def check(self, config: ProviderConfig) -> None:
+        """Raise BadInput if this provider cannot be called, because it has no key."""
+        known = self._opened.get(config.name)
+        if known is None or known.config != config:
+            self._open(config)
 
     def _open(self, config: ProviderConfig) -> _Opened:
         opened = _Opened(config, open_provider(config))

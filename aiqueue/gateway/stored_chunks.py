@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import AIQueueError, Stale, TooLarge
+from ..errors import AIQueueError, BadInput, Stale, Unavailable
 from ..job import Job
 
 if TYPE_CHECKING:
@@ -17,29 +18,46 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_S: Final = 15.0
+WRITE_TRIES_MAX: Final = 10  # of a chunk, while the server does not answer
+WRITE_PAUSE_S: Final = 0.5
 _MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
 
 
 class ChunkWriter:
     """Writes the chunks of one call into the journal, for `Handle.stream`. Awaited with each chunk.
 
-    The first one has the call's id. A chunk that is larger than a message is left out, as are the parts of an image:
-    the answer, at the end, has it.
+    The first one has the call's id. A chunk that is larger than a message, such as an image, is left out, and while the
+    server does not answer, all further ones are: a call that is paid for goes on, and the answer has all of it. The
+    chunk behind such a hole says so.
     """
 
     def __init__(self, job: Job[Any], call_id: str) -> None:
-        self._job, self._mark = job, {_MARK: {"call_id": call_id}}
-        self._left_out = 0
+        self._job, self._call_id = job, call_id
+        self._mark: dict[str, Any] = {"call_id": call_id}
+        self._is_cut = False
 
     async def __call__(self, chunk: Mapping[str, Any]) -> None:
-        """Raises what `Job.chunk` raises: Stale if another attempt has taken over the job, and Unavailable."""
-        data, self._mark = {**chunk, **self._mark}, {}
+        """Raises Stale if another attempt has taken over the job, or the job was cancelled."""
+        if self._is_cut:
+            return
+        data, mark = {**chunk, **({_MARK: self._mark} if self._mark else {})}, self._mark
+        self._mark = {}
         try:
-            await self._job.chunk(data)
-        except TooLarge as error:
-            if not self._left_out:
-                log.warning("job %s: a chunk is not streamed, the answer has it: %s", self._job.id, error)
-            self._left_out += 1
+            await self._write(data)
+        except (BadInput, Unavailable) as error:
+            log.warning("job %s: what follows is not streamed, the answer has it: %s", self._job.id, error)
+            self._is_cut = isinstance(error, Unavailable)
+            self._mark = {**mark, "call_id": self._call_id, "left_out": True}
+
+    async def _write(self, data: dict[str, Any]) -> None:
+        for _ in range(WRITE_TRIES_MAX - 1):
+            try:
+                await self._job.chunk(data)
+            except Unavailable:  # of an earlier write: this chunk was not taken
+                await asyncio.sleep(WRITE_PAUSE_S)
+            else:
+                return
+        await self._job.chunk(data)
 
 
 async def read_chunks(client: Client, job: Job[Any]) -> dict[str, list[dict[str, Any]]]:
@@ -63,7 +81,10 @@ async def read_chunks(client: Client, job: Job[Any]) -> dict[str, list[dict[str,
                     current = ""
                 elif item.event == "chunk" and isinstance(item.data, dict):
                     chunk = dict(item.data)
-                    current = _call_of(chunk.pop(_MARK, None)) or current
+                    mark = chunk.pop(_MARK, None)
+                    if isinstance(mark, dict) and isinstance(mark.get("call_id"), str):
+                        current = mark["call_id"]
+                        broken |= {current} if mark.get("left_out") else set()
                     found.setdefault(current, []).append(chunk)
     except Stale:
         raise
@@ -78,11 +99,6 @@ async def _until(items: AsyncIterator[Any], mark: str) -> AsyncIterator[Any]:
         if item.event == "progress" and isinstance(item.data, dict) and item.data.get("note") == mark:
             return
         yield item
-
-
-def _call_of(mark: Any) -> str:
-    call = mark.get("call_id") if isinstance(mark, dict) else None
-    return call if isinstance(call, str) else ""
 
 
 def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

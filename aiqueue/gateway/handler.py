@@ -97,9 +97,7 @@ class _Execution:
             raise
         if reply.usage is not None:
             job.settle(reply.usage.total_tokens)
-        record = await call.end(
-            reply.answer, reply.usage, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s
-        )
+        record = await call.end(reply.usage, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s)
         return self._answer(reply.answer, record, len(self._notes.calls) + 1)
 
     def _answer(self, answer: dict[str, Any], record: UsageRecord, calls: int) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class _Execution:
         """Return the answer whose chunks an earlier execution has stored to their end. Its call is not made again."""
         log.info("job %s: the answer of call %s is made of its stored chunks", self._job.id, record.call_id)
         month = self._notes.calls[record.call_id][0]
-        ended = await PaidCall(self._runtime, plan, record, 0, month).end(answer, usage_of(answer))
+        ended = await PaidCall(self._runtime, plan, record, 0, month).end(usage_of(answer))
         writer = ChunkWriter(self._job, record.call_id)
         for chunk in chunks:
             await writer(chunk)

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from ..errors import AIQueueError, QueueFull, Unavailable
 from ..job import Job
-from .answers import usage_of
 from .ledger import UsageRecord
 from .providers import OnChunk, ProviderCall, Reply, Usage
 from .runtime import CallPlan, Runtime
@@ -56,7 +55,6 @@ class PaidCall:
 
     async def end(
         self,
-        answer: dict[str, Any],
         usage: Usage | None,
         *,
         latency_s: float | None = None,
@@ -76,7 +74,8 @@ class PaidCall:
             prompt_tokens=used.prompt_tokens,
             completion_tokens=used.completion_tokens,
             cached_tokens=used.cached_tokens,
-            cost_micros=self._cost(answer, used),
+            cache_write_tokens=used.cache_write_tokens,
+            cost_micros=self._cost(used, is_known=usage is not None),
         )
         return await self._write_end(ended)
 
@@ -101,15 +100,15 @@ class PaidCall:
             await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month))
         await self.fail(is_billable=False)
 
-    def _cost(self, answer: dict[str, Any], used: Usage) -> int | None:
+    def _cost(self, used: Usage, *, is_known: bool) -> int | None:
         price = self.plan.price
         if price is None:
             return None
-        if usage_of(answer) is None:
+        if not is_known:
             return self.record.reserved_micros
-        written = answer["usage"].get("cache_creation_input_tokens")
-        written = written if isinstance(written, int) else 0
-        return price.cost_micros(used.prompt_tokens, used.completion_tokens, used.cached_tokens, written)
+        return price.cost_micros(
+            used.prompt_tokens, used.completion_tokens, used.cached_tokens, used.cache_write_tokens
+        )
 
     async def _write_end(self, ended: UsageRecord) -> UsageRecord:
         standing = ended

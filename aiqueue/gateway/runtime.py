@@ -90,7 +90,7 @@ class Runtime:
         """Open the providers that have models, and say which have no key. Raises BadInput for a missing package, and
         NotFound without a stream of usage.
         """
-        await self.now()
+        await self.ledger.find("gateway", "none")  # whether there is a stream
         names = {model.provider.name for model in self.config.models.values()}
         for name in sorted(names):
             config = self.config.providers[name]

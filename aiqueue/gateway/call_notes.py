@@ -17,11 +17,11 @@ class CallNotes:
 
     A job that is replayed or rerun is another run: it has all its attempts again, and knows the calls of the former.
 
-    `calls`: by id, the month of the reservation and the model. `failures`: the kinds of errors, of this run.
+    `calls`: the ids of calls that may have been begun, the oldest first. `failures`: the kinds of errors, of this run.
     `gave_up`: why its model is not called any more in this run; "": it is.
     """
 
-    calls: dict[str, tuple[str, str]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     gave_up: str = ""
 
@@ -35,12 +35,24 @@ class CallNotes:
             call, at = note.get("call"), note.get("run")
             is_own = isinstance(at, int | float) and abs(at - run) < SAME_RUN_S
             if isinstance(call, str):
-                found.calls[call] = str(note.get("month") or ""), str(note.get("model") or "")
+                found.calls.append(call)
+            elif note.get("refused") in found.calls:
+                found.calls.remove(note["refused"])
             elif is_own and isinstance(note.get("failed"), str):
                 found.failures.append(note["failed"])
             elif is_own and isinstance(note.get("gave_up"), str):
                 found.gave_up = note["gave_up"]
         return found
+
+
+async def note_call(job: Job[Any], call_id: str) -> None:
+    """Note a call that is about to be made. Raises as `Job.called`."""
+    await job.called({"call": call_id})
+
+
+async def note_refusal(job: Job[Any], call_id: str) -> None:
+    """Note that a call was not made, because the budget does not admit it. Raises as `Job.called`."""
+    await job.called({"refused": call_id})
 
 
 async def note_failure(job: Job[Any], kind: str) -> None:

@@ -60,6 +60,7 @@ class _Execution:
         self._request: Request = job.message
         self._request_id = request_id_of(job)
         self._notes = CallNotes()
+        self._made = 0  # earlier calls
         self._lost = 0  # earlier calls that may be billed, or are, and whose answers are lost
 
     async def run(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class _Execution:
             job.settle(0)
             return await self._fall_back(plan, self._notes.gave_up)
         try:
-            call = await begin_call(self._runtime, job, plan, len(self._notes.calls) + 1, self._request_id)
+            call = await begin_call(self._runtime, job, plan, self._made + 1, self._request_id)
         except BudgetSpent as error:
             job.settle(0)
             await self._wait_for_budget(error)
@@ -98,7 +99,7 @@ class _Execution:
         if reply.usage is not None:
             job.settle(reply.usage.total_tokens)
         record = await call.end(reply.usage, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s)
-        return self._answer(reply.answer, record, len(self._notes.calls) + 1)
+        return self._answer(reply.answer, record, self._made + 1)
 
     def _answer(self, answer: dict[str, Any], record: UsageRecord, calls: int) -> dict[str, Any]:
         cost = None if record.cost_micros is None else record.cost_micros / MICROS
@@ -117,15 +118,16 @@ class _Execution:
         """Settle the calls of earlier executions, and return the answer that one of them has left behind, if any."""
         ledger, budgets, tenant = self._runtime.ledger, self._runtime.budgets, self._job.tenant
         lost: list[UsageRecord] = []
-        for call, (month, _) in self._notes.calls.items():
+        for call in self._notes.calls:
             record = await ledger.find(tenant, call)
+            self._made += record is not None
             if record is None:  # it was not made: the record comes first
-                await budgets.release(tenant, call, month=month)
+                await budgets.release(tenant, call)
             elif record.outcome == "possibly_billed":
-                await budgets.hold(tenant, call, month=month)
+                await budgets.hold(tenant, call, month=record.month)
                 lost.append(record)
             else:
-                await budgets.settle(tenant, call, record.charged_micros, month=month)
+                await budgets.settle(tenant, call, record.charged_micros, month=record.month)
                 lost += [record] if record.outcome == "ok" else []
         self._lost = len(lost)
         if not lost or not getattr(self._request, "stream", False):
@@ -143,13 +145,12 @@ class _Execution:
     ) -> dict[str, Any]:
         """Return the answer whose chunks an earlier execution has stored to their end. Its call is not made again."""
         log.info("job %s: the answer of call %s is made of its stored chunks", self._job.id, record.call_id)
-        month = self._notes.calls[record.call_id][0]
-        ended = await PaidCall(self._runtime, plan, record, 0, month).end(usage_of(answer))
+        ended = await PaidCall(self._runtime, plan, record, 0, record.month).end(usage_of(answer))
         writer = ChunkWriter(self._job, record.call_id)
         for chunk in chunks:
             await writer(chunk)
         self._lost -= 1
-        return self._answer(answer, ended, len(self._notes.calls))
+        return self._answer(answer, ended, self._made)
 
     # -- what goes wrong
 
@@ -167,14 +168,13 @@ class _Execution:
                 raise Retry(str(error), after=error.retry_after_s, pause="key" if error.pauses else None)
             raise Retry(str(error), after=BACKOFF.delay_s(number))
         await call.fail(is_billable=error.may_be_billed)
+        self._made += 1
         self._lost += error.may_be_billed
         await note_giving_up(job, str(error))
         return await self._fall_back(call.plan, str(error))
 
     async def _fall_back(self, plan: CallPlan, why: str) -> dict[str, Any]:
-        return await answer_by_fallback(
-            self._runtime, self._job, plan.model, why, lost=self._lost, calls=len(self._notes.calls)
-        )
+        return await answer_by_fallback(self._runtime, self._job, plan.model, why, lost=self._lost, calls=self._made)
 
     async def _wait_for_budget(self, error: BudgetSpent) -> NoReturn:
         """The budget does not admit the call. Raises Retry or Reject."""

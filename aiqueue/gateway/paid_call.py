@@ -1,8 +1,8 @@
 """One call of a model, from its reservation to its record: so that whatever dies, the ledger says what may be billed.
 
-The order: the budget is reserved; the record is written as "possibly_billed", and the job notes the call; the request
-is sent; the record gets its known end; the budget is settled; the job's result is stored. A crash leaves a record that
-says what can be billed at most, held by the budget.
+The order: the job notes the call; the budget is reserved; the record is written as "possibly_billed"; the request is
+sent; the record gets its known end; the budget is settled; the job's result is stored. A crash leaves a record that
+says what can be billed at most, held by the budget. Where there is no budget, note and record are written together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from ..errors import AIQueueError, QueueFull, Unavailable
 from ..job import Job
+from .budgets import BudgetSpent
+from .call_notes import note_call, note_refusal
 from .ledger import UsageRecord
 from .providers import OnChunk, ProviderCall, Reply, Usage
 from .runtime import CallPlan, Runtime
@@ -135,7 +137,14 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
     then. Nothing is left behind, or what is left is released.
     """
     call_id, tenant = secrets.token_hex(12), job.tenant
-    reservation = await runtime.budgets.reserve(tenant, call_id, plan.bound_micros, model=plan.model.name)
+    reservation = None
+    if runtime.budgets.budget_of(tenant) is not None:
+        await note_call(job, call_id)  # first, so that after a crash the reservation is found by it
+        try:
+            reservation = await runtime.budgets.reserve(tenant, call_id, plan.bound_micros, model=plan.model.name)
+        except BudgetSpent:
+            await note_refusal(job, call_id)
+            raise
     month = reservation.month if reservation is not None else ""
     record = UsageRecord(
         call_id=call_id,
@@ -149,18 +158,21 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
         reserved_micros=plan.bound_micros or 0,
         attempt=number,
     )
-    note = {"call": call_id, "run": job.enqueued_at, "month": month, "model": plan.model.name}
     call = PaidCall(runtime, plan, record, 0, month)
+    writes: list[Awaitable[Any]] = [runtime.ledger.begin(record)]
+    if reservation is None:
+        writes.append(note_call(job, call_id))
     try:
-        stored, noted = await asyncio.gather(runtime.ledger.begin(record), job.called(note), return_exceptions=True)
+        ends = await asyncio.gather(*writes, return_exceptions=True)
     except asyncio.CancelledError:
         call.leave(was_sent=False)
         raise
-    if isinstance(error := noted or stored, BaseException):
-        call.leave(was_sent=False)
-        raise error
-    assert isinstance(stored, int)
-    call.seq = stored
+    for each in ends:
+        if isinstance(each, BaseException):
+            call.leave(was_sent=False)
+            raise each
+    assert isinstance(ends[0], int)
+    call.seq = ends[0]
     return call
 
 

@@ -27,10 +27,11 @@ async def hang(*_: Any, **__: Any) -> Any:
 async def answer() -> None:
     if os.environ.get("GATEWAY_TEST_HANG") == "end":
         PaidCall.end = hang  # type: ignore[method-assign]
+    concurrency = int(os.environ.get("GATEWAY_TEST_CONCURRENCY", "100"))
     url, user, password, path = sys.argv[1:]
     async with aiqueue.client.connect(url, user=user, password=password) as client:
         await shorten_leases(client)
-        async with GatewayWorker(Path(path)).running(client):
+        async with GatewayWorker(Path(path), concurrency=concurrency).running(client):
             await asyncio.Event().wait()
 
 

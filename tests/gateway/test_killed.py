@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue.gateway import Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.ledger import month_of
-from aiqueue.gateway.standin import Fault, StandIn
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ..support import Account, Eventually
 from .running import KEY, KEY_VARIABLE, ask, billed, child, records, running, shorten_leases, write_config
@@ -92,7 +92,7 @@ async def test_a_stream_cut_by_a_kill_begins_again_behind_a_restart(
     client: aiqueue.Client, account: Account, config: Path, standin: StandIn, eventually: Eventually
 ) -> None:
     await shorten_leases(client)
-    standin.behaviour = type(standin.behaviour)(token_s=0.3)
+    standin.behaviour = Behaviour(token_s=0.3)
     handle = await client.enqueue(ask(stream=True), tenant="acme")
     with child(account, config, config.with_suffix(".log")) as process:
         async with aclosing(handle.stream(timeout=20)) as items:
@@ -101,7 +101,7 @@ async def test_a_stream_cut_by_a_kill_begins_again_behind_a_restart(
                     break
         process.kill()
         await asyncio.to_thread(process.wait)
-    standin.behaviour = type(standin.behaviour)()
+    standin.behaviour = Behaviour()
     async with running(client, config):
         answer: Any = await handle.result(timeout=20)
     assert len(standin.calls) == 2
@@ -114,3 +114,38 @@ async def test_a_stream_cut_by_a_kill_begins_again_behind_a_restart(
             elif item.event == "chunk":
                 text += "".join(each["delta"].get("content") or "" for each in item.data["choices"])
     assert text == answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+async def test_under_kills_every_request_is_answered_once_and_ledger_budget_and_provider_agree(
+    client: aiqueue.Client, account: Account, tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    config = write_config(tmp_path, standin.url, more=BUDGET)
+    await shorten_leases(client)
+    standin.behaviour = Behaviour(first_token_s=0.3)
+    handles = [await client.enqueue(ask(stream=n % 3 == 0, request_id=f"r{n}"), tenant="acme") for n in range(600)]
+    waiting = asyncio.gather(*(each.result(timeout=100) for each in handles))
+    while not waiting.done():
+        with child(account, config, tmp_path / "log", {"GATEWAY_TEST_CONCURRENCY": "20"}) as process:
+            await asyncio.wait([waiting], timeout=3.0)
+            process.kill()
+            await asyncio.to_thread(process.wait)
+    answers: Any = await waiting
+    found = {each.call_id: each for each in await records(client)}
+    calls = {each.idempotency_key: each for each in standin.calls}
+    assert len(calls) == len(standin.calls)
+    assert calls.keys() <= found.keys()
+    open_ones = {call for call, each in found.items() if each.outcome == "possibly_billed"}
+    ended = [each for each in found.values() if each.outcome == "ok"]
+    assert sum(each.cost_micros or 0 for each in ended) == sum(
+        calls[each.call_id].prompt_tokens + 2 * calls[each.call_id].completion_tokens for each in ended
+    )
+    assert len(calls) - 600 <= sum(each["aiqueue"]["possibly_billed"] for each in answers)
+    never_made = open_ones - calls.keys()
+    assert len(never_made) <= 0.05 * 600
+    store = UsageStore(client.connection, client.topology)
+    (stats,) = await Budgets(store, UsageLedger(store)).stats(month_of(time.time()))
+    assert stats.spent_micros == sum(each.cost_micros or 0 for each in found.values())
+    assert stats.held_micros + stats.reserved_micros == sum(found[call].reserved_micros for call in open_ones)
+    assert stats.reserved_micros == 0

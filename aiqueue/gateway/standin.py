@@ -73,7 +73,7 @@ class LoggedCall:
 
     `outcome`: "running", "ok", "refused" (a status other than 200), "aborted" (the stand-in cut the connection), "lost"
     (the client was gone). `completion_tokens`: those that were made, also if the client was gone. What it would bill is
-    `prompt_tokens` and `completion_tokens` of all calls that are not refused.
+    `prompt_tokens` and `completion_tokens` of all calls that are not refused. `user`: the request's own field.
     """
 
     number: int
@@ -88,6 +88,7 @@ class LoggedCall:
     outcome: Literal["running", "ok", "refused", "aborted", "lost"] = "running"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    user: str = ""
     body: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -257,7 +258,7 @@ class StandIn:
         id_ = request.headers.get("Idempotency-Key", "")
         number = len(self.calls)
         call = LoggedCall(number, request.path, str(fields.get("model", "")), key, id_, started_at, body=fields)
-        call.streamed = bool(fields.get("stream"))
+        call.streamed, call.user = bool(fields.get("stream")), str(fields.get("user", ""))
         if number < CALLS_MAX:
             self.calls.append(call)
         return fields, call

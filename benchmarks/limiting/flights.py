@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from ..scenarios import Finding, spans
 from . import judge
-from .bench import Asked, Finding, Setting, ground, spans
+from .bench import Asked, Setting, ground
 from .rates import loaded
 
 OPEN = 10

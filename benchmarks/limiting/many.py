@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from ..scenarios import Finding, told
 from . import app, judge
-from .bench import Asked, Finding, Ground, Setting, ground, told
+from .bench import Asked, Ground, Setting, ground
 from .rates import SETTLED_S
 
 KEYS, BUSY, OF_A_KEY, MANY = 1_000, 100, 5, 10_000

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from ..common import cpu_s
+from ..scenarios import Finding
 from . import app, judge
-from .bench import PLAIN_STREAM, STREAM, Asked, Finding, Ground, Setting, ground
+from .bench import PLAIN_STREAM, STREAM, Asked, Ground, Setting, ground
 
 RATE, PACED_S = 200.0, 10.0
 FREE = 'key = "m"\nrequests = 100_000\ncost = 100_000_000'

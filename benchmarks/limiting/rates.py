@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from ..scenarios import Finding, spans
 from . import app, judge
-from .bench import Asked, Finding, Ground, Setting, ground, spans
+from .bench import Asked, Ground, Setting, ground
 from .judge import Call
 
 REQUESTS, COST = 100, 10_000

@@ -7,8 +7,9 @@ import time
 
 from aiqueue import subjects
 
+from ..scenarios import Finding, told
 from . import app, judge
-from .bench import Asked, Finding, Ground, Setting, ground, told
+from .bench import Asked, Ground, Setting, ground
 
 OTHER_RATE, OTHER_S = 20.0, 15.0
 QUIET_S = 10.0

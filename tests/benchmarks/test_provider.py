@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.limiting import judge
-from benchmarks.limiting.bench import Finding
 from benchmarks.limiting.judge import Call, Life, Log
 from benchmarks.limiting.standin import StandIn
 from benchmarks.provider import SCENARIOS, main
+from benchmarks.scenarios import Finding
 
 from ..support import ROOT, eventually
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.limiting import flights, many, rates, waiting
-from benchmarks.limiting.bench import Asked, Finding
+from benchmarks.limiting.bench import Asked
+from benchmarks.scenarios import Finding
 
 Scenario = Callable[[Asked], Awaitable[list[Finding]]]
 NEVER = ("requests in the worst window", "cost in the worst window", "faults")

@@ -1,0 +1,88 @@
+"""What the provider's log, the ledger and the answers say together. Pure: it is given all that was written down."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aiqueue.gateway import Price, UsageRecord
+from aiqueue.gateway.standin import LoggedCall
+
+STORED_S = 0.5  # an answer that had come so long before a kill may not have been stored yet
+
+
+@dataclass
+class Verdict:
+    """What does not fit. `extra`: calls beyond the first of each request. All lists are of requests' users.
+
+    - `early`: extra calls though no earlier call of the request was under way at a kill.
+    - `unreported`: calls that stand in no record. `false`: records "possibly_billed" of no call. `invented`: records
+      with a known end of no call.
+    - `wrong_tokens`, `wrong_cost`: records with a known end whose figures are not those of a call.
+    """
+
+    calls: int = 0
+    extra: int = 0
+    reported: int = 0
+    uncalled: list[str] = field(default_factory=list)
+    early: list[str] = field(default_factory=list)
+    unreported: list[str] = field(default_factory=list)
+    false: list[str] = field(default_factory=list)
+    invented: list[str] = field(default_factory=list)
+    wrong_tokens: list[str] = field(default_factory=list)
+    wrong_cost: list[str] = field(default_factory=list)
+
+    @property
+    def false_share(self) -> float:
+        """Of those reported."""
+        return len(self.false) / self.reported if self.reported else 0.0
+
+
+def accounts(
+    calls: Iterable[LoggedCall], records: Iterable[UsageRecord], users: Mapping[str, str], kills: Sequence[float],
+    price: Price,
+) -> Verdict:  # fmt: skip
+    """Judge a run. `users`: of each request id, its user at the provider. `kills`: when, in seconds since the epoch."""
+    found = Verdict()
+    called: dict[str, list[LoggedCall]] = defaultdict(list)
+    for call in calls:
+        if call.outcome != "refused":
+            called[call.user].append(call)
+    told: dict[str, list[UsageRecord]] = defaultdict(list)
+    for record in records:
+        told[users.get(record.request_id, f"unknown request {record.request_id}")].append(record)
+    for user in {*users.values(), *called, *told}:
+        _judge(found, user, sorted(called[user], key=lambda each: each.started_at), told[user], kills, price)
+    return found
+
+
+def _judge(
+    found: Verdict, user: str, calls: Sequence[LoggedCall], records: Sequence[UsageRecord], kills: Sequence[float],
+    price: Price,
+) -> None:  # fmt: skip
+    found.calls += len(calls)
+    found.extra += max(0, len(calls) - 1)
+    if not calls:
+        found.uncalled.append(user)
+    found.early += [user for each in calls[:-1] if not any(_was_under_way(each, kill) for kill in kills)]
+    known = [each for each in records if each.outcome != "possibly_billed"]
+    reported = len(records) - len(known)
+    found.reported += reported
+    found.unreported += [user] * max(0, len(calls) - len(records))
+    found.invented += [user] * max(0, len(known) - len(calls))
+    found.false += [user] * max(0, len(records) - max(len(calls), len(known)))
+    tokens = Counter((each.prompt_tokens, each.completion_tokens) for each in calls)
+    for each in known:
+        of_it = each.prompt_tokens, each.completion_tokens
+        if not tokens[of_it]:
+            found.wrong_tokens.append(user)
+        tokens[of_it] -= 1
+        if each.cost_micros != price.cost_micros(*of_it):
+            found.wrong_cost.append(user)
+
+
+def _was_under_way(call: LoggedCall, at: float) -> bool:
+    ended_at = math.inf if call.ended_at is None else call.ended_at
+    return call.started_at <= at <= ended_at + STORED_S

@@ -1,0 +1,91 @@
+"""The judge of the gateway's kills: what it says of calls and records that are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from aiqueue.gateway import Price, UsageRecord
+from aiqueue.gateway.standin import LoggedCall
+from benchmarks.gateway import SCENARIOS, judge, main
+
+from ..support import ROOT
+
+PRICE = Price.of(1, 2)
+USERS = {"r-1": "a/1"}
+
+
+def call(started_at: float, ended_at: float | None = None, *, tokens: int = 5, outcome: str = "ok") -> LoggedCall:
+    return LoggedCall(
+        0, "/v1/chat/completions", "m", "key", "", started_at, ended_at=ended_at, outcome=outcome,  # type: ignore[arg-type]
+        prompt_tokens=10, completion_tokens=tokens, user="a/1",
+    )  # fmt: skip
+
+
+def record(
+    outcome: str = "ok", *, tokens: int = 5, request_id: str = "r-1", cost: int = 20, **fields: Any
+) -> UsageRecord:
+    return UsageRecord(
+        call_id="c", job_id=request_id, request_id=request_id, tenant="a", model="m", provider="p", started_at=1.0,
+        outcome=outcome, prompt_tokens=10, completion_tokens=tokens, cost_micros=cost, **fields,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_a_call_that_was_under_way_at_a_kill_and_is_reported_is_accounted_for() -> None:
+    calls = [call(1, 2, outcome="lost"), call(30, 31)]
+    found = judge.accounts(calls, [record("possibly_billed"), record()], USERS, [1.5], PRICE)
+    assert found == judge.Verdict(calls=2, extra=1, reported=1)
+
+
+def test_an_answer_that_came_just_before_a_kill_may_be_asked_for_again() -> None:
+    calls = [call(1, 2), call(30, 31)]
+    found = judge.accounts(calls, [record("possibly_billed"), record()], USERS, [2.4], PRICE)
+    assert found.early == []
+    assert judge.accounts(calls, [record("possibly_billed"), record()], USERS, [2.6], PRICE).early == ["a/1"]
+
+
+def test_a_second_call_without_a_kill_is_found_though_it_is_recorded() -> None:
+    found = judge.accounts([call(1, 2), call(3, 4)], [record(), record()], USERS, [], PRICE)
+    assert (found.early, found.unreported, found.wrong_tokens) == (["a/1"], [], [])
+
+
+def test_a_call_in_no_record_and_a_record_of_no_call_are_found() -> None:
+    unrecorded = judge.accounts([call(1, 2), call(3, 4)], [record()], USERS, [1.5], PRICE)
+    assert (unrecorded.unreported, unrecorded.false) == (["a/1"], [])
+    false = judge.accounts([call(1, 2)], [record("possibly_billed"), record()], USERS, [0.5], PRICE)
+    assert (false.false, false.false_share, false.invented) == (["a/1"], 1.0, [])
+    invented = judge.accounts([call(1, 2)], [record(), record()], USERS, [0.5], PRICE)
+    assert (invented.invented, invented.false) == (["a/1"], [])
+
+
+def test_tokens_and_costs_that_are_not_those_of_a_call_are_found() -> None:
+    found = judge.accounts([call(1, 2)], [record(tokens=6, cost=22)], USERS, [], PRICE)
+    assert (found.wrong_tokens, found.wrong_cost) == (["a/1"], [])
+    assert judge.accounts([call(1, 2)], [record(cost=21)], USERS, [], PRICE).wrong_cost == ["a/1"]
+
+
+def test_what_nobody_asked_for_and_what_nobody_called_are_found() -> None:
+    found = judge.accounts([], [record(request_id="r-9")], USERS, [], PRICE)
+    assert sorted(found.uncalled) == ["a/1", "unknown request r-9"]
+    assert found.invented == ["unknown request r-9"]
+
+
+def test_a_refused_call_costs_nothing_and_needs_no_record() -> None:
+    calls = [call(1, 1.1, outcome="refused"), call(3, 4)]
+    assert judge.accounts(calls, [record()], USERS, [], PRICE) == judge.Verdict(calls=1)
+
+
+def test_an_unknown_scenario_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["nothing"])
+    assert "choose from kills, " in capsys.readouterr().err
+
+
+def test_the_help_names_every_scenario() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gateway", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [name for name in SCENARIOS if name not in done.stdout] == []

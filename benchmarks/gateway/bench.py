@@ -21,6 +21,7 @@ from aiqueue.cli.health import read_report
 from aiqueue.errors import NotFound
 from aiqueue.gateway import GatewayRequest, UsageLedger, UsageRecord, UsageStore
 from aiqueue.gateway.standin import Fault, LoggedCall
+from aiqueue.server import supervisor
 
 from ..chaos.children import Child
 from ..common import until
@@ -89,7 +90,8 @@ class Ground(System):
         self.asked, self.setting = asked, setting
         self.key = f"sk-{secrets.token_hex(16)}"
         self.sent: dict[str, float] = {}  # by the request's user: when it was enqueued, seconds since the epoch
-        self.url = ""
+        self.port = supervisor.free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self._random = random.Random(asked.seed)
         self._count = itertools.count()
         self._session: aiohttp.ClientSession
@@ -100,16 +102,19 @@ class Ground(System):
         if self.setting.tables:
             tables = "".join(f'[[limit]]\nfamily = "{FAMILY}"\n{each}\n' for each in self.setting.tables)
             (self._streams / "limits.toml").write_text(tables)
+        text = PROVIDER.format(url=f"{self.url}/v1", key_env=KEY_ENV)
+        text += "".join(MODEL.format(name=each, price=self.setting.price) for each in self.setting.models)
+        text += "".join(f"[[budget]]\n{each}\n" for each in self.setting.budgets)
+        (self._streams / "gateway.toml").write_text(text)
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession()
         log, setting = self.directory / "standin.log", self.setting
         times = (f"--first-token-s={setting.first_token_s}", f"--token-s={setting.token_s}")
-        arguments = ["-m", "aiqueue.gateway.standin", *times, f"--completion-tokens={setting.completion_tokens}"]
+        arguments = ["-m", "aiqueue.gateway.standin", f"--port={self.port}", *times]
+        arguments.append(f"--completion-tokens={setting.completion_tokens}")
         self.provider = Child(arguments, {}, log)
         await until(lambda: "\n" in log.read_text(), lambda: f"the provider did not start: {log.read_text()[-500:]}")
-        self.url = log.read_text().splitlines()[0].removesuffix("/v1")
-        self._write_gateway()
         env = {**self.env, KEY_ENV: self.key}
         healths = [[f"--health-file={self._health(n)}"] for n in range(self.asked.workers)]
         places: list[tuple[list[str], dict[str, str]]] = [(each, {}) for each in healths]
@@ -117,12 +122,6 @@ class Ground(System):
         self.workers = Fleet([*program, "--log-level=warning"], env, self.directory / "workers.log", places)
         self.workers.start()
         await until(self._ready, lambda: f"the workers were not ready; they said: {self.tail()}", within_s=READY_S)
-
-    def _write_gateway(self) -> None:
-        text = PROVIDER.format(url=f"{self.url}/v1", key_env=KEY_ENV)
-        text += "".join(MODEL.format(name=each, price=self.setting.price) for each in self.setting.models)
-        text += "".join(f"[[budget]]\n{each}\n" for each in self.setting.budgets)
-        (self._streams / "gateway.toml").write_text(text)
 
     def _health(self, number: int) -> Path:
         return self.directory / f"worker-{number}.json"

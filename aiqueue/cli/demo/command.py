@@ -73,10 +73,10 @@ def demo(
         sys.stdout.reconfigure(errors="replace")  # "?" for characters that the terminal cannot show
     screen = Screen(quiet=as_json)
     try:
-        with _without_logs():
+        with without_logs():
             source, gathered = _gather_documents(path)
             settings = Settings.load(url=url, context=context)
-            report = _drive(lambda: _run(source, gathered, settings, TENANTS[:tenants], screen, keep=keep))
+            report = drive(lambda: _run(source, gathered, settings, TENANTS[:tenants], screen, keep=keep))
     except AIQueueError as error:
         print_error(str(error))
         raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
@@ -102,7 +102,7 @@ async def _run(
     screen.say(f"{limit} documents from {source}{skipped}, for {len(tenants)} tenants")
     feed = Feed.of(gathered.documents)
     private = not settings.servers
-    with _directory(keep=keep and private) as directory:
+    with private_directory(keep=keep and private) as directory:
         if private:
             report = await _on_private(settings, screen, tenants, directory, feed)
         else:
@@ -122,26 +122,9 @@ async def _run(
 async def _on_private(
     settings: Settings, screen: Screen, tenants: tuple[str, ...], directory: Path, feed: Feed
 ) -> dict[str, Any]:
-    """Run on the private server of `directory`, without settings that are meant for another server."""
-    other_server = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
-    none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams"))
-    ours = {"directory": directory / DIRECTORY, "profile": "single", "tls_handshake_first": False}
-    with contextlib.ExitStack() as held:
-
-        def start() -> None:
-            server = held.enter_context(EmbeddedServer.acquire(directory / DIRECTORY, within_s=START_S))
-            screen.say(f"private server started on {server.url}")
-
-        await to_its_end(asyncio.to_thread(start))
-        client = Client(settings.model_copy(update={**none, **ours}))
-        try:
-            await to_its_end(client.open(declare=False))  # else a thread of it could make the directory again
-            made = await provision.apply(client.connection, client.topology)
-            created = [change.stream for change in made.changes if change.action == "create"]
-            screen.say(f"{len(created)} streams created from streams/*.toml: {', '.join(created)}")
-            return await Demo(client, screen, tenants, directory / "locks").run(feed)
-        finally:
-            await client.close()
+    """Run on the private server of `directory`."""
+    async with private_client(settings, directory, screen.say) as client:
+        return await Demo(client, screen, tenants, directory / "locks").run(feed)
 
 
 async def _on_named(
@@ -199,95 +182,3 @@ def _gather_documents(path: Path | None) -> tuple[str, Gathered]:
         skipped = f" (skipped: {gathered.describe_skipped()})" if gathered.describe_skipped() else ""
         raise BadInput(f"no text files in {path}{skipped}")
     return str(path), gathered
-
-
-@contextmanager
-def _directory(*, keep: bool) -> Iterator[Path]:
-    """Make a temporary directory for the private server and the locks. When the block ends, the server has stopped."""
-    directory = Path(tempfile.mkdtemp(prefix="aiqueue-demo-"))
-    try:
-        yield directory
-    finally:
-        _wait_for_end(supervisor.ServerFiles(directory / DIRECTORY))
-        if keep:
-            shutil.rmtree(directory / "locks", ignore_errors=True)
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_for_end(files: supervisor.ServerFiles) -> None:
-    """Wait until neither the supervisor nor its server holds its lock, so that neither writes into the directory."""
-    deadline = time.monotonic() + STOP_S
-    for path in (files.supervisor, files.server):
-        while path.exists() and time.monotonic() < deadline:
-            lock = supervisor.open_lock(path)
-            try:
-                if supervisor.try_lock(lock):
-                    break
-            finally:
-                os.close(lock)
-            time.sleep(0.02)
-
-
-def _drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Call asyncio.run; Ctrl-C and terminating signals cancel its task once.
-
-    An exception raised by a signal handler could instead surface anywhere: between the creation of a directory and the
-    block that removes it, or in a callback that swallows all exceptions.
-    """
-    ended: list[int] = []
-    cancel: list[Callable[[], object]] = []
-
-    def end(number: int, _: FrameType | None) -> None:
-        ended.append(number)
-        if cancel and len(ended) == 1:
-            cancel[0]()
-
-    async def run() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        if ended:
-            task.cancel()
-        return await work()
-
-    # without those that this process was started to ignore
-    numbers = [each for each in (signal.SIGINT, *_ENDING) if signal.getsignal(each) is not signal.SIG_IGN]
-    with _handling(end, *numbers):
-        try:
-            result = asyncio.run(run())
-        except asyncio.CancelledError:
-            if not ended:
-                raise
-        else:
-            if not ended:  # the signal may have come when the task had ended
-                return result
-    if ended[0] == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + ended[0])
-
-
-@contextmanager
-def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handled in before.items():
-            signal.signal(number, handled)
-
-
-@contextmanager
-def _without_logs() -> Iterator[None]:
-    """Suppress the library's log lines while the block runs: the demo prints the same events."""
-    log, null_handler = logging.getLogger("aiqueue"), logging.NullHandler()
-    propagated, log.propagate = log.propagate, False
-    log.addHandler(null_handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(null_handler)
-        log.propagate = propagated

@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import json
-import logging
-import os
 import secrets
 import shlex
-import shutil
-import signal
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from ... import subjects
 from ...client import Client, connect
 from ...config import Settings
-from ...connection import to_its_end
 from ...errors import AIQueueError, BadInput, NotFound
-from ...server import DIRECTORY, EmbeddedServer, supervisor
 from ...topology import provision
-from ..options import FAILED, USAGE, print_error
 from . import analysis, view
 from .analysis import Gathered
 from .handlers import Feed
 from .ledger import FAMILIES
+from .running import STOP_S, drive, open_screen, private_client, private_directory, run_demo
 from .story import Demo
 from .view import Screen
 
-T = TypeVar("T")
-
 TENANTS = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka")
-START_S = 30.0  # for the private server to start, on a busy machine
-STOP_S = 10.0  # for the private server to stop
-
-_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def demo(
@@ -69,27 +48,14 @@ def demo(
 
     Exit codes: 0 all jobs succeeded, 1 some did not.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # "?" for characters that the terminal cannot show
-    screen = Screen(quiet=as_json)
-    try:
-        with without_logs():
-            source, gathered = _gather_documents(path)
-            settings = Settings.load(url=url, context=context)
-            report = drive(lambda: _run(source, gathered, settings, TENANTS[:tenants], screen, keep=keep))
-    except AIQueueError as error:
-        print_error(str(error))
-        raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
-    except OSError as error:  # for example a full disk, or no temporary directory
-        print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-        raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        print_error("interrupted" if keep else "interrupted; everything is cleaned up")
-        raise typer.Exit(130) from None
-    if as_json:
-        screen.console.quiet = False
-        screen.console.print(json.dumps(report, indent=2), markup=False, soft_wrap=True)
-    raise typer.Exit(0 if report["ok"] else 1)
+    screen = open_screen(quiet=as_json)
+
+    def work() -> dict[str, Any]:
+        source, gathered = _gather_documents(path)
+        settings = Settings.load(url=url, context=context)
+        return drive(lambda: _run(source, gathered, settings, TENANTS[:tenants], screen, keep=keep))
+
+    run_demo(work, screen, keep=keep)
 
 
 async def _run(

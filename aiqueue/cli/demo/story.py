@@ -17,7 +17,7 @@ from ...inspect import stats
 from . import analysis, view
 from .handlers import BROKEN_NAME, DemoDocument, DemoHandlers, Feed
 from .ledger import ANALYSIS, FAMILIES, INGEST, JournalReader, Ledger
-from .view import Screen, short_name
+from .view import JobBoard, Screen, short_name
 
 TICK_S = 0.1
 STUCK_S = 20.0  # without a new journal entry: stop waiting and report what is missing
@@ -34,6 +34,7 @@ class Demo:
         self._client = client
         self._screen = screen
         self._ledger = Ledger(tenants)
+        self._board = JobBoard(self._ledger)
         self._locks = locks
         self._handlers = DemoHandlers(client, self._ledger, locks)
         self._journals = JournalReader(client, tenants)
@@ -52,7 +53,7 @@ class Demo:
         async with self._handlers.worker().running(self._client):
             feeding = asyncio.create_task(self._enqueue(feed))
             try:
-                with screen.watching(self._ledger):
+                with screen.watching(self._board):
                     with self._handlers.lock(feed.locked[0]):
                         await self._watch(feeding, until_retries_of=feed.locked[0])
                     screen.say("Fault 1 is fixed: the lock is released.", "magenta")
@@ -101,7 +102,7 @@ class Demo:
                     last_entry_at = time.monotonic()
                     if line := ledger.add_entry(family, job_id, entry):
                         screen.event(line)
-            screen.tick(ledger)
+            screen.tick(self._board)
             if until_retries_of is not None:
                 locked = ledger.tracks.get((INGEST, until_retries_of))
                 if locked is not None and locked.retries >= LOCK_ATTEMPTS:
@@ -132,7 +133,7 @@ class Demo:
         for letter in letters:
             ledger.mark_replayed(letter)
             await self._client.dead.replay(letter)
-        with screen.watching(ledger):
+        with screen.watching(self._board):
             await self._watch(None)
 
     async def _report(

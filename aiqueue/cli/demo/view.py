@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,6 +25,16 @@ RATE_OVER_S = 2.0
 PATH_WIDTH = 44
 
 
+class Board(Protocol):
+    """What a demo shows of its progress."""
+
+    def draw(self) -> RenderableType:
+        """Return the live table."""
+
+    def describe(self) -> str:
+        """Return the same in one line, for an output that is no terminal."""
+
+
 class Screen:
     """Prints to a terminal, a file or a pipe; with `quiet`, prints nothing.
 
@@ -37,7 +47,6 @@ class Screen:
         self._events = 0
         self._live: Live | None = None
         self._next_progress_at = 0.0
-        self._finished: deque[tuple[float, int]] = deque()
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line with the seconds since the start."""
@@ -67,33 +76,46 @@ class Screen:
         self.console.print()
 
     @contextmanager
-    def watching(self, ledger: Ledger) -> Iterator[None]:
+    def watching(self, board: Board) -> Iterator[None]:
         """Keep the live table below the lines while the block runs; `tick` refreshes it."""
         self._events = 0
-        self._finished.clear()
         if self.console.quiet or not self.console.is_terminal or self.console.is_dumb_terminal:
             self._next_progress_at = time.monotonic() + PROGRESS_EVERY_S
             yield
             return
-        with Live(self._live_table(ledger), console=self.console, auto_refresh=False, transient=True) as live:
+        with Live(board.draw(), console=self.console, auto_refresh=False, transient=True) as live:
             self._live = live
             try:
                 yield
             finally:
                 self._live = None
 
-    def tick(self, ledger: Ledger) -> None:
+    def tick(self, board: Board) -> None:
         """Refresh the live table, or print the progress if the output is no terminal."""
         if self._live is not None:
-            self._live.update(self._live_table(ledger), refresh=True)
+            self._live.update(board.draw(), refresh=True)
         elif time.monotonic() >= self._next_progress_at:
             self._next_progress_at = time.monotonic() + PROGRESS_EVERY_S
-            count = ledger.count()
-            self.say(f"{count.done} of {count.enqueued} jobs done, {count.retries} retries, {count.dead} dead letters")
+            self.say(board.describe())
 
-    def _live_table(self, ledger: Ledger) -> Padding:
+
+class JobBoard:
+    """The progress of jobs by tenant and family."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._finished: deque[tuple[float, int]] = deque()
+
+    def describe(self) -> str:
+        """See `Board`."""
+        count = self._ledger.count()
+        return f"{count.done} of {count.enqueued} jobs done, {count.retries} retries, {count.dead} dead letters"
+
+    def draw(self) -> RenderableType:
+        """See `Board`."""
+        ledger = self._ledger
         total = ledger.count()
-        table = _plain_table("")
+        table = plain_table("")
         table.add_column("tenant", no_wrap=True)
         table.add_column("family", no_wrap=True)
         for name in ("enqueued", "running", "retries", "done", "dead"):
@@ -103,19 +125,19 @@ class Screen:
                 table.add_row(tenant, family, *_cells(ledger.count(tenant, family)))
         table.add_row()
         table.add_row("all", "", *_cells(total), style="bold")
-        return Padding(Group(table, Text(self._caption(ledger, total), style="dim")), (1, 0, 0, 1))
+        return Padding(Group(table, Text(self._caption(total), style="dim")), (1, 0, 0, 1))
 
-    def _caption(self, ledger: Ledger, total: Count) -> str:
+    def _caption(self, total: Count) -> str:
         now = time.monotonic()
         self._finished.append((now, total.done))
         while len(self._finished) > 2 and self._finished[0][0] < now - RATE_OVER_S:
             self._finished.popleft()
         since, done = self._finished[0]
         rate = (total.done - done) / (now - since) if now > since else 0.0
-        return f"{rate:.1f} jobs/s over the last {RATE_OVER_S:.0f} s, {now - ledger.started_at:.1f} s in total"
+        return f"{rate:.1f} jobs/s over the last {RATE_OVER_S:.0f} s, {now - self._ledger.started_at:.1f} s in total"
 
 
-def _plain_table(title: str, *, header: bool = True) -> Table:
+def plain_table(title: str, *, header: bool = True) -> Table:
     """Return a table without borders, as in the other commands."""
     return Table(
         title=Text(title, style="bold") if title else None, title_justify="left", box=None, show_header=header,
@@ -135,7 +157,7 @@ def short_name(name: str) -> str:
 
 def dead_letter(letter: DeadLetter, name: str) -> Table:
     """Return a table of one dead letter, similar to `aiqueue dead show`."""
-    table = _plain_table(f"Dead letter {letter.seq}", header=False)
+    table = plain_table(f"Dead letter {letter.seq}", header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("document", Text(name))
@@ -152,7 +174,7 @@ def dead_letter(letter: DeadLetter, name: str) -> Table:
 
 def jobs(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
     """Return a table of all jobs, by tenant and family."""
-    table = _plain_table("Jobs (the times are medians)")
+    table = plain_table("Jobs (the times are medians)")
     table.add_column("tenant", no_wrap=True)
     table.add_column("family", no_wrap=True)
     for name in ("jobs", "done", "dead", "retry", "replay", "wait ms", "run ms", "jobs/s"):
@@ -171,7 +193,7 @@ def _measures(row: Mapping[str, Any]) -> list[Text]:
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of the analysis results, by tenant."""
-    table = _plain_table("Results of the jobs")
+    table = plain_table("Results of the jobs")
     table.add_column("tenant", no_wrap=True)
     table.add_column("texts", justify="right")
     table.add_column("words", justify="right")
@@ -189,7 +211,7 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def overview(families: Sequence[FamilyStats]) -> Table:
     """Return a table of the families and their streams, similar to `aiqueue inspect`."""
-    table = _plain_table("Queues")
+    table = plain_table("Queues")
     table.add_column("family", no_wrap=True)
     table.add_column("stream", no_wrap=True)
     for name in ("pending", "in flight", "dead", "lanes", "size"):

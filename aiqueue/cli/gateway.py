@@ -1,4 +1,4 @@
-"""``gateway``: what calls of models have used, and what is left of budgets."""
+"""``gateway``: what calls of models have used, what is left of budgets, and a demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..gateway import BudgetStats, Sums, UsageTotal
 
-app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used.")
+app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used, or run a demo.")
 
 
 def usage(
@@ -134,3 +134,24 @@ add_command(
     "usage",
     examples=("  aiqueue gateway usage", "  aiqueue gateway usage --tenant acme --month 2026-11 --days"),
 )(usage)
+
+
+def demo(
+    _options: ServerOptions,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Keep the server's data for inspection.")] = False,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print only the report, as JSON.")] = False,
+) -> None:
+    """Run a demo: two tenants call models, with a limit, a refusal, a killed worker and a bill that adds up.
+
+    A stand-in for a provider answers, so no key is needed. Runs on a private server, takes less than a minute, and
+    cleans up after itself.
+
+    Exit codes: 0 all was answered and the bill adds up, 1 not so.
+    """
+    from .demo.gateway import gateway_demo  # noqa: PLC0415  (a large module)
+
+    gateway_demo(keep=keep, as_json=json)
+
+
+add_command(app, "demo", only=())(demo)

@@ -41,9 +41,9 @@ PROMPT = "how do {count} tenants share one account of a provider, and who pays f
 LIMIT, WINDOW_S = 20, 5.0
 RETRY_AFTER_S = 4.0
 BEHAVIOUR = Behaviour(first_token_s=0.2, token_s=0.02, completion_tokens=40, rpm=LIMIT, window_s=WINDOW_S)
-UNDER_WAY = 4  # calls, when a worker is killed
+UNDER_WAY = 10  # calls, when a worker is killed
+FIRST = 20  # answers, before the provider refuses
 TICK_S = 0.1
-READY_S = 40.0
 STUCK_S = 60.0  # for a step: longer than the lease of a killed worker's jobs
 END_S = 10.0
 
@@ -169,8 +169,8 @@ class _Story:
         try:
             await self._start()
             with self._screen.watching(self._board):
-                await self._refuse()
                 await self._kill()
+                await self._refuse()
                 await self._until(lambda: self._board.is_done, "all answers")
         finally:
             for each in self._tasks:
@@ -241,12 +241,12 @@ class _Story:
     async def _refuse(self) -> None:
         """Have the provider refuse a model."""
         screen, calls = self._screen, self._provider.calls
-        await self._until(lambda: self._board.answered >= LIMIT, "the first answers")
+        await self._until(lambda: self._board.answered >= FIRST, "the first answers")
         self._provider.order(Fault(429, retry_after_s=RETRY_AFTER_S, message="try again later", model="large"))
         await self._until(lambda: any(each.status == 429 for each in calls), "a refusal")
         refusal = next(each for each in calls if each.status == 429)
         screen.say(
-            f"Fault 1: the provider answers a call of large with 429 and Retry-After {RETRY_AFTER_S:g}. All workers "
+            f"Fault 2: the provider answers a call of large with 429 and Retry-After {RETRY_AFTER_S:g}. All workers "
             "let large rest, and small goes on.", "magenta",
         )  # fmt: skip
 
@@ -262,14 +262,12 @@ class _Story:
 
     async def _kill(self) -> None:
         """Kill a worker in the middle of its calls."""
-        await self._until(
-            lambda: self._board.running >= UNDER_WAY and len(self._workers.pids()) == 2, "calls under way"
-        )
+        await self._until(lambda: self._board.running >= UNDER_WAY, "calls under way")
         pid = self._workers.pids()[0]
         os.kill(pid, signal.SIGKILL)
         self._screen.say(
-            f"Fault 2: kill -9 {pid}, a worker, in the middle of its calls. The pool starts another one. Other workers "
-            "get its requests when its leases end, 30 s after it was last heard of.", "magenta",
+            f"Fault 1: kill -9 {pid}, a worker, in the middle of its calls. The pool starts another one. Its requests "
+            "go to other workers when its leases end, 30 s after it was last heard of.", "magenta",
         )  # fmt: skip
 
     async def _report(self, took_s: float) -> dict[str, Any]:

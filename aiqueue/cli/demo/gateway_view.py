@@ -156,11 +156,12 @@ class Bill:
         )
         paid = (
             f"The provider bills {bill} = {known} for answers + {lost} for {self.possibly_billed} calls under "
-            f"way at the kill, which are reported as possibly billed, and {held} is held for them."
+            f"way at the kill, which are reported as possibly billed, and {held} is held for them. "
+            + ("The bill adds up." if self.is_right else "The bill is wrong!")
         )
         lines = [(served, "bold"), (paid, "bold green" if self.is_right else "bold red")]
         if not self.is_right:
-            lines.append((f"This does not add up: {self}", "red"))
+            lines.append((f"These are the figures: {self}", "red"))
         return lines
 
 

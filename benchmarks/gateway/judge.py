@@ -18,33 +18,38 @@ class Verdict:
     """What does not fit. `extra`: calls beyond the first of each request. All lists are of requests' users.
 
     - `early`: extra calls though no earlier call of the request was under way at a kill.
-    - `unreported`: calls that stand in no record. `false`: records "possibly_billed" of no call. `invented`: records
+    - `unstated`: extra calls that the request's answer does not tell of. `overstated`: those it tells of in vain.
+    - `unrecorded`: calls that stand in no record. `false`: records "possibly_billed" of no call. `invented`: records
       with a known end of no call.
     - `wrong_tokens`, `wrong_cost`: records with a known end whose figures are not those of a call.
     """
 
     calls: int = 0
     extra: int = 0
-    reported: int = 0
+    stated: int = 0
+    held: int = 0
     uncalled: list[str] = field(default_factory=list)
     early: list[str] = field(default_factory=list)
-    unreported: list[str] = field(default_factory=list)
+    unstated: list[str] = field(default_factory=list)
+    overstated: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
     invented: list[str] = field(default_factory=list)
     wrong_tokens: list[str] = field(default_factory=list)
     wrong_cost: list[str] = field(default_factory=list)
 
-    @property
-    def false_share(self) -> float:
-        """Of those reported."""
-        return len(self.false) / self.reported if self.reported else 0.0
+
+def share(part: Sequence[str], whole: int) -> float:
+    return len(part) / whole if whole else 0.0
 
 
 def accounts(
-    calls: Iterable[LoggedCall], records: Iterable[UsageRecord], users: Mapping[str, str], kills: Sequence[float],
-    price: Price,
+    calls: Iterable[LoggedCall], records: Iterable[UsageRecord], users: Mapping[str, str], stated: Mapping[str, int],
+    kills: Sequence[float], price: Price,
 ) -> Verdict:  # fmt: skip
-    """Judge a run. `users`: of each request id, its user at the provider. `kills`: when, in seconds since the epoch."""
+    """Judge a run. `users`: of each request id, its user at the provider. `stated`: of each request id, how many calls
+    besides may be billed, as its answer says. `kills`: when, in seconds since the epoch.
+    """
     found = Verdict()
     called: dict[str, list[LoggedCall]] = defaultdict(list)
     for call in calls:
@@ -53,6 +58,11 @@ def accounts(
     told: dict[str, list[UsageRecord]] = defaultdict(list)
     for record in records:
         told[users.get(record.request_id, f"unknown request {record.request_id}")].append(record)
+    for request_id, user in users.items():
+        extra, known = max(0, len(called[user]) - 1), stated.get(request_id, 0)
+        found.stated += known
+        found.unstated += [user] * (extra - known)
+        found.overstated += [user] * (known - extra)
     for user in {*users.values(), *called, *told}:
         _judge(found, user, sorted(called[user], key=lambda each: each.started_at), told[user], kills, price)
     return found
@@ -68,11 +78,10 @@ def _judge(
         found.uncalled.append(user)
     found.early += [user for each in calls[:-1] if not any(_was_under_way(each, kill) for kill in kills)]
     known = [each for each in records if each.outcome != "possibly_billed"]
-    reported = len(records) - len(known)
-    found.reported += reported
-    found.unreported += [user] * max(0, len(calls) - len(records))
-    found.invented += [user] * max(0, len(known) - len(calls))
-    found.false += [user] * max(0, len(records) - max(len(calls), len(known)))
+    found.held += len(records) - len(known)
+    found.unrecorded += [user] * (len(calls) - len(records))
+    found.invented += [user] * (len(known) - len(calls))
+    found.false += [user] * (len(records) - max(len(calls), len(known)))
     tokens = Counter((each.prompt_tokens, each.completion_tokens) for each in calls)
     for each in known:
         of_it = each.prompt_tokens, each.completion_tokens

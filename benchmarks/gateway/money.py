@@ -42,14 +42,23 @@ async def kills(asked: Asked) -> list[Finding]:
         budget = await _settled(here, "a")
         calls, records = await here.calls(), await here.records()
         users = {str(each.request_id): str(each.user) for each in requests}
-        found = judge.accounts(calls, records, users, at, Price.of(*PRICE))
         whole = [each for each in answers if isinstance(each, dict)]
-        stated = sum(each["aiqueue"].get("possibly_billed", 0) for each in whole)
+        stated = {each["aiqueue"]["request_id"]: each["aiqueue"].get("possibly_billed", 0) for each in whole}
+        found = judge.accounts(calls, records, users, stated, at, Price.of(*PRICE))
         results = await _results(here)
         again = await here.answers(handles)
         known = [each for each in records if each.outcome != "possibly_billed"]
         held = [each for each in records if each.outcome == "possibly_billed"]
-        for name in ("early", "unreported", "false", "invented", "wrong_tokens", "wrong_cost"):
+        for name in (
+            "early",
+            "unstated",
+            "overstated",
+            "unrecorded",
+            "false",
+            "invented",
+            "wrong_tokens",
+            "wrong_cost",
+        ):
             if some := getattr(found, name):
                 asked.say(f"  {name}: {', '.join(some[:10])}")
         if wrong := [str(each) for each in answers if not isinstance(each, dict)]:
@@ -64,10 +73,11 @@ async def kills(asked: Asked) -> list[Finding]:
             Finding("requests without a call", len(found.uncalled), at_most=0),
             Finding("calls beyond the first of a request", found.extra),
             Finding("of them, not under way at a kill", len(found.early), at_most=0),
-            Finding("calls that are in no record", len(found.unreported), at_most=0),
-            Finding("calls reported as possibly billed", found.reported, at_least=found.extra),
-            Finding("of them in the answers", stated, at_least=found.reported, at_most=found.reported),
-            Finding("of them, never called, share", found.false_share, at_most=FALSE_MOST),
+            Finding("of them, those that the answer does not state", len(found.unstated), at_most=0),
+            Finding("stated, and were none, share", judge.share(found.overstated, found.stated), at_most=FALSE_MOST),
+            Finding("calls that are in no record", len(found.unrecorded), at_most=0),
+            Finding("records that say possibly billed", found.held),
+            Finding("of them, never called, share", judge.share(found.false, found.held), at_most=FALSE_MOST),
             Finding("records of calls that never were", len(found.invented), at_most=0),
             Finding("records with other tokens than the provider's", len(found.wrong_tokens), at_most=0),
             Finding("records with another cost", len(found.wrong_cost), at_most=0),

@@ -30,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=4, help="worker processes")
     parser.add_argument("--requests", type=int, default=2_000, help="of a run with kills")
     parser.add_argument("--waiting", type=int, default=10_000, help="requests of low priority")
+    parser.add_argument("--rate", type=float, default=200.0, help="requests a second, where calls are timed")
     chosen = parse(parser, SCENARIOS, arguments)
     asked = Asked(
         window_s=chosen.window, seconds=chosen.seconds, workers=chosen.workers, seed=chosen.seed,
-        requests=chosen.requests, waiting=chosen.waiting, keep=chosen.keep, say=say,
+        requests=chosen.requests, waiting=chosen.waiting, rate=chosen.rate, keep=chosen.keep, say=say,
     )  # fmt: skip
     return run_all(chosen, SCENARIOS, asked)

@@ -53,7 +53,7 @@ price = {{ input = {price[0]}, output = {price[1]} }}
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What the command line asked for. `window_s`: of the limits; `seconds`: of a run under load; `requests`: of a run
-    with kills; `waiting`: of low priority.
+    with kills; `waiting`: of low priority; `rate`: requests a second, where calls are timed.
     """
 
     window_s: float = 60.0
@@ -62,6 +62,7 @@ class Asked:
     seed: int = 1
     requests: int = 2_000
     waiting: int = 10_000
+    rate: float = 200.0
     keep: Path | None = None
     say: Callable[[str], None] = lambda _: None
 

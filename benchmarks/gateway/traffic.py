@@ -18,7 +18,7 @@ HIGH, HIGH_EVERY_S = 10, 1.3
 OTHER_RATE, OTHER_S = 20.0, 15.0
 RETRY_AFTER_S = 20.0
 BUSY = 6_000
-RATE, PACED_S = 200.0, 15.0
+PACED_S = 15.0
 
 
 async def limits(asked: Asked) -> list[Finding]:
@@ -102,14 +102,17 @@ async def refused(asked: Asked) -> list[Finding]:
 async def called(asked: Asked) -> list[Finding]:
     """From enqueue to the provider's call, at 200 requests a second."""
     async with ground(asked, Setting(first_token_s=0.02)) as here:
-        await here.answers(await here.pace(RATE, 3))
-        begun = time.time()
-        handles = await here.pace(RATE, PACED_S)
+        await here.answers(await here.pace(asked.rate, 3))
+        begun, before = time.time(), here.cpu()
+        handles = await here.pace(asked.rate, PACED_S)
         answers = await here.answers(handles)
+        used = [(name, (each - before[name]) * 1000 / len(handles)) for name, each in here.cpu().items()]
         waits = judge.waits(await here.judged(), since=begun)
         return [
             Finding("calls", len(waits), at_least=len(handles), at_most=len(handles)),
             Finding("requests without an answer", sum(isinstance(each, Exception) for each in answers), at_most=0),
             Finding("p50 from enqueue to call, ms", statistics.median(waits)),
             Finding("p95, ms", judge.p95(waits), at_most=8.0),
+            Finding("CPU of the workers a request, ms", sum(each for name, each in used if name.startswith("worker"))),
+            Finding("CPU of the server a request, ms", sum(each for name, each in used if name.startswith("server"))),
         ]

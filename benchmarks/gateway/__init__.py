@@ -17,6 +17,7 @@ SCENARIOS: dict[str, Scenario[Asked]] = {
     "limits": traffic.limits,
     "priority": traffic.priority,
     "refused": traffic.refused,
+    "refused-unlimited": traffic.refused_unlimited,
     "called": traffic.called,
     "node": strangers.node,
     "hostile": strangers.hostile,

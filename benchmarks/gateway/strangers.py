@@ -109,11 +109,11 @@ async def hostile(asked: Asked) -> list[Finding]:
         sent = attacks(trap.url)
         harmless = {f"e-{n}" for n, each in enumerate(sent) if each.harmless}
         plain = await nats.connect(here.account.url, user=here.account.user, password=here.account.password)
-        told: dict[str, Any] = {}
+        told: dict[str, str | dict[str, Any]] = {}
         for number, each in enumerate(sent):
             told[each.name] = await _publish(plain, f"e-{number}", each)
         told[f"{MEGABYTES} MB"] = await _publish_large(here, plain)
-        texts = [told[each] for each in told if isinstance(told[each], str)]
+        texts = [each if isinstance(each, str) else each.get("cause", "") for each in told.values()]
         stolen = [
             await _ask(plain, EVIL, {"request_id": "r-victim"}),
             await _ask(plain, "*", {"request_id": "r-victim"}),
@@ -126,12 +126,12 @@ async def hostile(asked: Asked) -> list[Finding]:
         seen = await _seen(here)
         logs = (here.directory / "workers.log").read_text(errors="replace")
         alive = sum(each.code is None for each in here.workers.alive)
-        answered = [name for name, each in told.items() if isinstance(each, dict)]
-        for name, each in told.items():
-            asked.say(f"  {name}: {str(each)[:110]}")
+        answered = [name for name, each in told.items() if isinstance(each, dict) and "error" not in each]
+        for name, reply in told.items():
+            asked.say(f"  {name}: {reply.get('cause', 'answered') if isinstance(reply, dict) else reply}"[:120])
         evil = [each for subject, each in seen if f".{EVIL}" in subject]
         evil += [json.dumps(each).encode() for each in stolen]
-        lines = [*logs.splitlines(), *texts]
+        lines = [*logs.splitlines(), *map(str, told.values())]
         overheard, keys = sum(SECRET.encode() in each for each in evil), sum(here.key in each for each in lines)
         return [
             Finding("hostile requests", len(told), at_least=30),
@@ -148,8 +148,8 @@ async def hostile(asked: Asked) -> list[Finding]:
         ]
 
 
-async def _publish(plain: Plain, request_id: str, attack: Attack) -> Any:
-    """Publish as the guide says, and ask for the answer: the answer, or the text of its error."""
+async def _publish(plain: Plain, request_id: str, attack: Attack) -> str | dict[str, Any]:
+    """Publish as the guide says, and ask for the answer: see `_ask`."""
     given = attack.body
     if isinstance(given, dict):
         request_id = given.get("request_id", request_id)
@@ -159,14 +159,14 @@ async def _publish(plain: Plain, request_id: str, attack: Attack) -> Any:
     return await _ask(plain, EVIL, {"request_id": request_id})
 
 
-async def _ask(plain: Plain, tenant: str, request: dict[str, Any]) -> Any:
-    """Ask for an answer by request/reply: the answer, or the text of the error or of its absence."""
+async def _ask(plain: Plain, tenant: str, request: dict[str, Any]) -> str | dict[str, Any]:
+    """Ask for an answer by request/reply: the reply, which may have an `error`, or why there is none."""
     try:
         reply = await plain.request(f"ai.gateway.responses.{tenant}", json.dumps(request).encode(), timeout=SETTLED_S)
     except (nats.errors.Error, TimeoutError) as error:
         return f"no answer: {error!r}"
-    found = json.loads(reply.data)
-    return found if isinstance(found, dict) and "error" not in found else str(found)
+    found: dict[str, Any] = json.loads(reply.data)
+    return found
 
 
 async def _publish_large(here: Ground, plain: Plain) -> str:
@@ -178,7 +178,7 @@ async def _publish_large(here: Ground, plain: Plain) -> str:
     except nats.errors.Error as error:
         refusal = repr(error)
     else:
-        return json.dumps({"sent": "20 MB"})
+        return "20 MB were sent"
 
     try:
         handle = await here.client.enqueue(
@@ -187,7 +187,7 @@ async def _publish_large(here: Ground, plain: Plain) -> str:
         await handle.result(timeout=20)
     except aiqueue.AIQueueError as error:
         return f"{refusal}; as a document: {error}"
-    return json.dumps({"answered": "20 MB"})
+    raise RuntimeError("a request of 20 MB was answered")
 
 
 async def _seen(here: Ground) -> list[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aiqueue.cli.demo.gateway_view import Bill, CallBoard
+from aiqueue.cli.demo.gateway_view import DemoBill, CallBoard
 from aiqueue.gateway import BudgetStats, ModelConfig, Price, ProviderConfig, UsageRecord
 from aiqueue.gateway.standin import LoggedCall
 
@@ -38,12 +38,14 @@ def record(id_: str, outcome: str = "ok", *, cost: int | None = 20, reserved: in
 
 def bill(
     calls: Sequence[LoggedCall], records: Sequence[UsageRecord], *, spent: int = 20, held: int = 0, answers: int = 1
-) -> Bill:
+) -> DemoBill:
     board = CallBoard(calls)
     board.expect("acme", "m")
     for _ in range(answers):
         board.answer("acme", "m", {"aiqueue": {}})
-    return Bill.of(board, calls, records, [BudgetStats("acme", "2026-11", 10**6, spent, 0, held, 0, 1, None)], MODELS)
+    return DemoBill.of(
+        board, calls, records, [BudgetStats("acme", "2026-11", 10**6, spent, 0, held, 0, 1, None)], MODELS
+    )
 
 
 def test_a_bill_adds_up_if_all_that_is_billed_is_recorded_or_held() -> None:
@@ -67,7 +69,7 @@ def test_a_bill_adds_up_if_all_that_is_billed_is_recorded_or_held() -> None:
         bill([call("c-1")], [record("c-1")], answers=0),  # no answer
     ],
 )
-def test_a_bill_that_does_not_add_up_says_so(wrong: Bill) -> None:
+def test_a_bill_that_does_not_add_up_says_so(wrong: DemoBill) -> None:
     assert not wrong.is_right
     assert any("wrong" in line for line, _ in wrong.describe())
 

@@ -25,7 +25,7 @@ from ...gateway import Budgets, GatewayRequest, UsageLedger, UsageStore, UsageVi
 from ...server import supervisor
 from .. import health
 from . import gateway_view
-from .gateway_view import Bill, CallBoard
+from .gateway_view import DemoBill, CallBoard
 from .running import drive, open_screen, private_client, private_directory, run_demo
 from .view import Screen
 
@@ -281,7 +281,7 @@ class _Story:
             budgets = await Budgets(store, ledger).stats(month)
         records = [record async for _, record in ledger.records()]
         totals = await UsageView(store, ledger).totals(month)
-        bill = Bill.of(self._board, self._provider.calls, records, budgets, self._models)
+        bill = DemoBill.of(self._board, self._provider.calls, records, budgets, self._models)
         gateway_view.show(self._screen, totals, budgets)
         for line, style in bill.describe():
             self._screen.say(line, style)

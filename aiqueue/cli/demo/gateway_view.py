@@ -92,7 +92,7 @@ def _cells(*counts: int) -> list[Text]:
 
 
 @dataclass(frozen=True)
-class Bill:
+class DemoBill:
     """What the provider bills by its own log, and what the ledger and the budgets say. Amounts are micro-dollars.
 
     - `calls`: of the provider, without the `refused` ones. `unrecorded`: of them, those that stand in no record.

@@ -24,6 +24,7 @@ from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 if TYPE_CHECKING:
+    from . import standin  # it needs aiohttp
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
     "Provider", "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage",
     "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant",
     "completion_tokens_at_most", "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd",
-    "prompt_tokens_at_most", "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
+    "prompt_tokens_at_most", "standin", "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
 ]  # fmt: skip
 
 

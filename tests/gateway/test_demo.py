@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aiqueue.cli.demo.gateway_view import DemoBill, CallBoard
+from aiqueue.cli.demo.gateway_view import CallBoard, DemoBill
 from aiqueue.gateway import BudgetStats, ModelConfig, Price, ProviderConfig, UsageRecord
 from aiqueue.gateway.standin import LoggedCall
 

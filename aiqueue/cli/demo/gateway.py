@@ -25,12 +25,12 @@ from ...gateway import Budgets, GatewayRequest, UsageLedger, UsageStore, UsageVi
 from ...server import supervisor
 from .. import health
 from . import gateway_view
-from .gateway_view import DemoBill, CallBoard
+from .gateway_view import CallBoard, DemoBill
 from .running import drive, open_screen, private_client, private_directory, run_demo
 from .view import Screen
 
 try:
-    from ...gateway.standin import Behaviour, Fault, StandIn
+    from ...gateway import standin
 except ModuleNotFoundError as error:  # its server is aiohttp's
     raise BadInput(f"aiqueue.gateway needs {error.name}: pip install 'aiqueue[gateway]'") from None
 
@@ -40,7 +40,7 @@ PRIORITIES = ("normal", "high", "normal", "low")
 PROMPT = "how do {count} tenants share one account of a provider, and who pays for request {number}?"
 LIMIT, WINDOW_S = 20, 5.0
 RETRY_AFTER_S = 4.0
-BEHAVIOUR = Behaviour(first_token_s=0.2, token_s=0.02, completion_tokens=40, rpm=LIMIT, window_s=WINDOW_S)
+BEHAVIOUR = standin.Behaviour(first_token_s=0.2, token_s=0.02, completion_tokens=40, rpm=LIMIT, window_s=WINDOW_S)
 UNDER_WAY = 10  # calls, when a worker is killed
 FIRST = 20  # answers, before the provider refuses
 TICK_S = 0.1
@@ -91,7 +91,7 @@ async def _run(screen: Screen, *, keep: bool) -> dict[str, Any]:
     with private_directory(keep=keep) as directory:
         files = directory / "gateway"
         files.mkdir()
-        async with StandIn(BEHAVIOUR) as provider:
+        async with standin.StandIn(BEHAVIOUR) as provider:
             (files / "gateway.toml").write_text(GATEWAY_FILE.format(url=provider.url))
             (files / "limits.toml").write_text(LIMITS_FILE)
             screen.say(f"a stand-in for a provider answers on {provider.url}: no key is needed, and nothing is paid")
@@ -157,7 +157,9 @@ def _workers(client: Client, directory: Path, files: Path) -> Iterator[_Workers]
 class _Story:
     """The steps of the demo, on an open client."""
 
-    def __init__(self, client: Client, screen: Screen, provider: StandIn, workers: _Workers, files: Path) -> None:
+    def __init__(
+        self, client: Client, screen: Screen, provider: standin.StandIn, workers: _Workers, files: Path
+    ) -> None:
         self._client, self._screen, self._provider, self._workers = client, screen, provider, workers
         self._board = CallBoard(provider.calls)
         self._models = load(files / "gateway.toml").models
@@ -242,7 +244,7 @@ class _Story:
         """Have the provider refuse a model."""
         screen, calls = self._screen, self._provider.calls
         await self._until(lambda: self._board.answered >= FIRST, "the first answers")
-        self._provider.order(Fault(429, retry_after_s=RETRY_AFTER_S, message="try again later", model="large"))
+        self._provider.order(standin.Fault(429, retry_after_s=RETRY_AFTER_S, message="try again later", model="large"))
         await self._until(lambda: any(each.status == 429 for each in calls), "a refusal")
         refusal = next(each for each in calls if each.status == 429)
         screen.say(

@@ -15,7 +15,7 @@ from ...gateway import BudgetStats, ModelConfig, UsageRecord, UsageTotal, format
 from .view import Screen, plain_table
 
 if TYPE_CHECKING:
-    from ...gateway.standin import LoggedCall
+    from ...gateway import standin
 
 Place = tuple[str, str]  # tenant and model
 
@@ -23,7 +23,7 @@ Place = tuple[str, str]  # tenant and model
 class CallBoard:
     """The progress of requests by tenant and model; a `Board`. `calls`: the provider's log, as it grows."""
 
-    def __init__(self, calls: Sequence[LoggedCall]) -> None:
+    def __init__(self, calls: Sequence[standin.LoggedCall]) -> None:
         self._calls = calls
         self._expected: Counter[Place] = Counter()
         self._answers: Counter[Place] = Counter()
@@ -116,7 +116,7 @@ class DemoBill:
 
     @classmethod
     def of(
-        cls, board: CallBoard, calls: Sequence[LoggedCall], records: Sequence[UsageRecord],
+        cls, board: CallBoard, calls: Sequence[standin.LoggedCall], records: Sequence[UsageRecord],
         budgets: Sequence[BudgetStats], models: Mapping[str, ModelConfig],
     ) -> Self:  # fmt: skip
         """Compare them. A call has its record's id as its Idempotency-Key."""

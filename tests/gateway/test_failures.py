@@ -154,10 +154,12 @@ async def test_a_failed_request_that_runs_anew_calls_its_model_again(
     assert (answer["aiqueue"]["model"], answer["aiqueue"]["possibly_billed"]) == ("small", 0)
 
 
+@pytest.mark.parametrize("is_limited", [True, False])
 async def test_a_429_with_retry_after_pauses_the_model_for_all_its_requests(
-    client: aiqueue.Client, config: Path, standin: StandIn
+    client: aiqueue.Client, config: Path, standin: StandIn, *, is_limited: bool
 ) -> None:
-    await client.set_limit("gateway.requests", "*", requests=1_000)
+    if is_limited:
+        await client.set_limit("gateway.requests", "*", requests=1_000)
     standin.order(Fault(429, retry_after_s=1.0))
     async with running(client, config):
         first = await client.enqueue(ask(), tenant="acme")

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
     from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
-    from .job import Backoff, Child, Job, JobSpec, Message, RawMessage, Reject, Retry
+    from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
     from .payload import Document
     from .responder import Responder
     from .topology import Topology
+    from .units import Backoff
     from .worker import Worker
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "AIQueueError": "errors",
     "Agent": "agent",
-    "Backoff": "job",
+    "Backoff": "units",
     "Child": "job",
     "Client": "client",
     "Document": "payload",

@@ -1,12 +1,14 @@
 """Plain values that callers pass: durations, times and sizes ("30s", `timedelta`, `datetime`, "1GiB"), parsed and
-formatted; numbers, flags, texts.
+formatted; numbers, flags, texts; the retry policy.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,6 +25,7 @@ _SIZE = (
     | {f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}
     | {f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)}
 )
+DELAY_MAX_S = 365 * 86_400.0  # of any job: a retry, or a job that is enqueued with a delay
 COST_MAX = 1e15  # of what a limited call may use, such as tokens
 MAX_S = 100 * 365 * 86400.0  # the server keeps nanoseconds in 64 bits, which end at 292 years
 _NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
@@ -162,3 +165,46 @@ def _not_a_duration(value: object) -> str:
     if isinstance(value, datetime):
         return f'{value.isoformat()} is a time and not a duration, such as 30.0, timedelta(seconds=30) or "30s"'
     return f'{value!r} is not a duration such as 1.5, "250ms", "30s" or "2m"'
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """A retry policy: exponential delays with jitter and a cap.
+
+    The delay before attempt n+1 is ``first * factor**(n-1)``, at most `cap`, of which the share `jitter` is random
+    ("equal jitter" at 0.5, "full jitter" at 1: AWS Architecture Blog, *Exponential Backoff And Jitter*, 2015).
+
+    `attempts` includes the first attempt: 1 means no retry. Durations are seconds or "30s", "2m", "1h".
+    At most 365 days each. Raises BadInput for values out of range.
+    """
+
+    attempts: int = 5
+    first: Duration = "1s"
+    factor: float = 2.0
+    cap: Duration = "5m"
+    jitter: float = 0.5
+    first_s: float = field(init=False, repr=False, compare=False)
+    cap_s: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_s", parse_duration("first", self.first))
+        object.__setattr__(self, "cap_s", parse_duration("cap", self.cap))
+        whole_number("attempts", self.attempts, 1, 10_000)
+        for name, value in (("factor", self.factor), ("jitter", self.jitter)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise BadInput(f"{name} must be a number, not {value!r}")
+        if not 1 <= self.factor <= 100:
+            raise BadInput(f"factor must be from 1 to 100, not {self.factor!r}")
+        if not 0 <= self.jitter <= 1:
+            raise BadInput(f"jitter must be from 0 to 1, not {self.jitter!r}")
+        if self.cap_s > DELAY_MAX_S:
+            raise BadInput(f"cap must be at most 365 days, not {self.cap!r}")
+        if self.cap_s < self.first_s:
+            raise BadInput(f"`cap` ({self.cap}) must not be below `first` ({self.first})")
+
+    def delay_s(self, attempt: int, rng: Callable[[], float] = random.random) -> float:
+        """Return how many seconds to wait after failed attempt `attempt`, counted from 1. `rng` returns [0, 1)."""
+        # The exponent is bounded first, because the power would overflow after some 1,000 attempts.
+        exponent = min(max(attempt, 1) - 1, 64)
+        full = min(self.first_s * self.factor**exponent, self.cap_s)
+        return full * (1 - self.jitter * rng())

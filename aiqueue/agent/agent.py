@@ -11,10 +11,10 @@ from .. import subjects
 from ..attempt import Handler, Policies, is_async_handler
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
-from ..job import ANY_KIND, AnyM, Backoff, M, Message, RawMessage, check_model
+from ..job import ANY_KIND, AnyM, M, Message, RawMessage, check_model
 from ..mailbox import FAMILY, Mail, Sent
 from ..processes import reset_signals_at_fork
-from ..units import Deadline, Duration, parse_duration, text, texts, whole_number
+from ..units import Backoff, Deadline, Duration, parse_duration, text, texts, whole_number
 from ..worker import check_attempt_options
 from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession

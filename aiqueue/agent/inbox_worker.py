@@ -18,10 +18,10 @@ from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..connection import Connection, to_its_end
 from ..enqueue import DeadLetters, FailedJob, last_trace
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..job import Backoff, M, Message
+from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Inboxes, Mail, Sent
-from ..units import Deadline, Duration
+from ..units import Backoff, Deadline, Duration
 from .held_mail import HeldMail
 from .mail_handlers import MailCall, MailHandlers
 from .reply_waiter import ReplyWaiter, envelope_of

@@ -10,10 +10,10 @@ from typing import Any
 from .. import codec
 from ..errors import BadInput, DecodeError
 from ..headers import CONTENT_TYPE
-from ..job import ANY_KIND, Backoff, Job, Progress, RawMessage, Reject
+from ..job import ANY_KIND, Job, Progress, RawMessage, Reject
 from ..payload import parse_message
 from ..topology import Family
-from ..units import Duration
+from ..units import Backoff, Duration
 from .decoding import DecodedJob, RawJob
 from .handler_errors import to_utf8
 from .outcome_types import Raised, Refused, Unknown

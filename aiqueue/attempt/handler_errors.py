@@ -13,9 +13,9 @@ import pydantic
 
 from .. import codec
 from ..errors import Stale
-from ..job import Backoff, Reject, Retry, WaitsForChildren
+from ..job import Reject, Retry, WaitsForChildren
 from ..payload import error_text
-from ..units import seconds
+from ..units import Backoff, seconds
 from .outcome_types import AlreadyEnded, Outcome, Raised, Refused, Returned, TakenOver, Waiting
 
 log = logging.getLogger(__name__)

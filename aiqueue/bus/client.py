@@ -12,8 +12,7 @@ from typing import Any, Self
 from ..client import Client, check_client, connect
 from ..enqueue import OnFull
 from ..errors import BadInput, Unavailable
-from ..job import Backoff
-from ..units import Duration, parse_duration
+from ..units import Backoff, Duration, parse_duration
 from .message import Callback, Msg, Payload, to_bytes
 from .publishing import Published, Publisher
 from .routes import Route, check_reply, is_stored, route_of_subscription

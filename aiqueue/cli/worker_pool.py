@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AIQueueError, BadInput
-from ..job import Backoff
-from ..units import short_duration
+from ..units import Backoff, short_duration
 from . import output
 from .hangup import has_terminal
 from .health import REPORT_EVERY_S, SystemdNotifier, merge_reports, read_report, write_report

@@ -10,10 +10,10 @@ import time
 from .. import headers, subjects
 from ..connection import Connection
 from ..errors import AIQueueError, Conflict, NotFound, QueueFull, Unavailable
-from ..job import Backoff
 from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Puller, PullLimits
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
+from ..units import Backoff
 from .key_lanes import KeyLanes
 from .parking import scheduled_message
 from .producer import Producer

@@ -17,10 +17,9 @@ from typing import NamedTuple, cast
 from .. import headers, subjects
 from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers, timestamp
 from ..errors import BadInput, Conflict, Unavailable
-from ..job import DELAY_MAX_S
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
-from ..units import Duration, Time, parse_duration, parse_time
+from ..units import DELAY_MAX_S, Duration, Time, parse_duration, parse_time
 from .producer import Enqueued
 from .templates import JobTemplate
 

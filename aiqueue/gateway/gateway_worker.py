@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
-from ..job import Backoff
+from ..units import Backoff
 from ..worker import Session, Worker
 from . import config_file
 from .config import GatewayConfig

@@ -9,7 +9,8 @@ import time
 from typing import Any, Final, NoReturn
 
 from ..errors import BadInput, QueueFull, Unavailable
-from ..job import Backoff, Job, Reject, Retry
+from ..job import Job, Reject, Retry
+from ..units import Backoff
 from .answers import Bill, answer_of, from_chunks, usage_of
 from .budgets import BudgetSpent
 from .call_notes import CallNotes, note_failure, note_giving_up

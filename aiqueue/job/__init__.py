@@ -1,8 +1,7 @@
-"""Messages, the jobs that carry them, and what a handler raises about its job; the retry policy."""
+"""Messages, the jobs that carry them, and what a handler raises about its job."""
 
 from __future__ import annotations
 
-from .backoff import DELAY_MAX_S, Backoff
 from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren
 from .job import Job
 from .message import (
@@ -23,7 +22,7 @@ from .progress import Progress
 from .retry import Reject, Retry
 
 __all__ = [
-    "ANY_KIND", "DELAY_MAX_S", "KIND", "AnyM", "Backoff", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M",
+    "ANY_KIND", "KIND", "AnyM", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M",
     "M_co", "Message", "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren", "check_message",
     "check_model", "secret_headers", "untyped",
 ]  # fmt: skip

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..errors import BadInput
-from ..units import Duration, parse_duration
-from .backoff import DELAY_MAX_S
+from ..units import DELAY_MAX_S, Duration, parse_duration
 
 
 class Retry(Exception):

@@ -25,10 +25,11 @@ from typing import Any, BinaryIO
 from .. import attempt, codec
 from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
-from ..job import ANY_KIND, Backoff, Child, ChildOutcome, ChildSpec, Job, Wait
+from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
 from ..payload import Document
 from ..topology import Family
+from ..units import Backoff
 from . import protocol
 from .forks import reset_signals_at_fork
 from .recipe import find_object

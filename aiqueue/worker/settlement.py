@@ -34,10 +34,10 @@ from ..attempt import (
 from ..connection import Connection, ack_frame
 from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
-from ..job import Backoff
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
+from ..units import Backoff
 from .gathering import wait_key
 from .moving import move_job
 from .opening import OpenedJob

@@ -13,9 +13,9 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 from ..attempt import Handler, Handlers, Policies, check_cost_function, is_async_handler
 from ..client import Client, check_client
 from ..errors import BadInput
-from ..job import ANY_KIND, Backoff, Job, M, M_co, Message, RawMessage, Reject, Retry, check_model
+from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, check_model
 from ..subjects import FAMILY, token
-from ..units import Duration, flag, parse_duration, text, texts, whole_number
+from ..units import Backoff, Duration, flag, parse_duration, text, texts, whole_number
 from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")

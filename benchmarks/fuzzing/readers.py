@@ -16,11 +16,12 @@ from aiqueue.connection import frames as seam
 from aiqueue.enqueue import deadletter
 from aiqueue.enqueue.deadletter import FailedJob
 from aiqueue.errors import DecodeError
-from aiqueue.job import Backoff, Message
+from aiqueue.job import Message
 from aiqueue.journal import entry_from_stored
 from aiqueue.payload.document_ref import Document
 from aiqueue.subjects import Lane
 from aiqueue.topology.declared import Family, Topology
+from aiqueue.units import Backoff
 
 from .frames import Frame, frames
 

@@ -16,8 +16,8 @@ from aiqueue.connection import frames as seam
 from aiqueue.enqueue.deadletter import history_of
 from aiqueue.errors import TooLarge
 from aiqueue.inspect import lookup
-from aiqueue.job import Backoff
 from aiqueue.topology import provision
+from aiqueue.units import Backoff
 from benchmarks.fuzzing import live
 from benchmarks.fuzzing.frames import Frame, frames
 from benchmarks.fuzzing.readers import Fuzz, NoProgress, family, read_many

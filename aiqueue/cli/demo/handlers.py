@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...client import Client
-from ...job import Backoff, Job, Message, Reject
+from ...job import Job, Message, Reject
+from ...units import Backoff
 from ...worker import Worker
 from . import analysis
 from .analysis import TextFile

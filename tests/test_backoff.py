@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiqueue.errors import BadInput
-from aiqueue.job import Backoff
+from aiqueue.units import Backoff
 
 
 @st.composite

@@ -200,7 +200,9 @@ async def test_a_worker_with_a_cost_in_a_family_without_limit_key_does_not_start
             pytest.fail("it runs")
     problem = "the handler of kind 'unlimited' has a cost, and agent.tasks has no limit_key, by which jobs are limited"
     assert str(refused.value).startswith(problem)
-    assert str(refused.value).endswith("agent_tasks.toml, or leave cost= out")
+    assert str(refused.value).endswith(
+        "declare a family of your own with limit_key, because a bundled one cannot be changed, or leave cost= out"
+    )
 
 
 async def test_a_worker_with_a_cost_in_a_family_with_limit_key_starts_also_where_no_child_could_find_the_function(

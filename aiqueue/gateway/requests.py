@@ -224,8 +224,10 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
 
     @property
     def completion_tokens_max(self) -> int | None:
-        """The most tokens of one choice that the request allows: the smaller one of its two limits. None: no limit."""
-        return min((each for each in (self.max_tokens, self.max_completion_tokens) if each is not None), default=None)
+        """The most tokens of one choice that the request allows: the larger one of its two limits, because providers
+        differ in which one they heed. None: no limit.
+        """
+        return max((each for each in (self.max_tokens, self.max_completion_tokens) if each is not None), default=None)
 
     def media_urls(self) -> list[str]:
         """Return what the content names by a URL or by a provider's file id, and does not hold itself."""
@@ -234,7 +236,8 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
             for message in self.messages
             if isinstance(message.get("content"), list)
             for part in message["content"]
-            if (url := _url_of(part)) is not None and not url.startswith("data:")
+            for url in _urls_of(part)
+            if not url.startswith("data:")
         ]
 
     @property
@@ -310,16 +313,15 @@ def _check_part(where: str, part: Any) -> None:
         raise ValueError(f"{where}.{field}: all its fields must be texts")
 
 
-def _url_of(part: dict[str, Any]) -> str | None:
-    """Return the URL or file id of a part of a message; None if the part holds its content itself."""
+def _urls_of(part: dict[str, Any]) -> list[str]:
+    """Return the URLs and file ids of a part of a message; empty if the part holds its content itself."""
     held = part.get("image_url")
     if held is not None:
-        return held if isinstance(held, str) else held.get("url") or ""
-    if part.get("type") == "file":
-        data = part["file"].get("file_data")
-        by_id = part["file"].get("file_id")
-        return by_id if by_id is not None else data if isinstance(data, str) and "://" in data[:64] else None
-    return None
+        return [held if isinstance(held, str) else held.get("url") or ""]
+    if part.get("type") != "file":
+        return []
+    data, by_id = part["file"].get("file_data"), part["file"].get("file_id")
+    return [*([by_id] if by_id is not None else []), *([data] if isinstance(data, str) and "://" in data[:64] else [])]
 
 
 def _check_keys(where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -183,6 +183,8 @@ def test_what_media_a_request_names_but_does_not_hold_is_known() -> None:
     assert urls(type="image_url", image_url="gs://bucket/x") == ["gs://bucket/x"]
     assert urls(type="file", file={"file_id": "file-of-another-tenant"}) == ["file-of-another-tenant"]
     assert urls(type="file", file={"file_data": "https://evil/x.pdf"}) == ["https://evil/x.pdf"]
+    both = {"file_id": "data:x", "file_data": "http://evil/x.pdf"}
+    assert urls(type="file", file=both) == ["http://evil/x.pdf"]
     assert urls(type="image_url", image_url={"url": "data:image/png;base64,AAAA"}) == []
     assert urls(type="file", file={"file_data": "JVBERi0xLjQ="}) == []
     assert urls(type="text", text="see http://example.com") == []

@@ -34,7 +34,7 @@ def bound(model: ModelConfig = MODEL, **fields: Any) -> int:
     [
         ({"max_tokens": 100}, FRAME + 10 + 100),
         ({"max_tokens": 100, "n": 3}, FRAME + 10 + 300),
-        ({"max_tokens": 100, "max_completion_tokens": 50}, FRAME + 10 + 50),
+        ({"max_tokens": 100, "max_completion_tokens": 50}, FRAME + 10 + 100),
         ({}, FRAME + 10 + 1_000),
         ({"n": 2}, FRAME + 10 + 2_000),
         ({"max_tokens": 1, "messages": [{"role": "user", "content": "\u00fc\U0001f600"}]}, FRAME + 6 + 1),

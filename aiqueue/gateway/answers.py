@@ -10,7 +10,7 @@ from .providers import Usage
 
 CHOICES_MAX: Final = 128
 TOOL_CALLS_MAX: Final = 1_024
-TOKENS_MAX: Final = 2**53  # a larger number of tokens is no number of tokens
+TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, and its cost could not be stored
 
 _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk: what the completion has too
 _GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
@@ -87,18 +87,22 @@ def _count(value: Any) -> int | None:
     return value if is_count else None
 
 
-def from_chunks(chunks: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the completion of all its chunks; None if they are not all there: a choice has no `finish_reason`."""
-    made = Completion()
+def from_chunks(chunks: Iterable[dict[str, Any]], choices: int = 1) -> dict[str, Any] | None:
+    """Return the completion of so many choices of all its chunks; None if they are not all there, see `is_whole`."""
+    made = Completion(choices)
     for each in chunks:
         made.add(each)
-    return made.whole() if made.is_finished else None
+    return made.whole() if made.is_whole else None
 
 
 class Completion:
-    """A `chat.completion` that grows with its chunks. What a chunk has that is not OpenAI's is kept or passed over."""
+    """A `chat.completion` that grows with its chunks. What a chunk has that is not OpenAI's is kept or passed over.
 
-    def __init__(self) -> None:
+    `choices`: how many were asked for.
+    """
+
+    def __init__(self, choices: int = 1) -> None:
+        self._asked = choices
         self._head: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
@@ -124,6 +128,11 @@ class Completion:
     def is_finished(self) -> bool:
         """Whether there is a choice, and each one has its `finish_reason`."""
         return bool(self._choices) and all(each.finish_reason is not None for each in self._choices.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is finished and no choice can follow: as many as were asked for are there, or the usage is."""
+        return self.is_finished and (len(self._choices) >= self._asked or self._usage is not None)
 
     @property
     def usage(self) -> Usage | None:
@@ -174,7 +183,9 @@ class _Choice:
             if name == "index" or value is None:
                 continue
             if isinstance(value, dict):
-                inner = call.setdefault(name, {})
+                inner = call.get(name)
+                if not isinstance(inner, dict):
+                    inner = call[name] = {}
                 for key, text in value.items():
                     known = inner.get(key)
                     inner[key] = known + text if isinstance(known, str) and isinstance(text, str) else text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from .provider_errors import ProviderError
+
+END_S: Final = 10.0  # how long a stream may go on when its choices have ended: for its usage, and for its own end
 
 
 class CallState:
@@ -41,3 +43,28 @@ class CallLimit:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
             raise ProviderError("timeout", self._text, may_be_billed=self._state.sent) from None
+
+
+class StreamEnd:
+    """Leaves a stream that goes on for END_S after `begin`: ``async with StreamEnd() as end:``. That is no error."""
+
+    def __init__(self) -> None:
+        self._timeout = asyncio.timeout(None)
+
+    def begin(self) -> None:
+        """All that is paid for has come. May be called with each further chunk."""
+        if self._timeout.when() is None:
+            self._timeout.reschedule(asyncio.get_running_loop().time() + END_S)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            return True
+        return False

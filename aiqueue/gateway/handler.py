@@ -136,7 +136,7 @@ class _Execution:
         stored = await read_chunks(self._runtime.client, self._job)
         for record in reversed(lost):
             chunks = stored.get(record.call_id)
-            answer = from_chunks(chunks) if chunks else None
+            answer = from_chunks(chunks, getattr(self._request, "n", None) or 1) if chunks else None
             if chunks and answer is not None:
                 return await self._rebuild(plan, record, chunks, answer)
         return None

@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 
 from .answers import Completion, usage_of
-from .call_limits import CallLimit, CallState
+from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
 from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
 from .providers import OnChunk, ProviderCall, Reply
@@ -21,6 +21,7 @@ from .providers import OnChunk, ProviderCall, Reply
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024  # an image may be in one
 ERROR_BYTES_MAX: Final = 64 * 1024
+LARGE_BYTES: Final = 32 * 1024
 CONNECT_S: Final = 10.0
 KEEP_S: Final = 4.0  # common servers close after 5 s: of a call that they meet with that, nobody knows if it ran
 DRAIN_S: Final = 0.1  # how long the end of a response may take after its last event, or its connection is closed
@@ -79,29 +80,33 @@ class HttpProvider:
         return Reply(answer, usage_of(answer), time.monotonic() - started)
 
     async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
-        state, made, started = CallState(), Completion(), time.monotonic()
-        async with CallLimit(self._config.name, call.total_s, state):
-            async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
-                response = await self._post("chat/completions", call, body, state)
-                chunks = self._chunks(response, state)
-                try:
-                    chunk = await anext(chunks, None)
-                except BaseException:
-                    response.close()
-                    raise
-            first_s = time.monotonic() - started
-            async with aclosing(chunks):
-                try:
-                    while chunk is not None:
-                        made.add(chunk)
-                        await on_chunk(chunk)
+        state, made, started = CallState(), Completion(call.choices), time.monotonic()
+        first_s = 0.0
+        try:
+            async with CallLimit(self._config.name, call.total_s, state):
+                async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
+                    response = await self._post("chat/completions", call, body, state)
+                    chunks = self._chunks(response, state)
+                    try:
                         chunk = await anext(chunks, None)
-                    await _drain(response)
-                except ProviderError as error:
-                    if error.kind != "broken_stream" or not made.is_finished:  # else only its usage is missing
+                    except BaseException:
+                        response.close()
                         raise
+                first_s = time.monotonic() - started
+                try:
+                    async with aclosing(chunks), StreamEnd() as end:
+                        while chunk is not None:
+                            made.add(chunk)
+                            if made.is_whole:
+                                end.begin()
+                            await on_chunk(chunk)
+                            chunk = await anext(chunks, None)
+                        await _drain(response)
                 finally:
                     response.close()  # keeps the connection if the response has been read to its end
+        except ProviderError as error:
+            if error.kind not in ("broken_stream", "timeout") or not made.is_whole:  # else only its usage is missing
+                raise
         if not made.is_finished:
             raise self._error("broken_stream" if state.begun else "server", "the stream ended too early", billed=True)
         return Reply(made.whole(), made.usage, time.monotonic() - started, first_s)
@@ -166,6 +171,8 @@ class HttpProvider:
         buffer, data, total = b"", list[bytes](), 0
         async for part in self._parts(response, state):
             total += len(part)
+            if len(part) >= LARGE_BYTES:  # a stream that is all lines takes long to split
+                await asyncio.sleep(0)
             *lines, buffer = (buffer + part).split(b"\n")
             for line in lines:
                 text = line.removesuffix(b"\r")

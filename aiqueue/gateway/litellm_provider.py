@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .answers import Completion, usage_of
-from .call_limits import CallLimit, CallState
+from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
 from .provider_errors import RETRYABLE, Kind, ProviderError, bills, kind_of, retry_after_s, scrub
 from .providers import OnChunk, ProviderCall, Reply
@@ -68,20 +68,28 @@ class LitellmProvider:
 
     async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
         litellm = await _loaded()
-        state, made, started = CallState(), Completion(), time.monotonic()
-        async with CallLimit(self._config.name, call.total_s, state):
-            async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
-                stream = await self._send(litellm.acompletion, call, body, state)
-                chunk = await self._next(stream, state, made)
-            first_s = time.monotonic() - started
-            try:
-                while chunk is not None:
-                    state.begun = True
-                    made.add(chunk)
-                    await on_chunk(chunk)
+        state, made, started = CallState(), Completion(call.choices), time.monotonic()
+        first_s = 0.0
+        try:
+            async with CallLimit(self._config.name, call.total_s, state):
+                async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
+                    stream = await self._send(litellm.acompletion, call, body, state)
                     chunk = await self._next(stream, state, made)
-            finally:
-                await _close(stream)
+                first_s = time.monotonic() - started
+                try:
+                    async with StreamEnd() as end:
+                        while chunk is not None:
+                            state.begun = True
+                            made.add(chunk)
+                            if made.is_whole:
+                                end.begin()
+                            await on_chunk(chunk)
+                            chunk = await self._next(stream, state, made)
+                finally:
+                    await _close(stream)
+        except ProviderError as error:
+            if error.kind != "timeout" or not made.is_whole:  # else only its usage is missing
+                raise
         if not made.is_finished:
             raise self._broken(state)
         return Reply(made.whole(), made.usage, time.monotonic() - started, first_s)
@@ -105,7 +113,7 @@ class LitellmProvider:
         except StopAsyncIteration:
             return None
         except Exception as error:  # noqa: BLE001  (as above)
-            if made.is_finished:  # only its usage is missing
+            if made.is_whole:  # only its usage is missing
                 return None
             await _close(stream)
             raise from_litellm(error, provider=self._config.name, key=self._key, begun=state.begun) from None

@@ -43,6 +43,11 @@ class ProviderCall:
     total_s: float
     id: str = ""
 
+    @property
+    def choices(self) -> int:
+        """How many choices the body asks for."""
+        return self.body.get("n") or 1
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

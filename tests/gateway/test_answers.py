@@ -60,7 +60,10 @@ def test_the_short_form_has_the_text_the_tokens_and_the_cost() -> None:
         ),
         ({"prompt_tokens": -5, "completion_tokens": 2}, None),
         ({"prompt_tokens": True, "completion_tokens": 2}, None),
-        ({"prompt_tokens": 10**30, "completion_tokens": 2}, None),
+        ({"prompt_tokens": 10**9, "completion_tokens": 2}, Usage(10**9, 2)),
+        ({"prompt_tokens": 10**9 + 1, "completion_tokens": 2}, None),
+        ({"prompt_tokens": 1, "completion_tokens": 2**52}, None),
+        ({"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 2**52}, Usage(1, 2)),
         ({"completion_tokens": 2}, None),
         ("many", None),
         (None, None),
@@ -137,11 +140,23 @@ def test_chunks_that_are_not_all_there_make_no_completion(chunks: list[dict[str,
     assert from_chunks(chunks) is None
 
 
+def test_of_two_choices_that_come_one_after_the_other_the_first_is_not_all() -> None:
+    first, second = chunk({"content": "4"}, finish="stop"), chunk({"content": "2"}, index=1, finish="stop")
+    assert from_chunks([first], choices=2) is None
+    both = from_chunks([first, second], choices=2)
+    assert both is not None
+    assert [each["message"]["content"] for each in both["choices"]] == ["4", "2"]
+    usage = {"choices": [], "usage": {"prompt_tokens": 1}}  # the end, also where the provider heeds no `n`
+    assert from_chunks([first, usage], choices=2) is not None
+
+
 @pytest.mark.parametrize(
     "odd",
     [
         {"choices": None}, {"choices": [None]}, {"choices": [{"index": -1}]}, {"choices": [{"index": 10**9}]},
         {"choices": [{"index": 0, "delta": "x"}]}, chunk({"tool_calls": [5, {"index": 10**9}, {"index": 0.5}]}),
+        chunk({"tool_calls": [{"index": 0, "function": "f"}, {"index": 0, "function": {"name": "f"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"name": "f"}}, {"index": 0, "function": "f"}]}),
         chunk({"content": 5}), {},
     ],
 )  # fmt: skip

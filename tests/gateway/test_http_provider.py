@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from aiqueue.errors import BadInput
-from aiqueue.gateway import Provider, ProviderConfig, ProviderError, Usage, http_provider
+from aiqueue.gateway import Provider, ProviderConfig, ProviderError, Usage, call_limits, http_provider
 from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
@@ -264,6 +264,33 @@ async def test_an_answer_that_is_whole_stands_though_its_stream_did_not_end_well
         reply = await provider.chat(make_call(), keep)
     assert reply.answer["choices"][0]["finish_reason"] == "stop"
     assert reply.usage == usage
+
+
+@pytest.mark.parametrize("limit", [{"total_s": 0.3}, {}])
+@pytest.mark.parametrize("more", [b": ping\n\n", sse({"choices": []})])
+async def test_a_stream_that_does_not_end_after_its_answer_is_left_and_the_answer_stands(
+    monkeypatch: pytest.MonkeyPatch, limit: dict[str, float], more: bytes
+) -> None:
+    monkeypatch.setattr(call_limits, "END_S", 0.2 if not limit else 10.0)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": SSE})
+        await response.prepare(request)
+        await response.write(sse(CHUNK, LAST))
+        while True:
+            await response.write(more)
+            await asyncio.sleep(0.01)
+
+    async with serving(answer) as provider:
+        reply = await provider.chat(make_call(**limit), keep)
+    assert reply.answer["choices"][0]["message"]["content"] == "hi"
+    assert reply.latency_s < 1
+
+
+async def test_a_stream_that_breaks_between_two_choices_is_no_answer() -> None:
+    async with sending(sse(CHUNK, LAST), cut=True) as provider:
+        error = await failure(provider.chat(make_call({**HELLO, "n": 2}), keep))
+    assert error.kind == "broken_stream"
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ class CallNotes:
     A job that is replayed or rerun is another run: it has all its attempts again, and knows the calls of the former.
 
     `calls`: the ids of calls that may have been begun, the oldest first. `failures`: the kinds of errors, of this run.
-    `gave_up`: why its model is not called any more in this run; "": it is.
+    `gave_up`: why its model is not called any more in this run; "": it is. `fallbacks`: models that were begun then.
     """
 
     calls: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     gave_up: str = ""
+    fallbacks: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, notes: Iterable[Any], run: float) -> CallNotes:
@@ -42,6 +43,8 @@ class CallNotes:
                 found.failures.append(note["failed"])
             elif is_own and isinstance(note.get("gave_up"), str):
                 found.gave_up = note["gave_up"]
+            elif is_own and isinstance(note.get("fallback"), str):
+                found.fallbacks.append(note["fallback"])
         return found
 
 
@@ -63,3 +66,10 @@ async def note_failure(job: Job[Any], kind: str) -> None:
 async def note_giving_up(job: Job[Any], why: str) -> None:
     """Note that this run does not call the job's model any more. Raises as `Job.called`."""
     await job.called({"gave_up": why, "run": job.enqueued_at})
+
+
+async def note_fallback(job: Job[Any], model: str) -> None:
+    """Note that a fallback is about to be enqueued: its answer counts, also if gateway.toml changes meanwhile. Raises
+    as `Job.called`.
+    """
+    await job.called({"fallback": model, "run": job.enqueued_at})

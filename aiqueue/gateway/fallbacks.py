@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from ..errors import BadInput
 from ..job import Job, Reject
-from .config import ModelConfig
+from .call_notes import note_fallback
 from .requests import GatewayRequest
 from .runtime import Request, Runtime
 from .stored_chunks import ChunkWriter, as_chunks
@@ -35,24 +36,28 @@ def request_id_of(job: Job[Any]) -> str:
 
 
 async def answer_by_fallback(
-    runtime: Runtime, job: Job[Any], model: ModelConfig, why: str, *, lost: int, calls: int
+    runtime: Runtime, job: Job[Any], why: str, *, begun: Sequence[str], lost: int, calls: int
 ) -> dict[str, Any]:
-    """Return the answer of the first fallback of `model` that has one. Raises Reject with all reasons.
+    """Return the answer of the first fallback of the job's model that has one. Raises Reject with all reasons.
 
     The job waits for the child without a slot, and its handler runs again then. A fallback has no fallbacks itself.
 
-    `why`: what is wrong with the model itself. `lost`, `calls`: of the job's own calls, for the bill.
+    `why`: what is wrong with the model itself. `begun`: fallbacks that the run has enqueued, whatever gateway.toml says
+    now. `lost`, `calls`: of the job's own calls, for the bill.
     """
     reasons = [why]
-    names = () if fallback_of(job) is not None else model.fallbacks
-    for name in names:
+    model = runtime.config.models.get(job.message.model)
+    known = () if model is None or fallback_of(job) is not None else model.fallbacks
+    for name in dict.fromkeys((*begun, *known)):
         request: Request = job.message.model_copy(update={"model": name, "request_id": None, **_unstreamed(job)})
-        try:
-            runtime.plan(request, name, job.tenant)
-        except BadInput as error:
-            reasons.append(f"fallback {name}: {error}")
-            continue
-        told = {FALLBACK_OF: quote(model.name), REQUEST_ID: quote(request_id_of(job))}
+        if name not in begun:
+            try:
+                runtime.plan(request, name, job.tenant)
+            except BadInput as error:
+                reasons.append(f"fallback {name}: {error}")
+                continue
+            await note_fallback(job, name)
+        told = {FALLBACK_OF: quote(job.message.model), REQUEST_ID: quote(request_id_of(job))}
         child = await job.enqueue(request, f"fallback {name}", headers=told)
         (found,) = await job.gather([child], on_failed="return")
         if isinstance(found, dict):

@@ -65,16 +65,18 @@ class _Execution:
         self._lost = 0  # earlier calls that may be billed, or are, and whose answers are lost
 
     async def run(self) -> dict[str, Any]:
-        started, job, request = time.monotonic(), self._job, self._request
-        plan = self._runtime.plan(request, request.model, job.tenant)
-        self._runtime.check(plan.model.provider)  # before anything is reserved
+        started, job = time.monotonic(), self._job
         self._notes = CallNotes.read(await job.calls(), job.enqueued_at)
-        if self._notes.calls and (answer := await self._look_back(plan)) is not None:
+        plan = self._plan()
+        usable = plan if isinstance(plan, CallPlan) else None
+        if self._notes.calls and (answer := await self._look_back(usable)) is not None:
             job.settle(0)
             return answer
         if self._notes.gave_up:
             job.settle(0)
-            return await self._fall_back(plan, self._notes.gave_up)
+            return await self._fall_back(self._notes.gave_up)
+        if not isinstance(plan, CallPlan):
+            raise plan
         try:
             call = await begin_call(self._runtime, job, plan, self._made + 1, self._request_id)
         except BudgetSpent as error:
@@ -84,6 +86,15 @@ class _Execution:
             call.leave(was_sent=False)
             raise Retry("what a call needs was stored too late for its limit", after=0.1)
         return await self._call(call)
+
+    def _plan(self) -> CallPlan | BadInput:
+        """Return the call to make; what is wrong with it as an error, because earlier calls are looked at first."""
+        try:
+            plan = self._runtime.plan(self._request, self._request.model, self._job.tenant)
+            self._runtime.check(plan.model.provider)
+        except BadInput as error:
+            return error
+        return plan
 
     async def _call(self, call: PaidCall) -> dict[str, Any]:
         """Make the call, and return the answer."""
@@ -115,8 +126,11 @@ class _Execution:
 
     # -- earlier calls
 
-    async def _look_back(self, plan: CallPlan) -> dict[str, Any] | None:
-        """Settle the calls of earlier executions, and return the answer that one of them has left behind, if any."""
+    async def _look_back(self, plan: CallPlan | None) -> dict[str, Any] | None:
+        """Settle the calls of earlier executions, and return the answer that one of them has left behind, if any.
+
+        `plan`: None: the model is not known any more.
+        """
         ledger, budgets, tenant = self._runtime.ledger, self._runtime.budgets, self._job.tenant
         lost: list[UsageRecord] = []
         for call in self._notes.calls:
@@ -131,7 +145,7 @@ class _Execution:
                 await budgets.settle(tenant, call, record.charged_micros, month=record.month)
                 lost += [record] if record.outcome == "ok" else []
         self._lost = len(lost)
-        if not lost or not getattr(self._request, "stream", False):
+        if plan is None or not lost or not getattr(self._request, "stream", False):
             return None
         stored = await read_chunks(self._runtime.client, self._job)
         for record in reversed(lost):
@@ -172,10 +186,11 @@ class _Execution:
         self._made += 1
         self._lost += error.may_be_billed
         await note_giving_up(job, str(error))
-        return await self._fall_back(call.plan, str(error))
+        return await self._fall_back(str(error))
 
-    async def _fall_back(self, plan: CallPlan, why: str) -> dict[str, Any]:
-        return await answer_by_fallback(self._runtime, self._job, plan.model, why, lost=self._lost, calls=self._made)
+    async def _fall_back(self, why: str) -> dict[str, Any]:
+        begun = self._notes.fallbacks
+        return await answer_by_fallback(self._runtime, self._job, why, begun=begun, lost=self._lost, calls=self._made)
 
     async def _wait_for_budget(self, error: BudgetSpent) -> NoReturn:
         """The budget does not admit the call. Raises Retry or Reject."""

@@ -118,6 +118,34 @@ async def test_the_answer_of_a_fallback_is_streamed_too(client: aiqueue.Client, 
     assert text == "one two three one two"
 
 
+@pytest.mark.parametrize("removed", ["the model", "its fallbacks", "its key"])
+async def test_an_answer_that_a_fallback_is_paid_for_comes_though_the_file_has_changed_meanwhile(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    standin.order(Fault(400, model="small-1"))
+    standin.order(Fault(model="large-1", delay_s=0.3))
+    text = config.read_text()
+    first, second = text.index("[[model]]"), text.index("[[model]]", text.index("[[model]]") + 1)
+    async with running(client, config) as worker:
+        handle = await client.enqueue(ask(), tenant="acme")
+        await asyncio.wait_for(_begun(standin, 2), 10)
+        if removed == "the model":
+            config.write_text(text[:first] + text[second:])
+        elif removed == "its fallbacks":
+            config.write_text(text.replace('fallbacks = ["large"]', ""))
+        else:
+            monkeypatch.delenv(KEY_VARIABLE)
+        await worker.reload(client)
+        answer: Any = await handle.result(timeout=10)
+    assert (answer["model"], answer["aiqueue"]["model"]) == ("small", "large")
+    assert await charged(client) == (billed(standin), 0, 0)
+
+
+async def _begun(standin: StandIn, calls: int) -> None:
+    while len(standin.calls) < calls:
+        await asyncio.sleep(0.005)
+
+
 async def test_if_the_fallback_fails_too_all_reasons_are_said(
     client: aiqueue.Client, config: Path, standin: StandIn
 ) -> None:

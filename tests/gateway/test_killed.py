@@ -56,6 +56,23 @@ async def test_a_call_under_way_at_a_kill_is_made_again_and_reported_with_its_re
     assert lost.reserved_micros >= (made.cost_micros or 0) > 0
 
 
+async def test_a_call_under_way_at_a_kill_is_held_by_the_budget_though_its_model_is_removed(
+    client: aiqueue.Client, account: Account, config: Path, standin: StandIn, eventually: Eventually
+) -> None:
+    await shorten_leases(client)
+    standin.order(Fault(delay_s=60))
+    handle = await client.enqueue(ask(), tenant="acme")
+    await kill_in_call(account, config, standin, eventually, 1)
+    config.write_text(config.read_text().replace('name = "small"', 'name = "other"'))
+    async with running(client, config):
+        with pytest.raises(aiqueue.JobFailed, match="unknown model 'small'"):
+            await handle.result(timeout=20)
+    (lost,) = await records(client)
+    store = UsageStore(client.connection, client.topology)
+    (stats,) = await Budgets(store, UsageLedger(store)).stats(month_of(time.time()))
+    assert (stats.reserved_micros, stats.held_micros) == (0, lost.reserved_micros)
+
+
 async def test_a_streamed_answer_that_was_stored_to_its_end_is_rebuilt_without_a_call(
     client: aiqueue.Client, account: Account, config: Path, standin: StandIn, eventually: Eventually
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
@@ -105,13 +105,15 @@ class UsageRecord:
 
     def plain(self) -> dict[str, Any]:
         """Return the record as it is stored, in JSON."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> Self:
         """Read a stored record. What a later version has added is ignored. Raises BadInput, TypeError."""
-        known = {each.name for each in fields(cls)}
-        return cls(**{key: value for key, value in plain.items() if key in known})
+        return cls(**{key: value for key, value in plain.items() if key in _FIELDS})
+
+
+_FIELDS = tuple(each.name for each in fields(UsageRecord))
 
 
 class UsageLedger:

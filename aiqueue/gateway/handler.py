@@ -82,10 +82,12 @@ class _Execution:
         except BudgetSpent as error:
             job.settle(0)
             await self._wait_for_budget(error)
-        if time.monotonic() - started > START_WITHIN_S and LIMIT_KEY in job.headers and job.attempt < LATE_MAX:
-            call.leave(was_sent=False)
-            raise Retry("what a call needs was stored too late for its limit", after=0.1)
-        return await self._call(call)
+        within_s = None
+        if LIMIT_KEY in job.headers and job.attempt < LATE_MAX:
+            within_s = START_WITHIN_S - (time.monotonic() - started)
+            if within_s <= 0:
+                await self._give_up_late(call, "what a call needs was stored too late for its limit")
+        return await self._call(call, within_s)
 
     def _plan(self) -> CallPlan | BadInput:
         """Return the call to make; what is wrong with it as an error, because earlier calls are looked at first."""
@@ -96,13 +98,19 @@ class _Execution:
             return error
         return plan
 
-    async def _call(self, call: PaidCall) -> dict[str, Any]:
+    async def _give_up_late(self, call: PaidCall, why: str) -> NoReturn:
+        """A call that begins too late for its limit is not made. Raises Retry."""
+        self._job.settle(0)
+        await call.undo()
+        raise Retry(why, after=0.1)
+
+    async def _call(self, call: PaidCall, within_s: float | None) -> dict[str, Any]:
         """Make the call, and return the answer."""
         job, on_chunk = self._job, None
         if getattr(self._request, "stream", False):
             on_chunk = ChunkWriter(job, call.id)
         try:
-            reply = await call.send(on_chunk)
+            reply = await call.send(on_chunk, within_s)
         except ProviderError as error:
             return await self._on_error(call, error)
         except BaseException:
@@ -172,6 +180,8 @@ class _Execution:
     async def _on_error(self, call: PaidCall, error: ProviderError) -> dict[str, Any]:
         """The provider has failed. Raises Retry, or returns the answer of a fallback."""
         job = self._job
+        if error.kind == "late":
+            await self._give_up_late(call, str(error))
         if not error.may_be_billed:
             job.settle(0)
         failures = [*self._notes.failures, error.kind]

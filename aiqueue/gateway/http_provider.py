@@ -116,6 +116,7 @@ class HttpProvider:
     ) -> aiohttp.ClientResponse:
         """Return the response, whose status is 200. Raises ProviderError."""
         data = json.dumps({**body, "model": call.model.upstream}, ensure_ascii=False, separators=(",", ":"))
+        timeout = aiohttp.ClientTimeout(total=None, connect=call.start_within_s, sock_connect=CONNECT_S)
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": call.id} if call.id else {})}
         try:
             response = await self._session.post(
@@ -123,9 +124,13 @@ class HttpProvider:
                 data=data.encode("utf-8", "replace"),
                 headers=headers,
                 allow_redirects=False,
+                timeout=timeout,
                 trace_request_ctx=state,
             )
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError) and call.start_within_s is not None:
+                text = f"no connection within {call.start_within_s:.1f} s"
+                raise self._error("late", text, billed=False) from None
             raise self._broken(error, state) from None
         if response.status == 200:
             return response

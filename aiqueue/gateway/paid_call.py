@@ -46,12 +46,12 @@ class PaidCall:
     def id(self) -> str:
         return self.record.call_id
 
-    async def send(self, on_chunk: OnChunk | None) -> Reply:
-        """Call the provider. Raises ProviderError, and what `on_chunk` raises. Without a known end, what was reserved
-        stays charged.
+    async def send(self, on_chunk: OnChunk | None, start_within_s: float | None = None) -> Reply:
+        """Call the provider, within `start_within_s` or not at all. Raises ProviderError, and what `on_chunk` raises.
+        Without a known end, what was reserved stays charged.
         """
         model = self.plan.model
-        call = ProviderCall(model, self.plan.body, model.first_token_s, model.total_s, self.id)
+        call = ProviderCall(model, self.plan.body, model.first_token_s, model.total_s, self.id, start_within_s)
         async with self.runtime.provider(model.provider) as provider:
             return await (provider.chat(call, on_chunk) if model.kind == "chat" else provider.embed(call))
 
@@ -92,11 +92,11 @@ class PaidCall:
         """The handler ends amid the call, because its job was cancelled or its worker stops: what is left to
         write is written behind it.
         """
-        work = self.fail(is_billable=True) if was_sent else self._undo()
+        work = self.fail(is_billable=True) if was_sent else self.undo()
         self.runtime.finish(work, f"the end of call {self.id} of job {self.record.job_id} is not written")
 
-    async def _undo(self) -> None:
-        """The call is not made: give back its reservation first, because its record may be refused."""
+    async def undo(self) -> None:
+        """The call was not made: give back its reservation first, because its record may be refused."""
         if self.month:
             tenant, month = self.record.tenant, self.month
             await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month))

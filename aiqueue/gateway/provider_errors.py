@@ -14,9 +14,9 @@ from ..secret_paths import MASK
 
 Kind = Literal[
     "rate_limited", "overloaded", "timeout", "server", "connection", "broken_stream", "refused", "context_length",
-    "auth", "content_policy",
+    "auth", "content_policy", "late",
 ]  # fmt: skip
-RETRYABLE: Final = frozenset({"rate_limited", "overloaded", "timeout", "server", "connection", "broken_stream"})
+RETRYABLE: Final = frozenset({"rate_limited", "overloaded", "timeout", "server", "connection", "broken_stream", "late"})
 TEXT_CHARS_MAX: Final = 300
 RETRY_AFTER_MAX_S: Final = 24 * 3600.0
 _BILLED_STATUS = frozenset(
@@ -30,7 +30,7 @@ class ProviderError(Exception):
     - `kind`: rate_limited (429), overloaded (503, 529), timeout, server (other 5xx), connection (nothing answers, or
       the connection broke), broken_stream (it broke after its first chunk): the same call can succeed later.
       refused (400 and others), context_length, auth (the key or the account is refused, or has no money),
-      content_policy: it cannot.
+      content_policy: it cannot. late: it could not be sent in time (`ProviderCall.start_within_s`), and was not.
     - `status`: the HTTP status; None if there was none.
     - `retry_after_s`: how long the provider asks to wait. None: it does not say.
     - `may_be_billed`: whether the provider may bill the call: it got the request, and what it did then is not known.

@@ -34,7 +34,8 @@ class ProviderCall:
     """One call. `body`: the request in OpenAI's terms without `model`, as `upstream_body` makes it.
 
     `first_token_s`: how long a stream may take until its first chunk. `total_s`: how long the call may take. `id`: sent
-    as the header Idempotency-Key, where the provider is called over HTTP directly; "": none.
+    as the header Idempotency-Key, where the provider is called over HTTP directly; "": none. `start_within_s`: how long
+    a connection may take, there; None: as long as connecting takes.
     """
 
     model: ModelConfig
@@ -42,6 +43,7 @@ class ProviderCall:
     first_token_s: float
     total_s: float
     id: str = ""
+    start_within_s: float | None = None
 
     @property
     def choices(self) -> int:

@@ -63,6 +63,21 @@ async def test_a_limit_of_requests_holds_while_more_wait(
     assert all(later - earlier >= 1.0 for earlier, later in zip(at, at[4:], strict=False))
 
 
+async def test_a_limit_holds_though_calls_wait_for_a_connection(
+    client: aiqueue.Client, config: Path, standin: StandIn
+) -> None:
+    config.write_text(config.read_text().replace('kind = "openai"', 'kind = "openai"\nconnections = 2', 1))
+    await client.set_limit("gateway.requests", "small", requests=4, window="1s")
+    standin.order(Fault(delay_s=0.95, count=2))  # two more calls have their credit, and would begin as the next ones do
+    async with running(client, config):
+        handles = [await client.enqueue(ask(), tenant="acme") for _ in range(8)]
+        answers: Any = await asyncio.gather(*(each.result(timeout=20) for each in handles))
+    at = sorted(each.started_at for each in standin.calls)
+    assert len(at) == 8
+    assert all(later - earlier >= 1.0 for earlier, later in zip(at, at[4:], strict=False))
+    assert [each["aiqueue"]["possibly_billed"] for each in answers] == [0] * 8
+
+
 async def test_a_fallback_waits_in_the_lane_of_its_own_model_s_limit(
     client: aiqueue.Client, config: Path, standin: StandIn, eventually: Eventually
 ) -> None:

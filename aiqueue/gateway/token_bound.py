@@ -8,8 +8,10 @@ tokenizers: random Unicode has 1.03 bytes in a token of p50k, random ASCII 1.16.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from typing import Any, Final
+from collections import Counter
+from typing import Any, Final, Literal
 
 from ..errors import BadInput
 from .config import ModelConfig
@@ -18,6 +20,8 @@ from .requests import EmbeddingRequest, GatewayRequest, canonical_json
 BASE_TOKENS: Final = 32  # of the frame around a conversation, which in some models' templates has a few sentences
 MESSAGE_TOKENS: Final = 8  # of the frame around a message
 TOOLS_TOKENS: Final = 1_000  # of a provider's own instructions that go with tools: up to some 800 are documented
+MARKS_MAX: Final = 64  # combining marks in a row: no language has so many
+SORTED_MAX: Final = 100_000  # characters of a text with marks
 _SCHEMA_FIELDS = ("tools", "tool_choice", "response_format")
 _FREE_FIELDS = ("role", "content", "cache_control")
 
@@ -76,5 +80,21 @@ def _bytes(data: Any) -> int:
     encoded = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else canonical_json(data)
     if encoded.isascii():
         return len(encoded)
-    text = unicodedata.normalize("NFKC", encoded.decode("utf-8", "surrogatepass"))
-    return max(len(encoded), len(text.encode("utf-8", "surrogatepass")))
+    text = encoded.decode("utf-8", "surrogatepass")
+    return max(len(encoded), _normalised_bytes(text))
+
+
+def _normalised_bytes(text: str) -> int:
+    """Return the bytes of a text in the form NFKC, or an upper bound of them where making it would take long: marks are
+    sorted, which takes the square of their number.
+    """
+    count = Counter(text)
+    marks = [each for each in count if unicodedata.combining(unicodedata.normalize("NFKD", each)[0])]
+    if marks and len(text) <= SORTED_MAX and not re.search(f"[{''.join(map(re.escape, marks))}]{{{MARKS_MAX}}}", text):
+        return _size(unicodedata.normalize("NFKC", text))
+    form: Literal["NFKD", "NFKC"] = "NFKD" if marks else "NFKC"  # without marks, no character changes another one
+    return sum(_size(unicodedata.normalize(form, each)) * number for each, number in count.items())
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import time
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiqueue.errors import BadInput
-from aiqueue.gateway import EmbeddingRequest, GatewayRequest, ModelConfig, ProviderConfig, tokens_at_most
+from aiqueue.gateway import EmbeddingRequest, GatewayRequest, ModelConfig, ProviderConfig, token_bound, tokens_at_most
 from aiqueue.gateway.token_bound import BASE_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS, prompt_tokens_at_most
 
 MODEL = ModelConfig("m", ProviderConfig("p", "openai"), "up", context=8_000, max_output_tokens=1_000)
@@ -81,6 +84,26 @@ def test_a_lower_share_of_tokens_is_rounded_up() -> None:
 )  # fmt: skip
 def test_embeddings_count_all_their_inputs(given: Any, tokens: int) -> None:
     assert tokens_at_most(EmbeddingRequest(model="m", input=given), MODEL) == tokens
+
+
+@pytest.mark.parametrize("marks", ["\u0300\u0316", "\u0f73\u0316", "\u0315\u0e48"])
+def test_the_bound_of_many_marks_in_a_row_is_found_soon(marks: str) -> None:
+    """A normaliser sorts them, which takes the square of their number: minutes, for a worker with all its calls."""
+    text = "a" + marks[0] * 200_000 + marks[1] * 200_000
+    started = time.monotonic()
+    assert 800_001 <= bound(replace(MODEL, context=10**8), messages=[{"role": "user", "content": text}]) < 2_000_000
+    assert time.monotonic() - started < 2
+
+
+@given(
+    st.text(st.sampled_from("a\u00e9\u1ea1\ud55c\u1100\u1161\u0300\u0316\u0f73\u0958\ufdfa\u09c7\u09be"), max_size=30)
+)
+def test_the_bound_of_a_text_is_no_smaller_than_its_normalised_form(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for most in (0, 100):  # a bound, and the form itself
+            patch.setattr(token_bound, "SORTED_MAX", most)
+            counted = token_bound._bytes(text)
+            assert counted >= max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))
 
 
 @functools.cache

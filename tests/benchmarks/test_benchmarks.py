@@ -309,6 +309,7 @@ async def test_a_backlog_with_a_deadline_has_that_one_header_more(tmp_path: Path
         assert await drain.ours(client, 3) > 0
 
 
+@pytest.mark.slow
 async def test_processes_get_more_jobs_than_this_one_and_the_rows_say_how_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +336,7 @@ async def test_the_guides_targets_are_measured_on_its_families(tmp_path: Path) -
         assert targets.tracing().met is None
 
 
+@pytest.mark.slow
 async def test_the_guides_client_is_measured_on_each_of_its_topics(tmp_path: Path) -> None:
     async with aiqueue.connect(directory=tmp_path) as client:
         for key, pace in (("mail", "paced"), ("gateway", "many"), ("ingest", "one")):

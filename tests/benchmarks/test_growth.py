@@ -30,6 +30,7 @@ def complete(rows: list[Row], *sides: str) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 async def test_a_backlog_is_measured_at_each_depth_and_the_cap_is_back_afterwards(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ async def test_the_raw_process_decodes_the_bodies(client: aiqueue.Client) -> Non
         assert [number for _, number in worker.stamps(0, 3)] == [7, 3, 5]
 
 
+@pytest.mark.slow
 async def test_a_start_is_measured_beside_its_imports(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     bare = start.bare
@@ -85,6 +87,7 @@ async def test_a_start_has_jobs_to_wait_for_though_the_process_before_it_ran_the
     assert await start.first(client, RAW, 2) > 0
 
 
+@pytest.mark.slow
 async def test_bodies_of_all_sizes_are_measured(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload, "SIZES", (200, 1_000_000))  # a body in its message, and one that is a document
     monkeypatch.setattr(payload, "LEAST", 10)
@@ -92,6 +95,7 @@ async def test_bodies_of_all_sizes_are_measured(client: aiqueue.Client, monkeypa
     assert [row.x for row in rows] == [200] * 3 + [1_000_000] * 3
 
 
+@pytest.mark.slow
 async def test_servers_that_sync_every_write_are_measured(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,12 +106,14 @@ async def test_servers_that_sync_every_write_are_measured(
     assert len(rows) == 7 * len(settings)
 
 
+@pytest.mark.slow
 async def test_fairness_is_measured_in_rows(client: aiqueue.Client) -> None:
     rows = await fairness.run(client, rounds=1, jobs=100)
     assert [set(row.sides) for row in rows] == [{OURS, fairness.SHARED}] * 2 + [{OURS}] * 2
     assert rows[1].sides == {OURS: [40], fairness.SHARED: [40]}
 
 
+@pytest.mark.slow
 async def test_lanes_of_three_kinds_are_measured(client: aiqueue.Client) -> None:
     rows = await tenants.run(client, rounds=1, jobs=100)
     assert [row.x for row in rows if row.unit == "CPU s"] == [1, 10, 100]

@@ -32,6 +32,7 @@ def programs(place: Path) -> Iterator[str]:
             continue  # it ended meanwhile
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_aiqueue_and_raw_nats_py_give_all_figures_and_leave_nothing(tmp_path: Path) -> None:
     compared = compare(SMALL, only=["aiqueue", "raw"], scratch=tmp_path, say=print)

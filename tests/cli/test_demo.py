@@ -196,6 +196,7 @@ def test_a_directory_without_documents_is_refused_in_one_line(
     assert place.is_clean()
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_moment_ends_it_and_nothing_is_left(place: Place) -> None:
     moments = [
         ("documents from", signal.SIGINT, 130),

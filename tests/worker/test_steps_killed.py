@@ -108,6 +108,7 @@ async def test_a_job_of_300_steps_killed_20_times_repeats_only_steps_under_way(p
     assert len(starts) <= STEPS + KILLS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_an_attempt_that_was_stopped_over_its_lease_keeps_nothing(pool: WorkerPool, account: Any) -> None:
     streams = pool.directory / "streams"

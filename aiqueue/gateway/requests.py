@@ -21,6 +21,9 @@ MESSAGES_MAX: Final = 2_048
 TOOLS_MAX: Final = 128
 EMBEDDING_INPUTS_MAX: Final = 2_048
 OPTIONS_MAX: Final = 32
+STREAM_OPTIONS_MAX: Final = 16
+STOPS_MAX: Final = 16
+BIASES_MAX: Final = 1_024
 TOKENS_MAX: Final = 10_000_000
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -61,6 +64,17 @@ def _check_number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return value
+
+
+def _at_most(most: int) -> pydantic.BeforeValidator:
+    """A limit of length that is looked at before the items: each wrong one makes an error, and millions take a GB."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"at most {most:,} items, not {len(value):,}")
+        return value
+
+    return pydantic.BeforeValidator(check)
 
 
 _NOT_BOOL = pydantic.BeforeValidator(_check_number)
@@ -148,6 +162,8 @@ def _sort_fields(cls: type[_ModelRequest], data: Mapping[str, Any]) -> dict[str,
             if name in target and target[name] is not None:
                 raise ValueError(f"{str(name)[:80]} is given twice")
             target[str(name)] = value
+            if len(options) > OPTIONS_MAX:
+                raise ValueError(f"more than {OPTIONS_MAX} options: all unknown fields are options")
     return {**fields, "options": options}
 
 
@@ -165,7 +181,7 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     stream: bool = False
-    stream_options: dict[str, bool] | None = None
+    stream_options: Annotated[dict[str, bool] | None, _at_most(STREAM_OPTIONS_MAX)] = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     frequency_penalty: Penalty | None = None
@@ -173,11 +189,11 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     n: Choices | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, _at_most(STOPS_MAX)] = None
     seed: Seed | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    logit_bias: dict[str, Bias] | None = pydantic.Field(default=None, max_length=1_024)
+    logit_bias: Annotated[dict[str, Bias] | None, _at_most(BIASES_MAX)] = None
     reply_form: Literal["openai", "short"] = "openai"
 
     @pydantic.model_validator(mode="before")
@@ -215,13 +231,6 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
             _check_keys(f"tools.{number}", tool, ("type", kind))
         return tools
 
-    @pydantic.field_validator("stop")
-    @classmethod
-    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 16:
-            raise ValueError("at most 16 texts")
-        return stop
-
     @property
     def completion_tokens_max(self) -> int | None:
         """The most tokens of one choice that the request allows: the larger one of its two limits, because providers
@@ -257,14 +266,24 @@ class EmbeddingRequest(_ModelRequest, kind="gateway.embedding"):
     dimensions: Dimensions | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
-    @pydantic.field_validator("input")
+    @pydantic.field_validator("input", mode="before")
     @classmethod
     def _check_input(cls, given: Any) -> Any:
-        if not given or (isinstance(given, list) and not all(each not in ("", []) for each in given)):
-            raise ValueError("must not be empty, nor hold an empty text")
-        if isinstance(given, list) and not isinstance(given[0], int) and len(given) > EMBEDDING_INPUTS_MAX:
-            raise ValueError(f"at most {EMBEDDING_INPUTS_MAX:,} inputs, not {len(given):,}")
+        """Here and not by the type, which makes an error of each wrong item: millions take a GB."""
+        if not given:
+            raise ValueError("must not be empty")
+        if isinstance(given, list) and not _is_all(given, int):
+            if len(given) > EMBEDDING_INPUTS_MAX:
+                raise ValueError(f"at most {EMBEDDING_INPUTS_MAX:,} inputs, not {len(given):,}")
+            if not all(given):
+                raise ValueError("must not hold an empty text")
+            if not _is_all(given, str) and not all(isinstance(each, list) and _is_all(each, int) for each in given):
+                raise ValueError("must be a text, a list of texts, a list of tokens, or a list of lists of tokens")
         return given
+
+
+def _is_all(items: list[Any], kind: type) -> bool:
+    return all(type(each) is kind for each in items)
 
 
 # -- the content of messages

@@ -144,7 +144,7 @@ def test_fields_that_choose_who_is_called_are_refused_by_name_wherever_they_stan
         ({"max_tokens": True}, "must be a number, not true or false"),
         ({"n": 129}, "less than or equal to 128"),
         ({"seed": 2**63}, "less than 922337203685477"),
-        ({"stop": ["x"] * 17}, "at most 16 texts"),
+        ({"stop": ["x"] * 17}, "at most 16 items, not 17"),
         ({"logit_bias": {"5": float("nan")}}, "greater than or equal to -100"),
         ({"response_format": {"x": float("inf")}}, "not JSON compliant"),
         ({"top_k": float("nan")}, "not JSON compliant"),
@@ -156,11 +156,29 @@ def test_fields_that_choose_who_is_called_are_refused_by_name_wherever_they_stan
         ({"prompt": "and a prompt"}, "prompt and messages are both given"),
         ({"prompt": 5, "messages": None}, "prompt must be a text"),
         ({"model": ""}, "at least 1 character"),
-        ({"options": {f"o{number}": 1 for number in range(33)}}, "at most 32 items"),
+        ({"options": {f"o{number}": 1 for number in range(33)}}, "more than 32 options"),
     ],
 )  # fmt: skip
 def test_what_is_no_request_is_refused_with_its_place(fields: dict[str, Any], problem: str) -> None:
     assert problem in refusal(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": [None] * 3_000}, {"input": [[None] * 3_000]}, {"input": [1, *["x"] * 3_000]},
+        {"stop": [None] * 3_000}, {"tools": [None] * 3_000}, {"messages": [None] * 3_000},
+        {"stream_options": {str(number): "x" for number in range(3_000)}},
+        {"logit_bias": {str(number): "x" for number in range(3_000)}},
+        {"parameters": {f"x{number}": 1 for number in range(3_000)}},
+    ],
+)  # fmt: skip
+def test_many_wrong_items_are_few_errors(fields: dict[str, Any]) -> None:
+    """Millions of them, which are a few MB, would take a worker GBs and half a minute."""
+    kind = EmbeddingRequest if "input" in fields else GatewayRequest
+    with pytest.raises(pydantic.ValidationError) as refused:
+        kind.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields})
+    assert refused.value.error_count() < 10
 
 
 def test_a_request_of_20_mb_is_refused() -> None:

@@ -200,7 +200,8 @@ class HttpProvider:
     def _broken(self, error: Exception, state: CallState) -> ProviderError:
         what = "the stream broke" if state.begun else "the connection broke" if state.sent else "nothing answers"
         kind: Kind = "broken_stream" if state.begun else "connection"
-        return self._error(kind, f"{what}: {type(error).__name__}: {error}", billed=state.sent)
+        said = f": {error}" if isinstance(error, OSError) else ""  # others quote what the provider has sent
+        return self._error(kind, f"{what}: {type(error).__name__}{said}", billed=state.sent)
 
     def _odd(self, answer: Any, state: CallState) -> ProviderError:
         """Return the error of a response with status 200, or of an event in a stream, that is no answer."""
@@ -208,7 +209,7 @@ class HttpProvider:
         if said is None:
             kind: Kind = "broken_stream" if state.begun else "server"
             return self._error(kind, "an answer that is not in OpenAI's shape", status=200, billed=True)
-        text = json.dumps(answer)
+        text = json.dumps(answer, ensure_ascii=False)
         code = said.get("code") if isinstance(said, dict) else None
         kind = kind_of(code if isinstance(code, int) and 400 <= code < 600 else 400, text)
         if kind in ("refused", "server"):  # without a status that says so, it may go away

@@ -77,10 +77,13 @@ _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|key|xai|gsk|AIza)[-_][A-Za-z0-9*_-]{6,}|\
 
 
 def scrub(text: str, *keys: str | None) -> str:
-    """Return the text without these keys, and without what looks like a key: providers repeat them in their errors."""
+    """Return the text without these keys, and without what looks like a key: providers repeat them in their errors.
+
+    Scrub a text before it is cut, or a part of a key is left. A key is found in broken lines too.
+    """
     for key in keys:
         if key:
-            text = text.replace(key, MASK)
+            text = re.sub(r"\s*".join(map(re.escape, key)), MASK, text)
     return _KEY_LIKE.sub(MASK, text)
 
 
@@ -157,16 +160,23 @@ def bills(status: int | None) -> bool:
 
 
 def message_of(text: str) -> str:
-    """Return the message in the JSON body of an error, else the body's first characters."""
+    """Return the message in the JSON body of an error, else all that the body says."""
     try:
         data: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return "a page of HTML" if text.lstrip()[:1] == "<" else text[: 2 * TEXT_CHARS_MAX]
-    if isinstance(data, list) and data:  # Gemini's
-        data = data[0]
+        return "a page of HTML" if text.lstrip()[:1] == "<" else text
+    said = data[0] if isinstance(data, list) and data else data  # Gemini's
     for _ in range(2):
-        if isinstance(data, dict):
-            data = data.get("error") or data.get("message") or data.get("detail") or data
-    if isinstance(data, dict):
-        return str(data.get("code") or data.get("type") or text)
-    return data if isinstance(data, str) else text[: 2 * TEXT_CHARS_MAX]
+        if isinstance(said, dict):
+            said = said.get("error") or said.get("message") or said.get("detail") or said
+    if isinstance(said, dict):
+        said = said.get("code") or said.get("type") or said
+    return said if isinstance(said, str) else _dumped(data)
+
+
+def _dumped(data: Any) -> str:
+    """Return JSON without escapes: a key with them is not found."""
+    try:
+        return json.dumps(data, ensure_ascii=False)
+    except RecursionError:
+        return "deep JSON"

@@ -352,6 +352,32 @@ async def test_an_endless_line_of_a_stream_is_cut_at_its_limit(monkeypatch: pyte
     assert error.text == "p: a stream or an event that is too large"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsecret-words\r\n",
+        b"HTTP/1.1 200 OK\r\nX: secret-words\r\nsecret-words\r\n\r\n",
+        b"secret-words\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: secret-words\r\n",
+    ],
+)
+async def test_what_is_no_http_is_not_quoted(sent: bytes) -> None:
+    """It may have the key, or what belongs to another call."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        provider = open_provider(ProviderConfig("p", "openai", base_url=f"http://127.0.0.1:{port}/v1"))
+        error = await failure(provider.chat(make_call()))
+        await provider.close()
+    assert (error.kind, error.may_be_billed) == ("connection", True)
+    assert "secret" not in str(error)
+
+
 async def test_a_redirect_is_not_followed_and_the_key_stays(standin: StandIn) -> None:
     async def answer(_request: web.Request) -> web.StreamResponse:
         raise web.HTTPTemporaryRedirect(f"{standin.url}/chat/completions")

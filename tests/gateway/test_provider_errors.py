@@ -80,6 +80,21 @@ def test_only_a_429_or_503_with_a_time_pauses() -> None:
     assert not from_status(429, {}, b"", provider="p").pauses
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b" " * 590 + b"my-own-key-77",
+        b'{"error": {"message": {"said": "my\\u002down-key-77"}}}',
+        b"a line that ends in my-own-\r\n  key-77",
+    ],
+    ids=["cut", "escaped", "broken"],
+)
+def test_no_part_of_a_key_stands_in_an_error(said: bytes) -> None:
+    error = from_status(400, {}, said, provider="p", key="my-own-key-77")
+    assert "**********" in str(error)
+    assert not any(part in str(error) for part in ("my-own", "own-key", "key-77"))
+
+
 def test_no_key_stands_in_an_error() -> None:
     said = body(
         "Incorrect API key provided: my-own-key-77. sk-abcdef*****1234, Bearer eyJhbGciOi, AIzaSyA12345678901234567"

@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any, Final, NoReturn
 
-from ..errors import BadInput, QueueFull, Unavailable
+from ..errors import AIQueueError, BadInput, QueueFull, Unavailable
 from ..job import Job, Reject, Retry
 from ..units import Backoff
 from .answers import Bill, answer_of, from_chunks, usage_of
@@ -113,7 +113,11 @@ class _Execution:
             reply = await call.send(on_chunk, within_s)
         except ProviderError as error:
             return await self._on_error(call, error)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, AIQueueError):  # once more is paid once more
+                log.exception("job %s: what the provider has answered cannot be used", job.id)
+                text = f"{call.record.provider}: an answer that cannot be used: {type(error).__name__}"
+                return await self._on_error(call, ProviderError("refused", text, may_be_billed=True))
             call.leave(was_sent=True)
             raise
         if reply.usage is not None:

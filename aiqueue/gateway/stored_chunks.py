@@ -107,9 +107,14 @@ def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     head["object"] = "chat.completion.chunk"
     choices = []
     for each in answer.get("choices") or ():
-        delta = {name: value for name, value in (each.get("message") or {}).items() if value is not None}
-        if "tool_calls" in delta:
-            delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(delta["tool_calls"])]
+        message = each.get("message") if isinstance(each, dict) else None
+        if not isinstance(message, dict):  # nothing that can be streamed
+            continue
+        delta = {name: value for name, value in message.items() if value is not None}
+        if isinstance(calls := delta.get("tool_calls"), list):
+            delta["tool_calls"] = [
+                {"index": number, **call} for number, call in enumerate(calls) if isinstance(call, dict)
+            ]
         reason = each.get("finish_reason")
         choices.append(
             {"index": each.get("index", 0), "delta": delta, "finish_reason": reason, "logprobs": each.get("logprobs")}

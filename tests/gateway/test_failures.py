@@ -13,9 +13,10 @@ import pytest
 import aiqueue
 from aiqueue import Backoff, JobFailed
 from aiqueue.errors import JobCancelled
-from aiqueue.gateway import Budgets, UsageLedger, UsageStore, handler
+from aiqueue.gateway import Budgets, UsageLedger, UsageStore, handler, http_provider
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
+from aiqueue.gateway.stored_chunks import as_chunks
 
 from ..support import Eventually
 from .running import KEY, KEY_VARIABLE, ask, billed, records, running, write_config
@@ -159,6 +160,27 @@ async def test_if_the_fallback_fails_too_all_reasons_are_said(
     assert "fallback large: " in failed.value.error
     assert "second" in failed.value.error
     assert len(standin.calls) == 2
+
+
+async def test_a_fault_of_our_own_in_an_answer_is_paid_once(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_provider, "usage_of", lambda answer: answer["nothing"])
+    async with running(client, config):
+        handle = await client.enqueue(ask(), tenant="acme")
+        with pytest.raises(JobFailed, match="cannot be used: KeyError") as failed:
+            await handle.result(timeout=10)
+    assert "fallback large" in failed.value.error
+    assert [each.model for each in standin.calls] == ["small-1", "large-1"]
+    assert await charged(client) == (0, 0, sum(each.reserved_micros for each in await records(client)))
+
+
+@pytest.mark.parametrize("answer", [5, {"message": 5}, {"message": {"content": "x", "tool_calls": [5, {"id": "a"}]}}])
+def test_an_odd_answer_of_a_fallback_is_streamed_as_far_as_it_goes(answer: Any) -> None:
+    chunks = as_chunks({"choices": [answer], "usage": None})
+    made = [each["delta"] for chunk in chunks for each in chunk["choices"]]
+    is_good = isinstance(answer, dict) and isinstance(answer["message"], dict)
+    assert made == ([{"content": "x", "tool_calls": [{"index": 1, "id": "a"}]}] if is_good else [])
 
 
 @pytest.mark.parametrize("how", ["replay", "rerun"])

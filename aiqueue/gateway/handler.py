@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any, Final, NoReturn
 
-from ..errors import AIQueueError, BadInput, QueueFull, Unavailable
+from ..errors import AIQueueError, BadInput, Conflict, QueueFull, Unavailable
 from ..job import Job, Reject, Retry
 from ..units import Backoff
 from .answers import Bill, answer_of, from_chunks, usage_of
@@ -16,7 +16,7 @@ from .budgets import BudgetSpent
 from .call_notes import CallNotes, note_failure, note_giving_up
 from .fallbacks import answer_by_fallback, fallback_of, request_id_of
 from .ledger import UsageRecord
-from .paid_call import PaidCall, begin_call
+from .paid_call import TEXT_MAX, PaidCall, begin_call
 from .prices import MICROS
 from .provider_errors import ProviderError
 from .runtime import CallPlan, Request, Runtime
@@ -146,9 +146,9 @@ class _Execution:
         ledger, budgets, tenant = self._runtime.ledger, self._runtime.budgets, self._job.tenant
         lost: list[UsageRecord] = []
         for call in self._notes.calls:
-            record = await ledger.find(tenant, call)
-            self._made += record is not None
-            if record is None:  # it was not made: the record comes first
+            record = await ledger.find(tenant, call) or await self._fence(call)
+            self._made += record is not None and record.attempt > 0
+            if record is None:
                 await budgets.release(tenant, call)
             elif record.outcome == "possibly_billed":
                 await budgets.hold(tenant, call, month=record.month)
@@ -165,6 +165,23 @@ class _Execution:
             answer = from_chunks(chunks, getattr(self._request, "n", None) or 1) if chunks else None
             if chunks and answer is not None:
                 return await self._rebuild(plan, record, chunks, answer)
+        return None
+
+    async def _fence(self, call: str) -> UsageRecord | None:
+        """See that an earlier execution which has not made this call yet, and may be stopped and not dead, never does:
+        its record takes the place of the one that it would begin with. Return what it has begun with meanwhile.
+        """
+        job, model = self._job, self._request.model
+        known = self._runtime.config.models.get(model)
+        record = UsageRecord(
+            call_id=call, job_id=job.id[:TEXT_MAX], request_id=self._request_id, tenant=job.tenant, model=model,
+            provider=known.provider.name if known else "-", started_at=await self._runtime.now(), outcome="failed",
+            cost_micros=0, attempt=0,
+        )  # fmt: skip
+        try:
+            await self._runtime.ledger.begin(record)
+        except Conflict:
+            return await self._runtime.ledger.find(job.tenant, call)
         return None
 
     async def _rebuild(

@@ -53,7 +53,7 @@ class UsageRecord:
       record are of the same month. `latency_s`, `first_token_s`: seconds since then; None: not known, or no stream.
     - `cached_tokens` (read from the provider's cache), `cache_write_tokens` (put there): parts of `prompt_tokens`.
     - `cost_micros`: micro-dollars; None: unknown. `reserved_micros`: what the call could have cost at most.
-    - `attempt`: the number of the job's call, from 1.
+    - `attempt`: the number of the job's call, from 1; 0: it was given up before it was made.
     """
 
     call_id: str

@@ -100,7 +100,7 @@ class PaidCall:
         if self.month:
             tenant, month = self.record.tenant, self.month
             await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month))
-        await self.fail(is_billable=False)
+        await self._write_end(replace(self.record, outcome="failed", cost_micros=0, attempt=0))
 
     def _cost(self, used: Usage, *, is_known: bool) -> int | None:
         price = self.plan.price

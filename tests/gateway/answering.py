@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiqueue.client
-from aiqueue.gateway import GatewayWorker
+from aiqueue.gateway import GatewayWorker, UsageLedger
 from aiqueue.gateway.paid_call import PaidCall
 
 from .running import shorten_leases
@@ -19,14 +19,17 @@ log = logging.getLogger(__name__)
 
 
 async def hang(*_: Any, **__: Any) -> Any:
-    """Stand where a worker is killed between the last chunk and the record of the call."""
+    """Stand where a worker is killed before the record of a call is begun, or ended."""
     log.warning("hangs")
     await asyncio.Event().wait()
 
 
 async def answer() -> None:
-    if os.environ.get("GATEWAY_TEST_HANG") == "end":
-        PaidCall.end = hang  # type: ignore[method-assign]
+    match os.environ.get("GATEWAY_TEST_HANG"):
+        case "end":
+            PaidCall.end = hang  # type: ignore[method-assign]
+        case "begin":
+            UsageLedger.begin = hang  # type: ignore[method-assign]
     concurrency = int(os.environ.get("GATEWAY_TEST_CONCURRENCY", "100"))
     url, user, password, path = sys.argv[1:]
     async with aiqueue.client.connect(url, user=user, password=password) as client:

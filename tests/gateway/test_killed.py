@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiqueue
+from aiqueue.errors import Conflict
 from aiqueue.gateway import Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
@@ -54,6 +56,32 @@ async def test_a_call_under_way_at_a_kill_is_made_again_and_reported_with_its_re
     assert (stats.spent_micros, stats.held_micros) == (made.cost_micros, lost.reserved_micros)
     assert stats.reserved_micros == 0
     assert lost.reserved_micros >= (made.cost_micros or 0) > 0
+
+
+@pytest.mark.parametrize("tenant", ["acme", "globex"])  # with a budget, and without
+async def test_a_worker_that_was_stopped_before_its_call_never_makes_it_after_another_one_has(
+    client: aiqueue.Client, account: Account, config: Path, standin: StandIn, eventually: Eventually, tenant: str
+) -> None:
+    """It may be stopped and not dead, as by a pause of its machine. So its call could not be begun any more."""
+    await shorten_leases(client)
+    log = config.with_suffix(".log")
+    log.touch()
+    with child(account, config, log, {"GATEWAY_TEST_HANG": "begin"}) as process:
+        handle = await client.enqueue(ask(), tenant=tenant)
+        await eventually(lambda: b"hangs" in log.read_bytes())
+        process.kill()
+        await asyncio.to_thread(process.wait)
+    async with running(client, config):
+        answer: Any = await handle.result(timeout=20)
+    assert (answer["aiqueue"]["possibly_billed"], answer["aiqueue"]["attempts"]) == (0, 1)
+    fenced, made = await records(client)
+    assert [(each.outcome, each.attempt) for each in (fenced, made)] == [("failed", 0), ("ok", 1)]
+    store = UsageStore(client.connection, client.topology)
+    with pytest.raises(Conflict):
+        await UsageLedger(store).begin(replace(fenced, outcome="possibly_billed", attempt=1))
+    if tenant == "acme":
+        (stats,) = await Budgets(store, UsageLedger(store)).stats(month_of(time.time()))
+        assert (stats.spent_micros, stats.reserved_micros, stats.held_micros) == (made.cost_micros, 0, 0)
 
 
 async def test_a_call_under_way_at_a_kill_is_held_by_the_budget_though_its_model_is_removed(

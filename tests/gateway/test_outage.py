@@ -112,5 +112,5 @@ async def test_a_call_of_a_limited_model_that_would_begin_late_is_made_by_the_ne
         monkeypatch.setattr(Runtime, "now", late)
         answer: Any = await (await client.enqueue(ask(), tenant="globex")).result(timeout=10)
     assert len(standin.calls) == 1
-    assert (answer["aiqueue"]["possibly_billed"], answer["aiqueue"]["attempts"]) == (0, 2)
+    assert (answer["aiqueue"]["possibly_billed"], answer["aiqueue"]["attempts"]) == (0, 1)
     assert [each.outcome for each in await records(client)] == ["failed", "ok"]

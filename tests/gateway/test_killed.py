@@ -111,6 +111,10 @@ async def test_a_streamed_answer_that_was_stored_to_its_end_is_rebuilt_without_a
     log.touch()
     command_environment = {"GATEWAY_TEST_HANG": "end"}
     with child(account, config, log, command_environment) as process:
+        async with aclosing(handle.stream(timeout=20)) as items:
+            async for item in items:
+                if item.event == "chunk" and item.data.get("usage"):
+                    break  # the last one is stored
         await eventually(lambda: b"hangs" in log.read_bytes())
         process.kill()
         await asyncio.to_thread(process.wait)

@@ -144,10 +144,9 @@ class KeyPool:
         self._calls -= 1
         credit = self._credits[0][0]
         if type(credit) is CreditBatch:
-            if credit.left > 1:
-                credit.take()
-                return credit
             credit.take()
+            if credit.left:
+                return credit
         self._credits.popleft()
         return credit
 

@@ -1,4 +1,4 @@
-"""A stand-in for a provider on a free port, and what calls it."""
+"""A stand-in for a provider on a free port, and what calls it; the ledger of a test's client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aiqueue.gateway import ModelConfig, Provider, ProviderCall, ProviderConfig
+import aiqueue
+from aiqueue.gateway import ModelConfig, Provider, ProviderCall, ProviderConfig, UsageLedger, UsageStore
 from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import StandIn
 
@@ -20,6 +21,16 @@ def make_call(body: dict[str, Any] | None = None, **fields: Any) -> ProviderCall
     provider = ProviderConfig("p", "openai")
     model = ModelConfig("m", provider, "up", context=8_000, max_output_tokens=1_000)
     return ProviderCall(**{"model": model, "body": body or HELLO, "first_token_s": 5.0, "total_s": 5.0, **fields})
+
+
+@pytest.fixture
+def store(client: aiqueue.Client) -> UsageStore:
+    return UsageStore(client.connection, client.topology)
+
+
+@pytest.fixture
+def ledger(store: UsageStore) -> UsageLedger:
+    return UsageLedger(store)
 
 
 @pytest.fixture

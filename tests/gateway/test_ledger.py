@@ -46,16 +46,6 @@ async def client(shared: Account) -> AsyncIterator[aiqueue.Client]:
         yield client
 
 
-@pytest.fixture
-def store(client: aiqueue.Client) -> UsageStore:
-    return UsageStore(client.connection, client.topology)
-
-
-@pytest.fixture
-def ledger(store: UsageStore) -> UsageLedger:
-    return UsageLedger(store)
-
-
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
 COUNT = st.integers(0, COUNT_MAX)
 SECONDS = st.none() | st.floats(0, 2**35, allow_nan=False)

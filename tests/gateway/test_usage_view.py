@@ -40,16 +40,6 @@ async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
 
 
 @pytest.fixture
-def store(client: aiqueue.Client) -> UsageStore:
-    return UsageStore(client.connection, client.topology)
-
-
-@pytest.fixture
-def ledger(store: UsageStore) -> UsageLedger:
-    return UsageLedger(store)
-
-
-@pytest.fixture
 def view(store: UsageStore, ledger: UsageLedger) -> UsageView:
     return UsageView(store, ledger)
 

@@ -9,7 +9,6 @@ from ..errors import BadInput
 from .config import GatewayConfig
 from .config_file import load
 from .model_prices import ModelPrices
-from .prices import PriceUnknown
 from .runtime import Request, plan_call
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ class Gateway:
         plan = plan_call(request, request.model, tenant, self._config, self._prices)
         if self._needs_keys:
             plan.model.provider.read_key()
-        if plan.price is None and self._config.budget_of(tenant) is not None:
-            raise PriceUnknown(tenant, plan.model.name)
 
     async def enqueue(
         self,

@@ -126,7 +126,7 @@ _MODEL_KEYS = (
     "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
     "first_token", "total",
 )  # fmt: skip
-_PRICE_KEYS = ("input", "output", "cached_input")
+_PRICE_KEYS = ("input", "output", "cached_input", "cache_write")
 _BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_./:@+-]{1,256}")
@@ -198,23 +198,25 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
         context=context,
         max_output_tokens=output,
         tokens_per_byte=float(share),
-        price=_read_price(f"{where}.price", table["price"]) if "price" in table else None,
+        price=_read_price(f"{where}.price", table["price"], kind) if "price" in table else None,
         fallbacks=read.names("fallbacks", _MODEL_NAME, "names of models"),
         first_token_s=min(first_s, total_s),
         total_s=total_s,
     )
 
 
-def _read_price(where: str, table: Any) -> Price:
+def _read_price(where: str, table: Any, kind: str) -> Price:
     if not isinstance(table, dict):
         raise _WrongKey(where, "must be USD for a million tokens: { input = 0.15, output = 0.6, cached_input = 0.075 }")
     _check_known(where, table, _PRICE_KEYS)
     read = _Reader(where, table)
     amounts = {name: read.amount(name, PRICE_MAX) for name in _PRICE_KEYS}
-    into, out, cached = amounts["input"], amounts["output"], amounts["cached_input"]
-    if into is None:
-        raise _WrongKey(f"{where}.input", "is missing: USD for a million tokens")
-    return Price.of(into, 0 if out is None else out, cached)
+    if amounts["output"] is None and kind == "embedding":
+        amounts["output"] = Decimal(0)
+    for name in ("input", "output"):
+        if amounts[name] is None:
+            raise _WrongKey(f"{where}.{name}", "is missing: give USD for a million tokens, 0 if they cost nothing")
+    return Price.of(*(amounts[name] for name in _PRICE_KEYS))
 
 
 def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:

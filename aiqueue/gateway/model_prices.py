@@ -7,10 +7,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .config import ModelConfig
-from .prices import Price, PriceMap
+from .prices import PLAIN_TIERS, Price, PriceMap
 
 _OPENAI_HOST: Final = "api.openai.com"
-_TIERS: Final = (None, "default", "auto", "standard", "priority", "flex")
+_TIERS: Final = (*PLAIN_TIERS, "priority", "flex")
 
 
 class ModelPrices:
@@ -31,11 +31,23 @@ class ModelPrices:
                         self._prices[model.name, tier, audio] = price
 
     def find(self, model: ModelConfig, body: Mapping[str, Any], *, audio: bool = False) -> Price | None:
-        """Return the price of a call with this body. None: it is unknown."""
-        if model.price is not None:
-            return model.price
+        """Return the price of a call with this body. None: it is unknown. A price of gateway.toml is that of the
+        plain service tiers.
+        """
         tier = body.get("service_tier")
-        return self._prices.get((model.name, tier, audio)) if tier is None or isinstance(tier, str) else None
+        if tier is not None and not isinstance(tier, str):
+            return None
+        price = self._prices.get((model.name, tier, audio))
+        if model.price is not None:
+            price = model.price if tier in PLAIN_TIERS else None
+        return price.bounding_cache_writes() if price is not None and _writes_cache(body) else price
+
+
+def _writes_cache(body: Mapping[str, Any]) -> bool:
+    """Return whether a request asks the provider to put parts of its prompt into the cache."""
+    messages = body.get("messages", ())
+    parts = [part for each in messages if isinstance(each.get("content"), list) for part in each["content"]]
+    return any(each.get("cache_control") for each in (*messages, *parts))
 
 
 def _served_by(model: ModelConfig) -> tuple[bool, str | None]:

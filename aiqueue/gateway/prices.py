@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,19 +20,25 @@ USD_MAX = 1_000_000_000  # of one amount
 PRICE_MAX = 1_000_000  # of a million tokens
 MAP_FILE = "model_prices_and_context_window_backup.json"
 _MODES = ("chat", "completion", "responses", "embedding")
+CACHE_WRITE_DEAREST = 2  # times the input: what a provider takes at most for a token that it puts into its cache
+PLAIN_TIERS = (None, "default", "auto", "standard")  # of a request: what they cost is the price without a tier
 _TIERS = {None: "", "default": "", "auto": "", "standard": "", "priority": "_priority", "flex": "_flex"}
 _ABOVE = re.compile(r"input_cost_per_token_above_(\d{1,6})k_tokens")
 _EXACT = Context(prec=60)
 
 
 class PriceUnknown(BadInput):
-    """A call of a tenant with a budget, and nobody knows what it would cost."""
+    """A call of a tenant with a budget, and nobody knows what it would cost. `tier`: the service tier that it asks for,
+    if the price is known without.
+    """
 
-    def __init__(self, tenant: str, model: str) -> None:
-        super().__init__(
-            f"tenant {tenant} has a budget, and the price of model {model} is unknown: give the model a price in "
-            "gateway.toml"
-        )
+    def __init__(self, tenant: str, model: str, tier: str = "") -> None:
+        problem = f"tenant {tenant} has a budget, and the price of model {model} "
+        if tier:
+            problem += f"in gateway.toml is not that of service_tier {tier[:64]!r}: ask for it without service_tier"
+        else:
+            problem += "is unknown: give the model a price in gateway.toml"
+        super().__init__(problem)
         self.tenant, self.model = tenant, model
 
 
@@ -89,19 +95,28 @@ class Price:
     """What tokens of a model cost.
 
     `above`: the rates of calls whose prompt has more tokens than a number, as (number, rates), lowest first.
+    `bounds_cache_writes`: whether the bound of a call counts that its whole prompt may be put into the cache.
     """
 
     rates: Rates
     above: tuple[tuple[int, Rates], ...] = ()
+    bounds_cache_writes: bool = True
 
     @classmethod
     def of(cls, input: object, output: object, cached: object = None, cache_write: object = None) -> Self:  # noqa: A002
-        """Return a price from US dollars a million tokens, as numbers or texts. `cached` and `cache_write` are those of
-        the input if they are None. Raises ValueError.
+        """Return a price from US dollars a million tokens, as numbers or texts. Raises ValueError.
+
+        `cached`: None: as the input. `cache_write`: None: twice the input, the most that a provider takes, which a
+        bound counts only after `bounding_cache_writes`.
         """
-        rates = [parse_usd(each, PRICE_MAX) for each in (input, output)]
-        rates += [rates[0] if each is None else parse_usd(each, PRICE_MAX) for each in (cached, cache_write)]
-        return cls(Rates(*rates))
+        given, answered = (parse_usd(each, PRICE_MAX) for each in (input, output))
+        read = given if cached is None else parse_usd(cached, PRICE_MAX)
+        written = given * CACHE_WRITE_DEAREST if cache_write is None else parse_usd(cache_write, PRICE_MAX)
+        return cls(Rates(given, answered, read, written), bounds_cache_writes=cache_write is not None)
+
+    def bounding_cache_writes(self) -> Self:
+        """Return this price with bounds for a call whose whole prompt may be put into the cache."""
+        return self if self.bounds_cache_writes else replace(self, bounds_cache_writes=True)
 
     def cost_micros(
         self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
@@ -117,10 +132,12 @@ class Price:
         return rates.cost(prompt, max(0, completion_tokens), cached, written)
 
     def bound_micros(self, prompt_tokens_max: int, completion_tokens_max: int) -> int:
-        """Return what a call costs at most that uses at most so many tokens, of whatever kind."""
+        """Return what a call costs at most that uses at most so many tokens, of whatever kind; see
+        `bounds_cache_writes`.
+        """
         reached = [self.rates, *(rates for tokens, rates in self.above if prompt_tokens_max > tokens)]
         dearest = Rates(
-            max(max(each.input, each.cached, each.cache_write) for each in reached),
+            max(max(each.input, each.cached, each.cache_write if self.bounds_cache_writes else 0) for each in reached),
             max(each.output for each in reached),
             Decimal(0),
             Decimal(0),
@@ -237,10 +254,14 @@ def _rates(entry: Mapping[str, Any], tier: str, above: str, *, audio: bool) -> R
     """Return the rates of a service tier, and of prompts above a size. What they do not state is as without."""
 
     def rate(name: str) -> Decimal | None:
-        for each in (name + above + tier, name + tier) if above else (name + tier,):
-            value = entry.get(each)
-            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
-                return _EXACT.multiply(Decimal(str(value)), Decimal(1_000_000))
+        if above and stated(name + above + tier) is None:  # the dearer one of what is stated: of the tier, of the size
+            return max([each for each in (stated(name + tier), stated(name + above)) if each is not None], default=None)
+        return stated(name + above + tier)
+
+    def stated(name: str) -> Decimal | None:
+        value = entry.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
+            return _EXACT.multiply(Decimal(str(value)), Decimal(1_000_000))
         return None
 
     given, answered = rate("input_cost_per_token"), rate("output_cost_per_token")
@@ -249,6 +270,7 @@ def _rates(entry: Mapping[str, Any], tier: str, above: str, *, audio: bool) -> R
     if given is None or answered is None:
         return None
     written = [rate("cache_creation_input_token_cost"), rate("cache_creation_input_token_cost_above_1hr")]
+    written.append(rate("cache_creation_input_token_cost_above_12hr"))
     cached = rate("cache_read_input_token_cost")
     output = [answered, rate("output_cost_per_reasoning_token")]
     if audio:

@@ -15,7 +15,7 @@ from .config import GatewayConfig, ModelConfig, ProviderConfig
 from .ledger import UsageLedger
 from .model_prices import ModelPrices
 from .opening import open_provider
-from .prices import Price
+from .prices import Price, PriceUnknown
 from .providers import Provider, upstream_body
 from .requests import EmbeddingRequest, GatewayRequest, check_tenant
 from .token_bound import completion_tokens_at_most, prompt_tokens_at_most
@@ -52,16 +52,19 @@ class CallPlan:
 
 
 def plan_call(request: Request, name: str, tenant: str, config: GatewayConfig, prices: ModelPrices) -> CallPlan:
-    """Return the call of the model `name` that a request asks for. Raises BadInput, in one line."""
+    """Return the call of the model `name` that a request asks for. Raises BadInput, in one line; PriceUnknown if the
+    tenant has a budget, and the price is unknown.
+    """
     check_tenant(request, tenant)
     is_chat = isinstance(request, GatewayRequest)
     model = config.find_model(name, "chat" if is_chat else "embedding")
     body = upstream_body(request, model)
     completion = completion_tokens_at_most(request, model)
     audio = isinstance(request, GatewayRequest) and request.has_media
-    return CallPlan(
-        model, body, prompt_tokens_at_most(request, model), completion, prices.find(model, body, audio=audio)
-    )
+    price = prices.find(model, body, audio=audio)
+    if price is None and config.budget_of(tenant) is not None:
+        raise PriceUnknown(tenant, model.name, str(body["service_tier"]) if model.price is not None else "")
+    return CallPlan(model, body, prompt_tokens_at_most(request, model), completion, price)
 
 
 class Runtime:

@@ -53,6 +53,7 @@ max_output_tokens = 64_000
 name = "embed"
 provider = "local"
 kind = "embedding"
+price = { input = 0.02 }
 
 [[budget]]
 tenant = "*"
@@ -82,6 +83,7 @@ def test_a_whole_file_is_read() -> None:
     assert claude.provider.key_file == Path("/etc/keys/anthropic")
     assert (embed.upstream, embed.kind, embed.provider.base_url) == ("embed", "embedding", "http://127.0.0.1:8000/v1")
     assert (embed.provider.media_urls, embed.provider.connections) == (True, 8)
+    assert embed.price == Price.of("0.02", 0)
     assert config.budget_of("acme") == Budget("acme", 99_500_000, "park")
     assert config.budget_of("other") == Budget("*", 10_000_000, "refuse")
     assert parse("gateway.toml", PROVIDER + MODEL).budget_of("acme") is None
@@ -120,6 +122,8 @@ def test_a_whole_file_is_read() -> None:
         (PROVIDER + MODEL + "price = { input = -1 }", "model 1.price.input: must be a number from 0 to 1,000,000"),
         (PROVIDER + MODEL + "price = { input = nan }", "model 1.price.input: must be a number"),
         (PROVIDER + MODEL + "price = { output = 1 }", "model 1.price.input: is missing"),
+        (PROVIDER + MODEL + "price = { input = 1 }", "model 1.price.output: is missing: give USD for a million tokens"),
+        (PROVIDER + MODEL + "price = { input = 1, output = 1, cache_write = -1 }", "1.price.cache_write: must be"),
         (PROVIDER + MODEL + "price = 5", "model 1.price: must be USD for a million tokens"),
         (PROVIDER + MODEL + "max_ouput_tokens = 5", "unknown key; did you mean max_output_tokens?"),
         ("[[budget]]\ntenant = 'a.b'\nmonth = 1", "budget 1.tenant: must be a tenant"),
@@ -137,6 +141,13 @@ def test_a_fault_is_one_line_with_file_and_key(text: str, problem: str) -> None:
     assert (
         "secret" not in said.replace("sk-secret", "secret") or "api_key" in said
     )  # the URL's password is not repeated
+
+
+def test_a_price_has_a_rate_for_what_is_put_into_the_cache() -> None:
+    text = PROVIDER + MODEL + "price = { input = 3, output = 15, cached_input = 0.3, cache_write = 3.75 }"
+    price = parse("gateway.toml", text).find_model("m").price
+    assert price == Price.of(3, 15, "0.3", "3.75")
+    assert price.cost_micros(100, 0, 0, 100) == 375
 
 
 def test_an_unknown_model_or_one_of_another_kind_is_refused_with_what_there_is() -> None:

@@ -14,8 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.gateway import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_micros
+from aiqueue.gateway import (
+    Budget,
+    GatewayConfig,
+    GatewayRequest,
+    ModelConfig,
+    Price,
+    PriceMap,
+    PriceUnknown,
+    ProviderConfig,
+    format_usd,
+    parse_usd,
+    to_micros,
+)
+from aiqueue.gateway.model_prices import ModelPrices
 from aiqueue.gateway.prices import Rates, find_map_file
+from aiqueue.gateway.runtime import CallPlan, plan_call
 
 TOKENS = st.integers(0, 3_000_000)
 RATE = st.decimals(0, 1000, allow_nan=False, allow_infinity=False, places=9)
@@ -151,6 +165,62 @@ def test_a_service_tier_has_its_own_price_or_none(price_map: PriceMap) -> None:
     assert price_map.find("gpt-4o", "openai", service_tier="flex").price is None
     assert price_map.find("gpt-4o", "openai", service_tier="scale").price is None
     assert price_map.find("gpt-4o", "openai", service_tier="auto").price == price_map.find("gpt-4o", "openai").price
+
+
+def test_a_large_prompt_of_a_service_tier_costs_no_less_than_that_of_no_tier() -> None:
+    rates = {"input_cost_per_token": 3e-05, "input_cost_per_token_flex": 1.5e-05, "output_cost_per_token_flex": 9e-05}
+    above = {"input_cost_per_token_above_272k_tokens": 6e-05, "output_cost_per_token_above_272k_tokens": 2.7e-04}
+    entry = {"litellm_provider": "openai", "mode": "chat", "output_cost_per_token": 1.8e-04, **rates, **above}
+    price = PriceMap({"gpt": entry}).find("gpt", "openai", service_tier="flex").price
+    assert price is not None
+    assert price.cost_micros(272_000, 0) == 272_000 * 15
+    assert price.cost_micros(272_001, 1) == price.bound_micros(272_001, 1) == 272_001 * 60 + 270
+
+
+def test_what_is_put_into_the_cache_costs_the_dearest_rate_that_the_map_states() -> None:
+    rates = {"input_cost_per_token": 1e-05, "output_cost_per_token": 5e-05, "cache_creation_input_token_cost": 1.25e-05}
+    entry = {"litellm_provider": "openai", "mode": "chat", **rates}
+    entry["cache_creation_input_token_cost_above_12hr"] = 2.5e-05
+    price = PriceMap({"gpt": entry}).find("gpt", "openai").price
+    assert price is not None
+    assert price.rates.cache_write == 25
+
+
+def test_what_is_put_into_the_cache_costs_twice_the_input_where_a_price_does_not_say() -> None:
+    price = Price.of(3, 15)
+    assert price.cost_micros(100, 0, 0, 100) == 600
+    assert price.bound_micros(100, 0) == 300
+    assert price.bounding_cache_writes().bound_micros(100, 0) == 600
+    assert Price.of(3, 15, cache_write="3.75").bound_micros(100, 0) == 375
+
+
+class TestOfModels:
+    PROVIDER = ProviderConfig("p", "openai", options=frozenset({"service_tier"}))
+    PRICED = ModelConfig("m", PROVIDER, "gpt-4o", context=8_000, max_output_tokens=1_000, price=Price.of(3, 15))
+    CONFIG = GatewayConfig("gateway.toml", {"p": PROVIDER}, {"m": PRICED}, {"acme": Budget("acme", 1_000_000)})
+
+    def plan(self, tenant: str = "acme", **fields: Any) -> CallPlan:
+        asked = {"model": "m", "messages": [{"role": "user", "content": "x" * 960}], "max_tokens": 1, **fields}
+        request = GatewayRequest.model_validate(asked)
+        return plan_call(request, "m", tenant, self.CONFIG, ModelPrices(self.CONFIG.models.values()))
+
+    @pytest.mark.parametrize("tier", ["priority", "flex", "scale", 1])
+    def test_the_price_of_the_file_is_not_that_of_a_service_tier(self, tier: object) -> None:
+        assert self.plan("globex", service_tier=tier).price is None
+        with pytest.raises(PriceUnknown, match=r"gateway.toml is not that of service_tier .*: ask for it without"):
+            self.plan(service_tier=tier)
+
+    @pytest.mark.parametrize("tier", ["default", "auto", "standard"])
+    def test_the_price_of_the_file_is_that_of_the_plain_tiers(self, tier: str) -> None:
+        assert self.plan(service_tier=tier).price == self.PRICED.price
+
+    @pytest.mark.parametrize("place", ["message", "part"])
+    def test_a_request_that_fills_the_cache_reserves_what_that_costs(self, place: str) -> None:
+        mark = {"cache_control": {"type": "ephemeral"}}
+        part = {"type": "text", "text": "x" * 960, **(mark if place == "part" else {})}
+        message = {"role": "user", "content": [part], **(mark if place == "message" else {})}
+        assert self.plan().bound_micros == 3 * 1_000 + 15
+        assert self.plan(messages=[message]).bound_micros == 6 * 1_000 + 15
 
 
 def test_the_map_tells_the_sizes_of_models(price_map: PriceMap) -> None:

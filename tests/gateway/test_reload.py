@@ -26,7 +26,7 @@ name = "third"
 provider = "p"
 context = 8_000
 max_output_tokens = 100
-price = { input = 1 }
+price = { input = 1, output = 2 }
 """
 
 

@@ -23,14 +23,14 @@ class Gateway:
         handle = await gateway.enqueue(request, tenant="acme")
         answer = await handle.result()
 
-    `config`: None: that of gateway.toml, see `load`. It is read once. `needs_keys`: whether to refuse models whose
-    provider's key is missing; False where only the workers have the keys.
+    `config`: None: that of gateway.toml, which a worker on this client has too, see `load`. It is read once.
+    `needs_keys`: whether to refuse models whose provider's key is missing; False where only the workers have the keys.
     """
 
     def __init__(self, client: Client, config: GatewayConfig | None = None, *, needs_keys: bool = True) -> None:
         """Raises TopologyError, in one line with file and key."""
         self._client = client
-        self._config = load() if config is None else config
+        self._config = load(settings=client.settings) if config is None else config
         self._prices = ModelPrices(self._config.models.values())
         self._needs_keys = needs_keys
 

@@ -29,11 +29,12 @@ PRICE_MAX: Final = Decimal(1_000_000)  # USD for a million tokens
 BUDGET_MAX: Final = Decimal(1_000_000_000)
 
 
-def load(path: str | Path | None = None) -> GatewayConfig:
+def load(path: str | Path | None = None, settings: Settings | None = None) -> GatewayConfig:
     """Read gateway.toml: `path`, else the environment variable AIQUEUE_GATEWAY, else the directory of the setting
-    `streams`. Raises TopologyError, in one line with file and key, and SettingsError.
+    `streams`. `settings`: those of a client; None: those in force. Raises TopologyError, in one line with file and key,
+    and SettingsError.
     """
-    file = _find_file(path)
+    file = _find_file(path, settings)
     try:
         with file.open("rb") as opened:
             text = opened.read(FILE_BYTES_MAX + 1)
@@ -46,11 +47,11 @@ def load(path: str | Path | None = None) -> GatewayConfig:
         raise TopologyError(str(file), "", f"cannot be read: {error}") from None
 
 
-def _find_file(path: str | Path | None) -> Path:
+def _find_file(path: str | Path | None, settings: Settings | None) -> Path:
     given = path or os.environ.get(VARIABLE)
     if given:
         return Path(given).expanduser()
-    streams = Settings.load().streams
+    streams = (Settings.load() if settings is None else settings).streams
     if streams is None:
         problem = f"not found: set {VARIABLE} to its path, or put it into a directory and set `streams` to that"
         raise TopologyError(FILE, "", problem)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,10 +81,7 @@ class GatewayWorker(Worker):
             log.info("%s is reloaded: %d models", config.file, len(config.models))
 
     def _load(self, client: Client) -> tuple[GatewayConfig, ModelPrices]:
-        path = self._path
-        if path is None and not os.environ.get(config_file.VARIABLE) and client.settings.streams is not None:
-            path = client.settings.streams / config_file.FILE
-        config = config_file.load(path)
+        config = config_file.load(self._path, client.settings)
         return config, ModelPrices(config.models.values())
 
     @asynccontextmanager

@@ -136,12 +136,10 @@ class Price:
         `bounds_cache_writes`.
         """
         reached = [self.rates, *(rates for tokens, rates in self.above if prompt_tokens_max > tokens)]
-        dearest = Rates(
-            max(max(each.input, each.cached, each.cache_write if self.bounds_cache_writes else 0) for each in reached),
-            max(each.output for each in reached),
-            Decimal(0),
-            Decimal(0),
-        )
+        prompt = max(max(each.input, each.cached) for each in reached)
+        if self.bounds_cache_writes:
+            prompt = max(prompt, *(each.cache_write for each in reached))
+        dearest = Rates(prompt, max(each.output for each in reached), Decimal(0), Decimal(0))
         return dearest.cost(max(0, prompt_tokens_max), max(0, completion_tokens_max), 0, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from aiqueue.gateway import ModelConfig, Provider, ProviderCall, ProviderConfig,
 from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import StandIn
 
-KEY = "sk-key-of-the-tests-7"
+from .running import KEY, KEY_VARIABLE, write_config
+
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}]}
 
 
@@ -40,10 +42,17 @@ async def standin() -> AsyncIterator[StandIn]:
 
 
 @pytest.fixture
+def config(tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A gateway.toml whose models the stand-in answers, which is called with KEY."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    return write_config(tmp_path, standin.url)
+
+
+@pytest.fixture
 async def provider(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
     """A provider of the kind openai that calls the stand-in with KEY."""
-    monkeypatch.setenv("GATEWAY_TEST_KEY", KEY)
-    provider = open_provider(ProviderConfig("p", "openai", base_url=standin.url, key_env="GATEWAY_TEST_KEY"))
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    provider = open_provider(ProviderConfig("p", "openai", base_url=standin.url, key_env=KEY_VARIABLE))
     yield provider
     await provider.close()
     await provider.close()

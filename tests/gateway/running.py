@@ -16,8 +16,8 @@ from aiqueue.gateway import GatewayRequest, GatewayWorker, UsageLedger, UsageRec
 from aiqueue.gateway.standin import StandIn
 
 from ..support import ROOT, Account
-from .conftest import KEY
 
+KEY = "sk-key-of-the-tests-7"
 KEY_VARIABLE = "GATEWAY_TEST_KEY"
 PRICE = "{ input = 1, output = 2 }"  # micro-dollars a token
 FILE = """

@@ -11,17 +11,12 @@ import pytest
 import aiqueue
 from aiqueue import JobFailed
 from aiqueue.errors import BadInput
-from aiqueue.gateway import Gateway, GatewayRequest, load
+from aiqueue.gateway import Gateway, GatewayRequest, GatewayWorker, load
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.inspect import stats
 
-from .running import KEY, KEY_VARIABLE, ask, running, write_config
-
-
-@pytest.fixture
-def config(tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return write_config(tmp_path, standin.url)
+from ..support import Account
+from .running import KEY_VARIABLE, ask, running
 
 
 @pytest.mark.parametrize(
@@ -59,6 +54,16 @@ async def test_a_tenant_with_a_budget_is_refused_a_model_without_a_price(client:
     with pytest.raises(BadInput, match="price"):
         await gateway.enqueue(ask(), tenant="acme")
     await gateway.enqueue(ask(), tenant="globex")
+
+
+async def test_the_file_is_that_beside_the_client_s_own_streams_as_for_a_worker(
+    account: Account, client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIQUEUE_GATEWAY", raising=False)
+    access = {"user": account.user, "password": account.password}
+    async with aiqueue.connect(account.url, **access, streams=config.parent) as other, GatewayWorker().running(other):
+        handle = await Gateway(other).enqueue(ask(), tenant="acme")
+        await handle.result(timeout=10)
 
 
 async def test_requests_of_a_tenant_that_ask_the_same_share_one_call_if_they_want_to(

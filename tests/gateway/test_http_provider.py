@@ -21,7 +21,8 @@ from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ..support import Eventually
-from .conftest import HELLO, KEY, make_call
+from .conftest import HELLO, make_call
+from .running import KEY
 
 SSE = "text/event-stream"
 CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]}

@@ -16,13 +16,7 @@ from aiqueue.gateway import load, tokens_at_most
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ..support import Account, Eventually
-from .running import KEY, KEY_VARIABLE, ask, child, records, running, shorten_leases, write_config
-
-
-@pytest.fixture
-def config(tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return write_config(tmp_path, standin.url)
+from .running import ask, child, records, running, shorten_leases
 
 
 async def test_a_call_reserves_its_bound_and_gives_back_what_it_has_not_used(

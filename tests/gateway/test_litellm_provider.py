@@ -18,7 +18,8 @@ from aiqueue.gateway import ModelConfig, Provider, ProviderConfig, ProviderError
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ..support import Eventually
-from .conftest import HELLO, KEY, make_call
+from .conftest import HELLO, make_call
+from .running import KEY
 
 HAS_LITELLM = find_spec("litellm") is not None
 with_litellm = pytest.mark.skipif(not HAS_LITELLM, reason="litellm is not installed: run `make test-gateway`")

@@ -18,7 +18,7 @@ from aiqueue.gateway import GatewayWorker
 from aiqueue.gateway.standin import Fault, StandIn
 
 from ..support import ROOT, Account, Eventually, children
-from .running import KEY, KEY_VARIABLE, ask, running, write_config
+from .running import KEY, KEY_VARIABLE, ask, running
 
 THIRD = """
 [[model]]
@@ -28,12 +28,6 @@ context = 8_000
 max_output_tokens = 100
 price = { input = 1, output = 2 }
 """
-
-
-@pytest.fixture
-def config(tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return write_config(tmp_path, standin.url)
 
 
 async def test_a_new_file_and_a_new_key_hold_for_the_next_call_while_others_go_on(

@@ -12,7 +12,8 @@ import pytest
 from aiqueue.gateway import Provider, ProviderError, Usage
 from aiqueue.gateway.standin import Fault, StandIn, count_tokens, embed
 
-from .conftest import HELLO, KEY, make_call
+from .conftest import HELLO, make_call
+from .running import KEY
 
 
 async def test_orders_and_the_log_go_over_http_too(standin: StandIn, provider: Provider) -> None:

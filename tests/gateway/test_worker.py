@@ -13,13 +13,7 @@ from aiqueue.errors import IdReused
 from aiqueue.gateway import EmbeddingRequest
 from aiqueue.gateway.standin import Fault, StandIn
 
-from .running import KEY, KEY_VARIABLE, ask, billed, records, running, write_config
-
-
-@pytest.fixture
-def config(tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return write_config(tmp_path, standin.url)
+from .running import KEY, KEY_VARIABLE, ask, billed, records, running
 
 
 async def test_a_request_is_answered_in_openai_s_shape_by_one_call_that_is_recorded(

@@ -19,7 +19,7 @@ from .prices import Price, PriceMap, PriceUnknown, format_usd, parse_usd, to_mic
 from .provider_errors import ProviderError
 from .providers import Provider, ProviderCall, Reply, Usage, upstream_body
 from .requests import EmbeddingRequest, GatewayRequest, check_tenant
-from .token_bound import completion_tokens_at_most, prompt_tokens_at_most, tokens_at_most
+from .token_bound import TokenBound, bound_tokens, prompt_tokens_at_most, tokens_at_most
 from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest", "Gateway",
-    "GatewayConfig", "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown",
-    "Provider", "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "Usage",
-    "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "check_tenant",
-    "completion_tokens_at_most", "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd",
-    "prompt_tokens_at_most", "standin", "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
+    "GatewayConfig", "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider",
+    "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "TokenBound", "Usage",
+    "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "bound_tokens", "check_tenant",
+    "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "standin",
+    "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
 ]  # fmt: skip
 
 

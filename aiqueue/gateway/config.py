@@ -20,6 +20,8 @@ from .prices import Price
 KEY_CHARS_MAX: Final = 8_192
 
 ProviderKind = Literal["openai", "litellm"]
+LimitField = Literal["max_tokens", "max_completion_tokens", "none"]
+LIMIT_FIELDS: Final = ("max_tokens", "max_completion_tokens")
 
 # Options of chats and embeddings beside OpenAI's fields, which change neither the price nor who is called.
 _OPTIONS: Mapping[str, frozenset[str]] = {
@@ -44,6 +46,8 @@ class ProviderConfig:
     - `media_urls`: whether a request may name images and files by URL or id, for the provider to fetch.
     - `options`: which options are allowed beside the default ones.
     - `connections`: how many connections a worker has to it at most.
+    - `limit_field`: the field that it heeds as the limit of a completion. "none": the limit is sent only as a request
+      gives it.
     """
 
     name: str
@@ -54,6 +58,7 @@ class ProviderConfig:
     media_urls: bool = False
     options: frozenset[str] = frozenset()
     connections: int = 100
+    limit_field: LimitField = "max_tokens"
 
     def read_key(self) -> str | None:
         """Return the key; None if the provider needs none. Raises BadInput, without the key, if it is missing."""
@@ -84,7 +89,7 @@ class ModelConfig:
 
     - `upstream`: its name at the provider.
     - `context`: how many tokens prompt and completion may have together. `max_output_tokens`: how many a completion may
-      have if the request does not say. Both are None for embeddings only.
+      have, which the provider is told if the request does not say. Both are None for embeddings only.
     - `tokens_per_byte`: how many tokens a byte of a prompt is reckoned as. 1 is an upper bound of any text; less is one
       only for texts like those that it was measured with.
     - `price`: None: that of litellm's price map, if the model is in there.

@@ -11,18 +11,20 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from .. import subjects, units
 from ..config import Settings
 from ..errors import TopologyError
 from .budgets import Budget
-from .config import GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
+from .config import LIMIT_FIELDS, GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
 from .prices import MICROS, Price
 from .requests import is_refused_option
 
 FILE: Final = "gateway.toml"
 VARIABLE: Final = "AIQUEUE_GATEWAY"
 OPENAI_URL: Final = "https://api.openai.com/v1"
+_NEW_LIMIT_HOSTS: Final = ("api.openai.com", ".azure.com")  # their reasoning models refuse max_tokens
 FILE_BYTES_MAX: Final = 1024 * 1024
 TIME_MAX_S: Final = 24 * 3600.0
 PRICE_MAX: Final = Decimal(1_000_000)  # USD for a million tokens
@@ -122,7 +124,10 @@ def _check_known(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -
 
 # -- tables
 
-_PROVIDER_KEYS = ("name", "kind", "base_url", "key_env", "key_file", "media_urls", "options", "connections")
+_PROVIDER_KEYS = (
+    "name", "kind", "base_url", "key_env", "key_file", "media_urls", "options", "connections",
+    "limit_field",
+)  # fmt: skip
 _MODEL_KEYS = (
     "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
     "first_token", "total",
@@ -154,6 +159,8 @@ def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderCon
                 f"{where}.options", f"{each} cannot be allowed: it would let a request choose who is called"
             )
     url = read.text("base_url", _URL, 'a URL without a query, such as "https://host/v1"')
+    host = urlsplit(url or OPENAI_URL).hostname or ""
+    takes_new = kind == "openai" and host.endswith(_NEW_LIMIT_HOSTS)
     return ProviderConfig(
         name=read.required("name", _NAME, "1 to 64 characters of A-Z a-z 0-9 _ -"),
         kind=kind,
@@ -163,6 +170,7 @@ def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderCon
         media_urls=media_urls,
         options=frozenset(options),
         connections=read.count("connections", 10_000) or 100,
+        limit_field=read.choice("limit_field", (*LIMIT_FIELDS, "none"), LIMIT_FIELDS[takes_new]),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import BadInput
-from .config import ModelConfig
+from .config import LIMIT_FIELDS, ModelConfig
 from .requests import EmbeddingRequest, GatewayRequest
 
 OnChunk = Callable[[dict[str, Any]], Awaitable[None]]
@@ -83,8 +83,12 @@ class Provider(Protocol):
         """Close all connections. May be called twice."""
 
 
-def upstream_body(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> dict[str, Any]:
+def upstream_body(
+    request: GatewayRequest | EmbeddingRequest, model: ModelConfig, limit: int | None = None
+) -> dict[str, Any]:
     """Return the request as it goes to the model's provider, without `model`: OpenAI's fields, and the options.
+
+    `limit`: the most tokens of a completion; it stands in the field that the provider heeds, and in no other.
 
     Raises BadInput for an option that is not on the provider's allow list, and for media that are named by a URL or an
     id if the provider may not fetch any.
@@ -99,4 +103,9 @@ def upstream_body(request: GatewayRequest | EmbeddingRequest, model: ModelConfig
             f"an image or file is named by a URL or id, which provider {model.provider.name} may not fetch: send its "
             'content as a "data:" URL'
         )
-    return {**request.upstream_fields(), **request.options}
+    body = {**request.upstream_fields(), **request.options}
+    if limit is not None and model.provider.limit_field != "none":
+        for name in LIMIT_FIELDS:
+            body.pop(name, None)
+        body[model.provider.limit_field] = limit
+    return body

@@ -18,7 +18,7 @@ from .opening import open_provider
 from .prices import Price, PriceUnknown
 from .providers import Provider, upstream_body
 from .requests import EmbeddingRequest, GatewayRequest, check_tenant
-from .token_bound import completion_tokens_at_most, prompt_tokens_at_most
+from .token_bound import bound_tokens, tokens_at_most
 from .usage_store import UsageStore
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def plan_call(request: Request, name: str, tenant: str, config: GatewayConfig, p
     check_tenant(request, tenant)
     is_chat = isinstance(request, GatewayRequest)
     model = config.find_model(name, "chat" if is_chat else "embedding")
-    body = upstream_body(request, model)
-    completion = completion_tokens_at_most(request, model)
+    bound = bound_tokens(request, model)
+    body = upstream_body(request, model, bound.limit)
     audio = isinstance(request, GatewayRequest) and request.has_media
     price = prices.find(model, body, audio=audio)
     if price is None and config.budget_of(tenant) is not None:
         raise PriceUnknown(tenant, model.name, str(body["service_tier"]) if model.price is not None else "")
-    return CallPlan(model, body, prompt_tokens_at_most(request, model), completion, price)
+    return CallPlan(model, body, bound.prompt, bound.completion, price)
 
 
 class Runtime:
@@ -128,8 +128,7 @@ class Runtime:
     def tokens_at_most(self, request: Request) -> float:
         """Return what a request costs of the limits of its model at most, in tokens; 0 for one that is refused."""
         try:
-            model = self.config.find_model(request.model)
-            return prompt_tokens_at_most(request, model) + completion_tokens_at_most(request, model)
+            return tokens_at_most(request, self.config.find_model(request.model))
         except BadInput:
             return 0.0
 

@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from ..errors import BadInput
 from .config import ModelConfig
@@ -26,22 +26,53 @@ _SCHEMA_FIELDS = ("tools", "tool_choice", "response_format")
 _FREE_FIELDS = ("role", "content", "cache_control")
 
 
-def tokens_at_most(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> int:
-    """Return an upper bound of the tokens that a call of this model uses: prompt and all completions.
+class TokenBound(NamedTuple):
+    """What a call takes at most. `completion`: of all its choices. `limit`: of one choice, as the provider is told it;
+    None: it is not told.
+    """
+
+    prompt: int
+    completion: int
+    limit: int | None
+    total: int
+
+
+def bound_tokens(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> TokenBound:
+    """Return upper bounds of the tokens that a call of this model uses.
+
+    Without a limit in the request, the model's maximum is sent: the provider's own one may be above it. A provider may
+    refuse a limit that does not fit into the context beside the prompt. So one above half of the context is sent only
+    where it is sure to fit. Elsewhere a completion may fill the context.
 
     Raises BadInput if the request asks for a completion above what the model has.
     """
-    return prompt_tokens_at_most(request, model) + completion_tokens_at_most(request, model)
-
-
-def completion_tokens_at_most(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> int:
-    """Return an upper bound of the tokens of all completions: the request's, else the model's maximum, times `n`."""
+    prompt = prompt_tokens_at_most(request, model)
     if isinstance(request, EmbeddingRequest):
-        return 0
-    most, asked = model.max_output_tokens, request.completion_tokens_max
+        return TokenBound(prompt, 0, None, prompt)
+    most, asked, context, choices = (
+        model.max_output_tokens,
+        request.completion_tokens_max,
+        model.context,
+        request.n or 1,
+    )
     if most is not None and asked is not None and asked > most:
         raise BadInput(f"max_tokens {asked:,} is above what model {model.name} has: ask for at most {most:,}")
-    return (asked or most or 0) * (request.n or 1)
+    if asked is not None:
+        own = getattr(request, model.provider.limit_field, None)
+        return TokenBound(prompt, asked * choices, own or asked, prompt + asked * choices)
+    if most is None or context is None or model.provider.limit_field == "none":
+        completion = (most or 0) * choices
+        return TokenBound(prompt, completion, most, prompt + completion)
+    if 2 * most <= context or prompt + most <= context:
+        return TokenBound(prompt, most * choices, most, prompt + most * choices)
+    return TokenBound(prompt, context * choices, None, context * choices)
+
+
+def tokens_at_most(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> int:
+    """Return an upper bound of the tokens that a call of this model uses: prompt and all completions. See
+    `bound_tokens`.
+    """
+    return bound_tokens(request, model).total
 
 
 def prompt_tokens_at_most(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> int:

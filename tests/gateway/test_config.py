@@ -9,6 +9,8 @@ import pytest
 from aiqueue.errors import BadInput, TopologyError
 from aiqueue.gateway import Budget, GatewayConfig, GatewayRequest, Price, load, upstream_body
 from aiqueue.gateway.config_file import parse
+from aiqueue.gateway.model_prices import ModelPrices
+from aiqueue.gateway.runtime import plan_call
 
 PROVIDER = '[[provider]]\nname = "p"\nkind = "openai"\n'
 MODEL = '[[model]]\nname = "m"\nprovider = "p"\ncontext = 8_000\nmax_output_tokens = 1_000\n'
@@ -67,6 +69,11 @@ when_spent = "park"
 """
 
 
+UNBUDGETED = WHOLE.partition("[[budget]]")[0]
+LLAMA = MODEL.replace('"p"', '"local"').replace('"m"', '"llama"')
+AS_IT_IS = MODEL.replace('"m"', '"as-it-is"')
+
+
 def problem_of(text: str) -> str:
     with pytest.raises(TopologyError) as caught:
         parse("gateway.toml", text)
@@ -104,6 +111,7 @@ def test_a_whole_file_is_read() -> None:
         (PROVIDER + "base_url = 'http://me:secret@host/v1'", "provider 1.base_url: must be a URL without a query"),
         (PROVIDER + "base_url = 'file:///etc/passwd'", "provider 1.base_url: must be a URL"),
         (PROVIDER + "options = ['api_base']", "provider 1.options: api_base cannot be allowed"),
+        (PROVIDER + "limit_field = 'max'", 'provider 1.limit_field: must be "max_tokens" or "max_completion_tokens"'),
         (PROVIDER + "media_urls = 1", "provider 1.media_urls: must be true or false, not 1"),
         (PROVIDER.replace("openai", "litellm") + "media_urls = true", "provider 1.media_urls: is only for providers"),
         (PROVIDER + PROVIDER, "provider 2.name: there is one of the name p already"),
@@ -206,7 +214,7 @@ def test_a_key_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 class TestUpstreamBody:
-    CONFIG = parse("gateway.toml", WHOLE + MODEL.replace('"p"', '"local"').replace('"m"', '"llama"'))
+    CONFIG = parse("gateway.toml", UNBUDGETED + LLAMA + PROVIDER + "limit_field = 'none'\n" + AS_IT_IS)
 
     def body(self, model: str, config: GatewayConfig = CONFIG, **fields: object) -> dict[str, object]:
         hello = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
@@ -221,6 +229,27 @@ class TestUpstreamBody:
     def test_an_option_of_another_provider_is_refused_by_name(self, model: str, option: str) -> None:
         with pytest.raises(BadInput, match=f"option '{option}' is not allowed for provider (openai|local); allowed: "):
             self.body(model, **{option: 1})
+
+    @pytest.mark.parametrize(
+        ("model", "asked", "sent"),
+        [
+            ("small", {"max_tokens": 5}, {"max_completion_tokens": 5}),
+            ("llama", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+            ("llama", {"max_completion_tokens": 5, "max_tokens": 6}, {"max_tokens": 6}),
+            ("claude", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+            ("small", {}, {"max_completion_tokens": 16_384}),
+            ("llama", {}, {"max_tokens": 1_000}),
+            ("as-it-is", {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+            ("as-it-is", {}, {}),
+        ],
+    )
+    def test_the_limit_of_a_completion_is_always_sent_in_the_field_that_the_provider_heeds(
+        self, model: str, asked: dict[str, int], sent: dict[str, int]
+    ) -> None:
+        hello = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+        request = GatewayRequest.model_validate({**hello, **asked})
+        body = plan_call(request, model, "acme", self.CONFIG, ModelPrices(())).body
+        assert {name: value for name, value in body.items() if name.startswith("max_")} == sent
 
     def test_media_by_url_are_only_for_providers_that_may_fetch_them(self) -> None:
         content = [{"type": "image_url", "image_url": {"url": "http://evil.example/x.png"}}]

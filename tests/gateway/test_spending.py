@@ -65,10 +65,12 @@ async def test_a_request_that_is_dearer_than_the_budget_is_refused_with_the_figu
 async def test_a_request_without_max_tokens_reserves_the_model_s_maximum(
     client: aiqueue.Client, tmp_path: Path, standin: StandIn
 ) -> None:
+    standin.behaviour = Behaviour(completion_tokens=500)  # the provider's own maximum is above that of the file
     async with running(client, write_config(tmp_path, standin.url, more=budget(1))):
         await (await client.enqueue(ask(max_tokens=None), tenant="acme")).result(timeout=10)
     (record,) = await records(client)
-    assert record.reserved_micros > 2 * 100  # max_output_tokens
+    assert record.completion_tokens == 100  # max_output_tokens
+    assert record.reserved_micros > 2 * 100
     assert record.cost_micros == billed(standin) < record.reserved_micros
 
 

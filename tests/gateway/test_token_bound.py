@@ -17,7 +17,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiqueue.errors import BadInput
-from aiqueue.gateway import EmbeddingRequest, GatewayRequest, ModelConfig, ProviderConfig, token_bound, tokens_at_most
+from aiqueue.gateway import (
+    EmbeddingRequest,
+    GatewayRequest,
+    ModelConfig,
+    ProviderConfig,
+    bound_tokens,
+    token_bound,
+    tokens_at_most,
+)
 from aiqueue.gateway.token_bound import BASE_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS, prompt_tokens_at_most
 
 MODEL = ModelConfig("m", ProviderConfig("p", "openai"), "up", context=8_000, max_output_tokens=1_000)
@@ -70,6 +78,24 @@ def test_calls_of_tools_in_the_conversation_count() -> None:
 def test_a_completion_above_the_models_maximum_is_refused() -> None:
     with pytest.raises(BadInput, match="max_tokens 1,001 is above what model m has: ask for at most 1,000"):
         bound(max_tokens=1_001)
+
+
+@pytest.mark.parametrize(
+    ("maximum", "prompt", "limit", "completion"),
+    [
+        (4_000, 7_000, 4_000, 4_000),  # of tokens there are fewer than bytes, so the limit is likely to fit
+        (7_000, 900, 7_000, 7_000),
+        (7_000, 1_000, None, 8_000),  # the limit may not fit, and the provider's own one may be above it
+        (8_000, 100, None, 8_000),
+    ],
+)
+def test_a_completion_without_a_limit_gets_the_models_maximum_where_that_fits_and_else_may_fill_the_context(
+    maximum: int, prompt: int, limit: int | None, completion: int
+) -> None:
+    request = GatewayRequest(model="m", messages=[{"role": "user", "content": "x" * prompt}])
+    found = bound_tokens(request, replace(MODEL, max_output_tokens=maximum))
+    assert (found.limit, found.completion) == (limit, completion)
+    assert found.total == (found.prompt + completion if limit else 8_000)
 
 
 def test_a_lower_share_of_tokens_is_rounded_up() -> None:

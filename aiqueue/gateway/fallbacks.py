@@ -7,7 +7,9 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from ..errors import BadInput
+from ..headers import PARENT
 from ..job import Job, Reject
+from ..subjects import ParentRun
 from .call_notes import note_fallback
 from .requests import GatewayRequest
 from .runtime import Request, Runtime
@@ -19,15 +21,19 @@ ID_MAX: Final = 512
 
 
 def fallback_of(job: Job[Any]) -> str | None:
-    """Return the model in whose place a job is called; None if it is no fallback."""
-    value = job.headers.get(FALLBACK_OF)
+    """Return the model in whose place a job is called; None if it is no fallback.
+
+    Only a child of a request is one: a publisher may set the header, too.
+    """
+    parent = ParentRun.parse(job.headers.get(PARENT, ""))
+    value = job.headers.get(FALLBACK_OF) if parent is not None and parent.family == job.family else None
     return unquote(value) if value else None
 
 
 def request_id_of(job: Job[Any]) -> str:
     """Return the id of the request that a job answers, at most 512 characters."""
     told = job.headers.get(REQUEST_ID)
-    found = unquote(told) if told and job.headers.get(FALLBACK_OF) else job.message.request_id
+    found = unquote(told) if told and fallback_of(job) is not None else job.message.request_id
     try:
         (found or "").encode()
     except UnicodeEncodeError:

@@ -43,6 +43,16 @@ async def test_a_request_is_answered_in_openai_s_shape_by_one_call_that_is_recor
     assert (record.tenant, record.request_id, record.model, record.provider) == ("acme", "req-1", "small", "p")
 
 
+async def test_a_publisher_s_own_headers_make_no_request_a_fallback(client: aiqueue.Client, config: Path) -> None:
+    forged = {"Gateway-Fallback-Of": "large", "Gateway-Request-Id": "another"}
+    async with running(client, config):
+        handle = await client.enqueue(ask(request_id="req-1"), tenant="acme", headers=forged)
+        answer: Any = await handle.result(timeout=10)
+    assert (answer["model"], answer["aiqueue"]["request_id"]) == ("small", "req-1")
+    assert "fallback_of" not in answer["aiqueue"]
+    assert [each.request_id for each in await records(client)] == ["req-1"]
+
+
 async def test_the_short_form_is_answered_in_its_shape(client: aiqueue.Client, config: Path, standin: StandIn) -> None:
     short = {"request_id": "req-2", "prompt": "a b", "model": "small", "parameters": {"max_tokens": 2}}
     async with running(client, config):

@@ -12,7 +12,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from .answers import Completion, usage_of
@@ -36,6 +37,7 @@ class LitellmProvider:
             raise ModuleNotFoundError("litellm is not installed", name="litellm")
         self._config = config
         self._key = config.read_key()
+        self._room = asyncio.Semaphore(config.connections)  # below litellm's own limits, where a call would wait unseen
 
     def __repr__(self) -> str:
         return f"<LitellmProvider {self._config.name}>"
@@ -60,19 +62,20 @@ class LitellmProvider:
         """Do nothing: litellm's connections are shared by all its providers, see `close_litellm`."""
 
     async def _call_whole(self, function: str, call: ProviderCall, body: dict[str, Any]) -> Reply:
-        litellm = await _loaded()
         state, started = CallState(), time.monotonic()
-        async with CallLimit(self._config.name, call.total_s, state):
+        litellm = await _loaded()
+        async with CallLimit(self._config.name, call.total_s, state), self._connection(call, started):
             answer = _plain(await self._send(getattr(litellm, function), call, body, state))
         return Reply(answer, usage_of(answer), time.monotonic() - started)
 
     async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
-        litellm = await _loaded()
         state, made, started = CallState(), Completion(call.choices), time.monotonic()
+        litellm = await _loaded()
         first_s = 0.0
         try:
-            async with CallLimit(self._config.name, call.total_s, state):
+            async with CallLimit(self._config.name, call.total_s, state), AsyncExitStack() as held:
                 async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
+                    await held.enter_async_context(self._connection(call, started))
                     stream = await self._send(litellm.acompletion, call, body, state)
                     chunk = await self._next(stream, state, made)
                 first_s = time.monotonic() - started
@@ -93,6 +96,23 @@ class LitellmProvider:
         if not made.is_finished:
             raise self._broken(state)
         return Reply(made.whole(), made.usage, time.monotonic() - started, first_s)
+
+    @asynccontextmanager
+    async def _connection(self, call: ProviderCall, started: float) -> AsyncIterator[None]:
+        """Hold one of the provider's connections. Raises ProviderError if there is none in time."""
+        within_s, has_room = call.start_within_s, False
+        left_s = None if within_s is None else within_s - (time.monotonic() - started)
+        if left_s is None or left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    has_room = await self._room.acquire()
+        if not has_room:
+            text = f"{self._config.name}: no connection within {within_s:.1f} s"
+            raise ProviderError("late", text, may_be_billed=False)
+        try:
+            yield
+        finally:
+            self._room.release()
 
     async def _send(self, function: Any, call: ProviderCall, body: dict[str, Any], state: CallState) -> Any:
         ours: dict[str, Any] = {"num_retries": 0, "max_retries": 0, "timeout": call.total_s, "caching": False}

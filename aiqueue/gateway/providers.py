@@ -35,7 +35,7 @@ class ProviderCall:
 
     `first_token_s`: how long a stream may take until its first chunk. `total_s`: how long the call may take. `id`: sent
     as the header Idempotency-Key, where the provider is called over HTTP directly; "": none. `start_within_s`: how long
-    a connection may take, there; None: as long as connecting takes.
+    the call may wait for a connection, and where it is called over HTTP directly, also for connecting; None: no limit.
     """
 
     model: ModelConfig

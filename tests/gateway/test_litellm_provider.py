@@ -189,6 +189,25 @@ async def test_a_call_that_takes_too_long_is_a_timeout_and_may_be_billed(
 
 
 @with_litellm
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_that_gets_no_connection_in_time_is_not_made(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, streamed: bool
+) -> None:
+    monkeypatch.setenv("GATEWAY_TEST_KEY", KEY)
+    config = ProviderConfig("p", "litellm", base_url=standin.url, key_env="GATEWAY_TEST_KEY", connections=1)
+    provider, on_chunk = open_provider(config), keep if streamed else None
+    await provider.chat(call_of(), on_chunk)
+    standin.order(Fault(delay_s=0.4))
+    slow = asyncio.create_task(provider.chat(call_of(), on_chunk))
+    await eventually(lambda: len(standin.calls) == 2)
+    error = await failure(provider.chat(call_of(start_within_s=0.1), on_chunk))
+    assert (error.kind, error.text, error.may_be_billed) == ("late", "p: no connection within 0.1 s", False)
+    await provider.chat(call_of(start_within_s=5.0), on_chunk)
+    await slow
+    assert len(standin.calls) == 3
+
+
+@with_litellm
 async def test_cancelling_a_call_ends_it_at_the_provider(
     standin: StandIn, provider: Provider, eventually: Eventually
 ) -> None:

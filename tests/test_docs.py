@@ -21,6 +21,7 @@ import aiqueue
 from aiqueue import headers
 from aiqueue.cli.app import app
 from aiqueue.config import Settings
+from aiqueue.gateway import config_file
 from aiqueue.inspect.finding import REMEDIES, WHEN_FULL
 from aiqueue.server.embedded import DIRECTORY, EmbeddedServer
 from aiqueue.topology import provision, streamfile
@@ -334,6 +335,15 @@ def test_the_configuration_page_has_all_settings_and_keys() -> None:
     tables = (streamfile._WORK_FAMILY, streamfile._STREAM, streamfile._REPUBLISH, streamfile._CONSUMER)
     wanted = {*Settings.model_fields, *(key for table in tables for key in table)}
     assert not wanted - spans
+
+
+def test_the_gateway_page_has_a_row_for_each_key_of_its_file() -> None:
+    rows = re.findall(r"^\| `(provider|model|budget)\.([a-z_.]+)` \| ", prose(ROOT / "docs/gateway.md"), re.MULTILINE)
+    wanted = [("provider", key) for key in config_file._PROVIDER_KEYS]
+    wanted += [("model", key) for key in config_file._MODEL_KEYS]
+    wanted += [("model", f"price.{key}") for key in config_file._PRICE_KEYS]
+    wanted += [("budget", key) for key in config_file._BUDGET_KEYS]
+    assert sorted(rows) == sorted(wanted)
 
 
 def test_the_changelog_has_the_version() -> None:

@@ -103,6 +103,11 @@ class UsageRecord:
     def month(self) -> str:
         return month_of(self.started_at)
 
+    @property
+    def is_of_no_call(self) -> bool:
+        """Whether the call was given up before it was made, so that the record counts nothing."""
+        return self.attempt == 0
+
     def plain(self) -> dict[str, Any]:
         """Return the record as it is stored, in JSON."""
         return {name: getattr(self, name) for name in _FIELDS}

@@ -82,7 +82,7 @@ class MonthTotals:
     possibly_billed: dict[str, tuple[str, str, Sums]] = field(default_factory=dict)
 
     def add(self, seq: int, record: UsageRecord) -> None:
-        """Count a record, unless that was done."""
+        """Count a record, unless that was done. One of no call counts nothing."""
         if seq <= self.seq:
             return
         self.seq = seq
@@ -90,6 +90,8 @@ class MonthTotals:
         if former := self.possibly_billed.pop(call, None):
             day_before, model, counted = former
             self._set(day_before, model, self.days[day_before][model].minus(counted))
+        if record.is_of_no_call:
+            return
         models = self.days.setdefault(day, {})
         models[record.model] = models.get(record.model, Sums()).plus(sums)
         if record.outcome == "possibly_billed":

@@ -22,12 +22,14 @@ class Verdict:
     - `unrecorded`: calls that stand in no record. `false`: records "possibly_billed" of no call. `invented`: records
       with a known end of no call.
     - `wrong_tokens`, `wrong_cost`: records with a known end whose figures are not those of a call.
+    - `given_up`: how many records say that their call was given up before it was made, and count nothing.
     """
 
     calls: int = 0
     extra: int = 0
     stated: int = 0
     held: int = 0
+    given_up: int = 0
     uncalled: list[str] = field(default_factory=list)
     early: list[str] = field(default_factory=list)
     unstated: list[str] = field(default_factory=list)
@@ -77,6 +79,9 @@ def _judge(
     if not calls:
         found.uncalled.append(user)
     found.early += [user for each in calls[:-1] if not any(_was_under_way(each, kill) for kill in kills)]
+    given_up = [each for each in records if _was_given_up(each)]
+    records = [each for each in records if not _was_given_up(each)]
+    found.given_up += len(given_up)
     known = [each for each in records if each.outcome != "possibly_billed"]
     found.held += len(records) - len(known)
     found.unrecorded += [user] * (len(calls) - len(records))
@@ -90,6 +95,13 @@ def _judge(
         tokens[of_it] -= 1
         if each.cost_micros != price.cost_micros(*of_it):
             found.wrong_cost.append(user)
+
+
+def _was_given_up(record: UsageRecord) -> bool:
+    """Whether a worker has recorded that it will not make this call: its own, or one that a dead worker has noted."""
+    tokens = record.prompt_tokens, record.completion_tokens, record.cached_tokens, record.cache_write_tokens
+    is_free = record.cost_micros == 0 and not any(tokens) and record.latency_s is None
+    return record.is_of_no_call and record.outcome == "failed" and is_free
 
 
 def _was_under_way(call: LoggedCall, at: float) -> bool:

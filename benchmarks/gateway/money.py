@@ -78,6 +78,7 @@ async def kills(asked: Asked) -> list[Finding]:
             Finding("calls that are in no record", len(found.unrecorded), at_most=0),
             Finding("records that say possibly billed", found.held),
             Finding("of them, never called, share", judge.share(found.false, found.held), at_most=FALSE_MOST),
+            Finding("records of calls that were given up before they were made", found.given_up),
             Finding("records of calls that never were", len(found.invented), at_most=0),
             Finding("records with other tokens than the provider's", len(found.wrong_tokens), at_most=0),
             Finding("records with another cost", len(found.wrong_cost), at_most=0),

@@ -30,10 +30,16 @@ def call(started_at: float, ended_at: float | None = None, *, tokens: int = 5, o
 def record(
     outcome: str = "ok", *, tokens: int = 5, request_id: str = "r-1", cost: int = 20, **fields: Any
 ) -> UsageRecord:
-    return UsageRecord(
-        call_id="c", job_id=request_id, request_id=request_id, tenant="a", model="m", provider="p", started_at=1.0,
-        outcome=outcome, prompt_tokens=10, completion_tokens=tokens, cost_micros=cost, **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+    return UsageRecord(**{  # type: ignore[arg-type]
+        "call_id": "c", "job_id": request_id, "request_id": request_id, "tenant": "a", "model": "m", "provider": "p",
+        "started_at": 1.0, "outcome": outcome, "prompt_tokens": 10, "completion_tokens": tokens, "cost_micros": cost,
+        **fields,
+    })  # fmt: skip
+
+
+def given_up(**fields: Any) -> UsageRecord:
+    """What a worker records of a call that another one has noted, and never begins."""
+    return record(**{"outcome": "failed", "tokens": 0, "prompt_tokens": 0, "cost": 0, "attempt": 0, **fields})
 
 
 def test_a_call_that_was_under_way_at_a_kill_and_is_reported_is_accounted_for() -> None:
@@ -83,6 +89,21 @@ def test_what_nobody_asked_for_and_what_nobody_called_are_found() -> None:
 def test_a_refused_call_costs_nothing_and_needs_no_record() -> None:
     calls = [call(1, 1.1, outcome="refused"), call(3, 4)]
     assert judge.accounts(calls, [record()], USERS, NONE, [], PRICE) == judge.Verdict(calls=1)
+
+
+def test_a_call_that_was_given_up_before_it_was_made_is_no_call() -> None:
+    found = judge.accounts([call(1, 2)], [given_up(), record()], USERS, NONE, [0.5], PRICE)
+    assert found == judge.Verdict(calls=1, given_up=1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"outcome": "ok"}, {"tokens": 1}, {"prompt_tokens": 1}, {"cost": 1}, {"attempt": 1}, {"latency_s": 0.1}]
+)
+def test_a_record_that_is_not_quite_of_a_call_that_was_given_up_is_found(fields: dict[str, Any]) -> None:
+    found = judge.accounts([call(1, 2)], [given_up(**fields), record()], USERS, NONE, [0.5], PRICE)
+    assert (found.invented, found.given_up) == (["a/1"], 0)
+    held = judge.accounts([call(1, 2)], [given_up(outcome="possibly_billed"), record()], USERS, NONE, [0.5], PRICE)
+    assert (held.false, held.given_up) == (["a/1"], 0)
 
 
 def test_an_unknown_scenario_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,18 @@ async def test_totals_are_by_tenant_day_and_model(ledger: UsageLedger, view: Usa
     assert await same(view)
 
 
+async def test_a_call_that_was_given_up_before_it_was_made_is_in_no_total(ledger: UsageLedger, view: UsageView) -> None:
+    """One that was noted only, and one that was begun, and counted, before."""
+    unmade: dict[str, Any] = {"outcome": "failed", "cost_micros": 0, "attempt": 0, "prompt_tokens": 0}
+    unmade |= {"completion_tokens": 0, "cached_tokens": 0, "started_at": NOW}
+    await ledger.record(record_of("c1", "a", **unmade))
+    assert await same(view) == []
+    await ledger.begin(lost("c2", "a", started_at=NOW, reserved_micros=90))
+    assert [each.sums.calls for each in await same(view)] == [1]
+    await ledger.record(record_of("c2", "a", **unmade))
+    assert await same(view) == []
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_view_that_is_read_now_and_then_equals_a_recount(
     ledger: UsageLedger, store: UsageStore, view: UsageView, monkeypatch: pytest.MonkeyPatch, seed: int

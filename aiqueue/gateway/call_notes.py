@@ -15,14 +15,20 @@ SAME_RUN_S: Final = 0.01  # times of one run differ by rounding only
 class CallNotes:
     """The calls that were begun, and in this run of the job: how many have failed, and how, and whether it gave up.
 
-    A job that is replayed or rerun is another run: it has all its attempts again, and knows the calls of the former.
+    A dead letter that is replayed is another run: it has all its attempts again, and knows the calls of the former. A
+    rerun has no notes of the runs before it.
 
-    `calls`: the ids of calls that may have been begun, the oldest first. `failures`: the kinds of errors, of this run.
-    `gave_up`: why its model is not called any more in this run; "": it is. `fallbacks`: models that were begun then.
+    - `calls`: the ids of calls that may have been begun, the oldest first.
+    - `failures`: the kinds of errors, in this run, since it was parked. `waits`: how often its budget had no room then.
+    - `parked`: the last month whose end it was parked for; "": none. `parked_at`: the attempt that was.
+    - `gave_up`: why its model is not called any more in this run; "": it is. `fallbacks`: models that were begun then.
     """
 
     calls: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    waits: int = 0
+    parked: str = ""
+    parked_at: int = 0
     gave_up: str = ""
     fallbacks: list[str] = field(default_factory=list)
 
@@ -39,6 +45,11 @@ class CallNotes:
                 found.calls.append(call)
             elif note.get("refused") in found.calls:
                 found.calls.remove(note["refused"])
+                found.waits += is_own
+            elif is_own and isinstance(note.get("parked"), str):
+                found.parked, found.parked_at = note["parked"], int(note.get("attempt", 0))
+                found.failures.clear()
+                found.waits = 0
             elif is_own and isinstance(note.get("failed"), str):
                 found.failures.append(note["failed"])
             elif is_own and isinstance(note.get("gave_up"), str):
@@ -46,6 +57,12 @@ class CallNotes:
             elif is_own and isinstance(note.get("fallback"), str):
                 found.fallbacks.append(note["fallback"])
         return found
+
+    def unnoted(self, attempt: int) -> int:
+        """Return how many earlier attempts, in this run since it was parked, have ended without a note: late ones, and
+        such whose server did not answer, or whose worker has died.
+        """
+        return max(0, attempt - 1 - self.parked_at - len(self.failures) - self.waits)
 
 
 async def note_call(job: Job[Any], call_id: str) -> None:
@@ -55,7 +72,12 @@ async def note_call(job: Job[Any], call_id: str) -> None:
 
 async def note_refusal(job: Job[Any], call_id: str) -> None:
     """Note that a call was not made, because the budget does not admit it. Raises as `Job.called`."""
-    await job.called({"refused": call_id})
+    await job.called({"refused": call_id, "run": job.enqueued_at})
+
+
+async def note_parking(job: Job[Any], month: str) -> None:
+    """Note that this attempt is parked for the end of a month, "2026-11". Raises as `Job.called`."""
+    await job.called({"parked": month, "attempt": job.attempt, "run": job.enqueued_at})
 
 
 async def note_failure(job: Job[Any], kind: str) -> None:

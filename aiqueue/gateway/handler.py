@@ -13,7 +13,7 @@ from ..job import Job, Reject, Retry
 from ..units import Backoff
 from .answers import Bill, answer_of, from_chunks, usage_of
 from .budgets import BudgetSpent
-from .call_notes import CallNotes, note_failure, note_giving_up
+from .call_notes import CallNotes, note_failure, note_giving_up, note_parking
 from .fallbacks import answer_by_fallback, fallback_of, request_id_of
 from .ledger import UsageRecord
 from .paid_call import TEXT_MAX, PaidCall, begin_call
@@ -29,10 +29,11 @@ REFUSALS_MAX: Final = 50  # the same for 429 and 503, which mean that the model 
 WAITS_MAX: Final = 30  # for calls under way that may leave room in the budget: some five minutes
 START_WITHIN_S: Final = 0.8  # a call of a limited model begins within a second of its handler, or the limit may break
 LIMIT_KEY: Final = "Aiq-Limit-Key"  # a header of jobs that a limit holds for
-LATE_MAX: Final = 50  # attempts, after which a call begins late
-UNANSWERED_MAX: Final = 100  # attempts, while the server does not answer, or the stream of usage is full
+LATE_MAX: Final = 50  # attempts that have ended without a note, after which a call begins late
+UNANSWERED_MAX: Final = 100  # the same, while the server does not answer, or the stream of usage is full
 PARKED_JITTER_S: Final = 30.0  # after the end of a month, so that not all parked requests come at once
 BACKOFF: Final = Backoff(first="1s", factor=2, cap="1m")
+AT_ONCE: Final = Backoff(first="100ms", factor=2, cap="1s")  # at least, where a provider asks for less
 _BUDGET_BACKOFF: Final = Backoff(first="250ms", factor=2, cap="15s")
 _FULL: Final = frozenset({"rate_limited", "overloaded"})
 
@@ -42,15 +43,16 @@ async def answer_request(job: Job[Any]) -> dict[str, Any]:
 
     Raises Retry, and Reject with the reason in one line.
     """
-    runtime: Runtime = job.state
+    execution = _Execution(job.state, job)
     try:
-        return await _Execution(runtime, job).run()
+        return await execution.run()
     except BadInput as error:
         raise Reject(str(error)) from None
     except (Unavailable, QueueFull) as error:
-        if job.attempt >= UNANSWERED_MAX:
+        unnoted = execution.unnoted
+        if unnoted is not None and unnoted + 1 >= UNANSWERED_MAX:
             raise Reject(str(error)) from None
-        raise Retry(str(error), after=BACKOFF.delay_s(job.attempt)) from None
+        raise Retry(str(error), after=BACKOFF.delay_s(job.attempt if unnoted is None else unnoted + 1)) from None
 
 
 class _Execution:
@@ -61,12 +63,14 @@ class _Execution:
         self._request: Request = job.message
         self._request_id = request_id_of(job)
         self._notes = CallNotes()
+        self.unnoted: int | None = None  # attempts that have ended without a note; None: the notes are not read
         self._made = 0  # earlier calls
         self._lost = 0  # earlier calls that may be billed, or are, and whose answers are lost
 
     async def run(self) -> dict[str, Any]:
         started, job = time.monotonic(), self._job
         self._notes = CallNotes.read(await job.calls(), job.enqueued_at)
+        self.unnoted = unnoted = self._notes.unnoted(job.attempt)
         plan = self._plan()
         usable = plan if isinstance(plan, CallPlan) else None
         if self._notes.calls and (answer := await self._look_back(usable)) is not None:
@@ -83,7 +87,7 @@ class _Execution:
             job.settle(0)
             await self._wait_for_budget(error)
         within_s = None
-        if LIMIT_KEY in job.headers and job.attempt < LATE_MAX:
+        if LIMIT_KEY in job.headers and unnoted < LATE_MAX:
             within_s = START_WITHIN_S - (time.monotonic() - started)
             if within_s <= 0:
                 await self._give_up_late(call, "what a call needs was stored too late for its limit")
@@ -143,19 +147,10 @@ class _Execution:
 
         `plan`: None: the model is not known any more.
         """
-        ledger, budgets, tenant = self._runtime.ledger, self._runtime.budgets, self._job.tenant
-        lost: list[UsageRecord] = []
-        for call in self._notes.calls:
-            record = await ledger.find(tenant, call) or await self._fence(call)
-            self._made += record is not None and record.attempt > 0
-            if record is None:
-                await budgets.release(tenant, call)
-            elif record.outcome == "possibly_billed":
-                await budgets.hold(tenant, call, month=record.month)
-                lost.append(record)
-            else:
-                await budgets.settle(tenant, call, record.charged_micros, month=record.month)
-                lost += [record] if record.outcome == "ok" else []
+        found = await asyncio.gather(*map(self._settle_earlier, self._notes.calls))  # at once: they share a write
+        records = [each for each in found if each is not None]
+        self._made = sum(not each.is_of_no_call for each in records)
+        lost = [each for each in records if each.outcome != "failed"]
         self._lost = len(lost)
         if plan is None or not lost or not getattr(self._request, "stream", False):
             return None
@@ -166,6 +161,18 @@ class _Execution:
             if chunks and answer is not None:
                 return await self._rebuild(plan, record, chunks, answer)
         return None
+
+    async def _settle_earlier(self, call: str) -> UsageRecord | None:
+        """Have the budget charge what the record of an earlier call says. Return it; None: the call was not made."""
+        budgets, tenant = self._runtime.budgets, self._job.tenant
+        record = await self._runtime.ledger.find(tenant, call) or await self._fence(call)
+        if record is None:
+            await budgets.release(tenant, call)
+        elif record.outcome == "possibly_billed":
+            await budgets.hold(tenant, call, month=record.month)
+        else:
+            await budgets.settle(tenant, call, record.charged_micros, month=record.month)
+        return record
 
     async def _fence(self, call: str) -> UsageRecord | None:
         """See that an earlier execution which has not made this call yet, and may be stopped and not dead, never does:
@@ -210,9 +217,10 @@ class _Execution:
         number = refused if error.kind in _FULL else len(failures) - refused
         if error.is_retryable and number < (REFUSALS_MAX if error.kind in _FULL else FAILURES_MAX):
             await asyncio.gather(call.fail(is_billable=error.may_be_billed), note_failure(job, error.kind))
-            if error.retry_after_s:
-                raise Retry(str(error), after=error.retry_after_s, pause="key" if error.pauses else None)
-            raise Retry(str(error), after=BACKOFF.delay_s(number))
+            if error.retry_after_s is None:
+                raise Retry(str(error), after=BACKOFF.delay_s(number))
+            after_s = max(error.retry_after_s, AT_ONCE.delay_s(number))
+            raise Retry(str(error), after=after_s, pause="key" if error.pauses else None)
         await call.fail(is_billable=error.may_be_billed)
         self._made += 1
         self._lost += error.may_be_billed
@@ -225,10 +233,13 @@ class _Execution:
 
     async def _wait_for_budget(self, error: BudgetSpent) -> NoReturn:
         """The budget does not admit the call. Raises Retry or Reject."""
-        attempt = self._job.attempt
-        if error.may_fit_soon and attempt < WAITS_MAX:
-            raise Retry(str(error), after=_BUDGET_BACKOFF.delay_s(attempt)) from None
-        if error.when_spent == "park" and not error.is_too_dear:
-            until_s = error.resets_at - await self._runtime.now()
-            raise Retry(str(error), after=max(0.0, until_s) + random.uniform(0, PARKED_JITTER_S))  # noqa: S311
-        raise Reject(str(error)) from None
+        notes = self._notes
+        if error.may_fit_soon and notes.waits < WAITS_MAX:
+            raise Retry(str(error), after=_BUDGET_BACKOFF.delay_s(notes.waits + 1)) from None
+        if error.when_spent != "park" or error.is_too_dear:
+            raise Reject(str(error)) from None
+        if notes.parked and notes.parked != error.month:
+            raise Reject(f"{error}; parked since {notes.parked}, and a request is parked for one month only") from None
+        await note_parking(self._job, error.month)
+        until_s = max(0.0, error.resets_at - await self._runtime.now())
+        raise Retry(str(error), after=until_s + random.uniform(0, PARKED_JITTER_S)) from None  # noqa: S311

@@ -19,7 +19,7 @@ from typing import Any
 from .answers import Completion, usage_of
 from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
-from .provider_errors import RETRYABLE, Kind, ProviderError, bills, kind_of, retry_after_s, scrub
+from .provider_errors import RETRYABLE, Kind, ProviderError, bills, kind_of, scrub, wait_of
 from .providers import OnChunk, ProviderCall, Reply
 
 _importing = threading.Lock()
@@ -244,7 +244,7 @@ def from_litellm(error: Exception, *, provider: str, key: str | None = None, beg
     kind = _kind_of(names, status, f"{text} {_body_of(error)}", answered=bool(headers))
     if kind in ("connection", "broken_stream") or (begun and kind in RETRYABLE):
         kind = "broken_stream" if begun else "connection"
-    wait_s = retry_after_s(headers) if kind in ("rate_limited", "overloaded", "server") else None
+    wait_s = wait_of(kind, headers)
     said = scrub(f"{provider}: {_PREFIX.sub('', text, count=1)}", key)
     answered = status if headers or kind not in ("connection", "timeout", "broken_stream") else None
     if headers and not begun:

@@ -17,8 +17,10 @@ Kind = Literal[
     "auth", "content_policy", "late",
 ]  # fmt: skip
 RETRYABLE: Final = frozenset({"rate_limited", "overloaded", "timeout", "server", "connection", "broken_stream", "late"})
+_ANSWERED: Final = frozenset({"rate_limited", "overloaded", "timeout", "server"})  # by a response, which may say when
 TEXT_CHARS_MAX: Final = 300
-RETRY_AFTER_MAX_S: Final = 24 * 3600.0
+RETRY_AFTER_MAX_S: Final = 24 * 3600.0  # after a 429: quotas are by the day at most
+OUTAGE_WAIT_MAX_S: Final = 600.0  # after other errors: an outage may end before its estimate
 _BILLED_STATUS = frozenset(
     {408, 502, 504, 520, 522, 524}
 )  # of a proxy that has heard no answer: the model may have run
@@ -32,7 +34,7 @@ class ProviderError(Exception):
       refused (400 and others), context_length, auth (the key or the account is refused, or has no money),
       content_policy: it cannot. late: it could not be sent in time (`ProviderCall.start_within_s`), and was not.
     - `status`: the HTTP status; None if there was none.
-    - `retry_after_s`: how long the provider asks to wait. None: it does not say.
+    - `retry_after_s`: how long the provider asks to wait, see `wait_of`. None: it does not say.
     - `may_be_billed`: whether the provider may bill the call: it got the request, and what it did then is not known.
     """
 
@@ -64,8 +66,8 @@ class ProviderError(Exception):
 
     @property
     def pauses(self) -> bool:
-        """Whether the provider asks to send no call of this model for `retry_after_s`."""
-        return self.kind in ("rate_limited", "overloaded") and self.retry_after_s is not None
+        """Whether the provider asks to send no call of this model for `retry_after_s`, above 0."""
+        return self.kind in ("rate_limited", "overloaded") and bool(self.retry_after_s)
 
 
 def _to_line(text: str) -> str:
@@ -104,6 +106,16 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
         if math.isfinite(wait_s) and wait_s >= 0:
             return min(wait_s, RETRY_AFTER_MAX_S)
     return None
+
+
+def wait_of(kind: Kind, headers: Mapping[str, str]) -> float | None:
+    """Return how long a response of this kind asks to wait, at most a day for rate_limited, ten minutes for others.
+
+    None: it does not say, or the same call cannot succeed later.
+    """
+    if kind not in _ANSWERED or (wait_s := retry_after_s(headers)) is None:
+        return None
+    return wait_s if kind == "rate_limited" else min(wait_s, OUTAGE_WAIT_MAX_S)
 
 
 def _until_date(value: str, now: float) -> float:
@@ -147,7 +159,7 @@ def from_status(
     """Return the error of an HTTP response that is no success."""
     text = body.decode("utf-8", "replace")
     kind = kind_of(status, text)
-    wait_s = retry_after_s(headers) if kind in RETRYABLE else None
+    wait_s = wait_of(kind, headers)
     said = scrub(message_of(text), key) or f"no message, {len(body):,} bytes"
     if 300 <= status < 400:
         said = "the provider redirects, which is not followed: correct base_url in gateway.toml"

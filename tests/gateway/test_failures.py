@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import aiqueue
 from aiqueue import Backoff, JobFailed
 from aiqueue.errors import JobCancelled
-from aiqueue.gateway import Budgets, UsageLedger, UsageStore, handler, http_provider
+from aiqueue.gateway import Budgets, UsageLedger, UsageStore, budgets, handler, http_provider
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.gateway.stored_chunks import as_chunks
@@ -52,6 +53,18 @@ async def test_what_can_go_away_is_tried_again_and_costs_once(
     assert (answer["aiqueue"]["possibly_billed"], answer["aiqueue"]["attempts"]) == (int(maybe), 2)
     assert await charged(client) == (made.cost_micros, 0, failed.reserved_micros if maybe else 0)
     assert [each.attempt for each in (failed, made)] == [1, 2]
+
+
+async def test_many_earlier_calls_are_settled_at_once(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of a limited model has to begin within a second of its handler."""
+    monkeypatch.setattr(budgets, "GATHER_S", 0.1)
+    standin.order(Fault(429, count=12))
+    async with running(client, config):
+        await (await client.enqueue(ask(), tenant="acme")).result(timeout=20)
+    at = [each.started_at for each in standin.calls]
+    assert at[-1] - at[-2] < handler.START_WITHIN_S
 
 
 async def test_an_answer_that_takes_too_long_is_held_by_the_budget_and_tried_again(
@@ -201,7 +214,10 @@ async def test_a_failed_request_that_runs_anew_calls_its_model_again(
             again = await client.enqueue(ask(request_id="req-1"), tenant="acme", on_duplicate="rerun_failed")
         answer: Any = await again.result(timeout=10)
     assert [each.model for each in standin.calls] == ["small-1", "large-1", "small-1"]
-    assert (answer["aiqueue"]["model"], answer["aiqueue"]["possibly_billed"]) == ("small", 0)
+    about = answer["aiqueue"]
+    assert (about["model"], about["possibly_billed"]) == ("small", 0)
+    assert about["attempts"] == (2 if how == "replay" else 1)  # a rerun counts its own calls
+    assert [each.request_id for each in await records(client)] == ["req-1"] * 3
 
 
 @pytest.mark.parametrize("is_limited", [True, False])
@@ -223,6 +239,20 @@ async def test_a_429_with_retry_after_pauses_the_model_for_all_its_requests(
     assert standin.calls[1].started_at - refused.started_at < 0.9
     assert all(each.started_at - refused.started_at >= 1.0 for each in standin.calls[2:])
     assert len(standin.calls) == 4
+
+
+@pytest.mark.parametrize("status", [429, 503, 500])
+async def test_retry_after_zero_is_tried_again_soon_and_not_in_a_storm(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(handler, "BACKOFF", Backoff(first="1m", cap="1m"))
+    monkeypatch.setattr(handler, "AT_ONCE", Backoff(first="50ms", cap="50ms", jitter=0))
+    standin.order(Fault(status, retry_after_s=0.0, count=3))
+    async with running(client, config):
+        answer: Any = await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)
+    assert answer["aiqueue"]["attempts"] == 4
+    at = [each.started_at for each in standin.calls]
+    assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(at))
 
 
 async def _called(standin: StandIn, calls: int) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import NotFound
-from aiqueue.gateway import handler
+from aiqueue import Backoff
+from aiqueue.errors import NotFound, Unavailable
+from aiqueue.gateway import UsageLedger, UsageRecord, handler
 from aiqueue.gateway.runtime import Runtime
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.gateway.stored_chunks import ChunkWriter, read_chunks
@@ -94,6 +95,45 @@ async def test_without_a_stream_of_usage_the_worker_says_so_and_does_not_start(
     with pytest.raises(NotFound, match="aiqueue apply"):
         async with running(client, config):
             pass
+
+
+async def test_calls_that_were_refused_do_not_use_up_the_attempts_of_an_outage(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "UNANSWERED_MAX", 3)
+    monkeypatch.setattr(handler, "BACKOFF", Backoff(first="10ms", cap="10ms"))
+    standin.order(Fault(429, count=5))
+    begin, failing = UsageLedger.begin, [Unavailable("away"), Unavailable("away")]
+
+    async def begin_after_the_outage(ledger: UsageLedger, record: UsageRecord) -> int:
+        if len(standin.calls) == 5 and failing:
+            raise failing.pop()
+        return await begin(ledger, record)
+
+    monkeypatch.setattr(UsageLedger, "begin", begin_after_the_outage)
+    async with running(client, config):
+        answer: Any = await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)
+    assert (failing, answer["aiqueue"]["attempts"]) == ([], 6)
+
+
+async def test_calls_that_were_refused_do_not_let_a_limited_call_begin_late(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "LATE_MAX", 3)
+    monkeypatch.setattr(handler, "BACKOFF", Backoff(first="10ms", cap="10ms"))
+    standin.order(Fault(429, count=5))
+    slow = [handler.START_WITHIN_S]
+    now = Runtime.now
+
+    async def late(runtime: Runtime) -> float:
+        await asyncio.sleep(slow.pop() if slow and len(standin.calls) == 5 else 0)
+        return await now(runtime)
+
+    await client.set_limit("gateway.requests", "*", requests=100)
+    async with running(client, config):
+        monkeypatch.setattr(Runtime, "now", late)
+        await (await client.enqueue(ask(), tenant="globex")).result(timeout=10)
+    assert [each.attempt for each in await records(client)][-2:] == [0, 6]
 
 
 async def test_a_call_of_a_limited_model_that_would_begin_late_is_made_by_the_next_attempt(

@@ -72,6 +72,21 @@ def test_how_long_to_wait_is_told_in_seconds_or_as_a_date(headers: dict[str, str
     assert retry_after_s(headers, NOW) == wait_s
 
 
+@pytest.mark.parametrize(
+    ("status", "wait_s"),
+    [(429, 86_400.0), (503, 600.0), (529, 600.0), (500, 600.0), (502, 600.0), (408, 600.0), (400, None), (401, None)],
+)
+def test_a_quota_is_waited_for_a_day_and_an_outage_ten_minutes_at_most(status: int, wait_s: float | None) -> None:
+    assert from_status(status, {"Retry-After": "200000"}, b"", provider="p").retry_after_s == wait_s
+    short = from_status(status, {"Retry-After": "7"}, b"", provider="p").retry_after_s
+    assert short == (None if wait_s is None else 7.0)
+
+
+def test_a_time_of_zero_pauses_nothing() -> None:
+    error = from_status(429, {"Retry-After": "0"}, b"", provider="p")
+    assert (error.retry_after_s, error.pauses) == (0.0, False)
+
+
 def test_only_a_429_or_503_with_a_time_pauses() -> None:
     wait = {"retry-after": "20"}
     assert [from_status(status, wait, b"", provider="p").pauses for status in (429, 503, 500, 400)] == [

@@ -108,6 +108,64 @@ async def test_a_request_that_does_not_fit_any_more_is_parked_until_the_month_s_
     assert len(standin.calls) == 1
 
 
+async def _attempted(handle: Any, more_than: int = 0) -> int:
+    """Wait until a request is parked, and return after how many attempts."""
+    while True:
+        status = await handle.status()
+        if status.state == "retrying" and status.attempt > more_than and status.next_attempt_at > time.time() + 60:
+            return int(status.attempt)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_request_is_parked_for_one_month_and_refused_when_the_next_one_is_spent_too(
+    client: aiqueue.Client, tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(client, write_config(tmp_path, standin.url, more=budget(1))):
+        await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)
+    (first,) = await records(client)
+    path = write_config(tmp_path, standin.url, more=budget(first.reserved_micros / 1e6, "park"))
+    ahead_s, now = 0.0, UsageStore.now
+
+    async def later(store: UsageStore) -> float:
+        return await now(store) + ahead_s
+
+    monkeypatch.setattr(UsageStore, "now", later)
+    async with running(client, path), asyncio.timeout(20):
+        handle = await client.enqueue(ask(), tenant="acme")
+        attempts = await _attempted(handle)
+        await handle.run_now()  # too early: parked again
+        await _attempted(handle, more_than=attempts)
+        this = month_of(time.time())
+        ahead_s = next_month_start(this) - time.time() + 60
+        await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)  # the next month is spent by others
+        await handle.run_now()
+        with pytest.raises(JobFailed, match=f"parked since {this}, and a request is parked for one month only"):
+            await handle.result(timeout=10)
+        await _attempted(await client.enqueue(ask(), tenant="acme"))  # of the new month
+    assert len(standin.calls) == 2
+
+
+async def test_calls_that_were_refused_before_do_not_use_up_the_waits_for_room_in_a_budget(
+    client: aiqueue.Client, tmp_path: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(handler, "BACKOFF", Backoff(first="10ms", cap="10ms"))
+    monkeypatch.setattr(handler, "WAITS_MAX", 8)
+    monkeypatch.setattr(handler, "_BUDGET_BACKOFF", Backoff(first="100ms", cap="100ms", jitter=0))
+    async with running(client, write_config(tmp_path, standin.url, more=budget(1))):
+        await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)
+    (first,) = await records(client)
+    standin.order(Fault(429, model="small-1", count=9))
+    standin.order(Fault(500, model="small-1", retry_after_s=0.3))
+    standin.order(Fault(model="large-1", delay_s=0.7))
+    limit = (first.cost_micros or 0) * 2 + first.reserved_micros
+    async with running(client, write_config(tmp_path, standin.url, more=budget(limit / 1e6))):
+        refused = await client.enqueue(ask(), tenant="acme")
+        await eventually(lambda: len(standin.calls) == 11 and standin.calls[-1].ended_at is not None)
+        busy = await client.enqueue(ask(model="large"), tenant="acme")
+        await asyncio.gather(*(each.result(timeout=20) for each in (refused, busy)))
+    assert [each.model for each in standin.calls[-2:]] == ["large-1", "small-1"]
+
+
 async def test_a_request_waits_for_calls_under_way_that_may_leave_room(
     client: aiqueue.Client, tmp_path: Path, standin: StandIn
 ) -> None:

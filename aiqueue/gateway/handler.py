@@ -82,6 +82,12 @@ class _Execution:
         if not isinstance(plan, CallPlan):
             raise plan
         try:
+            self._runtime.check(plan.model.provider)
+        except BadInput as error:  # this worker cannot call it: the model may be well, and so are its fallbacks
+            job.settle(0)
+            await note_giving_up(job, str(error))
+            return await self._fall_back(str(error))
+        try:
             call = await begin_call(self._runtime, job, plan, self._made + 1, self._request_id)
         except BudgetSpent as error:
             job.settle(0)
@@ -96,11 +102,9 @@ class _Execution:
     def _plan(self) -> CallPlan | BadInput:
         """Return the call to make; what is wrong with it as an error, because earlier calls are looked at first."""
         try:
-            plan = self._runtime.plan(self._request, self._request.model, self._job.tenant)
-            self._runtime.check(plan.model.provider)
+            return self._runtime.plan(self._request, self._request.model, self._job.tenant)
         except BadInput as error:
             return error
-        return plan
 
     async def _give_up_late(self, call: PaidCall, why: str) -> NoReturn:
         """A call that begins too late for its limit is not made. Raises Retry."""

@@ -11,14 +11,16 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..errors import AIQueueError, QueueFull, Unavailable
+from ..errors import AIQueueError, BadInput, QueueFull, Unavailable
 from ..job import Job
 from .budgets import BudgetSpent
 from .call_notes import note_call, note_refusal
 from .ledger import UsageRecord
+from .provider_errors import ProviderError
 from .providers import OnChunk, ProviderCall, Reply, Usage
 from .runtime import CallPlan, Runtime
 
@@ -52,7 +54,11 @@ class PaidCall:
         """
         model = self.plan.model
         call = ProviderCall(model, self.plan.body, model.first_token_s, model.total_s, self.id, start_within_s)
-        async with self.runtime.provider(model.provider) as provider:
+        async with AsyncExitStack() as stack:
+            try:
+                provider = await stack.enter_async_context(self.runtime.provider(model.provider))
+            except BadInput as error:  # its key has gone since the call was planned
+                raise ProviderError("auth", str(error)) from None
             return await (provider.chat(call, on_chunk) if model.kind == "chat" else provider.embed(call))
 
     async def end(

@@ -100,7 +100,7 @@ class Runtime:
             try:
                 config.read_key()
             except BadInput as error:
-                log.warning("requests for its models are refused: %s", error)
+                log.warning("its models are not called here, only their fallbacks: %s", error)
                 continue
             warm_up = getattr(self._open(config).provider, "warm_up", None)
             if warm_up is not None:  # litellm takes seconds to import

@@ -14,7 +14,7 @@ import pytest
 import aiqueue
 from aiqueue import Backoff, JobFailed
 from aiqueue.errors import JobCancelled
-from aiqueue.gateway import Budgets, UsageLedger, UsageStore, budgets, handler, http_provider
+from aiqueue.gateway import Budgets, UsageLedger, UsageRecord, UsageStore, budgets, handler, http_provider
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.gateway.stored_chunks import as_chunks
@@ -158,6 +158,71 @@ async def test_an_answer_that_a_fallback_is_paid_for_comes_though_the_file_has_c
 async def _begun(standin: StandIn, calls: int) -> None:
     while len(standin.calls) < calls:
         await asyncio.sleep(0.005)
+
+
+KEYLESS = """
+[[provider]]
+name = "q"
+kind = "openai"
+base_url = "{url}"
+key_env = "GATEWAY_TEST_NO_KEY"
+
+[[model]]
+name = "keyless"
+provider = "q"
+context = 8_000
+max_output_tokens = 100
+price = {{ input = 1, output = 2 }}
+fallbacks = [{fallbacks}]
+"""
+NO_KEY = "provider q has no key: environment variable GATEWAY_TEST_NO_KEY is empty or not set; set it where"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_whose_key_this_worker_has_not_is_replaced_by_its_fallback(
+    client: aiqueue.Client, config: Path, standin: StandIn, *, stream: bool
+) -> None:
+    config.write_text(config.read_text() + KEYLESS.format(url=standin.url, fallbacks='"large"'))
+    async with running(client, config):
+        handle = await client.enqueue(ask(model="keyless", stream=stream), tenant="acme")
+        answer: Any = await handle.result(timeout=10)
+    assert [each.model for each in standin.calls] == ["large-1"]
+    assert (answer["aiqueue"]["fallback_of"], answer["aiqueue"]["attempts"]) == ("keyless", 1)
+    assert await charged(client) == (billed(standin), 0, 0)
+
+
+@pytest.mark.parametrize("fallbacks", ["", '"large"'])
+async def test_a_missing_key_is_said_with_its_variable_where_no_fallback_answers(
+    client: aiqueue.Client, config: Path, standin: StandIn, fallbacks: str
+) -> None:
+    standin.order(Fault(400, model="large-1", message="second"))
+    config.write_text(config.read_text() + KEYLESS.format(url=standin.url, fallbacks=fallbacks))
+    async with running(client, config):
+        with pytest.raises(JobFailed) as failed:
+            await (await client.enqueue(ask(model="keyless"), tenant="acme")).result(timeout=10)
+    assert failed.value.error.startswith(NO_KEY)
+    assert ("second" in failed.value.error) is bool(fallbacks)
+
+
+async def test_a_key_that_goes_while_its_call_is_begun_costs_nothing_and_is_replaced_by_the_fallback(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_TEST_NO_KEY", KEY)
+    config.write_text(config.read_text() + KEYLESS.format(url=standin.url, fallbacks='"large"'))
+    begin = UsageLedger.begin
+
+    async def begin_without_key(ledger: UsageLedger, record: UsageRecord) -> int:
+        if record.model == "keyless":
+            monkeypatch.delenv("GATEWAY_TEST_NO_KEY")
+            await worker.reload(client)
+        return await begin(ledger, record)
+
+    monkeypatch.setattr(UsageLedger, "begin", begin_without_key)
+    async with running(client, config) as worker:
+        answer: Any = await (await client.enqueue(ask(model="keyless"), tenant="acme")).result(timeout=10)
+    assert [each.model for each in standin.calls] == ["large-1"]
+    assert answer["aiqueue"]["possibly_billed"] == 0
+    assert await charged(client) == (billed(standin), 0, 0)
 
 
 async def test_if_the_fallback_fails_too_all_reasons_are_said(

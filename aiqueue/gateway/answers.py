@@ -12,7 +12,7 @@ CHOICES_MAX: Final = 128
 TOOL_CALLS_MAX: Final = 1_024
 TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, and its cost could not be stored
 
-_HEAD = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk: what the completion has too
+HEAD: Final = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk and a completion
 _GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
 
 
@@ -109,8 +109,8 @@ class Completion:
 
     def add(self, chunk: dict[str, Any]) -> None:
         """Add the next chunk."""
-        if len(self._head) < len(_HEAD):
-            for name in _HEAD:
+        if len(self._head) < len(HEAD):
+            for name in HEAD:
                 if chunk.get(name) is not None:
                     self._head.setdefault(name, chunk[name])
         if chunk.get("usage") is not None:

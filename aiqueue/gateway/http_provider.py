@@ -17,6 +17,7 @@ from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
 from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
 from .providers import OnChunk, ProviderCall, Reply
+from .stored_chunks import as_chunks
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024  # an image may be in one
@@ -72,11 +73,9 @@ class HttpProvider:
         async with CallLimit(self._config.name, call.total_s, state):
             response = await self._post(path, call, body, state)
             try:
-                answer = _parse(await self._read(response, ANSWER_BYTES_MAX, state))
+                answer = await self._read_whole(response, field, state)
             finally:
                 response.release()
-        if not isinstance(answer, dict) or not isinstance(answer.get(field), list):
-            raise self._odd(answer, state)
         return Reply(answer, usage_of(answer), time.monotonic() - started)
 
     async def _call_streamed(self, call: ProviderCall, body: dict[str, Any], on_chunk: OnChunk) -> Reply:
@@ -140,6 +139,13 @@ class HttpProvider:
             response.release()
         raise from_status(response.status, response.headers, said, provider=self._config.name, key=self._key)
 
+    async def _read_whole(self, response: aiohttp.ClientResponse, field: str, state: CallState) -> dict[str, Any]:
+        """Return the answer in a response, which has a list in `field`. Raises ProviderError."""
+        answer = _parse(await self._read(response, ANSWER_BYTES_MAX, state))
+        if not isinstance(answer, dict) or not isinstance(answer.get(field), list):
+            raise self._odd(answer, state)
+        return answer
+
     async def _read(self, response: aiohttp.ClientResponse, most: int, state: CallState, *, cut: bool = False) -> bytes:
         """Return the body of a response. Above `most` bytes, it is cut or an error."""
         body = bytearray()
@@ -159,9 +165,13 @@ class HttpProvider:
             raise self._broken(error, state) from None
 
     async def _chunks(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncGenerator[dict[str, Any]]:
-        """Yield the chunks of a stream until its end."""
+        """Yield the chunks of a stream until its end. An answer that comes whole in its place is paid for, too."""
         if response.content_type != "text/event-stream":
-            raise self._odd(_parse(await self._read(response, ERROR_BYTES_MAX, state, cut=True)), state)
+            answer = await self._read_whole(response, "choices", state)
+            state.begun = True
+            for each in as_chunks(answer):
+                yield each
+            return
         async for event in self._events(response, state):
             if event == b"[DONE]":
                 return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import AIQueueError, BadInput, Stale, Unavailable
 from ..job import Job
+from .answers import HEAD
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -103,10 +104,10 @@ async def _until(items: AsyncIterator[Any], mark: str) -> AsyncIterator[Any]:
 
 def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a completion as the chunks of a stream: one with all that each choice has, and one with the usage."""
-    head = {name: answer[name] for name in ("id", "created", "model") if name in answer}
+    head = {name: answer[name] for name in HEAD if name in answer}
     head["object"] = "chat.completion.chunk"
     choices = []
-    for each in answer.get("choices") or ():
+    for place, each in enumerate(answer.get("choices") or ()):
         message = each.get("message") if isinstance(each, dict) else None
         if not isinstance(message, dict):  # nothing that can be streamed
             continue
@@ -115,9 +116,7 @@ def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
             delta["tool_calls"] = [
                 {"index": number, **call} for number, call in enumerate(calls) if isinstance(call, dict)
             ]
-        reason = each.get("finish_reason")
-        choices.append(
-            {"index": each.get("index", 0), "delta": delta, "finish_reason": reason, "logprobs": each.get("logprobs")}
-        )
+        told = {"finish_reason": each.get("finish_reason") or "stop", "logprobs": each.get("logprobs")}
+        choices.append({"index": each.get("index", place), "delta": delta, **told})
     usage = answer.get("usage")
     return [{**head, "choices": choices}, *([{**head, "choices": [], "usage": usage}] if usage is not None else [])]

@@ -331,6 +331,27 @@ async def test_what_is_no_stream_is_an_error_of_its_kind(
     assert error.text.startswith(f"p: {said}")
 
 
+@pytest.mark.parametrize("reason", ["length", None])
+async def test_an_answer_that_comes_whole_in_place_of_a_stream_is_the_answer(reason: str | None) -> None:
+    tool = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [{"role": "assistant", "content": "x" * 100_000}, {"role": "assistant", "tool_calls": [tool]}]
+    choices = [{"message": each, "finish_reason": reason} for each in messages]
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    body = {"id": "1", "model": "up", "service_tier": "default", "choices": choices, "usage": usage}
+    chunks = []
+
+    async def on_chunk(chunk: dict[str, Any]) -> None:
+        chunks.append(chunk)
+
+    async with sending(json.dumps(body).encode(), content_type="application/json") as provider:
+        reply = await provider.chat(make_call({**HELLO, "n": 2}), on_chunk)
+    first, second = reply.answer["choices"]
+    assert (first["message"]["content"], first["finish_reason"]) == ("x" * 100_000, reason or "stop")
+    assert (second["message"]["tool_calls"], reply.answer["service_tier"]) == ([tool], "default")
+    assert reply.usage == Usage(3, 1)
+    assert [len(each["choices"]) for each in chunks] == [2, 0]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"choices": 5}', b"[" * 100_000])
 async def test_what_is_no_completion_is_an_error_and_may_be_billed(body: bytes) -> None:
     async with sending(body, content_type="application/json") as provider:

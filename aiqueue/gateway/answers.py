@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -10,9 +11,11 @@ from .providers import Usage
 
 CHOICES_MAX: Final = 128
 TOOL_CALLS_MAX: Final = 1_024
+DEPTH_MAX: Final = 48  # of what a provider sends, in containers: a result has 64 at most, and stands in others
 TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, and its cost could not be stored
 
 HEAD: Final = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk and a completion
+_CONTAINERS = frozenset({dict, list})
 _GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
 
 
@@ -35,14 +38,14 @@ class Bill(NamedTuple):
 def answer_of(
     answer: Mapping[str, Any], bill: Bill, *, request_id: str, model: str, reply_form: str = "openai"
 ) -> dict[str, Any]:
-    """Return the result of a request: the provider's answer with an object `aiqueue` beside it.
+    """Return the result of a request: the provider's answer with an object `aiqueue` beside it, see `shallow`.
 
     `model`: as the client named it. `reply_form` "short": ``{request_id, response, tokens, cost, model}`` with the
     text of the first choice, and the same `aiqueue`.
     """
     about = {"request_id": request_id, **{name: value for name, value in bill._asdict().items() if value is not None}}
     if reply_form != "short":
-        return {**answer, "model": model, "aiqueue": about}
+        return {**shallow(answer), "model": model, "aiqueue": about}
     usage = usage_of(answer)
     return {
         "request_id": request_id,
@@ -52,6 +55,29 @@ def answer_of(
         "model": model,
         "aiqueue": about,
     }
+
+
+def shallow(value: Any, levels: int = DEPTH_MAX) -> Any:
+    """Return JSON with what is nested deeper than so many levels as text, in JSON: so it can be stored. Else as it is.
+
+    A provider's answer has a few levels; its fields of any shape, such as the arguments of a tool call as an object,
+    have as many as the model likes.
+    """
+    kind = type(value)
+    if kind is list:
+        if _CONTAINERS.isdisjoint(map(type, value)):  # the quick way, because it may be an embedding
+            return value if levels else _as_text(value)
+        return [shallow(each, levels - 1) for each in value] if levels else _as_text(value)
+    if kind is dict:
+        return {name: shallow(each, levels - 1) for name, each in value.items()} if levels else _as_text(value)
+    return value
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "…"
 
 
 def text_of(answer: Mapping[str, Any]) -> str:

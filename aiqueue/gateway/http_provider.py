@@ -141,7 +141,7 @@ class HttpProvider:
 
     async def _read_whole(self, response: aiohttp.ClientResponse, field: str, state: CallState) -> dict[str, Any]:
         """Return the answer in a response, which has a list in `field`. Raises ProviderError."""
-        answer = _parse(await self._read(response, ANSWER_BYTES_MAX, state))
+        answer = self._parse(await self._read(response, ANSWER_BYTES_MAX, state))
         if not isinstance(answer, dict) or not isinstance(answer.get(field), list):
             raise self._odd(answer, state)
         return answer
@@ -175,7 +175,7 @@ class HttpProvider:
         async for event in self._events(response, state):
             if event == b"[DONE]":
                 return
-            chunk = _parse(event)
+            chunk = self._parse(event)
             if not isinstance(chunk, dict) or chunk.get("error") is not None:
                 raise self._odd(chunk, state)
             state.begun = True
@@ -200,6 +200,15 @@ class HttpProvider:
                 raise self._error("refused", "a stream or an event that is too large", billed=True)
         if data:
             yield b"\n".join(data)
+
+    def _parse(self, data: bytes) -> Any:
+        """Return the JSON in `data`; None if it is none. Raises ProviderError for what is nested too deeply to read."""
+        try:
+            return json.loads(data.decode())
+        except ValueError:
+            return None
+        except RecursionError:
+            raise self._error("refused", "an answer that is nested too deeply", billed=True) from None
 
     # -- errors
 
@@ -239,11 +248,3 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
                 await response.content.readany()
     except (TimeoutError, aiohttp.ClientError, OSError):
         return
-
-
-def _parse(data: bytes) -> Any:
-    """Return the JSON in `data`; None if it is none."""
-    try:
-        return json.loads(data.decode())
-    except (ValueError, RecursionError):
-        return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import AIQueueError, BadInput, Stale, Unavailable
 from ..job import Job
-from .answers import HEAD
+from .answers import HEAD, shallow
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -41,7 +41,7 @@ class ChunkWriter:
         """Raises Stale if another attempt has taken over the job, or the job was cancelled."""
         if self._is_cut:
             return
-        data, mark = {**chunk, **({_MARK: self._mark} if self._mark else {})}, self._mark
+        data, mark = {**shallow(chunk), **({_MARK: self._mark} if self._mark else {})}, self._mark
         self._mark = {}
         try:
             await self._write(data)

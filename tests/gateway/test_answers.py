@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from aiqueue import codec
 from aiqueue.gateway import Bill, Usage, answer_of, from_chunks
 from aiqueue.gateway.answers import usage_of
 
@@ -43,6 +45,21 @@ def test_the_short_form_has_the_text_the_tokens_and_the_cost() -> None:
     assert about["provider"] == "p"
     bare = answer_of({"choices": []}, Bill("p", "up"), request_id="r1", model="m", reply_form="short")
     assert (bare["response"], bare["tokens"], bare["cost"]) == ("", None, None)
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else {"a": 1}
+
+
+@pytest.mark.parametrize("levels", [1, 46, 47, 48, 800])
+def test_what_is_nested_too_deeply_to_be_stored_is_json_in_a_text(levels: int) -> None:
+    kept = answer_of({**ANSWER, "x": nested(levels)}, Bill("p", "up"), request_id="r1", model="m")
+    assert codec.decode(codec.encode([[[[kept]]]])) == [[[[kept]]]]
+    value = kept["x"]
+    for _ in range(min(levels, 47)):
+        (value,) = value
+    assert value == ({"a": 1} if levels < 47 else json.dumps(nested(levels - 47)))
+    assert kept["choices"] == ANSWER["choices"]
 
 
 @pytest.mark.parametrize(

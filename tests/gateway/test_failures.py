@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -15,6 +16,7 @@ import aiqueue
 from aiqueue import Backoff, JobFailed
 from aiqueue.errors import JobCancelled
 from aiqueue.gateway import Budgets, UsageLedger, UsageRecord, UsageStore, budgets, handler, http_provider
+from aiqueue.gateway import standin as standin_module
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.gateway.stored_chunks import as_chunks
@@ -251,6 +253,23 @@ async def test_a_fault_of_our_own_in_an_answer_is_paid_once(
     assert "fallback large" in failed.value.error
     assert [each.model for each in standin.calls] == ["small-1", "large-1"]
     assert await charged(client) == (0, 0, sum(each.reserved_micros for each in await records(client)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_nested_more_deeply_than_a_result_is_kept_and_paid_once(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    deep, usage_of = json.loads("[" * 300 + "]" * 300), standin_module._usage
+    monkeypatch.setattr(standin_module, "_usage", lambda call: {**usage_of(call), "details": deep})
+    async with running(client, config):
+        handle = await client.enqueue(ask(stream=stream), tenant="acme")
+        answer: Any = await handle.result(timeout=10)
+        chunks = [item.data async for item in handle.stream(timeout=10) if item.event == "chunk"]
+    assert answer["choices"][0]["message"]["content"] == "one two three one two"
+    assert "[[[[" in str(answer["usage"]["details"])
+    assert len(standin.calls) == 1
+    assert await charged(client) == (billed(standin), 0, 0)
+    assert len(chunks) == (8 if stream else 0)  # the role, five words, the end, the usage
 
 
 @pytest.mark.parametrize("answer", [5, {"message": 5}, {"message": {"content": "x", "tool_calls": [5, {"id": "a"}]}}])

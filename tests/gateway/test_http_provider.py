@@ -352,11 +352,20 @@ async def test_an_answer_that_comes_whole_in_place_of_a_stream_is_the_answer(rea
     assert [len(each["choices"]) for each in chunks] == [2, 0]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"choices": 5}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"choices": 5}'])
 async def test_what_is_no_completion_is_an_error_and_may_be_billed(body: bytes) -> None:
     async with sending(body, content_type="application/json") as provider:
         error = await failure(provider.chat(make_call()))
     assert (error.kind, error.may_be_billed) == ("server", True)
+
+
+@pytest.mark.parametrize("content_type", [SSE, "application/json"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_that_is_nested_too_deeply_to_read_is_paid_once(streamed: bool, content_type: str) -> None:
+    deep = b"[" * 100_000
+    async with sending(sse(deep) if streamed and content_type == SSE else deep, content_type=content_type) as provider:
+        error = await failure(provider.chat(make_call(), keep if streamed else None))
+    assert (error.kind, error.may_be_billed, error.is_retryable) == ("refused", True, False)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

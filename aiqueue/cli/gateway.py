@@ -65,7 +65,8 @@ def usage(
     if totals:
         _print_totals(totals, days=days)
     else:
-        output.print_line(f"no calls of models in {when}")
+        whose = "models" if model is None else f"model {model}"
+        output.print_line(f"no calls of {whose} in {when}" + ("" if tenant is None else f" by tenant {tenant}"))
     if budgets:
         output.print_line("")
         _print_budgets(budgets)

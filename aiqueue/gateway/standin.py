@@ -22,8 +22,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
-from aiohttp import web
-from aiohttp.typedefs import Middleware
+import pydantic
+
+try:
+    from aiohttp import web
+    from aiohttp.typedefs import Middleware
+except ModuleNotFoundError as error:
+    remedy = f"the stand-in needs {error.name}: pip install 'aiqueue[gateway]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {remedy}")
+    raise ModuleNotFoundError(remedy, name=error.name) from None
 
 CALLS_MAX: Final = 1_000_000  # in the log
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -340,11 +348,11 @@ class StandIn:
         return web.json_response([{**asdict(each), "body": None} for each in self.calls[since:]])
 
     async def _set_behaviour(self, request: web.Request) -> web.Response:
-        self.behaviour = replace(self.behaviour, **await request.json())
+        self.behaviour = await _read_order(request, self.behaviour)
         return web.json_response(asdict(self.behaviour))
 
     async def _set_fault(self, request: web.Request) -> web.Response:
-        fault = Fault(**await request.json())
+        fault = await _read_order(request, Fault())
         self.order(fault)
         return web.json_response(asdict(fault))
 
@@ -379,14 +387,27 @@ def _usage(call: LoggedCall) -> dict[str, Any]:
     return {**total, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
+async def _read_order(request: web.Request, present: Any) -> Any:
+    """Return what stands, with the fields of the body in place of its own. Raises HTTPBadRequest, in one line."""
+    known = asdict(present)
+    with contextlib.suppress(ValueError):
+        given = await request.json()
+        if isinstance(given, dict) and given.keys() <= known.keys():
+            try:
+                return pydantic.TypeAdapter(type(present)).validate_python(known | given)
+            except pydantic.ValidationError as error:
+                first = error.errors()[0]
+                raise web.HTTPBadRequest(text=f"{first['loc'][0]}: {first['msg']}") from None
+    raise web.HTTPBadRequest(text=f"the body must be a JSON object with some of the fields {', '.join(known)}")
+
+
 def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    names = ("first_token_s", "token_s", "completion_tokens", "rpm", "tpm", "window_s")
-    provider = StandIn(Behaviour(**{name: getattr(arguments, name) for name in names}))
-    await provider.start(arguments.host, arguments.port)
+async def _serve(behaviour: Behaviour, host: str, port: int) -> None:
+    provider = StandIn(behaviour)
+    await provider.start(host, port)
     sys.stdout.write(f"{provider.url}\n")
     sys.stdout.flush()
     try:
@@ -395,19 +416,34 @@ async def _serve(arguments: argparse.Namespace) -> None:
         await provider.stop()
 
 
+_OPTIONS: Final = (
+    ("first_token_s", float, "seconds until the first token"),
+    ("token_s", float, "seconds for each token"),
+    ("completion_tokens", int, "tokens of an answer, unless the request allows fewer"),
+    ("rpm", int, "requests in a window; more are refused with 429 and Retry-After"),
+    ("tpm", int, "tokens in a window; more are refused with 429 and Retry-After"),
+    ("window_s", float, "seconds of that window"),
+)
+
+
 def main() -> None:
     """Run the stand-in until it is stopped. Its base URL is the first line of its output."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aiqueue.gateway.standin", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    for name, kind in (("first_token_s", float), ("token_s", float), ("completion_tokens", int)):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Behaviour(), name))
-    for name, kind in (("rpm", int), ("tpm", int), ("window_s", float)):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Behaviour(), name))
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(parser.parse_args()))
+    parser = argparse.ArgumentParser("python -m aiqueue.gateway.standin", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    for name, kind, text in _OPTIONS:
+        default = getattr(Behaviour(), name)
+        shown = text + (" (default: no limit)" if default is None else " (default: %(default)s)")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=shown)
+    given = parser.parse_args()
+    try:
+        behaviour = Behaviour(**{name: getattr(given, name) for name, _, _ in _OPTIONS})
+        asyncio.run(_serve(behaviour, given.host, given.port))
+    except (OSError, OverflowError) as error:
+        why = " ".join(str(getattr(error, "strerror", None) or error).lower().split())
+        sys.exit(f"error: cannot listen on {given.host}:{given.port}: {why}; choose another --host or --port")
+    except KeyboardInterrupt:
+        pass
 
 
 if __name__ == "__main__":

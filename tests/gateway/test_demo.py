@@ -115,6 +115,7 @@ def test_a_demo_that_is_interrupted_leaves_no_file_and_no_process(demos: Any) ->
     wait_until(lambda: "requests of 2 tenants are enqueued" in demo.output() or demo.process.poll() is not None)
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(30) == 130, demo.output()
+    assert "0 of 0 requests" not in demo.output()
     wait_until(lambda: not demo.left())
     assert demo.output().endswith("interrupted; everything is cleaned up\n")
 

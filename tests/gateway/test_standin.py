@@ -38,6 +38,29 @@ async def test_orders_and_the_log_go_over_http_too(standin: StandIn, provider: P
     assert log[1]["started_at"] <= log[1]["ended_at"]
 
 
+@pytest.mark.parametrize(
+    ("path", "order", "problem"),
+    [
+        ("fault", '{"staus": 500}', "the body must be a JSON object with some of the fields status, retry_after_s"),
+        ("fault", '{"status": "bad"}', "status: Input should be a valid integer"),
+        ("behaviour", '{"rpm": "many"}', "rpm: Input should be a valid integer"),
+        ("behaviour", "[]", "the body must be a JSON object"),
+        ("behaviour", "{", "the body must be a JSON object"),
+    ],
+)
+async def test_a_wrong_order_is_refused_in_one_line_and_changes_nothing(
+    standin: StandIn, path: str, order: str, problem: str
+) -> None:
+    before = standin.behaviour
+    url = f"{standin.url.removesuffix('/v1')}/{path}"
+    async with aiohttp.ClientSession() as session, session.post(url, data=order) as done:
+        text = await done.text()
+    assert (done.status, len(text.splitlines())) == (400, 1)
+    assert text.startswith(problem)
+    assert standin.behaviour == before
+    assert not standin._faults
+
+
 async def test_the_bill_is_of_all_calls_but_the_refused_ones(standin: StandIn, provider: Provider) -> None:
     await provider.chat(make_call({**HELLO, "max_tokens": 5}))
     for fault in (Fault(429), Fault(abort_after=0), Fault(abort_after=3)):
@@ -77,3 +100,20 @@ async def test_it_runs_in_a_process_of_its_own() -> None:
                 assert (await done.json())["choices"][0]["message"]["content"] == "one two"
         finally:
             process.terminate()
+
+
+async def test_what_it_cannot_start_with_is_one_line(standin: StandIn) -> None:
+    def start(code: str, *arguments: str) -> str:
+        program = f"{code}; import runpy; runpy.run_module('aiqueue.gateway.standin', run_name='__main__')"
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    taken = start("import sys", "--port", str(standin.port))
+    assert taken.startswith(f"error: cannot listen on 127.0.0.1:{standin.port}: ")
+    assert "choose another --host or --port" in taken
+    assert "choose another --host or --port" in start("import sys", "--port", "70000")
+    without = start("import sys; sys.modules['aiohttp'] = None")
+    assert without == "error: the stand-in needs aiohttp: pip install 'aiqueue[gateway]'\n"

@@ -96,7 +96,9 @@ async def test_usage_is_shown_of_one_tenant_or_model_and_by_day(run: Any, spent:
         ["globex", day, "gpt-4o", "1", "0", "100", "50", "10", "$0.25"],
     ]
     assert (await run("--month", "2001-01")).stdout == "no calls of models in 2001-01\n"
-    assert (await run("--tenant", "nobody")).stdout == f"no calls of models in {MONTH}\n"
+    assert (await run("--tenant", "nobody")).stdout == f"no calls of models in {MONTH} by tenant nobody\n"
+    none = (await run("--tenant", "globex", "--model", "gpt-5")).stdout.splitlines()
+    assert none[0] == f"no calls of model gpt-5 in {MONTH} by tenant globex"
 
 
 async def test_usage_as_json_has_whole_micro_dollars_and_a_rebuild_changes_nothing(run: Any, spent: Budgets) -> None:

@@ -185,14 +185,15 @@ class _Story:
         end = time.monotonic() + STUCK_S
         while not true():
             self._workers.check()
-            self._screen.tick(self._board)
+            if self._board.requests:
+                self._screen.tick(self._board)
             if time.monotonic() > end:
                 raise Unavailable(f"the demo has waited {STUCK_S:g} s for {what}: {self._board.describe()}")
             await asyncio.sleep(TICK_S)
 
     async def _start(self) -> None:
         screen = self._screen
-        screen.say("2 workers start: aiqueue work aiqueue.gateway:worker --processes 2")
+        screen.say("2 workers start, in a few seconds: aiqueue work aiqueue.gateway:worker --processes 2")
         await self._until(lambda: len(self._workers.pids()) == 2, "the workers")
         screen.say(
             f"{self._board.total(PLAN)} requests of 2 tenants are enqueued. limits.toml allows {LIMIT} calls of each "

@@ -33,7 +33,8 @@ def usage(
     """Show what calls of models have used in a month, by tenant and model, and the budgets of tenants.
 
     Totals are counted from the records of calls, one for each call. Calls that were possibly billed count against a
-    budget with what they had reserved.
+    budget with what they had reserved: "held". "prompt", "completion" and "cached" are tokens, of which the cached ones
+    are a part of the prompt.
     """
 
     async def fetch(client: Client) -> tuple[str, list[UsageTotal], list[BudgetStats]]:

@@ -46,7 +46,7 @@ def load(path: str | Path | None = None, settings: Settings | None = None) -> Ga
     except FileNotFoundError:
         raise TopologyError(str(file), "", "no such file: write tables [[provider]] and [[model]] into it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(file), "", f"cannot be read: {error}") from None
+        raise TopologyError(str(file), "", f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _find_file(path: str | Path | None, settings: Settings | None) -> Path:
@@ -130,7 +130,7 @@ _PROVIDER_KEYS = (
 )  # fmt: skip
 _MODEL_KEYS = (
     "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
-    "first_token", "total",
+    "first_token_timeout", "timeout",
 )  # fmt: skip
 _PRICE_KEYS = ("input", "output", "cached_input", "cache_write")
 _BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
@@ -196,9 +196,9 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
     share = table.get("tokens_per_byte", 1)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0.1 <= share <= 1:
         raise _WrongKey(f"{where}.tokens_per_byte", f"must be a number from 0.1 to 1, not {_shown(share)}")
-    first_s, total_s = read.duration("first_token", 60.0), read.duration("total", 600.0)
-    if first_s > total_s and "first_token" in table:
-        raise _WrongKey(f"{where}.first_token", "is above total: a call ends when total has passed")
+    first_s, total_s = read.duration("first_token_timeout", 60.0), read.duration("timeout", 600.0)
+    if first_s > total_s and "first_token_timeout" in table:
+        raise _WrongKey(f"{where}.first_token_timeout", "is above timeout, which ends a call")
     return ModelConfig(
         name=name,
         provider=provider,

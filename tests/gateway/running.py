@@ -34,8 +34,8 @@ upstream = "small-1"
 context = 8_000
 max_output_tokens = 100
 price = {price}
-first_token = "5s"
-total = "10s"
+first_token_timeout = "5s"
+timeout = "10s"
 {small}
 
 [[model]]
@@ -45,7 +45,7 @@ upstream = "large-1"
 context = 8_000
 max_output_tokens = 100
 price = {price}
-total = "10s"
+timeout = "10s"
 
 [[model]]
 name = "vectors"

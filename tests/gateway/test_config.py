@@ -41,8 +41,8 @@ context = 128_000
 max_output_tokens = 16_384
 price = { input = 0.15, output = 0.6, cached_input = 0.075 }
 fallbacks = ["claude"]
-first_token = "20s"
-total = "2m"
+first_token_timeout = "20s"
+timeout = "2m"
 
 [[model]]
 name = "claude"
@@ -125,8 +125,8 @@ def test_a_whole_file_is_read() -> None:
          "model 1.fallbacks: e: is of the kind embedding"),
         (PROVIDER + MODEL + "tokens_per_byte = 2", "model 1.tokens_per_byte: must be a number from 0.1 to 1, not 2"),
         (PROVIDER + MODEL + "tokens_per_byte = nan", "model 1.tokens_per_byte: must be a number from 0.1 to 1"),
-        (PROVIDER + MODEL + "total = '0s'", 'model 1.total: must be a duration up to 1d, such as "30s", not "0s"'),
-        (PROVIDER + MODEL + "first_token = '2m'\ntotal = '1m'", "model 1.first_token: is above total"),
+        (PROVIDER + MODEL + "timeout = '0s'", 'model 1.timeout: must be a duration up to 1d, such as "30s", not "0s"'),
+        (PROVIDER + MODEL + "first_token_timeout = '2m'\ntimeout = '1m'", "first_token_timeout: is above timeout"),
         (PROVIDER + MODEL + "price = { input = -1 }", "model 1.price.input: must be a number from 0 to 1,000,000"),
         (PROVIDER + MODEL + "price = { input = nan }", "model 1.price.input: must be a number"),
         (PROVIDER + MODEL + "price = { output = 1 }", "model 1.price.input: is missing"),

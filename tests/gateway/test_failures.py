@@ -72,7 +72,7 @@ async def test_many_earlier_calls_are_settled_at_once(
 async def test_an_answer_that_takes_too_long_is_held_by_the_budget_and_tried_again(
     client: aiqueue.Client, config: Path, standin: StandIn
 ) -> None:
-    config.write_text(config.read_text().replace('total = "10s"', 'total = "200ms"', 1).replace('"5s"', '"100ms"'))
+    config.write_text(config.read_text().replace('timeout = "10s"', 'timeout = "200ms"', 1).replace('"5s"', '"100ms"'))
     standin.order(Fault(delay_s=30))
     async with running(client, config):
         answer: Any = await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)

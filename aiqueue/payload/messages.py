@@ -250,7 +250,7 @@ def first_problem(error: pydantic.ValidationError, secrets: str, *, whole: str) 
 
 
 def _problem_text(problem: Any, secrets: str) -> str:
-    text = " ".join(problem["msg"].split())
+    text = " ".join(problem["msg"].split()).removeprefix("Value error, ")  # which pydantic writes before a user's text
     hides = problem["type"] in _QUOTES_INPUT or (
         problem["type"] in _OF_USER and any(_may_lead(path, problem["loc"]) for path in secret_paths.paths_in(secrets))
     )

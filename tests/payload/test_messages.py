@@ -403,6 +403,22 @@ class Pet(Message, kind="pet"):
     pet: Annotated[Cat | Cow, Field(discriminator="kind")]
 
 
+class Even(Message, kind="even"):
+    number: int
+
+    @pydantic.field_validator("number")
+    @classmethod
+    def check(cls, number: int) -> int:
+        if number % 2:
+            raise ValueError("must be even")
+        return number
+
+
+def test_a_validator_s_own_text_is_shown_as_it_was_written() -> None:
+    with pytest.raises(DecodeError, match=r"^not a even: number: must be even$"):
+        parse_message(Even, {"number": 1})
+
+
 def refusals() -> Iterator[tuple[type[Message], dict[str, Any]]]:
     yield Login, {"password": "hunter2"}
     yield Login, {"password": "x", "pin": "hunter2"}

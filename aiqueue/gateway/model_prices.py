@@ -40,14 +40,23 @@ class ModelPrices:
         price = self._prices.get((model.name, tier, audio))
         if model.price is not None:
             price = model.price if tier in PLAIN_TIERS else None
-        return price.bounding_cache_writes() if price is not None and _writes_cache(body) else price
+        if price is None or price.bounds_cache_writes or not _writes_cache(body):
+            return price
+        return price.bounding_cache_writes()
 
 
 def _writes_cache(body: Mapping[str, Any]) -> bool:
-    """Return whether a request asks the provider to put parts of its prompt into the cache."""
-    messages = body.get("messages", ())
-    parts = [part for each in messages if isinstance(each.get("content"), list) for part in each["content"]]
-    return any(each.get("cache_control") for each in (*messages, *parts))
+    """Return whether a request asks the provider to put parts of its prompt into the cache, wherever it says so."""
+    left: list[Any] = [body.get("messages"), body.get("tools")]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            if each.get("cache_control"):
+                return True
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return False
 
 
 def _served_by(model: ModelConfig) -> tuple[bool, str | None]:

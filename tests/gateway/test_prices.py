@@ -8,7 +8,7 @@ import sys
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -214,13 +214,23 @@ class TestOfModels:
     def test_the_price_of_the_file_is_that_of_the_plain_tiers(self, tier: str) -> None:
         assert self.plan(service_tier=tier).price == self.PRICED.price
 
-    @pytest.mark.parametrize("place", ["message", "part"])
-    def test_a_request_that_fills_the_cache_reserves_what_that_costs(self, place: str) -> None:
-        mark = {"cache_control": {"type": "ephemeral"}}
-        part = {"type": "text", "text": "x" * 960, **(mark if place == "part" else {})}
-        message = {"role": "user", "content": [part], **(mark if place == "message" else {})}
+    MARK: ClassVar[dict[str, Any]] = {"cache_control": {"type": "ephemeral"}}
+    TOOL: ClassVar[dict[str, Any]] = {"type": "function", "function": {"name": "f", "description": "x" * 960, **MARK}}
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            {"messages": [{"role": "user", "content": "x" * 960, **MARK}]},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 960, **MARK}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "x" * 960, **MARK}]}]},
+            {"messages": [{"role": "assistant", "thinking_blocks": [{"thinking": "x" * 960, **MARK}]}]},
+            {"tools": [TOOL]},  # litellm takes it to the tool itself
+        ],
+    )
+    def test_a_request_that_fills_the_cache_reserves_what_that_costs(self, field: dict[str, Any]) -> None:
+        plan = self.plan(**field)
+        assert plan.bound_micros == 6 * plan.prompt_tokens_max + 15
         assert self.plan().bound_micros == 3 * 1_000 + 15
-        assert self.plan(messages=[message]).bound_micros == 6 * 1_000 + 15
 
 
 def test_the_map_tells_the_sizes_of_models(price_map: PriceMap) -> None:

@@ -17,7 +17,7 @@ from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
 from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
 from .providers import OnChunk, ProviderCall, Reply
-from .stored_chunks import as_chunks
+from .stored_chunks import as_chunks, is_whole_answer
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024  # an image may be in one
@@ -113,7 +113,7 @@ class HttpProvider:
     async def _post(
         self, path: str, call: ProviderCall, body: dict[str, Any], state: CallState
     ) -> aiohttp.ClientResponse:
-        """Return the response, whose status is 200. Raises ProviderError."""
+        """Return the response, whose status is one of success. Raises ProviderError."""
         data = json.dumps({**body, "model": call.model.upstream}, ensure_ascii=False, separators=(",", ":"))
         timeout = aiohttp.ClientTimeout(total=None, connect=call.start_within_s, sock_connect=CONNECT_S)
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": call.id} if call.id else {})}
@@ -131,7 +131,7 @@ class HttpProvider:
                 text = f"no connection within {call.start_within_s:.1f} s"
                 raise self._error("late", text, billed=False) from None
             raise self._broken(error, state) from None
-        if response.status == 200:
+        if 200 <= response.status < 300:
             return response
         try:
             said = await self._read(response, ERROR_BYTES_MAX, state, cut=True)
@@ -179,7 +179,8 @@ class HttpProvider:
             if not isinstance(chunk, dict) or chunk.get("error") is not None:
                 raise self._odd(chunk, state)
             state.begun = True
-            yield chunk
+            for each in as_chunks(chunk) if is_whole_answer(chunk) else (chunk,):
+                yield each
 
     async def _events(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncIterator[bytes]:
         """Yield the data of server-sent events."""

@@ -102,6 +102,15 @@ async def _until(items: AsyncIterator[Any], mark: str) -> AsyncIterator[Any]:
         yield item
 
 
+def is_whole_answer(chunk: Mapping[str, Any]) -> bool:
+    """Return whether what stands in place of a chunk is a whole completion."""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(each, dict) and isinstance(each.get("message"), dict) and each.get("delta") is None
+        for each in choices
+    )
+
+
 def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a completion as the chunks of a stream: one with all that each choice has, and one with the usage."""
     head = {name: answer[name] for name in HEAD if name in answer}
@@ -117,6 +126,7 @@ def as_chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {"index": number, **call} for number, call in enumerate(calls) if isinstance(call, dict)
             ]
         told = {"finish_reason": each.get("finish_reason") or "stop", "logprobs": each.get("logprobs")}
-        choices.append({"index": each.get("index", place), "delta": delta, **told})
+        index = each.get("index")
+        choices.append({"index": place if index is None else index, "delta": delta, **told})
     usage = answer.get("usage")
     return [{**head, "choices": choices}, *([{**head, "choices": [], "usage": usage}] if usage is not None else [])]

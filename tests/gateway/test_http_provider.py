@@ -331,25 +331,41 @@ async def test_what_is_no_stream_is_an_error_of_its_kind(
     assert error.text.startswith(f"p: {said}")
 
 
+@pytest.mark.parametrize("content_type", ["application/json", SSE])
 @pytest.mark.parametrize("reason", ["length", None])
-async def test_an_answer_that_comes_whole_in_place_of_a_stream_is_the_answer(reason: str | None) -> None:
+async def test_an_answer_that_comes_whole_in_place_of_a_stream_is_the_answer(
+    reason: str | None, content_type: str
+) -> None:
     tool = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [{"role": "assistant", "content": "x" * 100_000}, {"role": "assistant", "tool_calls": [tool]}]
-    choices = [{"message": each, "finish_reason": reason} for each in messages]
+    choices = [{"index": None, "message": each, "finish_reason": reason} for each in messages]
     usage = {"prompt_tokens": 3, "completion_tokens": 1}
     body = {"id": "1", "model": "up", "service_tier": "default", "choices": choices, "usage": usage}
+    data = sse(body, b"[DONE]") if content_type == SSE else json.dumps(body).encode()
     chunks = []
 
     async def on_chunk(chunk: dict[str, Any]) -> None:
         chunks.append(chunk)
 
-    async with sending(json.dumps(body).encode(), content_type="application/json") as provider:
+    async with sending(data, content_type=content_type) as provider:
         reply = await provider.chat(make_call({**HELLO, "n": 2}), on_chunk)
     first, second = reply.answer["choices"]
     assert (first["message"]["content"], first["finish_reason"]) == ("x" * 100_000, reason or "stop")
     assert (second["message"]["tool_calls"], reply.answer["service_tier"]) == ([tool], "default")
     assert reply.usage == Usage(3, 1)
     assert [len(each["choices"]) for each in chunks] == [2, 0]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_any_status_of_success_brings_the_answer(streamed: bool) -> None:
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        if streamed:
+            return web.Response(status=201, body=sse(CHUNK, LAST, b"[DONE]"), content_type=SSE)
+        return web.json_response({"choices": [{"message": {"content": "hi"}}]}, status=201)
+
+    async with serving(answer) as provider:
+        reply = await provider.chat(make_call(), keep if streamed else None)
+    assert reply.answer["choices"][0]["message"]["content"] == "hi"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"choices": 5}'])

@@ -16,6 +16,11 @@ TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, a
 
 HEAD: Final = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk and a completion
 _CONTAINERS = frozenset({dict, list})
+_CACHE_WRITES = (
+    "cache_creation_tokens",
+    "cache_write_tokens",
+    "cache_creation_input_tokens",
+)  # of the prompt's details
 _GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
 
 
@@ -103,7 +108,8 @@ def usage_of(answer: Mapping[str, Any]) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     details = details if isinstance(details, Mapping) else {}
     cached = _count(details.get("cached_tokens")) or _count(usage.get("prompt_cache_hit_tokens")) or 0
-    written = _count(details.get("cache_creation_tokens")) or _count(usage.get("cache_creation_input_tokens")) or 0
+    counts = [*(_count(details.get(name)) for name in _CACHE_WRITES), _count(usage.get("cache_creation_input_tokens"))]
+    written = next(filter(None, counts), 0)
     cached = min(cached, prompt)
     return Usage(prompt, completion, cached, min(written, prompt - cached))
 

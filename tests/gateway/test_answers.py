@@ -75,6 +75,8 @@ def test_what_is_nested_too_deeply_to_be_stored_is_json_in_a_text(levels: int) -
             {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 6, "cache_creation_tokens": 9}},
             Usage(9, 0, 6, 3),
         ),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cache_write_tokens": 4}}, Usage(9, 0, 0, 4)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cache_creation_input_tokens": 4}}, Usage(9, 0, 0, 4)),
         ({"prompt_tokens": -5, "completion_tokens": 2}, None),
         ({"prompt_tokens": True, "completion_tokens": 2}, None),
         ({"prompt_tokens": 10**9, "completion_tokens": 2}, Usage(10**9, 2)),

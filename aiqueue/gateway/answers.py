@@ -16,11 +16,8 @@ TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, a
 
 HEAD: Final = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk and a completion
 _CONTAINERS = frozenset({dict, list})
-_CACHE_WRITES = (
-    "cache_creation_tokens",
-    "cache_write_tokens",
-    "cache_creation_input_tokens",
-)  # of the prompt's details
+# names of the same number in a usage's prompt_tokens_details
+_CACHE_WRITES = ("cache_creation_tokens", "cache_write_tokens", "cache_creation_input_tokens")
 _GROWING = frozenset({"content", "refusal", "reasoning", "reasoning_content"})  # of a delta: texts that come in parts
 
 

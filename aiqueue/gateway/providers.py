@@ -100,8 +100,8 @@ def upstream_body(
             raise BadInput(f"option {name[:80]!r} is not allowed for provider {provider}; allowed: {allowed}")
     if isinstance(request, GatewayRequest) and not model.provider.media_urls and request.media_urls():
         raise BadInput(
-            f"an image or file is named by a URL or id, which provider {model.provider.name} may not fetch: send its "
-            'content as a "data:" URL'
+            "an image, file or spoken answer is named by a URL or id, which provider "
+            f'{model.provider.name} may not fetch: send its content as a "data:" URL'
         )
     body = {**request.upstream_fields(), **request.options}
     if limit is not None and model.provider.limit_field != "none":

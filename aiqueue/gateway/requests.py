@@ -239,8 +239,8 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
         return max((each for each in (self.max_tokens, self.max_completion_tokens) if each is not None), default=None)
 
     def media_urls(self) -> list[str]:
-        """Return what the content names by a URL or by a provider's file id, and does not hold itself."""
-        return [
+        """Return what the messages name by a URL or by a provider's id, and do not hold themselves."""
+        named = [
             url
             for message in self.messages
             if isinstance(message.get("content"), list)
@@ -248,12 +248,18 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
             for url in _urls_of(part)
             if not url.startswith("data:")
         ]
+        spoken = [
+            each["audio"] for each in self.messages if each.get("audio")
+        ]  # an earlier answer, by the provider's id
+        return named + [str(each.get("id") if isinstance(each, dict) else each) for each in spoken]
 
     @property
     def has_media(self) -> bool:
-        """Whether any content is not text, so that its tokens do not follow from its bytes."""
+        """Whether anything in a message is not text, so that its tokens do not follow from its bytes."""
         contents = [each["content"] for each in self.messages if isinstance(each.get("content"), list)]
-        return any(part.get("type") not in ("text", "refusal") for content in contents for part in content)
+        return any(each.get("audio") for each in self.messages) or any(
+            part.get("type") not in ("text", "refusal") for content in contents for part in content
+        )
 
 
 class EmbeddingRequest(_ModelRequest, kind="gateway.embedding"):

@@ -206,6 +206,8 @@ def test_what_media_a_request_names_but_does_not_hold_is_known() -> None:
     assert urls(type="image_url", image_url={"url": "data:image/png;base64,AAAA"}) == []
     assert urls(type="file", file={"file_data": "JVBERi0xLjQ="}) == []
     assert urls(type="text", text="see http://example.com") == []
+    spoken = chat(messages=[{"role": "assistant", "audio": {"id": "audio-of-another-tenant"}}])
+    assert (spoken.media_urls(), spoken.has_media) == (["audio-of-another-tenant"], True)
 
 
 @pytest.mark.parametrize("given", ["text", ["a", "b"], [1, 2, 3], [[1, 2], [3]]])

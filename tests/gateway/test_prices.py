@@ -250,7 +250,7 @@ def test_without_a_map_no_price_is_known(tmp_path: Path, content: str | None) ->
 def test_the_installed_map_is_read_without_importing_litellm() -> None:
     code = (
         "import sys; from aiqueue.gateway import PriceMap; found = PriceMap.load().find('gpt-4o', 'openai');"
-        "print(found.price.rates.input, found.max_output_tokens, 'litellm' in sys.modules)"
+        "print(float(found.price.rates.input), found.max_output_tokens, 'litellm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2.5", "16384", "False"]

@@ -86,7 +86,7 @@ def prompt_tokens_at_most(request: GatewayRequest | EmbeddingRequest, model: Mod
     size = sum(_message_bytes(each) for each in request.messages)
     size += sum(_bytes(value) for name in _SCHEMA_FIELDS if (value := getattr(request, name)) is not None)
     bound = BASE_TOKENS + MESSAGE_TOKENS * len(request.messages) + math.ceil(size * share)
-    if request.tools:
+    if request.tools or (request.response_format and model.provider.kind == "litellm"):  # it makes a tool of the format
         bound += TOOLS_TOKENS
     return bound if context is None else min(bound, context)
 

@@ -64,6 +64,13 @@ def test_tools_count_with_the_providers_instructions_for_them() -> None:
     assert bound(tools=[tool]) - bound() == TOOLS_TOKENS + len('[{"function":{"name":"f"},"type":"function"}]')
 
 
+def test_a_shape_of_the_answer_counts_as_a_tool_where_litellm_may_make_one_of_it() -> None:
+    by_litellm = replace(MODEL, provider=ProviderConfig("p", "litellm"))
+    shape = {"type": "json_object"}
+    assert bound(by_litellm, response_format=shape) - bound(response_format=shape) == TOOLS_TOKENS
+    assert bound(by_litellm) == bound()
+
+
 def test_an_image_counts_as_the_whole_context() -> None:
     content = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     assert bound(messages=[{"role": "user", "content": content}], max_tokens=5) == 8_005

@@ -65,9 +65,11 @@ class Versions:
     """Programs of both versions, in one directory, on one account. `log`: what they have written."""
 
     def __init__(
-        self, directory: Path, account: Any, *, app: str, stream: str, former_stream: str | None = None
+        self, directory: Path, former: Path, account: Any, *, app: str, stream: str, former_stream: str | None = None
     ) -> None:
-        """`former_stream`: the stream file of the former version, if that of this one has what it does not know."""
+        """`former`: what `unpack` returned. `former_stream`: the stream file of the former version, if that of this one
+        has what it does not know.
+        """
         (directory / "streams").mkdir()
         (directory / "streams" / "test.toml").write_text(textwrap.dedent(stream))
         self._former_streams = directory / "streams"
@@ -81,7 +83,7 @@ class Versions:
         self.log.touch()
         self.alive: list[subprocess.Popen[bytes]] = []
         self._directory = directory
-        self._former = unpack(directory / "former")
+        self._former = former
         self._environment = {
             **os.environ,
             "JOB_LOG": str(self.log),

@@ -66,8 +66,8 @@ class Call(aiqueue.Message, kind="call", family="test.limited"):
 
 
 @pytest.fixture
-def versions(tmp_path: Path, account: Any) -> Iterator[Versions]:
-    made = Versions(tmp_path, account, app=APP, stream=STREAM, former_stream=FORMER)
+def versions(tmp_path: Path, former: Path, account: Any) -> Iterator[Versions]:
+    made = Versions(tmp_path, former, account, app=APP, stream=STREAM, former_stream=FORMER)
     (made.streams / "limits.toml").write_text(RULES)
     yield made
     made.end()

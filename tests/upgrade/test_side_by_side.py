@@ -132,8 +132,8 @@ class Parent(aiqueue.Message, kind="parent", family="test.mixed"):
 
 
 @pytest.fixture
-def versions(tmp_path: Path, account: Any) -> Iterator[Versions]:
-    made = Versions(tmp_path, account, app=APP, stream=STREAM)
+def versions(tmp_path: Path, former: Path, account: Any) -> Iterator[Versions]:
+    made = Versions(tmp_path, former, account, app=APP, stream=STREAM)
     yield made
     made.end()
 

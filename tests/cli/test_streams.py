@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from hypothesis import given
@@ -47,7 +47,25 @@ DATA = st.recursive(
     max_leaves=8,
 )  # fmt: skip
 
+# Runs command lines one after the other, each in a process of its own. What all of them import is loaded once.
+FORKS = """
+import json, os, sys
+import aiqueue
+from aiqueue.cli import app, main
+
+aiqueue.Client
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(f"err-{number}", os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv[1:] = arguments
+        main()
+    with open(f"code-{number}", "w") as code:
+        code.write(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+"""
+
 Start = Callable[..., subprocess.Popen[str]]
+ForkEach = Callable[..., list[tuple[int, str]]]
 
 
 class Echo(aiqueue.Message, kind="echo"):
@@ -75,10 +93,10 @@ def start(account: Account, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
     (tmp_path / "app.py").write_text(WORKER)
 
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(*arguments: str, code: str = "", **options: Any) -> subprocess.Popen[str]:
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         process = subprocess.Popen(
-            [sys.executable, "-m", "aiqueue", *arguments], text=True, cwd=tmp_path,
+            [sys.executable, *(["-c", code] if code else ["-m", "aiqueue"]), *arguments], text=True, cwd=tmp_path,
             env=environment | {"PYTHONPATH": str(ROOT)}, **streams,
         )  # fmt: skip
         started.append(process)
@@ -90,6 +108,19 @@ def start(account: Account, tmp_path: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def fork_each(start: Start, tmp_path: Path) -> ForkEach:
+    """A function that runs command lines with one stdout, and returns the exit code and stderr of each."""
+
+    def fork_each(commands: list[list[str]], stdout: int | TextIO) -> list[tuple[int, str]]:
+        code, _, err = finish(start(json.dumps(commands), code=FORKS, stdout=stdout))
+        assert code == 0, err
+        numbers = range(len(commands))
+        return [(int((tmp_path / f"code-{n}").read_text()), (tmp_path / f"err-{n}").read_text()) for n in numbers]
+
+    return fork_each
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -128,20 +159,20 @@ def commands(start: Start, account: Account) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def test_output_on_a_full_device_is_one_line_and_exit_code_1(start: Start, commands: list[list[str]]) -> None:
-    for arguments in commands:
-        with Path("/dev/full").open("w") as full:
-            code, _, err = finish(start(*arguments, stdout=full))
+def test_output_on_a_full_device_is_one_line_and_exit_code_1(fork_each: ForkEach, commands: list[list[str]]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = fork_each(commands, stdout=full)
+    for arguments, (code, err) in zip(commands, ended, strict=True):
         *before, line = err.splitlines()
         assert (code, line.startswith("error: ")) == (1, True), (arguments, err)
         assert "No space left on device" in line, arguments
         assert all("enqueued before" in each for each in before), (arguments, before)
 
 
-def test_a_reader_that_left_gets_no_traceback(start: Start, commands: list[list[str]]) -> None:
-    for arguments in commands:
-        with closed_pipe() as pipe:
-            code, _, err = finish(start(*arguments, stdout=pipe))
+def test_a_reader_that_left_gets_no_traceback(fork_each: ForkEach, commands: list[list[str]]) -> None:
+    with closed_pipe() as pipe:
+        ended = fork_each(commands, stdout=pipe)
+    for arguments, (code, err) in zip(commands, ended, strict=True):
         assert code == 1, arguments
         assert not re.search("Traceback|Error|Exception", err), (arguments, err)
 

@@ -153,7 +153,9 @@ def worker_of(handler: Any = act, **given: Any) -> aiqueue.Worker:
 # A job that kills its worker
 
 
-@pytest.mark.parametrize(("do", "how"), [("exit", "exit code 9"), ("segv", "signal 11 (SIGSEGV)")])
+@pytest.mark.parametrize(
+    ("do", "how"), [("segv", "signal 11 (SIGSEGV)"), pytest.param("exit", "exit code 9", marks=pytest.mark.slow)]
+)
 async def test_a_job_that_kills_its_worker_is_convicted_and_the_innocent_are_done(
     pool: WorkerPool, account: Any, do: str, how: str
 ) -> None:

@@ -19,9 +19,12 @@ Complaints = dict[int, str]  # by line
 
 
 def check_with_mypy(tmp_path: Path) -> dict[str, Complaints]:
+    cache = (
+        ROOT / ".mypy_cache" / "of-users"
+    )  # not that of `make lint`: with other options each would discard the other's
     ran = subprocess.run(
         [
-            sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(ROOT / ".mypy_cache"),
+            sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(cache),
             "--no-error-summary", "--hide-error-context", *FILES,
         ],
         cwd=CODE, env={"MYPYPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False,

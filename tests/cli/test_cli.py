@@ -116,7 +116,7 @@ class Processes:
 
 
 def run_main(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the whole command line in this process: for wrong use, which ends before anything is started."""
+    """Run the whole command line in this process: for commands that fail, and start nothing."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["aiqueue", *arguments]), contextlib.redirect_stdout(out),
@@ -284,9 +284,11 @@ class TestEveryVerb:
         assert line.startswith("error: ")
         assert said in line
 
-    def test_no_server_is_one_line_and_exit_code_1(self, processes: Processes) -> None:
+    @pytest.mark.usefixtures("place", "environment")
+    def test_no_server_is_one_line_and_exit_code_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIQUEUE_CONNECT_TIMEOUT", "1s")
         for arguments in (["--url", "nats://127.0.0.1:9", "inspect"], ["inspect", "--url", "nats://127.0.0.1:9"]):
-            result = processes.run(*arguments, AIQUEUE_CONNECT_TIMEOUT="1s")
+            result = run_main(*arguments)
             assert result.returncode == 1
             assert "no NATS server answers at nats://127.0.0.1:9" in one_line(result)
 
@@ -295,8 +297,8 @@ class TestEveryVerb:
         assert result.returncode == 1
         assert processes.server in one_line(result)
 
+    @pytest.mark.usefixtures("ready")
     def test_reader_that_leaves_early_is_no_error(self, processes: Processes) -> None:
-        assert processes.run("apply").returncode == 0
         command = f"{sys.executable} -m aiqueue inspect --json | true"
         done = subprocess.run(
             ["/bin/sh", "-c", command], env=processes._environment, cwd=processes.place, capture_output=True, text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
-from ..support import ROOT, NatsProcess, wait_until
+import aiqueue
+from aiqueue.cli.app import app
+
+from ..support import ROOT, NatsProcess, create_streams, wait_until
 
 APP = """
     import pathlib, time
@@ -32,6 +37,10 @@ APP = """
         while not pathlib.Path(job.message.until).exists():
             time.sleep(0.05)
     """
+
+
+class Block(aiqueue.Message, kind="block"):
+    until: str
 
 
 class Place:
@@ -53,6 +62,22 @@ class Place:
             command, cwd=self.directory, env=self.environment, capture_output=True, text=True, check=False
         )
 
+    def health(self, *words: str) -> Result:
+        """Run ``aiqueue health`` on the worker's file, in this process."""
+        return CliRunner().invoke(app, ["health", *words, str(self.file)])
+
+    async def prepare(self) -> None:
+        """Create the streams."""
+        async with self.client() as client:
+            await create_streams(client)
+
+    async def enqueue(self, message: aiqueue.Message) -> None:
+        async with self.client() as client:
+            await client.enqueue(message, tenant="acme")
+
+    def client(self) -> aiqueue.Client:
+        return aiqueue.connect(self.server.url, user=self.server.user, password=self.server.password)
+
     def work(self, *options: str, **more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "aiqueue", "work", *options, "app:worker"]
         made = subprocess.Popen(command, cwd=self.directory, env={**self.environment, **more})
@@ -73,7 +98,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, own_server: Callable[..., NatsProcess]) -> Iterator[Place]:
     place = Place(tmp_path, own_server())
-    assert place.run("apply").returncode == 0
+    asyncio.run(place.prepare())
     yield place
     for worker in place.workers:
         worker.kill()
@@ -87,14 +112,15 @@ def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -
     assert (report["pid"], report["worker"], report["slots"], report["running"], report["connected"]) == (
         worker.pid, "w", 3, 0, True,
     )  # fmt: skip
-    for options in ((), ("--ready",), ("--json",)):
-        assert place.run("health", *options, str(place.file)).returncode == 0
+    assert place.run("health", str(place.file)).returncode == 0
+    for options in (("--ready",), ("--json",)):
+        assert place.health(*options).exit_code == 0
     # blocked: the file grows old
     over = place.directory / "over"
-    assert place.run("enqueue", "block", json.dumps({"until": str(over)}), "--tenant", "acme").returncode == 0
+    asyncio.run(place.enqueue(Block(until=str(over))))
     wait_until(lambda: time.time() - place.report()["time"] > 1.5)
-    seen = place.run("health", "--within", "1s", str(place.file))
-    assert seen.returncode == 1
+    seen = place.health("--within", "1s")
+    assert seen.exit_code == 1
     assert "stale" in seen.stderr
     over.touch()
     wait_until(lambda: time.time() - place.report()["time"] < 1.5)
@@ -103,14 +129,14 @@ def test_a_workers_file_says_how_it_is_from_its_start_to_its_end(place: Place) -
     # without its server it is alive, and not ready
     place.server.kill()
     place.wait_state("disconnected")
-    assert place.run("health", str(place.file)).returncode == 0
-    assert place.run("health", "--ready", str(place.file)).returncode == 1
+    assert place.health().exit_code == 0
+    assert place.health("--ready").exit_code == 1
     place.server.start()
     place.wait_state("ok")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     assert not place.file.exists()
-    assert "no such file" in place.run("health", str(place.file)).stderr
+    assert "no such file" in place.health().stderr
 
 
 def test_a_worker_pool_gives_one_report_and_leaves_no_file(place: Place) -> None:
@@ -119,7 +145,7 @@ def test_a_worker_pool_gives_one_report_and_leaves_no_file(place: Place) -> None
     report = place.report()
     assert (report["pid"], report["slots"], len(report["processes"])) == (pool.pid, 6, 2)
     os.kill(report["processes"][0]["pid"], signal.SIGSTOP)
-    assert place.run("health", "--within", "30s", str(place.file)).returncode == 0
+    assert place.health("--within", "30s").exit_code == 0
     os.kill(report["processes"][0]["pid"], signal.SIGKILL)
     pool.send_signal(signal.SIGTERM)
     pool.wait(30)

@@ -277,7 +277,6 @@ def test_members_that_cannot_start_any_more_are_waited_for_and_the_others_go_on(
     ("options", "target", "said"),
     [
         ([], "nowhere:worker", "no module 'nowhere'"),
-        ([], "broken:worker", "cannot import broken: ValueError: no (/"),
         (["--tenants", "t0,a.b"], "app:worker", "tenant 'a.b' must be"),
         (["--families", "no.family"], "app:worker", "unknown family 'no.family'"),
         (["--families", ","], "app:worker", "--families is empty"),
@@ -288,7 +287,6 @@ def test_members_that_cannot_start_any_more_are_waited_for_and_the_others_go_on(
 def test_what_cannot_start_says_so_once_with_exit_code_2(
     place: Place, options: list[str], target: str, said: str
 ) -> None:
-    (place.directory / "broken.py").write_text("raise ValueError('no')\n")
     assert place.start(4, *options, target=target).wait(40) == 2
     assert place.output("out") == ""
     (line,) = place.output("err").splitlines()

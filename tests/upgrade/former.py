@@ -58,6 +58,7 @@ def unpack(place: Path) -> Path:
     with tarfile.open(ARCHIVE) as tar:
         tar.extractall(place, filter="data")
     (place / "pydantic_settings.py").write_text(textwrap.dedent(SETTINGS))
+    (place / "aiohttp.py").write_text("raise ImportError\n")  # nats-py would load it for each program, and do without
     return place
 
 

@@ -8,6 +8,7 @@ Not here: anything that knows jobs, lanes, agents, journals or the declared stre
 `headers` and `config` only. Other rooms import the names below from `aiqueue.connection`, and never its modules.
 """
 
+from . import deferred_aiohttp  # noqa: F401  (before nats-py is imported)
 from .clock import ServerClock
 from .connection import Connection
 from .frames import (

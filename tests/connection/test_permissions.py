@@ -20,8 +20,8 @@ import aiqueue
 from aiqueue.client import Client
 from aiqueue.errors import AccessDenied, ResultTimeout
 from aiqueue.gateway import Budget, Budgets, UsageLedger, UsageRecord, UsageStore
-from aiqueue.responder import Responder
 from aiqueue.topology import provision
+from aiqueue.worker import Responder
 
 from .. import keyed
 from ..limits.provider import FAMILY

@@ -6,6 +6,9 @@ until it is needed.
 
 from __future__ import annotations
 
+from .config import AnswerConfig, ChunkConfig, EmbedderConfig, LimitConfig, RagConfig, StoreConfig, TenantConfig
+from .config_file import load
+from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .types import (
     Chunk,
     DocumentHeader,
@@ -19,8 +22,11 @@ from .types import (
     StoreStats,
     VectorStore,
 )
+from .versions import time_of, version_at, version_of
 
 __all__ = [
-    "Chunk", "DocumentHeader", "DocumentState", "Embedder", "IndexedChunks", "IndexedDocument", "ParsedDocument",
-    "Passage", "Section", "StoreStats", "VectorStore",
+    "AnswerConfig", "Chunk", "ChunkConfig", "DocumentHeader", "DocumentState", "Embedder", "EmbedderConfig",
+    "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument", "Passage", "RagConfig",
+    "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig", "StoreStats", "TenantConfig",
+    "VectorStore", "check_tenant", "load", "time_of", "version_at", "version_of",
 ]  # fmt: skip

@@ -18,11 +18,14 @@ class StoreConfig:
     - `kind`: "sqlite": a database a tenant in the directory `path`, on one host. "pgvector": PostgreSQL.
     - `path`: None: ``rag`` in aiqueue's data directory.
     - `dsn_env`: the environment variable that has PostgreSQL's connection string.
+    - `host`: what this host is called; None: its own name. `moved_from`: "host:path" from where `path` has moved here.
     """
 
     kind: Literal["sqlite", "pgvector"] = "sqlite"
     path: Path | None = None
     dsn_env: str = "AIQUEUE_RAG_DSN"
+    host: str | None = None
+    moved_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

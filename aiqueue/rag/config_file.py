@@ -26,10 +26,11 @@ GIB: Final = 1024**3
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_./:@+-]{1,256}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ABSOLUTE = re.compile(r"/[^\x00]*|~[^\x00]*")
 _MODEL = "a model of gateway.toml"
 _KEYS: Final = {
-    "store": ("kind", "path", "dsn_env"),
+    "store": ("kind", "path", "dsn_env", "host", "moved_from"),
     "embedder": ("kind", "model", "dimensions"),
     "chunks": ("characters_max", "characters_min", "most"),
     "limits": ("document", "file", "parse_time", "parser_memory", "parsers", "fetch_time"),
@@ -90,6 +91,8 @@ def _read_store(read: tables.TableReader, home: Path) -> StoreConfig:
         read.choice("kind", ("sqlite", "pgvector"), default.kind),
         None if path is None else home / Path(path).expanduser(),
         read.text("dsn_env", _VARIABLE_NAME, "the name of an environment variable") or default.dsn_env,
+        read.text("host", _HOST_NAME, "the name of a host, up to 253 characters of A-Z a-z 0-9 . _ -"),
+        read.text("moved_from"),
     )
 
 

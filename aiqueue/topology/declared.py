@@ -243,6 +243,10 @@ class Topology:
         return self._by_role("usage")
 
     @property
+    def rag_stream(self) -> StreamSpec:
+        return self._by_role("rag")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -372,6 +376,8 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["republish"] = {"src": subjects.bucket(config["name"]), "dest": f"{subjects.LIMITS}.>"}
         case "usage":
             config["subjects"] = subjects.usage_filters()
+        case "rag":
+            config["subjects"] = [f"{subjects.RAG_STORES}.>"]
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)

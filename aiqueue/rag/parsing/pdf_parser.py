@@ -57,9 +57,7 @@ def _parse_other(content: bytes, source: DocumentSource) -> ParsedDocument:
 def _reason(code: int | None) -> str:
     match code:
         case 4:  # FPDF_ERR_PASSWORD
-            return (
-                "the PDF is encrypted: remove its password, for instance with `qpdf --decrypt`, and ingest the result"
-            )
+            return "the PDF is encrypted: remove its password, for instance with `qpdf --decrypt IN OUT`"
         case 3:  # FPDF_ERR_FORMAT
             return "the PDF is damaged: open it and save it again, for instance with `qpdf IN OUT`"
     return f"the PDF cannot be opened (error {code} of pdfium): open it and save it again"
@@ -83,9 +81,7 @@ def _read(document: Any, source: DocumentSource) -> ParsedDocument:
             start += len(text) + 1
     if not sections:
         pages = f"{count:,} {'page' if count == 1 else 'pages'}"
-        hint = (
-            "it only shows images: run OCR on it, for instance with `ocrmypdf`" if problems else "its pages are blank"
-        )
+        hint = "they only show images: run OCR, for instance `ocrmypdf IN OUT`" if problems else "they are blank"
         raise ParseFailed(f"the PDF holds no text ({pages}; {hint})")
     if len(problems) > _PROBLEMS_MAX:
         problems = [*problems[:_PROBLEMS_MAX], f"and {len(problems) - _PROBLEMS_MAX:,} more pages"]

@@ -117,9 +117,7 @@ def _load(name: str) -> Parser:
     except Exception as error:  # noqa: BLE001  (a module may raise anything)
         raise LoadError(f"parser {name!r} cannot be loaded: {type(error).__name__}: {error}") from None
     if not isinstance(found, Parser):
-        raise LoadError(
-            f"parser {name!r} is no Parser: it needs format, suffixes, content_types, in_child, recognises, parse"
-        )
+        raise LoadError(f"parser {name!r} is no Parser: see aiqueue.rag.Parser")
     return found
 
 

@@ -43,7 +43,7 @@ _ENCODINGS = re.compile(
     r"(utf-?8|utf-?16(-?[lb]e)?|utf-?32(-?[lb]e)?|us-ascii|ascii|latin-?1|iso-?8859-?\d+|windows-\d+|cp\d+|macintosh"
     r"|koi8-[rut]|shift[_-]jis|euc-(jp|kr)|iso-2022-jp|gb2312|gbk|gb18030|big5(-hkscs)?|tis-620)"
 )
-_ALLOWED_CONTROLS = bytes(each for each in range(256) if each >= 32 and each != 127 or each in b"\t\n\v\f\r\b\x1b")
+_ALLOWED_CONTROLS = bytes(each for each in range(256) if (each >= 32 and each != 127) or each in b"\t\n\v\f\r\b\x1b")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -66,7 +66,7 @@ class DocumentSource:
 
 
 class DecodedText(NamedTuple):
-    """A text with "\\n" as its only line end, and what was wrong with its encoding."""
+    """A text whose lines end in a line feed only, and what was wrong with its encoding."""
 
     text: str
     problems: list[str]

@@ -63,8 +63,11 @@ class Parsers:
         Raises ParseFailed for a binary format that no parser reads.
         """
         for parser in (*self.own, *_BUILT_IN):
-            if parser.recognises(head, source):
-                return parser
+            try:
+                if parser.recognises(head, source):
+                    return parser
+            except Exception as error:
+                raise ParseFailed(_raised(parser, error)) from error
         if (own := _by_claim(self.own, source)) is not None:
             return own
         refuse_binary(head, source)
@@ -83,12 +86,15 @@ class Parsers:
         except ImportError as error:
             raise SettingsError(f"{parser.format} cannot be read: {error}: pip install 'aiqueue[rag]'") from None
         except Exception as error:  # a parser may raise anything, and none of it may end the process
-            reason = f"the {parser.format} parser raised {type(error).__name__}: {str(error)[:200]}"
-            raise ParseFailed(reason) from error
+            raise ParseFailed(_raised(parser, error)) from error
         if not has_text:
             detail = "; ".join(parsed.problems[:3]) or f"read as {parser.format}"
             raise ParseFailed(f"it holds no text ({detail})")
         return parsed
+
+
+def _raised(parser: Parser, error: Exception) -> str:
+    return f"the {parser.format} parser raised {type(error).__name__}: {str(error)[:200]}"
 
 
 def _clean(parsed: ParsedDocument) -> ParsedDocument:

@@ -6,8 +6,10 @@ until it is needed.
 
 from __future__ import annotations
 
+from .parsing import DocumentSource, Parser
 from .types import (
     Chunk,
+    ChunkedDocument,
     DocumentHeader,
     DocumentState,
     Embedder,
@@ -21,6 +23,6 @@ from .types import (
 )
 
 __all__ = [
-    "Chunk", "DocumentHeader", "DocumentState", "Embedder", "IndexedChunks", "IndexedDocument", "ParsedDocument",
-    "Passage", "Section", "StoreStats", "VectorStore",
+    "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder", "IndexedChunks",
+    "IndexedDocument", "ParsedDocument", "Parser", "Passage", "Section", "StoreStats", "VectorStore",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from ..errors import LoadError, ParseFailed, SettingsError
 from .chunking import chunk
 from .parse_frames import LENGTH, ROWS, encode_frame
 from .parsing import DocumentSource, Parsers
+from .types import Chunk, Section
 
 _PR_SET_PDEATHSIG = 1
 
@@ -70,16 +71,11 @@ def _answer(parsers: Parsers, request: list[Any], content: bytes, files: list[in
             content = _read_file(files[0])
         document = parsers.parse(content, DocumentSource(name, content_type))
         del content
-        rows = (
-            [
-                [each.number, each.text, each.heading, each.start, each.page]
-                for each in chunk(document, chunks_max=chunks_max)
-            ]
-            if form == "chunks"
-            else [[each.heading, each.text, each.start, each.page] for each in document.sections]
-        )
-        for begin in range(0, len(rows), ROWS):
-            yield ["rows", rows[begin : begin + ROWS]]
+        found: Sequence[Chunk | Section] = document.sections
+        if form == "chunks":
+            found = chunk(document, chunks_max=chunks_max)
+        for begin in range(0, len(found), ROWS):
+            yield ["rows", [_to_row(each) for each in found[begin : begin + ROWS]]]
         yield ["done", document.title, list(document.problems), _peak_bytes()]
     except ParseFailed as error:
         yield ["failed", error.reason, _peak_bytes()]
@@ -87,6 +83,12 @@ def _answer(parsers: Parsers, request: list[Any], content: bytes, files: list[in
         yield ["failed", "", _peak_bytes()]
     except (SettingsError, OSError) as error:
         yield ["unable", str(error)]
+
+
+def _to_row(each: Chunk | Section) -> list[Any]:
+    if isinstance(each, Chunk):
+        return [each.number, each.text, each.heading, each.start, each.page]
+    return [each.heading, each.text, each.start, each.page]
 
 
 def _read_file(number: int) -> bytes:

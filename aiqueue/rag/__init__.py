@@ -9,8 +9,10 @@ from __future__ import annotations
 from .config import AnswerConfig, ChunkConfig, EmbedderConfig, LimitConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
+from .parsing import DocumentSource, Parser
 from .types import (
     Chunk,
+    ChunkedDocument,
     DocumentHeader,
     DocumentState,
     Embedder,
@@ -25,8 +27,8 @@ from .types import (
 from .versions import time_of, version_at, version_of
 
 __all__ = [
-    "AnswerConfig", "Chunk", "ChunkConfig", "DocumentHeader", "DocumentState", "Embedder", "EmbedderConfig",
-    "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument", "Passage", "RagConfig",
-    "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig", "StoreStats", "TenantConfig",
-    "VectorStore", "check_tenant", "load", "time_of", "version_at", "version_of",
+    "AnswerConfig", "Chunk", "ChunkConfig", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState",
+    "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument",
+    "Parser", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig",
+    "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "load", "time_of", "version_at", "version_of",
 ]  # fmt: skip

@@ -54,6 +54,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkedDocument:
+    """A parsed document as chunks in reading order. `problems`: see `ParsedDocument`."""
+
+    title: str
+    chunks: Sequence[Chunk]
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentHeader:
     """A version of a document, without its chunks.
 

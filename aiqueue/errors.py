@@ -27,6 +27,7 @@
     │   ├── DiskFull            the server's storage is used up
     │   └── InboxFull           the inbox holds its maximum of unread mail
     ├── ConfigMismatch          a stream differs from its declaration and cannot be changed in place
+    ├── EmbedderChanged         a tenant's stored vectors are of another embedder: reindex first
     ├── DataLossRefused         apply would delete messages, which was not allowed
     ├── NotFound                no such job, dead letter, stream or consumer
     ├── Corrupt                 a document's stored bytes do not match its hash
@@ -265,7 +266,23 @@ class InboxFull(QueueFull):
 
 
 class ConfigMismatch(AIQueueError):
-    """The server's stream or consumer differs from the declared one and cannot be changed in place."""
+    """The server's stream or consumer differs from the declared one and cannot be changed in place. Or a database was
+    written by a newer aiqueue, or is not the tenant's.
+    """
+
+
+class EmbedderChanged(AIQueueError):
+    """The stored vectors of a tenant are of another embedder, and cannot be compared with this one's. Nothing changed."""
+
+    def __init__(
+        self, tenant: str, *, stored: str, stored_dimensions: int, wanted: str, wanted_dimensions: int
+    ) -> None:
+        super().__init__(
+            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by {wanted} "
+            f"({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
+        )
+        self.tenant, self.stored, self.stored_dimensions = tenant, stored, stored_dimensions
+        self.wanted, self.wanted_dimensions = wanted, wanted_dimensions
 
 
 class DataLossRefused(AIQueueError):
@@ -281,7 +298,7 @@ class NotFound(AIQueueError):
 
 
 class Corrupt(AIQueueError):
-    """A document whose stored bytes do not match its hash. It cannot be read any more."""
+    """A document whose stored bytes do not match its hash, or a damaged database. It cannot be read any more."""
 
 
 class Conflict(AIQueueError):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]  # of shape (texts, dimensions), each row of length 1
+else:
+    Vectors = Any  # numpy is imported by what computes
 
 Mode = Literal["hybrid", "keyword", "vector"]
 State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "deleted"]

@@ -6,7 +6,7 @@ until it is needed.
 
 from __future__ import annotations
 
-from .config import AnswerConfig, ChunkConfig, EmbedderConfig, LimitConfig, RagConfig, StoreConfig, TenantConfig
+from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
@@ -27,8 +27,8 @@ from .types import (
 from .versions import time_of, version_at, version_of
 
 __all__ = [
-    "AnswerConfig", "Chunk", "ChunkConfig", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState",
+    "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState",
     "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument",
-    "Parser", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig",
+    "Parser", "ParsingConfig", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig",
     "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "load", "time_of", "version_at", "version_of",
 ]  # fmt: skip

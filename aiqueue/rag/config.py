@@ -42,30 +42,31 @@ class EmbedderConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkConfig:
-    """How documents are cut: table ``[chunks]``. Sizes are characters. `most`: chunks of one document."""
+class ParsingConfig:
+    """How documents are read: table ``[parsing]``.
 
-    characters_max: int = 1_200
-    characters_min: int = 700
-    most: int = 50_000
+    - `parsers`: the user's own, each a "module:attribute" that is a `Parser`; they go before those of aiqueue.
+    - `processes`: how many children a worker has for PDF, HTML and large documents; None: one a CPU. `time_s`,
+      `memory_bytes`: what one document may take in such a child. `chunks_max`: of one document.
+    """
+
+    parsers: tuple[str, ...] = ()
+    processes: int | None = None
+    time_s: float = 120.0
+    memory_bytes: int = 1024 * MIB
+    chunks_max: int = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class LimitConfig:
-    """What one document may take: table ``[limits]``.
+    """How large a document may be: table ``[limits]``.
 
-    - `document_bytes`: of a document by value or claim check, `file_bytes`: by path or URL.
-    - `parse_s`: of one document in a child process; `parser_bytes`: that child's memory; `parsers`: how many children
-      a worker has; None: one a CPU.
-    - `fetch_s`: of one URL.
+    `document_bytes`: by value or claim check. `file_bytes`: by path or URL. `fetch_s`: how long one URL may take.
     """
 
     document_bytes: int = 64 * MIB
     file_bytes: int = 256 * MIB
-    parse_s: float = 60.0
-    parser_bytes: int = 1024 * MIB
-    parsers: int | None = None
-    fetch_s: float = 30.0
+    fetch_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,12 @@ class TenantConfig:
     """What a tenant's documents may be read from: a table ``[[tenant]]``. Both are empty by default: nothing.
 
     - `roots`: directories, absolute. `hosts`: names of hosts, as in a URL, with ``:port`` where there is one.
+    - `private_hosts`: hosts that may also have private addresses, as of an intranet.
     """
 
     roots: tuple[Path, ...] = ()
     hosts: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class RagConfig:
     file: str = ""
     store: StoreConfig = StoreConfig()
     embedder: EmbedderConfig = EmbedderConfig()
-    chunks: ChunkConfig = ChunkConfig()
+    parsing: ParsingConfig = ParsingConfig()
     limits: LimitConfig = LimitConfig()
     answers: AnswerConfig = AnswerConfig()
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)

@@ -11,9 +11,9 @@ from ..errors import TopologyError
 from ..topology import tables
 from .config import (
     AnswerConfig,
-    ChunkConfig,
     EmbedderConfig,
     LimitConfig,
+    ParsingConfig,
     RagConfig,
     StoreConfig,
     TenantConfig,
@@ -26,17 +26,19 @@ GIB: Final = 1024**3
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_./:@+-]{1,256}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?")
+_HOSTS = 'names of hosts, such as "docs.example.com"'
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ABSOLUTE = re.compile(r"/[^\x00]*|~[^\x00]*")
+_REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
 _MODEL = "a model of gateway.toml"
 _KEYS: Final = {
     "store": ("kind", "path", "dsn_env", "host", "moved_from"),
     "embedder": ("kind", "model", "dimensions"),
-    "chunks": ("characters_max", "characters_min", "most"),
-    "limits": ("document", "file", "parse_time", "parser_memory", "parsers", "fetch_time"),
+    "parsing": ("parsers", "processes", "time", "memory", "chunks_max"),
+    "limits": ("document", "file", "fetch_time"),
     "answers": ("model", "passages", "tokens_max"),
 }
-_TENANT_KEYS = ("name", "roots", "hosts")
+_TENANT_KEYS = ("name", "roots", "hosts", "private_hosts")
 
 
 def load(path: str | Path | None = None, *, streams: Path | None = None) -> RagConfig:
@@ -77,7 +79,7 @@ def _read_file(file: str, raw: dict[str, Any]) -> RagConfig:
         file,
         _read_store(read["store"], Path(file).parent),
         _read_embedder(read["embedder"]),
-        _read_chunks(read["chunks"]),
+        _read_parsing(read["parsing"]),
         _read_limits(read["limits"]),
         _read_answers(read["answers"]),
         tenants,
@@ -108,13 +110,15 @@ def _read_embedder(read: tables.TableReader) -> EmbedderConfig:
     return EmbedderConfig(kind, model or "", dimensions)
 
 
-def _read_chunks(read: tables.TableReader) -> ChunkConfig:
-    default = ChunkConfig()
-    most = read.count("characters_max", 8_192) or default.characters_max
-    least = read.count("characters_min", 8_192) or min(default.characters_min, most)
-    if least > most:
-        raise tables.WrongKey("chunks.characters_min", f"is above characters_max, {most:,}")
-    return ChunkConfig(most, least, read.count("most", 1_000_000) or default.most)
+def _read_parsing(read: tables.TableReader) -> ParsingConfig:
+    default = ParsingConfig()
+    return ParsingConfig(
+        read.names("parsers", _REFERENCE, 'names of parsers, such as "module:attribute"'),
+        read.count("processes", 256),
+        read.duration("time", default.time_s),
+        read.size("memory", default.memory_bytes, 64 * GIB),
+        read.count("chunks_max", 1_000_000) or default.chunks_max,
+    )
 
 
 def _read_limits(read: tables.TableReader) -> LimitConfig:
@@ -122,9 +126,6 @@ def _read_limits(read: tables.TableReader) -> LimitConfig:
     return LimitConfig(
         document_bytes=read.size("document", default.document_bytes, GIB),
         file_bytes=read.size("file", default.file_bytes, 8 * GIB),
-        parse_s=read.duration("parse_time", default.parse_s),
-        parser_bytes=read.size("parser_memory", default.parser_bytes, 64 * GIB),
-        parsers=read.count("parsers", 256),
         fetch_s=read.duration("fetch_time", default.fetch_s),
     )
 
@@ -149,5 +150,5 @@ def _read_tenant(where: str, table: dict[str, Any]) -> tuple[str, TenantConfig]:
     for each in roots:
         if not each.is_dir():
             raise tables.WrongKey(f"{where}.roots", f"{each} is no directory")
-    hosts = read.names("hosts", _HOST, 'names of hosts, such as "docs.example.com"')
-    return name, TenantConfig(roots, tuple(each.lower() for each in hosts))
+    hosts, private = (read.names(key, _HOST, _HOSTS) for key in ("hosts", "private_hosts"))
+    return name, TenantConfig(roots, tuple(each.lower() for each in hosts), tuple(each.lower() for each in private))

@@ -6,6 +6,8 @@ until it is needed.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
@@ -26,9 +28,22 @@ from .types import (
 )
 from .versions import time_of, version_at, version_of
 
+if TYPE_CHECKING:
+    from .rag_worker import RagWorker, worker
+
 __all__ = [
-    "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState",
-    "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument",
-    "Parser", "ParsingConfig", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "Section", "StoreConfig",
-    "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "load", "time_of", "version_at", "version_of",
+    "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder",
+    "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument", "Parser",
+    "ParsingConfig", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "RagWorker",
+    "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "load", "time_of",
+    "version_at", "version_of", "worker",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import the worker on first use: with the queue's worker it imports the client of NATS."""
+    if name not in ("RagWorker", "worker"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import rag_worker  # noqa: PLC0415
+
+    return getattr(rag_worker, name)

@@ -1,4 +1,4 @@
-"""Texts of many documents and questions, embedded together: one call is under way, what arrives meanwhile is the next."""
+"""Texts of many documents and questions, embedded together: what arrives during a call is the next one."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ class EmbedBatcher:
     async def _embed(self, tenant: str, batch: list[_Piece]) -> None:
         texts = [text for each in batch for text in each.texts]
         try:
-            vectors = await self.embedder.embed(texts, tenant=tenant)
-            if len(vectors) != len(texts):
-                raise BadInput(f"embedder {self.embedder.name}: {len(vectors)} vectors for {len(texts)} texts")
+            vectors = _checked(await self.embedder.embed(texts, tenant=tenant), len(texts), self.embedder.name)
         except Exception as error:  # noqa: BLE001 -- whatever a user's embedder raises is the callers'
             if len(batch) == 1 or not isinstance(error, BadInput):
                 for each in batch:
@@ -113,6 +111,12 @@ class EmbedBatcher:
             if not each.vectors.done():
                 each.vectors.set_result(vectors[at : at + len(each.texts)])
             at += len(each.texts)
+
+
+def _checked(vectors: Vectors, count: int, name: str) -> Vectors:
+    if len(vectors) != count:
+        raise BadInput(f"embedder {name} has returned {len(vectors)} vectors for {count} texts")
+    return vectors
 
 
 def _take(queue: _Queue) -> list[_Piece]:

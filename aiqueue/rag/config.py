@@ -33,7 +33,7 @@ class EmbedderConfig:
     """What makes vectors: table ``[embedder]``.
 
     - `kind`: "wordllama": in the worker, offline. "gateway": `model`, a model of gateway.toml of the kind embedding.
-    - `dimensions`: of the vectors; None: 256 for wordllama, and the model's own for the gateway.
+    - `dimensions`: of the vectors; None: 256, for wordllama only. Longer vectors of a model are cut to so many.
     """
 
     kind: Literal["wordllama", "gateway"] = "wordllama"
@@ -88,11 +88,13 @@ class AnswerConfig:
 
     - `model`: of gateway.toml; None: a question must name one. `passages`: how many of them the prompt quotes.
     - `tokens_max`: of the answer.
+    - `time_s`: how long a question without a deadline waits for it. Requests on ai.rag.results wait 30 s.
     """
 
     model: str | None = None
     passages: int = 6
     tokens_max: int = 800
+    time_s: float = 25.0
 
 
 _NOTHING: Final = TenantConfig()

@@ -36,7 +36,7 @@ _KEYS: Final = {
     "embedder": ("kind", "model", "dimensions"),
     "parsing": ("parsers", "processes", "time", "memory", "chunks_max"),
     "limits": ("document", "file", "fetch_time"),
-    "answers": ("model", "passages", "tokens_max"),
+    "answers": ("model", "passages", "tokens_max", "time"),
 }
 _TENANT_KEYS = ("name", "roots", "hosts", "private_hosts")
 
@@ -105,6 +105,8 @@ def _read_embedder(read: tables.TableReader) -> EmbedderConfig:
     if kind == "wordllama" and model is not None:
         raise tables.WrongKey("embedder.model", 'is only for kind = "gateway": wordllama has one model')
     dimensions = read.count("dimensions", 65_536)
+    if kind == "gateway" and dimensions is None:
+        raise tables.WrongKey("embedder.dimensions", f"is missing: how many numbers a vector of {model} has, or fewer")
     if kind == "wordllama" and dimensions not in (None, 64, 128, 256):
         raise tables.WrongKey("embedder.dimensions", f"must be 64, 128 or 256 for wordllama, not {dimensions}")
     return EmbedderConfig(kind, model or "", dimensions)
@@ -136,6 +138,7 @@ def _read_answers(read: tables.TableReader) -> AnswerConfig:
         read.text("model", _MODEL_NAME, _MODEL),
         read.count("passages", 50) or default.passages,
         read.count("tokens_max", 100_000) or default.tokens_max,
+        read.duration("time", default.time_s),
     )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .client import Rag
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
-from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
+from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
 from .types import (
     Chunk,
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
     from .rag_worker import RagWorker, worker
 
 __all__ = [
-    "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder",
-    "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig", "ParsedDocument", "Parser",
-    "ParsingConfig", "Passage", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "RagWorker",
-    "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "load", "time_of",
-    "version_at", "version_of", "worker",
+    "CONTENT_BYTES_MAX", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource",
+    "DocumentState", "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig",
+    "ParsedDocument", "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument",
+    "RagQuery", "RagReindex", "RagWorker", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore",
+    "check_tenant", "load", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 
 

@@ -46,13 +46,15 @@ class Answerer:
     def __init__(self, client: Client, config: AnswerConfig, gateway: GatewayConfig | None = None) -> None:
         self._client = client
         self._config = config
+        self._models = gateway
         self._gateway = None if gateway is None else Gateway(client, gateway, needs_keys=False)
 
     async def answer(self, job: Job[RagQuery], passages: Sequence[Passage]) -> dict[str, Any]:
         """Return ``{answer, citations, model, cost, usage, possibly_billed}``, or ``{answer: None, answer_problem}``.
 
-        The sources are written as the first chunk of the job's output, ``{"sources": [...]}``. Texts follow as they
-        come; a chunk ``{"restart": True}`` says that the text so far is void.
+        The sources are written as the first chunk of the job's output, ``{"sources": [...]}``, each with `ref`, the
+        number that the answer cites. Texts follow as they come; a chunk ``{"restart": True}`` says that the text so far
+        is void.
 
         It never raises for what the gateway does: a refusal, a spent budget, no worker, no answer in time. It raises
         what `Job.chunk` and `Job.enqueue` raise of the job itself: Stale, Unavailable.
@@ -82,13 +84,15 @@ class Answerer:
             raise _NoAnswer(NO_MODEL)
         if not passages:
             raise _NoAnswer("no passage was found, so no model was asked")
-        messages = make_messages(job.message.query, passages)
-        request = GatewayRequest(model=model, messages=messages, max_tokens=self._config.tokens_max, stream=True)
-        if self._gateway is not None:
-            try:
+        messages, tokens_max = make_messages(job.message.query, passages), self._config.tokens_max
+        try:
+            if self._models is not None:
+                tokens_max = min(tokens_max, self._models.find_model(model, "chat").max_output_tokens or tokens_max)
+            request = GatewayRequest(model=model, messages=messages, max_tokens=tokens_max, stream=True)
+            if self._gateway is not None:
                 self._gateway.check(request, tenant=job.tenant)
-            except BadInput as error:
-                raise _NoAnswer(str(error)) from None
+        except BadInput as error:
+            raise _NoAnswer(str(error)) from None
         return request
 
     async def _ask(self, job: Job[RagQuery], request: GatewayRequest) -> dict[str, Any]:
@@ -177,11 +181,11 @@ async def _write_sources(job: Job[RagQuery], passages: Sequence[Passage]) -> Non
     sources = []
     for number, passage in enumerate(passages, 1):
         source = {name: value for name, value in asdict(passage).items() if name != "metadata"}
-        sources.append({"number": number, **source, "text": passage.text[:SOURCE_CHARS_MAX]})
+        sources.append({"ref": number, **source, "text": passage.text[:SOURCE_CHARS_MAX]})
     try:
         await job.chunk({"sources": sources})
     except TooLarge:  # the result has them whole
-        await job.chunk({"sources": [{name: each[name] for name in ("number", "document_id")} for each in sources]})
+        await job.chunk({"sources": [{name: each[name] for name in ("ref", "document_id")} for each in sources]})
 
 
 async def _complete(job: Job[RagQuery], written: str, text: str) -> None:
@@ -203,6 +207,6 @@ def _text_of_chunk(chunk: Any) -> str:
 
 def _citation(number: int, passage: Passage) -> dict[str, Any]:
     return {
-        "number": number, "document_id": passage.document_id, "version": passage.version, "title": passage.title,
+        "ref": number, "document_id": passage.document_id, "version": passage.version, "title": passage.title,
         "source": passage.source, "heading": passage.heading, "page": passage.page,
     }  # fmt: skip

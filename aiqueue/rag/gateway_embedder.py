@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import AIQueueError, BadInput, JobFailed, ResultTimeout
 from ..gateway import EmbeddingRequest, Gateway, GatewayConfig
-from ..job import Reject, Retry
+from ..job import Retry
 from .embedding_cache import EmbeddingCache
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GatewayEmbedder:
     where the gateway's workers are.
 
     `embed` takes texts of any number. Requests have at most 256 texts. The vector of an empty text is all zeros. It
-    raises Retry if the gateway does not answer for now, and Reject with the reason for what it refuses.
+    raises Retry if the gateway does not answer for now, and BadInput with the reason for what it refuses.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class GatewayEmbedder:
         return hashlib.sha256(told).digest()
 
     async def _ask(self, texts: list[str], tenant: str) -> list[np.ndarray[Any, Any]]:
-        """Return one vector for each text, of length 1. Raises Retry, Reject."""
+        """Return one vector for each text, of length 1. Raises Retry, BadInput."""
         request = EmbeddingRequest(model=self._model, input=texts, encoding_format="base64")
         options: dict[str, Any] = {"tenant": tenant}
         try:
@@ -106,9 +106,9 @@ class GatewayEmbedder:
         except ResultTimeout:
             raise Retry(f"model {self._model}: the gateway has not answered within {ANSWER_S:g} s") from None
         except JobFailed as error:  # the gateway has tried again itself, as long as that made sense
-            raise Reject(f"model {self._model}: {error.error}") from None
+            raise BadInput(f"model {self._model}: {error.error}") from None
         except AIQueueError as error:
-            raise (Retry if error.retryable else Reject)(f"model {self._model}: {error}") from None
+            raise (Retry if error.retryable else BadInput)(f"model {self._model}: {error}") from None
         return self._read(answer, len(texts))
 
     def _read(self, answer: dict[str, Any], count: int) -> list[np.ndarray[Any, Any]]:
@@ -116,7 +116,7 @@ class GatewayEmbedder:
 
         data = answer.get("data")
         if not isinstance(data, list) or len(data) != count:
-            raise Reject(f"model {self._model}: an answer without a vector for each text")
+            raise BadInput(f"model {self._model}: an answer without a vector for each text")
         vectors: list[Any] = [None] * count
         for place, each in enumerate(data):
             given = each.get("embedding") if isinstance(each, dict) else None
@@ -126,19 +126,19 @@ class GatewayEmbedder:
             except (TypeError, ValueError, binascii.Error):
                 vector = np.zeros(0, np.float32)
             if not isinstance(index, int) or not 0 <= index < count or not len(vector):
-                raise Reject(f"model {self._model}: an answer without a vector for each text")
+                raise BadInput(f"model {self._model}: an answer without a vector for each text")
             if len(vector) < self._dimensions:
-                raise Reject(
+                raise BadInput(
                     f"model {self._model} makes vectors of {len(vector)} dimensions: set dimensions = {len(vector)} in "
                     "[embedder] of rag.toml"
                 )
             cut = vector[: self._dimensions]
             length = float(np.linalg.norm(cut))
             if not np.isfinite(length):
-                raise Reject(f"model {self._model}: a vector with numbers that are not finite")
+                raise BadInput(f"model {self._model}: a vector with numbers that are not finite")
             vectors[index] = cut / length if length else cut
         if any(each is None for each in vectors):
-            raise Reject(f"model {self._model}: an answer without a vector for each text")
+            raise BadInput(f"model {self._model}: an answer without a vector for each text")
         return vectors
 
 

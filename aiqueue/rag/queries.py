@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..worker import Worker
     from .config import RagConfig
-    from .types import Vectors
+    from .embed_batcher import EmbedBatcher
 
 SEARCH_S: Final = 10.0  # of one question, embedded and searched
 ATTEMPTS_MAX: Final = 20  # after which a search that fails has failed for good
 PASSAGES_STEP: Final = "passages"
 _SLOT_RETRY_S: Final = 1.0
 
-EmbedQuestion = Callable[[str, str], Awaitable["Vectors"]]  # (tenant, text) -> one vector, of shape (dimensions,)
 ReadyTenant = Callable[[str], Awaitable[bool]]  # open the tenant's part of the store; False: it has no documents
 
 
@@ -40,8 +39,9 @@ class HasQueries(Protocol):
 class Queries:
     """Answers the questions of one worker.
 
-    `embed`: the worker's batcher. `ready`: see `ReadyTenant`. `answers_max`: how many answers in words are under way at
-    once, each of which holds a slot of the worker; further questions of this kind go back to their lane.
+    `embedder`: shared with the documents, which let questions go first. `ready`: see `ReadyTenant`. `answers_max`: how
+    many answers in words are under way at once, each of which holds a slot of the worker; further questions of this
+    kind go back to their lane.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Queries:
         config: RagConfig,
         store: VectorStore,
         *,
-        embed: EmbedQuestion,
+        embedder: EmbedBatcher,
         ready: ReadyTenant,
         answerer: Answerer | None = None,
         answers_max: int = 50,
@@ -58,7 +58,7 @@ class Queries:
         self._client = client
         self._config = config
         self._store = store
-        self._embed = embed
+        self._embedder = embedder
         self._ready = ready
         self.answerer = answerer or Answerer(client, config.answers)
         self._answers_max = answers_max
@@ -76,7 +76,8 @@ class Queries:
         try:
             passages = await self._keep_passages(job)
             took_s = time.monotonic() - started
-            return {**self._result(job, passages, took_s), **await self.answerer.answer(job, passages)}
+            found = await self.answerer.answer(job, passages)
+            return {**self._result(job, passages, took_s), **found}
         finally:
             self._answers -= 1
 
@@ -113,7 +114,9 @@ class Queries:
         if not await self._ready(job.tenant):
             return []
         k = max(message.k, self._config.answers.passages) if message.answer else message.k
-        vector = None if message.mode == "keyword" else await self._embed(job.tenant, message.query)
+        vector = None
+        if message.mode != "keyword":
+            vector = (await self._embedder.embed([message.query], tenant=job.tenant, urgent=True))[0]
         return await self._store.search(job.tenant, message.query, vector, k, where=message.where, mode=message.mode)
 
     def _result(self, job: Job[RagQuery], passages: Sequence[Passage], took_s: float) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class Queries:
             "query_id": job.id,
             "query": message.query,
             "mode": mode,
-            "passages": [asdict(each) for each in passages[: message.k]],
+            "passages": [asdict(each) for each in passages],
             "took_s": round(took_s, 6),
         }
 

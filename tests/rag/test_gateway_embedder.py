@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import aiqueue
-from aiqueue import Reject, Retry
+from aiqueue import Retry
+from aiqueue.errors import BadInput
 from aiqueue.gateway import load
 from aiqueue.gateway.standin import Fault, StandIn, embed
 from aiqueue.rag.embedding_cache import EmbeddingCache
@@ -51,7 +52,8 @@ async def test_each_text_is_paid_once_for_each_tenant_also_after_a_restart(
     client: aiqueue.Client, embedder: GatewayEmbedder, standin: StandIn, tmp_path: Path
 ) -> None:
     vectors = await embedder.embed(["one", "two", "one", ""], tenant="acme")
-    assert (vectors.shape, vectors.dtype) == ((4, 8), np.float32)
+    assert vectors.shape == (4, 8)
+    assert vectors.dtype == np.float32
     for row, text in ((0, "one"), (1, "two"), (2, "one")):
         expected = np.asarray(embed(text, 8), np.float32)
         np.testing.assert_allclose(vectors[row], expected / np.linalg.norm(expected), rtol=1e-6)
@@ -74,7 +76,7 @@ async def test_longer_vectors_are_cut_and_scaled_and_shorter_ones_are_refused_wi
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), rtol=1e-6)
     await short.close()
     long = GatewayEmbedder(client, "vectors", 16, cache=tmp_path / "cache")
-    with pytest.raises(Reject, match="vectors of 8 dimensions: set dimensions = 8"):
+    with pytest.raises(BadInput, match="vectors of 8 dimensions: set dimensions = 8"):
         await long.embed(["one"], tenant="acme")
     await long.close()
     assert gateway.exists()
@@ -84,10 +86,10 @@ async def test_what_the_gateway_refuses_is_rejected_and_an_unknown_model_is_not_
     client: aiqueue.Client, embedder: GatewayEmbedder, gateway: Path, standin: StandIn, tmp_path: Path
 ) -> None:
     standin.order(Fault(400, message="not that text"))
-    with pytest.raises(Reject, match="not that text"):
+    with pytest.raises(BadInput, match="not that text"):
         await embedder.embed(["one"], tenant="acme")
     other = GatewayEmbedder(client, "vectrs", 8, cache=tmp_path / "cache", config=load(gateway))
-    with pytest.raises(Reject, match="did you mean vectors"):
+    with pytest.raises(BadInput, match="did you mean vectors"):
         await other.embed(["one"], tenant="acme")
     await other.close()
     assert len(standin.calls) == 1

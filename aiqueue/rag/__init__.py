@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .client import Rag
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
+from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
 from .types import (
@@ -21,6 +22,7 @@ from .types import (
     Embedder,
     IndexedChunks,
     IndexedDocument,
+    Mode,
     ParsedDocument,
     Passage,
     Section,
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
     from .rag_worker import RagWorker, worker
 
 __all__ = [
-    "CONTENT_BYTES_MAX", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource",
-    "DocumentState", "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks", "IndexedDocument", "LimitConfig",
-    "ParsedDocument", "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument",
-    "RagQuery", "RagReindex", "RagWorker", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore",
-    "check_tenant", "load", "time_of", "version_at", "version_of", "worker",
+    "CONTENT_BYTES_MAX", "EVALUATED_MODES", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader",
+    "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks",
+    "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParsedDocument", "Parser", "ParsingConfig",
+    "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "RagWorker", "Scores",
+    "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "evaluate", "load",
+    "read_questions", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from .. import subjects
 from ..errors import DecodeError, NotFound, Unavailable
 from ..payload import Document, parse_message
-from ..requests import replies
 from ..units import Duration, parse_duration
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex
 from .types import DocumentState, Mode, Where
@@ -119,6 +118,8 @@ class Rag:
 
         A worker answers. Raises NotFound if nothing is known of the document, and Unavailable if no worker answers.
         """
+        from ..requests import replies  # noqa: PLC0415  (imports the client of NATS)
+
         subject = f"{STATUS}.{subjects.token('tenant', tenant)}"
         timeout_s = parse_duration("timeout", timeout)
         body = json.dumps({"document_id": document_id}).encode()

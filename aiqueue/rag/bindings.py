@@ -71,9 +71,8 @@ async def bind(
         stale = [subject for subject in known if known[subject][0] != mine and (tenants is None or subject in wanted)]
         try:
             for subject in dict.fromkeys([*wanted, *stale]):
-                binding, seq = known.get(subject, (None, 0))
-                if binding != mine:
-                    await _store(connection, subject, mine, seq)
+                if subject not in known or known[subject][0] != mine:
+                    await _store(connection, subject, mine, known[subject][1] if subject in known else 0)
         except Conflict:
             continue  # another worker was first: what has it noted?
         return
@@ -107,11 +106,11 @@ def _parse(stream: str, stored: Stored) -> Binding:
     content: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(stored.data)
-    names = ("kind", "host", "path")
     if isinstance(content, dict) and content.get("v") == VERSION:
-        values = [content.get(name) for name in names]
-        if all(isinstance(each, str) for each in values):
-            return Binding(*values)
+        values = [content.get(name) for name in ("kind", "host", "path")]
+        texts = [each for each in values if isinstance(each, str)]
+        if len(texts) == len(values):
+            return Binding(*texts)
     cure = f"update aiqueue, or delete it with `nats stream rmm {stream} {stored.seq}`"
     raise ConfigMismatch(
         f"what is stored on {stored.subject} in {stream} is nothing that this aiqueue can read: {cure}"

@@ -13,7 +13,16 @@ from . import sources
 from .embed_batcher import EmbedBatcher
 from .messages import RagDelete, RagDocument, check_tenant
 from .runtime import RagRuntime
-from .types import Chunk, ChunkedDocument, DocumentHeader, DocumentState, IndexedChunks, IndexedDocument, State
+from .types import (
+    Chunk,
+    ChunkedDocument,
+    DocumentHeader,
+    DocumentState,
+    IndexedChunks,
+    IndexedDocument,
+    PutOutcome,
+    State,
+)
 from .versions import version_of
 
 BATCH: Final = 64  # chunks of a large document that are staged together; a smaller document is stored at once
@@ -147,7 +156,7 @@ class _Version:
             await self._store.stage(self._tenant, self._id, self.version, batch, rows)
         return True
 
-    async def _commit(self, header: DocumentHeader, total: int) -> str:
+    async def _commit(self, header: DocumentHeader, total: int) -> PutOutcome:
         await self._report("storing", total, total, now=True)
         try:
             return await self._store.commit(self._tenant, header)

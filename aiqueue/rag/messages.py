@@ -76,7 +76,11 @@ class _RagMessage(Message[dict[str, Any]], kind="rag", family="rag.ingest"):
 
     @pydantic.model_serializer(mode="wrap")
     def _write(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value not in (None, {}, "")}
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if value is not None and value != {} and (value != "" or name == "content")
+        }
 
 
 class GivenChunk(pydantic.BaseModel):

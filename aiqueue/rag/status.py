@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,17 +69,7 @@ class DocumentStatus:
         as_json = replies.is_json(message.headers.get(headers.CONTENT_TYPE, ""), message.data)
         self._waiting += 1
         try:
-            if self._waiting > WAITING_MAX:
-                raise Unavailable(f"{WAITING_MAX:,} requests wait here already: repeat the request")
-            tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
-            document_id = read_document_id(message.data, message.headers.get(headers.CONTENT_TYPE, ""))
-            state = await self.find(tenant, document_id)
-            if state is None:
-                raise NotFound(
-                    f"document {document_id[:200]!r} of tenant {tenant} is neither stored, nor among the first "
-                    f"{SCAN_JOBS_MAX:,} queued ones: if it was enqueued, look for its job with `aiqueue dead ls`"
-                )
-            answer = replies.result_answer(asdict(state), "", as_json=as_json)
+            answer = replies.result_answer(asdict(await self._find_for(message)), "", as_json=as_json)
             return answer._replace(headers={k: v for k, v in answer.headers.items() if k != headers.JOB_ID})
         except AIQueueError as error:
             return replies.error_answer(error, "", as_json=as_json)
@@ -92,6 +81,20 @@ class DocumentStatus:
             return replies.error_answer(AIQueueError(f"{type(error).__name__}: {error}"), "", as_json=as_json)
         finally:
             self._waiting -= 1
+
+    async def _find_for(self, message: Received) -> DocumentState:
+        """Return what a request asks for. Raises BadInput, NotFound, Unavailable."""
+        if self._waiting > WAITING_MAX:
+            raise Unavailable(f"{WAITING_MAX:,} requests wait here already: repeat the request")
+        tenant = subjects.token("tenant", message.subject.rpartition(".")[2])
+        document_id = read_document_id(message.data, message.headers.get(headers.CONTENT_TYPE, ""))
+        state = await self.find(tenant, document_id)
+        if state is None:
+            raise NotFound(
+                f"document {document_id[:200]!r} of tenant {tenant} is neither stored, nor among the first "
+                f"{SCAN_JOBS_MAX:,} queued ones: if it was enqueued, look for its job with `aiqueue dead ls`"
+            )
+        return state
 
     async def find(self, tenant: str, document_id: str) -> DocumentState | None:
         """Return what is known of the newest version of a document; None: it is neither stored nor queued."""
@@ -152,12 +155,12 @@ def read_document_id(body: bytes, content_type: str) -> str:
     """
     stripped = body.strip()
     media = content_type.partition(";")[0].strip().lower()
-    is_map = stripped[:1] == b"{" or body[:1] and body[0] in _CBOR_MAPS
+    is_map = stripped[:1] == b"{" or (body[:1] != b"" and body[0] in _CBOR_MAPS)
     data: Any = None
     if media.endswith(("json", "cbor")) or (is_map and not media.startswith("text/")):
         try:
-            data = json.loads(body) if media.endswith("json") and not is_map else codec.decode(body, content_type)
-        except (DecodeError, ValueError) as error:
+            data = codec.decode(body, content_type)
+        except DecodeError as error:
             raise BadInput(f"the body is no request: {error}") from None
         data = data.get(sources.DOCUMENT_ID) if isinstance(data, dict) else data
     else:

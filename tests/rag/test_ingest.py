@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +89,17 @@ async def test_a_replayed_dead_letter_of_an_old_version_is_superseded_and_embeds
         file.write_text("an old text")
         rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
         await rag_worker.reload(client)
-        letter = [each async for each in client.dead.find()][0]
+        (letter,) = [each async for each in client.dead.find()]
         assert rag_worker._runtime is not None
         embedded = rag_worker._runtime.batcher.embedded
         await client.dead.replay(letter)
-        handle = client.job(letter.job_id, tenant="acme", family="rag.ingest")
-        await eventually(lambda: _is_done(handle))
+        handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
         result = await handle.result(25)
         assert rag_worker._runtime.batcher.embedded == embedded
         assert await texts_found(rag_worker, "text of otters") == [TEXT]
         known = await state_of(rag_worker, "d")
     assert (result["state"], result["superseded"]) == ("completed", True)
     assert known.indexed_version == newer["version"] > result["version"]
-
-
-async def _is_done(handle: Any) -> bool:
-    try:
-        await handle.result(0.2)
-    except (JobFailed, aiqueue.errors.ResultTimeout):
-        return False
-    return True
 
 
 async def test_a_delete_takes_what_was_before_it_and_leaves_what_comes_after(
@@ -180,7 +170,7 @@ async def test_chunks_of_the_publisher_are_indexed_as_they_are(
     body = (
         b'{"schema_version": "1.0", "message_type": "rag_document", "document_id": "plain/1", "content": "whole text",'
         b' "tenant_id": "acme", "timestamp": "2026-11-29T12:00:00Z", "metadata": {"lang": "en"}, "chunks": ['
-        b'{"chunk_id": "c1", "content": "first piece", "embedding": [0.1, 0.2], "metadata": {"page": 2, "heading": "H"}},'
+        b'{"chunk_id": "c1", "content": "first piece", "embedding": [0.1, 0.2], "metadata": {"page": 2}},'
         b'{"chunk_id": "c2", "content": "second piece", "embedding": [0.1, 0.2], "metadata": {}}]}'
     )
     await plain.jetstream().publish("ai.rag.ingest.acme", body)
@@ -215,7 +205,7 @@ async def test_jobs_stored_before_the_family_lost_its_key_still_end(
     async with rag_worker.running(client):
         for at in range(1, 5):
             await eventually(lambda at=at: _is_completed(rag_worker, f"doc-{at}"))
-        result = await client.job("doc-1", tenant="acme", family="rag.ingest").result(25)
+        result = await (await client.job("doc-1", tenant="acme", family="rag.ingest")).result(25)
     assert (result["document_id"], result["state"]) == ("doc-1", "completed")
 
 
@@ -238,4 +228,3 @@ async def test_a_document_by_claim_check_and_by_path_is_ingested_and_reindexed_f
         known = await state_of(rag_worker, str(file))
         assert "Voles dig." in await texts_found(rag_worker, "voles")
     assert (known.source, known.metadata) == (str(file), {"lang": "en"})
-    await asyncio.sleep(0)

@@ -78,23 +78,31 @@ async def test_the_same_content_only_moves_its_version_and_embeds_nothing(
     assert (known.indexed_version, known.metadata) == (third["version"], {"lang": "en"})
 
 
+async def replayed(client: aiqueue.Client, worker: RagWorker, file: Path, text: str) -> dict[str, Any]:
+    """Replay the only dead letter, of a document by path, which the worker may read from now on."""
+    path = worker._path
+    assert path is not None
+    file.write_text(text)
+    path.write_text(path.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{file.parent}"]\n')
+    await worker.reload(client)
+    (letter,) = [each async for each in client.dead.find()]
+    await client.dead.replay(letter)
+    handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
+    result: dict[str, Any] = await handle.result(25)
+    return result
+
+
 async def test_a_replayed_dead_letter_of_an_old_version_is_superseded_and_embeds_nothing(
-    client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
+    client: aiqueue.Client, rag_worker: RagWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "page.md"
     async with rag_worker.running(client):
         with pytest.raises(JobFailed, match="documents by path are off"):
             await ingest(client, document_id="d", path=str(file))
         newer = await ingest(client, document_id="d", content=TEXT)
-        file.write_text("an old text")
-        rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
-        await rag_worker.reload(client)
-        (letter,) = [each async for each in client.dead.find()]
         assert rag_worker._runtime is not None
         embedded = rag_worker._runtime.batcher.embedded
-        await client.dead.replay(letter)
-        handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
-        result = await handle.result(25)
+        result = await replayed(client, rag_worker, file, "an old text of otters")
         assert rag_worker._runtime.batcher.embedded == embedded
         assert await texts_found(rag_worker, "text of otters") == [TEXT]
         known = await state_of(rag_worker, "d")
@@ -102,21 +110,20 @@ async def test_a_replayed_dead_letter_of_an_old_version_is_superseded_and_embeds
     assert known.indexed_version == newer["version"] > result["version"]
 
 
-async def test_a_delete_takes_what_was_before_it_and_leaves_what_comes_after(
-    client: aiqueue.Client, rag_worker: RagWorker
+async def test_a_delete_takes_what_was_stored_before_it_also_where_that_comes_later(
+    client: aiqueue.Client, rag_worker: RagWorker, tmp_path: Path
 ) -> None:
-    before = await client.enqueue(RagDocument(document_id="d", content=TEXT), tenant="acme")
-    gone = await client.enqueue(RagDelete(document_id="d"), tenant="acme", priority="high")  # so it runs first
-    after = await client.enqueue(RagDocument(document_id="e", content=f"{TEXT} e"), tenant="acme")
-    async with RagWorker(rag_worker._path, concurrency=1).running(client):
-        assert (await gone.result(25))["superseded"] is False
-        assert (await before.result(25))["superseded"] is True
-        await after.result(25)
+    file = tmp_path / "page.md"
     async with rag_worker.running(client):
-        assert await texts_found(rag_worker, "otters") == [f"{TEXT} e"]
+        with pytest.raises(JobFailed, match="documents by path are off"):
+            await ingest(client, document_id="d", path=str(file))
+        gone = await (await client.enqueue(RagDelete(document_id="d"), tenant="acme")).result(25)
+        assert (await replayed(client, rag_worker, file, TEXT))["superseded"] is True
+        assert await texts_found(rag_worker, "otters") == []
         assert (await state_of(rag_worker, "d")).state == "deleted"
         again = await ingest(client, document_id="d", content=TEXT)
-        assert (await state_of(rag_worker, "d")).indexed_version == again["version"]
+        assert again["version"] > gone["version"]
+        assert await texts_found(rag_worker, "otters") == [TEXT]
 
 
 async def test_a_failed_version_keeps_the_former_one_and_says_why(

@@ -10,8 +10,9 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.rag import RagDelete, RagDocument, RagWorker
+from aiqueue.rag import RagDelete, RagDocument, RagWorker, status
 from aiqueue.rag.status import read_document_id
+from aiqueue.rag.store import SqliteStore
 
 ODD_IDS = ["guide.md", "a b", "Straße/§1.md", "x" * 1_024, "{not json", '"quoted"', "12", "hgf", "*", "ai.rag.>"]
 
@@ -48,12 +49,15 @@ async def test_a_queued_version_is_told_beside_the_one_that_is_indexed(
 ) -> None:
     async with rag_worker.running(client):
         first = await (await client.enqueue(RagDocument(document_id="d", content="one"), tenant="acme")).result(25)
-    async with RagWorker(rag_worker._path, families=["rag.queries"]).running(client):  # it takes no documents
+    assert rag_worker._path is not None
+    store = SqliteStore(rag_worker._path.parent / "store")
+    async with status.serving(client, store, None):
         newer = [RagDocument(document_id="d", content=f"later {at}") for at in range(2)]
         for each in newer:
             await client.enqueue(each, tenant="acme")
         await client.enqueue(RagDocument(document_id="new", content="x"), tenant="acme")
         found, fresh = [json.loads((await ask(plain, each)).data) for each in (b"d", b"new")]
+    await store.close()
     assert (found["state"], found["indexed_version"]) == ("queued", first["version"])
     assert found["version"] > first["version"]
     assert (fresh["state"], fresh["indexed_version"], fresh["total"]) == ("queued", None, 0)

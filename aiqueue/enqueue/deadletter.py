@@ -199,7 +199,7 @@ class DeadLetters:
                 letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}-{int(letter.failed_at)}"
             ),
             headers.REPLAY: str(letter.replays + 1),
-            **_first_stored(letter),
+            **self._first_stored(letter),
         }
         lane = await self._lane_of(letter)
         try:
@@ -209,6 +209,20 @@ class DeadLetters:
                 raise
             await self._store_replay(lane.without_key, letter, job_headers)
         await self._delete(letter)
+
+    def _first_stored(self, letter: DeadLetter) -> dict[str, str]:
+        """Return the header FIRST_STORED of a replay, for a job that was not stored anew before; empty if it was, and
+        for a mail. The run in RESUMES is that of the first storing, to the second; ENQUEUED is exact, if it is of that
+        run. Dead letters of former versions have no run.
+        """
+        family = self._topology.families.get(letter.lane.family)
+        if headers.FIRST_STORED in letter.headers or (family is not None and family.role != "work"):
+            return {}
+        at, seq = letter.enqueued_at, 0
+        if found := subjects.RUN_KEY.fullmatch(letter.headers.get(headers.RESUMES, "")):
+            seq, second = map(int, found[0].split("-"))
+            at = at if at is not None and int(at) == second else second
+        return {} if at is None else {headers.FIRST_STORED: headers.first_stored_text(at, seq)}
 
     async def _lane_of(self, letter: DeadLetter) -> Lane:
         """Return the lane in which a replayed job is stored: that of its limited key, or its ordinary lane."""
@@ -280,20 +294,6 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter
-
-
-def _first_stored(letter: DeadLetter) -> dict[str, str]:
-    """Return the header FIRST_STORED of a replay, for a job that was not stored anew before; empty if it was, and for a
-    mail. The run in RESUMES is that of the first storing, to the second; ENQUEUED is exact, if it is of that run.
-    """
-    found = subjects.RUN_KEY.fullmatch(letter.headers.get(headers.RESUMES, ""))
-    if headers.FIRST_STORED in letter.headers or found is None:
-        return {}
-    seq, second = map(int, found[0].split("-"))
-    at = letter.enqueued_at
-    return {
-        headers.FIRST_STORED: headers.first_stored_text(at if at is not None and int(at) == second else second, seq)
-    }
 
 
 def trimmed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

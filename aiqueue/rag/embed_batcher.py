@@ -17,15 +17,15 @@ PIECE: Final = 64  # so that a question waits for one call at most, and is in th
 
 
 @dataclass(slots=True, eq=False)
-class _Piece:
+class _TextGroup:
     texts: Sequence[str]
     vectors: asyncio.Future[Vectors]
 
 
 @dataclass(slots=True, eq=False)
-class _Queue:
-    urgent: deque[_Piece] = field(default_factory=deque)
-    other: deque[_Piece] = field(default_factory=deque)
+class _TextQueue:
+    urgent: deque[_TextGroup] = field(default_factory=deque)
+    other: deque[_TextGroup] = field(default_factory=deque)
     task: asyncio.Task[None] | None = None
 
 
@@ -41,7 +41,7 @@ class EmbedBatcher:
         self.embedder = embedder
         self.embedded = 0  # texts so far
         self._by_tenant: bool = getattr(embedder, "by_tenant", True)
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, _TextQueue] = {}
         self._closed = False
 
     async def embed(self, texts: Sequence[str], *, tenant: str, urgent: bool = False) -> Vectors:
@@ -56,9 +56,9 @@ class EmbedBatcher:
         if not texts:
             return np.zeros((0, self.embedder.dimensions), np.float32)
         loop = asyncio.get_running_loop()
-        pieces = [_Piece(texts[at : at + PIECE], loop.create_future()) for at in range(0, len(texts), PIECE)]
+        pieces = [_TextGroup(texts[at : at + PIECE], loop.create_future()) for at in range(0, len(texts), PIECE)]
         key = tenant if self._by_tenant else ""
-        queue = self._queues.setdefault(key, _Queue())
+        queue = self._queues.setdefault(key, _TextQueue())
         (queue.urgent if urgent else queue.other).extend(pieces)
         if queue.task is None:  # in an empty context: the next texts may be another job's
             queue.task = asyncio.create_task(self._run(key, tenant, queue), context=contextvars.Context())
@@ -81,8 +81,8 @@ class EmbedBatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.embedder.close()
 
-    async def _run(self, key: str, tenant: str, queue: _Queue) -> None:
-        batch: list[_Piece] = []
+    async def _run(self, key: str, tenant: str, queue: _TextQueue) -> None:
+        batch: list[_TextGroup] = []
         try:
             while batch := _take(queue):
                 await self._embed(tenant, batch)
@@ -92,7 +92,7 @@ class EmbedBatcher:
             for each in (*batch, *queue.urgent, *queue.other):  # only if this task was cancelled
                 each.vectors.cancel()
 
-    async def _embed(self, tenant: str, batch: list[_Piece]) -> None:
+    async def _embed(self, tenant: str, batch: list[_TextGroup]) -> None:
         texts = [text for each in batch for text in each.texts]
         try:
             vectors = _checked(await self.embedder.embed(texts, tenant=tenant), len(texts), self.embedder.name)
@@ -119,9 +119,9 @@ def _checked(vectors: Vectors, count: int, name: str) -> Vectors:
     return vectors
 
 
-def _take(queue: _Queue) -> list[_Piece]:
+def _take(queue: _TextQueue) -> list[_TextGroup]:
     """Take the next batch: questions first, without those whose callers are gone."""
-    batch: list[_Piece] = []
+    batch: list[_TextGroup] = []
     count = 0
     for waiting in (queue.urgent, queue.other):
         while waiting and (not batch or count + len(waiting[0].texts) <= TEXTS_MAX):

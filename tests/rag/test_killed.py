@@ -35,7 +35,7 @@ async def test_a_killed_worker_costs_at_most_the_chunks_that_were_in_flight(
     client: aiqueue.Client, account: Any, rag_file: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "embedded.log"
-    text = "\n\n".join(f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(3_000))
+    text = "\n\n".join(f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(1_200))
     first = await started(account, rag_file, log)
     second = None
     try:

@@ -63,7 +63,14 @@ class HostRules:
 def _parse_rule(entry: str, *, private: bool) -> _Rule:
     try:
         url = URL(f"http://{entry}")
-        if url.raw_host and url.raw_path == "/" and url.user is None and not url.query_string and not url.fragment:
+        if (
+            not _ODD.search(entry)
+            and url.raw_host
+            and url.raw_path == "/"
+            and url.user is None
+            and not url.query_string
+            and not url.fragment
+        ):
             return _Rule(url.raw_host, url.explicit_port, private)
     except ValueError:
         pass

@@ -6,6 +6,7 @@ until it is needed.
 
 from __future__ import annotations
 
+from .errors import FetchFailed, FetchRefused, ParseFailed
 from .parsing import DocumentSource, Parser
 from .types import (
     Chunk,
@@ -23,6 +24,7 @@ from .types import (
 )
 
 __all__ = [
-    "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder", "IndexedChunks",
-    "IndexedDocument", "ParsedDocument", "Parser", "Passage", "Section", "StoreStats", "VectorStore",
+    "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder", "FetchFailed",
+    "FetchRefused", "IndexedChunks", "IndexedDocument", "ParseFailed", "ParsedDocument", "Parser", "Passage", "Section",
+    "StoreStats", "VectorStore",
 ]  # fmt: skip

@@ -19,8 +19,9 @@ from typing import Any
 
 import cbor2
 
-from ..errors import LoadError, ParseFailed, SettingsError
+from ..errors import LoadError, SettingsError
 from .chunking import chunk
+from .errors import ParseFailed
 from .parse_frames import LENGTH, ROWS, encode_frame
 from .parsing import DocumentSource, Parsers
 from .types import Chunk, Section

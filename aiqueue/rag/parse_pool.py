@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from .. import codec
-from ..errors import DecodeError, ParseFailed, SettingsError, Unavailable
+from ..errors import DecodeError, SettingsError, Unavailable
 from .chunking import CHUNKS_MAX, chunk
+from .errors import ParseFailed
 from .parse_frames import LENGTH, encode_frame
 from .parsing import HEAD, DocumentSource, Parsers
 from .types import Chunk, ChunkedDocument, ParsedDocument, Section

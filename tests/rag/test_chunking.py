@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiqueue.errors import ParseFailed
 from aiqueue.rag import ParsedDocument, Section
 from aiqueue.rag.chunking import CHUNK_CHARS, CHUNK_CHARS_MIN, chunk, split_text
+from aiqueue.rag.errors import ParseFailed
 
 PIECES = [
     " ", "\n", "\n\n", "\r\n", "x" * 2_000, "e\u0301" * 900, "\u0301" * 1_500, "\U0001f3f3\ufe0f\u200d\U0001f308" * 400,

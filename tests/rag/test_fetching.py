@@ -17,9 +17,11 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
-from aiqueue.errors import FetchFailed, FetchRefused, SettingsError
+from aiqueue.errors import SettingsError
 from aiqueue.rag.addresses import refusal_of
-from aiqueue.rag.fetching import MEMORY_BYTES_MAX, FetchLimits, fetch_url, read_path
+from aiqueue.rag.errors import FetchFailed, FetchRefused
+from aiqueue.rag.fetched import MEMORY_BYTES_MAX, FetchLimits
+from aiqueue.rag.fetching import fetch_url, read_path
 from aiqueue.rag.parse_pool import ParsePool
 
 SECRET = "secret: outside of the roots"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aiqueue.errors import LoadError, ParseFailed, Unavailable
+from aiqueue.errors import LoadError, Unavailable
 from aiqueue.rag.chunking import chunk
+from aiqueue.rag.errors import ParseFailed
 from aiqueue.rag.parse_pool import INLINE_BYTES_MAX, ParseLimits, ParsePool
 
 from ..support import ROOT, Eventually

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiqueue.errors import LoadError, ParseFailed
+from aiqueue.errors import LoadError
 from aiqueue.rag import ParsedDocument, Section
+from aiqueue.rag.errors import ParseFailed
 from aiqueue.rag.parsing import DocumentSource, Parsers
 
 from .pdfs import encrypted_pdf, image_only_pdf, pdf

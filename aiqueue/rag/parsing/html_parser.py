@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import ParseFailed
+from ..errors import ParseFailed
 from ..types import ParsedDocument, Section
 from .headings import HeadingPath
 from .sniffing import HEAD, DocumentSource, charset_in, decode_text

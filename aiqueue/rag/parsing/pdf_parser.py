@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
-from ...errors import ParseFailed
+from ..errors import ParseFailed
 from ..types import ParsedDocument, Section
 from .headings import HeadingPath
 from .sniffing import DocumentSource

@@ -14,10 +14,7 @@
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
     │   ├── TopologyError       an invalid streams/*.toml, limits.toml, gateway.toml or rag.toml; names file
     │   ├── IdReused            a job of this id has another body, and the family takes one body for an id
-    │   ├── AboveLimit          a reservation above the limit itself: waiting would not help
-    │   ├── ParseFailed         a document that cannot be read, or holds no text
-    │   └── FetchRefused        a path or URL that may not be read, or that never can be
-    ├── FetchFailed             a path or URL cannot be read now; a retry can help
+    │   └── AboveLimit          a reservation above the limit itself: waiting would not help
     ├── Unavailable             no server answers now; a retry can help
     ├── AccessDenied            wrong credentials, or no permission for a subject
     ├── QueueFull               a limit is reached, nothing was stored; a retry can help
@@ -169,32 +166,6 @@ class AboveLimit(BadInput):
         problem = f"{what} {value:,.10g} is above the limit of {limit:,.10g} itself ({rule}) for the key {key!r}"
         super().__init__(f"{problem}: reserve less, or raise the limit")
         self.what, self.value, self.limit, self.rule, self.key = what, value, limit, rule, key
-
-
-class ParseFailed(BadInput):
-    """A document that cannot be read, holds no text, or exceeds a limit. `reason` says what to do about that."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the document cannot be read: {reason}")
-        self.reason = reason
-
-
-class FetchRefused(BadInput):
-    """A path or URL that may not be read, or that never can be. `source`: as it was given. `reason` says why."""
-
-    def __init__(self, source: str, reason: str) -> None:
-        super().__init__(f"{source[:200]!r} is not fetched: {reason}")
-        self.source, self.reason = source, reason
-
-
-class FetchFailed(AIQueueError):
-    """A path or URL cannot be read now. `retry_after_s`: the wait that the server asks for; None: it does not say."""
-
-    retryable = True
-
-    def __init__(self, source: str, reason: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{source[:200]!r} cannot be fetched now: {reason}; try again later")
-        self.source, self.reason, self.retry_after_s = source, reason, retry_after_s
 
 
 class Unavailable(AIQueueError):

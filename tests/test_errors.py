@@ -25,8 +25,6 @@ EXAMPLES: dict[str, AIQueueError] = {
     "UnknownFamily": errors.UnknownFamily("x.y", ("a.b",)),
     "TopologyError": errors.TopologyError("x.toml", "stream.name", "is missing"),
     "AboveLimit": errors.AboveLimit("cost", 12_000, 10_000, "agent.tasks: cost 10,000 in 1m", "gpt\n4"),
-    "FetchRefused": errors.FetchRefused("/etc/x\ny", "it is outside\nof the roots"),
-    "FetchFailed": errors.FetchFailed("http://x/", "the server\nanswers 503", retry_after_s=2.0),
     "Unavailable": errors.Unavailable("no server", maybe_stored=True),
     "QueueFull": errors.QueueFull("agent.tasks acme/high", "too\nmany", limit=1000, retry_after_s=2.5),
     **{
@@ -134,7 +132,7 @@ def test_details_tell_what_json_cannot_hold_by_its_repr() -> None:
 def test_only_what_another_try_can_mend_is_retryable() -> None:
     assert {each.__name__ for each in CLASSES if each.retryable} == {
         "Unavailable", "QueueFull", "LaneFull", "StreamFull", "AccountFull", "DiskFull", "ResultTimeout",
-        "InboxFull", "ReplyTimeout", "FetchFailed",
+        "InboxFull", "ReplyTimeout",
     }  # fmt: skip
 
 

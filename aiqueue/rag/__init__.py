@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .client import Rag
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
+from .errors import FetchFailed, FetchRefused, ParseFailed
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENT_BYTES_MAX", "EVALUATED_MODES", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader",
-    "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "GivenChunk", "IndexedChunks",
-    "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParsedDocument", "Parser", "ParsingConfig",
-    "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "RagWorker", "Scores",
-    "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant", "evaluate", "load",
-    "read_questions", "time_of", "version_at", "version_of", "worker",
+    "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "FetchFailed", "FetchRefused", "GivenChunk",
+    "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
+    "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
+    "RagWorker", "Scores", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant",
+    "evaluate", "load", "read_questions", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 
 

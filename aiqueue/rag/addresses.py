@@ -5,7 +5,6 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 _NAT64 = IPv6Network("64:ff9b::/96")
-_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 
 
 def refusal_of(address: str, *, private: bool) -> str:
@@ -18,29 +17,26 @@ def refusal_of(address: str, *, private: bool) -> str:
         found = ip_address(address.partition("%")[0])
     except ValueError:
         return f"{address!r} is no address"
-    for each in {found, _embedded(found)}:
-        if each.is_multicast or each.is_unspecified or each.is_link_local:
+    for each in _reached(found):
+        if each.is_multicast or each.is_unspecified or each.is_link_local or getattr(each, "is_site_local", False):
             return f"{each} is a multicast, unspecified or link-local address"
-        if each.is_reserved or _is_broadcast(each):
+        if (each.is_reserved and not each.is_loopback) or _is_broadcast(each):
             return f"{each} is a reserved address"
         if not private and not each.is_global:
             return f"{each} is no public address"
     return ""
 
 
-def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """Return the IPv4 address that a connection to an IPv6 address may reach, else the address itself."""
+def _reached(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
+    """Return the addresses that a connection may reach: behind some of IPv6 there is one of IPv4."""
     if isinstance(address, IPv4Address):
-        return address
+        return [address]
     if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
-    if address in _NAT64 or address in _LOCAL_NAT64 or int(address) >> 32 == 0:
-        return IPv4Address(int(address) & 0xFFFFFFFF) if int(address) > 1 else address
-    return address
+        return [address.ipv4_mapped]
+    if address in _NAT64:
+        return [IPv4Address(int(address) & 0xFFFFFFFF)]
+    inner = address.sixtofour or (address.teredo and address.teredo[1])
+    return [address, inner] if inner else [address]
 
 
 def _is_broadcast(address: IPv4Address | IPv6Address) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from ..errors import ParseFailed
+from .errors import ParseFailed
 from .types import Chunk, ParsedDocument
 
 if TYPE_CHECKING:

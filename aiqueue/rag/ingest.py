@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..errors import AIQueueError, BadInput, EmbedderChanged, FetchFailed, SettingsError
+from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError
 from ..job import Job, Reject, Retry
 from . import sources
 from .embed_batcher import EmbedBatcher
+from .errors import FetchFailed
 from .messages import RagDelete, RagDocument, check_tenant
 from .runtime import RagRuntime
 from .types import (

@@ -14,12 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cbor2
 
-from ..errors import LoadError, ParseFailed, SettingsError
+from ..errors import LoadError, SettingsError
 from .chunking import chunk
+from .errors import ParseFailed
 from .parse_frames import LENGTH, ROWS, encode_frame
 from .parsing import DocumentSource, Parsers
 from .types import Chunk, Section
@@ -76,11 +78,11 @@ def _answer(parsers: Parsers, request: list[Any], content: bytes, files: list[in
             found = chunk(document, chunks_max=chunks_max)
         for begin in range(0, len(found), ROWS):
             yield ["rows", [_to_row(each) for each in found[begin : begin + ROWS]]]
-        yield ["done", document.title, list(document.problems), _peak_bytes()]
+        yield ["done", document.title, list(document.problems), _kept_bytes()]
     except ParseFailed as error:
-        yield ["failed", error.reason, _peak_bytes()]
+        yield ["failed", error.reason, _kept_bytes()]
     except MemoryError:
-        yield ["failed", "", _peak_bytes()]
+        yield ["failed", "", _kept_bytes()]
     except (SettingsError, OSError) as error:
         yield ["unable", str(error)]
 
@@ -105,9 +107,13 @@ def _limit(name: str, value: int) -> None:
         resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _kept_bytes() -> int:
+    """Return the memory of this process. (On Linux, ru_maxrss would begin with the parent's.)"""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _receive_head(sock: socket.socket) -> tuple[int, list[int]]:

@@ -8,7 +8,7 @@ A frame is its length in 4 bytes, big-endian, and a list whose first item is the
 From the child: "ready" once, or "unable" with the reason why it serves nobody. For each document any number of "rows",
 lists of the fields of chunks or sections, then one of
 
-- ``["done", title, problems, peak]`` or ``["failed", reason, peak]``, `peak` being the child's largest memory in bytes
+- ``["done", title, problems, kept]`` or ``["failed", reason, kept]``, `kept` being the child's memory in bytes
 - ``["unable", reason]``: a package is missing
 """
 

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from .. import codec
-from ..errors import DecodeError, ParseFailed, SettingsError, Unavailable
+from ..errors import DecodeError, SettingsError, Unavailable
 from .chunking import CHUNKS_MAX, chunk
+from .errors import ParseFailed
 from .parse_frames import LENGTH, encode_frame
 from .parsing import HEAD, DocumentSource, Parsers
 from .types import Chunk, ChunkedDocument, ParsedDocument, Section
 
 Content = bytes | Path | IO[bytes]  # a path or open file is only read by the child
 INLINE_BYTES_MAX = 64 * 1024  # a larger document is read in a child in any case: the event loop must go on
-PEAK_BYTES_MAX = 256 * 1024**2  # a child that has needed more is replaced, since it keeps the memory
+KEPT_BYTES_MAX = 256 * 1024**2  # a child that keeps more memory than this after a document is replaced
 START_S = 60.0
 END_S = 5.0
 _NAME_CHARS_MAX = 1_000
@@ -139,7 +140,7 @@ class ParsePool:
                     if was_fresh or died.is_certain:
                         raise ParseFailed(str(died)) from None
                 finally:
-                    if child.has_answered and child.peak_bytes <= PEAK_BYTES_MAX and not self._closed:
+                    if child.has_answered and child.kept_bytes <= KEPT_BYTES_MAX and not self._closed:
                         self._idle.append(child)
                     else:
                         self._all.discard(child)
@@ -193,7 +194,7 @@ class _ParserProcess:
         self._limits = limits
         self.is_fresh = True  # it has read no document
         self.has_answered = False  # to the last document that it was sent
-        self.peak_bytes = 0
+        self.kept_bytes = 0
 
     @property
     def pid(self) -> int:
@@ -253,7 +254,7 @@ class _ParserProcess:
         while True:
             items = await self._receive()
             if items[0] in ("done", "failed"):
-                self.peak_bytes, self.has_answered = int(items[-1]), True
+                self.kept_bytes, self.has_answered = int(items[-1]), True
             yield items
 
     async def describe_end(self) -> _ParserDied:

@@ -13,9 +13,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ..errors import FetchFailed, FetchRefused, SettingsError
+from ..errors import SettingsError
 from .addresses import refusal_of
-from .fetching import Collecting, Fetched, FetchLimits, too_large
+from .errors import FetchFailed, FetchRefused
+from .fetched import Collecting, Fetched, FetchLimits, too_large
 
 Resolver = AbstractResolver
 
@@ -29,7 +30,7 @@ _TRANSIENT = frozenset({408, 425, 429})
 _HEADERS = {"User-Agent": "aiqueue", "Accept": "*/*", "Accept-Encoding": "gzip"}
 
 
-class _Rule(NamedTuple):
+class _AllowedHost(NamedTuple):
     """An allowed host. `port`: None: that of the scheme."""
 
     host: str
@@ -44,7 +45,7 @@ class HostRules:
         self._rules = [_parse_rule(each, private=True) for each in private_hosts]
         self._rules += [_parse_rule(each, private=False) for each in hosts]
 
-    def find(self, source: str, url: URL) -> _Rule:
+    def find(self, source: str, url: URL) -> _AllowedHost:
         """Return the rule that allows a URL. Raises FetchRefused."""
         if not self._rules:
             raise FetchRefused(source, "documents by URL are off: allow a host for this tenant")
@@ -60,11 +61,18 @@ class HostRules:
         )
 
 
-def _parse_rule(entry: str, *, private: bool) -> _Rule:
+def _parse_rule(entry: str, *, private: bool) -> _AllowedHost:
     try:
         url = URL(f"http://{entry}")
-        if url.raw_host and url.raw_path == "/" and url.user is None and not url.query_string and not url.fragment:
-            return _Rule(url.raw_host, url.explicit_port, private)
+        if (
+            not _ODD.search(entry)
+            and url.raw_host
+            and url.raw_path == "/"
+            and url.user is None
+            and not url.query_string
+            and not url.fragment
+        ):
+            return _AllowedHost(url.raw_host, url.explicit_port, private)
     except ValueError:
         pass
     raise SettingsError(f"the allowed host {entry!r} must be a name or address, with or without a port")
@@ -99,7 +107,9 @@ def _parse(source: str, text: str) -> URL:
         raise FetchRefused(source, f"it is no valid URL: {error}") from None
 
 
-async def _get(source: str, url: URL, rule: _Rule, limits: FetchLimits, resolver: Resolver | None) -> Fetched | str:
+async def _get(
+    source: str, url: URL, rule: _AllowedHost, limits: FetchLimits, resolver: Resolver | None
+) -> Fetched | str:
     """Return the document, or where a redirect leads. Raises FetchRefused, FetchFailed, TimeoutError."""
     guard = _Guard(source, resolver or aiohttp.ThreadedResolver(), private=rule.private)
     connector = aiohttp.TCPConnector(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import ParseFailed
+from ..errors import ParseFailed
 from ..types import ParsedDocument, Section
 from .headings import HeadingPath
 from .sniffing import HEAD, DocumentSource, charset_in, decode_text
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lxml.etree import _Element as Element
 
 _START = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
+    rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)?\s*(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
     re.IGNORECASE | re.DOTALL,
 )
 _META = re.compile(rb"<meta[^>]{0,300}charset[^>]{0,100}>", re.IGNORECASE)
@@ -49,6 +49,7 @@ class HtmlParser:
 
     def recognises(self, head: bytes, source: DocumentSource) -> bool:
         """Whether it begins as HTML does: with its doctype, or the element html, head or body."""
+        head = head.replace(b"\0", b"") if b"\0" in head[:4] else head  # UTF-16
         return _START.match(head) is not None
 
     def parse(self, content: bytes, source: DocumentSource) -> ParsedDocument:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
-from ...errors import ParseFailed
+from ..errors import ParseFailed
 from ..types import ParsedDocument, Section
 from .headings import HeadingPath
 from .sniffing import DocumentSource
@@ -102,8 +102,9 @@ def _read_page(document: Any, number: int) -> tuple[str, str]:
         text = _SOFT_HYPHEN.sub("", text.replace("\r\n", "\n"))
         if text.strip():
             return text, ""
-        images = page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=2)
-        has_image = next(islice(images, _OBJECTS_MAX), None) is not None
+        count = min(raw.FPDFPage_CountObjects(page), _OBJECTS_MAX)
+        kinds = {raw.FPDFPageObj_GetType(raw.FPDFPage_GetObject(page, each)) for each in range(count)}
+        has_image = bool(kinds & {raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM})
         return "", "it has no text, only an image: run OCR on it" if has_image else ""
     finally:
         page.close()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol, runtime_checkable
 
-from ...errors import LoadError, ParseFailed, SettingsError
+from ...errors import LoadError, SettingsError
+from ..errors import ParseFailed
 from ..types import ParsedDocument, Section
 from .csv_parser import CsvParser
 from .html_parser import HtmlParser

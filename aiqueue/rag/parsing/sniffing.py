@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
 
-from ...errors import ParseFailed
+from ..errors import ParseFailed
 
 HEAD = 64 * 1024  # bytes that are looked at to tell a format
 TITLE_CHARS_MAX = 200

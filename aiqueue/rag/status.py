@@ -152,7 +152,7 @@ def read_document_id(body: bytes, content_type: str) -> str:
     """
     stripped = body.strip()
     media = content_type.partition(";")[0].strip().lower()
-    is_map = stripped[:1] == b"{" or body[:1] and body[0] in _CBOR_MAPS
+    is_map = stripped[:1] == b"{" or (body[:1] and body[0] in _CBOR_MAPS)
     data: Any = None
     if media.endswith(("json", "cbor")) or (is_map and not media.startswith("text/")):
         try:

@@ -6,6 +6,7 @@ until it is needed.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .client import Rag
@@ -33,7 +34,9 @@ from .types import (
 from .versions import time_of, version_at, version_of
 
 if TYPE_CHECKING:
+    from .bindings import open_bound_store
     from .rag_worker import RagWorker, worker
+    from .runtime import open_embedder
 
 __all__ = [
     "CONTENT_BYTES_MAX", "EVALUATED_MODES", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader",
@@ -41,14 +44,16 @@ __all__ = [
     "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
     "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
     "RagWorker", "Scores", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant",
-    "evaluate", "load", "read_questions", "time_of", "version_at", "version_of", "worker",
+    "evaluate", "load", "open_bound_store", "open_embedder", "read_questions", "time_of", "version_at", "version_of",
+    "worker",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Import the worker on first use: with the queue's worker it imports the client of NATS."""
-    if name not in ("RagWorker", "worker"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import rag_worker  # noqa: PLC0415
+_LAZY = {"RagWorker": "rag_worker", "open_bound_store": "bindings", "open_embedder": "runtime", "worker": "rag_worker"}
 
-    return getattr(rag_worker, name)
+
+def __getattr__(name: str) -> Any:
+    """Import some names on first use: with the queue's worker they import the client of NATS."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

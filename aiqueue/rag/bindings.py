@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -14,10 +15,12 @@ from ..config import Settings
 from ..errors import BadInput, ConfigMismatch, Conflict, NotFound
 from ..topology import Topology
 from .config import RagConfig
-from .runtime import store_path
+from .runtime import open_store, store_path
 
 if TYPE_CHECKING:
+    from ..client import Client
     from ..connection import Connection, Stored
+    from .types import VectorStore
 
 VERSION = 1
 TRIES_MAX = 8
@@ -77,6 +80,27 @@ async def bind(
             continue  # another worker was first: what has it noted?
         return
     raise Conflict(f"other workers wrote to {stream} before each of {TRIES_MAX} tries: start this worker again")
+
+
+async def check(
+    connection: Connection, topology: Topology, mine: Binding, *, tenant: str, moved_from: str | None
+) -> None:
+    """Raise ConfigMismatch, in one line that says what to do, if a tenant's documents are elsewhere. Notes nothing.
+
+    Raises NotFound without the stream.
+    """
+    known = await _read_all(connection, topology.rag_stream.name)
+    for subject in (subjects.rag_store(tenant), subjects.rag_store(None)):
+        found = known[subject][0] if subject in known else mine
+        if found != mine and moved_from != found.place:
+            raise ConfigMismatch(_describe(subject, found, mine))
+
+
+async def open_bound_store(client: Client, config: RagConfig, tenant: str) -> VectorStore:
+    """Open the store that rag.toml names, to read a tenant's documents. Raises as `check` and `open_store`."""
+    mine = binding_of(config, client.settings)
+    await check(client.connection, client.topology, mine, tenant=tenant, moved_from=config.store.moved_from)
+    return await asyncio.to_thread(open_store, config, client.settings)
 
 
 def _describe(subject: str, binding: Binding, mine: Binding) -> str:

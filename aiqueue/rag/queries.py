@@ -17,6 +17,7 @@ from .types import Mode, Passage, VectorStore
 
 if TYPE_CHECKING:
     from ..client import Client
+    from ..gateway import GatewayConfig
     from ..worker import Worker
     from .config import RagConfig
     from .embed_batcher import EmbedBatcher
@@ -61,8 +62,13 @@ class Queries:
         self._embedder = embedder
         self._ready = ready
         self.answerer = answerer or Answerer(client, config.answers)
-        self._answers_max = answers_max
+        self.answers_max = answers_max
         self._answers = 0
+
+    def use(self, config: RagConfig, gateway: GatewayConfig | None) -> None:
+        """Take over another configuration. `gateway`: see `Answerer`."""
+        self._config = config
+        self.answerer = Answerer(self._client, config.answers, gateway)
 
     async def run(self, job: Job[RagQuery]) -> dict[str, Any]:
         """Return the result of a question, see docs/rag.md. Raises Retry and Reject, and Stale."""
@@ -70,7 +76,7 @@ class Queries:
         if not message.answer:
             passages, took_s = await self._search_in_time(job), time.monotonic() - started
             return self._result(job, passages, took_s)
-        if self._answers >= self._answers_max:
+        if self._answers >= self.answers_max:
             raise Retry(f"{self._answers} answers are under way in this worker", after=_SLOT_RETRY_S)
         self._answers += 1
         try:

@@ -17,8 +17,9 @@ from . import bindings, config_file, status
 from .config import RagConfig
 from .ingest import ATTEMPTS, delete, ingest
 from .messages import RagDelete, RagDocument, RagReindex
+from .queries import register_queries
 from .reindex import reindex
-from .runtime import RagRuntime, open_embedder, open_store
+from .runtime import RagRuntime, load_gateway, open_embedder, open_store
 from .types import Embedder
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ SUSPECT_AFTER: Final = 10
 
 class RagWorker(Worker):
     """Ingests documents, and answers questions and requests for the status of documents. Reads rag.toml when it starts,
-    and tenants, limits and answers again on SIGHUP.
+    and tenants, limits and answers again on SIGHUP, and gateway.toml.
 
     `config`: the path of the file. None: see `load`. `embedder`: in place of the one that rag.toml names; the worker
     closes it. The other options are those of `Worker`. `tenants` also bounds what is answered.
@@ -59,6 +60,7 @@ class RagWorker(Worker):
         self.handle(RagDocument, retry=retry, timeout=None)(ingest)
         self.handle(RagDelete, retry=retry)(delete)
         self.handle(RagReindex, retry=retry, timeout=None)(reindex)
+        register_queries(self)
 
     @asynccontextmanager
     async def running(self, client: Client) -> AsyncIterator[Session]:
@@ -100,7 +102,7 @@ class RagWorker(Worker):
         former = runtime.config
         if (config.store, config.embedder, config.parsing) != (former.store, former.embedder, former.parsing):
             log.warning("%s: [store], [embedder] and [parsing] stay as they were: restart the worker", config.file)
-        runtime.use(config)
+        runtime.use(config, await asyncio.to_thread(load_gateway, client.settings))
         log.info("%s is reloaded: %d tenants", config.file or "rag.toml", len(config.tenants))
 
     def _load(self, client: Client) -> RagConfig:
@@ -109,10 +111,13 @@ class RagWorker(Worker):
     async def _open(self, client: Client, config: RagConfig) -> RagRuntime:
         store = await asyncio.to_thread(open_store, config, client.settings)
         try:
-            return RagRuntime(config, store, self._embedder or open_embedder(client, config))
+            runtime = RagRuntime(client, config, store, self._embedder or open_embedder(client, config))
         except BaseException:
             await store.close()
             raise
+        runtime.use(config, await asyncio.to_thread(load_gateway, client.settings))
+        runtime.queries.answers_max = max(1, self.concurrency // 2)
+        return runtime
 
     @asynccontextmanager
     async def _lend_runtime(self) -> AsyncIterator[RagRuntime | None]:

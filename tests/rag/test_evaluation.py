@@ -53,14 +53,9 @@ def test_a_labelled_heading_must_be_in_the_passages_path_or_text(found: Passage,
 
 def test_questions_are_read_with_one_document_or_several(tmp_path: Path) -> None:
     path = tmp_path / "questions.json"
-    path.write_text(
-        json.dumps(
-            [
-                {"question": "one?", "document": "a.md", "note": "passed over"},
-                {"question": "two?", "document": ["a.md", "b.md"], "heading": "H", "where": {"lang": "en"}},
-            ]
-        )  # fmt: skip
-    )
+    one = {"question": "one?", "document": "a.md", "note": "passed over"}
+    two = {"question": "two?", "document": ["a.md", "b.md"], "heading": "H", "where": {"lang": "en"}}
+    path.write_text(json.dumps([one, two]))
     assert read_questions(path) == [
         LabelledQuestion("one?", ("a.md",)), LabelledQuestion("two?", ("a.md", "b.md"), "H", {"lang": "en"}),
     ]  # fmt: skip

@@ -31,14 +31,14 @@ def run_with_parts(
 
     Raises BadInput and the like in one line: for a wrong rag.toml, or a store that is on another host.
     """
-    from ...rag import load, open_store  # noqa: PLC0415
+    from ...rag import load, open_bound_store  # noqa: PLC0415
     from ...subjects import token  # noqa: PLC0415
 
     token("tenant", tenant)
 
     async def run(client: Client) -> T:
         config = await asyncio.to_thread(load, streams=client.settings.streams)
-        store = open_store(config, client.settings)
+        store = await open_bound_store(client, config, tenant)
         try:
             return await work(client, config, store)
         finally:

@@ -92,14 +92,16 @@ def _keyword(db: sqlite3.Connection, terms: Sequence[str], count: int, allowed: 
     expression = " OR ".join(map(_quoted, terms))
     if allowed is None:
         sql = "SELECT rowid, rank FROM fts WHERE fts MATCH ? ORDER BY rank LIMIT ?"
-        found = db.execute(sql, (expression, count))
+        values: tuple[Any, ...] = (expression, count)
     else:
-        found = db.execute(
+        sql = (
             "SELECT fts.rowid, fts.rank FROM fts JOIN chunks ON chunks.id = fts.rowid WHERE fts MATCH ?"
-            " AND chunks.document IN (SELECT value FROM json_each(?)) ORDER BY fts.rank LIMIT ?",
-            (expression, json.dumps(allowed.tolist()), count),
+            " AND chunks.document IN (SELECT value FROM json_each(?)) ORDER BY fts.rank LIMIT ?"
         )
-    return {row: -rank for row, rank in found}
+        values = (expression, json.dumps(allowed.tolist()), count)
+    # All in one row: for each row the thread would give the interpreter away, and wait for it among other readers.
+    found = db.execute(f"SELECT json_group_array(json_array(rowid, rank)) FROM ({sql})", values).fetchone()[0]
+    return {row: -rank for row, rank in json.loads(found)}
 
 
 def _passages(db: sqlite3.Connection, ranked: Sequence[tuple[int, float]], k: int) -> list[Passage]:

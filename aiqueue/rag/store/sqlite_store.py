@@ -51,7 +51,7 @@ class SqliteStore:
 
     def __init__(self, root: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._root = Path(root).absolute()
-        self._readers = ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="aiqueue-rag-read")
+        self._readers = ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 1)), thread_name_prefix="aiqueue-rag-read")
         self._budget = CacheBudget(cache_bytes)
         self._tenants: OrderedDict[str, TenantDatabase] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()

@@ -58,12 +58,21 @@ class Snapshot:
         """Return the `count` chunks that are most similar, with their dot products. `allowed`: documents."""
         scores = np.empty(len(self.rows), np.float32)
         for first, block in self.filled():
-            np.dot(block, vector, out=scores[first : first + len(block)])
+            products(block, vector, scores[first : first + len(block)])
         if allowed is not None:
             scores[~np.isin(self.documents, allowed)] = -np.inf
         if self.dead:
             scores[~self.alive] = -np.inf
         return best_of(self.rows, scores, count)
+
+
+def products(block: Matrix, vector: Matrix, out: Matrix) -> Matrix:
+    """Return the dot product of each row with the vector, in `out`.
+
+    Not by BLAS: its threads spin for each other, which takes 5 to 20 times the CPU where cores are busy.
+    """
+    np.einsum("ij,j->i", block, vector, out=out)
+    return out
 
 
 def best_of(rows: Rows, scores: Matrix, count: int) -> dict[int, float]:
@@ -89,7 +98,7 @@ def best_on_disk(
     """As `Snapshot.best`, without a cache: for a tenant that is larger than the bound of all caches."""
     rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
     for ids, documents, block in read_blocks(db, 0, dimensions):
-        found = block @ vector
+        found = products(block, vector, np.empty(len(ids), np.float32))
         if allowed is not None:
             found[~np.isin(documents, allowed)] = -np.inf
         best = best_of(np.concatenate([rows, ids]), np.concatenate([scores, found]), count)

@@ -17,7 +17,7 @@ from ..server import find_directory
 from .config import STORE_DIRECTORY, RagConfig
 from .embed_batcher import EmbedBatcher
 from .embedding import DIMENSIONS, WordLlamaEmbedder
-from .fetching import FetchLimits
+from .fetched import FetchLimits
 from .parse_pool import ParseLimits, ParsePool
 from .queries import Queries
 from .types import Embedder, VectorStore

@@ -13,7 +13,8 @@ from .. import headers
 from ..errors import BadInput
 from ..job import Job
 from .config import RagConfig
-from .fetching import FetchLimits, fetch_url, read_path
+from .fetched import FetchLimits
+from .fetching import fetch_url, read_path
 from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
 from .types import Chunk
 

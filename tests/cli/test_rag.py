@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue.cli.app import app
 from aiqueue.cli.rag import watch
-from aiqueue.cli.rag.pipeline import Order
+from aiqueue.cli.rag.pipeline import IngestOrder
 from aiqueue.gateway.standin import StandIn
 from aiqueue.rag import RagWorker
 
@@ -240,7 +240,7 @@ async def test_a_watched_directory_is_followed(account: Account, docs: Path, wor
         return bool(await worker._runtime.store.search("acme", word, None, 5, mode="keyword"))
 
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        order = Order("acme", wait_s=20)
+        order = IngestOrder("acme", wait_s=20)
         watching = asyncio.create_task(watch._watch(client, docs, (), order, 0.05, as_json=False))
         try:
             await eventually(lambda: lists(*sorted(DOCUMENTS)))

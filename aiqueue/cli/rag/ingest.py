@@ -13,7 +13,7 @@ from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option
 from .arguments import NO_WORKER, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
 from .files import FoundFile, find_files
-from .pipeline import Order, Totals, bar, ingest_files, print_totals
+from .pipeline import IngestOrder, IngestTotals, bar, ingest_files, print_totals
 
 if TYPE_CHECKING:
     from ...client import Client
@@ -50,11 +50,11 @@ def ingest(
 
     Exit codes: 0 all are indexed (stored, with --no-wait), also those with errors; 1 some failed.
     """
-    totals = Totals()
+    totals = IngestTotals()
     files = find_files(places, glob or (), base, totals.fail)
     if not files and not totals.failed:
         raise BadInput(f"no file to ingest in {', '.join(repr(str(each)) for each in places)}")
-    order = Order(tenant, parse_metadata(metadata), priority, None if no_wait else timeout)
+    order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout)
     totals.found = len(files) + len(totals.failed)
     try:
         options.run_with_client(lambda client: _run(client, files, order, totals))
@@ -76,7 +76,7 @@ def ingest(
         raise typer.Exit(FAILED)
 
 
-async def _run(client: Client, files: list[FoundFile], order: Order, totals: Totals) -> None:
+async def _run(client: Client, files: list[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
     from ...rag import RagDocument  # noqa: PLC0415
 
     if await is_worker_missing(client, RagDocument, order.tenant):

@@ -24,7 +24,7 @@ SHOWN = 20  # documents with problems, in text
 
 
 @dataclass(frozen=True)
-class Order:
+class IngestOrder:
     """What is ingested how. `wait_s`: for each document; None: not at all."""
 
     tenant: str
@@ -34,7 +34,7 @@ class Order:
 
 
 @dataclass
-class Totals:
+class IngestTotals:
     """What has become of documents, by id. `problems`: of those that are completed with errors, a line each."""
 
     found: int = 0
@@ -61,7 +61,7 @@ class Totals:
         }  # fmt: skip
 
 
-async def ingest_files(client: Client, files: Sequence[FoundFile], order: Order, totals: Totals) -> None:
+async def ingest_files(client: Client, files: Sequence[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
     """Store the files as jobs, and wait for their ends if the order says so. What goes wrong is in `totals`.
 
     Raises Unavailable and the like: then no further file is read.
@@ -100,7 +100,7 @@ async def ingest_files(client: Client, files: Sequence[FoundFile], order: Order,
     await parallel.for_each(stored(), finish, at_once=AT_ONCE)
 
 
-def _read(file: FoundFile, order: Order, totals: Totals) -> JobSpec | None:
+def _read(file: FoundFile, order: IngestOrder, totals: IngestTotals) -> JobSpec | None:
     """Return the job of a file; None if it cannot be one, which `totals` then says."""
     from ...job import JobSpec  # noqa: PLC0415
     from ...payload import parse_message  # noqa: PLC0415
@@ -124,7 +124,7 @@ def _read(file: FoundFile, order: Order, totals: Totals) -> JobSpec | None:
         return None
 
 
-async def _finish(document_id: str, handle: Handle, wait_s: float, totals: Totals) -> None:
+async def _finish(document_id: str, handle: Handle, wait_s: float, totals: IngestTotals) -> None:
     try:
         result = await handle.result(wait_s)
     except JobFailed as error:
@@ -141,7 +141,7 @@ async def _finish(document_id: str, handle: Handle, wait_s: float, totals: Total
         totals.completed += 1
 
 
-def print_totals(totals: Totals, *, waited: bool) -> None:
+def print_totals(totals: IngestTotals, *, waited: bool) -> None:
     """Print what has become of the documents, and of each one with problems which and why."""
     from ...units import short_duration  # noqa: PLC0415
 
@@ -166,7 +166,7 @@ def _print_each(what: str, by_id: dict[str, str], style: str) -> None:
 
 
 @contextlib.contextmanager
-def bar(totals: Totals) -> Iterator[Callable[[], None]]:
+def bar(totals: IngestTotals) -> Iterator[Callable[[], None]]:
     """Show on stderr how many documents have ended, at which rate, and how many failed; on a terminal only.
 
     Yields a function that draws it anew.

@@ -15,7 +15,7 @@ from .. import output
 from ..options import ServerOptions, duration_option, print_error
 from .arguments import NO_WORKER, Metadata, Tenant, is_worker_missing, parse_metadata
 from .files import FoundFile, find_files
-from .pipeline import Order, Totals, ingest_files
+from .pipeline import IngestOrder, IngestTotals, ingest_files
 
 if TYPE_CHECKING:
     from ...client import Client
@@ -96,12 +96,12 @@ def watch(
     """
     if not watched.is_dir():
         raise BadInput(f"cannot watch {str(watched)!r}: it is no directory")
-    order = Order(tenant, parse_metadata(metadata), wait_s=timeout)
+    order = IngestOrder(tenant, parse_metadata(metadata), wait_s=timeout)
     options.run_with_client(lambda client: _watch(client, watched, tuple(glob or ()), order, interval, as_json=json))
 
 
 async def _watch(
-    client: Client, directory: Path, globs: tuple[str, ...], order: Order, interval_s: float, *, as_json: bool
+    client: Client, directory: Path, globs: tuple[str, ...], order: IngestOrder, interval_s: float, *, as_json: bool
 ) -> None:
     from ...rag import RagDocument  # noqa: PLC0415
 
@@ -139,11 +139,11 @@ def _look(directory: Path, globs: tuple[str, ...], unread: list[str]) -> dict[st
     }
 
 
-async def _apply(client: Client, changes: Changes, order: Order, *, as_json: bool) -> None:
+async def _apply(client: Client, changes: Changes, order: IngestOrder, *, as_json: bool) -> None:
     """Do what has changed, and say what has become of each document."""
     from ...rag import Rag  # noqa: PLC0415
 
-    totals = Totals(found=len(changes.files))
+    totals = IngestTotals(found=len(changes.files))
     await ingest_files(client, changes.files, order, totals)
     for each in changes.files:
         if (why := totals.failed.get(each.document_id)) is not None:

@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import headers, subjects
 from ..config import Settings
@@ -45,6 +45,9 @@ class Binding:
         if self.kind != "sqlite":
             return self.kind
         return f"on host {self.host}" + (f" in {self.path}" if self.path else "")
+
+
+OWN: Final = Binding("own")  # a store that a worker was given
 
 
 def binding_of(config: RagConfig, settings: Settings) -> Binding:
@@ -106,6 +109,14 @@ async def open_bound_store(client: Client, config: RagConfig, tenant: str) -> Ve
 def _describe(subject: str, binding: Binding, mine: Binding) -> str:
     *_, last = subject.split(".")
     whose = f"the documents of tenant {last}" if ".tenant." in subject else "the documents"
+    if OWN in (binding, mine):
+        theirs, here = (
+            "in the store that a worker was given" if each == OWN else str(each) for each in (binding, mine)
+        )
+        return (
+            f"{whose} are kept {theirs}, and here they would be {here}: use RagWorker(store=…) everywhere, or nowhere; "
+            f'or, to begin anew here, set [store] moved_from = "{binding.place}" in rag.toml'
+        )
     if binding.kind != mine.kind:
         return f'{whose} are kept by {binding}: set [store] kind = "{binding.kind}" in rag.toml'
     here = f"host {mine.host}" + (f", {mine.path}" if mine.path else "")

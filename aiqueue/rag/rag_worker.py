@@ -20,7 +20,7 @@ from .messages import RagDelete, RagDocument, RagReindex
 from .queries import register_queries
 from .reindex import reindex
 from .runtime import RagRuntime, load_gateway, open_embedder, open_store
-from .types import Embedder
+from .types import Embedder, VectorStore
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ class RagWorker(Worker):
     """Ingests documents, and answers questions and requests for the status of documents. Reads rag.toml when it starts,
     and tenants, limits and answers again on SIGHUP, and gateway.toml.
 
-    `config`: the path of the file. None: see `load`. `embedder`: in place of the one that rag.toml names; the worker
-    closes it. The other options are those of `Worker`. `tenants` also bounds what is answered.
+    `config`: the path of the file. None: see `load`. `embedder`, `store`: in place of those that rag.toml names; the
+    worker closes them. Commands such as `aiqueue rag ls` cannot read a `store` of your own. The other options are those
+    of `Worker`. `tenants` also bounds what is answered.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RagWorker(Worker):
         config: Path | None = None,
         *,
         embedder: Embedder | None = None,
+        store: VectorStore | None = None,
         concurrency: int = 64,
         drain_timeout: float | str = "30s",
         **options: Any,
@@ -55,6 +57,7 @@ class RagWorker(Worker):
         )
         self._path = config
         self._embedder = embedder
+        self._store = store
         self._runtime: RagRuntime | None = None
         retry = Backoff(attempts=ATTEMPTS)
         self.handle(RagDocument, retry=retry, timeout=None)(ingest)
@@ -72,10 +75,10 @@ class RagWorker(Worker):
             raise BadInput("this retrieval worker runs already: make another one for a second client")
         config = await asyncio.to_thread(self._load, client)
         bindings.check_tenants(self.tenants)
+        mine = bindings.OWN if self._store is not None else bindings.binding_of(config, client.settings)
         await bindings.bind(
-            client.connection, client.topology, bindings.binding_of(config, client.settings), tenants=self.tenants,
-            moved_from=config.store.moved_from,
-        )  # fmt: skip
+            client.connection, client.topology, mine, tenants=self.tenants, moved_from=config.store.moved_from
+        )
         self._runtime = runtime = await self._open(client, config)
         try:
             async with AsyncExitStack() as stack:
@@ -109,7 +112,7 @@ class RagWorker(Worker):
         return config_file.load(self._path, streams=client.settings.streams)
 
     async def _open(self, client: Client, config: RagConfig) -> RagRuntime:
-        store = await asyncio.to_thread(open_store, config, client.settings)
+        store: VectorStore = self._store or await asyncio.to_thread(open_store, config, client.settings)
         try:
             runtime = RagRuntime(client, config, store, self._embedder or open_embedder(client, config))
         except BaseException:

@@ -112,7 +112,9 @@ class RagWorker(Worker):
         return config_file.load(self._path, streams=client.settings.streams)
 
     async def _open(self, client: Client, config: RagConfig) -> RagRuntime:
-        store: VectorStore = self._store or await asyncio.to_thread(open_store, config, client.settings)
+        store = self._store
+        if store is None:
+            store = await asyncio.to_thread(open_store, config, client.settings)
         try:
             runtime = RagRuntime(client, config, store, self._embedder or open_embedder(client, config))
         except BaseException:

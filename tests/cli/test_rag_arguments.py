@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiqueue.cli.rag.arguments import parse_metadata, parse_where
-from aiqueue.cli.rag.files import FoundFile, find_files
+from aiqueue.cli.rag.files import FoundFile, Patterns, find_files
 from aiqueue.cli.rag.watch import Changes, Watched
 from aiqueue.errors import BadInput
 
@@ -64,38 +64,44 @@ def tree(tmp_path: Path) -> Path:
 
 def test_documents_are_the_regular_files_that_are_not_hidden_by_their_paths(tree: Path) -> None:
     problems: list[tuple[str, str]] = []
-    found = find_files([tree], [], None, lambda *problem: problems.append(problem))
+    found = find_files([tree], Patterns(), None, lambda *problem: problems.append(problem))
     assert [each.document_id for each in found] == ["a/one.md", "a/two.txt", "b.md", "link.md"]
     assert problems == [("gone.md", "cannot be read: No such file or directory")]
     assert found[0].size == len("a/one.md")
 
 
 @pytest.mark.parametrize(
-    ("globs", "expected"),
-    [(["*.txt"], ["a/two.txt"]), (["a/*"], ["a/one.md", "a/two.txt"]), (["one.md", "b.md"], ["a/one.md", "b.md"])],
+    ("patterns", "expected"),
+    [
+        (Patterns(["*.txt"]), ["a/two.txt"]),
+        (Patterns(["a/*"]), ["a/one.md", "a/two.txt"]),
+        (Patterns(["one.md", "b.md"]), ["a/one.md", "b.md"]),
+        (Patterns(["a/*"], ["*.md"]), ["a/two.txt"]),
+        (Patterns([], ["*.md"]), ["a/two.txt"]),
+    ],
 )
-def test_a_pattern_is_of_the_name_or_of_the_path(tree: Path, globs: list[str], expected: list[str]) -> None:
+def test_a_pattern_is_of_the_name_or_of_the_path(tree: Path, patterns: Patterns, expected: list[str]) -> None:
     (tree / "gone.md").unlink()
-    assert [each.document_id for each in find_files([tree], globs, None, pytest.fail)] == expected
+    assert [each.document_id for each in find_files([tree], patterns, None, pytest.fail)] == expected
 
 
 def test_the_id_of_a_file_is_its_name_or_its_path_below_the_base(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree.parent)
     one = Path("docs/a/one.md")
-    assert [each.document_id for each in find_files([one], [], None, pytest.fail)] == ["one.md"]
-    assert [each.document_id for each in find_files([one], [], Path("docs"), pytest.fail)] == ["a/one.md"]
+    assert [each.document_id for each in find_files([one], Patterns(), None, pytest.fail)] == ["one.md"]
+    assert [each.document_id for each in find_files([one], Patterns(), Path("docs"), pytest.fail)] == ["a/one.md"]
     (other := tree.parent / "one.md").write_text("other")
     with pytest.raises(BadInput, match=r"are both document 'one.md'.*--base"):
-        find_files([one, other], [], None, pytest.fail)
+        find_files([one, other], Patterns(), None, pytest.fail)
     with pytest.raises(BadInput, match="is not within --base"):
-        find_files([other], [], tree, pytest.fail)
+        find_files([other], Patterns(), tree, pytest.fail)
     with pytest.raises(BadInput, match="cannot read 'nothing': No such file"):
-        find_files([Path("nothing")], [], None, pytest.fail)
+        find_files([Path("nothing")], Patterns(), None, pytest.fail)
 
 
 def test_a_name_that_is_not_unicode_is_an_id_that_can_be_sent(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
-    (found,) = find_files([tmp_path], [], None, pytest.fail)
+    (found,) = find_files([tmp_path], Patterns(), None, pytest.fail)
     assert found.document_id == "caf\ufffd.txt"
     assert found.path.read_text() == "x"
 

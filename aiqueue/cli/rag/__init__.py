@@ -15,7 +15,7 @@ add_command(
     app,
     "ingest",
     examples=(
-        "  aiqueue rag ingest docs --tenant acme",
+        "  aiqueue rag ingest docs --tenant acme --exclude '*.png'",
         "  aiqueue rag ingest docs --tenant acme --glob '*.md' --glob '*.pdf' --metadata lang=en",
         "  aiqueue rag ingest report.pdf --tenant acme --no-wait",
     ),

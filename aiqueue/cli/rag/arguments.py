@@ -23,6 +23,14 @@ Metadata = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Metadata of the documents, to filter by; repeatable, also for lists."),
 ]
+Glob = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Of directories, only these files, such as '*.md'; repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Of directories, not these files, such as '*.png'; repeatable."),
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", metavar="", help="Return as soon as the jobs are stored.")]
 
 _CONDITION = re.compile(r"([^=<>!]+)(=|!=|>=|<=|>|<)(.*)", re.DOTALL)

@@ -63,7 +63,7 @@ def _print_state(found: DocumentState) -> None:
         [
             ("document", found.document_id),
             ("state", found.state.replace("_", " ") + (f": {found.reason}" if found.reason else "")),
-            ("stage", f"{found.stage} {_progress(found)}".strip()),
+            ("stage", f"{found.stage} {_progress(found)}".strip() if found.state == "working" else ""),
             ("version", output.format_time(time_of(found.version)) if found.version else ""),
             ("found by questions", former or ("nothing" if indexed is None else "this version")),
             ("chunks", f"{found.chunks:,}" if found.chunks else ""),

@@ -24,12 +24,28 @@ class FoundFile(NamedTuple):
 Problem = Callable[[str, str], None]  # (id, why) of a file or directory that cannot be read
 
 
-def find_files(places: Sequence[Path], globs: Sequence[str], base: Path | None, on_problem: Problem) -> list[FoundFile]:
+class Patterns(NamedTuple):
+    """Which files of directories are wanted, by patterns of their ids or names. `wanted`: empty: all but the others."""
+
+    wanted: Sequence[str] = ()
+    excluded: Sequence[str] = ()
+
+    def match(self, document_id: str) -> bool:
+        """Return whether a file of this id is wanted."""
+        name = document_id.rpartition("/")[2]
+
+        def fits(patterns: Sequence[str]) -> bool:
+            return any(fnmatchcase(document_id, each) or fnmatchcase(name, each) for each in patterns)
+
+        return not fits(self.excluded) and (not self.wanted or fits(self.wanted))
+
+
+def find_files(places: Sequence[Path], patterns: Patterns, base: Path | None, on_problem: Problem) -> list[FoundFile]:
     """Return the documents in directories and of single files, in the order of their ids.
 
     A file's id is its path relative to its directory in `places`, or for a file that stands there itself its name;
     with `base` its path relative to that. Of directories, hidden files and directories are passed over, and so is what
-    is no regular file; links to directories are not followed. `globs`: patterns of ids or names; empty: all.
+    is no regular file; links to directories are not followed. `patterns`: of ids.
 
     Raises BadInput if a place does not exist, is not within `base`, or if two files have the same id.
     """
@@ -41,8 +57,11 @@ def find_files(places: Sequence[Path], globs: Sequence[str], base: Path | None, 
             raise BadInput(f"cannot read {str(place)!r}: {error.strerror}") from None
         start = _resolved_base(place, base) or (place if is_directory else place.parent)
         for path in _walk(place, start, on_problem) if is_directory else (place,):
-            each = _to_file(path, start, on_problem)
-            if each is None or (is_directory and not _is_wanted(each.document_id, globs)):
+            document_id = _id_of(path, start)
+            if is_directory and not patterns.match(document_id):
+                continue
+            each = _to_file(path, document_id, on_problem)
+            if each is None:
                 continue
             other = found.setdefault(each.document_id, each)
             if other.path != each.path:
@@ -74,8 +93,7 @@ def _walk(place: Path, start: Path, on_problem: Problem) -> Iterator[Path]:
                 yield Path(directory, each)
 
 
-def _to_file(path: Path, start: Path, on_problem: Problem) -> FoundFile | None:
-    document_id = _id_of(path, start)
+def _to_file(path: Path, document_id: str, on_problem: Problem) -> FoundFile | None:
     try:
         about = path.stat()
     except OSError as error:
@@ -93,8 +111,3 @@ def _id_of(path: Path, start: Path) -> str:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
-
-
-def _is_wanted(document_id: str, globs: Sequence[str]) -> bool:
-    name = document_id.rpartition("/")[2]
-    return not globs or any(fnmatchcase(document_id, each) or fnmatchcase(name, each) for each in globs)

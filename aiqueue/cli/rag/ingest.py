@@ -11,8 +11,8 @@ import typer
 from ...errors import AIQueueError, BadInput
 from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option
-from .arguments import NO_WORKER, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
-from .files import FoundFile, find_files
+from .arguments import NO_WORKER, Exclude, Glob, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
+from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, bar, ingest_files, print_totals
 
 if TYPE_CHECKING:
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 DRAW_EVERY_S = 0.1
 
 
-def ingest(
+def ingest(  # noqa: PLR0913  (the options of what is ingested)
     options: ServerOptions,
     places: Annotated[list[Path], typer.Argument(metavar="DIR|FILE...", help="Directories and files to ingest.")],
     *,
     tenant: Tenant,
-    glob: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Of directories, only these files, such as '*.md'; repeatable."),
-    ] = None,
+    glob: Glob = None,
+    exclude: Exclude = None,
     base: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Directory that ids are relative to. Default: each DIR.", show_default=False),
@@ -51,7 +49,7 @@ def ingest(
     Exit codes: 0 all are indexed (stored, with --no-wait), also those with errors; 1 some failed.
     """
     totals = IngestTotals()
-    files = find_files(places, glob or (), base, totals.fail)
+    files = find_files(places, Patterns(glob or (), exclude or ()), base, totals.fail)
     if not files and not totals.failed:
         raise BadInput(f"no file to ingest in {', '.join(repr(str(each)) for each in places)}")
     order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout)

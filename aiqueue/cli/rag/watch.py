@@ -13,8 +13,8 @@ import typer
 from ...errors import AIQueueError, BadInput, JobFailed, ResultTimeout
 from .. import output
 from ..options import ServerOptions, duration_option, print_error
-from .arguments import NO_WORKER, Metadata, Tenant, is_worker_missing, parse_metadata
-from .files import FoundFile, find_files
+from .arguments import NO_WORKER, Exclude, Glob, Metadata, Tenant, is_worker_missing, parse_metadata
+from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, ingest_files
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ def watch(
     watched: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to watch.")],
     *,
     tenant: Tenant,
-    glob: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Only these files, such as '*.md'; repeatable.")
-    ] = None,
+    glob: Glob = None,
+    exclude: Exclude = None,
     metadata: Metadata = None,
     interval: Annotated[
         float,
@@ -97,11 +96,13 @@ def watch(
     if not watched.is_dir():
         raise BadInput(f"cannot watch {str(watched)!r}: it is no directory")
     order = IngestOrder(tenant, parse_metadata(metadata), wait_s=timeout)
-    options.run_with_client(lambda client: _watch(client, watched, tuple(glob or ()), order, interval, as_json=json))
+    options.run_with_client(
+        lambda client: _watch(client, watched, Patterns(glob or (), exclude or ()), order, interval, as_json=json)
+    )
 
 
 async def _watch(
-    client: Client, directory: Path, globs: tuple[str, ...], order: IngestOrder, interval_s: float, *, as_json: bool
+    client: Client, directory: Path, patterns: Patterns, order: IngestOrder, interval_s: float, *, as_json: bool
 ) -> None:
     from ...rag import RagDocument  # noqa: PLC0415
 
@@ -111,7 +112,7 @@ async def _watch(
     while True:
         unread: list[str] = []
         try:
-            files = await asyncio.to_thread(_look, directory, globs, unread)
+            files = await asyncio.to_thread(_look, directory, patterns, unread)
         except BadInput as error:  # such as a volume that is not mounted: nothing is deleted for that
             if not told:
                 print_error(f"{error}; nothing is deleted, and the directory is looked for again")
@@ -130,12 +131,13 @@ async def _watch(
         await asyncio.sleep(interval_s)
 
 
-def _look(directory: Path, globs: tuple[str, ...], unread: list[str]) -> dict[str, FoundFile]:
+def _look(directory: Path, patterns: Patterns, unread: list[str]) -> dict[str, FoundFile]:
     """Return the files by id. `unread`: gets the ids of what cannot be read for now. Raises BadInput."""
     if not directory.is_dir():
         raise BadInput(f"{str(directory)!r} is no directory any more")
     return {
-        each.document_id: each for each in find_files([directory], globs, None, lambda which, _: unread.append(which))
+        each.document_id: each
+        for each in find_files([directory], patterns, None, lambda which, _: unread.append(which))
     }
 
 

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import AIQueueError, BadInput, NotFound, Stale, TooLarge
+from ..errors import AIQueueError, BadInput, NotFound, Stale, TooLarge, Unavailable
 from ..gateway import Gateway, GatewayConfig, GatewayRequest, text_of
 from ..job import Child, Job
 from ..lanes import WorkerRecords, serves
@@ -119,13 +119,22 @@ class Answerer:
                 (following, watching), timeout=max(0.0, end - time.monotonic()), return_when="FIRST_COMPLETED"
             )
             if following.done():
-                return following.result()
+                try:
+                    return following.result()
+                except (Stale, Unavailable):  # of the question's own job, which runs again
+                    raise
+                except AIQueueError as error:
+                    why = f"the gateway's answer cannot be read: {error}"
+            elif watching.done():
+                why = watching.result()
+            else:
+                why = f"no answer within {left_s:.3g} s"
         finally:
             for task in (following, watching):
                 task.cancel()
             await asyncio.wait((following, watching))
         await self._cancel(child)
-        raise _NoAnswer(watching.result() if not watching.cancelled() else f"no answer within {left_s:.3g} s")
+        raise _NoAnswer(why)
 
     async def _follow(self, job: Job[RagQuery], child: Child[Any]) -> dict[str, Any]:
         handle, written = await self._find(child), ""

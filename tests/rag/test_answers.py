@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.inspect import stats
-from aiqueue.rag import AnswerConfig, Rag
+from aiqueue.rag import AnswerConfig, Rag, RagWorker
 from aiqueue.rag.prompt import INSTRUCTIONS
 
 from ..gateway.running import KEY, KEY_VARIABLE, running, write_config
@@ -213,3 +213,22 @@ async def test_questions_beyond_the_room_for_answers_wait_in_their_lane(
             assert (await handle.result(20))["answer"]
     starts = sorted(each.started_at for each in standin.calls)
     assert all(later - earlier > 0.25 for earlier, later in itertools.pairwise(starts))
+
+
+async def test_a_worker_that_is_reloaded_answers_by_the_new_files(
+    client: aiqueue.Client, rag: Rag, config: Path, gateway: None, rag_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIQUEUE_GATEWAY", str(config))
+    worker = RagWorker(rag_file)
+    async with worker.running(client):
+        await (await rag.ingest("d", tenant="acme", content="Otters hold paws.")).result(20)
+        _, result = await read(await rag.ask("otters", tenant="acme", answer=True))
+        assert result["answer_problem"].startswith("no model is set")
+        rag_file.write_text(rag_file.read_text() + '[answers]\nmodel = "small"\ntime = "10s"\n')
+        await worker.reload(client)
+        _, result = await read(await rag.ask("otters", tenant="acme", answer=True))
+        assert result["model"] == "small"  # though it has fewer tokens than an answer may have by default
+        rag_file.write_text("[answers]\nmodel = 1\n")
+        await worker.reload(client)
+        _, result = await read(await rag.ask("otters", tenant="acme", answer=True))
+        assert result["answer"]

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
     from .payload import Document
-    from .responder import Responder
     from .topology import Topology
     from .units import Backoff
-    from .worker import Worker
+    from .worker import Responder, Worker
 
 __version__ = "0.1.0"
 
@@ -39,7 +38,7 @@ _MODULE_OF = {
     "QueueFull": "errors",
     "RawMessage": "job",
     "Reject": "job",
-    "Responder": "responder",
+    "Responder": "worker",
     "Retry": "job",
     "Settings": "config",
     "SyncClient": "client",

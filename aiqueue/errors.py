@@ -12,7 +12,7 @@
     │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
-    │   ├── TopologyError       an invalid streams/*.toml, limits.toml or gateway.toml; names file and key
+    │   ├── TopologyError       an invalid streams/*.toml, limits.toml, gateway.toml or rag.toml; names file
     │   ├── IdReused            a job of this id has another body, and the family takes one body for an id
     │   └── AboveLimit          a reservation above the limit itself: waiting would not help
     ├── Unavailable             no server answers now; a retry can help
@@ -24,6 +24,7 @@
     │   ├── DiskFull            the server's storage is used up
     │   └── InboxFull           the inbox holds its maximum of unread mail
     ├── ConfigMismatch          a stream differs from its declaration and cannot be changed in place
+    ├── EmbedderChanged         a tenant's stored vectors are of another embedder: reindex first
     ├── DataLossRefused         apply would delete messages, which was not allowed
     ├── NotFound                no such job, dead letter, stream or consumer
     ├── Corrupt                 a document's stored bytes do not match its hash
@@ -147,7 +148,7 @@ class SettingsError(BadInput):
 
 
 class TopologyError(BadInput):
-    """An invalid stream file (streams/*.toml), limits.toml or gateway.toml: `file`, `key` and the `problem`."""
+    """An invalid stream file (streams/*.toml), limits.toml, gateway.toml or rag.toml: `file`, `key`, the `problem`."""
 
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
@@ -236,7 +237,23 @@ class InboxFull(QueueFull):
 
 
 class ConfigMismatch(AIQueueError):
-    """The server's stream or consumer differs from the declared one and cannot be changed in place."""
+    """The server's stream or consumer differs from the declared one and cannot be changed in place. Or a database was
+    written by a newer aiqueue, or is not the tenant's.
+    """
+
+
+class EmbedderChanged(AIQueueError):
+    """The stored vectors of a tenant are of another embedder, and cannot be compared with this one's. Nothing changed."""
+
+    def __init__(
+        self, tenant: str, *, stored: str, stored_dimensions: int, wanted: str, wanted_dimensions: int
+    ) -> None:
+        super().__init__(
+            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by {wanted} "
+            f"({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
+        )
+        self.tenant, self.stored, self.stored_dimensions = tenant, stored, stored_dimensions
+        self.wanted, self.wanted_dimensions = wanted, wanted_dimensions
 
 
 class DataLossRefused(AIQueueError):
@@ -252,7 +269,7 @@ class NotFound(AIQueueError):
 
 
 class Corrupt(AIQueueError):
-    """A document whose stored bytes do not match its hash. It cannot be read any more."""
+    """A document whose stored bytes do not match its hash, or a damaged database. It cannot be read any more."""
 
 
 class Conflict(AIQueueError):

@@ -32,6 +32,7 @@ WORKER: Final = "Aiq-Worker"
 SUBJECT: Final = "Aiq-Subject"
 ENQUEUED: Final = "Aiq-Enqueued"
 REPLAY: Final = "Aiq-Replay"
+FIRST_STORED: Final = "Aiq-First-Stored"  # of a job that was stored anew: when it was stored first, see `first_stored`
 RESUMES: Final = "Aiq-Resumes"  # the run whose checkpoints the job goes on from: see subjects.run_key
 PARENT: Final = "Aiq-Parent"  # the run that has enqueued this job: see subjects.ParentRun
 ROOT: Final = "Aiq-Root"  # family and id of the first of its ancestors
@@ -91,6 +92,8 @@ _PLAIN_OTHER: Final = re.compile(
     rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+"
     rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
 ).fullmatch
+_FIRST_STORED = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+_RUN_KEY = re.compile(r"([0-9]{1,18})-([0-9]{1,12})")  # see subjects.run_key
 _PARKING_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MOVED = "lane-"  # how the parking id of a job begins that was moved to the lane of its limited key
 
@@ -177,6 +180,31 @@ def run(job_headers: Mapping[str, str], seq: int, stored_at: float) -> tuple[int
         return seq, stored_at
     enqueued_at = decimal(job_headers.get(ENQUEUED, ""))
     return number(job_headers.get(RUN, "")) or seq, stored_at if enqueued_at is None else enqueued_at
+
+
+def first_stored(job_headers: Mapping[str, str], seq: int, stored_at: float) -> tuple[float, int]:
+    """Return when a job was stored first (seconds since the epoch, in whole microseconds), and its sequence then.
+
+    1. A replay, or a move to another lane, names it in FIRST_STORED. A replay by a former version has only its run, to
+       the second. 2. The job comes from parking: what names its run. 3. Otherwise: `seq`, at `stored_at`.
+
+    Never later than `stored_at`: a plain publisher may have set any header.
+    """
+    if FIRST_STORED in job_headers:
+        found = _FIRST_STORED.fullmatch(job_headers[FIRST_STORED])
+        first_at, first_seq = (int(found[1]) / 1e6, int(found[2])) if found else (math.inf, 0)
+    elif REPLAY in job_headers and (resumed := _RUN_KEY.fullmatch(job_headers.get(RESUMES, ""))):
+        first_at, first_seq = float(resumed[2]), int(resumed[1])
+    else:
+        first_seq, first_at = run(job_headers, seq, stored_at)
+    if first_at > stored_at:
+        first_at, first_seq = stored_at, seq
+    return float(f"{first_at:.6f}"), first_seq  # as ENQUEUED has it, so that a replay finds the same microsecond
+
+
+def first_stored_text(first_at: float, seq: int) -> str:
+    """Return the value of FIRST_STORED: microseconds since the epoch, and the sequence."""
+    return f"{round(first_at * 1e6)}-{seq}"
 
 
 def carried(job_headers: Mapping[str, str], *, ours: bool = False) -> dict[str, str]:

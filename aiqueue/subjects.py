@@ -24,6 +24,7 @@ KEY_LANES_MAX = 100
 KEY_CHARS_MAX = 1_024  # of a value of a limited key
 LIMITS = "aiq.limits"  # where the server repeats what is stored in the bucket of limits
 CHECKPOINTS = "ai.checkpoint"
+RAG_STORES = "ai.rag.stores"  # see `rag_store`
 USAGE = "ai.gateway"  # records of model calls, budgets and totals: see `usage_filters`
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
@@ -303,6 +304,11 @@ def parse_usage(subject: str) -> tuple[str, str]:
     """Return the tenant of a subject of the stream of usage, and its last token: a hashed call id, or a month."""
     *_, tenant, last = subject.split(".")
     return tenant, last
+
+
+def rag_store(tenant: str | None) -> str:
+    """Return the subject that says where the documents of a tenant are kept; None: of all tenants."""
+    return f"{RAG_STORES}.all" if tenant is None else f"{RAG_STORES}.tenant.{token('tenant', tenant)}"
 
 
 def inbox(family: str, tenant: str, agent: str) -> str:

@@ -56,7 +56,7 @@ TOPICS = {
     "gateway": Topic("gateway.requests", "gateway.workers", "llm_request", lambda i, t: request(i, t).model_dump(),
                      lambda job_id: {"request_id": job_id, "model": MODEL, "priority": "normal"}),
     "ingest": Topic("rag.ingest", "rag.workers", "rag_document",
-                    lambda i, t: document(i, t).model_dump() | {"document_id": f"{t:.6f}-{i}".replace(".", "-")},
+                    lambda i, t: document(i, t).model_dump() | {"document_id": f"{t:.6f}-{i}"},
                     lambda _: {}),
 }  # fmt: skip
 HOW = {

@@ -31,6 +31,9 @@ EXAMPLES: dict[str, AIQueueError] = {
         kind.__name__: kind("agent.tasks acme/high", "too\nmany", limit=1000)
         for kind in (errors.LaneFull, errors.StreamFull, errors.AccountFull, errors.DiskFull)
     },
+    "EmbedderChanged": errors.EmbedderChanged(
+        "acme", stored="wordllama-256", stored_dimensions=256, wanted="x\ny", wanted_dimensions=384
+    ),
     "DataLossRefused": errors.DataLossRefused(("one", "two")),
     "Stale": errors.Stale("taken over", ended=False),
     "DuplicateJob": errors.DuplicateJob("j1", "agent.tasks acme/high"),

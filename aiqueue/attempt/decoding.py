@@ -15,7 +15,9 @@ KIND_CHARS_MAX = 128
 
 
 class RawJob(NamedTuple):
-    """A job before its body is decoded, as plain data. `enqueued_at`: seconds since the epoch."""
+    """A job before its body is decoded, as plain data. `enqueued_at`, `stored_at`: seconds since the epoch, see
+    `Delivery`.
+    """
 
     family: Family
     tenant: str
@@ -24,6 +26,7 @@ class RawJob(NamedTuple):
     enqueued_at: float
     headers: Mapping[str, str]
     body: bytes
+    stored_at: float = 0.0
 
     @property
     def deadline(self) -> float | None:

@@ -137,6 +137,7 @@ def build_job(
         headers=raw.headers,
         state=state,
         progress=progress,
+        stored=(raw.seq, raw.stored_at),
     )
 
 
@@ -165,6 +166,7 @@ def build_plain_job(
     known: Any,
     *,
     enqueued_at: float,
+    stored: tuple[int, float],
     state: Any,
     progress: Progress,
 ) -> Job[Any] | Refused:
@@ -180,7 +182,7 @@ def build_plain_job(
         return _refuse_invalid(error)
     return Job(
         message, job_id=decoded.job_id, lane=lane, attempt=1, enqueued_at=enqueued_at, deadline=None, headers=headers,
-        state=state, progress=progress,
+        state=state, progress=progress, stored=stored,
     )  # fmt: skip
 
 

@@ -169,9 +169,9 @@ class NATSClient:
 
         1. On ``ai.{family}.{tenant}``: stores a job, in the lane of its header `priority` (default normal), and returns
            once the server has acknowledged it. The job's id is the header ``Aiq-Job-Id``, the family's key
-           (task_id, request_id, document_id, query_id) as a header or in the body, or new. A second publish of an id
-           is not stored within the stream's duplicate window (10 minutes). A payload above the setting `claim_check`
-           (256 KiB), at most 64 MiB, is stored as a document; subscribers of a queue get it as any other.
+           (task_id, request_id, query_id) as a header or in the body, or new. A second publish of an id is not stored
+           within the stream's duplicate window (10 minutes). A payload above the setting `claim_check` (256 KiB), at
+           most 64 MiB, is stored as a document; subscribers of a queue get it as any other.
         2. On ``ai.agent.message.{tenant}``: stores a mail in the inbox of the header `target_agent_id`, whether that
            agent runs or not. Without that header, all agents of the tenant get it.
         3. On any other subject: plain NATS, without an acknowledgement. Returns None. A subject of your own must not

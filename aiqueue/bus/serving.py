@@ -16,10 +16,9 @@ from ..client import Client
 from ..errors import BadInput
 from ..job import Job, RawMessage
 from ..mailbox import Inboxes
-from ..responder import WAIT_MAX_S, Request, Responder
 from ..topology import Family
 from ..units import Backoff, Duration
-from ..worker import Worker
+from ..worker import WAIT_MAX_S, Request, Responder, Worker
 from .message import Answer, Callback, JobMsg, Msg, data_of_answer, resolved, to_bytes, to_result
 from .routes import Route
 

@@ -18,6 +18,7 @@ from . import (
     inspect,
     limits,
     pause,
+    rag,
     reschedule,
     respond,
     server,
@@ -87,3 +88,4 @@ app.add_typer(documents.app, name="documents")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(limits.app, name="limits")
+app.add_typer(rag.app, name="rag")

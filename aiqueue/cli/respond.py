@@ -43,7 +43,7 @@ def respond(
     import asyncio  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
-    from ..responder import Responder  # noqa: PLC0415
+    from ..worker import Responder  # noqa: PLC0415
 
     if families is not None and split_names(families) is None:
         raise BadInput("--families is empty: name at least one family or leave the option out")

@@ -87,7 +87,7 @@ def work(
 
     At the first signal, running jobs may finish within the drain timeout; unfinished jobs go to other workers. A second
     signal kills the process; its jobs are redelivered when their leases expire. At SIGHUP, `aiqueue.gateway:worker`
-    reads gateway.toml again.
+    reads gateway.toml again, and `aiqueue.rag:worker` rag.toml.
 
     Exit codes: 0 all running jobs finished, 1 some did not, 130 or 143 killed by a second signal.
     """

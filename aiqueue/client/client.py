@@ -190,8 +190,8 @@ class Client(PauseCalls):
 
         - `unique`: the job's id, or any other text, such as a URL, of which the id is then a hash. A second job of the
           same tenant, family and id is not stored within the stream's duplicate window (10 minutes). Without `unique`,
-          the message's key is the id (request_id, query_id, task_id or document_id, depending on the family), and
-          without a key the id is new.
+          the message's key is the id (request_id, query_id or task_id, depending on the family), and without a key
+          the id is new.
         - `on_duplicate`: what a known id leads to. "first": the handle of the first job, with `duplicate` set. "raise":
           DuplicateJob. "rerun_failed": the job runs anew if it has failed or was cancelled. "rerun": also if it has
           succeeded. "replace": while a delayed job of the id waits for its time, it gets this message and this time.

@@ -21,7 +21,7 @@ from .key_lanes import KeyLanes
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
     headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.UNIQUE, headers.SECRET, headers.HISTORY,
-    headers.LIMIT_KEY, headers.RESUMES, *headers.LINEAGE, *headers.DOCUMENTS,
+    headers.LIMIT_KEY, headers.RESUMES, headers.FIRST_STORED, *headers.LINEAGE, *headers.DOCUMENTS,
 )  # fmt: skip
 _LIMIT_KEY_MAX = 16_384  # characters of the header: no value is as long as that
 
@@ -199,6 +199,7 @@ class DeadLetters:
                 letter.lane.family, letter.lane.tenant, letter.job_id, f"replay-{letter.seq}-{int(letter.failed_at)}"
             ),
             headers.REPLAY: str(letter.replays + 1),
+            **self._first_stored(letter),
         }
         lane = await self._lane_of(letter)
         try:
@@ -208,6 +209,20 @@ class DeadLetters:
                 raise
             await self._store_replay(lane.without_key, letter, job_headers)
         await self._delete(letter)
+
+    def _first_stored(self, letter: DeadLetter) -> dict[str, str]:
+        """Return the header FIRST_STORED of a replay, for a job that was not stored anew before; empty if it was, and
+        for a mail. The run in RESUMES is that of the first storing, to the second; ENQUEUED is exact, if it is of that
+        run. Dead letters of former versions have no run.
+        """
+        family = self._topology.families.get(letter.lane.family)
+        if headers.FIRST_STORED in letter.headers or (family is not None and family.role != "work"):
+            return {}
+        at, seq = letter.enqueued_at, 0
+        if found := subjects.RUN_KEY.fullmatch(letter.headers.get(headers.RESUMES, "")):
+            seq, second = map(int, found[0].split("-"))
+            at = at if at is not None and int(at) == second else second
+        return {} if at is None else {headers.FIRST_STORED: headers.first_stored_text(at, seq)}
 
     async def _lane_of(self, letter: DeadLetter) -> Lane:
         """Return the lane in which a replayed job is stored: that of its limited key, or its ordinary lane."""
@@ -267,6 +282,8 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     if job.run:
         resumed = job_headers.get(headers.RESUMES, "")
         letter[headers.RESUMES] = subjects.kept_run(job.run, job.enqueued_at, resumed)
+    if headers.FIRST_STORED in job_headers:
+        letter[headers.FIRST_STORED] = headers.ascii_line(job_headers[headers.FIRST_STORED], 64)
     if secrets := secret_paths.merge(headers.ascii_line(job_headers.get(headers.SECRET, ""), 4_000), job.secrets):
         letter[headers.SECRET] = secrets
     letter |= {name: headers.ascii_line(job_headers[name], 128) for name in headers.DOCUMENTS if name in job_headers}

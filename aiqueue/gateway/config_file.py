@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from .. import subjects, units
+from .. import subjects
 from ..config import Settings
 from ..errors import TopologyError
+from ..topology import tables
 from .budgets import Budget
 from .config import LIMIT_FIELDS, GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
 from .prices import MICROS, Price
@@ -25,8 +23,6 @@ FILE: Final = "gateway.toml"
 VARIABLE: Final = "AIQUEUE_GATEWAY"
 OPENAI_URL: Final = "https://api.openai.com/v1"
 _NEW_LIMIT_HOSTS: Final = ("api.openai.com", ".azure.com")  # their reasoning models refuse max_tokens
-FILE_BYTES_MAX: Final = 1024 * 1024
-TIME_MAX_S: Final = 24 * 3600.0
 PRICE_MAX: Final = Decimal(1_000_000)  # USD for a million tokens
 BUDGET_MAX: Final = Decimal(1_000_000_000)
 
@@ -36,28 +32,19 @@ def load(path: str | Path | None = None, settings: Settings | None = None) -> Ga
     `streams`. `settings`: those of a client; None: those in force. Raises TopologyError, in one line with file and key,
     and SettingsError.
     """
-    file = _find_file(path, settings)
+    streams = None
+    if not path and not os.environ.get(VARIABLE):
+        streams = (Settings.load() if settings is None else settings).streams
     try:
-        with file.open("rb") as opened:
-            text = opened.read(FILE_BYTES_MAX + 1)
-        if len(text) > FILE_BYTES_MAX:
-            raise TopologyError(str(file), "", f"is above {FILE_BYTES_MAX:,} bytes")
-        return parse(str(file), text.decode())
-    except FileNotFoundError:
-        raise TopologyError(str(file), "", "no such file: write tables [[provider]] and [[model]] into it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(file), "", f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _find_file(path: str | Path | None, settings: Settings | None) -> Path:
-    given = path or os.environ.get(VARIABLE)
-    if given:
-        return Path(given).expanduser()
-    streams = (Settings.load() if settings is None else settings).streams
-    if streams is None:
+        found = tables.load_file(path, name=FILE, variable=VARIABLE, streams=streams, parse=parse)
+    except TopologyError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise TopologyError(error.file, "", "no such file: write tables [[provider]] and [[model]] into it") from None
+    if found is None:
         problem = f"not found: set {VARIABLE} to its path, or put it into a directory and set `streams` to that"
         raise TopologyError(FILE, "", problem)
-    return streams / FILE
+    return found
 
 
 def parse(file: str, text: str) -> GatewayConfig:
@@ -65,61 +52,26 @@ def parse(file: str, text: str) -> GatewayConfig:
 
     Raises TopologyError, in one line with file and key.
     """
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise TopologyError(file, "", f"is not TOML: {error}") from None
-    try:
-        return _read_file(file, raw)
-    except _WrongKey as error:
-        raise TopologyError(file, error.key, error.problem) from None
+    return tables.parse_file(file, text, _read_file)
 
 
 def _read_file(file: str, raw: dict[str, Any]) -> GatewayConfig:
-    _check_known("", raw, ("provider", "model", "budget"))
+    tables.check_known("", raw, ("provider", "model", "budget"), secrets=_SECRETS)
     providers: dict[str, ProviderConfig] = {}
-    for where, table in _tables(raw, "provider"):
+    for where, table in tables.list_tables(raw, "provider"):
         provider = _read_provider(where, table, Path(file).parent)
-        _add(providers, where, "name", provider.name, provider)
+        tables.add_new(providers, where, "name", provider.name, provider)
     models: dict[str, ModelConfig] = {}
-    for where, table in _tables(raw, "model"):
+    for where, table in tables.list_tables(raw, "model"):
         model = _read_model(where, table, providers)
-        _add(models, where, "name", model.name, model)
+        tables.add_new(models, where, "name", model.name, model)
     for number, model in enumerate(models.values(), 1):
         _check_fallbacks(f"model {number}", model, models)
     budgets: dict[str, Budget] = {}
-    for where, table in _tables(raw, "budget"):
+    for where, table in tables.list_tables(raw, "budget"):
         budget = _read_budget(where, table)
-        _add(budgets, where, "tenant", budget.tenant, budget)
+        tables.add_new(budgets, where, "tenant", budget.tenant, budget)
     return GatewayConfig(file, providers, models, budgets)
-
-
-class _WrongKey(Exception):
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(key, problem)
-        self.key, self.problem = key, problem
-
-
-def _tables(raw: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
-    given = raw.get(name, [])
-    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        raise _WrongKey(name, f"must be tables: write [[{name}]]")
-    return [(f"{name} {number}", table) for number, table in enumerate(given, 1)]
-
-
-def _add(known: dict[str, Any], where: str, key: str, name: str, value: Any) -> None:
-    if name in known:
-        raise _WrongKey(f"{where}.{key}", f"there is one of the name {name} already")
-    known[name] = value
-
-
-def _check_known(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-            secret = "a key never stands in this file: give key_env or key_file" if "key" in key.lower() else ""
-            raise _WrongKey(".".join(filter(None, (where, key))), f"unknown key; {secret or hint}")
 
 
 # -- tables
@@ -132,6 +84,7 @@ _MODEL_KEYS = (
     "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
     "first_token_timeout", "timeout",
 )  # fmt: skip
+_SECRETS = "a key never stands in this file: give key_env or key_file"
 _PRICE_KEYS = ("input", "output", "cached_input", "cache_write")
 _BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -143,19 +96,21 @@ _OPTION = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderConfig:
-    _check_known(where, table, _PROVIDER_KEYS)
-    read = _Reader(where, table)
+    tables.check_known(where, table, _PROVIDER_KEYS, secrets=_SECRETS)
+    read = tables.TableReader(where, table, hidden=_NOT_SHOWN)
     kind: ProviderKind = read.choice("kind", ("openai", "litellm"))
     env, path = read.text("key_env", _VARIABLE_NAME, "the name of an environment variable"), read.text("key_file")
     if env is not None and path is not None:
-        raise _WrongKey(f"{where}.key_file", "key_env is given too: give one of them")
+        raise tables.WrongKey(f"{where}.key_file", "key_env is given too: give one of them")
     media_urls = read.flag("media_urls")
     if media_urls and kind == "litellm":  # it fetches them in the worker's own network
-        raise _WrongKey(f"{where}.media_urls", "is only for providers of the kind openai, which fetch URLs themselves")
+        raise tables.WrongKey(
+            f"{where}.media_urls", "is only for providers of the kind openai, which fetch URLs themselves"
+        )
     options = read.names("options", _OPTION, "names of options")
     for each in options:
         if is_refused_option(each):
-            raise _WrongKey(
+            raise tables.WrongKey(
                 f"{where}.options", f"{each} cannot be allowed: it would let a request choose who is called"
             )
     url = read.text("base_url", _URL, 'a URL without a query, such as "https://host/v1"')
@@ -175,30 +130,32 @@ def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderCon
 
 
 def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, ProviderConfig]) -> ModelConfig:
-    _check_known(where, table, _MODEL_KEYS)
-    read = _Reader(where, table)
+    tables.check_known(where, table, _MODEL_KEYS, secrets=_SECRETS)
+    read = tables.TableReader(where, table)
     characters = "1 to 256 characters of A-Z a-z 0-9 _ . / : @ + -"
     name = read.required("name", _MODEL_NAME, characters)
     provider = providers.get(read.required("provider"))
     if provider is None:
         known = ", ".join(providers) or "none"
-        raise _WrongKey(f"{where}.provider", f"there is no such [[provider]]; known: {known}")
+        raise tables.WrongKey(f"{where}.provider", f"there is no such [[provider]]; known: {known}")
     upstream = read.text("upstream", _MODEL_NAME, characters) or name
     if upstream.lower().startswith("aiqueue/"):
-        raise _WrongKey(f"{where}.upstream", f"{upstream} would call this queue again: name a provider's model")
+        raise tables.WrongKey(f"{where}.upstream", f"{upstream} would call this queue again: name a provider's model")
     kind: Literal["chat", "embedding"] = read.choice("kind", ("chat", "embedding"), "chat")
     context, output = read.count("context", 100_000_000), read.count("max_output_tokens", 10_000_000)
     if kind == "chat" and (context is None or output is None):
         missing = "context" if context is None else "max_output_tokens"
-        raise _WrongKey(
+        raise tables.WrongKey(
             f"{where}.{missing}", f"is missing: how many tokens {name} takes at most decides what is reserved"
         )
     share = table.get("tokens_per_byte", 1)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0.1 <= share <= 1:
-        raise _WrongKey(f"{where}.tokens_per_byte", f"must be a number from 0.1 to 1, not {_shown(share)}")
+        raise tables.WrongKey(
+            f"{where}.tokens_per_byte", f"must be a number from 0.1 to 1, not {tables.shown_value(share)}"
+        )
     first_s, total_s = read.duration("first_token_timeout", 60.0), read.duration("timeout", 600.0)
     if first_s > total_s and "first_token_timeout" in table:
-        raise _WrongKey(f"{where}.first_token_timeout", "is above timeout, which ends a call")
+        raise tables.WrongKey(f"{where}.first_token_timeout", "is above timeout, which ends a call")
     return ModelConfig(
         name=name,
         provider=provider,
@@ -216,15 +173,19 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
 
 def _read_price(where: str, table: Any, kind: str) -> Price:
     if not isinstance(table, dict):
-        raise _WrongKey(where, "must be USD for a million tokens: { input = 0.15, output = 0.6, cached_input = 0.075 }")
-    _check_known(where, table, _PRICE_KEYS)
-    read = _Reader(where, table)
+        raise tables.WrongKey(
+            where, "must be USD for a million tokens: { input = 0.15, output = 0.6, cached_input = 0.075 }"
+        )
+    tables.check_known(where, table, _PRICE_KEYS, secrets=_SECRETS)
+    read = tables.TableReader(where, table)
     amounts = {name: read.amount(name, PRICE_MAX) for name in _PRICE_KEYS}
     if amounts["output"] is None and kind == "embedding":
         amounts["output"] = Decimal(0)
     for name in ("input", "output"):
         if amounts[name] is None:
-            raise _WrongKey(f"{where}.{name}", "is missing: give USD for a million tokens, 0 if they cost nothing")
+            raise tables.WrongKey(
+                f"{where}.{name}", "is missing: give USD for a million tokens, 0 if they cost nothing"
+            )
     return Price.of(*(amounts[name] for name in _PRICE_KEYS))
 
 
@@ -233,102 +194,23 @@ def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelC
         other = models.get(each)
         if other is None or each == model.name or other.kind != model.kind:
             why = "there is no such [[model]]" if other is None else "is this model" if other is model else ""
-            raise _WrongKey(f"{where}.fallbacks", f"{each}: {why or f'is of the kind {other.kind if other else None}'}")
+            raise tables.WrongKey(
+                f"{where}.fallbacks", f"{each}: {why or f'is of the kind {other.kind if other else None}'}"
+            )
 
 
 def _read_budget(where: str, table: dict[str, Any]) -> Budget:
-    _check_known(where, table, _BUDGET_KEYS)
-    read = _Reader(where, table)
+    tables.check_known(where, table, _BUDGET_KEYS, secrets=_SECRETS)
+    read = tables.TableReader(where, table)
     tenant = read.required("tenant")
     if tenant != "*" and not subjects.TOKEN.fullmatch(tenant):
-        raise _WrongKey(f"{where}.tenant", f'must be a tenant, or "*" for each tenant by itself, not {_shown(tenant)}')
+        raise tables.WrongKey(
+            f"{where}.tenant", f'must be a tenant, or "*" for each tenant by itself, not {tables.shown_value(tenant)}'
+        )
     read.choice("currency", ("USD",), "USD")
     month = read.amount("month", BUDGET_MAX)
     if month is None:
-        raise _WrongKey(f"{where}.month", "is missing: how many USD the tenant may spend in a month")
+        raise tables.WrongKey(f"{where}.month", "is missing: how many USD the tenant may spend in a month")
     if "when_spent" not in table:
         return Budget(tenant, int(month * MICROS))
     return Budget(tenant, int(month * MICROS), read.choice("when_spent", ("refuse", "park")))
-
-
-class _Reader:
-    """Reads the values of one table. All methods raise _WrongKey."""
-
-    def __init__(self, where: str, table: Mapping[str, Any]) -> None:
-        self._where, self._table = where, table
-
-    def _wrong(self, key: str, expected: str) -> _WrongKey:
-        value = self._table.get(key)
-        shown = "" if key in _NOT_SHOWN else f", not {_shown(value)}"
-        return _WrongKey(f"{self._where}.{key}", f"must be {expected}{shown}")
-
-    def _missing(self, key: str, expected: str) -> _WrongKey:
-        return _WrongKey(f"{self._where}.{key}", f"is missing: {expected}")
-
-    def text(self, key: str, pattern: re.Pattern[str] | None = None, expected: str = "a text") -> str | None:
-        value = self._table.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value or (pattern is not None and not pattern.fullmatch(value)):
-            raise self._wrong(key, expected)
-        return value
-
-    def required(self, key: str, pattern: re.Pattern[str] | None = None, expected: str = "a text") -> str:
-        value = self.text(key, pattern, expected)
-        if value is None:
-            raise self._missing(key, expected)
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
-        value = self._table.get(key, default)
-        if value not in choices:
-            expected = " or ".join(json.dumps(each) for each in choices)
-            raise self._wrong(key, expected) if key in self._table else self._missing(key, expected)
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._table.get(key, False)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
-
-    def count(self, key: str, most: int) -> int | None:
-        value = self._table.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
-            raise self._wrong(key, f"a whole number from 1 to {most:,}")
-        return value
-
-    def amount(self, key: str, most: Decimal) -> Decimal | None:
-        value = self._table.get(key)
-        if value is None:
-            return None
-        try:
-            amount = Decimal(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        except InvalidOperation:
-            amount = None
-        if amount is None or not amount.is_finite() or not 0 <= amount <= most:
-            raise self._wrong(key, f"a number from 0 to {most:,}")
-        return amount
-
-    def names(self, key: str, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
-        value = self._table.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(each, str) and pattern.fullmatch(each) for each in value):
-            raise self._wrong(key, f"a list of {expected}")
-        if len(value) > 32 or len(set(value)) != len(value):
-            raise self._wrong(key, "a list of at most 32 different names")
-        return tuple(value)
-
-    def duration(self, key: str, default: float) -> float:
-        value = self._table.get(key, default)
-        try:
-            found = units.seconds(value)
-        except ValueError:
-            found = 0.0
-        if not 0 < found <= TIME_MAX_S:
-            raise self._wrong(key, f'a duration up to {units.short_duration(TIME_MAX_S)}, such as "30s"')
-        return found
-
-
-def _shown(value: object) -> str:
-    shown = json.dumps(value) if isinstance(value, str) else repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "…"

@@ -86,6 +86,7 @@ WHEN_FULL: Mapping[str, str] = {
     "limits": "raise max_bytes and run `aiqueue apply`: a full stream refuses a key's first use, so its jobs wait",
     "usage": "raise max_bytes or lower max_age, and run `aiqueue apply`: a full stream refuses records of usage and "
     "what budgets reserve, so the gateway calls no model",
+    "rag": "raise max_bytes and run `aiqueue apply`: a full stream refuses new stores of documents",
 }
 
 

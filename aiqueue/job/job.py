@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
 
 import pydantic
 
+from .. import headers as wire
 from ..errors import BadInput
 from ..payload import Document, DocumentReader, R, SyncDocumentReader, run_from_thread
 from ..units import COST_MAX, Duration, real_number
@@ -43,11 +44,12 @@ class Job(Generic[M_co]):
     `message` is of the handler's class, and a `RawMessage` in a handler of every kind.
 
     `attempt` counts from 1. `enqueued_at` and `deadline` are seconds since the epoch; `deadline` may be None.
-    `state` is the value that the worker's lifespan yielded. `headers` are the job's headers on the wire.
+    `first_stored` says when the job was stored first, and as which message. `state` is the value that the worker's
+    lifespan yielded. `headers` are the job's headers on the wire.
     """
 
     __slots__ = (
-        "_child_ids", "_headers", "_progress", "attempt", "deadline", "enqueued_at", "family", "id", "kind",
+        "_child_ids", "_headers", "_progress", "_stored", "attempt", "deadline", "enqueued_at", "family", "id", "kind",
         "message", "priority", "state", "tenant",
     )  # fmt: skip
 
@@ -63,8 +65,11 @@ class Job(Generic[M_co]):
         headers: Mapping[str, str] | Callable[[], Mapping[str, str]],
         state: Any,
         progress: Progress,
+        stored: tuple[int, float] = (0, 0.0),
     ) -> None:
-        """`headers` may be a function that returns them: most handlers do not ask."""
+        """`headers` may be a function that returns them: most handlers do not ask. `stored`: sequence and time of the
+        message that this job was delivered as.
+        """
         self.message: M_co = message
         self.id = job_id
         self.kind = message.aiq_kind
@@ -75,12 +80,22 @@ class Job(Generic[M_co]):
         self._headers = headers
         self.state = state
         self._progress = progress
+        self._stored = stored
 
     @property
     def headers(self) -> Mapping[str, str]:
         if callable(self._headers):
             self._headers = self._headers()
         return self._headers
+
+    @property
+    def first_stored(self) -> tuple[float, int]:
+        """When the stream has first stored this job (seconds since the epoch), and its sequence then.
+
+        Retries, parking, moves to another lane and replays of its dead letter keep both. A delayed job is first stored
+        when it is due. Never later than this message was stored, whatever a plain publisher's headers say.
+        """
+        return wire.first_stored(self.headers, *self._stored)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"

@@ -68,7 +68,7 @@ def read_frame_blocking(pipe: BinaryIO) -> list[Any]:
 
 def raw_job_to_plain(raw: RawJob) -> list[Any]:
     """Return a job as plain data, with the name of its family."""
-    return [raw.family.name, *raw[1:5], dict(raw.headers), raw.body]
+    return [raw.family.name, *raw[1:5], dict(raw.headers), raw.body, raw.stored_at]
 
 
 def family_to_plain(family: Family) -> dict[str, Any]:

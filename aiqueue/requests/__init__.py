@@ -1,6 +1,6 @@
 """Request and reply: the caller's side, the form of answers, and which of several messages with one job id is run.
 
-This room may not run handlers. The service that answers is `responder`.
+This room may not run handlers. The service that answers is `worker/responder`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,6 @@ from typing import TYPE_CHECKING
 from .declared import LIMITS_FILE, Family, StreamSpec, Topology, list_directories
 
 if TYPE_CHECKING:
-    from . import problems, provision  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
+    from . import problems, provision, tables  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
-__all__ = ["LIMITS_FILE", "Family", "StreamSpec", "Topology", "list_directories", "problems", "provision"]
+__all__ = ["LIMITS_FILE", "Family", "StreamSpec", "Topology", "list_directories", "problems", "provision", "tables"]

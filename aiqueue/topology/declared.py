@@ -17,7 +17,7 @@ _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
 _PRIORITIES = ("high", "normal", "low")
 LIMITS_FILE = "limits.toml"  # no stream file: the rules of limits
-_OTHER_FILES = (LIMITS_FILE, "gateway.toml")  # which lie beside the streams
+_OTHER_FILES = (LIMITS_FILE, "gateway.toml", "rag.toml")  # which lie beside the streams
 _parse_file = lru_cache(maxsize=64)(streamfile.parse_file)  # each client of a process finds the same files
 
 
@@ -243,6 +243,10 @@ class Topology:
         return self._by_role("usage")
 
     @property
+    def rag_stream(self) -> StreamSpec:
+        return self._by_role("rag")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -282,7 +286,7 @@ def list_directories(*directories: Path) -> list[Path]:
 
 def _list_files(directory: Path) -> list[Path]:
     """List the stream files of a directory, sorted by name. Skips hidden files, which editors create, and the rules of
-    limits and models of the gateway, which lie beside the streams.
+    limits, models of the gateway and settings of retrieval, which lie beside the streams.
     """
     if not directory.is_dir():
         raise TopologyError(str(directory), "", "no such directory")
@@ -372,6 +376,8 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["republish"] = {"src": subjects.bucket(config["name"]), "dest": f"{subjects.LIMITS}.>"}
         case "usage":
             config["subjects"] = subjects.usage_filters()
+        case "rag":
+            config["subjects"] = [f"{subjects.RAG_STORES}.>"]
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
     return StreamSpec(config["name"], declared.role, declared.file, config)

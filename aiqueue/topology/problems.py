@@ -22,7 +22,8 @@ GUIDE = "docs/troubleshooting.md"
 SERVICE_CONSUMERS: Mapping[Role, str] = {"inbox": "router", "parked": "forwarder", "stranded": "sweeper"}
 ROLES_WITH_CONSUMERS: tuple[Role, ...] = ("work", "inbox", "parked", "stranded")  # each message is for one consumer
 
-_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "presence", "checkpoints", "limits", "usage")
+_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "rag")  # the newest message of a subject
+_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *_NEWEST_ONLY)
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", *_KEEPS_COPIES)
 
 
@@ -56,7 +57,7 @@ FATAL_SETTINGS = (
     FatalSetting("subject_transform", _ALL, "it stores messages under subjects on which nobody reads them", "apply"),
     FatalSetting("consumer_limits", ROLES_WITH_CONSUMERS, "it refuses the consumers of workers", "apply"),
     FatalSetting("subject_delete_marker_ttl", _ALL, "it stores markers that are no messages of aiqueue", "apply"),
-    FatalSetting("discard_new_per_subject", ("presence", "limits", "usage"), "keys in it cannot be updated", "apply"),
+    FatalSetting("discard_new_per_subject", _NEWEST_ONLY, "keys in it cannot be updated", "apply"),
 )
 # The same for a lane's consumer. `apply` unsets them.
 FATAL_LANE_SETTINGS: Mapping[str, str] = {

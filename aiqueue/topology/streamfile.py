@@ -20,7 +20,7 @@ from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanosecond
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage",
+    "usage", "rag",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -169,6 +169,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "checkpoints": {"retention": "limits", "discard": "new", "allow_direct": True},
     "limits": _BUCKET,
     "usage": _NEWEST,
+    "rag": _NEWEST,
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -189,6 +190,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "checkpoints": {},
     "limits": {},
     "usage": {},
+    "rag": {},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}

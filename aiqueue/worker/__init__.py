@@ -1,11 +1,13 @@
 """Workers: what a user declares (`Worker`), one run of it (`session`), one delivery (`runner`), its end (`settlement`).
+And the responder, which answers requests for results.
 
-This room is above the client. It may not know agents, responders or the command line.
+This room is above the client. It may not know agents or the command line.
 """
 
 from __future__ import annotations
 
+from .responder import WAIT_MAX_S, Request, Responder
 from .session import Session
 from .worker import Worker, check_attempt_options
 
-__all__ = ["Session", "Worker", "check_attempt_options"]
+__all__ = ["WAIT_MAX_S", "Request", "Responder", "Session", "Worker", "check_attempt_options"]

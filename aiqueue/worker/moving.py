@@ -34,4 +34,7 @@ async def move_job(
             headers.ENQUEUED: f"{delivery.enqueued_at:.6f}",
             headers.ATTEMPT: str(opened.attempt),
         }
+    else:
+        first_at, seq = headers.first_stored(kept, delivery.seq, delivery.stored_at)
+        kept[headers.FIRST_STORED] = headers.first_stored_text(first_at, seq)
     await move_to_lane(connection, to, opened.job_id, delivery.seq, kept, delivery.message.data, key=wrong.key)

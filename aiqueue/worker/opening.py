@@ -218,7 +218,7 @@ def _raw_job(family: Family, delivery: Delivery) -> RawJob:
     message = delivery.message
     return RawJob(
         family, delivery.tenant, delivery.lane.key.priority, delivery.seq, delivery.enqueued_at,
-        message.headers, message.data,
+        message.headers, message.data, delivery.stored_at,
     )  # fmt: skip
 
 

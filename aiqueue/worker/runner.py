@@ -445,5 +445,5 @@ class Runner:
             message = RawMessage(opened.kind, delivery.message.data, delivery.plain[3], opened.version, opened.data)
         return attempt.build_plain_job(
             handler, opened, delivery.own_lane[:3], context.read_headers, message, enqueued_at=delivery.enqueued_at,
-            state=self._state, progress=context,
+            state=self._state, progress=context, stored=(delivery.seq, delivery.stored_at),
         )  # fmt: skip

@@ -326,10 +326,10 @@ class TestPlanAndApply:
         assert "run `aiqueue apply` to make them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
-        assert "14 changes made" in made.stdout
+        assert "15 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 14 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 15 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")

@@ -20,8 +20,9 @@ import aiqueue
 from aiqueue.client import Client
 from aiqueue.errors import AccessDenied, ResultTimeout
 from aiqueue.gateway import Budget, Budgets, UsageLedger, UsageRecord, UsageStore
-from aiqueue.responder import Responder
+from aiqueue.rag import Rag, RagWorker
 from aiqueue.topology import provision
+from aiqueue.worker import Responder
 
 from .. import keyed
 from ..limits.provider import FAMILY
@@ -434,6 +435,39 @@ async def test_the_documented_permissions_of_usage_suffice(
     assert [each["spent_micros"] for each in shown["budgets"]] == [7]
     assert "denied" not in caplog.text + done.stderr
     assert "Violation" not in caplog.text + done.stderr
+
+
+async def test_the_documented_permissions_of_retrieval_suffice(
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a worker that ingests and answers, and cancels an answer in words that nobody gives; and of who asks it."""
+    monkeypatch.setattr("aiqueue.rag.answering.LOOK_EVERY_S", 0.1)
+    rows = "a plain publisher", "a producer with aiqueue", "if it waits for results", "if it asks for the status of"
+    publish, subscribe = documented(*rows)
+    publish += [each.replace("agent.tasks", "rag.queries") for each in publish]
+    publish = [each.replace("agent.tasks", "rag.ingest").replace("<tenant>", "acme") for each in publish]
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('asker', publish, subscribe)}, "
+        f"{user('worker', *documented('a worker', 'if it serves [documents]'))} ] }}"
+    )
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+    (tmp_path / "rag.toml").write_text('[store]\npath = "store"\n[parsing]\nprocesses = 1\n')
+    async with (
+        aiqueue.connect(url=server.url, user="worker", password="p") as serving,
+        RagWorker(tmp_path / "rag.toml").running(serving),
+        aiqueue.connect(url=server.url, user="asker", password="p") as asking,
+    ):
+        rag = Rag(asking)
+        assert (await (await rag.ingest("d", tenant="acme", content="some words")).result(20))["state"] == "completed"
+        assert (await rag.status("d", tenant="acme")).state == "completed"
+        asked = await (await rag.ask("words", tenant="acme", answer=True, model="small")).result(20)
+        assert len(asked["passages"]) == 1
+        assert "no worker of the gateway runs" in asked["answer_problem"]
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text
+    assert "not cancelled" not in caplog.text
 
 
 @pytest.mark.parametrize("verb", ["set_limit", "limits", "pause"])

@@ -15,24 +15,24 @@ from aiqueue.errors import JobFailed
 from aiqueue.topology import provision
 
 
-class Request(aiqueue.Message, kind="rag.document", family="rag.ingest"):
+class Request(aiqueue.Message, kind="agent.task"):
     prompt: str
-    document_id: str = ""
+    task_id: str = ""
 
 
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await provision.apply(client.connection, client.topology)
-        config = (await client.connection.api("STREAM.INFO.AI_RAG_INGEST"))["config"]
-        await client.connection.api("STREAM.UPDATE.AI_RAG_INGEST", {**config, "duplicate_window": 100_000_000})
+        config = (await client.connection.api("STREAM.INFO.AI_AGENT_TASKS"))["config"]
+        await client.connection.api("STREAM.UPDATE.AI_AGENT_TASKS", {**config, "duplicate_window": 100_000_000})
         yield client
 
 
 async def twice(client: aiqueue.Client, first: str, second: str) -> list[aiqueue.Handle]:
-    one = await client.enqueue(Request(prompt=first, document_id="r"), tenant="acme")
+    one = await client.enqueue(Request(prompt=first, task_id="r"), tenant="acme")
     async with asyncio.timeout(25):
-        while (two := await client.enqueue(Request(prompt=second, document_id="r"), tenant="acme")).duplicate:
+        while (two := await client.enqueue(Request(prompt=second, task_id="r"), tenant="acme")).duplicate:
             await asyncio.sleep(0.05)
     return [one, two]
 
@@ -55,7 +55,7 @@ async def test_both_are_run_and_counted_by_themselves_to_their_end(client: aique
     letters = [each async for each in client.dead.find()]
     assert sorted(each.error for each in letters) == ["ValueError: one", "ValueError: two"]
     assert all(len(each.history) == 3 for each in letters)
-    info = await client.connection.api("STREAM.INFO.AI_RAG_INGEST")
+    info = await client.connection.api("STREAM.INFO.AI_AGENT_TASKS")
     assert info["state"]["messages"] == 0
 
 
@@ -93,14 +93,14 @@ async def test_the_guides_snippet_published_twice_runs_each_once(client: aiqueue
             raise ValueError("once")
 
     plain = await nats.connect(account.url, user=account.user, password=account.password)
-    job_headers = {"document_id": "r-9", "model": "m", "priority": "normal"}
+    job_headers = {"task_id": "r-9", "model": "m", "priority": "normal"}
     for prompt in (b"1", b"2"):
-        await plain.publish("ai.rag.ingest.acme", b'{"prompt": "%b"}' % prompt, headers=job_headers)
+        await plain.publish("ai.agent.tasks.acme", b'{"prompt": "%b"}' % prompt, headers=job_headers)
     await plain.flush()
     await plain.close()
     async with worker.running(client):
         async with asyncio.timeout(25):
-            while (await client.connection.api("STREAM.INFO.AI_RAG_INGEST"))["state"]["messages"]:
+            while (await client.connection.api("STREAM.INFO.AI_AGENT_TASKS"))["state"]["messages"]:
                 await asyncio.sleep(0.05)
     assert sorted(ran) == ["1", "1", "2", "2"]
 
@@ -115,11 +115,11 @@ async def test_a_recreated_stream_does_not_give_the_old_result(client: aiqueue.C
     async with worker.running(client):
         for n in range(3):
             await (await client.enqueue(Request(prompt=f"fill {n}"), tenant="acme")).result(25)
-        handle = await client.enqueue(Request(prompt="old", document_id="r"), tenant="acme")
+        handle = await client.enqueue(Request(prompt="old", task_id="r"), tenant="acme")
         assert await handle.result(25) == "old"
-    await client.connection.api("STREAM.DELETE.AI_RAG_INGEST")
+    await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
     await provision.apply(client.connection, client.topology)
-    handle = await client.enqueue(Request(prompt="new", document_id="r"), tenant="acme")
+    handle = await client.enqueue(Request(prompt="new", task_id="r"), tenant="acme")
     with pytest.raises(aiqueue.errors.ResultTimeout):
         await handle.result(0.3)
     async with worker.running(client):

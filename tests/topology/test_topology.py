@@ -84,7 +84,7 @@ class TestBundled:
         assert {each.name: (each.key, each.journal) for each in Topology.load().work_families} == {
             "agent.tasks": ("task_id", "ai.agent.results"),
             "gateway.requests": ("request_id", "ai.gateway.responses"),
-            "rag.ingest": ("document_id", "ai.rag.status"),
+            "rag.ingest": (None, "ai.rag.status"),
             "rag.queries": ("query_id", "ai.rag.results"),
         }
 
@@ -426,6 +426,12 @@ class TestLanes:
             text = f'role = "usage"\n[stream]\nname = "X"\nmax_bytes = 1000\n{key}'
             with pytest.raises(TopologyError, match=r"for a usage stream"):
                 streamfile.parse_file("x.toml", text)
+
+    def test_the_stream_of_documents_stores_keeps_the_newest_binding_and_refuses_when_it_is_full(self) -> None:
+        spec = Topology.load().rag_stream
+        assert (spec.name, spec.config["subjects"]) == ("AI_RAG_STORES", ["ai.rag.stores.>"])
+        with pytest.raises(TopologyError, match=r"for a rag stream"):
+            streamfile.parse_file("x.toml", 'role = "rag"\n[stream]\nname = "X"\nmax_bytes = 1000\ndiscard = "old"')
 
     def test_shared_lanes_take_all_tenants(self) -> None:
         family = with_files(family_file(family="lanes = 'shared'")).family("x.y")

@@ -198,6 +198,10 @@ async def test_dead_letters_of_the_former_version_are_replayed_and_run(
         for each in letters:
             handle = await client.job(each.job_id)
             assert await handle.result(timeout=25) == "healed"
+    enqueued = {each.job_id: each.enqueued_at for each in letters}
+    assert {job.id: job.first_stored for job in seen if job.id in wanted} == {
+        job_id: (pytest.approx(enqueued[job_id], abs=1e-6), 0) for job_id in wanted
+    }
     told = {job.id: (job.message.do, job.attempt, job.headers["Aiq-Replay"]) for job in seen if job.id in wanted}
     assert told == {
         "task-late": ("return", 1, "1"),
@@ -269,7 +273,12 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
 
         async def changed() -> set[str]:
             found = await acts.configs(connection)
-            assert found.keys() == declared.keys() | {"AI_CHECKPOINTS", "AI_GATEWAY_USAGE", "KV_AI_LIMITS"}
+            assert found.keys() == declared.keys() | {
+                "AI_CHECKPOINTS",
+                "AI_GATEWAY_USAGE",
+                "AI_RAG_STORES",
+                "KV_AI_LIMITS",
+            }
             return {
                 name for name, like in declared.items()
                 if acts.settings(found[name], like) != acts.settings(like, like)
@@ -286,7 +295,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
             said, _ = await command.communicate()
             assert command.returncode == code, said.decode()
             assert await changed() == ({"AI_GATEWAY_REQUESTS"} if code else set())
-            assert ("1 change:" in said.decode()) == bool(code)
+            assert ("2 changes:" in said.decode()) == bool(code)  # and the ack_wait of documents, on their lane
 
 
 async def test_every_message_of_the_former_version_is_there_with_its_headers(
@@ -310,6 +319,12 @@ async def test_this_version_stores_and_sends_in_the_forms_of_the_former_one(tmp_
     for subject in [each for each in forms["headers"] if "Aiq-Resumes" in forms["headers"][each]]:
         assert subject.startswith("ai.dead.") or "Aiq-Replay" in forms["headers"][subject]
         forms["headers"][subject].remove("Aiq-Resumes")  # new: the run that a replay goes on from
+    for subject in [each for each in forms["headers"] if "Aiq-First-Stored" in forms["headers"][each]]:
+        assert "Aiq-Replay" in forms["headers"][subject]
+        forms["headers"][subject].remove("Aiq-First-Stored")  # new: when a replay was stored first
+    for ingest in ("ai.rag.ingest.{tenant}", "ai.rag.ingest.{tenant}.normal"):  # new: a document's id is no job's id
+        if ingest in forms["headers"]:
+            forms["headers"][ingest] = sorted([*forms["headers"][ingest], "document_id"])
     del forms["headers"]["$O.AI_DOCUMENTS.R.{tenant}.*.result.*"]
     forms["reasons"] = sorted([*forms["reasons"], "result"])  # of a large result
     for subject, names in forms["headers"].items():

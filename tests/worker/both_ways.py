@@ -160,6 +160,8 @@ class Run:
     def value(self, name: str, value: str, tenant: str, family: str) -> str:
         if name in (headers.ENQUEUED, headers.STARTED_AT) and headers.decimal(value) is not None:
             return self.time(float(value), family)
+        if name == headers.FIRST_STORED and (found := headers.first_stored({name: value}, 0, time.time()))[1]:
+            return f"{self.time(found[0], family)}-{self.run_name(found[1], tenant, family)}"
         if name == headers.RUN:
             return self.run_name(headers.number(value), tenant, family)
         if name == headers.DOCUMENT_REF and subjects.made_at(value):

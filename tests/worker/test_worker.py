@@ -108,7 +108,7 @@ async def test_a_plain_client_that_follows_the_guide_has_its_jobs_run(client: ai
 
     @worker.handle(Document)
     async def document(job: aiqueue.Job[Document]) -> None:
-        seen.append((job.family, job.id, job.priority, job.message.content))
+        seen.append((job.family, job.message.document_id, job.priority, job.message.content))
 
     async with worker.running(client):
         plain = await nats.connect(account.url, user=account.user, password=account.password)

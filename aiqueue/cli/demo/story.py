@@ -79,6 +79,7 @@ class Demo:
                 DemoDocument(document_id=document_id, path=source.name, content=source.content),
                 tenant=tenant,
                 priority=PRIORITIES[index // len(tenants) % len(PRIORITIES)],
+                unique=document_id,
                 on_full="wait",
             )
             track.stored = True

@@ -30,7 +30,7 @@ from aiqueue.errors import (
 )
 from aiqueue.requests import caller
 
-from .support import Eventually
+from ..support import Eventually
 
 RESPONSES = "ai.gateway.responses.acme"
 

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from . import attempt, codec, headers, subjects
-from .attempt import PLAIN_TYPES, Outcome, Raised, Refused, Returned
-from .client import Client, check_client
-from .connection import Answer, Endpoint, Received, Service
-from .enqueue import Producer, fingerprint_of
-from .errors import (
+from .. import attempt, codec, headers, subjects
+from ..attempt import PLAIN_TYPES, Outcome, Raised, Refused, Returned
+from ..client import Client, check_client
+from ..connection import Answer, Endpoint, Received, Service
+from ..enqueue import Producer, fingerprint_of
+from ..errors import (
     AccessDenied,
     AIQueueError,
     BadInput,
@@ -30,12 +30,12 @@ from .errors import (
     TooLarge,
     Unavailable,
 )  # fmt: skip
-from .job import Retry
-from .journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
-from .payload import HeldDocument
-from .requests import Claims, ParsedRequest, find_bare_id, replies
-from .topology import Family
-from .units import Duration, parse_duration, texts, whole_number
+from ..job import Retry
+from ..journal import EMPTY_RECORD, RESULT, Entry, RunRecord, wait_for_outcome
+from ..payload import HeldDocument
+from ..requests import Claims, ParsedRequest, find_bare_id, replies
+from ..topology import Family
+from ..units import Duration, parse_duration, texts, whole_number
 
 log = logging.getLogger(__name__)
 

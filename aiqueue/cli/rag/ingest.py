@@ -1,0 +1,95 @@
+"""``rag ingest``: files become documents, by jobs in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import AIQueueError, BadInput
+from .. import output
+from ..options import FAILED, Json, ServerOptions, duration_option
+from .arguments import NO_WORKER, Exclude, Glob, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
+from .files import FoundFile, Patterns, find_files
+from .pipeline import IngestOrder, IngestTotals, bar, ingest_files, print_totals
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+DRAW_EVERY_S = 0.1
+
+
+def ingest(  # noqa: PLR0913  (the options of what is ingested)
+    options: ServerOptions,
+    places: Annotated[list[Path], typer.Argument(metavar="DIR|FILE...", help="Directories and files to ingest.")],
+    *,
+    tenant: Tenant,
+    glob: Glob = None,
+    exclude: Exclude = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory that ids are relative to. Default: each DIR.", show_default=False),
+    ] = None,
+    metadata: Metadata = None,
+    priority: Annotated[str, typer.Option(metavar="PRIORITY", help="high, normal or low.")] = "normal",
+    no_wait: NoWait = False,
+    timeout: Annotated[
+        float,
+        duration_option("How long to wait for each document."),
+    ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
+    json: Json = False,
+) -> None:
+    """Ingest files: read them here, and have workers parse, chunk, embed and index them.
+
+    A document's id is its path relative to DIR, such as guide/setup.md. A file that is ingested again is a new version,
+    and replaces the former one. Hidden files are passed over. A worker is needed: aiqueue work aiqueue.rag:worker
+
+    Exit codes: 0 all are indexed (stored, with --no-wait), also those with errors; 1 some failed.
+    """
+    totals = IngestTotals()
+    files = find_files(places, Patterns(glob or (), exclude or ()), base, totals.fail)
+    if not files and not totals.failed:
+        raise BadInput(f"no file to ingest in {', '.join(repr(str(each)) for each in places)}")
+    order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout)
+    totals.found = len(files) + len(totals.failed)
+    try:
+        options.run_with_client(lambda client: _run(client, files, order, totals))
+    except AIQueueError:
+        if totals.stored:
+            stored = output.format_count(totals.stored, "document")
+            output.print_line(f"{stored} enqueued before this error:", err=True)
+        raise
+    except KeyboardInterrupt:
+        if totals.stored:
+            stored = output.format_count(totals.stored, "document")
+            output.print_line(f"\n{stored} enqueued; workers go on with them", err=True)
+        raise
+    if json:
+        output.print_json(totals.as_data())
+    else:
+        print_totals(totals, waited=not no_wait)
+    if totals.failed:
+        raise typer.Exit(FAILED)
+
+
+async def _run(client: Client, files: list[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
+    from ...rag import RagDocument  # noqa: PLC0415
+
+    if await is_worker_missing(client, RagDocument, order.tenant):
+        waits = "the documents wait" if order.wait_s is None else "this command waits"
+        output.print_line(f"{NO_WORKER}; {waits} for one", err=True)
+    with bar(totals) as draw:
+        drawing = asyncio.create_task(_draw(draw))
+        try:
+            await ingest_files(client, files, order, totals)
+        finally:
+            drawing.cancel()
+
+
+async def _draw(draw: object) -> None:
+    assert callable(draw)
+    while True:
+        draw()
+        await asyncio.sleep(DRAW_EVERY_S)

@@ -1,0 +1,199 @@
+"""Stores documents as jobs, waits for what becomes of them, and sums that up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...errors import AIQueueError, BadInput, JobFailed, JobGone, ResultDisabled, ResultTimeout
+from .. import output, parallel
+from .files import FoundFile
+
+if TYPE_CHECKING:
+    from ...client import Client, Handle
+    from ...job import JobSpec
+
+AT_ONCE = 256  # results that are awaited
+SHOWN = 20  # documents with problems, in text
+
+
+@dataclass(frozen=True)
+class IngestOrder:
+    """What is ingested how. `wait_s`: for each document; None: not at all."""
+
+    tenant: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    priority: str = "normal"
+    wait_s: float | None = None
+
+
+@dataclass
+class IngestTotals:
+    """What has become of documents, by id. `problems`: of those that are completed with errors, a line each."""
+
+    found: int = 0
+    stored: int = 0
+    completed: int = 0
+    chunks: int = 0
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def ended(self) -> int:
+        return self.completed + len(self.problems) + len(self.failed)
+
+    def fail(self, document_id: str, why: str) -> None:
+        self.failed[document_id] = why
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "found": self.found, "stored": self.stored, "completed": self.completed, "chunks": self.chunks,
+            "completed_with_errors": [{"document_id": each, "problems": why} for each, why in self.problems.items()],
+            "failed": [{"document_id": each, "reason": why} for each, why in self.failed.items()],
+            "took_s": round(time.monotonic() - self.started, 3),
+        }  # fmt: skip
+
+
+async def ingest_files(client: Client, files: Sequence[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
+    """Store the files as jobs, and wait for their ends if the order says so. What goes wrong is in `totals`.
+
+    Raises Unavailable and the like: then no further file is read.
+    """
+    sent: deque[str] = deque()
+    first: AIQueueError | None = None
+
+    async def jobs() -> AsyncIterator[JobSpec]:
+        for each in files:
+            if first is not None:
+                return
+            if (job := await asyncio.to_thread(_read, each, order, totals)) is not None:
+                sent.append(each.document_id)
+                yield job
+
+    async def stored() -> AsyncIterator[tuple[str, Handle]]:
+        nonlocal first
+        outcomes = client.enqueue_many(jobs(), tenant=order.tenant, priority=order.priority, on_full="wait")
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                document_id = sent.popleft()
+                if not isinstance(outcome, AIQueueError):
+                    totals.stored += 1
+                    yield document_id, outcome
+                    continue
+                totals.fail(document_id, str(outcome))
+                if not isinstance(outcome, BadInput):
+                    first = first or outcome
+        if first is not None:
+            raise first
+
+    async def finish(item: tuple[str, Handle]) -> None:
+        if order.wait_s is not None:
+            await _finish(*item, order.wait_s, totals)
+
+    await parallel.for_each(stored(), finish, at_once=AT_ONCE)
+
+
+def _read(file: FoundFile, order: IngestOrder, totals: IngestTotals) -> JobSpec | None:
+    """Return the job of a file; None if it cannot be one, which `totals` then says."""
+    from ...job import JobSpec  # noqa: PLC0415
+    from ...payload import parse_message  # noqa: PLC0415
+    from ...rag import CONTENT_BYTES_MAX, RagDocument  # noqa: PLC0415
+
+    try:
+        with file.path.open("rb") as opened:
+            content = opened.read(CONTENT_BYTES_MAX + 1)
+    except OSError as error:
+        totals.fail(file.document_id, f"cannot be read: {error.strerror}")
+        return None
+    if len(content) > CONTENT_BYTES_MAX:
+        limit = f"above the limit of {CONTENT_BYTES_MAX // 1024**2} MiB"
+        totals.fail(file.document_id, f"{limit}: ingest it by its path, with a root in rag.toml")
+        return None
+    fields = {"document_id": file.document_id, "content": content, "name": file.path.name, "metadata": order.metadata}
+    try:
+        return JobSpec(parse_message(RagDocument, fields))
+    except BadInput as error:
+        totals.fail(file.document_id, str(error))
+        return None
+
+
+async def _finish(document_id: str, handle: Handle, wait_s: float, totals: IngestTotals) -> None:
+    try:
+        result = await handle.result(wait_s)
+    except JobFailed as error:
+        totals.fail(document_id, error.error)
+        return
+    except (JobGone, ResultDisabled, ResultTimeout) as error:
+        totals.fail(document_id, str(error))
+        return
+    result = result if isinstance(result, dict) else {}
+    totals.chunks += result.get("chunks") or 0
+    if result.get("state") == "completed_with_errors":
+        totals.problems[document_id] = [str(each) for each in result.get("problems") or ()]
+    else:
+        totals.completed += 1
+
+
+def print_totals(totals: IngestTotals, *, waited: bool) -> None:
+    """Print what has become of the documents, and of each one with problems which and why."""
+    from ...units import short_duration  # noqa: PLC0415
+
+    took_s = max(time.monotonic() - totals.started, 1e-6)
+    documents = output.format_count(totals.found, "document")
+    if not waited:
+        output.print_line(f"{totals.stored:,} of {documents} enqueued, {len(totals.failed):,} not")
+    else:
+        counts = f"{totals.completed:,} completed, {len(totals.problems):,} with errors, {len(totals.failed):,} failed"
+        rate = f"{totals.ended / took_s:,.0f}/s"
+        output.print_line(f"{documents}: {counts}, {totals.chunks:,} chunks, in {short_duration(took_s)} ({rate})")
+    _print_each("with errors", {each: "; ".join(why) for each, why in totals.problems.items()}, "yellow")
+    _print_each("failed", totals.failed, "red")
+
+
+def _print_each(what: str, by_id: dict[str, str], style: str) -> None:
+    for document_id in list(by_id)[:SHOWN]:
+        line = " ".join(output.escape_controls(f"{document_id}: {by_id[document_id]}").split())
+        output.print_line(f"  {output.apply_style(what, style)}  {line}")
+    if len(by_id) > SHOWN:
+        output.print_line(f"  and {len(by_id) - SHOWN:,} more {what}: --json lists all")
+
+
+@contextlib.contextmanager
+def bar(totals: IngestTotals) -> Iterator[Callable[[], None]]:
+    """Show on stderr how many documents have ended, at which rate, and how many failed; on a terminal only.
+
+    Yields a function that draws it anew.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    shown = Progress(
+        SpinnerColumn(), TextColumn("ingesting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with shown:
+        task = shown.add_task("ingesting", total=totals.found, note="")
+
+        def draw() -> None:
+            rate = totals.ended / max(time.monotonic() - totals.started, 1e-6)
+            failed = f", {len(totals.failed):,} failed" if totals.failed else ""
+            shown.update(task, completed=totals.ended, total=totals.found, note=f"{rate:,.0f}/s{failed}")
+
+        yield draw

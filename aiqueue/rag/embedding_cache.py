@@ -1,0 +1,109 @@
+"""Vectors that were paid for, in a file for each tenant, so that the same text is not paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from .. import subjects
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BYTES_MAX: Final = 256 * 1024 * 1024  # of the vectors of one tenant
+OPEN_MAX: Final = 32  # files
+KEYS_AT_ONCE: Final = 500  # of one statement of SQL
+WAIT_S: Final = 10.0  # for another process that writes
+_TABLE: Final = "CREATE TABLE IF NOT EXISTS vectors (number INTEGER PRIMARY KEY, key BLOB UNIQUE, vector BLOB NOT NULL)"
+
+
+class EmbeddingCache:
+    """Vectors by the hash of their text and model, in SQLite, for any number of processes of one host.
+
+    A tenant's file has at most 256 MiB of vectors: beyond that the oldest tenth is dropped. It is a cache: what cannot
+    be read or written is logged, and missing then. One tenant's vectors are never another's.
+    """
+
+    def __init__(self, directory: Path, *, bytes_max: int = BYTES_MAX) -> None:
+        self._directory = directory
+        self._bytes_max = bytes_max
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiqueue-rag-embeddings")
+        self._files: OrderedDict[str, sqlite3.Connection] = OrderedDict()
+        self._is_closed = False
+
+    async def get(self, tenant: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return what is known of these keys."""
+
+        def read(db: sqlite3.Connection) -> dict[bytes, bytes]:
+            found: dict[bytes, bytes] = {}
+            for first in range(0, len(keys), KEYS_AT_ONCE):
+                part = keys[first : first + KEYS_AT_ONCE]
+                places = ", ".join("?" * len(part))
+                found.update(db.execute(f"SELECT key, vector FROM vectors WHERE key IN ({places})", part))  # noqa: S608
+            return found
+
+        return await self._run(tenant, read) or {}
+
+    async def put(self, tenant: str, vectors: Mapping[bytes, bytes]) -> None:
+        """Keep vectors by their keys."""
+
+        def write(db: sqlite3.Connection) -> None:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany("INSERT OR IGNORE INTO vectors (key, vector) VALUES (?, ?)", vectors.items())
+                count, longest = db.execute("SELECT count(*), coalesce(max(length(vector)), 1) FROM vectors").fetchone()
+                most = max(1, self._bytes_max // longest)
+                if count > most:
+                    db.execute(
+                        "DELETE FROM vectors WHERE number IN (SELECT number FROM vectors ORDER BY number LIMIT ?)",
+                        (count - most + most // 10,),
+                    )
+
+        await self._run(tenant, write)
+
+    async def close(self) -> None:
+        """Close all files. May be called twice."""
+
+        def close() -> None:
+            while self._files:
+                self._files.popitem()[1].close()
+
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, close)
+            self._thread.shutdown(wait=False)
+
+    async def _run(self, tenant: str, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        subjects.token("tenant", tenant)
+
+        def run() -> T | None:
+            try:
+                return work(self._open(tenant))
+            except (sqlite3.Error, OSError) as error:
+                log.warning("the cache of embeddings of tenant %s is not used: %s", tenant, error)
+                return None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _open(self, tenant: str) -> sqlite3.Connection:
+        db = self._files.get(tenant)
+        if db is None:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            name = f"{tenant.lower()}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}.sqlite"
+            db = sqlite3.connect(self._directory / name, timeout=WAIT_S, isolation_level=None)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(_TABLE)
+            self._files[tenant] = db
+            if len(self._files) > OPEN_MAX:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(tenant)
+        return db

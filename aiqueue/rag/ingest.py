@@ -1,0 +1,230 @@
+"""One job, one version of a document: read, cut, embedded, stored. The truth of what is done lies in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError
+from ..job import Job, Reject, Retry
+from . import sources
+from .embed_batcher import EmbedBatcher
+from .errors import FetchFailed
+from .messages import RagDelete, RagDocument, check_tenant
+from .runtime import RagRuntime
+from .types import (
+    Chunk,
+    ChunkedDocument,
+    DocumentHeader,
+    DocumentState,
+    IndexedChunks,
+    IndexedDocument,
+    PutOutcome,
+    State,
+)
+from .versions import version_of
+
+BATCH: Final = 64  # chunks of a large document that are staged together; a smaller document is stored at once
+ATTEMPTS: Final = 8
+REPORT_EVERY_S: Final = 1.0
+EMBEDDER_CHANGED_S: Final = 30.0  # until a document is tried again whose tenant has to be indexed anew
+
+
+async def ingest(job: Job[RagDocument]) -> dict[str, Any]:
+    """Ingest a document: the handler of RagDocument."""
+    return await ingest_as(job, job.message)
+
+
+async def ingest_as(job: Job[Any], message: RagDocument) -> dict[str, Any]:
+    """Ingest the document of a message as the version of this job. Returns what docs/rag.md says.
+
+    Raises Reject for what can never be ingested, Retry for what may pass; both stand in the document's status.
+    """
+    runtime: RagRuntime = job.state
+    try:
+        document_id = sources.document_id_of(_id_fields(message), job.headers, job.id)
+        check_tenant(message, job.tenant)
+    except BadInput as error:
+        raise Reject(str(error)) from None
+    version = _Version(job, runtime, message, document_id)
+    try:
+        return await version.ingest()
+    except (Reject, Retry) as error:
+        await version.note_failure(error.reason, final=isinstance(error, Reject))
+        raise
+    except EmbedderChanged as error:
+        runtime.forget(job.tenant)
+        await version.note_failure(str(error))
+        raise Retry(str(error), after=EMBEDDER_CHANGED_S) from None
+    except FetchFailed as error:
+        await version.note_failure(str(error))
+        raise Retry(str(error), after=error.retry_after_s) from None
+    except SettingsError as error:  # of this worker: another one may have what is missing
+        await version.note_failure(str(error))
+        raise
+    except BadInput as error:
+        await version.note_failure(str(error), final=True)
+        raise Reject(str(error)) from None
+    except Exception as error:
+        await version.note_failure(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _id_fields(message: RagDocument) -> dict[str, Any]:
+    return {"document_id": message.document_id, "path": message.path, "url": message.url}
+
+
+class _Version:
+    """The version of a document that a job makes."""
+
+    def __init__(self, job: Job[Any], runtime: RagRuntime, message: RagDocument, document_id: str) -> None:
+        self._job = job
+        self._runtime = runtime
+        self._store = runtime.store
+        self._message = message
+        self._id = document_id
+        self._tenant = job.tenant
+        self.version = version_of(job)
+        self._reported_at = 0.0
+
+    async def ingest(self) -> dict[str, Any]:
+        await self._runtime.open(self._tenant)
+        known = await self._store.document(self._tenant, self._id)
+        if self._is_superseded(known):
+            return self._result("old")
+        message, config = self._message, self._runtime.config
+        if message.chunks is not None:
+            chunked = ChunkedDocument(message.title, sources.given_chunks(message))
+            content_hash = sources.content_hash(message, None, config.parsing.parsers)
+            return await self._ingest(known, None, content_hash, chunked)
+        async with sources.opened(self._job, message, config, self._runtime.fetch_limits) as content:
+            content_hash = sources.content_hash(message, content, config.parsing.parsers)
+            return await self._ingest(known, content, content_hash, None)
+
+    async def _ingest(
+        self, known: DocumentState | None, content: sources.Content | None, content_hash: str,
+        chunked: ChunkedDocument | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Store what is not stored with this hash yet."""
+        if (
+            known is not None
+            and known.indexed_version is not None
+            and await self._store.move(self._tenant, self._id, self.version, content_hash)
+        ):
+            return self._result("same", known.chunks, known.title, known.problems)
+        if chunked is None:
+            assert content is not None
+            chunked = await self._runtime.pool.parse_to_chunks(
+                content.content, name=content.name, content_type=content.content_type
+            )
+        header = DocumentHeader(
+            self._id, self.version, content_hash, self._message.title or chunked.title,
+            content.source if content is not None else "", self._message.metadata, chunked.problems,
+        )  # fmt: skip
+        if len(chunked.chunks) <= BATCH:
+            rows = await embed_chunks(self._runtime.batcher, self._tenant, chunked.chunks)
+            outcome = await self._runtime.upserter.put(self._tenant, IndexedDocument(header, rows))
+        else:
+            if content is not None and content.source:
+                await self._check_unchanged(content_hash)
+            if not await self._stage(chunked.chunks):
+                return self._result("old")
+            outcome = await self._commit(header, len(chunked.chunks))
+        return self._result(outcome, len(chunked.chunks), header.title, header.problems)
+
+    async def _check_unchanged(self, content_hash: str) -> None:
+        """A file or URL may have changed since an attempt that has staged parts of it: two contents must not mix."""
+        if await self._job.step("content", _constant, content_hash) != content_hash:
+            raise Reject("its content has changed since the attempt before this one: ingest the document again")
+
+    async def _stage(self, chunks: Sequence[Chunk]) -> bool:
+        """Embed and store what is missing of a large document. False: a newer version is stored meanwhile."""
+        done = await self._store.staged(self._tenant, self._id, self.version)
+        total = len(chunks)
+        for batch, at in enumerate(range(0, total, BATCH)):
+            if batch in done:
+                continue
+            if self._job.deadline is not None and time.time() > self._job.deadline:
+                raise Reject("its deadline has passed while it was ingested")
+            if await self._report("embedding", at, total) and self._is_superseded(
+                await self._store.document(self._tenant, self._id)
+            ):
+                return False
+            part = chunks[at : at + BATCH]
+            rows = await embed_chunks(self._runtime.batcher, self._tenant, part)
+            await self._store.stage(self._tenant, self._id, self.version, batch, rows)
+        return True
+
+    async def _commit(self, header: DocumentHeader, total: int) -> PutOutcome:
+        await self._report("storing", total, total, now=True)
+        try:
+            return await self._store.commit(self._tenant, header)
+        except BadInput:
+            if len(await self._store.staged(self._tenant, self._id, self.version)) * BATCH >= total:
+                raise
+            raise Retry("what was staged was dropped, because the tenant's vectors were made anew", after=1.0) from None
+
+    async def _report(self, stage: str, done: int, total: int, *, now: bool = False) -> bool:
+        """Report progress, at most once a second. Says whether."""
+        if not now and time.monotonic() - self._reported_at < REPORT_EVERY_S:
+            return False
+        self._reported_at = time.monotonic()
+        await self._store.note(self._tenant, self._id, self.version, "working", stage=stage, done=done, total=total)
+        await self._job.progress(done / total, f"{stage}: {done:,} of {total:,} chunks")
+        return True
+
+    async def note_failure(self, reason: str, *, final: bool = False) -> None:
+        """Note why this attempt has failed, and whether another one follows. What cannot be noted is left out."""
+        is_last = final or self._job.attempt >= ATTEMPTS
+        state: State = "failed" if is_last else "working"
+        with contextlib.suppress(AIQueueError):
+            stage = "" if is_last else "waiting for the next attempt"
+            await self._store.note(self._tenant, self._id, self.version, state, stage=stage, reason=reason[:2_000])
+
+    def _is_superseded(self, known: DocumentState | None) -> bool:
+        if known is None:
+            return False
+        is_deleted = known.state == "deleted" and known.version > self.version
+        return is_deleted or (known.indexed_version or 0) > self.version
+
+    def _result(
+        self, outcome: str, chunks: int = 0, title: str = "", problems: Sequence[str] = ()
+    ) -> dict[str, Any]:  # fmt: skip
+        return {
+            "document_id": self._id, "version": self.version,
+            "state": "completed_with_errors" if problems else "completed",
+            "outcome": outcome, "superseded": outcome == "old", "chunks": chunks, "title": title,
+            "problems": list(problems),
+        }  # fmt: skip
+
+
+def _constant(value: str) -> str:
+    return value
+
+
+async def embed_chunks(batcher: EmbedBatcher, tenant: str, chunks: Sequence[Chunk]) -> IndexedChunks:
+    """Return chunks with their vectors. A heading that several have is embedded once; "" is a vector of zeros."""
+    import numpy as np  # noqa: PLC0415  (loaded where it is needed)
+
+    headings = list(dict.fromkeys(each.heading for each in chunks if each.heading))
+    vectors = await batcher.embed([*(each.text for each in chunks), *headings], tenant=tenant)
+    bodies, of_headings = vectors[: len(chunks)], np.zeros((len(chunks), vectors.shape[1]), np.float32)
+    places = {heading: len(chunks) + at for at, heading in enumerate(headings)}
+    for row, each in enumerate(chunks):
+        if each.heading:
+            of_headings[row] = vectors[places[each.heading]]
+    return IndexedChunks(chunks, bodies, of_headings)
+
+
+async def delete(job: Job[RagDelete]) -> dict[str, Any]:
+    """Delete a document: the handler of RagDelete."""
+    runtime: RagRuntime = job.state
+    try:
+        check_tenant(job.message, job.tenant)
+    except BadInput as error:
+        raise Reject(str(error)) from None
+    document_id, version = job.message.document_id, version_of(job)
+    is_newest = await runtime.store.delete(job.tenant, document_id, version)
+    return {"document_id": document_id, "version": version, "state": "deleted", "superseded": not is_newest}

@@ -1,0 +1,116 @@
+"""The content of a document's job: by value, by claim check, by path or by URL."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from .. import headers
+from ..errors import BadInput
+from ..job import Job
+from .config import RagConfig
+from .fetched import FetchLimits
+from .fetching import fetch_url, read_path
+from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
+from .types import Chunk
+
+HASH_OF = 1  # raised when chunks of the same content would come out otherwise
+DOCUMENT_ID = "document_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A document's bytes, in memory or as an open file. `sha256`: of the bytes, as hex. `source`: "": by value."""
+
+    content: bytes | IO[bytes]
+    sha256: str
+    name: str
+    content_type: str
+    source: str = ""
+
+
+def document_id_of(data: Mapping[str, Any], job_headers: Mapping[str, str], job_id: str) -> str:
+    """Return which document a job is about, given the fields of its message: the field, else the header
+    ``document_id``, else the path or URL, else the job's id. Raises BadInput for one that is too long.
+    """
+    found = data.get(DOCUMENT_ID) or headers.find(job_headers, DOCUMENT_ID) or data.get("path") or data.get("url")
+    text = str(found or job_id)
+    if len(text) > DOCUMENT_ID_CHARS_MAX:
+        raise BadInput(f"document_id has {len(text):,} characters: at most {DOCUMENT_ID_CHARS_MAX:,} are allowed")
+    return text
+
+
+@contextlib.asynccontextmanager
+async def opened(job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits) -> AsyncIterator[Content]:
+    """Lend the content of a document that is not cut into chunks yet.
+
+    Raises BadInput (FetchRefused) for what may not be read, or is too large; FetchFailed for what may pass.
+    """
+    if message.path is not None or message.url is not None:
+        allowed = config.tenant(job.tenant)
+        if message.path is not None:
+            fetched = await read_path(message.path, allowed.roots, limits=limits)
+        else:
+            hosts, private = allowed.hosts, allowed.private_hosts
+            fetched = await fetch_url(message.url or "", hosts, private_hosts=private, limits=limits)
+        with fetched:
+            content_type = message.content_type or fetched.content_type
+            yield Content(
+                fetched.content,
+                fetched.sha256,
+                message.name or fetched.name,
+                content_type,
+                message.path or fetched.source,
+            )
+        return
+    most = config.limits.document_bytes
+    if message.document is not None:
+        document = message.document
+        _check_size(document.size, most)
+        content = await job.open(document).read(most)
+        name, content_type = message.name or document.name, message.content_type or document.content_type
+        yield Content(content, document.sha256, name, content_type)
+        return
+    content = message.content_bytes()
+    _check_size(len(content), most)
+    is_text = isinstance(message.content, str) and message.encoding is None
+    content_type = message.content_type or ("" if message.name or not is_text else "text/plain; charset=utf-8")
+    yield Content(content, hashlib.sha256(content).hexdigest(), message.name or job_name(message), content_type)
+
+
+def job_name(message: RagDocument) -> str:
+    """Return what hints at the format where no name is given: the document's id, such as ``guide.md``."""
+    return message.document_id or ""
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise BadInput(
+            f"the document has {size:,} bytes, above the limit of {most:,}: split it, or raise limits.document"
+        )
+
+
+def given_chunks(message: RagDocument) -> list[Chunk]:
+    """Return the chunks that the publisher has cut, without blank ones. Raises BadInput if none is left."""
+    heading = message.title
+    found = [each for each in message.chunks or () if each.content.strip()]
+    if not found:
+        raise BadInput("the document holds no text: its chunks are blank")
+    return [
+        Chunk(number, each.content, each.heading or heading, each.start or 0, each.page)
+        for number, each in enumerate(found)
+    ]
+
+
+def content_hash(message: RagDocument, content: Content | None, parsers: tuple[str, ...]) -> str:
+    """Return a hash of all that decides what is stored of a document: its content, and how it is read and shown."""
+    if content is None:
+        shown: list[Any] = [[each.model_dump() for each in message.chunks or ()]]
+    else:
+        shown = [content.sha256, content.name.rpartition(".")[2].lower(), content.content_type, content.source]
+    told = [HASH_OF, parsers, message.title, message.metadata, shown]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,210 @@
+"""Filters by metadata, `where`: read once into conditions, which each store turns into SQL with bound values only.
+
+`{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}}`: all conditions must hold. A key is a key
+of the document's metadata. A scalar means equality; the operators are eq, ne, in, gt, gte, lt, lte. A value that is a
+list matches if one of its items does. Text is compared with text, numbers with numbers (gt … lte: by code point, by
+value), booleans with booleans. None is equal to a missing key and to null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+from ...errors import BadInput
+from ..types import Where
+from .texts import clean
+
+Operator = Literal["eq", "ne", "in", "gt", "gte", "lt", "lte"]
+Scalar = str | int | float | bool | None
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_COMPARISONS: Mapping[Operator, str] = {"eq": "=", "ne": "=", "in": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+CONDITIONS_MAX = 32
+VALUES_MAX = 256
+METADATA_BYTES_MAX = 64 * 1024
+METADATA_DEPTH_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison: `values` are several for `in` only. With `ne` no item of the document's value may be equal."""
+
+    key: str
+    operator: Operator
+    values: tuple[Scalar, ...]
+
+
+def parse_where(where: Where | None) -> list[Condition]:
+    """Return the conditions of a filter. Raises BadInput, which names the key."""
+    if where is None:
+        return []
+    if not isinstance(where, Mapping):
+        raise BadInput(f"where: give a mapping of metadata keys, not {type(where).__name__}")
+    conditions = []
+    for key, wanted in where.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise BadInput(f"where: key {str(key)[:80]!r} must be 1 to 64 characters of A-Z a-z 0-9 _ . -")
+        if not isinstance(wanted, Mapping):
+            conditions.append(Condition(key, "eq", (_scalar(key, wanted),)))
+            continue
+        if not wanted:
+            raise BadInput(f"where: {key}: give a value or an operator: {', '.join(get_args(Operator))}")
+        conditions += [_condition(key, operator, value) for operator, value in wanted.items()]
+    if len(conditions) > CONDITIONS_MAX:
+        raise BadInput(f"where: {len(conditions)} conditions: at most {CONDITIONS_MAX} are allowed")
+    return conditions
+
+
+def _condition(key: str, operator: Any, value: Any) -> Condition:
+    if operator not in get_args(Operator):
+        raise BadInput(f"where: {key}: operator {str(operator)[:80]!r} is none of {', '.join(get_args(Operator))}")
+    if operator == "in":
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) > VALUES_MAX:
+            raise BadInput(f"where: {key}: give `in` a list of at most {VALUES_MAX} values")
+        return Condition(key, "in", tuple(_scalar(key, each) for each in value))
+    scalar = _scalar(key, value)
+    if operator not in ("eq", "ne") and (scalar is None or isinstance(scalar, bool)):
+        raise BadInput(f"where: {key}: {operator} compares texts or numbers, not {value!r}")
+    return Condition(key, operator, (scalar,))
+
+
+def _scalar(key: str, value: Any) -> Scalar:
+    if isinstance(value, str):
+        return clean(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise BadInput(f"where: {key}: a value must be a text, a finite number of 64 bits, true, false or null")
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Return the metadata as JSON. Raises BadInput if it is no JSON of at most 64 KiB and 16 levels."""
+    try:
+        text = json.dumps(_cleaned(metadata, METADATA_DEPTH_MAX), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"metadata cannot be stored as JSON: {error}") from None
+    if len(text.encode()) > METADATA_BYTES_MAX:
+        raise BadInput(f"metadata of {len(text.encode()):,} bytes: at most {METADATA_BYTES_MAX:,} are allowed")
+    return text
+
+
+def _cleaned(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return float(value)
+    if isinstance(value, Mapping | list | tuple):
+        if not depth:
+            raise ValueError(f"nested deeper than {METADATA_DEPTH_MAX} levels")
+        if isinstance(value, Mapping):
+            return {clean(str(key)): _cleaned(item, depth - 1) for key, item in value.items()}
+        return [_cleaned(item, depth - 1) for item in value]
+    return value
+
+
+def matches(metadata: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+    """Whether the conditions hold, as both SQL forms decide it."""
+    return all(_holds(metadata.get(each.key), each) for each in conditions)
+
+
+def _holds(value: Any, condition: Condition) -> bool:
+    items = value if isinstance(value, list) else [value]
+    if value is None or value == []:
+        items = [None]
+    found = any(_compare(item, wanted, condition.operator) for item in items for wanted in condition.values)
+    return found is not (condition.operator == "ne")
+
+
+def _compare(item: Any, wanted: Scalar, operator: Operator) -> bool:
+    if _type(item) != _type(wanted):
+        return False
+    match operator:
+        case "gt":
+            return bool(item > wanted)
+        case "gte":
+            return bool(item >= wanted)
+        case "lt":
+            return bool(item < wanted)
+        case "lte":
+            return bool(item <= wanted)
+        case _:
+            return bool(item == wanted)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else "null" if value is None else "other"
+
+
+_SQLITE_TYPES = {"text": "'text'", "number": "'integer', 'real'", "boolean": "'true', 'false'"}
+
+
+def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> tuple[str, list[Any]]:
+    """Return an SQL expression over a JSON column, beginning with AND, and its values. "" for no conditions."""
+    sql, values = "", list[Any]()
+    for each in conditions:
+        alternatives = []
+        for wanted in each.values:
+            path = f'$."{each.key}"'
+            if wanted is None:
+                alternatives.append(
+                    f"(coalesce(json_type({column}, ?), 'null') = 'null' OR json_extract({column}, ?) = '[]'"
+                    f" OR EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE type = 'null'))"
+                )
+                values += [path, path, path]
+                continue
+            alternatives.append(
+                f"(json_type({column}, ?) <> 'object' AND EXISTS (SELECT 1 FROM json_each({column}, ?)"
+                f" WHERE type IN ({_SQLITE_TYPES[_type(wanted)]}) AND value {_COMPARISONS[each.operator]} ?))"
+            )
+            values += [path, path, wanted]
+        joined = " OR ".join(alternatives) or "FALSE"
+        sql += f" AND {'NOT ' if each.operator == 'ne' else ''}coalesce(({joined}), FALSE)"
+    return sql, values
+
+
+_POSTGRES_VALUE = {"text": "(item #>> '{}') COLLATE \"C\"", "number": "(item #>> '{}')::numeric"}
+
+
+def postgres_where(conditions: Sequence[Condition], column: str = "metadata") -> tuple[str, list[Any]]:
+    """Return the same over a jsonb column, with %s for each value."""
+    sql, values = "", list[Any]()
+    for each in conditions:
+        alternatives = []
+        items = f"jsonb_array_elements(CASE jsonb_typeof({column} -> %s) WHEN 'array' THEN {column} -> %s"
+        items += f" ELSE jsonb_build_array({column} -> %s) END) AS item"
+        for wanted in each.values:
+            values += [each.key] * 3
+            if wanted is None:
+                alternatives.append(
+                    f"coalesce(jsonb_typeof({column} -> %s), 'null') = 'null' OR {column} -> %s = '[]'::jsonb"
+                    f" OR EXISTS (SELECT 1 FROM {items} WHERE item = 'null'::jsonb)"
+                )
+                values[-3:] = [each.key] * 5
+            elif isinstance(wanted, bool):
+                alternatives.append(f"EXISTS (SELECT 1 FROM {items} WHERE item = to_jsonb(%s::boolean))")
+                values.append(wanted)
+            else:
+                kind = "text" if isinstance(wanted, str) else "number"
+                cast = "%s::text" if kind == "text" else "%s::numeric"
+                compared = f"{_POSTGRES_VALUE[kind]} {_COMPARISONS[each.operator]} {cast}"
+                name = "string" if kind == "text" else kind
+                alternatives.append(
+                    f"EXISTS (SELECT 1 FROM {items}"
+                    f" WHERE CASE jsonb_typeof(item) WHEN '{name}' THEN {compared} ELSE FALSE END)"
+                )
+                values.append(wanted if isinstance(wanted, str) else Decimal(repr(wanted)))
+        joined = " OR ".join(f"({each})" for each in alternatives) or "FALSE"
+        sql += f" AND {'NOT ' if each.operator == 'ne' else ''}coalesce(({joined}), FALSE)"
+    return sql, values

@@ -1,0 +1,214 @@
+"""What the parts of retrieval pass to each other: documents, chunks, passages, and the two protocols of a user's own
+parts, `Embedder` and `VectorStore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]  # of shape (texts, dimensions), each row of length 1
+else:
+    Vectors = Any  # numpy is imported by what computes
+
+Mode = Literal["hybrid", "keyword", "vector"]
+State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "deleted"]
+PutOutcome = Literal["new", "same", "old"]  # stored; known with this hash, only its version moved; a newer one is known
+Where = Mapping[str, Any]  # a filter by metadata, see `store.filters`
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a parsed document. `heading`: the path of its headings, as "Install > Linux"; "": none.
+
+    `start`: where it begins in the document's text, in characters. `page`: from 1; None: the format has no pages.
+    """
+
+    heading: str
+    text: str
+    start: int = 0
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDocument:
+    """What a parser makes of a document. `problems`: what could not be read, a line each, as "page 3: …"."""
+
+    title: str
+    sections: Sequence[Section]
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document that is embedded, indexed and found. `number`: its place in the document, from 0."""
+
+    number: int
+    text: str
+    heading: str = ""
+    start: int = 0
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedDocument:
+    """A parsed document as chunks in reading order. `problems`: see `ParsedDocument`."""
+
+    title: str
+    chunks: Sequence[Chunk]
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentHeader:
+    """A version of a document, without its chunks.
+
+    `version`: see `versions.version_of`. `content_hash`: of what was parsed and how; the same hash is the same chunks.
+    `source`: where it came from, a path or URL; "": by value. `problems`: see `ParsedDocument`.
+    """
+
+    document_id: str
+    version: int
+    content_hash: str
+    title: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedChunks:
+    """Chunks with their vectors: row i of both arrays belongs to chunk i. `headings`: of each chunk's heading."""
+
+    chunks: Sequence[Chunk]
+    bodies: Vectors
+    headings: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedDocument:
+    """A version of a document with its chunks and their vectors."""
+
+    header: DocumentHeader
+    content: IndexedChunks
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentState:
+    """What is known of a document.
+
+    `version`, `state`, `stage`, `done`, `total`, `reason`: of the newest version that was begun. `done` of `total`
+    chunks are embedded; 0 of 0: not known yet. `indexed_version`: the version that questions find; None: none.
+    `updated_at`: seconds since the epoch.
+    """
+
+    document_id: str
+    version: int
+    state: State
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    reason: str = ""
+    problems: Sequence[str] = ()
+    title: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    indexed_version: int | None = None
+    chunks: int = 0
+    updated_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk that answers a question. `score`: 0 to 1, comparable within one answer only."""
+
+    document_id: str
+    version: int
+    title: str
+    source: str
+    heading: str
+    number: int
+    start: int
+    page: int | None
+    text: str
+    score: float
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """`documents`: that can be found. `bytes`: on disk."""
+
+    documents: int
+    chunks: int
+    failed: int
+    deleted: int
+    bytes: int
+    embedder: str
+    dimensions: int
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors. `name` says which vectors may be compared: of one model and its dimensions.
+
+    `embed` raises what the queue knows how to handle: `Retry` for what may pass, `Reject` for what may not.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> Vectors: ...
+    async def close(self) -> None: ...
+
+
+class VectorStore(Protocol):
+    """Keeps the documents of many tenants, and finds passages. `store.conformance` tests any implementation.
+
+    Every method is of one tenant, and none ever returns what is another's. A version that is older than the newest
+    known one of its document, or than its deletion, changes nothing.
+
+    - `open`: make the tenant's part ready for vectors of this embedder. Raises EmbedderChanged.
+    - `put`: store whole documents in one transaction.
+    - `stage`, `staged`, `commit`: a large document in batches. Nothing of it is found before `commit`, which takes all
+      staged batches of this version. `staged` returns the numbers of the batches that are stored.
+    - `move`: the newest version has this hash, and becomes this version: True. Else nothing happens: False.
+    - `note`: what becomes of a version that is under way or has failed; an indexed former version is still found.
+    - `delete`: False: a newer version is known. What was deleted stays known by its version.
+    - `chunks`, `replace_vectors`: embed all anew. `chunks` returns up to `limit` rows after the row id `after`;
+      `replace_vectors` stores new vectors of rows beside the present ones; `switch` makes them the present ones if
+      every row has them (True), else says False: call `chunks` with `missing=True` for what is left.
+    """
+
+    async def open(self, tenant: str, embedder: str, dimensions: int) -> None: ...
+    async def put(self, tenant: str, documents: Sequence[IndexedDocument]) -> list[PutOutcome]: ...
+    async def stage(self, tenant: str, document_id: str, version: int, batch: int, rows: IndexedChunks) -> None: ...
+    async def staged(self, tenant: str, document_id: str, version: int) -> set[int]: ...
+    async def commit(self, tenant: str, header: DocumentHeader) -> PutOutcome: ...
+    async def move(self, tenant: str, document_id: str, version: int, content_hash: str) -> bool: ...
+    async def note(
+        self, tenant: str, document_id: str, version: int, state: State, *,
+        stage: str = "", done: int = 0, total: int = 0, reason: str = "",
+    ) -> None: ...  # fmt: skip
+    async def delete(self, tenant: str, document_id: str, version: int) -> bool: ...
+    async def document(self, tenant: str, document_id: str) -> DocumentState | None: ...
+    async def documents(self, tenant: str, *, after: str = "", limit: int = 1_000) -> list[DocumentState]: ...
+    async def search(
+        self, tenant: str, text: str, vector: Vectors | None, k: int, *, where: Where | None = None,
+        mode: Mode = "hybrid",
+    ) -> list[Passage]: ...  # fmt: skip
+    async def chunks(
+        self, tenant: str, embedder: str, *, after: int = 0, limit: int = 256, missing: bool = False
+    ) -> list[tuple[int, Chunk]]: ...
+    async def replace_vectors(
+        self, tenant: str, embedder: str, rows: Sequence[int], bodies: Vectors, headings: Vectors
+    ) -> None: ...
+    async def switch(self, tenant: str, embedder: str, dimensions: int) -> bool: ...
+    async def stats(self, tenant: str) -> StoreStats: ...
+    async def close(self) -> None: ...

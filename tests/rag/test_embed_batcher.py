@@ -1,0 +1,106 @@
+"""Texts of many callers are embedded together, and each caller gets its own vectors, or its own error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aiqueue.errors import BadInput, Unavailable
+from aiqueue.rag.embed_batcher import TEXTS_MAX, EmbedBatcher
+from aiqueue.rag.embedding import WordLlamaEmbedder
+
+
+class Recording:
+    """Embeds a text as its number, and waits for `go`."""
+
+    by_tenant = False
+    name, dimensions = "recording", 1
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.go = asyncio.Event()
+        self.closed = False
+
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> Any:
+        self.calls.append(list(texts))
+        await self.go.wait()
+        if "bad" in texts:
+            raise BadInput("bad text")
+        if "away" in texts:
+            raise Unavailable("no model")
+        return np.array([[float(each)] for each in texts], np.float32)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def started(batcher: EmbedBatcher, *calls: tuple[list[str], bool]) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(batcher.embed(texts, tenant="acme", urgent=urgent)) for texts, urgent in calls]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_what_arrives_during_a_call_is_the_next_one_and_questions_go_first() -> None:
+    embedder = Recording()
+    batcher = EmbedBatcher(embedder)
+    documents = [[str(at * 100 + each) for each in range(100)] for at in range(4)]
+    first = await started(batcher, (["7"], False))
+    others = await started(batcher, *((each, False) for each in documents), (["9999"], True))
+    embedder.go.set()
+    found = await asyncio.gather(*first, *others)
+    assert embedder.calls[0] == ["7"]
+    assert embedder.calls[1][0] == "9999"
+    assert max(map(len, embedder.calls)) <= TEXTS_MAX
+    assert len(embedder.calls) <= 4
+    assert [each[:, 0].astype(int).astype(str).tolist() for each in found] == [["7"], *documents, ["9999"]]
+    await batcher.close()
+    assert embedder.closed
+
+
+async def test_a_bad_text_fails_its_own_caller_only_and_an_outage_all() -> None:
+    embedder = Recording()
+    batcher = EmbedBatcher(embedder)
+    tasks = await started(batcher, (["1"], False), (["2"], False), (["bad"], False), (["3"], False))
+    embedder.go.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in found] == [np.ndarray, np.ndarray, BadInput, np.ndarray]
+    tasks = await started(batcher, (["away"], False), (["2"], False))
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[0], Unavailable)
+    assert (await batcher.embed([], tenant="acme")).shape == (0, 1)
+    await batcher.close()
+
+
+async def test_a_caller_that_is_cancelled_costs_no_call_and_disturbs_nobody() -> None:
+    embedder = Recording()
+    batcher = EmbedBatcher(embedder)
+    tasks = await started(batcher, (["1"], False))
+    tasks += await started(batcher, (["2"], False), (["3"], False))
+    tasks[1].cancel()
+    embedder.go.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[1], asyncio.CancelledError)
+    assert [float(found[0][0, 0]), float(found[2][0, 0])] == [1.0, 3.0]
+    assert [text for call in embedder.calls for text in call] == ["1", "3"]
+    await batcher.close()
+    with pytest.raises(BadInput, match="closed"):
+        await batcher.embed(["1"], tenant="acme")
+
+
+async def test_wordllama_embeds_offline_what_no_tokenizer_takes_and_blank_texts_too() -> None:
+    embedder = WordLlamaEmbedder()
+    vectors = await embedder.embed(["an otter", "an otter", "", "a\ud800b", "x" * 100_000], tenant="acme")
+    assert vectors.shape == (5, 256)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1).tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-5)
+    assert (vectors[0] == vectors[1]).all()
+    small = WordLlamaEmbedder(64)
+    assert (await small.embed(["an otter"], tenant="acme")).shape == (1, 64)
+    assert (small.name, embedder.name) == ("wordllama-64", "wordllama-256")
+    await embedder.close()
+    await small.close()

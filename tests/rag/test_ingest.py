@@ -1,0 +1,237 @@
+"""Documents as jobs: what becomes of their versions, in whatever order they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.errors import JobFailed
+from aiqueue.rag import DocumentState, RagDelete, RagDocument, RagReindex, RagWorker
+
+from ..support import eventually
+
+TEXT = "Otters sleep while they hold each other's paws, so that they do not drift apart."
+
+
+async def ingest(client: aiqueue.Client, **fields: Any) -> dict[str, Any]:
+    found: dict[str, Any] = await (await client.enqueue(RagDocument(**fields), tenant="acme")).result(25)
+    return found
+
+
+async def state_of(worker: RagWorker, document_id: str) -> DocumentState:
+    assert worker._runtime is not None
+    found = await worker._runtime.store.document("acme", document_id)
+    assert found is not None
+    return found
+
+
+async def texts_found(worker: RagWorker, text: str, mode: Any = "hybrid") -> list[str]:
+    assert worker._runtime is not None
+    vector = await worker._runtime.batcher.embed([text], tenant="acme", urgent=True)
+    return [each.text for each in await worker._runtime.store.search("acme", text, vector, 10, mode=mode)]
+
+
+async def test_a_document_by_value_is_found_and_its_job_says_so(client: aiqueue.Client, rag_worker: RagWorker) -> None:
+    async with rag_worker.running(client):
+        result = await ingest(client, document_id="notes/otters.md", content=f"# Otters\n\n{TEXT}", metadata={"n": 1})
+        assert (result["state"], result["outcome"], result["chunks"], result["superseded"]) == (
+            "completed", "new", 1, False,
+        )  # fmt: skip
+        for mode in ("hybrid", "keyword", "vector"):
+            assert TEXT in (await texts_found(rag_worker, "do otters hold paws", mode))[0]
+        known = await state_of(rag_worker, "notes/otters.md")
+    assert (known.state, known.version, known.indexed_version) == ("completed", result["version"], result["version"])
+    assert (known.title, known.metadata) == ("Otters", {"n": 1})
+
+
+async def test_versions_within_a_second_are_jobs_of_their_own_and_the_last_one_is_found(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    handles = [
+        await client.enqueue(RagDocument(document_id="d", content=f"the word of version {at} is w{at}x"), tenant="acme")
+        for at in range(10)
+    ]
+    async with rag_worker.running(client):
+        results = [await each.result(25) for each in handles]
+        found = await texts_found(rag_worker, "word of version")
+    assert found == ["the word of version 9 is w9x"]
+    versions = [each["version"] for each in results]
+    assert versions == sorted(set(versions))
+    assert results[9]["superseded"] is False
+
+
+async def test_the_same_content_only_moves_its_version_and_embeds_nothing(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    async with rag_worker.running(client):
+        first = await ingest(client, document_id="d", content=TEXT)
+        assert rag_worker._runtime is not None
+        embedded = rag_worker._runtime.batcher.embedded
+        second = await ingest(client, document_id="d", content=TEXT)
+        assert rag_worker._runtime.batcher.embedded == embedded
+        third = await ingest(client, document_id="d", content=TEXT, metadata={"lang": "en"})
+        known = await state_of(rag_worker, "d")
+    assert (first["outcome"], second["outcome"], third["outcome"]) == ("new", "same", "new")
+    assert (known.indexed_version, known.metadata) == (third["version"], {"lang": "en"})
+
+
+async def replayed(client: aiqueue.Client, worker: RagWorker, file: Path, text: str) -> dict[str, Any]:
+    """Replay the only dead letter, of a document by path, which the worker may read from now on."""
+    path = worker._path
+    assert path is not None
+    file.write_text(text)
+    path.write_text(path.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{file.parent}"]\n')
+    await worker.reload(client)
+    (letter,) = [each async for each in client.dead.find()]
+    await client.dead.replay(letter)
+    handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
+    result: dict[str, Any] = await handle.result(25)
+    return result
+
+
+async def test_a_replayed_dead_letter_of_an_old_version_is_superseded_and_embeds_nothing(
+    client: aiqueue.Client, rag_worker: RagWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.md"
+    async with rag_worker.running(client):
+        with pytest.raises(JobFailed, match="documents by path are off"):
+            await ingest(client, document_id="d", path=str(file))
+        newer = await ingest(client, document_id="d", content=TEXT)
+        assert rag_worker._runtime is not None
+        embedded = rag_worker._runtime.batcher.embedded
+        result = await replayed(client, rag_worker, file, "an old text of otters")
+        assert rag_worker._runtime.batcher.embedded == embedded
+        assert await texts_found(rag_worker, "text of otters") == [TEXT]
+        known = await state_of(rag_worker, "d")
+    assert (result["state"], result["superseded"]) == ("completed", True)
+    assert known.indexed_version == newer["version"] > result["version"]
+
+
+async def test_a_delete_takes_what_was_stored_before_it_also_where_that_comes_later(
+    client: aiqueue.Client, rag_worker: RagWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.md"
+    async with rag_worker.running(client):
+        with pytest.raises(JobFailed, match="documents by path are off"):
+            await ingest(client, document_id="d", path=str(file))
+        gone = await (await client.enqueue(RagDelete(document_id="d"), tenant="acme")).result(25)
+        assert (await replayed(client, rag_worker, file, TEXT))["superseded"] is True
+        assert await texts_found(rag_worker, "otters") == []
+        assert (await state_of(rag_worker, "d")).state == "deleted"
+        again = await ingest(client, document_id="d", content=TEXT)
+        assert again["version"] > gone["version"]
+        assert await texts_found(rag_worker, "otters") == [TEXT]
+
+
+async def test_a_failed_version_keeps_the_former_one_and_says_why(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    async with rag_worker.running(client):
+        first = await ingest(client, document_id="d", content=TEXT)
+        with pytest.raises(JobFailed, match="cannot be read"):
+            await ingest(client, document_id="d", content=b"\x00\x01\x02" * 100)
+        known = await state_of(rag_worker, "d")
+        assert await texts_found(rag_worker, "otters") == [TEXT]
+        with pytest.raises(JobFailed, match="tenant_id 'globex' is not the tenant of this job, acme"):
+            await ingest(client, document_id="d", content="x", tenant_id="globex")
+    assert (known.state, known.indexed_version) == ("failed", first["version"])
+    assert known.version > first["version"]
+    assert "cannot be read" in known.reason
+
+
+async def test_a_large_document_is_staged_and_an_attempt_embeds_only_what_is_missing(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    paragraphs = "\n\n".join(
+        f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(300)
+    )
+    async with rag_worker.running(client):
+        runtime = rag_worker._runtime
+        assert runtime is not None
+        stage, staged = runtime.store.stage, 0
+
+        async def failing(*args: Any) -> None:
+            nonlocal staged
+            staged += 1
+            if staged == 3:
+                raise aiqueue.errors.Unavailable("the disk is away")
+            await stage(*args)
+
+        runtime.store.stage = failing  # type: ignore[method-assign]
+        result = await ingest(client, document_id="large", content=paragraphs)
+        chunks = result["chunks"]
+        assert chunks >= 200
+        assert chunks <= runtime.batcher.embedded <= chunks + 64 + 2 * (chunks // 64 + 2)
+        assert any("w299x" in each for each in await texts_found(rag_worker, "w299x"))
+        stats = await runtime.store.stats("acme")
+    assert (stats.documents, stats.chunks) == (1, chunks)
+
+
+async def test_chunks_of_the_publisher_are_indexed_as_they_are(
+    client: aiqueue.Client, plain: Any, rag_worker: RagWorker
+) -> None:
+    """The guide family's envelope, published by a plain client."""
+    body = (
+        b'{"schema_version": "1.0", "message_type": "rag_document", "document_id": "plain/1", "content": "whole text",'
+        b' "tenant_id": "acme", "timestamp": "2026-11-29T12:00:00Z", "metadata": {"lang": "en"}, "chunks": ['
+        b'{"chunk_id": "c1", "content": "first piece", "embedding": [0.1, 0.2], "metadata": {"page": 2}},'
+        b'{"chunk_id": "c2", "content": "second piece", "embedding": [0.1, 0.2], "metadata": {}}]}'
+    )
+    await plain.jetstream().publish("ai.rag.ingest.acme", body)
+    async with rag_worker.running(client):
+        await eventually(lambda: _is_completed(rag_worker, "plain/1"))
+        known = await state_of(rag_worker, "plain/1")
+        assert sorted(await texts_found(rag_worker, "piece")) == ["first piece", "second piece"]
+    assert (known.chunks, known.metadata) == (2, {"lang": "en"})
+
+
+async def _is_completed(worker: RagWorker, document_id: str) -> bool:
+    assert worker._runtime is not None
+    found = await worker._runtime.store.document("acme", document_id)
+    return found is not None and found.state == "completed"
+
+
+async def test_jobs_stored_before_the_family_lost_its_key_still_end(
+    client: aiqueue.Client, plain: Any, rag_worker: RagWorker
+) -> None:
+    """By aiqueue's clients, with the document's id as the job's; by plain ones, with it as a header, or in the body."""
+    former = {
+        "Aiq-Job-Id": "doc-1",
+        "document_id": "doc-1",
+        "Aiq-Kind": "rag.document",
+        "Content-Type": "application/json",
+    }
+    publish = plain.jetstream().publish
+    await publish("ai.rag.ingest.acme", b'{"document_id": "doc-1", "content": "one otter"}', headers=former)
+    await publish("ai.rag.ingest.acme", b'{"content": "two otters"}', headers={"document_id": "doc-2"})
+    await publish("ai.rag.ingest.acme", b'{"document_id": "doc-3", "content": "three otters"}')
+    await publish("ai.rag.ingest.acme", b'{"content": "an otter without a name"}', headers={"Aiq-Job-Id": "doc-4"})
+    async with rag_worker.running(client):
+        for at in range(1, 5):
+            await eventually(lambda at=at: _is_completed(rag_worker, f"doc-{at}"))
+        result = await (await client.job("doc-1", tenant="acme", family="rag.ingest")).result(25)
+    assert (result["document_id"], result["state"]) == ("doc-1", "completed")
+
+
+async def test_a_document_by_claim_check_and_by_path_is_ingested_and_reindexed_from_its_path(
+    client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
+) -> None:
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
+    stored = await client.documents.put(b"# Beavers\n\nBeavers build dams.", tenant="acme", name="beavers.md")
+    file = tmp_path / "page.md"
+    file.write_text(TEXT)
+    async with rag_worker.running(client):
+        assert (await ingest(client, document_id="b", document=stored))["title"] == "Beavers"
+        await ingest(client, path=str(file), metadata={"lang": "en"})
+        file.write_text("Voles dig.")
+        again = await client.enqueue(RagReindex(document_id=str(file)), tenant="acme")
+        assert (await again.result(25))["outcome"] == "new"
+        refused = await client.enqueue(RagReindex(document_id="b"), tenant="acme")
+        with pytest.raises(JobFailed, match="has come by value, and its source is not kept: ingest it again"):
+            await refused.result(25)
+        known = await state_of(rag_worker, str(file))
+        assert "Voles dig." in await texts_found(rag_worker, "voles")
+    assert (known.source, known.metadata) == (str(file), {"lang": "en"})

@@ -1,0 +1,61 @@
+"""A worker is killed -9 in the midst of a large document: another one embeds what is missing, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiqueue
+from aiqueue.rag import RagDocument
+from aiqueue.rag.store import SqliteStore
+
+from ..support import eventually
+
+HERE = Path(__file__).parent.parent.parent
+
+
+async def started(account: Any, rag_file: Path, log: Path) -> asyncio.subprocess.Process:
+    environment = os.environ | {
+        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "EMBED_LOG": str(log), "RAG_FILE": str(rag_file), "PYTHONPATH": str(HERE),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "aiqueue", "work", "tests.rag.app:worker"]
+    return await asyncio.create_subprocess_exec(*command, env=environment, cwd=HERE, start_new_session=True)
+
+
+def embedded(log: Path) -> int:
+    return sum(map(int, log.read_text().split())) if log.exists() else 0
+
+
+async def test_a_killed_worker_costs_at_most_the_chunks_that_were_in_flight(
+    client: aiqueue.Client, account: Any, rag_file: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "embedded.log"
+    text = "\n\n".join(f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(1_200))
+    first = await started(account, rag_file, log)
+    second = None
+    try:
+        handle = await client.enqueue(RagDocument(document_id="large", content=text), tenant="acme")
+        await eventually(lambda: embedded(log) > 200)
+        os.killpg(first.pid, signal.SIGKILL)
+        await first.wait()
+        before = embedded(log)
+        second = await started(account, rag_file, log)
+        result = await handle.result(60)
+        assert before < result["chunks"], "the worker was killed too late"
+        assert result["chunks"] <= embedded(log) <= result["chunks"] + 256
+        store = SqliteStore(tmp_path / "store")
+        stats = await store.stats("acme")
+        assert (stats.documents, stats.chunks) == (1, result["chunks"])
+        numbers = [chunk.number for _, chunk in await store.chunks("acme", "none", limit=256, missing=True)]
+        assert numbers == list(range(256))
+        await store.close()
+    finally:
+        for each in (first, second):
+            if each is not None and each.returncode is None:
+                os.killpg(each.pid, signal.SIGKILL)
+                await each.wait()

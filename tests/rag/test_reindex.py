@@ -1,0 +1,87 @@
+"""All vectors of a tenant made anew by another embedder, also while others ingest, and after a worker has died."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.errors import JobFailed, Unavailable
+from aiqueue.rag import RagDocument, RagReindex, RagWorker, reindex
+from aiqueue.rag.embedding import WordLlamaEmbedder
+
+from ..support import eventually
+
+
+class Failing(WordLlamaEmbedder):
+    """Fails at its second call, once."""
+
+    calls = 0
+
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> Any:
+        self.calls += 1
+        if self.calls == 2:
+            raise Unavailable("no model")
+        return await super().embed(texts, tenant=tenant)
+
+
+async def fill(client: aiqueue.Client, file: Path, count: int) -> None:
+    async with RagWorker(file).running(client):
+        documents = [RagDocument(document_id=f"d{at}", content=f"Otter number {at} swims.") for at in range(count)]
+        handles = [await client.enqueue(each, tenant="acme") for each in documents]
+        for each in handles:
+            await each.result(25)
+
+
+async def is_refused(worker: RagWorker, document_id: str) -> bool:
+    assert worker._runtime is not None
+    known = await worker._runtime.store.document("acme", document_id)
+    return known is not None and "run `aiqueue rag reindex" in known.reason
+
+
+async def found(worker: RagWorker, text: str) -> list[str]:
+    assert worker._runtime is not None
+    vector = await worker._runtime.batcher.embed([text], tenant="acme")
+    passages = await worker._runtime.store.search("acme", text, vector, 3, mode="vector")
+    return [each.document_id for each in passages]
+
+
+async def test_documents_wait_for_a_reindex_after_a_change_of_the_embedder(
+    client: aiqueue.Client, rag_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiqueue.rag import ingest  # noqa: PLC0415  (the module)
+
+    monkeypatch.setattr(ingest, "EMBEDDER_CHANGED_S", 0.2)
+    await fill(client, rag_file, 3)
+    other = RagWorker(rag_file, embedder=WordLlamaEmbedder(64))
+    async with other.running(client):
+        waiting = await client.enqueue(RagDocument(document_id="new", content="A new otter dives."), tenant="acme")
+        await eventually(lambda: is_refused(other, "new"))
+        done = await (await client.enqueue(RagReindex(all=True), tenant="acme")).result(25)
+        assert (done["embedded"], done["embedder"]) == (3, "wordllama-64")
+        assert (await waiting.result(25))["outcome"] == "new"
+        assert (await found(other, "a new otter dives"))[0] == "new"
+        assert other._runtime is not None
+        stats = await other._runtime.store.stats("acme")
+    assert (stats.embedder, stats.dimensions, stats.chunks) == ("wordllama-64", 64, 4)
+
+
+async def test_a_reindex_whose_worker_has_failed_goes_on_with_what_is_missing(
+    client: aiqueue.Client, rag_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reindex, "ROWS", 4)
+    await fill(client, rag_file, 10)
+    embedder = Failing(64)
+    async with RagWorker(rag_file, embedder=embedder).running(client) as _:
+        done = await (await client.enqueue(RagReindex(all=True), tenant="acme")).result(25)
+    assert done["embedded"] == 6  # of the second attempt: four were stored by the first one
+
+
+async def test_a_reindex_of_an_unknown_document_is_refused(client: aiqueue.Client, rag_worker: RagWorker) -> None:
+    async with rag_worker.running(client):
+        handle = await client.enqueue(RagReindex(document_id="none"), tenant="acme")
+        with pytest.raises(JobFailed, match="document 'none' is not known: ingest it again"):
+            await handle.result(25)

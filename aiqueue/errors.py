@@ -243,14 +243,14 @@ class ConfigMismatch(AIQueueError):
 
 
 class EmbedderChanged(AIQueueError):
-    """The stored vectors of a tenant are of another embedder, and cannot be compared with this one's. Nothing changed."""
+    """The stored vectors of a tenant are of another embedder, so that this one's cannot be compared with them."""
 
     def __init__(
         self, tenant: str, *, stored: str, stored_dimensions: int, wanted: str, wanted_dimensions: int
     ) -> None:
         super().__init__(
-            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by {wanted} "
-            f"({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
+            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by "
+            f"{wanted} ({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
         )
         self.tenant, self.stored, self.stored_dimensions = tenant, stored, stored_dimensions
         self.wanted, self.wanted_dimensions = wanted, wanted_dimensions

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BadInput
 from ..types import Chunk, DocumentState, Mode, Passage, StoreStats
-from . import ranking
+from . import ranking, rows
 from .filters import Condition, sqlite_where
-from .rows import question_vector
 from .sqlite_file import check_embedder, meta, reading
 from .texts import select_terms
 from .vector_cache import Rows, VectorCache, best_on_disk
@@ -71,7 +69,7 @@ def search(
         if mode != "vector" and (chosen := counts.select(db, terms, stored["chunks"])):
             by_keyword = _keyword(db, chosen, wanted, allowed)
         if mode != "keyword" and vector is not None and stored["chunks"]:
-            flat = question_vector(vector, stored["dimensions"])
+            flat = rows.question_vector(vector, stored["dimensions"])
             snapshot = cache.snapshot()
             if snapshot is None:
                 by_vector = best_on_disk(db, flat, wanted, allowed, stored["dimensions"])
@@ -117,15 +115,10 @@ def _passages(db: sqlite3.Connection, ranked: Sequence[tuple[int, float]], k: in
         by_row = {row[0]: row[1:] for row in found}
         for row, score in part:
             if len(passages) < k and row in by_row:
-                passages.append(_passage(by_row[row], score))
+                passages.append(rows.passage(by_row[row], score, json.loads(by_row[row][9])))
         if len(passages) == k:
             break
     return passages
-
-
-def _passage(row: Sequence[Any], score: float) -> Passage:
-    document_id, version, title, source, heading, number, start, page, body, metadata = row
-    return Passage(document_id, version, title, source, heading, number, start, page, body, score, json.loads(metadata))
 
 
 def document(db: sqlite3.Connection, document_id: str) -> DocumentState | None:
@@ -179,10 +172,3 @@ def stats(db: sqlite3.Connection, path: Path) -> StoreStats:
     return StoreStats(
         documents, stored["chunks"], failed, deleted, size, stored["embedder"], stored["dimensions"]
     )  # fmt: skip
-
-
-def check_page(limit: int) -> int:
-    """Return the limit. Raises BadInput unless it is 1 to 10,000."""
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 10_000:
-        raise BadInput(f"limit {limit!r}: give a number from 1 to 10,000")
-    return limit

@@ -120,7 +120,7 @@ class SqliteStore:
 
     async def documents(self, tenant: str, *, after: str = "", limit: int = 1_000) -> list[DocumentState]:
         database = self._existing(tenant)
-        sqlite_reads.check_page(limit)
+        rows.check_page(limit)
         if database is None:
             return []
         return await database.read(lambda db: sqlite_reads.documents(db, clean(after), limit))
@@ -145,7 +145,7 @@ class SqliteStore:
         self, tenant: str, embedder: str, *, after: int = 0, limit: int = 256, missing: bool = False
     ) -> list[tuple[int, Chunk]]:
         database = self._existing(tenant)
-        sqlite_reads.check_page(limit)
+        rows.check_page(limit)
         if database is None:
             return []
         return await database.read(lambda db: sqlite_reads.chunks(db, embedder, after, limit, missing))

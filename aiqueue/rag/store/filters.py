@@ -160,9 +160,10 @@ def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> t
             if wanted is None:
                 alternatives.append(
                     f"(coalesce(json_type({column}, ?), 'null') = 'null' OR json_extract({column}, ?) = '[]'"
-                    f" OR EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE type = 'null'))"
+                    f" OR (json_type({column}, ?) = 'array'"
+                    f" AND EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE type = 'null')))"
                 )
-                values += [path, path, path]
+                values += [path] * 4
                 continue
             alternatives.append(
                 f"(json_type({column}, ?) <> 'object' AND EXISTS (SELECT 1 FROM json_each({column}, ?)"

@@ -137,7 +137,10 @@ _where = st.dictionaries(_keys, _conditions, max_size=2)
 
 
 @given(_metadata, _where)
-@settings(max_examples=300)
+@example({"a": {"a": None}}, {"a": None})
+@example({"a": "[]"}, {"a": None})
+@example({"a": []}, {"a": None})
+@settings(max_examples=200)
 def test_a_filter_in_sqlite_decides_as_the_plain_rule(metadata: dict[str, Any], where: dict[str, Any]) -> None:
     conditions = parse_where(where)
     text = metadata_json(metadata)

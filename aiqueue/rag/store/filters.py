@@ -159,9 +159,9 @@ def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> t
             path = f'$."{each.key}"'
             if wanted is None:
                 alternatives.append(
-                    f"(coalesce(json_type({column}, ?), 'null') = 'null' OR json_extract({column}, ?) = '[]'"
-                    f" OR (json_type({column}, ?) = 'array'"
-                    f" AND EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE type = 'null')))"
+                    f"(coalesce(json_type({column}, ?), 'null') = 'null' OR (json_type({column}, ?) = 'array'"
+                    f" AND (json_array_length({column}, ?) = 0"
+                    f" OR EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE type = 'null'))))"
                 )
                 values += [path] * 4
                 continue

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 
-from ...errors import AccessDenied, BadInput, ConfigMismatch, ServerError, Unavailable
+from ...errors import AccessDenied, AIQueueError, BadInput, ConfigMismatch, Unavailable
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
@@ -23,7 +23,6 @@ CONNECT_S = 10
 _LOCK = 0x61697167  # of those who make the tables
 
 _TABLES = """
-CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE layout (version integer NOT NULL);
 CREATE TABLE tenants (
     tenant text COLLATE "C" PRIMARY KEY, embedder text NOT NULL DEFAULT '', dimensions integer NOT NULL DEFAULT 0,
@@ -64,10 +63,12 @@ def translated() -> Iterator[None]:
         yield
     except (pg.InsufficientPrivilege, pg.InvalidPassword, pg.InvalidAuthorizationSpecification) as error:
         raise AccessDenied(f"PostgreSQL: {error}: grant the user of the store what it needs") from None
+    except (pg.FeatureNotSupported, pg.UndefinedFile, pg.UndefinedObject) as error:
+        raise ConfigMismatch(f"PostgreSQL: {error}: install pgvector 0.5 or newer on the server") from None
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise Unavailable(f"PostgreSQL: {error or type(error).__name__}: check the server, then try again") from None
     except psycopg.Error as error:
-        raise ServerError(f"PostgreSQL: {type(error).__name__}: {error}") from None
+        raise AIQueueError(f"PostgreSQL: {type(error).__name__}: {error}") from None
 
 
 class Connections:
@@ -117,10 +118,7 @@ class Connections:
                 if not self._is_ready:
                     await self._make_tables(connection)
                     self._is_ready = True
-            path = f"{self._schema}, "
-            await connection.execute(
-                "SELECT set_config('search_path', %s || current_setting('search_path'), FALSE)", (path,)
-            )
+            await self._set_search_path(connection)
         except BaseException:
             await connection.close()
             raise
@@ -136,16 +134,21 @@ class Connections:
         else:
             self._idle.append(connection)
 
+    async def _set_search_path(self, connection: Connection) -> None:
+        await connection.execute(
+            "SELECT set_config('search_path', concat_ws(', ', %s::text, (SELECT extnamespace::regnamespace::text"
+            " FROM pg_extension WHERE extname = 'vector'), nullif(current_setting('search_path'), '')), FALSE)",
+            (self._schema,),
+        )
+
     async def _make_tables(self, connection: Connection) -> None:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             exists = await connection.execute("SELECT to_regclass(%s)", (f"{self._schema}.layout",))
             if (await exists.fetchone() or (None,))[0] is None:
+                await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")  # of all schemas of the database
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}".encode())
-                await connection.execute(
-                    "SELECT set_config('search_path', %s || current_setting('search_path'), TRUE)",
-                    (f"{self._schema}, ",),
-                )
+                await self._set_search_path(connection)
                 for statement in _TABLES.split(";\n"):
                     await connection.execute(statement.encode())
                 await connection.execute("INSERT INTO layout VALUES (%s)", (SCHEMA,))

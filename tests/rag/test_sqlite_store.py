@@ -306,6 +306,14 @@ async def test_a_log_of_removals_that_was_cut_makes_a_cache_load_all_anew(
     await reader.close()
 
 
+async def test_chunks_that_are_gone_take_no_place_among_the_candidates(store: SqliteStore) -> None:
+    await store.put("acme", [document_of("a", 1, *["pear"] * 300), document_of("b", 1, *["apple plum"] * 700)])
+    assert len(await store.search("acme", "", vector_of("pear"), 1_000, mode="vector")) == 1_000
+    await store.delete("acme", "a", 2)
+    passages = await store.search("acme", "", vector_of("pear"), 1, mode="vector")
+    assert [each.document_id for each in passages] == ["b"]
+
+
 async def test_many_tenants_are_served_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "OPEN_TENANTS_MAX", 3)
     store = SqliteStore(tmp_path)

@@ -78,7 +78,9 @@ class QuestionsSuite(StoreSuite):
 
     def test_words_of_scripts_without_spaces_are_found(self) -> None:
         async def test(store: VectorStore, tenant: str) -> None:
-            await store.put(tenant, [document_of("a", 1, "关于数据库的检索和索引"), document_of("b", 1, "天气很好")])
+            await store.put(
+                tenant, [document_of("a", 1, "关于数据库的检索和索引"), document_of("b", 1, "天气据数很好")]
+            )
             passages = await store.search(tenant, "数据库", None, 3, mode="keyword")
             assert [each.document_id for each in passages] == ["a"]
 
@@ -217,6 +219,24 @@ class QuestionsSuite(StoreSuite):
 
         self._run(test)
 
+    def test_vectors_kept_for_a_third_embedder_are_not_taken(self) -> None:
+        async def test(store: VectorStore, tenant: str) -> None:
+            await store.put(tenant, [document_of("a", 1, "apple", "pear")])
+            row_ids = [row for row, _ in await store.chunks(tenant, "third-8")]
+            await _replace(store, tenant, row_ids, "third-8")
+            assert not await store.switch(tenant, "new-8", 8)
+            assert len(await store.chunks(tenant, "new-8", missing=True)) == 2
+            await _replace(store, tenant, row_ids[:1])
+            assert [row for row, _ in await store.chunks(tenant, "new-8", missing=True)] == row_ids[1:]
+            assert not await store.switch(tenant, "new-8", 8)
+            assert not await store.switch(tenant, "third-8", 8)
+            await raises(BadInput, _replace(store, tenant, row_ids[1:], size=9), "numbers")
+            await _replace(store, tenant, [*row_ids[1:], row_ids[-1] + 1_000])
+            await raises(BadInput, store.switch(tenant, "new-8", 9), "dimensions")
+            assert await store.switch(tenant, "new-8", 8)
+
+        self._run(test)
+
     def test_a_tenant_without_chunks_takes_any_embedder(self) -> None:
         async def test(store: VectorStore, tenant: str) -> None:
             await store.note(tenant, "a", 1, "failed")
@@ -229,6 +249,8 @@ class QuestionsSuite(StoreSuite):
         self._run(test)
 
 
-async def _replace(store: VectorStore, tenant: str, row_ids: Sequence[int]) -> None:
-    vectors = np.tile(np.eye(8, dtype=np.float32)[0], (len(row_ids), 1))
-    await store.replace_vectors(tenant, "new-8", row_ids, vectors, vectors)
+async def _replace(
+    store: VectorStore, tenant: str, row_ids: Sequence[int], embedder: str = "new-8", size: int = 8
+) -> None:
+    vectors = np.tile(np.eye(size, dtype=np.float32)[0], (len(row_ids), 1))
+    await store.replace_vectors(tenant, embedder, row_ids, vectors, vectors)

@@ -314,6 +314,16 @@ async def test_chunks_that_are_gone_take_no_place_among_the_candidates(store: Sq
     assert [each.document_id for each in passages] == ["b"]
 
 
+async def test_no_word_of_a_large_document_is_left_when_it_goes(store: SqliteStore, tmp_path: Path) -> None:
+    await store.put("acme", [document_of("big", 1, *(f"apple w{n}" for n in range(2_500))), document_of("b", 1, "w7")])
+    assert await store.delete("acme", "big", 2)
+    db = sqlite3.connect(sqlite_file.path_of(tmp_path, "acme"))
+    assert db.execute("SELECT count(*) FROM fts WHERE fts MATCH 'apple'").fetchone() == (0,)
+    db.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, fts, row)")
+    assert db.execute("SELECT term FROM words").fetchall() == [("w7",)]
+    db.close()
+
+
 async def test_many_tenants_are_served_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "OPEN_TENANTS_MAX", 3)
     store = SqliteStore(tmp_path)

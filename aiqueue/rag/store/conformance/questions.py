@@ -44,7 +44,7 @@ class QuestionsSuite(StoreSuite):
         async def test(store: VectorStore, tenant: str) -> None:
             document = document_of(
                 "guide.md", 7, "apple pear", "stone iron", heading="Fruit > Trees", title="Fruit",
-                source="/docs/guide.md", metadata={"lang": "en", "nested": {"a": [1, None, True]}},
+                source="/manual/guide.md", metadata={"lang": "en", "nested": {"a": [1, None, True]}},
             )  # fmt: skip
             assert await store.put(tenant, [document, document_of("other", 3, "water sand")]) == ["new", "new"]
             for mode in ("keyword", "vector", "hybrid"):
@@ -54,7 +54,7 @@ class QuestionsSuite(StoreSuite):
                     "guide.md",
                     7,
                     "Fruit",
-                    "/docs/guide.md",
+                    "/manual/guide.md",
                 )
                 assert (best.heading, best.number, best.start, best.page) == ("Fruit > Trees", 1, 100, 2)
                 assert (best.text, best.metadata) == ("stone iron", {"lang": "en", "nested": {"a": [1, None, True]}})

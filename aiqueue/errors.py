@@ -90,8 +90,7 @@ class InvalidToken(BadInput):
         if len(shown) > 80:
             shown = f"{shown[:77]}… ({len(str(value))} characters)"
         super().__init__(f"{what} {shown} must be 1 to 64 characters of A-Z a-z 0-9 _ -")
-        self.what = what
-        self.value = value
+        self.what, self.value = what, value
 
 
 class EncodeError(BadInput):
@@ -116,8 +115,7 @@ class TooLarge(BadInput):
         put = "store large data with client.documents.put and enqueue its Document, or raise the server's max_payload"
         advice = "move long values into the message" if headers else put
         super().__init__(f"{what} exceed the limit of {limit:,}: {advice}")
-        self.size = size
-        self.limit = limit
+        self.size, self.limit = size, limit
 
 
 class UnknownKind(BadInput):
@@ -126,8 +124,7 @@ class UnknownKind(BadInput):
     def __init__(self, kind: str, known: tuple[str, ...] = ()) -> None:
         hint = f"; known kinds: {', '.join(known)}" if known else ""
         super().__init__(f"unknown kind {kind!r}{hint}")
-        self.kind = kind
-        self.known = known
+        self.kind, self.known = kind, known
 
 
 class UnknownFamily(BadInput):
@@ -135,8 +132,7 @@ class UnknownFamily(BadInput):
 
     def __init__(self, family: str, known: tuple[str, ...]) -> None:
         super().__init__(f"unknown family {family!r}; declared families: {', '.join(known) or 'none'}")
-        self.family = family
-        self.known = known
+        self.family, self.known = family, known
 
 
 class LoadError(BadInput):
@@ -195,10 +191,7 @@ class QueueFull(AIQueueError):
         retry_after_s = self.retry_s if retry_after_s is None else retry_after_s
         bound = f" (limit {limit:,})" if limit is not None else ""
         super().__init__(f"{self.what_is_full.format(lane)}: {reason}{bound}; try again in {retry_after_s:g} s")
-        self.lane = lane
-        self.reason = reason
-        self.limit = limit
-        self.retry_after_s = retry_after_s
+        self.lane, self.reason, self.limit, self.retry_after_s = lane, reason, limit, retry_after_s
 
 
 class LaneFull(QueueFull):
@@ -243,14 +236,14 @@ class ConfigMismatch(AIQueueError):
 
 
 class EmbedderChanged(AIQueueError):
-    """The stored vectors of a tenant are of another embedder, and cannot be compared with this one's. Nothing changed."""
+    """The stored vectors of a tenant are of another embedder, so that this one's cannot be compared with them."""
 
     def __init__(
         self, tenant: str, *, stored: str, stored_dimensions: int, wanted: str, wanted_dimensions: int
     ) -> None:
         super().__init__(
-            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by {wanted} "
-            f"({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
+            f"tenant {tenant} is indexed by {stored or 'no embedder'} ({stored_dimensions} dimensions), not by "
+            f"{wanted} ({wanted_dimensions}): run `aiqueue rag reindex --tenant {tenant}`, or set the former embedder"
         )
         self.tenant, self.stored, self.stored_dimensions = tenant, stored, stored_dimensions
         self.wanted, self.wanted_dimensions = wanted, wanted_dimensions
@@ -284,8 +277,7 @@ class DuplicateJob(Conflict):
 
     def __init__(self, job_id: str, lane: str) -> None:
         super().__init__(f'job {job_id} is already in {lane}: nothing was stored, as on_duplicate="raise" asks')
-        self.job_id = job_id
-        self.lane = lane
+        self.job_id, self.lane = job_id, lane
 
 
 class NotParked(Conflict):
@@ -296,8 +288,7 @@ class NotParked(Conflict):
 
     def __init__(self, job_id: str, state: str) -> None:
         super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")
-        self.job_id = job_id
-        self.state = state
+        self.job_id, self.state = job_id, state
 
 
 class Stale(AIQueueError):
@@ -317,10 +308,7 @@ class JobFailed(AIQueueError):
     def __init__(self, job_id: str, *, reason: str, error: str, attempt: int) -> None:
         where = f" on attempt {attempt}" if attempt else ""  # 0: no attempt was started
         super().__init__(f"job {job_id} failed{where} ({reason}): {error}")
-        self.job_id = job_id
-        self.reason = reason
-        self.error = error
-        self.attempt = attempt
+        self.job_id, self.reason, self.error, self.attempt = job_id, reason, error, attempt
 
 
 class JobCancelled(JobFailed):
@@ -344,9 +332,7 @@ class ResultInvalid(AIQueueError):
 
     def __init__(self, job_id: str, *, expected: str, reason: str, data: Any) -> None:
         super().__init__(f"job {job_id} is done, and its result is not of the type {expected}: {reason}")
-        self.job_id = job_id
-        self.expected = expected
-        self.reason = reason
+        self.job_id, self.expected, self.reason = job_id, expected, reason
         self._data = data  # with an underscore, so that `details` leaves it out: there may be secrets in it
 
     @property
@@ -393,8 +379,7 @@ class ChildLost(JobGone):
     def __init__(self, job_id: str, *, name: str, error: str) -> None:
         super().__init__(job_id)
         self.args = (f"child {name!r}: job {job_id} is lost: {error}",)
-        self.name = name
-        self.error = error
+        self.name, self.error = name, error
 
 
 class ResultTimeout(AIQueueError, TimeoutError):
@@ -429,9 +414,7 @@ class ResponderError(AIQueueError):
 
     def __init__(self, job_id: str, *, error: str, code: int = 500) -> None:
         super().__init__(f"the responder failed to answer the request{f' for job {job_id}' if job_id else ''}: {error}")
-        self.job_id = job_id
-        self.error = error
-        self.code = code
+        self.job_id, self.error, self.code = job_id, error, code
 
 
 class EmbeddedError(AIQueueError):

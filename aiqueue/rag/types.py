@@ -68,8 +68,8 @@ class ChunkedDocument:
 class DocumentHeader:
     """A version of a document, without its chunks.
 
-    `version`: see `versions.version_of`. `content_hash`: of what was parsed and how; the same hash is the same chunks.
-    `source`: where it came from, a path or URL; "": by value. `problems`: see `ParsedDocument`.
+    `version`: see `versions.version_of`. `content_hash`: of what was parsed and how, with the title; the same hash is
+    the same chunks. `source`: where it came from, a path or URL; "": by value. `problems`: see `ParsedDocument`.
     """
 
     document_id: str
@@ -171,19 +171,36 @@ class Embedder(Protocol):
 class VectorStore(Protocol):
     """Keeps the documents of many tenants, and finds passages. `store.conformance` tests any implementation.
 
-    Every method is of one tenant, and none ever returns what is another's. A version that is older than the newest
-    known one of its document, or than its deletion, changes nothing.
+    Every method is of one tenant, and none ever returns what is another's. Each call is one transaction: after a kill
+    at any moment it is done or not. Any call may be repeated.
 
-    - `open`: make the tenant's part ready for vectors of this embedder. Raises EmbedderChanged.
-    - `put`: store whole documents in one transaction.
-    - `stage`, `staged`, `commit`: a large document in batches. Nothing of it is found before `commit`, which takes all
-      staged batches of this version. `staged` returns the numbers of the batches that are stored.
-    - `move`: the newest version has this hash, and becomes this version: True. Else nothing happens: False.
-    - `note`: what becomes of a version that is under way or has failed; an indexed former version is still found.
-    - `delete`: False: a newer version is known. What was deleted stays known by its version.
-    - `chunks`, `replace_vectors`: embed all anew. `chunks` returns up to `limit` rows after the row id `after`;
-      `replace_vectors` stores new vectors of rows beside the present ones; `switch` makes them the present ones if
-      every row has them (True), else says False: call `chunks` with `missing=True` for what is left.
+    Versions. The order of arrival decides nothing: what is found is the highest version that was stored, unless the
+    same or a higher one deletes it; what `document` shows is the highest version that was begun. A failed version
+    hides no former one. "old": a higher version is stored, or the same or a higher one is deleted; nothing changed.
+
+    - `open`: make the tenant's part ready for vectors of this embedder. Before the first `put`, `stage` or `commit` of
+      this object. Raises EmbedderChanged, as do these three and a search by vector, if the stored chunks have vectors
+      of another. A tenant without chunks takes any.
+    - `put`: store whole documents, all or none. With the hash that is stored, chunks, vectors and title stay ("same").
+    - `stage`, `staged`, `commit`: a large document in batches, numbered from 0 in the order of its chunks, which are
+      numbered 0, 1, 2 … Nothing of it is found before `commit`, which takes all staged batches of this version and
+      raises BadInput if one is missing. `staged` returns the numbers of the stored batches. They are dropped when this
+      or a newer version is stored or deleted, and two days after the last of them was staged.
+    - `move`: if the stored chunks have this hash and no higher version is known, they become this version's: True. Else
+      nothing happens: False. Source and metadata stay: the hash should cover them, or `put` be called.
+    - `note`: what becomes of a version that is under way or has failed. Ignored for a version that is lower than the
+      one shown, and for one that is stored or deleted.
+    - `delete`: False: a higher version is stored or deleted. What was deleted stays known by its version.
+    - `documents`: up to `limit` (10,000 at most) documents after the id `after`, by id; without the deleted ones.
+    - `search`: the best `k` (1 to 1,000) chunks. Of `text` the words count; nothing in it is an operator or an error.
+      `vector` is of the shape (dimensions,); None: by words only. Raises BadInput for a filter that is none.
+    - `chunks`, `replace_vectors`, `switch`: embed all anew. `chunks` returns up to `limit` rows after the row id
+      `after`; `replace_vectors` stores new vectors of rows beside the present ones, for one new embedder at a time, and
+      ignores rows that are gone. `switch` makes them the present ones if every row has them: True. Else False: call
+      `chunks` with `missing=True` for what is left.
+    - What cannot be stored is BadInput: a document id that is empty, above 2,000 bytes or with NULs; a version that is
+      not 1 to 2^63 - 1; metadata above 64 KiB of JSON; vectors that are not finite. Texts may hold anything: NULs and
+      lone surrogates become U+FFFD.
     """
 
     async def open(self, tenant: str, embedder: str, dimensions: int) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ..types import Chunk, DocumentHeader, IndexedChunks, IndexedDocument, Vectors
+from ..types import Chunk, DocumentHeader, IndexedChunks, IndexedDocument, Passage, Vectors
 from .filters import metadata_json
 from .ranking import HEADING_SHARE
 from .texts import check_document_id, clean, index_heading, index_text
@@ -109,6 +109,12 @@ def question_vector(vector: Any, dimensions: int) -> NDArray[np.float32]:
     return flat
 
 
+def passage(row: Sequence[Any], score: float, metadata: Mapping[str, Any]) -> Passage:
+    """Return a passage of a row of document id, version, title, source, heading, number, start, page and text."""
+    document_id, version, title, source, heading, number, start, page, text = row[:9]
+    return Passage(document_id, version, title, source, heading, number, start, page, text, score, metadata)
+
+
 def index_row(title: str, row: ChunkRow) -> tuple[str, str]:
     """Return the heading and the body of a chunk as the keyword index gets them."""
     return index_heading(title, row[3]), index_text(row[4])
@@ -135,3 +141,10 @@ def check_numbers(numbers: Sequence[int], document_id: str, version: int) -> Non
             raise BadInput(
                 f"document {document_id[:80]!r}: chunk {expected} of version {version} is not staged: stage its batch"
             )
+
+
+def check_page(limit: int) -> int:
+    """Return the limit. Raises BadInput unless it is 1 to 10,000."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 10_000:
+        raise BadInput(f"limit {limit!r}: give a number from 1 to 10,000")
+    return limit

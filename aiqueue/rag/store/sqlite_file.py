@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import AIQueueError, ConfigMismatch, Corrupt, EmbedderChanged, Unavailable
-from .ranking import HEADING_WEIGHT
 
 T = TypeVar("T")
 
@@ -26,14 +25,14 @@ WAL_BYTES_MAX = 32 * 1024 * 1024  # above it the log is written back and truncat
 # Row numbers of chunks are never used again, and those of one document are in a row. `removed` says which are gone, so
 # that a vector cache need not compare. `vectors` holds the mixed vectors as float16, apart from the texts: a scan of
 # the vectors reads nothing else. `fts` has no content of its own: what is removed is handed to it again.
-_TABLES = f"""
+_TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE documents (
     number INTEGER PRIMARY KEY, document_id TEXT NOT NULL UNIQUE, shown INTEGER NOT NULL, state TEXT NOT NULL,
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL, settled INTEGER NOT NULL DEFAULT 0,
     indexed INTEGER NOT NULL DEFAULT 0, content_hash TEXT NOT NULL DEFAULT '', title TEXT NOT NULL DEFAULT '',
-    source TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{{}}', problems TEXT NOT NULL DEFAULT '[]',
+    source TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{}', problems TEXT NOT NULL DEFAULT '[]',
     first_chunk INTEGER NOT NULL DEFAULT 0, chunks INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE chunks (
@@ -50,7 +49,6 @@ CREATE TABLE staged (
 CREATE VIRTUAL TABLE fts USING fts5 (
     heading, body, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
 );
-INSERT INTO fts (fts, rank) VALUES ('rank', 'bm25({HEADING_WEIGHT}, 1.0)');
 INSERT INTO meta VALUES ('embedder', ''), ('dimensions', 0), ('generation', 1), ('last_chunk', 0), ('chunks', 0),
     ('last_removed', 0), ('removed_floor', 0), ('new_embedder', '')
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class SqliteStore:
         self._readers = ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 1)), thread_name_prefix="aiqueue-rag-read")
         self._budget = CacheBudget(cache_bytes)
         self._tenants: OrderedDict[str, TenantDatabase] = OrderedDict()
+        self._embedders: dict[str, tuple[str, int]] = {}  # of the tenants that were opened
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -64,11 +66,15 @@ class SqliteStore:
 
     async def open(self, tenant: str, embedder: str, dimensions: int) -> None:
         rows.check_embedder(embedder, dimensions)
-        database = self._made(tenant)
-        await database.write(lambda db: sqlite_writes.open_embedder(db, embedder, dimensions))
         opened = (embedder, dimensions)
-        await database.read(lambda db: check_embedder(db, tenant, opened))
-        database.opened = opened
+
+        def adopt(db: sqlite3.Connection) -> None:
+            sqlite_writes.open_embedder(db, *opened)
+            check_embedder(db, tenant, opened)
+
+        database = self._made(tenant)
+        await database.write(adopt)
+        self._embedders[tenant] = database.opened = opened
 
     async def put(self, tenant: str, documents: Sequence[IndexedDocument]) -> list[PutOutcome]:
         database, dimensions = self._opened(tenant)
@@ -120,7 +126,7 @@ class SqliteStore:
 
     async def documents(self, tenant: str, *, after: str = "", limit: int = 1_000) -> list[DocumentState]:
         database = self._existing(tenant)
-        sqlite_reads.check_page(limit)
+        rows.check_page(limit)
         if database is None:
             return []
         return await database.read(lambda db: sqlite_reads.documents(db, clean(after), limit))
@@ -145,7 +151,7 @@ class SqliteStore:
         self, tenant: str, embedder: str, *, after: int = 0, limit: int = 256, missing: bool = False
     ) -> list[tuple[int, Chunk]]:
         database = self._existing(tenant)
-        sqlite_reads.check_page(limit)
+        rows.check_page(limit)
         if database is None:
             return []
         return await database.read(lambda db: sqlite_reads.chunks(db, embedder, after, limit, missing))
@@ -161,7 +167,7 @@ class SqliteStore:
         database = self._made(tenant)
         done = await database.write(lambda db: sqlite_writes.switch(db, embedder, dimensions))
         if done:
-            database.opened = (embedder, dimensions)
+            self._embedders[tenant] = database.opened = (embedder, dimensions)
         return done
 
     async def stats(self, tenant: str) -> StoreStats:
@@ -178,29 +184,32 @@ class SqliteStore:
         self._readers.shutdown(wait=False)
 
     def _opened(self, tenant: str) -> tuple[TenantDatabase, int]:
-        database = self._tenants.get(tenant)
-        if database is None or database.opened is None:
+        if tenant not in self._embedders:
             raise BadInput(f"tenant {tenant!r} is not open: call open(tenant, embedder, dimensions) first")
-        self._tenants.move_to_end(tenant)
-        return database, database.opened[1]
+        return self._made(tenant), self._embedders[tenant][1]
 
     def _made(self, tenant: str) -> TenantDatabase:
         """The tenant's database, which is made if there is none."""
-        path = path_of(self._root, subjects.token("tenant", tenant))
-        if tenant not in self._tenants and not path.exists():
+        database = self._existing(tenant)
+        if database is None:
+            path = path_of(self._root, tenant)
             create(path)
-        return self._use(tenant, path)
+            database = self._use(tenant, path)
+        return database
 
     def _existing(self, tenant: str) -> TenantDatabase | None:
-        path = path_of(self._root, subjects.token("tenant", tenant))
-        return self._use(tenant, path) if tenant in self._tenants or path.exists() else None
-
-    def _use(self, tenant: str, path: Path) -> TenantDatabase:
         if self._is_closed:
             raise BadInput("the store is closed: make another SqliteStore")
+        if tenant in self._tenants:
+            return self._use(tenant, self._tenants[tenant].path)
+        path = path_of(self._root, subjects.token("tenant", tenant))
+        return self._use(tenant, path) if path.exists() else None
+
+    def _use(self, tenant: str, path: Path) -> TenantDatabase:
         database = self._tenants.get(tenant)
         if database is None:
             database = self._tenants[tenant] = TenantDatabase(path, tenant, self._readers, self._budget)
+            database.opened = self._embedders.get(tenant)
         self._tenants.move_to_end(tenant)
         self._close_idle()
         return database

@@ -23,7 +23,7 @@ F16 = "<f2"
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class KnownRow:
     """A document as the database knows it."""
 
     number: int
@@ -33,14 +33,14 @@ class Stored:
     chunks: int
 
 
-def find(db: sqlite3.Connection, document_id: str) -> Stored | None:
+def find(db: sqlite3.Connection, document_id: str) -> KnownRow | None:
     """Return the document as the database knows it."""
     row = db.execute(
         "SELECT number, shown, settled, indexed, content_hash, title, first_chunk, chunks FROM documents"
         " WHERE document_id = ?",
         (document_id,),
     ).fetchone()
-    return Stored(row[0], Known(row[1], row[2], bool(row[3]), row[4]), *row[5:]) if row else None
+    return KnownRow(row[0], Known(row[1], row[2], bool(row[3]), row[4]), *row[5:]) if row else None
 
 
 def put(db: sqlite3.Connection, documents: Sequence[DocumentRow]) -> list[PutOutcome]:
@@ -158,7 +158,7 @@ def _columns(header: HeaderRow, first: int, count: int) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _update(db: sqlite3.Connection, stored: Stored, header: HeaderRow, first: int, count: int) -> None:
+def _update(db: sqlite3.Connection, stored: KnownRow, header: HeaderRow, first: int, count: int) -> None:
     db.execute(
         "UPDATE documents SET (document_id, settled, content_hash, title, source, metadata, problems, first_chunk,"
         " chunks, indexed) = (?, ?, ?, ?, ?, ?, ?, ?, ?, 1) WHERE number = ?",
@@ -167,7 +167,7 @@ def _update(db: sqlite3.Connection, stored: Stored, header: HeaderRow, first: in
     _show(db, stored, header.version, header.state, done=count, total=count)
 
 
-def move(db: sqlite3.Connection, stored: Stored, header: HeaderRow) -> None:
+def move(db: sqlite3.Connection, stored: KnownRow, header: HeaderRow) -> None:
     """The stored chunks are those of this version too. The title stays: the keyword index was made with it."""
     db.execute(
         "UPDATE documents SET settled = ?, source = ?, metadata = ?, problems = ? WHERE number = ?",
@@ -231,7 +231,7 @@ def note(
 
 
 def _show(
-    db: sqlite3.Connection, stored: Stored, version: int, state: str, *, stage: str = "", done: int = 0,
+    db: sqlite3.Connection, stored: KnownRow, version: int, state: str, *, stage: str = "", done: int = 0,
     total: int = 0, reason: str = "",
 ) -> None:  # fmt: skip
     """Show this version in the status, unless a newer one was begun."""
@@ -243,16 +243,18 @@ def _show(
         )
 
 
-def remove_chunks(db: sqlite3.Connection, stored: Stored) -> int:
+def remove_chunks(db: sqlite3.Connection, stored: KnownRow) -> int:
     """Remove a document's chunks from all indexes. Return how many there were."""
     if not stored.chunks:
         return 0
     bounds = (stored.first_chunk, stored.first_chunk + stored.chunks - 1)
-    texts = db.execute("SELECT id, heading, body FROM chunks WHERE id BETWEEN ? AND ?", bounds).fetchall()
-    db.executemany(
-        "INSERT INTO fts (fts, rowid, heading, body) VALUES ('delete', ?, ?, ?)",
-        [(row, *rows.index_row(stored.title, (0, 0, None, heading, body))) for row, heading, body in texts],
-    )
+    for first in range(bounds[0], bounds[1] + 1, 1_000):  # a document may have 50,000
+        part = (first, min(first + 999, bounds[1]))
+        texts = db.execute("SELECT id, heading, body FROM chunks WHERE id BETWEEN ? AND ?", part).fetchall()
+        db.executemany(
+            "INSERT INTO fts (fts, rowid, heading, body) VALUES ('delete', ?, ?, ?)",
+            [(row, *rows.index_row(stored.title, (0, 0, None, heading, body))) for row, heading, body in texts],
+        )
     for table in ("chunks", "vectors", "new_vectors"):
         db.execute(f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", bounds)
     seq = db.execute("SELECT value FROM meta WHERE name = 'last_removed'").fetchone()[0] + 1

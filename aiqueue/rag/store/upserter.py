@@ -14,14 +14,14 @@ CHUNKS_MAX = 1_024  # in a transaction of more than one document
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _PendingPut:
     document: IndexedDocument
     outcome: asyncio.Future[PutOutcome]
 
 
 @dataclass(slots=True, eq=False)
 class _TenantQueue:
-    waiting: list[_Waiting] = field(default_factory=list)
+    waiting: list[_PendingPut] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
 
@@ -45,7 +45,7 @@ class Upserter:
         if self._is_closed:
             raise BadInput("the upserter is closed: make another Upserter")
         queue = self._queues.setdefault(tenant, _TenantQueue())
-        mine = _Waiting(document, asyncio.get_running_loop().create_future())
+        mine = _PendingPut(document, asyncio.get_running_loop().create_future())
         queue.waiting.append(mine)
         if queue.task is None:  # in an empty context: the next documents may be of another job
             queue.task = asyncio.create_task(self._run(tenant, queue), context=contextvars.Context())
@@ -66,7 +66,7 @@ class Upserter:
             for each in queue.waiting:  # only if this task was cancelled
                 each.outcome.cancel()
 
-    async def _store_group(self, tenant: str, group: list[_Waiting]) -> None:
+    async def _store_group(self, tenant: str, group: list[_PendingPut]) -> None:
         try:
             outcomes = await self._store.put(tenant, [each.document for each in group])
         except asyncio.CancelledError:
@@ -85,9 +85,9 @@ class Upserter:
                     each.outcome.set_result(outcome)
 
 
-def _take_group(waiting: list[_Waiting]) -> list[_Waiting]:
+def _take_group(waiting: list[_PendingPut]) -> list[_PendingPut]:
     """Take the next group from the front. It has no document twice, because of two versions one may fail alone."""
-    group: list[_Waiting] = []
+    group: list[_PendingPut] = []
     ids: set[str] = set()
     chunks = taken = 0
     for each in waiting:
@@ -103,7 +103,7 @@ def _take_group(waiting: list[_Waiting]) -> list[_Waiting]:
     return group
 
 
-def _fail(group: list[_Waiting], error: Exception) -> None:
+def _fail(group: list[_PendingPut], error: Exception) -> None:
     for each in group:
         if not each.outcome.done():
             each.outcome.set_exception(error)

@@ -1,0 +1,1 @@
+"""Retrieval, measured and judged by what its store holds."""

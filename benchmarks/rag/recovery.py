@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from aiqueue.enqueue import DeadLetter
 from aiqueue.rag.messages import RagDelete, RagDocument
 
 from ..scenarios import Finding, told
@@ -89,15 +90,18 @@ class History:
         body = f"{mark}. {witness.POISON if kind == 'sick' else ''} {texts.document(self.chance.randrange(10**6))}"
         message = RagDocument(document_id=document, content=body) if mark else RagDelete(document_id=document)
         handle = await self.here.client.enqueue(message, tenant=CALM)
-        self.acts[document].append(judge.Act(handle.run, mark))
+        self.acts[document].append(judge.Act(handle._run, mark))
 
     async def add_many(self, document: str) -> None:
         for _ in range(VERSIONS):
             await self.add(document, self.chance.choices(("put", "delete", "sick"), (7, 2, 2))[0])
 
+    async def letters(self) -> list[DeadLetter]:
+        return [each async for each in self.here.client.dead.find()]
+
     async def replay(self) -> int:
         """Replay all dead letters, with new versions of some documents beside them; how many there were."""
-        letters = [each async for each in self.here.client.dead.find(tenant=CALM)]
+        letters = await self.letters()
         late = [each for each in self.acts if self.chance.random() < LATE]
         await asyncio.gather(*map(self.here.client.dead.replay, letters), *(self.add(each, "put") for each in late))
         return len(letters)
@@ -121,7 +125,7 @@ async def versions(asked: Asked) -> list[Finding]:
         with told(asked.say, "dead letters replayed, with new versions beside them"):
             replayed = await history.replay()
             left += await here.settled()
-        letters = len([each async for each in here.client.dead.find(tenant=CALM)])
+        letters = len(await history.letters())
         found = here.facts.texts(CALM)
         wrong = judge.wrong_versions(acts, found)
         for document in wrong[:5]:

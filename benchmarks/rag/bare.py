@@ -14,10 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from aiqueue.rag import DocumentHeader, Embedder, IndexedChunks, IndexedDocument
 from aiqueue.rag.chunking import chunk
 from aiqueue.rag.parsing import DocumentSource, Parsers
-
-from aiqueue.rag import DocumentHeader, Embedder, IndexedChunks, IndexedDocument
 
 from . import parts, texts
 

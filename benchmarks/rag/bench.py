@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiqueue.rag.messages import RagDocument
-
 import aiqueue
 from aiqueue.cli.health import read_report
 from aiqueue.errors import NotFound
+from aiqueue.rag.messages import RagDocument
 
 from ..common import until
 from ..scenarios import Fleet, System, running

@@ -87,7 +87,8 @@ def _of_markdown(content: str) -> Iterator[tuple[str, str]]:
 def _of_html(content: str) -> Iterator[tuple[str, str]]:
     from lxml import etree, html  # noqa: PLC0415 - of the extra `rag`
 
-    heading, text, walk = "", [""], etree.iterwalk(html.document_fromstring(content.encode()), events=("start", "end"))
+    root = html.document_fromstring(content.encode(), parser=html.HTMLParser(encoding="utf-8"))
+    heading, text, walk = "", [""], etree.iterwalk(root, events=("start", "end"))
     for event, element in walk:
         is_heading = isinstance(element.tag, str) and _HEADING.fullmatch(element.tag)
         if event == "end":

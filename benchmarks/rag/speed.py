@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiqueue.rag.messages import RagDocument, RagQuery
-
 import aiqueue
+from aiqueue.rag.messages import RagDocument, RagQuery
 
 from ..chaos.children import Child
 from ..common import resident_mib, until

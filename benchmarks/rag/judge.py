@@ -121,6 +121,14 @@ def wrong_versions(acts: Mapping[str, Sequence[Act]], texts: Mapping[str, Sequen
 # -- quality
 
 
+def table(name: str, questions: int, by_mode: Mapping[str, Scores]) -> list[str]:
+    """The rows of the table in the docs."""
+    return [
+        f"| {questions} {name}, {mode} | {each.hit_1:.2f} / {each.hit_5:.2f} / {each.hit_10:.2f} | {each.mrr:.3f} |"
+        for mode, each in by_mode.items()
+    ]
+
+
 def compare(name: str, by_mode: Mapping[str, Scores]) -> list[Finding]:
     """What each mode found, and what is demanded: hybrid at least the others, in hit@5 and MRR."""
     findings = [

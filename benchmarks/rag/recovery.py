@@ -63,9 +63,11 @@ async def kills(asked: Asked) -> list[Finding]:
 
 
 async def _kill_until_settled(here: Ground, killed: list[tuple[Counter[bytes], Counter[bytes]]]) -> None:
-    """Kill the older worker every few seconds, and start another, until no job is left."""
-    due = time.monotonic() + here.asked.kill_s
-    while sum((await here.stored()).values()):
+    """Kill the older worker every few seconds, and start another, until no job is left. Raises RuntimeError."""
+    due, end = time.monotonic() + here.asked.kill_s, time.monotonic() + INGEST_S
+    while left := sum((await here.stored()).values()):
+        if time.monotonic() > end:
+            raise RuntimeError(f"{left:,} jobs were left after {INGEST_S:g} s and {len(killed)} kills")
         if time.monotonic() >= due:
             due += here.asked.kill_s
             victim = here.workers.alive[0]

@@ -25,7 +25,7 @@ from .facts import Facts
 
 STREAM = "AI_RAG_INGEST"
 READY_S = 90.0
-WORKER = "benchmarks.rag.app:worker"
+WORKER, WITNESSED = "aiqueue.rag:worker", "benchmarks.rag.app:worker"
 WITNESS_ENV, DELAY_ENV = "AIQUEUE_BENCH_WITNESS", "AIQUEUE_BENCH_DELAY"
 STEP_S = 0.05
 CONTENT_TYPES = {".html": "text/html", ".md": "text/markdown"}
@@ -56,15 +56,26 @@ class Asked:
 
 
 class Ground(System):
-    """A system with workers that ingest. `delay_s`: up to so much before each call of the embedder."""
+    """A system with workers that ingest and answer. `witnessed`: their embedders write down what they are given;
+    `delay_s`: and wait up to so long before each call.
+    """
 
-    def __init__(self, asked: Asked, directory: Path, *, workers: int | None = None, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        directory: Path,
+        *,
+        workers: int | None = None,
+        witnessed: bool = False,
+        delay_s: float = 0.0,
+    ) -> None:
         super().__init__(directory, STREAM, seed=asked.seed)
         self.asked = asked
         self.store, self.witness = directory / "store", directory / "witness"
         self.witness.mkdir()
         self.facts = Facts(self.store)
         self._count, self._delay_s = workers or asked.workers, delay_s
+        self._worker = WITNESSED if witnessed else WORKER
 
     # -- start and end
 
@@ -76,7 +87,7 @@ class Ground(System):
             ([f"--health-file={self._health(n)}"], {}) for n in range(self._count)
         ]
         env = {**self.env, WITNESS_ENV: str(self.witness), DELAY_ENV: str(self._delay_s)}
-        program = ["-m", "aiqueue", "work", WORKER, "--log-level=warning"]
+        program = ["-m", "aiqueue", "work", self._worker, "--log-level=warning"]
         self.workers = Fleet(program, env, self.directory / "workers.log", places)
         self.workers.start()
         await until(self._ready, lambda: f"the workers were not ready; they said: {self.tail()}", within_s=READY_S)
@@ -120,11 +131,9 @@ class Ground(System):
 
 
 @asynccontextmanager
-async def ground(
-    asked: Asked, *, workers: int | None = None, delay_s: float = 0.0
-) -> AsyncIterator[Ground]:  # fmt: skip
-    """A system of its own with workers that are ready, and nothing left of it afterwards."""
-    async with running(lambda path: Ground(asked, path, workers=workers, delay_s=delay_s), keep=asked.keep) as made:
+async def ground(asked: Asked, **options: Any) -> AsyncIterator[Ground]:
+    """A system of its own with workers that are ready, and nothing left of it afterwards. `options`: see `Ground`."""
+    async with running(lambda path: Ground(asked, path, **options), keep=asked.keep) as made:
         yield made
 
 

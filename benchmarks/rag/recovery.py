@@ -27,7 +27,7 @@ LATE = 0.3  # of the documents: they get a version while dead letters are replay
 
 async def kills(asked: Asked) -> list[Finding]:
     """kill -9 of one of two workers every 3 s: the chunks of an undisturbed run, little embedded twice"""
-    async with ground(asked) as here:
+    async with ground(asked, witnessed=True) as here:
         with corpus.pages(asked.corpus, here.directory) as every:
             documents = list(of_pages(every[: asked.most or None]))
         with told(asked.say, f"{len(documents):,} pages ingested undisturbed"):
@@ -117,7 +117,7 @@ class History:
 async def versions(asked: Asked) -> list[Finding]:
     """versions that overtake each other, deletes and replayed dead letters: the last one by the stream is found"""
     acts: dict[str, list[judge.Act]] = {f"doc-{number}.txt": [] for number in range(asked.versioned)}
-    async with ground(asked, delay_s=DELAY_S) as here:
+    async with ground(asked, witnessed=True, delay_s=DELAY_S) as here:
         history = History(here, random.Random(asked.seed), acts)
         (here.witness / witness.SICK).touch()
         with told(asked.say, f"{asked.versioned * VERSIONS:,} versions of {asked.versioned} documents"):

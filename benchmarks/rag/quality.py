@@ -70,7 +70,7 @@ async def _of_set(
             ranks[mode].append(judge.rank(question, found))
     if asked.keep is not None:
         _write(asked.keep / f"ranks-{name}.tsv", questions, ranks)
-    by_mode = {mode: judge.scores(ranks[mode]) for mode in MODES}
+    by_mode: dict[str, judge.Scores] = {mode: judge.scores(ranks[mode]) for mode in MODES}
     for row in judge.table(name, len(questions), by_mode):
         asked.say(f"  {row}")
     return [Finding(name, len(questions)), *judge.compare(name, by_mode)]

@@ -84,11 +84,13 @@ class History:
     here: Ground
     chance: random.Random
     acts: dict[str, list[judge.Act]]
+    sick: int = 0  # versions that cannot be embedded at first
     _marks: Iterator[int] = field(default_factory=itertools.count)
 
     async def add(self, document: str, kind: str) -> None:
         """`kind`: "put", "delete", or "sick": a version that ends as a dead letter until the embedder is well."""
         mark = "" if kind == "delete" else f"mark{next(self._marks)}x"
+        self.sick += kind == "sick"
         body = f"{mark}. {witness.POISON if kind == 'sick' else ''} {texts.document(self.chance.randrange(10**6))}"
         message = RagDocument(document_id=document, content=body) if mark else RagDelete(document_id=document)
         handle = await self.here.client.enqueue(message, tenant=CALM)
@@ -135,7 +137,9 @@ async def versions(asked: Asked) -> list[Finding]:
     return [
         Finding("documents", len(acts)),
         Finding("versions and deletes", sum(map(len, acts.values()))),
+        Finding("versions that cannot be embedded at first", history.sick, at_least=1),
         Finding("dead letters that were replayed", replayed, at_least=1),
+        Finding("of them, by no fault of their own", max(0, replayed - history.sick), at_most=0),
         Finding("dead letters that are left", letters, at_most=0),
         Finding("documents whose last act is a delete", history.deleted, at_least=1),
         Finding("jobs that are left", left, at_most=0),

@@ -43,7 +43,9 @@ async def kills(asked: Asked) -> list[Finding]:
             calm, witness.embedded(here.witness, CALM), witness.embedded(here.witness, HARMED), killed
         )
         calm_states, harmed_states = (here.facts.states(each) for each in (CALM, HARMED))
-        different = sum(harmed_states.get(each) != state for each, state in calm_states.items())
+        different = [each for each, state in calm_states.items() if harmed_states.get(each) != state]
+        for each in different[:5]:
+            asked.say(f"  {each}: {calm_states[each]}, with kills {harmed_states.get(each)}")
     return [
         Finding("pages", len(documents), at_least=1),
         Finding("kills", len(killed), at_least=1),
@@ -52,7 +54,7 @@ async def kills(asked: Asked) -> list[Finding]:
         Finding("chunks", calm.total(), at_least=1),
         Finding("chunks that are missing, or are others", (calm - harmed).total(), at_most=0),
         Finding("chunks that are there and should not be", (harmed - calm).total(), at_most=0),
-        Finding("documents in another state", different, at_most=0),
+        Finding("documents in another state", len(different), at_most=0),
         Finding("chunks embedded undisturbed, of unique text", counted.undisturbed, at_least=1),
         Finding("chunks embedded with kills", counted.disturbed),
         Finding("of them, in flight in a worker when it was killed", sum(counted.in_flight)),

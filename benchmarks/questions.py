@@ -82,7 +82,7 @@ PEERS = Question(
     480, 300,
 )  # fmt: skip
 TEXTS = ("cancel", "delayed", "documents", "endurance", "failing")  # they tell theirs as text
-OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "peers")  # with options of their own
+OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "peers")  # with options of their own
 ALL = {**ROWS, "peers": PEERS}
 
 

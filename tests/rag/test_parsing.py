@@ -81,6 +81,25 @@ def test_html_that_names_its_main_part_is_read_without_the_rest() -> None:
     assert pairs(parse(page)) == [("A", "text")]
 
 
+@pytest.mark.parametrize(
+    ("title", "own"),
+    [
+        ("Install \u2014 Manual 1.0 documentation", "Install"),
+        ("Install | Example", "Install"),
+        ("Example: Install", "Install"),
+        ("Example - Install", "Install"),
+        ("Install", "Install"),
+        ("Installing", "Installing"),
+        ("How to Install it", "How to Install it"),
+        ("Pre-Install", "Pre-Install"),
+        ("Another - page", "Another - page"),
+        ("", "Install"),
+    ],
+)
+def test_the_title_of_a_page_is_without_the_name_of_its_site(title: str, own: str) -> None:
+    assert parse(f"<html><head><title>{title}</title></head><body><h1>Install</h1>text</body></html>").title == own
+
+
 @pytest.mark.parametrize("charset", ["iso-8859-1", "windows-1252", "utf-8", "utf-16"])
 def test_html_is_decoded_as_it_says(charset: str) -> None:
     page = f'<html><head><meta charset="{charset}"></head><body><p>Größe</p></body></html>'

@@ -34,6 +34,9 @@ _PARAGRAPHS = frozenset({
 })  # fmt: skip
 _LINES = frozenset({"li", "tr", "dt", "dd", "br", "figcaption", "summary", "caption", "option", "legend"})
 _VERBATIM = frozenset({"pre", "textarea", "listing", "xmp"})
+# Between a page's own name and its site's, in a title.
+_SITE_AFTER = re.compile(r"(?:\s+[-\u2013\u2014|\u00b7\u2022\u00bb]|:)\s")
+_SITE_BEFORE = re.compile(r"(?:\s[-\u2013\u2014|\u00b7\u2022\u00bb]|:)\s+\Z")
 _SPACE = re.compile(r"\s+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _DEPTH_MAX = 2_048  # libxml2's own limit; deeper elements and all that follows them are not read
@@ -74,7 +77,17 @@ class HtmlParser:
         title = " ".join("".join(named.itertext()).split()) if named is not None else ""
         page = _Page()
         page.read(_main_part(root))
-        return ParsedDocument(title or page.first_heading or source.stem, page.sections, problems)
+        return ParsedDocument(_own_title(title, page.first_heading) or source.stem, page.sections, problems)
+
+
+def _own_title(title: str, heading: str) -> str:
+    """Return the title without the name of the site: the first heading if the title only adds to it, as in
+    "Install — Manual 1.0". The title is in the heading of every chunk, and what all pages share finds none of them.
+    """
+    before, found, after = title.partition(heading) if heading else (title, "", "")
+    if found and (_SITE_AFTER.match(after) if not before else not after and _SITE_BEFORE.search(before)):
+        return heading
+    return title or heading
 
 
 def _main_part(root: Element) -> Element:

@@ -12,7 +12,7 @@
     │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
-    │   ├── TopologyError       an invalid streams/*.toml, limits.toml, gateway.toml or rag.toml; names file
+    │   ├── TopologyError       an invalid streams/*.toml, limits.toml or gateway.toml; names file and key
     │   ├── IdReused            a job of this id has another body, and the family takes one body for an id
     │   └── AboveLimit          a reservation above the limit itself: waiting would not help
     ├── Unavailable             no server answers now; a retry can help
@@ -144,7 +144,7 @@ class SettingsError(BadInput):
 
 
 class TopologyError(BadInput):
-    """An invalid stream file (streams/*.toml), limits.toml, gateway.toml or rag.toml: `file`, `key`, the `problem`."""
+    """An invalid stream file (streams/*.toml), limits.toml or gateway.toml: `file`, `key` and the `problem`."""
 
     def __init__(self, file: str, key: str, problem: str) -> None:
         super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")

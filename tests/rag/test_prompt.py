@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
-from aiqueue.rag.prompt import INSTRUCTIONS, PROMPT_CHARS_MAX, cited_numbers, make_messages
+from aiqueue.rag.prompt import INSTRUCTIONS, PROMPT_CHARS_MAX, cited_numbers, make_messages, quote
 from aiqueue.rag.types import Passage
 
 
@@ -35,6 +36,14 @@ def test_nothing_of_a_document_or_a_question_opens_or_closes_an_element_of_the_p
         found = [each.lower() for each in re.findall(r"<[\W_]*(?:passages?|question)\b", text, re.IGNORECASE)]
         assert found == ["<passages", "<passage", "</passage", "<passage", "</passage", "</passages", "<question",
                          "</question"]  # fmt: skip
+
+
+@pytest.mark.parametrize("marks", ["<" * 24_000, "< " * 12_000, "<_" * 12_000])
+def test_quoting_takes_time_in_proportion_to_the_marks_of_a_text(marks: str) -> None:
+    started = time.process_time()
+    assert quote(marks) == marks
+    assert quote(f"{marks}/passage>") == f"{marks.replace('<', '&lt;')}/passage>"
+    assert time.process_time() - started < 0.5
 
 
 def test_other_marks_of_a_document_stay_as_they_are() -> None:

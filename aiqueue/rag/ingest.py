@@ -226,5 +226,8 @@ async def delete(job: Job[RagDelete]) -> dict[str, Any]:
     except BadInput as error:
         raise Reject(str(error)) from None
     document_id, version = job.message.document_id, version_of(job)
-    is_newest = await runtime.store.delete(job.tenant, document_id, version)
+    try:
+        is_newest = await runtime.store.delete(job.tenant, document_id, version)
+    except BadInput as error:  # no store keeps such an id: another attempt ends in the same way
+        raise Reject(str(error)) from None
     return {"document_id": document_id, "version": version, "state": "deleted", "superseded": not is_newest}

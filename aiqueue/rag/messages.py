@@ -24,6 +24,7 @@ METADATA_BYTES_MAX: Final = 64 * 1024  # as JSON
 METADATA_KEYS_MAX: Final = 256
 GIVEN_CHUNKS_MAX: Final = 50_000
 GIVEN_CHUNK_CHARS_MAX: Final = 16_384
+PLACE_MAX: Final = 2**31 - 1  # of a chunk: every store keeps such a number
 QUERY_CHARS_MAX: Final = 8_192
 WHERE_BYTES_MAX: Final = 16 * 1024
 K_MAX: Final = 100
@@ -95,8 +96,8 @@ class GivenChunk(pydantic.BaseModel):
 
     content: Annotated[str, pydantic.Field(min_length=1, max_length=GIVEN_CHUNK_CHARS_MAX)]
     heading: ShortText = ""
-    page: Annotated[int, pydantic.Field(ge=1)] | None = None
-    start: Annotated[int, pydantic.Field(ge=0)] | None = None
+    page: Annotated[int, pydantic.Field(ge=1, le=PLACE_MAX)] | None = None
+    start: Annotated[int, pydantic.Field(ge=0, le=PLACE_MAX)] | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -49,6 +49,8 @@ def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
         (RagDocument, {"content": "x", "metadata": [1]}, "must be a map"),
         (RagDocument, {"chunks": ["x"] * 50_001}, "at most 50,000 chunks"),
         (RagDocument, {"chunks": [{"content": "x" * 16_385}]}, "content"),
+        (RagDocument, {"chunks": [{"content": "x", "page": 2**31}]}, "page"),
+        (RagDocument, {"chunks": [{"content": "x", "metadata": {"start": 2**63}}]}, "start"),
         (RagReindex, {}, "give either document_id, or all = true"),
         (RagReindex, {"document_id": "x", "all": True}, "give either document_id, or all = true"),
         (RagQuery, {"query": ""}, "query"),

@@ -89,7 +89,7 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     """Return the metadata as JSON. Raises BadInput if it is no JSON of at most 64 KiB and 16 levels."""
     try:
         text = json.dumps(_cleaned(metadata, METADATA_DEPTH_MAX), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadInput(f"metadata cannot be stored as JSON: {error}") from None
     if len(text.encode()) > METADATA_BYTES_MAX:
         raise BadInput(f"metadata of {len(text.encode()):,} bytes: at most {METADATA_BYTES_MAX:,} are allowed")

@@ -210,6 +210,7 @@ class DocumentsSuite(StoreSuite):
                 IndexedDocument(header, IndexedChunks(chunks, holes, holes)),
                 document_of("bad", 1, "x", metadata=deep),
                 document_of("bad", 1, "x", metadata={"a": object()}),
+                document_of("bad", 1, "x", metadata={"a": 10**400}),
             ):
                 await raises(BadInput, store.put(tenant, [good, bad]))
                 assert await everything(store, tenant) == set()

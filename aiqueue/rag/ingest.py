@@ -127,21 +127,14 @@ class _Version:
             rows = await embed_chunks(self._runtime.batcher, self._tenant, chunked.chunks)
             outcome = await self._runtime.upserter.put(self._tenant, IndexedDocument(header, rows))
         else:
-            if content is not None and content.source:
-                await self._check_unchanged(content_hash)
-            if not await self._stage(chunked.chunks):
+            if not await self._stage(content_hash, chunked.chunks):
                 return self._result("old")
             outcome = await self._commit(header, len(chunked.chunks))
         return self._result(outcome, len(chunked.chunks), header.title, header.problems)
 
-    async def _check_unchanged(self, content_hash: str) -> None:
-        """A file or URL may have changed since an attempt that has staged parts of it: two contents must not mix."""
-        if await self._job.step("content", _constant, content_hash) != content_hash:
-            raise Reject("its content has changed since the attempt before this one: ingest the document again")
-
-    async def _stage(self, chunks: Sequence[Chunk]) -> bool:
+    async def _stage(self, content_hash: str, chunks: Sequence[Chunk]) -> bool:
         """Embed and store what is missing of a large document. False: a newer version is stored meanwhile."""
-        done = await self._store.staged(self._tenant, self._id, self.version)
+        done = await self._store.staged(self._tenant, self._id, self.version, content_hash)
         total = len(chunks)
         for batch, at in enumerate(range(0, total, BATCH)):
             if batch in done:
@@ -154,7 +147,7 @@ class _Version:
                 return False
             part = chunks[at : at + BATCH]
             rows = await embed_chunks(self._runtime.batcher, self._tenant, part)
-            await self._store.stage(self._tenant, self._id, self.version, batch, rows)
+            await self._store.stage(self._tenant, self._id, self.version, content_hash, batch, rows)
         return True
 
     async def _commit(self, header: DocumentHeader, total: int) -> PutOutcome:
@@ -162,9 +155,11 @@ class _Version:
         try:
             return await self._store.commit(self._tenant, header)
         except BadInput:
-            if len(await self._store.staged(self._tenant, self._id, self.version)) * BATCH >= total:
+            staged = await self._store.staged(self._tenant, self._id, self.version, header.content_hash)
+            if len(staged) * BATCH >= total:
                 raise
-            raise Retry("what was staged was dropped, because the tenant's vectors were made anew", after=1.0) from None
+            why = "what was staged was dropped: the tenant's vectors were made anew, or its content has changed"
+            raise Retry(why, after=1.0) from None
 
     async def _report(self, stage: str, done: int, total: int, *, now: bool = False) -> bool:
         """Report progress, at most once a second. Says whether."""
@@ -198,10 +193,6 @@ class _Version:
             "outcome": outcome, "superseded": outcome == "old", "chunks": chunks, "title": title,
             "problems": list(problems),
         }  # fmt: skip
-
-
-def _constant(value: str) -> str:
-    return value
 
 
 async def embed_chunks(batcher: EmbedBatcher, tenant: str, chunks: Sequence[Chunk]) -> IndexedChunks:

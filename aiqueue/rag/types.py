@@ -183,9 +183,10 @@ class VectorStore(Protocol):
       of another. A tenant without chunks takes any.
     - `put`: store whole documents, all or none. With the hash that is stored, chunks, vectors and title stay ("same").
     - `stage`, `staged`, `commit`: a large document in batches, numbered from 0 in the order of its chunks, which are
-      numbered 0, 1, 2 … Nothing of it is found before `commit`, which takes all staged batches of this version and
-      raises BadInput if one is missing. `staged` returns the numbers of the stored batches. They are dropped when this
-      or a newer version is stored or deleted, and two days after the last of them was staged.
+      numbered 0, 1, 2 … Nothing of it is found before `commit`, which takes all staged batches of this version and hash
+      and raises BadInput if one is missing. `staged` returns the numbers of the stored batches. They are dropped when
+      one of this version with another hash is staged, for a file may have changed between two attempts; when this or a
+      newer version is stored or deleted; and two days after the last of them was staged.
     - `move`: if the stored chunks have this hash and no higher version is known, they become this version's: True. Else
       nothing happens: False. Source and metadata stay: the hash should cover them, or `put` be called.
     - `note`: what becomes of a version that is under way or has failed. Ignored for a version that is lower than the
@@ -205,8 +206,10 @@ class VectorStore(Protocol):
 
     async def open(self, tenant: str, embedder: str, dimensions: int) -> None: ...
     async def put(self, tenant: str, documents: Sequence[IndexedDocument]) -> list[PutOutcome]: ...
-    async def stage(self, tenant: str, document_id: str, version: int, batch: int, rows: IndexedChunks) -> None: ...
-    async def staged(self, tenant: str, document_id: str, version: int) -> set[int]: ...
+    async def stage(
+        self, tenant: str, document_id: str, version: int, content_hash: str, batch: int, rows: IndexedChunks
+    ) -> None: ...
+    async def staged(self, tenant: str, document_id: str, version: int, content_hash: str) -> set[int]: ...
     async def commit(self, tenant: str, header: DocumentHeader) -> PutOutcome: ...
     async def move(self, tenant: str, document_id: str, version: int, content_hash: str) -> bool: ...
     async def note(

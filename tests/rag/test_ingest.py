@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import JobFailed
+from aiqueue.errors import BadInput, JobFailed
 from aiqueue.rag import DocumentState, RagDelete, RagDocument, RagReindex, RagWorker
 
 from ..support import eventually
@@ -178,6 +178,38 @@ async def test_a_large_document_is_staged_and_an_attempt_embeds_only_what_is_mis
         assert any("w299x" in each for each in await texts_found(rag_worker, "w299x"))
         stats = await runtime.store.stats("acme")
     assert (stats.documents, stats.chunks) == (1, chunks)
+
+
+def long_text(word: str, paragraphs: int) -> str:
+    return "\n\n".join(f"Paragraph {at} of {word}. " + "Otters swim in cold rivers. " * 28 for at in range(paragraphs))
+
+
+async def test_a_file_that_has_changed_before_its_dead_letter_is_replayed_is_read_as_it_is_then_without_parts_of_before(
+    client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
+) -> None:
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
+    file = tmp_path / "page.md"
+    file.write_text(long_text("formerly", 300))
+    async with rag_worker.running(client):
+        runtime = rag_worker._runtime
+        assert runtime is not None
+        commit = runtime.store.commit
+
+        async def refusing(*args: Any) -> Any:
+            raise BadInput("it cannot be stored for now")
+
+        runtime.store.commit = refusing  # type: ignore[method-assign]
+        with pytest.raises(JobFailed, match="for now"):
+            await ingest(client, document_id="d", path=str(file))
+        runtime.store.commit = commit  # type: ignore[method-assign]
+        file.write_text(long_text("presently", 150))
+        (letter,) = [each async for each in client.dead.find()]
+        await client.dead.replay(letter)
+        handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
+        result = await handle.result(25)
+        rows = await runtime.store.chunks("acme", runtime.batcher.embedder.name, limit=1_000)
+    assert len(rows) == result["chunks"]
+    assert not [chunk.text[:60] for _, chunk in rows if "formerly" in chunk.text]
 
 
 async def test_chunks_of_the_publisher_are_indexed_as_they_are(

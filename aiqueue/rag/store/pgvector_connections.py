@@ -50,7 +50,8 @@ CREATE TABLE vectors (
 CREATE TABLE new_vectors (LIKE vectors INCLUDING ALL);
 CREATE TABLE staged (
     tenant text COLLATE "C" NOT NULL, document_id text COLLATE "C" NOT NULL, version bigint NOT NULL,
-    batch integer NOT NULL, at double precision NOT NULL, chunks text NOT NULL, vectors bytea NOT NULL,
+    batch integer NOT NULL, at double precision NOT NULL, content_hash text NOT NULL, chunks text NOT NULL,
+    vectors bytea NOT NULL,
     PRIMARY KEY (tenant, document_id, version, batch)
 )
 """

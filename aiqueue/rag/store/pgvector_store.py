@@ -61,20 +61,23 @@ class PgVectorStore:
             stored = await self._lock(cursor, tenant, opened)
             return await pgvector_writes.put(cursor, stored, prepared)
 
-    async def stage(self, tenant: str, document_id: str, version: int, batch: int, rows_: IndexedChunks) -> None:
+    async def stage(
+        self, tenant: str, document_id: str, version: int, content_hash: str, batch: int, rows_: IndexedChunks
+    ) -> None:
         opened = self._opened(tenant)
-        key = (check_document_id(document_id), rows.check_version(version))
+        key = (check_document_id(document_id), rows.check_version(version), clean(content_hash))
         chunks = rows.staged_json(rows.chunk_rows(rows_.chunks))
         vectors = rows.mixed(rows_, opened[1]).astype(pgvector_writes.F32).tobytes()
         async with self._connections.transaction() as cursor:
             stored = await self._lock(cursor, tenant, opened)
             await pgvector_writes.stage(cursor, stored, *key, batch, chunks, vectors)
 
-    async def staged(self, tenant: str, document_id: str, version: int) -> set[int]:
+    async def staged(self, tenant: str, document_id: str, version: int, content_hash: str) -> set[int]:
         async with self._connections.transaction(reads=True) as cursor:
             await cursor.execute(
-                "SELECT batch FROM staged WHERE tenant = %s AND document_id = %s AND version = %s",
-                (subjects.token("tenant", tenant), clean(document_id), version),
+                "SELECT batch FROM staged WHERE tenant = %s AND document_id = %s AND version = %s"
+                " AND content_hash = %s",
+                (subjects.token("tenant", tenant), clean(document_id), version, clean(content_hash)),
             )
             return {row[0] for row in await cursor.fetchall()}
 

@@ -116,12 +116,13 @@ async def commit(cursor: Cursor, tenant: TenantRow, header: HeaderRow) -> PutOut
     if outcome == "new":
         first = tenant.last_chunk + 1
         key = (header.document_id, header.version)
-        where = "WHERE tenant = %s AND document_id = %s AND version = %s"
-        await cursor.execute(f"SELECT batch FROM staged {where} ORDER BY batch", (tenant.tenant, *key))
+        where = "WHERE tenant = %s AND document_id = %s AND version = %s AND content_hash = %s"
+        staged = (tenant.tenant, *key, header.content_hash)
+        await cursor.execute(f"SELECT batch FROM staged {where} ORDER BY batch", staged)
         numbers: list[int] = []
         for (batch,) in await cursor.fetchall():
             sql = f"SELECT chunks, vectors FROM staged {where} AND batch = %s"
-            await cursor.execute(sql, (tenant.tenant, *key, batch))
+            await cursor.execute(sql, (*staged, batch))
             for text, blob in await cursor.fetchall():
                 chunks = rows.staged_rows(text)
                 vectors = np.frombuffer(blob, F32).reshape(-1, tenant.dimensions)
@@ -278,17 +279,22 @@ async def note(
 
 
 async def stage(
-    cursor: Cursor, tenant: TenantRow, document_id: str, version: int, batch: int, chunks: str, vectors: bytes
-) -> None:
-    """Keep a batch of a version, unless a newer one is stored."""
+    cursor: Cursor, tenant: TenantRow, document_id: str, version: int, content_hash: str, batch: int, chunks: str,
+    vectors: bytes,
+) -> None:  # fmt: skip
+    """Keep a batch of a version, unless a newer one is stored. Those of another content of this version are dropped."""
     stored = await find(cursor, tenant.tenant, document_id)
     if stored is not None and version < stored.known.settled:
         return
     now = time.time()
     await cursor.execute(
-        "INSERT INTO staged VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, document_id, version, batch)"
+        "DELETE FROM staged WHERE tenant = %s AND document_id = %s AND version = %s AND content_hash <> %s",
+        (tenant.tenant, document_id, version, content_hash),
+    )
+    await cursor.execute(
+        "INSERT INTO staged VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, document_id, version, batch)"
         " DO UPDATE SET at = EXCLUDED.at, chunks = EXCLUDED.chunks, vectors = EXCLUDED.vectors",
-        (tenant.tenant, document_id, version, batch, now, chunks, vectors),
+        (tenant.tenant, document_id, version, batch, now, content_hash, chunks, vectors),
     )
     await cursor.execute(
         "DELETE FROM staged WHERE tenant = %s AND (document_id, version) IN (SELECT document_id, version FROM staged"

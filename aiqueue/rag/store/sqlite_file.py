@@ -44,7 +44,7 @@ CREATE TABLE new_vectors (id INTEGER PRIMARY KEY, document INTEGER NOT NULL, vec
 CREATE TABLE removed (seq INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);
 CREATE TABLE staged (
     document_id TEXT NOT NULL, version INTEGER NOT NULL, batch INTEGER NOT NULL, at REAL NOT NULL,
-    chunks TEXT NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (document_id, version, batch)
+    content_hash TEXT NOT NULL, chunks TEXT NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (document_id, version, batch)
 );
 CREATE VIRTUAL TABLE fts USING fts5 (
     heading, body, content = '', tokenize = 'porter unicode61 remove_diacritics 2'

@@ -142,9 +142,12 @@ def _document_state(row: Sequence[Any]) -> DocumentState:
     return DocumentState(*values)
 
 
-def staged(db: sqlite3.Connection, document_id: str, version: int) -> set[int]:
+def staged(db: sqlite3.Connection, document_id: str, version: int, content_hash: str) -> set[int]:
     """Return the numbers of the staged batches."""
-    found = db.execute("SELECT batch FROM staged WHERE document_id = ? AND version = ?", (document_id, version))
+    found = db.execute(
+        "SELECT batch FROM staged WHERE document_id = ? AND version = ? AND content_hash = ?",
+        (document_id, version, content_hash),
+    )
     return {row[0] for row in found}
 
 

@@ -81,18 +81,21 @@ class SqliteStore:
         prepared = [rows.document_row(each, dimensions) for each in documents]
         return await database.write(lambda db: sqlite_writes.put(db, prepared), vectors=True)
 
-    async def stage(self, tenant: str, document_id: str, version: int, batch: int, rows_: IndexedChunks) -> None:
+    async def stage(
+        self, tenant: str, document_id: str, version: int, content_hash: str, batch: int, rows_: IndexedChunks
+    ) -> None:
         database, dimensions = self._opened(tenant)
-        key = (check_document_id(document_id), rows.check_version(version))
+        key = (check_document_id(document_id), rows.check_version(version), clean(content_hash))
         chunks = rows.staged_json(rows.chunk_rows(rows_.chunks))
         vectors = rows.mixed(rows_, dimensions).astype(sqlite_writes.F16).tobytes()
         await database.write(lambda db: sqlite_writes.stage(db, *key, batch, chunks, vectors), vectors=True)
 
-    async def staged(self, tenant: str, document_id: str, version: int) -> set[int]:
+    async def staged(self, tenant: str, document_id: str, version: int, content_hash: str) -> set[int]:
         database = self._existing(tenant)
         if database is None:
             return set()
-        return await database.read(lambda db: sqlite_reads.staged(db, clean(document_id), version))
+        key = (clean(document_id), version, clean(content_hash))
+        return await database.read(lambda db: sqlite_reads.staged(db, *key))
 
     async def commit(self, tenant: str, header: DocumentHeader) -> PutOutcome:
         database, dimensions = self._opened(tenant)

@@ -59,7 +59,7 @@ def commit(db: sqlite3.Connection, header: HeaderRow, dimensions: int) -> PutOut
     """Make the staged batches of this version the document. Raises BadInput if a batch is missing."""
     key = (header.document_id, header.version)
     writing = _Writing(db)
-    outcome = writing.put(header, _staged_batches(db, key, dimensions))
+    outcome = writing.put(header, _staged_batches(db, (*key, header.content_hash), dimensions))
     if outcome == "new":
         rows.check_numbers(writing.numbers, *key)
     writing.flush()
@@ -67,9 +67,12 @@ def commit(db: sqlite3.Connection, header: HeaderRow, dimensions: int) -> PutOut
 
 
 def _staged_batches(
-    db: sqlite3.Connection, key: tuple[str, int], dimensions: int
+    db: sqlite3.Connection, key: tuple[str, int, str], dimensions: int
 ) -> Iterator[tuple[list[ChunkRow], np.ndarray[Any, Any]]]:
-    found = db.execute("SELECT chunks, vectors FROM staged WHERE document_id = ? AND version = ? ORDER BY batch", key)
+    found = db.execute(
+        "SELECT chunks, vectors FROM staged WHERE document_id = ? AND version = ? AND content_hash = ? ORDER BY batch",
+        key,
+    )
     for chunks, vectors in found:
         yield rows.staged_rows(chunks), np.frombuffer(vectors, F16).reshape(-1, dimensions)
 
@@ -267,15 +270,20 @@ def remove_chunks(db: sqlite3.Connection, stored: KnownRow) -> int:
 
 
 def stage(
-    db: sqlite3.Connection, document_id: str, version: int, batch: int, chunks: str, vectors: bytes
+    db: sqlite3.Connection, document_id: str, version: int, content_hash: str, batch: int, chunks: str, vectors: bytes
 ) -> None:  # fmt: skip
-    """Keep a batch of a version, unless a newer one is stored."""
+    """Keep a batch of a version, unless a newer one is stored. Those of another content of this version are dropped."""
     stored = find(db, document_id)
     if stored is not None and version < stored.known.settled:
         return
     now = time.time()
     db.execute(
-        "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?)", (document_id, version, batch, now, chunks, vectors)
+        "DELETE FROM staged WHERE document_id = ? AND version = ? AND content_hash <> ?",
+        (document_id, version, content_hash),
+    )
+    db.execute(
+        "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (document_id, version, batch, now, content_hash, chunks, vectors),
     )
     db.execute(
         "DELETE FROM staged WHERE (document_id, version) IN"

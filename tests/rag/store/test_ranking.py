@@ -223,7 +223,7 @@ def test_no_question_of_a_tenant_returns_anothers_chunk_nor_an_older_version(
             tenant = tenants[who]
             document = document_of(document_id, version, *texts, title=tenant)
             if act == "stage":
-                await store.stage(tenant, document_id, version, 0, document.content)
+                await store.stage(tenant, document_id, version, document.header.content_hash, 0, document.content)
                 await store.commit(tenant, document.header)
             elif act == "put":
                 await store.put(tenant, [document])

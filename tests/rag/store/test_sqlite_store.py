@@ -43,7 +43,8 @@ async def main(root, first, step, count):
         texts = [f"apple v{n} part{i}" for i in range(n % 5 + 1)]
         await store.put("acme", [document_of(f"d{n % 7}", n, *texts), document_of(f"e{n % 11}", n, *texts)])
         for batch in range(2):
-            await store.stage("acme", "big", n, batch, content_of([f"big v{n} p{batch}", "q", "r"], first=3 * batch))
+            content = content_of([f"big v{n} p{batch}", "q", "r"], first=3 * batch)
+            await store.stage("acme", "big", n, f"h{n}", batch, content)
         await store.commit("acme", DocumentHeader("big", n, f"h{n}"))
         await store.delete("acme", f"e{n % 11}", n) if n % 3 == 0 else None
         print(n, flush=True)
@@ -213,14 +214,14 @@ async def test_asking_about_an_unknown_tenant_makes_no_file(tmp_path: Path) -> N
 async def test_batches_of_which_nothing_came_for_two_days_are_dropped(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await store.stage("acme", "left", 1, 0, content_of(["apple"]))
-    await store.stage("acme", "alive", 1, 0, content_of(["apple"]))
+    await store.stage("acme", "left", 1, "h", 0, content_of(["apple"]))
+    await store.stage("acme", "alive", 1, "h", 0, content_of(["apple"]))
     with sqlite3.connect(sqlite_file.path_of(tmp_path, "acme")) as db:
         db.execute("UPDATE staged SET at = at - ?", (sqlite_writes.STAGED_KEPT_S + 1,))
     db.close()
-    await store.stage("acme", "alive", 1, 1, content_of(["apple"], first=1))
-    assert await store.staged("acme", "left", 1) == set()
-    assert await store.staged("acme", "alive", 1) == {0, 1}
+    await store.stage("acme", "alive", 1, "h", 1, content_of(["apple"], first=1))
+    assert await store.staged("acme", "left", 1, "h") == set()
+    assert await store.staged("acme", "alive", 1, "h") == {0, 1}
 
 
 async def test_vectors_are_loaded_by_the_first_question_that_needs_them(store: SqliteStore) -> None:
@@ -377,7 +378,7 @@ async def test_a_cancelled_put_is_done_or_not_and_the_next_call_goes_on(store: S
 async def test_a_staged_document_of_many_batches_is_committed_in_their_order(store: SqliteStore) -> None:
     for batch in reversed(range(5)):
         content = content_of([f"apple b{batch} c{i}" for i in range(64)], first=64 * batch)
-        await store.stage("acme", "big", 1, batch, content)
+        await store.stage("acme", "big", 1, "h", batch, content)
     assert await store.commit("acme", DocumentHeader("big", 1, "h")) == "new"
     passages = await store.search("acme", "", vector_of("apple"), 1_000, mode="vector")
     assert {each.number: each.text for each in passages} == {n: f"apple b{n // 64} c{n % 64}" for n in range(320)}

@@ -114,16 +114,16 @@ class DocumentsSuite(StoreSuite):
             await store.put(tenant, [document_of("a", 1, "former")])
             header = DocumentHeader("a", 2, "h2")
             await raises(BadInput, store.commit(tenant, header), "stage")
-            await store.stage(tenant, "a", 2, 1, content_of(["apple 2", "apple 3"], first=2))
+            await store.stage(tenant, "a", 2, "h2", 1, content_of(["apple 2", "apple 3"], first=2))
             await raises(BadInput, store.commit(tenant, header), "chunk 0")
-            await store.stage(tenant, "a", 2, 0, content_of(["wrong", "wrong"]))
-            await store.stage(tenant, "a", 2, 0, content_of(["apple 0", "apple 1"]))
-            assert await store.staged(tenant, "a", 2) == {0, 1}
-            assert await store.staged(tenant, "a", 3) == set()
+            await store.stage(tenant, "a", 2, "h2", 0, content_of(["wrong", "wrong"]))
+            await store.stage(tenant, "a", 2, "h2", 0, content_of(["apple 0", "apple 1"]))
+            assert await store.staged(tenant, "a", 2, "h2") == {0, 1}
+            assert await store.staged(tenant, "a", 3, "h2") == set()
             assert await everything(store, tenant) == {("a", 1, "former")}
             assert await store.commit(tenant, header) == "new"
             assert await everything(store, tenant) == {("a", 2, f"apple {n}") for n in range(4)}
-            assert await store.staged(tenant, "a", 2) == set()
+            assert await store.staged(tenant, "a", 2, "h2") == set()
             assert await store.commit(tenant, header) == "same"
             assert await store.commit(tenant, DocumentHeader("a", 1, "h1")) == "old"
             passages = await store.search(tenant, "apple", vector_of("apple 3"), 4)
@@ -131,16 +131,31 @@ class DocumentsSuite(StoreSuite):
 
         self._run(test)
 
+    def test_batches_of_another_content_of_the_version_are_never_part_of_the_document(self) -> None:
+        async def test(store: VectorStore, tenant: str) -> None:
+            for batch in range(3):
+                await store.stage(tenant, "a", 1, "former", batch, content_of([f"pear {batch}"], first=batch))
+            assert await store.staged(tenant, "a", 1, "new") == set()
+            await raises(BadInput, store.commit(tenant, DocumentHeader("a", 1, "new")), "stage")
+            await store.stage(tenant, "a", 1, "new", 1, content_of(["apple 1"], first=1))
+            assert await store.staged(tenant, "a", 1, "new") == {1}
+            await raises(BadInput, store.commit(tenant, DocumentHeader("a", 1, "new")), "chunk 0")
+            await store.stage(tenant, "a", 1, "new", 0, content_of(["apple 0"]))
+            assert await store.commit(tenant, DocumentHeader("a", 1, "new")) == "new"
+            assert await everything(store, tenant) == {("a", 1, "apple 0"), ("a", 1, "apple 1")}
+
+        self._run(test)
+
     def test_staged_batches_go_when_a_newer_version_is_stored_or_deleted(self) -> None:
         async def test(store: VectorStore, tenant: str) -> None:
             for version in (1, 2, 9):
-                await store.stage(tenant, "a", version, 0, content_of(["apple"]))
+                await store.stage(tenant, "a", version, "h", 0, content_of(["apple"]))
             await store.put(tenant, [document_of("a", 3, "pear")])
-            assert [await store.staged(tenant, "a", version) for version in (1, 2, 9)] == [set(), set(), {0}]
-            await store.stage(tenant, "a", 2, 0, content_of(["apple"]))
-            assert await store.staged(tenant, "a", 2) == set()
+            assert [await store.staged(tenant, "a", version, "h") for version in (1, 2, 9)] == [set(), set(), {0}]
+            await store.stage(tenant, "a", 2, "h", 0, content_of(["apple"]))
+            assert await store.staged(tenant, "a", 2, "h") == set()
             await store.delete(tenant, "a", 10)
-            assert await store.staged(tenant, "a", 9) == set()
+            assert await store.staged(tenant, "a", 9, "h") == set()
             assert await everything(store, tenant) == set()
 
         self._run(test)

@@ -33,7 +33,7 @@ class QuestionsSuite(StoreSuite):
             assert await store.document(other, "a") is None
             assert await store.documents(other) == []
             assert await store.search(other, "apple", vector_of("apple"), 5) == []
-            assert await store.staged(other, "a", 1) == set()
+            assert await store.staged(other, "a", 1, "h") == set()
             assert not await store.move(other, "a", 1, "h")
             assert (await store.stats(other)).documents == 0
             await raises(InvalidToken, store.document("a/../b", "a"))
@@ -210,7 +210,7 @@ class QuestionsSuite(StoreSuite):
                 assert await other.switch(tenant, "new-8", 8)
                 assert len(await other.search(tenant, "", np.eye(8, dtype=np.float32)[0], 9, mode="vector")) == 3
                 await raises(EmbedderChanged, store.put(tenant, [document_of("d", 1, "x")]), "new-8")
-                await raises(EmbedderChanged, store.stage(tenant, "d", 1, 0, content_of(["x"])), "new-8")
+                await raises(EmbedderChanged, store.stage(tenant, "d", 1, "h", 0, content_of(["x"])), "new-8")
                 await raises(EmbedderChanged, store.search(tenant, "apple", vector_of("apple"), 5), "new-8")
                 await raises(EmbedderChanged, store.open(tenant, EMBEDDER, DIMENSIONS), remedy)
                 assert len(await store.search(tenant, "apple", None, 5, mode="keyword")) == 2

@@ -13,13 +13,18 @@ from ..errors import BadInput
 from .types import Embedder, Vectors
 
 TEXTS_MAX: Final = 256  # in a call
+CHARS_MAX: Final = (
+    320 * 1024
+)  # in a call of more than one piece: an embedder's time and memory grow with the characters
 PIECE: Final = 64  # so that a question waits for one call at most, and is in the next
+PIECE_CHARS: Final = 80 * 1024  # of a piece of more than one text: 64 chunks of the largest usual size
 
 
 @dataclass(slots=True, eq=False)
 class _TextGroup:
     texts: Sequence[str]
     vectors: asyncio.Future[Vectors]
+    chars: int
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +35,8 @@ class _TextQueue:
 
 
 class EmbedBatcher:
-    """Calls an embedder with what many callers want, up to 256 texts at a time; questions go before documents.
+    """Calls an embedder with what many callers want, questions before documents: up to 256 texts at a time, of 320 Ki
+    characters together.
 
     One call is under way for each tenant, or for all tenants together if the embedder's `by_tenant` is False. Nobody
     waits for a batch to fill. A batch that fails for good is tried text group by text group, so that it fails only
@@ -56,7 +62,7 @@ class EmbedBatcher:
         if not texts:
             return np.zeros((0, self.embedder.dimensions), np.float32)
         loop = asyncio.get_running_loop()
-        pieces = [_TextGroup(texts[at : at + PIECE], loop.create_future()) for at in range(0, len(texts), PIECE)]
+        pieces = [_TextGroup(each, loop.create_future(), sum(map(len, each))) for each in _cut(texts)]
         key = tenant if self._by_tenant else ""
         queue = self._queues.setdefault(key, _TextQueue())
         (queue.urgent if urgent else queue.other).extend(pieces)
@@ -122,11 +128,26 @@ def _checked(vectors: Vectors, count: int, name: str) -> Vectors:
 def _take(queue: _TextQueue) -> list[_TextGroup]:
     """Take the next batch: questions first, without those whose callers are gone."""
     batch: list[_TextGroup] = []
-    count = 0
+    count = chars = 0
     for waiting in (queue.urgent, queue.other):
-        while waiting and (not batch or count + len(waiting[0].texts) <= TEXTS_MAX):
+        while waiting and (
+            not batch or (count + len(waiting[0].texts) <= TEXTS_MAX and chars + waiting[0].chars <= CHARS_MAX)
+        ):
             piece = waiting.popleft()
             if not piece.vectors.done():
                 batch.append(piece)
                 count += len(piece.texts)
+                chars += piece.chars
     return batch
+
+
+def _cut(texts: Sequence[str]) -> list[Sequence[str]]:
+    """Return the texts in pieces of at most 64 texts and 80 Ki characters, or of one text."""
+    pieces: list[Sequence[str]] = []
+    first = chars = 0
+    for at, text in enumerate(texts):
+        if at > first and (at - first >= PIECE or chars + len(text) > PIECE_CHARS):
+            pieces.append(texts[first:at])
+            first, chars = at, 0
+        chars += len(text)
+    return [*pieces, texts[first:]]

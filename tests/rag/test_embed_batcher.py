@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aiqueue.errors import BadInput, Unavailable
-from aiqueue.rag.embed_batcher import TEXTS_MAX, EmbedBatcher
+from aiqueue.rag.embed_batcher import CHARS_MAX, TEXTS_MAX, EmbedBatcher
 from aiqueue.rag.embedding import WordLlamaEmbedder
 
 
@@ -60,6 +60,23 @@ async def test_what_arrives_during_a_call_is_the_next_one_and_questions_go_first
     assert [each[:, 0].astype(int).astype(str).tolist() for each in found] == [["7"], *documents, ["9999"]]
     await batcher.close()
     assert embedder.closed
+
+
+async def test_a_call_is_bounded_by_its_characters_too_so_that_a_question_does_not_wait_for_long_texts() -> None:
+    embedder = Recording()
+    batcher = EmbedBatcher(embedder)
+    long = [[f"{at * 100 + each:0>16000}" for each in range(64)] for at in range(4)]
+    whole = f"{7:0>400000}"
+    first = await started(batcher, (["1"], False))
+    others = await started(batcher, *((each, False) for each in long), ([whole], False), (["9999"], True))
+    embedder.go.set()
+    found = await asyncio.gather(*first, *others)
+    assert embedder.calls[1][0] == "9999"
+    assert max(sum(map(len, each)) for each in embedder.calls if whole not in each) <= CHARS_MAX
+    assert [each for each in embedder.calls if whole in each] == [[whole]]
+    numbers = [[float(text) for text in each] for each in (["1"], *long, [whole], ["9999"])]
+    assert [each[:, 0].tolist() for each in found] == numbers
+    await batcher.close()
 
 
 async def test_a_bad_text_fails_its_own_caller_only_and_an_outage_all() -> None:

@@ -203,8 +203,11 @@ class SqliteStore:
     def _existing(self, tenant: str) -> TenantDatabase | None:
         if self._is_closed:
             raise BadInput("the store is closed: make another SqliteStore")
-        if tenant in self._tenants:
-            return self._use(tenant, self._tenants[tenant].path)
+        database = self._tenants.get(tenant)
+        if database is not None:
+            if database.is_present:
+                return self._use(tenant, database.path)
+            self._drop(tenant)
         path = path_of(self._root, subjects.token("tenant", tenant))
         return self._use(tenant, path) if path.exists() else None
 
@@ -222,7 +225,9 @@ class SqliteStore:
             if len(self._tenants) <= OPEN_TENANTS_MAX:
                 return
             if not database.busy:
-                del self._tenants[tenant]
-                task: asyncio.Task[Any] = asyncio.create_task(database.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._drop(tenant)
+
+    def _drop(self, tenant: str) -> None:
+        task: asyncio.Task[Any] = asyncio.create_task(self._tenants.pop(tenant).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

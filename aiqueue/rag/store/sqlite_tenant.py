@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...errors import EmbedderChanged
 from .sqlite_file import check_embedder, connect, transaction, translated, truncate_log
 from .sqlite_reads import TermCounts
+from .sqlite_writes import open_embedder
 from .vector_cache import CacheBudget, VectorCache
 
 T = TypeVar("T")
@@ -25,6 +28,7 @@ class TenantDatabase:
         self.tenant = tenant
         self.opened: tuple[str, int] | None = None
         self.busy = 0  # calls that have not ended
+        self._file = _file_at(path)
         self.counts = TermCounts()
         self.cache = VectorCache(lambda: connect(path, tenant, writer=False), budget)
         self._readers = readers
@@ -33,6 +37,11 @@ class TenantDatabase:
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the file that was opened is still the one at its path: else what is written would be lost."""
+        return _file_at(self.path) == self._file
 
     async def write(self, write: Callable[[sqlite3.Connection], T], *, vectors: bool = False) -> T:
         """Run `write` in a transaction. With `vectors` it must be of the embedder that the tenant was opened with."""
@@ -46,13 +55,21 @@ class TenantDatabase:
 
             def checked() -> T:
                 if vectors:
-                    check_embedder(db, self.tenant, self.opened)
+                    self._check_embedder(db)
                 return write(db)
 
             result = transaction(db, checked)
             self.cache.note_write()
             truncate_log(db, self.path)
             return result
+
+    def _check_embedder(self, db: sqlite3.Connection) -> None:
+        try:
+            check_embedder(db, self.tenant, self.opened)
+        except EmbedderChanged as error:
+            if error.stored or self.opened is None:
+                raise
+            open_embedder(db, *self.opened)  # the file is new: the one that was opened was moved away
 
     async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         return await self._in_thread(self._readers, lambda: self._read(read))
@@ -98,3 +115,10 @@ class TenantDatabase:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None

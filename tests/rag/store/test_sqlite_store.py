@@ -211,6 +211,23 @@ async def test_asking_about_an_unknown_tenant_makes_no_file(tmp_path: Path) -> N
         await store.document("acme", "a")
 
 
+async def test_what_is_stored_after_the_file_was_moved_away_is_in_a_new_file_and_found(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """As the error of a damaged file advises: a worker that runs on must not write into what was moved."""
+    await store.put("acme", [document_of("former", 1, "apple")])
+    assert len(await everything(store, "acme")) == 1
+    path = sqlite_file.path_of(tmp_path, "acme")
+    for each in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        each.rename(f"{each}.away")
+    assert await store.document("acme", "former") is None
+    assert await store.put("acme", [document_of("later", 1, "pear")]) == ["new"]
+    other = SqliteStore(tmp_path)
+    for each_store in (store, other):
+        assert await everything(each_store, "acme") == {("later", 1, "pear")}
+    await other.close()
+
+
 async def test_batches_of_which_nothing_came_for_two_days_are_dropped(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

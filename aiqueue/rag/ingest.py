@@ -37,8 +37,8 @@ async def ingest(job: Job[RagDocument]) -> dict[str, Any]:
     return await ingest_as(job, job.message)
 
 
-async def ingest_as(job: Job[Any], message: RagDocument) -> dict[str, Any]:
-    """Ingest the document of a message as the version of this job. Returns what docs/rag.md says.
+async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = None) -> dict[str, Any]:
+    """Ingest the document of a message as a version; None: that of this job. Returns what docs/rag.md says.
 
     Raises Reject for what can never be ingested, Retry for what may pass; both stand in the document's status.
     """
@@ -48,27 +48,27 @@ async def ingest_as(job: Job[Any], message: RagDocument) -> dict[str, Any]:
         check_tenant(message, job.tenant)
     except BadInput as error:
         raise Reject(str(error)) from None
-    version = _Version(job, runtime, message, document_id)
+    made = _Version(job, runtime, message, document_id, version or version_of(job))
     try:
-        return await version.ingest()
+        return await made.ingest()
     except (Reject, Retry) as error:
-        await version.note_failure(error.reason, final=isinstance(error, Reject))
+        await made.note_failure(error.reason, final=isinstance(error, Reject))
         raise
     except EmbedderChanged as error:
         runtime.forget(job.tenant)
-        await version.note_failure(str(error))
+        await made.note_failure(str(error))
         raise Retry(str(error), after=EMBEDDER_CHANGED_S) from None
     except FetchFailed as error:
-        await version.note_failure(str(error))
+        await made.note_failure(str(error))
         raise Retry(str(error), after=error.retry_after_s) from None
     except SettingsError as error:  # of this worker: another one may have what is missing
-        await version.note_failure(str(error))
+        await made.note_failure(str(error))
         raise
     except BadInput as error:
-        await version.note_failure(str(error), final=True)
+        await made.note_failure(str(error), final=True)
         raise Reject(str(error)) from None
     except Exception as error:
-        await version.note_failure(f"{type(error).__name__}: {error}")
+        await made.note_failure(f"{type(error).__name__}: {error}")
         raise
 
 
@@ -79,14 +79,16 @@ def _id_fields(message: RagDocument) -> dict[str, Any]:
 class _Version:
     """The version of a document that a job makes."""
 
-    def __init__(self, job: Job[Any], runtime: RagRuntime, message: RagDocument, document_id: str) -> None:
+    def __init__(
+        self, job: Job[Any], runtime: RagRuntime, message: RagDocument, document_id: str, version: int
+    ) -> None:
         self._job = job
         self._runtime = runtime
         self._store = runtime.store
         self._message = message
         self._id = document_id
         self._tenant = job.tenant
-        self.version = version_of(job)
+        self.version = version
         self._reported_at = 0.0
 
     async def ingest(self) -> dict[str, Any]:

@@ -185,7 +185,8 @@ class RagDelete(_RagMessage, kind="rag.delete"):
 class RagReindex(_RagMessage, kind="rag.reindex"):
     """Exactly one of `document_id` and `all`.
 
-    - `document_id`: read this document again from its path or URL, as a new version.
+    - `document_id`: read this document again from its path or URL. It keeps its version, so that no version that was
+      enqueued since is hidden.
     - `all`: embed all chunks of the tenant anew, such as after a change of the embedder. Questions are answered by the
       former vectors until all new ones are stored; where the embedder has changed, they are refused until then.
     """

@@ -34,7 +34,8 @@ async def _reindex_document(job: Job[RagReindex], document_id: str) -> dict[str,
     is_url = known.source.startswith(("http://", "https://"))
     where: dict[str, Any] = {"url": known.source} if is_url else {"path": known.source}
     message = RagDocument(document_id=document_id, metadata=dict(known.metadata), **where)
-    return await ingest_as(job, message)
+    # As the version that it is: as a newer one it would hide versions by value that are queued before this job.
+    return await ingest_as(job, message, known.indexed_version)
 
 
 async def _reindex_all(job: Job[RagReindex]) -> dict[str, Any]:

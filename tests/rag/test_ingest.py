@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.rag import DocumentState, RagDelete, RagDocument, RagReindex, RagWorker
+from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, RagReindex, RagWorker
 
 from ..support import eventually
 
@@ -178,6 +179,36 @@ async def test_a_large_document_is_staged_and_an_attempt_embeds_only_what_is_mis
         assert any("w299x" in each for each in await texts_found(rag_worker, "w299x"))
         stats = await runtime.store.stats("acme")
     assert (stats.documents, stats.chunks) == (1, chunks)
+
+
+async def test_a_document_that_is_read_again_hides_no_version_that_was_enqueued_before_that(
+    client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
+) -> None:
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
+    file = tmp_path / "page.md"
+    file.write_text("an old text of otters")
+    async with rag_worker.running(client):
+        runtime = rag_worker._runtime
+        assert runtime is not None
+        await ingest(client, document_id="d", path=str(file))
+        put, begun, go = runtime.upserter.put, asyncio.Event(), asyncio.Event()
+
+        async def waiting(tenant: str, document: IndexedDocument) -> Any:
+            if document.content.chunks[0].text == TEXT:
+                begun.set()
+                await go.wait()
+            return await put(tenant, document)
+
+        runtime.upserter.put = waiting  # type: ignore[method-assign]
+        newer = await client.enqueue(RagDocument(document_id="d", content=TEXT), tenant="acme")
+        await asyncio.wait_for(begun.wait(), 10)
+        file.write_text("a corrected text of otters")
+        again = await client.enqueue(RagReindex(document_id="d"), tenant="acme")
+        assert (await again.result(25))["outcome"] == "new"
+        assert await texts_found(rag_worker, "text of otters") == ["a corrected text of otters"]
+        go.set()
+        assert (await newer.result(25))["superseded"] is False
+        assert await texts_found(rag_worker, "text of otters") == [TEXT]
 
 
 def long_text(word: str, paragraphs: int) -> str:

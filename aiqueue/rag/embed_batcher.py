@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import BadInput
+from ..job import Retry
 from .types import Embedder, Vectors
 
 TEXTS_MAX: Final = 256  # in a call
@@ -103,7 +104,7 @@ class EmbedBatcher:
         try:
             vectors = _checked(await self.embedder.embed(texts, tenant=tenant), len(texts), self.embedder.name)
         except Exception as error:  # noqa: BLE001 -- whatever a user's embedder raises is the callers'
-            if len(batch) == 1 or not isinstance(error, BadInput):
+            if len(batch) == 1 or _may_pass(error):
                 for each in batch:
                     if not each.vectors.done():
                         each.vectors.set_exception(error)
@@ -117,6 +118,11 @@ class EmbedBatcher:
             if not each.vectors.done():
                 each.vectors.set_result(vectors[at : at + len(each.texts)])
             at += len(each.texts)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the embedder is away, rather than one of the texts at fault."""
+    return isinstance(error, Retry | OSError) or bool(getattr(error, "retryable", False))
 
 
 def _checked(vectors: Vectors, count: int, name: str) -> Vectors:

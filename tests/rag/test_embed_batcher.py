@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aiqueue import Reject, Retry
 from aiqueue.errors import BadInput, Unavailable
 from aiqueue.rag.embed_batcher import CHARS_MAX, TEXTS_MAX, EmbedBatcher
 from aiqueue.rag.embedding import WordLlamaEmbedder
@@ -22,16 +23,15 @@ class Recording:
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
+        self.error: Exception | None = None
         self.go = asyncio.Event()
         self.closed = False
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> Any:
         self.calls.append(list(texts))
         await self.go.wait()
-        if "bad" in texts:
-            raise BadInput("bad text")
-        if "away" in texts:
-            raise Unavailable("no model")
+        if self.error is not None and "bad" in texts:
+            raise self.error
         return np.array([[float(each)] for each in texts], np.float32)
 
     async def close(self) -> None:
@@ -79,17 +79,29 @@ async def test_a_call_is_bounded_by_its_characters_too_so_that_a_question_does_n
     await batcher.close()
 
 
-async def test_a_bad_text_fails_its_own_caller_only_and_an_outage_all() -> None:
+@pytest.mark.parametrize("error", [BadInput("bad text"), Reject("bad text"), ValueError("bad text")])
+async def test_a_bad_text_fails_its_own_caller_only(error: Exception) -> None:
     embedder = Recording()
+    embedder.error = error
     batcher = EmbedBatcher(embedder)
     tasks = await started(batcher, (["1"], False), (["2"], False), (["bad"], False), (["3"], False))
     embedder.go.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(each) for each in found] == [np.ndarray, np.ndarray, BadInput, np.ndarray]
-    tasks = await started(batcher, (["away"], False), (["2"], False))
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert isinstance(found[0], Unavailable)
+    assert [type(each) for each in found] == [np.ndarray, np.ndarray, type(error), np.ndarray]
     assert (await batcher.embed([], tenant="acme")).shape == (0, 1)
+    await batcher.close()
+
+
+@pytest.mark.parametrize("error", [Unavailable("no model"), Retry("no model"), TimeoutError("no model")])
+async def test_an_outage_fails_a_batch_as_a_whole_after_one_call(error: Exception) -> None:
+    embedder = Recording()
+    embedder.error = error
+    batcher = EmbedBatcher(embedder)
+    tasks = await started(batcher, (["1"], False), (["bad"], False), (["2"], False))
+    embedder.go.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in found] == [type(error)] * 3
+    assert embedder.calls == [["1", "bad", "2"]]
     await batcher.close()
 
 

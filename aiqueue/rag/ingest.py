@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError
+from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError, Stale
 from ..job import Job, Reject, Retry
+from ..units import Backoff
 from . import sources
 from .embed_batcher import EmbedBatcher
 from .errors import FetchFailed
@@ -27,9 +28,11 @@ from .types import (
 from .versions import version_of
 
 BATCH: Final = 64  # chunks of a large document that are staged together; a smaller document is stored at once
-ATTEMPTS: Final = 8
+ATTEMPTS: Final = 8  # that fail by themselves; those whose worker has died are not counted
+_DELAYS: Final = Backoff(attempts=ATTEMPTS)
 REPORT_EVERY_S: Final = 1.0
-EMBEDDER_CHANGED_S: Final = 30.0  # until a document is tried again whose tenant has to be indexed anew
+EMBEDDER_CHANGED_S: Final = 30.0  # until a document is tried again whose tenant has to be indexed anew; longer later
+EMBEDDER_CHANGED_MAX_S: Final = 300.0
 
 
 async def ingest(job: Job[RagDocument]) -> dict[str, Any]:
@@ -51,25 +54,26 @@ async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = N
     made = _Version(job, runtime, message, document_id, version or version_of(job))
     try:
         return await made.ingest()
-    except (Reject, Retry) as error:
-        await made.note_failure(error.reason, final=isinstance(error, Reject))
+    except Stale:
         raise
-    except EmbedderChanged as error:
+    except Reject as error:
+        await made.note_failure(error.reason, final=True)
+        raise
+    except EmbedderChanged as error:  # an operator decides for how long: no attempt counts
         runtime.forget(job.tenant)
         await made.note_failure(str(error))
-        raise Retry(str(error), after=EMBEDDER_CHANGED_S) from None
+        raise Retry(str(error), after=min(EMBEDDER_CHANGED_S * job.attempt, EMBEDDER_CHANGED_MAX_S)) from None
+    except Retry as error:
+        raise await made.count_failure(error.reason, error.after_s) from error
     except FetchFailed as error:
-        await made.note_failure(str(error))
-        raise Retry(str(error), after=error.retry_after_s) from None
-    except SettingsError as error:  # of this worker: another one may have what is missing
-        await made.note_failure(str(error))
-        raise
+        raise await made.count_failure(str(error), error.retry_after_s) from None
     except BadInput as error:
+        if isinstance(error, SettingsError):  # of this worker: another one may have what is missing
+            raise await made.count_failure(str(error)) from error
         await made.note_failure(str(error), final=True)
         raise Reject(str(error)) from None
     except Exception as error:
-        await made.note_failure(f"{type(error).__name__}: {error}")
-        raise
+        raise await made.count_failure(f"{type(error).__name__}: {error}") from error
 
 
 def _id_fields(message: RagDocument) -> dict[str, Any]:
@@ -141,7 +145,7 @@ class _Version:
         for batch, at in enumerate(range(0, total, BATCH)):
             if batch in done:
                 continue
-            if self._job.deadline is not None and time.time() > self._job.deadline:
+            if self._job.deadline is not None and self._runtime.now() > self._job.deadline:
                 raise Reject("its deadline has passed while it was ingested")
             if await self._report("embedding", at, total) and self._is_superseded(
                 await self._store.document(self._tenant, self._id)
@@ -172,12 +176,19 @@ class _Version:
         await self._job.progress(done / total, f"{stage}: {done:,} of {total:,} chunks")
         return True
 
+    async def count_failure(self, reason: str, after_s: float | None = None) -> Retry | Reject:
+        """Note why this attempt has failed, and return what to raise. An attempt whose worker has died is not counted:
+        it says nothing of the document.
+        """
+        failures = await count_failure(self._job, reason)
+        await self.note_failure(reason, final=failures >= ATTEMPTS)
+        return next_attempt(failures, reason, after_s)
+
     async def note_failure(self, reason: str, *, final: bool = False) -> None:
         """Note why this attempt has failed, and whether another one follows. What cannot be noted is left out."""
-        is_last = final or self._job.attempt >= ATTEMPTS
-        state: State = "failed" if is_last else "working"
+        state: State = "failed" if final else "working"
         with contextlib.suppress(AIQueueError):
-            stage = "" if is_last else "waiting for the next attempt"
+            stage = "" if final else "waiting for the next attempt"
             await self._store.note(self._tenant, self._id, self.version, state, stage=stage, reason=reason[:2_000])
 
     def _is_superseded(self, known: DocumentState | None) -> bool:
@@ -195,6 +206,40 @@ class _Version:
             "outcome": outcome, "superseded": outcome == "old", "chunks": chunks, "title": title,
             "problems": list(problems),
         }  # fmt: skip
+
+
+async def count_failure(job: Job[Any], reason: str) -> int:
+    """Keep that this attempt has failed by itself, and return how many have. Raises Stale."""
+    try:
+        failures = len(await job.calls()) + 1
+        await job.called({"failed": reason[:200]})
+    except Stale:
+        raise
+    except AIQueueError:  # the queue is away: a failure that is not counted only means one attempt more
+        return 1
+    return failures
+
+
+@contextlib.asynccontextmanager
+async def counting_failures(job: Job[Any]) -> AsyncIterator[None]:
+    """Retry the job if the block fails, until it has failed ATTEMPTS times; deaths of workers are not counted."""
+    try:
+        yield
+    except (Reject, Stale):
+        raise
+    except Exception as error:
+        if isinstance(error, BadInput) and not isinstance(error, SettingsError):
+            raise Reject(str(error)) from None
+        reason = error.reason if isinstance(error, Retry) else f"{type(error).__name__}: {error}"
+        after_s = error.after_s if isinstance(error, Retry) else None
+        raise next_attempt(await count_failure(job, reason), reason, after_s) from error
+
+
+def next_attempt(failures: int, reason: str, after_s: float | None = None) -> Retry | Reject:
+    """Return what to raise after so many failures. `after_s`: the wait that is asked for."""
+    if failures >= ATTEMPTS:
+        return Reject(f"it has failed {failures} times, last with: {reason}")
+    return Retry(reason, after=_DELAYS.delay_s(failures) if after_s is None else after_s)
 
 
 async def embed_chunks(batcher: EmbedBatcher, tenant: str, chunks: Sequence[Chunk]) -> IndexedChunks:
@@ -219,8 +264,6 @@ async def delete(job: Job[RagDelete]) -> dict[str, Any]:
     except BadInput as error:
         raise Reject(str(error)) from None
     document_id, version = job.message.document_id, version_of(job)
-    try:
+    async with counting_failures(job):
         is_newest = await runtime.store.delete(job.tenant, document_id, version)
-    except BadInput as error:  # no store keeps such an id: another attempt ends in the same way
-        raise Reject(str(error)) from None
     return {"document_id": document_id, "version": version, "state": "deleted", "superseded": not is_newest}

@@ -15,7 +15,7 @@ from ..units import Backoff
 from ..worker import Responder, Session, Worker
 from . import bindings, config_file, status
 from .config import RagConfig
-from .ingest import ATTEMPTS, delete, ingest
+from .ingest import delete, ingest
 from .messages import RagDelete, RagDocument, RagReindex
 from .queries import register_queries
 from .reindex import reindex
@@ -59,7 +59,8 @@ class RagWorker(Worker):
         self._embedder = embedder
         self._store = store
         self._runtime: RagRuntime | None = None
-        retry = Backoff(attempts=ATTEMPTS)
+        # the handlers count what has failed by itself: a document whose worker has died has used no attempt
+        retry = Backoff(attempts=10_000)
         self.handle(RagDocument, retry=retry, timeout=None)(ingest)
         self.handle(RagDelete, retry=retry)(delete)
         self.handle(RagReindex, retry=retry, timeout=None)(reindex)

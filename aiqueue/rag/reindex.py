@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ..errors import BadInput
 from ..job import Job, Reject
-from .ingest import embed_chunks, ingest_as
+from .ingest import counting_failures, embed_chunks, ingest_as
 from .messages import RagDocument, RagReindex, check_tenant
 from .runtime import RagRuntime
 
@@ -22,7 +22,8 @@ async def reindex(job: Job[RagReindex]) -> dict[str, Any]:
         raise Reject(str(error)) from None
     if job.message.document_id is not None:
         return await _reindex_document(job, job.message.document_id)
-    return await _reindex_all(job)
+    async with counting_failures(job):
+        return await _reindex_all(job)
 
 
 async def _reindex_document(job: Job[RagReindex], document_id: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class RagRuntime:
     def __init__(self, client: Client, config: RagConfig, store: VectorStore, embedder: Embedder) -> None:
         from .store import Upserter  # noqa: PLC0415  (numpy is loaded where it is needed)
 
+        self._client = client
         self.config = config
         self.store = store
         self.batcher = EmbedBatcher(embedder)
@@ -54,6 +55,10 @@ class RagRuntime:
         self.pool = ParsePool(size=processes, limits=limits, parsers=config.parsing.parsers)
         self._opened: dict[str, asyncio.Task[None]] = {}
         self.queries = Queries(client, config, store, embedder=self.batcher, ready=self.is_ready)
+
+    def now(self) -> float:
+        """The server's time, as deadlines are: seconds since the epoch."""
+        return self._client.connection.clock.now()
 
     @property
     def fetch_limits(self) -> FetchLimits:

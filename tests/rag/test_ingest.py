@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
 from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, RagReindex, RagWorker
+from aiqueue.rag import ingest as ingest_module
+from aiqueue.rag.embedding import WordLlamaEmbedder
+from aiqueue.rag.ingest import ATTEMPTS
 
 from ..support import eventually
 
@@ -308,3 +312,46 @@ async def test_a_document_by_claim_check_and_by_path_is_ingested_and_reindexed_f
         known = await state_of(rag_worker, str(file))
         assert "Voles dig." in await texts_found(rag_worker, "voles")
     assert (known.source, known.metadata) == (str(file), {"lang": "en"})
+
+
+class Failing(WordLlamaEmbedder):
+    """Is away for the first calls."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise aiqueue.errors.Unavailable("no model")
+        return await super().embed(texts, tenant=tenant)
+
+
+async def store_parked(plain: Any, attempt: int, kind: str, body: bytes) -> None:
+    """Store a job as one comes back whose earlier attempts ended without an outcome: their workers have died."""
+    headers = {
+        "Aiq-Job-Id": "tried", "Aiq-Kind": kind, "Content-Type": "application/json", "Aiq-Parked": "1",
+        "Aiq-Attempt": str(attempt),
+    }  # fmt: skip
+    await plain.jetstream().publish("ai.rag.ingest.acme", body, headers=headers)
+
+
+async def test_attempts_whose_workers_have_died_do_not_count_towards_a_documents_failure(
+    client: aiqueue.Client, plain: Any, rag_file: Path
+) -> None:
+    await store_parked(plain, ATTEMPTS + 1, "rag.document", b'{"document_id": "d", "content": "one otter"}')
+    async with RagWorker(rag_file, embedder=Failing(1)).running(client):
+        result = await (await client.job("tried", tenant="acme", family="rag.ingest")).result(25)
+    assert result["state"] == "completed"
+
+
+async def test_a_document_that_fails_by_itself_each_time_is_a_dead_letter_with_its_reason(
+    client: aiqueue.Client, rag_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_module, "_DELAYS", aiqueue.Backoff(attempts=ATTEMPTS, first="10ms", cap="20ms"))
+    worker = RagWorker(rag_file, embedder=Failing(100))
+    async with worker.running(client):
+        with pytest.raises(JobFailed, match="it has failed 8 times, last with: Unavailable: no model"):
+            await ingest(client, document_id="d", content=TEXT)
+        assert (await state_of(worker, "d")).state == "failed"

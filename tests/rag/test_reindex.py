@@ -69,6 +69,24 @@ async def test_documents_wait_for_a_reindex_after_a_change_of_the_embedder(
     assert (stats.embedder, stats.dimensions, stats.chunks) == ("wordllama-64", 64, 4)
 
 
+async def test_a_document_waits_for_a_reindex_however_often_it_was_tried(
+    client: aiqueue.Client, plain: Any, rag_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiqueue.rag import ingest  # noqa: PLC0415  (the module)
+
+    monkeypatch.setattr(ingest, "EMBEDDER_CHANGED_S", 0.01)
+    await fill(client, rag_file, 1)
+    headers = {"Aiq-Job-Id": "tried", "Aiq-Kind": "rag.document", "Aiq-Parked": "1", "Aiq-Attempt": "8"}
+    body = b'{"document_id": "new", "content": "A new otter dives."}'
+    other = RagWorker(rag_file, embedder=WordLlamaEmbedder(64))
+    async with other.running(client):
+        await plain.jetstream().publish("ai.rag.ingest.acme", body, headers=headers)
+        await eventually(lambda: is_refused(other, "new"))
+        await (await client.enqueue(RagReindex(all=True), tenant="acme")).result(25)
+        waiting = await client.job("tried", tenant="acme", family="rag.ingest")
+        assert (await waiting.result(25))["outcome"] == "new"
+
+
 async def test_a_reindex_whose_worker_has_failed_goes_on_with_what_is_missing(
     client: aiqueue.Client, rag_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

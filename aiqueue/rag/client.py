@@ -12,6 +12,7 @@ from ..errors import DecodeError, NotFound, Unavailable
 from ..payload import Document, parse_message
 from ..units import Duration, parse_duration
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex
+from .sources import DOCUMENT_ID
 from .types import DocumentState, Mode, Where
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Rag:
             chunks=None if chunks is None else list(chunks), metadata=metadata, title=title, name=name,
             content_type=content_type,
         )  # fmt: skip
+        if document_id.isascii() and document_id.isprintable() and document_id == document_id.strip():
+            # so that the status finds it while it is queued, also where its body lies beside the queue
+            options["headers"] = {DOCUMENT_ID: document_id, **(options.get("headers") or {})}
         return await self._client.enqueue(message, tenant=tenant, **options)
 
     async def delete(self, document_id: str, *, tenant: str, **options: Any) -> Handle[dict[str, Any]]:

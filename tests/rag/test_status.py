@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -10,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.rag import RagDelete, RagDocument, RagWorker, status
+from aiqueue.rag import Rag, RagDelete, RagDocument, RagWorker, status
 from aiqueue.rag.status import read_document_id
 from aiqueue.rag.store import SqliteStore
 
@@ -61,6 +62,19 @@ async def test_a_queued_version_is_told_beside_the_one_that_is_indexed(
     assert (found["state"], found["indexed_version"]) == ("queued", first["version"])
     assert found["version"] > first["version"]
     assert (fresh["state"], fresh["indexed_version"], fresh["total"]) == ("queued", None, 0)
+
+
+async def test_a_queued_document_is_found_also_where_its_content_lies_beside_the_queue(
+    client: aiqueue.Client, tmp_path: Path
+) -> None:
+    rag, store = Rag(client), SqliteStore(tmp_path / "store")
+    async with status.serving(client, store, None):
+        for document_id in ("guide.md", "a b", "x" * 1_024):
+            await rag.ingest(document_id, tenant="acme", content="text " * 100_000)
+            assert (await rag.status(document_id, tenant="acme")).state == "queued"
+        await rag.ingest("Straße\n", tenant="acme", content="text")  # no header can hold this id
+        assert (await rag.status("Straße\n", tenant="acme")).state == "queued"
+    await store.close()
 
 
 async def test_the_status_of_a_failed_document_has_its_reason(

@@ -25,8 +25,9 @@ from .types import Embedder, VectorStore
 log = logging.getLogger(__name__)
 
 QUERIES: Final = "rag.queries"
-# documents are parsed in children of their own: what is delivered again is mostly a killed worker's, and no suspect
-SUSPECT_AFTER: Final = 10
+# Documents are parsed in children of their own, so what is delivered again is a killed worker's, and no suspect. Trials
+# are in the worker, since no child has its store: whoever kills that worker three times would convict the document.
+SUSPECT_AFTER: Final = 100
 
 
 class RagWorker(Worker):

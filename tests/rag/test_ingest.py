@@ -355,3 +355,21 @@ async def test_a_document_that_fails_by_itself_each_time_is_a_dead_letter_with_i
         with pytest.raises(JobFailed, match="it has failed 8 times, last with: Unavailable: no model"):
             await ingest(client, document_id="d", content=TEXT)
         assert (await state_of(worker, "d")).state == "failed"
+
+
+async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_without_a_trial(
+    client: aiqueue.Client, plain: Any, rag_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trial is in the worker: three more kills would make the document a dead letter."""
+    async with RagWorker(rag_file).running(client):
+        await ingest(client, document_id="first", content="one otter")
+    handle = await client.enqueue(RagDocument(document_id="d", content=TEXT), tenant="acme")
+    context = plain.jetstream()
+    (lane,) = await context.consumers_info("AI_RAG_INGEST")
+    pull = await context.pull_subscribe_bind(consumer=lane.name, stream="AI_RAG_INGEST")
+    for _ in range(30):  # deliveries without an outcome, as of workers that were killed
+        (delivered,) = await pull.fetch(1, timeout=5)
+        await delivered.nak()
+    async with RagWorker(rag_file).running(client):
+        assert (await handle.result(25))["state"] == "completed"
+    assert "tried" not in caplog.text

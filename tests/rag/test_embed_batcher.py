@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from aiqueue import Reject, Retry
 from aiqueue.errors import BadInput, Unavailable
+from aiqueue.rag import embedding
 from aiqueue.rag.embed_batcher import CHARS_MAX, TEXTS_MAX, EmbedBatcher
 from aiqueue.rag.embedding import WordLlamaEmbedder
 
@@ -133,3 +135,35 @@ async def test_wordllama_embeds_offline_what_no_tokenizer_takes_and_blank_texts_
     assert (small.name, embedder.name) == ("wordllama-64", "wordllama-256")
     await embedder.close()
     await small.close()
+
+
+def test_wordllama_embeds_words_that_it_remembers_as_the_model_embeds_whole_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedding, "WORDS_MAX", 40)  # what it remembers is forgotten again and again
+    chance = random.Random(7)
+    parts = [
+        "a",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\u2581",
+        "\u00e9",
+        "\U0001f600",
+        "the",
+        "ing",
+        " un",
+        "\t",
+        "\u4e2d",
+        "<s>",
+        "\r",
+    ]
+    made = ["".join(chance.choices(parts, k=chance.randint(1, 60))) for _ in range(600)]
+    texts = ["an otter", "an  otter ", "x" * 200, " ", "\n", " \n a", "\n\n", *made]
+    model = embedding._load(256)
+    expected = np.asarray(model.embed(texts, norm=True))
+    embedder = WordLlamaEmbedder()
+    found = np.concatenate([embedder._embed(texts[at : at + 50]) for at in range(0, len(texts), 50)])
+    assert np.linalg.norm(expected, axis=1).min() > 0.99
+    assert np.abs(found - expected).max() < 1e-5

@@ -17,7 +17,7 @@ from .sqlite_file import check_embedder, meta, reading
 from .texts import select_terms
 from .vector_cache import Rows, VectorCache, best_on_disk
 
-FREQUENT_KNOWN_MAX = 4_096  # terms; counting a frequent one anew for each question would take longest
+TERMS_KNOWN_MAX = 16_384  # counting the terms of each question anew would take longer than its search
 
 _BM25 = f"bm25(fts, {ranking.HEADING_WEIGHT}, 1.0)"  # lower is better
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
@@ -25,28 +25,29 @@ _STATE = """SELECT document_id, shown, state, stage, done, total, reason, proble
 
 
 class TermCounts:
-    """In how many chunks a term is. Only frequent terms are remembered: a rare one is counted quickly."""
+    """In how many chunks a term is, about: remembered until the number of chunks has changed by a fifth. A term in no
+    chunk is looked for each time.
+    """
 
     def __init__(self) -> None:
-        self._frequent: dict[str, int] = {}
+        self._known: dict[str, tuple[int, bool]] = {}  # False: in more
         self._chunks = 0
 
     def select(self, db: sqlite3.Connection, terms: Sequence[str], chunks: int) -> list[str]:
         """Return the terms to search for, see `select_terms`."""
-        if not 0.8 * self._chunks <= chunks <= 1.25 * self._chunks or len(self._frequent) > FREQUENT_KNOWN_MAX:
-            self._frequent, self._chunks = {}, chunks
-        frequent = self._frequent
+        if not 0.8 * self._chunks <= chunks <= 1.25 * self._chunks or len(self._known) > TERMS_KNOWN_MAX:
+            self._known, self._chunks = {}, chunks
+        known = self._known
 
         def count(term: str, limit: int) -> int:
-            known = frequent.get(term, 0)
-            if known >= limit:
-                return limit
-            found: int = db.execute(
-                "SELECT count(*) FROM (SELECT rowid FROM fts WHERE fts MATCH ? LIMIT ?)", (_quoted(term), limit)
-            ).fetchone()[0]
-            if found >= limit or limit > chunks:
-                frequent[term] = max(found, known)
-            return found
+            found, is_all = known.get(term, (0, False))
+            if found < limit and not is_all:
+                found = db.execute(
+                    "SELECT count(*) FROM (SELECT rowid FROM fts WHERE fts MATCH ? LIMIT ?)", (_quoted(term), limit)
+                ).fetchone()[0]
+                if found:
+                    known[term] = found, found < limit
+            return min(found, limit)
 
         return select_terms(terms, chunks, count)
 

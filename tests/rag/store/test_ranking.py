@@ -20,6 +20,7 @@ from aiqueue.rag.store.conformance.data import DIMENSIONS, EMBEDDER, document_of
 from aiqueue.rag.store.filters import matches, metadata_json, parse_where, postgres_where, sqlite_where
 from aiqueue.rag.store.ranking import fuse
 from aiqueue.rag.store.settling import Known, settle_put
+from aiqueue.rag.store.sqlite_reads import TermCounts
 from aiqueue.rag.store.texts import STOP_WORDS, clean, index_text, select_terms, terms_of
 from aiqueue.rag.types import VectorStore
 
@@ -85,6 +86,24 @@ def test_frequent_terms_are_dropped_but_the_three_rarest_are_kept() -> None:
     assert select("all", "most", "none") == ["all", "most"]
     counts |= {f"r{n}": 1 for n in range(10)}
     assert select("all", *(f"r{n}" for n in range(10))) == [f"r{n}" for n in range(10)]
+
+
+def test_a_term_is_counted_once_until_the_chunks_have_changed_by_a_fifth_and_a_new_word_is_found_at_once() -> None:
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE VIRTUAL TABLE fts USING fts5 (body)")
+    db.executemany("INSERT INTO fts VALUES (?)", [(f"all {'rare' if n % 50 == 0 else ''}",) for n in range(100)])
+    counted: list[str] = []
+    db.set_trace_callback(counted.append)
+    counts = TermCounts()
+    assert counts.select(db, ["all", "rare", "new"], 100) == ["rare", "all"]
+    assert len([each for each in counted if "MATCH" in each]) == 3
+    db.execute("INSERT INTO fts VALUES ('new')")
+    counted.clear()
+    assert counts.select(db, ["all", "rare", "new"], 101) == ["rare", "new", "all"]
+    assert [each.partition("MATCH ")[2][:7] for each in counted if "MATCH" in each] == ["'\"new\"'"]
+    counted.clear()
+    counts.select(db, ["all"], 126)
+    assert len([each for each in counted if "MATCH" in each]) == 1
 
 
 def test_terms_are_words_without_stop_words_and_pairs_of_unspaced_scripts() -> None:

@@ -13,6 +13,8 @@ TERM_CHARACTERS_MAX = 128
 ID_BYTES_MAX = 2_000  # PostgreSQL indexes no longer keys
 FREQUENT_SHARE = 0.05  # a term in more chunks than this is dropped
 RAREST_KEPT = 3
+COMMON_SHARE = 0.2  # a term in more chunks than this is not kept beside a rarer one, but costs most of the search
+COMMON_CHUNKS_MIN = 1_000  # so many are scored at once
 
 # The scripts that are written without spaces: kana, Han, Thai, Lao, Khmer, Myanmar. Hangul has spaces.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -78,14 +80,18 @@ def terms_of(text: str) -> list[str]:
 def select_terms(terms: Sequence[str], chunks: int, count: Callable[[str, int], int]) -> list[str]:
     """Return the terms to search for: none that is in more than 5 % of the chunks, but at least the 3 rarest.
 
-    `count(term, limit)` returns in how many chunks a term is, or `limit` if in more. Terms in no chunk are left out.
+    Of these 3, those in more than 20 % and 1,000 of the chunks are left out, unless no term is rarer. `count(term,
+    limit)` returns in how many chunks a term is, or `limit` if in more. Terms in no chunk are left out.
     """
     cutoff = max(RAREST_KEPT, int(chunks * FREQUENT_SHARE))
     counted = {term: count(term, cutoff + 1) for term in terms}
     rare = [term for term, chunks_with in counted.items() if 0 < chunks_with <= cutoff]
     if len(rare) >= RAREST_KEPT:
         return rare
-    frequent = [term for term, chunks_with in counted.items() if chunks_with > cutoff]
-    if len(frequent) > RAREST_KEPT - len(rare):
-        frequent.sort(key=lambda term: count(term, chunks + 1))
-    return rare + frequent[: RAREST_KEPT - len(rare)]
+    frequent = {term: count(term, chunks + 1) for term, chunks_with in counted.items() if chunks_with > cutoff}
+    common = max(COMMON_CHUNKS_MIN, int(chunks * COMMON_SHARE))
+    by_count = sorted(frequent, key=frequent.__getitem__)
+    kept = [term for term in by_count if frequent[term] <= common][: RAREST_KEPT - len(rare)]
+    if not rare and not kept:
+        kept = by_count[:1]
+    return rare + [term for term in frequent if term in kept]

@@ -88,22 +88,38 @@ def test_frequent_terms_are_dropped_but_the_three_rarest_are_kept() -> None:
     assert select("all", *(f"r{n}" for n in range(10))) == [f"r{n}" for n in range(10)]
 
 
+def test_of_the_rarest_terms_those_in_most_of_many_chunks_are_kept_only_alone() -> None:
+    counts = {"rare": 900, "some": 3_900, "many": 4_100, "most": 19_000}
+
+    def select(*terms: str) -> list[str]:
+        return select_terms(terms, 20_000, lambda term, limit: min(limit, counts[term]))
+
+    assert select("most", "rare", "many", "some") == ["rare", "some"]
+    assert select("most", "some") == ["some"]
+    assert select("most", "rare") == ["rare"]
+    assert select("most", "many") == ["many"]
+    assert select("most") == ["most"]
+
+
 def test_a_term_is_counted_once_until_the_chunks_have_changed_by_a_fifth_and_a_new_word_is_found_at_once() -> None:
     db = sqlite3.connect(":memory:")
     db.execute("CREATE VIRTUAL TABLE fts USING fts5 (body)")
     db.executemany("INSERT INTO fts VALUES (?)", [(f"all {'rare' if n % 50 == 0 else ''}",) for n in range(100)])
-    counted: list[str] = []
-    db.set_trace_callback(counted.append)
+    statements: list[str] = []
+    db.set_trace_callback(statements.append)
     counts = TermCounts()
-    assert counts.select(db, ["all", "rare", "new"], 100) == ["rare", "all"]
-    assert len([each for each in counted if "MATCH" in each]) == 3
+
+    def counted(*terms: str, chunks: int) -> set[str]:
+        statements.clear()
+        assert counts.select(db, terms, chunks)
+        return {each.split('"')[1] for each in statements if "MATCH" in each}
+
+    assert counted("all", "rare", "new", chunks=100) == {"all", "rare", "new"}
     db.execute("INSERT INTO fts VALUES ('new')")
-    counted.clear()
+    assert counted("all", "rare", "new", chunks=101) == {"new"}
+    assert counted("all", "rare", "new", chunks=101) == set()
     assert counts.select(db, ["all", "rare", "new"], 101) == ["rare", "new", "all"]
-    assert [each.partition("MATCH ")[2][:7] for each in counted if "MATCH" in each] == ["'\"new\"'"]
-    counted.clear()
-    counts.select(db, ["all"], 126)
-    assert len([each for each in counted if "MATCH" in each]) == 1
+    assert counted("all", chunks=126) == {"all"}
 
 
 def test_terms_are_words_without_stop_words_and_pairs_of_unspaced_scripts() -> None:

@@ -82,6 +82,30 @@ def test_html_that_names_its_main_part_is_read_without_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("opening", "end"),
+    [
+        ("<div class='note'>", "</div>"),
+        ("<div class='admonition warning'>", "</div>"),
+        ("<section role='note'>", "</section>"),
+        ("<aside>", "</aside>"),
+        ("<blockquote>", "</blockquote>"),
+    ],
+)
+def test_the_text_after_a_note_belongs_to_the_section_around_the_note(opening: str, end: str) -> None:
+    page = (
+        f"<body><h1>Vacuum</h1>before{opening}<h3>Note</h3>inside<h4>Deeper</h4>{end}<p>after</p>"
+        f"<div class='titlepage'><h2>Next</h2></div>{opening}no heading{end}last</body>"
+    )
+    assert pairs(parse(page, "x.html")) == [
+        ("Vacuum", "before"),
+        ("Vacuum > Note", "inside"),
+        ("Vacuum > Note > Deeper", "Deeper"),
+        ("Vacuum", "after"),
+        ("Vacuum > Next", "no heading\n\nlast"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("title", "own"),
     [
         ("Install \u2014 Manual 1.0 documentation", "Install"),

@@ -19,6 +19,12 @@ class HeadingPath:
         if title := " ".join(title.split()):
             self._path.append((level, title))
 
+    def copy(self) -> HeadingPath:
+        """Return a path that stays as this one is now."""
+        copied = HeadingPath()
+        copied._path = self._path.copy()
+        return copied
+
     @property
     def text(self) -> str:
         """The path as "Install > Linux", at most 500 characters: the lowest headings are kept."""

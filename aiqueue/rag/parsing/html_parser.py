@@ -27,6 +27,11 @@ _SKIPPED_ROLES = frozenset({"navigation", "search", "banner", "contentinfo"})
 _SKIPPED_CLASSES = frozenset({  # of what common generators of documentation put around a page's text
     "navheader", "navfooter", "sphinxsidebar", "related", "headerlink", "breadcrumb", "breadcrumbs", "sidebar",
 })  # fmt: skip
+# A heading in one of these is over where the element ends: after a note, the text belongs to the section around it.
+_ASIDES = frozenset({"aside", "blockquote", "details", "figure", "td", "th"})
+_ASIDE_CLASSES = frozenset({
+    "admonition", "note", "tip", "hint", "info", "warning", "caution", "important", "danger", "attention", "seealso",
+})  # fmt: skip
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _PARAGRAPHS = frozenset({
     "p", "div", "pre", "table", "ul", "ol", "dl", "blockquote", "section", "article", "main", "header", "aside",
@@ -106,6 +111,7 @@ class _Page:
         self._bare_heading = ("", 0)  # the last heading, while it has no text and no heading below it
         self._pieces: list[str] = []
         self._verbatim = 0
+        self._asides: list[tuple[Element, HeadingPath]] = []  # those around this place, with the path before each
         self._start = 0
 
     def read(self, root: Element) -> None:
@@ -114,9 +120,13 @@ class _Page:
             tag: Any = element.tag
             if enters:
                 self._enter(tag)
+                if tag in _ASIDES or (element.attrib and _is_note(element)):
+                    self._asides.append((element, self._path.copy()))
                 self._add(element.text)
             else:
                 self._leave(tag)
+                if self._asides and self._asides[-1][0] is element:
+                    self._leave_aside(self._asides.pop()[1])
                 if element is not root:
                     self._add(element.tail)
         self._end_section()
@@ -148,6 +158,12 @@ class _Page:
             self._break("\n\n")
         elif tag in _LINES:
             self._break("\n")
+
+    def _leave_aside(self, before: HeadingPath) -> None:
+        if self._path.text != before.text:
+            self._end_section()
+            self._say_bare_heading(0)
+            self._path = before
 
     def _add(self, text: str | None) -> None:
         if not text:
@@ -202,6 +218,12 @@ def _walk(root: Element) -> Iterator[tuple[bool, Element]]:
                 stack.append((child, iter(child)))
             else:
                 yield False, child
+
+
+def _is_note(element: Element) -> bool:
+    if element.tag in _HEADINGS or element.tag in ("html", "body", "main"):
+        return False
+    return element.get("role") == "note" or not _ASIDE_CLASSES.isdisjoint(element.get("class", "").lower().split())
 
 
 def _is_skipped(element: Element) -> bool:

@@ -192,7 +192,7 @@ def test_text_is_decoded_by_its_mark_as_utf8_or_as_windows_1252(content: bytes) 
 def test_utf8_that_was_cut_off_within_a_character_stays_utf8_and_has_a_problem() -> None:
     parsed = parse("Grüße, Größe, Maße, Füße: ä".encode()[:-1])
     assert parsed.sections[0].text == "Grüße, Größe, Maße, Füße: \ufffd"
-    assert parsed.problems == ["1 characters are no valid UTF-8 and were replaced"]
+    assert parsed.problems == ["1 character is not valid UTF-8, and replaced by \ufffd"]
 
 
 def test_line_ends_are_line_feeds_and_no_text_has_a_nul() -> None:
@@ -209,10 +209,11 @@ def test_line_ends_are_line_feeds_and_no_text_has_a_nul() -> None:
         (b"<html><body><p> </p></body></html>", "x.html", "no text"),
         (b"PK\x03\x04" + b"x" * 100, "report.docx", "ZIP archive"),
         (b"PK\x03\x04" + b"x" * 100, "report.pdf", "ZIP archive"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "x.md", "an image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "x.md", r"it is an image \(PNG\): run OCR"),
         (bytes(range(256)) * 8, "x.txt", "binary"),
         (bytes(range(1, 32)) * 80, "x.csv", "binary"),
-        (b"\x1f\x8b\x08" + bytes(50), "x.json", "gzip"),
+        (b"\x1f\x8b\x08" + bytes(50), "x.json", "it is compressed with gzip: unpack it, and ingest what is in it$"),
+        (b"BZh91AY&SY" + bytes(50), "x.bz2", "it is compressed with bzip2: unpack it"),
         (b"%PDF-1.7 and no more", "x.pdf", "damaged"),
         (encrypted_pdf(), "x.pdf", "encrypted: remove its password"),
         (image_only_pdf(), "x.pdf", "run OCR"),
@@ -223,6 +224,11 @@ def test_what_holds_no_text_fails_with_what_to_do(content: bytes, name: str, rea
     with pytest.raises(ParseFailed, match=reason) as raised:
         parse(content, name)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["BZh is how bzip2 begins.", "GIF8 was a limit of eight."])
+def test_a_text_that_begins_as_a_binary_format_does_is_a_text(text: str) -> None:
+    assert pairs(parse(text, "x.txt")) == [("", text)]
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.html", "x.docx", "x", "x.json"])

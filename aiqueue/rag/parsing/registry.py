@@ -71,7 +71,7 @@ class Parsers:
                 raise ParseFailed(_raised(parser, error)) from error
         if (own := _by_claim(self.own, source)) is not None:
             return own
-        refuse_binary(head, source)
+        refuse_binary(head)
         return _by_claim(_BUILT_IN, source) or _TEXT
 
     def parse(self, content: bytes, source: DocumentSource) -> ParsedDocument:

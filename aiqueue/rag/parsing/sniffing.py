@@ -13,22 +13,27 @@ from ..errors import ParseFailed
 HEAD = 64 * 1024  # bytes that are looked at to tell a format
 TITLE_CHARS_MAX = 200
 _CONTROL_SHARE_MAX = 0.02  # of control characters in a text
-_MAGIC = (
-    (b"PK\x03\x04", "a ZIP archive, as .docx, .xlsx, .odt and .epub are"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (.doc, .xls, .ppt)"),
-    (b"\x1f\x8b", "compressed with gzip"),
-    (b"BZh", "compressed with bzip2"),
-    (b"\xfd7zXZ\x00", "compressed with xz"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x89PNG", "an image (PNG)"),
-    (b"\xff\xd8\xff", "an image (JPEG)"),
-    (b"GIF8", "an image (GIF)"),
-    (b"II*\x00", "an image (TIFF)"),
-    (b"MM\x00*", "an image (TIFF)"),
-    (b"\x7fELF", "a program"),
-    (b"SQLite format 3\x00", "an SQLite database"),
-    (b"{\\rtf", "RTF"),
+_CONVERT = "convert it to text, HTML or PDF, or register a parser for it"
+_UNPACK = "unpack it, and ingest what is in it"
+_OCR = "run OCR, and ingest the text"
+_READ = "text, Markdown, HTML, PDF, JSON and CSV are read"
+_MAGIC = (  # the first bytes, what they show, and what to do
+    (b"PK\x03\x04", "a ZIP archive, or a format based on ZIP such as .docx, .xlsx, .odt or .epub", _CONVERT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (.doc, .xls, .ppt)", _CONVERT),
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    *((b"BZh%d1AY&SY" % level, "compressed with bzip2", _UNPACK) for level in range(1, 10)),
+    (b"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"\x89PNG", "an image (PNG)", _OCR),
+    (b"\xff\xd8\xff", "an image (JPEG)", _OCR),
+    (b"GIF87a", "an image (GIF)", _OCR),
+    (b"GIF89a", "an image (GIF)", _OCR),
+    (b"II*\x00", "an image (TIFF)", _OCR),
+    (b"MM\x00*", "an image (TIFF)", _OCR),
+    (b"\x7fELF", "a program", _READ),
+    (b"SQLite format 3\x00", "an SQLite database", _READ),
+    (b"{\\rtf", "an RTF document", _CONVERT),
 )
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -72,26 +77,25 @@ class DecodedText(NamedTuple):
     problems: list[str]
 
 
-def refuse_binary(head: bytes, source: DocumentSource) -> None:
+def refuse_binary(head: bytes) -> None:
     """Raises ParseFailed if a document that begins with these bytes is no text."""
     if any(head.startswith(mark) for mark, _ in _BOMS):
         return
-    for magic, what in _MAGIC:
+    for magic, what, remedy in _MAGIC:
         if head.startswith(magic):
-            named = f" named {PurePath(source.name).name[:80]!r}" if source.name else ""
-            raise ParseFailed(f"it is {what}{named}: convert it to text, HTML or PDF, or register a parser for it")
+            raise ParseFailed(f"it is {what}: {remedy}")
     if b"\0" in head and not _utf16_without_bom(head):
-        raise ParseFailed("it is binary (it holds NUL bytes): give text, Markdown, HTML, PDF, JSON or CSV")
+        raise ParseFailed(f"it is binary (it contains NUL bytes): {_READ}")
     controls = len(head.translate(None, _ALLOWED_CONTROLS))
     if controls > len(head) * _CONTROL_SHARE_MAX + 2 and b"\0" not in head:
-        raise ParseFailed("it is binary (it holds control characters): give text, Markdown, HTML, PDF, JSON or CSV")
+        raise ParseFailed(f"it is binary (it contains control characters): {_READ}")
 
 
 def decode_text(content: bytes, source: DocumentSource, declared: str = "") -> DecodedText:
     """Decode a text: by its byte order mark, by the charset of its content type or the `declared` one, as UTF-8, else
     as Windows-1252. Raises ParseFailed if it is binary.
     """
-    refuse_binary(content[:HEAD], source)
+    refuse_binary(content[:HEAD])
     text, problems = _decode(content, _charset(source.content_type) or declared.lower())
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -135,7 +139,10 @@ def _decode(content: bytes, charset: str) -> tuple[str, list[str]]:
 
 
 def _lost(count: int, encoding: str) -> list[str]:
-    return [f"{count:,} characters are no valid {encoding} and were replaced"] if count else []
+    if not count:
+        return []
+    characters = "1 character is" if count == 1 else f"{count:,} characters are"
+    return [f"{characters} not valid {encoding}, and replaced by \ufffd"]
 
 
 def _utf16_without_bom(head: bytes) -> str | None:

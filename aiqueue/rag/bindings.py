@@ -118,7 +118,11 @@ def _describe(subject: str, binding: Binding, mine: Binding) -> str:
             f'or, to begin anew here, set [store] moved_from = "{binding.place}" in rag.toml'
         )
     if binding.kind != mine.kind:
-        return f'{whose} are kept by {binding}: set [store] kind = "{binding.kind}" in rag.toml'
+        theirs = f"in SQLite {binding}" if binding.kind == "sqlite" else f"in {binding}"
+        return (
+            f'{whose} are kept {theirs}, and here [store] kind is "{mine.kind}": set it to "{binding.kind}" in '
+            f'rag.toml; or, to begin anew here, set [store] moved_from = "{binding.place}"'
+        )
     here = f"host {mine.host}" + (f", {mine.path}" if mine.path else "")
     return (
         f"{whose} are kept {binding}, and this is {here}: run the worker there; or "

@@ -69,7 +69,13 @@ async def test_another_kind_of_store_is_refused(client: aiqueue.Client, tmp_path
     file = tmp_path / "rag.toml"
     mine = bindings.Binding("pgvector")
     await bindings.bind(client.connection, client.topology, mine, tenants=None, moved_from=None)
-    assert 'set [store] kind = "pgvector" in rag.toml' in await starts(client, named(file, "one"))
+    assert await starts(client, named(file, "one")) == (
+        'the documents are kept in pgvector, and here [store] kind is "sqlite": set it to "pgvector" in rag.toml; or, '
+        'to begin anew here, set [store] moved_from = ":"'
+    )
+    assert await starts(client, named(file, "one", moved_from=":")) == ""
+    file.write_text('[store]\nkind = "pgvector"\n')
+    assert (await starts(client, file)).startswith("the documents are kept in SQLite on host one in ")
 
 
 async def test_two_workers_that_are_both_first_agree_on_one(client: aiqueue.Client, tmp_path: Path) -> None:

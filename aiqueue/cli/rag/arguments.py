@@ -61,6 +61,8 @@ def parse_where(given: Sequence[str] | None) -> dict[str, Any] | None:
 
     A key with several ``=`` matches any of these values. Raises BadInput.
     """
+    from ...rag.store.filters import parse_where as check_where  # noqa: PLC0415
+
     found: dict[str, dict[str, Any]] = {}
     for each in given or ():
         match = _CONDITION.fullmatch(each)
@@ -74,6 +76,7 @@ def parse_where(given: Sequence[str] | None) -> dict[str, Any] | None:
             raise BadInput(f"--where {each!r}: {key}{operator} is given twice")
         else:
             conditions[_OPERATORS[operator]] = value
+    check_where(found)
     return found or None
 
 

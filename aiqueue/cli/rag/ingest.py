@@ -76,7 +76,12 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
 
 async def _run(client: Client, files: list[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
     from ...rag import RagDocument  # noqa: PLC0415
+    from ...subjects import token  # noqa: PLC0415
 
+    token("tenant", order.tenant)  # once, and not for each document
+    family = client.topology.family(RagDocument.aiq_family)
+    if order.priority not in family.priorities:
+        raise BadInput(f"there is no priority {order.priority!r}: use one of {', '.join(family.priorities)}")
     if await is_worker_missing(client, RagDocument, order.tenant):
         waits = "the documents wait" if order.wait_s is None else "this command waits"
         output.print_line(f"{NO_WORKER}; {waits} for one", err=True)

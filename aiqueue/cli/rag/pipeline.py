@@ -114,7 +114,9 @@ def _read(file: FoundFile, order: IngestOrder, totals: IngestTotals) -> JobSpec 
         return None
     if len(content) > CONTENT_BYTES_MAX:
         limit = f"above the limit of {CONTENT_BYTES_MAX // 1024**2} MiB"
-        totals.fail(file.document_id, f"{limit}: ingest it by its path, with a root in rag.toml")
+        totals.fail(
+            file.document_id, f"{limit}: allow its directory in rag.toml, and give the path to Rag.ingest in Python"
+        )
         return None
     fields = {"document_id": file.document_id, "content": content, "name": file.path.name, "metadata": order.metadata}
     try:

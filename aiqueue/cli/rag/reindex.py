@@ -54,5 +54,6 @@ def reindex(
         output.print_line(output.escape_controls(f"{document_id}: {found.get('state')}, {chunks}"))
     else:
         counts = [output.format_count(found.get(each) or 0, each[:-1]) for each in ("documents", "chunks")]
-        embedded = f"{found.get('embedded') or 0:,} embedded by {found.get('embedder')}"
-        output.print_line(f"{', '.join(counts)}, {embedded}")
+        embedded = found.get("embedded") or 0
+        did = f"{embedded:,} embedded" if embedded else "nothing to embed: all vectors are"
+        output.print_line(f"{', '.join(counts)}, {did} by {found.get('embedder')}")

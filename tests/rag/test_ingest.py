@@ -15,6 +15,7 @@ from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, 
 from aiqueue.rag import ingest as ingest_module
 from aiqueue.rag.embedding import WordLlamaEmbedder
 from aiqueue.rag.ingest import ATTEMPTS
+from aiqueue.rag.runtime import RagRuntime
 
 from ..support import eventually
 
@@ -373,3 +374,14 @@ async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_without
     async with RagWorker(rag_file).running(client):
         assert (await handle.result(25))["state"] == "completed"
     assert "tried" not in caplog.text
+
+
+async def test_the_deadline_of_a_large_document_is_told_by_the_servers_clock(
+    client: aiqueue.Client, rag_worker: RagWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n\n".join(f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(100))
+    handle = await client.enqueue(RagDocument(document_id="d", content=text), tenant="acme", deadline="1h")
+    async with rag_worker.running(client):
+        monkeypatch.setattr(RagRuntime, "now", lambda runtime: runtime._client.connection.clock.now() + 7_200)
+        with pytest.raises(JobFailed, match="its deadline has passed while it was ingested"):
+            await handle.result(25)

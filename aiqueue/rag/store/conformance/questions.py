@@ -211,6 +211,7 @@ class QuestionsSuite(StoreSuite):
                 assert len(await other.search(tenant, "", np.eye(8, dtype=np.float32)[0], 9, mode="vector")) == 3
                 await raises(EmbedderChanged, store.put(tenant, [document_of("d", 1, "x")]), "new-8")
                 await raises(EmbedderChanged, store.stage(tenant, "d", 1, "h", 0, content_of(["x"])), "new-8")
+                await raises(EmbedderChanged, store.commit(tenant, document_of("d", 1, "x").header), "new-8")
                 await raises(EmbedderChanged, store.search(tenant, "apple", vector_of("apple"), 5), "new-8")
                 await raises(EmbedderChanged, store.open(tenant, EMBEDDER, DIMENSIONS), remedy)
                 assert len(await store.search(tenant, "apple", None, 5, mode="keyword")) == 2

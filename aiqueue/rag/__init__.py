@@ -16,6 +16,7 @@ from .errors import FetchFailed, FetchRefused, ParseFailed
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
+from .store.filters import parse_where
 from .types import (
     Chunk,
     ChunkedDocument,
@@ -44,8 +45,8 @@ __all__ = [
     "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
     "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
     "RagWorker", "Scores", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant",
-    "evaluate", "load", "open_bound_store", "open_embedder", "read_questions", "time_of", "version_at", "version_of",
-    "worker",
+    "evaluate", "load", "open_bound_store", "open_embedder", "parse_where", "read_questions", "time_of", "version_at",
+    "version_of", "worker",
 ]  # fmt: skip
 
 

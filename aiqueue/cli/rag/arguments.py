@@ -61,7 +61,7 @@ def parse_where(given: Sequence[str] | None) -> dict[str, Any] | None:
 
     A key with several ``=`` matches any of these values. Raises BadInput.
     """
-    from ...rag.store.filters import parse_where as check_where  # noqa: PLC0415
+    from ...rag import parse_where as check_where  # noqa: PLC0415
 
     found: dict[str, dict[str, Any]] = {}
     for each in given or ():

@@ -191,7 +191,9 @@ async def test_questions_with_labels_measure_each_search(run: Run, docs: Path, w
     assert [each["mode"] for each in scores] == ["keyword", "vector", "hybrid"]
     assert scores[2]["hit_1"] == pytest.approx(2 / 3)
     assert scores[2]["missed"] == ["What is not there?"]
-    shown = (await run("eval", str(path), "--tenant", "acme", "--missed")).stdout.splitlines()
+    done = await run("eval", str(path), "--tenant", "acme", "--missed")
+    assert done.stderr.startswith("1 question of 3, such as 'What is not there?', without a document of acme")
+    shown = done.stdout.splitlines()
     assert shown[0].split() == ["search", "hit@1", "hit@5", "hit@10", "MRR", "ms", "each"]
     assert shown[3].split()[:5] == ["hybrid", "0.667", "0.667", "0.667", "0.667"]
     assert shown[4].startswith("3 questions; one standard error")

@@ -66,6 +66,14 @@ def evaluate(
             output.print_line(f"  missed  {output.truncate(text, None)}")
 
 
+async def _any_stored(store: VectorStore, tenant: str, document_ids: Sequence[str]) -> bool:
+    for each in document_ids:
+        found = await store.document(tenant, each)
+        if found is not None and found.indexed_version is not None:
+            return True
+    return False
+
+
 async def _evaluate(
     client: Client, config: RagConfig, store: VectorStore, tenant: str, asked: Sequence[LabelledQuestion]
 ) -> list[Scores]:
@@ -76,7 +84,11 @@ async def _evaluate(
     embedder = open_embedder(client, config)
     try:
         await store.open(tenant, embedder.name, embedder.dimensions)
-
+        if lost := [each.text for each in asked if not await _any_stored(store, tenant, each.documents)]:
+            which = f"{output.format_count(len(lost), 'question')} of {len(asked):,}, such as"
+            output.print_line(
+                f"{which} {lost[0][:80]!r}, without a document of {tenant}: they count as missed", err=True
+            )
         texts = list(dict.fromkeys(each.text for each in asked))
         vectors: dict[str, Any] = {}  # before the searches, which alone are timed
         for at in range(0, len(texts), EMBEDDED_AT_ONCE):

@@ -124,6 +124,7 @@ async def test_a_directory_that_turns_into_a_symlink_again_and_again_never_leads
             (root / "sub").symlink_to(root.parent)
             (root / "sub").unlink()
             (root / "aside").rename(root / "sub")
+            stop.wait(0.0005)  # or a busy machine never shows the reader the directory
 
     thread = threading.Thread(target=swap)
     thread.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,6 +74,8 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
 
 
 async def _run(client: Client, files: list[FoundFile], order: IngestOrder, totals: IngestTotals) -> None:
+    import asyncio  # noqa: PLC0415
+
     from ...rag import RagDocument  # noqa: PLC0415
     from ...subjects import token  # noqa: PLC0415
 
@@ -94,6 +95,8 @@ async def _run(client: Client, files: list[FoundFile], order: IngestOrder, total
 
 
 async def _draw(draw: object) -> None:
+    import asyncio  # noqa: PLC0415
+
     assert callable(draw)
     while True:
         draw()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,6 +36,8 @@ def run_with_parts(
     token("tenant", tenant)
 
     async def run(client: Client) -> T:
+        import asyncio  # noqa: PLC0415
+
         config = await asyncio.to_thread(load, streams=client.settings.streams)
         store = await open_bound_store(client, config, tenant)
         try:

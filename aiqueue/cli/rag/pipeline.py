@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import time
@@ -70,6 +69,8 @@ async def ingest_files(client: Client, files: Sequence[FoundFile], order: Ingest
     first: AIQueueError | None = None
 
     async def jobs() -> AsyncIterator[JobSpec]:
+        import asyncio  # noqa: PLC0415
+
         for each in files:
             if first is not None:
                 return

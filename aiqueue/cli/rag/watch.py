@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +103,8 @@ def watch(
 async def _watch(
     client: Client, directory: Path, patterns: Patterns, order: IngestOrder, interval_s: float, *, as_json: bool
 ) -> None:
+    import asyncio  # noqa: PLC0415
+
     from ...rag import RagDocument  # noqa: PLC0415
 
     if await is_worker_missing(client, RagDocument, order.tenant):

@@ -35,6 +35,9 @@ from aiqueue.server import supervisor
 from . import support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
 
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):  # of numpy and of tokenizers
+    os.environ.setdefault(_threads, "1")  # four test processes share the cores
+
 SMALL = """
 [family]
 name = "small.jobs"

@@ -20,7 +20,7 @@ from aiqueue.journal import RETRY
 from aiqueue.journal.entries import CHUNK, RESULT, entry_headers
 from aiqueue.lanes import Delivery
 from aiqueue.topology import provision
-from aiqueue.worker import unknown_kinds
+from aiqueue.worker import session, unknown_kinds
 from aiqueue.worker.opening import OpenedJob, Opener
 
 from ..support import Server, eventually
@@ -59,13 +59,14 @@ class Run:
 
     async def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(unknown_kinds, "HOP_FIRST_S", 30.0)
+        monkeypatch.setattr(session, "WAIT_HERE_MAX_S", 60.0)  # on a busy machine jobs would be delivered once more
         monkeypatch.setattr(Opener, "open_first", self._opener())
         for tenant in (SHORT, FULL):
             await self._store(tenant)
         listening = await self.client.connection.subscribe("$JS.ACK.>", self._note_reply)
         try:
-            async with self.acting.worker.running(self.client) as session:
-                await eventually(lambda: self._is_settled(session))
+            async with self.acting.worker.running(self.client) as running:
+                await eventually(lambda: self._is_settled(running))
         finally:
             await listening.close()
 
@@ -121,9 +122,9 @@ class Run:
         if message.data != b"+WPI":
             self.replies[parts[-7], int(parts[-4])].append(message.data.decode())
 
-    async def _is_settled(self, session: Any) -> bool:
+    async def _is_settled(self, running: Any) -> bool:
         """Whether nothing runs, and every message that is still there got no reply to its last delivery."""
-        vitals = session.vitals()
+        vitals = running.vitals()
         if vitals["running"] or vitals["waiting"]:
             return False
         for family, stream in self.streams.items():
@@ -131,7 +132,7 @@ class Run:
                 location = stream, stored.seq
                 if self.deliveries[location] <= sum(each.startswith("-NAK") for each in self.replies[location]):
                     return False
-        return not session.vitals()["running"]
+        return not running.vitals()["running"]
 
     # -- what is left
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import logging
 import multiprocessing.spawn
@@ -245,7 +246,7 @@ class _FoundHandlers:
         if recipe["lifespan"] == "worker":
             self.lifespan = getattr(worker, "lifespan", None)
         elif recipe["lifespan"]:
-            self.lifespan = find_object(recipe["lifespan"])
+            self.lifespan = functools.partial(find_object(recipe["lifespan"]), *recipe["lifespan_arguments"])
 
 
 async def _serve_worker(pipe: WorkerPipe, found: _FoundHandlers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import multiprocessing.spawn
@@ -21,6 +22,7 @@ class Recipe:
 
     A child finds each handler, message class and lifespan by its own name. What has no such name is taken from
     `worker`, the declared worker, if that is a global of a module that a child can import; so are the `on` policies.
+    A lifespan may be a `functools.partial` of a function with such a name, with plain data as positional arguments.
     """
 
     families: Mapping[str, Family]
@@ -37,13 +39,14 @@ class Recipe:
         for thing, what in ((handler.call, "the handler"), (handler.model, "the message class")):
             if not refer_to(thing):
                 return f"{what} {_describe(thing)} is not found under its name in its module"
-        if self.lifespan is not None and not refer_to(self.lifespan):
-            return f"the lifespan {_describe(self.lifespan)} is not found under its name in its module"
+        if self.lifespan is not None and not refer_to(_split(self.lifespan)[0]):
+            return f"the lifespan {_describe(_split(self.lifespan)[0])} is not found under its name in its module"
         return ""
 
     def to_plain(self) -> dict[str, Any]:
         """Return the recipe as plain data, with the handlers that a child can find."""
-        lifespan = "" if self.lifespan is None else refer_to(self.lifespan) or "worker"
+        function, arguments = _split(self.lifespan)
+        lifespan = "" if function is None else refer_to(function) or "worker"
         handlers = [
             [*key, refer_to(each.call), refer_to(each.model), each.is_async]
             for key, each in self.handlers.items()
@@ -57,6 +60,7 @@ class Recipe:
             "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
             "handlers": handlers,
             "lifespan": lifespan,
+            "lifespan_arguments": arguments,
             "worker": worker,
             "main": _describe_main_module() if needs_main else {},
             "log": {"": root.level, "aiqueue": logging.getLogger("aiqueue").level} if root.handlers else {},
@@ -91,6 +95,13 @@ def find_object(reference: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name)
     return found
+
+
+def _split(lifespan: Any) -> tuple[Any, list[Any]]:
+    """Return the function of a lifespan, and the arguments that it is called with."""
+    if isinstance(lifespan, functools.partial):
+        return lifespan.func, list(lifespan.args)
+    return lifespan, []
 
 
 def _describe_main_module() -> dict[str, Any]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import logging
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..client import Client, check_client
+from pydantic import SecretStr
+
+from ..client import Client, check_client, connect
+from ..config import Settings
 from ..errors import AIQueueError, BadInput
 from ..units import Backoff
-from ..worker import Responder, Session, Worker
+from ..worker import Lifespan, Responder, Session, Worker
 from . import bindings, config_file, status
 from .config import RagConfig
 from .ingest import delete, ingest
@@ -25,9 +31,9 @@ from .types import Embedder, VectorStore
 log = logging.getLogger(__name__)
 
 QUERIES: Final = "rag.queries"
-# Documents are parsed in children of their own, so what is delivered again is a killed worker's, and no suspect. Trials
-# are in the worker, since no child has its store: whoever kills that worker three times would convict the document.
-SUSPECT_AFTER: Final = 100
+# A suspect is tried in a child that opens the store itself, so that kills of workers convict nobody. One that is in
+# flight at three deaths is most often innocent: documents are embedded and stored together.
+SUSPECT_AFTER: Final = 3
 
 
 class RagWorker(Worker):
@@ -75,13 +81,14 @@ class RagWorker(Worker):
         check_client(client)
         if self._runtime is not None:
             raise BadInput("this retrieval worker runs already: make another one for a second client")
-        config = await asyncio.to_thread(self._load, client)
+        config = await asyncio.to_thread(self.load, client)
         bindings.check_tenants(self.tenants)
         mine = bindings.OWN if self._store is not None else bindings.binding_of(config, client.settings)
         await bindings.bind(
             client.connection, client.topology, mine, tenants=self.tenants, moved_from=config.store.moved_from
         )
-        self._runtime = runtime = await self._open(client, config)
+        self._runtime = runtime = await self.open_runtime(client, config)
+        self.child_lifespan = self._lifespan_of_children(client)
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(status.serving(client, runtime.store, self.tenants))
@@ -97,7 +104,7 @@ class RagWorker(Worker):
         Another store, embedder or way of parsing needs a restart.
         """
         try:
-            config = await asyncio.to_thread(self._load, client)
+            config = await asyncio.to_thread(self.load, client)
         except AIQueueError as error:
             log.error("rag.toml is not reloaded, and the former one stays: %s", error)  # noqa: TRY400
             return
@@ -110,10 +117,12 @@ class RagWorker(Worker):
         runtime.use(config, await asyncio.to_thread(load_gateway, client.settings))
         log.info("%s is reloaded: %d tenants", config.file or "rag.toml", len(config.tenants))
 
-    def _load(self, client: Client) -> RagConfig:
+    def load(self, client: Client) -> RagConfig:
+        """Read rag.toml. Raises TopologyError."""
         return config_file.load(self._path, streams=client.settings.streams)
 
-    async def _open(self, client: Client, config: RagConfig) -> RagRuntime:
+    async def open_runtime(self, client: Client, config: RagConfig) -> RagRuntime:
+        """Open what the jobs share. The caller closes it."""
         store = self._store
         if store is None:
             store = await asyncio.to_thread(open_store, config, client.settings)
@@ -129,6 +138,55 @@ class RagWorker(Worker):
     @asynccontextmanager
     async def _lend_runtime(self) -> AsyncIterator[RagRuntime | None]:
         yield self._runtime
+
+    def _lifespan_of_children(self, client: Client) -> Lifespan | None:
+        """Return how a child opens what its job needs. None: parts of the user's own, and no name to find them by."""
+        name = _name_of(self) if self._embedder is not None or self._store is not None else ""
+        if (self._embedder is not None or self._store is not None) and not name:
+            return None
+        path = None if self._path is None else str(self._path.absolute())
+        return functools.partial(lend_to_child, _plain(client.settings), path, name)
+
+
+@asynccontextmanager
+async def lend_to_child(settings: Mapping[str, Any], path: str | None, name: str) -> AsyncIterator[RagRuntime]:
+    """Open in a child process what a worker's jobs share, with a connection and a store of its own.
+
+    `settings`: of the worker's client. `path`: of rag.toml. `name`: ``module:name`` of the worker, if it has an
+    embedder or a store of the user's own.
+    """
+    if name:
+        module, _, attribute = name.partition(":")
+        made: RagWorker = getattr(importlib.import_module(module), attribute)
+    else:
+        made = RagWorker(None if path is None else Path(path), concurrency=1)
+    async with connect(**settings) as client:
+        runtime = await made.open_runtime(client, await asyncio.to_thread(made.load, client))
+        try:
+            yield runtime
+        finally:
+            await runtime.close()
+
+
+def _name_of(worker: RagWorker) -> str:
+    """Return ``module:name`` of a worker that is a global of a module which a child can import. "": there is none."""
+    for module, found in list(sys.modules.items()):
+        if module != "__main__":
+            for name, value in list(getattr(found, "__dict__", {}).items()):
+                if value is worker:
+                    return f"{module}:{name}"
+    return ""
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Return settings as plain data, with their secrets: for the pipe to a child, and nothing else."""
+    plain: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, SecretStr):
+            plain[name] = value.get_secret_value()
+        elif value is not None:
+            plain[name] = str(value.absolute()) if isinstance(value, Path) else value
+    return plain
 
 
 worker = RagWorker()

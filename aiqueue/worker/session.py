@@ -60,6 +60,7 @@ class WorkerOptions:
     drain_timeout_s: float
     declared: object
     suspect_after: int | None
+    child_lifespan: Lifespan | None = None
 
 
 class Session:
@@ -186,7 +187,7 @@ class Session:
             recipe = Recipe(
                 self._families,
                 {key: each for key, each in options.handlers.items() if key[0] in self._families},
-                options.lifespan,
+                options.child_lifespan or options.lifespan,
                 options.declared,
             )
             processes = await self._stack.enter_async_context(Processes(recipe, options.process_count))

@@ -65,6 +65,8 @@ class Worker:
     kills the workers. More is for handlers whose jobs take long, and cannot end their process.
     """
 
+    child_lifespan: Lifespan | None = None  # of a subclass: entered by child processes in place of `lifespan`
+
     def __init__(
         self,
         *,
@@ -245,7 +247,7 @@ class Worker:
     def _make_options(self, client: Client) -> WorkerOptions:
         return WorkerOptions(
             self.name, self._handlers, self._resolve_families(client), self.tenants, self.slots, self.process_count,
-            self.lifespan, self.drain_timeout_s, self, self.suspect_after,
+            self.lifespan, self.drain_timeout_s, self, self.suspect_after, self.child_lifespan,
         )  # fmt: skip
 
     def _resolve_families(self, client: Client) -> list[str]:

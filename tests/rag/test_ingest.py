@@ -358,10 +358,10 @@ async def test_a_document_that_fails_by_itself_each_time_is_a_dead_letter_with_i
         assert (await state_of(worker, "d")).state == "failed"
 
 
-async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_without_a_trial(
+async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_by_a_child_with_a_store_of_its_own(
     client: aiqueue.Client, plain: Any, rag_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A trial is in the worker: three more kills would make the document a dead letter."""
+    """In the worker, three more kills during trials would make the document a dead letter."""
     async with RagWorker(rag_file).running(client):
         await ingest(client, document_id="first", content="one otter")
     handle = await client.enqueue(RagDocument(document_id="d", content=TEXT), tenant="acme")
@@ -371,9 +371,12 @@ async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_without
     for _ in range(30):  # deliveries without an outcome, as of workers that were killed
         (delivered,) = await pull.fetch(1, timeout=5)
         await delivered.nak()
-    async with RagWorker(rag_file).running(client):
+    worker = RagWorker(rag_file)
+    async with worker.running(client):
         assert (await handle.result(25))["state"] == "completed"
-    assert "tried" not in caplog.text
+        assert await texts_found(worker, "otters paws")
+    assert "is tried in a child process" in caplog.text
+    assert "tried in the worker" not in caplog.text
 
 
 async def test_the_deadline_of_a_large_document_is_told_by_the_servers_clock(

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import aiqueue
+from aiqueue.errors import JobFailed
 from aiqueue.rag import RagDocument
+from aiqueue.rag.rag_worker import SUSPECT_AFTER
 from aiqueue.rag.store import SqliteStore
 
 from ..support import eventually
@@ -18,12 +22,16 @@ from ..support import eventually
 HERE = Path(__file__).parent.parent.parent
 
 
-async def started(account: Any, rag_file: Path, log: Path) -> asyncio.subprocess.Process:
+async def started(
+    account: Any, rag_file: Path, log: Path, *, short_leases: bool = False
+) -> asyncio.subprocess.Process:  # fmt: skip
     environment = os.environ | {
         "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
         "EMBED_LOG": str(log), "RAG_FILE": str(rag_file), "PYTHONPATH": str(HERE),
     }  # fmt: skip
     command = [sys.executable, "-m", "aiqueue", "work", "tests.rag.app:worker"]
+    if short_leases:
+        command = [sys.executable, "-m", "tests.rag.app", account.url, account.user, account.password]
     return await asyncio.create_subprocess_exec(*command, env=environment, cwd=HERE, start_new_session=True)
 
 
@@ -59,3 +67,34 @@ async def test_a_killed_worker_costs_at_most_the_chunks_that_were_in_flight(
             if each is not None and each.returncode is None:
                 os.killpg(each.pid, signal.SIGKILL)
                 await each.wait()
+
+
+async def test_a_document_that_ends_its_worker_ends_three_and_convicts_none_that_was_in_flight_beside_it(
+    client: aiqueue.Client, account: Any, rag_file: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "embedded.log"
+    texts = {"deadly": "This is a text that ends its process."} | {f"d{at}": f"Otter {at} dives." for at in range(5)}
+    handles = {
+        each: await client.enqueue(RagDocument(document_id=each, content=text), tenant="acme")
+        for each, text in texts.items()
+    }
+    deaths = 0
+    process = await started(account, rag_file, log, short_leases=True)
+    deadly = asyncio.create_task(handles.pop("deadly").result(60))
+    try:
+        while not deadly.done():
+            ended = asyncio.create_task(process.wait())
+            await asyncio.wait({deadly, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                deaths += 1
+                process = await started(account, rag_file, log, short_leases=True)
+        with pytest.raises(JobFailed, match="it ended the child process that it was tried in: exit code 9") as failed:
+            await deadly
+        assert [(await each.result(25))["state"] for each in handles.values()] == ["completed"] * 5
+        assert process.returncode is None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    assert (failed.value.reason, deaths) == ("killed_worker", SUSPECT_AFTER)
+    assert [each.job_id async for each in client.dead.find()] == [failed.value.job_id]

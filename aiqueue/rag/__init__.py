@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .client import Rag
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
-from .errors import FetchFailed, FetchRefused, ParseFailed
+from .errors import FetchFailed, FetchRefused, ParseFailed, StoreDamaged, StoreUnavailable
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
@@ -44,9 +44,9 @@ __all__ = [
     "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "FetchFailed", "FetchRefused", "GivenChunk",
     "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
     "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
-    "RagWorker", "Scores", "Section", "StoreConfig", "StoreStats", "TenantConfig", "VectorStore", "check_tenant",
-    "evaluate", "load", "open_bound_store", "open_embedder", "parse_where", "read_questions", "time_of", "version_at",
-    "version_of", "worker",
+    "RagWorker", "Scores", "Section", "StoreConfig", "StoreDamaged", "StoreStats", "StoreUnavailable", "TenantConfig",
+    "VectorStore", "check_tenant", "evaluate", "load", "open_bound_store", "open_embedder", "parse_where",
+    "read_questions", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 
 

@@ -7,11 +7,17 @@
     └── FetchRefused      a path or URL that may not be read, or that never can be
     AIQueueError
     └── FetchFailed       a path or URL cannot be read now; a retry can help
+    Unavailable
+    └── StoreUnavailable  the store cannot be read or written now
+    Corrupt
+    └── StoreDamaged      a file of the store is damaged
+
+`waits`, also of errors of your own parts: an operator or another worker has to act, so that documents wait for an hour.
 """
 
 from __future__ import annotations
 
-from ..errors import AIQueueError, BadInput
+from ..errors import AIQueueError, BadInput, Corrupt, Unavailable
 
 
 class ParseFailed(BadInput):
@@ -31,10 +37,32 @@ class FetchRefused(BadInput):
 
 
 class FetchFailed(AIQueueError):
-    """A path or URL cannot be read now. `retry_after_s`: the wait that the server asks for; None: it does not say."""
+    """A path or URL cannot be read now. `retry_after_s`: the wait that the server asks for; None: it does not say.
+
+    `waits`: this host lacks its root, or space for a copy.
+    """
 
     retryable = True
 
-    def __init__(self, source: str, reason: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, source: str, reason: str, *, retry_after_s: float | None = None, waits: bool = False) -> None:
         super().__init__(f"{source[:200]!r} cannot be fetched now: {reason}; try again later")
-        self.source, self.reason, self.retry_after_s = source, reason, retry_after_s
+        self.source, self.reason, self.retry_after_s, self.waits = source, reason, retry_after_s, waits
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot be read or written now: a full disk, missing rights, a server that is away, a lock.
+
+    `passes`: by itself, most likely soon, so that a question is tried again too.
+    """
+
+    waits = True
+
+    def __init__(self, text: str, *, passes: bool = False) -> None:
+        super().__init__(text)
+        self.passes = passes
+
+
+class StoreDamaged(Corrupt):
+    """A file of the store is damaged. The text says what to do."""
+
+    waits = True

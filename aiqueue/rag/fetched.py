@@ -70,7 +70,7 @@ class Collecting:
         try:
             self._file.write(piece)
         except OSError as error:
-            raise FetchFailed(self.source, f"its copy cannot be written: {error.strerror}") from error
+            raise FetchFailed(self.source, f"its copy cannot be written: {error.strerror}", waits=True) from error
 
     def close(self) -> None:
         """Throw the content away."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -105,7 +106,8 @@ def _open_below(path: str, root: Path, names: list[str], size_bytes_max: int) ->
     try:
         directory = os.open(root, _DIRECTORY)
     except OSError as error:
-        raise FetchFailed(path, f"its root cannot be opened: {error.strerror}") from error
+        why = f"its root {root} cannot be opened on {socket.gethostname()}: {error.strerror}"
+        raise FetchFailed(path, why, waits=True) from error
     try:
         for name in names[:-1]:
             try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError, Stale
 from ..job import Job, Reject, Retry
-from ..units import Backoff
 from . import sources
 from .embed_batcher import EmbedBatcher
 from .errors import FetchFailed
+from .failures import counting_failures, is_waited_for, next_attempt, reason_of
 from .messages import RagDelete, RagDocument, check_tenant
 from .runtime import RagRuntime
 from .types import (
@@ -28,8 +28,6 @@ from .types import (
 from .versions import version_of
 
 BATCH: Final = 64  # chunks of a large document that are staged together; a smaller document is stored at once
-ATTEMPTS: Final = 8  # that fail by themselves; those whose worker has died are not counted
-_DELAYS: Final = Backoff(attempts=ATTEMPTS)
 REPORT_EVERY_S: Final = 1.0
 EMBEDDER_CHANGED_S: Final = 30.0  # until a document is tried again whose tenant has to be indexed anew; longer later
 EMBEDDER_CHANGED_MAX_S: Final = 300.0
@@ -66,14 +64,14 @@ async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = N
     except Retry as error:
         raise await made.count_failure(error.reason, error.after_s) from error
     except FetchFailed as error:
-        raise await made.count_failure(str(error), error.retry_after_s) from None
+        raise await made.count_failure(str(error), error.retry_after_s, waits=error.waits) from None
     except BadInput as error:
         if isinstance(error, SettingsError):  # of this worker: another one may have what is missing
             raise await made.count_failure(str(error)) from error
         await made.note_failure(str(error), final=True)
         raise Reject(str(error)) from None
     except Exception as error:
-        raise await made.count_failure(f"{type(error).__name__}: {error}") from error
+        raise await made.count_failure(reason_of(error), waits=is_waited_for(error)) from error
 
 
 def _id_fields(message: RagDocument) -> dict[str, Any]:
@@ -176,13 +174,14 @@ class _Version:
         await self._job.progress(done / total, f"{stage}: {done:,} of {total:,} chunks")
         return True
 
-    async def count_failure(self, reason: str, after_s: float | None = None) -> Retry | Reject:
-        """Note why this attempt has failed, and return what to raise. An attempt whose worker has died is not counted:
-        it says nothing of the document.
-        """
-        failures = await count_failure(self._job, reason)
-        await self.note_failure(reason, final=failures >= ATTEMPTS)
-        return next_attempt(failures, reason, after_s)
+    async def count_failure(
+        self, reason: str, after_s: float | None = None, *, waits: bool = False
+    ) -> Retry | Reject:  # fmt: skip
+        """Note why this attempt has failed, and return what to raise: see `next_attempt`."""
+        found = await next_attempt(self._job, reason, after_s=after_s, waits=waits)
+        is_final = isinstance(found, Reject)
+        await self.note_failure(found.reason if is_final else reason, final=is_final)
+        return found
 
     async def note_failure(self, reason: str, *, final: bool = False) -> None:
         """Note why this attempt has failed, and whether another one follows. What cannot be noted is left out."""
@@ -206,40 +205,6 @@ class _Version:
             "outcome": outcome, "superseded": outcome == "old", "chunks": chunks, "title": title,
             "problems": list(problems),
         }  # fmt: skip
-
-
-async def count_failure(job: Job[Any], reason: str) -> int:
-    """Keep that this attempt has failed by itself, and return how many have. Raises Stale."""
-    try:
-        failures = len(await job.calls()) + 1
-        await job.called({"failed": reason[:200]})
-    except Stale:
-        raise
-    except AIQueueError:  # the queue is away: a failure that is not counted only means one attempt more
-        return 1
-    return failures
-
-
-@contextlib.asynccontextmanager
-async def counting_failures(job: Job[Any]) -> AsyncIterator[None]:
-    """Retry the job if the block fails, until it has failed ATTEMPTS times; deaths of workers are not counted."""
-    try:
-        yield
-    except (Reject, Stale):
-        raise
-    except Exception as error:
-        if isinstance(error, BadInput) and not isinstance(error, SettingsError):
-            raise Reject(str(error)) from None
-        reason = error.reason if isinstance(error, Retry) else f"{type(error).__name__}: {error}"
-        after_s = error.after_s if isinstance(error, Retry) else None
-        raise next_attempt(await count_failure(job, reason), reason, after_s) from error
-
-
-def next_attempt(failures: int, reason: str, after_s: float | None = None) -> Retry | Reject:
-    """Return what to raise after so many failures. `after_s`: the wait that is asked for."""
-    if failures >= ATTEMPTS:
-        return Reject(f"it has failed {failures} times, last with: {reason}")
-    return Retry(reason, after=_DELAYS.delay_s(failures) if after_s is None else after_s)
 
 
 async def embed_chunks(batcher: EmbedBatcher, tenant: str, chunks: Sequence[Chunk]) -> IndexedChunks:

@@ -12,6 +12,7 @@ from ..errors import AIQueueError, Stale
 from ..job import Job, Reject, Retry
 from ..units import Backoff
 from .answering import Answerer
+from .failures import ATTEMPTS, RETRY, counting_failures, is_waited_for
 from .messages import RagQuery, check_tenant
 from .types import Mode, Passage, VectorStore
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .embed_batcher import EmbedBatcher
 
 SEARCH_S: Final = 10.0  # of one question, embedded and searched
-ATTEMPTS_MAX: Final = 20  # after which a search that fails has failed for good
+_DELAYS: Final = Backoff(attempts=ATTEMPTS, first="200ms", factor=2, cap="5s")  # of a search that fails by itself
 PASSAGES_STEP: Final = "passages"
 _SLOT_RETRY_S: Final = 1.0
 
@@ -72,20 +73,29 @@ class Queries:
 
     async def run(self, job: Job[RagQuery]) -> dict[str, Any]:
         """Return the result of a question, see docs/rag.md. Raises Retry and Reject, and Stale."""
-        started, message = time.monotonic(), job.message
-        if not message.answer:
-            passages, took_s = await self._search_in_time(job), time.monotonic() - started
-            return self._result(job, passages, took_s)
+        if not job.message.answer:
+            async with counting_failures(job, delays=_DELAYS):
+                return await self._find(job)
         if self._answers >= self.answers_max:
             raise Retry(f"{self._answers} answers are under way in this worker", after=_SLOT_RETRY_S)
         self._answers += 1
         try:
-            passages = await self._keep_passages(job)
-            took_s = time.monotonic() - started
-            found = await self.answerer.answer(job, passages)
-            return {**self._result(job, passages, took_s), **found}
+            async with counting_failures(job, delays=_DELAYS):
+                return await self._answer(job)
         finally:
             self._answers -= 1
+
+    async def _find(self, job: Job[RagQuery]) -> dict[str, Any]:
+        started = time.monotonic()
+        passages = await self._search_in_time(job)
+        return self._result(job, passages, time.monotonic() - started)
+
+    async def _answer(self, job: Job[RagQuery]) -> dict[str, Any]:
+        started = time.monotonic()
+        passages = await self._keep_passages(job)
+        took_s = time.monotonic() - started
+        found = await self.answerer.answer(job, passages)
+        return {**self._result(job, passages, took_s), **found}
 
     async def _keep_passages(self, job: Job[RagQuery]) -> list[Passage]:
         """Return the passages, the same in each attempt: the numbers that the answer cites are theirs."""
@@ -111,9 +121,9 @@ class Queries:
             raise
         except AIQueueError as error:
             problem, is_final = str(error), not error.retryable
-        if is_final or job.attempt >= ATTEMPTS_MAX:
-            raise Reject(problem)
-        raise Retry(problem)
+            if is_waited_for(error) and not getattr(error, "passes", False):  # nobody waits for an answer so long
+                is_final = True
+        raise Reject(problem) if is_final else Retry(problem)
 
     async def _search(self, job: Job[RagQuery]) -> list[Passage]:
         message = job.message
@@ -145,6 +155,5 @@ async def answer_query(job: Job[RagQuery]) -> dict[str, Any]:
 
 def register_queries(worker: Worker) -> None:
     """Have a worker, whose lifespan yields a `HasQueries`, answer questions."""
-    # an attempt that finds no room among the answers costs nothing: `run` decides when a search has failed for good
-    retry = Backoff(attempts=1_000, first="200ms", factor=2, cap="5s")
-    worker.handle(RagQuery, retry=retry, timeout=None, on={Exception: Backoff(attempts=3, first="200ms")})(answer_query)
+    # an attempt whose worker has died, or that finds no room among the answers, is no failure: `run` counts these
+    worker.handle(RagQuery, retry=RETRY, timeout=None)(answer_query)

@@ -17,10 +17,10 @@ from pydantic import SecretStr
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import AIQueueError, BadInput
-from ..units import Backoff
 from ..worker import Lifespan, Responder, Session, Worker
 from . import bindings, config_file, status
 from .config import RagConfig
+from .failures import RETRY
 from .ingest import delete, ingest
 from .messages import RagDelete, RagDocument, RagReindex
 from .queries import register_queries
@@ -67,10 +67,9 @@ class RagWorker(Worker):
         self._store = store
         self._runtime: RagRuntime | None = None
         # the handlers count what has failed by itself: a document whose worker has died has used no attempt
-        retry = Backoff(attempts=10_000)
-        self.handle(RagDocument, retry=retry, timeout=None)(ingest)
-        self.handle(RagDelete, retry=retry)(delete)
-        self.handle(RagReindex, retry=retry, timeout=None)(reindex)
+        self.handle(RagDocument, retry=RETRY, timeout=None)(ingest)
+        self.handle(RagDelete, retry=RETRY)(delete)
+        self.handle(RagReindex, retry=RETRY, timeout=None)(reindex)
         register_queries(self)
 
     @asynccontextmanager
@@ -119,7 +118,13 @@ class RagWorker(Worker):
 
     def load(self, client: Client) -> RagConfig:
         """Read rag.toml. Raises TopologyError."""
-        return config_file.load(self._path, streams=client.settings.streams)
+        config = config_file.load(self._path, streams=client.settings.streams)
+        roots = {root for each in config.tenants.values() for root in each.roots}
+        for root in sorted(root for root in roots if not root.is_dir()):
+            log.warning(
+                "%s: roots: %s is not on this host: documents below it wait for a worker that has it", config.file, root
+            )
+        return config
 
     async def open_runtime(self, client: Client, config: RagConfig) -> RagRuntime:
         """Open what the jobs share. The caller closes it."""

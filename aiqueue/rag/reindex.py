@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from ..errors import BadInput
 from ..job import Job, Reject
-from .ingest import counting_failures, embed_chunks, ingest_as
+from .failures import counting_failures
+from .ingest import embed_chunks, ingest_as
 from .messages import RagDocument, RagReindex, check_tenant
 from .runtime import RagRuntime
 

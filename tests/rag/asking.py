@@ -30,16 +30,20 @@ DIMENSIONS = 16
 
 
 class HashEmbedder:
-    """Vectors that are hashes. `embedded`: the texts so far. `delay_s`: of each call."""
+    """Vectors that are hashes. `embedded`: the texts so far. `delay_s`: of each call. `failures`: calls that fail."""
 
     name, dimensions = "stand-in-16", DIMENSIONS
 
     def __init__(self) -> None:
         self.embedded: list[str] = []
         self.delay_s = 0.0
+        self.failures = 0
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> Any:
         del tenant
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("no model")
         self.embedded += texts
         await asyncio.sleep(self.delay_s)
         return vectors(texts)

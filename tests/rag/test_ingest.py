@@ -11,10 +11,9 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, RagReindex, RagWorker
-from aiqueue.rag import ingest as ingest_module
+from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, RagReindex, RagWorker, failures
 from aiqueue.rag.embedding import WordLlamaEmbedder
-from aiqueue.rag.ingest import ATTEMPTS
+from aiqueue.rag.failures import ATTEMPTS
 from aiqueue.rag.runtime import RagRuntime
 
 from ..support import eventually
@@ -350,7 +349,7 @@ async def test_attempts_whose_workers_have_died_do_not_count_towards_a_documents
 async def test_a_document_that_fails_by_itself_each_time_is_a_dead_letter_with_its_reason(
     client: aiqueue.Client, rag_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_module, "_DELAYS", aiqueue.Backoff(attempts=ATTEMPTS, first="10ms", cap="20ms"))
+    monkeypatch.setattr(failures, "DELAYS", aiqueue.Backoff(attempts=ATTEMPTS, first="10ms", cap="20ms"))
     worker = RagWorker(rag_file, embedder=Failing(100))
     async with worker.running(client):
         with pytest.raises(JobFailed, match="it has failed 8 times, last with: Unavailable: no model"):
@@ -388,3 +387,51 @@ async def test_the_deadline_of_a_large_document_is_told_by_the_servers_clock(
         monkeypatch.setattr(RagRuntime, "now", lambda runtime: runtime._client.connection.clock.now() + 7_200)
         with pytest.raises(JobFailed, match="its deadline has passed while it was ingested"):
             await handle.result(25)
+
+
+@pytest.fixture
+def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "WAIT_FIRST_S", 0.05)
+    monkeypatch.setattr(failures, "WAIT_LONGEST_S", 0.2)
+
+
+async def test_a_path_whose_root_is_missing_on_a_workers_host_waits_for_a_worker_that_has_it(
+    client: aiqueue.Client, rag_file: Path, tmp_path: Path, quick_waits: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "shared"
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{root}"]\n')
+    worker = RagWorker(rag_file)
+    async with worker.running(client):
+        assert f"{root} is not on this host" in caplog.text
+        handle = await client.enqueue(RagDocument(document_id="d", path=str(root / "page.md")), tenant="acme")
+        await eventually(lambda: _waits_for(worker, "d", "root"))
+        new = tmp_path / "new"
+        new.mkdir()
+        (new / "page.md").write_text(TEXT)
+        new.rename(root)
+        assert (await handle.result(25))["state"] == "completed"
+
+
+async def test_a_path_whose_root_no_worker_has_fails_after_an_hour_and_says_on_which_host(
+    client: aiqueue.Client, rag_file: Path, tmp_path: Path, quick_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "shared"
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{root}"]\n')
+    monkeypatch.setattr(failures, "WAIT_S", 0.5)
+    worker = RagWorker(rag_file)
+    async with worker.running(client):
+        with pytest.raises(JobFailed, match=r"it has waited for .* its root .*shared cannot be opened on"):
+            await ingest(client, document_id="d", path=str(root / "page.md"))
+        assert (await state_of(worker, "d")).state == "failed"
+        root.mkdir()
+        (root / "page.md").write_text(TEXT)
+        (letter,) = [each async for each in client.dead.find()]
+        await client.dead.replay(letter)
+        handle = await client.job(letter.job_id, tenant="acme", family="rag.ingest")
+        assert (await handle.result(25))["state"] == "completed"
+
+
+async def _waits_for(worker: RagWorker, document_id: str, reason: str) -> bool:
+    assert worker._runtime is not None
+    found = await worker._runtime.store.document("acme", document_id)
+    return found is not None and found.state == "working" and reason in found.reason

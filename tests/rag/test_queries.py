@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue import JobFailed
-from aiqueue.rag import Rag, RagQuery
+from aiqueue.rag import Rag, RagQuery, queries
 
 from .asking import State, answering, put
 
@@ -109,3 +109,26 @@ async def test_a_search_that_outlasts_the_deadline_ends_with_it(rag: Rag, state:
     state.embedder.delay_s = 30
     with pytest.raises(JobFailed, match="the search took longer than"):
         await (await rag.ask("cat", tenant="acme", deadline="1s")).result(10)
+
+
+async def test_attempts_behind_other_answers_and_deaths_of_workers_do_not_count_towards_a_questions_failure(
+    client: aiqueue.Client, plain: Any, state: State
+) -> None:
+    headers = {
+        "Aiq-Job-Id": "tried", "Aiq-Kind": "rag.query", "Content-Type": "application/json", "Aiq-Parked": "1",
+        "Aiq-Attempt": "30",
+    }  # fmt: skip
+    state.embedder.failures = 2
+    await plain.jetstream().publish("ai.rag.queries.acme", b'{"query": "Who guards the house?"}', headers=headers)
+    handle = await client.job("tried", tenant="acme", family="rag.queries")
+    assert (await handle.result(20))["passages"]
+
+
+async def test_a_question_that_fails_by_itself_eight_times_is_a_dead_letter_with_its_reason(
+    rag: Rag, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "_DELAYS", aiqueue.Backoff(attempts=8, first="10ms", cap="20ms"))
+    state.embedder.failures = 100
+    with pytest.raises(JobFailed, match="it has failed 8 times, last with: RuntimeError: no model"):
+        await (await rag.ask("cat", tenant="acme")).result(20)
+    assert state.embedder.failures == 92

@@ -12,7 +12,8 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 
-from ...errors import AccessDenied, AIQueueError, BadInput, ConfigMismatch, Unavailable
+from ...errors import AccessDenied, AIQueueError, BadInput, ConfigMismatch
+from ..errors import StoreUnavailable
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
@@ -67,7 +68,8 @@ def translated() -> Iterator[None]:
     except (pg.FeatureNotSupported, pg.UndefinedFile, pg.UndefinedObject) as error:
         raise ConfigMismatch(f"PostgreSQL: {error}: install pgvector 0.5 or newer on the server") from None
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable(f"PostgreSQL: {error or type(error).__name__}: check the server, then try again") from None
+        text = f"PostgreSQL: {error or type(error).__name__}: check the server, then try again"
+        raise StoreUnavailable(text, passes=True) from None
     except psycopg.Error as error:
         raise AIQueueError(f"PostgreSQL: {type(error).__name__}: {error}") from None
 

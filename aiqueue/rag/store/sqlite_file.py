@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import AIQueueError, ConfigMismatch, Corrupt, EmbedderChanged, Unavailable
+from ...errors import AIQueueError, ConfigMismatch, EmbedderChanged
+from ..errors import StoreDamaged, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -190,12 +191,22 @@ def translated(path: Path) -> Iterator[None]:
     except AIQueueError:
         raise
     except sqlite3.OperationalError as error:
-        remedy = "another process holds its lock" if is_busy(error) else "check its disk and its owner"
-        raise Unavailable(f"{path}: {error}: {remedy}, then try again") from None
+        raise StoreUnavailable(f"{path}: {error}: {_remedy(error)}", passes=is_busy(error)) from None
     except sqlite3.DatabaseError as error:
-        raise Corrupt(f"{path}: {error}: move the file away and ingest its documents again") from None
+        raise StoreDamaged(f"{path}: {error}: move the file away and ingest its documents again") from None
     except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror or error}: check its disk and its owner, then try again") from None
+        raise StoreUnavailable(f"{path}: {error.strerror or error}: check its disk and its owner") from None
+
+
+def _remedy(error: sqlite3.OperationalError) -> str:
+    if is_busy(error):
+        return "another process holds its lock: try again"
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return "free space on its disk"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return "let the user of the workers write the file and its directory"
+    return "check its disk and its owner"
 
 
 def meta(db: sqlite3.Connection) -> dict[str, Any]:

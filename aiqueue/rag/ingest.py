@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from ..errors import AIQueueError, BadInput, EmbedderChanged, SettingsError, Sta
 from ..job import Job, Reject, Retry
 from . import sources
 from .embed_batcher import EmbedBatcher
-from .errors import FetchFailed
+from .errors import FetchFailed, StoreDamaged, StoreUnavailable
 from .failures import counting_failures, is_waited_for, next_attempt, reason_of
 from .messages import RagDelete, RagDocument, check_tenant
 from .runtime import RagRuntime
@@ -29,6 +30,7 @@ from .versions import version_of
 
 BATCH: Final = 64  # chunks of a large document that are staged together; a smaller document is stored at once
 REPORT_EVERY_S: Final = 1.0
+CANCELLED_S: Final = 3.0  # for a note that the job was cancelled
 EMBEDDER_CHANGED_S: Final = 30.0  # until a document is tried again whose tenant has to be indexed anew; longer later
 EMBEDDER_CHANGED_MAX_S: Final = 300.0
 
@@ -51,8 +53,9 @@ async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = N
         raise Reject(str(error)) from None
     made = _Version(job, runtime, message, document_id, version or version_of(job))
     try:
-        return await made.ingest()
-    except Stale:
+        result = await made.ingest()
+    except (asyncio.CancelledError, Stale):
+        await made.note_cancelled()
         raise
     except Reject as error:
         await made.note_failure(error.reason, final=True)
@@ -71,7 +74,12 @@ async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = N
         await made.note_failure(str(error), final=True)
         raise Reject(str(error)) from None
     except Exception as error:
+        if isinstance(error, StoreDamaged | StoreUnavailable):  # which may not be able to keep a note of that
+            runtime.store_problems[job.tenant] = str(error)
         raise await made.count_failure(reason_of(error), waits=is_waited_for(error)) from error
+    else:
+        runtime.store_problems.pop(job.tenant, None)
+        return result
 
 
 def _id_fields(message: RagDocument) -> dict[str, Any]:
@@ -170,7 +178,7 @@ class _Version:
         if not now and time.monotonic() - self._reported_at < REPORT_EVERY_S:
             return False
         self._reported_at = time.monotonic()
-        await self._store.note(self._tenant, self._id, self.version, "working", stage=stage, done=done, total=total)
+        await self._note("working", stage=stage, done=done, total=total)
         await self._job.progress(done / total, f"{stage}: {done:,} of {total:,} chunks")
         return True
 
@@ -187,8 +195,17 @@ class _Version:
         """Note why this attempt has failed, and whether another one follows. What cannot be noted is left out."""
         state: State = "failed" if final else "working"
         with contextlib.suppress(AIQueueError):
-            stage = "" if final else "waiting for the next attempt"
-            await self._store.note(self._tenant, self._id, self.version, state, stage=stage, reason=reason[:2_000])
+            await self._note(state, stage="" if final else "waiting for the next attempt", reason=reason[:2_000])
+
+    async def note_cancelled(self) -> None:
+        """Note that the job was cancelled, which drops what is staged; nothing if its worker leaves, or has lost it."""
+        with contextlib.suppress(AIQueueError, TimeoutError):
+            async with asyncio.timeout(CANCELLED_S):
+                if ended := await self._runtime.end_of_job(self._tenant, self._job.id):
+                    await self._note(ended.state, reason=ended.reason)
+
+    async def _note(self, state: State, **told: Any) -> None:
+        await self._store.note(self._tenant, self._id, self.version, state, job_id=self._job.id, **told)
 
     def _is_superseded(self, known: DocumentState | None) -> bool:
         if known is None:

@@ -90,7 +90,9 @@ class RagWorker(Worker):
         self.child_lifespan = self._lifespan_of_children(client)
         try:
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(status.serving(client, runtime.store, self.tenants))
+                await stack.enter_async_context(
+                    status.serving(client, runtime.store, self.tenants, runtime.store_problems)
+                )
                 responder = Responder(families=[QUERIES], tenants=self.tenants)
                 await stack.enter_async_context(responder.running(client))
                 yield await stack.enter_async_context(super().running(client))

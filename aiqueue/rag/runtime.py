@@ -18,6 +18,7 @@ from .config import STORE_DIRECTORY, RagConfig
 from .embed_batcher import EmbedBatcher
 from .embedding import DIMENSIONS, WordLlamaEmbedder
 from .fetched import FetchLimits
+from .job_ends import JobEnd, end_of_job
 from .parse_pool import ParseLimits, ParsePool
 from .queries import Queries
 from .types import Embedder, VectorStore
@@ -53,6 +54,7 @@ class RagRuntime:
         )
         processes = config.parsing.processes or os.cpu_count() or 1
         self.pool = ParsePool(size=processes, limits=limits, parsers=config.parsing.parsers)
+        self.store_problems: dict[str, str] = {}  # by tenant: why its documents wait for the store
         self._opened: dict[str, asyncio.Task[None]] = {}
         self.queries = Queries(client, config, store, embedder=self.batcher, ready=self.is_ready)
 
@@ -91,6 +93,10 @@ class RagRuntime:
             return False
         await self.open(tenant)
         return True
+
+    async def end_of_job(self, tenant: str, job_id: str) -> JobEnd | None:
+        """See `job_ends.end_of_job`."""
+        return await end_of_job(self._client, tenant, job_id)
 
     def forget(self, tenant: str) -> None:
         """Open the tenant's part anew before its next use: its vectors are another embedder's now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any, Final
@@ -17,6 +17,7 @@ from ..errors import AIQueueError, BadInput, DecodeError, NotFound, Unavailable
 from ..requests import replies
 from ..topology import Family
 from . import sources
+from .job_ends import end_of_job
 from .types import DocumentState, VectorStore
 from .versions import time_of, version_at
 
@@ -33,12 +34,15 @@ _CBOR_MAPS: Final = range(0xA0, 0xC0)  # the first byte of a map
 
 
 @asynccontextmanager
-async def serving(client: Client, store: VectorStore, tenants: tuple[str, ...] | None) -> AsyncIterator[Service]:
-    """Answer requests for the status of documents while the block runs. `tenants`: None: of all.
+async def serving(
+    client: Client, store: VectorStore, tenants: tuple[str, ...] | None, problems: Mapping[str, str] | None = None
+) -> AsyncIterator[Service]:
+    """Answer requests for the status of documents while the block runs. `tenants`: None: of all. `problems`: by tenant,
+    why documents wait for the store, which may not be able to keep a note of that.
 
     Raises AccessDenied, Unavailable.
     """
-    status = DocumentStatus(client, store)
+    status = DocumentStatus(client, store, problems or {})
     family = client.topology.family(FAMILY)
     endpoints = [
         Endpoint(f"rag-status{'' if each == '*' else f'-{each}'}", f"{family.journal}.{each}", status.answer)
@@ -57,9 +61,10 @@ async def serving(client: Client, store: VectorStore, tenants: tuple[str, ...] |
 class DocumentStatus:
     """Finds what is known of a document."""
 
-    def __init__(self, client: Client, store: VectorStore) -> None:
+    def __init__(self, client: Client, store: VectorStore, problems: Mapping[str, str]) -> None:
         self._client = client
         self._store = store
+        self._problems = problems
         self._scans = asyncio.Semaphore(SCANS_MAX)
         self._waiting = 0
 
@@ -102,26 +107,53 @@ class DocumentStatus:
             queued = await self._find_queued(tenant, document_id)
         known = await self._store.document(tenant, document_id)  # after the scan: a job that has ended is stored
         if queued <= (known.version if known is not None else 0):
-            return known
+            return known if known is None or known.version == queued else await self._ended(tenant, known)
+        problem = self._problems.get(tenant, "")
         if known is None:
-            return DocumentState(document_id, queued, "queued", updated_at=time_of(queued))
+            return DocumentState(document_id, queued, "queued", reason=problem, updated_at=time_of(queued))
         return replace(
-            known, version=queued, state="queued", stage="", done=0, total=0, reason="", problems=(),
-            updated_at=time_of(queued),
+            known, version=queued, state="queued", stage="", done=0, total=0, reason=problem, problems=(),
+            updated_at=time_of(queued), job_id="",
         )  # fmt: skip
 
+    async def _ended(self, tenant: str, known: DocumentState) -> DocumentState | None:
+        """Return the state of a version whose job was not found in the queue: it may have ended without its handler."""
+        if known.state != "working" or not known.job_id:
+            return known
+        ended = await end_of_job(self._client, tenant, known.job_id)
+        if ended is None:
+            return known
+        document_id, reason = known.document_id, ended.reason[:2_000]
+        await self._store.note(
+            tenant, document_id, known.version, ended.state, reason=reason, job_id=known.job_id
+        )  # fmt: skip
+        return await self._store.document(tenant, document_id)
+
     async def _find_queued(self, tenant: str, document_id: str) -> int:
-        """Return the highest version of a document among the stored jobs of a tenant, within the limits; 0: none."""
-        family = self._client.topology.family(FAMILY)
+        """Return the highest version of a document among the stored jobs of a tenant, within the limits; 0: none.
+
+        A job that waits for its next attempt is parked. One that waits for its first has no version yet.
+        """
+        topology = self._client.topology
+        family, parking, lane = (
+            topology.family(FAMILY),
+            topology.parked_stream.name,
+            subjects.Lane(FAMILY, tenant, "*"),
+        )
         jobs, size, newest = 0, 0, 0
-        read = self._client.connection.read(family.stream, f"ai.{family.name}.{tenant}.*")
-        async with contextlib.aclosing(read) as found:
-            async for stored in found:
-                jobs, size = jobs + 1, size + len(stored.data)
-                if _document_id_of(stored, family) == document_id:
-                    newest = max(newest, _version_of(stored))
-                if jobs >= SCAN_JOBS_MAX or size >= SCAN_BYTES_MAX:
-                    break
+        for stream, subject in (
+            (family.stream, f"ai.{family.name}.{tenant}.*"),
+            (parking, subjects.parked(lane, is_due=False)),
+            (parking, subjects.parked(lane, is_due=True)),
+        ):
+            async with contextlib.aclosing(self._client.connection.read(stream, subject)) as found:
+                async for stored in found:
+                    jobs, size = jobs + 1, size + len(stored.data)
+                    is_delayed = stream == parking and headers.RUN not in stored.headers
+                    if not is_delayed and _document_id_of(stored, family) == document_id:
+                        newest = max(newest, _version_of(stored))
+                    if jobs >= SCAN_JOBS_MAX or size >= SCAN_BYTES_MAX:
+                        return newest
         return newest
 
 

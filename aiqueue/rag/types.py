@@ -17,7 +17,7 @@ else:
     Vectors = Any  # numpy is imported by what computes
 
 Mode = Literal["hybrid", "keyword", "vector"]
-State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "deleted"]
+State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "cancelled", "deleted"]
 PutOutcome = Literal["new", "same", "old"]  # stored; known with this hash, only its version moved; a newer one is known
 Where = Mapping[str, Any]  # a filter by metadata, see `store.filters`
 
@@ -104,7 +104,7 @@ class DocumentState:
 
     `version`, `state`, `stage`, `done`, `total`, `reason`: of the newest version that was begun. `done` of `total`
     chunks are embedded; 0 of 0: not known yet. `indexed_version`: the version that questions find; None: none.
-    `updated_at`: seconds since the epoch.
+    `updated_at`: seconds since the epoch. `job_id`: the job of a version that is not stored yet; "": not known.
     """
 
     document_id: str
@@ -121,6 +121,7 @@ class DocumentState:
     indexed_version: int | None = None
     chunks: int = 0
     updated_at: float = 0.0
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class VectorStore(Protocol):
     - `move`: if the stored chunks have this hash and no higher version is known, they become this version's: True. Else
       nothing happens: False. Source and metadata stay: the hash should cover them, or `put` be called.
     - `note`: what becomes of a version that is under way or has failed. Ignored for a version that is lower than the
-      one shown, and for one that is stored or deleted.
+      one shown, and for one that is stored or deleted. "cancelled" drops the staged batches of this version.
     - `delete`: False: a higher version is stored or deleted. What was deleted stays known by its version.
     - `documents`: up to `limit` (10,000 at most) documents after the id `after`, by id; without the deleted ones.
     - `search`: the best `k` (1 to 1,000) chunks. Of `text` the words count; nothing in it is an operator or an error.
@@ -214,7 +215,7 @@ class VectorStore(Protocol):
     async def move(self, tenant: str, document_id: str, version: int, content_hash: str) -> bool: ...
     async def note(
         self, tenant: str, document_id: str, version: int, state: State, *,
-        stage: str = "", done: int = 0, total: int = 0, reason: str = "",
+        stage: str = "", done: int = 0, total: int = 0, reason: str = "", job_id: str = "",
     ) -> None: ...  # fmt: skip
     async def delete(self, tenant: str, document_id: str, version: int) -> bool: ...
     async def document(self, tenant: str, document_id: str) -> DocumentState | None: ...

@@ -36,7 +36,7 @@ CREATE TABLE documents (
     settled bigint NOT NULL DEFAULT 0, indexed boolean NOT NULL DEFAULT FALSE, content_hash text NOT NULL DEFAULT '',
     title text NOT NULL DEFAULT '', source text NOT NULL DEFAULT '', metadata jsonb NOT NULL DEFAULT '{}',
     problems jsonb NOT NULL DEFAULT '[]', first_chunk bigint NOT NULL DEFAULT 0, chunks integer NOT NULL DEFAULT 0,
-    PRIMARY KEY (tenant, document_id)
+    job_id text NOT NULL DEFAULT '', PRIMARY KEY (tenant, document_id)
 );
 CREATE TABLE chunks (
     tenant text COLLATE "C" NOT NULL, id bigint NOT NULL, document_id text COLLATE "C" NOT NULL,

@@ -30,7 +30,7 @@ from .pgvector_writes import TenantRow, check_embedder, lock_tenant, read_tenant
 from .texts import FREQUENT_SHARE, RAREST_KEPT, check_document_id, clean, select_terms, terms_of
 
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
-    CASE WHEN indexed THEN settled END, chunks, updated_at FROM documents WHERE tenant = %s"""
+    CASE WHEN indexed THEN settled END, chunks, updated_at, job_id FROM documents WHERE tenant = %s"""
 
 
 class PgVectorStore:
@@ -94,14 +94,12 @@ class PgVectorStore:
 
     async def note(
         self, tenant: str, document_id: str, version: int, state: State, *, stage: str = "", done: int = 0,
-        total: int = 0, reason: str = "",
+        total: int = 0, reason: str = "", job_id: str = "",
     ) -> None:  # fmt: skip
         key = (check_document_id(document_id), rows.check_version(version), state)
+        told = rows.told(stage, done, total, reason, job_id)
         async with self._connections.transaction() as cursor:
-            await pgvector_writes.note(
-                cursor, await self._lock(cursor, tenant), *key, stage=clean(stage), done=done, total=total,
-                reason=clean(reason),
-            )  # fmt: skip
+            await pgvector_writes.note(cursor, await self._lock(cursor, tenant), *key, told)
 
     async def delete(self, tenant: str, document_id: str, version: int) -> bool:
         key = (check_document_id(document_id), rows.check_version(version))

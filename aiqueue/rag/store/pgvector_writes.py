@@ -205,13 +205,13 @@ async def _settle(cursor: Cursor, tenant: TenantRow, header: HeaderRow, first: i
 
 async def _show(
     cursor: Cursor, tenant: TenantRow, document_id: str, version: int, state: str, *, stage: str = "", done: int = 0,
-    total: int = 0, reason: str = "",
+    total: int = 0, reason: str = "", job_id: str = "",
 ) -> None:  # fmt: skip
     """Show this version in the status, unless a newer one was begun."""
     await cursor.execute(
-        "UPDATE documents SET shown = %s, state = %s, stage = %s, done = %s, total = %s, reason = %s, updated_at = %s"
-        " WHERE tenant = %s AND document_id = %s AND shown <= %s",
-        (version, state, stage, done, total, reason, time.time(), tenant.tenant, document_id, version),
+        "UPDATE documents SET shown = %s, state = %s, stage = %s, done = %s, total = %s, reason = %s, job_id = %s,"
+        " updated_at = %s WHERE tenant = %s AND document_id = %s AND shown <= %s",
+        (version, state, stage, done, total, reason, job_id, time.time(), tenant.tenant, document_id, version),
     )
 
 
@@ -262,10 +262,14 @@ async def delete(cursor: Cursor, tenant: TenantRow, document_id: str, version: i
 
 
 async def note(
-    cursor: Cursor, tenant: TenantRow, document_id: str, version: int, state: str, *, stage: str, done: int,
-    total: int, reason: str,
+    cursor: Cursor, tenant: TenantRow, document_id: str, version: int, state: str, told: rows.Told
 ) -> None:  # fmt: skip
     """Show what becomes of a version, unless a newer one is known."""
+    if state == "cancelled":
+        await cursor.execute(
+            "DELETE FROM staged WHERE tenant = %s AND document_id = %s AND version = %s",
+            (tenant.tenant, document_id, version),
+        )
     stored = await find(cursor, tenant.tenant, document_id)
     if settling.accepts_note(stored.known if stored else Known(), version):
         await cursor.execute(
@@ -273,9 +277,7 @@ async def note(
             " ON CONFLICT DO NOTHING",
             (tenant.tenant, document_id, version, state, time.time()),
         )
-        await _show(
-            cursor, tenant, document_id, version, state, stage=stage, done=done, total=total, reason=reason
-        )  # fmt: skip
+        await _show(cursor, tenant, document_id, version, state, **told)
 
 
 async def stage(

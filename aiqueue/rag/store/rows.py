@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,16 @@ from .texts import check_document_id, clean, index_heading, index_text
 DIMENSIONS_MAX = 8_192
 
 ChunkRow = tuple[int, int, int | None, str, str]  # number, start, page, heading, body
+
+
+class Told(TypedDict):
+    """What a note says of a version, beside its state."""
+
+    stage: str
+    done: int
+    total: int
+    reason: str
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,11 @@ def header_row(header: DocumentHeader) -> HeaderRow:
         json.dumps([clean(each) for each in header.problems], ensure_ascii=False),
         "completed_with_errors" if header.problems else "completed",
     )
+
+
+def told(stage: str, done: int, total: int, reason: str, job_id: str) -> Told:
+    """Return what a note says, with texts that every database takes."""
+    return Told(stage=clean(stage), done=done, total=total, reason=clean(reason), job_id=clean(job_id))
 
 
 def check_version(version: int) -> int:

@@ -21,7 +21,7 @@ TERMS_KNOWN_MAX = 16_384  # counting the terms of each question anew would take 
 
 _BM25 = f"bm25(fts, {ranking.HEADING_WEIGHT}, 1.0)"  # lower is better
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
-    CASE indexed WHEN 1 THEN settled END, chunks, updated_at FROM documents"""
+    CASE indexed WHEN 1 THEN settled END, chunks, updated_at, job_id FROM documents"""
 
 
 class TermCounts:

@@ -109,13 +109,11 @@ class SqliteStore:
 
     async def note(
         self, tenant: str, document_id: str, version: int, state: State, *, stage: str = "", done: int = 0,
-        total: int = 0, reason: str = "",
+        total: int = 0, reason: str = "", job_id: str = "",
     ) -> None:  # fmt: skip
         key = (check_document_id(document_id), rows.check_version(version), state)
-        stage, reason = clean(stage), clean(reason)
-        await self._made(tenant).write(
-            lambda db: sqlite_writes.note(db, *key, stage=stage, done=done, total=total, reason=reason)
-        )
+        told = rows.told(stage, done, total, reason, job_id)
+        await self._made(tenant).write(lambda db: sqlite_writes.note(db, *key, told))
 
     async def delete(self, tenant: str, document_id: str, version: int) -> bool:
         key = (check_document_id(document_id), rows.check_version(version))

@@ -215,34 +215,33 @@ def delete(db: sqlite3.Connection, document_id: str, version: int) -> bool:
     return True
 
 
-def note(
-    db: sqlite3.Connection, document_id: str, version: int, state: str, *, stage: str, done: int, total: int,
-    reason: str,
-) -> None:  # fmt: skip
+def note(db: sqlite3.Connection, document_id: str, version: int, state: str, told: rows.Told) -> None:
     """Show what becomes of a version, unless a newer one is known."""
+    if state == "cancelled":
+        db.execute("DELETE FROM staged WHERE document_id = ? AND version = ?", (document_id, version))
     stored = find(db, document_id)
     if not settling.accepts_note(stored.known if stored else Known(), version):
         return
     if stored is None:
         db.execute(
-            "INSERT INTO documents (document_id, shown, state, stage, done, total, reason, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (document_id, version, state, stage, done, total, reason, time.time()),
+            "INSERT INTO documents (document_id, shown, state, updated_at) VALUES (?, ?, ?, ?)",
+            (document_id, version, state, time.time()),
         )
-    else:
-        _show(db, stored, version, state, stage=stage, done=done, total=total, reason=reason)
+        stored = find(db, document_id)
+        assert stored is not None
+    _show(db, stored, version, state, **told)
 
 
 def _show(
     db: sqlite3.Connection, stored: KnownRow, version: int, state: str, *, stage: str = "", done: int = 0,
-    total: int = 0, reason: str = "",
+    total: int = 0, reason: str = "", job_id: str = "",
 ) -> None:  # fmt: skip
     """Show this version in the status, unless a newer one was begun."""
     if version >= stored.known.shown:
         db.execute(
-            "UPDATE documents SET (shown, state, stage, done, total, reason, updated_at) = (?, ?, ?, ?, ?, ?, ?)"
-            " WHERE number = ?",
-            (version, state, stage, done, total, reason, time.time(), stored.number),
+            "UPDATE documents SET (shown, state, stage, done, total, reason, job_id, updated_at)"
+            " = (?, ?, ?, ?, ?, ?, ?, ?) WHERE number = ?",
+            (version, state, stage, done, total, reason, job_id, time.time(), stored.number),
         )
 
 

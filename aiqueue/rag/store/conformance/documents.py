@@ -185,6 +185,29 @@ class DocumentsSuite(StoreSuite):
 
         self._run(test)
 
+    def test_a_cancelled_version_loses_its_staged_batches_and_the_former_one_stays(self) -> None:
+        async def test(store: VectorStore, tenant: str) -> None:
+            await store.put(tenant, [document_of("a", 1, "apple")])
+            for version in (5, 6):
+                await store.stage(tenant, "a", version, "h", 0, content_of(["pear"]))
+            await store.note(tenant, "a", 6, "working", stage="embedding", job_id="job-6")
+            await store.note(tenant, "a", 5, "cancelled", job_id="job-5")
+            state = await store.document(tenant, "a")
+            assert state is not None
+            assert (state.version, state.state, state.job_id) == (6, "working", "job-6")
+            assert [await store.staged(tenant, "a", version, "h") for version in (5, 6)] == [set(), {0}]
+            await store.note(tenant, "a", 6, "cancelled", reason="by its owner")
+            state = await store.document(tenant, "a")
+            assert state is not None
+            assert (state.state, state.reason, state.indexed_version) == ("cancelled", "by its owner", 1)
+            assert await everything(store, tenant) == {("a", 1, "apple")}
+            await store.put(tenant, [document_of("a", 7, "plum")])
+            state = await store.document(tenant, "a")
+            assert state is not None
+            assert (state.state, state.job_id) == ("completed", "")
+
+        self._run(test)
+
     def test_a_note_about_a_stored_version_changes_nothing(self) -> None:
         async def test(store: VectorStore, tenant: str) -> None:
             await store.put(tenant, [document_of("a", 3, "apple")])

@@ -17,6 +17,7 @@ from ..server import find_directory
 from .config import STORE_DIRECTORY, RagConfig
 from .embed_batcher import EmbedBatcher
 from .embedding import DIMENSIONS, WordLlamaEmbedder
+from .errors import StoreUnavailable
 from .fetched import FetchLimits
 from .job_ends import JobEnd, end_of_job
 from .parse_pool import ParseLimits, ParsePool
@@ -131,7 +132,11 @@ def open_store(config: RagConfig, settings: Settings) -> VectorStore:
 
     if config.store.kind == "sqlite":
         path = store_path(config, settings)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{error.strerror}: let the user of the workers write it, or set store.path in rag.toml"
+            raise StoreUnavailable(f"{path}: {why}") from None
         return store.SqliteStore(path)
     dsn = os.environ.get(config.store.dsn_env, "")
     if not dsn:

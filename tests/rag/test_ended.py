@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import JobCancelled, JobFailed, Unavailable
+from aiqueue.errors import AIQueueError, JobCancelled, JobFailed, Unavailable
 from aiqueue.rag import Rag, RagWorker, failures
 from aiqueue.rag.embedding import WordLlamaEmbedder
 from aiqueue.rag.runtime import RagRuntime
@@ -34,6 +34,12 @@ class Halting(WordLlamaEmbedder):
                 raise Unavailable("no model")
             await asyncio.Event().wait()
         return await super().embed(texts, tenant=tenant)
+
+
+@pytest.fixture
+def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "WAIT_FIRST_S", 0.05)
+    monkeypatch.setattr(failures, "WAIT_LONGEST_S", 0.2)
 
 
 @pytest.fixture
@@ -128,3 +134,71 @@ async def test_a_document_whose_next_attempt_would_be_after_its_deadline_has_fai
         with pytest.raises(JobFailed, match="would be after its deadline"):
             await handle.result(25)
         await eventually(lambda: is_state(client, "failed", "would be after its deadline"))
+
+
+async def allow_pages(worker: RagWorker, count: int) -> None:
+    """Let the tenant's database have so many pages: SQLite takes one that is full for a full disk."""
+    store: Any = runtime_of(worker).store
+    await store._existing("acme").write(lambda db: db.execute(f"PRAGMA max_page_count = {count}").fetchone())
+
+
+async def test_documents_wait_while_the_disk_is_full_and_their_status_says_why(
+    client: aiqueue.Client, worker: RagWorker, quick_waits: None
+) -> None:
+    async with worker.running(client):
+        await former(client)
+        await allow_pages(worker, 1)
+        handle = await Rag(client).ingest("d", tenant="acme", content=LARGE)
+        await eventually(lambda: is_reason(client, "d", "disk is full: free space on its disk"))
+        assert await is_found(client) == ["The former version of otters."]
+        await allow_pages(worker, 1_000_000)
+        assert (await handle.result(25))["outcome"] == "new"
+        assert await is_state(client, "completed")
+
+
+async def is_reason(client: aiqueue.Client, document_id: str, reason: str) -> bool:
+    found = await Rag(client).status(document_id, tenant="acme")
+    return found.state in ("queued", "working") and reason in found.reason
+
+
+async def test_a_damaged_store_fails_questions_at_once_and_documents_wait_until_it_is_moved_away(
+    client: aiqueue.Client, rag_file: Path, quick_waits: None
+) -> None:
+    async with RagWorker(rag_file).running(client):
+        await former(client)
+    (file,) = (rag_file.parent / "store").glob("acme-*.sqlite")
+    file.write_bytes(b"no database" * 1_000)
+    remedy = "move the file away and ingest its documents again"
+    async with RagWorker(rag_file).running(client):
+        handle = await Rag(client).ingest("d", tenant="acme", content="The latter version of otters.")
+        with pytest.raises(JobFailed, match=remedy) as failed:
+            await (await Rag(client).ask("otters", tenant="acme")).result(10)
+        assert "\n" not in str(failed.value)
+        with pytest.raises(AIQueueError, match=remedy):
+            await Rag(client).status("d", tenant="acme")
+        file.rename(file.with_suffix(".damaged"))
+        assert (await handle.result(25))["outcome"] == "new"
+        assert await is_found(client) == ["The latter version of otters."]
+
+
+async def test_a_store_that_is_away_for_an_hour_fails_its_documents_with_what_to_do(
+    client: aiqueue.Client, worker: RagWorker, quick_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "WAIT_S", 0.3)
+    async with worker.running(client):
+        await former(client)
+        await allow_pages(worker, 1)
+        handle = await Rag(client).ingest("e", tenant="acme", content=LARGE)
+        with pytest.raises(JobFailed, match=r"it has waited for .*: free space on its disk"):
+            await handle.result(25)
+
+
+async def test_a_worker_whose_stores_directory_cannot_be_made_says_what_to_do(
+    client: aiqueue.Client, rag_file: Path
+) -> None:
+    rag_file.write_text('[store]\npath = "/dev/null/store"\n')
+    with pytest.raises(
+        AIQueueError, match=r"/dev/null/store: .*: let the user of the workers write it, or set store.path"
+    ):
+        async with RagWorker(rag_file).running(client):
+            pass

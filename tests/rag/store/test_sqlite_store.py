@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from aiqueue.errors import BadInput, ConfigMismatch, Corrupt, Unavailable
+from aiqueue.rag import StoreUnavailable
 from aiqueue.rag.store import SqliteStore, sqlite_file, sqlite_store, sqlite_writes, vector_cache
 from aiqueue.rag.store.conformance.data import (
     DIMENSIONS,
@@ -406,3 +407,15 @@ def test_the_products_of_a_scan_are_those_of_a_matrix_product() -> None:
     block, vector = rng.standard_normal((50, 256), np.float32), rng.standard_normal(256, np.float32)
     out = vector_cache.products(block, vector, np.empty(50, np.float32))
     assert out == pytest.approx(block @ vector, abs=1e-4)
+
+
+def test_an_error_of_the_disk_says_what_to_do(tmp_path: Path) -> None:
+    path, remedy = tmp_path / "t.sqlite", "let the user of the workers write the file and its directory"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TABLE t (x)")
+    db.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreUnavailable, match=f"readonly database: {remedy}"), sqlite_file.translated(path):
+        db.execute("INSERT INTO t VALUES (1)")
+    db.close()
+    with pytest.raises(StoreUnavailable, match=f"open database file: {remedy}"), sqlite_file.translated(path):
+        sqlite3.connect(tmp_path / "none" / "t.sqlite").execute("SELECT 1")

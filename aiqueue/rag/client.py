@@ -8,11 +8,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import subjects
-from ..errors import DecodeError, NotFound, Unavailable
+from ..errors import DecodeError, NotFound, ReplyTimeout, Unavailable
 from ..payload import Document, parse_message
 from ..units import Duration, parse_duration
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex
-from .sources import DOCUMENT_ID
+from .sources import DOCUMENT_ID, why_not_read
 from .types import DocumentState, Mode, Where
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Rag:
         found = await (await rag.ask("How is it installed?", tenant="acme")).result(timeout=30)
 
     Every call that stores a job takes the options of `Client.enqueue`, such as `priority`, `deadline` and `headers`,
-    and raises what that raises.
+    and raises what that raises. With `delay` the job counts as stored when it is due: it then replaces, or deletes,
+    what was stored until then.
     """
 
     def __init__(self, client: Client) -> None:
@@ -85,9 +86,23 @@ class Rag:
     async def reindex(self, *, tenant: str, document_id: str | None = None, **options: Any) -> Handle[dict[str, Any]]:
         """Embed all chunks of the tenant anew, such as after a change of the embedder. With `document_id`: read this
         document again from its path or URL.
+
+        Raises NotFound, and stores no job, for a document that is not known, or has come by value. If no worker answers
+        now, the job says so: its result has the state "failed", and why in `problems`.
         """
+        if document_id is not None:
+            await self._check_source(document_id, tenant)
         message = _make(RagReindex, document_id=document_id, all=document_id is None)
         return await self._client.enqueue(message, tenant=tenant, **options)
+
+    async def _check_source(self, document_id: str, tenant: str) -> None:
+        """Raise unless the document can be read again, or no worker says."""
+        try:
+            known = await self.status(document_id, tenant=tenant)
+        except (Unavailable, ReplyTimeout):
+            return
+        if not known.source:
+            raise NotFound(f"document {document_id[:200]!r} of tenant {tenant}: {why_not_read(known)}")
 
     async def ask(
         self,

@@ -10,6 +10,7 @@ from .failures import counting_failures
 from .ingest import embed_chunks, ingest_as
 from .messages import RagDocument, RagReindex, check_tenant
 from .runtime import RagRuntime
+from .sources import why_not_read
 
 ROWS: Final = 256  # chunks that are embedded and stored together
 ROUNDS_MAX: Final = 1_000  # of what other workers have ingested meanwhile
@@ -29,10 +30,10 @@ async def reindex(job: Job[RagReindex]) -> dict[str, Any]:
 
 async def _reindex_document(job: Job[RagReindex], document_id: str) -> dict[str, Any]:
     runtime: RagRuntime = job.state
-    known = await runtime.store.document(job.tenant, document_id)
-    if known is None or not known.source:
-        why = "is not known" if known is None else "has come by value, and its source is not kept"
-        raise Reject(f"document {document_id[:200]!r} {why}: ingest it again")
+    async with counting_failures(job):
+        known = await runtime.store.document(job.tenant, document_id)
+    if known is None or not known.source:  # no dead letter: no replay could mend that
+        return {"document_id": document_id, "state": "failed", "outcome": "", "problems": [why_not_read(known)]}
     is_url = known.source.startswith(("http://", "https://"))
     where: dict[str, Any] = {"url": known.source} if is_url else {"path": known.source}
     message = RagDocument(document_id=document_id, metadata=dict(known.metadata), **where)

@@ -16,7 +16,7 @@ from .config import RagConfig
 from .fetched import FetchLimits
 from .fetching import fetch_url, read_path
 from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
-from .types import Chunk
+from .types import Chunk, DocumentState
 
 HASH_OF = 1  # raised when chunks of the same content would come out otherwise
 DOCUMENT_ID = "document_id"
@@ -85,6 +85,13 @@ async def opened(job: Job[Any], message: RagDocument, config: RagConfig, limits:
 def job_name(message: RagDocument) -> str:
     """Return what hints at the format where no name is given: the document's id, such as ``guide.md``."""
     return message.document_id or ""
+
+
+def why_not_read(known: DocumentState | None) -> str:
+    """Return why a document cannot be read again."""
+    if known is None or known.indexed_version is None:
+        return "it is not indexed: ingest it"
+    return "it has come by value, and its source is not kept: ingest it again"
 
 
 def _check_size(size: int, most: int) -> None:

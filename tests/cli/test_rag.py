@@ -202,13 +202,16 @@ async def test_questions_with_labels_measure_each_search(run: Run, docs: Path, w
     assert (none.exit_code, "has no documents here" in none.stderr) == (2, True)
 
 
-async def test_all_chunks_are_embedded_anew(run: Run, docs: Path, worker: RagWorker) -> None:
+async def test_all_chunks_are_embedded_anew(run: Run, docs: Path, worker: RagWorker, client: aiqueue.Client) -> None:
     await run("ingest", str(docs), "--tenant", "acme")
     done = await run("reindex", "--tenant", "acme")
     assert done.exit_code == 0, done.output
     assert done.stdout == "3 documents, 4 chunks, nothing to embed: all vectors are by wordllama-256\n"
     refused = await run("reindex", "install.md", "--tenant", "acme")
     assert (refused.exit_code, "has come by value" in refused.stderr) == (1, True)
+    unknown = await run("reindex", "none.md", "--tenant", "acme")
+    assert (unknown.exit_code, unknown.stderr.count("\n"), "neither stored" in unknown.stderr) == (1, 1, True)
+    assert [each async for each in client.dead.find()] == []
 
 
 async def test_an_answer_is_printed_after_its_sources_and_its_absence_is_a_failure(

@@ -307,8 +307,8 @@ async def test_a_document_by_claim_check_and_by_path_is_ingested_and_reindexed_f
         again = await client.enqueue(RagReindex(document_id=str(file)), tenant="acme")
         assert (await again.result(25))["outcome"] == "new"
         refused = await client.enqueue(RagReindex(document_id="b"), tenant="acme")
-        with pytest.raises(JobFailed, match="has come by value, and its source is not kept: ingest it again"):
-            await refused.result(25)
+        (problem,) = (await refused.result(25))["problems"]
+        assert problem == "it has come by value, and its source is not kept: ingest it again"
         known = await state_of(rag_worker, str(file))
         assert "Voles dig." in await texts_found(rag_worker, "voles")
     assert (known.source, known.metadata) == (str(file), {"lang": "en"})
@@ -435,3 +435,20 @@ async def _waits_for(worker: RagWorker, document_id: str, reason: str) -> bool:
     assert worker._runtime is not None
     found = await worker._runtime.store.document("acme", document_id)
     return found is not None and found.state == "working" and reason in found.reason
+
+
+async def test_a_delayed_document_is_a_version_of_the_time_at_which_it_is_due_and_so_is_a_delayed_delete(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    delayed = await client.enqueue(RagDocument(document_id="d", content="an embargo ends"), tenant="acme", delay=1)
+    gone = await client.enqueue(RagDelete(document_id="e"), tenant="acme", delay=1)
+    before = [
+        await client.enqueue(RagDocument(document_id=each, content="what was said before"), tenant="acme")
+        for each in ("d", "e")
+    ]
+    async with rag_worker.running(client):
+        due, former = await delayed.result(25), [await each.result(25) for each in before]
+        assert due["superseded"] is (await gone.result(25))["superseded"] is False
+        assert due["version"] > max(each["version"] for each in former)
+        assert await texts_found(rag_worker, "an embargo said before") == ["an embargo ends"]
+        assert (await ingest(client, document_id="d", content="and after"))["version"] > due["version"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import JobFailed, Unavailable
-from aiqueue.rag import RagDocument, RagReindex, RagWorker, reindex
+from aiqueue.errors import NotFound, Unavailable
+from aiqueue.rag import Rag, RagDocument, RagReindex, RagWorker, reindex
 from aiqueue.rag.embedding import WordLlamaEmbedder
 
 from ..support import eventually
@@ -98,8 +98,24 @@ async def test_a_reindex_whose_worker_has_failed_goes_on_with_what_is_missing(
     assert done["embedded"] == 6  # of the second attempt: four were stored by the first one
 
 
-async def test_a_reindex_of_an_unknown_document_is_refused(client: aiqueue.Client, rag_worker: RagWorker) -> None:
-    async with rag_worker.running(client):
-        handle = await client.enqueue(RagReindex(document_id="none"), tenant="acme")
-        with pytest.raises(JobFailed, match="document 'none' is not known: ingest it again"):
-            await handle.result(25)
+@pytest.mark.parametrize(("document_id", "why"), [("none", "neither stored, nor among"), ("d0", "has come by value")])
+async def test_a_reindex_of_a_document_that_cannot_be_read_again_is_one_line_and_leaves_nothing(
+    client: aiqueue.Client, rag_file: Path, document_id: str, why: str
+) -> None:
+    await fill(client, rag_file, 1)
+    async with RagWorker(rag_file).running(client):
+        with pytest.raises(NotFound, match=why) as raised:
+            await Rag(client).reindex(tenant="acme", document_id=document_id)
+        assert "\n" not in str(raised.value)
+        handle = await client.enqueue(RagReindex(document_id=document_id), tenant="acme")
+        result = await handle.result(25)
+    assert (result["state"], len(result["problems"])) == ("failed", 1)
+    assert [each async for each in client.dead.find()] == []
+
+
+async def test_a_reindex_of_a_document_is_a_job_where_no_worker_says_whether_that_can_be_read(
+    client: aiqueue.Client, rag_file: Path
+) -> None:
+    handle = await Rag(client).reindex(tenant="acme", document_id="none")
+    async with RagWorker(rag_file).running(client):
+        assert (await handle.result(25))["problems"] == ["it is not indexed: ingest it"]

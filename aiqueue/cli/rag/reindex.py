@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import output
-from ..options import Json, ServerOptions, duration_option
+from ..options import FAILED, Json, ServerOptions, duration_option, print_error
 from .arguments import NO_WORKER, NoWait, Tenant, is_worker_missing
 
 if TYPE_CHECKING:
@@ -49,11 +49,14 @@ def reindex(
         output.print_json(found)
     elif no_wait:
         output.print_line(f"enqueued {found['job_id']}")
-    elif document_id is not None:
+    elif document_id is not None and found.get("state") != "failed":
         chunks = output.format_count(found.get("chunks") or 0, "chunk")
         output.print_line(output.escape_controls(f"{document_id}: {found.get('state')}, {chunks}"))
-    else:
+    elif document_id is None:
         counts = [output.format_count(found.get(each) or 0, each[:-1]) for each in ("documents", "chunks")]
         embedded = found.get("embedded") or 0
         did = f"{embedded:,} embedded" if embedded else "nothing to embed: all vectors are"
         output.print_line(f"{', '.join(counts)}, {did} by {found.get('embedder')}")
+    if found.get("state") == "failed":
+        print_error(f"{document_id}: {'; '.join(found.get('problems') or ())}")
+        raise typer.Exit(FAILED)

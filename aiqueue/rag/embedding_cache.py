@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from .. import subjects
 
@@ -22,7 +24,12 @@ BYTES_MAX: Final = 256 * 1024 * 1024  # of the vectors of one tenant
 OPEN_MAX: Final = 32  # files
 KEYS_AT_ONCE: Final = 500  # of one statement of SQL
 WAIT_S: Final = 10.0  # for another process that writes
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS vectors (number INTEGER PRIMARY KEY, key BLOB UNIQUE, vector BLOB NOT NULL)"
+PENDING_KEPT_S: Final = 24 * 3600.0  # as long as the gateway keeps its answers
+_TABLES: Final = (
+    "CREATE TABLE IF NOT EXISTS vectors (number INTEGER PRIMARY KEY, key BLOB UNIQUE, vector BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS pending (id BLOB PRIMARY KEY, at REAL NOT NULL, batch TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS pending_keys (key BLOB, id BLOB, PRIMARY KEY (key, id)) WITHOUT ROWID",
+)
 
 
 class EmbeddingCache:
@@ -43,14 +50,46 @@ class EmbeddingCache:
         """Return what is known of these keys."""
 
         def read(db: sqlite3.Connection) -> dict[bytes, bytes]:
-            found: dict[bytes, bytes] = {}
-            for first in range(0, len(keys), KEYS_AT_ONCE):
-                part = keys[first : first + KEYS_AT_ONCE]
-                places = ", ".join("?" * len(part))
-                found.update(db.execute(f"SELECT key, vector FROM vectors WHERE key IN ({places})", part))  # noqa: S608
-            return found
+            return dict(_select(db, "SELECT key, vector FROM vectors WHERE key", keys))
 
         return await self._run(tenant, read) or {}
+
+    async def begin(self, tenant: str, batch: Mapping[bytes, str]) -> None:
+        """Keep which texts are asked for together, by their keys, until `end`."""
+
+        def write(db: sqlite3.Connection) -> None:
+            number, now = _id_of(batch), time.time()
+            texts = json.dumps([[key.hex(), text] for key, text in batch.items()])
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("DELETE FROM pending WHERE at < ?", (now - PENDING_KEPT_S,))
+                db.execute("DELETE FROM pending_keys WHERE id NOT IN (SELECT id FROM pending)")
+                db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, ?)", (number, now, texts))
+                db.executemany("INSERT OR IGNORE INTO pending_keys VALUES (?, ?)", ((key, number) for key in batch))
+
+        await self._run(tenant, write)
+
+    async def pending(self, tenant: str, keys: Sequence[bytes]) -> list[dict[bytes, str]]:
+        """Return the batches with any of these keys that were begun and not ended, as by a process that was killed."""
+
+        def read(db: sqlite3.Connection) -> list[dict[bytes, str]]:
+            ids = sorted({row[0] for row in _select(db, "SELECT id FROM pending_keys WHERE key", keys)})
+            rows = _select(db, "SELECT batch FROM pending WHERE id", ids)
+            return [{bytes.fromhex(key): text for key, text in json.loads(row[0])} for row in rows]
+
+        return await self._run(tenant, read) or []
+
+    async def end(self, tenant: str, batch: Mapping[bytes, str]) -> None:
+        """Forget a batch that was begun: its vectors are kept, or it has failed for good."""
+
+        def write(db: sqlite3.Connection) -> None:
+            number = _id_of(batch)
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("DELETE FROM pending WHERE id = ?", (number,))
+                db.executemany("DELETE FROM pending_keys WHERE key = ? AND id = ?", ((key, number) for key in batch))
+
+        await self._run(tenant, write)
 
     async def put(self, tenant: str, vectors: Mapping[bytes, bytes]) -> None:
         """Keep vectors by their keys."""
@@ -101,9 +140,23 @@ class EmbeddingCache:
             db = sqlite3.connect(self._directory / name, timeout=WAIT_S, isolation_level=None)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(_TABLE)
+            for each in _TABLES:
+                db.execute(each)
             self._files[tenant] = db
             if len(self._files) > OPEN_MAX:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(tenant)
         return db
+
+
+def _id_of(batch: Mapping[bytes, str]) -> bytes:
+    return hashlib.sha256(b"".join(batch)).digest()
+
+
+def _select(db: sqlite3.Connection, statement: str, keys: Sequence[bytes]) -> list[Any]:
+    """Return the rows of a statement whose last column is one of the keys."""
+    found: list[Any] = []
+    for first in range(0, len(keys), KEYS_AT_ONCE):
+        part = keys[first : first + KEYS_AT_ONCE]
+        found += db.execute(f"{statement} IN ({', '.join('?' * len(part))})", part).fetchall()
+    return found

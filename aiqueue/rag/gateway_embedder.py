@@ -69,14 +69,15 @@ class GatewayEmbedder:
 
             async def ask(batch: dict[bytes, str]) -> None:
                 async with limit:
-                    made = await self._ask(list(batch.values()), tenant)
+                    made = await self._ask_once(batch, tenant)
                 vectors = {key: each.astype("<f4").tobytes() for key, each in zip(batch, made, strict=True)}
                 new.update(vectors)
                 await self._cache.put(tenant, vectors)  # also if another batch fails: this one is paid
+                await self._cache.end(tenant, batch)
 
             try:
                 async with asyncio.TaskGroup() as group:
-                    for batch in _batches(missing):
+                    for batch in await self._batches_of(missing, tenant):
                         group.create_task(ask(batch))
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
@@ -91,6 +92,26 @@ class GatewayEmbedder:
     def _key(self, tenant: str, text: str) -> bytes:
         told = f"{tenant}\0{self.name}\0{text}".encode("utf-8", "surrogatepass")
         return hashlib.sha256(told).digest()
+
+    async def _batches_of(self, missing: dict[bytes, str], tenant: str) -> list[dict[bytes, str]]:
+        """Return the batches to ask for: first those of processes that were killed, the same as they were, since the
+        same request is answered, and paid, once.
+        """
+        begun, left = [], dict(missing)
+        for batch in await self._cache.pending(tenant, list(missing)):
+            if not left.keys().isdisjoint(batch):
+                begun.append(batch)
+                left = {key: text for key, text in left.items() if key not in batch}
+        return [*begun, *_batches(left)]
+
+    async def _ask_once(self, batch: dict[bytes, str], tenant: str) -> list[np.ndarray[Any, Any]]:
+        """As `_ask`. What is asked for is kept before, so that another process asks for the same."""
+        await self._cache.begin(tenant, batch)
+        try:
+            return await self._ask(list(batch.values()), tenant)
+        except BadInput:
+            await self._cache.end(tenant, batch)
+            raise
 
     async def _ask(self, texts: list[str], tenant: str) -> list[np.ndarray[Any, Any]]:
         """Return one vector for each text, of length 1. Raises Retry, BadInput."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,39 @@ async def test_each_text_is_paid_once_for_each_tenant_also_after_a_restart(
     assert texts_of(standin) == ["one", "two"]
     await embedder.embed(["two"], tenant="globex")
     assert texts_of(standin) == ["one", "two", "two"]
+
+
+async def test_an_answer_that_a_killed_worker_has_not_stored_is_not_paid_again_by_another_batch(
+    client: aiqueue.Client, embedder: GatewayEmbedder, standin: StandIn, tmp_path: Path
+) -> None:
+    answered = asyncio.Event()
+
+    async def stay_away(tenant: str, vectors: Any) -> None:
+        answered.set()
+        await asyncio.Event().wait()
+
+    embedder._cache.put = stay_away  # type: ignore[method-assign]
+    killed = asyncio.create_task(embedder.embed(["one", "two", "three"], tenant="acme"))
+    await asyncio.wait_for(answered.wait(), 10)
+    killed.cancel()
+    again = GatewayEmbedder(client, "vectors", 8, cache=tmp_path / "cache")
+    vectors = await again.embed(["four", "two"], tenant="acme")
+    expected = np.asarray([embed(each, 8) for each in ("four", "two")], np.float32)
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
+    await again.embed(["three", "one"], tenant="acme")
+    assert texts_of(standin) == ["four", "one", "three", "two"]
+    assert await again._cache.pending("acme", [again._key("acme", each) for each in ("one", "two", "four")]) == []
+    await again.close()
+
+
+async def test_a_batch_that_the_gateway_refuses_is_not_asked_for_again_with_other_texts(
+    embedder: GatewayEmbedder, standin: StandIn
+) -> None:
+    standin.order(Fault(400, message="not that text"))
+    with pytest.raises(BadInput, match="not that text"):
+        await embedder.embed(["bad", "good"], tenant="acme")
+    await embedder.embed(["good"], tenant="acme")
+    assert [each.body["input"] for each in standin.calls] == [["bad", "good"], ["good"]]
 
 
 async def test_longer_vectors_are_cut_and_scaled_and_shorter_ones_are_refused_with_the_remedy(

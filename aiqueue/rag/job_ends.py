@@ -28,7 +28,8 @@ async def end_of_job(client: Client, tenant: str, job_id: str) -> JobEnd | None:
         return JobEnd("failed", f"its job {job_id} is gone: ingest the document again")
     except AIQueueError:
         return None
-    if found.state == "cancelled":
+    newest = found.entries[-1].event if found.entries else ""  # what is left of the job may be parked for a while
+    if found.state == "cancelled" or newest == "cancelled":
         return JobEnd("cancelled", "its job was cancelled")
     if found.state == "failed":
         return JobEnd("failed", str((found.failure or {}).get("error") or "its job is a dead letter"))

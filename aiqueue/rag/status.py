@@ -104,10 +104,12 @@ class DocumentStatus:
     async def find(self, tenant: str, document_id: str) -> DocumentState | None:
         """Return what is known of the newest version of a document; None: it is neither stored nor queued."""
         async with self._scans:
-            queued = await self._find_queued(tenant, document_id)
+            queued, in_lane = await self._find_queued(tenant, document_id)
         known = await self._store.document(tenant, document_id)  # after the scan: a job that has ended is stored
         if queued <= (known.version if known is not None else 0):
-            return known if known is None or known.version == queued else await self._ended(tenant, known)
+            if known is None or (known.version == queued and in_lane):
+                return known
+            return await self._ended(tenant, known)
         problem = self._problems.get(tenant, "")
         if known is None:
             return DocumentState(document_id, queued, "queued", reason=problem, updated_at=time_of(queued))
@@ -117,7 +119,9 @@ class DocumentStatus:
         )  # fmt: skip
 
     async def _ended(self, tenant: str, known: DocumentState) -> DocumentState | None:
-        """Return the state of a version whose job was not found in the queue: it may have ended without its handler."""
+        """Return the state of a version whose job is in no lane: it may have ended without its handler. A job that is
+        cancelled while it is parked may stay so until its time.
+        """
         if known.state != "working" or not known.job_id:
             return known
         ended = await end_of_job(self._client, tenant, known.job_id)
@@ -129,8 +133,9 @@ class DocumentStatus:
         )  # fmt: skip
         return await self._store.document(tenant, document_id)
 
-    async def _find_queued(self, tenant: str, document_id: str) -> int:
-        """Return the highest version of a document among the stored jobs of a tenant, within the limits; 0: none.
+    async def _find_queued(self, tenant: str, document_id: str) -> tuple[int, bool]:
+        """Return the highest version of a document among the stored jobs of a tenant, within the limits, and whether it
+        is in a lane; 0: none.
 
         A job that waits for its next attempt is parked. One that waits for its first has no version yet.
         """
@@ -140,7 +145,7 @@ class DocumentStatus:
             topology.parked_stream.name,
             subjects.Lane(FAMILY, tenant, "*"),
         )
-        jobs, size, newest = 0, 0, 0
+        jobs, size, newest, in_lane = 0, 0, 0, False
         for stream, subject in (
             (family.stream, f"ai.{family.name}.{tenant}.*"),
             (parking, subjects.parked(lane, is_due=False)),
@@ -150,11 +155,12 @@ class DocumentStatus:
                 async for stored in found:
                     jobs, size = jobs + 1, size + len(stored.data)
                     is_delayed = stream == parking and headers.RUN not in stored.headers
-                    if not is_delayed and _document_id_of(stored, family) == document_id:
-                        newest = max(newest, _version_of(stored))
+                    version = 0 if is_delayed else _version_of(stored)
+                    if version > newest and _document_id_of(stored, family) == document_id:
+                        newest, in_lane = version, stream == family.stream
                     if jobs >= SCAN_JOBS_MAX or size >= SCAN_BYTES_MAX:
-                        return newest
-        return newest
+                        return newest, in_lane
+        return newest, in_lane
 
 
 def _version_of(stored: Stored) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue.enqueue import Parking
 from aiqueue.errors import AIQueueError, JobCancelled, JobFailed, Unavailable
 from aiqueue.rag import Rag, RagWorker, failures
 from aiqueue.rag.embedding import WordLlamaEmbedder
@@ -122,6 +123,27 @@ async def test_a_document_that_is_cancelled_between_two_attempts_ends_as_cancell
         assert await handle.cancel()
         await eventually(lambda: is_state(client, "cancelled", "its job was cancelled"))
         assert await staged(worker) == 0
+
+
+async def test_a_document_that_is_cancelled_just_before_it_is_parked_is_not_working_until_its_next_attempt(
+    client: aiqueue.Client, worker: RagWorker, embedder: Halting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "DELAYS", aiqueue.Backoff(attempts=8, first="1h", cap="1h"))
+    park, begun, go = Parking.park, asyncio.Event(), asyncio.Event()
+
+    async def parks_late(*args: Any, **options: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await park(*args, **options)
+
+    monkeypatch.setattr(Parking, "park", parks_late)
+    embedder.halts_at, embedder.fails = 1, True
+    async with worker.running(client):
+        handle = await Rag(client).ingest("d", tenant="acme", content="text")
+        await asyncio.wait_for(begun.wait(), 25)
+        assert await handle.cancel()
+        go.set()
+        await eventually(lambda: is_state(client, "cancelled", "its job was cancelled"))
 
 
 async def test_a_document_whose_next_attempt_would_be_after_its_deadline_has_failed(

@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.rag import DocumentState, IndexedDocument, RagDelete, RagDocument, RagReindex, RagWorker, failures
+from aiqueue.rag import DocumentState, IndexedDocument, Rag, RagDelete, RagDocument, RagReindex, RagWorker, failures
 from aiqueue.rag.embedding import WordLlamaEmbedder
 from aiqueue.rag.failures import ATTEMPTS
 from aiqueue.rag.runtime import RagRuntime
@@ -357,24 +357,29 @@ async def test_a_document_that_fails_by_itself_each_time_is_a_dead_letter_with_i
         assert (await state_of(worker, "d")).state == "failed"
 
 
-async def test_a_document_in_flight_at_many_kills_of_workers_is_ingested_by_a_child_with_a_store_of_its_own(
+async def test_what_is_in_flight_at_many_kills_of_workers_is_done_by_a_child_with_a_store_of_its_own(
     client: aiqueue.Client, plain: Any, rag_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the worker, three more kills during trials would make the document a dead letter."""
+    """In the worker, three more kills during trials would make a dead letter of it."""
+    rag = Rag(client)
     async with RagWorker(rag_file).running(client):
         await ingest(client, document_id="first", content="one otter")
+        await (await rag.ask("otter", tenant="acme")).result(25)
     handle = await client.enqueue(RagDocument(document_id="d", content=TEXT), tenant="acme")
+    question = await rag.ask("otter", tenant="acme", deadline="1m")
     context = plain.jetstream()
-    (lane,) = await context.consumers_info("AI_RAG_INGEST")
-    pull = await context.pull_subscribe_bind(consumer=lane.name, stream="AI_RAG_INGEST")
-    for _ in range(30):  # deliveries without an outcome, as of workers that were killed
-        (delivered,) = await pull.fetch(1, timeout=5)
-        await delivered.nak()
+    for stream in ("AI_RAG_INGEST", "AI_RAG_QUERIES"):
+        (lane,) = await context.consumers_info(stream)
+        pull = await context.pull_subscribe_bind(consumer=lane.name, stream=stream)
+        for _ in range(30):  # deliveries without an outcome, as of workers that were killed
+            (delivered,) = await pull.fetch(1, timeout=5)
+            await delivered.nak()
     worker = RagWorker(rag_file)
     async with worker.running(client):
         assert (await handle.result(25))["state"] == "completed"
+        assert (await question.result(25))["passages"]
         assert await texts_found(worker, "otters paws")
-    assert "is tried in a child process" in caplog.text
+    assert caplog.text.count("is tried in a child process") == 2
     assert "tried in the worker" not in caplog.text
 
 

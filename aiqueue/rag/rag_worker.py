@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 
 QUERIES: Final = "rag.queries"
 # A suspect is tried in a child that opens the store itself, so that kills of workers convict nobody. One that is in
-# flight at three deaths is most often innocent: documents are embedded and stored together.
-SUSPECT_AFTER: Final = 3
+# flight at a few deaths is most often innocent: documents are embedded and stored together. With less than this, trials
+# held up the innocent where a worker was killed every 3 s.
+SUSPECT_AFTER: Final = 5
 
 
 class RagWorker(Worker):

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aiqueue.enqueue import DeadLetter
 from aiqueue.rag.messages import RagDelete, RagDocument
@@ -73,10 +74,20 @@ async def _kill_until_settled(here: Ground, killed: list[tuple[Counter[bytes], C
         if time.monotonic() >= due:
             due += here.asked.kill_s
             victim = here.workers.alive[0]
+            pids = [victim.pid, *_children(victim.pid)]
             here.workers.kill(victim)
-            killed.append((witness.embedded(here.witness, HARMED, victim.pid), here.facts.kept(HARMED)))
+            has = sum((witness.embedded(here.witness, HARMED, pid) for pid in pids), Counter[bytes]())
+            killed.append((has, here.facts.kept(HARMED)))
             here.workers.start()
         await asyncio.sleep(STEP_S)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a worker has started, which end with it: one of them may try suspects."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 @dataclass

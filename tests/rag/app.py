@@ -30,6 +30,7 @@ class Logging(WordLlamaEmbedder):
 
 
 worker = RagWorker(Path(os.environ["RAG_FILE"]), embedder=Logging(), concurrency=8)
+worker.suspect_after = 2  # so that a test of it is quick
 
 
 async def _work() -> None:

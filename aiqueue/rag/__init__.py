@@ -16,6 +16,7 @@ from .errors import FetchFailed, FetchRefused, ParseFailed, StoreDamaged, StoreU
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from .parsing import DocumentSource, Parser
+from .sources import id_headers
 from .store.filters import parse_where
 from .types import (
     Chunk,
@@ -45,7 +46,7 @@ __all__ = [
     "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
     "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
     "RagWorker", "Scores", "Section", "StoreConfig", "StoreDamaged", "StoreStats", "StoreUnavailable", "TenantConfig",
-    "VectorStore", "check_tenant", "evaluate", "load", "open_bound_store", "open_embedder", "parse_where",
+    "VectorStore", "check_tenant", "evaluate", "id_headers", "load", "open_bound_store", "open_embedder", "parse_where",
     "read_questions", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 

@@ -16,14 +16,14 @@ def refusal_of(address: str, *, private: bool) -> str:
     try:
         found = ip_address(address.partition("%")[0])
     except ValueError:
-        return f"{address!r} is no address"
+        return f"{address!r} is not an address"
     for each in _reached(found):
         if each.is_multicast or each.is_unspecified or each.is_link_local or getattr(each, "is_site_local", False):
             return f"{each} is a multicast, unspecified or link-local address"
         if (each.is_reserved and not each.is_loopback) or _is_broadcast(each):
             return f"{each} is a reserved address"
         if not private and not each.is_global:
-            return f"{each} is no public address"
+            return f"{each} is not a public address"
     return ""
 
 

@@ -12,7 +12,7 @@ from ..errors import DecodeError, NotFound, ReplyTimeout, Unavailable
 from ..payload import Document, parse_message
 from ..units import Duration, parse_duration
 from .messages import GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex
-from .sources import DOCUMENT_ID, why_not_read
+from .sources import id_headers, why_not_read
 from .types import DocumentState, Mode, Where
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", RagDocument, RagDelete, RagReindex, RagQuery)
 
 STATUS: Final = "ai.rag.status"
-NO_WORKER: Final = "no worker of retrieval answers: start `aiqueue work aiqueue.rag:worker`"
+NO_WORKER: Final = "no retrieval worker answers: start `aiqueue work aiqueue.rag:worker`"
 _STATE_FIELDS: Final = frozenset(each.name for each in fields(DocumentState))
 
 
@@ -74,9 +74,7 @@ class Rag:
             chunks=None if chunks is None else list(chunks), metadata=metadata, title=title, name=name,
             content_type=content_type,
         )  # fmt: skip
-        if document_id.isascii() and document_id.isprintable() and document_id == document_id.strip():
-            # so that the status finds it while it is queued, also where its body lies beside the queue
-            options["headers"] = {DOCUMENT_ID: document_id, **(options.get("headers") or {})}
+        options["headers"] = {**id_headers(document_id), **(options.get("headers") or {})}
         return await self._client.enqueue(message, tenant=tenant, **options)
 
     async def delete(self, document_id: str, *, tenant: str, **options: Any) -> Handle[dict[str, Any]]:

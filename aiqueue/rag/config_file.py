@@ -152,6 +152,6 @@ def _read_tenant(where: str, table: dict[str, Any]) -> tuple[str, TenantConfig]:
     roots = tuple(Path(each).expanduser() for each in read.names("roots", _ABSOLUTE, "absolute paths of directories"))
     for each in roots:
         if each.exists() and not each.is_dir():  # another host may have one that is missing here
-            raise tables.WrongKey(f"{where}.roots", f"{each} is no directory")
+            raise tables.WrongKey(f"{where}.roots", f"{each} is not a directory")
     hosts, private = (read.names(key, _HOST, _HOSTS) for key in ("hosts", "private_hosts"))
     return name, TenantConfig(roots, tuple(each.lower() for each in hosts), tuple(each.lower() for each in private))

@@ -74,7 +74,7 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{str(path)!r} is no JSON: {error}") from None
+        raise BadInput(f"{str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(data, list) or not 1 <= len(data) <= QUESTIONS_MAX:
         raise BadInput(f"{str(path)!r} must be a list of 1 to {QUESTIONS_MAX:,} questions")
     return [_read_question(f"{str(path)!r}, question {number}", each) for number, each in enumerate(data, 1)]

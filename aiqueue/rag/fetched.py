@@ -88,4 +88,4 @@ class Collecting:
 
 def too_large(source: str, limit: int) -> FetchRefused:
     """Return the error for a document above the limit of bytes."""
-    return FetchRefused(source, f"it is larger than {limit:,} bytes: split it, or raise size_bytes_max")
+    return FetchRefused(source, f"it is larger than {limit:,} bytes: split it, or raise limits.file in rag.toml")

@@ -82,7 +82,7 @@ def _read_path(path: str, roots: Sequence[str | Path], limits: FetchLimits) -> F
 def _below(path: str, roots: Sequence[str | Path]) -> tuple[Path, list[str]]:
     """Return the root that a path is below, and the names from there. Only by their texts: nothing is looked up."""
     if not roots:
-        raise FetchRefused(path, "documents by path are off: allow a root for this tenant")
+        raise FetchRefused(path, "documents by path are off: list the directory in `roots` of this tenant in rag.toml")
     if "\0" in path or not path.startswith("/"):
         raise FetchRefused(path, "a path must begin with / and hold no NUL character")
     if ".." in PurePath(path).parts:
@@ -95,7 +95,7 @@ def _below(path: str, roots: Sequence[str | Path]) -> tuple[Path, list[str]]:
             if not names:
                 raise FetchRefused(path, "it is a directory: give a file")
             return root, list(names)
-    raise FetchRefused(path, "it is outside of the roots that are allowed for this tenant")
+    raise FetchRefused(path, "it is outside of the roots of this tenant: add its directory to `roots` in rag.toml")
 
 
 def _open_below(path: str, root: Path, names: list[str], size_bytes_max: int) -> int:
@@ -152,5 +152,5 @@ def _error_of(path: str, error: OSError) -> FetchRefused | FetchFailed:
         case errno.ELOOP:
             return FetchRefused(path, "it is a symlink: give the file's own path")
         case errno.ENAMETOOLONG | errno.ENOTDIR | errno.EINVAL:
-            return FetchRefused(path, f"it is no path of a file: {error.strerror}")
+            return FetchRefused(path, f"it is not the path of a file: {error.strerror}")
     return FetchFailed(path, f"it cannot be read: {error.strerror}")

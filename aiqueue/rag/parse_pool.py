@@ -115,7 +115,9 @@ class ParsePool:
             size = os.fstat(content.fileno()).st_size
         if size > self._limits.size_bytes_max:
             limit = self._limits.size_bytes_max
-            raise ParseFailed(f"its {size:,} bytes are above the limit of {limit:,}: split it, or raise size_bytes_max")
+            raise ParseFailed(
+                f"its {size:,} bytes are above the limit of {limit:,}: split it, or raise limits.file in rag.toml"
+            )
         if isinstance(content, bytes) or size > INLINE_BYTES_MAX:
             return content
         return await asyncio.to_thread(_read_small, content)

@@ -1,4 +1,4 @@
-"""The worker of retrieval: ``aiqueue work aiqueue.rag:worker``."""
+"""The retrieval worker: ``aiqueue work aiqueue.rag:worker``."""
 
 from __future__ import annotations
 

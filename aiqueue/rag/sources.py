@@ -44,6 +44,14 @@ def document_id_of(data: Mapping[str, Any], job_headers: Mapping[str, str], job_
     return text
 
 
+def id_headers(document_id: str) -> dict[str, str]:
+    """Return headers for a document's job, by which its status finds it while it is queued, also where its body lies
+    beside the queue. None for an id that no header can hold.
+    """
+    fits = document_id.isascii() and document_id.isprintable() and document_id == document_id.strip()
+    return {DOCUMENT_ID: document_id} if fits else {}
+
+
 @contextlib.asynccontextmanager
 async def opened(job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits) -> AsyncIterator[Content]:
     """Lend the content of a document that is not cut into chunks yet.

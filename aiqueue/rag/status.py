@@ -199,7 +199,7 @@ def read_document_id(body: bytes, content_type: str) -> str:
         try:
             data = codec.decode(body, content_type)
         except DecodeError as error:
-            raise BadInput(f"the body is no request: {error}") from None
+            raise BadInput(f"the body is not a request: {error}") from None
         data = data.get(sources.DOCUMENT_ID) if isinstance(data, dict) else data
     else:
         with contextlib.suppress(UnicodeDecodeError):

@@ -48,7 +48,7 @@ class HostRules:
     def find(self, source: str, url: URL) -> _AllowedHost:
         """Return the rule that allows a URL. Raises FetchRefused."""
         if not self._rules:
-            raise FetchRefused(source, "documents by URL are off: allow a host for this tenant")
+            raise FetchRefused(source, "documents by URL are off: list the host in `hosts` of this tenant in rag.toml")
         if url.scheme not in _PORTS:
             raise FetchRefused(source, "a URL must begin with http:// or https://")
         if url.user is not None or url.password is not None:
@@ -104,7 +104,7 @@ def _parse(source: str, text: str) -> URL:
     try:
         return URL(text)
     except ValueError as error:
-        raise FetchRefused(source, f"it is no valid URL: {error}") from None
+        raise FetchRefused(source, f"it is not a valid URL: {error}") from None
 
 
 async def _get(
@@ -130,7 +130,7 @@ async def _get(
     except aiohttp.ClientConnectorCertificateError:
         raise FetchRefused(source, "its server's certificate is not valid") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-        raise FetchRefused(source, f"it is no valid URL: {error}") from None
+        raise FetchRefused(source, f"it is not a valid URL: {error}") from None
     except aiohttp.ServerTimeoutError:
         raise FetchFailed(source, f"no connection within {limits.connect_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`aiqueue rag` in-process, on a real server, with a worker of retrieval beside it."""
+"""`aiqueue rag` in-process, on a real server, with a retrieval worker beside it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_what_fails_or_has_errors_is_told_with_the_reason_and_fails_the_co
 async def test_without_a_worker_the_documents_wait_and_the_command_says_so(
     run: Run, docs: Path, client: aiqueue.Client, rag_toml: Path
 ) -> None:
-    no_worker = "no worker of retrieval runs: start `aiqueue work aiqueue.rag:worker`"
+    no_worker = "no retrieval worker is running: start `aiqueue work aiqueue.rag:worker`"
     done = await run("ingest", str(docs), "--tenant", "acme", "--no-wait")
     assert (done.exit_code, done.stdout) == (0, "3 of 3 documents enqueued, 0 not\n")
     assert done.stderr.startswith(no_worker)
@@ -136,7 +136,7 @@ async def test_without_a_worker_the_documents_wait_and_the_command_says_so(
     assert (asked.exit_code, len(asked.stderr.splitlines())) == (1, 1)
     assert no_worker in asked.stderr
     status = await run("status", "install.md", "--tenant", "acme")
-    assert status.stderr == "error: no worker of retrieval answers: start `aiqueue work aiqueue.rag:worker`\n"
+    assert status.stderr == "error: no retrieval worker answers: start `aiqueue work aiqueue.rag:worker`\n"
     async with RagWorker(rag_toml).running(client):
         await eventually(lambda: _has(run, 3))
 
@@ -154,7 +154,7 @@ async def test_wrong_use_is_one_line_and_exit_code_2(run: Run, docs: Path, clien
         (("ask", "q", "--where", "lang"), "--where 'lang': give KEY=VALUE"),
         (("ask", "q", "--where", "a b=1"), "where: key 'a b' must be 1 to 64 characters of A-Z a-z 0-9 _ . -"),
         (("ingest", str(docs), "--priority", "urgent"), "there is no priority 'urgent': use one of high, normal, low"),
-        (("watch", str(docs / "install.md")), "it is no directory"),
+        (("watch", str(docs / "install.md")), "it is not a directory"),
         (("eval", "nothing.json"), "cannot read 'nothing.json'"),
         (("eval", str(docs.parent / "questions.json")), "must be a list of 1 to"),
     ):
@@ -224,7 +224,7 @@ async def test_an_answer_is_printed_after_its_sources_and_its_absence_is_a_failu
     assert failed.exit_code == 1
     assert failed.stdout.startswith("[1] guide/notes.txt > notes\n[2] ")
     assert failed.stderr == (
-        "error: no answer in words: no worker of the gateway runs: start `aiqueue work aiqueue.gateway:worker`\n"
+        "error: no answer in words: no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`\n"
     )
     async with StandIn() as standin, running(client, write_config(tmp_path, standin.url)):
         done = await run("ask", "How do otters sleep?", "--tenant", "acme", "--answer")
@@ -275,3 +275,42 @@ async def test_a_content_above_the_claim_check_is_ingested(
     assert done.exit_code == 0, done.output
     (found,) = (await data_of(run, "ask", "word27999", "--k", "1", "--mode", "keyword"))["passages"]
     assert found["document_id"] == "large.txt"
+
+
+async def test_a_document_that_waits_has_a_status_however_large_it_is(
+    run: Run, docs: Path, worker: RagWorker, client: aiqueue.Client
+) -> None:
+    (docs / "large.txt").write_text("word " * (client.settings.claim_check // 4))
+    await client.pause("rag.ingest")
+    assert (await run("ingest", str(docs / "large.txt"), "--tenant", "acme", "--no-wait")).exit_code == 0
+    assert (await data_of(run, "status", "large.txt"))["state"] == "queued"
+
+
+async def test_by_path_the_worker_reads_the_files_that_the_roots_of_the_tenant_allow(
+    run: Run, docs: Path, worker: RagWorker, client: aiqueue.Client, rag_toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("ingest", str(docs), "--tenant", "acme", "--by-path")
+    off = await run(*arguments)
+    assert off.exit_code == 1
+    off_line = "documents by path are off: list the directory in `roots` of this tenant in rag.toml"
+    assert len([line for line in off.stdout.splitlines() if line.endswith(off_line)]) == len(DOCUMENTS)
+    rag_toml.write_text(f'{rag_toml.read_text()}\n[[tenant]]\nname = "acme"\nroots = ["{docs}"]\n')
+    await worker.reload(client)
+
+    monkeypatch.setattr("aiqueue.rag.CONTENT_BYTES_MAX", 8)
+    by_value = await run("ingest", str(docs / "install.md"), "--tenant", "acme")
+    assert by_value.exit_code == 1
+    assert by_value.stdout.endswith("list its directory in `roots` of this tenant in rag.toml, and use --by-path\n")
+
+    monkeypatch.chdir(docs.parent)
+    (docs / "guide/two.md").symlink_to("replay.md")
+    done = await run("ingest", "docs", "--tenant", "acme", "--by-path")
+    assert done.stdout.startswith("4 documents: 3 completed, 0 with errors, 1 failed, ")
+    assert done.stdout.endswith("it is a symlink: give the file's own path\n")
+    state = await data_of(run, "status", "guide/notes.txt")
+    assert (state["state"], state["source"], state["title"]) == ("completed", str(docs / "guide/notes.txt"), "notes")
+    (docs / "guide/notes.txt").write_text("Now it is about beavers.")
+    again = await run("reindex", "guide/notes.txt", "--tenant", "acme")
+    assert again.stdout == "guide/notes.txt: completed, 1 chunk\n"
+    (found,) = (await data_of(run, "ask", "beavers", "--k", "1", "--mode", "keyword"))["passages"]
+    assert found["text"] == "Now it is about beavers."

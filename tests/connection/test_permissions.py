@@ -464,7 +464,7 @@ async def test_the_documented_permissions_of_retrieval_suffice(
         assert (await rag.status("d", tenant="acme")).state == "completed"
         asked = await (await rag.ask("words", tenant="acme", answer=True, model="small")).result(20)
         assert len(asked["passages"]) == 1
-        assert "no worker of the gateway runs" in asked["answer_problem"]
+        assert "no gateway worker is running" in asked["answer_problem"]
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text
     assert "not cancelled" not in caplog.text

@@ -150,7 +150,7 @@ async def test_a_gateway_that_is_down_leaves_the_passages_and_no_request_behind(
     monkeypatch.setattr("aiqueue.rag.answering.LOOK_EVERY_S", 0.1)
     _, result = await read(await rag.ask("cats", tenant="acme", answer=True))
     assert len(result["passages"]) == 2
-    assert result["answer_problem"] == ("no worker of the gateway runs: start `aiqueue work aiqueue.gateway:worker`")
+    assert result["answer_problem"] == ("no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`")
     assert await waiting(client) == 0
 
 

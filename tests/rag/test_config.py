@@ -74,7 +74,7 @@ def test_a_tenant_has_its_own_table_or_that_of_all_or_may_read_nothing(tmp_path:
         ("[[tenant]]\nroots = []", "rag.toml: tenant 1.name: is missing"),
         ('[[tenant]]\nname = "a.b"', "rag.toml: tenant 1.name: must be a tenant"),
         ('[[tenant]]\nname = "a"\nroots = ["docs"]', "rag.toml: tenant 1.roots: must be a list of absolute paths"),
-        ('[[tenant]]\nname = "a"\nroots = ["/dev/null"]', "rag.toml: tenant 1.roots: /dev/null is no directory"),
+        ('[[tenant]]\nname = "a"\nroots = ["/dev/null"]', "rag.toml: tenant 1.roots: /dev/null is not a directory"),
         ('[[tenant]]\nname = "a"\nhosts = ["http://x/"]', "rag.toml: tenant 1.hosts: must be a list of names of hosts"),
         ('[[tenant]]\nname = "a"\n[[tenant]]\nname = "a"', "rag.toml: tenant 2.name: there is one of the name a"),
         ("[", "rag.toml: is not TOML"),

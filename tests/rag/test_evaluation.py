@@ -82,7 +82,7 @@ def test_wrong_questions_are_one_line_with_the_question(tmp_path: Path, data: An
 
 def test_a_file_that_is_no_json_or_not_there_is_one_line(tmp_path: Path) -> None:
     (path := tmp_path / "questions.json").write_text("{")
-    with pytest.raises(BadInput, match="is no JSON"):
+    with pytest.raises(BadInput, match="is not valid JSON"):
         read_questions(path)
     with pytest.raises(BadInput, match="No such file"):
         read_questions(tmp_path / "nothing.json")

@@ -86,7 +86,7 @@ async def test_a_file_below_a_root_is_read_as_it_is(root: Path) -> None:
         ("{root}/none.txt", "no such file"),
         ("{root}/none/a.txt", "no such file"),
         ("{root}/a.txt/x", "no directory"),
-        ("{root}/" + "x" * 5_000, "no path of a file"),
+        ("{root}/" + "x" * 5_000, "not the path of a file"),
         ("{root}/%2e%2e/secret.txt", "no such file"),
     ],
 )  # fmt: skip
@@ -265,16 +265,16 @@ async def test_a_redirect_is_followed_to_an_allowed_host(site: Site) -> None:
         ("http://xdocs.test:{port}/page.html", "is not allowed"),
         ("http://docs.test.evil.test:{port}/page.html", "is not allowed"),
         ("http://127.0.0.1:{port}/page.html", "is not allowed"),
-        ("http://2130706433:{port}/page.html", "is not allowed|no valid URL"),
-        ("http://0x7f.1:{port}/page.html", "is not allowed|no valid URL"),
-        ("http://0177.0.0.1:{port}/page.html", "is not allowed|no valid URL"),
-        ("http://127.1:{port}/page.html", "is not allowed|no valid URL"),
+        ("http://2130706433:{port}/page.html", "is not allowed|not a valid URL"),
+        ("http://0x7f.1:{port}/page.html", "is not allowed|not a valid URL"),
+        ("http://0177.0.0.1:{port}/page.html", "is not allowed|not a valid URL"),
+        ("http://127.1:{port}/page.html", "is not allowed|not a valid URL"),
         ("http://[::1]:{port}/page.html", "is not allowed"),
         ("http://[::ffff:127.0.0.1]:{port}/page.html", "is not allowed"),
         ("http://[::ffff:7f00:1]:{port}/page.html", "is not allowed"),
         ("http://localhost:{port}/page.html", "is not allowed"),
         ("http://169.254.169.254/latest/meta-data", "is not allowed"),
-        ("http://docs.test:{port}@127.0.0.1:{port}/page.html", "is not allowed|no user or password|no valid URL"),
+        ("http://docs.test:{port}@127.0.0.1:{port}/page.html", "is not allowed|no user or password|not a valid URL"),
         ("http://user:pw@docs.test:{port}/page.html", "no user or password"),
         ("http://docs.test:{port}\\@127.0.0.1/page.html", "backslashes"),
         ("http://docs.test:{port}/ page.html", "blanks"),
@@ -286,8 +286,8 @@ async def test_a_redirect_is_followed_to_an_allowed_host(site: Site) -> None:
         ("gopher://docs.test:{port}/_x", "must begin with http"),
         ("//docs.test:{port}/page.html", "must begin with http"),
         ("docs.test", "must begin with http"),
-        ("http://", "is not allowed|no valid URL"),
-        ("http://docs.test:99999/page.html", "no valid URL"),
+        ("http://", "is not allowed|not a valid URL"),
+        ("http://docs.test:99999/page.html", "not a valid URL"),
         ("http://docs.test:{port}/" + "x" * 5_000, "4,096 characters"),
     ],
 )  # fmt: skip
@@ -348,7 +348,7 @@ def test_a_private_host_may_be_this_machine_but_never_a_metadata_service(address
 async def test_a_name_that_is_rebound_is_asked_for_once_and_what_it_led_to_then_is_what_counts(site: Site) -> None:
     host = f"docs.test:{site.port}"
     public_first = FakeResolver(docs=[["192.0.2.1"], ["127.0.0.1"]])
-    with pytest.raises(FetchRefused, match=r"192\.0\.2\.1 is no public address"):
+    with pytest.raises(FetchRefused, match=r"192\.0\.2\.1 is not a public address"):
         await fetch_url(f"http://{host}/page.html", [host], resolver=public_first)
     once = FakeResolver(docs=[["127.0.0.1"], ["127.0.0.2"]])
     assert (await fetch_url(f"http://{host}/page.html", [], private_hosts=[host], resolver=once)).content

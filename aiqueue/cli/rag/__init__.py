@@ -18,6 +18,7 @@ add_command(
         "  aiqueue rag ingest docs --tenant acme --exclude '*.png'",
         "  aiqueue rag ingest docs --tenant acme --glob '*.md' --glob '*.pdf' --metadata lang=en",
         "  aiqueue rag ingest report.pdf --tenant acme --no-wait",
+        "  aiqueue rag ingest /srv/acme/docs --tenant acme --by-path",
     ),
 )(ingest.ingest)
 add_command(app, "watch", examples=("  aiqueue rag watch docs --tenant acme",))(watch.watch)

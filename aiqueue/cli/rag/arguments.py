@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...client import Client
     from ...job import Message
 
-NO_WORKER = "no worker of retrieval runs: start `aiqueue work aiqueue.rag:worker`"
+NO_WORKER = "no retrieval worker is running: start `aiqueue work aiqueue.rag:worker`"
 
 Tenant = Annotated[str, typer.Option(metavar="TENANT", help="Tenant that owns the documents.")]
 DocumentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the document, from `rag ls`.")]
@@ -30,6 +30,12 @@ Glob = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Of directories, not these files, such as '*.png'; repeatable."),
+]
+ByPath = Annotated[
+    bool,
+    typer.Option(
+        "--by-path", metavar="", help="Workers read the files by their paths, where rag.toml allows the tenant to."
+    ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", metavar="", help="Return as soon as the jobs are stored.")]
 

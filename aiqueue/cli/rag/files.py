@@ -20,6 +20,11 @@ class FoundFile(NamedTuple):
     size: int
     changed_ns: int
 
+    @property
+    def name(self) -> str:
+        """The file's own name, as the id has it."""
+        return self.document_id.rpartition("/")[2]
+
 
 Problem = Callable[[str, str], None]  # (id, why) of a file or directory that cannot be read
 

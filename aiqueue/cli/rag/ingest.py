@@ -10,7 +10,7 @@ import typer
 from ...errors import AIQueueError, BadInput
 from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option
-from .arguments import NO_WORKER, Exclude, Glob, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
+from .arguments import NO_WORKER, ByPath, Exclude, Glob, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
 from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, bar, ingest_files, print_totals
 
@@ -32,6 +32,7 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
         typer.Option(metavar="DIR", help="Directory that ids are relative to. Default: each DIR.", show_default=False),
     ] = None,
     metadata: Metadata = None,
+    by_path: ByPath = False,
     priority: Annotated[str, typer.Option(metavar="PRIORITY", help="high, normal or low.")] = "normal",
     no_wait: NoWait = False,
     timeout: Annotated[
@@ -40,10 +41,13 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
     ] = "10m",  # type: ignore[assignment]  # typer passes defaults to the parser too
     json: Json = False,
 ) -> None:
-    """Ingest files: read them here, and have workers parse, chunk, embed and index them.
+    """Ingest files: read them here, up to 64 MiB each, and have workers parse, chunk, embed and index them.
 
     A document's id is its path relative to DIR, such as guide/setup.md. A file that is ingested again is a new version,
     and replaces the former one. Hidden files are passed over. A worker is needed: aiqueue work aiqueue.rag:worker
+
+    With --by-path only paths are sent, and workers read the files, up to 256 MiB each: on this host, below a directory
+    that rag.toml lists in the tenant's `roots`. `rag reindex ID` can then read a file again.
 
     Exit codes: 0 all are indexed (stored, with --no-wait), also those with errors; 1 some failed.
     """
@@ -51,7 +55,7 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
     files = find_files(places, Patterns(glob or (), exclude or ()), base, totals.fail)
     if not files and not totals.failed:
         raise BadInput(f"no file to ingest in {', '.join(repr(str(each)) for each in places)}")
-    order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout)
+    order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout, by_path)
     totals.found = len(files) + len(totals.failed)
     try:
         options.run_with_client(lambda client: _run(client, files, order, totals))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import AIQueueError, BadInput, JobFailed, JobGone, ResultDisabled, ResultTimeout
@@ -24,12 +26,13 @@ SHOWN = 20  # documents with problems, in text
 
 @dataclass(frozen=True)
 class IngestOrder:
-    """What is ingested how. `wait_s`: for each document; None: not at all."""
+    """What is ingested how. `wait_s`: for each document; None: not at all. `by_path`: the worker reads the files."""
 
     tenant: str
     metadata: dict[str, Any] = field(default_factory=dict)
     priority: str = "normal"
     wait_s: float | None = None
+    by_path: bool = False
 
 
 @dataclass
@@ -74,7 +77,7 @@ async def ingest_files(client: Client, files: Sequence[FoundFile], order: Ingest
         for each in files:
             if first is not None:
                 return
-            if (job := await asyncio.to_thread(_read, each, order, totals)) is not None:
+            if (job := await asyncio.to_thread(_job_of, each, order, totals)) is not None:
                 sent.append(each.document_id)
                 yield job
 
@@ -101,30 +104,48 @@ async def ingest_files(client: Client, files: Sequence[FoundFile], order: Ingest
     await parallel.for_each(stored(), finish, at_once=AT_ONCE)
 
 
-def _read(file: FoundFile, order: IngestOrder, totals: IngestTotals) -> JobSpec | None:
+def _job_of(file: FoundFile, order: IngestOrder, totals: IngestTotals) -> JobSpec | None:
     """Return the job of a file; None if it cannot be one, which `totals` then says."""
     from ...job import JobSpec  # noqa: PLC0415
     from ...payload import parse_message  # noqa: PLC0415
-    from ...rag import CONTENT_BYTES_MAX, RagDocument  # noqa: PLC0415
+    from ...rag import RagDocument, id_headers  # noqa: PLC0415
 
+    fields: dict[str, Any] = {"document_id": file.document_id, "metadata": order.metadata}
     try:
-        with file.path.open("rb") as opened:
-            content = opened.read(CONTENT_BYTES_MAX + 1)
+        if order.by_path:
+            fields["path"] = _sent_path(file.path)
+        else:
+            fields |= {"content": _read(file.path), "name": file.name}
+        return JobSpec(parse_message(RagDocument, fields), headers=id_headers(file.document_id))
     except OSError as error:
         totals.fail(file.document_id, f"cannot be read: {error.strerror}")
-        return None
-    if len(content) > CONTENT_BYTES_MAX:
-        limit = f"above the limit of {CONTENT_BYTES_MAX // 1024**2} MiB"
-        totals.fail(
-            file.document_id, f"{limit}: allow its directory in rag.toml, and give the path to Rag.ingest in Python"
-        )
-        return None
-    fields = {"document_id": file.document_id, "content": content, "name": file.path.name, "metadata": order.metadata}
-    try:
-        return JobSpec(parse_message(RagDocument, fields))
     except BadInput as error:
         totals.fail(file.document_id, str(error))
-        return None
+    return None
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a file. Raises OSError, and BadInput above the limit."""
+    from ...rag import CONTENT_BYTES_MAX  # noqa: PLC0415
+
+    with path.open("rb") as opened:
+        content = opened.read(CONTENT_BYTES_MAX + 1)
+    if len(content) > CONTENT_BYTES_MAX:
+        raise BadInput(
+            f"above the limit of {CONTENT_BYTES_MAX // 1024**2} MiB: list its directory in `roots` of this tenant in "
+            "rag.toml, and use --by-path"
+        )
+    return content
+
+
+def _sent_path(path: Path) -> str:
+    """Return a path as the worker opens it. Raises BadInput for one that no job can hold."""
+    sent = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links, out of the roots)
+    try:
+        sent.encode()
+    except UnicodeEncodeError:
+        raise BadInput("its path is not UTF-8, and no job can hold it: leave --by-path out, or rename it") from None
+    return sent
 
 
 async def _finish(document_id: str, handle: Handle, wait_s: float, totals: IngestTotals) -> None:

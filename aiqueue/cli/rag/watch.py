@@ -12,7 +12,7 @@ import typer
 from ...errors import AIQueueError, BadInput, JobFailed, ResultTimeout
 from .. import output
 from ..options import ServerOptions, duration_option, print_error
-from .arguments import NO_WORKER, Exclude, Glob, Metadata, Tenant, is_worker_missing, parse_metadata
+from .arguments import NO_WORKER, ByPath, Exclude, Glob, Metadata, Tenant, is_worker_missing, parse_metadata
 from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, ingest_files
 
@@ -77,6 +77,7 @@ def watch(
     glob: Glob = None,
     exclude: Exclude = None,
     metadata: Metadata = None,
+    by_path: ByPath = False,
     interval: Annotated[
         float,
         duration_option("How often to look for changes."),
@@ -93,8 +94,8 @@ def watch(
     little. What was deleted while nobody watched stays: see `rag ls` and `rag rm`.
     """
     if not watched.is_dir():
-        raise BadInput(f"cannot watch {str(watched)!r}: it is no directory")
-    order = IngestOrder(tenant, parse_metadata(metadata), wait_s=timeout)
+        raise BadInput(f"cannot watch {str(watched)!r}: it is not a directory")
+    order = IngestOrder(tenant, parse_metadata(metadata), wait_s=timeout, by_path=by_path)
     options.run_with_client(
         lambda client: _watch(client, watched, Patterns(glob or (), exclude or ()), order, interval, as_json=json)
     )
@@ -135,7 +136,7 @@ async def _watch(
 def _look(directory: Path, patterns: Patterns, unread: list[str]) -> dict[str, FoundFile]:
     """Return the files by id. `unread`: gets the ids of what cannot be read for now. Raises BadInput."""
     if not directory.is_dir():
-        raise BadInput(f"{str(directory)!r} is no directory any more")
+        raise BadInput(f"{str(directory)!r} is not a directory any more")
     return {
         each.document_id: each
         for each in find_files([directory], patterns, None, lambda which, _: unread.append(which))

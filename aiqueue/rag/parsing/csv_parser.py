@@ -35,7 +35,7 @@ class CsvParser:
         try:
             shown = "\n".join(_lines(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))
         except csv.Error as error:
-            problem = f"it is no valid CSV ({error}): read as text"
+            problem = f"it is not valid CSV ({error}): read as text"
             return ParsedDocument(source.stem, [Section("", text)], [problem, *problems])
         return ParsedDocument(source.stem, [Section("", shown)], problems)
 

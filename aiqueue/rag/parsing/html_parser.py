@@ -72,7 +72,7 @@ class HtmlParser:
         try:
             root = etree.fromstring(text.encode("utf-8", "replace"), parser)
         except etree.XMLSyntaxError as error:
-            raise ParseFailed(f"it is no HTML: {error.msg}") from None
+            raise ParseFailed(f"it is not HTML: {error.msg}") from None
         if any("Excessive depth" in each.message for each in parser.error_log):
             problem = f"its tags are nested deeper than {_DEPTH_MAX:,}: what follows there is not read"
             problems = [problem, *problems]

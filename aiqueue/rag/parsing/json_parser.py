@@ -33,7 +33,7 @@ class JsonParser:
         try:
             value = _load(text)
         except ValueError as error:
-            problem = f"it is no valid JSON ({error}): read as text"
+            problem = f"it is not valid JSON ({error}): read as text"
             return ParsedDocument(source.stem, [Section("", text)], [problem, *problems])
         except RecursionError:
             problem = "its values are nested too deeply: read as text"

@@ -14,7 +14,18 @@ from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, Ra
 from .config_file import load
 from .errors import FetchFailed, FetchRefused, ParseFailed, StoreDamaged, StoreUnavailable
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
-from .messages import CONTENT_BYTES_MAX, GivenChunk, RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
+from .messages import (
+    CONTENT_BYTES_MAX,
+    DOCUMENT_ID_CHARS_MAX,
+    QUERY_CHARS_MAX,
+    GivenChunk,
+    RagDelete,
+    RagDocument,
+    RagQuery,
+    RagReindex,
+    check_metadata,
+    check_tenant,
+)
 from .parsing import DocumentSource, Parser
 from .sources import id_headers
 from .store.filters import parse_where
@@ -41,13 +52,14 @@ if TYPE_CHECKING:
     from .runtime import open_embedder
 
 __all__ = [
-    "CONTENT_BYTES_MAX", "EVALUATED_MODES", "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader",
-    "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "FetchFailed", "FetchRefused", "GivenChunk",
-    "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument",
-    "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex",
-    "RagWorker", "Scores", "Section", "StoreConfig", "StoreDamaged", "StoreStats", "StoreUnavailable", "TenantConfig",
-    "VectorStore", "check_tenant", "evaluate", "id_headers", "load", "open_bound_store", "open_embedder", "parse_where",
-    "read_questions", "time_of", "version_at", "version_of", "worker",
+    "CONTENT_BYTES_MAX", "DOCUMENT_ID_CHARS_MAX", "EVALUATED_MODES", "QUERY_CHARS_MAX", "AnswerConfig", "Chunk",
+    "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "FetchFailed",
+    "FetchRefused", "GivenChunk", "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode",
+    "ParseFailed", "ParsedDocument", "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete",
+    "RagDocument", "RagQuery", "RagReindex", "RagWorker", "Scores", "Section", "StoreConfig", "StoreDamaged",
+    "StoreStats", "StoreUnavailable", "TenantConfig", "VectorStore", "check_metadata", "check_tenant", "evaluate",
+    "id_headers", "load", "open_bound_store", "open_embedder", "parse_where", "read_questions", "time_of", "version_at",
+    "version_of", "worker",
 ]  # fmt: skip
 
 

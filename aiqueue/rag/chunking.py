@@ -32,7 +32,7 @@ def chunk(document: ParsedDocument, *, chunks_max: int = CHUNKS_MAX) -> list[Chu
         heading = _heading_path(document.title, section.heading)
         for start, text in split_text(section.text):
             if len(chunks) == chunks_max:
-                raise ParseFailed(f"it makes more than {chunks_max:,} chunks: split the document, or raise chunks_max")
+                raise ParseFailed(f"it makes more than {chunks_max:,} chunks: split it, or raise parsing.chunks_max")
             chunks.append(Chunk(len(chunks), text, heading, section.start + start, section.page))
     return chunks
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import BadInput
+from .messages import QUERY_CHARS_MAX
+from .store.filters import parse_where
 from .types import Mode, Passage
 
 DEPTH: Final = 10  # passages that are asked for and looked at
 QUESTIONS_MAX: Final = 100_000
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 EVALUATED_MODES: Final[tuple[Mode, ...]] = ("keyword", "vector", "hybrid")
+EXAMPLE: Final = '[{"question": "…", "document": "…"}]'
 _KEYS = ("question", "document", "heading", "where")
 
 
@@ -74,25 +77,30 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{str(path)!r} is not valid JSON: {error}") from None
+        raise BadInput(f"{str(path)!r} is not a JSON list of questions, {EXAMPLE}: {error}") from None
     if not isinstance(data, list) or not 1 <= len(data) <= QUESTIONS_MAX:
-        raise BadInput(f"{str(path)!r} must be a list of 1 to {QUESTIONS_MAX:,} questions")
+        raise BadInput(f"{str(path)!r} must be a JSON list of 1 to {QUESTIONS_MAX:,} questions: {EXAMPLE}")
     return [_read_question(f"{str(path)!r}, question {number}", each) for number, each in enumerate(data, 1)]
 
 
 def _read_question(where: str, data: Any) -> LabelledQuestion:
     if not isinstance(data, dict):
-        raise BadInput(f'{where}: must be {{"question": …, "document": …}}, not {type(data).__name__}')
+        raise BadInput(f'{where}: must be {{"question": "…", "document": "…"}}')
     text, documents, heading, conditions = (data.get(each) for each in _KEYS)
-    if not isinstance(text, str) or not text.strip():
-        raise BadInput(f"{where}: question must be a text")
+    if not isinstance(text, str) or not text.strip() or len(text) > QUERY_CHARS_MAX:
+        raise BadInput(f"{where}: question must be a text of 1 to {QUERY_CHARS_MAX:,} characters")
     documents = [documents] if isinstance(documents, str) else documents
     if not isinstance(documents, list) or not documents or not all(isinstance(each, str) for each in documents):
         raise BadInput(f"{where}: document must be the id of a document, or a list of ids")
+    if "" in documents:
+        raise BadInput(f"{where}: the id of a document is empty")
     if heading is not None and not isinstance(heading, str):
         raise BadInput(f"{where}: heading must be a text")
-    if conditions is not None and not isinstance(conditions, dict):
-        raise BadInput(f"{where}: where must be a map")
+    if conditions is not None:
+        try:
+            parse_where(conditions)
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
     return LabelledQuestion(text, tuple(documents), heading or "", conditions)
 
 

@@ -46,8 +46,11 @@ def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _check_metadata(metadata: Any) -> Any:
-    """Here and not by the type, which makes an error of each wrong item: millions take a GB."""
+def check_metadata(metadata: Any) -> dict[str, Any]:
+    """Return the metadata of a document. Raises ValueError for what is none.
+
+    Here and not by the type, which makes an error of each wrong item: millions take a GB.
+    """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
@@ -66,7 +69,7 @@ def _check_metadata(metadata: Any) -> Any:
     return dict(metadata)
 
 
-Metadata = Annotated[dict[str, Any], pydantic.BeforeValidator(_check_metadata)]
+Metadata = Annotated[dict[str, Any], pydantic.BeforeValidator(check_metadata)]
 
 
 class _RagMessage(Message[dict[str, Any]], kind="rag", family="rag.ingest"):

@@ -168,12 +168,14 @@ class ParsePool:
                         case "done":
                             return values[0], values[1], rows
                         case "failed":
-                            memory = f"it needs more than {_gib(limits.memory_bytes)} of memory to read: split it"
-                            raise ParseFailed(values[0] or memory)
+                            memory = f"it needs more than {_gib(limits.memory_bytes)} of memory to read"
+                            raise ParseFailed(values[0] or f"{memory}: split it, or raise parsing.memory")
                         case _:
                             raise SettingsError(str(values[0]))
         except TimeoutError:
-            raise _ParserDied(f"it takes longer than {limits.timeout_s:g} s to read: split it", certain=True) from None
+            raise _ParserDied(
+                f"it takes longer than {limits.timeout_s:g} s to read: split it, or raise parsing.time", certain=True
+            ) from None
         except (EOFError, ConnectionError, DecodeError, TypeError, IndexError):
             pass
         raise await child.describe_end()
@@ -266,7 +268,10 @@ class _ParserProcess:
                 await self._process.wait()
         code = self._process.returncode
         if code == -signal.SIGXCPU:
-            return _ParserDied(f"it takes more than {self._limits.cpu_s} s of CPU to read: split it", certain=True)
+            return _ParserDied(
+                f"it takes more than {self._limits.cpu_s} s of CPU to read: split it, or raise parsing.time",
+                certain=True,
+            )
         how = f"exit code {code}"
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):

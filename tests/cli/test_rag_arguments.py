@@ -36,6 +36,7 @@ def test_metadata_are_texts_numbers_and_booleans_and_a_repeated_key_is_a_list(gi
         (["tag=a", "tag=b"], {"tag": {"in": ["a", "b"]}}),
         (["year>=2020", "year<2024", "lang!=de"], {"year": {"gte": 2020, "lt": 2024}, "lang": {"ne": "de"}}),
         (["a>b=c"], {"a": {"gt": "b=c"}}),
+        (["lang==en", "tag=<b>"], {"lang": {"in": ["en"]}, "tag": {"in": ["<b>"]}}),
         ([], None),
     ],
 )
@@ -43,7 +44,7 @@ def test_a_filter_has_alternatives_of_a_key_and_bounds(given: list[str], expecte
     assert parse_where(given) == expected
 
 
-@pytest.mark.parametrize("given", [["lang"], ["=en"], ["year>1", "year>2"]])
+@pytest.mark.parametrize("given", [["lang"], ["=en"], ["year=>2020"], ["year=< -1"], ["year>1", "year>2"]])
 def test_what_is_no_filter_is_told_with_what_to_give(given: list[str]) -> None:
     with pytest.raises(BadInput, match=r"--where '.*': "):
         parse_where(given)

@@ -64,15 +64,19 @@ def test_questions_are_read_with_one_document_or_several(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ([], "must be a list of 1 to"),
-        ({"question": "q"}, "must be a list of 1 to"),
+        ([], "must be a JSON list of 1 to"),
+        ({"question": "q"}, "must be a JSON list of 1 to"),
         (["q"], "question 1: must be"),
         ([{"question": "q", "document": "a"}, {"document": "a"}], "question 2: question must be a text"),
         ([{"question": "q", "document": []}], "question 1: document must be the id"),
         ([{"question": "q", "document": "a", "heading": 1}], "heading must be a text"),
-        ([{"question": "q", "document": "a", "where": 1}], "where must be a map"),
+        ([{"question": "q", "document": "a", "where": 1}], "question 1: where: give a mapping"),
+        ([{"question": "q", "document": "a"}, {"question": "q", "document": "a", "where": {"y": {"like": 1}}}],
+         "question 2: where: y: operator 'like'"),
+        ([{"question": "q" * 8_193, "document": "a"}], "question 1: question must be a text of 1 to 8,192"),
+        ([{"question": "q", "document": ["a", ""]}], "question 1: the id of a document is empty"),
     ],
-)
+)  # fmt: skip
 def test_wrong_questions_are_one_line_with_the_question(tmp_path: Path, data: Any, problem: str) -> None:
     path = tmp_path / "questions.json"
     path.write_text(json.dumps(data))
@@ -82,7 +86,7 @@ def test_wrong_questions_are_one_line_with_the_question(tmp_path: Path, data: An
 
 def test_a_file_that_is_no_json_or_not_there_is_one_line(tmp_path: Path) -> None:
     (path := tmp_path / "questions.json").write_text("{")
-    with pytest.raises(BadInput, match="is not valid JSON"):
+    with pytest.raises(BadInput, match="is not a JSON list of questions"):
         read_questions(path)
     with pytest.raises(BadInput, match="No such file"):
         read_questions(tmp_path / "nothing.json")

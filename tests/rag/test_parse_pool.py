@@ -75,8 +75,8 @@ async def test_a_small_file_is_parsed_without_a_child(pool: ParsePool, tmp_path:
     [
         (b"exit", "x.hostile", r"its parser crashed \(exit code 7\)"),
         (b"abort", "x.hostile", r"its parser crashed \(SIGABRT\), as happens when it needs more than 0.293 GiB"),
-        (b"spin", "x.hostile", "more than 1 s of CPU to read: split it"),
-        (b"memory", "x.hostile", "more than 0.293 GiB of memory to read: split it"),
+        (b"spin", "x.hostile", "more than 1 s of CPU to read: split it, or raise parsing.time"),
+        (b"memory", "x.hostile", "more than 0.293 GiB of memory to read: split it, or raise parsing.memory"),
         (b"bad fields", "x.hostile", "the hostile parser raised"),
         (b"<html><body>" + b"<div>" * 200_000 + b"deep", "x.html", "nested deeper than 2,048"),
         (bomb_pdf(500_000_000), "x.pdf", "its parser crashed|more than 1 s of CPU|GiB of memory"),
@@ -98,7 +98,7 @@ async def test_a_poisoned_document_fails_with_a_reason_and_the_next_one_is_read(
 async def test_a_document_that_takes_too_long_is_stopped() -> None:
     limits = ParseLimits(timeout_s=0.3)
     async with ParsePool(limits=limits, parsers=[HOSTILE]) as pool:
-        with pytest.raises(ParseFailed, match=r"longer than 0\.3 s to read: split it"):
+        with pytest.raises(ParseFailed, match=r"longer than 0\.3 s to read: split it, or raise parsing.time"):
             await pool.parse(b"sleep", name="x.hostile")
         assert pool.pids == []
 

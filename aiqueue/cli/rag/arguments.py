@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +18,27 @@ if TYPE_CHECKING:
 
 NO_WORKER = "no retrieval worker is running: start `aiqueue work aiqueue.rag:worker`"
 
+
+def parse_place(text: str) -> Path:
+    """Return the path of an argument, for typer. An empty one, as of an unset variable, would be this directory."""
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
+def parse_document_id(text: str) -> str:
+    """Return the id of a document, for typer."""
+    from ...rag import DOCUMENT_ID_CHARS_MAX  # noqa: PLC0415
+
+    if not 1 <= len(text) <= DOCUMENT_ID_CHARS_MAX:
+        raise typer.BadParameter(f"an id has 1 to {DOCUMENT_ID_CHARS_MAX:,} characters, not {len(text):,}")
+    return text
+
+
 Tenant = Annotated[str, typer.Option(metavar="TENANT", help="Tenant that owns the documents.")]
-DocumentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the document, from `rag ls`.")]
+DocumentId = Annotated[
+    str, typer.Argument(metavar="ID", parser=parse_document_id, help="Id of the document, from `rag ls`.")
+]
 Metadata = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Metadata of the documents, to filter by; repeatable, also for lists."),
@@ -39,12 +59,14 @@ ByPath = Annotated[
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", metavar="", help="Return as soon as the jobs are stored.")]
 
-_CONDITION = re.compile(r"([^=<>!]+)(=|!=|>=|<=|>|<)(.*)", re.DOTALL)
+_CONDITION = re.compile(r"([^=<>!]+)(==?|!=|>=|<=|>|<)(?![<>]\s*[-.\d])(.*)", re.DOTALL)
 _OPERATORS = {"!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
 def parse_metadata(given: Sequence[str] | None) -> dict[str, Any]:
     """Return the metadata of options such as ``lang=en``. A key that is given twice has a list. Raises BadInput."""
+    from ...rag import check_metadata  # noqa: PLC0415
+
     found: dict[str, Any] = {}
     lists: set[str] = set()
     for each in given or ():
@@ -59,7 +81,10 @@ def parse_metadata(given: Sequence[str] | None) -> dict[str, Any]:
         else:
             lists.add(key)
             found[key] = [found[key], value]
-    return found
+    try:
+        return check_metadata(found)
+    except ValueError as error:
+        raise BadInput(f"--metadata: {error}") from None
 
 
 def parse_where(given: Sequence[str] | None) -> dict[str, Any] | None:
@@ -74,7 +99,7 @@ def parse_where(given: Sequence[str] | None) -> dict[str, Any] | None:
         match = _CONDITION.fullmatch(each)
         if match is None:
             raise BadInput(f"--where {each!r}: give KEY=VALUE, or one of !=, >, >=, <, <= in place of the =")
-        key, operator, value = match[1].strip(), match[2], parse_value(match[3])
+        key, operator, value = match[1].strip(), match[2].replace("==", "="), parse_value(match[3])
         conditions = found.setdefault(key, {})
         if operator == "=":
             conditions.setdefault("in", []).append(value)

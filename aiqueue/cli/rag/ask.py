@@ -40,12 +40,24 @@ class _Question:
         )  # fmt: skip
 
 
+def _parse_question(text: str) -> str:
+    from ...rag import QUERY_CHARS_MAX  # noqa: PLC0415
+
+    if not text.strip():
+        raise typer.BadParameter("the question is empty")
+    if len(text) > QUERY_CHARS_MAX:
+        raise typer.BadParameter(f"a question has at most {QUERY_CHARS_MAX:,} characters, not {len(text):,}")
+    return text
+
+
 def ask(
     options: ServerOptions,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask the documents.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", parser=_parse_question, help="What to ask the documents.")
+    ],
     *,
     tenant: Tenant,
-    k: Annotated[int, typer.Option(metavar="N", help="How many passages.", min=1, max=100)] = 5,
+    k: Annotated[int, typer.Option("--k", "-k", metavar="N", help="How many passages.", min=1, max=100)] = 5,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,7 +94,7 @@ def ask(
     if json:
         output.print_json(result)
     elif not asked.answer:
-        _print_passages(result["passages"])
+        _print_passages(result["passages"], tenant)
     problem = result.get("answer_problem")
     if problem:
         print_error(f"no answer in words: {problem}")
@@ -132,9 +144,9 @@ def _print_sources(sources: list[dict[str, Any]]) -> None:
         output.print_line("")
 
 
-def _print_passages(passages: list[dict[str, Any]]) -> None:
+def _print_passages(passages: list[dict[str, Any]], tenant: str) -> None:
     if not passages:
-        output.print_line("nothing found")
+        output.print_line(f"nothing found: `aiqueue rag ls --tenant {tenant}` lists what can be found")
     width = min(output.terminal_width() or TEXT_WIDTH, TEXT_WIDTH)
     for number, each in enumerate(passages, 1):
         score = output.apply_style(f"{each['score']:.2f}", "dim")

@@ -13,7 +13,7 @@ from ...units import short_size
 from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option, print_error
 from ..output import Column
-from .arguments import NO_WORKER, DocumentId, NoWait, Tenant, is_worker_missing
+from .arguments import NO_WORKER, DocumentId, NoWait, Tenant, is_worker_missing, parse_document_id
 from .opened_store import run_with_store
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def status(
     if json:
         output.print_json(None if found is None else asdict(found))
     elif found is None:
-        print_error(f"nothing is known of document {document_id!r} of {tenant}; see `aiqueue rag ls --tenant {tenant}`")
+        print_error(f"{tenant} has no document {document_id[:200]!r}; see `aiqueue rag ls --tenant {tenant}`")
     else:
         _print_state(found)
     if found is None or found.state == "failed":
@@ -61,7 +61,7 @@ def _print_state(found: DocumentState) -> None:
     former = "" if indexed in (None, found.version) else f"version of {output.format_time(time_of(indexed or 0))}"
     output.print_fields(
         [
-            ("document", found.document_id),
+            ("document", " ".join(found.document_id.split())),
             ("state", found.state.replace("_", " ") + (f": {found.reason}" if found.reason else "")),
             ("stage", f"{found.stage} {_progress(found)}".strip() if found.state == "working" else ""),
             ("version", output.format_time(time_of(found.version)) if found.version else ""),
@@ -127,7 +127,9 @@ def _below(found: DocumentState) -> str:
 
 def rm(
     options: ServerOptions,
-    document_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents, from `rag ls`.")],
+    document_ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", parser=parse_document_id, help="Ids of documents, from `rag ls`.")
+    ],
     *,
     tenant: Tenant,
     no_wait: NoWait = False,

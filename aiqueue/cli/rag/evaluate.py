@@ -12,7 +12,7 @@ from ...errors import BadInput
 from .. import output, parallel
 from ..options import Json, ServerOptions
 from ..output import Column
-from .arguments import Tenant
+from .arguments import Tenant, parse_place
 from .opened_store import run_with_parts
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ EMBEDDED_AT_ONCE = 256
 
 def evaluate(
     options: ServerOptions,
-    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS.json", help="Questions with their documents.")],
+    questions: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS.json", parser=parse_place, help="Questions with their documents.")
+    ],
     *,
     tenant: Tenant,
     missed: Annotated[
@@ -85,9 +87,9 @@ async def _evaluate(
     try:
         await store.open(tenant, embedder.name, embedder.dimensions)
         if lost := [each.text for each in asked if not await _any_stored(store, tenant, each.documents)]:
-            which = f"{output.format_count(len(lost), 'question')} of {len(asked):,}, such as"
+            which = f"{len(lost):,} of {output.format_count(len(asked), 'question')}"
             output.print_line(
-                f"{which} {lost[0][:80]!r}, without a document of {tenant}: they count as missed", err=True
+                f"{which} count as missed: {tenant} has none of their documents, such as of {lost[0][:80]!r}", err=True
             )
         texts = list(dict.fromkeys(each.text for each in asked))
         vectors: dict[str, Any] = {}  # before the searches, which alone are timed

@@ -57,9 +57,12 @@ def find_files(places: Sequence[Path], patterns: Patterns, base: Path | None, on
     found: dict[str, FoundFile] = {}
     for place in places:
         try:
-            is_directory = stat.S_ISDIR(place.stat().st_mode)
+            mode = place.stat().st_mode
         except OSError as error:
             raise BadInput(f"cannot read {str(place)!r}: {error.strerror}") from None
+        is_directory = stat.S_ISDIR(mode)
+        if not is_directory and not stat.S_ISREG(mode):
+            raise BadInput(f"{str(place)!r} is neither a file nor a directory")
         start = _resolved_base(place, base) or (place if is_directory else place.parent)
         for path in _walk(place, start, on_problem) if is_directory else (place,):
             document_id = _id_of(path, start)

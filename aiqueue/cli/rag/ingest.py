@@ -10,7 +10,18 @@ import typer
 from ...errors import AIQueueError, BadInput
 from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option
-from .arguments import NO_WORKER, ByPath, Exclude, Glob, Metadata, NoWait, Tenant, is_worker_missing, parse_metadata
+from .arguments import (
+    NO_WORKER,
+    ByPath,
+    Exclude,
+    Glob,
+    Metadata,
+    NoWait,
+    Tenant,
+    is_worker_missing,
+    parse_metadata,
+    parse_place,
+)
 from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, bar, ingest_files, print_totals
 
@@ -22,14 +33,22 @@ DRAW_EVERY_S = 0.1
 
 def ingest(  # noqa: PLR0913  (the options of what is ingested)
     options: ServerOptions,
-    places: Annotated[list[Path], typer.Argument(metavar="DIR|FILE...", help="Directories and files to ingest.")],
+    places: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR|FILE...", parser=parse_place, help="Directories and files to ingest."),
+    ],
     *,
     tenant: Tenant,
     glob: Glob = None,
     exclude: Exclude = None,
     base: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory that ids are relative to. Default: each DIR.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            parser=parse_place,
+            help="Directory that ids are relative to. Default: each DIR.",
+            show_default=False,
+        ),
     ] = None,
     metadata: Metadata = None,
     by_path: ByPath = False,
@@ -52,10 +71,14 @@ def ingest(  # noqa: PLR0913  (the options of what is ingested)
     Exit codes: 0 all are indexed (stored, with --no-wait), also those with errors; 1 some failed.
     """
     totals = IngestTotals()
+    order_metadata = parse_metadata(metadata)
     files = find_files(places, Patterns(glob or (), exclude or ()), base, totals.fail)
     if not files and not totals.failed:
-        raise BadInput(f"no file to ingest in {', '.join(repr(str(each)) for each in places)}")
-    order = IngestOrder(tenant, parse_metadata(metadata), priority, None if no_wait else timeout, by_path)
+        left_out = "hidden files" + (", and what --glob and --exclude leave out," if glob or exclude else "")
+        raise BadInput(
+            f"no file to ingest in {', '.join(repr(str(each)) for each in places)}: {left_out} are passed over"
+        )
+    order = IngestOrder(tenant, order_metadata, priority, None if no_wait else timeout, by_path)
     totals.found = len(files) + len(totals.failed)
     try:
         options.run_with_client(lambda client: _run(client, files, order, totals))

@@ -8,7 +8,7 @@ import typer
 
 from .. import output
 from ..options import FAILED, Json, ServerOptions, duration_option, print_error
-from .arguments import NO_WORKER, NoWait, Tenant, is_worker_missing
+from .arguments import NO_WORKER, NoWait, Tenant, is_worker_missing, parse_document_id
 
 if TYPE_CHECKING:
     from ...client import Client
@@ -18,7 +18,11 @@ def reindex(
     options: ServerOptions,
     document_id: Annotated[
         str | None,
-        typer.Argument(metavar="ID", help="Read this document again, from its path or URL. Default: embed all anew."),
+        typer.Argument(
+            metavar="ID",
+            parser=parse_document_id,
+            help="Read this document again, from its path or URL. Default: embed all anew.",
+        ),
     ] = None,
     *,
     tenant: Tenant,
@@ -56,6 +60,9 @@ def reindex(
         counts = [output.format_count(found.get(each) or 0, each[:-1]) for each in ("documents", "chunks")]
         embedded = found.get("embedded") or 0
         did = f"{embedded:,} embedded" if embedded else "nothing to embed: all vectors are"
+        if not found.get("chunks"):
+            output.print_line(f"nothing to embed: tenant {tenant} has no documents")
+            return
         output.print_line(f"{', '.join(counts)}, {did} by {found.get('embedder')}")
     if found.get("state") == "failed":
         print_error(f"{document_id}: {'; '.join(found.get('problems') or ())}")

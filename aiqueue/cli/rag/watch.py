@@ -12,13 +12,24 @@ import typer
 from ...errors import AIQueueError, BadInput, JobFailed, ResultTimeout
 from .. import output
 from ..options import ServerOptions, duration_option, print_error
-from .arguments import NO_WORKER, ByPath, Exclude, Glob, Metadata, Tenant, is_worker_missing, parse_metadata
+from .arguments import (
+    NO_WORKER,
+    ByPath,
+    Exclude,
+    Glob,
+    Metadata,
+    Tenant,
+    is_worker_missing,
+    parse_metadata,
+    parse_place,
+)
 from .files import FoundFile, Patterns, find_files
 from .pipeline import IngestOrder, IngestTotals, ingest_files
 
 if TYPE_CHECKING:
     from ...client import Client
 
+INTERVAL_MIN_S = 0.1
 State = tuple[int, int]  # size and time of change
 
 
@@ -71,7 +82,7 @@ def _is_below(document_id: str, unread: Sequence[str]) -> bool:
 
 def watch(
     options: ServerOptions,
-    watched: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to watch.")],
+    watched: Annotated[Path, typer.Argument(metavar="DIR", parser=parse_place, help="Directory to watch.")],
     *,
     tenant: Tenant,
     glob: Glob = None,
@@ -95,6 +106,8 @@ def watch(
     """
     if not watched.is_dir():
         raise BadInput(f"cannot watch {str(watched)!r}: it is not a directory")
+    if interval < INTERVAL_MIN_S:
+        raise BadInput(f"--interval must be at least {INTERVAL_MIN_S * 1000:.0f}ms")
     order = IngestOrder(tenant, parse_metadata(metadata), wait_s=timeout, by_path=by_path)
     options.run_with_client(
         lambda client: _watch(client, watched, Patterns(glob or (), exclude or ()), order, interval, as_json=json)
@@ -170,5 +183,5 @@ def _tell(document_id: str, state: str, why: str, *, as_json: bool) -> None:
     if as_json:
         output.print_json({"document_id": document_id, "state": state, "reason": why}, lines=True)
         return
-    told = f"{state.replace('_', ' ')}  {document_id}{f': {why}' if why else ''}"
-    output.print_line(f"{time.strftime('%H:%M:%S')}  {' '.join(output.escape_controls(told).split())}")
+    told = " ".join(output.escape_controls(f"{document_id}{f': {why}' if why else ''}").split())
+    output.print_line(f"{time.strftime('%H:%M:%S')}  {state.replace('_', ' ')}  {told}")

@@ -69,7 +69,7 @@ def _condition(key: str, operator: Any, value: Any) -> Condition:
         return Condition(key, "in", tuple(_scalar(key, each) for each in value))
     scalar = _scalar(key, value)
     if operator not in ("eq", "ne") and (scalar is None or isinstance(scalar, bool)):
-        raise BadInput(f"where: {key}: {operator} compares texts or numbers, not {value!r}")
+        raise BadInput(f"where: {key}: {operator} compares texts or numbers, not {json.dumps(value)}")
     return Condition(key, operator, (scalar,))
 
 

@@ -175,9 +175,9 @@ def print_totals(totals: IngestTotals, *, waited: bool) -> None:
         output.print_line(f"{totals.stored:,} of {documents} enqueued, {len(totals.failed):,} not")
     else:
         counts = f"{totals.completed:,} completed, {len(totals.problems):,} with errors, {len(totals.failed):,} failed"
-        rate = totals.ended / took_s
+        chunks, rate = output.format_count(totals.chunks, "chunk"), totals.ended / took_s
         shown = f" ({rate:,.0f}/s)" if rate >= 1 else ""
-        output.print_line(f"{documents}: {counts}, {totals.chunks:,} chunks, in {short_duration(took_s)}{shown}")
+        output.print_line(f"{documents}: {counts}, {chunks}, in {short_duration(took_s)}{shown}")
     _print_each("with errors", {each: "; ".join(why) for each, why in totals.problems.items()}, "yellow")
     _print_each("failed", totals.failed, "red")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from ...errors import AccessDenied, AIQueueError, BadInput, ConfigMismatch
@@ -80,6 +81,11 @@ class Connections:
     def __init__(self, dsn: str, schema: str) -> None:
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
             raise BadInput(f"schema {schema!r}: give 1 to 63 characters of a-z 0-9 _, not beginning with a digit")
+        try:
+            conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError:  # its text shows parts of the string
+            form = "postgresql://user:password@host:5432/database"
+            raise BadInput(f"PostgreSQL's connection string cannot be read: give one such as {form}") from None
         self._dsn = dsn
         self._schema = schema
         self._idle: list[Connection] = []

@@ -59,6 +59,15 @@ async def test_a_server_that_does_not_answer_is_an_error_that_may_be_retried_and
     await store.close()
 
 
+@pytest.mark.parametrize(
+    "dsn", ["hunter2", "host=db password=my hunter2", "postgresql://bob:x@hunter2@db:1/x y", "postgresql://[hunter2/x"]
+)
+def test_a_wrong_connection_string_is_refused_at_once_and_shown_nowhere(dsn: str) -> None:
+    with pytest.raises(BadInput, match=r"give one such as postgresql://user:password@host:5432/database$") as error:
+        PgVectorStore(dsn)
+    assert "hunter2" not in str(error.value)
+
+
 async def test_a_user_without_rights_is_refused_by_name(postgres: str) -> None:
     user = f"u_{secrets.token_hex(4)}"
     with psycopg.connect(postgres) as connection:

@@ -53,6 +53,10 @@ def pairs(parsed: ParsedDocument) -> list[tuple[str, str]]:
     return [(each.heading, each.text.strip()) for each in parsed.sections if each.text.strip()]
 
 
+def test_a_drawing_in_a_text_is_text() -> None:
+    assert "Welcome" in parse("<svg><path/></svg>\n\n# Welcome", "readme.md").sections[-1].heading
+
+
 def test_markdown_is_parted_by_its_headings_and_a_fence_holds_none() -> None:
     parsed = parse(MD, "manual.md")
     assert parsed.title == "The manual"
@@ -217,6 +221,7 @@ def test_line_ends_are_line_feeds_and_no_text_has_a_nul() -> None:
         (b"%PDF-1.7 and no more", "x.pdf", "damaged"),
         (encrypted_pdf(), "x.pdf", "encrypted: remove its password"),
         (image_only_pdf(), "x.pdf", "run OCR"),
+        (b"<?xml version='1.0'?>\n<!-- -->\n<svg xmlns='x'><path d=''/></svg>", "x.SVG", r"an image \(SVG\): convert"),
         (pdf("", ""), "x.pdf", "2 pages; they are blank"),
     ],
 )  # fmt: skip

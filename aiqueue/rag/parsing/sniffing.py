@@ -93,9 +93,12 @@ def refuse_binary(head: bytes) -> None:
 
 def decode_text(content: bytes, source: DocumentSource, declared: str = "") -> DecodedText:
     """Decode a text: by its byte order mark, by the charset of its content type or the `declared` one, as UTF-8, else
-    as Windows-1252. Raises ParseFailed if it is binary.
+    as Windows-1252. Raises ParseFailed if it is binary, or a drawing.
     """
-    refuse_binary(content[:HEAD])
+    head = content[:HEAD]
+    refuse_binary(head)
+    if b"<svg" in head and (source.media_type == "image/svg+xml" or source.name.lower().endswith(".svg")):
+        raise ParseFailed(f"it is an image (SVG): {_CONVERT}")
     text, problems = _decode(content, _charset(source.content_type) or declared.lower())
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")

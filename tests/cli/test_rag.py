@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,8 +17,8 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue.cli.app import app
 from aiqueue.cli.rag import watch
-from aiqueue.cli.rag.files import Patterns
-from aiqueue.cli.rag.pipeline import IngestOrder
+from aiqueue.cli.rag.files import Patterns, find_files
+from aiqueue.cli.rag.pipeline import IngestOrder, IngestTotals, ingest_files
 from aiqueue.gateway.standin import StandIn
 from aiqueue.rag import RagWorker
 
@@ -338,3 +339,20 @@ async def test_by_path_the_worker_reads_the_files_that_the_roots_of_the_tenant_a
     assert again.stdout == "guide/notes.txt: completed, 1 chunk\n"
     (found,) = (await data_of(run, "ask", "beavers", "--k", "1", "--mode", "keyword"))["passages"]
     assert found["text"] == "Now it is about beavers."
+
+
+async def test_how_far_a_single_large_document_is_is_shown_in_chunks(
+    docs: Path, worker: RagWorker, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    (docs / "large.md").write_text("\n\n".join(f"# Part {number}\n\nwords of it" for number in range(200)))
+    files = find_files([docs / "large.md"], Patterns(), None, pytest.fail)
+    totals = IngestTotals(found=1)
+    await ingest_files(client, files, IngestOrder("acme", wait_s=25), totals)
+    assert (totals.completed, totals.chunks) == (1, 200)
+    assert totals.doing == (1.0, "storing: 200 of 200 chunks")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

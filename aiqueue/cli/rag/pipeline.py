@@ -37,7 +37,9 @@ class IngestOrder:
 
 @dataclass
 class IngestTotals:
-    """What has become of documents, by id. `problems`: of those that are completed with errors, a line each."""
+    """What has become of documents, by id. `problems`: of those that are completed with errors, a line each. `doing`:
+    how far a document is that is ingested alone.
+    """
 
     found: int = 0
     stored: int = 0
@@ -45,6 +47,7 @@ class IngestTotals:
     chunks: int = 0
     problems: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    doing: tuple[float, str] = (0.0, "")
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -98,7 +101,9 @@ async def ingest_files(client: Client, files: Sequence[FoundFile], order: Ingest
             raise first
 
     async def finish(item: tuple[str, Handle]) -> None:
-        if order.wait_s is not None:
+        if order.wait_s is None:
+            return
+        async with _following(item[1], order.wait_s, totals):
             await _finish(*item, order.wait_s, totals)
 
     await parallel.for_each(stored(), finish, at_once=AT_ONCE)
@@ -146,6 +151,30 @@ def _sent_path(path: Path) -> str:
     except UnicodeEncodeError:
         raise BadInput("its path is not UTF-8, and no job can hold it: leave --by-path out, or rename it") from None
     return sent
+
+
+@contextlib.asynccontextmanager
+async def _following(handle: Handle, timeout_s: float, totals: IngestTotals) -> AsyncIterator[None]:
+    """Keep `totals.doing` up to date during the block, if this is the only document, and somebody looks."""
+    import asyncio  # noqa: PLC0415
+
+    async def follow() -> None:
+        with contextlib.suppress(AIQueueError):  # which the result says
+            async with contextlib.aclosing(handle.stream(timeout=timeout_s)) as items:
+                async for item in items:
+                    if item.event == "progress" and isinstance(item.data, dict):
+                        totals.doing = (item.data.get("fraction") or 0.0, item.data.get("note") or "")
+
+    if totals.found != 1 or not sys.stderr.isatty():
+        yield
+        return
+    following = asyncio.create_task(follow())
+    try:
+        yield
+        await asyncio.wait([following], timeout=1)  # it ends with the job
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
 
 
 async def _finish(document_id: str, handle: Handle, wait_s: float, totals: IngestTotals) -> None:
@@ -219,6 +248,8 @@ def bar(totals: IngestTotals) -> Iterator[Callable[[], None]]:
         def draw() -> None:
             rate = totals.ended / max(time.monotonic() - totals.started, 1e-6)
             failed = f", {len(totals.failed):,} failed" if totals.failed else ""
-            shown.update(task, completed=totals.ended, total=totals.found, note=f"{rate:,.0f}/s{failed}")
+            fraction, doing = totals.doing
+            done = max(totals.ended, fraction)
+            shown.update(task, completed=done, total=totals.found, note=doing or f"{rate:,.0f}/s{failed}")
 
         yield draw

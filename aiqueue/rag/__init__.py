@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .client import Rag
 from .config import AnswerConfig, EmbedderConfig, LimitConfig, ParsingConfig, RagConfig, StoreConfig, TenantConfig
 from .config_file import load
-from .errors import FetchFailed, FetchRefused, ParseFailed, StoreDamaged, StoreUnavailable
+from .errors import CANNOT_BE_READ, FetchFailed, FetchRefused, ParseFailed, StoreDamaged, StoreUnavailable
 from .evaluation import EVALUATED_MODES, LabelledQuestion, Scores, evaluate, read_questions
 from .messages import (
     CONTENT_BYTES_MAX,
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from .runtime import open_embedder
 
 __all__ = [
-    "CONTENT_BYTES_MAX", "DOCUMENT_ID_CHARS_MAX", "EVALUATED_MODES", "QUERY_CHARS_MAX", "AnswerConfig", "Chunk",
-    "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder", "EmbedderConfig", "FetchFailed",
-    "FetchRefused", "GivenChunk", "IndexedChunks", "IndexedDocument", "LabelledQuestion", "LimitConfig", "Mode",
-    "ParseFailed", "ParsedDocument", "Parser", "ParsingConfig", "Passage", "Rag", "RagConfig", "RagDelete",
-    "RagDocument", "RagQuery", "RagReindex", "RagWorker", "Scores", "Section", "StoreConfig", "StoreDamaged",
-    "StoreStats", "StoreUnavailable", "TenantConfig", "VectorStore", "check_metadata", "check_tenant", "evaluate",
-    "id_headers", "load", "open_bound_store", "open_embedder", "parse_where", "read_questions", "time_of", "version_at",
-    "version_of", "worker",
+    "CANNOT_BE_READ", "CONTENT_BYTES_MAX", "DOCUMENT_ID_CHARS_MAX", "EVALUATED_MODES", "QUERY_CHARS_MAX",
+    "AnswerConfig", "Chunk", "ChunkedDocument", "DocumentHeader", "DocumentSource", "DocumentState", "Embedder",
+    "EmbedderConfig", "FetchFailed", "FetchRefused", "GivenChunk", "IndexedChunks", "IndexedDocument",
+    "LabelledQuestion", "LimitConfig", "Mode", "ParseFailed", "ParsedDocument", "Parser", "ParsingConfig", "Passage",
+    "Rag", "RagConfig", "RagDelete", "RagDocument", "RagQuery", "RagReindex", "RagWorker", "Scores", "Section",
+    "StoreConfig", "StoreDamaged", "StoreStats", "StoreUnavailable", "TenantConfig", "VectorStore", "check_metadata",
+    "check_tenant", "evaluate", "id_headers", "load", "open_bound_store", "open_embedder", "parse_where",
+    "read_questions", "time_of", "version_at", "version_of", "worker",
 ]  # fmt: skip
 
 

@@ -17,14 +17,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..errors import AIQueueError, BadInput, Corrupt, Unavailable
+
+CANNOT_BE_READ: Final = "the document cannot be read: "
 
 
 class ParseFailed(BadInput):
     """A document that cannot be read, holds no text, or exceeds a limit. `reason` says what to do about that."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the document cannot be read: {reason}")
+        super().__init__(f"{CANNOT_BE_READ}{reason}")
         self.reason = reason
 
 

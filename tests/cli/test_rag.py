@@ -119,6 +119,9 @@ async def test_what_fails_or_has_errors_is_told_with_the_reason_and_fails_the_co
     assert done.stdout.startswith("6 documents: 3 completed, 0 with errors, 3 failed, ")
     for name in ("empty.md", "image.bin", "gone.md"):
         assert f"  failed  {name}: " in done.stdout
+    assert "  failed  empty.md: it is empty (0 bytes)\n" in done.stdout
+    listed = await run("ls", "--tenant", "acme", "--failed")
+    assert "it is empty (0 bytes)" in [line.strip() for line in listed.stdout.splitlines()]
     undecodable = Path(os.fsdecode(os.fsencode(docs) + b"/caf\xe9.md"))
     undecodable.write_text("# Coffee\n\nIt is brewed here.")
     named = json.loads((await run("ingest", str(undecodable), "--tenant", "acme", "--json")).stdout)

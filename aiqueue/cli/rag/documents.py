@@ -122,7 +122,9 @@ def _row(found: DocumentState) -> list[str]:
 
 
 def _below(found: DocumentState) -> str:
-    return "; ".join(each for each in (found.reason, *found.problems) if each)
+    from ...rag import CANNOT_BE_READ  # noqa: PLC0415
+
+    return "; ".join(each for each in (found.reason.removeprefix(CANNOT_BE_READ), *found.problems) if each)
 
 
 def rm(

@@ -196,6 +196,7 @@ async def _finish(document_id: str, handle: Handle, wait_s: float, totals: Inges
 
 def print_totals(totals: IngestTotals, *, waited: bool) -> None:
     """Print what has become of the documents, and of each one with problems which and why."""
+    from ...rag import CANNOT_BE_READ  # noqa: PLC0415
     from ...units import short_duration  # noqa: PLC0415
 
     took_s = max(time.monotonic() - totals.started, 1e-6)
@@ -208,7 +209,7 @@ def print_totals(totals: IngestTotals, *, waited: bool) -> None:
         shown = f" ({rate:,.0f}/s)" if rate >= 1 else ""
         output.print_line(f"{documents}: {counts}, {chunks}, in {short_duration(took_s)}{shown}")
     _print_each("with errors", {each: "; ".join(why) for each, why in totals.problems.items()}, "yellow")
-    _print_each("failed", totals.failed, "red")
+    _print_each("failed", {each: why.removeprefix(CANNOT_BE_READ) for each, why in totals.failed.items()}, "red")
 
 
 def _print_each(what: str, by_id: dict[str, str], style: str) -> None:

@@ -85,8 +85,8 @@ class Rag:
         """Embed all chunks of the tenant anew, such as after a change of the embedder. With `document_id`: read this
         document again from its path or URL.
 
-        Raises NotFound, and stores no job, for a document that is not known, or has come by value. If no worker answers
-        now, the job says so: its result has the state "failed", and why in `problems`.
+        Raises NotFound, and stores no job, for a document that is not known, or was ingested by value. If no worker
+        answers now, the job says so: its result has the state "failed", and why in `problems`.
         """
         if document_id is not None:
             await self._check_source(document_id, tenant)

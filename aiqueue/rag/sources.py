@@ -99,7 +99,7 @@ def why_not_read(known: DocumentState | None) -> str:
     """Return why a document cannot be read again."""
     if known is None or known.indexed_version is None:
         return "it is not indexed: ingest it"
-    return "it has come by value, and its source is not kept: ingest it again"
+    return "it was ingested by value, and its file is not known: ingest it again"
 
 
 def _check_size(size: int, most: int) -> None:

@@ -236,7 +236,7 @@ async def test_all_chunks_are_embedded_anew(run: Run, docs: Path, worker: RagWor
     nobody = await run("reindex", "--tenant", "globex")
     assert nobody.stdout == "nothing to embed: tenant globex has no documents\n"
     refused = await run("reindex", "install.md", "--tenant", "acme")
-    assert (refused.exit_code, "has come by value" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "was ingested by value" in refused.stderr) == (1, True)
     unknown = await run("reindex", "none.md", "--tenant", "acme")
     assert (unknown.exit_code, unknown.stderr.count("\n"), "neither stored" in unknown.stderr) == (1, 1, True)
     assert [each async for each in client.dead.find()] == []

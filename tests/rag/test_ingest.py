@@ -308,7 +308,7 @@ async def test_a_document_by_claim_check_and_by_path_is_ingested_and_reindexed_f
         assert (await again.result(25))["outcome"] == "new"
         refused = await client.enqueue(RagReindex(document_id="b"), tenant="acme")
         (problem,) = (await refused.result(25))["problems"]
-        assert problem == "it has come by value, and its source is not kept: ingest it again"
+        assert problem == "it was ingested by value, and its file is not known: ingest it again"
         known = await state_of(rag_worker, str(file))
         assert "Voles dig." in await texts_found(rag_worker, "voles")
     assert (known.source, known.metadata) == (str(file), {"lang": "en"})

@@ -98,7 +98,9 @@ async def test_a_reindex_whose_worker_has_failed_goes_on_with_what_is_missing(
     assert done["embedded"] == 6  # of the second attempt: four were stored by the first one
 
 
-@pytest.mark.parametrize(("document_id", "why"), [("none", "neither stored, nor among"), ("d0", "has come by value")])
+@pytest.mark.parametrize(
+    ("document_id", "why"), [("none", "neither stored, nor among"), ("d0", "was ingested by value")]
+)
 async def test_a_reindex_of_a_document_that_cannot_be_read_again_is_one_line_and_leaves_nothing(
     client: aiqueue.Client, rag_file: Path, document_id: str, why: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
 SCHEMA = 1
 CONNECTIONS_MAX = 8
 CONNECT_S = 10
+FULL_S = 30.0  # until another connection is tried for, after PostgreSQL has refused one more
 _LOCK = 0x61697167  # of those who make the tables
 
 _TABLES = """
@@ -76,7 +78,9 @@ def translated() -> Iterator[None]:
 
 
 class Connections:
-    """Up to 8 connections, opened when they are needed. Needs session pooling where a pooler stands between."""
+    """Up to 8 connections, opened when they are needed, or as many as PostgreSQL allows. Needs session pooling where a
+    pooler stands between.
+    """
 
     def __init__(self, dsn: str, schema: str) -> None:
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
@@ -90,6 +94,9 @@ class Connections:
         self._schema = schema
         self._idle: list[Connection] = []
         self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._open = 0  # connections that are opened or being opened
+        self._full_until = 0.0
+        self._changed = asyncio.Event()  # a connection has come back, or is closed
         self._made = asyncio.Lock()
         self._is_ready = False
         self._is_closed = False
@@ -110,38 +117,71 @@ class Connections:
 
     async def close(self) -> None:
         self._is_closed = True
-        idle, self._idle = self._idle, []
-        for each in idle:
-            await each.close()
+        await self._close_idle()
 
     async def _take(self) -> Connection:
-        if self._is_closed:
-            raise BadInput("the store is closed: make another PgVectorStore")
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
-        connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_S)
+        """Return a connection. Where no further one is allowed, wait for one that is in use. Raises what psycopg raises
+        where there is none at all.
+        """
+        refused: psycopg.OperationalError | None = None
+        while True:
+            if self._is_closed:
+                raise BadInput("the store is closed: make another PgVectorStore")
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.closed:
+                    return connection
+                self._count_closed()
+            if refused is not None and not self._open:
+                raise refused
+            if not self._open or time.monotonic() >= self._full_until:
+                try:
+                    return await self._connect()
+                except psycopg.errors.ConnectionTimeout:
+                    raise
+                except psycopg.OperationalError as error:  # most likely a limit: its text depends on the language
+                    refused = error
+                    self._full_until = time.monotonic() + FULL_S
+                    continue
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _connect(self) -> Connection:
+        self._open += 1
+        connection: Connection | None = None
         try:
+            connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_S)
             async with self._made:
                 if not self._is_ready:
                     await self._make_tables(connection)
                     self._is_ready = True
             await self._set_search_path(connection)
         except BaseException:
-            await connection.close()
+            self._count_closed()
+            if connection is not None:
+                await connection.close()
             raise
         return connection
 
     async def _give_back(self, connection: Connection) -> None:
         if self._is_closed or connection.info.transaction_status != TransactionStatus.IDLE:
+            self._count_closed()
             await connection.close()
             if not self._is_closed:  # the others are most likely as dead
-                idle, self._idle = self._idle, []
-                for each in idle:
-                    await each.close()
+                await self._close_idle()
         else:
             self._idle.append(connection)
+            self._changed.set()
+
+    async def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for each in idle:
+            self._count_closed()
+            await each.close()
+
+    def _count_closed(self) -> None:
+        self._open -= 1
+        self._changed.set()
 
     async def _set_search_path(self, connection: Connection) -> None:
         await connection.execute(

@@ -107,6 +107,20 @@ async def test_the_store_goes_on_after_its_connections_were_cut_and_its_callers_
         await store.document(tenant, "after")
 
 
+async def test_where_few_connections_are_allowed_all_calls_take_turns_on_these(postgres: str) -> None:
+    user = f"u_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute(f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 2".encode())
+        connection.execute(f"GRANT CREATE ON DATABASE postgres TO {user}".encode())
+    store = PgVectorStore(psycopg.conninfo.make_conninfo(postgres, user=user), schema=new_schema())
+    tenants = [new_tenant() for _ in range(20)]
+    await asyncio.gather(*(store.open(each, EMBEDDER, DIMENSIONS) for each in tenants))
+    puts = await asyncio.gather(*(store.put(each, [document_of("d", 1, "apple")]) for each in tenants))
+    assert puts == [["new"]] * 20
+    await store.close()
+
+
 async def test_frequent_words_are_left_out_and_rare_ones_decide(postgres: str) -> None:
     store, tenant = PgVectorStore(postgres), new_tenant()
     await store.open(tenant, EMBEDDER, DIMENSIONS)

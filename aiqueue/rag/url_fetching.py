@@ -27,6 +27,7 @@ _PORTS = {"http": 80, "https": 443}
 _ODD = re.compile(r"[\x00-\x20\x7f-\xa0\\]")  # programs differ on what these mean in a URL
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429})
+_RETRY_AFTER_S = (5.0, 3_600.0)  # the least and most that is waited on a server's word: 8 attempts at once are in vain
 _HEADERS = {"User-Agent": "aiqueue", "Accept": "*/*", "Accept-Encoding": "gzip"}
 
 
@@ -134,7 +135,7 @@ async def _get(
     except aiohttp.ServerTimeoutError:
         raise FetchFailed(source, f"no connection within {limits.connect_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise FetchFailed(source, f"{type(error).__name__}: {str(error)[:200]}") from None
+        raise FetchFailed(source, f"{type(error).__name__}: {' '.join(str(error)[:200].split())}") from None
 
 
 def _refuse_status(source: str, response: aiohttp.ClientResponse) -> None:
@@ -142,8 +143,9 @@ def _refuse_status(source: str, response: aiohttp.ClientResponse) -> None:
         return
     problem = f"its server answers {response.status} {(response.reason or '')[:60]}".rstrip()
     if response.status in _TRANSIENT or response.status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise FetchFailed(source, problem, retry_after_s=float(after) if re.fullmatch(r"[0-9]{1,6}", after) else None)
+        asked, (least, most) = response.headers.get("Retry-After", ""), _RETRY_AFTER_S
+        after_s = min(max(float(asked), least), most) if re.fullmatch(r"[0-9]{1,9}", asked) else None
+        raise FetchFailed(source, problem, retry_after_s=after_s)
     raise FetchRefused(source, problem)
 
 
@@ -157,7 +159,8 @@ async def _read(source: str, url: URL, response: aiohttp.ClientResponse, limits:
             for part in unpack.parts(piece):
                 collecting.add(part)
         unpack.finish()
-        return collecting.finish(url.name or str(url.raw_host), response.headers.get("Content-Type", ""))
+        content_type = response.headers.get("Content-Type", "").encode("utf-8", "replace").decode()  # any bytes
+        return collecting.finish(url.name or str(url.raw_host), content_type)
     except BaseException:
         collecting.close()
         raise
@@ -172,6 +175,8 @@ class _Unpacking:
             raise FetchRefused(source, f"its server sends it as {encoding[:40]!r}, which was not asked for")
         self._source = source
         self._inflate: Any = None if encoding in ("", "identity") else zlib.decompressobj(32 + zlib.MAX_WBITS)
+        self._is_whole = True  # what came so far: nothing, or whole members of a gzip file and what else follows them
+        self._has_member = False
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
         """Yield what a piece of the body holds, at most 1 MiB at once. Raises FetchRefused."""
@@ -180,16 +185,21 @@ class _Unpacking:
             return
         while piece:
             if self._inflate.eof:  # another member of the gzip file
+                self._has_member = True
                 self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
             try:
-                yield self._inflate.decompress(piece, _UNPACKED_PIECE)
+                part = self._inflate.decompress(piece, _UNPACKED_PIECE)
             except zlib.error as error:
+                if self._has_member and self._is_whole:
+                    return  # no member, but padding
                 raise FetchRefused(self._source, f"it cannot be decompressed: {error}") from None
+            self._is_whole = self._inflate.eof or (self._has_member and self._is_whole and not part)
+            yield part
             piece = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
 
     def finish(self) -> None:
         """Raises FetchFailed if the body ended too early."""
-        if self._inflate is not None and not self._inflate.eof:
+        if self._inflate is not None and not self._is_whole:
             raise FetchFailed(self._source, "its compressed content ended too early")
 
 

@@ -195,6 +195,10 @@ class Site:
                 return web.Response(body=gzip.compress(bytes(50_000_000)), headers={"Content-Encoding": "gzip"})
             case "/cut":
                 return web.Response(body=gzip.compress(b"a" * 5_000)[:-9], headers={"Content-Encoding": "gzip"})
+            case "/padded":
+                return web.Response(body=gzip.compress(b"text") + bytes(700), headers={"Content-Encoding": "gzip"})
+            case "/empty":
+                return web.Response(headers={"Content-Encoding": "gzip"})
             case "/br":
                 return web.Response(body=b"x", headers={"Content-Encoding": "br"})
             case "/large":
@@ -214,7 +218,7 @@ class Site:
             case "/loop":
                 return web.Response(status=307, headers={"Location": "/loop"})
         status = int(request.path.strip("/"))
-        return web.Response(status=status, headers={"Retry-After": "7"})
+        return web.Response(status=status, headers={"Retry-After": request.query.get("after", "7")})
 
 
 @pytest.fixture
@@ -397,6 +401,34 @@ async def test_what_may_pass_can_be_retried_after_the_time_that_the_server_asks_
     with pytest.raises(FetchFailed, match=f"answers {status}") as raised:
         await get(site, f"/{status}")
     assert (raised.value.retryable, raised.value.retry_after_s) == (True, 7.0)
+
+
+@pytest.mark.parametrize(("asked", "waited_s"), [("0", 5.0), ("1", 5.0), ("999999999", 3_600.0), ("-1", None)])
+async def test_a_server_that_asks_for_no_pause_or_for_years_decides_neither(
+    site: Site, asked: str, waited_s: float | None
+) -> None:
+    with pytest.raises(FetchFailed) as raised:
+        await get(site, f"/503?after={asked}")
+    assert raised.value.retry_after_s == waited_s
+
+
+async def test_what_follows_the_compressed_content_is_padding_and_no_content_is_none(site: Site) -> None:
+    assert (await get(site, "/padded")).content == b"text"
+    assert (await get(site, "/empty")).content == b""
+
+
+async def test_a_content_type_of_any_bytes_is_a_text_that_a_parser_can_be_sent() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=\xff\r\nContent-Length: 7\r\n\r\n<p>text")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host = "{}:{}".format(*server.sockets[0].getsockname())
+        found = await fetch_url(f"http://{host}/", [], private_hosts=[host])
+    async with ParsePool(size=1) as pool:
+        parsed = await pool.parse(found.content, name="page", content_type=found.content_type)
+    assert parsed.sections[0].text == "text"
 
 
 async def test_slow_servers_broken_answers_and_closed_ports_can_be_retried(site: Site) -> None:

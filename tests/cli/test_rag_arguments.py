@@ -132,6 +132,13 @@ def test_a_watched_file_is_taken_once_it_stays_the_same_and_is_gone_when_it_is_d
     assert ids(watched.look(files(b=2))) == ([], [])
 
 
+def test_a_file_that_is_deleted_after_it_failed_for_now_is_gone_since_its_job_may_be_stored() -> None:
+    watched = Watched()
+    watched.begin(watched.look(files(a=1)))
+    assert ids(watched.look(files(a=1))) == (["a"], [])
+    assert ids(watched.look({})) == ([], ["a"])
+
+
 def test_what_cannot_be_read_for_now_is_not_gone() -> None:
     watched = Watched()
     watched.note(watched.look(files(a=1) | {"d/b": FoundFile("d/b", Path("d/b"), 1, 1)}))

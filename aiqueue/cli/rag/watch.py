@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 INTERVAL_MIN_S = 0.1
 State = tuple[int, int]  # size and time of change
+_BEGUN: State = (-1, -1)  # its job may be stored
 
 
 class Changes(NamedTuple):
@@ -63,6 +64,11 @@ class Watched:
             if self._known.get(key) != states[key] and before.get(key) == states[key]
         ]
         return Changes(changed, [key for key in self._known if key not in files and not _is_below(key, unread)])
+
+    def begin(self, changes: Changes) -> None:
+        """These changes are tried: a file that is deleted before they are done may be stored, and so is gone."""
+        for each in changes.files:
+            self._known.setdefault(each.document_id, _BEGUN)
 
     def note(self, changes: Changes) -> None:
         """These changes are done: they are not changes any more."""
@@ -135,6 +141,7 @@ async def _watch(
         else:
             told = False
             changes = watched.look(files, unread)
+            watched.begin(changes)
             try:
                 await _apply(client, changes, order, as_json=as_json)
             except AIQueueError as error:

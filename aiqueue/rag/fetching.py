@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .url_fetching import Resolver
 
 _PIECE = 256 * 1024
+# Not the threads of the event loop: a root on a network that does not answer would hold up all else.
+_READERS = ThreadPoolExecutor(8, thread_name_prefix="aiqueue-rag-paths")
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -35,7 +38,7 @@ async def read_path(path: str, roots: Sequence[str | Path], *, limits: FetchLimi
     Raises FetchRefused for a path that is not allowed, is no regular file, does not exist or is too large; FetchFailed
     for a fault that may pass.
     """
-    return await asyncio.to_thread(_read_path, path, roots, limits or FetchLimits())
+    return await asyncio.get_running_loop().run_in_executor(_READERS, _read_path, path, roots, limits or FetchLimits())
 
 
 async def fetch_url(

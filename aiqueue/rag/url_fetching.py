@@ -7,6 +7,7 @@ import re
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -20,6 +21,8 @@ from .fetched import Collecting, Fetched, FetchLimits, too_large
 
 Resolver = AbstractResolver
 
+# Not the threads of the event loop: those that wait for a name server that does not answer would hold up all else.
+_NAME_THREADS: Final = ThreadPoolExecutor(8, thread_name_prefix="aiqueue-rag-names")
 URL_CHARS_MAX: Final = 4_096
 _PIECE = 64 * 1024
 _UNPACKED_PIECE = 1024**2
@@ -112,7 +115,7 @@ async def _get(
     source: str, url: URL, rule: _AllowedHost, limits: FetchLimits, resolver: Resolver | None
 ) -> Fetched | str:
     """Return the document, or where a redirect leads. Raises FetchRefused, FetchFailed, TimeoutError."""
-    guard = _Guard(source, resolver or aiohttp.ThreadedResolver(), private=rule.private)
+    guard = _Guard(source, resolver or _SystemResolver(), private=rule.private)
     connector = aiohttp.TCPConnector(
         resolver=guard, use_dns_cache=False, force_close=True, limit=1, socket_factory=guard.open_socket
     )
@@ -201,6 +204,28 @@ class _Unpacking:
         """Raises FetchFailed if the body ended too early."""
         if self._inflate is not None and not self._is_whole:
             raise FetchFailed(self._source, "its compressed content ended too early")
+
+
+class _SystemResolver(AbstractResolver):
+    """Asks the system for the addresses of a name."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name. Raises OSError."""
+
+        def ask() -> list[Any]:
+            return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+
+        found = await asyncio.get_running_loop().run_in_executor(_NAME_THREADS, ask)
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=proto, flags=numeric)
+            for kind, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Leave the threads to others."""
 
 
 class _Guard(AbstractResolver):

@@ -412,6 +412,28 @@ async def test_a_server_that_asks_for_no_pause_or_for_years_decides_neither(
     assert raised.value.retry_after_s == waited_s
 
 
+async def test_a_name_server_that_does_not_answer_holds_up_no_other_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def ask(*_: Any, **__: Any) -> Any:
+        answers.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    fetches = [asyncio.create_task(fetch_url("http://docs.test/", ["docs.test"])) for _ in range(40)]
+    try:
+        await asyncio.sleep(0)  # all have begun
+        await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(int) for _ in range(40))), 20)
+        assert (await asyncio.wait_for(read_path(f"{root}/a.txt", [root]), 20)).content == b"text"
+        assert not any(each.done() for each in fetches)
+    finally:
+        answers.set()
+        ends = await asyncio.gather(*fetches, return_exceptions=True)
+    assert {type(each) for each in ends} == {FetchFailed}
+
+
 async def test_what_follows_the_compressed_content_is_padding_and_no_content_is_none(site: Site) -> None:
     assert (await get(site, "/padded")).content == b"text"
     assert (await get(site, "/empty")).content == b""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from aiqueue.errors import LoadError
 from aiqueue.rag import ParsedDocument, Section
 from aiqueue.rag.errors import ParseFailed
-from aiqueue.rag.parsing import DocumentSource, Parsers
+from aiqueue.rag.parsing import HEAD, DocumentSource, Parsers
 
 from .pdfs import encrypted_pdf, image_only_pdf, pdf
 
@@ -234,6 +236,16 @@ def test_what_holds_no_text_fails_with_what_to_do(content: bytes, name: str, rea
 @pytest.mark.parametrize("text", ["BZh is how bzip2 begins.", "GIF8 was a limit of eight."])
 def test_a_text_that_begins_as_a_binary_format_does_is_a_text(text: str) -> None:
     assert pairs(parse(text, "x.txt")) == [("", text)]
+
+
+@pytest.mark.parametrize("unit", [b"<!---->", b"<!-- a -->\n", b"<!--", b"<?xml ?>", b"<meta ", b"---\n", b" ", b"\0<"])
+def test_the_format_of_what_nothing_recognises_is_told_in_linear_time(unit: bytes) -> None:
+    for count in (24, HEAD // len(unit)):  # first so few that also exponential time ends
+        head = (unit * count)[: HEAD - 1] + b"x"
+        begun = time.process_time()
+        with contextlib.suppress(ParseFailed):
+            Parsers().find(head, DocumentSource("a.txt"))
+        assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.html", "x.docx", "x", "x.json"])

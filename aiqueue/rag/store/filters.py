@@ -147,6 +147,14 @@ def _type(value: Any) -> str:
     return "text" if isinstance(value, str) else "null" if value is None else "other"
 
 
+def _by_type(condition: Condition) -> list[tuple[str, list[Scalar]]]:
+    """Return the values of a condition that are of one type together: SQL does not grow with their number."""
+    found: dict[str, list[Scalar]] = {}
+    for each in condition.values:
+        found.setdefault(_type(each), []).append(each)
+    return list(found.items())
+
+
 _SQLITE_TYPES = {"text": "'text'", "number": "'integer', 'real'", "boolean": "'true', 'false'"}
 
 
@@ -155,9 +163,9 @@ def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> t
     sql, values = "", list[Any]()
     for each in conditions:
         alternatives = []
-        for wanted in each.values:
+        for kind, wanted in _by_type(each):
             path = f'$."{each.key}"'
-            if wanted is None:
+            if kind == "null":
                 alternatives.append(
                     f"(coalesce(json_type({column}, ?), 'null') = 'null' OR (json_type({column}, ?) = 'array'"
                     f" AND (json_array_length({column}, ?) = 0"
@@ -165,19 +173,25 @@ def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> t
                 )
                 values += [path] * 4
                 continue
-            types, compared = _SQLITE_TYPES[_type(wanted)], f"{_COMPARISONS[each.operator]} ?"
+            types, compared, bound = _SQLITE_TYPES[kind], f"{_COMPARISONS[each.operator]} ?", wanted[0]
+            if each.operator == "in":
+                compared, bound = "IN (SELECT value FROM json_each(?))", json.dumps(wanted, ensure_ascii=False)
             alternatives.append(  # a scalar is compared where it is: json_each takes three times as long
                 f"CASE coalesce(json_type({column}, ?), '') WHEN 'array' THEN EXISTS (SELECT 1 FROM"
                 f" json_each({column}, ?) WHERE type IN ({types}) AND value {compared}) ELSE json_type({column}, ?)"
                 f" IN ({types}) AND json_extract({column}, ?) {compared} END"
             )
-            values += [path, path, wanted, path, path, wanted]
+            values += [path, path, bound, path, path, bound]
         joined = " OR ".join(alternatives) or "FALSE"
         sql += f" AND {'NOT ' if each.operator == 'ne' else ''}coalesce(({joined}), FALSE)"
     return sql, values
 
 
-_POSTGRES_VALUE = {"text": "(item #>> '{}') COLLATE \"C\"", "number": "(item #>> '{}')::numeric"}
+_POSTGRES_VALUES = {  # the type in JSON, an item as SQL compares it, and the type of what is given for it
+    "text": ("string", "(item #>> '{}') COLLATE \"C\"", "text"),
+    "number": ("number", "(item #>> '{}')::numeric", "numeric"),
+    "boolean": ("boolean", "(item #>> '{}')::boolean", "boolean"),
+}
 
 
 def postgres_where(conditions: Sequence[Condition], column: str = "metadata") -> tuple[str, list[Any]]:
@@ -187,27 +201,23 @@ def postgres_where(conditions: Sequence[Condition], column: str = "metadata") ->
         alternatives = []
         items = f"jsonb_array_elements(CASE jsonb_typeof({column} -> %s) WHEN 'array' THEN {column} -> %s"
         items += f" ELSE jsonb_build_array({column} -> %s) END) AS item"
-        for wanted in each.values:
-            values += [each.key] * 3
-            if wanted is None:
+        for kind, wanted in _by_type(each):
+            if kind == "null":
                 alternatives.append(
                     f"coalesce(jsonb_typeof({column} -> %s), 'null') = 'null' OR {column} -> %s = '[]'::jsonb"
                     f" OR EXISTS (SELECT 1 FROM {items} WHERE item = 'null'::jsonb)"
                 )
-                values[-3:] = [each.key] * 5
-            elif isinstance(wanted, bool):
-                alternatives.append(f"EXISTS (SELECT 1 FROM {items} WHERE item = to_jsonb(%s::boolean))")
-                values.append(wanted)
-            else:
-                kind = "text" if isinstance(wanted, str) else "number"
-                cast = "%s::text" if kind == "text" else "%s::numeric"
-                compared = f"{_POSTGRES_VALUE[kind]} {_COMPARISONS[each.operator]} {cast}"
-                name = "string" if kind == "text" else kind
-                alternatives.append(
-                    f"EXISTS (SELECT 1 FROM {items}"
-                    f" WHERE CASE jsonb_typeof(item) WHEN '{name}' THEN {compared} ELSE FALSE END)"
-                )
-                values.append(wanted if isinstance(wanted, str) else Decimal(repr(wanted)))
+                values += [each.key] * 5
+                continue
+            name, value, cast = _POSTGRES_VALUES[kind]
+            given = [Decimal(repr(one)) if kind == "number" else one for one in wanted]
+            is_list = each.operator == "in"
+            compared = f"= ANY(%s::{cast}[])" if is_list else f"{_COMPARISONS[each.operator]} %s::{cast}"
+            alternatives.append(
+                f"EXISTS (SELECT 1 FROM {items}"
+                f" WHERE CASE jsonb_typeof(item) WHEN '{name}' THEN {value} {compared} ELSE FALSE END)"
+            )
+            values += [*[each.key] * 3, given if is_list else given[0]]
         joined = " OR ".join(f"({each})" for each in alternatives) or "FALSE"
         sql += f" AND {'NOT ' if each.operator == 'ne' else ''}coalesce(({joined}), FALSE)"
     return sql, values

@@ -206,6 +206,20 @@ def test_a_filter_in_postgres_decides_as_the_plain_rule(
     assert bool(row[0]) is matches(json.loads(text), conditions)
 
 
+def test_the_largest_filter_is_a_small_statement_that_every_sqlite_runs_at_once() -> None:
+    where = {f"key{number}": {"in": [*range(100, 220), *"ab", True, None]} for number in range(30)}
+    metadata = metadata_json({f"key{number}": number for number in range(30)})
+    sql, values = sqlite_where(parse_where(where), "m")
+    db = sqlite3.connect(":memory:")
+    db.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)  # where an SQLite has the fewest
+    assert db.execute(f"SELECT count(*) FROM (SELECT ? AS m) WHERE TRUE{sql}", [metadata, *values]).fetchone()[0] == 0
+    db.close()
+    assert len(sql) < 40_000  # a connection keeps up to 256 such statements
+    sql, values = postgres_where(parse_where(where), "m")
+    assert len(sql) < 40_000
+    assert len(values) < 1_000
+
+
 @given(
     st.dictionaries(
         st.text(max_size=5), st.recursive(st.none() | st.text() | st.binary() | st.floats(), st.lists, max_leaves=4)

@@ -58,7 +58,8 @@ class Rag:
     ) -> Handle[dict[str, Any]]:
         """Store a version of a document, which replaces the former one once it is indexed, and return its job.
 
-        - `document_id`: any text of 1 to 1,024 characters. The version that the queue has stored last wins.
+        - `document_id`: any text of 1 to 1,024 characters, at most 2,000 bytes. The version that the queue has
+          stored last wins.
         - Exactly one of: `content`, a text or bytes, up to 64 MiB; `document`, what `client.documents.put` has
           returned; `path` or `url`, which the worker reads if rag.toml allows that for the tenant; `chunks`, cut by
           you, at most 50,000. A content above the setting `claim_check` (256 KiB) is stored beside the queue.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -16,11 +15,12 @@ import pydantic
 from ..errors import BadInput
 from ..job import Message
 from ..payload import Document
+from .store.filters import METADATA_BYTES_MAX, json_of
+from .store.texts import check_document_id
 from .types import Mode
 
 DOCUMENT_ID_CHARS_MAX: Final = 1_024
 CONTENT_BYTES_MAX: Final = 64 * 1024 * 1024
-METADATA_BYTES_MAX: Final = 64 * 1024  # as JSON
 METADATA_KEYS_MAX: Final = 256
 GIVEN_CHUNKS_MAX: Final = 50_000
 GIVEN_CHUNK_CHARS_MAX: Final = 16_384
@@ -29,14 +29,23 @@ QUERY_CHARS_MAX: Final = 8_192
 WHERE_BYTES_MAX: Final = 16 * 1024
 K_MAX: Final = 100
 
+
+def _check_id(document_id: str) -> str:
+    try:
+        return check_document_id(document_id)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
 Id = Annotated[str, pydantic.Field(min_length=1, max_length=DOCUMENT_ID_CHARS_MAX)]
+DocumentId = Annotated[Id, pydantic.AfterValidator(_check_id)]
 ShortText = Annotated[str, pydantic.Field(max_length=1_024)]
 Place = Annotated[str, pydantic.Field(min_length=1, max_length=8_192)]
 
 
 def _json_size(what: str, value: Any) -> int:
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json_of(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{what} cannot be written as JSON: {error}") from None
     return len(text.encode("utf-8", "surrogatepass"))
@@ -128,8 +137,8 @@ def _check_count(chunks: Any) -> Any:
 class RagDocument(_RagMessage, kind="rag.document"):
     """A document to ingest: exactly one of `content`, `document`, `path`, `url` and `chunks`.
 
-    - `document_id`: 1 to 1,024 characters, free. Each job of one id is a version of the document; the last one wins.
-      None: the header ``document_id``, else `path` or `url`, else the job's id.
+    - `document_id`: 1 to 1,024 characters and at most 2,000 bytes, free but for NULs. Each job of one id is a version
+      of the document; the last one wins. None: the header ``document_id``, else `path` or `url`, else the job's id.
     - `content`: a text, or bytes, up to 64 MiB. With ``encoding="base64"`` a text stands for bytes, for JSON.
     - `document`: what `client.documents.put` returns (a claim check).
     - `path`, `url`: read by the worker, only where rag.toml allows the tenant this root or host.
@@ -141,7 +150,7 @@ class RagDocument(_RagMessage, kind="rag.document"):
     The result is ``{document_id, state, version, chunks, problems, …}``, see docs/rag.md.
     """
 
-    document_id: Id | None = None
+    document_id: DocumentId | None = None
     content: str | bytes | None = None
     encoding: Literal["base64"] | None = None
     document: Document | None = None
@@ -182,7 +191,7 @@ class RagDocument(_RagMessage, kind="rag.document"):
 class RagDelete(_RagMessage, kind="rag.delete"):
     """Deletes a document: versions that were enqueued before this job are gone, later ones stay."""
 
-    document_id: Id
+    document_id: DocumentId
 
 
 class RagReindex(_RagMessage, kind="rag.reindex"):
@@ -194,7 +203,7 @@ class RagReindex(_RagMessage, kind="rag.reindex"):
       former vectors until all new ones are stored; where the embedder has changed, they are refused until then.
     """
 
-    document_id: Id | None = None
+    document_id: DocumentId | None = None
     all: bool = False
 
     @pydantic.model_validator(mode="after")

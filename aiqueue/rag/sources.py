@@ -16,6 +16,7 @@ from .config import RagConfig
 from .fetched import FetchLimits
 from .fetching import fetch_url, read_path
 from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
+from .store.texts import check_document_id
 from .types import Chunk, DocumentState
 
 HASH_OF = 1  # raised when chunks of the same content would come out otherwise
@@ -35,13 +36,14 @@ class Content:
 
 def document_id_of(data: Mapping[str, Any], job_headers: Mapping[str, str], job_id: str) -> str:
     """Return which document a job is about, given the fields of its message: the field, else the header
-    ``document_id``, else the path or URL, else the job's id. Raises BadInput for one that is too long.
+    ``document_id``, else the path or URL, else the job's id. Raises BadInput for one that is too long, or
+    that no store can keep.
     """
     found = data.get(DOCUMENT_ID) or headers.find(job_headers, DOCUMENT_ID) or data.get("path") or data.get("url")
     text = str(found or job_id)
     if len(text) > DOCUMENT_ID_CHARS_MAX:
         raise BadInput(f"document_id has {len(text):,} characters: at most {DOCUMENT_ID_CHARS_MAX:,} are allowed")
-    return text
+    return check_document_id(text)
 
 
 def id_headers(document_id: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from aiqueue.payload import parse_message
 from aiqueue.payload.messages import encode_message
 from aiqueue.rag import RagDelete, RagDocument, RagQuery, RagReindex, check_tenant
 from aiqueue.rag.sources import document_id_of
+from aiqueue.rag.store.filters import metadata_json
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
         (RagDocument, {"content": "x", "url": "http://x/"}, "not content and url"),
         (RagDocument, {"content": "x", "document_id": ""}, "document_id"),
         (RagDocument, {"content": "x", "document_id": "x" * 1_025}, "document_id"),
+        (RagDocument, {"content": "x", "document_id": "文" * 700}, "has 2,100 bytes"),
+        (RagDelete, {"document_id": "a\0b"}, "remove its NULs"),
         (RagDocument, {"content": b"x", "encoding": "base64"}, "encoding is given without a text"),
         (RagDocument, {"content": "x", "metadata": {"a": {"b": 1}}}, "a must be a text, a number"),
         (RagDocument, {"content": "x", "metadata": {"a": float("nan")}}, "cannot be written as JSON"),
@@ -64,6 +67,11 @@ def test_a_wrong_message_is_refused_in_one_line_that_names_the_field(kind: Any, 
         parse_message(kind, data)
     assert error in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_metadata_that_a_message_may_have_can_be_stored() -> None:
+    metadata = {f"key{at}": list(range(100, 170)) for at in range(220)}  # 62 KiB, and 78 with a blank after each comma
+    assert metadata_json(RagDocument(content="x", metadata=metadata).metadata)
 
 
 def test_what_is_no_base64_is_refused_and_what_is_stands_for_bytes() -> None:

@@ -26,7 +26,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _COMPARISONS: Mapping[Operator, str] = {"eq": "=", "ne": "=", "in": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 CONDITIONS_MAX = 32
 VALUES_MAX = 256
-METADATA_BYTES_MAX = 64 * 1024
+METADATA_BYTES_MAX = 64 * 1024  # as `json_of` writes it
 METADATA_DEPTH_MAX = 16
 
 
@@ -85,10 +85,15 @@ def _scalar(key: str, value: Any) -> Scalar:
     raise BadInput(f"where: {key}: a value must be a text, a finite number of 64 bits, true, false or null")
 
 
+def json_of(value: Any) -> str:
+    """Return a value as the JSON whose size counts. Raises TypeError, ValueError, RecursionError."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def metadata_json(metadata: Mapping[str, Any]) -> str:
     """Return the metadata as JSON. Raises BadInput if it is no JSON of at most 64 KiB and 16 levels."""
     try:
-        text = json.dumps(_cleaned(metadata, METADATA_DEPTH_MAX), ensure_ascii=False, allow_nan=False)
+        text = json_of(_cleaned(metadata, METADATA_DEPTH_MAX))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadInput(f"metadata cannot be stored as JSON: {error}") from None
     if len(text.encode()) > METADATA_BYTES_MAX:
@@ -175,7 +180,7 @@ def sqlite_where(conditions: Sequence[Condition], column: str = "metadata") -> t
                 continue
             types, compared, bound = _SQLITE_TYPES[kind], f"{_COMPARISONS[each.operator]} ?", wanted[0]
             if each.operator == "in":
-                compared, bound = "IN (SELECT value FROM json_each(?))", json.dumps(wanted, ensure_ascii=False)
+                compared, bound = "IN (SELECT value FROM json_each(?))", json_of(wanted)
             alternatives.append(  # a scalar is compared where it is: json_each takes three times as long
                 f"CASE coalesce(json_type({column}, ?), '') WHEN 'array' THEN EXISTS (SELECT 1 FROM"
                 f" json_each({column}, ?) WHERE type IN ({types}) AND value {compared}) ELSE json_type({column}, ?)"

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BYTES_MAX: Final = 256 * 1024 * 1024  # of the vectors of one tenant
+BYTES_MAX: Final = 256 * 1024 * 1024  # of one tenant's file
 OPEN_MAX: Final = 32  # files
 KEYS_AT_ONCE: Final = 500  # of one statement of SQL
 WAIT_S: Final = 10.0  # for another process that writes
@@ -35,8 +35,8 @@ _TABLES: Final = (
 class EmbeddingCache:
     """Vectors by the hash of their text and model, in SQLite, for any number of processes of one host.
 
-    A tenant's file has at most 256 MiB of vectors: beyond that the oldest tenth is dropped. It is a cache: what cannot
-    be read or written is logged, and missing then. One tenant's vectors are never another's.
+    A tenant's file has at most 256 MiB: beyond that the oldest tenth of the vectors is dropped. It is a cache: what
+    cannot be read or written is logged, and missing then. One tenant's vectors are never another's.
     """
 
     def __init__(self, directory: Path, *, bytes_max: int = BYTES_MAX) -> None:
@@ -98,13 +98,11 @@ class EmbeddingCache:
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 db.executemany("INSERT OR IGNORE INTO vectors (key, vector) VALUES (?, ?)", vectors.items())
-                count, longest = db.execute("SELECT count(*), coalesce(max(length(vector)), 1) FROM vectors").fetchone()
-                most = max(1, self._bytes_max // longest)
-                if count > most:
-                    db.execute(
-                        "DELETE FROM vectors WHERE number IN (SELECT number FROM vectors ORDER BY number LIMIT ?)",
-                        (count - most + most // 10,),
-                    )
+                while _used_bytes(db) > self._bytes_max:
+                    oldest, newest = db.execute("SELECT min(number), max(number) FROM vectors").fetchone()
+                    if oldest is None:
+                        break
+                    db.execute("DELETE FROM vectors WHERE number <= ?", (oldest + (newest - oldest) // 10,))
 
         await self._run(tenant, write)
 
@@ -127,17 +125,24 @@ class EmbeddingCache:
             try:
                 return work(self._open(tenant))
             except (sqlite3.Error, OSError) as error:
-                log.warning("the cache of embeddings of tenant %s is not used: %s", tenant, error)
+                is_damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+                    error, sqlite3.OperationalError
+                )
+                remedy = "remove it while no worker runs" if is_damaged else "check its disk and its owner"
+                path = self._path_of(tenant)
+                log.warning("the cache of embeddings of tenant %s is not used: %s: %s: %s", tenant, path, error, remedy)
                 return None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _path_of(self, tenant: str) -> Path:
+        return self._directory / f"{tenant.lower()}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}.sqlite"
 
     def _open(self, tenant: str) -> sqlite3.Connection:
         db = self._files.get(tenant)
         if db is None:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            name = f"{tenant.lower()}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}.sqlite"
-            db = sqlite3.connect(self._directory / name, timeout=WAIT_S, isolation_level=None)
+            db = sqlite3.connect(self._path_of(tenant), timeout=WAIT_S, isolation_level=None)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             for each in _TABLES:
@@ -160,3 +165,11 @@ def _select(db: sqlite3.Connection, statement: str, keys: Sequence[bytes]) -> li
         part = keys[first : first + KEYS_AT_ONCE]
         found += db.execute(f"{statement} IN ({', '.join('?' * len(part))})", part).fetchall()
     return found
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Return the size of a file without what is free in it. To add up the vectors would read all of them."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)

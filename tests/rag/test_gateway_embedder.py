@@ -147,14 +147,16 @@ def test_batches_have_at_most_256_texts_and_256_ki_characters_or_one_text() -> N
 
 
 async def test_the_cache_is_bounded_and_drops_the_oldest(tmp_path: Path) -> None:
-    cache = EmbeddingCache(tmp_path, bytes_max=1_000)
-    for number in range(100):
-        await cache.put("acme", {b"%03d" % number: bytes(100)})
-    keys = [b"%03d" % number for number in range(100)]
+    cache = EmbeddingCache(tmp_path, bytes_max=400_000)
+    for number in range(30):
+        await cache.put("acme", {b"%03d %03d" % (number, each): bytes(2_100) for each in range(30)})
+    keys = [b"%03d %03d" % (number, each) for number in range(30) for each in range(30)]
     known = await cache.get("acme", keys)
-    assert 9 <= len(known) <= 10
-    assert max(known) == b"099"
+    assert 60 <= len(known) <= 100
+    assert sorted(known) == keys[-len(known) :]
     await cache.close()
+    (file,) = tmp_path.glob("*.sqlite")
+    assert file.stat().st_size < 600_000
     await cache.close()
 
 
@@ -168,7 +170,8 @@ async def test_a_damaged_cache_is_logged_and_costs_only_a_call(tmp_path: Path, c
         extra.unlink()
     cache = EmbeddingCache(tmp_path)
     assert await cache.get("acme", [b"k"]) == {}
-    assert "cache of embeddings of tenant acme is not used" in caplog.text
+    assert f"the cache of embeddings of tenant acme is not used: {file}: file is not a database" in caplog.text
+    assert "remove it while no worker runs" in caplog.text
     await cache.close()
 
 

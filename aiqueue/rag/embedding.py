@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import importlib.util
 import os
 import re
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +19,9 @@ from ..errors import BadInput
 from .types import Vectors
 
 DIMENSIONS: Final = 256
+MODEL: Final = "l2_supercat"
+KNOWN_MARK: Final = "069a33a1"  # of wordllama 0.4.0, whose vectors have no mark in their name
+_TOKENIZER: Final = f"{MODEL}_tokenizer_config.json"
 WORDS_MAX: Final = 32_768  # whose tokens are remembered, about 6 MB; then all are forgotten
 WORD_CHARS_MAX: Final = 64  # of such a word
 # No token of the model spans the border between a character and a blank or line end after it: words are cut there.
@@ -41,7 +48,9 @@ class WordLlamaEmbedder:
 
     @property
     def name(self) -> str:
-        return f"wordllama-{self._dimensions}"
+        """Which vectors may be compared. Another model, in a later version of the package, has another name."""
+        mark = _mark_of(home) if (home := _home()) is not None else KNOWN_MARK
+        return f"wordllama-{self._dimensions}" + ("" if mark == KNOWN_MARK else f"-{mark}")
 
     @property
     def dimensions(self) -> int:
@@ -121,6 +130,22 @@ def _words(text: str) -> list[str]:
     return _WORDS.findall(f" {text.replace(_BLANK, ' ')}")
 
 
+def _home() -> Path | None:
+    """Return the directory of the package; None: it is missing."""
+    found = importlib.util.find_spec("wordllama")
+    return Path(found.origin).parent if found is not None and found.origin else None
+
+
+@cache
+def _mark_of(home: Path) -> str:
+    """Return a mark of the model's files: of their sizes and first MiB, for any change of a model shows there."""
+    told = hashlib.sha256()
+    for each in (home / "weights" / f"{MODEL}_{DIMENSIONS}.safetensors", home / "tokenizers" / _TOKENIZER):
+        with contextlib.suppress(OSError), each.open("rb") as file:
+            told.update(b"%d " % each.stat().st_size + file.read(1024**2))
+    return told.hexdigest()[:8]
+
+
 def _load(dimensions: int) -> Any:
     try:
         import wordllama  # noqa: PLC0415
@@ -129,4 +154,4 @@ def _load(dimensions: int) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would wait for each other at each few words
     home = Path(wordllama.__file__).parent
     trunc = None if dimensions == DIMENSIONS else dimensions
-    return wordllama.WordLlama.load(cache_dir=home, trunc_dim=trunc, disable_download=True)
+    return wordllama.WordLlama.load(MODEL, cache_dir=home, dim=DIMENSIONS, trunc_dim=trunc, disable_download=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,18 @@ async def test_wordllama_embeds_offline_what_no_tokenizer_takes_and_blank_texts_
     assert (small.name, embedder.name) == ("wordllama-64", "wordllama-256")
     await embedder.close()
     await small.close()
+
+
+def test_another_model_in_a_later_wordllama_has_another_name_so_that_its_vectors_are_never_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights" / "l2_supercat_256.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"other weights")
+    monkeypatch.setattr(embedding, "_home", lambda: tmp_path)
+    assert re.fullmatch(r"wordllama-256-[0-9a-f]{8}", WordLlamaEmbedder().name)
+    monkeypatch.setattr(embedding, "_home", lambda: None)  # not installed, as where questions are only sent
+    assert WordLlamaEmbedder().name == "wordllama-256"
 
 
 def test_wordllama_embeds_words_that_it_remembers_as_the_model_embeds_whole_texts(

@@ -28,6 +28,7 @@ INLINE_BYTES_MAX = 64 * 1024  # a larger document is read in a child in any case
 KEPT_BYTES_MAX = 256 * 1024**2  # a child that keeps more memory than this after a document is replaced
 START_S = 60.0
 END_S = 5.0
+_CLOSED = "the parse pool is closed: make another ParsePool"
 _NAME_CHARS_MAX = 1_000
 _PIECE = 256 * 1024  # in which a child's answer is read
 # As in `aiqueue work`, garbage collections are rarer from the first import on.
@@ -139,6 +140,8 @@ class ParsePool:
                 try:
                     return await self._read(child, form, content, source)
                 except _ParserDied as died:
+                    if self._closed:  # by `close`, and not by the document
+                        raise Unavailable(_CLOSED) from None
                     if was_fresh or died.is_certain:
                         raise ParseFailed(str(died)) from None
                 finally:
@@ -150,7 +153,7 @@ class ParsePool:
 
     async def _start(self) -> _ParserProcess:
         if self._closed:
-            raise Unavailable("the parse pool is closed")
+            raise Unavailable(_CLOSED)
         child = await _ParserProcess.start(self._limits, self._names)
         self._all.add(child)
         return child

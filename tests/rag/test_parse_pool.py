@@ -174,6 +174,17 @@ async def test_a_closed_pool_starts_no_child_and_close_is_safe_twice() -> None:
         await is_well(pool)
 
 
+async def test_a_document_is_not_to_blame_for_the_end_of_its_pool() -> None:
+    pool = ParsePool(size=1, limits=SMALL, parsers=[HOSTILE])
+    call = asyncio.create_task(pool.parse(b"sleep", name="a.hostile"))
+    while not pool.pids:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # now it is most likely read; before that the answer is the same
+    await pool.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await call
+
+
 async def test_a_parser_that_cannot_be_loaded_is_refused_at_once() -> None:
     with pytest.raises(LoadError, match=r"no\.such"):
         ParsePool(parsers=["no.such:parser"])

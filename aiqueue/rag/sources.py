@@ -74,7 +74,7 @@ async def opened(job: Job[Any], message: RagDocument, config: RagConfig, limits:
                 fetched.sha256,
                 message.name or fetched.name,
                 content_type,
-                message.path or fetched.source,
+                message.path or message.url or "",
             )
         return
     most = config.limits.document_bytes

@@ -10,7 +10,8 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +19,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
 from aiqueue.errors import SettingsError
+from aiqueue.rag import RagConfig, RagDocument, TenantConfig, sources
 from aiqueue.rag.addresses import refusal_of
 from aiqueue.rag.errors import FetchFailed, FetchRefused
 from aiqueue.rag.fetched import MEMORY_BYTES_MAX, FetchLimits
@@ -451,6 +453,15 @@ async def test_a_content_type_of_any_bytes_is_a_text_that_a_parser_can_be_sent()
     async with ParsePool(size=1) as pool:
         parsed = await pool.parse(found.content, name="page", content_type=found.content_type)
     assert parsed.sections[0].text == "text"
+
+
+async def test_a_document_by_url_keeps_the_url_that_was_given(site: Site) -> None:
+    """Where a redirect leads may hold a secret for a moment, as of cloud storage, and is another one each time."""
+    host = f"127.0.0.1:{site.port}"
+    config = RagConfig(tenants={"acme": TenantConfig(private_hosts=(host,))})
+    message = RagDocument(url=f"http://{host}/to?url=/page.html%3Fsignature=abc")
+    async with sources.opened(cast("Any", SimpleNamespace(tenant="acme")), message, config, FetchLimits()) as content:
+        assert (content.content, content.source) == (b"<p>hello", message.url)
 
 
 async def test_slow_servers_broken_answers_and_closed_ports_can_be_retried(site: Site) -> None:

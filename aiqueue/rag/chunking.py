@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from .errors import ParseFailed
+from .parsing.headings import SEPARATOR
 from .types import Chunk, ParsedDocument
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 CHUNK_CHARS: Final = 1_200
 CHUNK_CHARS_MIN: Final = 700  # a chunk is filled up to here before the splitter looks for a good place to end it
 CHUNKS_MAX: Final = 50_000
-HEADING_SEPARATOR: Final = " > "
 # The splitter's time grows with the square of a text: it gets slices, cut where the text has a break.
 _SLICE = 16 * 1024
 _SLICE_WITHOUT_LINES = 4 * 1024
@@ -91,6 +91,6 @@ def _last_blank(text: str, low: int, high: int) -> int:
 
 
 def _heading_path(title: str, heading: str) -> str:
-    if not title or heading == title or heading.startswith(title + HEADING_SEPARATOR):
+    if not title or heading == title or heading.startswith(title + SEPARATOR):
         return heading or title
-    return f"{title}{HEADING_SEPARATOR}{heading}" if heading else title
+    return f"{title}{SEPARATOR}{heading}" if heading else title

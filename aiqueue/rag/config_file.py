@@ -18,6 +18,7 @@ from .config import (
     StoreConfig,
     TenantConfig,
 )  # fmt: skip
+from .types import DIMENSIONS_MAX
 
 FILE: Final = "rag.toml"
 VARIABLE: Final = "AIQUEUE_RAG"
@@ -104,7 +105,7 @@ def _read_embedder(read: tables.TableReader) -> EmbedderConfig:
         raise tables.WrongKey("embedder.model", f"is missing: {_MODEL} of the kind embedding")
     if kind == "wordllama" and model is not None:
         raise tables.WrongKey("embedder.model", 'is only for kind = "gateway": wordllama has one model')
-    dimensions = read.count("dimensions", 65_536)
+    dimensions = read.count("dimensions", DIMENSIONS_MAX)
     if kind == "gateway" and dimensions is None:
         raise tables.WrongKey("embedder.dimensions", f"is missing: how many numbers a vector of {model} has, or fewer")
     if kind == "wordllama" and dimensions not in (None, 64, 128, 256):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from .parsing.headings import SEPARATOR
 from .types import Passage
 
 PROMPT_CHARS_MAX: Final = 24_000  # of all quoted passages together
@@ -34,7 +35,7 @@ def make_messages(question: str, passages: Sequence[Passage]) -> list[dict[str, 
         text = passage.text if len(passage.text) <= left else f"{passage.text[:left]}…"
         left = max(0, left - len(text))
         names = [each for each in (passage.title, passage.heading) if each]
-        title = " > ".join(names) or passage.document_id
+        title = SEPARATOR.join(names) or passage.document_id
         quoted.append(f'<passage number="{number}" title="{_attribute(title)}">\n{quote(text)}\n</passage>')
     asked = "\n".join(("<passages>", *quoted, "</passages>", "<question>", quote(question), "</question>"))
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": asked}]

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE, VARIABLE = "gateway.toml", "AIQUEUE_GATEWAY"
-MakeEmbedder = Callable[[Any, RagConfig], Embedder]  # of a client and the configuration
 TENANTS_KNOWN_MAX = 10_000
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,7 @@ else:
 Mode = Literal["hybrid", "keyword", "vector"]
 State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "cancelled", "deleted"]
 PutOutcome = Literal["new", "same", "old"]  # stored; known with this hash, only its version moved; a newer one is known
+DIMENSIONS_MAX: Final = 8_192  # of a vector
 Where = Mapping[str, Any]  # a filter by metadata, see `store.filters`
 
 

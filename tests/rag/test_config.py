@@ -64,6 +64,10 @@ def test_a_tenant_has_its_own_table_or_that_of_all_or_may_read_nothing(tmp_path:
         ('[store]\nkind = "oracle"', 'rag.toml: store.kind: must be "sqlite" or "pgvector", not "oracle"'),
         ('[embedder]\nkind = "gateway"', "rag.toml: embedder.model: is missing: a model of gateway.toml"),
         ('[embedder]\nmodel = "m"', "rag.toml: embedder.model: is only for kind"),
+        (
+            '[embedder]\nkind = "gateway"\nmodel = "m"\ndimensions = 8193',
+            "rag.toml: embedder.dimensions: must be a whole number from 1 to 8,192, not 8193",
+        ),
         ("[embedder]\ndimensions = 3", "rag.toml: embedder.dimensions: must be 64, 128 or 256 for wordllama, not 3"),
         ('[limits]\ndocument = "2TiB"', 'rag.toml: limits.document: must be a size up to 1.0 GiB, such as "64MiB"'),
         ('[limits]\nfetch_time = "-1s"', "rag.toml: limits.fetch_time: must be a duration up to"),

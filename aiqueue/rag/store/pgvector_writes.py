@@ -19,7 +19,6 @@ from .pgvector_connections import Cursor
 from .rows import ChunkRow, DocumentRow, HeaderRow
 from .settling import Known
 
-STAGED_KEPT_S = 2 * 24 * 3600.0
 F32 = "<f4"  # of staged vectors
 
 
@@ -301,7 +300,7 @@ async def stage(
     await cursor.execute(
         "DELETE FROM staged WHERE tenant = %s AND (document_id, version) IN (SELECT document_id, version FROM staged"
         " WHERE tenant = %s GROUP BY document_id, version HAVING max(at) < %s)",
-        (tenant.tenant, tenant.tenant, now - STAGED_KEPT_S),
+        (tenant.tenant, tenant.tenant, now - settling.STAGED_KEPT_S),
     )
 
 

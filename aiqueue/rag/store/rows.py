@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ..types import Chunk, DocumentHeader, IndexedChunks, IndexedDocument, Passage, Vectors
+from ..types import DIMENSIONS_MAX, Chunk, DocumentHeader, IndexedChunks, IndexedDocument, Passage, Vectors
 from .filters import metadata_json
 from .ranking import HEADING_SHARE
 from .texts import check_document_id, clean, index_heading, index_text
-
-DIMENSIONS_MAX = 8_192
 
 ChunkRow = tuple[int, int, int | None, str, str]  # number, start, page, heading, body
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from ..types import PutOutcome
 
+STAGED_KEPT_S = 2 * 24 * 3600.0  # batches of a version of which nothing more was staged
+
 
 @dataclass(frozen=True, slots=True)
 class Known:

@@ -17,7 +17,6 @@ from .rows import ChunkRow, DocumentRow, HeaderRow
 from .settling import Known
 from .sqlite_file import meta, set_meta
 
-STAGED_KEPT_S = 2 * 24 * 3600.0  # of a version of which nothing more was staged
 REMOVED_KEPT = 10_000  # entries for vector caches; one that has missed more loads all anew
 F16 = "<f2"
 
@@ -287,7 +286,7 @@ def stage(
     db.execute(
         "DELETE FROM staged WHERE (document_id, version) IN"
         " (SELECT document_id, version FROM staged GROUP BY document_id, version HAVING max(at) < ?)",
-        (now - STAGED_KEPT_S,),
+        (now - settling.STAGED_KEPT_S,),
     )
 
 

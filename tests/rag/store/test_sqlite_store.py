@@ -19,7 +19,7 @@ import pytest
 
 from aiqueue.errors import BadInput, ConfigMismatch, Corrupt, Unavailable
 from aiqueue.rag import StoreUnavailable
-from aiqueue.rag.store import SqliteStore, sqlite_file, sqlite_store, sqlite_writes, vector_cache
+from aiqueue.rag.store import SqliteStore, settling, sqlite_file, sqlite_store, sqlite_writes, vector_cache
 from aiqueue.rag.store.conformance.data import (
     DIMENSIONS,
     EMBEDDER,
@@ -235,7 +235,7 @@ async def test_batches_of_which_nothing_came_for_two_days_are_dropped(
     await store.stage("acme", "left", 1, "h", 0, content_of(["apple"]))
     await store.stage("acme", "alive", 1, "h", 0, content_of(["apple"]))
     with sqlite3.connect(sqlite_file.path_of(tmp_path, "acme")) as db:
-        db.execute("UPDATE staged SET at = at - ?", (sqlite_writes.STAGED_KEPT_S + 1,))
+        db.execute("UPDATE staged SET at = at - ?", (settling.STAGED_KEPT_S + 1,))
     db.close()
     await store.stage("acme", "alive", 1, "h", 1, content_of(["apple"], first=1))
     assert await store.staged("acme", "left", 1, "h") == set()

@@ -72,7 +72,7 @@ def search(
             by_keyword = _keyword(db, chosen, wanted, allowed)
         if mode != "keyword" and vector is not None and stored["chunks"]:
             flat = rows.question_vector(vector, stored["dimensions"])
-            snapshot = cache.snapshot()
+            snapshot = cache.snapshot(stored["last_removed"])
             if snapshot is None:
                 by_vector = best_on_disk(db, flat, wanted, allowed, stored["dimensions"])
             elif snapshot.embedder == (stored["embedder"], stored["dimensions"]):

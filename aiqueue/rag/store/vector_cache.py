@@ -165,12 +165,18 @@ class VectorCache:
                 self._db.close()
                 self._db = None
 
-    def snapshot(self) -> Snapshot | None:
-        """Return the vectors as they are now, or were at most 0.2 s ago. None: they are larger than the bound."""
+    def snapshot(self, last_removed: int = 0) -> Snapshot | None:
+        """Return the vectors as they are now, or were at most 0.2 s ago. None: they are larger than the bound.
+
+        `last_removed`: the last removal that the caller knows of, as `meta` says it. An older snapshot does not do: of
+        a document that was replaced, the caller no longer finds the former chunks, and the snapshot has no later ones.
+        """
         with self._lock:
             now = time.monotonic()
-            if self._snapshot is not None and not self._written and now - self._checked_at < REFRESH_S:
-                return self._snapshot
+            known = self._snapshot
+            is_recent = not self._written and now - self._checked_at < REFRESH_S
+            if known is not None and is_recent and known.last_removed >= last_removed:
+                return known
             self._written = False
             self._checked_at = now
             self._db = self._db or self._connect()
@@ -180,9 +186,9 @@ class VectorCache:
                 with reading(self._db):
                     present = self._refreshed(self._db, present)
                 self._data_version = version
+            self._snapshot = present  # before it is counted: then whoever needs its room can drop it
             if present is not None and not self._budget.take(self, present.size_bytes):
-                present = None
-            self._snapshot = present
+                self._snapshot = present = None
             return present
 
     def _refreshed(self, db: sqlite3.Connection, old: Snapshot | None) -> Snapshot | None:

@@ -419,3 +419,34 @@ def test_an_error_of_the_disk_says_what_to_do(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreUnavailable, match=f"open database file: {remedy}"), sqlite_file.translated(path):
         sqlite3.connect(tmp_path / "none" / "t.sqlite").execute("SELECT 1")
+
+
+async def test_a_document_that_another_process_replaces_is_found_by_its_vector_all_the_time(tmp_path: Path) -> None:
+    here, there = SqliteStore(tmp_path), SqliteStore(tmp_path)
+    for store in (here, there):
+        await store.open("acme", EMBEDDER, DIMENSIONS)
+    for version in range(1, 6):
+        await there.put("acme", [document_of("d", version, f"otter {version}")])
+        passages = await here.search("acme", "", vector_of("otter"), 5, mode="vector")
+        assert {each.version for each in passages} == {version}
+    await here.close()
+    await there.close()
+
+
+async def test_vectors_that_are_dropped_while_they_are_counted_are_gone(tmp_path: Path) -> None:
+    class Crowded(vector_cache.CacheBudget):
+        def take(self, cache: vector_cache.VectorCache, size_bytes: int) -> bool:
+            fits = super().take(cache, size_bytes)
+            self.release(cache)  # as another thread does that needs the room
+            cache.drop()
+            return fits
+
+    store = SqliteStore(tmp_path)
+    await store.open("acme", EMBEDDER, DIMENSIONS)
+    await store.put("acme", [document_of("d", 1, "otter")])
+    await store.close()
+    path = sqlite_file.path_of(tmp_path, "acme")
+    cache = vector_cache.VectorCache(lambda: sqlite_file.connect(path, "acme", writer=False), Crowded(10**9))
+    assert cache.snapshot() is not None
+    assert cache._snapshot is None
+    cache.close()

@@ -126,15 +126,17 @@ def find_directory_of(settings: Settings) -> Path:
 
 
 def open_store(config: RagConfig, settings: Settings) -> VectorStore:
-    """Return the store that rag.toml names. Raises BadInput for a missing package or connection string."""
+    """Return the store that rag.toml names. Raises BadInput for a missing package, connection string or
+    directory.
+    """
     from . import store  # noqa: PLC0415  (numpy and psycopg are loaded where they are needed)
 
     if config.store.kind == "sqlite":
         path = store_path(config, settings)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            why = f"{error.strerror}: let the user of the workers write it, or set store.path in rag.toml"
+            why = f"{error.strerror}: let the user of the workers write it, or set store.path of rag.toml"
             raise StoreUnavailable(f"{path}: {why}") from None
         return store.SqliteStore(path)
     dsn = os.environ.get(config.store.dsn_env, "")

@@ -26,14 +26,16 @@ WAL_BYTES_MAX = 32 * 1024 * 1024  # above it the log is written back and truncat
 # Row numbers of chunks are never used again, and those of one document are in a row. `removed` says which are gone, so
 # that a vector cache need not compare. `vectors` holds the mixed vectors as float16, apart from the texts: a scan of
 # the vectors reads nothing else. `fts` has no content of its own: what is removed is handed to it again.
-_TABLES = """
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+WORDS = "temp.words"  # each place of each word, by chunk
+_TABLES = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE documents (
     number INTEGER PRIMARY KEY, document_id TEXT NOT NULL UNIQUE, shown INTEGER NOT NULL, state TEXT NOT NULL,
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL, settled INTEGER NOT NULL DEFAULT 0,
     indexed INTEGER NOT NULL DEFAULT 0, content_hash TEXT NOT NULL DEFAULT '', title TEXT NOT NULL DEFAULT '',
-    source TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{}', problems TEXT NOT NULL DEFAULT '[]',
+    source TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{{}}', problems TEXT NOT NULL DEFAULT '[]',
     first_chunk INTEGER NOT NULL DEFAULT 0, chunks INTEGER NOT NULL DEFAULT 0, job_id TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE chunks (
@@ -48,7 +50,7 @@ CREATE TABLE staged (
     content_hash TEXT NOT NULL, chunks TEXT NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (document_id, version, batch)
 );
 CREATE VIRTUAL TABLE fts USING fts5 (
-    heading, body, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
+    heading, body, content = '', tokenize = '{TOKENIZER}'
 );
 INSERT INTO meta VALUES ('embedder', ''), ('dimensions', 0), ('generation', 1), ('last_chunk', 0), ('chunks', 0),
     ('last_removed', 0), ('removed_floor', 0), ('new_embedder', '')
@@ -77,6 +79,7 @@ def connect(path: Path, tenant: str, *, writer: bool) -> sqlite3.Connection:
                 db.execute("PRAGMA wal_autocheckpoint = 2000")
                 db.execute("PRAGMA busy_timeout = 0")  # `transaction` waits itself: SQLite's own waits grow to 100 ms
             else:
+                db.execute(f"CREATE VIRTUAL TABLE {WORDS} USING fts5vocab (main, fts, instance)")
                 db.execute("PRAGMA query_only = ON")
         except BaseException:
             db.close()

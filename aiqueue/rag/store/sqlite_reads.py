@@ -13,52 +13,16 @@ import numpy as np
 from ..types import Chunk, DocumentState, Mode, Passage, StoreStats
 from . import ranking, rows
 from .filters import Condition, sqlite_where
+from .keyword_search import KeywordSearch
 from .sqlite_file import check_embedder, meta, reading
-from .texts import select_terms
 from .vector_cache import Rows, VectorCache, best_on_disk
 
-TERMS_KNOWN_MAX = 16_384  # counting the terms of each question anew would take longer than its search
-
-_BM25 = f"bm25(fts, {ranking.HEADING_WEIGHT}, 1.0)"  # lower is better
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
     CASE indexed WHEN 1 THEN settled END, chunks, updated_at, job_id FROM documents"""
 
 
-class TermCounts:
-    """In how many chunks a term is, about: remembered until the number of chunks has changed by a fifth. A term in no
-    chunk is looked for each time.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[int, bool]] = {}  # False: in more
-        self._chunks = 0
-
-    def select(self, db: sqlite3.Connection, terms: Sequence[str], chunks: int) -> list[str]:
-        """Return the terms to search for, see `select_terms`."""
-        if not 0.8 * self._chunks <= chunks <= 1.25 * self._chunks or len(self._known) > TERMS_KNOWN_MAX:
-            self._known, self._chunks = {}, chunks
-        known = self._known
-
-        def count(term: str, limit: int) -> int:
-            found, is_all = known.get(term, (0, False))
-            if found < limit and not is_all:
-                found = db.execute(
-                    "SELECT count(*) FROM (SELECT rowid FROM fts WHERE fts MATCH ? LIMIT ?)", (_quoted(term), limit)
-                ).fetchone()[0]
-                if found:
-                    known[term] = found, found < limit
-            return min(found, limit)
-
-        return select_terms(terms, chunks, count)
-
-
-def _quoted(term: str) -> str:
-    """Return the term as an FTS5 string: a phrase, of which nothing is an operator."""
-    return '"' + term.replace('"', '""') + '"'
-
-
 def search(
-    db: sqlite3.Connection, cache: VectorCache, counts: TermCounts, tenant: str, opened: tuple[str, int] | None,
+    db: sqlite3.Connection, cache: VectorCache, keywords: KeywordSearch, tenant: str, opened: tuple[str, int] | None,
     terms: Sequence[str], vector: Any, k: int, conditions: Sequence[Condition], mode: Mode,
 ) -> list[Passage]:  # fmt: skip
     """Return the best passages by the ranking recipe. `terms` and `vector`: of the question; `opened`: see `open`."""
@@ -68,11 +32,12 @@ def search(
         allowed = _allowed(db, conditions) if conditions else None
         by_keyword: dict[int, float] = {}
         by_vector: dict[int, float] = {}
-        if mode != "vector" and (chosen := counts.select(db, terms, stored["chunks"])):
-            by_keyword = _keyword(db, chosen, wanted, allowed)
-        if mode != "keyword" and vector is not None and stored["chunks"]:
+        wants_vectors = mode != "keyword" and vector is not None and stored["chunks"] > 0
+        snapshot = cache.snapshot(stored["last_removed"]) if wants_vectors else None
+        if mode != "vector" and terms:
+            by_keyword = keywords.best(db, snapshot, terms, stored["chunks"], wanted, allowed)
+        if wants_vectors:
             flat = rows.question_vector(vector, stored["dimensions"])
-            snapshot = cache.snapshot(stored["last_removed"])
             if snapshot is None:
                 by_vector = best_on_disk(db, flat, wanted, allowed, stored["dimensions"])
             elif snapshot.embedder == (stored["embedder"], stored["dimensions"]):
@@ -86,22 +51,6 @@ def _allowed(db: sqlite3.Connection, conditions: Sequence[Condition]) -> Rows:
     where, values = sqlite_where(conditions)
     found = db.execute(f"SELECT number FROM documents WHERE indexed{where}", values).fetchall()
     return np.array([row[0] for row in found], np.int64)
-
-
-def _keyword(db: sqlite3.Connection, terms: Sequence[str], count: int, allowed: Rows | None) -> dict[int, float]:
-    expression = " OR ".join(map(_quoted, terms))
-    values: list[Any] = [expression]
-    among = ""
-    if allowed is not None:
-        among = " AND (SELECT document FROM chunks WHERE id = fts.rowid) IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps(allowed.tolist()))
-    # Not `ORDER BY rank`: for that FTS5 sorts all matches, with their positions, which takes half as long again.
-    sql = f"SELECT rowid, {_BM25} AS score FROM fts WHERE fts MATCH ?{among} ORDER BY score LIMIT ?"
-    # All in one row: for each row the thread would give the interpreter away, and wait for it among other readers.
-    found = db.execute(f"SELECT json_group_array(json_array(rowid, score)) FROM ({sql})", [*values, count]).fetchone()[
-        0
-    ]
-    return {row: -score for row, score in json.loads(found)}
 
 
 def _passages(db: sqlite3.Connection, ranked: Sequence[tuple[int, float]], k: int) -> list[Passage]:

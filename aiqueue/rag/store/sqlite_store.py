@@ -29,6 +29,7 @@ from ..types import (
 )
 from . import ranking, rows, sqlite_reads, sqlite_writes
 from .filters import parse_where
+from .keyword_search import Stems
 from .sqlite_file import check_embedder, create, path_of
 from .sqlite_tenant import TenantDatabase
 from .texts import check_document_id, clean, terms_of
@@ -54,6 +55,7 @@ class SqliteStore:
         self._root = Path(root).absolute()
         self._readers = ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 1)), thread_name_prefix="aiqueue-rag-read")
         self._budget = CacheBudget(cache_bytes)
+        self._stems = Stems()
         self._tenants: OrderedDict[str, TenantDatabase] = OrderedDict()
         self._embedders: dict[str, tuple[str, int]] = {}  # of the tenants that were opened
         self._closing: set[asyncio.Task[None]] = set()
@@ -144,7 +146,7 @@ class SqliteStore:
         terms = terms_of(text) if mode != "vector" else []
         return await database.read(
             lambda db: sqlite_reads.search(
-                db, database.cache, database.counts, tenant, database.opened, terms, vector, k, conditions, mode
+                db, database.cache, database.keywords, tenant, database.opened, terms, vector, k, conditions, mode
             )
         )
 
@@ -212,7 +214,7 @@ class SqliteStore:
     def _use(self, tenant: str, path: Path) -> TenantDatabase:
         database = self._tenants.get(tenant)
         if database is None:
-            database = self._tenants[tenant] = TenantDatabase(path, tenant, self._readers, self._budget)
+            database = self._tenants[tenant] = TenantDatabase(path, tenant, self._readers, self._budget, self._stems)
             database.opened = self._embedders.get(tenant)
         self._tenants.move_to_end(tenant)
         self._close_idle()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import EmbedderChanged
+from .keyword_search import KeywordSearch, Stems
 from .sqlite_file import check_embedder, connect, transaction, translated, truncate_log
-from .sqlite_reads import TermCounts
 from .sqlite_writes import open_embedder
 from .vector_cache import CacheBudget, VectorCache
 
@@ -23,13 +23,15 @@ T = TypeVar("T")
 class TenantDatabase:
     """Calls run in threads, so that a cancelled caller leaves no transaction half done. `opened`: by `open`."""
 
-    def __init__(self, path: Path, tenant: str, readers: ThreadPoolExecutor, budget: CacheBudget) -> None:
+    def __init__(
+        self, path: Path, tenant: str, readers: ThreadPoolExecutor, budget: CacheBudget, stems: Stems
+    ) -> None:  # fmt: skip
         self.path = path
         self.tenant = tenant
         self.opened: tuple[str, int] | None = None
         self.busy = 0  # calls that have not ended
         self._file = _file_at(path)
-        self.counts = TermCounts()
+        self.keywords = KeywordSearch(stems)
         self.cache = VectorCache(lambda: connect(path, tenant, writer=False), budget)
         self._readers = readers
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"aiqueue-rag-{tenant}")

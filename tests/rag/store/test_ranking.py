@@ -18,9 +18,9 @@ from aiqueue.errors import BadInput
 from aiqueue.rag.store import PgVectorStore, SqliteStore
 from aiqueue.rag.store.conformance.data import DIMENSIONS, EMBEDDER, document_of, new_tenant, vector_of
 from aiqueue.rag.store.filters import matches, metadata_json, parse_where, postgres_where, sqlite_where
+from aiqueue.rag.store.keyword_search import TermCounts
 from aiqueue.rag.store.ranking import fuse
 from aiqueue.rag.store.settling import Known, settle_put
-from aiqueue.rag.store.sqlite_reads import TermCounts
 from aiqueue.rag.store.texts import STOP_WORDS, clean, index_text, select_terms, terms_of
 from aiqueue.rag.types import VectorStore
 

@@ -194,13 +194,14 @@ class OutcomeWatch:
             del self._to_subscribe[subject]
         if not self.run and self._parking_id:
             return await self._read_outcome_of_delayed()
+        if (live := self._live_final()) is not None:
+            return True, live
         # the job is read before the journal: its final entry was written before the job went
         stored = await self._connection.get(*self._job) if self._job is not None else None
         if stored is not None:
             self._note_seen()
         self._enqueued_at = stored.time if stored is not None else self._enqueued_at
-        live = next((entry for entry in self._live_finals if self._counts(entry)), None)
-        final = live or await self._journal.final_entry(
+        final = self._live_final() or await self._journal.final_entry(
             self._subject, self.run, self._enqueued_at, later_runs=self._later_runs
         )
         if final is not None:
@@ -295,6 +296,10 @@ class OutcomeWatch:
         if self._enqueued_at or made_at is None or "ts" not in info:
             return self._enqueued_at
         return made_at + timestamp(info["ts"]) - time.time()
+
+    def _live_final(self) -> Entry | None:
+        """Return the awaited outcome, if the server has told of it."""
+        return next((entry for entry in self._live_finals if self._counts(entry)), None)
 
     def _counts(self, final: Entry) -> bool:
         """Whether a final entry is the awaited outcome."""

@@ -37,7 +37,7 @@ class _TextQueue:
 
 class EmbedBatcher:
     """Calls an embedder with what many callers want, questions before documents: up to 256 texts at a time, of 320 Ki
-    characters together.
+    characters together; or `texts_max` of the embedder, if it has that, and as much less of characters.
 
     One call is under way for each tenant, or for all tenants together if the embedder's `by_tenant` is False. Nobody
     waits for a batch to fill. A batch that fails for good is tried text group by text group, so that it fails only
@@ -48,6 +48,7 @@ class EmbedBatcher:
         self.embedder = embedder
         self.embedded = 0  # texts so far
         self._by_tenant: bool = getattr(embedder, "by_tenant", True)
+        self._texts_max: int = getattr(embedder, "texts_max", TEXTS_MAX)
         self._queues: dict[str, _TextQueue] = {}
         self._closed = False
 
@@ -91,7 +92,7 @@ class EmbedBatcher:
     async def _run(self, key: str, tenant: str, queue: _TextQueue) -> None:
         batch: list[_TextGroup] = []
         try:
-            while batch := _take(queue):
+            while batch := _take(queue, self._texts_max):
                 await self._embed(tenant, batch)
         finally:
             queue.task = None
@@ -131,13 +132,14 @@ def _checked(vectors: Vectors, count: int, name: str) -> Vectors:
     return vectors
 
 
-def _take(queue: _TextQueue) -> list[_TextGroup]:
-    """Take the next batch: questions first, without those whose callers are gone."""
+def _take(queue: _TextQueue, texts_max: int) -> list[_TextGroup]:
+    """Take the next batch: questions first, without those whose callers are gone. `texts_max`: of several groups."""
+    chars_max = CHARS_MAX * texts_max // TEXTS_MAX
     batch: list[_TextGroup] = []
     count = chars = 0
     for waiting in (queue.urgent, queue.other):
         while waiting and (
-            not batch or (count + len(waiting[0].texts) <= TEXTS_MAX and chars + waiting[0].chars <= CHARS_MAX)
+            not batch or (count + len(waiting[0].texts) <= texts_max and chars + waiting[0].chars <= chars_max)
         ):
             piece = waiting.popleft()
             if not piece.vectors.done():

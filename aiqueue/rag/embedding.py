@@ -38,6 +38,7 @@ class WordLlamaEmbedder:
     """
 
     by_tenant = False
+    texts_max = 64  # in a call: 10 ms, for which a question may wait; more would save nothing
 
     def __init__(self, dimensions: int = DIMENSIONS) -> None:
         if dimensions not in (64, 128, 256):

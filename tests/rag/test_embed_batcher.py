@@ -24,6 +24,7 @@ class Recording:
 
     by_tenant = False
     name, dimensions = "recording", 1
+    texts_max = TEXTS_MAX
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -80,6 +81,19 @@ async def test_a_call_is_bounded_by_its_characters_too_so_that_a_question_does_n
     assert [each for each in embedder.calls if whole in each] == [[whole]]
     numbers = [[float(text) for text in each] for each in (["1"], *long, [whole], ["9999"])]
     assert [each[:, 0].tolist() for each in found] == numbers
+    await batcher.close()
+
+
+async def test_an_embedder_may_have_smaller_calls_so_that_a_question_waits_less() -> None:
+    embedder = Recording()
+    embedder.texts_max = WordLlamaEmbedder.texts_max
+    batcher = EmbedBatcher(embedder)
+    first = await started(batcher, (["1"], False))
+    others = await started(batcher, *(([str(at)] * 3, False) for at in range(100)), ([f"{2:0>70000}"] * 2, False))
+    embedder.go.set()
+    await asyncio.gather(*first, *others)
+    assert max(map(len, embedder.calls)) in range(32, embedder.texts_max + 1)
+    assert max(sum(map(len, each)) for each in embedder.calls) <= CHARS_MAX * embedder.texts_max // TEXTS_MAX
     await batcher.close()
 
 

@@ -48,7 +48,7 @@ WILD = (
     SCALARS | st.fractions() | st.complex_numbers() | st.decimals() | st.times() | st.timedeltas() | st.datetimes()
     | st.sets(st.integers()) | st.frozensets(TEXT) | st.dictionaries(st.integers(), st.none())
     | st.dictionaries(st.tuples(st.integers(), TEXT), st.none()) | st.text() | st.integers(2**13_990, 2**14_010)
-    | st.lists(st.integers(2**63, 2**70)) | st.from_type(object)
+    | st.lists(st.integers(2**63, 2**70)) | st.deferred(lambda: st.from_type(object))
 )  # fmt: skip
 
 

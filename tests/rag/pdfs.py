@@ -67,8 +67,7 @@ def encrypted_pdf(password: bytes = b"secret") -> bytes:
 
 def bomb_pdf(size: int) -> bytes:
     """A PDF whose one page is `size` bytes of drawing commands when decompressed twice, and a few KB on disk."""
-    inner = zlib.compress(b"0 0 m 1 1 l S\n" * (size // 14), 9)
-    outer = zlib.compress(inner, 9)
+    outer = zlib.compress(_compress_repeated(b"0 0 m 1 1 l S\n" * 5_000, size // 70_000), 9)
     head = b"<< /Filter [/FlateDecode /FlateDecode] /Length %d >>" % len(outer)
     return assemble({
         1: b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -94,6 +93,13 @@ def assemble(objects: dict[int, bytes], trailer: bytes = b"") -> bytes:
         out += b"%010d 00000 n \n" % places[number] if number in places else b"0000000000 65535 f \n"
     out += b"trailer\n<< /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (size, trailer, start)
     return bytes(out)
+
+
+def _compress_repeated(data: bytes, times: int) -> bytes:
+    """`data` so many times, compressed: its compressed form so many times, which takes no time."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    block = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)  # each block can be read without those before
+    return b"\x78\xda" + block * times + packer.flush()  # readers of PDF do not miss the checksum
 
 
 def _rc4(key: bytes, data: bytes) -> bytes:

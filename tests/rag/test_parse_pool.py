@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from aiqueue.errors import LoadError, Unavailable
 from aiqueue.rag.chunking import chunk
@@ -27,6 +28,14 @@ SMALL = ParseLimits(memory_bytes=300 * 1024**2, cpu_s=1, timeout_s=10.0)
 
 @pytest.fixture
 async def pool() -> AsyncIterator[ParsePool]:
+    async with ParsePool(size=1, limits=SMALL, parsers=[HOSTILE]) as pool:
+        yield pool
+    assert pool.pids == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_pool() -> AsyncIterator[ParsePool]:
+    """A pool for tests that leave it well: each start of a child costs more than they do."""
     async with ParsePool(size=1, limits=SMALL, parsers=[HOSTILE]) as pool:
         yield pool
     assert pool.pids == []
@@ -70,6 +79,7 @@ async def test_a_small_file_is_parsed_without_a_child(pool: ParsePool, tmp_path:
     assert pool.pids == []
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
@@ -86,13 +96,13 @@ async def test_a_small_file_is_parsed_without_a_child(pool: ParsePool, tmp_path:
     ],
 )  # fmt: skip
 async def test_a_poisoned_document_fails_with_a_reason_and_the_next_one_is_read(
-    pool: ParsePool, content: bytes, name: str, reason: str
+    shared_pool: ParsePool, content: bytes, name: str, reason: str
 ) -> None:
-    assert await is_well(pool)
+    assert await is_well(shared_pool)
     with pytest.raises(ParseFailed, match=reason) as raised:
-        await pool.parse_to_chunks(content, name=name)
+        await shared_pool.parse_to_chunks(content, name=name)
     assert len(str(raised.value).splitlines()) == 1
-    assert await is_well(pool)
+    assert await is_well(shared_pool)
 
 
 async def test_a_document_that_takes_too_long_is_stopped() -> None:
@@ -103,8 +113,11 @@ async def test_a_document_that_takes_too_long_is_stopped() -> None:
         assert pool.pids == []
 
 
-async def test_text_before_tags_that_are_nested_too_deeply_is_read_and_the_rest_is_a_problem(pool: ParsePool) -> None:
-    parsed = await pool.parse(b"<html><body><p>before</p>" + b"<div>" * 200_000 + b"deep", name="x.html")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_text_before_tags_that_are_nested_too_deeply_is_read_and_the_rest_is_a_problem(
+    shared_pool: ParsePool,
+) -> None:
+    parsed = await shared_pool.parse(b"<html><body><p>before</p>" + b"<div>" * 200_000 + b"deep", name="x.html")
     assert [each.text for each in parsed.sections] == ["before"]
     assert parsed.problems == ["its tags are nested deeper than 2,048: what follows there is not read"]
 
@@ -129,14 +142,16 @@ async def test_others_are_parsed_while_one_child_dies() -> None:
         assert len(pool.pids) <= 2
 
 
-async def test_a_child_has_limits_of_memory_and_writes_no_core_file(pool: ParsePool) -> None:
-    assert (await pool.parse(b"limits", name="x.hostile")).sections[0].text == str([SMALL.memory_bytes, 0])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_child_has_limits_of_memory_and_writes_no_core_file(shared_pool: ParsePool) -> None:
+    assert (await shared_pool.parse(b"limits", name="x.hostile")).sections[0].text == str([SMALL.memory_bytes, 0])
 
 
-async def test_two_megabytes_in_one_word_and_a_million_blank_lines_are_read(pool: ParsePool) -> None:
-    word = await pool.parse_to_chunks(b"x" * 2_000_000, name="x.txt")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_two_megabytes_in_one_word_and_a_million_blank_lines_are_read(shared_pool: ParsePool) -> None:
+    word = await shared_pool.parse_to_chunks(b"x" * 2_000_000, name="x.txt")
     assert "".join(each.text for each in word.chunks) == "x" * 2_000_000
-    lines = await pool.parse_to_chunks(b"a" + b"\n" * 1_000_000 + b"b", name="x.txt")
+    lines = await shared_pool.parse_to_chunks(b"a" + b"\n" * 1_000_000 + b"b", name="x.txt")
     assert [(each.start, each.text) for each in lines.chunks] == [(0, "a"), (1_000_001, "b")]
 
 

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 if "aiqueue.rag.store.conformance" not in sys.modules:  # else another test has imported it: its asserts say less
@@ -27,6 +28,10 @@ def postgres() -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         server = pgserver.get_server(directory)
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:  # it is killed by no test
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off".encode())
+        connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(directory, ignore_errors=True)

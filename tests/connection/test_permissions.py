@@ -132,7 +132,7 @@ async def test_a_call_without_one_right_is_denied_at_once_by_its_subject(
         started_at = time.monotonic()
         with pytest.raises(AccessDenied) as caught:
             await call(less, job.id)
-        assert time.monotonic() - started_at < 4
+        assert time.monotonic() - started_at < 10
         assert f"this user may not {verb} to {subject.removesuffix('.>')}" in str(caught.value)
 
 
@@ -170,7 +170,7 @@ async def test_a_worker_without_one_right_ends_and_names_its_subject(
         with pytest.raises(AccessDenied) as caught:
             async with asyncio.timeout(20):
                 await run_worker(less, ran)
-        assert time.monotonic() - started_at < 8
+        assert time.monotonic() - started_at < 15
         assert f"this user may not {verb} to {subject.removesuffix('.>')}" in str(caught.value)
 
 
@@ -188,7 +188,7 @@ async def test_a_worker_that_may_not_hear_of_pauses_heeds_them_all_the_same(
         await asyncio.sleep(0.5)
         assert len(ran) == 1
         await every.resume("agent.tasks")
-        await eventually(lambda: len(ran) == 2, within=2)
+        await eventually(lambda: len(ran) == 2)
         running.cancel()
         await asyncio.wait([running])
 

@@ -63,7 +63,7 @@ async def test_a_delivery_that_cannot_be_opened_gives_its_place_in_flight_back(
     async with connecting(account, tmp_path, "in_flight = 1") as client, worker.running(client):
         await fill(client, 30)
         await eventually(lambda: bool(unopened))
-        await eventually(lambda: len({n for n, _ in seen}) == 30, within=5)
+        await eventually(lambda: len({n for n, _ in seen}) == 30)
 
 
 async def test_jobs_whose_consumer_is_deleted_while_they_run_free_their_places_in_the_turn_of_their_tenant(
@@ -79,7 +79,7 @@ async def test_jobs_whose_consumer_is_deleted_while_they_run_free_their_places_i
         await client.connection.api(f"CONSUMER.DELETE.LLM_CALLS.a-normal={subjects.hashed('m')}")
         await eventually(lambda: provider.open == 0)
         await fill(client, 4)
-        await eventually(lambda: len(provider.calls) == 6, within=5)
+        await eventually(lambda: len(provider.calls) == 6)
 
 
 async def test_a_key_that_was_paused_before_its_lane_was_found_goes_on_after_the_pause(
@@ -94,9 +94,9 @@ async def test_a_key_that_was_paused_before_its_lane_was_found_goes_on_after_the
             await client.pause(NAME, tenant="other")
             await fill(client, 3)
         async with calling(provider).running(client) as session:
-            await eventually(lambda: any(each.key.key for each in session.puller.lanes), within=5)
+            await eventually(lambda: any(each.key.key for each in session.puller.lanes))
             await client.resume(NAME, key="m")
-            await eventually(lambda: len(provider.calls) == 6, within=5)
+            await eventually(lambda: len(provider.calls) == 6)
 
 
 async def test_a_worker_that_knows_more_keys_than_it_keeps_still_heeds_the_pauses_of_its_lanes(
@@ -113,10 +113,10 @@ async def test_a_worker_that_knows_more_keys_than_it_keeps_still_heeds_the_pause
             await eventually(lambda: len(provider.calls) == n + 1)  # noqa: B023
         await client.pause(NAME, key="m0")
         first = next(each for each in session.puller.lanes if each.key.key == subjects.hashed("m0"))
-        await eventually(lambda: first.paused, within=5)
+        await eventually(lambda: first.paused)
         await fill(client, 1, model="m0")
         await client.resume(NAME, key="m0")
-        await eventually(lambda: len(provider.calls) == 6, within=5)
+        await eventually(lambda: len(provider.calls) == 6)
 
 
 async def test_idle_lanes_of_other_keys_take_no_place_of_a_tenant_with_few(account: Account, tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ async def test_idle_lanes_of_other_keys_take_no_place_of_a_tenant_with_few(accou
     ):
         for n in range(4):
             await fill(client, 1, model=f"m{n}")
-        await eventually(lambda: len(provider.calls) == 4, within=5)
+        await eventually(lambda: len(provider.calls) == 4)
         await asyncio.sleep(0.5)
         await fill(client, 20, model="busy")
-        await eventually(lambda: len(provider.calls) == 24, within=5)
+        await eventually(lambda: len(provider.calls) == 24)
 
 
 @pytest.mark.parametrize("was_limited", [True, False])
@@ -201,7 +201,7 @@ async def test_batches_of_credits_are_used_again_after_a_pause_that_has_ended_by
         await client.pause(NAME, key="m", duration="0.2s")
         await asyncio.sleep(0.3)
         begun.clear()
-        await eventually(is_begun, within=5)
+        await eventually(is_begun)
 
 
 async def test_a_suspect_that_waits_for_its_limit_where_no_child_can_try_it_is_not_convicted(
@@ -280,7 +280,7 @@ async def test_a_tenant_that_runs_as_many_jobs_as_it_may_keeps_no_credits_for_mo
     ):
         await fill(client, 20, takes_s=4)
         await eventually(lambda: provider.open == 2)
-        await eventually(lambda: is_used(client, 2), within=2)
+        await eventually(lambda: is_used(client, 2))
         for _ in range(15):  # longer than a credit is kept, and than the time between two looks for jobs
             await asyncio.sleep(0.1)
             assert await is_used(client, 2)

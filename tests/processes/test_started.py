@@ -39,7 +39,7 @@ async def started(name: str) -> None:
 
 
 async def gone(name: str) -> None:
-    await eventually(lambda: not processes(name), within=1)
+    await eventually(lambda: not processes(name))
 
 
 @pytest.mark.parametrize("handler", [starters.start_sync, starters.start_async])
@@ -101,7 +101,7 @@ async def test_what_a_handler_has_started_in_the_childs_session_ends_with_a_chil
         handle = await client.enqueue(Start(name=name, then="die"), tenant="acme")
         with pytest.raises(JobFailed, match="worker process died: signal 6"):
             await handle.result(25)
-        await eventually(lambda: len(processes(name)) == LEFT_SESSION, within=1)
+        await eventually(lambda: len(processes(name)) == LEFT_SESSION)
 
 
 async def test_what_the_lifespan_has_started_outlives_a_cancelled_attempt_and_ends_with_its_worker(

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ from aiqueue.agent import Bounce, Mail, session
 from aiqueue.errors import BadInput, ConfigMismatch, DecodeError, MailBounced, ReplyTimeout, Unavailable
 from aiqueue.topology import provision
 
+from .. import forks
 from ..support import Cluster, NatsProcess, create_streams, eventually, whole_lines
 
 STREAM = "AI_AGENT_MESSAGE"
@@ -700,7 +700,7 @@ APP = """
     """
 
 
-COMMAND = [sys.executable, "-m", "aiqueue", "work", "app:agent", "--log-level", "warning"]
+COMMAND = ["aiqueue", "work", "app:agent", "--log-level", "warning"]
 
 
 def _environment(account: Any, directory: Path) -> dict[str, str]:
@@ -719,7 +719,7 @@ async def test_after_a_kill_9_the_agents_next_process_gets_the_rest_in_order(
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     log = tmp_path / "log"
     log.touch()
-    running = [subprocess.Popen(COMMAND, cwd=tmp_path, env=_environment(account, tmp_path)) for _ in range(2)]
+    running = [forks.start(*COMMAND, cwd=tmp_path, env=_environment(account, tmp_path)) for _ in range(2)]
     try:
         for n in range(600):
             await put(client, "bob", n, conversation=f"c{n % 3}")
@@ -764,7 +764,7 @@ async def test_a_mail_that_kills_its_processes_is_dead_lettered_and_no_other(
         return process.poll() is not None or await is_done()
 
     for _ in range(8):
-        process = subprocess.Popen(COMMAND, cwd=tmp_path, env=_environment(account, tmp_path))
+        process = forks.start(*COMMAND, cwd=tmp_path, env=_environment(account, tmp_path))
         try:
             await eventually(is_dead_or_done, within=120)
         finally:
@@ -890,9 +890,9 @@ GROUP = """
 
 async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, account: Any, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(GROUP))
-    command = [*COMMAND[:4], "app:agents", "--health-file", "health", "--concurrency", "3"]
+    command = ["aiqueue", "work", "app:agents", "--health-file", "health", "--concurrency", "3"]
     environment = _environment(account, tmp_path)
-    service = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    service = forks.start(*command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
     try:
         caller = aiqueue.Agent("caller", tenant="acme")
         async with caller.running(client):

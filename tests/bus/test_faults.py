@@ -7,8 +7,6 @@ import collections
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from aiqueue.cli.app import app
 from aiqueue.errors import ReplyTimeout, ResultTimeout, Unavailable
 from aiqueue.topology import provision
 
+from .. import forks
 from ..support import Account, NatsProcess, eventually, wait_until, whole_lines
 
 TASKS = 2_000
@@ -81,14 +80,12 @@ class Subscriber:
             "JOB_LOG": str(self._log), "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user,
             "AIQUEUE_PASSWORD": account.password, "AIQUEUE_STREAMS": str(directory / "streams"),
         }  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forks.Program | None = None
         self.killed: list[int] = []
 
     def start(self) -> None:
         with (self._directory / "subscriber.err").open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "subscriber.py"], cwd=self._directory, env=self._environment, stderr=errors
-            )
+            self.process = forks.start("subscriber.py", cwd=self._directory, env=self._environment, stderr=errors)
 
     def kill(self) -> None:
         assert self.process is not None

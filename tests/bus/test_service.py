@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import aiqueue
 from aiqueue.bus import create_envelope, encode
 from aiqueue.topology import provision
 
+from .. import forks
 from ..support import ROOT, Account, NatsProcess
 
 JOBS = 500  # five times as many as run at once
@@ -40,14 +40,13 @@ class Service:
             "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
-        self.process: subprocess.Popen[str] | None = None
+        self.process: forks.Program | None = None
 
     def start(self, code: str) -> None:
         (self._directory / "subscriber.py").write_text(code)
-        self.process = subprocess.Popen(
-            [sys.executable, "subscriber.py"], cwd=self._directory, env=self._environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        self.process = forks.start(
+            "subscriber.py", cwd=self._directory, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
     def wait_until_ready(self) -> None:
         assert self.process is not None

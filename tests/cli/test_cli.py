@@ -27,6 +27,7 @@ import aiqueue
 from aiqueue.cli import main, output
 from aiqueue.cli.app import app
 
+from .. import forks
 from ..support import ROOT, Account, create_streams, wait_until, whole_lines
 
 WORKER = """
@@ -63,7 +64,7 @@ class Processes:
         self.place = place
         self.server = environment["AIQUEUE_URL"]
         self._environment = {**environment, "PYTHONPATH": str(ROOT)}
-        self._started: list[subprocess.Popen[str]] = []
+        self._started: list[forks.Program] = []
 
     def run(self, *arguments: str, text: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -78,27 +79,19 @@ class Processes:
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> forks.Program:
         """Its stdout is a file in the test's place, to be looked at with `said`."""
         name = self.place / f"out-{len(self._started)}"
         with name.open("w") as out, name.with_suffix(".err").open("w") as err:
-            process = subprocess.Popen(
-                self._command(arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                text=True,
-                cwd=self.place,
-                env=self._environment,
-            )
+            process = forks.start("aiqueue", *arguments, cwd=self.place, env=self._environment, stdout=out, stderr=err)
         self._started.append(process)
         return process
 
-    def said(self, process: subprocess.Popen[str]) -> str:
+    def said(self, process: forks.Program) -> str:
         name = self.place / f"out-{self._started.index(process)}"
         return "\n".join(whole_lines(name) + whole_lines(name.with_suffix(".err")))
 
-    def started(self, *arguments: str, says: str) -> subprocess.Popen[str]:
+    def started(self, *arguments: str, says: str) -> forks.Program:
         """A process that has said something."""
         process = self.start(*arguments)
         wait_until(lambda: says in self.said(process) or process.poll() is not None, within=30)
@@ -188,7 +181,7 @@ def processes(place: Path, environment: dict[str, str]) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def working(ready: Cli, processes: Processes) -> subprocess.Popen[str]:
+def working(ready: Cli, processes: Processes) -> forks.Program:
     """A worker at work, in a process of its own."""
     return processes.started("work", "app:worker", says="slots")
 
@@ -428,7 +421,7 @@ class TestEnqueue:
         shown = json.loads(ready("cancel", "doc-1", "--json").stdout)
         assert shown == {"job_id": "doc-1", "cancelled": False, "detail": "it has already ended"}
 
-    def test_a_running_job_is_stopped(self, ready: Cli, working: subprocess.Popen[str]) -> None:
+    def test_a_running_job_is_stopped(self, ready: Cli, working: forks.Program) -> None:
         ready("enqueue", "echo", '{"hold_s": 60}', "--tenant", "acme", "--unique", "doc-1")
         wait_until(lambda: "half" in ready("inspect", "doc-1").stdout, within=40)
         assert ready("cancel", "doc-1").stdout == "cancelled doc-1: it has started, and its worker is told to stop it\n"
@@ -557,7 +550,7 @@ class TestEnqueue:
 
 class TestWork:
     def test_says_where_it_works_and_drains_on_sigterm(
-        self, processes: Processes, ready: Cli, working: subprocess.Popen[str]
+        self, processes: Processes, ready: Cli, working: forks.Program
     ) -> None:
         ready("enqueue", "echo", '{"hold_s": 0.5}', "--tenant", "acme", "--unique", "doc-1")
         wait_until(lambda: "holding" in processes.said(working))
@@ -578,7 +571,7 @@ class TestWork:
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_second_signal_ends_it_at_once(
-        self, processes: Processes, ready: Cli, working: subprocess.Popen[str], number: signal.Signals, code: int
+        self, processes: Processes, ready: Cli, working: forks.Program, number: signal.Signals, code: int
     ) -> None:
         ready("enqueue", "echo", '{"hold_s": 50}', "--tenant", "acme")
         wait_until(lambda: "holding" in processes.said(working))

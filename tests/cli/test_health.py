@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import aiqueue
 from aiqueue.cli.app import app
 
+from .. import forks
 from ..support import ROOT, NatsProcess, create_streams, wait_until
 
 APP = """
@@ -54,7 +55,7 @@ class Place:
             **kept, "PYTHONPATH": str(ROOT), "AIQUEUE_URL": server.url, "AIQUEUE_USER": server.user,
             "AIQUEUE_PASSWORD": server.password,
         }  # fmt: skip
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[forks.Program] = []
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "aiqueue", *words]
@@ -78,9 +79,9 @@ class Place:
     def client(self) -> aiqueue.Client:
         return aiqueue.connect(self.server.url, user=self.server.user, password=self.server.password)
 
-    def work(self, *options: str, **more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aiqueue", "work", *options, "app:worker"]
-        made = subprocess.Popen(command, cwd=self.directory, env={**self.environment, **more})
+    def work(self, *options: str, **more: str) -> forks.Program:
+        command = ["aiqueue", "work", *options, "app:worker"]
+        made = forks.start(*command, cwd=self.directory, env={**self.environment, **more})
         self.workers.append(made)
         return made
 

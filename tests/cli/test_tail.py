@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from aiqueue import codec, headers
 from aiqueue.cli.app import app
 from aiqueue.journal import Journal
 
+from .. import forks
 from ..support import ROOT, Account, create_streams
 
-COMMAND = [sys.executable, "-m", "aiqueue", "tail"]
+TAIL = ("aiqueue", "tail")
 
 
 class Say(aiqueue.Message, kind="say"):
@@ -56,19 +56,18 @@ def cli(environment: dict[str, str]) -> Cli:
     return run
 
 
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., forks.Program]
 
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """`aiqueue tail …` as a process, its stdout a pipe; what still runs at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[forks.Program] = []
 
-    def start(*words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*COMMAND, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, cwd=tmp_path,
-        )  # fmt: skip
+    def start(*words: str) -> forks.Program:
+        process = forks.start(
+            *TAIL, *words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         started.append(process)
         return process
 
@@ -78,19 +77,19 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def line(process: subprocess.Popen[str]) -> str:
+def line(process: forks.Program) -> str:
     """The next line that it says; the time limit of the test bounds the wait."""
     assert process.stdout is not None
     return process.stdout.readline()
 
 
-def following(process: subprocess.Popen[str]) -> None:
+def following(process: forks.Program) -> None:
     """Return when it listens, which it says."""
     assert process.stderr is not None
     assert process.stderr.readline().startswith("following ")
 
 
-def interrupted(process: subprocess.Popen[str]) -> tuple[int, str]:
+def interrupted(process: forks.Program) -> tuple[int, str]:
     """How it takes Ctrl-C: its exit code, and what it has to say to it."""
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=40)

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 import aiqueue
 
+from .. import forks
 from ..support import Account
 
 APP = """
@@ -80,9 +80,9 @@ class Work:
 
     def __init__(self, directory: Path, environment: dict[str, str], *options: str) -> None:
         (directory / "app.py").write_text(textwrap.dedent(APP))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "aiqueue", "work", "app:worker", *options],
-            cwd=directory, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        self.process = forks.start(
+            *("aiqueue", "work", "app:worker", *options),
+            cwd=directory, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def wait_for(self, text: str) -> None:

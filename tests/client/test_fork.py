@@ -26,7 +26,7 @@ PARENT = """
             assert text in str(found), found
         else:
             raise AssertionError("no error")
-        assert time.monotonic() - started_at < 1, "at once"
+        assert time.monotonic() - started_at < 10, "at once, and not after the 20 s of the call"
 """
 
 SYNC = """
@@ -75,14 +75,14 @@ ASYNC = """
 
     async def in_child(client, job):
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 await client.enqueue(Task(), tenant="acme", timeout=20)
         except BadInput as error:
             assert "open a client in each process" in str(error), error
         else:
             raise AssertionError("no error")
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 await job.result(20)
         except Unavailable as error:
             assert "is not open" in str(error), error
@@ -96,16 +96,11 @@ ASYNC = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("program", [SYNC, ASYNC], ids=["sync", "async"])
 def test_in_a_forked_process_a_client_says_at_once_that_it_has_to_be_opened_there_and_the_parents_goes_on(
-    account: Any, program: str
+    shared: Any, program: str
 ) -> None:
     environment = {
-        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "AIQUEUE_URL": shared.url, "AIQUEUE_USER": shared.user, "AIQUEUE_PASSWORD": shared.password,
     }  # fmt: skip
-    applied = subprocess.run(
-        [sys.executable, "-m", "aiqueue", "apply"], env={**os.environ, **environment}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert applied.returncode == 0, applied.stderr
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(PARENT) + textwrap.dedent(program)],
         env={**os.environ, **environment}, capture_output=True, text=True, timeout=90, check=False,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,10 +13,12 @@ import aiqueue
 from aiqueue.gateway import GatewayRequest, GatewayWorker, UsageLedger, UsageRecord, UsageStore
 from aiqueue.gateway.standin import StandIn
 
+from .. import forks
 from ..support import ROOT, Account
 
 KEY = "sk-key-of-the-tests-7"
 KEY_VARIABLE = "GATEWAY_TEST_KEY"
+IMPORTS = ("tests.gateway.running", "aiqueue.gateway.http_provider")  # of workers
 PRICE = "{ input = 1, output = 2 }"  # micro-dollars a token
 FILE = """
 [[provider]]
@@ -101,11 +101,16 @@ async def shorten_leases(client: aiqueue.Client, ack_wait_s: float = 1.0) -> Non
 @contextmanager
 def child(
     account: Account, path: Path, log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[forks.Program]:
     """Run a gateway worker in a process of its own. It is killed at the end."""
-    command = [sys.executable, "-m", "tests.gateway.answering", account.url, account.user, account.password, str(path)]
+    arguments = [account.url, account.user, account.password, str(path)]
     env = {**os.environ, **(environment or {})}
-    with log.open("ab") as out, subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out) as process:
+    with (
+        log.open("ab") as out,
+        forks.start(
+            "tests.gateway.answering", *arguments, cwd=ROOT, env=env, stdout=out, stderr=out, imports=IMPORTS
+        ) as process,
+    ):
         try:
             yield process
         finally:

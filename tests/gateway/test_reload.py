@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from aiqueue.errors import BadInput, TopologyError
 from aiqueue.gateway import GatewayWorker
 from aiqueue.gateway.standin import Fault, StandIn
 
+from .. import forks
 from ..support import ROOT, Account, Eventually, children
 from .running import KEY, KEY_VARIABLE, ask, running
 
@@ -81,10 +80,10 @@ async def test_aiqueue_work_reads_the_file_again_on_sighup(
     log = config.with_suffix(".log")
     settings = {"AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password}
     env = {**os.environ, **settings, "AIQUEUE_GATEWAY": str(config)}
-    command = [sys.executable, "-m", "aiqueue", "work", "aiqueue.gateway:worker", "--processes", str(processes)]
+    command = ["aiqueue", "work", "aiqueue.gateway:worker", "--processes", str(processes)]
     with (
         log.open("wb") as out,
-        subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True) as process,
+        forks.start(*command, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True) as process,
     ):
         try:
             handle = await client.enqueue(ask(), tenant="acme")

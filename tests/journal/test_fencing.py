@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +41,7 @@ from aiqueue.worker import settlement, takeover
 from aiqueue.worker.replies import Replies
 from aiqueue.worker.settlement import Settlement
 
+from .. import forks
 from ..support import Cluster, NatsProcess, create_streams, eventually
 
 SUBJECT = "ai.agent.results.acme.j1"
@@ -213,16 +213,16 @@ APP = """
 
 
 @asynccontextmanager
-async def stopped_worker(directory: Path, account: Any) -> AsyncIterator[subprocess.Popen[str]]:
+async def stopped_worker(directory: Path, account: Any) -> AsyncIterator[forks.Program]:
     """A worker that was stopped (SIGSTOP) as soon as its handler had started."""
     (directory / "app.py").write_text(textwrap.dedent(APP))
     environment = {
         **os.environ, "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
         "AIQUEUE_STREAMS": str(directory / "streams"),
     }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aiqueue", "work", "app:worker"],
-        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    process = forks.start(
+        *("aiqueue", "work", "app:worker"),
+        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from aiqueue.errors import AboveLimit, BadInput, ConfigMismatch, NotFound, Unkno
 from aiqueue.limits import Limiter, RuleId
 from aiqueue.topology import provision
 
+from .. import forks
 from ..support import Account, Eventually, NatsProcess, Relay
 from .provider import NAME, Provider, call, limiters, load, rules, worst
 
@@ -349,21 +349,20 @@ asyncio.run(main(*sys.argv[1:]))
 @asynccontextmanager
 async def workers(account: Account, log: Path, table: str, latency_s: float) -> AsyncIterator[Callable[[], Any]]:
     """A function that starts a worker process. All are killed with the block."""
-    started: list[asyncio.subprocess.Process] = []
+    started: list[forks.Program] = []
+    (log.parent / "worker.py").write_text(WORKER)
 
-    async def start() -> asyncio.subprocess.Process:
+    def start() -> forks.Program:
         arguments = (account.url, account.user, account.password, str(log), table, str(latency_s))
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, *arguments)
-        started.append(process)
-        return process
+        started.append(forks.start("worker.py", *arguments, cwd=log.parent))
+        return started[-1]
 
     try:
         yield start
     finally:
         for each in started:
-            if each.returncode is None:
-                each.kill()
-            await each.wait()
+            each.kill()
+            each.wait()
 
 
 def read_log(log: Path) -> list[tuple[float, int, str]]:
@@ -377,12 +376,12 @@ async def test_processes_that_are_killed_leave_the_limit_whole(
 ) -> None:
     log = tmp_path / "calls"
     async with workers(account, log, table, 0.05) as start:
-        running = [await start() for _ in range(2)]
+        running = [start() for _ in range(2)]
         await eventually(lambda: len({pid for _, pid, _ in read_log(log)}) == 2)
         running[0].kill()
-        await running[0].wait()
+        running[0].wait()
         deaths = {running[0].pid: time.monotonic()}
-        another = await start()
+        another = start()
         await eventually(lambda: another.pid in {each for _, each, _ in read_log(log)})
         seen = len(read_log(log))
         await eventually(lambda: len(read_log(log)) > seen + 40)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +21,7 @@ from aiqueue.rag.embed_batcher import EmbedBatcher
 from aiqueue.rag.queries import Queries, register_queries
 from aiqueue.rag.store import SqliteStore
 
+from .. import forks
 from ..gateway.running import shorten_leases
 from ..support import ROOT, Account
 
@@ -120,10 +119,13 @@ async def answering(
 
 
 @contextmanager
-def answering_child(account: Account, root: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def answering_child(account: Account, root: Path, log: Path) -> Iterator[forks.Program]:
     """Run such a worker in a process of its own, whose answers are by the model "small". It is killed at the end."""
-    command = [sys.executable, "-m", "tests.rag.asking", account.url, account.user, account.password, str(root)]
-    with log.open("ab") as out, subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=out, stderr=out) as process:
+    arguments = [account.url, account.user, account.password, str(root)]
+    with (
+        log.open("ab") as out,
+        forks.start("tests.rag.asking", *arguments, cwd=ROOT, stdout=out, stderr=out) as process,
+    ):
         try:
             yield process
         finally:

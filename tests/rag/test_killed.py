@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,27 @@ from aiqueue.rag import RagDocument
 from aiqueue.rag.rag_worker import SUSPECT_AFTER
 from aiqueue.rag.store import SqliteStore
 
+from .. import forks
 from ..support import eventually
 
 HERE = Path(__file__).parent.parent.parent
 
 
-async def started(
-    account: Any, rag_file: Path, log: Path, *, short_leases: bool = False
-) -> asyncio.subprocess.Process:  # fmt: skip
-    environment = os.environ | {
+def environment_of(account: Any, rag_file: Path, log: Path) -> dict[str, str]:
+    return os.environ | {
         "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
         "EMBED_LOG": str(log), "RAG_FILE": str(rag_file), "PYTHONPATH": str(HERE),
     }  # fmt: skip
-    command = [sys.executable, "-m", "aiqueue", "work", "tests.rag.app:worker"]
-    if short_leases:
-        command = [sys.executable, "-m", "tests.rag.app", account.url, account.user, account.password]
+
+
+def started(account: Any, rag_file: Path, log: Path) -> forks.Program:
+    environment = environment_of(account, rag_file, log)
+    return forks.start("aiqueue", "work", "tests.rag.app:worker", env=environment, cwd=HERE, start_new_session=True)
+
+
+async def started_with_short_leases(account: Any, rag_file: Path, log: Path) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "tests.rag.app", account.url, account.user, account.password]
+    environment = environment_of(account, rag_file, log)
     return await asyncio.create_subprocess_exec(*command, env=environment, cwd=HERE, start_new_session=True)
 
 
@@ -44,15 +48,15 @@ async def test_a_killed_worker_costs_at_most_the_chunks_that_were_in_flight(
 ) -> None:
     log = tmp_path / "embedded.log"
     text = "\n\n".join(f"Paragraph {at} tells of w{at}x. " + "Otters swim in cold rivers. " * 28 for at in range(1_200))
-    first = await started(account, rag_file, log)
+    first = started(account, rag_file, log)
     second = None
     try:
         handle = await client.enqueue(RagDocument(document_id="large", content=text), tenant="acme")
         await eventually(lambda: embedded(log) > 200)
         os.killpg(first.pid, signal.SIGKILL)
-        await first.wait()
+        first.wait()
         before = embedded(log)
-        second = await started(account, rag_file, log)
+        second = started(account, rag_file, log)
         result = await handle.result(60)
         assert before < result["chunks"], "the worker was killed too late"
         assert result["chunks"] <= embedded(log) <= result["chunks"] + 256
@@ -64,9 +68,9 @@ async def test_a_killed_worker_costs_at_most_the_chunks_that_were_in_flight(
         await store.close()
     finally:
         for each in (first, second):
-            if each is not None and each.returncode is None:
+            if each is not None and each.poll() is None:
                 os.killpg(each.pid, signal.SIGKILL)
-                await each.wait()
+                each.wait()
 
 
 async def test_a_document_that_ends_its_worker_ends_as_many_as_make_a_suspect_and_convicts_none_in_flight_beside_it(
@@ -79,7 +83,7 @@ async def test_a_document_that_ends_its_worker_ends_as_many_as_make_a_suspect_an
         for each, text in texts.items()
     }
     deaths = 0
-    process = await started(account, rag_file, log, short_leases=True)
+    process = await started_with_short_leases(account, rag_file, log)
     deadly = asyncio.create_task(handles.pop("deadly").result(60))
     try:
         while not deadly.done():
@@ -87,7 +91,7 @@ async def test_a_document_that_ends_its_worker_ends_as_many_as_make_a_suspect_an
             await asyncio.wait({deadly, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 deaths += 1
-                process = await started(account, rag_file, log, short_leases=True)
+                process = await started_with_short_leases(account, rag_file, log)
         with pytest.raises(JobFailed, match="it ended the child process that it was tried in: exit code 9") as failed:
             await deadly
         assert [(await each.result(25))["state"] for each in handles.values()] == ["completed"] * 5

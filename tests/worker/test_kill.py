@@ -6,8 +6,6 @@ import collections
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import aiqueue
 from aiqueue.topology import provision
 
+from .. import forks
 from ..support import wait_until, whole_lines
 
 STREAM = """
@@ -71,19 +70,18 @@ class WorkerPool:
             "AIQUEUE_PASSWORD": account.password,
             "AIQUEUE_STREAMS": str(directory / "streams"),
         }
-        self.alive: list[subprocess.Popen[bytes]] = []
+        self.alive: list[forks.Program] = []
         self.killed: set[int] = set()
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> forks.Program:
         with (self.directory / "worker.err").open("ab") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "aiqueue", "work", "app:worker"],
-                cwd=self.directory, env=self._environment, stdout=errors, stderr=errors,
-            )  # fmt: skip
+            process = forks.start(
+                "aiqueue", "work", "app:worker", cwd=self.directory, env=self._environment, stdout=errors, stderr=errors
+            )
         self.alive.append(process)
         return process
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: forks.Program) -> None:
         process.kill()
         process.wait()
         self.alive.remove(process)
@@ -99,7 +97,7 @@ class WorkerPool:
             assert time.monotonic() < end, (self.directory / "worker.err").read_text()[-3_000:]
             time.sleep(0.02)
 
-    def works(self, process: subprocess.Popen[bytes]) -> bool:
+    def works(self, process: forks.Program) -> bool:
         """Whether it has said so, or is gone: before, a signal ends it in the middle of its imports."""
         said = (self.directory / "worker.err").read_text(errors="replace")
         return process.poll() is not None or re.search(rf"^worker \S+-{process.pid}: ", said, re.MULTILINE) is not None

@@ -8,7 +8,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -30,6 +29,8 @@ from aiqueue.rag.store.conformance.data import (
     vector_of,
 )
 from aiqueue.rag.types import DocumentHeader
+
+from ... import forks
 
 WRITER = """
 import asyncio, sys
@@ -63,9 +64,10 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-def start_writer(root: Path, first: int, step: int, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(root), str(first), str(step), str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_writer(root: Path, first: int, step: int, count: int) -> forks.Program:
+    (root / "writer.py").write_text(WRITER)
+    arguments = [str(root), str(first), str(step), str(count)]
+    return forks.start("writer.py", *arguments, cwd=root, stdout=subprocess.PIPE)
 
 
 def check_whole(path: Path) -> None:

@@ -168,7 +168,9 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
         head, files, *_ = socket.recv_fds(channel, _NUMBER.size, 4)
         if not head:
             _end_all(running)
-        request: dict[str, Any] = json.loads(channel.recv(_NUMBER.unpack(head)[0], socket.MSG_WAITALL))
+        (size,), body = _NUMBER.unpack(head), b""
+        while len(body) < size:  # a program that ends may interrupt it
+            body += channel.recv(size - len(body))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         pid = os.fork()
         if pid == 0:
@@ -179,7 +181,7 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
             for file in (*files, *running.values()):
                 os.close(file)
             channel.close()
-            return request
+            return dict(json.loads(body))
         running[pid] = files[3]
         os.write(files[3], _NUMBER.pack(pid))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])

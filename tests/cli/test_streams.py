@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import aiqueue
 from aiqueue.cli import output
 
+from .. import forks
 from ..support import ROOT, Account, create_streams
 
 WORKER = """
@@ -64,7 +65,8 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
         code.write(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 """
 
-Start = Callable[..., subprocess.Popen[str]]
+Started = subprocess.Popen[str] | forks.Program
+Start = Callable[..., Started]
 ForkEach = Callable[..., list[tuple[int, str]]]
 
 
@@ -90,17 +92,18 @@ def start(account: Account, tmp_path: Path) -> Iterator[Start]:
     """A function that starts a command on a server with all streams. Commands that still run at the end are killed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIQUEUE_", "NATS_"))}
     environment |= {f"AIQUEUE_{name.upper()}": getattr(account, name) for name in ("url", "user", "password")}
-    started: list[subprocess.Popen[str]] = []
+    environment["PYTHONPATH"] = str(ROOT)
+    started: list[Started] = []
     (tmp_path / "app.py").write_text(WORKER)
 
-    def start(*arguments: str, code: str = "", **options: Any) -> subprocess.Popen[str]:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        process = subprocess.Popen(
-            [sys.executable, *(["-c", code] if code else ["-m", "aiqueue"]), *arguments], text=True, cwd=tmp_path,
-            env=environment | {"PYTHONPATH": str(ROOT)}, **streams,
-        )  # fmt: skip
-        started.append(process)
-        return process
+    def start(*arguments: str, code: str = "", **options: Any) -> Started:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment, **options}
+        if code or options.keys() & {"stdin", "preexec_fn"}:
+            command = [sys.executable, *(["-c", code] if code else ["-m", "aiqueue"]), *arguments]
+            started.append(subprocess.Popen(command, text=True, **{"stdin": subprocess.DEVNULL, **options}))
+        else:
+            started.append(forks.start("aiqueue", *arguments, **options))
+        return started[-1]
 
     asyncio.run(prepare(account))
     yield start
@@ -123,7 +126,7 @@ def fork_each(start: Start, tmp_path: Path) -> ForkEach:
     return fork_each
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: Started) -> tuple[int, str, str]:
     """Return exit code, stdout and stderr of a process that ends by itself."""
     out, err = process.communicate(timeout=60)
     return process.returncode, out or "", err or ""

@@ -19,6 +19,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from .. import forks
+
 HERE = Path(__file__).resolve().parent
 ARCHIVE = HERE / "aiqueue-eb423bd.tar.xz"
 
@@ -62,6 +64,9 @@ def unpack(place: Path) -> Path:
     return place
 
 
+Started = subprocess.Popen[bytes] | forks.Program
+
+
 class Versions:
     """Programs of both versions, in one directory, on one account. `log`: what they have written."""
 
@@ -82,7 +87,7 @@ class Versions:
         self.streams = directory / "streams"
         self.log = directory / "jobs.log"
         self.log.touch()
-        self.alive: list[subprocess.Popen[bytes]] = []
+        self.alive: list[Started] = []
         self._directory = directory
         self._former = former
         self._environment = {
@@ -94,19 +99,20 @@ class Versions:
             "AIQUEUE_STREAMS": str(self.streams),
         }
 
-    def start(self, *command: str, former: bool) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, former: bool) -> Started:
         """Start `python COMMAND` with the code of one version."""
         here = str(self._former) if former else str(HERE.parent.parent)
         streams = str(self._former_streams) if former else str(self.streams)
+        env = {**self._environment, "PYTHONPATH": here, "AIQUEUE_STREAMS": streams}
         with (self._directory / "errors.log").open("ab") as errors:
-            process = subprocess.Popen(
-                [sys.executable, *command], cwd=self._directory, stdout=errors, stderr=errors,
-                env={**self._environment, "PYTHONPATH": here, "AIQUEUE_STREAMS": streams},
-            )  # fmt: skip
-        self.alive.append(process)
-        return process
+            options: dict[str, Any] = {"cwd": self._directory, "stdout": errors, "stderr": errors, "env": env}
+            if former:
+                self.alive.append(subprocess.Popen([sys.executable, *command], **options))
+            else:
+                self.alive.append(forks.start(*(word for word in command if word != "-m"), **options))
+        return self.alive[-1]
 
-    def start_worker(self, *, former: bool) -> subprocess.Popen[bytes]:
+    def start_worker(self, *, former: bool) -> Started:
         return self.start("-m", "aiqueue", "work", "app:worker", former=former)
 
     def run(self, *command: str, former: bool) -> None:
@@ -115,12 +121,12 @@ class Versions:
         assert process.wait(timeout=60) == 0, self.errors()
         self.alive.remove(process)
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: Started) -> None:
         process.kill()
         process.wait()
         self.alive.remove(process)
 
-    def works(self, process: subprocess.Popen[bytes]) -> bool:
+    def works(self, process: Started) -> bool:
         """Whether a worker has begun to work."""
         return f"works {process.pid}\n" in self.log.read_text()
 

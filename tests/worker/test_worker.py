@@ -521,6 +521,7 @@ async def test_a_drain_finishes_what_runs_and_returns_the_rest_to_the_queue(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiqueue.worker.session.prefetch", lambda concurrency, handler_s: 2)  # two wait in the worker
+    monkeypatch.setattr("aiqueue.worker.session.WAIT_HERE_MAX_S", 60.0)  # however busy the machine is
     entered: list[str] = []
     release = asyncio.Event()
     worker = aiqueue.Worker(concurrency=2)

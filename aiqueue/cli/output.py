@@ -84,8 +84,24 @@ def print_line(text: str = "", *, err: bool = False) -> None:
 
 def print_notice(text: str) -> None:
     """Write a line to stdout, for a command that goes on if stdout cannot be written: the line is then dropped."""
-    with contextlib.suppress(OutputFailed):
+    try:
         print_line(text)
+    except OutputFailed:
+        _drop_unwritten()
+
+
+def _drop_unwritten() -> None:
+    """Empty stdout's buffer: what is left there would fail the next line, and the command at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        fd = sys.stdout.fileno()
+        kept, null = os.dup(fd), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, fd)
+            sys.stdout.flush()
+        finally:
+            os.dup2(kept, fd)
+            os.close(kept)
+            os.close(null)
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:

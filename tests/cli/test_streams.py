@@ -90,7 +90,8 @@ async def store_some(account: Account) -> str:
 @pytest.fixture
 def start(account: Account, tmp_path: Path) -> Iterator[Start]:
     """A function that starts a command on a server with all streams. Commands that still run at the end are killed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIQUEUE_", "NATS_"))}
+    others = ("AIQUEUE_", "NATS_", "PYTHONUNBUFFERED")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {f"AIQUEUE_{name.upper()}": getattr(account, name) for name in ("url", "user", "password")}
     environment["PYTHONPATH"] = str(ROOT)
     started: list[Started] = []

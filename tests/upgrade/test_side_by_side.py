@@ -19,7 +19,7 @@ import aiqueue
 from aiqueue.topology import provision
 
 from ..support import eventually
-from .former import Versions
+from .former import Started, Versions
 
 STREAM = """
     [family]
@@ -165,9 +165,10 @@ async def nothing_left(client: aiqueue.Client, versions: Versions, within: float
     await eventually(empty, within=within)
 
 
-async def kill_and_replace(versions: Versions, every_s: float, kills: list[int]) -> None:
+async def kill_and_replace(
+    versions: Versions, workers: list[tuple[Started, bool]], every_s: float, kills: list[int]
+) -> None:
     """Kill one of the workers each `every_s`, and start another of its version."""
-    workers = [(versions.start_worker(former=former), former) for former in (True, False)]
     try:
         while True:
             await asyncio.sleep(every_s * random.uniform(0.8, 1.2))
@@ -188,7 +189,9 @@ async def run_side_by_side(
 ) -> None:
     """Have producers and workers of both versions share `jobs` jobs, a tenth with steps and a tenth with children."""
     kills: list[int] = []
-    killing = asyncio.create_task(kill_and_replace(versions, kill_every_s, kills))
+    workers = [(versions.start_worker(former=former), former) for former in (True, False)]
+    await eventually(lambda: all(versions.works(each) for each, _ in workers))
+    killing = asyncio.create_task(kill_and_replace(versions, workers, kill_every_s, kills))
     half = jobs // 2
     producer = versions.start("app.py", str(half), str(half), former=True)
     wanted: dict[aiqueue.Handle, Any] = {}

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from .. import attempt, codec, headers, secret_paths
+from .. import attempt, codec, headers
 from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limit, Limits, Outcome, RawJob, Refused, Returned, Threads
+from ..codec import secret_paths
 from ..errors import DecodeError
 from ..job import ANY_KIND, Message, RawMessage
 from ..lanes import Delivery

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import headers, secret_paths
+from .. import headers
+from ..codec import secret_paths
 from .decoding import DecodedJob
 from .handler import Handler
 from .outcome_types import Outcome, Raised, Refused

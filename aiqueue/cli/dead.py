@@ -138,7 +138,8 @@ def _print_headers(letter: DeadLetter) -> None:
 
 def _decode_payload(letter: DeadLetter) -> tuple[Any, str]:
     """Return the payload as plain data and "", or None and why it cannot be decoded."""
-    from .. import codec, headers, secret_paths  # noqa: PLC0415
+    from .. import codec, headers  # noqa: PLC0415
+    from ..codec import secret_paths  # noqa: PLC0415
 
     try:
         data = codec.decode(letter.body, letter.headers.get(headers.CONTENT_TYPE, ""))

@@ -117,7 +117,8 @@ def _format_deadline(deadline: float | None) -> str:
 
 
 def _decode_message(each: Unread) -> Any:
-    from .. import codec, headers, secret_paths  # noqa: PLC0415
+    from .. import codec, headers  # noqa: PLC0415
+    from ..codec import secret_paths  # noqa: PLC0415
 
     try:
         data = codec.decode(each.body, each.headers.get(headers.CONTENT_TYPE, ""))

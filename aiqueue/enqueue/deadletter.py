@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import codec, headers, secret_paths, subjects
+from .. import codec, headers, subjects
+from ..codec import secret_paths
 from ..connection import Connection, Stored
 from ..documents import Documents
 from ..errors import BadInput, EncodeError, NotFound, TooLarge

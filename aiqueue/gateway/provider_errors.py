@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from ..secret_paths import MASK
+from ..codec.secret_paths import MASK
 
 Kind = Literal[
     "rate_limited", "overloaded", "timeout", "server", "connection", "broken_stream", "refused", "context_length",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from .. import secret_paths, subjects
+from .. import subjects
+from ..codec import secret_paths
 from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
 from ..enqueue import DeadLetters, Filter, Parking

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import pydantic
 
-from .. import codec, headers, secret_paths, subjects
+from .. import codec, headers, subjects
+from ..codec import secret_paths
 from ..errors import BadInput
 from ..payload import R, TypedModel, may_contain_documents
 from ..units import Deadline, Duration, Time

@@ -7,7 +7,8 @@ import logging
 from collections import deque
 from typing import Any, Protocol
 
-from .. import codec, secret_paths
+from .. import codec
+from ..codec import secret_paths
 from ..errors import AccountFull, AIQueueError, DiskFull, Stale, TooLarge
 
 log = logging.getLogger(__name__)

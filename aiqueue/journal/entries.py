@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .. import codec, headers, secret_paths, subjects
+from .. import codec, headers, subjects
+from ..codec import secret_paths
 from ..connection import Received, Stored, timestamp
 from ..errors import DecodeError, JobCancelled, JobFailed
 from ..payload import Document, document_in

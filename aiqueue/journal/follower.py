@@ -17,7 +17,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .. import headers, secret_paths, subjects
+from .. import headers, subjects
+from ..codec import secret_paths
 from ..connection import Received, Subscription
 from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
 from ..payload import Document

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 import pydantic
 import pydantic_core
 
-from .. import codec, secret_paths
+from .. import codec
+from ..codec import secret_paths
 from ..errors import DecodeError, EncodeError
 
 MESSAGE_CHARS_MAX = 500

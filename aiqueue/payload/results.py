@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import pydantic
 from typing_extensions import TypeVar
 
-from .. import secret_paths
+from ..codec import secret_paths
 from ..errors import BadInput, ResultInvalid
 from .messages import first_problem
 

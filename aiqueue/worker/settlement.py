@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import attempt, headers, secret_paths, subjects
+from .. import attempt, headers, subjects
 from ..attempt import (
     AlreadyEnded,
     Cancelled,
@@ -31,6 +31,7 @@ from ..attempt import (
     Waiting,
     WrongLane,
 )  # fmt: skip
+from ..codec import secret_paths
 from ..connection import Connection, ack_frame
 from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable

@@ -18,8 +18,8 @@ import aiqueue
 from aiqueue import headers
 from aiqueue.agent import Mail
 from aiqueue.cli.app import app
+from aiqueue.codec.secret_paths import MASK, header_of_class, header_of_value, mask, paths_in, redact
 from aiqueue.errors import JobFailed
-from aiqueue.secret_paths import MASK, header_of_class, header_of_value, mask, paths_in, redact
 
 from ..processes.isolated_secrets import Guarded
 from ..processes.isolated_secrets import worker as guarding

@@ -23,8 +23,8 @@ import cbor2
 import pydantic
 import pydantic_core
 
+from ..errors import DecodeError, EncodeError
 from . import secret_paths
-from .errors import DecodeError, EncodeError
 
 CBOR = "application/cbor"
 JSON = "application/json"

@@ -13,10 +13,10 @@ INTERVAL_MIN_S = 1.0
 
 @dataclass(frozen=True)
 class Every(Recurrence, type="every"):
-    """Fires at `starting` and every `interval` before and after it: ``Every("90s")``.
+    """Fires at `starting` and every `interval` after it: ``Every("90s")``.
 
-    `interval`: from 1 second to 100 years, in whole milliseconds. `starting`: the anchor, the epoch by default, so that
-    all hosts agree and ``Every("1h")`` ticks on the hour in UTC. For a first tick give `start`.
+    `interval`: from 1 second to 100 years, in whole milliseconds. `starting`: the first tick, the epoch by default, so
+    that all hosts agree, and ``Every("1h")`` ticks on the hour in UTC.
     """
 
     interval: Duration
@@ -33,6 +33,8 @@ class Every(Recurrence, type="every"):
         self._put(interval=interval_ms / 1000, interval_ms=interval_ms, starting=anchor_ms / 1000, anchor_ms=anchor_ms)
 
     def _next_ms(self, after: int) -> int | None:
+        if after < self.anchor_ms:
+            return self.anchor_ms
         return after + self.interval_ms - (after - self.anchor_ms) % self.interval_ms
 
     def _words(self) -> str:

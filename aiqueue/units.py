@@ -4,9 +4,9 @@ formatted; numbers, flags, texts; the retry policy.
 
 from __future__ import annotations
 
-import math
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -66,35 +66,35 @@ def parse_duration(argument: str, value: Duration) -> float:
 def whole_number(argument: str, value: Any, low: int, high: int) -> int:
     """Return `value` if it is a whole number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadInput(f"{argument} must be a whole number from {low} to {high:,}, not {value!r}")
+        raise BadInput(f"{argument} must be a whole number from {low} to {high:,}, not {shown(value)}")
     return value
 
 
 def real_number(argument: str, value: Any, low: float, high: float) -> float:
     """Return `value` if it is a number from `low` to `high`, which NaN is not."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadInput(f"{argument} must be a number from {low:g} to {high:g}, not {value!r:.80}")
+        raise BadInput(f"{argument} must be a number from {low:g} to {high:g}, not {shown(value)}")
     return float(value)
 
 
 def flag(argument: str, value: Any) -> bool:
     """Return `value` if it is True or False."""
     if not isinstance(value, bool):
-        raise BadInput(f"{argument} must be True or False, not {value!r}")
+        raise BadInput(f"{argument} must be True or False, not {shown(value)}")
     return value
 
 
 def text(argument: str, value: Any) -> str:
     """Return `value` if it is a text."""
     if not isinstance(value, str):
-        raise BadInput(f"{argument} must be a text, not {value!r}")
+        raise BadInput(f"{argument} must be a text, not {shown(value)}")
     return value
 
 
 def texts(argument: str, values: Any) -> tuple[str, ...]:
     """Return the texts in an iterable. One text is none: its characters would be taken for the items."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise BadInput(f'{argument} must be a list of texts, such as ["a", "b"], not {values!r}')
+        raise BadInput(f'{argument} must be a list of texts, such as ["a", "b"], not {shown(values)}')
     return tuple(text(f"each of {argument}", each) for each in values)
 
 
@@ -109,8 +109,10 @@ def parse_time(argument: str, value: Time) -> float:
                 f"{argument}: {value.isoformat()} has no time zone: use datetime.now(UTC) or seconds since the epoch"
             )
         return value.timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadInput(f"{argument} must be a datetime with a time zone, or seconds since the epoch, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise BadInput(
+            f"{argument} must be a datetime with a time zone, or seconds since the epoch, not {shown(value)}"
+        )
     return float(value)
 
 
@@ -126,7 +128,7 @@ def parse_deadline(argument: str, value: Deadline, now: float) -> float:
 
 def size_bytes(value: str | int) -> int:
     """Return bytes for a number of bytes or for "512KiB", "1GiB", "10MB". Raises ValueError for anything else."""
-    problem = f'{value!r} is not a size such as 1048576, "512KiB" or "1GiB"'
+    problem = f'{shown(value)} is not a size such as 1048576, "512KiB" or "1GiB"'
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(problem)
     if isinstance(value, int):
@@ -135,6 +137,15 @@ def size_bytes(value: str | int) -> int:
     if not match or match[2] not in _SIZE:
         raise ValueError(problem)
     return int(Decimal(match[1]) * _SIZE[match[2]])
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it, at most 80 characters."""
+    try:
+        whole = repr(value)
+    except Exception:  # noqa: BLE001  (a number of more than 4,300 digits, or the value's own code)
+        return f"a value of type {type(value).__name__}"
+    return whole if len(whole) <= 80 else whole[:79] + "…"
 
 
 def short_duration(value_s: float) -> str:
@@ -164,7 +175,7 @@ def short_size(value: int) -> str:
 def _not_a_duration(value: object) -> str:
     if isinstance(value, datetime):
         return f'{value.isoformat()} is a time and not a duration, such as 30.0, timedelta(seconds=30) or "30s"'
-    return f'{value!r} is not a duration such as 1.5, "250ms", "30s" or "2m"'
+    return f'{shown(value)} is not a duration such as 1.5, "250ms", "30s" or "2m"'
 
 
 @dataclass(frozen=True)
@@ -192,13 +203,13 @@ class Backoff:
         whole_number("attempts", self.attempts, 1, 10_000)
         for name, value in (("factor", self.factor), ("jitter", self.jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise BadInput(f"{name} must be a number, not {value!r}")
+                raise BadInput(f"{name} must be a number, not {shown(value)}")
         if not 1 <= self.factor <= 100:
-            raise BadInput(f"factor must be from 1 to 100, not {self.factor!r}")
+            raise BadInput(f"factor must be from 1 to 100, not {shown(self.factor)}")
         if not 0 <= self.jitter <= 1:
-            raise BadInput(f"jitter must be from 0 to 1, not {self.jitter!r}")
+            raise BadInput(f"jitter must be from 0 to 1, not {shown(self.jitter)}")
         if self.cap_s > DELAY_MAX_S:
-            raise BadInput(f"cap must be at most 365 days, not {self.cap!r}")
+            raise BadInput(f"cap must be at most 365 days, not {shown(self.cap)}")
         if self.cap_s < self.first_s:
             raise BadInput(f"`cap` ({self.cap}) must not be below `first` ({self.first})")
 

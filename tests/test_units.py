@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,13 +12,18 @@ from hypothesis import strategies as st
 from aiqueue.errors import BadInput
 from aiqueue.units import (
     MAX_S,
+    flag,
     parse_deadline,
     parse_duration,
     parse_time,
+    real_number,
     seconds,
     short_duration,
     short_size,
     size_bytes,
+    text,
+    texts,
+    whole_number,
 )
 
 
@@ -33,7 +39,7 @@ def test_durations_are_read_as_people_write_them(given: str | float, expected: f
 @pytest.mark.parametrize(
     "given",
     ["", "5", "s", "-5s", "5 parsecs", "5s!", "1e9d", "1h,5m", "inf", "nan", -1, float("nan"), float("inf"), True, None,
-     [], b"5s", 10**400, "9" * 400 + "s", "1000000d"],
+     [], b"5s", 10**400, [10**5_000], "9" * 400 + "s", "1000000d"],
 )  # fmt: skip
 def test_anything_else_is_no_duration(given: object) -> None:
     with pytest.raises(ValueError, match="is not a duration such as"):
@@ -70,6 +76,17 @@ def test_a_time_without_a_zone_is_refused_and_says_what_to_pass() -> None:
     for wrong in (True, "tomorrow", None, float("nan"), timedelta(1)):
         with pytest.raises(BadInput, match="at must be a datetime with a time zone"):
             parse_time("at", wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [10**400, -(10**400), 10**5_000, [10**5_000]], ids=["400", "-400", "5000", "list"])
+def test_a_number_of_any_size_is_refused_in_one_short_line_that_names_the_argument(wrong: Any) -> None:
+    for parse in (
+        parse_time, parse_duration, flag, text, texts, lambda name, value: real_number(name, value, 0, 1),
+        lambda name, value: whole_number(name, value, 0, 1), lambda name, value: parse_deadline(name, value, 0.0),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=r"^(each of )?limit") as refused:
+            parse("limit", wrong)
+        assert len(str(refused.value)) < 200
 
 
 @given(st.text(max_size=20) | st.floats() | st.integers())

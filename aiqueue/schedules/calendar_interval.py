@@ -9,7 +9,7 @@ from datetime import date, datetime, time, tzinfo
 from typing import Any
 
 from ..errors import BadInput
-from ..units import whole_number
+from ..units import shown, whole_number
 from .recurrence import Recurrence
 from .wall_clock import find_zone, next_instant
 
@@ -51,8 +51,8 @@ class Calendar(Recurrence, type="calendar"):
         if sum(getattr(self, name) > 0 for name in _MOST) != 1:
             raise BadInput("Calendar needs exactly one of years, months, weeks and days, such as months=1")
         second, first = _parse_time_of_day(self.time), _parse_date(self.starting)
-        shown = f"{second // 3600:02}:{second // 60 % 60:02}" + (f":{second % 60:02}" if second % 60 else "")
-        self._put(time=shown, second=second, starting=first.isoformat(), first=first, zone=find_zone(self.tz))
+        text = f"{second // 3600:02}:{second // 60 % 60:02}" + (f":{second % 60:02}" if second % 60 else "")
+        self._put(time=text, second=second, starting=first.isoformat(), first=first, zone=find_zone(self.tz))
 
     def _next_ms(self, after: int) -> int | None:
         found = next_instant(self.zone, after // 1000 + 1, self._next_wall, real_clock=False)
@@ -90,7 +90,7 @@ def _parse_time_of_day(value: Any) -> int:
         value = value.isoformat()
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if not match:
-        raise BadInput(f'time must be a time of day such as "06:00" or "06:00:30", not {value!r:.80}')
+        raise BadInput(f'time must be a time of day such as "06:00" or "06:00:30", not {shown(value)}')
     hour, minute, second = match.groups()
     return int(hour) * 3600 + int(minute) * 60 + int(second or 0)
 
@@ -103,5 +103,5 @@ def _parse_date(value: Any) -> date:
     except ValueError:  # February 30
         found = None
     if found is None or found.year not in _YEARS:
-        raise BadInput(f'starting must be a date from 1970 to 2199, such as "2026-01-31", not {value!r:.80}')
+        raise BadInput(f'starting must be a date from 1970 to 2199, such as "2026-01-31", not {shown(value)}')
     return found

@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import BadInput
+from ..units import shown
 
 LINE_CHARS_MAX = 256
 MACROS = {
@@ -59,13 +60,15 @@ class CronFields(NamedTuple):
 def parse_line(line: Any) -> tuple[str, CronFields]:
     """Return a cron line with single spaces, and its fields. Raises BadInput."""
     if not isinstance(line, str):
-        raise BadInput(f'a cron line is a text such as "0 6 * * mon-fri", not {_shown(line)}')
+        raise BadInput(f'a cron line is a text such as "0 6 * * mon-fri", not {shown(line)}')
     if len(line) > LINE_CHARS_MAX:
         raise BadInput(f"a cron line has at most {LINE_CHARS_MAX} characters, not {len(line):,}: use more schedules")
     line = " ".join(line.split())
     parts = MACROS.get(line.lower(), line).split()
     if line.startswith("@") and line.lower() not in MACROS:
         _refuse_macro(line)
+    if parts and "TZ=" in parts[0].upper():
+        raise BadInput(f"cron line {shown(line)}: give the time zone as tz, and the fields alone as the line")
     if len(parts) not in (5, 6):
         _refuse_count(line, parts)
     fields = _FIELDS if len(parts) == 6 else _MINUTE_ON
@@ -76,7 +79,7 @@ def parse_line(line: Any) -> tuple[str, CronFields]:
     either = not parts[-3].startswith("*") and not parts[-1].startswith("*")
     if not either and days[0] > max(_DAYS_MAX[each - 1] for each in months):
         raise BadInput(
-            f"cron line {line!r} never fires: no month in its month field {parts[-2]!r} has a day {days[0]}; "
+            f"cron line {shown(line)} never fires: no month in its month field {shown(parts[-2])} has a day {days[0]}; "
             "for the last day of a month use Calendar"
         )
     return line, CronFields(seconds, minutes, hours, days, months, weekdays, either)
@@ -117,7 +120,7 @@ def _parse_value(line: str, field: Field, item: str, value: str) -> int:
         return field.names.index(value.lower()) + field.low
     if not value.isdigit():
         names = f"{field.names[0]} to {field.names[-1]}" if field.names else f"{field.low} to {field.high}"
-        _refuse(line, field, item, f"has {value!r}, which is not {names}")
+        _refuse(line, field, item, f"is not {names}" if value == item else f"has {shown(value)}, which is not {names}")
     if len(value) > 4 or not field.low <= int(value) <= field.high:
         _refuse(line, field, item, f"is not {field.low} to {field.high}")
     return int(value)
@@ -137,6 +140,8 @@ def _refuse_item(line: str, field: Field, item: str) -> NoReturn:
         _refuse(line, field, item, "has a #, which is not supported: fire on each such weekday and check the date")
     if "W" in item.upper() and _LAST_OR_NEAREST.fullmatch(item):
         _refuse(line, field, item, "has a W, which is not supported: use mon-fri, and check the date")
+    if _LAST_OR_NEAREST.fullmatch(item) and field.names is WEEKDAYS:
+        _refuse(line, field, item, "has an L, which is not supported: fire on each such weekday and check the date")
     if _LAST_OR_NEAREST.fullmatch(item):
         _refuse(line, field, item, 'has an L, which is not supported: use Calendar(months=1, starting="2026-01-31")')
     if "~" in item:
@@ -146,27 +151,21 @@ def _refuse_item(line: str, field: Field, item: str) -> NoReturn:
 
 def _refuse_macro(line: str) -> NoReturn:
     if line.lower().startswith("@every"):
-        raise BadInput(f'cron line {line!r}: for a fixed interval use Every, such as Every("90s")')
+        raise BadInput(f'cron line {shown(line)}: for a fixed interval use Every, such as Every("90s")')
     if line.lower() == "@reboot":
         raise BadInput("cron line '@reboot': a schedule knows no start of a host: enqueue the job at its start")
-    raise BadInput(f"cron line {line!r}: the names are {', '.join(sorted(MACROS))}")
+    raise BadInput(f"cron line {shown(line)}: the names are {', '.join(sorted(MACROS))}")
 
 
 def _refuse_count(line: str, parts: list[str]) -> NoReturn:
-    if parts and "TZ=" in parts[0].upper():
-        raise BadInput(f"cron line {line!r}: give the time zone as tz, and the fields alone as the line")
     if not parts:
         raise BadInput('the cron line is empty: write five fields, such as "0 6 * * mon-fri"')
     more = ": there is no field for years, use start and end" if len(parts) == 7 else ""
     raise BadInput(
-        f"cron line {line!r} has {len(parts)} field{'s' * (len(parts) > 1)}, not 5 (minute, hour, day of month, month, "
-        f"day of week) or 6 (second before them){more}"
+        f"cron line {shown(line)} has {len(parts)} field{'s' * (len(parts) > 1)}, not 5 (minute, hour, day of month, "
+        f"month, day of week) or 6 (second before them){more}"
     )
 
 
 def _refuse(line: str, field: Field, item: str, what: str) -> NoReturn:
-    raise BadInput(f"cron line {line!r}: {field.name} {item!r} {what}")
-
-
-def _shown(value: object) -> str:
-    return f"a {type(value).__name__}"
+    raise BadInput(f"cron line {shown(line)}: {field.name} {shown(item)} {what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import BadInput
-from ..units import Duration, Time, parse_duration, short_duration
+from ..units import Duration, Time, parse_duration, short_duration, shown
 from .recurrence import Recurrence, iso_time, parse_tick, to_ms
 
 INTERVAL_MIN_S = 1.0
@@ -28,7 +28,7 @@ class Every(Recurrence, type="every"):
         super().__post_init__()
         interval_s = parse_duration("interval", self.interval)
         if interval_s < INTERVAL_MIN_S:
-            raise BadInput(f"interval must be at least 1 second, not {self.interval!r}: use more schedules instead")
+            raise BadInput(f"interval must be at least 1 second, not {shown(self.interval)}: use several schedules")
         anchor_ms, interval_ms = parse_tick("starting", self.starting), to_ms(interval_s)
         self._put(interval=interval_ms / 1000, interval_ms=interval_ms, starting=anchor_ms / 1000, anchor_ms=anchor_ms)
 

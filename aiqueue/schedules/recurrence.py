@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from ..errors import BadInput
-from ..units import Duration, Time, parse_duration, parse_time, short_duration
+from ..units import Duration, Time, parse_duration, parse_time, short_duration, shown
 
 FORMAT = 1  # of the documents that this version writes; it reads all formats up to this one
 TICKS_END_MS = 7_258_118_400_000  # 2200-01-01: what the server stores ends in 2262, and a schedule has to end before
@@ -33,17 +33,22 @@ def floor_ms(at: float) -> int:
     return nearest - 1 if nearest / 1000 > at else nearest
 
 
+def _bounded(at: float) -> float:
+    """Return a finite time, which has the same ticks before and after it; the least one for NaN."""
+    return min(at, TICKS_END_MS / 1000) if at >= 0 else -0.001
+
+
 def iso_time(ms: int) -> str:
     """Format a time for people: "2026-10-25T01:00:00Z", with milliseconds where there are any."""
-    shown = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds" if ms % 1000 else "seconds")
-    return shown.replace("+00:00", "Z")
+    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds" if ms % 1000 else "seconds")
+    return text.replace("+00:00", "Z")
 
 
 def parse_tick(argument: str, value: Time) -> int:
     """Return a caller's time in whole milliseconds, rounded down. From 1970 to the end of 2199, else BadInput."""
     at = parse_time(argument, value)
     if not 0 <= at * 1000 < TICKS_END_MS:
-        raise BadInput(f"{argument} must be a time from 1970 to 2199, not {value!r:.80}")
+        raise BadInput(f"{argument} must be a time from 1970 to 2199, not {shown(value)}")
     return floor_ms(at)
 
 
@@ -54,7 +59,7 @@ class Recurrence(ABC):
     `start`, `end`: no tick is before or after them; both may be ticks themselves. None: no bound.
     `jitter`: by how much `jittered` moves a tick at most, up to one day. The ticks themselves stay where they are.
 
-    All raise BadInput for wrong arguments. No method waits, and none raises for any number that is passed as a time.
+    All raise BadInput for wrong arguments. `next_after` and `latest_before` take any numbers, also infinite ones.
     """
 
     type: ClassVar[str] = ""  # in documents
@@ -74,7 +79,7 @@ class Recurrence(ABC):
     def __post_init__(self) -> None:
         jitter_s = parse_duration("jitter", self.jitter)
         if jitter_s > JITTER_MAX_S:
-            raise BadInput(f"jitter must be at most one day, not {self.jitter!r}")
+            raise BadInput(f"jitter must be at most one day, not {shown(self.jitter)}")
         start_ms = 0 if self.start is None else parse_tick("start", self.start)
         end_ms = TICKS_END_MS - 1 if self.end is None else parse_tick("end", self.end)
         if end_ms < start_ms:
@@ -98,9 +103,7 @@ class Recurrence(ABC):
 
     def next_after(self, at: float) -> float | None:
         """Return the first tick after `at`, never `at` itself; None if there are no more."""
-        if not at * 1000 < self.end_ms:  # NaN too
-            return None
-        found = self._next_tick(floor_ms(max(at, -1.0)))
+        found = self._next_tick(floor_ms(_bounded(at)))
         return None if found is None else found / 1000
 
     def _next_tick(self, after: int) -> int | None:
@@ -110,7 +113,7 @@ class Recurrence(ABC):
 
     def latest_before(self, at: float, count: int = 1, *, since: float = 0.0) -> list[float]:
         """Return the newest ticks that are after `since` and not after `at`: at most `count` of them, oldest first."""
-        low, high = (floor_ms(min(max(each, -1.0), TICKS_END_MS / 1000)) for each in (since, at))
+        low, high = floor_ms(_bounded(since)), floor_ms(_bounded(at))
         low, high = max(low, self.start_ms - 1), min(high, self.end_ms)
         found: list[int] = []
         step = 1000
@@ -165,8 +168,7 @@ class Recurrence(ABC):
     def to_document(self) -> dict[str, Any]:
         """Return what is stored: a map of texts and numbers, from which `from_document` makes an equal value."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
-        shown = {each.name: given[each.name] for each in fields(self) if each.init and given[each.name] != each.default}
-        return {"format": FORMAT, "type": self.type, **shown}
+        return {"format": FORMAT, "type": self.type} | {k: v for k, v in given.items() if v is not None}
 
     @classmethod
     def from_document(cls, document: object) -> Recurrence:
@@ -175,13 +177,13 @@ class Recurrence(ABC):
         Raises BadInput: a newer version has written it, it is damaged, or this host lacks its time zone (UnknownZone).
         """
         if not isinstance(document, Mapping):
-            raise BadInput(f"a stored recurrence must be a map, not {document!r:.80}: add the schedule again")
+            raise BadInput(f"a stored recurrence must be a map, not {shown(document)}: add the schedule again")
         version, name = document.get("format"), document.get("type")
         if isinstance(version, int) and version > FORMAT:
             raise BadInput(f"the recurrence is stored in format {version:.0f}, by a newer aiqueue: update this one")
         kind = _TYPES.get(name) if isinstance(name, str) else None
         if kind is None or version != FORMAT or isinstance(version, bool):
-            raise BadInput(f"no recurrence has format {version!r:.20} and type {name!r:.40}: add the schedule again")
+            raise BadInput(f"no recurrence has format {shown(version)} and type {shown(name)}: add the schedule again")
         wanted = [each for each in fields(kind) if each.init]
         for each in wanted:
             if each.default is MISSING and each.name not in document:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache, partial
 from typing import Any
 
-from .cron_fields import WEEKDAYS, CronFields, parse_line
+from .cron_fields import WEEKDAYS, CronFields, has_date, parse_line
 from .cron_words import describe_fields
 from .recurrence import Recurrence
 from .wall_clock import find_zone, next_instant
@@ -92,12 +92,15 @@ def _next_day(day_fields: tuple[Any, ...], days: int) -> int:
 
 @lru_cache(1024)
 def _triggers(days: _Values, months: _Values, weekdays: _Values, either: bool) -> list[Any]:
-    """Return APScheduler's triggers for the midnights of matching days: two if a day matches by either field."""
+    """Return APScheduler's triggers for the midnights of matching days: two if a day matches by either field.
+
+    One that never fires is left out: APScheduler looks for its next date up to the year 9999.
+    """
     from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415  (only who has schedules pays for the import)
 
     by_date = {"day": _listed(days, 31)}
     by_weekday = {"day_of_week": ",".join(WEEKDAYS[each] for each in weekdays)} if len(weekdays) < 7 else {}
-    ways = [by_date, by_weekday] if either else [by_date | by_weekday]
+    ways = [by_weekday, *([by_date] if has_date(days, months) else [])] if either else [by_date | by_weekday]
     shared = {"month": _listed(months, 12), "hour": 0, "minute": 0, "second": 0, "timezone": UTC}
     return [CronTrigger(**{"day": "*"} | way | shared) for way in ways]
 

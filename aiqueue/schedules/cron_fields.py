@@ -77,12 +77,17 @@ def parse_line(line: Any) -> tuple[str, CronFields]:
     weekdays = tuple(sorted({each % 7 for each in weekdays}))
     # As cron: a field that begins with a star restricts nothing by itself, so both must match then
     either = not parts[-3].startswith("*") and not parts[-1].startswith("*")
-    if not either and days[0] > max(_DAYS_MAX[each - 1] for each in months):
+    if not either and not has_date(days, months):
         raise BadInput(
             f"cron line {shown(line)} never fires: no month in its month field {shown(parts[-2])} has a day {days[0]}; "
             "for the last day of a month use Calendar"
         )
     return line, CronFields(seconds, minutes, hours, days, months, weekdays, either)
+
+
+def has_date(days: tuple[int, ...], months: tuple[int, ...]) -> bool:
+    """Whether any year has one of these days in one of these months."""
+    return days[0] <= max(_DAYS_MAX[each - 1] for each in months)
 
 
 def _parse_field(line: str, field: Field, part: str) -> tuple[int, ...]:

@@ -180,7 +180,7 @@ class Recurrence(ABC):
             raise BadInput(f"a stored recurrence must be a map, not {shown(document)}: add the schedule again")
         version, name = document.get("format"), document.get("type")
         if isinstance(version, int) and version > FORMAT:
-            raise BadInput(f"the recurrence is stored in format {version:.0f}, by a newer aiqueue: update this one")
+            raise BadInput(f"the recurrence is stored in format {shown(version)}, by a newer aiqueue: update this one")
         kind = _TYPES.get(name) if isinstance(name, str) else None
         if kind is None or version != FORMAT or isinstance(version, bool):
             raise BadInput(f"no recurrence has format {shown(version)} and type {shown(name)}: add the schedule again")

@@ -221,6 +221,15 @@ def test_a_single_tick_in_the_past_is_accepted_and_has_no_next() -> None:
     assert once.describe() == "once at 2001-09-09T01:46:40.123Z"
 
 
+def test_a_tick_is_next_right_before_it_and_not_at_it() -> None:
+    for recurrence in (Cron("0 * * * *"), Every("1h"), Calendar(days=1, time="15:00"), Once(NOW)):
+        assert recurrence.next_after(math.nextafter(NOW, 0)) == NOW
+        assert recurrence.next_after(NOW - 0.0004) == NOW
+        assert recurrence.next_after(NOW) != NOW
+        assert recurrence.latest_before(NOW) == [NOW]
+        assert recurrence.latest_before(NOW - 0.0004, since=NOW - 60) == []
+
+
 def test_an_interval_counts_from_its_first_tick_and_does_not_drift() -> None:
     every = Every(1.1, starting=at("2026-11-30") + 0.001)
     assert every.next_after(0) == at("2026-11-30") + 0.001
@@ -236,6 +245,7 @@ def test_a_calendar_interval_counts_from_its_first_date() -> None:
     every_two_weeks = Calendar(weeks=2, starting=date(2026, 12, 8), time="06:30:15")
     assert ticks(every_two_weeks, NOW, NOW + 40 * 86_400) == [at("2026-12-08 06:30:15"), at("2026-12-22 06:30:15"),
                                                               at("2027-01-05 06:30:15")]  # fmt: skip
+    assert Calendar(months=5, starting="2026-12-31").next_after(NOW - 4e8) == at("2026-12-31")
     assert every_two_weeks.describe() == "every 2 weeks at 06:30:15, counted from 2026-12-08, UTC"
 
 

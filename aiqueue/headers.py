@@ -37,6 +37,9 @@ RESUMES: Final = "Aiq-Resumes"  # the run whose checkpoints the job goes on from
 PARENT: Final = "Aiq-Parent"  # the run that has enqueued this job: see subjects.ParentRun
 ROOT: Final = "Aiq-Root"  # family and id of the first of its ancestors
 DEPTH: Final = "Aiq-Depth"  # how many ancestors it has
+SCHEDULED_BY: Final = "Aiq-Schedule"  # the schedule that has enqueued this job
+SCHEDULED_FOR: Final = "Aiq-Scheduled-For"  # its tick, seconds since the epoch
+TICK: Final = (SCHEDULED_BY, SCHEDULED_FOR)  # a scheduled job keeps these in every stream, and its children have them
 LINEAGE: Final = (PARENT, ROOT, DEPTH)  # a child keeps these in every stream
 GATHER: Final = "Aiq-Gather"  # of a job that has waited for its children: the number of its last wait
 COUNT: Final = "Aiq-Count"  # how many ends of children a run has been told
@@ -68,7 +71,17 @@ KV_OPERATION: Final = "KV-Operation"
 ROLLUP: Final = "Nats-Rollup"
 TTL: Final = "Nats-TTL"
 
-NUMBERS: Final = (DEADLINE, DOCUMENT_SIZE, REPLAY, RUN, ENQUEUED, ATTEMPT, DUE, WAITED)  # of a job or mail
+NUMBERS: Final = (
+    DEADLINE,
+    DOCUMENT_SIZE,
+    REPLAY,
+    RUN,
+    ENQUEUED,
+    ATTEMPT,
+    DUE,
+    WAITED,
+    SCHEDULED_FOR,
+)  # of a job or mail
 _BY_LOWER: Final = {
     name.lower(): name
     for name in list(globals().values())

@@ -29,6 +29,7 @@ USAGE = "ai.gateway"  # records of model calls, budgets and totals: see `usage_f
 _NOT_IN_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 RUN_KEY = re.compile(r"[0-9]{1,20}-[0-9]{1,12}")
 PARKED = "ai.parked"
+TICKS = "ai.ticks"  # see `tick`
 OBJECTS = "OBJ_"  # prefix of the stream names of object stores (ADR-20)
 OnDuplicate = Literal["first", "raise", "rerun_failed", "rerun", "replace"]  # of a known id: see `Client.enqueue`
 BUCKET = "KV_"  # prefix of the stream names of key-value buckets (ADR-8)
@@ -227,6 +228,16 @@ def parse_parked(subject: str) -> ParkedSubject | None:
     if len(parts) != 9 or parts[:2] != ["ai", "parked"] or parts[2] not in ("at", "due"):
         return None
     return ParkedSubject(Lane(f"{parts[3]}.{parts[4]}", parts[5], parts[6]), parts[7], parts[8], parts[2] == "due")
+
+
+def tick(route: str, tenant: str, schedule: str, tick_ms: int | str | None = None) -> str:
+    """Return the subject of a schedule's tick that waits for its time or, without `tick_ms`, for a worker.
+
+    `route`: whose workers make its job, ``-`` for any. Tokens may be ``*``.
+    """
+    if tick_ms is None:
+        return f"{TICKS}.due.{route}.{tenant}.{schedule}"
+    return f"{TICKS}.at.{route}.{tenant}.{schedule}.{tick_ms}"
 
 
 def stranded(stream: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 
 from .. import headers, subjects
 from ..connection import Connection
-from ..errors import AIQueueError, Conflict, NotFound, QueueFull, Unavailable
-from ..lanes import RECREATE_AFTER_S, Delivery, LanePull, Puller, PullLimits
+from ..errors import AIQueueError, Conflict, NotFound, QueueFull
+from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
 from ..units import Backoff
@@ -24,11 +23,7 @@ CONSUMER = "forwarder"
 ACK_WAIT_S = 2.5  # after it, the unacknowledged due jobs of a dead forwarder go to another one
 ACK_PENDING_MAX = 2_000  # unacknowledged due jobs of all forwarders together
 HELD_MAX = 512  # unacknowledged due jobs of one forwarder
-STANDING_MAX = 16  # of HELD_MAX, due jobs that may arrive by the standing pull
 STORE_S = 1.0  # below ACK_WAIT_S, because after that another forwarder tries
-CHECK_EVERY_S = 1.0
-HEARTBEAT_S = 1.0  # of the standing pull: without it, due jobs would wait 12 s after the death of a leader
-FORBIDDEN_S = 60.0
 PAUSED_LANES_MAX = 10_000
 FULL_PAUSE_S = 0.2  # how long a full lane gets no due jobs
 AWAY_PAUSE_S = 0.5  # the same for a lane whose stream is missing or does not answer
@@ -36,7 +31,6 @@ REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a jo
 AWAY_WAIT_SHARE = 0.2  # of the time that a job is late: it waits no longer while its stream does not answer
 WARNED_MAX = 1_000
 _ACK = b"+ACK"
-_NAK = b"-NAK"
 
 
 class Forwarder:
@@ -53,105 +47,28 @@ class Forwarder:
         self._key_lanes = key_lanes
         self._stream = topology.parked_stream.name
         self._producer = Producer(connection, topology)  # its hints tell workers that a lane has jobs
-        self._wake = asyncio.Event()
-        self._puller = Puller(connection, deliver=self._on_due, gone=self._on_consumer_gone, changed=self._wake.set)
-        self._pull: LanePull | None = None
-        self._create_at = 0.0  # when the consumer is created or checked next, monotonic seconds
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each due job that is being forwarded
+        options = SharedConsumerOptions(
+            self._stream, CONSUMER, subjects.parked(is_due=True), ACK_WAIT_S, ACK_PENDING_MAX, HELD_MAX,
+            Lane("parked", "*", "due"),
+        )  # fmt: skip
+        self._consumer = SharedConsumer(connection, options, self._forward, self._on_refused)
         self._paused_until: dict[Lane, float] = {}  # lanes that took no job; monotonic seconds
         self._away: set[Lane] = set()  # of these, the lanes whose stream does not answer or is missing
         self._warned: set[str] = set()
-        self._engine: asyncio.Task[None] | None = None
-        self._stopped = False
 
     async def start(self) -> None:
         """Start forwarding. Raises Unavailable."""
-        if self._engine is None:
-            await self._puller.open()
-            self._engine = asyncio.create_task(self._pull_due_jobs())
+        await self._consumer.start()
 
     async def stop(self) -> None:
         """Stop pulling, and finish the due jobs in progress, which takes at most twice STORE_S.
 
         Safe twice and unstarted.
         """
-        self._stopped = True
-        self._puller.stop()
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.cancel()
-            await asyncio.wait([engine])
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._puller.close()
+        await self._consumer.stop()
 
-    async def _pull_due_jobs(self) -> None:
-        """Keep pulls open for free capacity. Runs whenever something changes, and at least every CHECK_EVERY_S."""
-        checked_at = 0.0
-        while True:
-            try:
-                now = time.monotonic()
-                if self._pull is None and now >= self._create_at:
-                    await self._create_consumer()
-                if now - checked_at >= CHECK_EVERY_S:
-                    checked_at = now
-                    self._puller.drop_lost_pulls()
-                self._puller.refill(HELD_MAX - len(self._tasks), STANDING_MAX)
-            except Exception:
-                log.exception("pulling due jobs failed; the next try is in %g s", CHECK_EVERY_S)
-            try:
-                async with asyncio.timeout(CHECK_EVERY_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-            self._wake.clear()
-
-    async def _create_consumer(self) -> None:
-        """Create the consumer over due jobs, which all workers share, and pull on it. An existing one is used."""
-        self._create_at = time.monotonic() + CHECK_EVERY_S
-        config = {
-            "durable_name": CONSUMER,
-            "filter_subject": subjects.parked(is_due=True),
-            "ack_policy": "explicit",
-            "ack_wait": round(ACK_WAIT_S * 1e9),
-            "max_ack_pending": ACK_PENDING_MAX,
-            "max_deliver": -1,  # without limit: a due job must reach its lane
-        }
-        request = {"stream_name": self._stream, "config": config}
-        try:
-            await self._connection.api(f"CONSUMER.CREATE.{self._stream}.{CONSUMER}", request)
-        except Unavailable as error:
-            log.debug("creating the forwarder's consumer: %s", error)
-            if "no such file" in str(error):  # its files are gone: until it is deleted, creating it fails every time
-                await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{CONSUMER}")
-        except AIQueueError as error:
-            self._warn_once("forwarder", f"delayed jobs do not reach their lanes: {error}")
-            if not isinstance(error, NotFound):
-                self._create_at += FORBIDDEN_S
-        else:
-            lane = Lane("parked", "*", "due")
-            limits = PullLimits(heartbeat_s=HEARTBEAT_S)
-            self._pull = LanePull(lane, self._stream, CONSUMER, ACK_WAIT_S, pending=1, limits=limits)
-            self._puller.add(self._pull)
-
-    def _on_consumer_gone(self, pull: LanePull) -> None:
-        """Recreate the consumer soon. The new one delivers all unacknowledged due jobs again."""
-        self._puller.remove(pull)
-        self._pull = None
-        self._create_at = time.monotonic() + RECREATE_AFTER_S
-        asyncio.get_running_loop().call_later(RECREATE_AFTER_S, self._wake.set)
-
-    def _on_due(self, delivery: Delivery) -> None:
-        """Start a task that forwards a due job; once stopped, return the job to the server."""
-        if self._stopped:
-            self._reply(delivery, _NAK)
-            return
-        task = asyncio.create_task(self._forward(delivery))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_forwarded)
-
-    def _on_forwarded(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._wake.set()
+    def _on_refused(self, error: AIQueueError) -> None:
+        self._warn_once("forwarder", f"delayed jobs do not reach their lanes: {error}")
 
     # -- one due job
 
@@ -178,7 +95,7 @@ class Forwarder:
             log.exception("forwarding the due job on %s failed", delivery.message.subject)
             self._nak(delivery)
         else:
-            self._reply(delivery, _ACK)
+            self._consumer.reply(delivery, _ACK)
 
     def _find_lane(self, lane: Lane, delivery: Delivery) -> tuple[Lane, str]:
         """Return the lane of a due job: that of its limited key, with the key's value, or the one it is parked for."""
@@ -262,17 +179,7 @@ class Forwarder:
     def _nak(self, delivery: Delivery) -> None:
         """Have the server deliver a due job again, later each time."""
         delay_s = _away_delay_s(delivery, delivery.delivery_count, self._connection.clock.now())
-        self._reply(delivery, b'-NAK {"delay": %d}' % round(delay_s * 1e9))
-
-    def _reply(self, delivery: Delivery, reply: bytes) -> None:
-        """Send an ack or nak. If the link is down, the server delivers the due job again after ACK_WAIT_S.
-
-        That is harmless: the job is stored once.
-        """
-        try:
-            self._connection.tell(delivery.reply, reply)
-        except AIQueueError as error:
-            log.debug("%s of a due job was not sent: %s", reply[:4].decode(), error)
+        self._consumer.reply(delivery, b'-NAK {"delay": %d}' % round(delay_s * 1e9))
 
     def _warn_once(self, about: str, problem: str) -> None:
         """Log a problem the first time that it occurs for `about` (a lane, or the forwarder itself)."""

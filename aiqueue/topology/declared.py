@@ -247,6 +247,14 @@ class Topology:
         return self._by_role("rag")
 
     @property
+    def ticks_stream(self) -> StreamSpec:
+        return self._by_role("ticks")
+
+    @property
+    def schedules_stream(self) -> StreamSpec:
+        return self._by_role("schedules")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -368,7 +376,9 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["subjects"] = [subjects.stranded(each) for each in work]
         case "parked":
             config["subjects"] = [subjects.parked(is_due=False), subjects.parked(is_due=True)]
-        case "presence":
+        case "ticks":
+            config["subjects"] = [subjects.tick("*", "*", "*", "*"), subjects.tick("*", "*", "*")]
+        case "presence" | "schedules":
             config["subjects"] = [subjects.bucket(config["name"])]
         case "limits":
             config["subjects"] = [subjects.bucket(config["name"])]

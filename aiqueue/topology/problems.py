@@ -20,11 +20,18 @@ from .streamfile import Role
 
 GUIDE = "docs/troubleshooting.md"
 SERVICE_CONSUMERS: Mapping[Role, str] = {"inbox": "router", "parked": "forwarder", "stranded": "sweeper"}
-ROLES_WITH_CONSUMERS: tuple[Role, ...] = ("work", "inbox", "parked", "stranded")  # each message is for one consumer
+TICKS_CONSUMERS = "ticks-"  # and the route: those whose workers make the jobs
+ROLES_WITH_CONSUMERS: tuple[Role, ...] = (
+    "work",
+    "inbox",
+    "parked",
+    "stranded",
+    "ticks",
+)  # each message is for one consumer
 
-_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "rag")  # the newest message of a subject
+_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "rag", "schedules")  # the newest message of a subject
 _KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *_NEWEST_ONLY)
-_ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", *_KEEPS_COPIES)
+_ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", "ticks", *_KEEPS_COPIES)
 
 
 class FatalSetting(NamedTuple):
@@ -47,7 +54,7 @@ FATAL_SETTINGS = (
     FatalSetting("allow_msg_counter", _ALL, "it stores only counters", "replace"),
     FatalSetting(
         "deny_delete",
-        ("work", "inbox", "parked", "dead", "documents"),
+        ("work", "inbox", "parked", "ticks", "dead", "documents"),
         "jobs in it cannot be cancelled, nor dead letters replayed or purged",
         "replace",
     ),
@@ -204,7 +211,7 @@ def _reader_problem(stream: str, reader: str, kind: str, account: str = "") -> P
 
 def _is_ours(role: Role, family: str, name: str, config: Mapping[str, Any]) -> bool:
     """Whether aiqueue has created a consumer, or a plain client that reads one inbox."""
-    if name == SERVICE_CONSUMERS.get(role):
+    if name == SERVICE_CONSUMERS.get(role) or (role == "ticks" and name.startswith(TICKS_CONSUMERS)):
         return True
     lane = subjects.parse_lane(config.get("filter_subject", ""))
     if lane is None or lane.family != family:

@@ -20,13 +20,13 @@ from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanosecond
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "rag",
+    "usage", "rag", "ticks", "schedules",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
-_RESERVED = ("dead", "parked")  # ai.dead.… and ai.parked.… are used by aiqueue itself
+_RESERVED = ("dead", "parked", "ticks")  # ai.dead.…, ai.parked.… and ai.ticks.… are used by aiqueue itself
 
 _WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0
 
@@ -139,24 +139,26 @@ _CONSUMER: dict[str, Check] = {
 
 _NEWEST: dict[str, Any] = {"retention": "limits", "discard": "new", "max_msgs_per_subject": 1, "allow_direct": True}
 _BUCKET: dict[str, Any] = _NEWEST | {"allow_rollup_hdrs": True, "allow_msg_ttl": True}
+# The server refuses schedules with discard = "new". So no limits: with "old" they would drop what was acknowledged.
+_WAITING: dict[str, Any] = {
+    "retention": "workqueue",
+    "discard": "old",
+    "max_msgs": -1,
+    "max_msgs_per_subject": -1,
+    "max_bytes": -1,
+    "max_age": 0,
+    "allow_direct": True,
+    "allow_msg_schedules": True,
+    "allow_msg_ttl": True,
+}
 # What a role requires: used if a key is missing, and any other value is refused.
 _FIXED: dict[Role, dict[str, Any]] = {
     "work": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "inbox": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "journal": {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True},
     "dead": {"retention": "limits", "allow_direct": True},
-    # The server refuses schedules with discard = "new". So no limits: with "old" they would drop acknowledged jobs.
-    "parked": {
-        "retention": "workqueue",
-        "discard": "old",
-        "max_msgs": -1,
-        "max_msgs_per_subject": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "allow_direct": True,
-        "allow_msg_schedules": True,
-        "allow_msg_ttl": True,
-    },
+    "parked": _WAITING,
+    "ticks": _WAITING,
     "stranded": {"retention": "workqueue", "allow_direct": True},
     "documents": {
         "retention": "limits",
@@ -170,6 +172,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "limits": _BUCKET,
     "usage": _NEWEST,
     "rag": _NEWEST,
+    "schedules": _BUCKET,
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -191,6 +194,8 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "limits": {},
     "usage": {},
     "rag": {},
+    "ticks": {"max_consumers": 1_000, "duplicate_window": 120 * 10**9},
+    "schedules": {},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -341,7 +346,7 @@ def _check_stream(
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")
-    if role in ("presence", "limits") and not stream["name"].startswith(subjects.BUCKET):
+    if role in ("presence", "limits", "schedules") and not stream["name"].startswith(subjects.BUCKET):
         refuse("name", f"must start with {subjects.BUCKET} for a {role} stream, which is a key-value bucket")
     if role == "limits" and "republish" in stream:
         refuse("republish", "is computed for a limits stream; remove it")

@@ -1,4 +1,6 @@
-"""Stores children of jobs: encoded by the handler's process, with ids that their parent makes."""
+"""Stores children of jobs, encoded by the handler's process, with ids that their parent makes. And jobs of schedules,
+which have such ids too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from ..topology import Topology
 from .key_lanes import KeyLanes, key_headers
 from .parking import Parking, resolve_due_at
 from .producer import AttachedJob, Producer, checked_headers
-from .refusals import retry_while_full
+from .refusals import OnFull, retry_while_full
 from .templates import JobTemplate
 
 TIMEOUT_S = 30.0  # for storing a child, also while its lane is full
@@ -51,13 +53,15 @@ class ChildJobs:
         return self._producer.lane_template(family, tenant, priority).lane
 
     async def store(
-        self, spec: ChildSpec, lane: subjects.Lane, job_id: str, inherited: Mapping[str, str]
-    ) -> StoredChild:
+        self, spec: ChildSpec, lane: subjects.Lane, job_id: str, inherited: Mapping[str, str], *,
+        on_full: OnFull = "wait", timeout_s: float = TIMEOUT_S,
+    ) -> StoredChild:  # fmt: skip
         """Store a child, once within the stream's duplicate window. `inherited`: the headers from its parent.
 
-        While its lane is full, try again until TIMEOUT_S is over. Raises QueueFull, TooLarge, Unavailable, NotFound.
+        While its lane is full, with `on_full` "wait" try again until `timeout_s` is over. Raises QueueFull, TooLarge,
+        Unavailable, NotFound.
         """
-        producer, end = self._producer, time.monotonic() + TIMEOUT_S
+        producer, end = self._producer, time.monotonic() + timeout_s
         if spec.delay_s is not None or spec.deadline_s is not None:
             await producer.clock.ensure(self._parking.stream)
         due_at = resolve_due_at(spec.delay_s, None, producer.clock)
@@ -75,7 +79,7 @@ class ChildJobs:
         try:
             if due_at is not None:
                 return await self._park(template, job_id, due_at, attached, end)
-            ack = await producer.store(template, attached.block, attached.body, "wait", end)
+            ack = await producer.store(template, attached.block, attached.body, on_full, end)
         except AIQueueError as error:
             await producer.release_unless_stored(attached, error)
             raise
@@ -129,4 +133,6 @@ def inherited_headers(
     fields = {headers.PARENT: str(parent), headers.ROOT: root, headers.DEPTH: str(depth)}
     if deadline is not None:
         fields[headers.DEADLINE] = str(round(deadline * 1000))
-    return fields
+    return fields | {
+        name: headers.ascii_line(parents_headers[name], 256) for name in headers.TICK if name in parents_headers
+    }

@@ -22,7 +22,7 @@ from .key_lanes import KeyLanes
 HISTORY_BYTES_MAX = 16_384
 _REPLAY_KEEPS = (
     headers.CONTENT_TYPE, headers.KIND, headers.JOB_ID, headers.UNIQUE, headers.SECRET, headers.HISTORY,
-    headers.LIMIT_KEY, headers.RESUMES, headers.FIRST_STORED, *headers.LINEAGE, *headers.DOCUMENTS,
+    headers.LIMIT_KEY, headers.RESUMES, headers.FIRST_STORED, *headers.LINEAGE, *headers.TICK, *headers.DOCUMENTS,
 )  # fmt: skip
 _LIMIT_KEY_MAX = 16_384  # characters of the header: no value is as long as that
 
@@ -291,7 +291,8 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     letter |= headers.carried_unique(job_headers)
     if headers.LIMIT_KEY in job_headers:
         letter[headers.LIMIT_KEY] = headers.ascii_line(job_headers[headers.LIMIT_KEY], _LIMIT_KEY_MAX)
-    letter |= {name: headers.ascii_line(job_headers[name], 256) for name in headers.LINEAGE if name in job_headers}
+    kept = (*headers.LINEAGE, *headers.TICK)
+    letter |= {name: headers.ascii_line(job_headers[name], 256) for name in kept if name in job_headers}
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren
+from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren, make_child_spec
 from .job import Job
 from .message import (
     ANY_KIND,
@@ -24,5 +24,5 @@ from .retry import Reject, Retry
 __all__ = [
     "ANY_KIND", "KIND", "AnyM", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M",
     "M_co", "Message", "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren", "check_message",
-    "check_model", "secret_headers", "untyped",
+    "check_model", "make_child_spec", "secret_headers", "untyped",
 ]  # fmt: skip

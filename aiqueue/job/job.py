@@ -97,6 +97,19 @@ class Job(Generic[M_co]):
         """
         return wire.first_stored(self.headers, *self._stored)
 
+    @property
+    def schedule(self) -> str | None:
+        """The id of the schedule that has enqueued this job, or the first of its ancestors; None for other jobs."""
+        return self.headers.get(wire.SCHEDULED_BY)
+
+    @property
+    def scheduled_for(self) -> float | None:
+        """The time for which its schedule has enqueued this job, in seconds since the epoch; None for other jobs.
+
+        Retries, parking and replays keep it, and children have that of their parent.
+        """
+        return wire.decimal(self.headers.get(wire.SCHEDULED_FOR, ""))
+
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} {self.tenant}/{self.priority} attempt {self.attempt}>"
 

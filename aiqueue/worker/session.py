@@ -16,7 +16,7 @@ from .. import headers, subjects
 from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
-from ..enqueue import Forwarder, Parents
+from ..enqueue import Parents
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
@@ -32,6 +32,7 @@ from .rights import Rights
 from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
+from .timed import TimedWork
 from .unknown_kinds import UnknownKinds
 from .waiting import WaitingDeliveries
 from .watchdog import Watchdog
@@ -93,7 +94,7 @@ class Session:
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
         )  # fmt: skip
-        self._forwarder = Forwarder(connection, client.topology, client.key_lanes)
+        self._timed = TimedWork(client)
         self.stalled_watch = StalledLaneWatch(
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
         )
@@ -226,7 +227,7 @@ class Session:
             self.leases.start()
             await self.discovery.start()
             await client.connection.confirm_subscriptions(NEEDED)
-            await self._forwarder.start()
+            await self._timed.start()
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
                 client.connection,
@@ -296,7 +297,7 @@ class Session:
             await self._sweeper.stop()
         await self._pausing.stop()
         await self.discovery.stop()
-        await self._forwarder.stop()
+        await self._timed.stop()
         await self.puller.close()
         await self._returns.wait()
         if self._keys is not None:

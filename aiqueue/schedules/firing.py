@@ -1,0 +1,244 @@
+"""What happens at a tick: its job is stored, the schedule's document says so, and its next tick is parked.
+
+The order of these writes, and what a crash between two of them does, is in docs/decisions/schedules.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from ..connection import Connection
+from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull
+from ..headers import ascii_line
+from ..topology import Topology
+from ..units import Backoff
+from .document import FiredTick, Missed, ScheduleDocument, next_ms, tick_job_id
+from .jobs import NoMaker, TickJobs
+from .recurrence import Recurrence, iso_time, to_ms
+from .store import ScheduleStore
+from .ticks import DueTick, Ticks
+
+log = logging.getLogger(__name__)
+
+SURE_S = 1.0  # a tick that is later than this may have been another worker's, and its job may be stored
+COUNT_MAX = 1_000  # missed ticks that are counted
+CONFLICTS_MAX = 8
+FULL = Backoff(first=1, factor=2, cap=30, jitter=0.5)  # how long a tick waits whose lane is full
+
+
+class Decision(NamedTuple):
+    """Which ticks get a job, oldest first, and up to which tick this decides. All in milliseconds.
+
+    `missed`: how many ticks were missed, 0 for a tick in time. `more`: there were more than were counted.
+    """
+
+    fire: list[int]
+    through: int
+    missed: int = 0
+    more: bool = False
+
+
+def decide(document: ScheduleDocument, recurrence: Recurrence, now: float, *, is_tried: bool = False) -> Decision:
+    """Decide about the next tick of a schedule, whose time has come, and about all that are due since then.
+
+    A tick that is later than the grace was missed. Then the policy holds for all ticks up to now. `is_tried`: a worker
+    had the tick in time, and its lane was full.
+    """
+    tick = document.next_ms
+    assert tick is not None
+
+    def fires_at(tick_ms: int) -> float:
+        return recurrence.jittered(document.name, tick_ms / 1000)
+
+    if is_tried or now - fires_at(tick) <= document.grace_s:
+        return Decision([tick], tick)
+    newest = [to_ms(each) for each in recurrence.latest_before(now, 2, since=tick / 1000)]
+    through = max([tick, *(each for each in newest if fires_at(each) <= now)])
+    count, more = _count(recurrence, tick, through)
+    fire: list[int] = []
+    if document.misfire == "once":
+        fire = [through]
+    elif document.misfire == "all":
+        found = recurrence.latest_before(through / 1000, document.bound, since=tick / 1000)
+        fire = [tick, *map(to_ms, found)][-document.bound :]
+    return Decision(fire, through, count, more)
+
+
+def _count(recurrence: Recurrence, first: int, last: int) -> tuple[int, bool]:
+    """Return how many ticks there are from one to another, and whether there are more than COUNT_MAX."""
+    count, tick = 1, first
+    while count < COUNT_MAX and (after := next_ms(recurrence, tick / 1000)) is not None and after <= last:
+        count, tick = count + 1, after
+    return count, tick < last
+
+
+@dataclass
+class Outcome:
+    """What became of the ticks of a decision, up to `through`. `full`: the tick whose lane was full, if one was."""
+
+    through: int
+    fired: list[FiredTick] = field(default_factory=list)
+    missed: Missed | None = None
+    misfired: int = 0
+    skipped: int = 0
+    failed: int = 0
+    error: str = ""
+    full: int | None = None
+
+    def apply(self, document: ScheduleDocument) -> ScheduleDocument:
+        """Return the schedule after these ticks."""
+        following = self.full or next_ms(document.recurrence, self.through / 1000)
+        return replace(
+            document,
+            next_ms=following,
+            last=self.fired[-1] if self.fired else document.last,
+            missed=self.missed or document.missed,
+            fired=document.fired + len(self.fired),
+            misfired=document.misfired + self.misfired,
+            skipped=document.skipped + self.skipped,
+            failed=document.failed + self.failed,
+            error=self.error or document.error,
+        )
+
+
+class Firing:
+    """Fires the ticks that this worker has taken."""
+
+    def __init__(self, connection: Connection, topology: Topology, jobs: TickJobs) -> None:
+        self._clock = connection.clock
+        self._store = ScheduleStore(connection, topology)
+        self._ticks = Ticks(connection, topology)
+        self._jobs = jobs
+
+    async def fire(self, due: DueTick) -> None:
+        """Fire a tick whose time has come, and those after it whose time has come too; then park the next one.
+
+        The tick may be acknowledged when this returns. Raises NoMaker, BadInput (this worker cannot read the schedule),
+        Unavailable and others: the tick has to come again.
+        """
+        document = await self._store.get(due.tenant, due.schedule_id)
+        if document is None:
+            return
+        if due.job_id:
+            await self._fire_asked(document, due)
+            return
+        tries = due.tries
+        if document.next_ms != due.tick_ms or document.route != due.route:
+            await self._ticks.park(document)  # another one is the next by now, or others make its jobs
+            return
+        while document is not None and document.paused is None and document.next_ms is not None:
+            now, recurrence = self._clock.now(), document.recurrence
+            if recurrence.jittered(document.name, document.next_ms / 1000) > now:
+                break
+            outcome = await self._enqueue(document, decide(document, recurrence, now, is_tried=tries > 0))
+            document = await self._note(document, outcome)
+            if outcome.full is not None:
+                if document is not None:
+                    await self._wait_for_room(document, outcome.full, tries)
+                return
+            tries = 0
+        if document is not None:
+            await self._ticks.park(document)
+
+    async def _enqueue(self, document: ScheduleDocument, decision: Decision) -> Outcome:
+        """Store the jobs of a decision."""
+        now = self._clock.now()
+        outcome = Outcome(decision.through)
+        if decision.missed:
+            outcome.misfired = decision.missed - min(decision.missed, len(decision.fire))
+            outcome.missed = Missed(
+                document.next_ms or 0,
+                decision.through,
+                decision.missed,
+                len(decision.fire),
+                round(now, 3),
+                decision.more,
+            )
+            log.warning(
+                "schedule %s: %s%d ticks from %s to %s were missed; policy %s enqueues %d of them", document.name,
+                "more than " if decision.more else "", decision.missed, iso_time(outcome.missed.from_ms),
+                iso_time(decision.through), document.misfire, len(decision.fire),
+            )  # fmt: skip
+        last = document.last
+        for tick_ms in decision.fire:
+            job_id = tick_job_id(document.id, tick_ms)
+            if (
+                document.overlap == "skip"
+                and last is not None
+                and last.job_id != job_id
+                and await self._jobs.is_unfinished(document.tenant, last)
+            ):
+                outcome.skipped += 1
+                continue
+            try:
+                seq = await self._enqueue_once(document, tick_ms, job_id)
+            except (QueueFull, NotFound) as error:
+                log.debug("schedule %s: its lane takes no job: %s", document.name, error)
+                outcome.full = tick_ms
+                break
+            except AIQueueError as error:
+                if not isinstance(error, BadInput):
+                    raise
+                self._note_failure(document, outcome, tick_ms, error)
+            except NoMaker:
+                raise
+            except Exception as error:  # noqa: BLE001  (of the owner's function)
+                self._note_failure(document, outcome, tick_ms, error)
+            else:
+                last = FiredTick(tick_ms, job_id, document.family, seq, round(self._clock.now(), 3))
+                outcome.fired.append(last)
+        return outcome
+
+    async def _enqueue_once(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int:
+        """Store the job of a tick, unless it is known to have been stored. Return its sequence."""
+        if self._clock.now() - tick_ms / 1000 > SURE_S:
+            found = await self._jobs.find(document, tick_ms, job_id)
+            if found is not None:
+                return found
+        spec = await self._jobs.make(document, tick_ms)
+        return (await self._jobs.store(document, spec, tick_ms, job_id)).seq
+
+    @staticmethod
+    def _note_failure(document: ScheduleDocument, outcome: Outcome, tick_ms: int, error: Exception) -> None:
+        outcome.failed += 1
+        outcome.error = ascii_line(f"{type(error).__name__}: {error}")
+        log.error("schedule %s: the tick %s has no job: %s", document.name, iso_time(tick_ms), outcome.error)
+
+    async def _note(self, document: ScheduleDocument, outcome: Outcome) -> ScheduleDocument | None:
+        """Store what became of the ticks, and return the schedule as it is then; None if it was removed meanwhile."""
+        if outcome.full is not None and outcome.full == document.next_ms:
+            return document
+        before: ScheduleDocument | None = document
+        tick_ms = document.next_ms
+        for _ in range(CONFLICTS_MAX):
+            if before is None or before.next_ms != tick_ms:
+                return before  # another worker had the tick too and was first, or its schedule has another next one
+            try:
+                return await self._store.put(outcome.apply(before))
+            except Conflict:
+                before = await self._store.get(document.tenant, document.id)
+        raise Conflict(f"schedule {document.name}: other programs wrote before each of {CONFLICTS_MAX} tries")
+
+    async def _wait_for_room(self, document: ScheduleDocument, tick_ms: int, tries: int) -> None:
+        """Have a tick come again whose lane is full."""
+        if document.next_ms == tick_ms:
+            at = self._clock.now() + FULL.delay_s(tries + 1)
+            await self._ticks.park(document, at=at, tries=tries + 1)
+        else:
+            await self._ticks.park(document)
+
+    async def _fire_asked(self, document: ScheduleDocument, due: DueTick) -> None:
+        """Enqueue one job that somebody has asked for. A full lane is tried again. The schedule goes on as it was."""
+        try:
+            spec = await self._jobs.make(document, due.tick_ms)
+            await self._jobs.store(document, spec, due.tick_ms, due.job_id)
+        except (QueueFull, NoMaker):
+            raise
+        except AIQueueError as error:
+            if not isinstance(error, BadInput):
+                raise
+            log.error("schedule %s: the job %s that was asked for: %s", document.name, due.job_id, error)  # noqa: TRY400
+        except Exception:
+            log.exception("schedule %s: making the job %s that was asked for failed", document.name, due.job_id)

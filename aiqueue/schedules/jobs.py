@@ -1,0 +1,170 @@
+"""The jobs of ticks: made, stored once, and looked for."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from .. import codec, headers, subjects
+from ..connection import Connection
+from ..enqueue import ChildJobs, KeyLanes, OnFull, StoredChild
+from ..errors import BadInput, NotFound
+from ..job import ChildSpec, Message, make_child_spec
+from ..journal import Journal
+from ..topology import Topology
+from .document import FiredTick, ScheduleDocument
+from .ticks import tick_text
+
+STORE_S = 1.5  # below the ack_wait of ticks
+MAKE_S = 30.0
+DEDUP_S = 540.0  # a bit less than how long a work stream remembers a job's id
+SCAN_MAX = 20_000  # jobs that are read through to find one
+
+
+class Tick(NamedTuple):
+    """A tick, as the function gets it that makes its message. `at`: seconds since the epoch."""
+
+    tenant: str
+    schedule: str
+    at: float
+
+    @property
+    def time(self) -> datetime:
+        """The tick's time, in UTC."""
+        return datetime.fromtimestamp(self.at, UTC)
+
+
+MakeMessage = Callable[[Tick], Message | Awaitable[Message]]
+Makers = Mapping[tuple[str, str], MakeMessage]  # by tenant and id of the schedule
+
+
+class NoMaker(Exception):
+    """This worker does not have the function that makes a schedule's messages."""
+
+
+class TickJobs:
+    """Stores the jobs of ticks, under ids that name the tick: stored twice, a tick has one job."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        topology: Topology,
+        key_lanes: KeyLanes | None = None,
+        makers: Makers | None = None,
+    ) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._jobs = ChildJobs(connection, topology, key_lanes)
+        self._journal = Journal(connection, topology.journal_stream.name)
+        self._makers = {} if makers is None else makers
+
+    async def make(self, document: ScheduleDocument, tick_ms: int) -> ChildSpec:
+        """Return the job of a tick. Raises NoMaker, and what the owner's function raises."""
+        if document.body is not None:
+            secrets = {headers.SECRET: document.secrets} if document.secrets else {}
+            return ChildSpec(
+                "tick", document.kind, document.family, document.body, document.priority, None, document.deadline_s,
+                dict(document.headers), secrets, [],
+            )  # fmt: skip
+        maker = self._makers.get((document.tenant, document.id))
+        if maker is None:
+            raise NoMaker(document.name)
+        message = maker(Tick(document.tenant, document.id, tick_ms / 1000))
+        if inspect.isawaitable(message):
+            async with asyncio.timeout(MAKE_S):
+                message = await message
+        if not isinstance(message, Message) or (message.aiq_family, message.aiq_kind) != (
+            document.family,
+            document.kind,
+        ):
+            raise BadInput(f"the function must return a message of kind {document.kind}, not {message!r:.80}")
+        return make_child_spec(
+            "tick", message, priority=document.priority, deadline=document.deadline_s, headers=document.headers
+        )
+
+    def check(self, document: ScheduleDocument) -> None:
+        """Raises BadInput if the jobs of a schedule could not be stored: family, priority, headers."""
+        spec = ChildSpec(
+            "tick", document.kind, document.family, document.body or b"", document.priority, None, None,
+            dict(document.headers), {}, [],
+        )  # fmt: skip
+        self._jobs.lane_of(spec, document.tenant, document.priority)
+
+    async def store(
+        self, document: ScheduleDocument, spec: ChildSpec, tick_ms: int, job_id: str, *,
+        on_full: OnFull = "raise", timeout_s: float = STORE_S,
+    ) -> StoredChild:  # fmt: skip
+        """Store the job of a tick. Raises QueueFull, BadInput, NotFound, AccessDenied, Unavailable."""
+        inherited = {headers.SCHEDULED_BY: document.id, headers.SCHEDULED_FOR: tick_text(tick_ms)}
+        if document.family not in self._topology.families:
+            return await self._store_unknown(document, spec, job_id, inherited, timeout_s)
+        lane = self._jobs.lane_of(spec, document.tenant, document.priority)
+        return await self._jobs.store(spec, lane, job_id, inherited, on_full=on_full, timeout_s=timeout_s)
+
+    async def _store_unknown(
+        self, document: ScheduleDocument, spec: ChildSpec, job_id: str, inherited: dict[str, str], timeout_s: float
+    ) -> StoredChild:
+        """Store a job of a family that another service declares, as a forwarder does: the subject says enough."""
+        fields = {
+            headers.MSG_ID: subjects.msg_id(document.family, document.tenant, job_id),
+            headers.CONTENT_TYPE: codec.CBOR,
+            headers.KIND: spec.kind,
+            headers.JOB_ID: job_id,
+            headers.PRIORITY: document.priority,
+            **spec.secrets,
+            **inherited,
+            **spec.headers,
+        }
+        if spec.deadline_s is not None:
+            fields[headers.DEADLINE] = str(round((self._connection.clock.now() + spec.deadline_s) * 1000))
+        subject = subjects.work(document.family, document.tenant, document.priority)
+        ack = await self._connection.store(subject, spec.body, fields, timeout_s=timeout_s)
+        return StoredChild(ack.seq, ack.duplicate)
+
+    async def find(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int | None:
+        """Return the sequence of a tick's job if it was stored before, also if its stream has forgotten the id.
+
+        Its journal knows it once it has ended, or an attempt of it. While the stream remembers ids, it knows those that
+        are still stored; after that they are looked for, among the SCAN_MAX jobs that were stored after the tick.
+        """
+        family = self._topology.families.get(document.family)
+        if family is None:
+            return None
+        if family.journal is not None:
+            head = await self._journal.head(subjects.journal(family.journal, document.tenant, job_id))
+            if head is not None:
+                return head.run
+        if self._connection.clock.now() - tick_ms / 1000 < DEDUP_S:
+            return None
+        read = self._connection.read(
+            family.stream, f"ai.{family.name}.{document.tenant}.>", since=tick_ms / 1000 - 1, ahead=True
+        )
+        count = 0
+        async for stored in read:
+            count += 1
+            if stored.headers.get(headers.JOB_ID) == job_id:
+                return stored.seq
+            if count >= SCAN_MAX:
+                return None
+        return None
+
+    async def is_unfinished(self, tenant: str, last: FiredTick) -> bool:
+        """Return whether a tick's job has not ended: it is still where it was stored, or its journal has no last word.
+
+        One without a trace has ended.
+        """
+        family = self._topology.families.get(last.family)
+        if family is None:
+            return False
+        if family.journal is not None:
+            head = await self._journal.head(subjects.journal(family.journal, tenant, last.job_id))
+            if head is not None:
+                return not head.final
+        try:
+            stored = await self._connection.get(family.stream, last.seq)
+        except NotFound:
+            return False
+        return stored is not None and stored.headers.get(headers.JOB_ID) == last.job_id

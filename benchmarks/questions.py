@@ -82,7 +82,8 @@ PEERS = Question(
     480, 300,
 )  # fmt: skip
 TEXTS = ("cancel", "delayed", "documents", "endurance", "failing")  # they tell theirs as text
-OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "peers")  # with options of their own
+# with options of their own
+OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "schedules", "peers")
 ALL = {**ROWS, "peers": PEERS}
 
 

@@ -1,0 +1,136 @@
+"""Scenarios in which workers and servers die, are away, or have wrong clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+from aiqueue.schedules import Every, list_ticks
+from aiqueue.schedules.ticker import ACK_WAIT_S
+
+from ..scenarios import Finding
+from .app import POINTS
+from .bench import Asked, Ground, ground, judge, judge_lateness
+
+LATE_MS = 1000 * (ACK_WAIT_S + 1)
+AIM_S = 2.0
+ELECTION_S = 12.0  # a leader's death, the election, and what waited for it
+OFTEN_S = 10.0  # between ticks where workers are away
+BOUND = 5
+EVERYTHING: dict[str, Any] = {"misfire": "all", "bound": 10_000}
+
+
+async def _with_faults(asked: Asked, *plans: str, servers: int = 1) -> list[Finding]:
+    async with ground(asked, servers=servers) as here:
+        end = await here.add_many(asked.seconds, **EVERYTHING)
+        here.harm(*plans)
+        await asyncio.sleep(max(0.0, end - time.time()))
+        await here.calm()
+        await here.start_workers()
+        await here.ended(end)
+        fired = await here.fired()
+        away = [each for each in here.faults if each.kind != "worker-kill"]
+        kinds = {each.kind for each in away}
+        return [
+            *judge(here, fired),
+            Finding("worker kills", len(here.faults) - len(away), at_least=1),
+            *([Finding("server kills", len(away), at_least=2)] if servers > 1 or len(plans) > 1 else []),
+            *judge_lateness(fired, here.faults, at_most_ms=LATE_MS, margin_s=ELECTION_S, kinds=sorted(kinds)),
+        ]
+
+
+async def kills(asked: Asked) -> list[Finding]:
+    """Policy all, and a worker is killed -9 every 10 s."""
+    return await _with_faults(asked, "worker-kill:10")
+
+
+async def server(asked: Asked) -> list[Finding]:
+    """The same, and the only server is killed -9 four times."""
+    return await _with_faults(asked, "worker-kill:10", f"server-kill:{asked.seconds / 4.6:g}")
+
+
+async def cluster(asked: Asked) -> list[Finding]:
+    """The same on three servers, where the leader of ticks, documents or jobs is killed -9 three times."""
+    return await _with_faults(asked, "worker-kill:10", f"leader-kill:{asked.seconds / 3.6:g}", servers=3)
+
+
+async def kills_aimed(asked: Asked) -> list[Finding]:
+    """The worker that holds a tick is killed -9 every 2 s, between two of its reads and writes."""
+    async with ground(asked) as here:
+        end = await here.add_many(asked.seconds, **EVERYTHING)
+        chance, killed = random.Random(asked.seed), 0
+        await asyncio.sleep(3)
+        while time.time() < end - AIM_S:
+            aimed = here.aims / chance.choice(list(POINTS))
+            aimed.touch()
+            hit = await _hit(here, AIM_S)
+            aimed.unlink(missing_ok=True)
+            killed += hit
+            await asyncio.sleep(AIM_S)
+        await here.ended(end)
+        fired = await here.fired()
+        return [
+            *judge(here, fired),
+            Finding("kills amid a tick", killed, at_least=asked.seconds / 10),
+            *judge_lateness(fired, (), at_most_ms=LATE_MS),
+        ]
+
+
+async def _hit(here: Ground, within_s: float) -> int:
+    """Wait for a worker to die, and start another one. Return how many have died."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        dead = [each for each in here.workers.alive if each.code is not None]
+        if dead:
+            for each in dead:
+                here.workers.alive.remove(each)
+            here.workers.start()
+            return len(dead)
+        await asyncio.sleep(0.02)
+    return 0
+
+
+async def down(asked: Asked) -> list[Finding]:
+    """All workers are away for 2 minutes: what each policy does then."""
+    async with ground(asked) as here:
+        start = int(time.time()) + 3.0
+        policies: dict[str, dict[str, Any]] = {
+            "skip": {"misfire": "skip"}, "once": {"misfire": "once"}, "all": {"misfire": "all", "bound": BOUND},
+        }  # fmt: skip
+        for name, policy in policies.items():
+            await here.add(name, Every(OFTEN_S, starting=start), **policy)
+        await asyncio.sleep(start + 2 * OFTEN_S + 2 - time.time())
+        here.workers.kill_all()
+        away_at = time.time()
+        await asyncio.sleep(asked.away_s)
+        await here.start_workers()
+        back_at = time.time()
+        await asyncio.sleep(3 * OFTEN_S)
+        fired, found = await here.fired(), []
+        missed = list_ticks(Every(OFTEN_S, starting=start), away_at, back_at - 10, 10_000)
+        wanted = {"skip": 0, "once": 1, "all": min(BOUND, len(missed))}
+        for name in policies:
+            ticks = sorted(each.tick for each in fired if each.schedule == name)
+            late = [each for each in ticks if away_at < each <= back_at - 10]
+            document = await here.schedules.get("kept", name)
+            told = document.missed.ticks if document.missed else 0
+            found += [
+                Finding(f"{name}: ticks that were missed, as it says", told, at_least=len(missed)),
+                Finding(f"{name}: jobs of these", len(late), at_least=wanted[name] - 1, at_most=wanted[name]),
+                Finding(
+                    f"{name}: jobs before and after", len([each for each in ticks if each not in late]), at_least=5
+                ),
+                Finding(f"{name}: ticks with two jobs", len(ticks) - len(set(ticks)), at_most=0),
+            ]
+        return found
+
+
+async def skew(asked: Asked) -> list[Finding]:
+    """A worker's clock is an hour ahead, and another one's an hour behind."""
+    async with ground(asked, skews_s=(3_600.0, -3_600.0), workers=2) as here:
+        end = await here.add_many(min(asked.seconds, 60.0), **EVERYTHING)
+        await here.ended(end)
+        fired = await here.fired()
+        return [*judge(here, fired), *judge_lateness(fired, (), at_most_ms=LATE_MS)]

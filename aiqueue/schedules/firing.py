@@ -5,6 +5,7 @@ The order of these writes, and what a crash between two of them does, is in docs
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from .ticks import DueTick, Ticks
 
 log = logging.getLogger(__name__)
 
+READY_S = 0.004  # how long before a tick its schedule is read, and its job made
 SURE_S = 1.0  # a tick that is later than this may have been another worker's, and its job may be stored
 COUNT_MAX = 1_000  # missed ticks that are counted
 CONFLICTS_MAX = 8
@@ -113,7 +115,7 @@ class Firing:
         self._jobs = jobs
 
     async def fire(self, due: DueTick) -> None:
-        """Fire a tick whose time has come, and those after it whose time has come too; then park the next one.
+        """Fire a tick whose time comes within READY_S, and those after it that are due too; then park the next one.
 
         The tick may be acknowledged when this returns. Raises NoMaker, BadInput (this worker cannot read the schedule),
         Unavailable and others: the tick has to come again.
@@ -130,7 +132,7 @@ class Firing:
             return
         while document is not None and document.paused is None and document.next_ms is not None:
             now, recurrence = self._clock.now(), document.recurrence
-            if recurrence.jittered(document.name, document.next_ms / 1000) > now:
+            if recurrence.jittered(document.name, document.next_ms / 1000) > now + READY_S:
                 break
             outcome = await self._enqueue(document, decide(document, recurrence, now, is_tried=tries > 0))
             document = await self._note(document, outcome)
@@ -198,6 +200,9 @@ class Firing:
             if found is not None:
                 return found
         spec = await self._jobs.make(document, tick_ms)
+        fire_at = document.recurrence.jittered(document.name, tick_ms / 1000)
+        if (early_s := fire_at - self._clock.now()) > 0:
+            await asyncio.sleep(early_s)
         return (await self._jobs.store(document, spec, tick_ms, job_id)).seq
 
     @staticmethod

@@ -16,7 +16,7 @@ from ..subjects import Lane
 from ..topology import Topology
 from ..units import Backoff
 from .document import ANY_ROUTE
-from .firing import Firing
+from .firing import READY_S, Firing
 from .jobs import Makers, NoMaker, TickJobs
 from .reconciler import Reconciler
 from .ticks import DueTick, parse_due
@@ -93,9 +93,9 @@ class Ticker:
             self._warn_once("", f"this worker fires no schedules: {error}")
 
     async def _on_due(self, consumer: SharedConsumer, delivery: Delivery) -> None:
-        """Wait until a tick's time, fire it, and acknowledge it. Or have it come again."""
+        """Wait until it is nearly a tick's time, fire it, and acknowledge it. Or have it come again."""
         due = parse_due(delivery)
-        if not await self._wait_until(due.fire_at):
+        if not await self._wait_until(due.fire_at - READY_S):
             consumer.reply(delivery, b"-NAK")
             return
         try:

@@ -201,8 +201,8 @@ class Firing:
                 return found
         spec = await self._jobs.make(document, tick_ms)
         fire_at = document.recurrence.jittered(document.name, tick_ms / 1000)
-        while (early_s := fire_at - self._clock.now()) > 0:  # a loop wakes up to 1 ms too early
-            await asyncio.sleep(early_s)  # noqa: ASYNC110  (for a time, not for a change)
+        while (early_s := fire_at - self._clock.now()) > 0:  # noqa: ASYNC110  (uvloop wakes up to 1 ms too early)
+            await asyncio.sleep(early_s)
         return (await self._jobs.store(document, spec, tick_ms, job_id)).seq
 
     @staticmethod

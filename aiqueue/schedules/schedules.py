@@ -12,7 +12,7 @@ from ..enqueue import KeyLanes
 from ..errors import BadInput, Conflict, NotFound, TooLarge
 from ..job import KIND
 from ..topology import Topology
-from ..units import text, whole_number
+from ..units import parse_duration, text, whole_number
 from .document import (
     ANY_ROUTE,
     Misfire,
@@ -254,6 +254,8 @@ class Schedules:
                 raise BadInput(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
         if spec.misfire == "all" and spec.overlap == "skip":
             raise BadInput('misfire="all" and overlap="skip" contradict each other: use misfire="once"')
+        if spec.deadline_s is not None:
+            parse_duration("deadline", spec.deadline_s)
         whole_number("bound", spec.bound, 1, BOUND_MAX)
         if not 0 <= spec.grace_s <= GRACE_MAX_S:
             raise BadInput(f"grace must be from 0 to {GRACE_MAX_S / 86_400:g} days, not {spec.grace_s:g} s")

@@ -77,7 +77,7 @@ def _count(recurrence: Recurrence, first: int, last: int) -> tuple[int, bool]:
 
 
 @dataclass
-class Outcome:
+class TickOutcome:
     """What became of the ticks of a decision, up to `through`. `full`: the tick whose lane was full, if one was."""
 
     through: int
@@ -144,10 +144,10 @@ class Firing:
         if document is not None:
             await self._ticks.park(document)
 
-    async def _enqueue(self, document: ScheduleDocument, decision: Decision) -> Outcome:
+    async def _enqueue(self, document: ScheduleDocument, decision: Decision) -> TickOutcome:
         """Store the jobs of a decision."""
         now = self._clock.now()
-        outcome = Outcome(decision.through)
+        outcome = TickOutcome(decision.through)
         if decision.missed:
             outcome.misfired = decision.missed - min(decision.missed, len(decision.fire))
             outcome.missed = Missed(
@@ -195,23 +195,23 @@ class Firing:
 
     async def _enqueue_once(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int:
         """Store the job of a tick, unless it is known to have been stored. Return its sequence."""
-        if self._clock.now() - tick_ms / 1000 > SURE_S:
-            found = await self._jobs.find(document, tick_ms, job_id)
+        fire_at = document.recurrence.jittered(document.name, tick_ms / 1000)
+        if self._clock.now() - fire_at > SURE_S:
+            found = await self._jobs.find(document, job_id, fire_at)
             if found is not None:
                 return found
         spec = await self._jobs.make(document, tick_ms)
-        fire_at = document.recurrence.jittered(document.name, tick_ms / 1000)
         while (early_s := fire_at - self._clock.now()) > 0:  # noqa: ASYNC110  (uvloop wakes up to 1 ms too early)
             await asyncio.sleep(early_s)
         return (await self._jobs.store(document, spec, tick_ms, job_id)).seq
 
     @staticmethod
-    def _note_failure(document: ScheduleDocument, outcome: Outcome, tick_ms: int, error: Exception) -> None:
+    def _note_failure(document: ScheduleDocument, outcome: TickOutcome, tick_ms: int, error: Exception) -> None:
         outcome.failed += 1
         outcome.error = ascii_line(f"{type(error).__name__}: {error}")
         log.error("schedule %s: the tick %s has no job: %s", document.name, iso_time(tick_ms), outcome.error)
 
-    async def _note(self, document: ScheduleDocument, outcome: Outcome) -> ScheduleDocument | None:
+    async def _note(self, document: ScheduleDocument, outcome: TickOutcome) -> ScheduleDocument | None:
         """Store what became of the ticks, and return the schedule as it is then; None if it was removed meanwhile."""
         if outcome.full is not None and outcome.full == document.next_ms:
             return document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -124,32 +125,39 @@ class TickJobs:
         ack = await self._connection.store(subject, spec.body, fields, timeout_s=timeout_s)
         return StoredChild(ack.seq, ack.duplicate)
 
-    async def find(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int | None:
+    async def find(self, document: ScheduleDocument, job_id: str, fire_at: float) -> int | None:
         """Return the sequence of a tick's job if it was stored before, also if its stream has forgotten the id.
 
         Its journal knows it once it has ended, or an attempt of it. While the stream remembers ids, it knows those that
-        are still stored; after that they are looked for, among the SCAN_MAX jobs that were stored after the tick.
+        are still stored. After that they are looked for among the jobs that were stored since `fire_at`.
         """
+        found = await self.find_in_journal(document, job_id)
+        if found is None and self._connection.clock.now() - fire_at > DEDUP_S:
+            return (await self.find_in_lanes(document, fire_at)).get(job_id)
+        return found
+
+    async def find_in_journal(self, document: ScheduleDocument, job_id: str) -> int | None:
+        """Return the sequence of a job that has a journal."""
         family = self._topology.families.get(document.family)
+        if family is None or family.journal is None:
+            return None
+        head = await self._journal.head(subjects.journal(family.journal, document.tenant, job_id))
+        return None if head is None else head.run
+
+    async def find_in_lanes(self, document: ScheduleDocument, since: float) -> dict[str, int]:
+        """Return ids and sequences of the schedule's jobs that are stored, of the first SCAN_MAX jobs since a time."""
+        family, found, count = self._topology.families.get(document.family), dict[str, int](), 0
         if family is None:
-            return None
-        if family.journal is not None:
-            head = await self._journal.head(subjects.journal(family.journal, document.tenant, job_id))
-            if head is not None:
-                return head.run
-        if self._connection.clock.now() - tick_ms / 1000 < DEDUP_S:
-            return None
-        read = self._connection.read(
-            family.stream, f"ai.{family.name}.{document.tenant}.>", since=tick_ms / 1000 - 1, ahead=True
-        )
-        count = 0
-        async for stored in read:
-            count += 1
-            if stored.headers.get(headers.JOB_ID) == job_id:
-                return stored.seq
-            if count >= SCAN_MAX:
-                return None
-        return None
+            return found
+        stored = self._connection.read(family.stream, f"ai.{family.name}.{document.tenant}.>", since=since - 1)
+        async with contextlib.aclosing(stored):
+            async for each in stored:
+                count += 1
+                if each.headers.get(headers.SCHEDULED_BY) == document.id:
+                    found[each.headers.get(headers.JOB_ID, "")] = each.seq
+                if count >= SCAN_MAX:
+                    break
+        return found
 
     async def is_unfinished(self, tenant: str, last: FiredTick) -> bool:
         """Return whether a tick's job has not ended: it is still where it was stored, or its journal has no last word.

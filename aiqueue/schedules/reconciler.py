@@ -27,7 +27,7 @@ YIELD_EVERY = 50  # schedules that are looked at without a pause
 WRITE_S = 2.0
 
 
-class _Known(NamedTuple):
+class _KnownTick(NamedTuple):
     """What the reconciler keeps of a schedule: the subject of its parked tick, and that of a due one."""
 
     parked: str
@@ -46,7 +46,7 @@ class Reconciler:
         self._connection = connection
         self._store = ScheduleStore(connection, topology)
         self._ticks = Ticks(connection, topology)
-        self._known: dict[tuple[str, str], _Known] = {}
+        self._known: dict[tuple[str, str], _KnownTick] = {}
         self._created = ""  # of the bucket: sequences begin anew when it is created again
         self._seq = 0  # of the newest document that was read
         self._moved: set[tuple[str, str]] = set()  # schedules whose next tick the time zone database has moved
@@ -137,7 +137,7 @@ class Reconciler:
                 self._warn_once(stored.problem)
             return
         where = document.route, document.tenant, document.id
-        self._known[key] = _Known(subjects.tick(*where, document.next_ms), subjects.tick(*where))
+        self._known[key] = _KnownTick(subjects.tick(*where, document.next_ms), subjects.tick(*where))
         if self._is_first and _moved_to(document, now) is not None:
             self._moved.add(key)
 

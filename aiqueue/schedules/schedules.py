@@ -216,10 +216,12 @@ class Schedules:
         ticks = list_ticks(document.recurrence, start, end, limit + 1)
         if len(ticks) > limit:
             raise BadInput(f"there are more than {limit:,} ticks: backfill a shorter time, or raise the limit")
-        return [await self._ask(document, each, tick_job_id(document.id, each)) for each in ticks]
+        stored = await self._jobs.find_in_lanes(document, start)
+        ids = {each: tick_job_id(document.id, each) for each in ticks}
+        return [await self._ask(document, tick, each, is_stored=each in stored) for tick, each in ids.items()]
 
-    async def _ask(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> AskedJob:
-        if await self._jobs.find(document, tick_ms, job_id) is not None:
+    async def _ask(self, document: ScheduleDocument, tick_ms: int, job_id: str, *, is_stored: bool = False) -> AskedJob:
+        if is_stored or await self._jobs.find_in_journal(document, job_id) is not None:
             return AskedJob(job_id, tick_ms, duplicate=True)
         if document.body is None:
             await self.ticks.ask(document, tick_ms, job_id)

@@ -1,6 +1,8 @@
-"""Schedules: jobs that come again and again. Here: when they fire.
+"""Schedules: jobs that come again and again. When they fire, that each tick has one job wherever workers die, and what
+programs do with them.
 
 A recurrence is a value without I/O. Only Cron needs APScheduler, which is imported when it is first asked for a tick.
+This room may not run handlers.
 """
 
 from __future__ import annotations

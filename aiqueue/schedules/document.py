@@ -218,10 +218,11 @@ class ScheduleDocument:
     def _of_fields(cls, tenant: str, schedule_id: str, read: dict[str, Any], seq: int) -> Self:
         del read["v"]
         take = read.pop
-        if (misfire := take("misfire")) not in get_args(Misfire) or (overlap := take("overlap")) not in get_args(
-            Overlap
-        ):
+        misfire, overlap = take("misfire"), take("overlap")
+        if misfire not in get_args(Misfire) or overlap not in get_args(Overlap):
             raise ValueError("an unknown policy")
+        if not isinstance(read["recurrence"], dict) or not isinstance(read.get("next"), int | None):
+            raise ValueError("no recurrence or no time")
         return cls(
             tenant, schedule_id,
             take("recurrence"), take("family"), take("kind"), take("body"), take("priority"), take("deadline"),

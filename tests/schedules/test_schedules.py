@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiqueue
-from aiqueue import subjects
+from aiqueue import headers, subjects
+from aiqueue.enqueue import inherited_headers
 from aiqueue.errors import BadInput, DecodeError, InvalidToken, NotFound, TooLarge, UnknownFamily
 from aiqueue.schedules import Cron, Every, Once, ScheduleDocument, Tick, tick_job_id
 
@@ -370,3 +371,46 @@ async def test_a_next_tick_that_another_time_zone_database_has_made_is_moved(
         assert await ticker.reconciler.look() == 1
     assert (await schedules.get("acme", "report")).next_ms == added.next_ms
     assert await schedules.ticks.list_subjects() == {f"ai.ticks.at.-.acme.report.{added.next_ms}"}
+
+
+# -- the first stored form, which every later version has to read
+
+FIRST_FORM: dict[str, Any] = {
+    "v": 1, "recurrence": {"format": 1, "type": "every", "interval": 60.0, "starting": 0.0, "jitter": 0.0},
+    "family": "agent.tasks", "kind": "task", "body": b"\xa1an\x01", "priority": "normal", "deadline": 60.0,
+    "headers": {"trace": "7"}, "secrets": "", "misfire": "once", "bound": 100, "grace": 10.0, "overlap": "run",
+    "owner": "billing", "generation": 3, "version": 2, "created": 1795967113.5, "updated": 1795967114.5,
+    "paused": {"since": 5.5, "by": "anna", "reason": "month end", "colour": "red"}, "next": 1796014800000,
+    "last": {"tick_ms": 1795928400000, "job_id": "r-20261129T050000Z", "family": "agent.tasks", "seq": 17, "at": 2.5},
+    "missed": {"from_ms": 1, "to_ms": 2, "ticks": 15, "fired": 1, "at": 3.5, "more": False},
+    "fired": 4, "misfired": 14, "skipped": 1, "failed": 2, "error": "ValueError: no",
+}  # fmt: skip
+
+
+def test_a_document_of_the_first_form_is_read() -> None:
+    read = ScheduleDocument.decode("acme", "report", cbor2.dumps(FIRST_FORM), 9)
+    assert read.recurrence == Every("1m")
+    assert (read.tenant, read.id, read.seq, read.body, read.deadline_s) == ("acme", "report", 9, b"\xa1an\x01", 60.0)
+    assert (read.owner, read.generation, read.version, read.next_ms) == ("billing", 3, 2, 1796014800000)
+    assert read.paused == (5.5, "anna", "month end")
+    assert read.last == (1795928400000, "r-20261129T050000Z", "agent.tasks", 17, 2.5)
+    assert read.missed == (1, 2, 15, 1, 3.5, False)
+    assert (read.fired, read.misfired, read.skipped, read.failed, read.error) == (4, 14, 1, 2, "ValueError: no")
+    paused = {key: value for key, value in FIRST_FORM["paused"].items() if key != "colour"}
+    assert cbor2.loads(read.encode()) == {**FIRST_FORM, "paused": paused, "recurrence": FIRST_FORM["recurrence"]}
+
+
+@pytest.mark.parametrize("field", ["recurrence", "family", "misfire", "next"])
+def test_a_damaged_document_says_what_to_do(field: str) -> None:
+    damaged = {**FIRST_FORM, field: "soon"}
+    if field == "family":
+        del damaged[field]
+    with pytest.raises(DecodeError, match="the document of schedule acme.report is damaged"):
+        ScheduleDocument.decode("acme", "report", cbor2.dumps(damaged), 9)
+
+
+def test_children_of_a_scheduled_job_have_its_schedule_and_tick() -> None:
+    parent = subjects.ParentRun("agent.tasks", "report-1", "7-1")
+    given = {headers.SCHEDULED_BY: "report", headers.SCHEDULED_FOR: "1795928400.000"}
+    assert inherited_headers(parent, given, None).items() >= given.items()
+    assert headers.SCHEDULED_BY not in inherited_headers(parent, {}, None)

@@ -101,14 +101,19 @@ class Ground(System):
         self.workers = Fleet([str(HERE / "launch.py")], env, self.directory / "workers.log", places)
         await self.start_workers()
 
+    @property
+    def ready(self) -> int:
+        """How many workers have said that they are ready."""
+        log = self.directory / "workers.log"
+        return log.read_text().count("slots, families") if log.exists() else 0
+
     async def start_workers(self) -> None:
         """Start those that are missing, and wait until they are ready."""
-        log = self.directory / "workers.log"
-        before = log.read_text().count("slots, families") if log.exists() else 0
+        before = self.ready
         missing = self._count - len(self.workers.alive)
         self.workers.start()
         await until(
-            lambda: log.read_text().count("slots, families") >= before + missing,
+            lambda: self.ready >= before + missing,
             lambda: f"the workers were not ready; they said: {self.tail()}", within_s=READY_S,
         )  # fmt: skip
 

@@ -405,7 +405,7 @@ def test_a_damaged_document_says_what_to_do(field: str) -> None:
     damaged = {**FIRST_FORM, field: "soon"}
     if field == "family":
         del damaged[field]
-    with pytest.raises(DecodeError, match="the document of schedule acme.report is damaged"):
+    with pytest.raises(DecodeError, match=r"the document of schedule acme\.report is damaged"):
         ScheduleDocument.decode("acme", "report", cbor2.dumps(damaged), 9)
 
 

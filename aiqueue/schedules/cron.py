@@ -96,7 +96,8 @@ def _triggers(days: _Values, months: _Values, weekdays: _Values, either: bool) -
 
     One that never fires is left out: APScheduler looks for its next date up to the year 9999.
     """
-    from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415  (only who has schedules pays for the import)
+    # here, because only who has schedules is to pay for the import
+    from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415
 
     by_date = {"day": _listed(days, 31)}
     by_weekday = {"day_of_week": ",".join(WEEKDAYS[each] for each in weekdays)} if len(weekdays) < 7 else {}

@@ -18,6 +18,7 @@ from aiqueue.enqueue import inherited_headers
 from aiqueue.errors import BadInput, DecodeError, InvalidToken, NotFound, TooLarge, UnknownFamily
 from aiqueue.schedules import Cron, Every, Once, ScheduleDocument, Tick, tick_job_id
 
+from ..connection.test_permissions import documented, two, user
 from ..support import Account, eventually
 from .chain import Task, jobs, make_late, schedules_of, spec, ticking
 
@@ -414,3 +415,33 @@ def test_children_of_a_scheduled_job_have_its_schedule_and_tick() -> None:
     given = {headers.SCHEDULED_BY: "report", headers.SCHEDULED_FOR: "1795928400.000"}
     assert inherited_headers(parent, given, None).items() >= given.items()
     assert headers.SCHEDULED_BY not in inherited_headers(parent, {}, None)
+
+
+async def test_the_documented_permissions_suffice(own_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker's, and those of a user who does everything with schedules and nothing else."""
+    rows = documented("if it adds, changes or pauses [schedules]", "if it runs or backfills schedules")
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{user('less', *rows)}, {user('worker', *documented('a worker'))} ] }}"
+    )
+    async with two(server) as (_, less):
+        schedules, tick = schedules_of(less), round(time.time() + 0.7, 3)
+        await schedules.add(spec("report", Once(tick)))
+        await schedules.add(spec("other", Every("1h")))
+        await schedules.pause("acme", "other")
+        await schedules.resume("acme", "other")
+        await schedules.add(spec("other", Every("2h")))
+        await schedules.run_now("acme", "other")
+        assert len(await schedules.backfill("acme", "other", 0.0, 7_200.0)) == 1
+        assert await schedules.remove("acme", "other")
+        worker, seen = aiqueue.Worker(), []
+
+        @worker.handle(Task)
+        async def task(job: aiqueue.Job[Task]) -> None:
+            seen.append((job.schedule, job.scheduled_for))
+
+        async with aiqueue.connect(url=server.url, user="worker", password="p") as client, worker.running(client):
+            await eventually(lambda: ("report", tick) in seen)
+        assert [each.next_ms for each in await schedules.list()] == [None]
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text

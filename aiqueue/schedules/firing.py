@@ -113,6 +113,7 @@ class Firing:
         self._store = ScheduleStore(connection, topology)
         self._ticks = Ticks(connection, topology)
         self._jobs = jobs
+        self._may_write = False  # it is known that this user may write documents
 
     async def fire(self, due: DueTick) -> None:
         """Fire a tick whose time comes within READY_S, and those after it that are due too; then park the next one.
@@ -130,6 +131,7 @@ class Firing:
         if document.next_ms != due.tick_ms or document.route != due.route:
             await self._ticks.park(document)  # another one is the next by now, or others make its jobs
             return
+        document = await self._check_rights(document)
         while document is not None and document.paused is None and document.next_ms is not None:
             now, recurrence = self._clock.now(), document.recurrence
             if recurrence.jittered(document.name, document.next_ms / 1000) > now + READY_S:
@@ -143,6 +145,21 @@ class Firing:
             tries = 0
         if document is not None:
             await self._ticks.park(document)
+
+    async def _check_rights(self, document: ScheduleDocument) -> ScheduleDocument | None:
+        """Write the document as it is, once: who may not write documents is not to store jobs, again and again.
+
+        Raises AccessDenied.
+        """
+        if self._may_write:
+            return document
+        try:
+            stored: ScheduleDocument | None = await self._store.put(document)
+        except Conflict:
+            stored = await self._store.get(document.tenant, document.id)
+            return None if stored is None or stored.next_ms != document.next_ms else stored
+        self._may_write = True
+        return stored
 
     async def _enqueue(self, document: ScheduleDocument, decision: Decision) -> TickOutcome:
         """Store the jobs of a decision."""

@@ -175,10 +175,13 @@ def _moved_to(document: ScheduleDocument, now: float) -> int | None:
     """Return the next tick of a schedule if it is another one than was stored, because the time zones of this host are
     of another year; None if the stored one is right, or its time has come, or it cannot be known here.
     """
-    if document.next_ms is None or document.next_ms / 1000 <= now or "tz" not in document.recurrence_document:
+    if document.next_ms is None or document.next_ms / 1000 <= now:
+        return None
+    if document.recurrence_document.get("tz", "UTC") == "UTC":
         return None
     try:
         found = next_ms(document.recurrence, now)
     except BadInput:
         return None
-    return found if found != document.next_ms else None
+    last = document.last.tick_ms if document.last is not None else 0
+    return None if found is None or found <= last or found == document.next_ms else found

@@ -340,6 +340,28 @@ async def test_a_worker_without_the_rights_serves_jobs_and_says_once_that_it_fir
             await eventually(stored)
 
 
+async def test_a_worker_that_may_not_write_schedules_enqueues_none_of_their_jobs(
+    own_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with the permissions of a former version. It would store the job of one tick again and again."""
+    async with two(own_server(users(publish=["$KV.AI_SCHEDULES.>"]))) as (every, less):
+        tick = round(time.time() + 0.3, 3)
+        async with ticking(None, less):
+            await schedules_of(every).add(spec("report", Once(tick)))
+
+            async def said() -> None:
+                assert "schedule acme.report: this worker cannot fire it: " in caplog.text
+
+            await eventually(said)
+            assert await jobs(every) == []
+            async with ticking(None, every):
+
+                async def stored() -> None:
+                    assert await jobs(every) == [("report", tick)]
+
+                await eventually(stored)
+
+
 async def test_a_server_without_the_streams_of_schedules_has_workers_that_do_not_mention_them(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture
 ) -> None:

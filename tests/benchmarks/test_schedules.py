@@ -1,0 +1,48 @@
+"""The judge of the scenarios of schedules finds what it is to find."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.schedules.bench import Fired, judge, judge_lateness
+from benchmarks.schedules.faults import _latest_ms
+
+TICKS = [("s", 1.0), ("s", 2.0), ("t", 1.5)]
+GOOD = [Fired("s", 1.0, 1.001, 1), Fired("s", 2.0, 2.003, 2), Fired("t", 1.5, 1.502, 3)]
+HERE: Any = SimpleNamespace(expected=lambda: TICKS, workers=SimpleNamespace(surprises=[]))
+
+
+def violated(fired: list[Fired]) -> list[str]:
+    return [each.name for each in judge(HERE, fired) if not each.holds]
+
+
+def test_each_tick_with_one_job_is_right() -> None:
+    assert violated(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("fired", "found"),
+    [
+        (GOOD[1:], ["ticks without a job"]),
+        ([*GOOD, GOOD[0]._replace(seq=9)], ["jobs beside the first of a tick"]),
+        ([*GOOD, Fired("s", 3.0, 3.001, 9)], ["jobs of no tick"]),
+    ],
+)
+def test_a_missing_tick_a_double_one_and_one_of_nowhere_are_found(fired: list[Fired], found: list[str]) -> None:
+    assert violated(fired) == found
+
+
+def test_a_late_tick_is_found_unless_a_server_was_away() -> None:
+    late = [*GOOD, Fired("u", 5.0, 9.0, 4)]
+    assert not judge_lateness(late, (), at_most_ms=3_000)[-1].holds
+    assert judge_lateness(GOOD, (), at_most_ms=3_000)[-1].holds
+
+
+def test_a_tick_that_two_victims_held_may_be_late_twice() -> None:
+    late = [Fired("s", 10.0, 13.9, 1)]
+    assert _latest_ms(late, []) == pytest.approx(3_900)
+    assert _latest_ms(late, [9.9]) == pytest.approx(3_900)
+    assert _latest_ms(late, [9.9, 11.8]) == pytest.approx(1_900)

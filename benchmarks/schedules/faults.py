@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from aiqueue.schedules import Every, list_ticks
+from aiqueue.schedules import Every
 from aiqueue.schedules.ticker import ACK_WAIT_S
 from aiqueue.schedules.ticks import EARLY_S
 
 from ..common import until
 from ..scenarios import Finding
-from .app import POINTS
+from .app import KEPT, POINTS
 from .bench import Asked, Fired, Ground, ground, judge, judge_lateness, percentiles
 
 LATE_MS = 1000 * (ACK_WAIT_S + 1)
@@ -124,24 +124,22 @@ async def down(asked: Asked) -> list[Finding]:
         away_at = time.time()
         await asyncio.sleep(asked.away_s)
         await here.start_workers()
-        back_at = time.time()
         await asyncio.sleep(3 * OFTEN_S)
         fired, found = await here.fired(), []
-        missed = list_ticks(Every(OFTEN_S, starting=start), away_at, back_at - 10, 10_000)
-        wanted = {"skip": 0, "once": 1, "all": min(BOUND, len(missed))}
         for name in policies:
-            ticks = sorted(each.tick for each in fired if each.schedule == name)
-            late = [each for each in ticks if away_at < each <= back_at - 10]
-            document = await here.schedules.get("kept", name)
-            told = document.missed.ticks if document.missed else 0
+            missed = (await here.schedules.get(KEPT, name)).missed
+            since, last = (missed.from_ms / 1000, missed.to_ms / 1000) if missed else (0.0, 0.0)
+            ticks = [each.tick for each in fired if each.schedule == name]
+            late = [each for each in ticks if since <= each <= last]
+            wanted = {"skip": 0, "once": 1, "all": BOUND}[name]
             found += [
-                Finding(f"{name}: ticks that were missed, as it says", told, at_least=len(missed)),
-                Finding(f"{name}: jobs of these", len(late), at_least=wanted[name] - 1, at_most=wanted[name]),
-                Finding(
-                    f"{name}: jobs before and after", len([each for each in ticks if each not in late]), at_least=5
-                ),
-                Finding(f"{name}: ticks with two jobs", len(ticks) - len(set(ticks)), at_most=0),
-            ]
+                Finding(f"{name}: first missed tick, s after the workers' end", since - away_at, at_most=OFTEN_S),
+                Finding(f"{name}: missed ticks, as it says", missed.ticks if missed else 0,
+                        at_least=asked.away_s // OFTEN_S),
+                Finding(f"{name}: jobs of these", len(late), at_least=wanted, at_most=wanted),
+                Finding(f"{name}: jobs before and after", len(ticks) - len(late), at_least=5),
+                Finding(f"{name}: jobs beside the first of a tick", len(ticks) - len(set(ticks)), at_most=0),
+            ]  # fmt: skip
         return found
 
 

@@ -30,7 +30,9 @@ Handle = Callable[[Delivery], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class SharedConsumerOptions:
-    """What is consumed, and how. `held_max`: unacknowledged messages of one worker, `pending_max`: of all together."""
+    """What is consumed, and how. `held_max`: unacknowledged messages of one worker, `pending_max`: of all together.
+    `missing_s`: how often it is tried again while the stream is missing.
+    """
 
     stream: str
     name: str
@@ -39,6 +41,7 @@ class SharedConsumerOptions:
     pending_max: int
     held_max: int
     lane: Lane  # names the consumer in logs
+    missing_s: float = CHECK_EVERY_S
 
 
 class SharedConsumer:
@@ -126,8 +129,8 @@ class SharedConsumer:
                 await self._connection.api(f"CONSUMER.DELETE.{options.stream}.{options.name}")
         except AIQueueError as error:
             self._cannot(error)
-            if not isinstance(error, NotFound):
-                self._create_at += FORBIDDEN_S
+            pause_s = options.missing_s if isinstance(error, NotFound) else FORBIDDEN_S
+            self._create_at = time.monotonic() + pause_s
         else:
             limits = PullLimits(heartbeat_s=HEARTBEAT_S)
             self._pull = LanePull(

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 ACK_WAIT_S = 2.0  # after it, the unacknowledged ticks of a dead worker go to another one
 PENDING_MAX = 50_000  # unacknowledged ticks of all workers together, also those that wait after a failure
 HELD_MAX = 256  # unacknowledged ticks of one worker
+MISSING_S = 10.0  # between looks for the stream, where `apply` has not created it yet
 EXTEND_S = 0.7  # how often the lease of a tick is extended that takes long
 AHEAD_MAX_S = 1.0  # a tick that comes sooner than this before its time is parked again
 AGAIN = Backoff(first=0.5, factor=2, cap=1, jitter=0.5)  # when a tick comes again whose server does not answer
@@ -62,7 +63,7 @@ class Ticker:
     def _make_consumer(self, route: str) -> SharedConsumer:
         options = SharedConsumerOptions(
             self._stream, f"ticks-{route}", subjects.tick(route, "*", "*"), ACK_WAIT_S, PENDING_MAX, HELD_MAX,
-            Lane("ticks", "*", route),
+            Lane("ticks", "*", route), MISSING_S,
         )  # fmt: skip
 
         async def handle(delivery: Delivery) -> None:

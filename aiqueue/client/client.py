@@ -288,7 +288,8 @@ class Client(PauseCalls):
         are retried with backoff ("wait"). Items of other lanes are stored meanwhile, but yielded after them. So a lane
         that stays full blocks the window for at most `timeout`.
 
-        An item with an `on_duplicate` other than "first" is stored by itself, so it may be stored after later items.
+        An item with an `on_duplicate` other than "first" is stored by itself, so it may be stored after later items of
+        other ids.
 
         `progress(stored, failed)` gets the counts of yielded items, at most 10 times a second and at the end. Leaving
         early (`aclose`, `contextlib.aclosing`, cancellation) drops the items that are not yielded yet; those that were

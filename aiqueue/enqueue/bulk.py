@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, I
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from .. import headers, subjects
 from ..connection import HEADERS_MAX, PubAck, block, check_size
@@ -77,6 +78,7 @@ class Bulk(Generic[T]):
         self._releasing: set[asyncio.Task[None]] = set()
         self._attach_limit = asyncio.Semaphore(ATTACH_MAX)
         self._alone_limit = asyncio.Semaphore(ALONE_MAX)
+        self._alone_ids: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # items of one id, in order
 
     async def run(self, items: Items) -> AsyncGenerator[T | AIQueueError, None]:
         """Yield for each item, in order, its result or the error that kept it out; see `Client.enqueue_many`."""
@@ -296,14 +298,13 @@ class Bulk(Generic[T]):
         due_at: float | None,
         on_duplicate: OnDuplicate,
     ) -> None:
-        """Store an item that has an `on_duplicate`. Later items may be sent before it."""
+        """Store an item that has an `on_duplicate`. Later items of other ids may be sent before it."""
         assert pending.template is not None
-        options = self._options
         try:
-            async with self._alone_limit:
+            async with self._alone_ids.setdefault(pending.job_id, asyncio.Lock()), self._alone_limit:
                 found = await self._store_alone(
                     message, pending.template, unique, due_at=due_at, on_duplicate=on_duplicate,
-                    on_full=options.on_full, timeout_s=options.timeout_s,
+                    on_full=self._options.on_full, timeout_s=self._options.timeout_s,
                 )  # fmt: skip
             pending.outcome = PubAck(found.stream, found.seq, found.duplicate)
             pending.job_id, pending.due_at, pending.parking_id = found.job_id, found.due_at, found.parking_id

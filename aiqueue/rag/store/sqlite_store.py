@@ -53,7 +53,10 @@ class SqliteStore:
 
     def __init__(self, root: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._root = Path(root).absolute()
-        self._readers = ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 1)), thread_name_prefix="aiqueue-rag-read")
+        # A search is nothing but CPU: beside documents that come in, more at once than half of the cores are all late.
+        self._readers = ThreadPoolExecutor(
+            min(8, max(1, (os.cpu_count() or 1) // 2)), thread_name_prefix="aiqueue-rag-read"
+        )
         self._budget = CacheBudget(cache_bytes)
         self._stems = Stems()
         self._tenants: OrderedDict[str, TenantDatabase] = OrderedDict()

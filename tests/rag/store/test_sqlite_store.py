@@ -8,17 +8,19 @@ import random
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aiqueue.errors import BadInput, ConfigMismatch, Corrupt, Unavailable
 from aiqueue.rag import StoreUnavailable
-from aiqueue.rag.store import SqliteStore, settling, sqlite_file, sqlite_store, sqlite_writes, vector_cache
+from aiqueue.rag.store import SqliteStore, settling, sqlite_file, sqlite_reads, sqlite_store, sqlite_writes, vector_cache
 from aiqueue.rag.store.conformance.data import (
     DIMENSIONS,
     EMBEDDER,
@@ -452,3 +454,29 @@ async def test_vectors_that_are_dropped_while_they_are_counted_are_gone(tmp_path
     assert cache.snapshot() is not None
     assert cache._snapshot is None
     cache.close()
+
+
+@pytest.mark.parametrize(("cores", "at_once"), [(1, 1), (2, 1), (4, 2)])
+async def test_as_many_searches_run_at_once_as_half_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, at_once: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    store = SqliteStore(tmp_path)
+    await store.open("acme", EMBEDDER, DIMENSIONS)
+    await store.put("acme", [document_of("d", 1, "apple")])
+    begun, go = threading.Semaphore(0), threading.Event()
+    search = sqlite_reads.search
+
+    def held(*given: Any) -> Any:
+        begun.release()
+        assert go.wait(10)
+        return search(*given)
+
+    monkeypatch.setattr(sqlite_reads, "search", held)
+    waiting = [asyncio.create_task(store.search("acme", "apple", vector_of("apple"), 1)) for _ in range(5)]
+    for _ in range(at_once):
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+    assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
+    go.set()
+    assert [len(each) for each in await asyncio.gather(*waiting)] == [1] * 5
+    await store.close()

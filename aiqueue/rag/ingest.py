@@ -14,6 +14,7 @@ from . import sources
 from .embed_batcher import EmbedBatcher
 from .errors import FetchFailed, StoreDamaged, StoreUnavailable
 from .failures import counting_failures, is_waited_for, next_attempt, reason_of
+from .fetch_share import NoRoom
 from .messages import RagDelete, RagDocument, check_tenant
 from .runtime import RagRuntime
 from .types import (
@@ -64,6 +65,8 @@ async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = N
         runtime.forget(job.tenant)
         await made.note_failure(str(error))
         raise Retry(str(error), after=min(EMBEDDER_CHANGED_S * job.attempt, EMBEDDER_CHANGED_MAX_S)) from None
+    except NoRoom:
+        raise
     except Retry as error:
         raise await made.count_failure(error.reason, error.after_s) from error
     except FetchFailed as error:
@@ -111,7 +114,9 @@ class _Version:
             chunked = ChunkedDocument(message.title, sources.given_chunks(message))
             content_hash = sources.content_hash(message, None, config.parsing.parsers)
             return await self._ingest(known, None, content_hash, chunked)
-        async with sources.opened(self._job, message, config, self._runtime.fetch_limits) as content:
+        async with sources.opened(
+            self._job, message, config, self._runtime.fetch_limits, self._runtime.fetches
+        ) as content:
             content_hash = sources.content_hash(message, content, config.parsing.parsers)
             return await self._ingest(known, content, content_hash, None)
 

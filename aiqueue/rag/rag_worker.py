@@ -42,8 +42,9 @@ class RagWorker(Worker):
     and tenants, limits and answers again on SIGHUP, and gateway.toml.
 
     `config`: the path of the file. None: see `load`. `embedder`, `store`: in place of those that rag.toml names; the
-    worker closes them. Commands such as `aiqueue rag ls` cannot read a `store` of your own. The other options are those
-    of `Worker`. `tenants` also bounds what is answered.
+    worker closes them. Commands such as `aiqueue rag ls` cannot read a `store` of your own. `concurrency` (1 to 10,000,
+    default 64): the number of slots for documents, and the same number again for questions, which so never wait behind
+    documents. The other options are those of `Worker`. `tenants` also bounds what is answered.
     """
 
     def __init__(
@@ -96,7 +97,13 @@ class RagWorker(Worker):
                 )
                 responder = Responder(families=[QUERIES], tenants=self.tenants)
                 await stack.enter_async_context(responder.running(client))
-                yield await stack.enter_async_context(super().running(client))
+                questions = await self._start_questions(stack, client)
+                session = await stack.enter_async_context(super().running(client))
+                try:
+                    yield session
+                finally:
+                    if questions is not None:
+                        await _drain_both(session, questions)
         finally:
             self._runtime = None
             await runtime.close()
@@ -141,7 +148,29 @@ class RagWorker(Worker):
             raise
         runtime.use(config, await asyncio.to_thread(load_gateway, client.settings))
         runtime.queries.answers_max = max(1, self.concurrency // 2)
+        runtime.fetches.slow_max = max(1, self.concurrency // 4)
         return runtime
+
+    def _resolve_families(self, client: Client) -> list[str]:
+        """Leave questions out, which have slots of their own, unless they are all that this worker takes."""
+        families = super()._resolve_families(client)
+        return [each for each in families if each != QUERIES] or families
+
+    async def _start_questions(self, stack: AsyncExitStack, client: Client) -> Session | None:
+        """Let questions have slots of their own, beside those of the documents. None: they need none."""
+        if QUERIES in self._resolve_families(client) or QUERIES not in super()._resolve_families(client):
+            return None
+        questions = Worker(
+            families=[QUERIES],
+            tenants=self.tenants,
+            concurrency=self.concurrency,
+            lifespan=self._lend_runtime,
+            name=f"{self.name}-questions",
+            suspect_after=self.suspect_after,
+        )
+        questions.drain_timeout_s, questions.child_lifespan = self.drain_timeout_s, self.child_lifespan
+        register_queries(questions)
+        return await stack.enter_async_context(questions.running(client))
 
     @asynccontextmanager
     async def _lend_runtime(self) -> AsyncIterator[RagRuntime | None]:
@@ -154,6 +183,18 @@ class RagWorker(Worker):
             return None
         path = None if self._path is None else str(self._path.absolute())
         return functools.partial(lend_to_child, _plain(client.settings), path, name)
+
+
+async def _drain_both(session: Session, questions: Session) -> None:
+    """Drain both at once, so that a stop takes one drain timeout, and let the first one tell of both."""
+    for each in (session, questions):
+        each.rights.stop()
+    ended = await asyncio.gather(session.drain(), questions.drain(), return_exceptions=True)
+    session.clean = session.clean and questions.clean
+    session.done += questions.done
+    for each_end in ended:
+        if isinstance(each_end, BaseException):
+            raise each_end
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from .config import STORE_DIRECTORY, RagConfig
 from .embed_batcher import EmbedBatcher
 from .embedding import DIMENSIONS, WordLlamaEmbedder
 from .errors import StoreUnavailable
+from .fetch_share import FetchShare
 from .fetched import FetchLimits
 from .job_ends import JobEnd, end_of_job
 from .parse_pool import ParseLimits, ParsePool
@@ -32,10 +33,13 @@ log = logging.getLogger(__name__)
 
 FILE, VARIABLE = "gateway.toml", "AIQUEUE_GATEWAY"
 TENANTS_KNOWN_MAX = 10_000
+SLOW_FETCHES_MAX = 16  # of a tenant, if the worker does not say
 
 
 class RagRuntime:
-    """The parts of one worker: `store`, `batcher`, `upserter`, `pool`, `queries`. `close` ends all; safe twice."""
+    """The parts of one worker: `store`, `batcher`, `upserter`, `pool`, `fetches`, `queries`. `close` ends all; safe
+    twice.
+    """
 
     def __init__(self, client: Client, config: RagConfig, store: VectorStore, embedder: Embedder) -> None:
         from .store import Upserter  # noqa: PLC0415  (numpy is loaded where it is needed)
@@ -54,6 +58,7 @@ class RagRuntime:
         )
         processes = config.parsing.processes or os.cpu_count() or 1
         self.pool = ParsePool(size=processes, limits=limits, parsers=config.parsing.parsers)
+        self.fetches = FetchShare(SLOW_FETCHES_MAX)
         self.store_problems: dict[str, str] = {}  # by tenant: why its documents wait for the store
         self._opened: dict[str, asyncio.Task[None]] = {}
         self.queries = Queries(client, config, store, embedder=self.batcher, ready=self.is_ready)

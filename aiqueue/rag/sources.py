@@ -13,6 +13,7 @@ from .. import headers
 from ..errors import BadInput
 from ..job import Job
 from .config import RagConfig
+from .fetch_share import FetchShare
 from .fetched import FetchLimits
 from .fetching import fetch_url, read_path
 from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
@@ -55,18 +56,22 @@ def id_headers(document_id: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def opened(job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits) -> AsyncIterator[Content]:
+async def opened(
+    job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits, fetches: FetchShare
+) -> AsyncIterator[Content]:
     """Lend the content of a document that is not cut into chunks yet.
 
-    Raises BadInput (FetchRefused) for what may not be read, or is too large; FetchFailed for what may pass.
+    Raises BadInput (FetchRefused) for what may not be read, or is too large; FetchFailed for what may pass; NoRoom.
     """
     if message.path is not None or message.url is not None:
         allowed = config.tenant(job.tenant)
         if message.path is not None:
             fetched = await read_path(message.path, allowed.roots, limits=limits)
         else:
-            hosts, private = allowed.hosts, allowed.private_hosts
-            fetched = await fetch_url(message.url or "", hosts, private_hosts=private, limits=limits)
+            url, hosts, private = message.url or "", allowed.hosts, allowed.private_hosts
+            fetched = await fetches.run(
+                job.tenant, lambda: fetch_url(url, hosts, private_hosts=private, limits=limits)
+            )  # fmt: skip
         with fetched:
             content_type = message.content_type or fetched.content_type
             yield Content(

@@ -22,6 +22,7 @@ from aiqueue.errors import SettingsError
 from aiqueue.rag import RagConfig, RagDocument, TenantConfig, sources
 from aiqueue.rag.addresses import refusal_of
 from aiqueue.rag.errors import FetchFailed, FetchRefused
+from aiqueue.rag.fetch_share import FetchShare
 from aiqueue.rag.fetched import MEMORY_BYTES_MAX, FetchLimits
 from aiqueue.rag.fetching import fetch_url, read_path
 from aiqueue.rag.parse_pool import ParsePool
@@ -460,7 +461,8 @@ async def test_a_document_by_url_keeps_the_url_that_was_given(site: Site) -> Non
     host = f"127.0.0.1:{site.port}"
     config = RagConfig(tenants={"acme": TenantConfig(private_hosts=(host,))})
     message = RagDocument(url=f"http://{host}/to?url=/page.html%3Fsignature=abc")
-    async with sources.opened(cast("Any", SimpleNamespace(tenant="acme")), message, config, FetchLimits()) as content:
+    job = cast("Any", SimpleNamespace(tenant="acme"))
+    async with sources.opened(job, message, config, FetchLimits(), FetchShare(1)) as content:
         assert (content.content, content.source) == (b"<p>hello", message.url)
 
 

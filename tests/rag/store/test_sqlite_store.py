@@ -20,7 +20,15 @@ import pytest
 
 from aiqueue.errors import BadInput, ConfigMismatch, Corrupt, Unavailable
 from aiqueue.rag import StoreUnavailable
-from aiqueue.rag.store import SqliteStore, settling, sqlite_file, sqlite_reads, sqlite_store, sqlite_writes, vector_cache
+from aiqueue.rag.store import (
+    SqliteStore,
+    settling,
+    sqlite_file,
+    sqlite_reads,
+    sqlite_store,
+    sqlite_writes,
+    vector_cache,
+)
 from aiqueue.rag.store.conformance.data import (
     DIMENSIONS,
     EMBEDDER,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
     from .payload import Document
+    from .schedules import Calendar, Cron, Every, Once, Tick
     from .topology import Topology
     from .units import Backoff
     from .worker import Responder, Worker
@@ -24,9 +25,12 @@ _MODULE_OF = {
     "AIQueueError": "errors",
     "Agent": "agent",
     "Backoff": "units",
+    "Calendar": "schedules",
     "Child": "job",
     "Client": "client",
+    "Cron": "schedules",
     "Document": "payload",
+    "Every": "schedules",
     "Handle": "client",
     "Job": "job",
     "JobCancelled": "errors",
@@ -34,6 +38,7 @@ _MODULE_OF = {
     "JobSpec": "job",
     "Message": "job",
     "NATSClient": "bus",
+    "Once": "schedules",
     "Pause": "lanes",
     "QueueFull": "errors",
     "RawMessage": "job",
@@ -43,6 +48,7 @@ _MODULE_OF = {
     "Settings": "config",
     "SyncClient": "client",
     "SyncHandle": "client",
+    "Tick": "schedules",
     "Topology": "topology",
     "Worker": "worker",
     "connect": "client",
@@ -50,9 +56,10 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "AIQueueError", "Agent", "Backoff", "Child", "Client", "Document", "Handle", "Job", "JobCancelled", "JobFailed",
-    "JobSpec", "Message", "NATSClient", "Pause", "QueueFull", "RawMessage", "Reject", "Responder", "Retry", "Settings",
-    "SyncClient", "SyncHandle", "Topology", "Worker", "connect", "connect_sync",
+    "AIQueueError", "Agent", "Backoff", "Calendar", "Child", "Client", "Cron", "Document", "Every", "Handle", "Job",
+    "JobCancelled", "JobFailed", "JobSpec", "Message", "NATSClient", "Once", "Pause", "QueueFull", "RawMessage",
+    "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Tick", "Topology", "Worker", "connect",
+    "connect_sync",
 ]  # fmt: skip
 
 

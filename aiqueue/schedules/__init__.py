@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from .calendar_interval import Calendar
 from .cron import Cron
+from .declarations import DeclaredSet, DeclaredSets
+from .declarer import Declared, Declarer
 from .document import FiredTick, Misfire, Missed, Overlap, ScheduleDocument, SchedulePause, ScheduleSpec, tick_job_id
 from .every import Every
-from .jobs import MakeMessage, Makers, Tick
+from .jobs import MakeMessage, Makers, MessageMaker, Tick
 from .once import Once
+from .parsing import StoredMessage, When, encode_stored, parse_recurrence
 from .recurrence import Recurrence, to_ms
 from .schedules import Added, AskedJob, Schedules, list_ticks
 from .store import ScheduleStore, StoredSchedule
@@ -25,10 +28,15 @@ __all__ = [
     "AskedJob",
     "Calendar",
     "Cron",
+    "Declared",
+    "DeclaredSet",
+    "DeclaredSets",
+    "Declarer",
     "Every",
     "FiredTick",
     "MakeMessage",
     "Makers",
+    "MessageMaker",
     "Misfire",
     "Missed",
     "Once",
@@ -39,12 +47,16 @@ __all__ = [
     "ScheduleSpec",
     "ScheduleStore",
     "Schedules",
+    "StoredMessage",
     "StoredSchedule",
     "Tick",
     "Ticker",
     "Ticks",
     "UnknownZone",
+    "When",
+    "encode_stored",
     "list_ticks",
+    "parse_recurrence",
     "tick_job_id",
     "to_ms",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -42,6 +43,18 @@ MakeMessage = Callable[[Tick], Message | Awaitable[Message]]
 Makers = Mapping[tuple[str, str], MakeMessage]  # by tenant and id of the schedule
 
 
+@dataclass(frozen=True)
+class MessageMaker:
+    """A function of the tick, and the family and kind of the messages that it makes."""
+
+    make: MakeMessage
+    family: str
+    kind: str
+
+    def __call__(self, tick: Tick) -> Message | Awaitable[Message]:
+        return self.make(tick)
+
+
 class NoMaker(Exception):
     """This worker does not have the function that makes a schedule's messages."""
 
@@ -71,16 +84,14 @@ class TickJobs:
                 dict(document.headers), secrets, [],
             )  # fmt: skip
         maker = self._makers.get((document.tenant, document.id))
-        if maker is None:
-            raise NoMaker(document.name)
+        wanted = document.family, document.kind
+        if maker is None or (isinstance(maker, MessageMaker) and (maker.family, maker.kind) != wanted):
+            raise NoMaker(document.name)  # the schedule is declared by newer code, or by older
         message = maker(Tick(document.tenant, document.id, tick_ms / 1000))
         if inspect.isawaitable(message):
             async with asyncio.timeout(MAKE_S):
                 message = await message
-        if not isinstance(message, Message) or (message.aiq_family, message.aiq_kind) != (
-            document.family,
-            document.kind,
-        ):
+        if not isinstance(message, Message) or (message.aiq_family, message.aiq_kind) != wanted:
             raise BadInput(f"the function must return a message of kind {document.kind}, not {message!r:.80}")
         return make_child_spec(
             "tick", message, priority=document.priority, deadline=document.deadline_s, headers=document.headers

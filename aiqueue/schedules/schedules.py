@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
@@ -13,6 +14,7 @@ from ..errors import BadInput, Conflict, NotFound, TooLarge
 from ..job import KIND
 from ..topology import Topology
 from ..units import parse_duration, text, whole_number
+from .declarations import DeclaredSets, Name
 from .document import (
     ANY_ROUTE,
     Misfire,
@@ -103,7 +105,7 @@ class Schedules:
         A change keeps the pause, the counts, and, if it still is one, the next tick. A schedule that does the same
         already stays as it is. Raises BadInput for a schedule of another owner.
         """
-        self._check(spec)
+        self.check(spec)
         await self._connection.clock.ensure(self.store.stream)
         for _ in range(TRIES_MAX):
             found = await self.store.find(spec.tenant, spec.id)
@@ -188,6 +190,36 @@ class Schedules:
                 continue
         raise _always_conflicts(tenant, schedule_id)
 
+    # -- schedules that are declared no more
+
+    async def find_undeclared(
+        self, owner: str, *, declared: Collection[Name] | None = None
+    ) -> Sequence[ScheduleDocument]:
+        """Return the schedules of an owner that its code declares no more: what `prune` would remove.
+
+        `declared`: tenants and ids. None: what its workers declare that run or ran within 90 seconds; if there are
+        none, what the newest ones declared. Raises NotFound: no worker of this owner ran in the last 30 days.
+        """
+        subjects.token("owner", owner)
+        if declared is None:
+            await self._connection.clock.ensure(self.store.stream)
+            declared = await DeclaredSets(self.store).find_declared(owner, self._connection.clock.now())
+        if declared is None:
+            raise NotFound(
+                f"no worker with owner {owner!r} ran in the last 30 days, so what it declares is unknown: check the "
+                "name, or remove its schedules one by one"
+            )
+        return [each for each in await self.list(owner=owner) if (each.tenant, each.id) not in declared]
+
+    async def prune(self, owner: str, *, declared: Collection[Name] | None = None) -> Sequence[ScheduleDocument]:
+        """Remove the schedules of an owner that its code declares no more, and return them. See `find_undeclared`."""
+        removed = []
+        for each in await self.find_undeclared(owner, declared=declared):
+            with contextlib.suppress(BadInput):  # it has become another owner's
+                if await self.remove(each.tenant, each.id, owner=owner):
+                    removed.append(each)
+        return removed
+
     # -- jobs that are asked for
 
     async def run_now(self, tenant: str, schedule_id: str) -> AskedJob:
@@ -232,8 +264,8 @@ class Schedules:
 
     # -- checks
 
-    def _check(self, spec: ScheduleSpec) -> None:
-        """Raises BadInput for a schedule that could not be stored, or whose jobs could not."""
+    def check(self, spec: ScheduleSpec) -> None:
+        """Raises BadInput for a schedule that could not be stored, or whose jobs could not. Asks no server."""
         subjects.token("tenant", spec.tenant)
         subjects.token("schedule", spec.id)
         if not isinstance(spec.recurrence, Recurrence):

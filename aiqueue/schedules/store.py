@@ -52,10 +52,11 @@ class ScheduleStore:
 
     async def find(self, tenant: str, schedule_id: str) -> StoredSchedule:
         """Return what a key holds; `seq` is 0 if nothing was ever stored there. Raises as `get`, but no DecodeError."""
-        stored = await self._last(self.key(tenant, schedule_id))
+        stored = await self.last(self.key(tenant, schedule_id))
         return StoredSchedule(tenant, schedule_id, 0, None) if stored is None else parse(stored)
 
-    async def _last(self, subject: str) -> Stored | None:
+    async def last(self, subject: str) -> Stored | None:
+        """Return what is stored on a subject of the bucket, as the stream's leader has it. Raises as `get`."""
         try:
             return await self.connection.last(self.stream, subject)
         except NotFound:
@@ -81,7 +82,7 @@ class ScheduleStore:
         try:
             return (await self.connection.store(subject, body, fields, timeout_s=timeout_s)).seq
         except Conflict:
-            stored = await self._last(subject)
+            stored = await self.last(subject)
             if stored is None or stored.headers.get(headers.MSG_ID) != fields[headers.MSG_ID]:
                 raise
             return stored.seq  # an earlier try, whose PubAck was lost

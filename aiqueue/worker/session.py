@@ -20,6 +20,7 @@ from ..enqueue import Parents
 from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
+from ..schedules import Declared
 from .announcer import Announcer, describe_jobs
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
@@ -61,6 +62,7 @@ class WorkerOptions:
     drain_timeout_s: float
     declared: object
     suspect_after: int | None
+    schedules: Declared
     child_lifespan: Lifespan | None = None
 
 
@@ -85,8 +87,7 @@ class Session:
             connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
             drained=lambda lane: self.discovery.on_drained(lane),  # noqa: PLW0108  (it is made below)
         )  # fmt: skip
-        shortest_s = min(family.ack_wait_s for family in self._families.values())
-        self.leases = Leases(connection, shortest_s=shortest_s)
+        self.leases = Leases(connection, shortest_s=min(family.ack_wait_s for family in self._families.values()))
         self._keys = make_key_gate(
             client, self._families.values(), self._schedule_pull, lambda: self._pausing.look_again()  # noqa: PLW0108
         )  # fmt: skip
@@ -94,7 +95,7 @@ class Session:
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
         )  # fmt: skip
-        self._timed = TimedWork(client)
+        self._timed = TimedWork(client, options.schedules)
         self.stalled_watch = StalledLaneWatch(
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
         )
@@ -127,8 +128,7 @@ class Session:
         )
         self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
-        self.done = 0
-        self.clean = True
+        self.done, self.clean = 0, True
 
     @property
     def running(self) -> int:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from ..client import Client
 from ..enqueue import Forwarder
-from ..schedules import Makers, Ticker
+from ..schedules import Declared, Declarer, Ticker
 
 
 class TimedWork:
-    """The forwarder and the ticker of one worker, from `start` to `stop`.
+    """The forwarder and the ticker of one worker, and its declared schedules, from `start` to `stop`."""
 
-    `owner` and `makers`: whose schedules' messages this worker makes, and by which functions.
-    """
-
-    def __init__(self, client: Client, *, owner: str = "", makers: Makers | None = None) -> None:
+    def __init__(self, client: Client, declared: Declared) -> None:
         connection, topology, key_lanes = client.connection, client.topology, client.key_lanes
         self._forwarder = Forwarder(connection, topology, key_lanes)
-        self._ticker = Ticker(connection, topology, key_lanes, owner=owner, makers=makers)
+        self._ticker = Ticker(connection, topology, key_lanes, owner=declared.owner, makers=declared.makers)
+        self._declarer = Declarer(connection, topology, declared)
 
     async def start(self) -> None:
         """Raises Unavailable."""
         await self._forwarder.start()
         await self._ticker.start()
+        await self._declarer.start()
 
     async def stop(self) -> None:
         """Safe twice and unstarted."""
+        await self._declarer.stop()
         await self._ticker.stop()
         await self._forwarder.stop()

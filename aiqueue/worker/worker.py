@@ -8,17 +8,20 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 from ..attempt import Handler, Handlers, Policies, check_cost_function, is_async_handler
 from ..client import Client, check_client
 from ..errors import BadInput
 from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, check_model
+from ..schedules import When
 from ..subjects import FAMILY, token
 from ..units import Backoff, Duration, flag, parse_duration, text, texts, whole_number
+from .scheduling import DeclaredSchedules, ScheduleOptions
 from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
 _UNNAMED = itertools.count(1)  # workers of this process without a name of their own
@@ -62,7 +65,10 @@ class Worker:
     long running jobs may take to end when the worker stops. `name`: each worker needs its own; the default is host name
     and pid, and a number from the second worker of a process on. `suspect_after` (1 to 1,000, default 2): a job that
     has been delivered so often without an outcome is tried in a child process, one at a time, because it may be what
-    kills the workers. More is for handlers whose jobs take long, and cannot end their process.
+    kills the workers. More is for handlers whose jobs take long, and cannot end their process. `owner`: the name of the
+    service whose schedules this worker declares, see `schedule`. All workers with one owner declare the same schedules,
+    but for those of an older or newer version. `generation` (0 to 2**53, default 0): the greater one decides at once
+    where versions run at the same time. Without it, the version decides that was first seen last.
     """
 
     child_lifespan: Lifespan | None = None  # of a subclass: entered by child processes in place of `lifespan`
@@ -78,6 +84,8 @@ class Worker:
         drain_timeout: Duration = "30s",
         name: str | None = None,
         suspect_after: int | None = None,
+        owner: str | None = None,
+        generation: int = 0,
     ) -> None:
         if lifespan is not None and not callable(lifespan):
             raise BadInput(f"lifespan must be a function that returns an async context manager, not {lifespan!r}")
@@ -90,6 +98,7 @@ class Worker:
         self.name = text("name", name) if name else _default_name()
         self.suspect_after = None if suspect_after is None else whole_number("suspect_after", suspect_after, 1, 1_000)
         self._handlers = Handlers()
+        self._schedules = DeclaredSchedules(owner, generation)
 
     @property
     def slots(self) -> int:
@@ -189,6 +198,45 @@ class Worker:
 
         return _HandlerDecorator(add)
 
+    @overload
+    def schedule(
+        self, when: When, message: Message[Any], *, tenant: str, **options: Unpack[ScheduleOptions]
+    ) -> None: ...
+    @overload
+    def schedule(
+        self, when: When, message: None = None, *, tenant: str, **options: Unpack[ScheduleOptions]
+    ) -> Callable[[F], F]: ...
+    def schedule(
+        self, when: When, message: Message[Any] | None = None, *, tenant: str, **options: Unpack[ScheduleOptions]
+    ) -> Callable[[F], F] | None:
+        """Declare a schedule, which is stored when this worker starts: each of its ticks has one job of `tenant`.
+
+        The jobs have the `message`. Without one this is a decorator. Above ``@worker.handle(Report)``, the message is
+        ``Report()``. Above a function that takes a `Tick` and returns a message, plain or async, the function makes the
+        message of each tick, on the event loop of any worker with this owner.
+        - `when`: a cron line, "0 6 * * mon-fri", in the time zone `tz` (default "UTC"); an interval, "90s"; a Calendar,
+          a Once, or any other Recurrence. `start`, `end`, `jitter`: as of a Recurrence.
+        - `id`: a token of up to 64 characters, once in a tenant. Default: the function's name.
+        - `priority`, `deadline` (after a tick was enqueued), `headers`: of the jobs, as in `Client.enqueue`.
+        - `misfire`: of ticks that are more than `grace` (default "10s") late, none is enqueued ("skip"), or the newest
+          ("once", the default), or the newest `bound` (default 100; "all").
+        - `overlap="skip"`: a tick is skipped while the former one's job has not ended. Default: "run".
+        - `makes`: the class of the messages that the function makes. Default: what the function is annotated to return.
+        Raises BadInput for a worker without `owner`, a second schedule of an id, and invalid arguments. What the
+        topology decides (families, priorities), and ``overlap="skip"`` for a handler with ``result=False``, is refused
+        when the worker starts. A schedule of another owner stays as it is; the worker logs that once, and runs on.
+        """
+        recurrence, rest = self._schedules.parse(when, tenant, options)
+        if message is not None:
+            self._schedules.add_message(recurrence, message, tenant, rest)
+            return None
+
+        def add(function: F) -> F:
+            self._schedules.add_function(recurrence, function, self._handlers, tenant, rest)
+            return function
+
+        return add
+
     def _add(
         self,
         model: type[Any],
@@ -245,9 +293,10 @@ class Worker:
         return session.clean
 
     def _make_options(self, client: Client) -> WorkerOptions:
+        schedules = self._schedules.check(client, self._handlers)
         return WorkerOptions(
             self.name, self._handlers, self._resolve_families(client), self.tenants, self.slots, self.process_count,
-            self.lifespan, self.drain_timeout_s, self, self.suspect_after, self.child_lifespan,
+            self.lifespan, self.drain_timeout_s, self, self.suspect_after, schedules, self.child_lifespan,
         )  # fmt: skip
 
     def _resolve_families(self, client: Client) -> list[str]:

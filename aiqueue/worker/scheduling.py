@@ -113,6 +113,10 @@ class DeclaredSchedules:
         key = tenant, token("schedule", options["id"])
         if key in self._specs:
             raise BadInput(f"this worker declares a schedule {key[1]} of {tenant} already: give one of them another id")
+        if not isinstance(headers := options.get("headers", {}), Mapping):
+            raise BadInput(
+                f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {shown(headers)}'
+            )
         deadline, grace = options.get("deadline"), options.get("grace")
         more: dict[str, Any] = {name: options[name] for name in _AS_THEY_ARE if name in options}  # type: ignore[literal-required]
         if deadline is not None:

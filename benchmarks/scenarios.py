@@ -54,6 +54,16 @@ class Fleet(Workers):
                 self._taken[place] = child.pid
                 self.alive.append(child)
 
+    def replace(self, place: int, env: Mapping[str, str]) -> None:
+        """Have the worker of a place drain, and start one that differs by `env` there."""
+        child = next(each for each in self.alive if each.pid == self._taken.get(place))
+        if (code := child.end()) != 0:
+            self.surprises.append(f"worker {child.pid} ended its drain with {code}")
+        self.alive.remove(child)
+        arguments, former = self._places[place]
+        self._places = [*self._places[:place], (arguments, {**former, **env}), *self._places[place + 1 :]]
+        self.start()
+
 
 class System:
     """A running system in a directory of its own. `harm` and `faults` are those of the nemesis.

@@ -66,9 +66,9 @@ class Worker:
     and pid, and a number from the second worker of a process on. `suspect_after` (1 to 1,000, default 2): a job that
     has been delivered so often without an outcome is tried in a child process, one at a time, because it may be what
     kills the workers. More is for handlers whose jobs take long, and cannot end their process. `owner`: the name of the
-    service whose schedules this worker declares, see `schedule`. All workers with one owner declare the same schedules,
-    but for those of an older or newer version. `generation` (0 to 2**53, default 0): the greater one decides at once
-    where versions run at the same time. Without it, the version decides that was first seen last.
+    service whose schedules this worker declares, see `schedule`. Where workers of several versions declare one, the
+    version decides that was seen first at the latest time. `generation` (0 to 2**53, default 0): the version with the
+    greater one decides, whatever was seen first.
     """
 
     child_lifespan: Lifespan | None = None  # of a subclass: entered by child processes in place of `lifespan`

@@ -8,7 +8,7 @@ hold, not by what workers say. Without names, all are run at their full length, 
 from __future__ import annotations
 
 from ..scenarios import Scenario, make_parser, parse, run_all, say
-from . import cost, faults
+from . import cost, deploy, faults
 from .bench import Asked
 
 SCENARIOS: dict[str, Scenario[Asked]] = {
@@ -18,6 +18,7 @@ SCENARIOS: dict[str, Scenario[Asked]] = {
     "cluster": faults.cluster,
     "down": faults.down,
     "skew": faults.skew,
+    "deploy": deploy.deploy,
     "lateness": cost.lateness,
     "ten-thousand": cost.ten_thousand,
 }

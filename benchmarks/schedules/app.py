@@ -1,6 +1,7 @@
 """The worker of the scenarios. It serves the tenant `done` only: the jobs of `kept` stay in the stream, to be judged.
 
-With ``SCHEDULES_AIM`` it kills itself amid a tick that it holds, when a file in that directory names the point.
+With ``SCHEDULES_VERSION`` it declares a schedule. With ``SCHEDULES_AIM`` it kills itself amid a tick that it holds,
+when a file in that directory names the point.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from aiqueue.schedules.ticks import Ticks
 
 KEPT, DONE = "kept", "done"
 AIM = "SCHEDULES_AIM"
+VERSION = "SCHEDULES_VERSION"  # the interval in seconds of a schedule that the worker declares
+VERSIONS = 1, 2  # an old and a new one
 POINTS: dict[str, tuple[Any, str]] = {
     "read": (ScheduleStore, "get"),
     "made": (TickJobs, "make"),
@@ -51,9 +54,14 @@ if directory := os.environ.get(AIM):
     for point, (kind, name) in POINTS.items():
         _aim(kind, name, Path(directory) / point)
 
-worker = aiqueue.Worker(tenants=[DONE])
+version = os.environ.get(VERSION)
+worker = aiqueue.Worker(tenants=[DONE], owner="bench" if version else None)
 
 
 @worker.handle(Tick)
 async def tick(job: aiqueue.Job[Tick]) -> float:
     return job.scheduled_for or 0.0
+
+
+if version:
+    worker.schedule(int(version), Tick(number=int(version)), tenant=KEPT, id="declared", misfire="all")

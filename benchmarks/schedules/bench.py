@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,8 @@ class Fired(NamedTuple):
 class Ground(System):
     """A system with workers that fire schedules. `skews_s`: how wrong the clock of each worker is."""
 
+    workers: Fleet
+
     def __init__(
         self,
         asked: Asked,
@@ -68,10 +70,11 @@ class Ground(System):
         servers: int = 1,
         skews_s: Sequence[float] = (),
         workers: int | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(directory, STREAM, servers=servers, seed=asked.seed)
         self._harmed = itertools.cycle((TICKS, BUCKET, STREAM))
-        self.asked, self._skews_s = asked, skews_s
+        self.asked, self._skews_s, self._worker_env = asked, skews_s, env or {}
         self._count = asked.workers if workers is None else workers
         self.aims = directory / "aims"
         self.aims.mkdir()
@@ -97,7 +100,7 @@ class Ground(System):
                 itertools.chain(self._skews_s, itertools.repeat(0.0)), range(self._count), strict=False
             )
         ]
-        env = {**self.env, AIM: str(self.aims)}
+        env = {**self.env, **self._worker_env, AIM: str(self.aims)}
         self.workers = Fleet([str(HERE / "launch.py")], env, self.directory / "workers.log", places)
         await self.start_workers()
 
@@ -116,6 +119,12 @@ class Ground(System):
             lambda: self.ready >= before + missing,
             lambda: f"the workers were not ready; they said: {self.tail()}", within_s=READY_S,
         )  # fmt: skip
+
+    async def replace(self, place: int, env: Mapping[str, str]) -> None:
+        """End the worker of a place, and start one with another environment there. Wait until it is ready."""
+        before = self.ready
+        await asyncio.to_thread(self.workers.replace, place, env)
+        await until(lambda: self.ready > before, lambda: f"no worker was ready: {self.tail()}", within_s=READY_S)
 
     async def add(self, schedule_id: str, recurrence: Every, *, tenant: str = KEPT, **more: Any) -> None:
         body = encode_message(Tick(number=len(self.added)))

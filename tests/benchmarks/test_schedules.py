@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.schedules.bench import Fired, judge, judge_lateness
+from benchmarks.schedules.deploy import judge_ticks
 from benchmarks.schedules.faults import _latest_ms
 
 TICKS = [("s", 1.0), ("s", 2.0), ("t", 1.5)]
@@ -46,3 +47,17 @@ def test_a_tick_that_two_victims_held_may_be_late_twice() -> None:
     assert _latest_ms(late, []) == pytest.approx(3_900)
     assert _latest_ms(late, [9.9]) == pytest.approx(3_900)
     assert _latest_ms(late, [9.9, 11.8]) == pytest.approx(1_900)
+
+
+def test_in_a_deploy_a_missing_tick_a_double_one_and_one_of_the_other_version_are_found() -> None:
+    """From second 10 on each second, from 15 on every second one."""
+    changes = [(10.2, 1.0), (15.2, 2.0)]
+    right = [Fired("s", float(each), each + 0.001, each) for each in (11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26)]
+
+    def wrong(fired: list[Fired]) -> list[str]:
+        return [each.name for each in judge_ticks(fired, changes) if not each.holds]
+
+    assert wrong(right) == []
+    assert wrong([each for each in right if each.tick != 13]) == ["ticks without a job"]
+    assert wrong([*right, right[3]]) == ["jobs beside the first of a tick"]
+    assert wrong([*right, Fired("s", 19.0, 19.001, 99)]) == ["jobs of ticks that were not declared"]

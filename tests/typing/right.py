@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -308,3 +308,27 @@ async def bus_uses(bus: aiqueue.NATSClient) -> None:
         print(message.data)
 
     await bus.subscribe("ai.agent.tasks.*", queue="q", cb=callback)  # right: a callback
+
+
+scheduling = aiqueue.Worker(owner="billing")
+
+
+class Tidy(aiqueue.Message[Size], kind="tidy"):
+    path: str = "x"
+
+
+@scheduling.schedule("0 6 * * mon-fri", tz="Europe/Berlin", tenant="acme", misfire="all", bound=3)
+@scheduling.handle(Tidy)
+async def tidy_daily(job: aiqueue.Job[Tidy]) -> Size:
+    return Size(1, 1)
+
+
+@scheduling.schedule(aiqueue.Calendar(months=1), tenant="acme", overlap="skip", makes=Measure)
+async def measure_monthly(tick: aiqueue.Tick) -> Measure:
+    return Measure(path=f"{tick.time:%Y}")
+
+
+def scheduled_uses(job: aiqueue.Job[Tidy]) -> None:
+    scheduling.schedule(timedelta(minutes=5), Measure(path="x"), tenant="acme", id="x")  # right: a message
+    scheduling.schedule(aiqueue.Once(5.0), Measure(path="x"), tenant="acme", id="once")  # right: a recurrence
+    assert_type(tidy_daily(job), Coroutine[Any, Any, Size])  # right: a scheduled function keeps its type

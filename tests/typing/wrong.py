@@ -230,3 +230,11 @@ def sync_uses(client: aiqueue.SyncClient) -> None:
     client.enqueue(Plain(text="x"), tenant="acme", on_duplicate="again")  # wrong: no such way
     client.enqueue_many([Plain(text="x")], tenant="acme", window="10")  # wrong: a number
     print(size, count, text)
+
+
+def scheduled_uses(worker: aiqueue.Worker) -> None:
+    worker.schedule("@daily", Plain(text="x"), id="x")  # wrong: no tenant
+    worker.schedule("@daily", Plain(text="x"), tenant="acme", id="x", misfire="never")  # wrong: no such way
+    worker.schedule("@daily", "text", tenant="acme", id="x")  # wrong: no message
+    worker.schedule([1], Plain(text="x"), tenant="acme", id="x")  # wrong: no time
+    worker.schedule("@daily", Plain(text="x"), tenant="acme", id="x", every=5)  # wrong: no such option

@@ -448,6 +448,27 @@ async def test_a_tick_that_a_worker_of_another_version_holds_waits_for_one_that_
         await eventually(fired)
 
 
+async def test_declarations_are_stored_as_the_wire_contract_says_and_later_fields_are_passed_over(
+    client: aiqueue.Client,
+) -> None:
+    before = time.time()
+    async with every("1h", "b", "a", generation=3).running(client):
+        pass
+    stored = await client.connection.last("KV_AI_SCHEDULES", "$KV.AI_SCHEDULES.owner.billing.*")
+    assert stored is not None
+    assert stored.headers["Nats-TTL"] == "2592000s"
+    fields = aiqueue.codec.decode_map(stored.data)
+    assert (fields["v"], fields["generation"], fields["schedules"]) == (1, 3, [["acme", "a"], ["acme", "b"]])
+    assert before - 0.2 < fields["first"] <= fields["seen"] < time.time() + 0.2
+    later = aiqueue.codec.dump({**fields, "v": 2, "more": 5})
+    store = schedules_of(client).store
+    await store.write(stored.subject, stored.seq, later, {}, 5.0)
+    (found,) = await DeclaredSets(store).list("billing")
+    assert (found.generation, found.names) == (3, {("acme", "a"), ("acme", "b")})
+    await store.write(store.key("owner", "billing", "x"), 0, b"damaged", {}, 5.0)
+    assert await DeclaredSets(store).list("billing") == [found]
+
+
 # -- pruning
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -328,7 +328,7 @@ async def measure_monthly(tick: aiqueue.Tick) -> Measure:
     return Measure(path=f"{tick.time:%Y}")
 
 
-def scheduled_uses(job: aiqueue.Job[Tidy]) -> None:
+async def scheduled_uses(job: aiqueue.Job[Tidy]) -> None:
     scheduling.schedule(timedelta(minutes=5), Measure(path="x"), tenant="acme", id="x")  # right: a message
     scheduling.schedule(aiqueue.Once(5.0), Measure(path="x"), tenant="acme", id="once")  # right: a recurrence
-    assert_type(tidy_daily(job), Coroutine[Any, Any, Size])  # right: a scheduled function keeps its type
+    assert_type(await tidy_daily(job), Size)  # right: a scheduled function keeps its type

@@ -116,13 +116,9 @@ class Session:
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
         unknown_kinds = UnknownKinds(connection, client.parking)
         self._pausing = Pausing(
-            connection,
-            client.topology,
-            self._families.values(),
-            self.discovery,
-            unknown_kinds,
+            connection, client.topology, self._families.values(), self.discovery, unknown_kinds,
             self._waiting.return_paused,
-        )
+        )  # fmt: skip
         self._announcer = Announcer(
             connection, client.topology, options.name, kinds, self._describe, self._pausing.bring_forward
         )

@@ -139,6 +139,7 @@ class _Version:
         header = DocumentHeader(
             self._id, self.version, content_hash, self._message.title or chunked.title,
             content.source if content is not None else "", self._message.metadata, chunked.problems,
+            sources.hints(self._message),
         )  # fmt: skip
         if len(chunked.chunks) <= BATCH:
             rows = await embed_chunks(self._runtime.batcher, self._tenant, chunked.chunks)

@@ -36,6 +36,7 @@ async def _reindex_document(job: Job[RagReindex], document_id: str) -> dict[str,
         return {"document_id": document_id, "state": "failed", "outcome": "", "problems": [why_not_read(known)]}
     is_url = known.source.startswith(("http://", "https://"))
     where: dict[str, Any] = {"url": known.source} if is_url else {"path": known.source}
+    where |= known.hints
     message = RagDocument(document_id=document_id, metadata=dict(known.metadata), **where)
     # As the version that it is: as a newer one it would hide versions by value that are queued before this job.
     return await ingest_as(job, message, known.indexed_version)

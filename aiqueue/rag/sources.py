@@ -97,6 +97,14 @@ async def opened(
     yield Content(content, hashlib.sha256(content).hexdigest(), message.name or job_name(message), content_type)
 
 
+def hints(message: RagDocument) -> dict[str, str]:
+    """Return what a reindex has to know, beside the path or URL, to read and show the document as now."""
+    if message.path is None and message.url is None:
+        return {}
+    given = {"title": message.title, "name": message.name, "content_type": message.content_type}
+    return {name: text for name, text in given.items() if text}
+
+
 def job_name(message: RagDocument) -> str:
     """Return what hints at the format where no name is given: the document's id, such as ``guide.md``."""
     return message.document_id or ""

@@ -71,6 +71,7 @@ class DocumentHeader:
 
     `version`: see `versions.version_of`. `content_hash`: of what was parsed and how, with the title; the same hash is
     the same chunks. `source`: where it came from, a path or URL; "": by value. `problems`: see `ParsedDocument`.
+    `hints`: the title, name and content_type that were given with a path or URL, texts by these names.
     """
 
     document_id: str
@@ -80,6 +81,7 @@ class DocumentHeader:
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class DocumentState:
     `version`, `state`, `stage`, `done`, `total`, `reason`: of the newest version that was begun. `done` of `total`
     chunks are embedded; 0 of 0: not known yet. `indexed_version`: the version that questions find; None: none.
     `updated_at`: seconds since the epoch. `job_id`: the job of a version that is not stored yet; "": not known.
+    `hints`: see `DocumentHeader`.
     """
 
     document_id: str
@@ -123,6 +126,7 @@ class DocumentState:
     chunks: int = 0
     updated_at: float = 0.0
     job_id: str = ""
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,26 @@ async def test_a_large_document_is_staged_and_an_attempt_embeds_only_what_is_mis
     assert (stats.documents, stats.chunks) == (1, chunks)
 
 
+async def test_a_document_that_is_read_again_keeps_the_title_name_and_type_that_were_given_with_its_path(
+    client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
+) -> None:
+    rag_file.write_text(rag_file.read_text() + f'[[tenant]]\nname = "acme"\nroots = ["{tmp_path}"]\n')
+    file = tmp_path / "page"
+    file.write_text(f"# Own heading\n\n{TEXT}")
+    given = {"title": "Handbook", "name": "x.md", "content_type": "text/markdown"}
+    async with rag_worker.running(client):
+        await ingest(client, document_id="d", path=str(file), **given)
+        for text, outcome in ((TEXT, "same"), ("An otter dives.", "new")):
+            file.write_text(f"# Own heading\n\n{text}")
+            again = await (await client.enqueue(RagReindex(document_id="d"), tenant="acme")).result(25)
+            assert (again["outcome"], again["title"]) == (outcome, "Handbook")
+            known = await state_of(rag_worker, "d")
+            assert (known.title, known.hints) == ("Handbook", given)
+        assert rag_worker._runtime is not None
+        (passage,) = await rag_worker._runtime.store.search("acme", "otter dives", None, 5, mode="keyword")
+    assert (passage.heading, passage.text) == ("Own heading", "An otter dives.")
+
+
 async def test_a_document_that_is_read_again_hides_no_version_that_was_enqueued_before_that(
     client: aiqueue.Client, rag_worker: RagWorker, rag_file: Path, tmp_path: Path
 ) -> None:

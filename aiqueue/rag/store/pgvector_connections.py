@@ -38,7 +38,8 @@ CREATE TABLE documents (
     total integer NOT NULL DEFAULT 0, reason text NOT NULL DEFAULT '', updated_at double precision NOT NULL,
     settled bigint NOT NULL DEFAULT 0, indexed boolean NOT NULL DEFAULT FALSE, content_hash text NOT NULL DEFAULT '',
     title text NOT NULL DEFAULT '', source text NOT NULL DEFAULT '', metadata jsonb NOT NULL DEFAULT '{}',
-    problems jsonb NOT NULL DEFAULT '[]', first_chunk bigint NOT NULL DEFAULT 0, chunks integer NOT NULL DEFAULT 0,
+    problems jsonb NOT NULL DEFAULT '[]', hints jsonb NOT NULL DEFAULT '{}',
+    first_chunk bigint NOT NULL DEFAULT 0, chunks integer NOT NULL DEFAULT 0,
     job_id text NOT NULL DEFAULT '', PRIMARY KEY (tenant, document_id)
 );
 CREATE TABLE chunks (

@@ -30,7 +30,7 @@ from .pgvector_writes import TenantRow, check_embedder, lock_tenant, read_tenant
 from .texts import FREQUENT_SHARE, RAREST_KEPT, check_document_id, clean, select_terms, terms_of
 
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
-    CASE WHEN indexed THEN settled END, chunks, updated_at, job_id FROM documents WHERE tenant = %s"""
+    CASE WHEN indexed THEN settled END, chunks, updated_at, job_id, hints FROM documents WHERE tenant = %s"""
 
 
 class PgVectorStore:

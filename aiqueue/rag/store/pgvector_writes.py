@@ -142,9 +142,17 @@ async def _begin(cursor: Cursor, tenant: TenantRow, header: HeaderRow) -> PutOut
     if outcome == "same":
         assert stored is not None
         await cursor.execute(
-            "UPDATE documents SET settled = %s, source = %s, metadata = %s::jsonb, problems = %s::jsonb"
-            " WHERE tenant = %s AND document_id = %s",
-            (header.version, header.source, header.metadata, header.problems, tenant.tenant, header.document_id),
+            "UPDATE documents SET settled = %s, source = %s, metadata = %s::jsonb, problems = %s::jsonb,"
+            " hints = %s::jsonb WHERE tenant = %s AND document_id = %s",
+            (
+                header.version,
+                header.source,
+                header.metadata,
+                header.problems,
+                header.hints,
+                tenant.tenant,
+                header.document_id,
+            ),
         )
         await _show(
             cursor, tenant, header.document_id, header.version, header.state, done=stored.chunks, total=stored.chunks
@@ -189,10 +197,11 @@ async def _settle(cursor: Cursor, tenant: TenantRow, header: HeaderRow, first: i
     )
     await cursor.execute(
         "UPDATE documents SET settled = %s, content_hash = %s, title = %s, source = %s, metadata = %s::jsonb,"
-        " problems = %s::jsonb, first_chunk = %s, chunks = %s, indexed = TRUE WHERE tenant = %s AND document_id = %s",
+        " problems = %s::jsonb, hints = %s::jsonb, first_chunk = %s, chunks = %s, indexed = TRUE"
+        " WHERE tenant = %s AND document_id = %s",
         (
-            header.version, header.content_hash, header.title, header.source, header.metadata, header.problems, first,
-            count, tenant.tenant, header.document_id,
+            header.version, header.content_hash, header.title, header.source, header.metadata, header.problems,
+            header.hints, first, count, tenant.tenant, header.document_id,
         ),
     )  # fmt: skip
     await cursor.execute(
@@ -252,7 +261,7 @@ async def delete(cursor: Cursor, tenant: TenantRow, document_id: str, version: i
         "INSERT INTO documents (tenant, document_id, shown, settled, state, updated_at)"
         " VALUES (%s, %s, %s, %s, 'deleted', %s) ON CONFLICT (tenant, document_id) DO UPDATE SET"
         " settled = EXCLUDED.settled, indexed = FALSE, content_hash = '', title = '', source = '', metadata = '{}',"
-        " problems = '[]', first_chunk = 0, chunks = 0",
+        " problems = '[]', hints = '{}', first_chunk = 0, chunks = 0",
         (tenant.tenant, document_id, version, version, time.time()),
     )
     await _show(cursor, tenant, document_id, version, "deleted")

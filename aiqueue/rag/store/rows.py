@@ -31,7 +31,7 @@ class Told(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class HeaderRow:
-    """A header with texts that every database takes. `metadata` and `problems` are JSON."""
+    """A header with texts that every database takes. `metadata`, `problems` and `hints` are JSON."""
 
     document_id: str
     version: int
@@ -40,6 +40,7 @@ class HeaderRow:
     source: str
     metadata: str
     problems: str
+    hints: str
     state: str
 
 
@@ -62,6 +63,7 @@ def header_row(header: DocumentHeader) -> HeaderRow:
         clean(header.source),
         metadata_json(header.metadata),
         json.dumps([clean(each) for each in header.problems], ensure_ascii=False),
+        json.dumps({name: clean(text) for name, text in header.hints.items()}, ensure_ascii=False),
         "completed_with_errors" if header.problems else "completed",
     )
 

@@ -36,6 +36,7 @@ CREATE TABLE documents (
     reason TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL, settled INTEGER NOT NULL DEFAULT 0,
     indexed INTEGER NOT NULL DEFAULT 0, content_hash TEXT NOT NULL DEFAULT '', title TEXT NOT NULL DEFAULT '',
     source TEXT NOT NULL DEFAULT '', metadata TEXT NOT NULL DEFAULT '{{}}', problems TEXT NOT NULL DEFAULT '[]',
+    hints TEXT NOT NULL DEFAULT '{{}}',
     first_chunk INTEGER NOT NULL DEFAULT 0, chunks INTEGER NOT NULL DEFAULT 0, job_id TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE chunks (

@@ -18,7 +18,7 @@ from .sqlite_file import check_embedder, meta, reading
 from .vector_cache import Rows, VectorCache, best_on_disk
 
 _STATE = """SELECT document_id, shown, state, stage, done, total, reason, problems, title, source, metadata,
-    CASE indexed WHEN 1 THEN settled END, chunks, updated_at, job_id FROM documents"""
+    CASE indexed WHEN 1 THEN settled END, chunks, updated_at, job_id, hints FROM documents"""
 
 
 def search(
@@ -89,6 +89,7 @@ def documents(db: sqlite3.Connection, after: str, limit: int) -> list[DocumentSt
 def _document_state(row: Sequence[Any]) -> DocumentState:
     values = list(row)
     values[7], values[10] = json.loads(row[7]), json.loads(row[10])
+    values[15] = json.loads(row[15])
     return DocumentState(*values)
 
 

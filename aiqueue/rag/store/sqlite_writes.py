@@ -142,8 +142,8 @@ class _Writing:
         now = time.time()
         self._db.executemany(
             "INSERT INTO documents (number, document_id, settled, content_hash, title, source, metadata, problems,"
-            " first_chunk, chunks, indexed, shown, state, done, total, updated_at)"
-            f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, {now!r})",
+            " hints, first_chunk, chunks, indexed, shown, state, done, total, updated_at)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, {now!r})",
             self._new,
         )
         self._db.executemany("DELETE FROM staged WHERE document_id = ? AND version <= ?", self._settled)
@@ -156,14 +156,14 @@ class _Writing:
 def _columns(header: HeaderRow, first: int, count: int) -> tuple[Any, ...]:
     return (
         header.document_id, header.version, header.content_hash, header.title, header.source, header.metadata,
-        header.problems, first, count,
+        header.problems, header.hints, first, count,
     )  # fmt: skip
 
 
 def _update(db: sqlite3.Connection, stored: KnownRow, header: HeaderRow, first: int, count: int) -> None:
     db.execute(
-        "UPDATE documents SET (document_id, settled, content_hash, title, source, metadata, problems, first_chunk,"
-        " chunks, indexed) = (?, ?, ?, ?, ?, ?, ?, ?, ?, 1) WHERE number = ?",
+        "UPDATE documents SET (document_id, settled, content_hash, title, source, metadata, problems, hints,"
+        " first_chunk, chunks, indexed) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) WHERE number = ?",
         (*_columns(header, first, count), stored.number),
     )
     _show(db, stored, header.version, header.state, done=count, total=count)
@@ -172,8 +172,8 @@ def _update(db: sqlite3.Connection, stored: KnownRow, header: HeaderRow, first: 
 def move(db: sqlite3.Connection, stored: KnownRow, header: HeaderRow) -> None:
     """The stored chunks are those of this version too. The title stays: the keyword index was made with it."""
     db.execute(
-        "UPDATE documents SET settled = ?, source = ?, metadata = ?, problems = ? WHERE number = ?",
-        (header.version, header.source, header.metadata, header.problems, stored.number),
+        "UPDATE documents SET settled = ?, source = ?, metadata = ?, problems = ?, hints = ? WHERE number = ?",
+        (header.version, header.source, header.metadata, header.problems, header.hints, stored.number),
     )
     _show(db, stored, header.version, header.state, done=stored.chunks, total=stored.chunks)
 
@@ -206,7 +206,7 @@ def delete(db: sqlite3.Connection, document_id: str, version: int) -> bool:
         db.execute("UPDATE meta SET value = value - ? WHERE name = 'chunks'", (gone,))
         db.execute(
             "UPDATE documents SET settled = ?, indexed = 0, content_hash = '', title = '', source = '',"
-            " metadata = '{}', problems = '[]', first_chunk = 0, chunks = 0 WHERE number = ?",
+            " metadata = '{}', problems = '[]', hints = '{}', first_chunk = 0, chunks = 0 WHERE number = ?",
             (version, stored.number),
         )
         _show(db, stored, version, "deleted")

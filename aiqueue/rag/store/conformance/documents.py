@@ -109,6 +109,25 @@ class DocumentsSuite(StoreSuite):
 
         self._run(test)
 
+    def test_hints_are_those_of_the_stored_version(self) -> None:
+        async def test(store: VectorStore, tenant: str) -> None:
+            async def hints() -> dict[str, str]:
+                state = await store.document(tenant, "a")
+                assert state is not None
+                return dict(state.hints)
+
+            given = {"title": "Häuser", "name": "x.md"}
+            await store.put(tenant, [document_of("a", 1, "apple", hints=given)])
+            assert await hints() == given
+            assert await store.put(tenant, [document_of("a", 2, "apple", hints={"name": "y.md"})]) == ["same"]
+            assert await hints() == {"name": "y.md"}
+            assert await store.put(tenant, [document_of("a", 3, "pear", hints=given)]) == ["new"]
+            assert await hints() == given
+            await store.delete(tenant, "a", 4)
+            assert await hints() == {}
+
+        self._run(test)
+
     def test_a_staged_document_is_found_after_its_commit_only(self) -> None:
         async def test(store: VectorStore, tenant: str) -> None:
             await store.put(tenant, [document_of("a", 1, "former")])

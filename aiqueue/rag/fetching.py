@@ -41,6 +41,11 @@ async def read_path(path: str, roots: Sequence[str | Path], *, limits: FetchLimi
     return await asyncio.get_running_loop().run_in_executor(_READERS, _read_path, path, roots, limits or FetchLimits())
 
 
+async def find_size(path: str, roots: Sequence[str | Path], *, limits: FetchLimits) -> int:
+    """Return how many bytes a file below one of the `roots` has now. Raises as `read_path`."""
+    return await asyncio.get_running_loop().run_in_executor(_READERS, _find_size, path, roots, limits)
+
+
 async def fetch_url(
     url: str,
     hosts: Sequence[str],
@@ -80,6 +85,15 @@ def _read_path(path: str, roots: Sequence[str | Path], limits: FetchLimits) -> F
     except BaseException:
         collecting.close()
         raise
+
+
+def _find_size(path: str, roots: Sequence[str | Path], limits: FetchLimits) -> int:
+    root, parts = _below(path, roots)
+    try:
+        with open(_open_below(path, root, parts, limits.size_bytes_max), "rb", buffering=0) as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise _error_of(path, error) from error
 
 
 def _below(path: str, roots: Sequence[str | Path]) -> tuple[Path, list[str]]:

@@ -115,7 +115,7 @@ class _Version:
             content_hash = sources.content_hash(message, None, config.parsing.parsers)
             return await self._ingest(known, None, content_hash, chunked)
         async with sources.opened(
-            self._job, message, config, self._runtime.fetch_limits, self._runtime.fetches
+            self._job, message, config, self._runtime.fetch_limits, self._runtime.fetches, self._runtime.open_bytes
         ) as content:
             content_hash = sources.content_hash(message, content, config.parsing.parsers)
             return await self._ingest(known, content, content_hash, None)

@@ -14,6 +14,7 @@ from ..config import Settings
 from ..errors import BadInput, TopologyError
 from ..gateway import GatewayConfig, load
 from ..server import find_directory
+from .byte_budget import ByteBudget
 from .config import STORE_DIRECTORY, RagConfig
 from .embed_batcher import EmbedBatcher
 from .embedding import DIMENSIONS, WordLlamaEmbedder
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FILE, VARIABLE = "gateway.toml", "AIQUEUE_GATEWAY"
 TENANTS_KNOWN_MAX = 10_000
+OPEN_BYTES_MAX = 512 * 1024**2  # of larger documents that are open at once
 SLOW_FETCHES_MAX = 16  # of a tenant, if the worker does not say
 
 
@@ -59,6 +61,7 @@ class RagRuntime:
         processes = config.parsing.processes or os.cpu_count() or 1
         self.pool = ParsePool(size=processes, limits=limits, parsers=config.parsing.parsers)
         self.fetches = FetchShare(SLOW_FETCHES_MAX)
+        self.open_bytes = ByteBudget(OPEN_BYTES_MAX)
         self.store_problems: dict[str, str] = {}  # by tenant: why its documents wait for the store
         self._opened: dict[str, asyncio.Task[None]] = {}
         self.queries = Queries(client, config, store, embedder=self.batcher, ready=self.is_ready)

@@ -12,10 +12,11 @@ from typing import IO, Any
 from .. import headers
 from ..errors import BadInput
 from ..job import Job
+from .byte_budget import ByteBudget
 from .config import RagConfig
 from .fetch_share import FetchShare
 from .fetched import FetchLimits
-from .fetching import fetch_url, read_path
+from .fetching import fetch_url, find_size, read_path
 from .messages import DOCUMENT_ID_CHARS_MAX, RagDocument
 from .store.texts import check_document_id
 from .types import Chunk, DocumentState
@@ -57,12 +58,34 @@ def id_headers(document_id: str) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits, fetches: FetchShare
-) -> AsyncIterator[Content]:
+    job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits, fetches: FetchShare,
+    open_bytes: ByteBudget,
+) -> AsyncIterator[Content]:  # fmt: skip
     """Lend the content of a document that is not cut into chunks yet.
+
+    One by claim check or path waits for its share of `open_bytes`; the size of one by URL is known too late.
 
     Raises BadInput (FetchRefused) for what may not be read, or is too large; FetchFailed for what may pass; NoRoom.
     """
+    size = await _size(job, message, config, limits)
+    async with open_bytes.share(size), _opened(job, message, config, limits, fetches) as content:
+        yield content
+
+
+async def _size(job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits) -> int:
+    """Return how many bytes will be read; 0: they are in memory already, or it is not known. Raises as `opened`."""
+    if message.path is not None:
+        return await find_size(message.path, config.tenant(job.tenant).roots, limits=limits)
+    if message.document is not None:
+        _check_size(message.document.size, config.limits.document_bytes)
+        return message.document.size
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    job: Job[Any], message: RagDocument, config: RagConfig, limits: FetchLimits, fetches: FetchShare
+) -> AsyncIterator[Content]:
     if message.path is not None or message.url is not None:
         allowed = config.tenant(job.tenant)
         if message.path is not None:
@@ -85,7 +108,6 @@ async def opened(
     most = config.limits.document_bytes
     if message.document is not None:
         document = message.document
-        _check_size(document.size, most)
         content = await job.open(document).read(most)
         name, content_type = message.name or document.name, message.content_type or document.content_type
         yield Content(content, document.sha256, name, content_type)

@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractResolver
 from aiqueue.errors import SettingsError
 from aiqueue.rag import RagConfig, RagDocument, TenantConfig, sources
 from aiqueue.rag.addresses import refusal_of
+from aiqueue.rag.byte_budget import ByteBudget
 from aiqueue.rag.errors import FetchFailed, FetchRefused
 from aiqueue.rag.fetch_share import FetchShare
 from aiqueue.rag.fetched import MEMORY_BYTES_MAX, FetchLimits
@@ -462,7 +463,7 @@ async def test_a_document_by_url_keeps_the_url_that_was_given(site: Site) -> Non
     config = RagConfig(tenants={"acme": TenantConfig(private_hosts=(host,))})
     message = RagDocument(url=f"http://{host}/to?url=/page.html%3Fsignature=abc")
     job = cast("Any", SimpleNamespace(tenant="acme"))
-    async with sources.opened(job, message, config, FetchLimits(), FetchShare(1)) as content:
+    async with sources.opened(job, message, config, FetchLimits(), FetchShare(1), ByteBudget(1)) as content:
         assert (content.content, content.source) == (b"<p>hello", message.url)
 
 

@@ -195,4 +195,4 @@ async def test_a_tick_whose_lane_is_full_waits_and_the_later_ones_are_missed(
 
 def test_policies_that_contradict_each_other_are_refused(client: aiqueue.Client) -> None:
     with pytest.raises(BadInput, match='misfire="all" and overlap="skip" contradict each other'):
-        schedules_of(client)._check(spec(misfire="all", overlap="skip"))
+        schedules_of(client).check(spec(misfire="all", overlap="skip"))

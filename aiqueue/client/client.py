@@ -45,7 +45,7 @@ from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 from .limiting import load_declared
 from .options import ManyOptions
-from .pausing import PauseCalls
+from .scheduling import ScheduleCalls
 from .storing import Storing
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:`"
 
 
-class Client(PauseCalls):
+class Client(ScheduleCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from ..enqueue import OnFull, ProgressCallback
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
+
+if TYPE_CHECKING:
+    from ..schedules import Misfire, Overlap
 
 
 class RequestOptions(TypedDict, total=False):
@@ -42,6 +45,18 @@ class LimitOptions(TypedDict, total=False):
     unlimited: bool
     duration: Duration | None
     by: str | None
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """Those of `ClientSchedules.add` but the tenant."""
+
+    priority: str
+    deadline: Duration | None
+    headers: Mapping[str, str] | None
+    misfire: Misfire
+    bound: int
+    grace: Duration
+    overlap: Overlap
 
 
 class ManyOptions(TypedDict, total=False):

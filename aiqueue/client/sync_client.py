@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from .. import subjects
 from ..config import Settings
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..inspect import JobStats, LimitStats
+from ..inspect import JobStats, LimitStats, ScheduleStats
 from ..job import JobSpec, Message
 from ..journal import StreamItem
 from ..lanes import Pause
@@ -26,7 +28,10 @@ from ..units import Deadline, Duration, Time
 from .client import Client, connect
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
-from .options import LimitOptions, ManyOptions, PauseOptions, RequestOptions
+from .options import LimitOptions, ManyOptions, PauseOptions, RequestOptions, ScheduleOptions
+
+if TYPE_CHECKING:
+    from ..schedules import Added, AskedJob, Recurrence, ScheduleDocument
 
 T = TypeVar("T")
 _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
@@ -106,6 +111,61 @@ class SyncDocuments:
         client = self._owner._opened()
         assert self._owner._loop is not None
         return SyncDocumentReader(document, client.documents.read_chunks, self._owner._loop)
+
+
+class SyncSchedules:
+    """The schedules of a `SyncClient`; the methods block the calling thread."""
+
+    def __init__(self, owner: SyncClient) -> None:
+        self._owner = owner
+
+    def add(
+        self, schedule_id: str, recurrence: Recurrence, message: Message, *, tenant: str,
+        **options: Unpack[ScheduleOptions],
+    ) -> Added:  # fmt: skip
+        """As `ClientSchedules.add`, with the same options."""
+        schedules = self._owner._opened().schedules
+        return self._owner._run_on_loop(schedules.add(schedule_id, recurrence, message, tenant=tenant, **options))
+
+    def get(self, schedule_id: str, *, tenant: str) -> ScheduleStats:
+        """As `ClientSchedules.get`."""
+        return self._owner._run_on_loop(self._owner._opened().schedules.get(schedule_id, tenant=tenant))
+
+    def list(self, *, tenant: str | None = None, owner: str | None = None) -> builtins.list[ScheduleStats]:
+        """As `ClientSchedules.list`."""
+        return self._owner._run_on_loop(self._owner._opened().schedules.list(tenant=tenant, owner=owner))
+
+    def remove(self, schedule_id: str, *, tenant: str, owner: str = "") -> bool:
+        """As `ClientSchedules.remove`."""
+        schedules = self._owner._opened().schedules
+        return self._owner._run_on_loop(schedules.remove(schedule_id, tenant=tenant, owner=owner))
+
+    def pause(self, schedule_id: str, *, tenant: str, reason: str = "", by: str | None = None) -> ScheduleDocument:
+        """As `ClientSchedules.pause`."""
+        schedules = self._owner._opened().schedules
+        return self._owner._run_on_loop(schedules.pause(schedule_id, tenant=tenant, reason=reason, by=by))
+
+    def resume(self, schedule_id: str, *, tenant: str) -> ScheduleDocument:
+        """As `ClientSchedules.resume`."""
+        return self._owner._run_on_loop(self._owner._opened().schedules.resume(schedule_id, tenant=tenant))
+
+    def run_now(self, schedule_id: str, *, tenant: str) -> AskedJob:
+        """As `ClientSchedules.run_now`."""
+        return self._owner._run_on_loop(self._owner._opened().schedules.run_now(schedule_id, tenant=tenant))
+
+    def backfill(
+        self, schedule_id: str, start: Time, end: Time, *, tenant: str, limit: int = 1_000
+    ) -> builtins.list[AskedJob]:
+        """As `ClientSchedules.backfill`."""
+        schedules = self._owner._opened().schedules
+        return self._owner._run_on_loop(schedules.backfill(schedule_id, start, end, tenant=tenant, limit=limit))
+
+    def next_times(
+        self, schedule_id: str, count: int = 5, *, tenant: str, after: Time | None = None
+    ) -> builtins.list[datetime]:
+        """As `ClientSchedules.next_times`."""
+        schedules = self._owner._opened().schedules
+        return self._owner._run_on_loop(schedules.next_times(schedule_id, count, tenant=tenant, after=after))
 
 
 class SyncClient:
@@ -260,6 +320,11 @@ class SyncClient:
     def documents(self) -> SyncDocuments:
         """As `Client.documents`: `put`, `get`, `open`."""
         return SyncDocuments(self)
+
+    @property
+    def schedules(self) -> SyncSchedules:
+        """As `Client.schedules`, with the same methods."""
+        return SyncSchedules(self)
 
     def _opened(self) -> Client:
         """Return the open client. Raises BadInput if it is not open."""

@@ -141,15 +141,16 @@ class Schedules:
         subjects.token("tenant", tenant)
         for _ in range(TRIES_MAX):
             found = await self.store.find(tenant, subjects.token("schedule", schedule_id))
-            if found.document is None:
+            if found.document is None and not found.problem:
                 return False
-            if owner is not None:
+            if owner is not None and found.document is not None:
                 _check_owner(found.document, owner)
             try:
-                await self.store.delete(found.document)
+                await self.store.delete(found)
             except Conflict:
                 continue
-            await self.ticks.unpark(found.document)
+            if found.document is not None:
+                await self.ticks.unpark(found.document)
             return True
         raise _always_conflicts(tenant, schedule_id)
 

@@ -71,10 +71,10 @@ class ScheduleStore:
         seq = await self.write(subject, document.seq, document.encode(), {}, timeout_s)
         return replace(document, seq=seq)
 
-    async def delete(self, document: ScheduleDocument) -> None:
-        """Remove a schedule. Raises as `put`."""
+    async def delete(self, found: StoredSchedule) -> None:
+        """Remove a schedule, also one that cannot be read. Raises as `put`."""
         fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ENDED_TTL}
-        await self.write(self.key(document.tenant, document.id), document.seq, b"", fields, STORE_S)
+        await self.write(self.key(found.tenant, found.id), found.seq, b"", fields, STORE_S)
 
     async def write(self, subject: str, expected: int, body: bytes, fields: dict[str, str], timeout_s: float) -> int:
         """Store a key in place of the message `expected`, and return the new sequence. Raises as `put`."""

@@ -21,6 +21,7 @@ from . import (
     rag,
     reschedule,
     respond,
+    schedule,
     server,
     tail,
     topology,
@@ -89,3 +90,4 @@ app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(limits.app, name="limits")
 app.add_typer(rag.app, name="rag")
+app.add_typer(schedule.app, name="schedule")

@@ -200,14 +200,16 @@ def print_error(problem: str) -> None:
     print_line(f"{apply_style('error:', 'red', sys.stderr)} {line}", err=True)
 
 
-def duration_option(text: str, *names: str, metavar: str = "DURATION") -> Any:
+def duration_option(text: str, *names: str, metavar: str = "DURATION", panel: str | None = None) -> Any:
     """Return an option whose value is a duration such as "30s"; `text` is its help. `names`: its flags."""
-    return typer.Option(*names, parser=_parse_duration, metavar=metavar, help=text)
+    return typer.Option(*names, parser=_parse_duration, metavar=metavar, help=text, rich_help_panel=panel)
 
 
-def time_option(text: str) -> Any:
-    """Return an option whose value is a time such as "2026-11-24T08:00:00+01:00"; `text` is its help."""
-    return typer.Option(parser=_parse_time, metavar="TIME", help=text)
+def time_option(text: str, *names: str, panel: str | None = None) -> Any:
+    """Return an option whose value is a time such as "2026-11-24T08:00:00+01:00"; `text` is its help. `names`: its
+    flags.
+    """
+    return typer.Option(*names, parser=parse_time, metavar="TIME", help=text, rich_help_panel=panel)
 
 
 def _parse_duration(value: str) -> float:
@@ -218,8 +220,8 @@ def _parse_duration(value: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-def _parse_time(value: str) -> float:
-    """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00", for typer."""
+def parse_time(value: str) -> float:
+    """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00". Raises typer's BadParameter."""
     from datetime import datetime  # noqa: PLC0415
 
     if _NUMBER.fullmatch(value):

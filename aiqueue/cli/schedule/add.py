@@ -1,0 +1,190 @@
+"""``schedule add``: a recurrence and a message from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ...errors import BadInput
+from .. import output
+from ..bodies import open_input, parse_bodies
+from ..options import Json, ServerOptions, duration_option, parse_time, time_option
+from .arguments import Tenant, describe_document, describe_next
+
+if TYPE_CHECKING:
+    from ...client import Client
+    from ...job import Message
+    from ...schedules import Added, Recurrence
+
+WHEN = "When (give one)"
+UNITS = ("days", "weeks", "months", "years")
+
+
+def add(  # noqa: PLR0913  (one parameter per option)
+    options: ServerOptions,
+    schedule_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the schedule, once in its tenant.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.task.")],
+    body: Annotated[
+        str, typer.Argument(metavar="JSON|@FILE|-", help="Message fields as a JSON object, from a file or stdin.")
+    ],
+    *,
+    tenant: Tenant,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINE", help="Cron line: '0 6 * * mon-fri', six fields with seconds, @daily.", rich_help_panel=WHEN
+        ),
+    ] = None,
+    every: Annotated[
+        float | None, duration_option("Fixed interval, at least 1s, counted from --starting.", panel=WHEN)
+    ] = None,
+    at: Annotated[float | None, time_option("Once, such as 2027-01-01T08:00+01:00.", panel=WHEN)] = None,
+    days: Annotated[int | None, typer.Option(metavar="N", help="Every N days.", rich_help_panel=WHEN)] = None,
+    weeks: Annotated[int | None, typer.Option(metavar="N", help="Every N weeks.", rich_help_panel=WHEN)] = None,
+    months: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Every N months; a day that a month lacks is its last.", rich_help_panel=WHEN),
+    ] = None,
+    years: Annotated[int | None, typer.Option(metavar="N", help="Every N years.", rich_help_panel=WHEN)] = None,
+    tz: Annotated[
+        str | None,
+        typer.Option(metavar="ZONE", help="Time zone of --cron or the calendar, as Europe/Berlin. Default: UTC."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Time of day of the calendar. Default: 00:00.")
+    ] = None,
+    starting: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE|TIME", help="First date of the calendar (2027-01-31), or the time --every counts from."
+        ),
+    ] = None,
+    start: Annotated[float | None, time_option("No tick before this time.")] = None,
+    end: Annotated[float | None, time_option("No tick after this time.")] = None,
+    jitter: Annotated[
+        float | None, duration_option("Fire up to this much later: spreads schedules that tick at once.")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY",
+            help="Family of its jobs. Default: the family whose default kind is KIND, else agent.tasks.",
+            show_default=False,
+        ),
+    ] = None,
+    priority: Annotated[
+        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
+    ] = "normal",
+    deadline: Annotated[
+        float | None, duration_option("Dead-letter a job that does not start in this time after its tick.")
+    ] = None,
+    misfire: Annotated[
+        Literal["skip", "once", "all"],
+        typer.Option(
+            metavar="POLICY", help="Ticks later than --grace: skip them, run the newest once, or all (see --bound)."
+        ),
+    ] = "once",
+    bound: Annotated[
+        int | None, typer.Option(metavar="N", help="With --misfire all: the newest N. Default: 100.", min=1, max=10_000)
+    ] = None,
+    grace: Annotated[float | None, duration_option("How late a tick is before it is missed. Default: 10s.")] = None,
+    overlap: Annotated[
+        Literal["run", "skip"],
+        typer.Option(metavar="POLICY", help="While the former job has not ended: run, or skip the tick."),
+    ] = "run",
+    json: Json = False,
+) -> None:
+    """Add a schedule, or change the one of this id: at each tick, workers enqueue one job with this message.
+
+    A change keeps the counts and the pause. Schedules that a worker's code declares are not changed here.
+    """
+    order = _When(cron, every, at, {"days": days, "weeks": weeks, "months": months, "years": years}, tz, time, starting)
+    if bound is not None and misfire != "all":
+        raise BadInput("--bound belongs to --misfire all")
+    recurrence = order.recurrence(start=start, end=end, jitter=jitter or 0.0)
+
+    async def store(client: Client) -> Added:
+        message = await _read_message(client, kind, family, body)
+        return await client.schedules.add(
+            schedule_id, recurrence, message, tenant=tenant, priority=priority, deadline=deadline, misfire=misfire,
+            bound=100 if bound is None else bound, grace=10.0 if grace is None else grace, overlap=overlap,
+        )  # fmt: skip
+
+    added = options.run_with_client(store)
+    document = added.document
+    if json:
+        next_at = None if document.next_ms is None else document.next_ms / 1000
+        shown = {"id": document.id, "tenant": document.tenant, "action": added.action, "next_at": next_at}
+        output.print_json(shown | {"when": recurrence.describe()})
+        return
+    output.print_line(f"{added.action} schedule {describe_document(document)}")
+    output.print_line(f"next: {describe_next(document)}")
+
+
+@dataclass(frozen=True)
+class _When:
+    """The options that say when a schedule fires."""
+
+    cron: str | None
+    every: float | None
+    at: float | None
+    units: dict[str, int | None]
+    tz: str | None
+    time: str | None
+    starting: str | None
+
+    def recurrence(self, **bounds: Any) -> Recurrence:
+        """Return what the options say. Raises BadInput."""
+        from ...schedules import Calendar, Cron, Every, Once  # noqa: PLC0415
+
+        units = {name: value for name, value in self.units.items() if value is not None}
+        single = {"--cron": self.cron, "--every": self.every, "--at": self.at}
+        given = [name for name, value in single.items() if value is not None] + [f"--{name}" for name in units]
+        if len(given) != 1:
+            several = f"not {' and '.join(given)}" if given else "such as --cron '0 6 * * mon-fri'"
+            raise BadInput(f"give one of --cron, --every, --at, --days, --weeks, --months and --years, {several}")
+        self._refuse_others(given[0], is_calendar=bool(units))
+        zone = {} if self.tz is None else {"tz": self.tz}
+        if self.cron is not None:
+            return Cron(self.cron, **zone, **bounds)
+        if self.every is not None:
+            first = {} if self.starting is None else {"starting": parse_time(self.starting)}
+            return Every(self.every, **first, **bounds)
+        if self.at is not None:
+            return Once(self.at, **bounds)
+        more = {"time": self.time, "starting": self.starting}
+        return Calendar(**units, **zone, **{name: value for name, value in more.items() if value is not None}, **bounds)
+
+    def _refuse_others(self, given: str, *, is_calendar: bool) -> None:
+        """Refuse the options that mean nothing beside the one that is given."""
+        wrong = {
+            "--tz": self.tz is not None and not (is_calendar or given == "--cron"),
+            "--time": self.time is not None and not is_calendar,
+            "--starting": self.starting is not None and not (is_calendar or given == "--every"),
+        }
+        belongs = {"--tz": "--cron and to ", "--time": "", "--starting": "--every and to "}
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise BadInput(f"{name} belongs to {belongs[name]}--days, --weeks, --months and --years, not to {given}")
+
+
+async def _read_message(client: Client, kind: str, family: str | None, body: str) -> Message:
+    """Return the only message of the input. Raises BadInput."""
+    from ...job import untyped  # noqa: PLC0415
+    from ...payload import parse_message  # noqa: PLC0415
+
+    if family is not None:
+        found = client.topology.family(family)
+    else:
+        found = client.topology.family_of_kind(kind) or client.topology.family("agent.tasks")
+    try:
+        model = untyped(kind, found.name)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    with open_input(body) as source:
+        values = [value async for _, value, _ in parse_bodies(source)]
+    what = source.name if source.is_many else "the JSON argument"
+    if len(values) != 1 or not isinstance(values[0], dict):
+        raise BadInput(f"{what} must be one JSON object: a schedule has one message")
+    return parse_message(model, values[0])

@@ -146,16 +146,16 @@ class _When:
             several = f"not {' and '.join(given)}" if given else "such as --cron '0 6 * * mon-fri'"
             raise BadInput(f"give one of --cron, --every, --at, --days, --weeks, --months and --years, {several}")
         self._refuse_others(given[0], is_calendar=bool(units))
-        zone = {} if self.tz is None else {"tz": self.tz}
+        zone: dict[str, Any] = {} if self.tz is None else {"tz": self.tz}
         if self.cron is not None:
             return Cron(self.cron, **zone, **bounds)
         if self.every is not None:
-            first = {} if self.starting is None else {"starting": parse_time(self.starting)}
+            first: dict[str, Any] = {} if self.starting is None else {"starting": parse_time(self.starting)}
             return Every(self.every, **first, **bounds)
         if self.at is not None:
             return Once(self.at, **bounds)
-        more = {"time": self.time, "starting": self.starting}
-        return Calendar(**units, **zone, **{name: value for name, value in more.items() if value is not None}, **bounds)
+        more: dict[str, Any] = {"time": self.time, "starting": self.starting, **units}
+        return Calendar(**zone, **{name: value for name, value in more.items() if value is not None}, **bounds)
 
     def _refuse_others(self, given: str, *, is_calendar: bool) -> None:
         """Refuse the options that mean nothing beside the one that is given."""

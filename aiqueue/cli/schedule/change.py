@@ -18,7 +18,7 @@ def rm(
     tenant: Tenant,
     owner: Annotated[
         str,
-        typer.Option(metavar="OWNER", help="Owner of a schedule that is declared in code, to remove it all the same."),
+        typer.Option(metavar="OWNER", help="Owner that declares it in code, to remove it all the same."),
     ] = "",
     json: Json = False,
 ) -> None:
@@ -51,9 +51,8 @@ def pause(
     """
     paused = options.run_with_client(lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason))
     if json:
-        output.print_json(
-            {"id": paused.id, "tenant": paused.tenant, "paused": paused.paused and paused.paused._asdict()}
-        )
+        pause_data = paused.paused and paused.paused._asdict()
+        output.print_json({"id": paused.id, "tenant": paused.tenant, "paused": pause_data})
     else:
         output.print_line(f"paused schedule {schedule_id} of {tenant}")
 

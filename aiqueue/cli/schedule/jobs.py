@@ -20,9 +20,7 @@ def run(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json
     if json:
         output.print_json(_to_data(asked))
     elif asked.by_owner:
-        output.print_line(
-            f"asked the owner's workers for {asked.job_id}: one of them makes its message and enqueues it"
-        )
+        output.print_line(f"asked the owner's workers for {asked.job_id}: one of them enqueues it")
     else:
         output.print_line(f"enqueued {asked.job_id}")
 

@@ -44,9 +44,7 @@ def ls(
         _print_schedules(found)
     elif not unreadable:
         filtered = tenant is not None or owner is not None
-        hint = (
-            "; `aiqueue schedule ls` lists all" if filtered else ": `aiqueue schedule add --help` shows how to add one"
-        )
+        hint = "; `aiqueue schedule ls` lists all" if filtered else ": `aiqueue schedule add --help` shows how"
         output.print_line(f"no schedules{' match' if filtered else ''}{hint}")
     for each in unreadable:
         print_error(f"schedule {each.id} of {each.tenant} cannot be read: {each.problem}")
@@ -140,11 +138,10 @@ def _describe_missed(document: ScheduleDocument) -> str:
     missed = document.missed
     if missed is None:
         return ""
+    count = output.format_count(missed.ticks, "tick")
+    begin, end = output.format_time(missed.from_ms / 1000), output.format_time(missed.to_ms / 1000)
     more = "more than " if missed.more else ""
-    return (
-        f"; the last time {more}{output.format_count(missed.ticks, 'tick')} from {output.format_time(missed.from_ms / 1000)}"
-        f" to {output.format_time(missed.to_ms / 1000)}, {missed.fired:,} of them run late"
-    )
+    return f"; the last time {more}{count} from {begin} to {end}, of which {missed.fired:,} ran late"
 
 
 def _read_message(document: ScheduleDocument) -> Any:

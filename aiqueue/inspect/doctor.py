@@ -20,6 +20,7 @@ from .finding import Finding, Subject, level_of_use, warn
 from .lane_checks import check_kinds, check_lanes, check_tenants
 from .limit_checks import check_limits
 from .pause_checks import check_pauses
+from .schedule_checks import check_schedules
 from .stream_checks import check_answers, check_streams
 
 API_LEVEL_MIN = 2  # message schedules: nats-server 2.12
@@ -41,6 +42,7 @@ async def examine(subject: Subject) -> AsyncIterator[Finding]:
         "lanes": check_lanes,
         "pauses": check_pauses,
         "limits": check_limits,
+        "schedules": check_schedules,
         "kinds": check_kinds,
         "tenants": check_tenants,
         "clock": _check_clock,

@@ -59,6 +59,14 @@ REMEDIES: Mapping[str, str] = {
     "limit-lanes": "run `aiqueue apply`: until then limited jobs wait among all others, and hold them up",
     "limit-unheeded": "install this version for these workers and restart them: `aiqueue doctor` names them until they "
     "heed limits",
+    "schedule-chain": "`aiqueue schedule resume {schedule}` parks the tick; a running worker does so within a minute",
+    "schedule-unserved": "run a worker: `aiqueue work MODULE:WORKER`. If workers run, install this version for them, and "
+    "permit them `$KV.AI_SCHEDULES.>` and `ai.ticks.>`",
+    "schedule-owner": "run a worker of this owner, whose code makes the messages: `aiqueue work MODULE:WORKER`",
+    "schedule-zone": "`pip install -U tzdata` on this host and those of the workers, then `aiqueue doctor` again; or give "
+    "the schedule another zone",
+    "schedule-unreadable": "update aiqueue on this host; if it is damaged, `aiqueue schedule rm {schedule}` and add it again",
+    "schedule-failed": "`aiqueue schedule show {schedule}` shows the error; the next tick is tried as ever",
     "lane-paused": "`nats consumer resume {stream} {consumer}`",
     "lane-stuck": "`nats consumer info {stream} {consumer}` shows what the server delivers: workers pull, and get "
     "nothing. Restart the workers, and look for jobs past max_deliver with `aiqueue dead ls`",
@@ -86,6 +94,9 @@ WHEN_FULL: Mapping[str, str] = {
     "limits": "raise max_bytes and run `aiqueue apply`: a full stream refuses a key's first use, so its jobs wait",
     "usage": "raise max_bytes or lower max_age, and run `aiqueue apply`: a full stream refuses records of usage and "
     "what budgets reserve, so the gateway calls no model",
+    "ticks": "run `aiqueue apply`, which removes the limit: a full stream loses ticks until a worker parks them again",
+    "schedules": "remove schedules (`aiqueue schedule rm`), or raise max_bytes and run `aiqueue apply`: a full stream "
+    "refuses changes, and the ticks of all schedules wait",
     "rag": "raise max_bytes and run `aiqueue apply`: a full stream refuses new stores of documents",
 }
 

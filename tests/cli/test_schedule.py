@@ -61,7 +61,7 @@ def test_a_schedule_is_added_listed_shown_and_removed(ready: Cli, monkeypatch: p
 @pytest.mark.parametrize(
     ("when", "said"),
     [
-        (["--cron", "@daily"], "at 00:00 every day, UTC"),
+        (["--cron", "@daily"], "acme: at 00:00, UTC"),
         (["--every", "90s"], "every 1m30s"),
         (["--every", "1h", "--starting", "2026-01-01T00:30:00Z"], "counted from 2026-01-01T00:30:00Z"),
         (["--at", "2199-01-01T08:00+01:00"], "once at 2199-01-01T07:00:00Z"),
@@ -184,7 +184,7 @@ def test_what_was_missed_and_what_failed_is_shown(ready: Cli) -> None:
     shown = ready("schedule", "show", "report", "--tenant", "acme").stdout
     assert "9; the last time 10 ticks from 2023-11-1" in shown
     assert "1: ValueError: no books" in shown
-    assert "outcome  unknown" in shown
+    assert "outcome    unknown" in shown
     listed = ready("schedule", "ls").stdout
     assert "ValueError: no books; every 1h" in listed
     assert json.loads(ready("schedule", "ls", "--json").stdout)[0]["missed"]["ticks"] == 10

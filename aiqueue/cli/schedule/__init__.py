@@ -17,12 +17,13 @@ add_command(
     app,
     "add",
     examples=(
-        '  aiqueue schedule add report agent.task \'{"text": "hello"}\' --tenant acme \\',
+        "  aiqueue schedule add report agent.task '{}' --tenant acme \\",
         "    --cron '0 6 * * mon-fri' --tz Europe/Berlin",
-        "  aiqueue schedule add poll agent.task '{}' --tenant acme --every 90s --overlap skip",
-        "  aiqueue schedule add invoice agent.task @invoice.json --tenant acme --months 1 --starting 2027-01-31 \\",
-        "    --time 06:00 --tz Europe/Berlin --misfire all --bound 3",
-        "  aiqueue schedule add launch agent.task '{}' --tenant acme --at 2027-01-01T08:00+01:00",
+        "  aiqueue schedule add poll agent.task '{}' --tenant acme --every 90s",
+        "  aiqueue schedule add bill agent.task @bill.json --tenant acme \\",
+        "    --months 1 --starting 2027-01-31 --time 06:00 --tz Europe/Berlin",
+        "  aiqueue schedule add launch agent.task '{}' --tenant acme \\",
+        "    --at 2027-01-01T08:00+01:00",
     ),
 )(add.add)
 add_command(app, "rm")(change.rm)

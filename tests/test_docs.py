@@ -34,7 +34,7 @@ from .support import ROOT, Account
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 60
-GROUPS = ("dead", "documents", "gateway", "inbox", "limits", "rag")  # verbs with verbs of their own
+GROUPS = ("dead", "documents", "gateway", "inbox", "limits", "rag", "schedule")  # verbs with verbs of their own
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")

@@ -60,13 +60,13 @@ REMEDIES: Mapping[str, str] = {
     "limit-unheeded": "install this version for these workers and restart them: `aiqueue doctor` names them until they "
     "heed limits",
     "schedule-chain": "`aiqueue schedule resume {schedule}` parks the tick; a running worker does so within a minute",
-    "schedule-unserved": "run a worker: `aiqueue work MODULE:WORKER`. If workers run, install this version for them, and "
-    "permit them `$KV.AI_SCHEDULES.>` and `ai.ticks.>`",
+    "schedule-unserved": "run a worker: `aiqueue work MODULE:WORKER`. If workers run, install this version for them, "
+    "and permit them `$KV.AI_SCHEDULES.>` and `ai.ticks.>`",
     "schedule-owner": "run a worker of this owner, whose code makes the messages: `aiqueue work MODULE:WORKER`",
-    "schedule-zone": "`pip install -U tzdata` on this host and those of the workers, then `aiqueue doctor` again; or give "
-    "the schedule another zone",
-    "schedule-unreadable": "update aiqueue on this host; if it is damaged, `aiqueue schedule rm {schedule}` and add it again",
-    "schedule-failed": "`aiqueue schedule show {schedule}` shows the error; the next tick is tried as ever",
+    "schedule-zone": "`pip install -U tzdata` on this host and those of the workers, then `aiqueue doctor` again; or "
+    "give the schedule another zone",
+    "schedule-unreadable": "update aiqueue on this host; if it is damaged, `aiqueue schedule rm {schedule}`, then "
+    "add it again",
     "lane-paused": "`nats consumer resume {stream} {consumer}`",
     "lane-stuck": "`nats consumer info {stream} {consumer}` shows what the server delivers: workers pull, and get "
     "nothing. Restart the workers, and look for jobs past max_deliver with `aiqueue dead ls`",

@@ -42,7 +42,7 @@ async def check_schedules(subject: Subject) -> AsyncIterator[Finding]:
 
 
 def _check_documents(documents: Collection[ScheduleDocument]) -> list[Finding]:
-    """Return what the documents say: zones that this host does not know, and messages that could not be made."""
+    """Return what the documents say, such as zones that this host does not know."""
     found, shown = list[Finding](), Counter[str]()
     for each in documents:
         problems: dict[str, str] = {}
@@ -52,8 +52,6 @@ def _check_documents(documents: Collection[ScheduleDocument]) -> list[Finding]:
             zone = each.recurrence_document.get("tz", "UTC")
             code = "schedule-zone" if getattr(error, "zone", None) == zone else "schedule-unreadable"
             problems[code] = f"schedule {each.name}: {error}"
-        if each.error:
-            problems["schedule-failed"] = f"schedule {each.name}: the last error is {each.error}"
         for code, text in problems.items():
             shown[code] += 1
             if shown[code] <= SHOWN_MAX:

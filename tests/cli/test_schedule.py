@@ -186,7 +186,7 @@ def test_what_was_missed_and_what_failed_is_shown(ready: Cli) -> None:
     assert "1: ValueError: no books" in shown
     assert "outcome    unknown" in shown
     listed = ready("schedule", "ls").stdout
-    assert "ValueError: no books; every 1h" in listed
+    assert "1 tick failed, the last by ValueError: no books; every 1h" in listed
     assert json.loads(ready("schedule", "ls", "--json").stdout)[0]["missed"]["ticks"] == 10
 
 

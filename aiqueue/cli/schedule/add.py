@@ -19,81 +19,96 @@ if TYPE_CHECKING:
     from ...schedules import Added, Recurrence
 
 WHEN = "When (give one)"
-UNITS = ("days", "weeks", "months", "years")
+
+NewId = Annotated[str, typer.Argument(metavar="ID", help="Id of the schedule, once in its tenant.")]
+Kind = Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.task.")]
+Body = Annotated[
+    str, typer.Argument(metavar="JSON|@FILE|-", help="Message fields as a JSON object, from a file or stdin.")
+]
+Cron = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LINE", help="Cron line: '0 6 * * mon-fri', six fields with seconds, @daily.", rich_help_panel=WHEN
+    ),
+]
+Every = Annotated[float | None, duration_option("Fixed interval, at least 1s, counted from --starting.", panel=WHEN)]
+At = Annotated[float | None, time_option("Once, such as 2027-01-01T08:00+01:00.", panel=WHEN)]
+Days = Annotated[int | None, typer.Option(metavar="N", help="Every N days.", rich_help_panel=WHEN)]
+Weeks = Annotated[int | None, typer.Option(metavar="N", help="Every N weeks.", rich_help_panel=WHEN)]
+Months = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Every N months; a day that a month lacks is its last.", rich_help_panel=WHEN),
+]
+Years = Annotated[int | None, typer.Option(metavar="N", help="Every N years.", rich_help_panel=WHEN)]
+Tz = Annotated[
+    str | None,
+    typer.Option(metavar="ZONE", help="Time zone of --cron or the calendar, as Europe/Berlin. Default: UTC."),
+]
+Time = Annotated[str | None, typer.Option(metavar="HH:MM", help="Time of day of the calendar. Default: 00:00.")]
+Starting = Annotated[
+    str | None,
+    typer.Option(metavar="DATE|TIME", help="First date of the calendar (2027-01-31), or the time --every counts from."),
+]
+Start = Annotated[float | None, time_option("No tick before this time.")]
+End = Annotated[float | None, time_option("No tick after this time.")]
+Jitter = Annotated[float | None, duration_option("Fire up to this much later: spreads schedules that tick at once.")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY",
+        help="Family of its jobs. Default: the family whose default kind is KIND, else agent.tasks.",
+        show_default=False,
+    ),
+]
+Priority = Annotated[
+    str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
+]
+Deadline = Annotated[
+    float | None, duration_option("Dead-letter a job that does not start in this time after its tick.")
+]
+Misfire = Annotated[
+    Literal["skip", "once", "all"],
+    typer.Option(
+        metavar="POLICY", help="Ticks later than --grace: skip them, run the newest once, or all (see --bound)."
+    ),
+]
+Bound = Annotated[
+    int | None, typer.Option(metavar="N", help="With --misfire all: the newest N. Default: 100.", min=1, max=10_000)
+]
+Grace = Annotated[float | None, duration_option("How late a tick is before it is missed. Default: 10s.")]
+Overlap = Annotated[
+    Literal["run", "skip"],
+    typer.Option(metavar="POLICY", help="While the former job has not ended: run, or skip the tick."),
+]
 
 
 def add(  # noqa: PLR0913  (one parameter per option)
     options: ServerOptions,
-    schedule_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the schedule, once in its tenant.")],
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Message kind, such as agent.task.")],
-    body: Annotated[
-        str, typer.Argument(metavar="JSON|@FILE|-", help="Message fields as a JSON object, from a file or stdin.")
-    ],
+    schedule_id: NewId,
+    kind: Kind,
+    body: Body,
     *,
     tenant: Tenant,
-    cron: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LINE", help="Cron line: '0 6 * * mon-fri', six fields with seconds, @daily.", rich_help_panel=WHEN
-        ),
-    ] = None,
-    every: Annotated[
-        float | None, duration_option("Fixed interval, at least 1s, counted from --starting.", panel=WHEN)
-    ] = None,
-    at: Annotated[float | None, time_option("Once, such as 2027-01-01T08:00+01:00.", panel=WHEN)] = None,
-    days: Annotated[int | None, typer.Option(metavar="N", help="Every N days.", rich_help_panel=WHEN)] = None,
-    weeks: Annotated[int | None, typer.Option(metavar="N", help="Every N weeks.", rich_help_panel=WHEN)] = None,
-    months: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Every N months; a day that a month lacks is its last.", rich_help_panel=WHEN),
-    ] = None,
-    years: Annotated[int | None, typer.Option(metavar="N", help="Every N years.", rich_help_panel=WHEN)] = None,
-    tz: Annotated[
-        str | None,
-        typer.Option(metavar="ZONE", help="Time zone of --cron or the calendar, as Europe/Berlin. Default: UTC."),
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(metavar="HH:MM", help="Time of day of the calendar. Default: 00:00.")
-    ] = None,
-    starting: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATE|TIME", help="First date of the calendar (2027-01-31), or the time --every counts from."
-        ),
-    ] = None,
-    start: Annotated[float | None, time_option("No tick before this time.")] = None,
-    end: Annotated[float | None, time_option("No tick after this time.")] = None,
-    jitter: Annotated[
-        float | None, duration_option("Fire up to this much later: spreads schedules that tick at once.")
-    ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FAMILY",
-            help="Family of its jobs. Default: the family whose default kind is KIND, else agent.tasks.",
-            show_default=False,
-        ),
-    ] = None,
-    priority: Annotated[
-        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
-    ] = "normal",
-    deadline: Annotated[
-        float | None, duration_option("Dead-letter a job that does not start in this time after its tick.")
-    ] = None,
-    misfire: Annotated[
-        Literal["skip", "once", "all"],
-        typer.Option(
-            metavar="POLICY", help="Ticks later than --grace: skip them, run the newest once, or all (see --bound)."
-        ),
-    ] = "once",
-    bound: Annotated[
-        int | None, typer.Option(metavar="N", help="With --misfire all: the newest N. Default: 100.", min=1, max=10_000)
-    ] = None,
-    grace: Annotated[float | None, duration_option("How late a tick is before it is missed. Default: 10s.")] = None,
-    overlap: Annotated[
-        Literal["run", "skip"],
-        typer.Option(metavar="POLICY", help="While the former job has not ended: run, or skip the tick."),
-    ] = "run",
+    cron: Cron = None,
+    every: Every = None,
+    at: At = None,
+    days: Days = None,
+    weeks: Weeks = None,
+    months: Months = None,
+    years: Years = None,
+    tz: Tz = None,
+    time: Time = None,
+    starting: Starting = None,
+    start: Start = None,
+    end: End = None,
+    jitter: Jitter = None,
+    family: Family = None,
+    priority: Priority = "normal",
+    deadline: Deadline = None,
+    misfire: Misfire = "once",
+    bound: Bound = None,
+    grace: Grace = None,
+    overlap: Overlap = "run",
     json: Json = False,
 ) -> None:
     """Add a schedule, or change the one of this id: at each tick, workers enqueue one job with this message.

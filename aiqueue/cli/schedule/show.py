@@ -79,7 +79,12 @@ def _format_next(found: ScheduleStats, now: float) -> str:
 
 def _second_line(found: ScheduleStats) -> str:
     """Return when it fires, after what is wrong with it."""
-    problems = [found.problem, found.error and f"the last job: {found.error}", found.document.error]
+    failed = output.format_count(found.document.failed, "tick") if found.document.failed else ""
+    problems = [
+        found.problem,
+        found.error and f"the last job: {found.error}",
+        failed and f"{failed} failed, the last by {found.document.error}",
+    ]
     return "; ".join([*(each for each in problems if each), found.when])
 
 

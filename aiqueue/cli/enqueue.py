@@ -115,7 +115,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     Exit codes: 0 enqueued (and succeeded, with --wait), 1 a job was not stored, failed or timed out.
     """
     order = _Order(
-        kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=_parse_headers(header),
+        kind=kind, tenant=tenant, family=family, priority=priority, unique=unique, headers=parse_headers(header),
         deadline=deadline, delay=delay, at=at, on_duplicate=on_duplicate, wait_s=timeout if wait else None, json=json,
     )  # fmt: skip
     totals = _Totals()
@@ -163,7 +163,8 @@ class _Totals:
     first: Handle | None = None
 
 
-def _parse_headers(given: list[str] | None) -> dict[str, str]:
+def parse_headers(given: list[str] | None) -> dict[str, str]:
+    """Return the headers of NAME=VALUE options. Raises BadInput."""
     pairs = [each.partition("=") for each in given or ()]
     for name, equals, _ in pairs:
         if not equals or not name:

@@ -63,7 +63,12 @@ def inspect(
     Reads only, changes nothing.
     """
     from .. import subjects  # noqa: PLC0415
-    from ..inspect import read_pauses_if_allowed, read_waiting_kinds, stats  # noqa: PLC0415
+    from ..inspect import (  # noqa: PLC0415
+        count_schedules_if_allowed,
+        read_pauses_if_allowed,
+        read_waiting_kinds,
+        stats,
+    )
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -86,13 +91,16 @@ def inspect(
             pauses = [each for each in pauses if family in (None, each.family)]
             pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
             return lanes, await read_waiting_kinds(link, topology, families), pauses
-        return await stats.overview(link, topology)
+        schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
+        return await stats.overview(link, topology), schedules
 
     found = options.run_with_client(fetch)
     if job is not None:
         _print_job(found, json)
     elif family is None and tenant is None:
-        _print_families(found, json)
+        families, (schedules, paused) = found
+        _print_families(families, json)
+        _print_schedules(schedules, paused)
     else:
         lanes, waiting, pauses = found
         _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
@@ -124,6 +132,12 @@ def _print_families(found: list[FamilyStats], json: bool) -> None:
     dead = sum(each.dead or 0 for each in found)
     if dead:
         output.print_line(f"\n{output.format_count(dead, 'dead letter')}: `aiqueue dead ls` lists them")
+
+
+def _print_schedules(count: int, paused: int) -> None:
+    if count:
+        of_them = f", {paused:,} of them paused" if paused else ""
+        output.print_line(f"\n{output.format_count(count, 'schedule')}{of_them}: `aiqueue schedule ls` lists them")
 
 
 def _format_in_flight(found: FamilyStats) -> str:

@@ -15,7 +15,14 @@ from .found_job import FoundJob
 from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
 from .lookup import JobStats, find_job, look_up
 from .pauses import pause_of, read_key_pauses, read_pauses, read_pauses_if_allowed
-from .schedule_stats import Outcome, ScheduleStats, describe_schedule, list_times, read_documents, read_schedules
+from .schedule_stats import (
+    Outcome,
+    ScheduleStats,
+    count_schedules_if_allowed,
+    describe_schedule,
+    list_times,
+    read_schedules,
+)
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -25,8 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "LimitStats", "LimitUse", "Outcome",
-    "ScheduleStats", "Subject", "TimelineEvent", "WaitingKind", "describe_limit", "describe_schedule",
-    "describe_waiting", "event_of", "examine", "find_job", "list_times", "look_up", "pause_of", "read_documents",
+    "ScheduleStats", "Subject", "TimelineEvent", "WaitingKind", "count_schedules_if_allowed", "describe_limit",
+    "describe_schedule",
+    "describe_waiting", "event_of", "examine", "find_job", "list_times", "look_up", "pause_of",
     "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
     "read_schedules", "read_waiting_kinds", "stats",
 ]  # fmt: skip

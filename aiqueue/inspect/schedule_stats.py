@@ -158,6 +158,17 @@ async def read_documents(
     return [each for each in documents if owner in (None, each.owner)], [each for each in newest if each.problem]
 
 
+async def count_schedules_if_allowed(connection: Connection, topology: Topology) -> tuple[int, int]:
+    """Return how many schedules there are and how many of them are paused, for views: (0, 0) if the stream is missing,
+    or this user may not read it. Raises Unavailable.
+    """
+    try:
+        documents, unreadable = await read_documents(connection, topology)
+    except (NotFound, AccessDenied):
+        return 0, 0
+    return len(documents) + len(unreadable), sum(each.paused is not None for each in documents)
+
+
 async def describe_schedule(connection: Connection, topology: Topology, document: ScheduleDocument) -> ScheduleStats:
     """Return a schedule with its last outcome. Raises Unavailable."""
     outcome, error = await _read_outcome(connection, topology, document)

@@ -99,6 +99,7 @@ def test_each_form_of_recurrence_can_be_given(ready: Cli, when: list[str], said:
         ([*REPORT, "--every", "1h", "--bound", "3"], "--bound belongs to --misfire all"),
         ([*REPORT, "--every", "1h", "--misfire", "all", "--overlap", "skip"], "contradict each other"),
         ([*REPORT, "--every", "1h", "--misfire", "later"], "later"),
+        ([*REPORT, "--every", "1h", "--header", "trace"], "must be NAME=VALUE"),
         ([*REPORT, "--every", "1h", "--priority", "urgent"], "urgent"),
         ([*REPORT, "--every", "1h", "--family", "agent.tsks"], "agent.tsks"),
         (["add", "a b", "agent.task", "{}", "--tenant", "acme", "--every", "1h"], "schedule 'a b'"),
@@ -137,6 +138,8 @@ def test_a_schedule_is_paused_run_and_resumed(ready: Cli) -> None:
     assert ": books" in shown
     assert "next times" not in shown
     assert " paused " in ready("schedule", "ls").stdout
+    assert "1 schedule, 1 of them paused: `aiqueue schedule ls` lists them" in ready("inspect").stdout
+    assert isinstance(data(ready("inspect", "--json")), list)
     asked = data(ready("schedule", "run", "report", "--tenant", "acme", "--json"))
     assert asked["job_id"].endswith("-now")
     assert asked["job_id"] in ready("inspect", asked["job_id"]).stdout

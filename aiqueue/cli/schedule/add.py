@@ -10,6 +10,7 @@ import typer
 from ...errors import BadInput
 from .. import output
 from ..bodies import open_input, parse_bodies
+from ..enqueue import parse_headers
 from ..options import Json, ServerOptions, duration_option, parse_time, time_option
 from .arguments import Tenant, describe_document, describe_next
 
@@ -63,6 +64,9 @@ Family = Annotated[
 Priority = Annotated[
     str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
 ]
+Header = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to send with each job; repeatable.")
+]
 Deadline = Annotated[
     float | None, duration_option("Dead-letter a job that does not start in this time after its tick.")
 ]
@@ -104,6 +108,7 @@ def add(  # noqa: PLR0913  (one parameter per option)
     jitter: Jitter = None,
     family: Family = None,
     priority: Priority = "normal",
+    header: Header = None,
     deadline: Deadline = None,
     misfire: Misfire = "once",
     bound: Bound = None,
@@ -118,13 +123,15 @@ def add(  # noqa: PLR0913  (one parameter per option)
     order = _When(cron, every, at, {"days": days, "weeks": weeks, "months": months, "years": years}, tz, time, starting)
     if bound is not None and misfire != "all":
         raise BadInput("--bound belongs to --misfire all")
+    headers = parse_headers(header)
     recurrence = order.recurrence(start=start, end=end, jitter=jitter or 0.0)
 
     async def store(client: Client) -> Added:
         message = await _read_message(client, kind, family, body)
         return await client.schedules.add(
-            schedule_id, recurrence, message, tenant=tenant, priority=priority, deadline=deadline, misfire=misfire,
-            bound=100 if bound is None else bound, grace=10.0 if grace is None else grace, overlap=overlap,
+            schedule_id, recurrence, message, tenant=tenant, priority=priority, deadline=deadline, headers=headers,
+            misfire=misfire, bound=100 if bound is None else bound, grace=10.0 if grace is None else grace,
+            overlap=overlap,
         )  # fmt: skip
 
     added = options.run_with_client(store)

@@ -33,7 +33,7 @@ _AS_THEY_ARE = ("priority", "headers", "misfire", "bound", "overlap")  # options
 _Message = type[Message[Any]]
 
 
-class ScheduleOptions(TypedDict, total=False):
+class DeclareOptions(TypedDict, total=False):
     """The options of `Worker.schedule`, which explains them."""
 
     id: str
@@ -62,15 +62,15 @@ class DeclaredSchedules:
         self._specs: dict[tuple[str, str], ScheduleSpec] = {}
         self._makers: dict[tuple[str, str], MessageMaker] = {}
 
-    def parse(self, when: When, tenant: str, options: ScheduleOptions) -> tuple[Recurrence, ScheduleOptions]:
+    def parse(self, when: When, tenant: str, options: DeclareOptions) -> tuple[Recurrence, DeclareOptions]:
         """Return when a schedule fires, and the options that are left. Raises BadInput."""
         if self.owner is None:
             raise BadInput(
                 'schedules in code need an owner, the name of this service: Worker(owner="billing"). A schedule is '
                 "changed and pruned by its owner only"
             )
-        if unknown := sorted(set(options) - set(ScheduleOptions.__annotations__)):
-            raise BadInput(f"schedule has no option {unknown[0]}: it has {', '.join(ScheduleOptions.__annotations__)}")
+        if unknown := sorted(set(options) - set(DeclareOptions.__annotations__)):
+            raise BadInput(f"schedule has no option {unknown[0]}: it has {', '.join(DeclareOptions.__annotations__)}")
         token("tenant", tenant)
         rest = options.copy()
         recurrence = parse_recurrence(
@@ -82,7 +82,7 @@ class DeclaredSchedules:
         )
         return recurrence, rest
 
-    def add_message(self, recurrence: Recurrence, message: Message, tenant: str, options: ScheduleOptions) -> None:
+    def add_message(self, recurrence: Recurrence, message: Message, tenant: str, options: DeclareOptions) -> None:
         """Declare a schedule whose jobs have one message."""
         check_message(message)
         if "id" not in options:
@@ -93,7 +93,7 @@ class DeclaredSchedules:
         self._add(recurrence, tenant, stored, options)
 
     def add_function(
-        self, recurrence: Recurrence, function: Any, handlers: Handlers, tenant: str, options: ScheduleOptions
+        self, recurrence: Recurrence, function: Any, handlers: Handlers, tenant: str, options: DeclareOptions
     ) -> None:
         """Declare a schedule of a handler, whose message is made without values, or of a function of the tick."""
         options = options.copy()
@@ -109,7 +109,7 @@ class DeclaredSchedules:
         self._add(recurrence, tenant, StoredMessage(family, kind, None, ""), options)
         self._makers[tenant, options["id"]] = MessageMaker(function, family, kind)
 
-    def _add(self, recurrence: Recurrence, tenant: str, message: StoredMessage, options: ScheduleOptions) -> None:
+    def _add(self, recurrence: Recurrence, tenant: str, message: StoredMessage, options: DeclareOptions) -> None:
         key = tenant, token("schedule", options["id"])
         if key in self._specs:
             raise BadInput(f"this worker declares a schedule {key[1]} of {tenant} already: give one of them another id")

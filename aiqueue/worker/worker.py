@@ -17,7 +17,7 @@ from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, ch
 from ..schedules import When
 from ..subjects import FAMILY, token
 from ..units import Backoff, Duration, flag, parse_duration, text, texts, whole_number
-from .scheduling import DeclaredSchedules, ScheduleOptions
+from .scheduling import DeclaredSchedules, DeclareOptions
 from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")
@@ -200,14 +200,14 @@ class Worker:
 
     @overload
     def schedule(
-        self, when: When, message: Message[Any], *, tenant: str, **options: Unpack[ScheduleOptions]
+        self, when: When, message: Message[Any], *, tenant: str, **options: Unpack[DeclareOptions]
     ) -> None: ...
     @overload
     def schedule(
-        self, when: When, message: None = None, *, tenant: str, **options: Unpack[ScheduleOptions]
+        self, when: When, message: None = None, *, tenant: str, **options: Unpack[DeclareOptions]
     ) -> Callable[[F], F]: ...
     def schedule(
-        self, when: When, message: Message[Any] | None = None, *, tenant: str, **options: Unpack[ScheduleOptions]
+        self, when: When, message: Message[Any] | None = None, *, tenant: str, **options: Unpack[DeclareOptions]
     ) -> Callable[[F], F] | None:
         """Declare a schedule, which is stored when this worker starts: each of its ticks has one job of `tenant`.
 

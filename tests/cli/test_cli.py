@@ -322,7 +322,7 @@ class TestPlanAndApply:
         assert "17 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 15 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 17 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")

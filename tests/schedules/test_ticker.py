@@ -157,7 +157,7 @@ VICTIMS = textwrap.dedent("""
         async with aiqueue.connect(url, user=user, password=password) as client:
             makers = {("acme", owner): lambda tick: Task(n=1)}
             await Ticker(client.connection, client.topology, owner=owner, makers=makers).start()
-            os.write(1, b"ready\n")  # one write, of several processes
+            os.write(1, b"ready\\n")  # one write, of several processes
             await asyncio.sleep(60)
 
     for n, point in enumerate(points):
@@ -165,7 +165,7 @@ VICTIMS = textwrap.dedent("""
             die_after(*AFTER[point])
             asyncio.run(main(f"owner{n}"))
     for _ in points:
-        os.write(1, b"%d\n" % os.wait()[1])
+        os.write(1, b"%d\\n" % os.wait()[1])
 """)
 
 

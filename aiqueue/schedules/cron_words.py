@@ -18,12 +18,18 @@ _TIMES_MAX = 6  # of a day, listed one by one
 
 def describe_fields(fields: CronFields) -> str:
     """Describe when a cron line fires."""
-    return " ".join(filter(None, [_times(fields), _days(fields), _months(fields)]))
+    days = _days(fields)
+    every_day = "" if days or not _has_listed_times(fields) else "every day"
+    return " ".join(filter(None, [every_day, _times(fields), days, _months(fields)]))
+
+
+def _has_listed_times(fields: CronFields) -> bool:
+    return len(fields.seconds) * len(fields.minutes) * len(fields.hours) <= _TIMES_MAX
 
 
 def _times(fields: CronFields) -> str:
     seconds, minutes, hours = fields.seconds, fields.minutes, fields.hours
-    if len(seconds) * len(minutes) * len(hours) <= _TIMES_MAX:
+    if _has_listed_times(fields):
         times = [(hour, minute, second) for hour in hours for minute in minutes for second in seconds]
         shown = [f"{h:02}:{m:02}" + (f":{s:02}" if any(seconds) else "") for h, m, s in times]
         return f"at {_joined(shown)}"

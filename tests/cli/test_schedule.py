@@ -61,7 +61,7 @@ def test_a_schedule_is_added_listed_shown_and_removed(ready: Cli, monkeypatch: p
 @pytest.mark.parametrize(
     ("when", "said"),
     [
-        (["--cron", "@daily"], "acme: at 00:00, UTC"),
+        (["--cron", "@daily"], "acme: every day at 00:00, UTC"),
         (["--every", "90s"], "every 1m30s"),
         (["--every", "1h", "--starting", "2026-01-01T00:30:00Z"], "counted from 2026-01-01T00:30:00Z"),
         (["--at", "2199-01-01T08:00+01:00"], "once at 2199-01-01T07:00:00Z"),

@@ -152,6 +152,8 @@ def test_any_text_is_a_line_that_fires_or_is_refused_in_one_short_line(line: str
         ("0 0 1,15 * mon", "at 00:00 on days 1 and 15 of the month or on Monday, UTC"),
         ("0 0 29 2 */7", "at 00:00 on day 29 of the month if Sunday in February, UTC"),
         ("@weekly", "at 00:00 on Sunday, UTC"),
+        ("@daily", "every day at 00:00, UTC"),
+        ("0 6,18 * 12 *", "every day at 06:00 and 18:00 in December, UTC"),
     ],
 )
 def test_a_line_is_described_in_words(line: str, words: str) -> None:

@@ -96,7 +96,7 @@ class ScheduleDocument:
     - `next_ms`: its next tick; None if there is none. A paused schedule keeps the one at which it was paused.
     - `last`: the last tick with a job. `missed`: the last misfire.
     - `fired`: jobs of ticks. `misfired`: missed ticks without a job. `skipped`: ticks without a job because the former
-      one had not ended. `failed`: ticks whose message could not be made, the last time because of `error`.
+      one had not ended. `failed`: ticks whose message could not be made. `error`: why, until a later tick has a job.
     - `extra`: fields of newer versions, which are kept. `seq`: of the stored message.
     """
 

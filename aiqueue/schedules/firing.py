@@ -101,7 +101,7 @@ class TickOutcome:
             misfired=document.misfired + self.misfired,
             skipped=document.skipped + self.skipped,
             failed=document.failed + self.failed,
-            error=self.error or document.error,
+            error=self.error or ("" if self.fired else document.error),
         )
 
 
@@ -208,6 +208,7 @@ class Firing:
             else:
                 last = FiredTick(tick_ms, job_id, document.family, seq, round(self._clock.now(), 3))
                 outcome.fired.append(last)
+                outcome.error = ""
         return outcome
 
     async def _enqueue_once(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int:

@@ -193,6 +193,18 @@ def test_what_was_missed_and_what_failed_is_shown(ready: Cli) -> None:
     assert json.loads(ready("schedule", "ls", "--json").stdout)[0]["missed"]["ticks"] == 10
 
 
+def test_a_failure_before_the_last_job_is_counted_and_no_problem_of_the_list(ready: Cli) -> None:
+    ready("schedule", *REPORT, "--every", "1h")
+
+    async def spoil(client: aiqueue.Client) -> None:
+        engine = client.schedules.engine
+        await engine.store.put(replace(await engine.get("acme", "report"), failed=1, fired=1))
+
+    in_client(spoil)
+    assert "1, none since the last job" in ready("schedule", "show", "report", "--tenant", "acme").stdout
+    assert "failed" not in ready("schedule", "ls").stdout
+
+
 def test_a_schedule_of_a_newer_version_or_an_unknown_zone_is_listed_with_the_reason(ready: Cli) -> None:
     ready("schedule", *REPORT, *BERLIN)
 

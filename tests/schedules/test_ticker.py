@@ -107,15 +107,19 @@ async def test_an_owners_function_makes_the_message_of_each_tick(client: aiqueue
     assert codec.decode(message.data) == {"n": round(tick)}
 
 
-async def test_a_function_that_fails_costs_one_tick_and_says_why(
+async def test_a_function_that_fails_costs_one_tick_and_says_why_until_a_later_one_has_a_job(
     client: aiqueue.Client, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     schedules = schedules_of(client)
     added = (await schedules.add(spec("mine", Every("1h"), body=None, owner="billing"))).document
     late = await make_late(client, added, 0, grace_s=7200.0)
 
+    missing = ["today", "the first of two"]
+
     def make(tick: Tick) -> Task:
-        raise ZeroDivisionError("no rate for today")
+        if missing:
+            raise ZeroDivisionError(f"no rate for {missing.pop(0)}")
+        return Task()
 
     async with ticking(account, owner="billing", makers={("acme", "mine"): make}):
 
@@ -125,7 +129,15 @@ async def test_a_function_that_fails_costs_one_tick_and_says_why(
             assert document.next_ms == (late.next_ms or 0) + 3_600_000
 
         await eventually(failed)
-    assert await jobs(client) == []
+        assert await jobs(client) == []
+        await make_late(client, await schedules.get("acme", "mine"), 3_600, misfire="all", grace_s=1.0)
+
+        async def fired() -> None:
+            document = await schedules.get("acme", "mine")
+            assert (document.failed, document.error) == (2, ""), "a later tick has a job"
+            assert document.fired
+
+        await eventually(fired)
 
 
 POINTS = ["before the job", "after the job", "after the document", "after the next tick"]

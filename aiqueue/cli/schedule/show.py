@@ -79,11 +79,11 @@ def _format_next(found: ScheduleStats, now: float) -> str:
 
 def _second_line(found: ScheduleStats) -> str:
     """Return when it fires, after what is wrong with it."""
-    failed = output.format_count(found.document.failed, "tick") if found.document.failed else ""
+    failed = output.format_count(found.document.failed, "tick")
     problems = [
         found.problem,
         found.error and f"the last job: {found.error}",
-        failed and f"{failed} failed, the last by {found.document.error}",
+        found.document.error and f"{failed} failed, the last by {found.document.error}",
     ]
     return "; ".join([*(each for each in problems if each), found.when])
 
@@ -134,9 +134,13 @@ def _list_fields(found: ScheduleStats) -> list[tuple[str, str]]:
         ("jobs", f"{document.fired:,}"),
         ("missed", f"{document.misfired:,}{_describe_missed(document)}" if document.misfired or missed else ""),
         ("skipped", f"{document.skipped:,}, because the former job had not ended" if document.skipped else ""),
-        ("failed", f"{document.failed:,}: {document.error}" if document.failed else document.error),
+        ("failed", f"{document.failed:,}{_describe_failure(document)}" if document.failed else ""),
         ("changed", output.format_ago(document.updated_at)),
     ]
+
+
+def _describe_failure(document: ScheduleDocument) -> str:
+    return f": {document.error}" if document.error else ", none since the last job"
 
 
 def _describe_missed(document: ScheduleDocument) -> str:

@@ -19,7 +19,7 @@ from .limiting import name_user
 from .pausing import PauseCalls
 
 if TYPE_CHECKING:  # only who uses schedules imports their room, which takes some milliseconds
-    from ..schedules import Added, AskedJob, Misfire, Overlap, Recurrence, ScheduleDocument, Schedules
+    from ..schedules import Added, AskedJob, Misfire, Overlap, Recurrence, ScheduleDocument, Schedules, Undeclared
 
 TIMES_MAX = 10_000  # that `next_times` returns
 
@@ -111,6 +111,22 @@ class ClientSchedules:
             raise BadInput(f"schedule {schedule_id} of {tenant} is {whose}: name that owner to remove it all the same")
         return await engine.remove(tenant, schedule_id)
 
+    async def find_undeclared(self, owner: str) -> builtins.list[Undeclared]:
+        """Return the schedules of an owner that its workers' code declares no more, sorted by tenant and id: what
+        `prune` would remove.
+
+        Workers that run or ran within 90 seconds decide; if there are none, the newest ones. Raises NotFound also if no
+        worker of this owner ran in the last 30 days.
+        """
+        return [*await self.engine.find_undeclared(owner)]
+
+    async def prune(self, owner: str) -> builtins.list[Undeclared]:
+        """Remove the schedules that `find_undeclared` returns, and return them. Jobs that they have enqueued stay.
+
+        Raises as `find_undeclared`.
+        """
+        return [*await self.engine.prune(owner)]
+
     async def pause(
         self, schedule_id: str, *, tenant: str, reason: str = "", by: str | None = None
     ) -> ScheduleDocument:
@@ -165,5 +181,7 @@ class ScheduleCalls(PauseCalls):
 
     @property
     def schedules(self) -> ClientSchedules:
-        """Schedules: `add`, `get`, `list`, `remove`, `pause`, `resume`, `run_now`, `backfill`, `next_times`."""
+        """Schedules: `add`, `get`, `list`, `remove`, `find_undeclared`, `prune`, `pause`, `resume`, `run_now`,
+        `backfill`, `next_times`.
+        """
         return ClientSchedules(self.connection, self.topology, self.key_lanes)

@@ -7,7 +7,7 @@ run. Of the sets whose workers run, the newest that declares a schedule decides 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from .. import codec, headers
@@ -63,6 +63,28 @@ class DeclaredSet(NamedTuple):
         return cls(digest, generation, now, now, frozenset((each.tenant, each.id) for each in specs))
 
 
+class Undeclared(NamedTuple):
+    """A schedule whose owner's code declares it no more: what `prune` removes. Times are seconds since the epoch.
+
+    - `document`: as it is stored.
+    - `declared_at`: when a worker that declares it was seen last, None if none was in the last 30 days.
+    - `ended_at`: None if workers of the owner run, and none of them declares it. Else when the newest version of the
+      owner's workers was seen last, which does not declare it.
+    """
+
+    document: ScheduleDocument
+    declared_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def tenant(self) -> str:
+        return self.document.tenant
+
+    @property
+    def id(self) -> str:
+        return self.document.id
+
+
 class DeclaredSets:
     """Reads and writes the declarations of one server's owners. Without state of its own.
 
@@ -91,13 +113,22 @@ class DeclaredSets:
         found = [_parse(each) async for each in connection.read(self._store.stream, subject)]
         return sorted((each for each in found if each is not None), key=lambda each: each.rank, reverse=True)
 
-    async def find_declared(self, owner: str, now: float) -> frozenset[Name] | None:
-        """Return the schedules that an owner's running workers declare; if none runs, those of the newest set; None if
-        no set is known.
-        """
-        sets = await self.list(owner)
-        alive = [each for each in sets if each.is_alive(now)] or sets[:1]
-        return frozenset().union(*(each.names for each in alive)) if alive else None
+
+def find_undeclared(
+    sets: Sequence[DeclaredSet], documents: Collection[ScheduleDocument], now: float
+) -> list[Undeclared]:
+    """Return the schedules of an owner that its running workers do not declare; if none runs, that the newest of its
+    sets, of which there must be one, does not.
+    """
+    alive = [each for each in sets if each.is_alive(now)]
+    declared = frozenset[Name]().union(*(each.names for each in alive or sets[:1]))
+    ended = None if alive else sets[0].seen
+    found: list[Undeclared] = []
+    for each in documents:
+        if (name := (each.tenant, each.id)) not in declared:
+            last = max((former.seen for former in sets if name in former.names), default=None)
+            found.append(Undeclared(each, last, ended))
+    return found
 
 
 def _parse(stored: Stored | None) -> DeclaredSet | None:

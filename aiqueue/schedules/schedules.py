@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
@@ -14,7 +14,7 @@ from ..errors import BadInput, Conflict, NotFound, TooLarge
 from ..job import KIND
 from ..topology import Topology
 from ..units import parse_duration, text, whole_number
-from .declarations import DeclaredSets, Name
+from .declarations import DeclaredSets, Undeclared, find_undeclared
 from .document import (
     ANY_ROUTE,
     Misfire,
@@ -193,29 +193,31 @@ class Schedules:
 
     # -- schedules that are declared no more
 
-    async def find_undeclared(
-        self, owner: str, *, declared: Collection[Name] | None = None
-    ) -> Sequence[ScheduleDocument]:
-        """Return the schedules of an owner that its code declares no more: what `prune` would remove.
+    async def find_undeclared(self, owner: str) -> Sequence[Undeclared]:
+        """Return the schedules of an owner that its code declares no more, sorted by tenant and id: what `prune` would
+        remove.
 
-        `declared`: tenants and ids. None: what its workers declare that run or ran within 90 seconds; if there are
-        none, what the newest ones declared. Raises NotFound: no worker of this owner ran in the last 30 days.
+        Its workers that run or ran within 90 seconds decide; if there are none, the newest ones. Raises NotFound: no
+        worker of this owner ran in the last 30 days.
         """
         subjects.token("owner", owner)
-        if declared is None:
-            await self._connection.clock.ensure(self.store.stream)
-            declared = await DeclaredSets(self.store).find_declared(owner, self._connection.clock.now())
-        if declared is None:
-            raise NotFound(
-                f"no worker with owner {owner!r} ran in the last 30 days, so what it declares is unknown: check the "
-                "name, or remove its schedules one by one"
-            )
-        return [each for each in await self.list(owner=owner) if (each.tenant, each.id) not in declared]
+        await self._connection.clock.ensure(self.store.stream)
+        stored = await self.list()  # before the sets: a worker stores its set first, and then its schedules
+        sets = await DeclaredSets(self.store).list(owner)
+        documents = [each for each in stored if each.owner == owner]
+        if sets:
+            return find_undeclared(sets, documents, self._connection.clock.now())
+        unknown = f"no worker with owner {owner!r} ran in the last 30 days"
+        if documents:
+            advice = f"remove its schedules one by one: `aiqueue schedule rm ID --tenant TENANT --owner {owner}`"
+            raise NotFound(f"{unknown}, so what it declares is unknown: start one, or {advice}")
+        owners = ", ".join(sorted({each.owner for each in stored} - {""})) or "none"
+        raise NotFound(f"{unknown}, and it has no schedules: check the name (owners with schedules: {owners})")
 
-    async def prune(self, owner: str, *, declared: Collection[Name] | None = None) -> Sequence[ScheduleDocument]:
-        """Remove the schedules of an owner that its code declares no more, and return them. See `find_undeclared`."""
+    async def prune(self, owner: str) -> Sequence[Undeclared]:
+        """Remove these schedules, and return those that were removed. Raises as `find_undeclared`."""
         removed = []
-        for each in await self.find_undeclared(owner, declared=declared):
+        for each in await self.find_undeclared(owner):
             with contextlib.suppress(BadInput):  # it has become another owner's
                 if await self.remove(each.tenant, each.id, owner=owner):
                     removed.append(each)

@@ -222,3 +222,56 @@ def test_a_schedule_of_a_newer_version_or_an_unknown_zone_is_listed_with_the_rea
     assert "schedule newer of acme cannot be read" in listed.stderr
     assert ready("schedule", "show", "report", "--tenant", "acme").exit_code == 0
     assert ready("schedule", "rm", "newer", "--tenant", "acme").exit_code == 0
+
+
+def test_prune_shows_what_it_would_remove_and_removes_it_with_yes(ready: Cli) -> None:
+    for each in ("gone", "kept"):
+        ready("schedule", "add", each, *REPORT[2:], "--every", "1h")
+
+    async def declare(client: aiqueue.Client) -> None:
+        from aiqueue.schedules import DeclaredSet, DeclaredSets  # noqa: PLC0415
+
+        engine, now = client.schedules.engine, time.time()
+        for each in ("gone", "kept"):
+            await engine.store.put(replace(await engine.get("acme", each), owner="billing"))
+        sets = DeclaredSets(engine.store)
+        both = frozenset({("acme", "gone"), ("acme", "kept")})
+        await sets.refresh("billing", DeclaredSet("old", 0, now - 9_000, now - 7_200, both))
+        await sets.refresh("billing", DeclaredSet("new", 0, now - 7_200, now, frozenset({("acme", "kept")})))
+
+    in_client(declare)
+    prune = ("schedule", "prune", "--owner", "billing")
+    why = "gone of acme: no running worker of billing declares it; the last one that did was seen 2h"
+    shown = ready(*prune).stdout
+    assert shown.startswith(f"would remove {why}")
+    assert shown.endswith("\nnothing was removed: `aiqueue schedule prune --owner billing --yes` removes 1 schedule\n")
+    found = data(ready(*prune, "--json"))
+    assert (found["removed"], [each["id"] for each in found["schedules"]]) == (False, ["gone"])
+    assert len(data(ready("schedule", "ls", "--json"))) == 2
+    assert ready(*prune, "--yes").stdout.startswith(f"removed {why}")
+    assert [each["id"] for each in data(ready("schedule", "ls", "--json"))] == ["kept"]
+    assert ready(*prune, "--yes").stdout == "nothing to prune: workers of billing declare all its schedules\n"
+    assert data(ready(*prune, "--yes", "--json")) == {"owner": "billing", "removed": True, "schedules": []}
+
+
+@pytest.mark.parametrize(
+    ("owner", "code", "said"),
+    [
+        ("billing", 1, "so what it declares is unknown: start one, or remove its schedules one by one"),
+        ("biling", 1, "and it has no schedules: check the name (owners with schedules: billing)"),
+        ("a.b", 2, "owner 'a.b'"),
+    ],
+)
+def test_prune_says_in_one_line_why_it_cannot_know(ready: Cli, owner: str, code: int, said: str) -> None:
+    ready("schedule", *REPORT, "--every", "1h")
+
+    async def own(client: aiqueue.Client) -> None:
+        engine = client.schedules.engine
+        await engine.store.put(replace(await engine.get("acme", "report"), owner="billing"))
+
+    in_client(own)
+    for more in ((), ("--yes",), ("--json",)):
+        done = ready("schedule", "prune", "--owner", owner, *more)
+        assert done.exit_code == code
+        assert said in one_line(done)
+    assert len(data(ready("schedule", "ls", "--json"))) == 1

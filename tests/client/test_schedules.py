@@ -151,6 +151,31 @@ async def test_a_declared_schedule_is_removed_only_by_its_owner_s_name(client: a
     assert await client.schedules.remove("report", tenant="acme", owner="billing")
 
 
+async def test_prune_removes_what_find_undeclared_has_shown(client: aiqueue.Client) -> None:
+    schedules = client.schedules
+    await schedules.add("by-hand", Every("1h"), Report(), tenant="acme")
+    added = await schedules.add("gone", Every("1h"), Report(), tenant="acme")
+    await schedules.engine.store.put(replace(added.document, owner="billing"))
+    with pytest.raises(NotFound, match="no worker with owner 'billing' ran"):
+        await schedules.prune("billing")
+    with pytest.raises(InvalidToken):
+        await schedules.prune("a.b")
+    worker = aiqueue.Worker(owner="billing")
+    worker.handle(Report)(_do_nothing)
+    worker.schedule("1h", Report(), tenant="acme", id="kept")
+    async with worker.running(client):
+        found = await schedules.find_undeclared("billing")
+        assert [(each.id, each.declared_at, each.ended_at) for each in found] == [("gone", None, None)]
+        assert len(await schedules.list()) == 3
+        assert [each.id for each in await schedules.prune("billing")] == ["gone"]
+        assert await schedules.prune("billing") == []
+    assert [each.id for each in await schedules.list()] == ["by-hand", "kept"]
+
+
+async def _do_nothing(job: aiqueue.Job[Report]) -> None:
+    pass
+
+
 async def test_a_document_that_cannot_be_read_can_be_removed(client: aiqueue.Client) -> None:
     store = client.schedules.engine.store
     await store.write(store.key("acme", "report"), 0, b"no CBOR", {}, 5)
@@ -176,6 +201,9 @@ def test_a_client_without_asyncio_has_them_too(account: Account, client: aiqueue
         assert schedules.run_now("report", tenant="acme").job_id.startswith("report-")
         assert schedules.backfill("report", 1_577_836_800, 1_577_923_200, tenant="acme")[0].tick_ms == 1_577_858_400_000
         assert [each.id for each in schedules.list()] == ["report"]
+        for prune in (schedules.find_undeclared, schedules.prune):
+            with pytest.raises(NotFound, match="no worker with owner 'billing' ran"):
+                prune("billing")
         assert schedules.get("report", tenant="acme").document.fired == 0
         assert schedules.remove("report", tenant="acme")
 

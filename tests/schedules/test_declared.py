@@ -494,14 +494,21 @@ async def test_prune_removes_what_no_running_worker_of_the_owner_declares(
     assert [each.id for each in await schedules.list()] == ["by-hand", "kept", "others"]
 
 
-async def test_without_workers_the_newest_declaration_is_what_prune_keeps(client: aiqueue.Client) -> None:
+async def test_without_workers_the_newest_declaration_is_what_prune_keeps(client: aiqueue.Client, quick: None) -> None:
     schedules = schedules_of(client)
     async with every("1h", "kept", "gone").running(client):
         pass
     async with every("1h", "kept").running(client):
         pass
-    later = time.time() + 3_600
-    assert await DeclaredSets(schedules.store).find_declared("billing", later) == {("acme", "kept")}
+
+    async def found() -> None:
+        (undeclared,) = await schedules.find_undeclared("billing")
+        assert (undeclared.tenant, undeclared.id) == ("acme", "gone")
+        assert undeclared.declared_at is not None
+        assert undeclared.ended_at is not None, "no worker of the owner runs"
+        assert undeclared.declared_at < undeclared.ended_at
+
+    await eventually(found)
 
 
 async def test_a_worker_with_an_owner_that_declares_none_has_all_pruned(client: aiqueue.Client, quick: None) -> None:
@@ -516,11 +523,13 @@ async def test_a_worker_with_an_owner_that_declares_none_has_all_pruned(client: 
         await eventually(pruned)
 
 
-async def test_of_an_owner_without_workers_only_what_is_named_is_kept(client: aiqueue.Client) -> None:
+async def test_of_an_owner_without_known_workers_nothing_is_pruned(client: aiqueue.Client) -> None:
     schedules = schedules_of(client)
-    for each in ("a", "b"):
-        await schedules.add(spec(each, owner="billing"))
-    with pytest.raises(NotFound, match="no worker with owner 'billing' ran in the last 30 days"):
+    with pytest.raises(NotFound, match=r"'billing' .*, and it has no schedules: .*\(owners with schedules: none\)"):
         await schedules.prune("billing")
-    assert len(await schedules.list()) == 2
-    assert [each.id for each in await schedules.prune("billing", declared=[("acme", "a")])] == ["b"]
+    await schedules.add(spec("a", owner="billing"))
+    with pytest.raises(NotFound, match=r"'billing' ran in the last 30 days.* --owner billing`"):
+        await schedules.prune("billing")
+    with pytest.raises(NotFound, match=r"'biling' .*owners with schedules: billing\)"):
+        await schedules.prune("biling")
+    assert len(await schedules.list()) == 1

@@ -27,6 +27,11 @@ add_command(
     ),
 )(add.add)
 add_command(app, "rm")(change.rm)
+add_command(
+    app,
+    "prune",
+    examples=("  aiqueue schedule prune --owner billing", "  aiqueue schedule prune --owner billing --yes"),
+)(change.prune)
 add_command(app, "pause", examples=("  aiqueue schedule pause report --tenant acme --reason 'books are closed'",))(
     change.pause
 )

@@ -1,14 +1,18 @@
-"""``schedule rm``, ``pause`` and ``resume``."""
+"""``schedule rm``, ``prune``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import output
 from ..options import FAILED, Json, ServerOptions, print_error
 from .arguments import ScheduleId, Tenant, describe_next
+
+if TYPE_CHECKING:
+    from ...client import Client
+    from ...schedules import Undeclared
 
 
 def rm(
@@ -35,6 +39,49 @@ def rm(
         print_error(f"there is no schedule {schedule_id} of {tenant}: `aiqueue schedule ls` lists all")
     if not removed:
         raise typer.Exit(FAILED)
+
+
+def prune(
+    options: ServerOptions,
+    *,
+    owner: Annotated[str, typer.Option(metavar="OWNER", help="Service whose workers declare schedules in code.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Remove them.")] = False,
+    json: Json = False,
+) -> None:
+    """List the schedules of an owner that its workers' code declares no more; with --yes, remove them.
+
+    Workers that run or ran within 90 seconds decide; if there are none, the newest ones. Jobs that are enqueued stay.
+
+    Exit codes: 0; 1 no worker of this owner ran in the last 30 days.
+    """
+
+    async def find(client: Client) -> list[Undeclared]:
+        return await (client.schedules.prune(owner) if yes else client.schedules.find_undeclared(owner))
+
+    found = options.run_with_client(find)
+    if json:
+        shown = [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found]
+        output.print_json({"owner": owner, "removed": yes, "schedules": shown})
+        return
+    for each in found:
+        output.print_line(f"{'removed' if yes else 'would remove'} {each.id} of {each.tenant}: {_explain(each)}")
+    if not found:
+        output.print_line(f"nothing to prune: workers of {owner} declare all its schedules")
+    elif not yes:
+        count = output.format_count(len(found), "schedule")
+        output.print_line(f"\nnothing was removed: `aiqueue schedule prune --owner {owner} --yes` removes {count}")
+
+
+def _explain(found: Undeclared) -> str:
+    """Return why a schedule is pruned."""
+    owner, ended = found.document.owner, found.ended_at
+    why = (
+        f"no running worker of {owner} declares it" if ended is None
+        else f"the newest workers of {owner}, last seen {output.format_ago(ended)}, did not declare it"
+    )  # fmt: skip
+    if found.declared_at is None:
+        return f"{why}, nor any in the last 30 days"
+    return f"{why}; the last one that did was seen {output.format_ago(found.declared_at)}"
 
 
 def pause(

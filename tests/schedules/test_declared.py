@@ -502,13 +502,31 @@ async def test_without_workers_the_newest_declaration_is_what_prune_keeps(client
         pass
 
     async def found() -> None:
-        (undeclared,) = await schedules.find_undeclared("billing")
+        undeclared = next(iter(await schedules.find_undeclared("billing")), None)
+        assert undeclared is not None
         assert (undeclared.tenant, undeclared.id) == ("acme", "gone")
         assert undeclared.declared_at is not None
         assert undeclared.ended_at is not None, "no worker of the owner runs"
         assert undeclared.declared_at < undeclared.ended_at
 
     await eventually(found)
+
+
+async def test_a_schedule_of_a_worker_that_starts_amid_a_prune_stays(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedules = schedules_of(client)
+    async with make_worker().running(client):
+        pass
+    async with contextlib.AsyncExitStack() as stack:
+        read = schedules.list
+
+        async def start_and_read(**options: Any) -> Any:
+            await stack.enter_async_context(every("1h").running(client))
+            return await read(**options)
+
+        monkeypatch.setattr(schedules, "list", start_and_read)
+        assert await schedules.prune("billing") == []
 
 
 async def test_a_worker_with_an_owner_that_declares_none_has_all_pruned(client: aiqueue.Client, quick: None) -> None:

@@ -19,7 +19,16 @@ from .limiting import name_user
 from .pausing import PauseCalls
 
 if TYPE_CHECKING:  # only who uses schedules imports their room, which takes some milliseconds
-    from ..schedules import Added, AskedJob, Misfire, Overlap, Recurrence, ScheduleDocument, Schedules, Undeclared
+    from ..schedules import (
+        Added,
+        AskedJob,
+        Misfire,
+        Overlap,
+        Recurrence,
+        ScheduleDocument,
+        Schedules,
+        UndeclaredSchedule,
+    )
 
 TIMES_MAX = 10_000  # that `next_times` returns
 
@@ -111,7 +120,7 @@ class ClientSchedules:
             raise BadInput(f"schedule {schedule_id} of {tenant} is {whose}: name that owner to remove it all the same")
         return await engine.remove(tenant, schedule_id)
 
-    async def find_undeclared(self, owner: str) -> builtins.list[Undeclared]:
+    async def find_undeclared(self, owner: str) -> builtins.list[UndeclaredSchedule]:
         """Return the schedules of an owner that its workers' code declares no more, sorted by tenant and id: what
         `prune` would remove.
 
@@ -120,7 +129,7 @@ class ClientSchedules:
         """
         return [*await self.engine.find_undeclared(owner)]
 
-    async def prune(self, owner: str) -> builtins.list[Undeclared]:
+    async def prune(self, owner: str) -> builtins.list[UndeclaredSchedule]:
         """Remove the schedules that `find_undeclared` returns, and return them. Jobs that they have enqueued stay.
 
         Raises as `find_undeclared`.

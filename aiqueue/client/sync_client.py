@@ -31,7 +31,7 @@ from .handle import Handle
 from .options import LimitOptions, ManyOptions, PauseOptions, RequestOptions, ScheduleOptions
 
 if TYPE_CHECKING:
-    from ..schedules import Added, AskedJob, Recurrence, ScheduleDocument, Undeclared
+    from ..schedules import Added, AskedJob, Recurrence, ScheduleDocument, UndeclaredSchedule
 
 T = TypeVar("T")
 _NOT_OPEN = "the client is not open: use `with aiqueue.connect_sync() as client:`"
@@ -140,11 +140,11 @@ class SyncSchedules:
         schedules = self._owner._opened().schedules
         return self._owner._run_on_loop(schedules.remove(schedule_id, tenant=tenant, owner=owner))
 
-    def find_undeclared(self, owner: str) -> builtins.list[Undeclared]:
+    def find_undeclared(self, owner: str) -> builtins.list[UndeclaredSchedule]:
         """As `ClientSchedules.find_undeclared`."""
         return self._owner._run_on_loop(self._owner._opened().schedules.find_undeclared(owner))
 
-    def prune(self, owner: str) -> builtins.list[Undeclared]:
+    def prune(self, owner: str) -> builtins.list[UndeclaredSchedule]:
         """As `ClientSchedules.prune`."""
         return self._owner._run_on_loop(self._owner._opened().schedules.prune(owner))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .calendar_interval import Calendar
 from .cron import Cron
-from .declarations import DeclaredSet, DeclaredSets, Undeclared
+from .declarations import DeclaredSet, DeclaredSets, UndeclaredSchedule
 from .declarer import Declared, Declarer
 from .document import FiredTick, Misfire, Missed, Overlap, ScheduleDocument, SchedulePause, ScheduleSpec, tick_job_id
 from .every import Every
@@ -52,7 +52,7 @@ __all__ = [
     "Tick",
     "Ticker",
     "Ticks",
-    "Undeclared",
+    "UndeclaredSchedule",
     "UnknownZone",
     "When",
     "encode_stored",

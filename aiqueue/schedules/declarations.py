@@ -63,7 +63,7 @@ class DeclaredSet(NamedTuple):
         return cls(digest, generation, now, now, frozenset((each.tenant, each.id) for each in specs))
 
 
-class Undeclared(NamedTuple):
+class UndeclaredSchedule(NamedTuple):
     """A schedule whose owner's code declares it no more: what `prune` removes. Times are seconds since the epoch.
 
     - `document`: as it is stored.
@@ -116,18 +116,18 @@ class DeclaredSets:
 
 def find_undeclared(
     sets: Sequence[DeclaredSet], documents: Collection[ScheduleDocument], now: float
-) -> list[Undeclared]:
+) -> list[UndeclaredSchedule]:
     """Return the schedules of an owner that its running workers do not declare; if none runs, that the newest of its
     sets, of which there must be one, does not.
     """
     alive = [each for each in sets if each.is_alive(now)]
     declared = frozenset[Name]().union(*(each.names for each in alive or sets[:1]))
     ended = None if alive else sets[0].seen
-    found: list[Undeclared] = []
+    found: list[UndeclaredSchedule] = []
     for each in documents:
         if (name := (each.tenant, each.id)) not in declared:
             last = max((former.seen for former in sets if name in former.names), default=None)
-            found.append(Undeclared(each, last, ended))
+            found.append(UndeclaredSchedule(each, last, ended))
     return found
 
 

@@ -14,7 +14,7 @@ from ..errors import BadInput, Conflict, NotFound, TooLarge
 from ..job import KIND
 from ..topology import Topology
 from ..units import parse_duration, text, whole_number
-from .declarations import DeclaredSets, Undeclared, find_undeclared
+from .declarations import DeclaredSets, UndeclaredSchedule, find_undeclared
 from .document import (
     ANY_ROUTE,
     Misfire,
@@ -193,7 +193,7 @@ class Schedules:
 
     # -- schedules that are declared no more
 
-    async def find_undeclared(self, owner: str) -> Sequence[Undeclared]:
+    async def find_undeclared(self, owner: str) -> Sequence[UndeclaredSchedule]:
         """Return the schedules of an owner that its code declares no more, sorted by tenant and id: what `prune` would
         remove.
 
@@ -214,7 +214,7 @@ class Schedules:
         owners = ", ".join(sorted({each.owner for each in stored} - {""})) or "none"
         raise NotFound(f"{unknown}, and it has no schedules: check the name (owners with schedules: {owners})")
 
-    async def prune(self, owner: str) -> Sequence[Undeclared]:
+    async def prune(self, owner: str) -> Sequence[UndeclaredSchedule]:
         """Remove these schedules, and return those that were removed. Raises as `find_undeclared`."""
         removed = []
         for each in await self.find_undeclared(owner):

@@ -12,7 +12,7 @@ from .arguments import ScheduleId, Tenant, describe_next
 
 if TYPE_CHECKING:
     from ...client import Client
-    from ...schedules import Undeclared
+    from ...schedules import UndeclaredSchedule
 
 
 def rm(
@@ -55,7 +55,7 @@ def prune(
     Exit codes: 0; 1 no worker of this owner ran in the last 30 days.
     """
 
-    async def find(client: Client) -> list[Undeclared]:
+    async def find(client: Client) -> list[UndeclaredSchedule]:
         return await (client.schedules.prune(owner) if yes else client.schedules.find_undeclared(owner))
 
     found = options.run_with_client(find)
@@ -72,7 +72,7 @@ def prune(
         output.print_line(f"\nnothing was removed: `aiqueue schedule prune --owner {owner} --yes` removes {count}")
 
 
-def _explain(found: Undeclared) -> str:
+def _explain(found: UndeclaredSchedule) -> str:
     """Return why a schedule is pruned."""
     owner, ended = found.document.owner, found.ended_at
     why = (

@@ -146,6 +146,7 @@ class Reconciler:
         try:
             document = await self._store.get(tenant, schedule_id)
             if document is None or document.paused is not None or document.next_ms is None:
+                self._known.pop((tenant, schedule_id), None)  # the marker of its end may be gone
                 return False
             moved_to = _moved_to(document, self._connection.clock.now())
             if moved_to is not None:

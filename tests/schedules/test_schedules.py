@@ -352,6 +352,21 @@ async def test_what_is_paused_or_removed_has_no_tick_to_be_lost(client: aiqueue.
         assert len(await schedules.ticks.list_subjects()) == 1
 
 
+async def test_a_removed_schedule_whose_marker_has_expired_is_asked_for_once(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """Another worker had each turn while the marker of the removal was there."""
+    schedules = schedules_of(client)
+    async with ticking(account) as ticker:
+        await ticker.reconciler.stop()
+        await schedules.add(spec("report"))
+        assert await ticker.reconciler.look() == 0
+        await schedules.remove("acme", "report")
+        await client.connection.api("STREAM.PURGE.KV_AI_SCHEDULES", {"filter": schedules.store.key("acme", "report")})
+        assert await ticker.reconciler.look() == 0
+        assert not ticker.reconciler._known
+
+
 async def test_one_worker_looks_at_a_time(client: aiqueue.Client, account: Account) -> None:
     async with ticking(account) as one, ticking(account) as other:
         await schedules_of(client).add(spec())

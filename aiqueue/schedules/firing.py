@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -106,9 +107,10 @@ class TickOutcome:
 
 
 class Firing:
-    """Fires the ticks that this worker has taken."""
+    """Fires the ticks that this worker has taken, until `stopping`: then later ones are left to other workers."""
 
-    def __init__(self, connection: Connection, topology: Topology, jobs: TickJobs) -> None:
+    def __init__(self, connection: Connection, topology: Topology, jobs: TickJobs, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
         self._clock = connection.clock
         self._store = ScheduleStore(connection, topology)
         self._ticks = Ticks(connection, topology)
@@ -143,6 +145,8 @@ class Firing:
                     await self._wait_for_room(document, outcome.full, tries)
                 return
             tries = 0
+            if self._stopping.is_set():
+                break
         if document is not None:
             await self._ticks.park(document)
 
@@ -180,7 +184,10 @@ class Firing:
                 "more than " if decision.more else "", decision.missed, iso_time(outcome.missed.from_ms),
                 iso_time(decision.through), document.misfire, len(decision.fire),
             )  # fmt: skip
-        last = document.last
+        last, stored = document.last, dict[str, int]()
+        if decision.fire:
+            oldest = document.recurrence.jittered(document.name, decision.fire[0] / 1000)
+            stored = await self._jobs.list_forgotten(document, oldest)
         for tick_ms in decision.fire:
             job_id = tick_job_id(document.id, tick_ms)
             if (
@@ -192,7 +199,7 @@ class Firing:
                 outcome.skipped += 1
                 continue
             try:
-                seq = await self._enqueue_once(document, tick_ms, job_id)
+                seq = await self._enqueue_once(document, tick_ms, job_id, stored)
             except (QueueFull, NotFound) as error:
                 log.debug("schedule %s: its lane takes no job: %s", document.name, error)
                 outcome.full = tick_ms
@@ -211,11 +218,16 @@ class Firing:
                 outcome.error = ""
         return outcome
 
-    async def _enqueue_once(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> int:
-        """Store the job of a tick, unless it is known to have been stored. Return its sequence."""
+    async def _enqueue_once(
+        self, document: ScheduleDocument, tick_ms: int, job_id: str, stored: Mapping[str, int]
+    ) -> int:
+        """Store the job of a tick, unless it is known to have been stored: it has a journal, which knows it once it has
+        ended, or an attempt of it; or it is one of `stored`. Return its sequence.
+        """
         fire_at = document.recurrence.jittered(document.name, tick_ms / 1000)
         if self._clock.now() - fire_at > SURE_S:
-            found = await self._jobs.find(document, job_id, fire_at)
+            found = await self._jobs.find_in_journal(document, job_id)
+            found = stored.get(job_id) if found is None else found
             if found is not None:
                 return found
         spec = await self._jobs.make(document, tick_ms)

@@ -136,16 +136,12 @@ class TickJobs:
         ack = await self._connection.store(subject, spec.body, fields, timeout_s=timeout_s)
         return StoredChild(ack.seq, ack.duplicate)
 
-    async def find(self, document: ScheduleDocument, job_id: str, fire_at: float) -> int | None:
-        """Return the sequence of a tick's job if it was stored before, also if its stream has forgotten the id.
-
-        Its journal knows it once it has ended, or an attempt of it. While the stream remembers ids, it knows those that
-        are still stored. After that they are looked for among the jobs that were stored since `fire_at`.
+    async def list_forgotten(self, document: ScheduleDocument, since: float) -> dict[str, int]:
+        """Return ids and sequences of jobs that are still stored and whose ids the stream may have forgotten: those
+        since a tick that is later than the stream remembers ids. Before that, the stream itself knows what is stored.
         """
-        found = await self.find_in_journal(document, job_id)
-        if found is None and self._connection.clock.now() - fire_at > DEDUP_S:
-            return (await self.find_in_lanes(document, fire_at)).get(job_id)
-        return found
+        is_forgotten = self._connection.clock.now() - since > DEDUP_S
+        return await self.find_in_lanes(document, since) if is_forgotten else {}
 
     async def find_in_journal(self, document: ScheduleDocument, job_id: str) -> int | None:
         """Return the sequence of a job that has a journal."""

@@ -53,11 +53,12 @@ class Ticker:
     ) -> None:
         self._connection = connection
         self._stream = topology.ticks_stream.name
-        self._firing = Firing(connection, topology, TickJobs(connection, topology, key_lanes, makers))
+        self._stopping = asyncio.Event()
+        jobs = TickJobs(connection, topology, key_lanes, makers)
+        self._firing = Firing(connection, topology, jobs, self._stopping)
         self.reconciler = Reconciler(connection, topology)
         routes = [ANY_ROUTE, owner] if owner and makers else [ANY_ROUTE]
         self._consumers = [self._make_consumer(each) for each in routes]
-        self._stopping = asyncio.Event()
         self._warned: set[str] = set()
 
     def _make_consumer(self, route: str) -> SharedConsumer:

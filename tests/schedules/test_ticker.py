@@ -17,7 +17,8 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.errors import NotFound, Unavailable
-from aiqueue.schedules import Every, Once, Tick, tick_job_id
+from aiqueue.schedules import Every, Once, ScheduleDocument, Tick, tick_job_id
+from aiqueue.schedules.jobs import TickJobs
 from aiqueue.schedules.ticker import ACK_WAIT_S
 from aiqueue.topology import provision
 
@@ -263,6 +264,29 @@ async def test_a_tick_whose_job_still_waits_after_the_memory_of_ids_is_not_enque
     assert len(await jobs(client)) == 1
 
 
+async def test_the_jobs_since_a_long_outage_are_read_through_once_for_all_missed_ticks(
+    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each of them, 10,000 missed ticks would read 50 million jobs."""
+    schedules, read = schedules_of(client), []
+    find_in_lanes = TickJobs.find_in_lanes
+
+    async def find(self: TickJobs, document: ScheduleDocument, since: float) -> dict[str, int]:
+        read.append(since)
+        return await find_in_lanes(self, document, since)
+
+    monkeypatch.setattr(TickJobs, "find_in_lanes", find)
+    added = (await schedules.add(spec("report", Every("1m"), misfire="all"))).document
+    late = await make_late(client, added, 1200)
+    async with ticking(account):
+
+        async def went_on() -> None:
+            assert (await schedules.get("acme", "report")).fired >= 20
+
+        await eventually(went_on)
+    assert read == [(late.next_ms or 0) / 1000]
+
+
 async def test_the_chain_goes_on_after_the_server_was_killed(own_server: Any) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
@@ -306,6 +330,27 @@ async def test_a_worker_that_stops_gives_the_ticks_that_it_holds_to_others_at_on
 
         await eventually(all_there)
     assert time.time() - tick < ACK_WAIT_S - 0.4, "they had to wait for the end of a lease"
+
+
+async def test_a_worker_that_stops_leaves_the_ticks_behind_the_one_that_it_fires_to_others(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """Else a schedule whose function takes longer than its interval would keep a worker from stopping."""
+    schedules = schedules_of(client)
+    added = (await schedules.add(spec("mine", Every("1s"), body=None, owner="billing", grace_s=3600.0))).document
+    await make_late(client, added, 60)
+    making = asyncio.Event()
+
+    async def make(tick: Tick) -> Task:
+        making.set()
+        await asyncio.sleep(0.05)
+        return Task()
+
+    async with ticking(account, owner="billing", makers={("acme", "mine"): make}):
+        await asyncio.wait_for(making.wait(), 20)
+    left = await schedules.get("acme", "mine")
+    assert left.fired == 1
+    assert await schedules.ticks.has(left), "the next one is there for others"
 
 
 @pytest.mark.parametrize("skew_s", [-3600, 3600])

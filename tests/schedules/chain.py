@@ -25,6 +25,11 @@ class Task(aiqueue.Message, kind="task"):
 BODY = encode_message(Task(n=1))
 
 
+def hourly() -> Every:
+    """Ticks an hour apart, of which none is near the time of the test."""
+    return Every("1h", starting=round(time.time()) % 3_600 + 1_800.0)
+
+
 def spec(schedule_id: str = "report", recurrence: Recurrence | None = None, **more: Any) -> ScheduleSpec:
     fields = {"tenant": "acme", "family": FAMILY, "kind": "task", "body": BODY, **more}
     return ScheduleSpec(id=schedule_id, recurrence=recurrence or Every("1h"), **fields)

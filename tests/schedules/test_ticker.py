@@ -24,7 +24,7 @@ from aiqueue.topology import provision
 
 from ..connection.test_permissions import two, users
 from ..support import Account, eventually
-from .chain import BODY, FAMILY, Task, jobs, make_late, schedules_of, spec, ticking
+from .chain import BODY, FAMILY, Task, hourly, jobs, make_late, schedules_of, spec, ticking
 
 
 async def test_of_several_workers_one_enqueues_each_tick(client: aiqueue.Client, account: Account) -> None:
@@ -112,7 +112,7 @@ async def test_a_function_that_fails_costs_one_tick_and_says_why_until_a_later_o
     client: aiqueue.Client, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     schedules = schedules_of(client)
-    added = (await schedules.add(spec("mine", Every("1h"), body=None, owner="billing"))).document
+    added = (await schedules.add(spec("mine", hourly(), body=None, owner="billing"))).document
     late = await make_late(client, added, 0, grace_s=7200.0)
 
     missing = ["today", "the first of two"]
@@ -220,7 +220,7 @@ async def test_a_tick_whose_job_has_ended_is_not_enqueued_again_when_the_stream_
 ) -> None:
     """As after a worker's death behind the job, and a restart of the server: the journal knows."""
     schedules = schedules_of(client)
-    added = (await schedules.add(spec("report", Every("1h")))).document
+    added = (await schedules.add(spec("report", hourly()))).document
     late = await make_late(client, added, 2, grace_s=7200.0)
     job_id = tick_job_id("report", late.next_ms or 0)
     fields = {headers.MSG_ID: "x", headers.EVENT: "result", headers.RUN: "7", headers.CONTENT_TYPE: codec.CBOR}
@@ -242,7 +242,7 @@ async def test_a_tick_whose_job_still_waits_after_the_memory_of_ids_is_not_enque
 ) -> None:
     """All workers died behind the job, and come back after more than the 10 minutes of the duplicate window."""
     schedules = schedules_of(client)
-    added = (await schedules.add(spec("report", Every("1h")))).document
+    added = (await schedules.add(spec("report", hourly()))).document
     late = await make_late(client, added, 700, grace_s=7 * 86_400.0)
     job_id = tick_job_id("report", late.next_ms or 0)
     fields = {

@@ -59,6 +59,7 @@ class Run:
 
     async def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(unknown_kinds, "HOP_FIRST_S", 30.0)
+        monkeypatch.setattr(unknown_kinds, "SOON_S", 60.0)  # or a job parked before the worker's look would be moved
         monkeypatch.setattr(session, "WAIT_HERE_MAX_S", 60.0)  # on a busy machine jobs would be delivered once more
         monkeypatch.setattr(Opener, "open_first", self._opener())
         for tenant in (SHORT, FULL):

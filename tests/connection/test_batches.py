@@ -114,18 +114,22 @@ async def test_where_every_write_is_synced_those_that_wait_at_once_go_in_batches
 async def test_at_the_servers_default_setting_singles_stay_in_use(account: Account, streams: Path) -> None:
     async with aiqueue.connect(**where(account, streams)) as client:
         await provision.apply(client.connection, client.topology)
-        pace = batcher(client).pace
         ways: list[bool] = []
 
-        async def caller() -> None:
-            while len(ways) < 20_000 or pace.batches:
+        async def caller(pace: Pace) -> None:
+            while len(ways) < 10_000 or pace.batches:
                 await client.enqueue(Task(), tenant="acme")
                 ways.append(pace.batches)
 
-        async with asyncio.timeout(60):
-            await asyncio.gather(*(caller() for _ in range(64)))
-        assert pace._rates[1], "batches were never tried"
-        assert ways.count(True) < len(ways) / 2
+        async with asyncio.timeout(100):
+            for _ in range(3):  # on a busy machine one measurement may be wrong
+                ways.clear()
+                batcher(client).pace = pace = Pace()
+                await asyncio.gather(*(caller(pace) for _ in range(64)))
+                assert pace._rates[1], "batches were never tried"
+                if ways.count(True) < len(ways) / 2:
+                    return
+        raise AssertionError("batches were in use for more than half of the jobs, three times")
 
 
 async def test_a_lone_enqueue_is_sent_at_once_whatever_is_faster(client: Client) -> None:

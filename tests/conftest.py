@@ -56,8 +56,10 @@ max_msg_size = "100KiB"
 """
 
 
-# How long an example takes is up to the machine, and decides no test.
-settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes is up to the machine, and decides no test. Each run draws other ones; more at a time with
+# --hypothesis-profile=thorough.
+settings.register_profile("any-machine", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("any-machine"), max_examples=400)
 settings.load_profile("any-machine")
 
 
@@ -100,8 +102,9 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the tests themselves out of the garbage collections that run amid them."""
+    """Keep the tests themselves out of the garbage collections that run amid them, and have these run more rarely."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,7 @@ async def test_workers_without_more_jobs_give_their_credits_back(account: Accoun
         for n in range(1, 7):
             await fill(client, 10, takes_s=0.003)
             await eventually(lambda: len(provider.calls) == 10 * n)  # noqa: B023
-        await eventually(lambda: is_used(client, 60), within=4)
+        await eventually(lambda: is_used(client, 60))
 
 
 async def is_used(client: aiqueue.Client, requests: int) -> bool:
@@ -224,7 +224,10 @@ async def test_a_suspect_that_waits_for_its_limit_where_no_child_can_try_it_is_n
     assert second - first >= 3.9
 
 
-async def test_jobs_that_come_to_idle_lanes_of_exhausted_keys_hold_no_slots(account: Account, tmp_path: Path) -> None:
+async def test_jobs_that_come_to_idle_lanes_of_exhausted_keys_hold_no_slots(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "WAIT_S", 20.0)  # how long they would hold them
     provider = Provider()
     tables = 'key = "x*"\nrequests = 1\nwindow = "60s"', 'key = "free"\nrequests = 100000'
     async with connecting(account, tmp_path, *tables) as client, calling(provider, concurrency=5).running(client):
@@ -236,7 +239,7 @@ async def test_jobs_that_come_to_idle_lanes_of_exhausted_keys_hold_no_slots(acco
         at = time.monotonic()
         await fill(client, 1, model="free")
         await eventually(lambda: len(provider.calls) == 22)
-        assert time.monotonic() - at < 1.5
+        assert time.monotonic() - at < 15
 
 
 async def test_a_job_in_the_lane_of_another_key_waits_for_its_own_without_coming_back_every_moment(

@@ -61,9 +61,9 @@ def test_a_tick_that_jitter_has_not_fired_yet_is_not_missed() -> None:
 
 
 def test_three_days_of_a_tick_a_second_are_decided_in_a_moment_and_counted_up_to_a_bound() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     found = decided(due(misfire="all", bound=5), 1000.0 + 3 * 86_400)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert (found.missed, found.more, len(found.fire)) == (COUNT_MAX, True, 5)
 
 

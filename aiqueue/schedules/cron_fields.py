@@ -105,6 +105,8 @@ def _parse_item(line: str, field: Field, item: str) -> range:
     else:
         low = _parse_value(line, field, item, first)
         high = low if last is None else _parse_value(line, field, item, last)
+        if field.names is WEEKDAYS and low == 7 and (stepped if last is None else high < 7):
+            low, first = 0, "0"  # 7 is Sunday, as 0 is
         if last is not None and high == 0 and last.lower() == "sun" and low > 0:
             high = 7
         if high < low:

@@ -35,6 +35,7 @@ BOUND_MAX = 10_000
 BACKFILL_MAX = 10_000
 GRACE_MAX_S = 7 * 86_400.0
 TEXT_MAX = 500  # characters of a name, and of why a schedule is paused
+DUE_SOON_S = 2.0  # above how early a tick is due (EARLY_S), and how long it takes to park one
 TRIES_MAX = 8  # of a write that others' writes come before
 ASKED_S = 30.0  # for storing a job that was asked for, also while its lane is full
 
@@ -117,7 +118,7 @@ class Schedules:
             if former is not None:
                 _check_owner(former, spec.owner)
                 if former.fingerprint == wanted.fingerprint and former.generation == wanted.generation:
-                    await self.ticks.park(former)
+                    await self._park_again(former, now)
                     return Added(former, "unchanged")
                 if not replaces:
                     raise BadInput(f"there is a schedule {spec.id} of {spec.tenant} already: choose another id")
@@ -133,6 +134,13 @@ class Schedules:
             await self.ticks.park(stored)
             return Added(stored, "added" if former is None else "changed")
         raise _always_conflicts(spec.tenant, spec.id)
+
+    async def _park_again(self, document: ScheduleDocument, now: float) -> None:
+        """Park the next tick of a schedule that has not changed, in case it was lost. One whose time comes is left to
+        the reconciler: it may be due already, where parking does not find it, and would fire twice.
+        """
+        if document.next_ms is not None and document.next_ms / 1000 > now + DUE_SOON_S:
+            await self.ticks.park(document)
 
     async def remove(self, tenant: str, schedule_id: str, *, owner: str | None = None) -> bool:
         """Remove a schedule; jobs that it has enqueued stay. Return False if there is none. `owner`: only if it is of

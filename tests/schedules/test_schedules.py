@@ -40,6 +40,20 @@ async def test_what_does_the_same_already_stays_as_it_is(client: aiqueue.Client)
     assert again.document == first
 
 
+async def test_a_schedule_that_is_added_again_while_its_tick_is_due_has_no_second_tick(client: aiqueue.Client) -> None:
+    schedules, wanted = schedules_of(client), spec("report", Once(time.time() + 0.4))
+    await schedules.add(wanted)
+
+    async def is_due() -> bool:
+        return await schedules.ticks.list_subjects() == {"ai.ticks.due.-.acme.report"}
+
+    await eventually(is_due)
+    assert (await schedules.add(wanted)).action == "unchanged"
+    assert (await schedules.add(wanted)).action == "unchanged"
+    info = await client.connection.api(f"STREAM.INFO.{schedules.ticks.stream}")
+    assert info["state"]["messages"] == 1
+
+
 async def test_a_change_keeps_the_counts_and_the_pause_and_moves_the_parked_tick(client: aiqueue.Client) -> None:
     schedules = schedules_of(client)
     first = (await schedules.add(spec("report", Once(time.time() + 7_200)))).document

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 import zoneinfo
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from itertools import pairwise
@@ -44,9 +44,21 @@ def find_zone(name: Any) -> tzinfo:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, OSError, ValueError):
         known = zoneinfo.available_timezones()
-        by_lower = {each.lower(): each for each in known}
-        close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
-        raise UnknownZone(name, by_lower[close[0]] if close else "", has_any=len(known) > 1) from None
+        raise UnknownZone(name, _find_close(name.lower(), known), has_any=len(known) > 1) from None
+
+
+def _find_close(name: str, known: Collection[str]) -> str:
+    """Return the zone that a name in lower case may mean, also by its city alone; "" if that is a guess.
+
+    Abbreviations and offsets are close to those of other offsets: CEST to EST.
+    """
+    by_lower = {each.lower(): each for each in known}
+    if "/" in name:
+        close = difflib.get_close_matches(name, by_lower, n=1, cutoff=0.75)
+        return by_lower[close[0]] if close else ""
+    cities = {each.rpartition("/")[2]: each for each in sorted(by_lower, reverse=True) if not each.startswith("etc/")}
+    found = name if name in by_lower else cities.get(name, "")
+    return by_lower[found] if found else ""
 
 
 class UnknownZone(BadInput):
@@ -58,7 +70,8 @@ class UnknownZone(BadInput):
         elif close:
             advice = f"no time zone {zone!r}: did you mean {close!r}?"
         else:
-            advice = f"no time zone {zone!r}: use an IANA name; for a new one `pip install -U tzdata`"
+            advice = f"no time zone {zone!r}: use an IANA name, such as 'Europe/Berlin'; for a new one "
+            advice += "`pip install -U tzdata`"
         super().__init__(f"tz: this host has {advice}")
         self.zone, self.close = zone, close
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -282,13 +283,17 @@ def format_lane(family: str, tenant: str, priority: str | None, key: str = "") -
 def describe_error(error: BaseException) -> str:
     """Return an error of the user's code as one line, with the file and line that raised it.
 
-    Of a group of errors, the first one. The line is the last one outside of aiqueue.
+    Of a group of errors, the first one. The line is the last one outside of aiqueue and of installed packages; if there
+    is none, the last one outside of aiqueue.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     line = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError) and error.filename:
         return f"{line} ({error.filename}, line {error.lineno})"
-    own = ("<frozen", str(Path(__file__).parent.parent) + os.sep)
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(own)]
+    own = ("<", str(Path(__file__).parent.parent) + os.sep)  # "<frozen …>", and "<string>" of a dataclass
+    paths = sysconfig.get_paths()
+    installed = tuple(paths[each] + os.sep for each in ("stdlib", "platstdlib", "purelib", "platlib"))
+    outside = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(own)]
+    frames = [each for each in outside if not each.filename.startswith(installed)] or outside
     return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else line

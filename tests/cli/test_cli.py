@@ -597,6 +597,8 @@ class TestWork:
             ("broken:worker", "cannot import broken: ModuleNotFoundError: No module named 'nothing_here' (/"),
             ("unreadable:worker", "cannot import unreadable: SyntaxError: "),
             ("raising:worker", "cannot import raising: ValueError: first second (/"),
+            ("untimely:worker", "untimely.py, line 4)"),
+            ("misnamed:worker", "misnamed.py, line 2)"),
             ("leaving:worker", "cannot import leaving: SystemExit: 3"),
             ("empty:worker", "this worker has no handlers"),
         ],
@@ -607,6 +609,10 @@ class TestWork:
         (place / "broken.py").write_text("import nothing_here\n")
         (place / "unreadable.py").write_text("def f(:\n")
         (place / "raising.py").write_text("raise ValueError('first\\nsecond')\n")
+        (place / "untimely.py").write_text(
+            "import aiqueue\n\nworker = aiqueue.Worker(owner='a')\nworker.schedule('0 6 30 2 *', None, tenant='acme')\n"
+        )
+        (place / "misnamed.py").write_text("import aiqueue\nclass Job(aiqueue.Message, kind='a', family='b'): ...\n")
         (place / "leaving.py").write_text("import sys\nsys.exit(3)\n")
         (place / "empty.py").write_text("import aiqueue\nworker = aiqueue.Worker()\n")
         monkeypatch.setattr(sys, "path", list(sys.path))
@@ -614,10 +620,14 @@ class TestWork:
         try:
             result = ready("work", target)
         finally:
-            for name in set(sys.modules) & {"app", "broken", "unreadable", "raising", "leaving", "empty"} - known:
+            for name in {each for each in set(sys.modules) - known if (place / f"{each}.py").exists()}:
                 del sys.modules[name]
         assert result.exit_code == 2
         assert said in one_line(result)
+
+    def test_value_that_is_no_choice_is_refused_with_the_choices(self, processes: Processes) -> None:
+        result = processes.run("enqueue", "echo", "{}", "--tenant", "acme", "--on-duplicate", "never")
+        assert one_line(result).startswith("error: Invalid value for '--on-duplicate': 'never' is not one of 'first', ")
 
     def test_families_without_handler_are_refused(self, processes: Processes, ready: Cli) -> None:
         result = processes.run("work", "app:worker", "--families", "rag.ingest")

@@ -98,7 +98,7 @@ def _report_error(error: Exception) -> int | None:
         return None
     from .options import print_error  # noqa: PLC0415
 
-    message = str(error.format_message())
+    message = str(error.format_message()).replace(": Value error, ", ": ")  # which some versions of typer write
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stdout.write(f"{message}\n" if message else "")  # with rich, the help is already printed

@@ -220,8 +220,11 @@ def _parse_duration(value: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-def parse_time(value: str) -> float:
-    """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00". Raises typer's BadParameter."""
+def parse_time(value: str, option: str | None = None) -> float:
+    """Return seconds since the epoch for an option such as "2026-11-24T08:00:00+01:00".
+
+    Raises typer's BadParameter. `option`: its name, where typer does not know it.
+    """
     from datetime import datetime  # noqa: PLC0415
 
     if _NUMBER.fullmatch(value):
@@ -232,7 +235,9 @@ def parse_time(value: str) -> float:
         found = None
     if found is None or found.utcoffset() is None:
         problem = "is not a time" if found is None else "has no time zone"
-        raise typer.BadParameter(f'{value!r} {problem}; give "2026-11-24T08:00:00+01:00" or seconds since the epoch')
+        raise typer.BadParameter(
+            f'{value!r} {problem}; give "2026-11-24T08:00:00+01:00" or seconds since the epoch', param_hint=option
+        )
     return found.timestamp()
 
 

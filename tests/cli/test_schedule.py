@@ -94,7 +94,7 @@ def test_each_form_of_recurrence_can_be_given(ready: Cli, when: list[str], said:
         ([*REPORT, "--at", "2027-01-01 08:00"], "has no time zone"),
         ([*REPORT, "--months", "0"], "exactly one of"),
         ([*REPORT, "--months", "1", "--starting", "31.1.2027"], "starting"),
-        ([*REPORT, "--every", "1h", "--starting", "2027-01-31"], "has no time zone"),
+        ([*REPORT, "--every", "1h", "--starting", "2027-01-31"], "'--starting': '2027-01-31' has no time zone"),
         ([*REPORT, "--every", "1h", "--start", "2027-01-02T00:00Z", "--end", "2027-01-01T00:00Z"], "before start"),
         ([*REPORT, "--every", "1h", "--bound", "3"], "--bound belongs to --misfire all"),
         ([*REPORT, "--every", "1h", "--misfire", "all", "--overlap", "skip"], "contradict each other"),

@@ -172,7 +172,9 @@ class _When:
         if self.cron is not None:
             return Cron(self.cron, **zone, **bounds)
         if self.every is not None:
-            first: dict[str, Any] = {} if self.starting is None else {"starting": parse_time(self.starting)}
+            first: dict[str, Any] = (
+                {} if self.starting is None else {"starting": parse_time(self.starting, "'--starting'")}
+            )
             return Every(self.every, **first, **bounds)
         if self.at is not None:
             return Once(self.at, **bounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -191,6 +192,21 @@ def test_what_was_missed_and_what_failed_is_shown(ready: Cli) -> None:
     listed = ready("schedule", "ls").stdout
     assert "1 tick failed, the last by ValueError: no books; every 1h" in listed
     assert json.loads(ready("schedule", "ls", "--json").stdout)[0]["missed"]["ticks"] == 10
+
+
+def test_a_tick_that_no_worker_has_fired_is_shown_as_due(ready: Cli) -> None:
+    ready("schedule", *REPORT, "--every", "1h")
+    assert "due" not in ready("schedule", "show", "report", "--tenant", "acme").stdout
+
+    async def be_late(client: aiqueue.Client) -> None:
+        engine = client.schedules.engine
+        document = await engine.get("acme", "report")
+        await engine.store.put(replace(document, next_ms=round((time.time() - 7_200) * 1000)))
+
+    in_client(be_late)
+    shown = ready("schedule", "show", "report", "--tenant", "acme").stdout
+    assert re.search(r"^  due tick  2h\S* ago \(.*\), not fired yet$", shown, re.MULTILINE)
+    assert " due 2h" in ready("schedule", "ls").stdout
 
 
 def test_a_failure_before_the_last_job_is_counted_and_no_problem_of_the_list(ready: Cli) -> None:

@@ -128,6 +128,7 @@ def _list_fields(found: ScheduleStats) -> list[tuple[str, str]]:
         ("deadline", output.format_age(document.deadline_s) if document.deadline_s is not None else ""),
         ("misfire", f"{misfire}, for ticks over {output.format_age(document.grace_s)} late"),
         ("overlap", document.overlap),
+        ("due tick", _describe_due(found)),
         ("last tick", output.format_ago(found.last_at)),
         ("last job", last.job_id if last else ""),
         ("outcome", f"{outcome}{f': {found.error}' if found.error else ''}"),
@@ -137,6 +138,12 @@ def _list_fields(found: ScheduleStats) -> list[tuple[str, str]]:
         ("failed", f"{document.failed:,}{_describe_failure(document)}" if document.failed else ""),
         ("changed", output.format_ago(document.updated_at)),
     ]
+
+
+def _describe_due(found: ScheduleStats) -> str:
+    if found.paused or found.next_at is None or found.next_at > time.time():
+        return ""
+    return f"{output.format_ago(found.next_at)}, not fired yet"
 
 
 def _describe_failure(document: ScheduleDocument) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import aiqueue
 
+from ..support import ROOT
 from .test_cli import Cli, cli, data, environment, one_line, place, ready
 
 __all__ = ["cli", "environment", "place", "ready"]  # fixtures
@@ -57,6 +59,18 @@ def test_a_schedule_is_added_listed_shown_and_removed(ready: Cli, monkeypatch: p
     again = ready("schedule", "rm", "report", "--tenant", "acme")
     assert again.exit_code == 1
     assert "there is no schedule report of acme" in one_line(again)
+
+
+def test_the_commands_of_the_page_run_in_its_order(ready: Cli) -> None:
+    page = (ROOT / "docs/schedules.md").read_text()
+    lines = re.findall(
+        r"^aiqueue (.+)$", "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), re.MULTILINE
+    )
+    commands = [shlex.split(line) for line in lines if " prune " not in line]  # which needs a worker of the owner
+    assert {command[1] for command in commands} >= {"add", "ls", "show", "run", "pause", "resume", "backfill", "rm"}
+    for command in commands:
+        done = ready(*command)
+        assert done.exit_code == 0, (command, done.stderr)
 
 
 @pytest.mark.parametrize(

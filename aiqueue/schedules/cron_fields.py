@@ -80,7 +80,7 @@ def parse_line(line: Any) -> tuple[str, CronFields]:
     if not either and not has_date(days, months):
         raise BadInput(
             f"cron line {shown(line)} never fires: no month in its month field {shown(parts[-2])} has a day {days[0]}; "
-            "for the last day of a month use Calendar"
+            "for the last day of a month use Calendar (--months)"
         )
     return line, CronFields(seconds, minutes, hours, days, months, weekdays, either)
 
@@ -118,7 +118,8 @@ def _parse_item(line: str, field: Field, item: str) -> range:
             )
     step = int(stepped[:9]) if stepped else 1
     if not 1 <= step <= field.high - field.low:
-        _refuse(line, field, item, f"has a step that is not 1 to {field.high - field.low}: for longer steps use Every")
+        longer = ": for longer steps use Every (--every)" if step else ""
+        _refuse(line, field, item, f"has a step that is not 1 to {field.high - field.low}{longer}")
     return range(low, high + 1, step)
 
 
@@ -150,7 +151,8 @@ def _refuse_item(line: str, field: Field, item: str) -> NoReturn:
     if _LAST_OR_NEAREST.fullmatch(item) and field.names is WEEKDAYS:
         _refuse(line, field, item, "has an L, which is not supported: fire on each such weekday and check the date")
     if _LAST_OR_NEAREST.fullmatch(item):
-        _refuse(line, field, item, 'has an L, which is not supported: use Calendar(months=1, starting="2026-01-31")')
+        advice = 'use Calendar(months=1, starting="2026-01-31") (--months 1 --starting 2026-01-31)'
+        _refuse(line, field, item, f"has an L, which is not supported: {advice}")
     if "~" in item:
         _refuse(line, field, item, "has a ~, which is not supported: use jitter")
     _refuse(line, field, item, f"is not {_FORM}")
@@ -158,7 +160,7 @@ def _refuse_item(line: str, field: Field, item: str) -> NoReturn:
 
 def _refuse_macro(line: str) -> NoReturn:
     if line.lower().startswith("@every"):
-        raise BadInput(f'cron line {shown(line)}: for a fixed interval use Every, such as Every("90s")')
+        raise BadInput(f'cron line {shown(line)}: for a fixed interval use Every, such as Every("90s") (--every 90s)')
     if line.lower() == "@reboot":
         raise BadInput("cron line '@reboot': a schedule knows no start of a host: enqueue the job at its start")
     raise BadInput(f"cron line {shown(line)}: the names are {', '.join(sorted(MACROS))}")

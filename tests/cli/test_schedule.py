@@ -139,6 +139,21 @@ def test_what_is_wrong_on_the_command_line_is_one_line_and_stores_nothing(
     assert data(ready("schedule", "ls", "--json")) == []
 
 
+def test_a_schedule_of_an_owner_is_removed_by_its_name_only_and_may_come_again(ready: Cli) -> None:
+    ready("schedule", *REPORT, "--every", "1h")
+
+    async def own(client: aiqueue.Client) -> None:
+        engine = client.schedules.engine
+        await engine.store.put(replace(await engine.get("acme", "report"), owner="billing"))
+
+    in_client(own)
+    remove = ("schedule", "rm", "report", "--tenant", "acme")
+    for owner in ((), ("--owner", "biling")):
+        assert "is declared by 'billing': name that owner to remove it all the same" in one_line(ready(*remove, *owner))
+    said = "removed schedule report of acme; running workers of billing that declare it add it again\n"
+    assert ready(*remove, "--owner", "billing").stdout == said
+
+
 @pytest.mark.parametrize("verb", ["show", "pause", "resume", "run", "next"])
 def test_a_schedule_that_is_not_there_is_said_in_one_line(ready: Cli, verb: str) -> None:
     done = ready("schedule", verb, "report", "--tenant", "acme")

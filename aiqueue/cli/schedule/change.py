@@ -34,7 +34,8 @@ def rm(
     if json:
         output.print_json({"removed": removed})
     elif removed:
-        output.print_line(f"removed schedule {schedule_id} of {tenant}")
+        again = f"; running workers of {owner} that declare it add it again" if owner else ""
+        output.print_line(f"removed schedule {schedule_id} of {tenant}{again}")
     else:
         print_error(f"there is no schedule {schedule_id} of {tenant}: `aiqueue schedule ls` lists all")
     if not removed:

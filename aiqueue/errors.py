@@ -106,14 +106,14 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """The message and its headers together exceed the server's max_payload. With `headers`, the headers alone exceed
-    the size that a stream accepts. `size` and `limit` are bytes.
+    """The message and its headers together exceed the server's max_payload, or that of a schedule its limit. With
+    `headers`, the headers alone exceed the size that a stream accepts. `size` and `limit` are bytes.
     """
 
-    def __init__(self, size: int, limit: int, *, headers: bool = False) -> None:
+    def __init__(self, size: int, limit: int, *, headers: bool = False, advice: str = "") -> None:
         what = f"headers of {size:,} bytes" if headers else f"{size:,} bytes with headers"
         put = "store large data with client.documents.put and enqueue its Document, or raise the server's max_payload"
-        advice = "move long values into the message" if headers else put
+        advice = advice or ("move long values into the message" if headers else put)
         super().__init__(f"{what} exceed the limit of {limit:,}: {advice}")
         self.size, self.limit = size, limit
 

@@ -280,7 +280,10 @@ class Schedules:
         subjects.token("tenant", spec.tenant)
         subjects.token("schedule", spec.id)
         if not isinstance(spec.recurrence, Recurrence):
-            raise BadInput(f"recurrence must be a Cron, an Every, a Calendar or a Once, not {spec.recurrence!r:.80}")
+            raise BadInput(
+                'recurrence must be a Cron, an Every, a Calendar or a Once, such as Cron("@daily"), '
+                f"not {spec.recurrence!r:.80}"
+            )
         if spec.owner:
             subjects.token("owner", spec.owner)
         if spec.owner == ANY_ROUTE:
@@ -290,7 +293,8 @@ class Schedules:
         if spec.body is None and not spec.owner:
             raise BadInput(f"schedule {spec.id} needs a message, or an owner whose code makes one for each tick")
         if spec.body is not None and len(spec.body) > BODY_MAX:
-            raise TooLarge(len(spec.body), BODY_MAX)
+            advice = "have the handler read large data, or schedule a function of the tick that makes the message"
+            raise TooLarge(len(spec.body), BODY_MAX, advice=advice)
         for name, value, known in (
             ("misfire", spec.misfire, get_args(Misfire)),
             ("overlap", spec.overlap, get_args(Overlap)),

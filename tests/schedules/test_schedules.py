@@ -211,7 +211,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"kind": "a b"}, BadInput, "kind 'a b' must be"),
     ({"priority": "urgent"}, BadInput, "has no priority 'urgent'"),
     ({"body": None}, BadInput, "needs a message, or an owner whose code makes one"),
-    ({"body": b"x" * 65_537}, TooLarge, "exceed the limit of 65,536"),
+    ({"body": b"x" * 65_537}, TooLarge, "exceed the limit of 65,536: have the handler read large data, or schedule a"),
     ({"misfire": "never"}, BadInput, "misfire must be one of skip, once, all, not 'never'"),
     ({"overlap": "queue"}, BadInput, "overlap must be one of run, skip, not 'queue'"),
     ({"misfire": "all", "overlap": "skip"}, BadInput, "contradict each other"),

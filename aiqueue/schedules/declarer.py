@@ -17,6 +17,7 @@ from .declarations import DeclaredSet, DeclaredSets
 from .document import ScheduleSpec
 from .jobs import Makers
 from .schedules import Schedules
+from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Declarer:
         self._schedules = Schedules(connection, topology)
         self._sets = DeclaredSets(self._schedules.store)
         self._declared = declared
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce(log)
+        self._said_newer = False
         self._first_done = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -128,12 +130,7 @@ class Declarer:
             log.info("schedule %s.%s: %s, as %s declares it", spec.tenant, spec.id, action, self._declared.owner)
         return action
 
-    def _warn_once(self, problem: str) -> None:
-        if problem not in self._warned and len(self._warned) < 1_000:
-            self._warned.add(problem)
-            log.warning(problem)
-
     def _say_newer(self, count: int) -> None:
-        if "" not in self._warned:
-            self._warned.add("")
+        if not self._said_newer:
+            self._said_newer = True
             log.info("%d of the schedules that this worker declares are left to newer workers, which run too", count)

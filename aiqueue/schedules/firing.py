@@ -21,6 +21,7 @@ from .jobs import NoMaker, TickJobs
 from .recurrence import Recurrence, iso_time, to_ms
 from .store import ScheduleStore
 from .ticks import DueTick, Ticks
+from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ READY_S = 0.004  # how long before a tick its schedule is read, and its job made
 SURE_S = 1.0  # a tick that is later than this may have been another worker's, and its job may be stored
 COUNT_MAX = 1_000  # missed ticks that are counted
 CONFLICTS_MAX = 8
+HANDED_BACK_MAX = 10  # deliveries of a tick to workers that lack its family, about 10 s
 FULL = Backoff(first=1, factor=2, cap=30, jitter=0.5)  # how long a tick waits whose lane is full
 
 
@@ -112,9 +114,11 @@ class Firing:
     def __init__(self, connection: Connection, topology: Topology, jobs: TickJobs, stopping: asyncio.Event) -> None:
         self._stopping = stopping
         self._clock = connection.clock
+        self._families = topology.families
         self._store = ScheduleStore(connection, topology)
         self._ticks = Ticks(connection, topology)
         self._jobs = jobs
+        self._warn_once = WarnOnce(log)
         self._may_write = False  # it is known that this user may write documents
 
     async def fire(self, due: DueTick) -> None:
@@ -134,21 +138,43 @@ class Firing:
             await self._ticks.park(document)  # another one is the next by now, or others make its jobs
             return
         document = await self._check_rights(document)
+        may_be_stored = tries == 0 or due.deliveries > 1  # not when it comes anew, because its lane was full
         while document is not None and document.paused is None and document.next_ms is not None:
             now, recurrence = self._clock.now(), document.recurrence
-            if recurrence.jittered(document.name, document.next_ms / 1000) > now + READY_S:
+            fire_at = recurrence.jittered(document.name, document.next_ms / 1000)
+            if fire_at > now + READY_S:
                 break
-            outcome = await self._enqueue(document, decide(document, recurrence, now, is_tried=tries > 0))
+            decision = decide(document, recurrence, now, is_tried=tries > 0)
+            if decision.fire:
+                is_late = may_be_stored and now - fire_at > SURE_S
+                self._hand_back_unknown(document, due.deliveries, is_late=is_late)
+            outcome = await self._enqueue(document, decision)
             document = await self._note(document, outcome)
             if outcome.full is not None:
                 if document is not None:
                     await self._wait_for_room(document, outcome.full, tries)
                 return
-            tries = 0
+            tries, may_be_stored = 0, False
             if self._stopping.is_set():
                 break
         if document is not None:
             await self._ticks.park(document)
+
+    def _hand_back_unknown(self, document: ScheduleDocument, deliveries: int, *, is_late: bool) -> None:
+        """Raises NotFound, so that the tick comes again, if a job has to be looked for in a family that this worker's
+        stream files lack: another worker's may have it. After HANDED_BACK_MAX deliveries the tick fires without that.
+        """
+        wanted = {document.family} if is_late else set[str]()
+        if document.overlap == "skip" and document.last is not None:
+            wanted.add(document.last.family)
+        for each in sorted(wanted - set(self._families)):
+            unknown = f"schedule {document.name}: this worker's stream files have no family {each}"
+            if deliveries <= HANDED_BACK_MAX:
+                raise NotFound(f"{unknown}: another worker is to take the tick")
+            self._warn_once(
+                f"{unknown}, and no worker with this family takes ticks: its ticks are enqueued without looking for "
+                "former jobs, so one may overlap or be enqueued twice"
+            )
 
     async def _check_rights(self, document: ScheduleDocument) -> ScheduleDocument | None:
         """Write the document as it is, once: who may not write documents is not to store jobs, again and again.

@@ -16,6 +16,7 @@ from ..topology import Topology
 from .document import ScheduleDocument, next_ms
 from .store import ScheduleStore, StoredSchedule
 from .ticks import Ticks
+from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Reconciler:
         self._seq = 0  # of the newest document that was read
         self._moved: set[tuple[str, str]] = set()  # schedules whose next tick the time zone database has moved
         self._is_first = True
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce(log)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -165,11 +166,6 @@ class Reconciler:
             self._warn_once(f"schedule {tenant}.{schedule_id}: {error}")
             return False
         return True
-
-    def _warn_once(self, problem: str) -> None:
-        if problem not in self._warned and len(self._warned) < AT_ONCE:
-            self._warned.add(problem)
-            log.warning(problem)
 
 
 def _moved_to(document: ScheduleDocument, now: float) -> int | None:

@@ -249,7 +249,8 @@ class Schedules:
         """Enqueue the jobs of a schedule's ticks from `start` to before `end`, seconds since the epoch, oldest first.
 
         Those that have a job are left out, as far as the job's stream or journal still knows it. Raises BadInput for an
-        end in the future, and for more than `limit` ticks (up to 10,000).
+        end in the future, and for more than `limit` ticks (up to 10,000); UnknownFamily, because jobs of a family that
+        the stream files lack cannot be looked for.
         """
         whole_number("limit", limit, 1, BACKFILL_MAX)
         await self._connection.clock.ensure(self.store.stream)
@@ -259,6 +260,7 @@ class Schedules:
         ticks = list_ticks(document.recurrence, start, end, limit + 1)
         if len(ticks) > limit:
             raise BadInput(f"there are more than {limit:,} ticks: backfill a shorter time, or raise the limit")
+        self._topology.family(document.family)
         stored = await self._jobs.find_in_lanes(document, start)
         ids = {each: tick_job_id(document.id, each) for each in ticks}
         return [await self._ask(document, tick, each, is_stored=each in stored) for tick, each in ids.items()]

@@ -20,6 +20,7 @@ from .firing import READY_S, Firing
 from .jobs import Makers, NoMaker, TickJobs
 from .reconciler import Reconciler
 from .ticks import DueTick, parse_due
+from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ EXTEND_S = 0.7  # how often the lease of a tick is extended that takes long
 AHEAD_MAX_S = 1.0  # a tick that comes sooner than this before its time is parked again
 AGAIN = Backoff(first=0.5, factor=2, cap=1, jitter=0.5)  # when a tick comes again whose server does not answer
 OTHERS = Backoff(first=0.5, factor=2, cap=30, jitter=0.5)  # the same for one that other workers may be able to fire
-WARNED_MAX = 1_000
 ACK, PROGRESS = b"+ACK", b"+WPI"
 
 
@@ -59,7 +59,7 @@ class Ticker:
         self.reconciler = Reconciler(connection, topology)
         routes = [ANY_ROUTE, owner] if owner and makers else [ANY_ROUTE]
         self._consumers = [self._make_consumer(each) for each in routes]
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce(log)
 
     def _make_consumer(self, route: str) -> SharedConsumer:
         options = SharedConsumerOptions(
@@ -92,7 +92,7 @@ class Ticker:
         if isinstance(error, NotFound):
             log.debug("schedules: %s", error)
         else:
-            self._warn_once("", f"this worker fires no schedules: {error}")
+            self._warn_once(f"this worker fires no schedules: {error}", about="")
 
     async def _on_due(self, consumer: SharedConsumer, delivery: Delivery) -> None:
         """Wait until it is nearly a tick's time, fire it, and acknowledge it. Or have it come again."""
@@ -151,14 +151,7 @@ class Ticker:
             log.debug("schedule %s: %s", due.name, error)
             return AGAIN.delay_s(tries)
         elif isinstance(error, AIQueueError):
-            self._warn_once(due.name, f"schedule {due.name}: this worker cannot fire it: {error}")
+            self._warn_once(f"schedule {due.name}: this worker cannot fire it: {error}", about=due.name)
         else:
             log.error("schedule %s: firing it failed", due.name, exc_info=error)
         return OTHERS.delay_s(tries)
-
-    def _warn_once(self, about: str, problem: str) -> None:
-        if len(self._warned) >= WARNED_MAX:
-            self._warned.clear()
-        if about not in self._warned:
-            self._warned.add(about)
-            log.warning(problem)

@@ -26,7 +26,7 @@ class DueTick:
     """A tick that a worker has taken. `tick_ms`: 0 for a message that names none. `fire_at`: seconds since the epoch.
 
     `tries`: how often its job was not stored because its lane was full. `job_id`: of a job that somebody has asked for;
-    "" for the next tick of its schedule.
+    "" for the next tick of its schedule. `deliveries`: how often the message went to a worker.
     """
 
     route: str
@@ -36,6 +36,7 @@ class DueTick:
     fire_at: float
     tries: int
     job_id: str = ""
+    deliveries: int = 1
 
     @property
     def name(self) -> str:
@@ -49,7 +50,8 @@ def parse_due(delivery: Delivery) -> DueTick:
     tick_ms = round((headers.decimal(fields.get(headers.SCHEDULED_FOR, "")) or 0.0) * 1000)
     fire_at = headers.milliseconds(fields.get(headers.DUE, "")) or 0.0
     tries = headers.number(fields.get(headers.WAITED, ""))
-    return DueTick(route, tenant, schedule_id, tick_ms, fire_at, tries, fields.get(headers.JOB_ID, ""))
+    job_id = fields.get(headers.JOB_ID, "")
+    return DueTick(route, tenant, schedule_id, tick_ms, fire_at, tries, job_id, delivery.delivery_count)
 
 
 def tick_text(tick_ms: int) -> str:

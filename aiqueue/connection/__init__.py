@@ -28,11 +28,12 @@ from .frames import (
 )
 from .nats_client import to_its_end
 from .publish_types import Publish
+from .reading import read_last
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 
 __all__ = [
     "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
     "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size", "delivery_number",
-    "read_headers", "timestamp", "to_its_end",
+    "read_headers", "read_last", "timestamp", "to_its_end",
 ]  # fmt: skip

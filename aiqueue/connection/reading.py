@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of one page, which is held in memory; the server ends a larger page early
 ANSWER_S = 5.0
 LOOKUP_S = 2.0
+LAST_MAX = 256  # subjects whose newest messages are read at once; the server's limit is 1,024
 SEQ_MAX = 2**64 - 1
 
 
@@ -77,7 +78,8 @@ async def read_messages(
     """
 
     def request_page(start: dict[str, Any]) -> asyncio.Task[tuple[deque[Stored], bool]]:
-        return asyncio.create_task(_read_page(connection, stream, subject, start, batch))
+        request = {**start, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
+        return asyncio.create_task(_read_page(connection, stream, request))
 
     if since is None:
         page_task = request_page({"seq": seq})
@@ -99,12 +101,21 @@ async def read_messages(
         await asyncio.gather(page_task, return_exceptions=True)
 
 
-async def _read_page(
-    connection: ReadConnection, stream: str, subject: str, start: dict[str, Any], batch: int
-) -> tuple[deque[Stored], bool]:
+async def read_last(connection: ReadConnection, stream: str, subjects: Sequence[str]) -> list[Stored]:
+    """The newest messages of subjects, LAST_MAX with each request. One server of a cluster may be behind. Messages are
+    missing if those of one request have more than BATCH_BYTES together.
+    """
+    found: list[Stored] = []
+    for at in range(0, len(subjects), LAST_MAX):
+        request = {"multi_last": list(subjects[at : at + LAST_MAX]), "batch": LAST_MAX, "max_bytes": BATCH_BYTES}
+        page, _ = await _read_page(connection, stream, request)
+        found += page
+    return found
+
+
+async def _read_page(connection: ReadConnection, stream: str, request: dict[str, Any]) -> tuple[deque[Stored], bool]:
     """One batched direct get (ADR-31). Returns its messages, and whether the stream holds more of them."""
     await connection.wait_up(ANSWER_S)
-    request = {**start, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
     page: deque[Stored] = deque()
     try:
         async with connection.request_many(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode()) as replies:

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..connection import Connection
+from ..connection import Connection, read_last
 from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
 from ..topology import Topology
 from .declarations import DeclaredSet, DeclaredSets
-from .document import ScheduleSpec
+from .document import ScheduleDocument, ScheduleSpec
 from .jobs import Makers
 from .schedules import Schedules
+from .store import parse
 from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
@@ -113,9 +114,24 @@ class Declarer:
         if len(ours) < len(specs):
             self._say_newer(len(specs) - len(ours))
         actions: list[str] = []
-        for at in range(0, len(ours), AT_ONCE):
-            actions += await asyncio.gather(*(self._store(each) for each in ours[at : at + AT_ONCE]))
+        todo = await self._find_different(ours)
+        for at in range(0, len(todo), AT_ONCE):
+            actions += await asyncio.gather(*(self._store(each) for each in todo[at : at + AT_ONCE]))
         return Reconciled(actions.count("added"), actions.count("changed"), len(specs) - len(ours))
+
+    async def _find_different(self, specs: Sequence[ScheduleSpec]) -> list[ScheduleSpec]:
+        """Return those that are not stored as they are declared, as far as a server of the cluster knows."""
+        store = self._schedules.store
+        subjects = [store.key(each.tenant, each.id) for each in specs]
+        same: set[tuple[str, str, str, int]] = set()
+        for stored in await read_last(store.connection, store.stream, subjects):
+            found = parse(stored).document
+            if found is not None:
+                same.add((found.tenant, found.id, found.fingerprint, found.generation))
+        wanted = [
+            (each.tenant, each.id, ScheduleDocument.of_spec(each, 0.0).fingerprint, each.generation) for each in specs
+        ]
+        return [spec for spec, each in zip(specs, wanted, strict=True) if each not in same]
 
     async def _store(self, spec: ScheduleSpec) -> str:
         """Store one schedule, and return what was done. One that cannot be stored does not keep others from it."""

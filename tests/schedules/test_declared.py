@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -284,6 +285,29 @@ async def test_a_schedule_whose_last_time_has_passed_does_not_keep_others_from_b
     async with worker.running(client):
         assert [each.id for each in await schedules_of(client).list()] == ["report"]
     assert "schedule gone never fires" in caplog.text
+
+
+async def test_a_look_at_schedules_that_are_as_declared_takes_few_requests_however_many_there_are(
+    client: aiqueue.Client, plain: Any
+) -> None:
+    specs = [spec(f"report-{n}", owner="billing") for n in range(300)]
+    declaring = Declarer(client.connection, client.topology, Declared("billing", 0, specs))
+    assert await declaring.reconcile() == (300, 0, 0)
+    schedules, seen = schedules_of(client), list[str]()
+    changed = replace(await schedules.get("acme", "report-7"), overlap="skip")
+    await schedules.store.put(changed)
+    await schedules.remove("acme", "report-8")
+
+    async def note(message: Any) -> None:
+        seen.append(message.subject)
+
+    for each in ("$JS.API.>", "$KV.AI_SCHEDULES.>", "ai.ticks.>"):
+        await plain.subscribe(each, cb=note)
+    await plain.flush()
+    assert await declaring.reconcile() == (1, 1, 0)
+    await plain.flush()
+    assert len(seen) < 20, seen
+    assert (await schedules.get("acme", "report-7")).overlap == "run"
 
 
 async def test_what_was_removed_by_hand_comes_back(client: aiqueue.Client, quick: None) -> None:

@@ -284,6 +284,11 @@ def carried_unique(job_headers: Mapping[str, str]) -> dict[str, str]:
     return {UNIQUE: ascii_line(job_headers[UNIQUE], _UNIQUE_MAX + 32)} if UNIQUE in job_headers else {}
 
 
+def carried_tick(job_headers: Mapping[str, str]) -> dict[str, str]:
+    """Return TICK for what is stored about a job; empty for one without a schedule. A plain publisher may have set it."""
+    return {name: ascii_line(job_headers[name], 256) for name in TICK if name in job_headers}
+
+
 def ascii_line(text: str, limit: int = 500) -> str:
     """Return `text` as a valid header value: one line of printable ASCII, at most `limit` characters."""
     line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()

@@ -250,6 +250,7 @@ def _print_job(found: JobStats, json: bool) -> None:
             ("kind", found.kind or ""),
             ("unique", found.unique),
             ("child of", found.parent or ""),
+            ("schedule", _format_schedule(found)),
             ("enqueued", output.format_ago(found.enqueued_at)),
             ("attempt", f"{found.attempt}" if found.attempt else ""),
             ("due" if parked else "next attempt", _format_due(found.next_attempt_at)),
@@ -277,6 +278,12 @@ def _print_children(children: Sequence[ChildStats], indent: str) -> None:
         state = output.apply_style(each.state.replace("_", " "), _STATES.get(each.state, "cyan"))
         output.print_line(f"{indent}{each.name}  {each.job_id}  {each.kind}  {state}")
         _print_children(each.children, f"{indent}  ")
+
+
+def _format_schedule(found: JobStats) -> str:
+    if found.scheduled_for is None:
+        return found.schedule
+    return f"{found.schedule}, for {output.format_time(found.scheduled_for)}"
 
 
 def _format_due(at: float | None) -> str:

@@ -133,6 +133,4 @@ def inherited_headers(
     fields = {headers.PARENT: str(parent), headers.ROOT: root, headers.DEPTH: str(depth)}
     if deadline is not None:
         fields[headers.DEADLINE] = str(round(deadline * 1000))
-    return fields | {
-        name: headers.ascii_line(parents_headers[name], 256) for name in headers.TICK if name in parents_headers
-    }
+    return fields | headers.carried_tick(parents_headers)

@@ -291,8 +291,8 @@ def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict
     letter |= headers.carried_unique(job_headers)
     if headers.LIMIT_KEY in job_headers:
         letter[headers.LIMIT_KEY] = headers.ascii_line(job_headers[headers.LIMIT_KEY], _LIMIT_KEY_MAX)
-    kept = (*headers.LINEAGE, *headers.TICK)
-    letter |= {name: headers.ascii_line(job_headers[name], 256) for name in kept if name in job_headers}
+    letter |= headers.carried_tick(job_headers)
+    letter |= {name: headers.ascii_line(job_headers[name], 256) for name in headers.LINEAGE if name in job_headers}
     if headers.CONTENT_TYPE in job_headers:
         letter[headers.CONTENT_TYPE] = headers.ascii_line(job_headers[headers.CONTENT_TYPE], 128)
     return letter

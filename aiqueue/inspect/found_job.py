@@ -62,6 +62,18 @@ class FoundJob:
         return next(filter(None, [*keys, *(each.unique for each in reversed(self.entries))]), "")
 
     @property
+    def tick(self) -> tuple[str, float | None]:
+        """The schedule that has enqueued the job, and the time of its tick, as far as anything that is stored names
+        them; "" and None otherwise.
+        """
+        messages = [each.stored.headers for each in self.parked] + ([self.stored.headers] if self.stored else [])
+        messages += [self.letter.headers] if self.letter else []
+        found = [(each.get(headers.SCHEDULED_BY, ""), each.get(headers.SCHEDULED_FOR, "")) for each in messages]
+        ticks = [(schedule, headers.decimal(tick)) for schedule, tick in found]
+        ticks += [(each.schedule, each.scheduled_for) for each in reversed(self.entries)]
+        return next((each for each in ticks if each[0]), ("", None))
+
+    @property
     def limit_key(self) -> str:
         """The value of the family's `limit_key`, as the header of a stored message names it; "" without one."""
         messages = [self.stored.headers] if self.stored else [each.stored.headers for each in reversed(self.parked)]

@@ -62,6 +62,9 @@ class JobStats:
     `key`: the value of the message's field `limit_key`, such as "gpt-4o" of "model", if the job is or was in the lane
     of a limited value. Both are empty otherwise.
 
+    `schedule`, `scheduled_for`: the schedule that has enqueued the job or the first of its ancestors, and the time of
+    its tick; "" and None for other jobs, and for those whose end an older version has written.
+
     `pause`: the job is paused, and no worker starts its next attempt before the end of the pause.
 
     `note` is a sentence for a state that alone would mislead. `entries` is the journal, the oldest first: at most
@@ -92,6 +95,8 @@ class JobStats:
     pause: Pause | None = None
     limit_key: str = ""
     key: str = ""
+    schedule: str = ""
+    scheduled_for: float | None = None
 
 
 async def job(
@@ -336,6 +341,7 @@ class _Search:
             failure = {"reason": letter.reason, "error": letter.error}
         elif state == "failed" and head is not None and isinstance(head.data, dict):
             failure = {name: head.data.get(name) for name in ("reason", "error")}
+        schedule, scheduled_for = found.tick
         return JobStats(
             job_id=self._job_id, family=found.family.name, tenant=found.tenant, state=state,
             priority=lane.priority if lane else None, kind=kind, attempt=attempt,
@@ -346,6 +352,7 @@ class _Search:
             entries_cut=found.entries_cut, note=note or problem, unique=found.unique,
             parent=find_parent([message, letter]), children=children, child_count=child_count,
             limit_key=(found.limit_key and found.family.limit_key) or "", key=found.limit_key,
+            schedule=schedule, scheduled_for=scheduled_for,
         )  # fmt: skip
 
     def _state(self, found: FoundJob) -> tuple[State, str, float | None]:

@@ -36,6 +36,8 @@ class Entry:
     - `enqueued_at`, `started_at`: when the job was enqueued, and when the attempt's handler was called. Only entries
       that end an attempt carry them.
     - `unique`: the caller's key, of which the job id is a hash, on entries that end an attempt; "" if there is none.
+    - `schedule`, `scheduled_for`: the schedule that has enqueued the job, and its tick, on entries that end an attempt;
+      "" and None if there is none.
     - `fingerprint`: that of the job's body, on entries that begin and end a run of a family with `fingerprint`.
     - `document`: where a large result is stored, or the large body of a step's entry. `data` is a reference to it then,
       and `secrets` are those of what is stored.
@@ -58,6 +60,8 @@ class Entry:
     unique: str = ""
     document: Document | None = None
     fingerprint: str = ""
+    schedule: str = ""
+    scheduled_for: float | None = None
 
     @property
     def final(self) -> bool:
@@ -165,4 +169,6 @@ def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: fl
         unique=headers.unique_key(fields) if headers.UNIQUE in fields else "",
         document=document_in(fields, subjects.tenant_of_entry(subject)) if headers.DOCUMENT in fields else None,
         fingerprint=fields.get(headers.FINGERPRINT, ""),
+        schedule=fields.get(headers.SCHEDULED_BY, ""),
+        scheduled_for=headers.decimal(fields.get(headers.SCHEDULED_FOR, "")),
     )

@@ -330,7 +330,8 @@ class Writer:
         self._lost_chunks -= lost
 
     def _time_headers(self) -> dict[str, str]:
-        fields = {headers.ENQUEUED: f"{self._enqueued_at:.6f}"} | headers.carried_unique(self._job_headers)
+        fields = {headers.ENQUEUED: f"{self._enqueued_at:.6f}"}
+        fields |= headers.carried_unique(self._job_headers) | headers.carried_tick(self._job_headers)
         return fields | {headers.STARTED_AT: f"{self.started_at:.6f}"} if self.started_at else fields
 
     async def _resolve_conflict(self, event: str, tried: set[str]) -> bool:

@@ -172,7 +172,10 @@ def test_a_schedule_is_paused_run_and_resumed(ready: Cli) -> None:
     assert isinstance(data(ready("inspect", "--json")), list)
     asked = data(ready("schedule", "run", "report", "--tenant", "acme", "--json"))
     assert asked["job_id"].endswith("-now")
-    assert asked["job_id"] in ready("inspect", asked["job_id"]).stdout
+    inspected = ready("inspect", asked["job_id"]).stdout
+    assert re.search(r"^  schedule +report, for 20[-0-9]{8} [:0-9]{8}$", inspected, re.MULTILINE)
+    job = data(ready("inspect", asked["job_id"], "--json"))
+    assert (job["schedule"], job["scheduled_for"]) == ("report", asked["tick"])
     assert "; next: " in ready("schedule", "resume", "report", "--tenant", "acme").stdout
     assert data(ready("schedule", "ls", "--json"))[0]["paused"] is None
 

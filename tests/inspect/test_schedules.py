@@ -1,4 +1,4 @@
-"""Doctor on schedules: a broken chain, a zone that is unknown, and ticks that no worker takes."""
+"""What is said of a schedule's jobs; and doctor: a broken chain, a zone that is unknown, ticks that no worker takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import aiqueue
 from aiqueue import Cron, Every
-from aiqueue.inspect import Finding, Subject
+from aiqueue.inspect import Finding, Subject, stats
 from aiqueue.inspect.schedule_checks import check_schedules
 
-from ..schedules.chain import Task, spec, ticking
+from ..schedules.chain import Task, schedules_of, spec, ticking
 from ..support import Eventually
 
 
@@ -30,6 +30,34 @@ async def test_with_a_worker_all_is_in_order(client: aiqueue.Client, eventually:
             return list(await found(client)) == [""]
 
         await eventually(is_in_order)
+
+
+async def test_a_job_names_its_schedule_and_tick_while_it_waits_and_when_it_has_ended(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    schedules, worker = schedules_of(client), aiqueue.Worker()
+
+    @worker.handle(Task, retry=aiqueue.Backoff(attempts=1))
+    async def task(job: aiqueue.Job[Task]) -> None:
+        if job.schedule == "bad":
+            raise ValueError("bad")
+
+    await schedules.add(spec("good"))
+    await schedules.add(spec("bad"))
+    asked = {each: await schedules.run_now("acme", each) for each in ("good", "bad")}
+
+    async def states(*expected: str) -> None:
+        found = [await stats.job(client.connection, client.topology, each.job_id) for each in asked.values()]
+        assert tuple(each.state for each in found) == expected
+        for (schedule, job), each in zip(asked.items(), found, strict=True):
+            assert (each.schedule, each.scheduled_for) == (schedule, job.tick_ms / 1000)
+
+    await states("queued", "queued")
+    async with worker.running(client):
+        await eventually(lambda: states("done", "failed"))
+    other = await client.enqueue(Task(), tenant="acme")
+    found = await stats.job(client.connection, client.topology, other.id)
+    assert (found.schedule, found.scheduled_for) == ("", None)
 
 
 async def test_without_a_worker_nobody_takes_ticks(client: aiqueue.Client) -> None:

@@ -31,8 +31,10 @@ def _size(value: Any) -> int:
     return size_bytes(value)
 
 
+GENERATION_MAX = 2**53
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(gt=0)]
+Generation = Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)]
 UserPath = Annotated[Path, pydantic.AfterValidator(Path.expanduser)]
 FILE = "aiqueue.toml"
 
@@ -157,6 +159,10 @@ class Settings(pydantic.BaseModel):
     """Declare streams for one server (``single``) or with three replicas (``cluster``)."""
     claim_check: Size = 256 * 1024
     """Bodies larger than this many bytes are stored as documents. 0: never. At most half of max_payload is used."""
+    generation: Generation = 0
+    """Of this deployment: of versions of a worker that declare a schedule, the one with the greatest decides.
+
+    ``Worker(generation=...)`` takes precedence."""
     directory: UserPath | None = None
     """Data directory of the embedded server. Default: ``.aiqueue`` in the working directory or the nearest parent."""
 

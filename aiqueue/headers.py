@@ -285,7 +285,7 @@ def carried_unique(job_headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def carried_tick(job_headers: Mapping[str, str]) -> dict[str, str]:
-    """Return TICK for what is stored about a job; empty for one without a schedule. A plain publisher may have set it."""
+    """Return TICK for what is stored about a job; empty for one without. A plain publisher may have set it."""
     return {name: ascii_line(job_headers[name], 256) for name in TICK if name in job_headers}
 
 

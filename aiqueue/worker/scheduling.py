@@ -6,10 +6,12 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from ..attempt import Handlers
 from ..client import Client
+from ..config import GENERATION_MAX
 from ..errors import BadInput
 from ..job import Message, check_message
 from ..schedules import (
@@ -28,7 +30,6 @@ from ..schedules import (
 from ..subjects import token
 from ..units import Duration, Time, parse_duration, shown, whole_number
 
-GENERATION_MAX = 2**53
 _AS_THEY_ARE = ("priority", "headers", "misfire", "bound", "overlap")  # options that are fields of a ScheduleSpec
 _Message = type[Message[Any]]
 
@@ -54,9 +55,9 @@ class DeclareOptions(TypedDict, total=False):
 class DeclaredSchedules:
     """What one worker declares, as its code is loaded. `owner` None: it may declare nothing."""
 
-    def __init__(self, owner: str | None, generation: int) -> None:
+    def __init__(self, owner: str | None, generation: int | None) -> None:
         self.owner = None if owner is None else token("owner", owner)
-        self._generation = whole_number("generation", generation, 0, GENERATION_MAX)
+        self._generation = None if generation is None else whole_number("generation", generation, 0, GENERATION_MAX)
         if self._generation and self.owner is None:
             raise BadInput('a generation is of schedules, which need an owner: Worker(owner="billing", generation=...)')
         self._specs: dict[tuple[str, str], ScheduleSpec] = {}
@@ -124,7 +125,7 @@ class DeclaredSchedules:
         if grace is not None:
             more["grace_s"] = parse_duration("grace", grace)
         self._specs[key] = ScheduleSpec(
-            tenant=tenant, id=key[1], recurrence=recurrence, owner=self.owner or "", generation=self._generation,
+            tenant=tenant, id=key[1], recurrence=recurrence, owner=self.owner or "",
             **message._asdict(), **more,
         )  # fmt: skip
 
@@ -140,7 +141,9 @@ class DeclaredSchedules:
                     f'schedule {each.id}: with overlap="skip", a worker has to know whether the former job has ended, '
                     "and with result=False nothing is kept of that: leave result=False out, or skip no overlap"
                 )
-        return Declared(self.owner or "", self._generation, list(self._specs.values()), self._makers)
+        generation = client.settings.generation if self._generation is None else self._generation
+        specs = [replace(each, generation=generation) for each in self._specs.values()]
+        return Declared(self.owner or "", generation, specs, self._makers)
 
 
 def _without_values(model: _Message) -> Message[Any]:

@@ -67,8 +67,8 @@ class Worker:
     has been delivered so often without an outcome is tried in a child process, one at a time, because it may be what
     kills the workers. More is for handlers whose jobs take long, and cannot end their process. `owner`: the name of the
     service whose schedules this worker declares, see `schedule`. Where workers of several versions declare one, the
-    version decides that was seen first at the latest time. `generation` (0 to 2**53, default 0): the version with the
-    greater one decides, whatever was seen first.
+    version decides that was seen first at the latest time. `generation` (0 to 2**53, default: the setting
+    `generation`, 0 if it is not set): the version with the greater one decides, whatever was seen first.
     """
 
     child_lifespan: Lifespan | None = None  # of a subclass: entered by child processes in place of `lifespan`
@@ -85,7 +85,7 @@ class Worker:
         name: str | None = None,
         suspect_after: int | None = None,
         owner: str | None = None,
-        generation: int = 0,
+        generation: int | None = None,
     ) -> None:
         if lifespan is not None and not callable(lifespan):
             raise BadInput(f"lifespan must be a function that returns an async context manager, not {lifespan!r}")

@@ -432,6 +432,21 @@ async def test_a_greater_generation_decides_at_once(client: aiqueue.Client, acco
         await holds(client, "1h", PACE_S * 2)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 43), (7, 7), (0, 0)])
+async def test_the_generation_comes_from_the_environment_unless_the_worker_has_one(
+    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int
+) -> None:
+    monkeypatch.setenv("AIQUEUE_GENERATION", "43")
+    options = {} if given is None else {"generation": given}
+    worker = make_worker(**options)
+    worker.schedule("1h", Task(), tenant="acme", id="report")
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as one, worker.running(one):
+        assert (await schedules_of(client).get("acme", "report")).generation == expected
+        assert [each.generation for each in await DeclaredSets(schedules_of(client).store).list("billing")] == [
+            expected
+        ]
+
+
 async def test_two_services_do_not_disturb_each_other(client: aiqueue.Client, account: Account, quick: None) -> None:
     async with fleet(account, 2) as workers:
         await workers.put(0, lambda: every("1h", "a"))

@@ -31,6 +31,15 @@ LIMITS_STREAM = "KV_AI_LIMITS"
 STEP_S = 0.02
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks for in all scenarios. `keep`: where logs are kept; `say`: prints a line."""
+
+    seed: int = 1
+    keep: Path | None = None
+    say: Callable[[str], None] = lambda _: None
+
+
 class Fleet(Workers):
     """Worker processes that differ: in their arguments and their environment. `program`: the arguments of all."""
 

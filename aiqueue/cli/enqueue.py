@@ -48,11 +48,13 @@ Family = Annotated[
     str | None,
     typer.Option(
         metavar="FAMILY",
-        help="Family to enqueue to. Default: the family whose default kind is KIND, else agent.tasks.",
+        help="Family of the jobs. Default: the family whose default kind is KIND, else agent.tasks.",
         show_default=False,
     ),
 ]
-
+Priority = Annotated[
+    str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
+]
 Unique = Annotated[
     str | None,
     typer.Option(
@@ -77,9 +79,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
     *,
     tenant: Annotated[str, typer.Option(metavar="TENANT", help="Tenant of the job.")],
     family: Family = None,
-    priority: Annotated[
-        str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
-    ] = "normal",
+    priority: Priority = "normal",
     unique: Unique = None,
     on_duplicate: WhatIfKnown = "first",
     header: Annotated[
@@ -172,19 +172,25 @@ def parse_headers(given: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-async def _enqueue_all(client: Client, order: _Order, source: Input, totals: _Totals) -> None:
-    """Enqueue all jobs of the source, and print them. `totals` is kept up to date. Raises BadInput and others."""
+def find_model(client: Client, kind: str, family: str | None) -> type[Message]:
+    """Return the class of messages of a kind, for a family, or for the kind's own. Raises BadInput (UnknownFamily)."""
     from ..job import untyped  # noqa: PLC0415
-    from ..payload import parse_message  # noqa: PLC0415
 
-    if order.family is not None:
-        family = client.topology.family(order.family)
+    if family is not None:
+        found = client.topology.family(family)
     else:
-        family = client.topology.family_of_kind(order.kind) or client.topology.family("agent.tasks")
+        found = client.topology.family_of_kind(kind) or client.topology.family("agent.tasks")
     try:
-        model = untyped(order.kind, family.name)
+        return untyped(kind, found.name)
     except ValueError as error:
         raise BadInput(str(error)) from None
+
+
+async def _enqueue_all(client: Client, order: _Order, source: Input, totals: _Totals) -> None:
+    """Enqueue all jobs of the source, and print them. `totals` is kept up to date. Raises BadInput and others."""
+    from ..payload import parse_message  # noqa: PLC0415
+
+    model = find_model(client, order.kind, order.family)
     started = time.monotonic()
 
     async def messages() -> AsyncIterator[tuple[Message, int]]:

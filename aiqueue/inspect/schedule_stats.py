@@ -30,7 +30,8 @@ class ScheduleStats:
     - `when`: in words, such as "at 06:00 on Monday to Friday, Europe/Berlin". `problem`: why this host cannot tell
       that, "" if it can.
     - `outcome`: of the last tick's job: "" (no tick has one), "done", "failed" (with `error`), "cancelled", "queued",
-      "running", "retrying", or "unknown": it has no journal any more, its handler keeps no result, or this user may not read them.
+      "running", "retrying", or "unknown": it has no journal any more, its handler keeps no result, or this user may not
+      read them.
     """
 
     document: ScheduleDocument

@@ -23,6 +23,7 @@ from aiqueue.gateway import GatewayRequest, UsageLedger, UsageRecord, UsageStore
 from aiqueue.gateway.standin import Fault, LoggedCall
 from aiqueue.server import supervisor
 
+from .. import scenarios
 from ..chaos.children import Child
 from ..common import until
 from ..limiting import judge
@@ -51,7 +52,7 @@ price = {{ input = {price[0]}, output = {price[1]} }}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(scenarios.Asked):
     """What the command line asked for. `window_s`: of the limits; `seconds`: of a run under load; `requests`: of a run
     with kills; `waiting`: of low priority; `rate`: requests a second, where calls are timed.
     """
@@ -59,11 +60,9 @@ class Asked:
     window_s: float = 60.0
     seconds: float = 180.0
     workers: int = 4
-    seed: int = 1
     requests: int = 2_000
     waiting: int = 10_000
     rate: float = 200.0
-    keep: Path | None = None
     say: Callable[[str], None] = lambda _: None
 
 

@@ -6,13 +6,14 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiqueue import subjects
 
+from .. import scenarios
 from ..chaos.children import Child
 from ..common import until
 from ..scenarios import Fleet, System, running
@@ -38,7 +39,7 @@ READY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(scenarios.Asked):
     """What the command line asked for. `window_s`: of the limits; `seconds`: of a run. `limits`: False leaves all rules
     out, and the judges must then find violations. `former`: a checkout of a former version.
     """
@@ -46,15 +47,12 @@ class Asked:
     window_s: float = 60.0
     seconds: float = 300.0
     workers: int = 4
-    seed: int = 1
     limits: bool = True
     estimate: float = 1.0
     jobs: int = 10_000
     pause_s: float = 720.0
     rounds: int = 3
     former: Path | None = None
-    keep: Path | None = None
-    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from aiqueue.cli.health import read_report
 from aiqueue.errors import NotFound
 from aiqueue.rag.messages import RagDocument
 
+from .. import scenarios
 from ..common import until
 from ..scenarios import Fleet, System, running
 from . import corpus, texts
@@ -32,7 +33,7 @@ CONTENT_TYPES = {".html": "text/html", ".md": "text/markdown"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(scenarios.Asked):
     """What the command line asked for. `documents`: of a round of throughput; `memory`: when memory is read, in
     documents; `chunks`, `askers`, `rate` (documents a second), `seconds`: of the questions under load; `kill_s`:
     between kills; `most`: pages of the corpus, 0: all.
@@ -41,7 +42,6 @@ class Asked:
     corpus: Path | None = None
     most: int = 0
     workers: int = 2
-    seed: int = 1
     rounds: int = 3
     documents: int = 10_000
     chunks: int = 20_000
@@ -51,7 +51,6 @@ class Asked:
     memory: tuple[int, int] = (5_000, 50_000)
     versioned: int = 200
     kill_s: float = 3.0
-    keep: Path | None = None
     say: Callable[[str], None] = lambda _: None
 
 

@@ -16,6 +16,7 @@ from aiqueue.journal import entry_from_stored
 from aiqueue.payload import encode_message
 from aiqueue.schedules import Every, Schedules, ScheduleSpec, list_ticks, tick_job_id
 
+from .. import scenarios
 from ..chaos.nemesis import Fault
 from ..common import until
 from ..scenarios import Finding, Fleet, System, running
@@ -30,7 +31,7 @@ READY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(scenarios.Asked):
     """What the command line asked for. `seconds`: of a run; `away_s`: in which no worker runs."""
 
     seconds: float = 180.0
@@ -38,8 +39,6 @@ class Asked:
     workers: int = 3
     schedules: int = 20
     stored: int = 10_000
-    seed: int = 1
-    keep: Path | None = None
     say: Callable[[str], None] = lambda _: None
 
 

@@ -323,3 +323,12 @@ def test_prune_says_in_one_line_why_it_cannot_know(ready: Cli, owner: str, code:
         assert done.exit_code == code
         assert said in one_line(done)
     assert len(data(ready("schedule", "ls", "--json"))) == 1
+
+
+def test_what_enqueue_has_too_is_the_same_option(ready: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    pages = [ready(*command, "--help").stdout for command in (["enqueue"], ["schedule", "add"])]
+    for option in ("--family", "--priority"):
+        mine, other = (" ".join(page.partition(option)[2].partition("--")[0].split()) for page in pages)
+        assert mine.startswith(option[2:].upper())
+        assert mine == other

@@ -10,7 +10,7 @@ import typer
 from ...errors import BadInput
 from .. import output
 from ..bodies import open_input, parse_bodies
-from ..enqueue import parse_headers
+from ..enqueue import Family, Priority, find_model, parse_headers
 from ..options import Json, ServerOptions, duration_option, parse_time, time_option
 from .arguments import Tenant, describe_document, describe_next
 
@@ -53,17 +53,6 @@ Starting = Annotated[
 Start = Annotated[float | None, time_option("No tick before this time.")]
 End = Annotated[float | None, time_option("No tick after this time.")]
 Jitter = Annotated[float | None, duration_option("Fire up to this much later: spreads schedules that tick at once.")]
-Family = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FAMILY",
-        help="Family of its jobs. Default: the family whose default kind is KIND, else agent.tasks.",
-        show_default=False,
-    ),
-]
-Priority = Annotated[
-    str, typer.Option(metavar="PRIORITY", help="high, normal, low, or another priority of the family.")
-]
 Header = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="Header to send with each job; repeatable.")
 ]
@@ -195,17 +184,9 @@ class _When:
 
 async def _read_message(client: Client, kind: str, family: str | None, body: str) -> Message:
     """Return the only message of the input. Raises BadInput."""
-    from ...job import untyped  # noqa: PLC0415
     from ...payload import parse_message  # noqa: PLC0415
 
-    if family is not None:
-        found = client.topology.family(family)
-    else:
-        found = client.topology.family_of_kind(kind) or client.topology.family("agent.tasks")
-    try:
-        model = untyped(kind, found.name)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    model = find_model(client, kind, family)
     with open_input(body) as source:
         values = [value async for _, value, _ in parse_bodies(source)]
     what = source.name if source.is_many else "the JSON argument"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from .. import codec, subjects
 from ..errors import DecodeError
-from .recurrence import Recurrence, to_ms
+from ..job import KIND
+from .recurrence import TICKS_END_MS, Recurrence, to_ms
 
 FORMAT = 1  # a document of a higher one is left to newer workers
 ANY_ROUTE = "-"
+BOUND_MAX = 10_000
 JOB_ID_MAX = 64
 HASH_CHARS = 12
 Misfire = Literal["skip", "once", "all"]
@@ -211,7 +213,7 @@ class ScheduleDocument:
         try:
             return cls._of_fields(tenant, schedule_id, dict(read), seq)
         except (KeyError, TypeError, ValueError) as error:
-            problem = f"{type(error).__name__} {error}"
+            problem = f"{type(error).__name__} {error}"[:200]
             raise DecodeError(f"the document of schedule {tenant}.{schedule_id} is damaged ({problem})") from None
 
     @classmethod
@@ -221,8 +223,13 @@ class ScheduleDocument:
         misfire, overlap = take("misfire"), take("overlap")
         if misfire not in get_args(Misfire) or overlap not in get_args(Overlap):
             raise ValueError("an unknown policy")
-        if not isinstance(read["recurrence"], dict) or not isinstance(read.get("next"), int | None):
-            raise ValueError("no recurrence or no time")
+        for name, is_right in _CHECKS.items():
+            if not is_right(read.get(name, _DEFAULTS[name]) if name in _DEFAULTS else read[name]):
+                raise ValueError(f"a wrong {name}")
+        if not subjects.TOKEN.fullmatch(tenant) or not subjects.TOKEN.fullmatch(schedule_id):
+            raise ValueError("a wrong name")
+        if read["body"] is None and not read["owner"]:
+            raise ValueError("no message and no owner")
         return cls(
             tenant, schedule_id,
             take("recurrence"), take("family"), take("kind"), take("body"), take("priority"), take("deadline"),
@@ -240,7 +247,52 @@ class ScheduleDocument:
 
 def _part(kind: Any, read: Any) -> Any:
     """Return a part of a document without the fields that this version does not know."""
-    return None if read is None else kind(**{name: read[name] for name in kind._fields if name in read})
+    if read is None:
+        return None
+    found = kind(**{name: read[name] for name in kind._fields if name in read})
+    for name, value in found._asdict().items():
+        if not (isinstance(value, str) if name in _TEXTS else _is_number(value)):
+            raise ValueError(f"a wrong {name}")
+    return found
+
+
+def _is_number(value: Any, low: float = 0, high: float = 2**63) -> bool:
+    return isinstance(value, int | float) and low <= value <= high
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_header(name: Any, value: Any) -> bool:
+    """Whether a caller may set this header: none of those that decide what a stream does with a job."""
+    reserved = ("nats-", "aiq-", "content-type")
+    return isinstance(name, str) and isinstance(value, str) and not name.lower().startswith(reserved)
+
+
+# What workers do with a document they do on behalf of who wrote it: a family of three tokens is another tenant's lane.
+_TEXTS = ("by", "reason", "job_id", "family")  # of the parts of a document; their other fields are numbers
+_DEFAULTS: Mapping[str, Any] = {"next": None, "error": "", "fired": 0, "misfired": 0, "skipped": 0, "failed": 0}
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "recurrence": lambda value: isinstance(value, dict),
+    "family": lambda value: isinstance(value, str) and subjects.FAMILY.fullmatch(value) is not None,
+    "kind": lambda value: isinstance(value, str) and KIND.fullmatch(value) is not None,
+    "body": lambda value: isinstance(value, bytes | None),
+    "priority": lambda value: isinstance(value, str) and subjects.PRIORITY.fullmatch(value) is not None,
+    "deadline": lambda value: value is None or _is_number(value),
+    "headers": lambda value: isinstance(value, dict) and all(_is_header(*each) for each in value.items()),
+    "secrets": lambda value: isinstance(value, str),
+    "bound": lambda value: type(value) is int and 1 <= value <= BOUND_MAX,
+    "grace": _is_number,
+    "owner": lambda value: value == "" or (isinstance(value, str) and subjects.TOKEN.fullmatch(value) is not None),
+    "generation": _is_count,
+    "version": _is_count,
+    "created": _is_number,
+    "updated": _is_number,
+    "next": lambda value: value is None or (_is_count(value) and value < TICKS_END_MS),
+    "error": lambda value: isinstance(value, str),
+    **dict.fromkeys(("fired", "misfired", "skipped", "failed"), _is_count),
+}
 
 
 def next_ms(recurrence: Recurrence, after: float) -> int | None:

@@ -17,6 +17,7 @@ from ..units import parse_duration, text, whole_number
 from .declarations import DeclaredSets, UndeclaredSchedule, find_undeclared
 from .document import (
     ANY_ROUTE,
+    BOUND_MAX,
     Misfire,
     Overlap,
     ScheduleDocument,
@@ -31,7 +32,6 @@ from .store import ScheduleStore
 from .ticks import Ticks
 
 BODY_MAX = 64 * 1024
-BOUND_MAX = 10_000
 BACKFILL_MAX = 10_000
 GRACE_MAX_S = 7 * 86_400.0
 TEXT_MAX = 500  # characters of a name, and of why a schedule is paused

@@ -1,0 +1,77 @@
+"""What somebody else has written: into the bucket of schedules, and on the subjects of ticks."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import codec, headers, subjects
+from aiqueue.errors import DecodeError
+from aiqueue.schedules import Every, ScheduleDocument
+from aiqueue.schedules.reconciler import Reconciler
+
+from ..support import Account, eventually
+from .chain import jobs, schedules_of, spec, ticking
+
+GOOD = codec.decode(ScheduleDocument.of_spec(spec("report", Every("1s")), 1e9).encode(), codec.CBOR)
+LAST = {"tick_ms": 1, "job_id": "a", "family": "agent.tasks", "seq": 1, "at": 0.0}
+WRONG: list[dict[str, Any]] = [
+    {"family": "agent.tasks.victim"}, {"family": "agent"}, {"family": 7}, {"priority": "high.x"}, {"priority": 5},
+    {"kind": "a b"}, {"kind": None}, {"body": "text"}, {"body": None}, {"headers": ["a"]}, {"headers": {"a": 1}},
+    {"headers": {"Nats-Msg-Id": "x"}}, {"headers": {"aiq-parent": "x"}}, {"secrets": 8}, {"grace": "10s"},
+    {"grace": float("nan")}, {"grace": -1}, {"bound": "x"}, {"bound": 0}, {"bound": 10**9}, {"deadline": "x"},
+    {"next": 10**30}, {"next": -1}, {"next": True}, {"next": 1.5}, {"fired": "x"}, {"fired": None}, {"failed": -1},
+    {"owner": "a.b"}, {"owner": None}, {"generation": "x"}, {"version": None}, {"created": "x"}, {"updated": None},
+    {"error": 5}, {"paused": 7}, {"paused": {"since": "x"}}, {"last": {**LAST, "seq": "x"}}, {"missed": {"at": 1}},
+    {"last": {**LAST, "job_id": 7}}, {"recurrence": "0 6 * * *"}, {"misfire": ["all"]}, {"overlap": "kill"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
+def test_a_document_with_a_wrong_value_is_damaged(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError, match=r"schedule acme\.report is damaged"):
+        ScheduleDocument.decode("acme", "report", codec.dump({**GOOD, **changes}), 1)
+
+
+@pytest.mark.parametrize("name", [("ac me", "report"), ("acme", "re*port"), ("acme", "x" * 65)], ids=str)
+def test_a_document_whose_key_is_no_name_is_damaged(name: tuple[str, str]) -> None:
+    with pytest.raises(DecodeError, match="damaged"):
+        ScheduleDocument.decode(*name, codec.dump(GOOD), 1)
+
+
+def test_a_document_of_a_newer_version_keeps_its_fields() -> None:
+    read = ScheduleDocument.decode("acme", "report", codec.dump({**GOOD, "colour": "red", "last": {**LAST, "n": 1}}), 1)
+    assert codec.decode(read.encode(), codec.CBOR) == {**GOOD, "colour": "red", "last": LAST}
+
+
+async def test_who_may_write_schedules_of_one_tenant_has_no_job_stored_in_a_lane_of_another(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """Of a tenant that is named as a priority: ``ai.agent.tasks.victim.high`` is another tenant's lane."""
+    schedules, tick = schedules_of(client), round(time.time()) * 1000
+    body = codec.dump({**GOOD, "family": "agent.tasks.victim", "next": tick})
+    await client.connection.store(schedules.store.key("high", "report"), body, {headers.MSG_ID: subjects.new_id()})
+    due = {headers.MSG_ID: subjects.new_id(), headers.SCHEDULED_FOR: f"{tick / 1000:.3f}"}
+    await client.connection.store(subjects.tick("-", "high", "report"), b"", due)
+    await schedules.add(spec("other", Every("1s")))
+    async with ticking(account):
+
+        async def others_fire() -> None:
+            assert len([each for each in await jobs(client) if each[0] == "other"]) >= 2
+
+        await eventually(others_fire)
+    assert await jobs(client, "victim") == []
+
+
+async def test_a_document_that_is_damaged_keeps_the_reconciler_from_no_other_schedule(client: aiqueue.Client) -> None:
+    schedules = schedules_of(client)
+    added = (await schedules.add(spec("lost", Every("1h")))).document
+    for name, changes in {"bad": {"next": 10**30}, "worse": {"owner": "a.b"}, "worst": {"grace": "x"}}.items():
+        body = codec.dump({**GOOD, **changes})
+        await client.connection.store(schedules.store.key("acme", name), body, {headers.MSG_ID: subjects.new_id()})
+    await schedules.ticks.unpark(added)
+    assert await Reconciler(client.connection, client.topology).look() == 1
+    assert await schedules.ticks.has(added)

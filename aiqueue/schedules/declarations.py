@@ -139,6 +139,9 @@ def _parse(stored: Stored | None) -> DeclaredSet | None:
         read = codec.decode_map(stored.data, codec.CBOR)
         names = frozenset((str(tenant), str(schedule_id)) for tenant, schedule_id in read["schedules"])
         fingerprint = stored.subject.rpartition(".")[2]
-        return DeclaredSet(fingerprint, read["generation"], read["first"], read["seen"], names, stored.seq)
+        found = DeclaredSet(fingerprint, read["generation"], read["first"], read["seen"], names, stored.seq)
+        if not all(0 <= each < 2**63 for each in (found.generation, found.first, found.seen)):
+            return None
+        return found
     except (DecodeError, KeyError, TypeError, ValueError):
         return None

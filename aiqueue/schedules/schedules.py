@@ -123,8 +123,10 @@ class Schedules:
                 if not replaces:
                     raise BadInput(f"there is a schedule {spec.id} of {spec.tenant} already: choose another id")
                 wanted = _changed(former, wanted, spec.recurrence, now)
-            elif wanted.next_ms is None:
+            if wanted.next_ms is None and (former is None or former.next_ms is not None):
                 raise BadInput(f"schedule {spec.id} never fires: {spec.recurrence.describe()} has no time after now")
+            if former is None or len(wanted.body or b"") > len(former.body or b""):
+                await self.store.require_room(wanted)
             try:
                 stored = await self.store.put(replace(wanted, seq=found.seq))
             except Conflict:
@@ -261,7 +263,7 @@ class Schedules:
         if len(ticks) > limit:
             raise BadInput(f"there are more than {limit:,} ticks: backfill a shorter time, or raise the limit")
         self._topology.family(document.family)
-        stored = await self._jobs.find_in_lanes(document, start)
+        stored = await self._jobs.find_in_lanes(document, max(start, 1.0))
         ids = {each: tick_job_id(document.id, each) for each in ticks}
         return [await self._ask(document, tick, each, is_stored=each in stored) for tick, each in ids.items()]
 

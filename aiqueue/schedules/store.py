@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from .. import headers, subjects
 from ..connection import Connection, Stored
-from ..errors import Conflict, DecodeError, NotFound
+from ..errors import AccessDenied, Conflict, DecodeError, NotFound, StreamFull
 from ..topology import Topology
 from .document import ScheduleDocument
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 ENDED_TTL = "600s"  # how long the marker of a removed schedule stays: workers that keep a copy have read it by then
 STORE_S = 5.0
+GROWTH = 1_024  # bytes by which a document may grow as its schedule fires
+SPARE_SHARE = 16  # of the bucket, one part of so many is left to schedules that others add at the same moment
 
 
 class StoredSchedule(NamedTuple):
@@ -70,6 +73,18 @@ class ScheduleStore:
         subject = self.key(document.tenant, document.id)
         seq = await self.write(subject, document.seq, document.encode(), {}, timeout_s)
         return replace(document, seq=seq)
+
+    async def require_room(self, document: ScheduleDocument) -> None:
+        """Raises StreamFull for one more schedule than the bucket has room for: a full one also refuses what ticks
+        write, so that no schedule would fire any more. A user who may not ask for the bucket's state is not refused.
+        """
+        with contextlib.suppress(AccessDenied):
+            info = await self.connection.api(f"STREAM.INFO.{self.stream}")
+            limit, state = info["config"].get("max_bytes", -1), info["state"]
+            needed = state["bytes"] + len(document.encode()) + GROWTH * (state["messages"] + 1)
+            if 0 < limit < needed + limit // SPARE_SHARE:
+                why = f"no room is left for schedule {document.name}: remove others, or raise its max_bytes"
+                raise StreamFull("schedules", why, limit=limit)
 
     async def delete(self, found: StoredSchedule) -> None:
         """Remove a schedule, also one that cannot be read. Raises as `put`."""

@@ -16,6 +16,7 @@ from ..errors import AIQueueError, Conflict
 from ..lanes import Delivery
 from ..topology import Topology
 from .document import ScheduleDocument
+from .recurrence import TICKS_END_MS
 
 EARLY_S = 0.35  # the server's timer is up to 0.25 s late
 PARK_S = 5.0
@@ -47,7 +48,8 @@ def parse_due(delivery: Delivery) -> DueTick:
     """Return the tick in a message. A plain publisher may have stored it: what is malformed counts as missing."""
     fields = delivery.message.headers
     _, _, _, route, tenant, schedule_id = delivery.message.subject.split(".")
-    tick_ms = round((headers.decimal(fields.get(headers.SCHEDULED_FOR, "")) or 0.0) * 1000)
+    tick = headers.decimal(fields.get(headers.SCHEDULED_FOR, "")) or 0.0
+    tick_ms = round(tick * 1000) if 0 <= tick * 1000 < TICKS_END_MS else 0
     fire_at = headers.milliseconds(fields.get(headers.DUE, "")) or 0.0
     tries = headers.number(fields.get(headers.WAITED, ""))
     job_id = fields.get(headers.JOB_ID, "")

@@ -10,7 +10,7 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.errors import DecodeError
-from aiqueue.schedules import Every, ScheduleDocument
+from aiqueue.schedules import DeclaredSet, DeclaredSets, Every, ScheduleDocument
 from aiqueue.schedules.reconciler import Reconciler
 
 from ..support import Account, eventually
@@ -75,3 +75,34 @@ async def test_a_document_that_is_damaged_keeps_the_reconciler_from_no_other_sch
     await schedules.ticks.unpark(added)
     assert await Reconciler(client.connection, client.topology).look() == 1
     assert await schedules.ticks.has(added)
+
+
+@pytest.mark.parametrize("time_text", ["1.7e308", "-5", "1e18", "nan", "x"])
+async def test_a_tick_that_names_no_time_is_taken_and_does_nothing(
+    client: aiqueue.Client, account: Account, time_text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedules, fields = schedules_of(client), {headers.SCHEDULED_FOR: time_text, headers.DUE: time_text}
+    added = (await schedules.add(spec("report", Every("1h")))).document
+    fields[headers.MSG_ID] = subjects.new_id()
+    await client.connection.store(subjects.tick("-", "acme", "report"), b"", fields)
+    async with ticking(account):
+
+        async def taken() -> None:
+            assert await schedules.ticks.list_subjects() == {subjects.tick("-", "acme", "report", added.next_ms)}
+
+        await eventually(taken)
+    assert await jobs(client) == []
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("wrong", [{"generation": "x"}, {"first": None}, {"seen": float("nan")}], ids=str)
+async def test_a_set_of_declarations_with_a_wrong_value_is_passed_over(
+    client: aiqueue.Client, wrong: dict[str, Any]
+) -> None:
+    sets, now = DeclaredSets(schedules_of(client).store), time.time()
+    mine = DeclaredSet.of_specs([spec(owner="billing")], 1, now)
+    assert await sets.refresh("billing", mine)
+    body = codec.dump({"v": 1, "generation": 1, "first": now, "seen": now, "schedules": [["acme", "report"]], **wrong})
+    key = schedules_of(client).store.key("owner", "billing", "f" * 32)
+    await client.connection.store(key, body, {headers.MSG_ID: subjects.new_id()})
+    assert [each.fingerprint for each in await sets.list("billing")] == [mine.fingerprint]

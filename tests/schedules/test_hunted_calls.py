@@ -1,0 +1,60 @@
+"""Calls on schedules at their limits: a full bucket, times that are none, two programs at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import aiqueue
+from aiqueue import Every, Once
+from aiqueue.errors import BadInput, StreamFull
+
+from ..support import Account, eventually
+from .chain import schedules_of, spec, ticking
+
+
+async def test_what_no_room_is_left_for_is_refused_and_the_other_schedules_fire_on(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """A bucket that is filled to the last byte refuses what ticks write, and no schedule fires any more."""
+    schedules, stream = schedules_of(client), "KV_AI_SCHEDULES"
+    config = (await client.connection.api(f"STREAM.INFO.{stream}"))["config"]
+    await client.connection.api(f"STREAM.UPDATE.{stream}", {**config, "max_bytes": 8 * 1024})
+    await schedules.add(spec("each-second", Every("1s")))
+    added = 1
+
+    async def fill() -> None:
+        nonlocal added
+        while True:
+            await schedules.add(spec(f"s{added}", Every("100h")))
+            added += 1
+
+    with pytest.raises(StreamFull, match=r"no room is left for schedule acme\.s.*max_bytes"):
+        await fill()
+    assert added > 2
+    with pytest.raises(StreamFull, match="no room is left"):
+        await schedules.add(spec("each-second", Every("1s"), body=b"\x60" * 6_000))
+    async with ticking(account):
+
+        async def fires() -> None:
+            assert (await schedules.get("acme", "each-second")).fired >= 2
+
+        await eventually(fires)
+
+
+async def test_a_change_to_what_never_fires_is_refused_and_leaves_the_schedule_as_it_was(
+    client: aiqueue.Client,
+) -> None:
+    schedules = schedules_of(client)
+    added = (await schedules.add(spec("report", Every("1h")))).document
+    with pytest.raises(BadInput, match="schedule report never fires: once at"):
+        await schedules.add(spec("report", Once(time.time() - 60)))
+    assert await schedules.get("acme", "report") == added
+
+
+@pytest.mark.parametrize("start", [-1e300, -1e11, -1.0, 0.0])
+async def test_a_backfill_from_before_1970_begins_there(client: aiqueue.Client, start: float) -> None:
+    await schedules_of(client).add(spec("report", Every("1h")))
+    found = await client.schedules.backfill("report", start, 7_300.0, tenant="acme")
+    assert [each.tick_ms for each in found] == [0, 3_600_000, 7_200_000]

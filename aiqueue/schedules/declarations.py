@@ -140,8 +140,6 @@ def _parse(stored: Stored | None) -> DeclaredSet | None:
         names = frozenset((str(tenant), str(schedule_id)) for tenant, schedule_id in read["schedules"])
         fingerprint = stored.subject.rpartition(".")[2]
         found = DeclaredSet(fingerprint, read["generation"], read["first"], read["seen"], names, stored.seq)
-        if not all(0 <= each < 2**63 for each in (found.generation, found.first, found.seen)):
-            return None
-        return found
+        return found if all(0 <= each < 2**63 for each in (found.generation, found.first, found.seen)) else None
     except (DecodeError, KeyError, TypeError, ValueError):
         return None

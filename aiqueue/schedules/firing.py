@@ -17,7 +17,7 @@ from ..headers import ascii_line
 from ..topology import Topology
 from ..units import Backoff
 from .document import FiredTick, Missed, ScheduleDocument, next_ms, tick_job_id
-from .jobs import NoMaker, TickJobs
+from .jobs import MakerFailed, NoMaker, TickJobs
 from .recurrence import Recurrence, iso_time, to_ms
 from .store import ScheduleStore
 from .ticks import DueTick, Ticks
@@ -264,7 +264,8 @@ class Firing:
     @staticmethod
     def _note_failure(document: ScheduleDocument, outcome: TickOutcome, tick_ms: int, error: Exception) -> None:
         outcome.failed += 1
-        outcome.error = ascii_line(f"{type(error).__name__}: {error}")
+        text = str(error) if isinstance(error, MakerFailed) else f"{type(error).__name__}: {error}"
+        outcome.error = ascii_line(text)
         log.error("schedule %s: the tick %s has no job: %s", document.name, iso_time(tick_ms), outcome.error)
 
     async def _note(self, document: ScheduleDocument, outcome: TickOutcome) -> ScheduleDocument | None:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import codec, headers, subjects
 from ..connection import Connection
@@ -17,6 +17,7 @@ from ..errors import BadInput, NotFound
 from ..job import ChildSpec, Message, make_child_spec
 from ..journal import Journal
 from ..topology import Topology
+from ..units import shown
 from .document import FiredTick, ScheduleDocument
 from .ticks import tick_text
 
@@ -55,6 +56,10 @@ class MessageMaker:
         return self.make(tick)
 
 
+class MakerFailed(Exception):
+    """The function that makes a schedule's messages has raised, or took longer than MAKE_S. The text says what."""
+
+
 class NoMaker(Exception):
     """This worker does not have the function that makes a schedule's messages."""
 
@@ -76,7 +81,7 @@ class TickJobs:
         self._makers = {} if makers is None else makers
 
     async def make(self, document: ScheduleDocument, tick_ms: int) -> ChildSpec:
-        """Return the job of a tick. Raises NoMaker, and what the owner's function raises."""
+        """Return the job of a tick. Raises NoMaker, MakerFailed, BadInput."""
         if document.body is not None:
             secrets = {headers.SECRET: document.secrets} if document.secrets else {}
             return ChildSpec(
@@ -87,12 +92,9 @@ class TickJobs:
         wanted = document.family, document.kind
         if maker is None or (isinstance(maker, MessageMaker) and (maker.family, maker.kind) != wanted):
             raise NoMaker(document.name)  # the schedule is declared by newer code, or by older
-        message = maker(Tick(document.tenant, document.id, tick_ms / 1000))
-        if inspect.isawaitable(message):
-            async with asyncio.timeout(MAKE_S):
-                message = await message
+        message = await _call(maker, Tick(document.tenant, document.id, tick_ms / 1000))
         if not isinstance(message, Message) or (message.aiq_family, message.aiq_kind) != wanted:
-            raise BadInput(f"the function must return a message of kind {document.kind}, not {message!r:.80}")
+            raise BadInput(f"the function must return a message of kind {document.kind}, not {shown(message)}")
         return make_child_spec(
             "tick", message, priority=document.priority, deadline=document.deadline_s, headers=document.headers
         )
@@ -183,3 +185,34 @@ class TickJobs:
         except NotFound:
             return False
         return stored is not None and stored.headers.get(headers.JOB_ID) == last.job_id
+
+
+async def _call(maker: MakeMessage, tick: Tick) -> Any:
+    """Return what the owner's function returns. It has a task of its own: it may cancel that, or not end when that is
+    cancelled. Raises MakerFailed, whatever the function raises: none of its errors are of the tick, its lane, or the
+    server.
+    """
+
+    async def call() -> Any:
+        try:
+            made = maker(tick)
+            return await made if inspect.isawaitable(made) else made
+        except BaseException as error:  # sys.exit() in it would end each worker of the owner in turn
+            raise MakerFailed(_text_of(error)) from error
+
+    task = asyncio.create_task(call())
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks a late one
+    try:
+        await asyncio.wait([task], timeout=MAKE_S)
+    finally:
+        task.cancel()
+    if not task.done():
+        raise MakerFailed(f"TimeoutError: it took longer than {MAKE_S:g} s")
+    return task.result()
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    except Exception:  # noqa: BLE001  (of its `__str__`)
+        return f"{type(error).__name__}: (its text cannot be read)"

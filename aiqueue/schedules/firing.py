@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..connection import Connection
-from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull
+from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull, Unavailable
 from ..headers import ascii_line
 from ..topology import Topology
 from ..units import Backoff
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 READY_S = 0.004  # how long before a tick its schedule is read, and its job made
 SURE_S = 1.0  # a tick that is later than this may have been another worker's, and its job may be stored
+STILL_S = 60.0  # a process that stands still for so long between its look and its write looks again
 COUNT_MAX = 1_000  # missed ticks that are counted
 CONFLICTS_MAX = 8
 HANDED_BACK_MAX = 10  # deliveries of a tick to workers that lack its family, about 10 s
@@ -256,9 +258,12 @@ class Firing:
             found = stored.get(job_id) if found is None else found
             if found is not None:
                 return found
+        looked_at = time.time()  # not the monotonic clock, which a suspended machine stops
         spec = await self._jobs.make(document, tick_ms)
         while (early_s := fire_at - self._clock.now()) > 0:  # noqa: ASYNC110  (uvloop wakes up to 1 ms too early)
             await asyncio.sleep(early_s)
+        if time.time() - looked_at > STILL_S:  # the stream may have forgotten the ids of jobs that others have stored
+            raise Unavailable(f"{job_id}: this process stood still, and another one may have had the tick")
         return (await self._jobs.store(document, spec, tick_ms, job_id)).seq
 
     @staticmethod
@@ -294,6 +299,8 @@ class Firing:
     async def _fire_asked(self, document: ScheduleDocument, due: DueTick) -> None:
         """Enqueue one job that somebody has asked for. A full lane is tried again. The schedule goes on as it was."""
         try:
+            if await self._jobs.find_in_journal(document, due.job_id) is not None:
+                return  # a message that came again, or was asked for twice
             spec = await self._jobs.make(document, due.tick_ms)
             await self._jobs.store(document, spec, due.tick_ms, due.job_id)
         except (QueueFull, NoMaker):

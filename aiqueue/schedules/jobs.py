@@ -113,8 +113,10 @@ class TickJobs:
     ) -> StoredChild:  # fmt: skip
         """Store the job of a tick. Raises QueueFull, BadInput, NotFound, AccessDenied, Unavailable."""
         inherited = {headers.SCHEDULED_BY: document.id, headers.SCHEDULED_FOR: tick_text(tick_ms)}
-        if document.family not in self._topology.families:
-            return await self._store_unknown(document, spec, job_id, inherited, timeout_s)
+        family = self._topology.families.get(document.family)
+        if family is None or document.priority not in family.priorities:  # the server's topology may be newer
+            with contextlib.suppress(*([] if family is None else [NotFound])):
+                return await self._store_unknown(document, spec, job_id, inherited, timeout_s)
         lane = self._jobs.lane_of(spec, document.tenant, document.priority)
         return await self._jobs.store(spec, lane, job_id, inherited, on_full=on_full, timeout_s=timeout_s)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import aiqueue
 from aiqueue import codec, headers, subjects
-from aiqueue.schedules import Once, ScheduleDocument, Tick, firing, tick_job_id
+from aiqueue.schedules import Once, ScheduleDocument, Tick, Ticker, firing, tick_job_id
 
 from ..support import Account, eventually
 from .chain import FAMILY, Task, hourly, jobs, schedules_of, spec, ticking
@@ -86,3 +87,31 @@ async def test_a_job_that_was_asked_for_and_has_ended_is_not_enqueued_again_when
 
         await eventually(taken)
     assert await jobs(client) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["the server has it", "it was removed"])
+async def test_a_tick_whose_priority_this_worker_does_not_know_has_its_job_if_the_server_has_that_priority(
+    client: aiqueue.Client, account: Account, is_there: bool
+) -> None:
+    """As in a deployment that has added the priority: the ticks that the former workers took were lost."""
+    schedules, tick = schedules_of(client), round(time.time() + 0.3, 3)
+    priority = "high" if is_there else "huge"
+    document = ScheduleDocument.of_spec(spec("report", Once(tick), priority=priority), time.time())
+    await schedules.ticks.park(await schedules.store.put(document))
+    family = replace(client.topology.family(FAMILY), priorities=("normal",))
+    older = replace(client.topology, families={**client.topology.families, FAMILY: family})
+    ticker = Ticker(client.connection, older)
+    await ticker.start()
+    try:
+
+        async def ended() -> None:
+            found = await schedules.get("acme", "report")
+            assert (found.fired, found.failed) == ((1, 0) if is_there else (0, 1))
+            assert found.error == (
+                "" if is_there else f"BadInput: family {FAMILY} has no priority 'huge': use one of normal"
+            )
+
+        await eventually(ended)
+    finally:
+        await ticker.stop()
+    assert await jobs(client) == ([("report", tick)] if is_there else [])

@@ -41,7 +41,7 @@ class DeclaredSet(NamedTuple):
         return self.generation, self.first, self.fingerprint
 
     def is_alive(self, now: float) -> bool:
-        return now - self.seen < ALIVE_S
+        return abs(now - self.seen) < ALIVE_S  # one that was seen in the future is of a clock that was set back
 
     def encode(self) -> bytes:
         """Return the stored form."""

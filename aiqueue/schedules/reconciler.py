@@ -94,7 +94,7 @@ class Reconciler:
         stored = await self._connection.last(self._store.stream, subject)
         if stored is not None:
             with contextlib.suppress(DecodeError, KeyError, TypeError):
-                if now < codec.decode(stored.data, codec.CBOR)["until"]:
+                if now < codec.decode(stored.data, codec.CBOR)["until"] <= now + EVERY_S:  # else a clock was set back
                     return False
         body = codec.dump({"until": round(now + 0.8 * EVERY_S, 3)})
         try:

@@ -10,7 +10,7 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.errors import DecodeError
-from aiqueue.schedules import DeclaredSet, DeclaredSets, Every, ScheduleDocument
+from aiqueue.schedules import Declared, DeclaredSet, DeclaredSets, Declarer, Every, ScheduleDocument, reconciler
 from aiqueue.schedules.reconciler import Reconciler
 
 from ..support import Account, eventually
@@ -106,3 +106,43 @@ async def test_a_set_of_declarations_with_a_wrong_value_is_passed_over(
     key = schedules_of(client).store.key("owner", "billing", "f" * 32)
     await client.connection.store(key, body, {headers.MSG_ID: subjects.new_id()})
     assert [each.fingerprint for each in await sets.list("billing")] == [mine.fingerprint]
+
+
+@pytest.mark.parametrize("until", [1e18, 5_000_000_000, float("inf"), "tomorrow", None], ids=str)
+async def test_a_turn_that_lasts_longer_than_any_keeps_nobody_from_looking(
+    client: aiqueue.Client, until: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of before the server's clock was set back, or of somebody else."""
+    monkeypatch.setattr(reconciler, "FIRST_S", 0.0)
+    schedules = schedules_of(client)
+    added = (await schedules.add(spec("lost", Every("1h")))).document
+    await schedules.ticks.unpark(added)
+    turn = {headers.MSG_ID: subjects.new_id()}
+    await client.connection.store(schedules.store.key("turn"), codec.dump({"until": until}), turn)
+    looking = Reconciler(client.connection, client.topology)
+    looking.start()
+    try:
+
+        async def healed() -> None:
+            assert await schedules.ticks.has(added)
+
+        await eventually(healed)
+    finally:
+        await looking.stop()
+
+
+async def test_a_set_of_declarations_that_was_seen_in_the_future_decides_nothing_and_is_refreshed(
+    client: aiqueue.Client,
+) -> None:
+    """As after the server's clock was set back by an hour, in which no worker looked after its schedules."""
+    schedules, declared = schedules_of(client), [spec(owner="billing")]
+    sets, now = DeclaredSets(schedules.store), time.time()
+    mine = DeclaredSet.of_specs(declared, 0, now)
+    newer = DeclaredSet.of_specs([spec(owner="billing", priority="high")], 7, now)
+    for each in (mine, newer):
+        assert await sets.refresh("billing", each._replace(first=now + 3_600, seen=now + 3_600))
+    declarer = Declarer(client.connection, client.topology, Declared("billing", 0, declared))
+    assert await declarer.reconcile(is_first=False) == (1, 0, 0)
+    found = await sets.get("billing", mine.fingerprint)
+    assert found is not None
+    assert abs(found.seen - now) < 60

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 from .. import subjects
 from ..connection import Connection, block
 from ..enqueue import KeyLanes
-from ..errors import BadInput, Conflict, NotFound, TooLarge
+from ..errors import AIQueueError, BadInput, Conflict, NotFound, TooLarge
 from ..job import KIND
 from ..topology import Topology
 from ..units import parse_duration, text, whole_number
@@ -132,7 +132,7 @@ class Schedules:
             except Conflict:
                 continue
             if former is not None and (former.next_ms, former.route) != (stored.next_ms, stored.route):
-                await self.ticks.unpark(former)
+                await self._unpark(former)
             await self.ticks.park(stored)
             return Added(stored, "added" if former is None else "changed")
         raise _always_conflicts(spec.tenant, spec.id)
@@ -160,9 +160,19 @@ class Schedules:
             except Conflict:
                 continue
             if found.document is not None:
-                await self.ticks.unpark(found.document)
+                await self._unpark(found.document)
             return True
         raise _always_conflicts(tenant, schedule_id)
+
+    async def _unpark(self, former: ScheduleDocument) -> None:
+        """Remove the parked tick of a schedule that has changed or is removed. Another program that has since made this
+        tick the next one again has found it parked: then it is parked anew. Never raises.
+        """
+        await self.ticks.unpark(former)
+        with contextlib.suppress(AIQueueError):
+            now = (await self.store.find(former.tenant, former.id)).document
+            if now is not None and (now.next_ms, now.route) == (former.next_ms, former.route):
+                await self.ticks.park(now)
 
     async def pause(self, tenant: str, schedule_id: str, *, by: str = "", reason: str = "") -> ScheduleDocument:
         """Have a schedule fire no more until it is resumed. One that is paused stays paused since then."""

@@ -9,6 +9,7 @@ import pytest
 import aiqueue
 from aiqueue import Every, Once
 from aiqueue.errors import BadInput, StreamFull
+from aiqueue.schedules import ScheduleDocument
 
 from ..support import Account, eventually
 from .chain import schedules_of, spec, ticking
@@ -58,3 +59,23 @@ async def test_a_backfill_from_before_1970_begins_there(client: aiqueue.Client, 
     await schedules_of(client).add(spec("report", Every("1h")))
     found = await client.schedules.backfill("report", start, 7_300.0, tenant="acme")
     assert [each.tick_ms for each in found] == [0, 3_600_000, 7_200_000]
+
+
+@pytest.mark.parametrize("what", ["changes", "removes"])
+async def test_a_schedule_that_is_put_back_while_another_program_changes_or_removes_it_keeps_its_tick(
+    client: aiqueue.Client, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tick is still parked then, and the other program is about to remove it from there."""
+    one, another, hourly = schedules_of(client), schedules_of(client), spec("report", Every("1h"))
+    await one.add(hourly)
+    unpark = one.ticks.unpark
+
+    async def unpark_late(former: ScheduleDocument) -> None:
+        await another.add(hourly)
+        await unpark(former)
+
+    monkeypatch.setattr(one.ticks, "unpark", unpark_late)
+    await (one.remove("acme", "report") if what == "removes" else one.add(spec("report", Every("2h", starting=1.0))))
+    stored = await one.get("acme", "report")
+    assert stored.recurrence == hourly.recurrence
+    assert await one.ticks.has(stored), "else it does not fire before a worker has looked for missing ticks"

@@ -15,7 +15,7 @@ from ..errors import AIQueueError, BadInput, Conflict, DecodeError
 from ..topology import Topology
 from .document import ScheduleDocument, next_ms
 from .store import ScheduleStore, StoredSchedule
-from .ticks import Ticks
+from .ticks import STUCK_S, Ticks
 from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,11 @@ WRITE_S = 2.0
 
 
 class _KnownTick(NamedTuple):
-    """What the reconciler keeps of a schedule: the subject of its parked tick, and that of a due one."""
+    """What the reconciler keeps of a schedule: the subject of its next tick as parked and as due, and its time."""
 
     parked: str
     due: str
+    at: float  # its time, seconds since the epoch
 
 
 class Reconciler:
@@ -111,6 +112,8 @@ class Reconciler:
         await self._refresh()
         stored = await self._ticks.list_subjects() if self._known else set()
         suspects = {name for name, known in self._known.items() if not {known.parked, known.due} & stored}
+        stuck_since = self._connection.clock.now() - STUCK_S
+        suspects |= {name for name, known in self._known.items() if known.at < stuck_since and known.parked in stored}
         suspects |= self._moved
         self._moved.clear()
         found, todo = 0, sorted(suspects)
@@ -138,7 +141,8 @@ class Reconciler:
                 self._warn_once(stored.problem)
             return
         where = document.route, document.tenant, document.id
-        self._known[key] = _KnownTick(subjects.tick(*where, document.next_ms), subjects.tick(*where))
+        parked, due = subjects.tick(*where, document.next_ms), subjects.tick(*where)
+        self._known[key] = _KnownTick(parked, due, document.next_ms / 1000)
         if self._is_first and _moved_to(document, now) is not None:
             self._moved.add(key)
 
@@ -155,6 +159,8 @@ class Reconciler:
                 moved = await self._store.put(replace(document, next_ms=moved_to))
                 await self._ticks.unpark(document)
                 document = moved
+            elif await self._ticks.drop_stuck(document):
+                log.warning("schedule %s: its next tick was parked and did not become due", document.name)
             elif await self._ticks.has(document):
                 return False
             else:

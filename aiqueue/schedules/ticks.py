@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .. import headers, subjects
-from ..connection import Connection
+from ..connection import Connection, timestamp
 from ..errors import AIQueueError, Conflict
 from ..lanes import Delivery
 from ..topology import Topology
@@ -20,6 +20,7 @@ from .recurrence import TICKS_END_MS
 
 EARLY_S = 0.35  # the server's timer is up to 0.25 s late
 PARK_S = 5.0
+STUCK_S = 60.0  # how long after its time a tick is still parked that will not become due
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,22 @@ class Ticks:
             subject = subjects.tick(document.route, document.tenant, document.id, document.next_ms)
             with contextlib.suppress(AIQueueError):
                 await self._connection.api(f"STREAM.PURGE.{self.stream}", {"filter": subject})
+
+    async def drop_stuck(self, document: ScheduleDocument) -> bool:
+        """Remove what is on the subject of a schedule's parked tick and has not become due: a message that is no tick,
+        or one whose timer the server has lost. Return whether there was one. Raises as `list_subjects`.
+        """
+        subject = subjects.tick(document.route, document.tenant, document.id, document.next_ms or 0)
+        stored = await self._connection.last(self.stream, subject)
+        if stored is None:
+            return False
+        due_at = stored.time
+        with contextlib.suppress(ValueError):
+            due_at = max(due_at, timestamp(stored.headers.get(headers.SCHEDULE, "").removeprefix("@at ")))
+        if self._connection.clock.now() - due_at < STUCK_S:
+            return False
+        await self._connection.api(f"STREAM.PURGE.{self.stream}", {"filter": subject, "seq": stored.seq + 1})
+        return True
 
     async def list_subjects(self) -> set[str]:
         """Return the subjects of all ticks, parked and due. Raises NotFound, Unavailable, AccessDenied."""

@@ -10,7 +10,17 @@ import pytest
 import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.errors import DecodeError
-from aiqueue.schedules import Declared, DeclaredSet, DeclaredSets, Declarer, Every, ScheduleDocument, reconciler
+from aiqueue.schedules import (
+    Declared,
+    DeclaredSet,
+    DeclaredSets,
+    Declarer,
+    Every,
+    Once,
+    ScheduleDocument,
+    reconciler,
+    ticks,
+)
 from aiqueue.schedules.reconciler import Reconciler
 
 from ..support import Account, eventually
@@ -146,3 +156,25 @@ async def test_a_set_of_declarations_that_was_seen_in_the_future_decides_nothing
     found = await sets.get("billing", mine.fingerprint)
     assert found is not None
     assert abs(found.seen - now) < 60
+
+
+async def test_a_message_in_the_place_of_a_parked_tick_that_is_none_is_found_and_replaced(
+    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never becomes due, and whoever parks the tick finds its place taken."""
+    for module in (ticks, reconciler):
+        monkeypatch.setattr(module, "STUCK_S", 0.1)
+    schedules, tick = schedules_of(client), round(time.time() + 0.2, 3)
+    document = ScheduleDocument.of_spec(spec("report", Once(tick)), time.time())
+    where = subjects.tick("-", "acme", "report", document.next_ms)
+    await client.connection.store(where, b"", {headers.MSG_ID: subjects.new_id()})
+    await schedules.ticks.park(await schedules.store.put(document))
+    later = (await schedules.add(spec("later", Every("1h")))).document
+    async with ticking(account) as ticker:
+
+        async def fired() -> None:
+            await ticker.reconciler.look()
+            assert await jobs(client) == [("report", tick)]
+
+        await eventually(fired)
+    assert await schedules.ticks.has(later), "one whose time has not come stays"

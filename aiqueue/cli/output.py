@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import textwrap
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from ..units import short_duration
 # "\x80-\x9f" are control characters too; the ranges after it change the direction of text
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
+_VALUE_WIDTH_MIN = 20  # of a field's value that is wrapped
+_INDENT_MAX = 12  # of a second line below a row
 _SHRUNK_WIDTH_MIN = 8
 DEPTH_MAX = 100  # of data that is printed as JSON
 INT_BITS_MAX = 10_000
@@ -177,7 +180,7 @@ def print_table(
     """Print a table to stdout.
 
     If a row has fewer cells than there are columns, its last cell extends to the edge of the terminal. `below` has a
-    second line for each row, printed below its second cell ("": none).
+    second line for each row, printed below its second cell or further left, so that it has space ("": none).
     """
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415
 
@@ -198,7 +201,7 @@ def print_table(
             out.append((" " * gap).join(set_cell_size(row[at], widths[at]) for at in range(len(row) - 1)))
             out[-1] += " " * gap + apply_style(row[-1], "red")
         if below and below[number]:
-            indent = widths[0] + gap
+            indent = min(widths[0] + gap, _INDENT_MAX)
             out.append(
                 " " * indent + apply_style(truncate(below[number], None if edge is None else edge - indent), "dim")
             )
@@ -244,11 +247,20 @@ def truncate(text: str, limit: int | None, *, middle: bool = False) -> str:
 
 
 def print_fields(pairs: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one pair per line. Empty values are left out."""
+    """Print names and values, one pair per line. Empty values are left out. On a terminal, long values are wrapped
+    between words. A value has no style: control characters are escaped.
+    """
     shown = [(name, escape_controls(value)) for name, value in pairs if value]
     left = max((len(name) for name, _ in shown), default=0) + 2
+    edge = terminal_width()
     for name, value in shown:
-        print_line(f"  {apply_style(name.ljust(left), 'dim')}{value}")
+        lines = value.split("\n")
+        if edge is not None:
+            room = max(_VALUE_WIDTH_MIN, edge - 2 - left)
+            wrapped = [textwrap.wrap(each, room, break_long_words=False, break_on_hyphens=False) for each in lines]
+            lines = [line for each in wrapped for line in each]
+        text = ("\n" + " " * (0 if edge is None else left + 2)).join(lines)
+        print_line(f"  {apply_style(name.ljust(left), 'dim')}{text}")
 
 
 def format_age(value_s: float | None) -> str:

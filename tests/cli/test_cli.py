@@ -819,6 +819,30 @@ class TestOutput:
         assert lines[1].count("…") == 2
         assert lines[2].endswith("…")
 
+    def test_a_line_below_a_row_has_most_of_the_edge_however_long_the_id(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        output.print_table([output.Column("id"), output.Column("x")], [["i" * 60, "1"]], below=["x" * 60])
+        assert capsys.readouterr().out.splitlines()[2].strip() == "x" * 60
+
+    def test_long_values_of_fields_are_wrapped_between_words_on_a_terminal_only(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fields = [("error", "word " * 10 + "w" * 50), ("job", "x-1")]
+        monkeypatch.setenv("COLUMNS", "40")
+        output.print_fields(fields)
+        wrapped = [
+            "  error  " + " ".join(["word"] * 6),
+            " " * 9 + " ".join(["word"] * 4),
+            " " * 9 + "w" * 50,
+            "  job    x-1",
+        ]
+        assert capsys.readouterr().out.splitlines() == wrapped
+        monkeypatch.delenv("COLUMNS")
+        output.print_fields(fields)
+        assert capsys.readouterr().out.splitlines() == [f"  error  {fields[0][1]}", "  job    x-1"]
+
     def test_table_in_a_pipe_is_not_cut(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue import codec, headers, subjects
+from aiqueue.cli import output
+from aiqueue.schedules import FiredTick
 
 from ..support import ROOT
 from .test_cli import Cli, cli, data, environment, one_line, place, ready
@@ -207,7 +210,7 @@ def test_what_was_missed_and_what_failed_is_shown(ready: Cli) -> None:
     ready("schedule", *REPORT, "--every", "1h")
 
     async def spoil(client: aiqueue.Client) -> None:
-        from aiqueue.schedules import FiredTick, Missed  # noqa: PLC0415
+        from aiqueue.schedules import Missed  # noqa: PLC0415
 
         engine = client.schedules.engine
         document = await engine.get("acme", "report")
@@ -332,3 +335,21 @@ def test_what_enqueue_has_too_is_the_same_option(ready: Cli, monkeypatch: pytest
         mine, other = (" ".join(page.partition(option)[2].partition("--")[0].split()) for page in pages)
         assert mine.startswith(option[2:].upper())
         assert mine == other
+
+
+def test_on_a_terminal_with_colours_the_outcome_is_a_word(ready: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready("schedule", *REPORT, "--every", "1h")
+
+    async def fail(client: aiqueue.Client) -> None:
+        engine, journal = client.schedules.engine, client.topology.family("agent.tasks").journal or ""
+        last = FiredTick(1_700_036_000_000, "report-x", "agent.tasks", 999, time.time())
+        await engine.store.put(replace(await engine.get("acme", "report"), last=last, fired=1))
+        fields = {headers.MSG_ID: "x", headers.EVENT: "failed", headers.CONTENT_TYPE: codec.CBOR}
+        subject = subjects.journal(journal, "acme", "report-x")
+        await client.connection.store(subject, codec.encode({"error": "ValueError: no books"}), fields)
+
+    in_client(fail)
+    monkeypatch.setattr(output, "supports_colour", lambda stream: True)
+    shown = ready("schedule", "show", "report", "--tenant", "acme").stdout
+    assert "failed: ValueError: no books" in shown
+    assert "\\x1b" not in shown

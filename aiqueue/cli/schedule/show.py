@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ...inspect import ScheduleStats
     from ...schedules import ScheduleDocument
 
-STYLES = {"done": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}
 NEXT_SHOWN = 5
 
 
@@ -101,8 +100,7 @@ def show(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, jso
         shown = {"next_times": [each.isoformat() for each in times], "message": message}
         output.print_json(found.summary() | shown)
         return
-    name = output.apply_style(found.id, "bold")
-    output.print_line(f"schedule {name} of {found.tenant}: {output.escape_controls(found.when)}")
+    output.print_line(f"schedule {output.apply_style(found.id, 'bold')} of {found.tenant}")
     if found.problem:
         print_error(found.problem)
     output.print_fields(_list_fields(found))
@@ -117,10 +115,10 @@ def show(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, jso
 def _list_fields(found: ScheduleStats) -> list[tuple[str, str]]:
     document = found.document
     paused, last, missed = document.paused, document.last, document.missed
-    outcome = output.apply_style(found.outcome, STYLES.get(found.outcome, ""))
     pause = f"{output.format_ago(paused.since)}{f' by {paused.by}' if paused.by else ''}" if paused else ""
     misfire = {"all": f"all, the newest {document.bound:,}"}.get(document.misfire, document.misfire)
     return [
+        ("when", found.when),
         ("paused", f"{pause}{f': {paused.reason}' if paused and paused.reason else ''}"),
         ("lane", output.format_lane(document.family, document.tenant, document.priority)),
         ("kind", document.kind),
@@ -131,7 +129,7 @@ def _list_fields(found: ScheduleStats) -> list[tuple[str, str]]:
         ("due tick", _describe_due(found)),
         ("last tick", output.format_ago(found.last_at)),
         ("last job", last.job_id if last else ""),
-        ("outcome", f"{outcome}{f': {found.error}' if found.error else ''}"),
+        ("outcome", f"{found.outcome}{f': {found.error}' if found.error else ''}"),
         ("jobs", f"{document.fired:,}"),
         ("missed", f"{document.misfired:,}{_describe_missed(document)}" if document.misfired or missed else ""),
         ("skipped", f"{document.skipped:,}, because the former job had not ended" if document.skipped else ""),

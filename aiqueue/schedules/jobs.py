@@ -25,6 +25,8 @@ STORE_S = 1.5  # below the ack_wait of ticks
 MAKE_S = 30.0
 DEDUP_S = 540.0  # a bit less than how long a work stream remembers a job's id
 SCAN_MAX = 20_000  # jobs that are read through to find one
+SCAN_KEPT_S = 60.0
+SCANS_MAX = 64
 
 
 class Tick(NamedTuple):
@@ -64,6 +66,14 @@ class NoMaker(Exception):
     """This worker does not have the function that makes a schedule's messages."""
 
 
+class _Scan(NamedTuple):
+    """When the jobs in a schedule's lanes were read, since which tick, and what was found."""
+
+    at: float
+    since: float
+    found: dict[str, int]
+
+
 class TickJobs:
     """Stores the jobs of ticks, under ids that name the tick: stored twice, a tick has one job."""
 
@@ -79,6 +89,7 @@ class TickJobs:
         self._jobs = ChildJobs(connection, topology, key_lanes)
         self._journal = Journal(connection, topology.journal_stream.name)
         self._makers = {} if makers is None else makers
+        self._scans: dict[tuple[str, str], _Scan] = {}
 
     async def make(self, document: ScheduleDocument, tick_ms: int) -> ChildSpec:
         """Return the job of a tick. Raises NoMaker, MakerFailed, BadInput."""
@@ -143,9 +154,18 @@ class TickJobs:
     async def list_forgotten(self, document: ScheduleDocument, since: float) -> dict[str, int]:
         """Return ids and sequences of jobs that are still stored and whose ids the stream may have forgotten: those
         since a tick that is later than the stream remembers ids. Before that, the stream itself knows what is stored.
+
+        What was read within SCAN_KEPT_S is not read again: the stream remembers the jobs that were stored since.
         """
-        is_forgotten = self._connection.clock.now() - since > DEDUP_S
-        return await self.find_in_lanes(document, since) if is_forgotten else {}
+        now, name = self._connection.clock.now(), (document.name, document.family)
+        if now - since <= DEDUP_S:
+            return {}
+        scan = self._scans.get(name)
+        if scan is None or now - scan.at > SCAN_KEPT_S or since < scan.since:
+            if len(self._scans) >= SCANS_MAX:
+                self._scans.clear()
+            scan = self._scans[name] = _Scan(now, since, await self.find_in_lanes(document, since))
+        return scan.found
 
     async def find_in_journal(self, document: ScheduleDocument, job_id: str) -> int | None:
         """Return the sequence of a job that has a journal."""

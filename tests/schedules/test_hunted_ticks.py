@@ -11,10 +11,11 @@ import pytest
 
 import aiqueue
 from aiqueue import codec, headers, subjects
-from aiqueue.schedules import Once, ScheduleDocument, Tick, Ticker, firing, tick_job_id
+from aiqueue.schedules import Every, Once, ScheduleDocument, Tick, Ticker, firing, tick_job_id
+from aiqueue.schedules.jobs import TickJobs
 
 from ..support import Account, eventually
-from .chain import FAMILY, Task, hourly, jobs, schedules_of, spec, ticking
+from .chain import FAMILY, Task, hourly, jobs, make_late, schedules_of, spec, ticking
 
 
 async def forget_ids_soon(client: aiqueue.Client) -> None:
@@ -115,3 +116,28 @@ async def test_a_tick_whose_priority_this_worker_does_not_know_has_its_job_if_th
     finally:
         await ticker.stop()
     assert await jobs(client) == ([("report", tick)] if is_there else [])
+
+
+async def test_ticks_within_a_long_grace_read_the_jobs_in_their_lane_once(
+    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read them all: behind 20,000 jobs, a schedule that fires each second did not catch up any more."""
+    schedules, reads, find = schedules_of(client), list[float](), TickJobs.find_in_lanes
+
+    async def find_and_note(jobs: TickJobs, document: ScheduleDocument, since: float) -> dict[str, int]:
+        reads.append(since)
+        return await find(jobs, document, since)
+
+    monkeypatch.setattr(TickJobs, "find_in_lanes", find_and_note)
+    added = (await schedules.add(spec("report", Every("1m")))).document
+    late = await make_late(client, added, 900, grace_s=7200.0)
+    assert late.next_ms is not None
+    async with ticking(account):
+
+        async def caught_up() -> None:
+            assert (await schedules.get("acme", "report")).fired >= 15
+
+        await eventually(caught_up)
+    assert reads == [late.next_ms / 1000]
+    found = await jobs(client)
+    assert len(found) == len(set(found))

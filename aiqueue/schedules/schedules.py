@@ -28,7 +28,7 @@ from .document import (
 )
 from .jobs import TickJobs
 from .recurrence import Recurrence, to_ms
-from .store import ScheduleStore
+from .store import ScheduleStore, StoredSchedule
 from .ticks import Ticks
 
 BODY_MAX = 64 * 1024
@@ -133,7 +133,12 @@ class Schedules:
                 continue
             if former is not None and (former.next_ms, former.route) != (stored.next_ms, stored.route):
                 await self._unpark(former)
-            await self.ticks.park(stored)
+            try:
+                await self.ticks.park(stored)
+            except NotFound:  # there is no stream of ticks: without one, this schedule is not to begin some day
+                if former is None:
+                    await self.store.delete(StoredSchedule(stored.tenant, stored.id, stored.seq, stored))
+                raise
             return Added(stored, "added" if former is None else "changed")
         raise _always_conflicts(spec.tenant, spec.id)
 

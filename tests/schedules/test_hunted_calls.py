@@ -8,7 +8,7 @@ import pytest
 
 import aiqueue
 from aiqueue import Every, Once
-from aiqueue.errors import BadInput, StreamFull
+from aiqueue.errors import BadInput, NotFound, StreamFull
 from aiqueue.schedules import ScheduleDocument
 
 from ..support import Account, eventually
@@ -79,3 +79,13 @@ async def test_a_schedule_that_is_put_back_while_another_program_changes_or_remo
     stored = await one.get("acme", "report")
     assert stored.recurrence == hourly.recurrence
     assert await one.ticks.has(stored), "else it does not fire before a worker has looked for missing ticks"
+
+
+async def test_a_schedule_whose_tick_cannot_be_parked_for_want_of_the_stream_is_not_there(
+    client: aiqueue.Client,
+) -> None:
+    schedules = schedules_of(client)
+    await client.connection.api("STREAM.DELETE.AI_TICKS")
+    with pytest.raises(NotFound, match="run `aiqueue apply`"):
+        await schedules.add(spec("report", Every("1h")))
+    assert await schedules.list() == []

@@ -32,6 +32,7 @@ from .store import ScheduleStore, StoredSchedule
 from .ticks import Ticks
 
 BODY_MAX = 64 * 1024
+HEADERS_MAX = 32 * 1024  # of the caller, in a job: aiqueue's own are beside them
 BACKFILL_MAX = 10_000
 GRACE_MAX_S = 7 * 86_400.0
 TEXT_MAX = 500  # characters of a name, and of why a schedule is paused
@@ -327,7 +328,9 @@ class Schedules:
         whole_number("bound", spec.bound, 1, BOUND_MAX)
         if not 0 <= spec.grace_s <= GRACE_MAX_S:
             raise BadInput(f"grace must be from 0 to {GRACE_MAX_S / 86_400:g} days, not {spec.grace_s:g} s")
-        block(dict(spec.headers))
+        if (size := len(block(dict(spec.headers)))) > HEADERS_MAX:
+            raise TooLarge(size, HEADERS_MAX, headers=True)
+        text("priority", spec.priority)
         self._jobs.check(ScheduleDocument.of_spec(spec, 0.0))
 
 

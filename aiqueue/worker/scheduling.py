@@ -98,7 +98,10 @@ class DeclaredSchedules:
     ) -> None:
         """Declare a schedule of a handler, whose message is made without values, or of a function of the tick."""
         options = options.copy()
-        options.setdefault("id", str(getattr(function, "__name__", "")))
+        if "id" not in options:
+            if not hasattr(function, "__name__"):
+                raise BadInput(f'the schedule of {shown(function)} needs an id, such as id="daily-report"')
+            options["id"] = str(function.__name__)
         handler = next((each for each in handlers.values() if each.call is function), None)
         if handler is not None:
             if handler.any_of:
@@ -172,9 +175,10 @@ def _made_by(function: Any, makes: Any) -> _Message:
         makes = _returned_by(function)
     if isinstance(makes, type) and issubclass(makes, Message) and makes.aiq_kind:
         return makes
+    called = getattr(function, "__name__", "report")
     raise BadInput(
         f"{name} is no handler yet, and does not say which message it makes: put @worker.schedule above "
-        f"@worker.handle, or state the class, as in `def {function.__name__}(tick: Tick) -> Report` or makes=Report"
+        f"@worker.handle, or state the class, as in `def {called}(tick: Tick) -> Report` or makes=Report"
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from typing import Any
 
 import pytest
 
 import aiqueue
 from aiqueue import Every, Once
-from aiqueue.errors import BadInput, NotFound, StreamFull
-from aiqueue.schedules import ScheduleDocument
+from aiqueue.errors import BadInput, NotFound, StreamFull, TooLarge
+from aiqueue.schedules import ScheduleDocument, Tick
 
 from ..support import Account, eventually
-from .chain import schedules_of, spec, ticking
+from .chain import Task, schedules_of, spec, ticking
 
 
 async def test_what_no_room_is_left_for_is_refused_and_the_other_schedules_fire_on(
@@ -89,3 +91,31 @@ async def test_a_schedule_whose_tick_cannot_be_parked_for_want_of_the_stream_is_
     with pytest.raises(NotFound, match="run `aiqueue apply`"):
         await schedules.add(spec("report", Every("1h")))
     assert await schedules.list() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ({"priority": None}, BadInput, "priority must be a text, not None"),
+        ({"headers": {f"h{n}": "x" * 900 for n in range(40)}}, TooLarge, "headers"),
+    ],
+    ids=["priority", "headers"],
+)
+async def test_a_schedule_whose_jobs_could_not_be_stored_is_refused(
+    client: aiqueue.Client, wrong: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        await client.schedules.add("report", Every("1h"), Task(), tenant="acme", **wrong)
+    assert await client.schedules.list() == []
+
+
+def test_a_function_without_a_name_needs_an_id_and_says_what_it_makes() -> None:
+    def report(day: str, tick: Tick) -> Task:
+        return Task()
+
+    worker, nameless = aiqueue.Worker(owner="billing"), functools.partial(report, "today")
+    with pytest.raises(BadInput, match=r"the schedule of functools\.partial.* needs an id"):
+        worker.schedule("1h", tenant="acme", makes=Task)(nameless)
+    with pytest.raises(BadInput, match=r"does not say which message it makes.* makes=Report"):
+        worker.schedule("1h", tenant="acme", id="daily")(nameless)
+    worker.schedule("1h", tenant="acme", id="daily", makes=Task)(nameless)

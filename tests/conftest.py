@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, settings
 import aiqueue
 from aiqueue.server import supervisor
 
-from . import support
+from . import forks, support
 from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
 
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):  # of numpy and of tokenizers
@@ -69,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     _keep_files_in_memory()
+    forks.build_command_lines_once()
     # A shell without job control has what it starts in the background ignore SIGINT, which children inherit: they are
     # to heed it here, as they do in a terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -136,6 +136,15 @@ def start(
     return Program([program, *arguments], status, *ours)
 
 
+def build_command_lines_once() -> None:
+    """Keep what typer makes of an app: it builds all commands anew, with 80 ms of CPU, each time that one is called."""
+    import typer.main  # noqa: PLC0415
+    import typer.testing  # noqa: PLC0415
+
+    built = functools.lru_cache(typer.main.get_command)
+    typer.main.get_command = typer.testing._get_command = built  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _server(*imports: str) -> socket.socket:
     """Start a process that forks. It ends with this one, and kills the programs that still run."""
@@ -218,11 +227,15 @@ def _run(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import typer.main
+
     import aiqueue
 
     for _name in aiqueue.__all__:
         getattr(aiqueue, _name)
     for _name in (*COMMAND_LINE, *sys.argv[2:]):
         importlib.import_module(_name)
+    build_command_lines_once()
+    typer.main.get_command(importlib.import_module("aiqueue.cli.app").app)
     gc.freeze()  # a collection in a forked process would copy all that it looks at
     _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -27,7 +27,7 @@ FORMER = """
     name = "TEST_LIMITED"
     max_bytes = "64MiB"
     [consumer]
-    ack_wait = "2s"
+    ack_wait = "20s"
     """
 STREAM = FORMER.replace("[stream]", 'limit_key = "model"\n    [stream]')
 RULES = '[[limit]]\nfamily = "test.limited"\nkey = "m*"\nrequests = 10_000\nwindow = "1s"\n'

@@ -21,6 +21,7 @@ from .recurrence import TICKS_END_MS
 EARLY_S = 0.35  # the server's timer is up to 0.25 s late
 PARK_S = 5.0
 STUCK_S = 60.0  # how long after its time a tick is still parked that will not become due
+ASKED = "~"  # between a schedule and the id of a job that is asked for; no token has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class DueTick:
 def parse_due(delivery: Delivery) -> DueTick:
     """Return the tick in a message. A plain publisher may have stored it: what is malformed counts as missing."""
     fields = delivery.message.headers
-    _, _, _, route, tenant, schedule_id = delivery.message.subject.split(".")
+    _, _, _, route, tenant, last = delivery.message.subject.split(".")
+    schedule_id = last.partition(ASKED)[0]
     tick = headers.decimal(fields.get(headers.SCHEDULED_FOR, "")) or 0.0
     tick_ms = round(tick * 1000) if 0 <= tick * 1000 < TICKS_END_MS else 0
     fire_at = headers.milliseconds(fields.get(headers.DUE, "")) or 0.0
@@ -102,14 +104,20 @@ class Ticks:
             await self._connection.store(subjects.tick(*where, tick_ms), b"", fields, timeout_s=timeout_s)
 
     async def ask(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> None:
-        """Have a worker of the schedule's owner make and enqueue one job of a tick. Raises as `park`."""
+        """Have a worker of the schedule's owner make and enqueue one job of a tick. One that is asked for already stays.
+
+        The message has a subject of its own: on that of due ticks it would pass for the schedule's next one. Raises as
+        `park`.
+        """
         fields = {
             headers.MSG_ID: subjects.new_id(),
+            headers.EXPECTED: "0",
             headers.SCHEDULED_FOR: tick_text(tick_ms),
             headers.JOB_ID: job_id,
         }
-        subject = subjects.tick(document.route, document.tenant, document.id)
-        await self._connection.store(subject, b"", fields, timeout_s=PARK_S)
+        subject = f"{subjects.tick(document.route, document.tenant, document.id)}{ASKED}{job_id}"
+        with contextlib.suppress(Conflict):
+            await self._connection.store(subject, b"", fields, timeout_s=PARK_S)
 
     async def unpark(self, document: ScheduleDocument) -> None:
         """Remove the parked tick of a schedule that is due no more. Never raises: when it comes, it is dropped."""

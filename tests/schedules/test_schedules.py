@@ -340,6 +340,24 @@ async def test_a_lost_tick_fires_though_its_time_has_come(client: aiqueue.Client
         await eventually(fired)
 
 
+async def test_jobs_that_are_asked_for_do_not_pass_for_the_next_tick_while_the_owner_has_no_worker(
+    client: aiqueue.Client, account: Account
+) -> None:
+    schedules = schedules_of(client)
+    added = (await schedules.add(spec("mine", body=None, owner="billing"))).document
+    await schedules.run_now("acme", "mine")
+    hour = (added.next_ms or 0) / 1000 - 7_200
+    await schedules.backfill("acme", "mine", hour, hour + 3_601)
+    await schedules.backfill("acme", "mine", hour, hour + 3_601)
+    assert len(await schedules.ticks.list_subjects()) == 4, "each is asked for once"
+    await schedules.ticks.unpark(added)
+    assert not await schedules.ticks.has(added)
+    async with ticking(account) as ticker:
+        await ticker.reconciler.stop()
+        assert await ticker.reconciler.look() == 1
+    assert await schedules.ticks.has(added)
+
+
 async def test_a_tick_that_a_worker_holds_is_not_taken_for_lost(client: aiqueue.Client, account: Account) -> None:
     schedules = schedules_of(client)
     async with ticking(account) as ticker:

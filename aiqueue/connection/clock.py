@@ -81,6 +81,17 @@ class ServerClock:
             self._ahead_s, self._error_s, self._measured_at, self._is_expired = ahead_s, error_s, received_at, False
             self.offset_ms = round((self.now() - self._wall()) * 1000)
 
+    def note_past(self, received_at: float, server_time: float) -> None:
+        """Note that something which was received at a time of the monotonic clock here has a time of the server's clock
+        that was past by then. A clock that is behind that, as after a pause of this host, is put forward, until the
+        next measurement.
+        """
+        behind_s = server_time - (self.now() - (self._monotonic() - received_at))
+        if behind_s > SYNCHRONISED_S:
+            self._ahead_s, self._error_s, self._measured_at = server_time - received_at, 0.0, received_at
+            self.offset_ms = round((self.now() - self._wall()) * 1000)
+            self.expire()
+
     def note_reply(self, sent_at: float, reply: dict[str, Any]) -> dict[str, Any]:
         """Measure the clock by an answer, if the answer states a time. `sent_at`: of the request, monotonic seconds.
 

@@ -97,6 +97,7 @@ class Ticker:
     async def _on_due(self, consumer: SharedConsumer, delivery: Delivery) -> None:
         """Wait until it is nearly a tick's time, fire it, and acknowledge it. Or have it come again."""
         due = parse_due(delivery)
+        self._connection.clock.note_past(delivery.arrived_at, delivery.stored_at)
         if not await self._wait_until(due.fire_at - READY_S):
             consumer.reply(delivery, b"-NAK")
             return
@@ -112,7 +113,8 @@ class Ticker:
     async def _wait_until(self, at: float) -> bool:
         """Return True at a time of the server's clock, and False at once when the ticker stops.
 
-        For a time further ahead than a tick can be, a clock or a message is wrong: then this does not wait.
+        For a time further ahead than a tick can be, the message is wrong, or the server's clock was set back: then this
+        does not wait, and the tick is parked until its time.
         """
         while not self._stopping.is_set():
             wait_s = at - self._connection.clock.now()

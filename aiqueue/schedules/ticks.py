@@ -104,7 +104,7 @@ class Ticks:
             await self._connection.store(subjects.tick(*where, tick_ms), b"", fields, timeout_s=timeout_s)
 
     async def ask(self, document: ScheduleDocument, tick_ms: int, job_id: str) -> None:
-        """Have a worker of the schedule's owner make and enqueue one job of a tick. One that is asked for already stays.
+        """Have a worker of the schedule's owner make and enqueue one job of a tick, if that is not asked for already.
 
         The message has a subject of its own: on that of due ticks it would pass for the schedule's next one. Raises as
         `park`.

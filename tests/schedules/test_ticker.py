@@ -419,6 +419,33 @@ async def test_a_worker_that_may_not_write_schedules_enqueues_none_of_their_jobs
                 await eventually(stored)
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+async def test_a_worker_whose_measured_clock_is_behind_fires_in_time_and_parks_no_tick_again(
+    client: aiqueue.Client, is_measured: bool
+) -> None:
+    """As behind a pause of its host, or of a user who may not ask for the time. A tick that comes tells the time."""
+    clock, schedules = client.connection.clock, schedules_of(client)
+    async with ticking(None, client) as ticker:
+        await ticker.reconciler.stop()
+        tick = round(time.time() + 0.6, 3)
+        added = (await schedules.add(spec("report", Every("1h", starting=tick)))).document
+        assert added.next_ms == round(tick * 1000)
+        clock._wall = lambda: time.time() - 20.0
+        clock._ahead_s -= 20.0
+        if not is_measured:
+            clock._measured_at = None
+
+        async def fired() -> None:
+            assert (await schedules.get("acme", "report")).fired == 1
+
+        await eventually(fired)
+        info = await client.connection.api("STREAM.INFO.AI_TICKS")
+        assert info["state"]["last_seq"] == 3, "the first tick parked and due, and the next one parked"
+        stored = await client.connection.last("AI_AGENT_TASKS", "ai.agent.tasks.acme.normal")
+        assert stored is not None
+        assert -0.01 < stored.time - tick < 0.3
+
+
 async def test_a_server_without_the_streams_of_schedules_has_workers_that_do_not_mention_them(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture
 ) -> None:

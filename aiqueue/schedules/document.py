@@ -96,6 +96,7 @@ class ScheduleDocument:
     - `recurrence_document`: how it recurs, see `Recurrence.to_document`. `recurrence` parses it.
     - `version`: grows with each change of what the schedule does.
     - `next_ms`: its next tick; None if there is none. A paused schedule keeps the one at which it was paused.
+    - `waiting_ms`: a tick that a worker had in time, and whose lane was full. If it is the next one, it is not missed.
     - `last`: the last tick with a job. `missed`: the last misfire.
     - `fired`: jobs of ticks. `misfired`: missed ticks without a job. `skipped`: ticks without a job because the former
       one had not ended. `failed`: ticks whose message could not be made. `error`: why, until a later tick has a job.
@@ -123,6 +124,7 @@ class ScheduleDocument:
     updated_at: float
     paused: SchedulePause | None = None
     next_ms: int | None = None
+    waiting_ms: int | None = None
     last: FiredTick | None = None
     missed: Missed | None = None
     fired: int = 0
@@ -200,6 +202,8 @@ class ScheduleDocument:
             "failed": self.failed,
             "error": self.error,
         }
+        if self.waiting_ms is not None:
+            fields["waiting"] = self.waiting_ms
         return codec.dump(fields)
 
     @classmethod
@@ -237,6 +241,7 @@ class ScheduleDocument:
             take("generation"), take("version"), take("created"), take("updated"),
             paused=_part(SchedulePause, take("paused", None)),
             next_ms=take("next", None),
+            waiting_ms=take("waiting", None),
             last=_part(FiredTick, take("last", None)),
             missed=_part(Missed, take("missed", None)),
             fired=take("fired", 0), misfired=take("misfired", 0), skipped=take("skipped", 0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 READY_S = 0.004  # how long before a tick its schedule is read, and its job made
 SURE_S = 1.0  # a tick that is later than this may have been another worker's, and its job may be stored
 STILL_S = 60.0  # a process that stands still for so long between its look and its write looks again
+STEP_S = 0.25  # how often a catch-up is noted; a pause or a change takes effect then
 COUNT_MAX = 1_000  # missed ticks that are counted
 CONFLICTS_MAX = 8
 HANDED_BACK_MAX = 10  # deliveries of a tick to workers that lack its family, about 10 s
@@ -83,31 +85,57 @@ def _count(recurrence: Recurrence, first: int, last: int) -> tuple[int, bool]:
 
 @dataclass
 class TickOutcome:
-    """What became of the ticks of a decision, up to `through`. `full`: the tick whose lane was full, if one was."""
+    """What became of the ticks of a decision, up to `through`, or to before `rest`, the first that is left.
+
+    `is_full`: the lane of `rest` was full. `missed`: the misfire that begins with these ticks. `is_missed`: they belong
+    to a misfire, which may have begun before.
+    """
 
     through: int
-    fired: list[FiredTick] = field(default_factory=list)
     missed: Missed | None = None
+    is_missed: bool = False
+    fired: list[FiredTick] = field(default_factory=list)
     misfired: int = 0
     skipped: int = 0
     failed: int = 0
     error: str = ""
-    full: int | None = None
+    rest: int | None = None
+    is_full: bool = False
 
     def apply(self, document: ScheduleDocument) -> ScheduleDocument:
         """Return the schedule after these ticks."""
-        following = self.full or next_ms(document.recurrence, self.through / 1000)
+        # `rest` is the following tick itself, unless the schedule was changed meanwhile
+        after = self.through / 1000 if self.rest is None else self.rest / 1000 - 0.001
+        missed = self.missed or document.missed
+        if self.is_missed and missed is not None:
+            missed = missed._replace(fired=missed.fired + len(self.fired))
         return replace(
             document,
-            next_ms=following,
+            next_ms=next_ms(document.recurrence, after),
+            waiting_ms=self.rest if self.is_full else document.waiting_ms,
             last=self.fired[-1] if self.fired else document.last,
-            missed=self.missed or document.missed,
+            missed=missed,
             fired=document.fired + len(self.fired),
             misfired=document.misfired + self.misfired,
             skipped=document.skipped + self.skipped,
             failed=document.failed + self.failed,
             error=self.error or ("" if self.fired else document.error),
         )
+
+
+def note_missed(document: ScheduleDocument, decision: Decision, now: float) -> Missed:
+    """Return what a schedule says of a misfire, without the jobs that its ticks will have. A misfire whose last ticks
+    are left over, because a worker stopped, goes on.
+    """
+    first, former = document.next_ms or 0, document.missed
+    found = Missed(first, decision.through, decision.missed, 0, round(now, 3), decision.more)
+    if former is None or first > former.to_ms:
+        return found
+    counted, more = _count(document.recurrence, first, min(former.to_ms, decision.through))
+    ticks = former.ticks + max(0, decision.missed - counted)
+    return found._replace(
+        from_ms=former.from_ms, ticks=ticks, fired=former.fired, more=found.more or former.more or more
+    )
 
 
 class Firing:
@@ -135,28 +163,26 @@ class Firing:
         if due.job_id:
             await self._fire_asked(document, due)
             return
-        tries = due.tries
         if document.next_ms != due.tick_ms or document.route != due.route:
             await self._ticks.park(document)  # another one is the next by now, or others make its jobs
             return
         document = await self._check_rights(document)
-        may_be_stored = tries == 0 or due.deliveries > 1  # not when it comes anew, because its lane was full
+        may_be_stored = due.tries == 0 or due.deliveries > 1  # not when it comes anew, because its lane was full
         while document is not None and document.paused is None and document.next_ms is not None:
             now, recurrence = self._clock.now(), document.recurrence
             fire_at = recurrence.jittered(document.name, document.next_ms / 1000)
             if fire_at > now + READY_S:
                 break
-            decision = decide(document, recurrence, now, is_tried=tries > 0)
+            decision = decide(document, recurrence, now, is_tried=document.waiting_ms == document.next_ms)
             if decision.fire:
                 is_late = may_be_stored and now - fire_at > SURE_S
                 self._hand_back_unknown(document, due.deliveries, is_late=is_late)
-            outcome = await self._enqueue(document, decision)
-            document = await self._note(document, outcome)
-            if outcome.full is not None:
+            document, is_full = await self._carry_out(document, decision)
+            if is_full:
                 if document is not None:
-                    await self._wait_for_room(document, outcome.full, tries)
+                    await self._wait_for_room(document, due)
                 return
-            tries, may_be_stored = 0, False
+            may_be_stored = False
             if self._stopping.is_set():
                 break
         if document is not None:
@@ -178,6 +204,36 @@ class Firing:
                 "former jobs, so one may overlap or be enqueued twice"
             )
 
+    async def _carry_out(self, document: ScheduleDocument, decision: Decision) -> tuple[ScheduleDocument | None, bool]:
+        """Store the jobs of a decision, and note them in the schedule, after each STEP_S.
+
+        Ends early when the ticker stops or the schedule is paused, changed or removed; the next tick is then the first
+        that is left. Returns the schedule as it is then, None if it was removed, and whether a lane was full.
+        """
+        goes_on = document.missed is not None and (document.next_ms or 0) <= document.missed.to_ms
+        outcome = TickOutcome(decision.through, is_missed=decision.missed > 0 or goes_on)
+        if decision.missed:
+            outcome.misfired = decision.missed - min(decision.missed, len(decision.fire))
+            outcome.missed = note_missed(document, decision, self._clock.now())
+            log.warning(
+                "schedule %s: %s%d ticks from %s to %s were missed; policy %s enqueues %d of them", document.name,
+                "more than " if decision.more else "", decision.missed, iso_time(document.next_ms or 0),
+                iso_time(decision.through), document.misfire, len(decision.fire),
+            )  # fmt: skip
+        stored = dict[str, int]()
+        if decision.fire:
+            oldest = document.recurrence.jittered(document.name, decision.fire[0] / 1000)
+            stored = await self._jobs.list_forgotten(document, oldest)
+        todo = deque(decision.fire)
+        while True:
+            await self._enqueue(document, todo, outcome, stored)
+            after = await self._note(document, outcome)
+            if outcome.rest is None or outcome.is_full or self._stopping.is_set() or after is None:
+                return after, outcome.is_full
+            if after.paused is not None or (after.version, after.next_ms) != (document.version, outcome.rest):
+                return after, False
+            document, outcome = after, TickOutcome(decision.through, is_missed=outcome.is_missed)
+
     async def _check_rights(self, document: ScheduleDocument) -> ScheduleDocument | None:
         """Write the document as it is, once: who may not write documents is not to store jobs, again and again.
 
@@ -193,30 +249,16 @@ class Firing:
         self._may_write = True
         return stored
 
-    async def _enqueue(self, document: ScheduleDocument, decision: Decision) -> TickOutcome:
-        """Store the jobs of a decision."""
-        now = self._clock.now()
-        outcome = TickOutcome(decision.through)
-        if decision.missed:
-            outcome.misfired = decision.missed - min(decision.missed, len(decision.fire))
-            outcome.missed = Missed(
-                document.next_ms or 0,
-                decision.through,
-                decision.missed,
-                len(decision.fire),
-                round(now, 3),
-                decision.more,
-            )
-            log.warning(
-                "schedule %s: %s%d ticks from %s to %s were missed; policy %s enqueues %d of them", document.name,
-                "more than " if decision.more else "", decision.missed, iso_time(outcome.missed.from_ms),
-                iso_time(decision.through), document.misfire, len(decision.fire),
-            )  # fmt: skip
-        last, stored = document.last, dict[str, int]()
-        if decision.fire:
-            oldest = document.recurrence.jittered(document.name, decision.fire[0] / 1000)
-            stored = await self._jobs.list_forgotten(document, oldest)
-        for tick_ms in decision.fire:
+    async def _enqueue(
+        self, document: ScheduleDocument, todo: deque[int], outcome: TickOutcome, stored: Mapping[str, int]
+    ) -> None:
+        """Store the jobs of ticks, oldest first, for about STEP_S, until the ticker stops, or until a lane is full."""
+        last, first, until = document.last, todo[0] if todo else 0, time.monotonic() + STEP_S
+        while todo:
+            tick_ms = todo[0]
+            if tick_ms != first and (self._stopping.is_set() or time.monotonic() > until):
+                outcome.rest = tick_ms
+                return
             job_id = tick_job_id(document.id, tick_ms)
             if (
                 document.overlap == "skip"
@@ -225,13 +267,14 @@ class Firing:
                 and await self._jobs.is_unfinished(document.tenant, last)
             ):
                 outcome.skipped += 1
+                todo.popleft()
                 continue
             try:
                 seq = await self._enqueue_once(document, tick_ms, job_id, stored)
             except (QueueFull, NotFound) as error:
                 log.debug("schedule %s: its lane takes no job: %s", document.name, error)
-                outcome.full = tick_ms
-                break
+                outcome.rest, outcome.is_full = tick_ms, True
+                return
             except AIQueueError as error:
                 if not isinstance(error, BadInput):
                     raise
@@ -244,7 +287,7 @@ class Firing:
                 last = FiredTick(tick_ms, job_id, document.family, seq, round(self._clock.now(), 3))
                 outcome.fired.append(last)
                 outcome.error = ""
-        return outcome
+            todo.popleft()
 
     async def _enqueue_once(
         self, document: ScheduleDocument, tick_ms: int, job_id: str, stored: Mapping[str, int]
@@ -275,7 +318,7 @@ class Firing:
 
     async def _note(self, document: ScheduleDocument, outcome: TickOutcome) -> ScheduleDocument | None:
         """Store what became of the ticks, and return the schedule as it is then; None if it was removed meanwhile."""
-        if outcome.full is not None and outcome.full == document.next_ms:
+        if outcome.is_full and outcome.rest == document.next_ms == document.waiting_ms:
             return document
         before: ScheduleDocument | None = document
         tick_ms = document.next_ms
@@ -288,11 +331,11 @@ class Firing:
                 before = await self._store.get(document.tenant, document.id)
         raise Conflict(f"schedule {document.name}: other programs wrote before each of {CONFLICTS_MAX} tries")
 
-    async def _wait_for_room(self, document: ScheduleDocument, tick_ms: int, tries: int) -> None:
+    async def _wait_for_room(self, document: ScheduleDocument, due: DueTick) -> None:
         """Have a tick come again whose lane is full."""
-        if document.next_ms == tick_ms:
-            at = self._clock.now() + FULL.delay_s(tries + 1)
-            await self._ticks.park(document, at=at, tries=tries + 1)
+        if document.next_ms == document.waiting_ms:
+            tries = 1 + (due.tries if due.tick_ms == document.next_ms else 0)
+            await self._ticks.park(document, at=self._clock.now() + FULL.delay_s(tries), tries=tries)
         else:
             await self._ticks.park(document)
 

@@ -362,6 +362,7 @@ def _changed(
         following = kept if kept == former.next_ms else following
     return replace(
         wanted, next_ms=following, version=former.version + 1, created_at=former.created_at, paused=former.paused,
+        waiting_ms=former.waiting_ms,
         last=former.last, missed=former.missed, fired=former.fired, misfired=former.misfired, skipped=former.skipped,
         failed=former.failed, error=former.error, extra=former.extra,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull, Unav
 from ..headers import ascii_line
 from ..topology import Topology
 from ..units import Backoff
+from . import attendance
+from .attendance import Attendance
 from .document import FiredTick, Missed, ScheduleDocument, next_ms, tick_job_id
 from .jobs import MakerFailed, NoMaker, TickJobs
 from .recurrence import Recurrence, iso_time, to_ms
@@ -49,11 +51,11 @@ class Decision(NamedTuple):
     more: bool = False
 
 
-def decide(document: ScheduleDocument, recurrence: Recurrence, now: float, *, is_tried: bool = False) -> Decision:
+def decide(document: ScheduleDocument, recurrence: Recurrence, now: float, *, is_in_time: bool = False) -> Decision:
     """Decide about the next tick of a schedule, whose time has come, and about all that are due since then.
 
-    A tick that is later than the grace was missed. Then the policy holds for all ticks up to now. `is_tried`: a worker
-    had the tick in time, and its lane was full.
+    A tick that is later than the grace was missed. Then the policy holds for all ticks up to now. `is_in_time`:
+    it was not missed, however late it is.
     """
     tick = document.next_ms
     assert tick is not None
@@ -61,7 +63,7 @@ def decide(document: ScheduleDocument, recurrence: Recurrence, now: float, *, is
     def fires_at(tick_ms: int) -> float:
         return recurrence.jittered(document.name, tick_ms / 1000)
 
-    if is_tried or now - fires_at(tick) <= document.grace_s:
+    if is_in_time or now - fires_at(tick) <= document.grace_s:
         return Decision([tick], tick)
     newest = [to_ms(each) for each in recurrence.latest_before(now, 2, since=tick / 1000)]
     through = max([tick, *(each for each in newest if fires_at(each) <= now)])
@@ -141,8 +143,11 @@ def note_missed(document: ScheduleDocument, decision: Decision, now: float) -> M
 class Firing:
     """Fires the ticks that this worker has taken, until `stopping`: then later ones are left to other workers."""
 
-    def __init__(self, connection: Connection, topology: Topology, jobs: TickJobs, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, jobs: TickJobs, taken: Attendance, stopping: asyncio.Event
+    ) -> None:
         self._stopping = stopping
+        self._attendance = taken
         self._clock = connection.clock
         self._families = topology.families
         self._store = ScheduleStore(connection, topology)
@@ -173,7 +178,7 @@ class Firing:
             fire_at = recurrence.jittered(document.name, document.next_ms / 1000)
             if fire_at > now + READY_S:
                 break
-            decision = decide(document, recurrence, now, is_tried=document.waiting_ms == document.next_ms)
+            decision = decide(document, recurrence, now, is_in_time=await self._is_in_time(document, due, fire_at))
             if decision.fire:
                 is_late = may_be_stored and now - fire_at > SURE_S
                 self._hand_back_unknown(document, due.deliveries, is_late=is_late)
@@ -203,6 +208,20 @@ class Firing:
                 f"{unknown}, and no worker with this family takes ticks: its ticks are enqueued without looking for "
                 "former jobs, so one may overlap or be enqueued twice"
             )
+
+    async def _is_in_time(self, document: ScheduleDocument, due: DueTick, fire_at: float) -> bool:
+        """Return whether the next tick of a schedule is late because its lane was full, or because it waited behind
+        others for its turn: it was due in time, and workers took ticks then.
+
+        One that comes for the third time has waited for something else. The ticks behind it count from their own times.
+        """
+        if document.waiting_ms == document.next_ms:
+            return True
+        if document.next_ms != due.tick_ms or self._clock.now() - fire_at <= attendance.LATE_S:
+            return False
+        since = await self._attendance.since(due.route)
+        limit = fire_at + document.grace_s
+        return document.grace_s >= attendance.BREAK_S and due.deliveries <= 2 and max(due.stored_at, since) <= limit
 
     async def _carry_out(self, document: ScheduleDocument, decision: Decision) -> tuple[ScheduleDocument | None, bool]:
         """Store the jobs of a decision, and note them in the schedule, after each STEP_S.

@@ -15,6 +15,7 @@ from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions
 from ..subjects import Lane
 from ..topology import Topology
 from ..units import Backoff
+from .attendance import Attendance
 from .document import ANY_ROUTE
 from .firing import READY_S, Firing
 from .jobs import Makers, NoMaker, TickJobs
@@ -55,7 +56,8 @@ class Ticker:
         self._stream = topology.ticks_stream.name
         self._stopping = asyncio.Event()
         jobs = TickJobs(connection, topology, key_lanes, makers)
-        self._firing = Firing(connection, topology, jobs, self._stopping)
+        self._attendance = Attendance(connection, topology)
+        self._firing = Firing(connection, topology, jobs, self._attendance, self._stopping)
         self.reconciler = Reconciler(connection, topology)
         routes = [ANY_ROUTE, owner] if owner and makers else [ANY_ROUTE]
         self._consumers = [self._make_consumer(each) for each in routes]
@@ -86,6 +88,7 @@ class Ticker:
         await self.reconciler.stop()
         for each in self._consumers:
             await each.stop()
+        await self._attendance.stop()
 
     def _on_refused(self, error: AIQueueError) -> None:
         """The consumer cannot be created. A server without the stream has no schedules."""
@@ -102,7 +105,7 @@ class Ticker:
             consumer.reply(delivery, b"-NAK")
             return
         try:
-            with self._extended(consumer, delivery):
+            with self._extended(consumer, delivery, due.route):
                 await self._firing.fire(due)
         except Exception as error:  # noqa: BLE001
             delay_s = self._note_failure(due, delivery.delivery_count, error)
@@ -126,8 +129,8 @@ class Ticker:
         return False
 
     @contextlib.contextmanager
-    def _extended(self, consumer: SharedConsumer, delivery: Delivery) -> Iterator[None]:
-        """Extend the lease of a tick for as long as this lasts."""
+    def _extended(self, consumer: SharedConsumer, delivery: Delivery, route: str) -> Iterator[None]:
+        """Extend the lease of a tick for as long as this lasts, and note that ticks are taken meanwhile."""
         loop = asyncio.get_running_loop()
 
         timer: asyncio.TimerHandle | None = None
@@ -136,6 +139,7 @@ class Ticker:
             nonlocal timer
             if timer is not None:
                 consumer.reply(delivery, PROGRESS)
+                self._attendance.keep(route)
             timer = loop.call_later(EXTEND_S, extend)
 
         extend()

@@ -29,7 +29,7 @@ class DueTick:
     """A tick that a worker has taken. `tick_ms`: 0 for a message that names none. `fire_at`: seconds since the epoch.
 
     `tries`: how often its job was not stored because its lane was full. `job_id`: of a job that somebody has asked for;
-    "" for the next tick of its schedule. `deliveries`: how often the message went to a worker.
+    "" for the next tick of its schedule. `stored_at`: when it became due. `deliveries`: how often it has come.
     """
 
     route: str
@@ -39,6 +39,7 @@ class DueTick:
     fire_at: float
     tries: int
     job_id: str = ""
+    stored_at: float = 0.0
     deliveries: int = 1
 
     @property
@@ -55,8 +56,10 @@ def parse_due(delivery: Delivery) -> DueTick:
     tick_ms = round(tick * 1000) if 0 <= tick * 1000 < TICKS_END_MS else 0
     fire_at = headers.milliseconds(fields.get(headers.DUE, "")) or 0.0
     tries = headers.number(fields.get(headers.WAITED, ""))
-    job_id = fields.get(headers.JOB_ID, "")
-    return DueTick(route, tenant, schedule_id, tick_ms, fire_at, tries, job_id, delivery.delivery_count)
+    return DueTick(
+        route, tenant, schedule_id, tick_ms, fire_at, tries, fields.get(headers.JOB_ID, ""), delivery.stored_at,
+        delivery.delivery_count,
+    )  # fmt: skip
 
 
 def tick_text(tick_ms: int) -> str:

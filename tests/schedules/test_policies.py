@@ -24,8 +24,8 @@ def due(first: float = 1000.0, **changes: Any) -> ScheduleDocument:
     return ScheduleDocument.of_spec(spec("report", Every("1s"), **changes), first - 0.5)
 
 
-def decided(document: ScheduleDocument, now: float, *, is_tried: bool = False) -> Decision:
-    return decide(document, document.recurrence, now, is_tried=is_tried)
+def decided(document: ScheduleDocument, now: float, *, is_in_time: bool = False) -> Decision:
+    return decide(document, document.recurrence, now, is_in_time=is_in_time)
 
 
 def test_a_tick_within_the_grace_is_fired_whatever_the_policy() -> None:
@@ -49,7 +49,7 @@ def test_of_missed_ticks_the_newest_are_fired_up_to_the_bound() -> None:
 
 
 def test_a_tick_whose_lane_was_full_in_time_is_no_misfire() -> None:
-    assert decided(due(misfire="skip"), 2000.0, is_tried=True) == Decision([1_000_000], 1_000_000)
+    assert decided(due(misfire="skip"), 2000.0, is_in_time=True) == Decision([1_000_000], 1_000_000)
 
 
 def test_a_tick_that_jitter_has_not_fired_yet_is_not_missed() -> None:

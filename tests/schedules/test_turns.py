@@ -29,21 +29,22 @@ async def test_ticks_that_wait_for_their_turn_longer_than_the_grace_are_not_miss
     client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As more than 10,000 of one second do. Some are fired by a second worker, which came too late for them."""
+    monkeypatch.setattr(attendance, "BREAK_S", 2.5)  # a busy machine may stand still for a second
     monkeypatch.setattr(ticker, "HELD_MAX", 1)
     monkeypatch.setattr(shared_consumer, "STANDING_MAX", 2)
-    schedules, tick, count = schedules_of(client), round(time.time() + 1.0, 3), 16
+    schedules, tick, count = schedules_of(client), round(time.time() + 1.0, 3), 26
     for n in range(count):
-        await schedules.add(spec(f"s{n}", Once(tick), body=None, owner="billing", misfire="skip", grace_s=1.0))
+        await schedules.add(spec(f"s{n}", Once(tick), body=None, owner="billing", misfire="skip", grace_s=2.6))
     late = list[float]()
 
     async def make(tick: Tick) -> Task:
         late.append(time.time() - tick.at)
-        await asyncio.sleep(0.45 if late[-1] < 1.3 else 0.0)
+        await asyncio.sleep(0.45 if late[-1] < 2.9 else 0.0)
         return Task()
 
     makers = {("acme", f"s{n}"): make for n in range(count)}
     async with ticking(account, owner="billing", makers=makers) as first:
-        await eventually(lambda: time.time() > tick + 1.2)
+        await eventually(lambda: time.time() > tick + 2.8)
         async with ticking(account, owner="billing", makers=makers):
             await asyncio.gather(*(each.stop() for each in first._consumers))
 
@@ -51,7 +52,7 @@ async def test_ticks_that_wait_for_their_turn_longer_than_the_grace_are_not_miss
                 assert all(each.next_ms is None for each in await schedules.list())
 
             await eventually(fired)
-    assert max(late) > 1.2, "some waited for longer than the grace"
+    assert max(late) > 2.6, "some waited for longer than the grace"
     assert len(await jobs(client)) == count
     assert not any(each.misfired for each in await schedules.list())
 

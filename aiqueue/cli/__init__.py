@@ -29,9 +29,9 @@ def main() -> NoReturn:
     gc.set_threshold(*GC_THRESHOLDS)  # a module that `work` loads may set its own
     code: object = 0
     try:
-        from .app import app  # noqa: PLC0415  (here, so that an interrupt during the import is handled below)
+        from .app import app_of  # noqa: PLC0415  (here, so that an interrupt during the import is handled below)
 
-        code = app(prog_name="aiqueue", standalone_mode=False)
+        code = app_of(sys.argv[1] if len(sys.argv) > 1 else "")(prog_name="aiqueue", standalone_mode=False)
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import aiqueue
 from aiqueue.cli import main, output
-from aiqueue.cli.app import app
+from aiqueue.cli.app import app, app_of
 
 from .. import forks
 from ..support import ROOT, Account, create_streams, wait_until, whole_lines
@@ -236,6 +236,15 @@ class TestEveryVerb:
         assert result.returncode == 0
         for verb in ("demo", "server", "plan", "apply", "enqueue", "work", "inspect", "dead"):
             assert re.search(rf"^\W*{verb} ", result.stdout, re.MULTILINE), verb
+
+    def test_a_command_is_built_without_the_others_and_an_unknown_one_with_all(self) -> None:
+        for each in (*app.registered_commands, *app.registered_groups):
+            assert each.name
+            alone = app_of(each.name)
+            assert [*alone.registered_commands, *alone.registered_groups] == [each]
+            helped = [CliRunner().invoke(of, [each.name, "--help"]).output for of in (alone, app)]
+            assert helped[0] == helped[1] != ""
+        assert app_of("inspct") is app_of("--help") is app_of("") is app
 
     def test_version(self, processes: Processes) -> None:
         assert re.fullmatch(r"aiqueue \d+\.\d+\.\d+\S*\n", processes.run("--version").stdout)

@@ -23,6 +23,7 @@ REST = "rest"  # instead of a hashed key: the lane that all keys beyond a tenant
 KEY_LANES_MAX = 100
 KEY_CHARS_MAX = 1_024  # of a value of a limited key
 LIMITS = "aiq.limits"  # where the server repeats what is stored in the bucket of limits
+API_KEYS = "aiq.keys"  # where the server says which API key was stored in their bucket
 CHECKPOINTS = "ai.checkpoint"
 RAG_STORES = "ai.rag.stores"  # see `rag_store`
 USAGE = "ai.gateway"  # records of model calls, budgets and totals: see `usage_filters`

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
+from .api_key_store import ApiKey
+from .api_keys import Admission, ApiKeys, KeyLimited, KeyRevoked
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
-    "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion", "EmbeddingRequest", "Gateway",
-    "GatewayConfig", "GatewayRequest", "GatewayWorker", "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider",
-    "ProviderCall", "ProviderConfig", "ProviderError", "Reply", "Reservation", "Sums", "TokenBound", "Usage",
-    "UsageLedger", "UsageRecord", "UsageStore", "UsageTotal", "UsageView", "answer_of", "bound_tokens", "check_tenant",
-    "format_usd", "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "standin",
-    "text_of", "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
+    "Admission", "ApiKey", "ApiKeys", "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion",
+    "EmbeddingRequest", "Gateway", "GatewayConfig", "GatewayRequest", "GatewayWorker", "KeyLimited", "KeyRevoked",
+    "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall", "ProviderConfig",
+    "ProviderError", "Reply", "Reservation", "Sums", "TokenBound", "Usage", "UsageLedger", "UsageRecord",
+    "UsageStore", "UsageTotal", "UsageView", "answer_of", "bound_tokens", "check_tenant", "format_usd",
+    "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "standin", "text_of",
+    "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
 ]  # fmt: skip
 
 

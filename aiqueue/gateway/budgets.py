@@ -34,12 +34,14 @@ class Budget:
     """What a tenant may spend in a month (UTC), in micro-dollars.
 
     `tenant`: ``*`` for each tenant that has no budget of its own. `when_spent`: whether a call that it does not admit
-    is refused, or waits for the next month.
+    is refused, or waits for the next month. `key`: the id of an API key, whose calls this budget is for, besides that
+    of the tenant; "": all calls of the tenant.
     """
 
     tenant: str
     month_micros: int
     when_spent: Literal["refuse", "park"] = "refuse"
+    key: str = ""
 
     def __post_init__(self) -> None:
         """Raise BadInput for values that no budget has."""

@@ -98,6 +98,8 @@ WHEN_FULL: Mapping[str, str] = {
     "schedules": "remove schedules (`aiqueue schedule rm`), or raise max_bytes and run `aiqueue apply`: a full stream "
     "refuses changes, and the ticks of all schedules wait",
     "rag": "raise max_bytes and run `aiqueue apply`: a full stream refuses new stores of documents",
+    "api_keys": "delete revoked API keys (`nats kv del AI_API_KEYS ID`), or raise max_bytes and run `aiqueue apply`: a "
+    "full stream refuses new ones",
 }
 
 

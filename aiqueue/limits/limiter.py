@@ -89,6 +89,15 @@ class Limiter:
         limiter = self._keys.get((family, key))
         return limiter is not None and limiter.sharing.is_short
 
+    def shortage(self, family: str, key: str, *, requests: int = 1, cost: float = 0.0) -> tuple[str, float] | None:
+        """Return what is short for one more call of this value of the key, over all tenants, "requests" or "cost", and
+        for how many seconds. None: there is room, or nobody knows, because the server has not answered.
+        """
+        limiter = self._keys.get((family, key))
+        if limiter is None or limiter.is_stale:
+            return None
+        return limiter.sharing.shortage(self.clock(), requests, cost)
+
     def batch_size(self, family: str, key: str, tenant: str, calls: int, cost: float) -> int:
         """Return for how many of these calls, which cost so much each, one credit may be had: a `CreditBatch`. 1 where
         calls are to be counted singly: a rule limits how many run at once, or allows few.

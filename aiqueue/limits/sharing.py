@@ -194,6 +194,17 @@ class Sharing:
             self._remove(waiter)
             waiter.done(self._grant(now, waiter, self._tag(tenant)))
 
+    def shortage(self, now: float, requests: int, cost: float) -> tuple[str, float] | None:
+        """Return what is short for one more call over all tenants, "requests" or "cost", and for how long."""
+        if self.wide.rule is None or not self.wide.is_loaded:
+            return None
+        draft = Draft(self.wide, now)
+        if draft.has_room(requests, cost):
+            return None
+        limit = self.wide.rule.requests
+        is_of_requests = limit is not None and draft.document.used(now, draft.timing)[0] + requests > limit
+        return "requests" if is_of_requests else "cost", max(0.0, draft.room_at(requests, cost) - now)
+
     # -- turns
 
     def _tag(self, tenant: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 from .. import subjects
 from ..errors import BadInput, TopologyError, UnknownFamily
 from . import streamfile
-from .streamfile import PROFILES, Role, StreamFile
+from .streamfile import PROFILES, REPEATED, Role, StreamFile
 
 _NS = 1_000_000_000
 _SCHEMA_VERSIONS = ("1.0", "1")
@@ -255,6 +255,10 @@ class Topology:
         return self._by_role("schedules")
 
     @property
+    def api_keys_stream(self) -> StreamSpec:
+        return self._by_role("api_keys")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -378,12 +382,10 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             config["subjects"] = [subjects.parked(is_due=False), subjects.parked(is_due=True)]
         case "ticks":
             config["subjects"] = [subjects.tick("*", "*", "*", "*"), subjects.tick("*", "*", "*")]
-        case "presence" | "schedules":
+        case "presence" | "schedules" | "limits" | "api_keys":
             config["subjects"] = [subjects.bucket(config["name"])]
-        case "limits":
-            config["subjects"] = [subjects.bucket(config["name"])]
-            # A process hears at once what another one has stored, and its own writes with the server's time.
-            config["republish"] = {"src": subjects.bucket(config["name"]), "dest": f"{subjects.LIMITS}.>"}
+            if dest := REPEATED.get(declared.role):
+                config["republish"] = {"src": subjects.bucket(config["name"]), **dest}
         case "usage":
             config["subjects"] = subjects.usage_filters()
         case "rag":

@@ -29,7 +29,8 @@ ROLES_WITH_CONSUMERS: tuple[Role, ...] = (
     "ticks",
 )  # each message is for one consumer
 
-_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "rag", "schedules")  # the newest message of a subject
+# the newest message of a subject
+_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "rag", "schedules", "api_keys")
 _KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *_NEWEST_ONLY)
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", "ticks", *_KEEPS_COPIES)
 

@@ -20,7 +20,7 @@ from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanosecond
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "rag", "ticks", "schedules",
+    "usage", "rag", "ticks", "schedules", "api_keys",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -173,6 +173,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "usage": _NEWEST,
     "rag": _NEWEST,
     "schedules": _BUCKET,
+    "api_keys": _BUCKET,
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -196,6 +197,12 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "rag": {},
     "ticks": {"max_consumers": 1_000, "duplicate_window": 120 * 10**9},
     "schedules": {},
+    "api_keys": {},
+}
+# What the server repeats, so that all processes hear at once what one of them has stored.
+REPEATED: Mapping[Role, dict[str, Any]] = {
+    "limits": {"dest": f"{subjects.LIMITS}.>"},
+    "api_keys": {"dest": f"{subjects.API_KEYS}.>", "headers_only": True},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
 _COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
@@ -346,10 +353,10 @@ def _check_stream(
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")
-    if role in ("presence", "limits", "schedules") and not stream["name"].startswith(subjects.BUCKET):
+    if role in ("presence", "limits", "schedules", "api_keys") and not stream["name"].startswith(subjects.BUCKET):
         refuse("name", f"must start with {subjects.BUCKET} for a {role} stream, which is a key-value bucket")
-    if role == "limits" and "republish" in stream:
-        refuse("republish", "is computed for a limits stream; remove it")
+    if role in REPEATED and "republish" in stream:
+        refuse("republish", f"is computed for a stream with the role {role}; remove it")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot be combined with discard = "new": the server refuses it')
     for key, needed in _FIXED[role].items():

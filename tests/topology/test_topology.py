@@ -415,7 +415,7 @@ class TestLanes:
         spec = Topology.load().limits_stream
         assert spec.config["republish"] == {"src": "$KV.AI_LIMITS.>", "dest": "aiq.limits.>"}
         text = 'role = "limits"\n[stream]\nname = "KV_X"\nmax_bytes = 1000\nrepublish = { src = "a", dest = "b" }'
-        with pytest.raises(TopologyError, match=r"stream.republish: is computed for a limits stream"):
+        with pytest.raises(TopologyError, match=r"stream.republish: is computed for a stream with the role limits"):
             streamfile.parse_file("x.toml", text)
 
     def test_the_stream_of_usage_keeps_one_message_a_subject_and_refuses_when_it_is_full(self) -> None:

@@ -278,6 +278,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
                 "AI_GATEWAY_USAGE",
                 "AI_RAG_STORES",
                 "AI_TICKS",
+                "KV_AI_API_KEYS",
                 "KV_AI_SCHEDULES",
                 "KV_AI_LIMITS",
             }

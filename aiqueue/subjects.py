@@ -297,25 +297,30 @@ def usage(tenant: str, call_id: str) -> str:
     return f"{USAGE}.usage.{token('tenant', tenant)}.{hashed(call_id)}"
 
 
-def usage_month(what: Literal["budget", "totals"], tenant: str, month: str) -> str:
-    """Return the subject of a tenant's budget or totals of a month, ``2026-11``. Raises InvalidToken."""
-    return f"{USAGE}.{what}.{token('tenant', tenant)}.{token('month', month)}"
+def usage_month(what: Literal["budget", "totals"], tenant: str, month: str, key: str = "") -> str:
+    """Return the subject of a tenant's budget or totals of a month, ``2026-11``, or of one API key's budget. Raises
+    InvalidToken.
+    """
+    of_tenant = f"{USAGE}.{what}.{token('tenant', tenant)}.{token('month', month)}"
+    return f"{of_tenant}.{token('API key', key)}" if key else of_tenant
 
 
-def usage_filter(what: Literal["usage", "budget", "totals"], tenant: str = "*", month: str = "*") -> str:
-    """Return the filter over the records of a tenant, or its budgets or totals of a month; ``*``: of all."""
-    return f"{USAGE}.{what}.{tenant}.{month}"
+def usage_filter(what: Literal["usage", "budget", "totals"], tenant: str = "*", month: str = "*", key: str = "") -> str:
+    """Return the filter over the records of a tenant, or its budgets or totals of a month; ``*``: of all. `key`: over
+    the budgets of API keys.
+    """
+    return f"{USAGE}.{what}.{tenant}.{month}" + (f".{key}" if key else "")
 
 
 def usage_filters() -> list[str]:
     """Return the subjects of the stream of usage."""
-    return [usage_filter("usage"), usage_filter("budget"), usage_filter("totals")]
+    return [usage_filter("usage"), usage_filter("budget"), usage_filter("budget", key="*"), usage_filter("totals")]
 
 
-def parse_usage(subject: str) -> tuple[str, str]:
-    """Return the tenant of a subject of the stream of usage, and its last token: a hashed call id, or a month."""
-    *_, tenant, last = subject.split(".")
-    return tenant, last
+def parse_usage(subject: str) -> tuple[str, str, str]:
+    """Return the tenant of a subject of the stream of usage, the hashed call id or the month, and the API key or ""."""
+    _, _, _, tenant, second, *key = subject.split(".")
+    return tenant, second, "".join(key)
 
 
 def rag_store(tenant: str | None) -> str:

@@ -1,4 +1,4 @@
-"""``gateway``: what calls of models have used, what is left of budgets, and a demo."""
+"""``gateway``: what calls of models have used, what is left of budgets, API keys, and a demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import output
+from . import gateway_keys, output
 from .options import Json, ServerOptions, add_command
 from .output import Column
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..gateway import BudgetStats, Sums, UsageTotal
 
-app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used, or run a demo.")
+app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used, manage API keys, run a demo.")
+app.add_typer(gateway_keys.app, name="keys")
 
 
 def usage(

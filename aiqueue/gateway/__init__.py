@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .api_key_store import ApiKey
-from .api_keys import Admission, ApiKeys, KeyLimited, KeyRevoked
+from .api_keys import ApiKeys, KeyCredit, KeyLimited, KeyRevoked
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -30,13 +30,57 @@ if TYPE_CHECKING:
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
-    "Admission", "ApiKey", "ApiKeys", "Bill", "Budget", "BudgetSpent", "BudgetStats", "Budgets", "Completion",
-    "EmbeddingRequest", "Gateway", "GatewayConfig", "GatewayRequest", "GatewayWorker", "KeyLimited", "KeyRevoked",
-    "ModelConfig", "Price", "PriceMap", "PriceUnknown", "Provider", "ProviderCall", "ProviderConfig",
-    "ProviderError", "Reply", "Reservation", "Sums", "TokenBound", "Usage", "UsageLedger", "UsageRecord",
-    "UsageStore", "UsageTotal", "UsageView", "answer_of", "bound_tokens", "check_tenant", "format_usd",
-    "from_chunks", "load", "month_of", "open_provider", "parse_usd", "prompt_tokens_at_most", "standin", "text_of",
-    "to_micros", "tokens_at_most", "upstream_body", "usage_of", "worker",
+    "ApiKey",
+    "ApiKeys",
+    "Bill",
+    "Budget",
+    "BudgetSpent",
+    "BudgetStats",
+    "Budgets",
+    "Completion",
+    "EmbeddingRequest",
+    "Gateway",
+    "GatewayConfig",
+    "GatewayRequest",
+    "GatewayWorker",
+    "KeyCredit",
+    "KeyLimited",
+    "KeyRevoked",
+    "ModelConfig",
+    "Price",
+    "PriceMap",
+    "PriceUnknown",
+    "Provider",
+    "ProviderCall",
+    "ProviderConfig",
+    "ProviderError",
+    "Reply",
+    "Reservation",
+    "Sums",
+    "TokenBound",
+    "Usage",
+    "UsageLedger",
+    "UsageRecord",
+    "UsageStore",
+    "UsageTotal",
+    "UsageView",
+    "answer_of",
+    "bound_tokens",
+    "check_tenant",
+    "format_usd",
+    "from_chunks",
+    "load",
+    "month_of",
+    "open_provider",
+    "parse_usd",
+    "prompt_tokens_at_most",
+    "standin",
+    "text_of",
+    "to_micros",
+    "tokens_at_most",
+    "upstream_body",
+    "usage_of",
+    "worker",
 ]  # fmt: skip
 
 

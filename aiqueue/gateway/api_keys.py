@@ -63,7 +63,7 @@ class KeyRevoked(AIQueueError):
     """An API key was revoked after it was found. Nothing was admitted."""
 
 
-class Admission:
+class KeyCredit:
     """A request that its key's limits admit. Call `settle` when its answer has come, or it has failed."""
 
     __slots__ = ("_credit",)
@@ -154,7 +154,7 @@ class ApiKeys:
             return None
         return found.key if hmac.compare_digest(found.key.hash, hashed) else None
 
-    async def admit(self, key: ApiKey, *, tokens: float = 0.0) -> Admission:
+    async def admit(self, key: ApiKey, *, tokens: float = 0.0) -> KeyCredit:
         """Count one request of a key, which uses so many tokens at most, against its limits. Call this before the
         request is stored; then `settle` what this returns.
 
@@ -169,7 +169,7 @@ class ApiKeys:
             raise KeyRevoked(f"API key {key.id} was revoked")
         key = known.key
         if key.requests_per_minute is None and key.tokens_per_minute is None:
-            return Admission()
+            return KeyCredit()
         limiter = await self._open_limiter()
         self._use_rule(limiter, key)
         try:
@@ -180,7 +180,7 @@ class ApiKeys:
                 "minute: lower max_tokens"
             ) from None
         credit.begin()
-        return Admission(credit)
+        return KeyCredit(credit)
 
     async def _be_current(self) -> None:
         """Return when a look has begun a second ago at most. Raises Unavailable."""

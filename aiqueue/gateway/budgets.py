@@ -54,7 +54,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A call that its tenant's budget admits. `at`: the call's start for its record; seconds since the epoch."""
+    """A call that the budgets of its tenant and key admit. `at`: the call's start for its record; seconds since the
+    epoch.
+    """
 
     tenant: str
     call_id: str
@@ -65,7 +67,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class BudgetStats:
-    """What is known of a tenant's budget of a month. Amounts are micro-dollars.
+    """What is known of the budget of a tenant, or of its API key, in a month. Amounts are micro-dollars.
 
     `reserved_micros`: for `reserved_calls` that are under way, or whose process has died; the oldest one was reserved
     at `oldest_at`. `held_micros`: for `held_calls` that were possibly billed. `limit_micros`: as last heard.
@@ -80,6 +82,7 @@ class BudgetStats:
     reserved_calls: int
     held_calls: int
     oldest_at: float | None
+    key: str = ""
 
     @property
     def charged_micros(self) -> int:
@@ -107,11 +110,14 @@ class BudgetSpent(AIQueueError):
             spent += f", {format_usd(use.reserved)} reserved for calls under way"
         if use.held:
             spent += f", {format_usd(use.held)} held for calls that were possibly billed"
-        cure = f"lower max_tokens, raise the budget in gateway.toml, or wait until {month_of(self.resets_at)}"
+        raised = "use a key with a larger budget" if budget.key else "raise the budget in gateway.toml"
+        cure = f"lower max_tokens, {raised}, or wait until {month_of(self.resets_at)}"
         if self.is_too_dear:
-            cure = "lower max_tokens, or raise the budget in gateway.toml"
+            cure = f"lower max_tokens, or {raised}"
+        whose = f"API key {budget.key} of tenant {tenant}" if budget.key else f"tenant {tenant}"
+        self.key = budget.key
         super().__init__(
-            f"tenant {tenant} has a budget of {format_usd(budget.month_micros)} for {month} ({spent}), and this call "
+            f"{whose} has a budget of {format_usd(budget.month_micros)} for {month} ({spent}), and this call "
             f"can cost up to {format_usd(needed)}: {cure}"
         )
 
@@ -134,12 +140,12 @@ class _BudgetChange:
 
 
 class Budgets:
-    """The budgets on one server, as this process reserves from them. Tenants without a budget are not charged."""
+    """The budgets on one server, as this process reserves from them. Tenants and keys without one are not charged."""
 
     def __init__(self, store: UsageStore, ledger: UsageLedger, budgets: Iterable[Budget] = ()) -> None:
         self._store, self._ledger = store, ledger
         self._budgets: Mapping[str, Budget] = {}
-        self._documents: OrderedDict[tuple[str, str], _BudgetDocument] = OrderedDict()
+        self._documents: OrderedDict[tuple[str, str, str], _BudgetDocument] = OrderedDict()
         self.use_budgets(budgets)
 
     def use_budgets(self, budgets: Iterable[Budget]) -> None:
@@ -156,24 +162,33 @@ class Budgets:
         self._documents.clear()
 
     async def reserve(
-        self, tenant: str, call_id: str, amount_micros: int | None, *, model: str = ""
+        self, tenant: str, call_id: str, amount_micros: int | None, *, model: str = "", of_key: Budget | None = None
     ) -> Reservation | None:
-        """Reserve what a call can cost at most, and return the reservation. None: the tenant has no budget.
+        """Reserve what a call can cost at most, and return the reservation. None: the call has no budget.
 
         Repeated with the same `call_id` in the month, it returns the first reservation: one call is charged once. A
         cancelled call of this method leaves no reservation behind. `amount_micros`: None, the price of `model` is
-        unknown.
+        unknown. `of_key`: the budget of the call's API key: both that and the tenant's must have room.
 
         Raises BudgetSpent, PriceUnknown, QueueFull (5,000 calls are under way, or the stream is full), Unavailable: do
         not call then; a reservation that may have been stored is found again by its `call_id`.
         """
-        budget = self.budget_of(tenant)
-        if budget is None:
+        budgets = [each for each in (of_key, self.budget_of(tenant)) if each is not None]
+        if not budgets:
             return None
         if amount_micros is None:
             raise PriceUnknown(tenant, model)
-        needed = _check_amount(amount_micros)
-        at = await self._store.now()
+        needed, at = _check_amount(amount_micros), await self._store.now()
+        reservation = await self._reserve(budgets[0], tenant, call_id, needed, at)
+        try:
+            for each in budgets[1:]:
+                await self._reserve(each, tenant, call_id, needed, at)
+        except BaseException:
+            await self._document(tenant, reservation.month, budgets[0].key).begin_change(_releasing(call_id))
+            raise
+        return reservation
+
+    async def _reserve(self, budget: Budget, tenant: str, call_id: str, needed: int, at: float) -> Reservation:
         month, call = month_of(at), subjects.hashed(call_id)
         granted = [needed, at]
 
@@ -190,80 +205,91 @@ class Budgets:
                     return QueueFull(f"the budget of tenant {tenant}", reason, limit=CALLS_MAX)
             return BudgetSpent(budget, tenant, month, needed, use)
 
-        def undo(use: BudgetUse) -> Literal["changed", "unchanged"]:
-            return "changed" if use.release(call) else "unchanged"
-
-        await self._document(tenant, month).change(act, gives=False, creates=True, undo=undo)
+        document = self._document(tenant, month, budget.key)
+        await document.change(act, gives=False, creates=True, undo=_releasing(call_id))
         return Reservation(tenant, call_id, month, int(granted[0]), granted[1])
 
-    async def settle(self, tenant: str, call_id: str, cost_micros: int, *, month: str = "") -> bool:
+    async def settle(self, tenant: str, call_id: str, cost_micros: int, *, month: str = "", key: str = "") -> bool:
         """Charge what a call has cost, in place of its reservation, also after `hold`.
 
-        `month`: the reservation's; without it this month and the one before are searched. False: there is no such
-        reservation (any more), so a repetition charges nothing. Raises Unavailable: repeat it.
+        `month`: the reservation's; without it this month and the one before are searched. `key`: the id of the call's
+        API key, if that has a budget. False: there is no such reservation (any more), so a repetition charges nothing.
+        Raises Unavailable: repeat it.
         """
         call, cost = subjects.hashed(call_id), _check_amount(cost_micros)
-        return await self._change_call(tenant, call_id, month, lambda use: use.settle(call, cost))
+        return await self._change_call(tenant, month, key, lambda use: use.settle(call, cost))
 
-    async def release(self, tenant: str, call_id: str, *, month: str = "") -> bool:
+    async def release(self, tenant: str, call_id: str, *, month: str = "", key: str = "") -> bool:
         """Drop the reservation of a call that was not made, or costs nothing. Returns and raises as `settle`."""
         call = subjects.hashed(call_id)
-        return await self._change_call(tenant, call_id, month, lambda use: use.release(call))
+        return await self._change_call(tenant, month, key, lambda use: use.release(call))
 
-    async def hold(self, tenant: str, call_id: str, *, month: str = "") -> bool:
+    async def hold(self, tenant: str, call_id: str, *, month: str = "", key: str = "") -> bool:
         """Let the reservation of a possibly billed call count as spent. Returns and raises as `settle`."""
         call = subjects.hashed(call_id)
-        return await self._change_call(tenant, call_id, month, lambda use: use.hold(call))
+        return await self._change_call(tenant, month, key, lambda use: use.hold(call))
 
-    async def stats(self, month: str, tenant: str = "*") -> list[BudgetStats]:
-        """Return the budgets that were used in a month, by tenant. Raises Unavailable, NotFound, AccessDenied."""
+    async def stats(self, month: str, tenant: str = "*", *, keys: bool = False) -> list[BudgetStats]:
+        """Return the budgets that were used in a month, by tenant; `keys`: those of API keys, by tenant and key.
+
+        Raises Unavailable, NotFound, AccessDenied.
+        """
         month_start(month)
-        found = [each async for each in self._stats(subjects.usage_filter("budget", tenant, month))]
-        return sorted(found, key=lambda each: each.tenant)
+        pattern = subjects.usage_filter("budget", tenant, month, "*" if keys else "")
+        return sorted([each async for each in self._stats(pattern)], key=lambda each: (each.tenant, each.key))
 
     async def _stats(self, pattern: str) -> AsyncIterator[BudgetStats]:
         async for stored in self._store.read(pattern):
-            tenant, month = subjects.parse_usage(stored.subject)
+            tenant, month, key = subjects.parse_usage(stored.subject)
             use = parse_use(stored, self._store.stream)
             reserved = [each.at for each in use.calls.values() if not each.held]
             yield BudgetStats(
                 tenant, month, use.limit, use.spent, use.reserved, use.held, len(reserved),
                 len(use.calls) - len(reserved), float(min(reserved)) if reserved else None,
+                key,
             )  # fmt: skip
 
-    async def _change_call(self, tenant: str, call_id: str, month: str, change: Callable[[BudgetUse], bool]) -> bool:
-        if month:
-            months = [month]
-        elif self.budget_of(tenant) is None:
-            return False
-        else:
+    async def _change_call(self, tenant: str, month: str, key: str, change: Callable[[BudgetUse], bool]) -> bool:
+        months = [month]
+        if not month:
+            if self.budget_of(tenant) is None and not key:
+                return False
             this = month_of(await self._store.now())
             months = [this, month_of(month_start(this) - 86400)]
+        act: Act = lambda use: "changed" if change(use) else "unchanged"  # noqa: E731
         for each in months:
-            act: Act = lambda use: "changed" if change(use) else "unchanged"  # noqa: E731
-            if await self._document(tenant, each).change(act, gives=True):
+            documents = [self._document(tenant, each, whose) for whose in dict.fromkeys(("", key))]
+            changes = [document.begin_change(act) for document in documents]  # all, whatever becomes of the caller
+            if any([await change for change in changes]):
                 return True
         return False
 
-    def _document(self, tenant: str, month: str) -> _BudgetDocument:
-        key = subjects.token("tenant", tenant), month
-        found = self._documents.get(key)
+    def _document(self, tenant: str, month: str, key: str = "") -> _BudgetDocument:
+        which = subjects.token("tenant", tenant), month, key
+        found = self._documents.get(which)
         if found is None:
-            found = self._documents[key] = _BudgetDocument(self._store, self._ledger, tenant, month)
-            for each in [each for each, known in self._documents.items() if known.is_idle and each != key]:
+            found = self._documents[which] = _BudgetDocument(self._store, self._ledger, *which)
+            for each in [each for each, known in self._documents.items() if known.is_idle and each != which]:
                 if len(self._documents) <= DOCUMENTS_MAX:
                     break
                 del self._documents[each]
-        self._documents.move_to_end(key)
+        self._documents.move_to_end(which)
         return found
 
 
-class _BudgetDocument:
-    """The document of a tenant and month, as this process writes it: one write at a time serves all that wait."""
+def _releasing(call_id: str) -> Act:
+    call = subjects.hashed(call_id)
+    return lambda use: "changed" if use.release(call) else "unchanged"
 
-    def __init__(self, store: UsageStore, ledger: UsageLedger, tenant: str, month: str) -> None:
-        self._store, self._ledger, self._tenant, self._month = store, ledger, tenant, month
-        self._subject = subjects.usage_month("budget", tenant, month)
+
+class _BudgetDocument:
+    """The document of a month and a tenant, or its API key, as this process writes it: one write at a time serves all
+    that wait.
+    """
+
+    def __init__(self, store: UsageStore, ledger: UsageLedger, tenant: str, month: str, key: str) -> None:
+        self._store, self._ledger, self._tenant, self._month, self._key = store, ledger, tenant, month, key
+        self._subject = subjects.usage_month("budget", tenant, month, key)
         self._waiting: list[_BudgetChange] = []
         self._writing: list[_BudgetChange] = []  # served by the write under way
         self._reads_first = 0  # before so many writes, because other processes write too
@@ -287,6 +313,13 @@ class _BudgetDocument:
             if done.done() and not done.cancelled() and done.exception() is None and done.result():
                 self._undo(change)  # it was written just before
             raise
+
+    def begin_change(self, act: Act) -> asyncio.Future[bool]:
+        """As `change` of one that gives, without waiting. It is written also if nobody awaits it."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody awaits it
+        self._add(_BudgetChange(act, future, gives=True))
+        return future
 
     def _add(self, change: _BudgetChange) -> None:
         self._waiting.append(change)
@@ -361,7 +394,7 @@ class _BudgetDocument:
             self._reads_first = READS_FIRST if stored.seq != self._seq else max(0, self._reads_first - 1)
             self._use, self._seq = parse_use(stored, self._store.stream), stored.seq
             return
-        spent = await self._ledger.charged_micros(self._tenant, self._month) if may_create else 0
+        spent = await self._ledger.charged_micros(self._tenant, self._month, self._key) if may_create else 0
         self._use, self._seq = BudgetUse(spent), 0
 
     def _settle(self, change: _BudgetChange, outcome: Literal["changed", "unchanged"] | AIQueueError) -> None:
@@ -376,9 +409,7 @@ class _BudgetDocument:
     def _undo(self, change: _BudgetChange) -> None:
         """Write what undoes a change whose caller has left."""
         if change.undo is not None:
-            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody awaits it
-            self._add(_BudgetChange(change.undo, future, gives=True))
+            self.begin_change(change.undo)
 
     def _fail(self, error: AIQueueError) -> None:
         """Fail what was to be written. If it is stored nevertheless, the next write is rejected and reads it."""

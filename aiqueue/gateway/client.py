@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from .api_key_store import ApiKey
 from .config import GatewayConfig
 from .config_file import load
+from .key_budgets import API_KEY
 from .model_prices import ModelPrices
+from .prices import PriceUnknown
 from .runtime import Request, plan_call
 
 if TYPE_CHECKING:
@@ -34,11 +37,18 @@ class Gateway:
         self._prices = ModelPrices(self._config.models.values())
         self._needs_keys = needs_keys
 
-    def check(self, request: Request, *, tenant: str) -> None:
+    def check(self, request: Request, *, tenant: str, api_key: ApiKey | None = None) -> None:
         """Raise BadInput, in one line, if the gateway would refuse this request: for its model, options or limits, for
-        a missing key, or because the tenant has a budget and the price is unknown.
+        a missing key, because there is a budget and the price is unknown, or by what `api_key` may ask for.
         """
+        if api_key is not None and api_key.tenant != tenant:
+            raise BadInput(f"API key {api_key.id} is of tenant {api_key.tenant}, not of {tenant!r:.80}")
+        if api_key is not None and not api_key.allows(request.model):
+            may = ", ".join(api_key.models or ())
+            raise BadInput(f"API key {api_key.id} may not use model {request.model[:80]!r}, but {may}")
         plan = plan_call(request, request.model, tenant, self._config, self._prices)
+        if api_key is not None and api_key.budget is not None and plan.price is None:
+            raise PriceUnknown(tenant, plan.model.name)
         if self._needs_keys:
             plan.model.provider.read_key()
 
@@ -49,6 +59,7 @@ class Gateway:
         tenant: str,
         priority: str = "normal",
         share: bool = False,
+        api_key: ApiKey | None = None,
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Handle[dict[str, Any]]:
@@ -59,9 +70,17 @@ class Gateway:
         day). The request has no `request_id` then: its id is a hash of what it asks. If the call has failed, the next
         such request makes another one.
 
+        `api_key`: who asks. What it may ask for is checked, and its calls are charged to its budget, besides that of
+        the tenant. Its limits a minute are not checked here, see `ApiKeys.admit`.
+
         Raises BadInput for what can never be answered, and what `Client.enqueue` raises.
         """
-        self.check(request, tenant=tenant)
+        self.check(request, tenant=tenant, api_key=api_key)
+        if api_key is not None:
+            if not api_key.allows_priority(priority):
+                may = ", ".join(api_key.priorities or ())
+                raise BadInput(f"API key {api_key.id} may not use priority {priority[:40]!r}, but {may}")
+            headers = {**(headers or {}), API_KEY: api_key.id}
         if share:
             if request.request_id is not None or {"unique", "on_duplicate"} & options.keys():
                 raise BadInput("share=True makes the id itself: leave out request_id, unique and on_duplicate")

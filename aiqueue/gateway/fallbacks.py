@@ -11,6 +11,7 @@ from ..headers import PARENT
 from ..job import Job, Reject
 from ..subjects import ParentRun
 from .call_notes import note_fallback
+from .key_budgets import API_KEY
 from .requests import GatewayRequest
 from .runtime import Request, Runtime
 from .stored_chunks import ChunkWriter, as_chunks
@@ -64,6 +65,8 @@ async def answer_by_fallback(
                 continue
             await note_fallback(job, name)
         told = {FALLBACK_OF: quote(job.message.model), REQUEST_ID: quote(request_id_of(job))}
+        if API_KEY in job.headers:
+            told[API_KEY] = job.headers[API_KEY]
         child = await job.enqueue(request, f"fallback {name}", headers=told)
         (found,) = await job.gather([child], on_failed="return")
         if isinstance(found, dict):

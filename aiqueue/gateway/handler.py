@@ -170,13 +170,19 @@ class _Execution:
         """Have the budget charge what the record of an earlier call says. Return it; None: the call was not made."""
         budgets, tenant = self._runtime.budgets, self._job.tenant
         record = await self._runtime.ledger.find(tenant, call) or await self._fence(call)
+        key = await self._charged_key()
         if record is None:
-            await budgets.release(tenant, call)
+            await budgets.release(tenant, call, key=key)
         elif record.outcome == "possibly_billed":
-            await budgets.hold(tenant, call, month=record.month)
+            await budgets.hold(tenant, call, month=record.month, key=key)
         else:
-            await budgets.settle(tenant, call, record.charged_micros, month=record.month)
+            await budgets.settle(tenant, call, record.charged_micros, month=record.month, key=key)
         return record
+
+    async def _charged_key(self) -> str:
+        """Return the API key whose budget the job's calls are charged to; "": none."""
+        key = await self._runtime.api_keys.key_of(self._job.tenant, self._job.headers)
+        return key.id if key is not None and key.budget is not None else ""
 
     async def _fence(self, call: str) -> UsageRecord | None:
         """See that an earlier execution which has not made this call yet, and may be stopped and not dead, never does:
@@ -200,7 +206,8 @@ class _Execution:
     ) -> dict[str, Any]:
         """Return the answer whose chunks an earlier execution has stored to their end. Its call is not made again."""
         log.info("job %s: the answer of call %s is made of its stored chunks", self._job.id, record.call_id)
-        ended = await PaidCall(self._runtime, plan, record, 0, record.month).end(usage_of(answer))
+        call = PaidCall(self._runtime, plan, record, 0, record.month, await self._charged_key())
+        ended = await call.end(usage_of(answer))
         writer = ChunkWriter(self._job, record.call_id)
         for chunk in chunks:
             await writer(chunk)

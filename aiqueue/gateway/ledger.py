@@ -54,6 +54,7 @@ class UsageRecord:
     - `cached_tokens` (read from the provider's cache), `cache_write_tokens` (put there): parts of `prompt_tokens`.
     - `cost_micros`: micro-dollars; None: unknown. `reserved_micros`: what the call could have cost at most.
     - `attempt`: the number of the job's call, from 1; 0: it was given up before it was made.
+    - `api_key`: the id of the API key that has asked for it; "": none has.
     """
 
     call_id: str
@@ -73,6 +74,7 @@ class UsageRecord:
     cost_micros: int | None = None
     reserved_micros: int = 0
     attempt: int = 1
+    api_key: str = ""
 
     def __post_init__(self) -> None:
         """Raise BadInput for what cannot be stored and read again."""
@@ -81,6 +83,8 @@ class UsageRecord:
             if not isinstance(value, str) or not 1 <= len(value) <= TEXT_MAX or not _is_encodable(value):
                 raise BadInput(f"{name} of a usage record is a text of 1 to {TEXT_MAX} characters, not {value!r:.80}")
         subjects.token("tenant", self.tenant)
+        if self.api_key != "":
+            subjects.token("API key", self.api_key)
         if self.outcome not in get_args(Outcome):
             raise BadInput(f"outcome of a usage record is ok, failed or possibly_billed, not {self.outcome!r:.80}")
         for name in _COUNTS + (("cost_micros",) if self.cost_micros is not None else ()):
@@ -181,13 +185,15 @@ class UsageLedger:
             except ConfigMismatch as error:
                 log.warning("%s", error)
 
-    async def charged_micros(self, tenant: str, month: str) -> int:
-        """Return what the calls that a tenant began in a month have cost; a possibly billed one: its reservation."""
-        records = self.records(tenant, since=month_start(month))
-        return sum([each.charged_micros async for _, each in records if each.month == month])
+    async def charged_micros(self, tenant: str, month: str, key: str = "") -> int:
+        """Return what the calls that a tenant began in a month have cost; a possibly billed one: its reservation.
+        `key`: only the calls of this API key.
+        """
+        found = [each async for _, each in self.records(tenant, since=month_start(month)) if each.month == month]
+        return sum(each.charged_micros for each in found if key in ("", each.api_key))
 
     def _parse(self, found: StoredUsage) -> UsageRecord:
-        tenant, token = subjects.parse_usage(found.subject)
+        tenant, token, _ = subjects.parse_usage(found.subject)
         try:
             record = UsageRecord.parse(found.content)
             if (record.tenant, subjects.hashed(record.call_id)) != (tenant, token):

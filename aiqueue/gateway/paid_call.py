@@ -35,7 +35,8 @@ TEXT_MAX: Final = 512  # of a text in a record
 class PaidCall:
     """A call whose reservation, record and note are stored, so that it may be made. Make it with `begin_call`.
 
-    `record`: as it stands. `seq`: its sequence. `month`: that of the reservation; "": there is none.
+    `record`: as it stands. `seq`: its sequence. `month`: that of the reservation; "": there is none. `key`: the API key
+    whose budget has reserved, too; "": none has.
     """
 
     runtime: Runtime
@@ -43,6 +44,7 @@ class PaidCall:
     record: UsageRecord
     seq: int
     month: str
+    key: str = ""
 
     @property
     def id(self) -> str:
@@ -105,7 +107,7 @@ class PaidCall:
         """The call was not made: give back its reservation first, because its record may be refused."""
         if self.month:
             tenant, month = self.record.tenant, self.month
-            await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month))
+            await _persist(lambda: self.runtime.budgets.release(tenant, self.id, month=month, key=self.key))
         await self._write_end(replace(self.record, outcome="failed", cost_micros=0, attempt=0))
 
     def _cost(self, used: Usage, *, is_known: bool) -> int | None:
@@ -126,14 +128,14 @@ class PaidCall:
             standing = await self.runtime.ledger.record(ended, replaces=self.seq)
             if self.month:
                 cost, month = standing.charged_micros, self.month
-                await self.runtime.budgets.settle(ended.tenant, ended.call_id, cost, month=month)
+                await self.runtime.budgets.settle(ended.tenant, ended.call_id, cost, month=month, key=self.key)
 
         await _persist(write)
         return standing
 
     async def _hold(self) -> None:
         if self.month:
-            await self.runtime.budgets.hold(self.record.tenant, self.id, month=self.month)
+            await self.runtime.budgets.hold(self.record.tenant, self.id, month=self.month, key=self.key)
 
 
 async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: int, request_id: str) -> PaidCall:
@@ -143,11 +145,13 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
     then. Nothing is left behind, or what is left is released.
     """
     call_id, tenant = secrets.token_hex(12), job.tenant
-    reservation = None
-    if runtime.budgets.budget_of(tenant) is not None:
+    reservation, bound = None, plan.bound_micros
+    key = await runtime.api_keys.key_of(tenant, job.headers)
+    of_key = key.budget if key is not None else None
+    if runtime.budgets.budget_of(tenant) is not None or of_key is not None:
         await note_call(job, call_id)  # first, so that after a crash the reservation is found by it
         try:
-            reservation = await runtime.budgets.reserve(tenant, call_id, plan.bound_micros, model=plan.model.name)
+            reservation = await runtime.budgets.reserve(tenant, call_id, bound, model=plan.model.name, of_key=of_key)
         except BudgetSpent:
             await note_refusal(job, call_id)
             raise
@@ -161,10 +165,11 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
         provider=plan.model.provider.name,
         started_at=reservation.at if reservation is not None else await runtime.now(),
         outcome="possibly_billed",
-        reserved_micros=plan.bound_micros or 0,
+        reserved_micros=bound or 0,
         attempt=number,
+        api_key=key.id if key is not None else "",
     )
-    call = PaidCall(runtime, plan, record, 0, month)
+    call = PaidCall(runtime, plan, record, 0, month, of_key.key if of_key is not None else "")
     writes: list[Awaitable[Any]] = [runtime.ledger.begin(record)]
     if reservation is None:
         writes.append(note_call(job, call_id))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import AIQueueError, BadInput
 from .budgets import Budgets
 from .config import GatewayConfig, ModelConfig, ProviderConfig
+from .key_budgets import KnownApiKeys
 from .ledger import UsageLedger
 from .model_prices import ModelPrices
 from .opening import open_provider
@@ -75,6 +76,7 @@ class Runtime:
         self._store = UsageStore(client.connection, client.topology)
         self.ledger = UsageLedger(self._store)
         self.budgets = Budgets(self._store, self.ledger)
+        self.api_keys = KnownApiKeys(client)
         self._opened: dict[str, _Opened] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.use(config, prices)

@@ -420,7 +420,7 @@ class TestLanes:
 
     def test_the_stream_of_usage_keeps_one_message_a_subject_and_refuses_when_it_is_full(self) -> None:
         spec = Topology.load().usage_stream
-        subjects_of = ["ai.gateway.usage.*.*", "ai.gateway.budget.*.*", "ai.gateway.totals.*.*"]
+        subjects_of = [f"ai.gateway.{each}" for each in ("usage.*.*", "budget.*.*", "budget.*.*.*", "totals.*.*")]
         assert (spec.name, spec.config["subjects"]) == ("AI_GATEWAY_USAGE", subjects_of)
         for key in ('discard = "old"', "max_msgs_per_subject = 2", "allow_direct = false"):
             text = f'role = "usage"\n[stream]\nname = "X"\nmax_bytes = 1000\n{key}'

@@ -1,0 +1,97 @@
+"""`aiqueue gateway keys` adds, lists and revokes API keys; the token is shown once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import aiqueue
+from aiqueue.cli.app import app
+from aiqueue.gateway import ApiKeys, Budgets, UsageLedger, UsageStore
+
+from ..support import Account, create_streams
+
+
+@pytest.fixture
+async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
+        await create_streams(client)
+        yield client
+
+
+@pytest.fixture
+def run(account: Account) -> Any:
+    environment = {
+        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "COLUMNS": "200",
+    }  # fmt: skip
+
+    async def run(*arguments: str) -> Result:
+        words = ["gateway", "keys", *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
+
+    return run
+
+
+async def test_a_key_is_added_listed_without_its_token_and_revoked(run: Any, client: aiqueue.Client) -> None:
+    added = await run(
+        "add", "acme", "--name", "app", "--model", "small,large", "--priority", "low", "--requests", "60", "--tokens",
+        "100000", "--budget", "2.50",
+    )  # fmt: skip
+    assert added.exit_code == 0, added.output
+    said, token = added.stdout.splitlines()
+    key_id = said.split()[2]
+    assert said == f"API key {key_id} of tenant acme is added. Its token, which is not shown again:"
+    plain = json.loads((await run("add", "globex", "--json")).stdout)
+    assert plain["tenant"] == "globex"
+    async with ApiKeys(client) as keys:
+        found, other = keys.find(token), keys.find(plain["token"])
+        assert found is not None
+        assert other is not None
+        assert (found.id, found.name, found.budget_micros) == (key_id, "app", 2_500_000)
+        assert found.models == ("small", "large")
+        assert (found.requests_per_minute, found.tokens_per_minute, found.priorities) == (60, 100_000, ("low",))
+        assert (other.models, other.priorities, other.budget_micros) == (None, None, None)
+    store = UsageStore(client.connection, client.topology)
+    await Budgets(store, UsageLedger(store)).reserve("acme", "call", 1_000_000, of_key=found.budget)
+    listed = await run("ls")
+    assert listed.exit_code == 0, listed.output
+    head, first, second = listed.stdout.splitlines()
+    assert head.split() == ["id", "tenant", "name", "models", "priorities", "a", "minute", "budget", "left", "state"]
+    assert " ".join(first.split()) == (
+        f"{key_id} acme app small, large low 60 requests, 100,000 tokens $2.50 $1.50 valid"
+    )
+    assert second.split() == [plain["id"], "globex", "all", "all", "valid"]
+    assert (await run("revoke", key_id)).stdout == f"API key {key_id} of tenant acme is revoked\n"
+    (row,) = json.loads((await run("ls", "--tenant", "acme", "--json")).stdout)
+    assert row["revoked_at"] is not None
+    assert row["budget"]["reserved_micros"] == 1_000_000
+    assert "revoked" in (await run("ls", "--tenant", "acme")).stdout
+    assert json.loads((await run("revoke", plain["id"], "--json")).stdout)["revoked_at"] is not None
+    for done in (listed, await run("ls", "--json")):
+        assert token not in done.stdout
+        assert found.hash not in done.stdout
+
+
+async def test_wrong_arguments_of_keys_are_one_line(run: Any, client: aiqueue.Client) -> None:
+    for arguments, problem in (
+        (("add", "a.b"), "tenant 'a.b' must be"),
+        (("add", "acme", "--budget", "much"), "--budget must be an amount of US dollars from 0"),
+        (("add", "acme", "--priority", "urgent"), "gateway.requests has no priority 'urgent'"),
+        (("revoke", "nobody"), "there is no API key nobody"),
+        (("ls", "--tenant", "a.b"), "tenant 'a.b' must be"),
+    ):
+        done = await run(*arguments)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+        assert problem in done.stderr
+    assert (await run("ls")).stdout == "no API keys; `aiqueue gateway keys add TENANT` adds one\n"
+    await client.connection.api("STREAM.DELETE.KV_AI_API_KEYS")
+    done = await run("ls")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "run `aiqueue apply`" in done.stderr

@@ -35,6 +35,7 @@ from .support import ROOT, Account
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 60
 GROUPS = ("dead", "documents", "gateway", "inbox", "limits", "rag", "schedule")  # verbs with verbs of their own
+NESTED = (["gateway", "keys"],)  # and with such as have some, too
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -208,7 +209,8 @@ def commands() -> list[Command]:
         words = line.removeprefix("$ ").partition("#")[0].split()
         if words[:1] != ["aiqueue"] or len(words) == 1 or not re.fullmatch(r"[a-z-]+", words[1]):
             continue
-        verbs = words[1:3] if words[1] in GROUPS else words[1:2]
+        depth = 4 if words[1:3] in NESTED else 3 if words[1] in GROUPS else 2
+        verbs = words[1:depth]
         plain = tuple(word for word in verbs if re.fullmatch(r"[a-z]+", word))
         options = tuple(word.partition("=")[0] for word in words if word.startswith("--"))
         found.add(Command(page, plain, options))

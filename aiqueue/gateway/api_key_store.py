@@ -180,27 +180,22 @@ class ApiKeyStore:
             raise QueueFull(what, f"{used:,} bytes are used, and its last tenth is for revocations", limit=most)
         return await self._put(key, 0)
 
-    async def revoke(self, key_id: str) -> ApiKey:
-        """Store that a key is revoked, and return it. Revoked again, it keeps its time.
+    async def revoke(self, key_id: str) -> StoredApiKey:
+        """Store that a key is revoked, and return what is stored. Revoked again, it keeps its time.
 
         Raises BadInput (there is none, or it cannot be read), and as `add`.
         """
-        for tries_left in range(TRIES_MAX, 0, -1):
+        for _ in range(TRIES_MAX):
             found = await self.find(key_id)
             if found is None or found.key is None:
                 problem = found.problem if found is not None and found.problem else f"there is no API key {key_id[:80]}"
                 raise BadInput(f"{problem}; `aiqueue gateway keys ls` lists them")
             if found.key.is_revoked:
-                return found.key
+                return found
             revoked = replace(found.key, revoked_at=round(await self.now(), 3))
-            try:
-                await self._put(revoked, found.seq)
-            except Conflict:
-                if tries_left == 1:
-                    raise
-            else:
-                break
-        return revoked
+            with contextlib.suppress(Conflict):
+                return StoredApiKey(key_id, await self._put(revoked, found.seq), revoked)
+        raise Conflict(f"API key {key_id} changes all the time: revoke it again")
 
     async def _put(self, key: ApiKey, expected: int) -> int:
         body = json.dumps({"v": VERSION, **key.plain(), "hash": key.hash}, separators=(",", ":")).encode()

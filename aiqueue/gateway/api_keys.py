@@ -164,6 +164,8 @@ class ApiKeys:
         - Raises Unavailable: the server has not answered for seconds.
         """
         await self._be_current()
+        if key.id not in self._known:  # it is new, and not heard of here
+            await self._ask_leader(key.id)
         known = self._known.get(key.id)
         if known is None or known.key is None or known.key.is_revoked:
             raise KeyRevoked(f"API key {key.id} was revoked")
@@ -270,11 +272,11 @@ class ApiKeys:
             token = new_token()
             key = replace(key, id=id_of(hash_of(token)), hash=hash_of(token))
             try:
-                await self._store.add(key)
+                self._take(StoredApiKey(key.id, await self._store.add(key), key))
             except Conflict:
-                stored = await self._store.find(key.id)
-                if stored is not None and stored.key == key:
-                    return key, token  # an earlier try, whose PubAck was lost
+                found = await self._store.find(key.id)
+                if found is not None and found.key == key:
+                    break  # an earlier try, whose PubAck was lost
                 if tries_left == 1:
                     raise
             else:
@@ -309,7 +311,10 @@ class ApiKeys:
 
         Raises BadInput if there is no such key; NotFound (no stream), AccessDenied, Unavailable.
         """
-        return await self._store.revoke(key_id)
+        revoked = await self._store.revoke(key_id)
+        self._take(revoked)
+        assert revoked.key is not None
+        return revoked.key
 
     # -- the copy
 
@@ -384,7 +389,7 @@ class ApiKeys:
 
     def _take(self, stored: StoredApiKey) -> None:
         known = self._known.get(stored.id)
-        if known is None or stored.seq > known.seq:
+        if self._is_started and (known is None or stored.seq > known.seq):
             self._known[stored.id] = stored
             _warn([stored])
 

@@ -19,7 +19,8 @@ import pytest
 import aiqueue
 from aiqueue.client import Client
 from aiqueue.errors import AccessDenied, ResultTimeout
-from aiqueue.gateway import Budget, Budgets, UsageLedger, UsageRecord, UsageStore
+from aiqueue.gateway import ApiKeys, Budget, Budgets, UsageLedger, UsageRecord, UsageStore, month_of
+from aiqueue.gateway.key_budgets import KnownApiKeys
 from aiqueue.rag import Rag, RagWorker
 from aiqueue.topology import provision
 from aiqueue.worker import Responder
@@ -435,6 +436,41 @@ async def test_the_documented_permissions_of_usage_suffice(
     assert [each["spent_micros"] for each in shown["budgets"]] == [7]
     assert "denied" not in caplog.text + done.stderr
     assert "Violation" not in caplog.text + done.stderr
+
+
+async def test_the_documented_permissions_of_api_keys_suffice(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    """Of an operator who adds, lists and revokes them, of a front that accepts them, and of a worker."""
+    rows = {
+        "operator": "if it adds, lists or revokes [API keys]", "front": "if it accepts API keys", "worker": "a worker",
+    }  # fmt: skip
+    users_of = ", ".join(user(name, *documented(row)) for name, row in rows.items())
+    server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {users_of} ] }}")
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+    async with (
+        aiqueue.connect(url=server.url, user="operator", password="p") as operator,
+        aiqueue.connect(url=server.url, user="front", password="p") as front,
+        aiqueue.connect(url=server.url, user="worker", password="p") as serving,
+        ApiKeys(front) as keys,
+    ):
+        own = ApiKeys(operator)
+        key, token = await own.add("acme", requests_per_minute=2, budget_micros=10)
+        await eventually(lambda: keys.find(token) is not None)
+        (await keys.admit(key)).settle()
+        assert await KnownApiKeys(serving).key_of("acme", {"Gateway-Api-Key": key.id}) == key
+        store = UsageStore(serving.connection, serving.topology)
+        await Budgets(store, UsageLedger(store)).reserve("acme", "c", 10, of_key=key.budget)
+        listed = UsageStore(operator.connection, operator.topology)
+        month = month_of(await listed.now())
+        (found,) = await Budgets(listed, UsageLedger(listed)).stats(month, keys=True)
+        assert (found.key, found.reserved_micros) == (key.id, 10)
+        assert await own.list() == [key]
+        await own.revoke(key.id)
+        await eventually(lambda: keys.find(token) is None)
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text
 
 
 async def test_the_documented_permissions_of_retrieval_suffice(

@@ -340,6 +340,20 @@ class SyncClient:
             raise BadInput(self._not_open)
         return self._client
 
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run a coroutine on the event loop of the thread, where the client `on_loop` is open; for aiqueue's own
+        modules. Raises BadInput if the client is not open.
+        """
+        if self._loop is None:
+            work.close()
+            raise BadInput(self._not_open)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @property
+    def on_loop(self) -> Client:
+        """The client that is open on the event loop of the thread. Raises BadInput if it is not open."""
+        return self._opened()
+
     async def _enqueue_batch(self, items: list[Item], options: ManyOptions) -> list[Handle | AIQueueError]:
         return [outcome async for outcome in self._client.enqueue_many(items, **options)]
 
@@ -348,13 +362,10 @@ class SyncClient:
 
         Raises BadInput if the client is not open or this is its own thread, Unavailable if it is closed meanwhile.
         """
-        if self._loop is None:
-            work.close()
-            raise BadInput(self._not_open)
         if threading.current_thread() is self._thread:
             work.close()
             raise BadInput("a sync client cannot be used on its own event loop: use aiqueue.connect() there")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.submit(work)
         try:
             return future.result()
         except concurrent.futures.CancelledError:

@@ -13,6 +13,7 @@ from .key_budgets import API_KEY
 from .model_prices import ModelPrices
 from .prices import PriceUnknown
 from .runtime import Request, plan_call
+from .token_bound import tokens_at_most
 
 if TYPE_CHECKING:
     from ..client import Client, Handle
@@ -51,6 +52,10 @@ class Gateway:
             raise PriceUnknown(tenant, plan.model.name)
         if self._needs_keys:
             plan.model.provider.read_key()
+
+    def tokens_at_most(self, request: Request) -> float:
+        """Return how many tokens a request can use at most. Raises BadInput for an unknown model."""
+        return tokens_at_most(request, self._config.find_model(request.model))
 
     async def enqueue(
         self,

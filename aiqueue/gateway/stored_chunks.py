@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 READ_S: Final = 15.0
 WRITE_TRIES_MAX: Final = 10  # of a chunk, while the server does not answer
 WRITE_PAUSE_S: Final = 0.5
-_MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
+MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
 
 
 class ChunkWriter:
@@ -41,7 +41,7 @@ class ChunkWriter:
         """Raises Stale if another attempt has taken over the job, or the job was cancelled."""
         if self._is_cut:
             return
-        data, mark = {**shallow(chunk), **({_MARK: self._mark} if self._mark else {})}, self._mark
+        data, mark = {**shallow(chunk), **({MARK: self._mark} if self._mark else {})}, self._mark
         self._mark = {}
         try:
             await self._write(data)
@@ -82,7 +82,7 @@ async def read_chunks(client: Client, job: Job[Any]) -> dict[str, list[dict[str,
                     current = ""
                 elif item.event == "chunk" and isinstance(item.data, dict):
                     chunk = dict(item.data)
-                    mark = chunk.pop(_MARK, None)
+                    mark = chunk.pop(MARK, None)
                     if isinstance(mark, dict) and isinstance(mark.get("call_id"), str):
                         current = mark["call_id"]
                         broken |= {current} if mark.get("left_out") else set()

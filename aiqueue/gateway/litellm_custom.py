@@ -21,7 +21,7 @@ import litellm
 
 from .. import subjects
 from ..client import Handle, SyncClient, connect_sync
-from ..errors import AIQueueError, Unavailable
+from ..errors import AIQueueError, JobFailed, Unavailable
 from ..payload import SteppedGenerator, parse_message
 from .answers import usage_of
 from .api_key_store import PREFIX
@@ -36,12 +36,13 @@ from .runtime import Request
 ROUTED_MAX: Final = 10_000  # calls of a Router whose ids are kept for their retries
 _NOT_SENT: Final = frozenset({"extra_body", "max_retries", "stream"})  # options that are for the library
 _NOT_KEPT: Final = frozenset({"provider_specific_fields"})  # of a message, which litellm adds to answers
+_CLOSED: Final = "the connection was closed during the call"
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Opened:
+class _DoorClient:
     """What is open in this process."""
 
     sync: SyncClient
@@ -89,7 +90,7 @@ class GatewayLLM(litellm.CustomLLM):  # type: ignore[misc]  # litellm has no typ
         self._tenant = None if tenant is None else subjects.token("tenant", tenant)
         self._priority, self._config, self._connection = priority, config, dict(connection)
         self._lock = threading.Lock()
-        self._opened: _Opened | None = None
+        self._opened: _DoorClient | None = None
         self._routed: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def close(self) -> None:
@@ -133,30 +134,36 @@ class GatewayLLM(litellm.CustomLLM):  # type: ignore[misc]  # litellm has no typ
 
     # -- from the caller's thread to the client's event loop
 
-    def _run(self, model: str, work: Callable[[_Opened], Coroutine[Any, Any, T]]) -> T:
+    def _run(self, model: str, work: Callable[[_DoorClient], Coroutine[Any, Any, T]]) -> T:
         try:
             opened = self._open()
             future = opened.sync.submit(work(opened))
             try:
                 return future.result()
             except concurrent.futures.CancelledError:
-                raise Unavailable("the connection was closed during the call", maybe_stored=True) from None
+                raise Unavailable(_CLOSED, maybe_stored=True) from None
             except BaseException:  # a signal handler's, while this thread waits; a call that has ended stays as it is
                 future.cancel()
                 raise
         except AIQueueError as error:
             raise to_litellm(error, model) from None
 
-    async def _run_async(self, model: str, work: Callable[[_Opened], Coroutine[Any, Any, T]]) -> T:
+    async def _run_async(self, model: str, work: Callable[[_DoorClient], Coroutine[Any, Any, T]]) -> T:
         try:
             opened = self._opened
             if opened is None or opened.pid != os.getpid():
                 opened = await asyncio.to_thread(self._open)
-            return await asyncio.wrap_future(opened.sync.submit(work(opened)))
+            try:
+                return await asyncio.wrap_future(opened.sync.submit(work(opened)))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise Unavailable(_CLOSED, maybe_stored=True) from None
         except AIQueueError as error:
             raise to_litellm(error, model) from None
 
-    def _open(self) -> _Opened:
+    def _open(self) -> _DoorClient:
         """Connect, once in each process. Raises what `connect` and `Gateway` raise."""
         with self._lock:
             if self._opened is None or self._opened.pid != os.getpid():
@@ -166,28 +173,29 @@ class GatewayLLM(litellm.CustomLLM):  # type: ignore[misc]  # litellm has no typ
                 except BaseException:
                     sync.close()
                     raise
-                self._opened = _Opened(sync, gateway)
+                self._opened = _DoorClient(sync, gateway)
             return self._opened
 
     # -- on the client's event loop
 
-    async def _complete(self, opened: _Opened, model: str, given: Mapping[str, Any]) -> Any:
+    async def _complete(self, opened: _DoorClient, model: str, given: Mapping[str, Any]) -> Any:
         call = self._read_call(GatewayRequest, model, given, messages=_plain(given["messages"]))
         answer = await self._answer(opened, call)
         response = litellm.ModelResponse(**answer)
         response._hidden_params["response_cost"] = answer["aiqueue"].get("cost")
         return response
 
-    async def _embed(self, opened: _Opened, model: str, given: Mapping[str, Any]) -> Any:
+    async def _embed(self, opened: _DoorClient, model: str, given: Mapping[str, Any]) -> Any:
         answer = await self._answer(opened, self._read_call(EmbeddingRequest, model, given, input=given["input"]))
         response = litellm.EmbeddingResponse(**{name: answer.get(name) for name in ("model", "data", "usage")})
         response._hidden_params["response_cost"] = answer["aiqueue"].get("cost")
         return response
 
-    async def _answer(self, opened: _Opened, call: _Call) -> dict[str, Any]:
+    async def _answer(self, opened: _DoorClient, call: _Call) -> dict[str, Any]:
         handle, credit = await self._enqueue(opened, call)
-        answer = await handle.result(call.timeout_s)
-        _settle(credit, answer)
+        with _settling(credit) as settle:
+            answer = await handle.result(call.timeout_s)
+            settle(answer)
         return answer
 
     async def _stream(self, model: str, given: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
@@ -196,12 +204,13 @@ class GatewayLLM(litellm.CustomLLM):  # type: ignore[misc]  # litellm has no typ
         assert self._opened is not None
         handle, credit = await self._enqueue(self._opened, call)
         reader = ChunkReader(handle, call.timeout_s)
-        async with aclosing(ordered(reader.read())) as chunks:
-            async for chunk in chunks:
-                yield litellm.types.utils.ModelResponseStream(**{**chunk, "model": model})
-        _settle(credit, reader.answer)
+        with _settling(credit) as settle:
+            async with aclosing(ordered(reader.read())) as chunks:
+                async for chunk in chunks:
+                    yield litellm.types.utils.ModelResponseStream(**{**chunk, "model": model})
+            settle(reader.answer)
 
-    async def _enqueue(self, opened: _Opened, call: _Call) -> tuple[Handle[dict[str, Any]], KeyCredit]:
+    async def _enqueue(self, opened: _DoorClient, call: _Call) -> tuple[Handle[dict[str, Any]], KeyCredit]:
         tenant, key, credit = self._tenant, None, KeyCredit()
         if call.token.startswith(PREFIX):
             keys = await opened.api_keys()
@@ -261,9 +270,21 @@ class GatewayLLM(litellm.CustomLLM):  # type: ignore[misc]  # litellm has no typ
         return own
 
 
-def _settle(credit: KeyCredit, answer: Mapping[str, Any]) -> None:
-    usage = usage_of(answer)
-    credit.settle(None if usage is None else usage.total_tokens)
+@contextlib.contextmanager
+def _settling(credit: KeyCredit) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Lend what settles a credit by the answer. A request that has failed counts no tokens, one that is left all."""
+
+    def settle(answer: Mapping[str, Any]) -> None:
+        usage = usage_of(answer)
+        credit.settle(None if usage is None else usage.total_tokens)
+
+    try:
+        yield settle
+    except JobFailed:
+        credit.settle(0)
+        raise
+    finally:
+        credit.settle(None)
 
 
 def _plain(messages: Any) -> list[dict[str, Any]]:

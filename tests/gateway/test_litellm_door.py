@@ -325,3 +325,27 @@ async def test_each_event_loop_and_a_forked_process_get_answers(litellm: Any, do
             os._exit(code)
     _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@with_litellm
+async def test_a_door_that_is_closed_amid_a_call_says_so_and_opens_again(
+    litellm: Any, door: Any, client: aiqueue.Client, config: Path, eventually: Eventually
+) -> None:
+    asked = {"model": "aiqueue/small", "messages": HELLO, "max_tokens": 1}
+    waiting = [asyncio.create_task(litellm.acompletion(**asked)), asyncio.create_task(_ask_in_thread(litellm, asked))]
+
+    async def are_stored() -> bool:
+        info = await client.connection.api("STREAM.INFO.AI_GATEWAY_REQUESTS")
+        return bool(info["state"]["messages"] == 2)
+
+    await eventually(are_stored)
+    await asyncio.to_thread(door.close)
+    for each in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(each, litellm.exceptions.ServiceUnavailableError), each
+        assert "the connection was closed during the call" in str(each)
+    async with running(client, config):
+        assert (await litellm.acompletion(**asked)).choices[0].message.content == "one"
+
+
+async def _ask_in_thread(litellm: Any, asked: dict[str, Any]) -> Any:
+    return await asyncio.to_thread(lambda: litellm.completion(**asked))

@@ -41,6 +41,7 @@ NOTICED_MAX: Final = 1_000
 ADD_TRIES_MAX: Final = 3
 FAMILY: Final = "gateway.requests"
 LIMITED: Final = "gateway.keys"  # as limits know it: no family has this name, so no rule of limits.toml is meant
+BEGIN_TRIES_MAX: Final = 20
 ADMIT_S: Final = 0.25  # how long a request waits for room in its key's limits
 ADMIT_MAX_S: Final = 5.0  # and for a server that does not answer
 WINDOW_S: Final = 60.0
@@ -175,14 +176,16 @@ class ApiKeys:
         limiter = await self._open_limiter()
         self._use_rule(limiter, key)
         try:
-            credit = await self._acquire(limiter, key, tokens)
+            for _ in range(BEGIN_TRIES_MAX):  # the rule of another key, which was new, may void what was granted
+                credit = await self._acquire(limiter, key, tokens)
+                if credit.begin():
+                    return KeyCredit(credit)
         except AboveLimit:
             raise BadInput(
                 f"this request can use {tokens:,.0f} tokens, and API key {key.id} has {key.tokens_per_minute:,} a "
                 "minute: lower max_tokens"
             ) from None
-        credit.begin()
-        return KeyCredit(credit)
+        raise Unavailable(f"the limits of API key {key.id} change all the time")
 
     async def _be_current(self) -> None:
         """Return when a look has begun a second ago at most. Raises Unavailable."""

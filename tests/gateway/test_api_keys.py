@@ -276,3 +276,24 @@ async def test_a_full_bucket_takes_no_new_key_and_still_revokes(client: aiqueue.
     assert len(made) > 10
     for each in made:
         assert (await keys.revoke(each)).is_revoked
+
+
+async def test_a_request_is_counted_also_if_another_key_is_new_to_the_process_at_that_moment(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule of a new key voids what was granted to others and has not begun."""
+    async with ApiKeys(client) as keys:
+        (key, _), (new, _) = [await keys.add("acme", requests_per_minute=1) for _ in range(2)]
+        acquire = keys._acquire
+
+        async def late(limiter: Any, *arguments: Any) -> Any:
+            credit = await acquire(limiter, *arguments)
+            if keys._acquire is late and new.id not in {each.key for each in limiter.controls.rules.overrides}:
+                keys._use_rule(limiter, new)
+                assert limiter.try_acquire("gateway.keys", key.id, "acme", weight=1.0) is None  # another request
+            return credit
+
+        monkeypatch.setattr(keys, "_acquire", late)
+        (await keys.admit(key)).settle()
+        with pytest.raises(KeyLimited):
+            await keys.admit(key)

@@ -54,6 +54,7 @@ RECORDS = st.builds(
     model=TEXT, provider=TEXT, started_at=st.floats(0, 2**35), outcome=st.sampled_from(["ok", "failed"]),
     latency_s=SECONDS, first_token_s=SECONDS, prompt_tokens=COUNT, completion_tokens=COUNT, cached_tokens=COUNT,
     cache_write_tokens=COUNT, cost_micros=st.none() | COUNT, reserved_micros=COUNT, attempt=COUNT,
+    api_key=st.just("") | st.from_regex(subjects.TOKEN, fullmatch=True),
 )  # fmt: skip
 
 
@@ -62,6 +63,12 @@ RECORDS = st.builds(
 def test_a_record_comes_back_as_it_was_also_from_a_later_version(record: UsageRecord) -> None:
     plain = json.loads(json.dumps(record.plain()))
     assert UsageRecord.parse({**plain, "a_later_field": 1}) == record
+
+
+def test_a_record_of_a_version_without_api_keys_is_of_no_key() -> None:
+    plain = record_of().plain()
+    del plain["api_key"]
+    assert UsageRecord.parse(plain) == record_of(api_key="")
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,11 @@ def usage_filters() -> list[str]:
     return [usage_filter("usage"), usage_filter("budget"), usage_filter("budget", key="*"), usage_filter("totals")]
 
 
+def recent(tenant: str, request: str) -> str:
+    """Return the subject of what is known of a client's recent request; with ``*`` the filter over them."""
+    return f"{USAGE}.recent.{tenant}.{request}"
+
+
 def parse_usage(subject: str) -> tuple[str, str, str]:
     """Return the tenant of a subject of the stream of usage, the hashed call id or the month, and the API key or ""."""
     _, _, _, tenant, second, *key = subject.split(".")

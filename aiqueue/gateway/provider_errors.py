@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from ..codec.secret_paths import MASK
 
@@ -24,6 +24,11 @@ OUTAGE_WAIT_MAX_S: Final = 600.0  # after other errors: an outage may end before
 _BILLED_STATUS = frozenset(
     {408, 502, 504, 520, 522, 524}
 )  # of a proxy that has heard no answer: the model may have run
+
+
+_WRITTEN: Final = re.compile(
+    rf"({'|'.join(each.replace('_', ' ') for each in get_args(Kind))})(?: \(status (\d{{3}})\))?: (.*)", re.DOTALL
+)
 
 
 class ProviderError(Exception):
@@ -58,6 +63,18 @@ class ProviderError(Exception):
         status = f" (status {self.status})" if self.status is not None else ""
         wait = f"; retry after {self.retry_after_s:g} s" if self.retry_after_s is not None else ""
         return f"{self.kind.replace('_', ' ')}{status}: {self.text}{wait}"
+
+    @classmethod
+    def parse(cls, text: str) -> ProviderError | None:
+        """Return the error that `str` has made this text of, such as a dead letter's; None if it was none.
+
+        Behind it there may be the reasons of fallbacks.
+        """
+        found = _WRITTEN.match(text)
+        if found is None:
+            return None
+        kind: Any = found[1].replace(" ", "_")
+        return cls(kind, found[3], status=int(found[2]) if found[2] else None)
 
     @property
     def is_retryable(self) -> bool:

@@ -94,6 +94,8 @@ WHEN_FULL: Mapping[str, str] = {
     "limits": "raise max_bytes and run `aiqueue apply`: a full stream refuses a key's first use, so its jobs wait",
     "usage": "raise max_bytes or lower max_age, and run `aiqueue apply`: a full stream refuses records of usage and "
     "what budgets reserve, so the gateway calls no model",
+    "recent": "raise max_bytes and run `aiqueue apply`: a full stream drops the oldest notes, so a request that a "
+    "client repeats by itself may be paid for twice",
     "ticks": "run `aiqueue apply`, which removes the limit: a full stream loses ticks until a worker parks them again",
     "schedules": "remove schedules (`aiqueue schedule rm`), or raise max_bytes and run `aiqueue apply`: a full stream "
     "refuses changes, and the ticks of all schedules wait",

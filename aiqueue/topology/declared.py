@@ -243,6 +243,10 @@ class Topology:
         return self._by_role("usage")
 
     @property
+    def recent_stream(self) -> StreamSpec:
+        return self._by_role("recent")
+
+    @property
     def rag_stream(self) -> StreamSpec:
         return self._by_role("rag")
 
@@ -349,6 +353,17 @@ def _make_family(declared: StreamFile) -> Family:
     )
 
 
+_SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family decides on
+    "dead": [subjects.dead("*.*")],
+    "checkpoints": [subjects.checkpoints("*.*", "*", "*", "*")],
+    "parked": [subjects.parked(is_due=False), subjects.parked(is_due=True)],
+    "ticks": [subjects.tick("*", "*", "*", "*"), subjects.tick("*", "*", "*")],
+    "usage": subjects.usage_filters(),
+    "recent": [subjects.recent("*", "*")],
+    "rag": [f"{subjects.RAG_STORES}.>"],
+}
+
+
 def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> StreamSpec:
     """Return the stream with its computed subjects, and for work streams the transform of the bare subject."""
     config = dict(declared.stream)
@@ -371,27 +386,17 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             # Five tokens only. On the bare subjects responders answer; a stream there would answer with its PubAck.
             roots = [each.journal for each in families.values() if each.journal]
             config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
-        case "dead":
-            config["subjects"] = [subjects.dead("*.*")]
-        case "checkpoints":
-            config["subjects"] = [subjects.checkpoints("*.*", "*", "*", "*")]
         case "stranded":
             work = [each.stream for each in families.values() if each.role == "work"]
             config["subjects"] = [subjects.stranded(each) for each in work]
-        case "parked":
-            config["subjects"] = [subjects.parked(is_due=False), subjects.parked(is_due=True)]
-        case "ticks":
-            config["subjects"] = [subjects.tick("*", "*", "*", "*"), subjects.tick("*", "*", "*")]
         case "presence" | "schedules" | "limits" | "api_keys":
             config["subjects"] = [subjects.bucket(config["name"])]
             if dest := REPEATED.get(declared.role):
                 config["republish"] = {"src": subjects.bucket(config["name"]), **dest}
-        case "usage":
-            config["subjects"] = subjects.usage_filters()
-        case "rag":
-            config["subjects"] = [f"{subjects.RAG_STORES}.>"]
         case "documents":
             config["subjects"] = [subjects.objects(config["name"], kind, ">") for kind in "CMR"]
+        case _:
+            config["subjects"] = _SUBJECTS[declared.role]
     return StreamSpec(config["name"], declared.role, declared.file, config)
 
 

@@ -20,7 +20,7 @@ from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanosecond
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "rag", "ticks", "schedules", "api_keys",
+    "usage", "recent", "rag", "ticks", "schedules", "api_keys",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -171,6 +171,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "checkpoints": {"retention": "limits", "discard": "new", "allow_direct": True},
     "limits": _BUCKET,
     "usage": _NEWEST,
+    "recent": _NEWEST | {"discard": "old"},
     "rag": _NEWEST,
     "schedules": _BUCKET,
     "api_keys": _BUCKET,
@@ -194,6 +195,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "checkpoints": {},
     "limits": {},
     "usage": {},
+    "recent": {},
     "rag": {},
     "ticks": {"max_consumers": 1_000, "duplicate_window": 120 * 10**9},
     "schedules": {},

@@ -331,7 +331,7 @@ class TestPlanAndApply:
         assert "18 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 18 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 19 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")

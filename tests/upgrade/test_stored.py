@@ -275,6 +275,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
             found = await acts.configs(connection)
             assert found.keys() == declared.keys() | {
                 "AI_CHECKPOINTS",
+                "AI_GATEWAY_RECENT",
                 "AI_GATEWAY_USAGE",
                 "AI_RAG_STORES",
                 "AI_TICKS",

@@ -1,0 +1,12 @@
+"""The gateway over HTTP, as OpenAI's clients call it. Needs starlette and uvicorn: ``pip install 'aiqueue[gateway]'``.
+
+``build_app(Front.of(client, config, keys))`` is an ASGI application; `aiqueue gateway serve` runs it.
+"""
+
+from __future__ import annotations
+
+from .app import build_app
+from .context import Front, FrontSettings, KnownKey, KnownKeys
+from .errors import ApiError
+
+__all__ = ["ApiError", "Front", "FrontSettings", "KnownKey", "KnownKeys", "build_app"]

@@ -1,0 +1,87 @@
+"""Bodies of requests: whole, within a time and a size, and as JSON that is not too deep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from starlette.requests import Request
+
+from ... import codec
+from ...errors import DecodeError
+from .context import Front
+from .errors import RETRY_S, ApiError
+
+T = TypeVar("T")
+
+DRAINED_MAX: Final = 64 * 1024 * 1024  # of a body that is too large: read and dropped, so that its sender hears why
+IN_THREAD_BYTES: Final = 256 * 1024  # larger JSON would hold up other requests
+
+
+class ClientGone(Exception):
+    """The client has closed the connection: nobody waits for an answer."""
+
+
+async def read_chunks(request: Request, *, bytes_max: int, within_s: float) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Raises ApiError: 413 above `bytes_max`, 408 after `within_s` seconds; ClientGone."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not supported: send the body as it is")
+    size, end = 0, asyncio.get_running_loop().time() + within_s
+    declared = request.headers.get("content-length", "0")
+    is_too_large = declared.isdecimal() and int(declared) > bytes_max
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                message = await request.receive()
+        except TimeoutError:
+            problem = f"the body has not arrived within {within_s:g} s"
+            raise ApiError(408, problem, code="request_timeout") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part, is_last = message.get("body", b""), not message.get("more_body")
+        size += len(part)
+        is_too_large = is_too_large or size > bytes_max
+        if is_too_large and (is_last or size > DRAINED_MAX):
+            raise ApiError(413, f"the body has more than {bytes_max:,} bytes", code="request_too_large")
+        if part and not is_too_large:
+            yield part
+        if is_last:
+            return
+
+
+@asynccontextmanager
+async def json_body(
+    request: Request, front: Front, parse: Callable[[dict[str, Any]], T]
+) -> AsyncIterator[tuple[dict[str, Any], T]]:
+    """Lend the body, a JSON object of at most 64 levels, and what `parse` makes of it. While it is lent, it counts as
+    held. Raises what `read_chunks` and `parse` raise, and ApiError: 400, or 503 if the process holds too much.
+    """
+    settings, held = front.settings, 0
+    parts: list[bytes] = []
+    try:
+        async for part in read_chunks(request, bytes_max=settings.body_bytes_max, within_s=settings.body_s):
+            if front.held_bytes + len(part) > settings.bodies_bytes_max:
+                problem = "the gateway has too many large requests at once"
+                raise ApiError(503, problem, code="overloaded", retry_after_s=RETRY_S)
+            front.held_bytes += len(part)
+            held += len(part)
+            parts.append(part)
+        body = b"".join(parts)
+        parts.clear()
+        if len(body) > IN_THREAD_BYTES:
+            yield await asyncio.to_thread(_read_json, body, parse)
+        else:
+            yield _read_json(body, parse)
+    finally:
+        front.held_bytes -= held
+
+
+def _read_json(body: bytes, parse: Callable[[dict[str, Any]], T]) -> tuple[dict[str, Any], T]:
+    try:
+        data = codec.decode_map(body, codec.JSON)
+    except DecodeError as error:
+        raise ApiError(400, error.reason, code="invalid_json") from None
+    return data, parse(data)

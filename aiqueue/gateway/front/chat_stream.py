@@ -1,0 +1,161 @@
+"""A chat completion as OpenAI's stream of events, made of its job's journal: each token once, from any process.
+
+An event's id has the job, how many chunks the client has, of which call, and the cursor of the job's stream: see
+`Position`. docs/decisions/gateway-front.md tells what becomes of a stream whose worker dies.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ...errors import BadInput, JobCancelled, JobFailed
+from .. import sse
+from ..stored_chunks import as_chunks
+from .errors import ApiError, error_of_failure
+
+if TYPE_CHECKING:
+    from ...client import Handle
+
+DONE: Final = b"data: [DONE]\n\n"
+MARK: Final = "aiqueue"  # see `stored_chunks.ChunkWriter`
+
+_POSITION = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{1,9})\.([0-9a-f]{8})\.([0-9a-f-]{1,160})")
+
+
+class Position(NamedTuple):
+    """Where a client is in a stream: it has `sent` chunks of the call whose id has this `mark`; "": of none."""
+
+    job_id: str
+    sent: int
+    mark: str
+    cursor: str
+
+    def __str__(self) -> str:
+        return f"{self.job_id}.{self.sent}.{self.mark or '0' * 8}.{self.cursor}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Return the position in a Last-Event-ID. Raises ApiError."""
+        found = _POSITION.fullmatch(text)
+        if found is None:
+            problem = f"Last-Event-ID {text[:80]!r} is no id of an event of this gateway"
+            raise ApiError(400, problem, code="invalid_last_event_id")
+        return cls(found[1], int(found[2]), "" if found[3] == "0" * 8 else found[3], found[4])
+
+
+class ChatEvents:
+    """The events of one request's job, from its beginning or behind a position.
+
+    `with_usage`: whether the client asks for the chunk with the usage. `with_restarts`: whether it understands the
+    event `restart`: the output begins anew. Others get an error instead.
+    """
+
+    def __init__(
+        self,
+        handle: Handle[Any],
+        model: str,
+        *,
+        with_usage: bool,
+        with_restarts: bool = False,
+        position: Position | None = None,
+    ) -> None:
+        self._handle, self._model = handle, model
+        self._with_usage, self._with_restarts = with_usage, with_restarts
+        self._after = None if position is None else position.cursor
+        self._sent = 0 if position is None else position.sent
+        self._mark = "" if position is None else position.mark
+        self._skip = 0  # chunks that the client has already, of a call whose chunks are written again
+        self._restart: dict[str, Any] | None = None  # a new attempt writes, and has written no chunk yet
+        self._has_hole = False
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """Yield the events. Raises ApiError, and what `Handle.stream` raises."""
+        is_over = False
+        try:
+            async with aclosing(self._handle.stream(after=self._after)) as items:
+                async for item in items:
+                    match item.event:
+                        case "chunk":
+                            for part in self._on_chunk(item.data, item.cursor):
+                                yield part
+                        case "restart":
+                            self._restart = item.data if isinstance(item.data, dict) else {}
+                        case "gap":
+                            self._has_hole = True
+                        case "result":
+                            for part in self._on_result(item.data, item.cursor):
+                                yield part
+                            is_over = True
+                        case "failed" | "cancelled":
+                            raise self._failure(item.event, item.data)
+        except BadInput as error:
+            raise ApiError(400, str(error), code="invalid_last_event_id") from None
+        if not is_over:  # the client had all but the end
+            yield DONE
+
+    def _on_chunk(self, chunk: Any, cursor: str) -> list[bytes]:
+        if not isinstance(chunk, dict):
+            return []
+        made: list[bytes] = []
+        mark = chunk.pop(MARK, None)
+        mark = mark if isinstance(mark, dict) else {}
+        call = f"{zlib.crc32(str(mark['call_id']).encode()):08x}" if "call_id" in mark else ""
+        if (call and call != self._mark) or self._restart is not None:
+            made += self._begin_call(call, cursor)
+        if self._has_hole or mark.get("left_out"):
+            raise self._hole()
+        if self._skip:
+            self._skip -= 1
+            return made
+        self._sent += 1
+        if not self._with_usage and not chunk.get("choices") and chunk.get("usage") is not None:
+            return made
+        chunk["model"] = self._model
+        return [*made, sse.event(chunk, id=self._id(cursor))]
+
+    def _begin_call(self, call: str, cursor: str) -> list[bytes]:
+        """Take up the chunks of another attempt. The same call's are written again, and the client has some of them."""
+        restart, self._restart = self._restart or {}, None
+        if call and call == self._mark:
+            self._skip, self._has_hole = self._sent, False
+            return []
+        had, self._mark, self._sent, self._skip = self._sent, call, 0, 0
+        if not had:
+            return []
+        if not self._with_restarts:
+            why = f": {restart['why']}" if restart.get("why") else ""
+            problem = f"the answer has begun anew after {had} chunks{why}; send the request again for the whole answer"
+            raise ApiError(502, problem, code="stream_restarted")
+        self._has_hole = False
+        return [sse.event({"object": "aiqueue.restart", **restart}, id=self._id(cursor), name="restart")]
+
+    def _on_result(self, answer: Any, cursor: str) -> list[bytes]:
+        """The end. An answer whose chunks are gone, or were never streamed, comes as one chunk."""
+        if self._sent:
+            if self._has_hole or self._skip:
+                raise self._hole()
+            return [b"id: " + self._id(cursor).encode() + b"\n" + DONE]
+        made: list[bytes] = []
+        for chunk in as_chunks(answer) if isinstance(answer, dict) else ():
+            self._sent += 1
+            if chunk.get("choices") or self._with_usage:
+                made.append(sse.event({**chunk, "model": self._model}, id=self._id(cursor)))
+        return [*made, DONE]
+
+    def _id(self, cursor: str) -> str:
+        return str(Position(self._handle.id, self._sent, self._mark, cursor))
+
+    def _hole(self) -> ApiError:
+        problem = "parts of the stream are gone, because they are too old or too large; the answer itself is kept: "
+        problem += "send the request again with the same Idempotency-Key for the whole answer"
+        return ApiError(502, problem, code="stream_incomplete")
+
+    def _failure(self, event: str, data: Any) -> ApiError:
+        found = data if isinstance(data, dict) else {}
+        kind = JobCancelled if event == "cancelled" else JobFailed
+        reason, text = str(found.get("reason", "")), str(found.get("error", ""))
+        return error_of_failure(kind(self._handle.id, reason=reason, error=text, attempt=0))

@@ -1,0 +1,84 @@
+"""What all routes of the front share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ..client import Gateway
+from ..config import GatewayConfig
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+MIB: Final = 1024 * 1024
+
+
+class KnownKey(Protocol):
+    """What the front asks of an API key, see `api_keys`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def priorities(self) -> tuple[str, ...] | None: ...
+    def allows(self, model: str) -> bool: ...
+
+
+class KnownKeys(Protocol):
+    """Finds API keys by their tokens. None: there is no such key, or it is revoked."""
+
+    def find(self, token: str) -> KnownKey | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSettings:
+    """Bounds of the front. Times in seconds.
+
+    - `body_bytes_max`: of a request's body; a larger one is refused with 413. `bodies_bytes_max`: of all bodies that
+      this process holds at once; above it, requests are refused with 503, to be sent again.
+    - `body_s`: how long a body may take; then 408.
+    - `status_s`: how long a stream waits for its first chunk before its status is sent; an error after that is an event
+      of the stream.
+    - `ping_s`: after which silence a stream gets a comment, so that proxies keep it open.
+    - `answer_s`: how long a request waits for its answer; then 504, and the request goes on.
+    """
+
+    body_bytes_max: int = 20 * MIB
+    bodies_bytes_max: int = 256 * MIB
+    body_s: float = 60.0
+    status_s: float = 20.0
+    ping_s: float = 15.0
+    answer_s: float = 3_600.0
+
+
+@dataclass(slots=True)
+class Front:
+    """What all routes share: an open client, the gateway on it, gateway.toml, and the API keys. `held_bytes`: of the
+    bodies that are held now. `is_draining`: new requests go elsewhere, see `/readyz`.
+    """
+
+    client: Client
+    gateway: Gateway
+    config: GatewayConfig
+    keys: KnownKeys
+    settings: FrontSettings = field(default_factory=FrontSettings)
+    held_bytes: int = 0
+    is_draining: bool = False
+
+    @classmethod
+    def of(cls, client: Client, config: GatewayConfig, keys: KnownKeys, settings: FrontSettings | None = None) -> Front:
+        """Return the front of an open client. Only the workers need the keys of providers."""
+        gateway = Gateway(client, config, needs_keys=False)
+        return cls(client, gateway, config, keys, settings or FrontSettings())
+
+    def use(self, config: GatewayConfig) -> None:
+        """Use this configuration from the next request on."""
+        self.gateway = Gateway(self.client, config, needs_keys=False)
+        self.config = config
+
+    def models_of(self, key: KnownKey) -> Mapping[str, Any]:
+        """Return the models that a key may call, by name."""
+        return {name: model for name, model in self.config.models.items() if key.allows(name)}

@@ -1,0 +1,79 @@
+"""Which job a request becomes: a new one, that of its Idempotency-Key, or that of the request which a client repeats.
+
+docs/decisions/gateway-front.md has all cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import Request
+
+from ...errors import AIQueueError, IdReused, Unavailable
+from ..recent_requests import RecentRequests
+from ..requests import EmbeddingRequest, GatewayRequest
+from .authentication import PRIORITY_HEADER, priority_of
+from .context import Front, KnownKey
+from .errors import ApiError
+
+if TYPE_CHECKING:
+    from ...client import Handle
+
+log = logging.getLogger(__name__)
+
+KEY_HEADER: Final = "idempotency-key"
+REPEATED: Final = "x-stainless-retry-count"  # of OpenAI's clients: how often they have sent this request before
+_KEY = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
+
+_notes: set[asyncio.Task[None]] = set()  # being written
+
+
+async def submit(request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest) -> Handle[dict[str, Any]]:
+    """Enqueue a request, or join the one that it repeats, and return the handle.
+
+    Raises ApiError, and what `Gateway.enqueue` raises.
+    """
+    key: KnownKey = request.state.key
+    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority_of(key, request.headers.get(PRIORITY_HEADER))}
+    given = request.headers.get(KEY_HEADER)
+    if given is not None:
+        if _KEY.fullmatch(given) is None:
+            raise ApiError(400, "Idempotency-Key must be 1 to 256 printable ASCII characters", code="invalid_key")
+        return await front.gateway.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options)
+    repeated = request.headers.get(REPEATED)
+    if repeated is None:  # not a client that repeats by itself
+        return await front.gateway.enqueue(asked, **options)
+    recent = RecentRequests(front.client.connection, front.client.topology)
+    fingerprint = asked.fingerprint()
+    if repeated != "0":
+        former = await _find(recent, key, fingerprint)
+        if former is not None:
+            try:
+                return await front.gateway.enqueue(asked, unique=former, **options)
+            except IdReused:
+                log.warning("job %s has another body than the request that has noted it", former)
+    handle = await front.gateway.enqueue(asked, **options)
+    task = asyncio.create_task(_note(recent, key, fingerprint, handle.id))
+    _notes.add(task)
+    task.add_done_callback(_notes.discard)
+    return handle
+
+
+async def _find(recent: RecentRequests, key: KnownKey, fingerprint: str) -> str | None:
+    try:
+        return await recent.find(key.tenant, key.id, fingerprint)
+    except Unavailable:  # made anew, it could be paid for twice: the client repeats it again
+        raise
+    except AIQueueError as error:
+        log.warning("a repeated request is made anew, because the first one is not found: %s", error)
+        return None
+
+
+async def _note(recent: RecentRequests, key: KnownKey, fingerprint: str, job_id: str) -> None:
+    try:
+        await recent.note(key.tenant, key.id, fingerprint, job_id)
+    except AIQueueError as error:
+        log.warning("job %s: if its client repeats the request, it is made twice: %s", job_id, error)

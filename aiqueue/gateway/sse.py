@@ -1,0 +1,153 @@
+"""A job's stream as server-sent events, for any ASGI framework::
+
+    @app.get("/answers/{job_id}")
+    async def follow(job_id: str, request: Request) -> StreamingResponse:
+        handle = await client.job(job_id, tenant=tenant_of(request))
+        events = sse.stream(handle, last_event_id=request.headers.get("last-event-id"))
+        return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+Each event has an id. A client that sends the last one as `Last-Event-ID` gets what follows it, from any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pydantic_core
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    from ..client import Handle
+
+MEDIA_TYPE: Final = "text/event-stream"
+HEADERS: Final[Mapping[str, str]] = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+# A comment without the blank line that ends an event: OpenAI's client takes a comment and a blank line for an event
+# without data, once it has seen an id.
+PING: Final = b": ping\n"
+PING_S: Final = 15.0
+AHEAD_MAX: Final = 256  # events that are made before they are taken
+
+_ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f-]{1,160})")
+
+
+def event(data: Any, *, id: str = "", name: str = "") -> bytes:  # noqa: A002  (its name in the format)
+    """Return one event, with data as JSON in one line: bytes are base64. `name`: "" is an ordinary message."""
+    head = f"id: {id}\nevent: {name}\ndata: " if name else f"id: {id}\ndata: "
+    made = head.encode() + pydantic_core.to_json(data, bytes_mode="base64") + b"\n\n"
+    return made if id else made.partition(b"\n")[2]
+
+
+def event_id(job_id: str, cursor: str) -> str:
+    """Return the id of an event: its job, and the cursor of its item."""
+    return f"{job_id}.{cursor}"
+
+
+def parse_event_id(text: str) -> tuple[str, str]:
+    """Return the job's id and the cursor in an event's id. Raises BadInput."""
+    found = _ID.fullmatch(text)
+    if found is None:
+        raise BadInput(f"Last-Event-ID {text[:80]!r} is no id of an event of this stream")
+    return found[1], found[2]
+
+
+async def stream(
+    handle: Handle[Any], *, last_event_id: str | None = None, ping_s: float = PING_S
+) -> AsyncGenerator[bytes, None]:
+    """Yield the items of a job's stream as events, several in one part when they come quickly.
+
+    A chunk is an ordinary message with the chunk as JSON. Others are events by the name of the item: started, progress,
+    retry, restart (discard the output so far), gap, and at the end result, failed or cancelled. After `ping_s` seconds
+    of silence comes a comment. Secrets are left out. `last_event_id`: to go on behind that event.
+
+    Raises BadInput for an id that is not of this job, before anything is yielded, and what `Handle.stream` raises.
+    """
+    after = None
+    if last_event_id:
+        job_id, after = parse_event_id(last_event_id)
+        if job_id != handle.id:
+            raise BadInput(f"Last-Event-ID is of job {job_id}, not of {handle.id}")
+    async with aclosing(_items(handle, after)) as parts, EventFlow(parts, ping_s=ping_s) as flow:
+        while (part := await flow.read()) is not None:
+            yield part
+
+
+async def _items(handle: Handle[Any], after: str | None) -> AsyncGenerator[bytes, None]:
+    async with aclosing(handle.stream(after=after)) as items:
+        async for item in items:
+            name = "" if item.event == "chunk" else item.event
+            yield event(item.masked().data, id=event_id(handle.id, item.cursor), name=name)
+
+
+class EventFlow:
+    """Events on their way to a client: made by a task of its own, taken together when they come quickly, and comments
+    in silence. ``async with EventFlow(parts) as flow: while (part := await flow.read()) is not None``.
+
+    At most AHEAD_MAX events are made ahead of a slow client.
+    """
+
+    def __init__(self, parts: AsyncGenerator[bytes, None], *, ping_s: float = PING_S) -> None:
+        self._parts, self._ping_s = parts, ping_s
+        self._made: deque[bytes] = deque()
+        self._more, self._room = asyncio.Event(), asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._make())
+        self._task.add_done_callback(lambda _: self._more.set())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # else asyncio logs that nobody has retrieved it
+
+    async def _make(self) -> None:
+        async for part in self._parts:
+            self._made.append(part)
+            self._more.set()
+            while len(self._made) >= AHEAD_MAX:
+                self._room.clear()
+                await self._room.wait()
+
+    async def begin(self, timeout_s: float) -> None:
+        """Return when there is an event or the end, at the latest after `timeout_s`. Raises what making the first event
+        raises.
+        """
+        assert self._task is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._more.wait()
+        except TimeoutError:
+            return
+        if not self._made and self._task.done():
+            self._task.result()
+
+    async def read(self) -> bytes | None:
+        """Return what there is, at least one event or a comment. None: the end. Raises what making an event raises,
+        after all events before it were read.
+        """
+        assert self._task is not None
+        if not self._made:
+            if self._task.done():
+                self._task.result()
+                return None
+            self._more.clear()
+            try:
+                async with asyncio.timeout(self._ping_s):
+                    await self._more.wait()
+            except TimeoutError:
+                return PING
+            if not self._made:
+                return await self.read()
+        part = self._made[0] if len(self._made) == 1 else b"".join(self._made)
+        self._made.clear()
+        self._room.set()
+        return part

@@ -14,6 +14,7 @@ from starlette.types import Receive
 from ...errors import AIQueueError
 from .bodies import ClientGone
 from .context import Front
+from .idempotency import Submission
 
 if TYPE_CHECKING:
     from ...client import Handle
@@ -48,16 +49,19 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait([working, gone])
 
 
-async def answer(request: Request, front: Front, handle: Handle[dict[str, Any]]) -> dict[str, Any]:
+async def answer(request: Request, front: Front, submission: Submission) -> dict[str, Any]:
     """Return the result of a request's job. Raises what `Handle.result` raises, and ClientGone: then the job goes on,
     or is cancelled if the request asks for that.
     """
+    handle = submission.handle
     request.state.request_id = handle.id
     try:
-        return await unless_gone(request.receive, handle.result(timeout=front.settings.answer_s))
+        found = await unless_gone(request.receive, handle.result(timeout=front.settings.answer_s))
     except ClientGone:
         on_gone(request, handle)
         raise
+    submission.settle(found)
+    return found
 
 
 def on_gone(request: Request, handle: Handle[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from . import chat, embeddings, health, models
 from .authentication import Authentication
 from .bodies import ClientGone
 from .context import Front
-from .errors import ApiError, error_of
+from .errors import RETRY_S, ApiError, error_of
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def build_app(front: Front) -> Starlette:
     """Return the application. Its errors have OpenAI's shape, and every response has `x-request-id`."""
     parts = (health, models, chat, embeddings)
-    return Starlette(
+    app = Starlette(
         routes=[route for part in parts for route in part.routes(front)],
         middleware=[Middleware(RequestId), Middleware(Authentication, front=front)],
         exception_handlers={
@@ -35,6 +36,8 @@ def build_app(front: Front) -> Starlette:
             ClientGone: _on_gone,
         },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class RequestId:
@@ -62,6 +65,10 @@ class RequestId:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the drain is over: what is left of a stream is cut
+            if not has_started:
+                error = ApiError(503, "the gateway is restarting", code="draining", retry_after_s=RETRY_S)
+                await error.response()(scope, receive, send_with_id)
         except Exception as error:
             if has_started:
                 raise

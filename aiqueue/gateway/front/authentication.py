@@ -40,7 +40,7 @@ def find_key(front: Front, scope: Scope) -> KnownKey:
     token = token.strip()
     if len(given) > 1 or kind.lower() != "bearer" or not token or len(token) > TOKEN_CHARS_MAX or not token.isascii():
         raise ApiError(401, "the header Authorization must be `Bearer KEY`", code="invalid_api_key")
-    key = front.keys.find(token)
+    key: KnownKey | None = front.keys.find(token)
     if key is None:
         raise ApiError(401, "the API key is not known, or is revoked", code="invalid_api_key")
     return key

@@ -24,7 +24,7 @@ from .bodies import json_body
 from .chat_stream import ChatEvents, Position
 from .context import Front, KnownKey
 from .errors import ApiError, error_of, error_of_validation
-from .idempotency import submit
+from .idempotency import Submission, submit
 
 if TYPE_CHECKING:
     from ...client import Handle
@@ -48,20 +48,20 @@ def routes(front: Front) -> list[Route]:
             check_model(front, request.state.key, asked.model)
             position = request.headers.get("last-event-id")
             if position is not None and asked.stream:
-                handle: Handle[Any] = await _resumed(request, front, asked, Position.parse(position))
+                submission = await _resumed(request, front, asked, Position.parse(position))
             else:
-                handle = await submit(request, front, asked)
-        request.state.request_id = handle.id
+                submission = await submit(request, front, asked)
+        request.state.request_id = submission.handle.id
         if not asked.stream:
-            return JSONResponse(await answer(request, front, handle))
+            return JSONResponse(await answer(request, front, submission))
         events = ChatEvents(
-            handle,
+            submission,
             asked.model,
             with_usage=bool((asked.stream_options or {}).get("include_usage")),
             with_restarts=request.headers.get(ON_RESTART) == "event",
             position=Position.parse(position) if position is not None else None,
         )
-        return ChatStreamResponse(request, front, handle, events)
+        return ChatStreamResponse(request, front, submission.handle, events)
 
     return [Route("/v1/chat/completions", create, methods=["POST"])]
 
@@ -77,7 +77,7 @@ def parse_request(model: type[R], data: Mapping[str, Any]) -> R:
         raise error_of_validation(error) from None
 
 
-async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: Position) -> Handle[Any]:
+async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: Position) -> Submission:
     """Return the handle of the job whose stream is resumed: the tenant's, and of the same body. Raises ApiError."""
     key: KnownKey = request.state.key
     client, family = front.client, front.client.topology.family(asked.aiq_family)
@@ -88,7 +88,7 @@ async def _resumed(request: Request, front: Front, asked: GatewayRequest, positi
     if is_other_body(known, fingerprint_of(family, asked.model_dump(mode="json"), b"")):
         problem = "Last-Event-ID is of another request: send it with the body of the request that it belongs to"
         raise ApiError(409, problem, code="last_event_id_reused")
-    return handle
+    return Submission(handle, await front.keys.admit(key, tokens=0.0))
 
 
 class ChatStreamResponse(Response):

@@ -10,15 +10,13 @@ import re
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ...errors import BadInput, JobCancelled, JobFailed
 from .. import sse
 from ..stored_chunks import as_chunks
 from .errors import ApiError, error_of_failure
-
-if TYPE_CHECKING:
-    from ...client import Handle
+from .idempotency import Submission
 
 DONE: Final = b"data: [DONE]\n\n"
 MARK: Final = "aiqueue"  # see `stored_chunks.ChunkWriter`
@@ -56,14 +54,14 @@ class ChatEvents:
 
     def __init__(
         self,
-        handle: Handle[Any],
+        submission: Submission,
         model: str,
         *,
         with_usage: bool,
         with_restarts: bool = False,
         position: Position | None = None,
     ) -> None:
-        self._handle, self._model = handle, model
+        self._submission, self._handle, self._model = submission, submission.handle, model
         self._with_usage, self._with_restarts = with_usage, with_restarts
         self._after = None if position is None else position.cursor
         self._sent = 0 if position is None else position.sent
@@ -134,7 +132,9 @@ class ChatEvents:
         return [sse.event({"object": "aiqueue.restart", **restart}, id=self._id(cursor), name="restart")]
 
     def _on_result(self, answer: Any, cursor: str) -> list[bytes]:
-        """The end. An answer whose chunks are gone, or were never streamed, comes as one chunk."""
+        """The end of a stream. An answer whose chunks are gone, or were never streamed, comes as one chunk."""
+        if isinstance(answer, dict):
+            self._submission.settle(answer)
         if self._sent:
             if self._has_hole or self._skip:
                 raise self._hole()

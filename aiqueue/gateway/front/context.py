@@ -27,10 +27,17 @@ class KnownKey(Protocol):
     def allows(self, model: str) -> bool: ...
 
 
-class KnownKeys(Protocol):
-    """Finds API keys by their tokens. None: there is no such key, or it is revoked."""
+class Admitted(Protocol):
+    """A request that the limits of its API key admit. `settle`: what it has used; None: as it was reserved."""
 
-    def find(self, token: str) -> KnownKey | None: ...
+    def settle(self, tokens: float | None = None) -> None: ...
+
+
+class KnownKeys(Protocol):
+    """The API keys. `find`: None: there is no such key, or it is revoked. `admit` raises KeyLimited, KeyRevoked."""
+
+    def find(self, token: str) -> Any: ...
+    async def admit(self, key: Any, *, tokens: float = 0.0) -> Admitted: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ def routes(front: Front) -> list[Route]:
 
         async with json_body(request, front, parse) as (_, asked):
             check_model(front, request.state.key, asked.model)
-            handle = await submit(request, front, asked)
-        found = await answer(request, front, handle)
+            submission = await submit(request, front, asked)
+        found = await answer(request, front, submission)
         return JSONResponse(_as_base64(found) if asked.encoding_format == "base64" else found)
 
     return [Route("/v1/embeddings", create, methods=["POST"])]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.requests import Request
 
 from ...errors import AIQueueError, IdReused, Unavailable
+from ..answers import usage_of
 from ..recent_requests import RecentRequests
 from ..requests import EmbeddingRequest, GatewayRequest
+from ..token_bound import tokens_at_most
 from .authentication import PRIORITY_HEADER, priority_of
-from .context import Front, KnownKey
+from .context import Admitted, Front, KnownKey
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -31,31 +33,58 @@ _KEY = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
 _notes: set[asyncio.Task[None]] = set()  # being written
 
 
-async def submit(request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest) -> Handle[dict[str, Any]]:
-    """Enqueue a request, or join the one that it repeats, and return the handle.
+class Submission(NamedTuple):
+    """A request's job, and what its API key's limits have admitted for it."""
 
-    Raises ApiError, and what `Gateway.enqueue` raises.
-    """
+    handle: Handle[dict[str, Any]]
+    admitted: Admitted
+
+    def settle(self, answer: dict[str, Any]) -> None:
+        """Count the tokens of the answer against the limits of the API key."""
+        used = usage_of(answer)
+        self.admitted.settle(None if used is None else used.total_tokens)
+
+
+async def submit(request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest) -> Submission:
+    """Enqueue a request, or join the one that it repeats. Raises ApiError, and what `Client.enqueue` raises."""
     key: KnownKey = request.state.key
-    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority_of(key, request.headers.get(PRIORITY_HEADER))}
+    priority = priority_of(key, request.headers.get(PRIORITY_HEADER))
+    front.gateway.check(asked, tenant=key.tenant)  # what can never be answered counts against no limit
+    tokens = tokens_at_most(asked, front.config.find_model(asked.model))
+    admitted = await front.keys.admit(key, tokens=tokens)
+    try:
+        handle = await _enqueue(request, front, asked, priority)
+    except BaseException:
+        admitted.settle(0)
+        raise
+    if handle.duplicate:
+        admitted.settle(0)
+    return Submission(handle, admitted)
+
+
+async def _enqueue(
+    request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest, priority: str
+) -> Handle[dict[str, Any]]:
+    key: KnownKey = request.state.key
+    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority}
     given = request.headers.get(KEY_HEADER)
     if given is not None:
         if _KEY.fullmatch(given) is None:
             raise ApiError(400, "Idempotency-Key must be 1 to 256 printable ASCII characters", code="invalid_key")
-        return await front.gateway.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options)
+        return await front.client.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options)
     repeated = request.headers.get(REPEATED)
     if repeated is None:  # not a client that repeats by itself
-        return await front.gateway.enqueue(asked, **options)
+        return await front.client.enqueue(asked, **options)
     recent = RecentRequests(front.client.connection, front.client.topology)
     fingerprint = asked.fingerprint()
     if repeated != "0":
         former = await _find(recent, key, fingerprint)
         if former is not None:
             try:
-                return await front.gateway.enqueue(asked, unique=former, **options)
+                return await front.client.enqueue(asked, unique=former, **options)
             except IdReused:
                 log.warning("job %s has another body than the request that has noted it", former)
-    handle = await front.gateway.enqueue(asked, **options)
+    handle = await front.client.enqueue(asked, **options)
     task = asyncio.create_task(_note(recent, key, fingerprint, handle.id))
     _notes.add(task)
     task.add_done_callback(_notes.discard)

@@ -145,6 +145,7 @@ def error_of_validation(error: pydantic.ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(each) for each in first["loc"] if not str(each).startswith(("function-", "list[", "tagged-")))
     text = first["msg"].removeprefix("Value error, ")
-    message = f"{place}: {text}" if place and not text.startswith(place) else text
-    param = place or (text.partition(":")[0] if text.partition(".")[0] in ("messages", "tools", "options") else None)
-    return ApiError(400, message[:500], param=param)
+    inner = text.partition(" ")[0].rstrip(":")  # the text of a validator may say which part of the field it means
+    if inner.partition(".")[0] in (place, "messages", "tools", "options") and inner:
+        return ApiError(400, text[:500], param=inner)
+    return ApiError(400, f"{place}: {text}"[:500] if place else text[:500], param=place or None)

@@ -1,0 +1,35 @@
+"""A front over real HTTP, a gateway worker behind it, and OpenAI's own client before it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import openai
+import pytest
+
+import aiqueue
+
+from ..running import running
+from .fronts import TOKEN, Keys, RunningFront, open_front
+
+
+@pytest.fixture
+async def front(client: aiqueue.Client, config: Path) -> AsyncIterator[RunningFront]:
+    """A front without a worker."""
+    async with open_front(client, config, Keys()) as front:
+        yield front
+
+
+@pytest.fixture
+async def served(front: RunningFront, client: aiqueue.Client, config: Path) -> AsyncIterator[RunningFront]:
+    """A front with a worker."""
+    async with running(client, config):
+        yield front
+
+
+@pytest.fixture
+async def ai(front: RunningFront) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client of the front."""
+    async with openai.AsyncOpenAI(api_key=TOKEN, base_url=front.url, timeout=20) as ai:
+        yield ai

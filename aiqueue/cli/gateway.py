@@ -1,4 +1,4 @@
-"""``gateway``: what calls of models have used, what is left of budgets, API keys, and a demo."""
+"""``gateway``: the gateway over HTTP and its API keys, what calls of models have used, budgets, and a demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import gateway_keys, output
+from .gateway_serve import serve
 from .options import Json, ServerOptions, add_command
 from .output import Column
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..gateway import BudgetStats, Sums, UsageTotal
 
-app = typer.Typer(no_args_is_help=True, help="Show what calls of models have used, manage API keys, run a demo.")
+app = typer.Typer(no_args_is_help=True, help="Serve the gateway over HTTP, manage API keys, show usage, run a demo.")
 app.add_typer(gateway_keys.app, name="keys")
 
 
@@ -137,6 +138,13 @@ add_command(
     "usage",
     examples=("  aiqueue gateway usage", "  aiqueue gateway usage --tenant acme --month 2026-11 --days"),
 )(usage)
+
+
+add_command(
+    app,
+    "serve",
+    examples=("  aiqueue gateway serve", "  aiqueue gateway serve --host 0.0.0.0 --port 80 --processes 4"),
+)(serve)
 
 
 def demo(

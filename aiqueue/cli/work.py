@@ -18,7 +18,7 @@ from .options import FAILED, ServerOptions, add_command, duration_option, split_
 if TYPE_CHECKING:
     from ..agent import Agent, AgentGroup
     from ..worker import Worker
-    from .worker_pool import PoolMember
+    from .pool_member import PoolMember
 
 PROCESSES_MAX = 64
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -101,19 +101,19 @@ def work(
     if processes > 1:
         from .worker_pool import WorkerPool  # noqa: PLC0415
 
-        _log_to_stderr(log_level, POOL_LOG_FORMAT)
-        arguments = [*_spell_options({**vars(options), **given}), "--", target]
+        log_to_stderr(log_level, POOL_LOG_FORMAT)
+        arguments = [*spell_options({**vars(options), **given}), "--", target]
         raise typer.Exit(WorkerPool(arguments, processes, target=target, health=health_file).run())
     from .worker_process import WorkerProcess, run_process  # noqa: PLC0415
 
-    member = None if pool_fd is None else _join(pool_fd)
+    member = None if pool_fd is None else join_pool(pool_fd)
     worker = load(target)
     gc.freeze()  # what is loaded stays: no collection is to look at it
     _override(worker, target, concurrency, split_names(families), split_names(tenants), drain_timeout)
     if member is not None:
         _make_name_unique(worker, member)
-    _log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
-    if not run_process(WorkerProcess(worker, options, member, health_file), _loop_factory()):
+    log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
+    if not run_process(WorkerProcess(worker, options, member, health_file), loop_factory()):
         raise typer.Exit(FAILED)
 
 
@@ -147,13 +147,15 @@ def _make_name_unique(worker: Worker | Agent | AgentGroup, member: PoolMember) -
         worker.name = member.unique_name(worker.name)
 
 
-def _join(fd: int) -> PoolMember:
-    from .worker_pool import join  # noqa: PLC0415
+def join_pool(fd: int) -> PoolMember:
+    """Make this process part of the pool whose socket is open as `fd`."""
+    from .pool_member import join  # noqa: PLC0415
 
     return join(fd)
 
 
-def _log_to_stderr(level: str, form: str) -> None:
+def log_to_stderr(level: str, form: str) -> None:
+    """Write the log of aiqueue from this level on to stderr."""
     import logging  # noqa: PLC0415
 
     # does nothing if the module has configured logging itself
@@ -161,7 +163,7 @@ def _log_to_stderr(level: str, form: str) -> None:
     logging.getLogger("aiqueue").setLevel(level.upper())
 
 
-def _spell_options(options: Mapping[str, Any]) -> list[str]:
+def spell_options(options: Mapping[str, Any]) -> list[str]:
     """Return the given options as command line arguments for a process of the pool.
 
     Other settings, such as credentials, are found by the process where its parent found them.
@@ -173,7 +175,7 @@ def _spell_options(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _loop_factory() -> Callable[[], Any] | None:
+def loop_factory() -> Callable[[], Any] | None:
     """Return uvloop's event loop if it is installed (``aiqueue[uvloop]``), None for asyncio's."""
     try:
         import uvloop  # noqa: PLC0415

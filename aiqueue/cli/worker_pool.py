@@ -20,12 +20,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import AIQueueError, BadInput
 from ..units import Backoff, short_duration
@@ -40,48 +40,6 @@ RESTART = Backoff(first="200ms", factor=2, cap="30s", jitter=0.5)  # by the numb
 STEADY_S = 30.0  # a process that lives this long resets its slot's count of quick exits
 SLACK_S = 10.0  # added to the drain timeout, for what follows the drain: lifespan, connection, interpreter
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class PoolMember:
-    """The process's side of the socket pair, from `join` until the process ends."""
-
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
-
-    def report_working(self, drain_timeout_s: float) -> None:
-        """Tell the parent that this process takes jobs, and how long its drain may last."""
-        with suppress(OSError):  # the parent is gone, and this process ends soon
-            self._line.sendall(f"{drain_timeout_s}\n".encode())
-
-    @staticmethod
-    def unique_name(worker: str) -> str:
-        """Return `worker` with the process id, because the module gives its worker the same name in each process."""
-        pid = str(os.getpid())
-        return worker if worker.endswith(pid) else f"{worker}-{pid}"
-
-
-def join(fd: int) -> PoolMember:
-    """Make this process part of the pool whose socket is open as `fd`. From here on it ends with its parent."""
-    try:
-        line = socket.socket(fileno=fd)
-    except OSError:
-        raise BadInput("--pool-fd is internal: a worker pool starts its processes with it; use --processes") from None
-    from ..server import supervisor  # noqa: PLC0415  (the parent does not need it)
-
-    os.set_inheritable(fd, False)
-    if arrange := supervisor.die_with(os.getppid()):
-        arrange()
-    # Also on Linux: the kernel's way fails for a process that changes its user, and if the parent has already ended.
-    threading.Thread(target=_kill_with_parent, args=(line,), name="aiqueue-pool", daemon=True).start()
-    return PoolMember(line)
-
-
-def _kill_with_parent(line: socket.socket) -> None:
-    """Wait until the parent's end of the socket is closed, and kill this process."""
-    with suppress(OSError):
-        while line.recv(64):
-            pass
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass
@@ -105,11 +63,11 @@ class PoolSlot:
     def pid(self) -> int:
         return self.process.pid if self.process else 0
 
-    def start(self, arguments: Sequence[str]) -> None:
-        """Start a process. Raises OSError if the system refuses another one."""
+    def start(self, program: Sequence[str], arguments: Sequence[str]) -> None:
+        """Start a process of this command. Raises OSError if the system refuses another one."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [*_python_command(), "-m", "aiqueue", "work", f"--pool-fd={theirs.fileno()}", *arguments]
+            command = [*_python_command(), "-m", "aiqueue", *program, f"--pool-fd={theirs.fileno()}", *arguments]
             # Ctrl-C in the terminal is handled by the parent, which tells its processes. Until a process is ready for
             # SIGINT, and unblocks it, the signal would only cause a traceback.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -159,10 +117,37 @@ class MemberExit:
     has_explained: bool = False  # the process itself has printed its error
 
 
-class WorkerPool:
-    """One run of `size` processes of ``aiqueue work`` with these arguments. Takes over the process's signals."""
+class PoolKind(NamedTuple):
+    """What the processes of a pool are. `work`: what they do, in the plural. `left`: what becomes of unfinished work,
+    and `killed` of that of killed processes.
+    """
 
-    def __init__(self, arguments: Sequence[str], size: int, *, target: str, health: Path | None = None) -> None:
+    command: tuple[str, ...]
+    name: str
+    work: str
+    left: str
+    killed: str
+
+
+WORKERS = PoolKind(
+    ("work",), "worker pool", "jobs", "these go to other workers",
+    "their jobs are redelivered to other workers when their leases expire",
+)  # fmt: skip
+
+
+class WorkerPool:
+    """One run of `size` processes of a command with these arguments. Takes over the process's signals."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        size: int,
+        *,
+        target: str,
+        health: Path | None = None,
+        kind: PoolKind = WORKERS,
+    ) -> None:
+        self._kind = kind
         self._arguments = list(arguments)
         self._health = health
         self._notifier = SystemdNotifier()
@@ -238,7 +223,7 @@ class WorkerPool:
             if slot.process is None and slot.due_at <= time.monotonic():
                 try:
                     health = [f"--health-file={self._health_path(slot)}"] if self._health else []
-                    slot.start([*health, *self._arguments])
+                    slot.start(self._kind.command, [*health, *self._arguments])
                 except OSError as error:
                     self._handle_exit(MemberExit(slot, self._name(slot), f"cannot be started ({error.strerror})"))
                     return  # the other slots are started in the next round, if the pool still runs
@@ -298,7 +283,8 @@ class WorkerPool:
         if slot.read_report() and not self._is_up:
             self._is_up = True
             size = self._format_size()
-            output.print_notice(f"worker pool {os.getpid()}: {size} of {self._target}; Ctrl-C or SIGTERM drains them")
+            name = f"{self._kind.name} {os.getpid()}"
+            output.print_notice(f"{name}: {size} of {self._target}; Ctrl-C or SIGTERM drains them")
         with suppress(KeyError, ValueError):  # a process reports once, so nothing more will be received
             self._selector.unregister(slot.line)  # type: ignore[arg-type]
 
@@ -330,7 +316,7 @@ class WorkerPool:
         if not slot.has_worked and (ended.code > 0 or not self._is_up):
             self._code = ended.code if ended.code > 0 else FAILED
             if self._is_up or not ended.has_explained:
-                print_error(f"process {ended.name} {ended.fate}; stopping the worker pool")
+                print_error(f"process {ended.name} {ended.fate}; stopping the {self._kind.name}")
             self._stop()
             return
         slot.quick_exits = 1 if ended.lived_s >= STEADY_S else slot.quick_exits + 1
@@ -410,14 +396,14 @@ class WorkerPool:
     def _print_summary(self) -> None:
         took = short_duration(time.monotonic() - self._started_at)
         if self._code > 128:
-            ending = "killed: their jobs are redelivered to other workers when their leases expire"
+            ending = f"killed: {self._kind.killed}"
         elif self._unclean_exits:
             unclean = output.format_count(self._unclean_exits, "process", "processes")
-            ending = f"{unclean} did not finish all jobs; these go to other workers"
+            ending = f"{unclean} did not finish all {self._kind.work}; {self._kind.left}"
         else:
-            ending = "all jobs finished"
+            ending = f"all {self._kind.work} finished"
         restarts = f", {output.format_count(self._restarts, 'restart')}" if self._restarts else ""
-        output.print_notice(f"worker pool {os.getpid()}: {self._format_size()} in {took}{restarts}; {ending}")
+        output.print_notice(f"{self._kind.name} {os.getpid()}: {self._format_size()} in {took}{restarts}; {ending}")
 
 
 def _describe_exit(code: int) -> str:

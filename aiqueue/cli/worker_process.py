@@ -25,7 +25,7 @@ from . import output
 from .hangup import has_terminal
 from .health import HealthReporter
 from .options import FAILED, ServerOptions, print_error
-from .worker_pool import PoolMember
+from .pool_member import PoolMember
 
 log = logging.getLogger(__name__)
 

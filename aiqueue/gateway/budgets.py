@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from .. import subjects
 from ..errors import AIQueueError, BadInput, ConfigMismatch, Conflict, QueueFull, Unavailable
@@ -121,14 +120,6 @@ class BudgetSpent(AIQueueError):
             f"{whose} has a budget of {format_usd(budget.month_micros)} for {month} ({spent}), and this call "
             f"can cost up to {format_usd(needed)}: {cure}"
         )
-
-
-_REFUSAL: Final = re.compile(r"tenant \S+ has a budget of ")
-
-
-def is_budget_refusal(text: str) -> bool:
-    """Return whether a text, such as a dead letter's error, is that of BudgetSpent."""
-    return _REFUSAL.match(text) is not None
 
 
 Act = Callable[[BudgetUse], Literal["changed", "unchanged"] | AIQueueError]

@@ -424,7 +424,7 @@ def test_no_member_outlives_a_parent_that_is_killed(place: Place) -> None:
 def test_member_ends_with_its_parent_where_no_kernel_sees_to_it(tmp_path: Path, when: str) -> None:
     code = (
         "import sys, time; from aiqueue.server import supervisor; supervisor._LIBC = None; "
-        "from aiqueue.cli import worker_pool; worker_pool.join(int(sys.argv[1])); "
+        "from aiqueue.cli import pool_member; pool_member.join(int(sys.argv[1])); "
         "print('joined', flush=True); time.sleep(30)"
     )
     ours, theirs = socket.socketpair()

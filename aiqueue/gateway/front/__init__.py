@@ -8,5 +8,8 @@ from __future__ import annotations
 from .app import build_app
 from .context import Front, FrontSettings, KnownKey, KnownKeys
 from .errors import ApiError
+from .serving import listen, reserve, serve, url_of
 
-__all__ = ["ApiError", "Front", "FrontSettings", "KnownKey", "KnownKeys", "build_app"]
+__all__ = [
+    "ApiError", "Front", "FrontSettings", "KnownKey", "KnownKeys", "build_app", "listen", "reserve", "serve", "url_of",
+]  # fmt: skip

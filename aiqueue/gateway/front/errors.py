@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,7 +24,6 @@ from ...errors import (
     TooLarge,
     Unavailable,
 )
-from ..budgets import is_budget_refusal
 from ..prices import PriceUnknown
 from ..provider_errors import ProviderError
 
@@ -111,6 +111,7 @@ _KINDS: Final[Mapping[str, tuple[int, str]]] = {  # of errors of providers; othe
     "context_length": (400, "context_length_exceeded"), "content_policy": (400, "content_policy_violation"),
     "rate_limited": (429, "rate_limit_exceeded"), "overloaded": (503, "overloaded"), "timeout": (504, "timeout"),
 }  # fmt: skip
+_BUDGET: Final = re.compile(r"(API key \S+ of )?tenant \S+ has a budget of ")  # as BudgetSpent says it
 _REFUSALS: Final = frozenset({400, 404, 413, 415, 422})  # statuses of a provider that are about the request itself
 
 
@@ -128,7 +129,7 @@ def error_of_failure(failed: JobFailed) -> ApiError:
 
 
 def _error_of_rejection(text: str) -> ApiError:
-    if is_budget_refusal(text):
+    if _BUDGET.match(text):
         return ApiError(429, text, "insufficient_quota", "insufficient_quota")
     found = ProviderError.parse(text)
     if found is None:  # the gateway's own words: it has no key, or the request is wrong

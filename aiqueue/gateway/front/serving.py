@@ -92,11 +92,12 @@ async def serve(
     drain_timeout_s: float = 30.0,
     on_ready: Callable[[], None] | None = None,
     stop: asyncio.Event | None = None,
+    cuts_at_second: bool = True,
 ) -> bool:
     """Serve on this socket until SIGTERM or Ctrl-C, or until `stop` is set. Return whether all requests were answered.
 
     Then new connections are refused, and requests under way have `drain_timeout_s` to end. What is left is cut: jobs go
-    on, and a client gets the rest of a stream by Last-Event-ID. A second signal cuts at once.
+    on, and a client gets the rest of a stream by Last-Event-ID. `cuts_at_second`: a second signal cuts at once.
     """
     server = _Server(
         uvicorn.Config(
@@ -107,7 +108,7 @@ async def serve(
     )  # fmt: skip
     server.on_ready = on_ready
     stop = stop or asyncio.Event()
-    with _signals(front, server, stop):
+    with _signals(front, server, stop, cuts_at_second):
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -123,9 +124,9 @@ async def serve(
 
 
 @contextlib.contextmanager
-def _signals(front: Front, server: uvicorn.Server, stop: asyncio.Event) -> Iterator[None]:
+def _signals(front: Front, server: uvicorn.Server, stop: asyncio.Event, cuts_at_second: bool) -> Iterator[None]:
     def on_stop() -> None:
-        if stop.is_set():  # a second signal
+        if stop.is_set() and cuts_at_second:
             server.force_exit = True
             for task in [*server.server_state.tasks]:
                 task.cancel()

@@ -46,8 +46,8 @@ def serve(
 ) -> None:
     """Serve OpenAI's API over HTTP until Ctrl-C or SIGTERM: chat completions with streams, embeddings, models.
 
-    Requests need an API key, see `aiqueue gateway keys add`. Workers answer them: `aiqueue work aiqueue.gateway:worker`.
-    Put a proxy with TLS before it.
+    Requests need an API key (`aiqueue gateway keys add`), and workers to answer them (`aiqueue work
+    aiqueue.gateway:worker`). For TLS, put a proxy before it.
 
     At the first signal, open requests may finish within the drain timeout. What is left is cut: its jobs go on, and a
     client gets the rest of a stream by Last-Event-ID. At SIGHUP, gateway.toml is read again.
@@ -63,9 +63,7 @@ def serve(
     if processes > 1:
         from .worker_pool import PoolKind, WorkerPool  # noqa: PLC0415
 
-        kind = PoolKind(
-            ("gateway", "serve"), "front", "requests", "their jobs go on", "the jobs of its requests go on"
-        )
+        kind = PoolKind(("gateway", "serve"), "front", "requests", "their jobs go on", "the jobs of its requests go on")
         log_to_stderr(log_level, POOL_LOG_FORMAT)
         with front.reserve(host, port) as bound:
             own = {"host": host, "port": bound.getsockname()[1], "drain-timeout": drain_s, "log-level": log_level}

@@ -26,7 +26,7 @@ from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 if TYPE_CHECKING:
-    from . import standin  # it needs aiohttp
+    from . import front, sse, standin  # they need starlette and aiohttp
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
@@ -69,11 +69,13 @@ __all__ = [
     "check_tenant",
     "format_usd",
     "from_chunks",
+    "front",
     "load",
     "month_of",
     "open_provider",
     "parse_usd",
     "prompt_tokens_at_most",
+    "sse",
     "standin",
     "text_of",
     "to_micros",

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from .app import build_app
-from .context import Front, FrontSettings, KnownKey, KnownKeys
+from .context import Front, FrontSettings
 from .errors import ApiError
 from .serving import listen, reserve, serve, url_of
 
 __all__ = [
-    "ApiError", "Front", "FrontSettings", "KnownKey", "KnownKeys", "build_app", "listen", "reserve", "serve", "url_of",
+    "ApiError", "Front", "FrontSettings", "build_app", "listen", "reserve", "serve", "url_of",
 ]  # fmt: skip

@@ -6,7 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .context import Front, KnownKey
+from ..api_key_store import ApiKey
+from .context import Front
 from .errors import ApiError
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
@@ -31,7 +32,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-def find_key(front: Front, scope: Scope) -> KnownKey:
+def find_key(front: Front, scope: Scope) -> ApiKey:
     """Return the API key of a request. Raises ApiError, without the token."""
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     if not given:
@@ -40,13 +41,13 @@ def find_key(front: Front, scope: Scope) -> KnownKey:
     token = token.strip()
     if len(given) > 1 or kind.lower() != "bearer" or not token or len(token) > TOKEN_CHARS_MAX or not token.isascii():
         raise ApiError(401, "the header Authorization must be `Bearer KEY`", code="invalid_api_key")
-    key: KnownKey | None = front.keys.find(token)
+    key = front.keys.find(token)
     if key is None:
         raise ApiError(401, "the API key is not known, or is revoked", code="invalid_api_key")
     return key
 
 
-def check_model(front: Front, key: KnownKey, model: str) -> None:
+def check_model(front: Front, key: ApiKey, model: str) -> None:
     """Raise ApiError if this key may not call a model of this name: 403, or 404 if there is none."""
     if model not in front.config.models:
         known = ", ".join(sorted(front.models_of(key))[:20]) or "none"
@@ -57,14 +58,14 @@ def check_model(front: Front, key: KnownKey, model: str) -> None:
         raise ApiError(403, problem, code="model_not_allowed", param="model")
 
 
-def priority_of(key: KnownKey, asked: str | None) -> str:
+def priority_of(key: ApiKey, asked: str | None) -> str:
     """Return the lane of a request: as its header asks, else "normal" or the first that its key allows. Raises
     ApiError.
     """
     allowed = key.priorities
     if asked is None:
-        return "normal" if not allowed or "normal" in allowed else allowed[0]
-    if allowed is not None and asked not in allowed:
-        problem = f"this API key may not use the priority {asked[:40]!r}; allowed: {', '.join(allowed)}"
+        return "normal" if key.allows_priority("normal") or not allowed else allowed[0]
+    if not key.allows_priority(asked):
+        problem = f"this API key may not use the priority {asked[:40]!r}; allowed: {', '.join(allowed or ())}"
         raise ApiError(403, problem, code="priority_not_allowed")
     return asked

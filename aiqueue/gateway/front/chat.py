@@ -17,12 +17,13 @@ from starlette.types import Receive, Scope, Send
 
 from ...enqueue import find_fingerprint, fingerprint_of, is_other_body
 from .. import sse
+from ..api_key_store import ApiKey
 from ..requests import EmbeddingRequest, GatewayRequest
 from .answering import answer, on_gone, wait_gone
 from .authentication import check_model
 from .bodies import json_body
 from .chat_stream import ChatEvents, Position
-from .context import Front, KnownKey
+from .context import Front
 from .errors import ApiError, error_of, error_of_validation
 from .idempotency import Submission, submit
 
@@ -79,7 +80,7 @@ def parse_request(model: type[R], data: Mapping[str, Any]) -> R:
 
 async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: Position) -> Submission:
     """Return the handle of the job whose stream is resumed: the tenant's, and of the same body. Raises ApiError."""
-    key: KnownKey = request.state.key
+    key: ApiKey = request.state.key
     client, family = front.client, front.client.topology.family(asked.aiq_family)
     known = await find_fingerprint(
         client.connection, client.topology.journal_stream.name, family, key.tenant, position.job_id

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
+from ..api_key_store import ApiKey
+from ..api_keys import ApiKeys
 from ..client import Gateway
-from ..config import GatewayConfig
+from ..config import GatewayConfig, ModelConfig
 
 if TYPE_CHECKING:
     from ...client import Client
 
 MIB: Final = 1024 * 1024
-
-
-class KnownKey(Protocol):
-    """What the front asks of an API key, see `api_keys`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def priorities(self) -> tuple[str, ...] | None: ...
-    def allows(self, model: str) -> bool: ...
-
-
-class Admitted(Protocol):
-    """A request that the limits of its API key admit. `settle`: what it has used; None: as it was reserved."""
-
-    def settle(self, tokens: float | None = None) -> None: ...
-
-
-class KnownKeys(Protocol):
-    """The API keys. `find`: None: there is no such key, or it is revoked. `admit` raises KeyLimited, KeyRevoked."""
-
-    def find(self, token: str) -> Any: ...
-    async def admit(self, key: Any, *, tokens: float = 0.0) -> Admitted: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +40,20 @@ class FrontSettings:
 
 @dataclass(slots=True)
 class Front:
-    """What all routes share: an open client, the gateway on it, gateway.toml, and the API keys. `held_bytes`: of the
-    bodies that are held now. `is_draining`: new requests go elsewhere, see `/readyz`.
+    """What all routes share: an open client, the gateway on it, gateway.toml, and the API keys, which were started.
+    `held_bytes`: of the bodies that are held now. `is_draining`: new requests go elsewhere, see `/readyz`.
     """
 
     client: Client
     gateway: Gateway
     config: GatewayConfig
-    keys: KnownKeys
+    keys: ApiKeys
     settings: FrontSettings = field(default_factory=FrontSettings)
     held_bytes: int = 0
     is_draining: bool = False
 
     @classmethod
-    def of(cls, client: Client, config: GatewayConfig, keys: KnownKeys, settings: FrontSettings | None = None) -> Front:
+    def of(cls, client: Client, config: GatewayConfig, keys: ApiKeys, settings: FrontSettings | None = None) -> Front:
         """Return the front of an open client. Only the workers need the keys of providers."""
         gateway = Gateway(client, config, needs_keys=False)
         return cls(client, gateway, config, keys, settings or FrontSettings())
@@ -86,6 +63,6 @@ class Front:
         self.gateway = Gateway(self.client, config, needs_keys=False)
         self.config = config
 
-    def models_of(self, key: KnownKey) -> Mapping[str, Any]:
+    def models_of(self, key: ApiKey) -> Mapping[str, ModelConfig]:
         """Return the models that a key may call, by name."""
         return {name: model for name, model in self.config.models.items() if key.allows(name)}

@@ -24,6 +24,7 @@ from ...errors import (
     TooLarge,
     Unavailable,
 )
+from ..api_keys import KeyRevoked
 from ..prices import PriceUnknown
 from ..provider_errors import ProviderError
 
@@ -76,6 +77,7 @@ class ApiError(Exception):
 _LATE: Final = "there is no answer yet; the request goes on: send it again with the same Idempotency-Key"
 # by the first class that matches: status, code, the text (None: the error's own), when to try again (None: never)
 _ERRORS: Final[tuple[tuple[type[Exception], int, str | None, str | None, float | None], ...]] = (
+    (KeyRevoked, 401, "invalid_api_key", "the API key is not known, or is revoked", None),
     (IdReused, 409, "idempotency_key_reused", None, None),
     (PriceUnknown, 400, "price_unknown", None, None),
     (TooLarge, 413, "request_too_large", None, None),

@@ -14,11 +14,14 @@ from starlette.requests import Request
 
 from ...errors import AIQueueError, IdReused, Unavailable
 from ..answers import usage_of
+from ..api_key_store import ApiKey
+from ..api_keys import KeyCredit
+from ..key_budgets import API_KEY
 from ..recent_requests import RecentRequests
 from ..requests import EmbeddingRequest, GatewayRequest
 from ..token_bound import tokens_at_most
 from .authentication import PRIORITY_HEADER, priority_of
-from .context import Admitted, Front, KnownKey
+from .context import Front
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ class Submission(NamedTuple):
     """A request's job, and what its API key's limits have admitted for it."""
 
     handle: Handle[dict[str, Any]]
-    admitted: Admitted
+    admitted: KeyCredit
 
     def settle(self, answer: dict[str, Any]) -> None:
         """Count the tokens of the answer against the limits of the API key."""
@@ -47,9 +50,9 @@ class Submission(NamedTuple):
 
 async def submit(request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest) -> Submission:
     """Enqueue a request, or join the one that it repeats. Raises ApiError, and what `Client.enqueue` raises."""
-    key: KnownKey = request.state.key
+    key: ApiKey = request.state.key
     priority = priority_of(key, request.headers.get(PRIORITY_HEADER))
-    front.gateway.check(asked, tenant=key.tenant)  # what can never be answered counts against no limit
+    front.gateway.check(asked, tenant=key.tenant, api_key=key)  # what can never be answered counts against no limit
     tokens = tokens_at_most(asked, front.config.find_model(asked.model))
     admitted = await front.keys.admit(key, tokens=tokens)
     try:
@@ -65,8 +68,8 @@ async def submit(request: Request, front: Front, asked: GatewayRequest | Embeddi
 async def _enqueue(
     request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest, priority: str
 ) -> Handle[dict[str, Any]]:
-    key: KnownKey = request.state.key
-    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority}
+    key: ApiKey = request.state.key
+    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}}
     given = request.headers.get(KEY_HEADER)
     if given is not None:
         if _KEY.fullmatch(given) is None:
@@ -91,7 +94,7 @@ async def _enqueue(
     return handle
 
 
-async def _find(recent: RecentRequests, key: KnownKey, fingerprint: str) -> str | None:
+async def _find(recent: RecentRequests, key: ApiKey, fingerprint: str) -> str | None:
     try:
         return await recent.find(key.tenant, key.id, fingerprint)
     except Unavailable:  # made anew, it could be paid for twice: the client repeats it again
@@ -101,7 +104,7 @@ async def _find(recent: RecentRequests, key: KnownKey, fingerprint: str) -> str 
         return None
 
 
-async def _note(recent: RecentRequests, key: KnownKey, fingerprint: str, job_id: str) -> None:
+async def _note(recent: RecentRequests, key: ApiKey, fingerprint: str, job_id: str) -> None:
     try:
         await recent.note(key.tenant, key.id, fingerprint, job_id)
     except AIQueueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import openai
 import pytest
 
@@ -33,3 +34,10 @@ async def ai(front: RunningFront) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's client of the front."""
     async with openai.AsyncOpenAI(api_key=TOKEN, base_url=front.url, timeout=20) as ai:
         yield ai
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of plain HTTP."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
+        yield http

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiqueue
 from aiqueue.gateway import load
@@ -96,3 +97,34 @@ async def open_front(
     finally:
         stop.set()
         await serving
+
+
+def chat_body(text: str = "one two three", **fields: Any) -> dict[str, Any]:
+    return {"model": "small", "messages": [{"role": "user", "content": text}], "max_tokens": 5, **fields}
+
+
+def bearer(token: str = TOKEN, **headers: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}", **{name.replace("_", "-"): value for name, value in headers.items()}}
+
+
+class Event(NamedTuple):
+    """A server-sent event, as a browser reads it."""
+
+    id: str
+    name: str
+    data: str
+
+
+def parse_events(text: str) -> list[Event]:
+    """The events in a part of a stream; what is cut off at its end is no event."""
+    found = []
+    for block in text.split("\n\n")[:-1]:
+        lines = [line for line in block.split("\n") if not line.startswith(":")]
+        fields = dict(line.split(": ", 1) for line in lines)
+        found.append(Event(fields.get("id", ""), fields.get("event", ""), fields.get("data", "")))
+    return found
+
+
+def text_of_events(events: list[Event]) -> str:
+    chunks = [json.loads(each.data) for each in events if each.data != "[DONE]"]
+    return "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks if each.get("choices"))

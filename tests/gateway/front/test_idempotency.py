@@ -1,0 +1,122 @@
+"""Which job a request becomes: one call for an Idempotency-Key, and for a request that a client repeats by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+import aiqueue
+from aiqueue.gateway.recent_requests import RecentRequests
+from aiqueue.gateway.requests import GatewayRequest
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn
+
+from .fronts import FOREIGN_TOKEN, OTHER_TOKEN, TOKEN, RunningFront, bearer, chat_body, open_front
+
+CHATS = "/chat/completions"
+
+
+async def post(
+    http: aiohttp.ClientSession, front: RunningFront, body: dict[str, Any], headers: dict[str, str]
+) -> tuple[int, Any, str]:
+    async with http.post(front.url + CHATS, json=body, headers=headers) as response:
+        return response.status, await response.json(), response.headers["x-request-id"]
+
+
+async def test_an_idempotency_key_is_one_call_of_each_tenant(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+) -> None:
+    headers = bearer(idempotency_key="order 7")
+    answers = [await post(http, served, chat_body(), headers) for _ in range(3)]
+    at_once = await asyncio.gather(*(post(http, served, chat_body(), headers) for _ in range(3)))
+    assert {each[0] for each in (*answers, *at_once)} == {200}
+    assert len({each[2] for each in (*answers, *at_once)}) == 1
+    assert len(standin.calls) == 1
+    status, _, request_id = await post(http, served, chat_body(), bearer(FOREIGN_TOKEN, idempotency_key="order 7"))
+    assert status == 200
+    assert (len(standin.calls), request_id == answers[0][2]) == (2, True)  # the same id, in another tenant
+
+
+async def test_the_same_idempotency_key_with_another_body_is_409(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+) -> None:
+    headers = bearer(idempotency_key="order-7")
+    await post(http, served, chat_body(), headers)
+    for body in (chat_body("other"), chat_body(stream=True)):
+        status, answer, _ = await post(http, served, body, headers)
+        assert (status, answer["error"]["code"]) == (409, "idempotency_key_reused")
+    assert len(standin.calls) == 1
+
+
+async def test_a_failed_request_is_made_again_under_its_idempotency_key(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+) -> None:
+    standin.order(Fault(400))
+    statuses = [(await post(http, served, chat_body(), bearer(idempotency_key="k")))[0] for _ in range(2)]
+    assert statuses == [400, 200]
+
+
+@pytest.mark.parametrize("key", ["", " ", "a" * 257, "caf\u00e9"])
+async def test_a_wrong_idempotency_key_is_refused(front: RunningFront, http: aiohttp.ClientSession, key: str) -> None:
+    status, answer, _ = await post(http, front, chat_body(), bearer(idempotency_key=key))
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_client_s_own_repetition_joins_its_request_from_another_front(
+    client: aiqueue.Client, served: RunningFront, config: Path, http: aiohttp.ClientSession, standin: StandIn
+) -> None:
+    standin.behaviour = Behaviour(first_token_s=0.4)
+    first = asyncio.create_task(post(http, served, chat_body(), bearer(x_stainless_retry_count="0")))
+    recent = RecentRequests(client.connection, client.topology)
+    fingerprint = GatewayRequest(**chat_body()).fingerprint()
+    async with asyncio.timeout(5):
+        while await recent.find("acme", "k1", fingerprint) is None:
+            await asyncio.sleep(0.01)
+    async with open_front(client, config) as another:
+        repeated = await post(http, another, chat_body(), bearer(x_stainless_retry_count="1"))
+    assert repeated == await first
+    assert len(standin.calls) == 1
+
+
+async def test_no_other_request_joins_it(served: RunningFront, http: aiohttp.ClientSession, standin: StandIn) -> None:
+    """Nor is what a client sends anew, another body, or another API key's or tenant's repetition."""
+    await post(http, served, chat_body(), bearer(x_stainless_retry_count="0"))
+    others = [
+        (chat_body(), bearer(x_stainless_retry_count="0")),
+        (chat_body("other"), bearer(x_stainless_retry_count="1")),
+        (chat_body(), bearer(OTHER_TOKEN, x_stainless_retry_count="1")),
+        (chat_body(), bearer(FOREIGN_TOKEN, x_stainless_retry_count="1")),
+        (chat_body(), bearer()),
+    ]
+    for number, (body, headers) in enumerate(others, start=2):
+        assert (await post(http, served, body, headers))[0] == 200
+        assert len(standin.calls) == number
+
+
+@pytest.fixture
+async def without_notes(client: aiqueue.Client, served: RunningFront) -> AsyncIterator[RunningFront]:
+    await client.connection.api(f"STREAM.DELETE.{client.topology.recent_stream.name}")
+    return served
+
+
+async def test_without_its_stream_a_repetition_is_a_new_request(
+    without_notes: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+) -> None:
+    for count in ("0", "1"):
+        assert (await post(http, without_notes, chat_body(), bearer(TOKEN, x_stainless_retry_count=count)))[0] == 200
+    assert len(standin.calls) == 2
+
+
+async def test_what_is_joined_counts_once_against_the_limits_of_its_key(
+    served: RunningFront, http: aiohttp.ClientSession
+) -> None:
+    for _ in range(2):
+        await post(http, served, chat_body(), bearer(idempotency_key="k"))
+    (first_key, first_tokens, first), (_, _, second) = served.keys.admitted
+    assert (first_key, first_tokens > 5) == ("k1", True)
+    assert first.settled == [13]  # as the stand-in bills: 8 and 5
+    assert second.settled[0] == 0

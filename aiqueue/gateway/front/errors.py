@@ -24,7 +24,7 @@ from ...errors import (
     TooLarge,
     Unavailable,
 )
-from ..api_keys import KeyRevoked
+from ..api_keys import KeyLimited, KeyRevoked
 from ..prices import PriceUnknown
 from ..provider_errors import ProviderError
 
@@ -99,6 +99,8 @@ def error_of(error: Exception) -> ApiError:
             return error
         case JobFailed():
             return error_of_failure(error)
+        case KeyLimited():
+            return ApiError(429, str(error), code="rate_limit_exceeded", retry_after_s=error.retry_after_s)
         case QueueFull():
             return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
     _, status, code, text, retry_s = next(each for each in _ERRORS if isinstance(error, each[0]))

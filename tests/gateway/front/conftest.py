@@ -12,13 +12,18 @@ import pytest
 import aiqueue
 
 from ..running import running
-from .fronts import TOKEN, Keys, RunningFront, open_front
+from .fronts import RunningFront, Tokens, add_keys, open_front
 
 
 @pytest.fixture
-async def front(client: aiqueue.Client, config: Path) -> AsyncIterator[RunningFront]:
+async def tokens(client: aiqueue.Client) -> Tokens:
+    return await add_keys(client)
+
+
+@pytest.fixture
+async def front(client: aiqueue.Client, config: Path, tokens: Tokens) -> AsyncIterator[RunningFront]:
     """A front without a worker."""
-    async with open_front(client, config, Keys()) as front:
+    async with open_front(client, config) as front:
         yield front
 
 
@@ -30,9 +35,9 @@ async def served(front: RunningFront, client: aiqueue.Client, config: Path) -> A
 
 
 @pytest.fixture
-async def ai(front: RunningFront) -> AsyncIterator[openai.AsyncOpenAI]:
+async def ai(front: RunningFront, tokens: Tokens) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's client of the front."""
-    async with openai.AsyncOpenAI(api_key=TOKEN, base_url=front.url, timeout=20) as ai:
+    async with openai.AsyncOpenAI(api_key=tokens.mine, base_url=front.url, timeout=20) as ai:
         yield ai
 
 

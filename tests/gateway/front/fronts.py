@@ -1,4 +1,4 @@
-"""A front that runs in this process, with API keys in memory."""
+"""A front that runs in this process, with an API key of the tenant acme, another one that may do less, and globex's."""
 
 from __future__ import annotations
 
@@ -11,54 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiqueue
-from aiqueue.gateway import load
-from aiqueue.gateway.front import Front, FrontSettings
-from aiqueue.gateway.front.serving import listen, serve, url_of
-
-TOKEN = "aiq-of-acme"
-OTHER_TOKEN = "aiq-another-of-acme"
-FOREIGN_TOKEN = "aiq-of-globex"
+from aiqueue.gateway import ApiKeys, load
+from aiqueue.gateway.front import Front, FrontSettings, listen, serve, url_of
 
 
-@dataclass(frozen=True)
-class Key:
-    id: str = "k1"
-    tenant: str = "acme"
-    models: tuple[str, ...] | None = None
-    priorities: tuple[str, ...] | None = None
+class Tokens(NamedTuple):
+    """Of API keys: `mine` of the tenant acme may do all, `other` of acme little, and `foreign` is globex's."""
 
-    def allows(self, model: str) -> bool:
-        return self.models is None or model in self.models
+    mine: str
+    other: str
+    foreign: str
 
 
-class Admission:
-    def __init__(self) -> None:
-        self.settled: list[float | None] = []
-
-    def settle(self, tokens: float | None = None) -> None:
-        self.settled.append(tokens)
-
-
-class Keys:
-    """API keys in memory, and what their limits have admitted."""
-
-    def __init__(self) -> None:
-        self.known = {
-            TOKEN: Key(), OTHER_TOKEN: Key("k2", models=("small",), priorities=("low",)),
-            FOREIGN_TOKEN: Key("k3", "globex"),
-        }  # fmt: skip
-        self.admitted: list[tuple[str, float, Admission]] = []
-        self.refusal: Exception | None = None
-
-    def find(self, token: str) -> Key | None:
-        return self.known.get(token)
-
-    async def admit(self, key: Key, *, tokens: float = 0.0) -> Admission:
-        if self.refusal is not None:
-            raise self.refusal
-        admission = Admission()
-        self.admitted.append((key.id, tokens, admission))
-        return admission
+async def add_keys(client: aiqueue.Client) -> Tokens:
+    keys = ApiKeys(client)
+    _, mine = await keys.add("acme")
+    _, other = await keys.add("acme", models=["small"], priorities=["low"])
+    _, foreign = await keys.add("globex")
+    return Tokens(mine, other, foreign)
 
 
 @dataclass
@@ -66,7 +36,6 @@ class RunningFront:
     """A front that serves `url`. `stop`: set it to drain; `served` ends then."""
 
     front: Front
-    keys: Keys
     url: str
     stop: asyncio.Event
     served: asyncio.Task[bool]
@@ -78,32 +47,28 @@ class RunningFront:
 
 @asynccontextmanager
 async def open_front(
-    client: aiqueue.Client,
-    config: Path,
-    keys: Keys | None = None,
-    *,
-    port: int = 0,
-    drain_timeout_s: float = 0.2,
-    **settings: Any,
+    client: aiqueue.Client, config: Path, *, drain_timeout_s: float = 0.2, **settings: Any
 ) -> AsyncIterator[RunningFront]:
-    keys = keys or Keys()
-    front = Front.of(client, load(config), keys, FrontSettings(**settings))
-    bound, ready, stop = listen("127.0.0.1", port), asyncio.Event(), asyncio.Event()
-    url = url_of(bound)
-    serving = asyncio.create_task(serve(front, bound, drain_timeout_s=drain_timeout_s, on_ready=ready.set, stop=stop))
-    await asyncio.wait_for(ready.wait(), 5)
-    try:
-        yield RunningFront(front, keys, url, stop, serving)
-    finally:
-        stop.set()
-        await serving
+    async with ApiKeys(client) as keys:
+        front = Front.of(client, load(config), keys, FrontSettings(**settings))
+        bound, ready, stop = listen("127.0.0.1", 0), asyncio.Event(), asyncio.Event()
+        url = url_of(bound)
+        serving = asyncio.create_task(
+            serve(front, bound, drain_timeout_s=drain_timeout_s, on_ready=ready.set, stop=stop)
+        )
+        await asyncio.wait_for(ready.wait(), 5)
+        try:
+            yield RunningFront(front, url, stop, serving)
+        finally:
+            stop.set()
+            await serving
 
 
 def chat_body(text: str = "one two three", **fields: Any) -> dict[str, Any]:
     return {"model": "small", "messages": [{"role": "user", "content": text}], "max_tokens": 5, **fields}
 
 
-def bearer(token: str = TOKEN, **headers: str) -> dict[str, str]:
+def bearer(token: str, **headers: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}", **{name.replace("_", "-"): value for name, value in headers.items()}}
 
 

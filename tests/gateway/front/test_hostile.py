@@ -17,7 +17,7 @@ import aiqueue
 from aiqueue.errors import QueueFull, Unavailable
 from aiqueue.gateway.front import http_protocol
 
-from .fronts import TOKEN, RunningFront, bearer, chat_body, open_front
+from .fronts import RunningFront, Tokens, bearer, chat_body, open_front
 
 CHATS = "/v1/chat/completions"
 MIB = 1024 * 1024
@@ -47,24 +47,24 @@ async def small(client: aiqueue.Client, config: Path) -> AsyncIterator[RunningFr
         assert front.front.held_bytes == 0
 
 
-WRONG_KEYS = (
-    None, "", "Bearer", "Bearer ", "Basic YTpi", "Bearer aiq-none", f"Bearer {'x' * 4_000}", "Bearer caf\u00e9",
-    f"Bearer {TOKEN} x", f"Bearer {TOKEN}\u00a0",
-)  # fmt: skip
-
-
-async def test_without_a_valid_key_nothing_is_reached(front: RunningFront, http: aiohttp.ClientSession) -> None:
-    for authorization in WRONG_KEYS:
+async def test_without_a_valid_key_nothing_is_reached(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
+    wrong = (
+        None, "", "Bearer", "Bearer ", "Basic YTpi", "Bearer aiq-none", f"Bearer {'x' * 4_000}", "Bearer caf\u00e9",
+        f"Bearer {tokens.mine} x", f"Bearer {tokens.mine}\u00a0",
+    )  # fmt: skip
+    for authorization in wrong:
         headers = {} if authorization is None else {"authorization": authorization}
         for method, path in (("GET", "/v1/models"), ("POST", CHATS), ("GET", "/none"), ("GET", "/v1/../healthz")):
             async with http.request(method, URL(front.root + path, encoded=True), headers=headers) as response:
                 error = await check(response, 401)
             assert error["type"] == "authentication_error"
-            assert TOKEN not in error["message"]
+            assert tokens.mine not in error["message"]
 
 
-async def test_two_authorizations_are_none(front: RunningFront, http: aiohttp.ClientSession) -> None:
-    headers = [("authorization", f"Bearer {TOKEN}"), ("authorization", "Bearer aiq-of-globex")]
+async def test_two_authorizations_are_none(front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens) -> None:
+    headers = [("authorization", f"Bearer {tokens.mine}"), ("authorization", f"Bearer {tokens.foreign}")]
     async with http.get(f"{front.url}/models", headers=headers) as response:
         await check(response, 401)
 
@@ -77,9 +77,11 @@ TRICKS = (
 )  # fmt: skip
 
 
-async def test_tricks_with_paths_and_methods_find_nothing(front: RunningFront, http: aiohttp.ClientSession) -> None:
+async def test_tricks_with_paths_and_methods_find_nothing(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
     for method, path, status in TRICKS:
-        async with http.request(method, URL(front.root + path, encoded=True), headers=bearer()) as response:
+        async with http.request(method, URL(front.root + path, encoded=True), headers=bearer(tokens.mine)) as response:
             await check(response, status)
 
 
@@ -98,46 +100,47 @@ WRONG_BODIES: tuple[tuple[Any, str | None], ...] = (
 )  # fmt: skip
 
 
-async def test_a_wrong_body_is_refused_with_what_is_wrong(front: RunningFront, http: aiohttp.ClientSession) -> None:
+async def test_a_wrong_body_is_refused_with_what_is_wrong(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
     for body, param in WRONG_BODIES:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with http.post(front.root + CHATS, data=data, headers=bearer()) as response:
+        async with http.post(front.root + CHATS, data=data, headers=bearer(tokens.mine)) as response:
             error = await check(response, 400)
         assert error["param"] == param, error
-    assert front.keys.admitted == []
 
 
 async def test_a_body_that_is_too_large_is_refused_also_where_its_length_is_not_declared(
-    small: RunningFront, http: aiohttp.ClientSession
+    small: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
 ) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b" " * 100_000
 
     for data in (io.BytesIO(b" " * (2 * MIB)), pieces()):
-        async with http.post(small.root + CHATS, data=data, headers=bearer()) as response:
+        async with http.post(small.root + CHATS, data=data, headers=bearer(tokens.mine)) as response:
             assert (await check(response, 413))["code"] == "request_too_large"
 
 
 async def test_twenty_mebibytes_are_read_and_refused_by_what_a_job_may_have(
-    front: RunningFront, http: aiohttp.ClientSession
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
 ) -> None:
     data = io.BytesIO(json.dumps(chat_body("x" * (20 * MIB - 200))).encode())
-    async with http.post(front.root + CHATS, data=data, headers=bearer()) as response:
+    async with http.post(front.root + CHATS, data=data, headers=bearer(tokens.mine)) as response:
         await check(response, 400)  # a prompt of more tokens than the model has room for
-    async with http.get(f"{front.url}/models", headers=bearer()) as response:
+    async with http.get(f"{front.url}/models", headers=bearer(tokens.mine)) as response:
         assert response.status == 200
 
 
 async def test_a_body_that_does_not_come_is_408_and_holds_nothing_up(
-    small: RunningFront, http: aiohttp.ClientSession
+    small: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
 ) -> None:
     async def drip() -> AsyncIterator[bytes]:
         yield b'{"model": '
         await asyncio.sleep(5)
 
     async def send() -> None:
-        async with http.post(small.root + CHATS, data=drip(), headers=bearer()) as response:
+        async with http.post(small.root + CHATS, data=drip(), headers=bearer(tokens.mine)) as response:
             await check(response, 408)
 
     async with asyncio.timeout(3):
@@ -145,7 +148,7 @@ async def test_a_body_that_does_not_come_is_408_and_holds_nothing_up(
 
 
 async def test_more_bodies_at_once_than_the_process_may_hold_are_503_to_be_sent_again(
-    small: RunningFront, http: aiohttp.ClientSession
+    small: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
 ) -> None:
     begun, go_on = asyncio.Semaphore(0), asyncio.Event()
 
@@ -155,7 +158,7 @@ async def test_more_bodies_at_once_than_the_process_may_hold_are_503_to_be_sent_
         await go_on.wait()
 
     async def send() -> tuple[int, str]:
-        async with http.post(small.root + CHATS, data=body(), headers=bearer()) as response:
+        async with http.post(small.root + CHATS, data=body(), headers=bearer(tokens.mine)) as response:
             return response.status, response.headers["x-should-retry"]
 
     tasks = [asyncio.create_task(send()) for _ in range(3)]
@@ -167,16 +170,27 @@ async def test_more_bodies_at_once_than_the_process_may_hold_are_503_to_be_sent_
     await asyncio.gather(*tasks)
 
 
-async def test_a_packed_body_is_not_unpacked(front: RunningFront, http: aiohttp.ClientSession) -> None:
-    async with http.post(front.root + CHATS, data=b"\x1f\x8b", headers=bearer(content_encoding="gzip")) as response:
+async def test_a_packed_body_is_not_unpacked(front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens) -> None:
+    async with http.post(
+        front.root + CHATS, data=b"\x1f\x8b", headers=bearer(tokens.mine, content_encoding="gzip")
+    ) as response:
         await check(response, 415)
 
 
-async def test_a_priority_that_the_key_may_not_use_is_refused(front: RunningFront, http: aiohttp.ClientSession) -> None:
-    for token, priority, status in ((TOKEN, "urgent", 400), ("aiq-another-of-acme", "high", 403)):
+async def test_a_priority_that_the_key_may_not_use_is_refused(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
+    for token, priority, status in ((tokens.mine, "urgent", 400), (tokens.other, "high", 403)):
         headers = bearer(token, x_aiqueue_priority=priority)
         async with http.post(front.root + CHATS, json=chat_body(), headers=headers) as response:
             await check(response, status)
+
+
+def refusing(error: Exception) -> Any:
+    async def admit(*_: Any, **__: Any) -> None:
+        raise error
+
+    return admit
 
 
 @pytest.mark.parametrize(
@@ -184,19 +198,29 @@ async def test_a_priority_that_the_key_may_not_use_is_refused(front: RunningFron
     [(QueueFull("the key", "all is used", retry_after_s=2.5), 429, "3"), (Unavailable("gone"), 503, "1")],
 )
 async def test_what_may_be_sent_again_says_when(
-    front: RunningFront, http: aiohttp.ClientSession, error: Exception, status: int, wait: str
+    front: RunningFront,
+    http: aiohttp.ClientSession,
+    error: Exception,
+    status: int,
+    wait: str,
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    front.keys.refusal = error
-    async with http.post(front.root + CHATS, json=chat_body(), headers=bearer()) as response:
+    monkeypatch.setattr(front.front.keys, "admit", refusing(error))
+    async with http.post(front.root + CHATS, json=chat_body(), headers=bearer(tokens.mine)) as response:
         await check(response, status)
     assert (response.headers["retry-after"], response.headers["x-should-retry"]) == (wait, "true")
 
 
 async def test_an_unexpected_error_is_a_500_without_its_text(
-    front: RunningFront, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+    front: RunningFront,
+    http: aiohttp.ClientSession,
+    caplog: pytest.LogCaptureFixture,
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    front.keys.refusal = RuntimeError("the secret of globex")
-    async with http.post(front.root + CHATS, json=chat_body(), headers=bearer()) as response:
+    monkeypatch.setattr(front.front.keys, "admit", refusing(RuntimeError("the secret of globex")))
+    async with http.post(front.root + CHATS, json=chat_body(), headers=bearer(tokens.mine)) as response:
         error = await check(response, 500)
     assert "globex" not in json.dumps(error)
     assert "the secret of globex" in caplog.text

@@ -11,11 +11,12 @@ import aiohttp
 import pytest
 
 import aiqueue
+from aiqueue.gateway import ApiKeys
 from aiqueue.gateway.recent_requests import RecentRequests
 from aiqueue.gateway.requests import GatewayRequest
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
-from .fronts import FOREIGN_TOKEN, OTHER_TOKEN, TOKEN, RunningFront, bearer, chat_body, open_front
+from .fronts import RunningFront, Tokens, bearer, chat_body, open_front
 
 CHATS = "/chat/completions"
 
@@ -28,23 +29,23 @@ async def post(
 
 
 async def test_an_idempotency_key_is_one_call_of_each_tenant(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
-    headers = bearer(idempotency_key="order 7")
+    headers = bearer(tokens.mine, idempotency_key="order 7")
     answers = [await post(http, served, chat_body(), headers) for _ in range(3)]
     at_once = await asyncio.gather(*(post(http, served, chat_body(), headers) for _ in range(3)))
     assert {each[0] for each in (*answers, *at_once)} == {200}
     assert len({each[2] for each in (*answers, *at_once)}) == 1
     assert len(standin.calls) == 1
-    status, _, request_id = await post(http, served, chat_body(), bearer(FOREIGN_TOKEN, idempotency_key="order 7"))
+    status, _, request_id = await post(http, served, chat_body(), bearer(tokens.foreign, idempotency_key="order 7"))
     assert status == 200
     assert (len(standin.calls), request_id == answers[0][2]) == (2, True)  # the same id, in another tenant
 
 
 async def test_the_same_idempotency_key_with_another_body_is_409(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
-    headers = bearer(idempotency_key="order-7")
+    headers = bearer(tokens.mine, idempotency_key="order-7")
     await post(http, served, chat_body(), headers)
     for body in (chat_body("other"), chat_body(stream=True)):
         status, answer, _ = await post(http, served, body, headers)
@@ -53,44 +54,54 @@ async def test_the_same_idempotency_key_with_another_body_is_409(
 
 
 async def test_a_failed_request_is_made_again_under_its_idempotency_key(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.order(Fault(400))
-    statuses = [(await post(http, served, chat_body(), bearer(idempotency_key="k")))[0] for _ in range(2)]
+    statuses = [(await post(http, served, chat_body(), bearer(tokens.mine, idempotency_key="k")))[0] for _ in range(2)]
     assert statuses == [400, 200]
 
 
 @pytest.mark.parametrize("key", ["", " ", "a" * 257, "caf\u00e9"])
-async def test_a_wrong_idempotency_key_is_refused(front: RunningFront, http: aiohttp.ClientSession, key: str) -> None:
-    status, answer, _ = await post(http, front, chat_body(), bearer(idempotency_key=key))
+async def test_a_wrong_idempotency_key_is_refused(
+    front: RunningFront, http: aiohttp.ClientSession, key: str, tokens: Tokens
+) -> None:
+    status, answer, _ = await post(http, front, chat_body(), bearer(tokens.mine, idempotency_key=key))
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 
 async def test_a_client_s_own_repetition_joins_its_request_from_another_front(
-    client: aiqueue.Client, served: RunningFront, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client,
+    served: RunningFront,
+    config: Path,
+    http: aiohttp.ClientSession,
+    standin: StandIn,
+    tokens: Tokens,
 ) -> None:
     standin.behaviour = Behaviour(first_token_s=0.4)
-    first = asyncio.create_task(post(http, served, chat_body(), bearer(x_stainless_retry_count="0")))
+    first = asyncio.create_task(post(http, served, chat_body(), bearer(tokens.mine, x_stainless_retry_count="0")))
     recent = RecentRequests(client.connection, client.topology)
-    fingerprint = GatewayRequest(**chat_body()).fingerprint()
+    fingerprint, key = GatewayRequest(**chat_body()).fingerprint(), served.front.keys.find(tokens.mine)
+    key_id = key.id if key else ""
     async with asyncio.timeout(5):
-        while await recent.find("acme", "k1", fingerprint) is None:
+        while await recent.find("acme", key_id, fingerprint) is None:
             await asyncio.sleep(0.01)
     async with open_front(client, config) as another:
-        repeated = await post(http, another, chat_body(), bearer(x_stainless_retry_count="1"))
+        repeated = await post(http, another, chat_body(), bearer(tokens.mine, x_stainless_retry_count="1"))
     assert repeated == await first
     assert len(standin.calls) == 1
 
 
-async def test_no_other_request_joins_it(served: RunningFront, http: aiohttp.ClientSession, standin: StandIn) -> None:
+async def test_no_other_request_joins_it(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
+) -> None:
     """Nor is what a client sends anew, another body, or another API key's or tenant's repetition."""
-    await post(http, served, chat_body(), bearer(x_stainless_retry_count="0"))
+    await post(http, served, chat_body(), bearer(tokens.mine, x_stainless_retry_count="0"))
     others = [
-        (chat_body(), bearer(x_stainless_retry_count="0")),
-        (chat_body("other"), bearer(x_stainless_retry_count="1")),
-        (chat_body(), bearer(OTHER_TOKEN, x_stainless_retry_count="1")),
-        (chat_body(), bearer(FOREIGN_TOKEN, x_stainless_retry_count="1")),
-        (chat_body(), bearer()),
+        (chat_body(), bearer(tokens.mine, x_stainless_retry_count="0")),
+        (chat_body("other"), bearer(tokens.mine, x_stainless_retry_count="1")),
+        (chat_body(), bearer(tokens.other, x_stainless_retry_count="1")),
+        (chat_body(), bearer(tokens.foreign, x_stainless_retry_count="1")),
+        (chat_body(), bearer(tokens.mine)),
     ]
     for number, (body, headers) in enumerate(others, start=2):
         assert (await post(http, served, body, headers))[0] == 200
@@ -104,19 +115,28 @@ async def without_notes(client: aiqueue.Client, served: RunningFront) -> AsyncIt
 
 
 async def test_without_its_stream_a_repetition_is_a_new_request(
-    without_notes: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    without_notes: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     for count in ("0", "1"):
-        assert (await post(http, without_notes, chat_body(), bearer(TOKEN, x_stainless_retry_count=count)))[0] == 200
+        assert (await post(http, without_notes, chat_body(), bearer(tokens.mine, x_stainless_retry_count=count)))[
+            0
+        ] == 200
     assert len(standin.calls) == 2
 
 
 async def test_what_is_joined_counts_once_against_the_limits_of_its_key(
-    served: RunningFront, http: aiohttp.ClientSession
+    client: aiqueue.Client, served: RunningFront, http: aiohttp.ClientSession
 ) -> None:
-    for _ in range(2):
-        await post(http, served, chat_body(), bearer(idempotency_key="k"))
-    (first_key, first_tokens, first), (_, _, second) = served.keys.admitted
-    assert (first_key, first_tokens > 5) == ("k1", True)
-    assert first.settled == [13]  # as the stand-in bills: 8 and 5
-    assert second.settled[0] == 0
+    _, token = await ApiKeys(client).add("acme", tokens_per_minute=120)
+    async with asyncio.timeout(5):
+        while served.front.keys.find(token) is None:
+            await asyncio.sleep(0.01)
+
+    async def ask(key: str) -> tuple[int, Any]:
+        return (await post(http, served, chat_body(), bearer(token, idempotency_key=key)))[:2]
+
+    assert {(await ask("k"))[0] for _ in range(12)} == {200}  # 13 tokens once, and not twelve times
+    others = [await ask(f"k{number}") for number in range(10)]
+    refused = [answer["error"]["code"] for status, answer in others if status == 429]
+    assert 0 < len(refused) < 10
+    assert set(refused) == {"rate_limit_exceeded"}

@@ -12,7 +12,7 @@ import pytest
 
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
-from .fronts import OTHER_TOKEN, RunningFront
+from .fronts import RunningFront, Tokens
 
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
 
@@ -94,12 +94,14 @@ async def test_embeddings_come_as_the_client_asks_for_them(
     assert plain.usage.total_tokens == packed.usage.total_tokens
 
 
-async def test_models_are_those_that_the_key_may_call(front: RunningFront, ai: openai.AsyncOpenAI) -> None:
+async def test_models_are_those_that_the_key_may_call(
+    front: RunningFront, ai: openai.AsyncOpenAI, tokens: Tokens
+) -> None:
     assert [each.id async for each in ai.models.list()] == ["large", "small", "vectors"]
     assert (await ai.models.retrieve("small")).owned_by == "p"
     with pytest.raises(openai.NotFoundError):
         await ai.models.retrieve("none")
-    other = ai.with_options(api_key=OTHER_TOKEN)
+    other = ai.with_options(api_key=tokens.other)
     assert [each.id async for each in other.models.list()] == ["small"]
 
 
@@ -157,7 +159,7 @@ async def test_a_request_that_the_client_gives_up_is_cancelled_if_it_says_so(
 
 
 async def test_a_wrong_key_and_a_wrong_model_are_the_client_s_own_errors(
-    front: RunningFront, ai: openai.AsyncOpenAI
+    front: RunningFront, ai: openai.AsyncOpenAI, tokens: Tokens
 ) -> None:
     with pytest.raises(openai.AuthenticationError) as unknown:
         await ai.with_options(api_key="aiq-none").models.list()
@@ -167,7 +169,7 @@ async def test_a_wrong_key_and_a_wrong_model_are_the_client_s_own_errors(
         await ai.chat.completions.create(model="none", messages=MESSAGES)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.PermissionDeniedError) as forbidden:
-        await ai.with_options(api_key=OTHER_TOKEN).chat.completions.create(model="large", messages=MESSAGES)
+        await ai.with_options(api_key=tokens.other).chat.completions.create(model="large", messages=MESSAGES)
     assert forbidden.value.code == "model_not_allowed"
     with pytest.raises(openai.BadRequestError) as wrong:
         await ai.chat.completions.create(model="small", messages=[{"role": "ghost", "content": "a"}])  # type: ignore[typeddict-item]

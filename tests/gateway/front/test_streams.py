@@ -14,27 +14,16 @@ from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ...support import Account
 from ..running import child, running, shorten_leases
-from .fronts import (
-    FOREIGN_TOKEN,
-    TOKEN,
-    Event,
-    Keys,
-    RunningFront,
-    bearer,
-    chat_body,
-    open_front,
-    parse_events,
-    text_of_events,
-)
+from .fronts import Event, RunningFront, Tokens, bearer, chat_body, open_front, parse_events, text_of_events
 
 CHATS = "/chat/completions"
 WORDS = " ".join(str(number) for number in range(100))
 
 
 async def read_some(
-    http: aiohttp.ClientSession, url: str, body: object, *, after: str = "", count: int = 10_000, token: str = TOKEN
+    http: aiohttp.ClientSession, url: str, token: str, body: object, *, after: str = "", count: int = 10_000
 ) -> list[Event]:
-    """Read at least so many events of a stream, then cut the connection."""
+    """Read so many events of a stream, then cut the connection."""
     headers = bearer(token, **({"last_event_id": after} if after else {}))
     text = ""
     async with http.post(url + CHATS, json=body, headers=headers) as response:
@@ -44,11 +33,11 @@ async def read_some(
             if len(parse_events(text)) >= count:
                 response.close()
                 break
-    return parse_events(text)
+    return parse_events(text)[:count]
 
 
 async def test_a_stream_that_is_cut_twenty_times_has_each_token_once_over_fronts_that_restart(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.behaviour = Behaviour(token_s=0.01, completion_tokens=100)
     body = chat_body(WORDS, max_tokens=100, stream=True)
@@ -59,7 +48,7 @@ async def test_a_stream_that_is_cut_twenty_times_has_each_token_once_over_fronts
             async with open_front(client, config) as front:
                 for _ in range(5):  # of each front
                     after = events[-1].id if events else ""
-                    events += await read_some(http, front.url, body, after=after, count=2)
+                    events += await read_some(http, front.url, tokens.mine, body, after=after, count=4)
                     cuts += 1
                     if events[-1].data == "[DONE]":
                         break
@@ -70,12 +59,16 @@ async def test_a_stream_that_is_cut_twenty_times_has_each_token_once_over_fronts
 
 
 async def test_behind_the_end_there_is_only_the_end(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     body = chat_body(stream=True)
-    events = await read_some(http, served.url, body)
-    assert [each.data for each in await read_some(http, served.url, body, after=events[-1].id)] == ["[DONE]"]
-    assert [each.data for each in await read_some(http, served.url, body, after=events[-2].id)] == ["[DONE]"]
+    events = await read_some(http, served.url, tokens.mine, body)
+    assert [each.data for each in await read_some(http, served.url, tokens.mine, body, after=events[-1].id)] == [
+        "[DONE]"
+    ]
+    assert [each.data for each in await read_some(http, served.url, tokens.mine, body, after=events[-2].id)] == [
+        "[DONE]"
+    ]
     assert len(standin.calls) == 1
 
 
@@ -86,13 +79,14 @@ async def test_a_stream_goes_on_where_its_worker_dies_after_the_last_chunk(
     http: aiohttp.ClientSession,
     standin: StandIn,
     tmp_path: Path,
+    tokens: Tokens,
 ) -> None:
     """Another worker makes the answer of the stored chunks, and writes them again: the client has them."""
     await shorten_leases(client)
     body, log = chat_body(stream=True), tmp_path / "log"
     async with open_front(client, config) as front:
         with child(account, config, log, {"GATEWAY_TEST_HANG": "end"}) as worker:
-            reading = asyncio.create_task(read_some(http, front.url, body))
+            reading = asyncio.create_task(read_some(http, front.url, tokens.mine, body))
             async with asyncio.timeout(20):
                 while "hangs" not in (log.read_text() if log.exists() else ""):
                     await asyncio.sleep(0.02)
@@ -106,11 +100,11 @@ async def test_a_stream_goes_on_where_its_worker_dies_after_the_last_chunk(
 
 
 async def test_a_stream_whose_call_is_made_anew_ends_in_an_error_unless_the_client_understands_a_restart(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     for header in ("", "event"):
         standin.order(Fault(abort_after=3))
-        headers = bearer(**({"x_aiqueue_on_restart": header} if header else {}))
+        headers = bearer(tokens.mine, **({"x_aiqueue_on_restart": header} if header else {}))
         async with http.post(served.url + CHATS, json=chat_body(stream=True), headers=headers) as response:
             events = parse_events(await response.text())
         if not header:
@@ -124,25 +118,25 @@ async def test_a_stream_whose_call_is_made_anew_ends_in_an_error_unless_the_clie
 
 
 async def test_a_resumed_stream_whose_call_is_made_anew_ends_in_the_same_error(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.behaviour = Behaviour(token_s=0.02)
     standin.order(Fault(abort_after=5))
     body = chat_body(stream=True)
     async with open_front(client, config) as front, running(client, config):
-        events = await read_some(http, front.url, body, count=3)
-        rest = await read_some(http, front.url, body, after=events[-1].id)
+        events = await read_some(http, front.url, tokens.mine, body, count=3)
+        rest = await read_some(http, front.url, tokens.mine, body, after=events[-1].id)
     assert json.loads(rest[-1].data)["error"]["code"] == "stream_restarted"
 
 
 async def test_silence_is_filled_with_comments_that_end_no_event(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.behaviour = Behaviour(first_token_s=0.3, token_s=0.15, completion_tokens=2)
     async with (
         open_front(client, config, status_s=0.05, ping_s=0.05) as front,
         running(client, config),
-        http.post(front.url + CHATS, json=chat_body(stream=True), headers=bearer()) as response,
+        http.post(front.url + CHATS, json=chat_body(stream=True), headers=bearer(tokens.mine)) as response,
     ):
         text = await response.text()
     assert text.startswith(": ping\n")
@@ -151,12 +145,12 @@ async def test_silence_is_filled_with_comments_that_end_no_event(
 
 
 async def test_an_error_after_the_status_was_sent_is_an_event(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.order(Fault(400))
     async with (
         open_front(client, config, status_s=0.05) as front,
-        http.post(front.url + CHATS, json=chat_body(stream=True), headers=bearer()) as response,
+        http.post(front.url + CHATS, json=chat_body(stream=True), headers=bearer(tokens.mine)) as response,
         running(client, config),
     ):
         events = parse_events(await response.text())
@@ -169,19 +163,19 @@ async def test_an_error_after_the_status_was_sent_is_an_event(
     [("body", 409), ("tenant", 404), ("job", 404), ("cursor", 400), ("text", 400)],
 )
 async def test_a_wrong_last_event_id_is_refused(
-    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, change: str, status: int
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, change: str, status: int, tokens: Tokens
 ) -> None:
     body = chat_body(stream=True)
-    after = (await read_some(http, served.url, body))[0].id
+    after = (await read_some(http, served.url, tokens.mine, body))[0].id
     if change == "body":
         body = chat_body("another", stream=True)
     job, rest = after.split(".", 1)
-    other = await read_some(http, served.url, chat_body("x", stream=True)) if change == "cursor" else []
+    other = await read_some(http, served.url, tokens.mine, chat_body("x", stream=True)) if change == "cursor" else []
     after = {
         "job": f"none{job}.{rest}", "cursor": f"{job}.{other[0].id.split('.', 1)[1]}" if other else "",
         "text": "7; DROP TABLE",
     }.get(change, after)  # fmt: skip
-    headers = bearer(FOREIGN_TOKEN if change == "tenant" else TOKEN, last_event_id=after)
+    headers = bearer(tokens.foreign if change == "tenant" else tokens.mine, last_event_id=after)
     calls = len(standin.calls)
     async with http.post(served.url + CHATS, json=body, headers=headers) as response:
         answer = await response.json()
@@ -190,21 +184,21 @@ async def test_a_wrong_last_event_id_is_refused(
 
 
 async def test_a_drain_ends_what_is_under_way_and_cuts_what_does_not_end(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:
     standin.behaviour = Behaviour(token_s=0.02, completion_tokens=10)
     body = chat_body(stream=True, max_tokens=10)
     async with running(client, config):
         async with open_front(client, config, drain_timeout_s=5) as front:
-            reading = asyncio.create_task(read_some(http, front.url, body))
+            reading = asyncio.create_task(read_some(http, front.url, tokens.mine, body))
             await _until_called(standin, 1)
             front.stop.set()
             events = await reading
             assert events[-1].data == "[DONE]"
             assert await front.served
         standin.behaviour = Behaviour(token_s=0.2, completion_tokens=10)
-        async with open_front(client, config, Keys(), drain_timeout_s=0.1) as front:
-            headers = bearer(idempotency_key="k")
+        async with open_front(client, config, drain_timeout_s=0.1) as front:
+            headers = bearer(tokens.mine, idempotency_key="k")
             async with http.post(front.url + CHATS, json=body, headers=headers) as response:
                 first = await response.content.readuntil(b"\n\n")
                 front.stop.set()
@@ -213,7 +207,7 @@ async def test_a_drain_ends_what_is_under_way_and_cuts_what_does_not_end(
             assert not await front.served
         async with open_front(client, config) as front:
             standin.behaviour = Behaviour()
-            rest = await read_some(http, front.url, body, after=parse_events(first.decode())[0].id)
+            rest = await read_some(http, front.url, tokens.mine, body, after=parse_events(first.decode())[0].id)
     assert rest[-1].data == "[DONE]"
     assert len(standin.calls) == 2
 

@@ -372,10 +372,7 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
             family = families[declared.family["name"]]
             bare = f"ai.{family.name}.*"
             # One subject per priority: a wildcard would store jobs under priorities that no worker consumes.
-            config["subjects"] = [
-                bare,
-                *(subjects.lane(family.name, "*", each) for each in family.priorities),
-            ]
+            config["subjects"] = [bare, *(subjects.lane(family.name, "*", each) for each in family.priorities)]
             if family.limit_key:
                 config["subjects"] += [subjects.lane(family.name, "*", each, "*") for each in family.priorities]
             normal = subjects.lane(family.name, "{{wildcard(1)}}", subjects.NORMAL)

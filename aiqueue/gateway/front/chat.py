@@ -22,7 +22,7 @@ from ..requests import EmbeddingRequest, GatewayRequest
 from .answering import answer, on_gone, wait_gone
 from .authentication import check_model
 from .bodies import json_body
-from .chat_stream import ChatEvents, Position
+from .chat_stream import ChatEvents, StreamPosition
 from .context import Front
 from .errors import ApiError, error_of, error_of_validation
 from .idempotency import Submission, submit
@@ -49,7 +49,7 @@ def routes(front: Front) -> list[Route]:
             check_model(front, request.state.key, asked.model)
             position = request.headers.get("last-event-id")
             if position is not None and asked.stream:
-                submission = await _resumed(request, front, asked, Position.parse(position))
+                submission = await _resumed(request, front, asked, StreamPosition.parse(position))
             else:
                 submission = await submit(request, front, asked)
         request.state.request_id = submission.handle.id
@@ -60,7 +60,7 @@ def routes(front: Front) -> list[Route]:
             asked.model,
             with_usage=bool((asked.stream_options or {}).get("include_usage")),
             with_restarts=request.headers.get(ON_RESTART) == "event",
-            position=Position.parse(position) if position is not None else None,
+            position=StreamPosition.parse(position) if position is not None else None,
         )
         return ChatStreamResponse(request, front, submission.handle, events)
 
@@ -78,7 +78,7 @@ def parse_request(model: type[R], data: Mapping[str, Any]) -> R:
         raise error_of_validation(error) from None
 
 
-async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: Position) -> Submission:
+async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: StreamPosition) -> Submission:
     """Return the handle of the job whose stream is resumed: the tenant's, and of the same body. Raises ApiError."""
     key: ApiKey = request.state.key
     client, family = front.client, front.client.topology.family(asked.aiq_family)

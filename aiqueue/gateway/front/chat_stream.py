@@ -1,7 +1,7 @@
 """A chat completion as OpenAI's stream of events, made of its job's journal: each token once, from any process.
 
 An event's id has the job, how many chunks the client has, of which call, and the cursor of the job's stream: see
-`Position`. docs/decisions/gateway-front.md tells what becomes of a stream whose worker dies.
+`StreamPosition`. docs/decisions/gateway-front.md tells what becomes of a stream whose worker dies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK: Final = "aiqueue"  # see `stored_chunks.ChunkWriter`
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{1,9})\.([0-9a-f]{8})\.([0-9a-f-]{1,160})")
 
 
-class Position(NamedTuple):
+class StreamPosition(NamedTuple):
     """Where a client is in a stream: it has `sent` chunks of the call whose id has this `mark`; "": of none."""
 
     job_id: str
@@ -36,7 +36,7 @@ class Position(NamedTuple):
         return f"{self.job_id}.{self.sent}.{self.mark or '0' * 8}.{self.cursor}"
 
     @classmethod
-    def parse(cls, text: str) -> Position:
+    def parse(cls, text: str) -> StreamPosition:
         """Return the position in a Last-Event-ID. Raises ApiError."""
         found = _POSITION.fullmatch(text)
         if found is None:
@@ -59,7 +59,7 @@ class ChatEvents:
         *,
         with_usage: bool,
         with_restarts: bool = False,
-        position: Position | None = None,
+        position: StreamPosition | None = None,
     ) -> None:
         self._submission, self._handle, self._model = submission, submission.handle, model
         self._with_usage, self._with_restarts = with_usage, with_restarts
@@ -147,7 +147,7 @@ class ChatEvents:
         return [*made, DONE]
 
     def _id(self, cursor: str) -> str:
-        return str(Position(self._handle.id, self._sent, self._mark, cursor))
+        return str(StreamPosition(self._handle.id, self._sent, self._mark, cursor))
 
     def _hole(self) -> ApiError:
         problem = "parts of the stream are gone, because they are too old or too large; the answer itself is kept: "

@@ -27,6 +27,7 @@ class FrontSettings:
     - `status_s`: how long a stream waits for its first chunk before its status is sent; an error after that is an event
       of the stream.
     - `ping_s`: after which silence a stream gets a comment, so that proxies keep it open.
+    - `store_s`: how long a request may take to be stored, while the server is away; then 503.
     - `answer_s`: how long a request waits for its answer; then 504, and the request goes on.
     """
 
@@ -35,6 +36,7 @@ class FrontSettings:
     body_s: float = 60.0
     status_s: float = 20.0
     ping_s: float = 15.0
+    store_s: float = 10.0
     answer_s: float = 3_600.0
 
 

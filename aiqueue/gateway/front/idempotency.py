@@ -69,7 +69,9 @@ async def _enqueue(
     request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest, priority: str
 ) -> Handle[dict[str, Any]]:
     key: ApiKey = request.state.key
-    options: dict[str, Any] = {"tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}}
+    options: dict[str, Any] = {
+        "tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}, "timeout": front.settings.store_s,
+    }  # fmt: skip
     given = request.headers.get(KEY_HEADER)
     if given is not None:
         if _KEY.fullmatch(given) is None:

@@ -427,6 +427,14 @@ class TestLanes:
             with pytest.raises(TopologyError, match=r"for a usage stream"):
                 streamfile.parse_file("x.toml", text)
 
+    def test_the_stream_of_recent_requests_keeps_the_newest_one_and_refuses_none(self) -> None:
+        spec = Topology.load().recent_stream
+        assert (spec.name, spec.config["subjects"]) == ("AI_GATEWAY_RECENT", ["ai.gateway.recent.*.*"])
+        for key in ('discard = "new"', "max_msgs_per_subject = 2", "allow_direct = false"):
+            text = f'role = "recent"\n[stream]\nname = "X"\nmax_bytes = 1000\n{key}'
+            with pytest.raises(TopologyError, match=r"for a recent stream"):
+                streamfile.parse_file("x.toml", text)
+
     def test_the_stream_of_documents_stores_keeps_the_newest_binding_and_refuses_when_it_is_full(self) -> None:
         spec = Topology.load().rag_stream
         assert (spec.name, spec.config["subjects"]) == ("AI_RAG_STORES", ["ai.rag.stores.>"])

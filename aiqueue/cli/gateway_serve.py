@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -69,6 +68,8 @@ def serve(
             own = {"host": host, "port": bound.getsockname()[1], "drain-timeout": drain_s, "log-level": log_level}
             arguments = spell_options({**vars(options), **own})
             raise typer.Exit(WorkerPool(arguments, processes, target=front.url_of(bound), kind=kind).run())
+    import asyncio  # noqa: PLC0415
+
     member = None if pool_fd is None else join_pool(pool_fd)
     log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import pydantic_core
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive
 
-from ...errors import AIQueueError
+from ...errors import AIQueueError, JobFailed
 from .bodies import ClientGone
 from .context import Front
 from .idempotency import Submission
@@ -60,8 +62,16 @@ async def answer(request: Request, front: Front, submission: Submission) -> dict
     except ClientGone:
         on_gone(request, handle)
         raise
+    except JobFailed:
+        submission.settle(None)
+        raise
     submission.settle(found)
     return found
+
+
+def json_response(answer: dict[str, Any]) -> Response:
+    """Return the response of an answer. Embeddings are megabytes of numbers, for which json.dumps takes a second."""
+    return Response(pydantic_core.to_json(answer), media_type="application/json")
 
 
 def on_gone(request: Request, handle: Handle[Any]) -> None:

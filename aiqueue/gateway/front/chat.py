@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pydantic
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ...enqueue import find_fingerprint, fingerprint_of, is_other_body
 from .. import sse
 from ..api_key_store import ApiKey
+from ..api_keys import KeyCredit
 from ..requests import EmbeddingRequest, GatewayRequest
-from .answering import answer, on_gone, wait_gone
+from .answering import answer, json_response, on_gone, wait_gone
 from .authentication import check_model
 from .bodies import json_body
 from .chat_stream import ChatEvents, StreamPosition
@@ -54,7 +55,7 @@ def routes(front: Front) -> list[Route]:
                 submission = await submit(request, front, asked)
         request.state.request_id = submission.handle.id
         if not asked.stream:
-            return JSONResponse(await answer(request, front, submission))
+            return json_response(await answer(request, front, submission))
         events = ChatEvents(
             submission,
             asked.model,
@@ -89,7 +90,7 @@ async def _resumed(request: Request, front: Front, asked: GatewayRequest, positi
     if is_other_body(known, fingerprint_of(family, asked.model_dump(mode="json"), b"")):
         problem = "Last-Event-ID is of another request: send it with the body of the request that it belongs to"
         raise ApiError(409, problem, code="last_event_id_reused")
-    return Submission(handle, await front.keys.admit(key, tokens=0.0))
+    return Submission(handle, KeyCredit())  # a request that was admitted before
 
 
 class ChatStreamResponse(Response):

@@ -155,6 +155,7 @@ class ChatEvents:
         return ApiError(502, problem, code="stream_incomplete")
 
     def _failure(self, event: str, data: Any) -> ApiError:
+        self._submission.settle(None)
         found = data if isinstance(data, dict) else {}
         kind = JobCancelled if event == "cancelled" else JobFailed
         reason, text = str(found.get("reason", "")), str(found.get("error", ""))

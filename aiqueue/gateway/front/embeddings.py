@@ -7,11 +7,11 @@ import struct
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..requests import EmbeddingRequest
-from .answering import answer
+from .answering import answer, json_response
 from .authentication import check_model
 from .bodies import json_body
 from .chat import parse_request
@@ -30,7 +30,7 @@ def routes(front: Front) -> list[Route]:
             check_model(front, request.state.key, asked.model)
             submission = await submit(request, front, asked)
         found = await answer(request, front, submission)
-        return JSONResponse(_as_base64(found) if asked.encoding_format == "base64" else found)
+        return json_response(_as_base64(found) if asked.encoding_format == "base64" else found)
 
     return [Route("/v1/embeddings", create, methods=["POST"])]
 

@@ -42,8 +42,11 @@ class Submission(NamedTuple):
     handle: Handle[dict[str, Any]]
     admitted: KeyCredit
 
-    def settle(self, answer: dict[str, Any]) -> None:
-        """Count the tokens of the answer against the limits of the API key."""
+    def settle(self, answer: dict[str, Any] | None) -> None:
+        """Count the tokens of the answer against the limits of the API key. None: it has failed, and counts none."""
+        if answer is None:
+            self.admitted.settle(0)
+            return
         used = usage_of(answer)
         self.admitted.settle(None if used is None else used.total_tokens)
 

@@ -114,14 +114,18 @@ async def test_raw_responses_have_the_headers(served: RunningFront, ai: openai.A
         assert (await response.json())["object"] == "chat.completion"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 async def test_a_timeout_that_the_client_repeats_by_itself_is_one_call(
-    served: RunningFront, ai: openai.AsyncOpenAI, standin: StandIn
+    served: RunningFront, ai: openai.AsyncOpenAI, standin: StandIn, streamed: bool
 ) -> None:
     standin.behaviour = Behaviour(first_token_s=1.2)
-    answer = await ai.with_options(timeout=0.7, max_retries=3).chat.completions.create(
-        model="small", messages=MESSAGES, max_tokens=2
-    )
-    assert answer.choices[0].message.content == "one two"
+    impatient = ai.with_options(timeout=0.7, max_retries=3)
+    if streamed:
+        async with impatient.chat.completions.stream(model="small", messages=MESSAGES) as stream:
+            answer: Any = await stream.get_final_completion()
+    else:
+        answer = await impatient.chat.completions.create(model="small", messages=MESSAGES)
+    assert answer.choices[0].message.content.startswith("one two three one")
     assert len(standin.calls) == 1
 
 

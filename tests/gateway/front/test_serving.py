@@ -22,7 +22,7 @@ from aiqueue.topology import provision
 from ... import forks
 from ...connection.test_permissions import documented, user
 from ...support import ROOT, Account, NatsProcess
-from ..running import running
+from ..running import running, write_config
 from .fronts import RunningFront, Tokens, add_keys, bearer, chat_body, open_front, parse_events, text_of_events
 
 IMPORTS = ("aiqueue.cli.app", "aiqueue.cli.gateway_serve", "aiqueue.gateway.front", "uvloop")
@@ -96,6 +96,22 @@ async def test_a_port_that_is_taken_is_an_error_in_one_line(front: RunningFront,
         said, wrong = await asyncio.to_thread(process.communicate)
     assert (process.returncode, said) == (2, "")
     assert f"cannot listen on 127.0.0.1:{port}: address already in use" in wrong
+
+
+async def test_at_sighup_gateway_toml_is_read_again_and_a_wrong_one_changes_nothing(
+    front: RunningFront, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AIQUEUE_GATEWAY", str(config))
+    more = '[[model]]\nname = "new"\nprovider = "p"\nkind = "embedding"\n'
+    for text, expected in ((more, {"large", "new", "small", "vectors"}), ("[[model]", None)):
+        write_config(config.parent, standin.url, more=text)
+        known = set(front.front.config.models)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            while set(front.front.config.models) != expected if expected else "is not reloaded" not in caplog.text:
+                await asyncio.sleep(0.01)
+        assert expected or set(front.front.config.models) == known
 
 
 async def test_the_documented_permissions_of_the_front_suffice(

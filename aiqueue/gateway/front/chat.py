@@ -15,7 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ... import subjects
 from ...enqueue import find_fingerprint, fingerprint_of, is_other_body
+from ...headers import FINGERPRINT
 from .. import sse
 from ..api_key_store import ApiKey
 from ..api_keys import KeyCredit
@@ -80,16 +82,21 @@ def parse_request(model: type[R], data: Mapping[str, Any]) -> R:
 
 
 async def _resumed(request: Request, front: Front, asked: GatewayRequest, position: StreamPosition) -> Submission:
-    """Return the handle of the job whose stream is resumed: the tenant's, and of the same body. Raises ApiError."""
+    """Return the job whose stream is resumed: the tenant's, and of the same body. Raises ApiError."""
     key: ApiKey = request.state.key
     client, family = front.client, front.client.topology.family(asked.aiq_family)
-    known = await find_fingerprint(
-        client.connection, client.topology.journal_stream.name, family, key.tenant, position.job_id
-    )
+    connection, stream = client.connection, client.topology.journal_stream.name
+    # a job without a journal has no events, and would be looked for in its lanes
+    first = await connection.first(stream, subjects.journal(family.journal or "", key.tenant, position.job_id))
+    if first is None:
+        raise ApiError(404, "there is no such stream (any more)", code="not_found")
+    fingerprint = fingerprint_of(family, asked.model_dump(mode="json"), b"")
+    if is_other_body(first.headers.get(FINGERPRINT, ""), fingerprint):  # unless the job was run again with this body
+        known = await find_fingerprint(connection, stream, family, key.tenant, position.job_id)
+        if is_other_body(known, fingerprint):
+            problem = "Last-Event-ID is of another request: send it with the body of the request that it belongs to"
+            raise ApiError(409, problem, code="last_event_id_reused")
     handle = await client.job(position.job_id, family=family.name, tenant=key.tenant)
-    if is_other_body(known, fingerprint_of(family, asked.model_dump(mode="json"), b"")):
-        problem = "Last-Event-ID is of another request: send it with the body of the request that it belongs to"
-        raise ApiError(409, problem, code="last_event_id_reused")
     return Submission(handle, KeyCredit())  # a request that was admitted before
 
 

@@ -212,6 +212,25 @@ async def test_a_drain_ends_what_is_under_way_and_cuts_what_does_not_end(
     assert len(standin.calls) == 2
 
 
+async def test_a_request_that_a_drain_cuts_is_to_be_sent_again(
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
+) -> None:
+    standin.behaviour = Behaviour(first_token_s=0.5)
+    headers = bearer(tokens.mine, x_stainless_retry_count="0")
+    async with running(client, config):
+        async with open_front(client, config, drain_timeout_s=0.1) as front:
+            asking = asyncio.create_task(http.post(front.url + CHATS, json=chat_body(), headers=headers))
+            await _until_called(standin, 1)
+            front.stop.set()
+            response = await asking
+        assert (response.status, response.headers["x-should-retry"]) == (503, "true")
+        async with open_front(client, config) as front:
+            headers = bearer(tokens.mine, x_stainless_retry_count="1")
+            async with http.post(front.url + CHATS, json=chat_body(), headers=headers) as response:
+                assert response.status == 200
+    assert len(standin.calls) == 1
+
+
 async def _until_called(standin: StandIn, count: int) -> None:
     async with asyncio.timeout(5):
         while len(standin.calls) < count:

@@ -89,7 +89,7 @@ async def _enqueue(
         former = await _find(recent, key, fingerprint)
         if former is not None:
             try:
-                return await front.client.enqueue(asked, unique=former, **options)
+                return await front.client.enqueue(asked, unique=former, on_duplicate="rerun_failed", **options)
             except IdReused:
                 log.warning("job %s has another body than the request that has noted it", former)
     handle = await front.client.enqueue(asked, **options)

@@ -129,6 +129,17 @@ async def test_a_timeout_that_the_client_repeats_by_itself_is_one_call(
     assert len(standin.calls) == 1
 
 
+async def test_a_request_that_was_cancelled_for_its_client_is_made_anew_when_that_repeats_it(
+    served: RunningFront, ai: openai.AsyncOpenAI, standin: StandIn
+) -> None:
+    standin.order(Fault(delay_s=1.5))
+    answer = await ai.with_options(timeout=0.7, max_retries=3).chat.completions.create(
+        model="small", messages=MESSAGES, extra_headers={"x-aiqueue-on-disconnect": "cancel"}
+    )
+    assert answer.choices[0].message.content
+    assert len(standin.calls) == 2
+
+
 async def test_a_stream_that_is_left_goes_on_unless_its_request_says_otherwise(
     served: RunningFront, ai: openai.AsyncOpenAI, standin: StandIn
 ) -> None:

@@ -6,80 +6,71 @@ import asyncio
 import json
 from typing import Any, Final
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from .errors import ApiError
 
 HEAD_S: Final = 20.0  # for a request's head, from its first byte or the connection on
 HEAD_BYTES_MAX: Final = 64 * 1024
 
 
-def protocol_class() -> Any:
-    """Return the protocol for `uvicorn.Config(http=…)`: httptools', with bounds of its own; where that is not
-    installed, h11's, which bounds the size.
-    """
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
-    except ImportError:
-        return "h11"
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes connections whose next request has no end of its head, after an error in OpenAI's shape."""
 
-    class BoundedProtocol(HttpToolsProtocol):
-        """Closes connections whose next request has no end of its head, after an error in OpenAI's shape."""
+    _is_in_head = _has_just_begun = False
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
 
-        _is_in_head = _has_just_begun = False
-        _head_bytes = 0
-        _timer: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_S, self._on_slow_head)
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = self._has_just_begun = True
+        self._head_bytes = 0
+        if self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self._on_slow_head)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
-            super().connection_lost(exc)
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._is_in_head = self._has_just_begun = True
-            self._head_bytes = 0
-            if self._timer is None:
-                self._timer = self.loop.call_later(HEAD_S, self._on_slow_head)
+    def data_received(self, data: bytes) -> None:
+        self._has_just_begun = False
+        super().data_received(data)
+        # bytes in which a further head begins are of the body before it, too
+        if self._is_in_head and (self.cycle is None or not self._has_just_begun):
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(431, f"the request's head has more than {HEAD_BYTES_MAX:,} bytes")
 
-        def on_headers_complete(self) -> None:
-            self._is_in_head = False
-            self._stop_timer()
-            super().on_headers_complete()
-
-        def data_received(self, data: bytes) -> None:
-            self._has_just_begun = False
-            super().data_received(data)
-            # bytes in which a further head begins are of the body before it, too
-            if self._is_in_head and (self.cycle is None or not self._has_just_begun):
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES_MAX:
-                    self._refuse(431, f"the request's head has more than {HEAD_BYTES_MAX:,} bytes")
-
-        def _stop_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _on_slow_head(self) -> None:
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
             self._timer = None
-            self._refuse(408, f"the request's head has not arrived within {HEAD_S:g} s")
 
-        def send_400_response(self, msg: str) -> None:
-            """What is no HTTP, in uvicorn's words."""
-            self._refuse(400, msg)
+    def _on_slow_head(self) -> None:
+        self._timer = None
+        self._refuse(408, f"the request's head has not arrived within {HEAD_S:g} s")
 
-        def _refuse(self, status: int, problem: str) -> None:
-            self._stop_timer()
-            if self.transport.is_closing():
-                return
-            if self.cycle is None or self.cycle.response_complete:  # else it would be written into another response
-                error = ApiError(status, problem, code="invalid_http")
-                body = json.dumps(error.body()).encode()
-                told = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
-                head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-                self.transport.write(f"HTTP/1.1 {status} Refused\r\n{head}connection: close\r\n\r\n".encode() + body)
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, in uvicorn's words."""
+        self._refuse(400, msg)
 
-    return BoundedProtocol
+    def _refuse(self, status: int, problem: str) -> None:
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:  # else it would be written into another response
+            error = ApiError(status, problem, code="invalid_http")
+            body = json.dumps(error.body()).encode()
+            told = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+            head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+            self.transport.write(f"HTTP/1.1 {status} Refused\r\n{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()

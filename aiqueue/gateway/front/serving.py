@@ -16,7 +16,7 @@ from ...errors import AIQueueError, BadInput
 from ..config_file import load
 from .app import build_app
 from .context import Front
-from .http_protocol import protocol_class
+from .http_protocol import BoundedProtocol
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ async def serve(
     """
     server = _Server(
         uvicorn.Config(
-            build_app(front), http=protocol_class(), ws="none", lifespan="off", loop="none", log_config=None,
+            build_app(front), http=BoundedProtocol, ws="none", lifespan="off", loop="none", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
         )

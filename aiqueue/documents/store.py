@@ -71,18 +71,27 @@ class Documents:
     # -- public
 
     async def put(
-        self, source: Source, *, tenant: str, name: str = "", content_type: str = "", keep: Duration = "7d"
+        self,
+        source: Source,
+        *,
+        tenant: str,
+        name: str = "",
+        content_type: str = "",
+        keep: Duration = "7d",
+        hold: str | None = None,
     ) -> Document:
         """Store bytes, a file (its path, or opened as binary), or the bytes of an iterable or async iterable.
 
         Memory is constant for any size. Bytes that are stored already are not stored twice. The document is kept for at
-        least `keep`, and for as long as a job that was enqueued with it exists. Raises BadInput, QueueFull (nothing is
+        least `keep`, and for as long as a job that was enqueued with it exists. `hold`: a name, 1 to 64 characters of
+        `A-Z a-z 0-9 _ -`, by which `forget` can end this call's `keep` alone. Raises BadInput, QueueFull (nothing is
         stored then), NotFound if `aiqueue apply` has not been run, Unavailable.
         """
         subjects.token("tenant", tenant)
         keep_s = units.parse_duration("keep", keep)
         if keep_s < KEEP_MIN_S:
             raise BadInput(f"keep: must be at least {KEEP_MIN_S:g} s, not {keep!r}")
+        ref = subjects.new_id() if hold is None else subjects.token("hold", hold)
         labels = Labels(headers.ascii_line(name, 250), headers.ascii_line(content_type, 250))
         uploaded = None
         if isinstance(source, bytes):  # its hash is known before it is sent
@@ -90,13 +99,13 @@ class Documents:
         else:
             uploaded = await self.objects.upload(source)
             sha256, size = uploaded.sha256, uploaded.size
-        hold = DocumentHold(tenant, sha256, PUT, subjects.new_id())
+        put = DocumentHold(tenant, sha256, PUT, ref)
         try:
-            await self._write_hold(hold, keep_s)
+            await self._write_hold(put, keep_s)
             await self._touch_or_store(tenant, sha256, uploaded or source, labels)  # type: ignore[arg-type]  # bytes, else uploaded
         except AIQueueError as error:
             with contextlib.suppress(AIQueueError):
-                await self.objects.purge(self._hold_subject(hold))
+                await self.objects.purge(self._hold_subject(put))
             if uploaded is not None and not isinstance(
                 error, Unavailable
             ):  # Unavailable: they may be stored as the document
@@ -127,9 +136,12 @@ class Documents:
             held = holds.get((document.tenant, document.sha256), dict.fromkeys(HOLDERS, 0))
             yield ListedDocument(document, info.time, held[JOB], held[PUT], held[RESULT], held[STEP])
 
-    async def forget(self, document: Document) -> bool:
-        """End the holds of all who put a document. If no job or result holds it, it is deleted at once: True."""
-        await self.objects.purge(self._hold_subject(DocumentHold(document.tenant, document.sha256, PUT, "*")))
+    async def forget(self, document: Document, *, hold: str | None = None) -> bool:
+        """End the holds of all who put a document, or only the one that was put with the name `hold`. If nothing else
+        holds the document, it is deleted at once: True.
+        """
+        ref = "*" if hold is None else subjects.token("hold", hold)
+        await self.objects.purge(self._hold_subject(DocumentHold(document.tenant, document.sha256, PUT, ref)))
         return await self.delete_if_unheld(document.tenant, document.sha256)
 
     async def read_chunks(self, document: Document) -> AsyncGenerator[bytes, None]:

@@ -40,14 +40,24 @@ class BudgetUse:
     def copy(self) -> BudgetUse:
         return BudgetUse(self.spent, self.limit, dict(self.calls), self.reserved, self.held)
 
-    def reserve(self, call: str, amount: int, at: float, limit: int) -> Literal["reserved", "known", "spent", "full"]:
-        """Reserve for a call, if the budget admits it. "known": the call is here already, with its former amount."""
+    def reserve(
+        self, call: str, amount: int, at: float, limit: int, pool: str = ""
+    ) -> Literal["reserved", "known", "spent", "full"]:
+        """Reserve for a call, if the budget admits it. "known": the call is here already, with its former amount.
+
+        `pool`: a call that has reserved for others, such as a batch: as far as it has, the amount is taken from it.
+        """
         if call in self.calls:
             return "known"
-        if self.charged + amount > limit:
+        aside = self.calls.get(pool)
+        taken = 0 if aside is None or aside.held else min(aside.amount, amount)
+        if self.charged - taken + amount > limit:
             return "spent"
         if len(self.calls) >= CALLS_MAX and not self._forget_held():
             return "full"
+        if aside is not None and taken:
+            self.calls[pool] = aside._replace(amount=aside.amount - taken)
+            self.reserved -= taken
         self.calls[call] = ChargedCall(amount, int(at), held=False)
         self.reserved += amount
         self.limit = limit

@@ -162,13 +162,21 @@ class Budgets:
         self._documents.clear()
 
     async def reserve(
-        self, tenant: str, call_id: str, amount_micros: int | None, *, model: str = "", of_key: Budget | None = None
+        self,
+        tenant: str,
+        call_id: str,
+        amount_micros: int | None,
+        *,
+        model: str = "",
+        of_key: Budget | None = None,
+        pool: str = "",
     ) -> Reservation | None:
         """Reserve what a call can cost at most, and return the reservation. None: the call has no budget.
 
         Repeated with the same `call_id` in the month, it returns the first reservation: one call is charged once. A
         cancelled call of this method leaves no reservation behind. `amount_micros`: None, the price of `model` is
-        unknown. `of_key`: the budget of the call's API key: both that and the tenant's must have room.
+        unknown. `of_key`: the budget of the call's API key: both that and the tenant's must have room. `pool`: the
+        `call_id` of a reservation for several calls, from which this one is taken.
 
         Raises BudgetSpent, PriceUnknown, QueueFull (5,000 calls are under way, or the stream is full), Unavailable: do
         not call then; a reservation that may have been stored is found again by its `call_id`.
@@ -179,21 +187,23 @@ class Budgets:
         if amount_micros is None:
             raise PriceUnknown(tenant, model)
         needed, at = _check_amount(amount_micros), await self._store.now()
-        reservation = await self._reserve(budgets[0], tenant, call_id, needed, at)
+        reservation = await self._reserve(budgets[0], tenant, call_id, needed, at, pool)
         try:
             for each in budgets[1:]:
-                await self._reserve(each, tenant, call_id, needed, at)
+                await self._reserve(each, tenant, call_id, needed, at, pool)
         except BaseException:
             await self._document(tenant, reservation.month, budgets[0].key).begin_change(_releasing(call_id))
             raise
         return reservation
 
-    async def _reserve(self, budget: Budget, tenant: str, call_id: str, needed: int, at: float) -> Reservation:
+    async def _reserve(
+        self, budget: Budget, tenant: str, call_id: str, needed: int, at: float, pool: str
+    ) -> Reservation:
         month, call = month_of(at), subjects.hashed(call_id)
-        granted = [needed, at]
+        granted, aside = [needed, at], subjects.hashed(pool) if pool else ""
 
         def act(use: BudgetUse) -> Literal["changed", "unchanged"] | AIQueueError:
-            match use.reserve(call, needed, at, budget.month_micros):
+            match use.reserve(call, needed, at, budget.month_micros, aside):
                 case "reserved":
                     granted[:] = [needed, at]
                     return "changed"

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 WRITE_TRIES_MAX: Final = 6  # of a known end, while the server does not answer
 WRITE_PAUSE_S: Final = 0.2  # doubled after each
 TEXT_MAX: Final = 512  # of a text in a record
+BATCH: Final = "Gateway-Batch"  # a header of jobs: the batch whose reservation the call is taken from
 
 
 @dataclass(slots=True)
@@ -151,7 +152,9 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
     if runtime.budgets.budget_of(tenant) is not None or of_key is not None:
         await note_call(job, call_id)  # first, so that after a crash the reservation is found by it
         try:
-            reservation = await runtime.budgets.reserve(tenant, call_id, bound, model=plan.model.name, of_key=of_key)
+            reservation = await runtime.budgets.reserve(
+                tenant, call_id, bound, model=plan.model.name, of_key=of_key, pool=job.headers.get(BATCH, "")
+            )
         except BudgetSpent:
             await note_refusal(job, call_id)
             raise

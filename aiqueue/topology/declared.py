@@ -263,6 +263,10 @@ class Topology:
         return self._by_role("api_keys")
 
     @property
+    def batches_stream(self) -> StreamSpec:
+        return self._by_role("batches")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -386,7 +390,7 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
         case "stranded":
             work = [each.stream for each in families.values() if each.role == "work"]
             config["subjects"] = [subjects.stranded(each) for each in work]
-        case "presence" | "schedules" | "limits" | "api_keys":
+        case "presence" | "schedules" | "limits" | "api_keys" | "batches":
             config["subjects"] = [subjects.bucket(config["name"])]
             if dest := REPEATED.get(declared.role):
                 config["republish"] = {"src": subjects.bucket(config["name"]), **dest}

@@ -30,7 +30,7 @@ ROLES_WITH_CONSUMERS: tuple[Role, ...] = (
 )  # each message is for one consumer
 
 # the newest message of a subject
-_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys")
+_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches")
 _KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *_NEWEST_ONLY)
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", "ticks", *_KEEPS_COPIES)
 

@@ -20,7 +20,7 @@ from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanosecond
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "recent", "rag", "ticks", "schedules", "api_keys",
+    "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -175,6 +175,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "rag": _NEWEST,
     "schedules": _BUCKET,
     "api_keys": _BUCKET,
+    "batches": _BUCKET,
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -200,6 +201,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "ticks": {"max_consumers": 1_000, "duplicate_window": 120 * 10**9},
     "schedules": {},
     "api_keys": {},
+    "batches": {},
 }
 # What the server repeats, so that all processes hear at once what one of them has stored.
 REPEATED: Mapping[Role, dict[str, Any]] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .api_key_store import ApiKey
 from .api_keys import ApiKeys, KeyCredit, KeyLimited, KeyRevoked
+from .batches import Batch, Batches, BatchFile, BatchQuota, BatchQuotas
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ApiKey",
     "ApiKeys",
+    "Batch",
+    "BatchFile",
+    "BatchQuota",
+    "BatchQuotas",
+    "Batches",
     "Bill",
     "Budget",
     "BudgetSpent",

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import AIQueueError, BadInput
-from ..worker import Lifespan, Responder, Session, Worker
+from ..worker import Lifespan, Responder, Session, Worker, drain_both
 from . import bindings, config_file, status
 from .config import RagConfig
 from .failures import RETRY
@@ -103,7 +103,7 @@ class RagWorker(Worker):
                     yield session
                 finally:
                     if questions is not None:
-                        await _drain_both(session, questions)
+                        await drain_both(session, questions)
         finally:
             self._runtime = None
             await runtime.close()
@@ -183,18 +183,6 @@ class RagWorker(Worker):
             return None
         path = None if self._path is None else str(self._path.absolute())
         return functools.partial(lend_to_child, _plain(client.settings), path, name)
-
-
-async def _drain_both(session: Session, questions: Session) -> None:
-    """Drain both at once, so that a stop takes one drain timeout, and let the first one tell of both."""
-    for each in (session, questions):
-        each.rights.stop()
-    ended = await asyncio.gather(session.drain(), questions.drain(), return_exceptions=True)
-    session.clean = session.clean and questions.clean
-    session.done += questions.done
-    for each_end in ended:
-        if isinstance(each_end, BaseException):
-            raise each_end
 
 
 @asynccontextmanager

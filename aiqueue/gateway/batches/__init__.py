@@ -1,0 +1,16 @@
+"""OpenAI's files and batches: the lines of a file as durable jobs, and their answers as a file.
+
+`client` is what callers use, `engine` what a worker runs. Only `store` knows the connection.
+"""
+
+from __future__ import annotations
+
+from .client import BatchEnded, Batches
+from .messages import GatewayBatch
+from .model import Batch, BatchFile, BatchQuota, BatchQuotas, LineProblem
+from .store import BatchStore
+
+__all__ = [
+    "Batch", "BatchEnded", "BatchFile", "BatchQuota", "BatchQuotas", "BatchStore", "Batches", "GatewayBatch",
+    "LineProblem",
+]  # fmt: skip

@@ -1,0 +1,249 @@
+"""A batch is run line by line, and its files say of each line how it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue.errors import BadInput, NotFound
+from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
+from aiqueue.gateway.batches import BatchEnded
+from aiqueue.gateway.ledger import month_of
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn
+
+from ...support import Eventually
+from ..running import billed, records as usage_records, running, write_config
+from .lines import chat_line, create, jsonl, records, reported
+
+
+async def test_each_line_of_a_batch_is_called_once_and_stands_in_the_output(
+    client: aiqueue.Client, config: Path, standin: StandIn
+) -> None:
+    batch = await create(client, map(chat_line, range(40)), metadata={"run": "7"})
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.total, batch.completed, batch.failed) == ("completed", 40, 40, 0)
+    assert batch.error_file_id is None
+    found = await reported(client, batch)
+    assert {name: each["response"]["body"]["choices"][0]["message"]["content"] for name, each in found.items()} == {
+        f"c{number}": f"line {number} line {number} line" for number in range(40)
+    }
+    first = found["c0"]
+    assert (first["error"], first["response"]["status_code"]) == (None, 200)
+    assert first["response"]["request_id"] == f"{batch.id}-1"
+    assert len(standin.calls) == 40
+    public = batch.public()
+    assert public["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert public["usage"]["total_tokens"] == sum(standin.billed())
+    assert public["metadata"] == {"run": "7"}
+    assert public["created_at"] <= public["in_progress_at"] <= public["finalizing_at"] <= public["completed_at"]
+
+
+async def test_embeddings_are_lines_too(client: aiqueue.Client, config: Path) -> None:
+    body = {"model": "vectors", "input": ["a", "b"], "dimensions": 4}
+    line = {"custom_id": "v", "method": "POST", "url": "/v1/embeddings", "body": body}
+    batch = await create(client, [line], endpoint="/v1/embeddings")
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    (found,) = await records(client, batch.output_file_id)
+    assert [len(each["embedding"]) for each in found["response"]["body"]["data"]] == [4, 4]
+
+
+async def test_lines_that_fail_stand_in_the_error_file_and_leave_no_dead_letter(
+    client: aiqueue.Client, config: Path, standin: StandIn
+) -> None:
+    standin.order(Fault(422, message="unprocessable", model="large-1", count=9))
+    lines = [
+        chat_line(1),
+        chat_line(2, model="none"),
+        chat_line(3, model="large"),
+        chat_line(4, request_id="x"),
+        chat_line(5, stream=True),
+        chat_line(6, temperature=9),
+    ]
+    batch = await create(client, lines)
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.total, batch.completed, batch.failed) == ("completed", 6, 1, 5)
+    errors = {each["custom_id"]: each["response"] for each in await records(client, batch.error_file_id)}
+    assert {name: each["status_code"] for name, each in errors.items()} == {
+        "c2": 400, "c3": 422, "c4": 400, "c5": 400, "c6": 400,
+    }  # fmt: skip
+    assert "unknown model 'none'" in errors["c2"]["body"]["error"]["message"]
+    assert [each async for each in client.dead.find()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line"),
+    [
+        (b"", "", 0),
+        (b"\n \n", "empty_file", None),
+        (jsonl([chat_line(1), chat_line(2), chat_line(1)]), "duplicate_custom_id", 3),
+        (b"\n{", "invalid_json_line", 2),
+        (b"[" * 100_000, "invalid_json_line", 1),
+        (b"\xff\n", "invalid_json_line", 1),
+        (b"7\n", "invalid_json_line", 1),
+        (jsonl([chat_line(1, url="/v1/embeddings")]), "invalid_url", 1),
+        (jsonl([{**chat_line(1), "method": "GET"}]), "invalid_method", 1),
+        (jsonl([{**chat_line(1), "custom_id": ""}]), "invalid_custom_id", 1),
+        (jsonl([{**chat_line(1), "custom_id": "\ud800"}]), "invalid_custom_id", 1),
+        (jsonl([{**chat_line(1), "body": None}]), "missing_required_parameter", 1),
+        (jsonl([{**chat_line(1), "bdy": 1}]), "unknown_parameter", 1),
+        (jsonl(map(chat_line, range(6))), "too_many_tasks", None),
+    ],
+)
+async def test_a_batch_with_a_wrong_line_is_refused_as_a_whole(
+    client: aiqueue.Client, config: Path, standin: StandIn, text: bytes, code: str, line: int | None
+) -> None:
+    if not code:
+        with pytest.raises(BadInput, match="the file is empty"):
+            await create(client, text)
+        return
+    batch = await create(client, text)
+    async with running(client, config, quotas=BatchQuotas(lines=5)):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("failed", None, None)
+    assert [(each.code, each.line) for each in batch.problems] == [(code, line)]
+    assert standin.calls == []
+
+
+async def test_a_batch_is_counted_against_the_budget_before_it_begins(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn
+) -> None:
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 0.001\n')
+    many = await create(client, map(chat_line, range(40)))
+    few = await create(client, map(chat_line, range(5)))
+    async with running(client, config):
+        many = await Batches(client).wait(many.id, tenant="acme")
+        few = await Batches(client).wait(few.id, tenant="acme")
+    assert many.status == "failed"
+    assert [each.code for each in many.problems] == ["insufficient_quota"]
+    assert "tenant acme has a budget of $0.001" in many.problems[0].message
+    assert (few.status, few.completed) == ("completed", 5)
+    budgets = Budgets(store := UsageStore(client.connection, client.topology), UsageLedger(store))
+    (stats,) = await budgets.stats(month_of(await store.now()))
+    assert (stats.spent_micros, stats.reserved_micros, stats.held_micros) == (billed(standin), 0, 0)
+
+
+async def test_calls_are_taken_from_what_their_batch_has_reserved(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, eventually: Eventually
+) -> None:
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 0.0006\n')
+    standin.behaviour = Behaviour(first_token_s=0.5)
+    batch = await create(client, map(chat_line, range(8)))
+    async with running(client, config):
+        budgets = Budgets(store := UsageStore(client.connection, client.topology), UsageLedger(store))
+        await eventually(lambda: len(standin.calls) == 8)
+        (stats,) = await budgets.stats(month_of(await store.now()))
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert stats.reserved_micros == batch.reserved_micros <= 600
+    assert (batch.completed, batch.failed) == (8, 0)
+
+
+async def test_a_cancelled_batch_calls_no_further_line_and_reports_all(
+    client: aiqueue.Client, config: Path, standin: StandIn, eventually: Eventually
+) -> None:
+    standin.behaviour = Behaviour(first_token_s=1.0)
+    batch = await create(client, map(chat_line, range(60)))
+    batches = Batches(client)
+    async with running(client, config, concurrency=4):
+        await eventually(lambda: len(standin.calls) >= 4)
+        cancelled = await batches.cancel(batch.id, tenant="acme")
+        assert cancelled.status == "cancelling"
+        batch = await batches.wait(batch.id, tenant="acme")
+    assert (batch.status, batch.total) == ("cancelled", 60)
+    found = await reported(client, batch)
+    assert len(found) == 60
+    assert {each["error"]["code"] for each in found.values() if each["error"]} == {"batch_cancelled"}
+    assert batch.completed == len(standin.calls) < 60
+    assert all(each.outcome == "ok" for each in await usage_records(client))
+    assert (await batches.cancel(batch.id, tenant="acme")).status == "cancelled"
+
+
+async def test_an_expired_batch_reports_what_was_not_called(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.gateway.batches.client.WINDOW_S", 2)
+    standin.behaviour = Behaviour(first_token_s=0.7)
+    batch = await create(client, map(chat_line, range(30)))
+    async with running(client, config, concurrency=2):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.total, batch.completed + batch.failed) == ("expired", 30, 30)
+    found = await reported(client, batch)
+    assert {each["error"]["code"] for each in found.values() if each["error"]} == {"batch_expired"}
+    assert 0 < batch.completed == len(standin.calls) < 30
+    assert [each async for each in client.dead.find()] == []
+
+
+async def test_an_ended_batch_cannot_be_cancelled(client: aiqueue.Client, config: Path) -> None:
+    batch = await create(client, [chat_line(1)])
+    async with running(client, config):
+        await Batches(client).wait(batch.id, tenant="acme")
+    with pytest.raises(BatchEnded, match="it is completed"):
+        await Batches(client).cancel(batch.id, tenant="acme")
+
+
+async def test_what_is_another_tenant_s_is_not_found(client: aiqueue.Client) -> None:
+    batches = Batches(client)
+    batch = await create(client, [chat_line(1)])
+    for call in (
+        batches.batch(batch.id, tenant="globex"),
+        batches.cancel(batch.id, tenant="globex"),
+        batches.file(batch.input_file_id, tenant="globex"),
+        batches.delete_file(batch.input_file_id, tenant="globex"),
+        batches.create(batch.input_file_id, tenant="globex", endpoint="/v1/embeddings"),
+        batches.file("../x", tenant="acme"),
+        batches.file("*", tenant="acme"),
+        batches.batch(f"acme.batch.{batch.id}", tenant="acme"),
+    ):
+        with pytest.raises(NotFound, match="no such"):
+            await call
+    assert await batches.batches("globex") == []
+    assert await batches.files("globex") == []
+
+
+async def test_two_files_of_the_same_bytes_live_each_for_itself(client: aiqueue.Client) -> None:
+    batches, data = Batches(client), jsonl([chat_line(1)])
+    first = await batches.upload(data, tenant="acme", filename="a.jsonl")
+    second = await batches.upload(data, tenant="acme", filename="b.jsonl")
+    assert [each.id for each in await batches.files("acme")] == [second.id, first.id]
+    await batches.delete_file(first.id, tenant="acme")
+    assert await batches.content(second).read() == data
+    await batches.delete_file(second.id, tenant="acme")
+    with pytest.raises(NotFound):
+        await batches.content(second).read()
+    assert await batches.files("acme") == []
+
+
+async def test_a_deleted_input_is_still_there_for_its_batch(client: aiqueue.Client, config: Path) -> None:
+    batch = await create(client, [chat_line(1)])
+    await Batches(client).delete_file(batch.input_file_id, tenant="acme")
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.completed) == ("completed", 1)
+
+
+async def test_quotas_hold_for_a_tenant(client: aiqueue.Client) -> None:
+    small = Batches(client, BatchQuotas(file_bytes=100, files=2, total_bytes=150, batches=1))
+    with pytest.raises(BadInput, match="the file is larger than 100 bytes"):
+        await small.upload(b"x" * 101, tenant="acme")
+    assert await small.files("acme") == []
+    file = await small.upload(b"x" * 100, tenant="acme")
+    with pytest.raises(BatchQuota, match="at most 150 bytes in all files"):
+        await small.upload(b"y" * 100, tenant="acme")
+    await small.upload(b"z", tenant="acme")
+    with pytest.raises(BatchQuota, match="at most 2 files"):
+        await small.upload(b"z", tenant="acme")
+    await small.upload(b"z", tenant="globex")
+    await small.create(file.id, tenant="acme", endpoint="/v1/embeddings")
+    outcomes: list[Any] = await asyncio.gather(
+        *(small.create(file.id, tenant="acme", endpoint="/v1/embeddings") for _ in range(3)), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes] == [BatchQuota] * 3
+    assert len(await small.batches("acme")) == 1
+    assert len(await small.files("acme")) == 2
+    assert sorted([each.document.size async for each in client.documents.find("acme")]) == [1, 100]

@@ -28,8 +28,8 @@ from .lines import chat_line, create, reported
 async def test_a_batch_whose_worker_is_killed_twice_ends_complete_and_no_line_is_paid_for_unreported(
     client: aiqueue.Client, account: Account, config: Path, standin: StandIn, eventually: Eventually
 ) -> None:
-    lines = 120
-    standin.behaviour = Behaviour(first_token_s=0.2)
+    lines = 60
+    standin.behaviour = Behaviour(first_token_s=0.1)
     batch = await create(client, map(chat_line, range(lines)))
     log = config.with_suffix(".log")
     for share in (3, 1.5):

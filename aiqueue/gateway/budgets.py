@@ -255,8 +255,7 @@ class Budgets:
             reserved = [each.at for each in use.calls.values() if not each.held]
             yield BudgetStats(
                 tenant, month, use.limit, use.spent, use.reserved, use.held, len(reserved),
-                len(use.calls) - len(reserved), float(min(reserved)) if reserved else None,
-                key,
+                len(use.calls) - len(reserved), float(min(reserved)) if reserved else None, key,
             )  # fmt: skip
 
     async def _change_call(self, tenant: str, month: str, key: str, change: Callable[[BudgetUse], bool]) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from ... import subjects
-from ...errors import AIQueueError, BadInput, Conflict, NotFound
+from ...errors import AIQueueError, BadInput, Conflict, IdReused, NotFound
 from ..budgets import Budgets
+from ..key_budgets import API_KEY
 from ..ledger import UsageLedger
 from ..usage_store import UsageStore
 from .messages import GatewayBatch
@@ -123,13 +124,15 @@ class Batches:
         output_keep_s: int = FILE_KEEP_S,
         models: tuple[str, ...] | None = None,
         headers: Mapping[str, str] | None = None,
+        unique: str | None = None,
     ) -> Batch:
         """Create a batch of the lines of a file; a gateway worker checks and runs it.
 
         `endpoint`: of all its lines, ``/v1/chat/completions`` or ``/v1/embeddings``. `metadata`: up to 16 texts, by
         names of up to 64 characters. `output_keep_s`: of its files, 1 hour to 30 days. `models`: those that it may
-        call; None: all. `headers`: of the jobs of its lines. Raises BadInput, NotFound (no such file), BatchQuota,
-        QueueFull.
+        call; None: all. `headers`: of the jobs of its lines. `unique`: a text by which a repeated call returns the
+        first one's batch. Raises BadInput (IdReused: the first one was for something else), NotFound (no such file),
+        BatchQuota, QueueFull.
         """
         if endpoint not in ENDPOINTS:
             raise BadInput(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint!r:.80}")
@@ -137,18 +140,24 @@ class Batches:
             raise BadInput(f'completion_window must be "24h", not {completion_window!r:.40}')
         _check_metadata(metadata)
         _check_keep(output_keep_s)
+        batch_id = f"batch_{subjects.new_id() if unique is None else subjects.hashed(unique)}"
+        if unique is not None and (kept := await self._store.get("batch", tenant, batch_id)) is not None:
+            return _same(_parse(kept), input_file_id, endpoint, metadata)
         file = await self.file(input_file_id, tenant=tenant)
         if file.purpose != "batch":
             raise BadInput(f"file {file.id} has the purpose {file.purpose}: upload the input with the purpose batch")
         await self._check_batches(tenant, 0)
         at = int(await self._store.now())
         batch = Batch(
-            id=f"batch_{subjects.new_id()}", tenant=tenant, endpoint=endpoint, input_file_id=file.id,
+            id=batch_id, tenant=tenant, endpoint=endpoint, input_file_id=file.id,
             input=(file.sha256, file.size), completion_window=completion_window, created_at=at,
             expires_at=at + int(WINDOW_S), metadata=None if metadata is None else dict(metadata), models=models,
             headers=dict(headers or {}), output_keep_s=output_keep_s,
         )  # fmt: skip
-        batch = replace(batch, seq=await self._store.put("batch", tenant, batch.id, batch.plain(), expected=0))
+        try:
+            batch = replace(batch, seq=await self._store.put("batch", tenant, batch_id, batch.plain(), expected=0))
+        except Conflict:  # the same call, made twice at once
+            return _same(await self._batch(batch_id, tenant), input_file_id, endpoint, metadata)
         try:
             await self._check_batches(tenant, 1)  # again: others may have created some meanwhile
             await self._enqueue(batch)
@@ -169,6 +178,10 @@ class Batches:
         """Return all batches of a tenant, the newest first. Ended ones are kept for as long as their files."""
         found = [_parse(each) async for each in self._store.read("batch", tenant)]
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
+
+    async def age_s(self, batch: Batch) -> float:
+        """Return how long ago a batch was created, in seconds."""
+        return await self._store.now() - batch.created_at
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch:
         """Cancel a batch: lines that wait are not called, those that run end within 10 minutes. Safe twice.
@@ -258,7 +271,8 @@ class Batches:
         if batch.month:
             store = UsageStore(client.connection, client.topology)
             budgets = Budgets(store, UsageLedger(store))
-            await budgets.release(batch.tenant, batch.id, month=batch.month)
+            key = batch.headers.get(API_KEY, "")
+            await budgets.release(batch.tenant, batch.id, month=batch.month, key=key)
             await budgets.close()
         try:
             await self._store.put(
@@ -271,6 +285,13 @@ class Batches:
 
 def _parse(kept: KeptDocument) -> Batch:
     return Batch.parse(kept.tenant, kept.content, seq=kept.seq, written_at=kept.at)
+
+
+def _same(batch: Batch, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None) -> Batch:
+    """Return a batch that a call repeats. Raises IdReused if it was for something else."""
+    if (batch.input_file_id, batch.endpoint, batch.metadata or {}) != (input_file_id, endpoint, metadata or {}):
+        raise IdReused(f"batch {batch.id} was created for something else: use another key")
+    return batch
 
 
 def _check_keep(keep_s: int) -> None:

@@ -24,7 +24,13 @@ async def finish(run: BatchRun) -> None:
     output = await _join(run, run.batch.output, "output")
     errors = await _join(run, run.batch.error_output, "error")
     if run.batch.month:
-        await run.runtime.budgets.release(run.batch.tenant, run.batch.id, month=run.batch.month)
+        key = await run.runtime.api_keys.key_of(run.batch.tenant, run.batch.headers)
+        await run.runtime.budgets.release(
+            run.batch.tenant,
+            run.batch.id,
+            month=run.batch.month,
+            key="" if key is None or key.budget is None else key.id,
+        )
     parts = (*run.batch.output, *run.batch.error_output)
     at = int(await run.now())
 

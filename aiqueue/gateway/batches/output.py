@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 from ...errors import JobCancelled, JobFailed
+from ..provider_errors import ProviderError
 
 Kind = Literal["output", "error_output"]
-_PROVIDER = re.compile(
-    r"(rate limited|overloaded|timeout|server|connection|broken stream|refused|context length|auth|content policy)"
-    r"(?: \(status (\d{3})\))?: "
-)
-_STATUS: Final = {"rate limited": 429, "overloaded": 503, "timeout": 504}
+_KINDS: Final = {
+    "rate_limited": 429, "overloaded": 503, "timeout": 504, "context_length": 400, "content_policy": 400,
+}  # fmt: skip
 _REFUSALS: Final = frozenset({400, 404, 413, 415, 422})  # of a provider that are about the request itself
 _REASONS: Final = {"limit": 400, "cost": 400, "invalid": 400, "undecodable": 400, "document": 400}
 
@@ -71,15 +69,12 @@ def status_of(error: JobFailed) -> int:
     """Return the HTTP status that says of a failed request what its error says in words."""
     if error.reason != "rejected":
         return _REASONS.get(error.reason, 502)
-    found = _PROVIDER.match(error.error)
+    found = ProviderError.parse(error.error)
     if found is None:
-        return 429 if " has a budget of " in error.error else 400
-    kind, status = found[1], int(found[2] or 0)
-    if kind in ("context length", "content policy"):
-        return 400
-    if kind == "refused" and status in _REFUSALS:
-        return status
-    return _STATUS.get(kind, 502)
+        return 429 if " has a budget of " in error.error else 502 if " has no key: " in error.error else 400
+    if found.kind == "refused" and found.status in _REFUSALS:
+        return found.status
+    return _KINDS.get(found.kind, 502)
 
 
 def _record(batch_id: str, number: int, custom_id: str, response: dict[str, Any] | None, error: Any) -> bytes:

@@ -90,11 +90,11 @@ def _check_now(raw: RawLine, batch: Batch, runtime: Runtime) -> tuple[BatchLine,
 
 async def _reserve(run: BatchRun, total: int, bound: int) -> Validated:
     """Reserve for all lines together. Each line's call is then taken from that."""
-    batch, budgets = run.batch, run.runtime.budgets
+    batch, runtime = run.batch, run.runtime
+    key = await runtime.api_keys.key_of(batch.tenant, batch.headers)
+    of_key = key.budget if key is not None else None
     try:
-        reserved = await budgets.reserve(batch.tenant, batch.id, bound)
-    except BudgetSpent as error:
-        return Validated(total, (LineProblem("insufficient_quota", str(error)),))
-    except QueueFull as error:
+        reserved = await runtime.budgets.reserve(batch.tenant, batch.id, bound, of_key=of_key)
+    except (BudgetSpent, QueueFull) as error:
         return Validated(total, (LineProblem("insufficient_quota", str(error)),))
     return Validated(total, (), bound, "" if reserved is None else reserved.month)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import subjects
 from ...errors import AIQueueError
-from . import chat, embeddings, health, models
+from . import batches, chat, embeddings, files, health, models
 from .authentication import Authentication
 from .bodies import ClientGone
 from .context import Front
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def build_app(front: Front) -> Starlette:
     """Return the application. Its errors have OpenAI's shape, and every response has `x-request-id`."""
-    parts = (health, models, chat, embeddings)
+    parts = (health, models, chat, embeddings, files, batches)
     app = Starlette(
         routes=[route for part in parts for route in part.routes(front)],
         middleware=[Middleware(RequestId), Middleware(Authentication, front=front)],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..api_key_store import ApiKey
 from ..api_keys import ApiKeys
+from ..batches import BatchQuotas
 from ..client import Gateway
 from ..config import GatewayConfig, ModelConfig
 
@@ -29,6 +30,8 @@ class FrontSettings:
     - `ping_s`: after which silence a stream gets a comment, so that proxies keep it open.
     - `store_s`: how long a request may take to be stored, while the server is away; then 503.
     - `answer_s`: how long a request waits for its answer; then 504, and the request goes on.
+    - `file_s`: how long the body of a file may take. `uploads_max`: files that this process receives at once. They lie
+      in the directory for temporary files meanwhile. `quotas`: of files and batches.
     """
 
     body_bytes_max: int = 20 * MIB
@@ -38,12 +41,16 @@ class FrontSettings:
     ping_s: float = 15.0
     store_s: float = 10.0
     answer_s: float = 3_600.0
+    file_s: float = 900.0
+    uploads_max: int = 8
+    quotas: BatchQuotas = field(default_factory=BatchQuotas)
 
 
 @dataclass(slots=True)
 class Front:
     """What all routes share: an open client, the gateway on it, gateway.toml, and the API keys, which were started.
-    `held_bytes`: of the bodies that are held now. `is_draining`: new requests go elsewhere, see `/readyz`.
+    `held_bytes`: of the bodies that are held now. `uploads`: files that are received now. `is_draining`: new requests
+    go elsewhere, see `/readyz`.
     """
 
     client: Client
@@ -52,6 +59,7 @@ class Front:
     keys: ApiKeys
     settings: FrontSettings = field(default_factory=FrontSettings)
     held_bytes: int = 0
+    uploads: int = 0
     is_draining: bool = False
 
     @classmethod

@@ -75,10 +75,8 @@ async def _enqueue(
     options: dict[str, Any] = {
         "tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}, "timeout": front.settings.store_s,
     }  # fmt: skip
-    given = request.headers.get(KEY_HEADER)
+    given = idempotency_key(request)
     if given is not None:
-        if _KEY.fullmatch(given) is None:
-            raise ApiError(400, "Idempotency-Key must be 1 to 256 printable ASCII characters", code="invalid_key")
         return await front.client.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options)
     repeated = request.headers.get(REPEATED)
     if repeated is None:  # not a client that repeats by itself
@@ -97,6 +95,14 @@ async def _enqueue(
     _notes.add(task)
     task.add_done_callback(_notes.discard)
     return handle
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the Idempotency-Key of a request; None: it has none. Raises ApiError."""
+    given = request.headers.get(KEY_HEADER)
+    if given is not None and _KEY.fullmatch(given) is None:
+        raise ApiError(400, "Idempotency-Key must be 1 to 256 printable ASCII characters", code="invalid_key")
+    return given
 
 
 async def _find(recent: RecentRequests, key: ApiKey, fingerprint: str) -> str | None:

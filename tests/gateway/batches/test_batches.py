@@ -16,7 +16,8 @@ from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ...support import Eventually
-from ..running import billed, records as usage_records, running, write_config
+from ..running import billed, running, write_config
+from ..running import records as usage_records
 from .lines import chat_line, create, jsonl, records, reported
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import gateway_keys, output
+from .gateway_batch import batch
 from .gateway_serve import serve
 from .options import Json, ServerOptions, add_command
 from .output import Column
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..gateway import BudgetStats, Sums, UsageTotal
 
-app = typer.Typer(no_args_is_help=True, help="Serve the gateway over HTTP, manage API keys, show usage, run a demo.")
+app = typer.Typer(no_args_is_help=True, help="Serve the gateway over HTTP, answer files, manage API keys, show usage.")
 app.add_typer(gateway_keys.app, name="keys")
 
 
@@ -145,6 +146,14 @@ add_command(
     "serve",
     examples=("  aiqueue gateway serve", "  aiqueue gateway serve --host 0.0.0.0 --port 80 --processes 4"),
 )(serve)
+add_command(
+    app,
+    "batch",
+    examples=(
+        "  aiqueue gateway batch requests.jsonl --tenant acme",
+        "  aiqueue gateway batch --resume batch_06h2hngsuua38k4n41ph05ahgg --tenant acme",
+    ),
+)(batch)
 
 
 def demo(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ... import subjects
 from ...enqueue import Filter
 from ...errors import AIQueueError, BadInput, IdReused, JobFailed, JobGone, NotFound, QueueFull, Unavailable
-from ...journal import STARTED
+from ...journal import STARTED, WHILE_RUNNING
 from ..paid_call import BATCH
 from .lines import BatchLine, make_request
 from .output import LineEnd, answered, failed, line_id, refused, unanswered
@@ -124,7 +124,7 @@ class LineJobs:
                     await asyncio.sleep(PAUSE_S)
         except JobFailed as error:
             if self._run.stop and error.reason == "cancelled":
-                return self._stopped(line)
+                return self._stopped(line, amid_call=error.error == WHILE_RUNNING["error"])
             return failed(batch.id, number, line.custom_id, error)
         except JobGone as error:
             text = f"the line may have been called, and its answer is lost: {error}"
@@ -158,8 +158,10 @@ class LineJobs:
         except NotFound:
             return None
 
-    def _stopped(self, line: BatchLine) -> LineEnd:
+    def _stopped(self, line: BatchLine, *, amid_call: bool = False) -> LineEnd:
         code, text = _TEXTS[self._run.stop]
+        if amid_call:
+            text = "stopped amid its call, which may be billed"
         return unanswered(self._batch.id, line.number, line.custom_id, code, text)._replace(is_stopped=True)
 
     # -- stopping
@@ -168,7 +170,7 @@ class LineJobs:
         """Cancel the jobs that do not run, for as long as there are any, and after a time those that do."""
         end = time.monotonic() + RUNNING_S
         while True:
-            for handle in [*self._handles.values()]:
+            for handle in [*self._handles.values()][::-1]:  # those that begin next come last, and may have begun then
                 try:
                     if time.monotonic() > end or not await self._is_running(handle):
                         await handle.cancel()

@@ -17,7 +17,6 @@ from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ...support import Eventually
 from ..running import billed, running, write_config
-from ..running import records as usage_records
 from .lines import chat_line, create, jsonl, records, reported
 
 
@@ -160,8 +159,9 @@ async def test_a_cancelled_batch_calls_no_further_line_and_reports_all(
     found = await reported(client, batch)
     assert len(found) == 60
     assert {each["error"]["code"] for each in found.values() if each["error"]} == {"batch_cancelled"}
-    assert batch.completed == len(standin.calls) < 60
-    assert all(each.outcome == "ok" for each in await usage_records(client))
+    amid = [each for each in found.values() if each["error"] and "may be billed" in each["error"]["message"]]
+    # a call may begin while its job is cancelled
+    assert batch.completed <= len(standin.calls) <= batch.completed + len(amid) < 20
     assert (await batches.cancel(batch.id, tenant="acme")).status == "cancelled"
 
 

@@ -126,7 +126,7 @@ async def test_an_api_key_s_models_and_priorities_hold_for_its_batches(
     lines = [chat_line(1), chat_line(2, model="large")]
     file = await ai.files.create(file=("in.jsonl", jsonl(lines)), purpose="batch")
     asked: Any = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
-    async with openai.AsyncOpenAI(api_key=tokens.other, base_url=front_url(served), max_retries=0) as other:
+    async with openai.AsyncOpenAI(api_key=tokens.other, base_url=served.url, max_retries=0) as other:
         with pytest.raises(openai.PermissionDeniedError):
             await other.batches.create(**asked)
     async with openai.AsyncOpenAI(api_key=token, base_url=served.url) as narrow:
@@ -137,10 +137,6 @@ async def test_an_api_key_s_models_and_priorities_hold_for_its_batches(
         assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
         (error,) = [json.loads(each) for each in (await narrow.files.content(batch.error_file_id)).text.splitlines()]
     assert "this API key may not call the model 'large'" in error["response"]["body"]["error"]["message"]
-
-
-def front_url(front: RunningFront) -> str:
-    return front.url
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""``gateway batch``: the lines of a file are answered, and the answers saved."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import BadInput
+from . import output
+from .options import FAILED, Json, ServerOptions
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..gateway import Batch, Batches
+
+FIRST_BYTES = 32 * 1024 * 1024  # within which the first line must end
+PROBLEMS_SHOWN = 10
+NO_WORKER = "no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`"
+
+
+def batch(
+    options: ServerOptions,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Requests, in OpenAI's form: one JSON object a line.")
+    ] = None,
+    *,
+    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Whose requests they are.")],
+    resume: Annotated[
+        str | None, typer.Option(metavar="BATCH", help="Wait for this batch, in place of a new one for FILE.")
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help="Where answers are saved. Default: FILE.output.jsonl.", show_default=False
+        ),
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where errors are saved. Default: FILE.errors.jsonl.", show_default=False),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", metavar="", help="Do not wait for the answers.")] = False,
+    json: Json = False,
+) -> None:
+    """Have each line of a file answered by the gateway within 24 hours, and save the answers.
+
+    A line is {"custom_id", "method": "POST", "url", "body"}, with the url /v1/chat/completions or /v1/embeddings, the
+    same in all lines. Workers answer them (aiqueue work aiqueue.gateway:worker), also after Ctrl-C: --resume waits
+    again. Lines have the lowest priority, `batch`.
+
+    Exit codes: 0 all lines are answered (stored, with --no-wait), 1 some are not, or the batch is refused.
+    """
+    if (file is None) == (resume is None):
+        raise BadInput("name a FILE for a new batch, or an earlier one with --resume")
+    endpoint = "" if file is None else _endpoint_of(file)
+    stem = Path(f"{resume}.jsonl") if file is None else file
+    places = {"output": to or _beside(stem, "output"), "errors": errors or _beside(stem, "errors")}
+    known: list[Batch] = []
+    try:
+        ended, saved = options.run_with_client(
+            lambda client: _run(client, file, endpoint, tenant, resume, None if no_wait else places, known)
+        )
+    except KeyboardInterrupt:
+        if known:
+            again = f"aiqueue gateway batch --resume {known[0].id} --tenant {tenant}"
+            output.print_line(f"\n{known[0].id} goes on; wait for it again with `{again}`", err=True)
+        raise
+    if json:
+        output.print_json({**ended.public(), "saved": saved})
+    else:
+        _print_end(ended, saved)
+    if not no_wait and (ended.status != "completed" or ended.failed):
+        raise typer.Exit(FAILED)
+
+
+def _endpoint_of(file: Path) -> str:
+    """Return the url of a file's first line, which is that of all. Raises BadInput."""
+    try:
+        with file.open("rb") as opened:
+            line = next((each for each in iter(lambda: opened.readline(FIRST_BYTES), b"") if each.strip()), b"")
+    except OSError as error:
+        raise BadInput(f"cannot read {str(file)!r}: {error.strerror or error}") from None
+    try:
+        first = jsonlib.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        first = None
+    url = first.get("url") if isinstance(first, dict) else None
+    if not isinstance(url, str):
+        raise BadInput(f'{str(file)!r}: its first line must be a JSON object with a "url", such as "/v1/embeddings"')
+    return url
+
+
+def _beside(file: Path, what: str) -> Path:
+    return file.with_name(f"{file.name.removesuffix('.jsonl')}.{what}.jsonl")
+
+
+async def _run(
+    client: Client,
+    file: Path | None,
+    endpoint: str,
+    tenant: str,
+    resume: str | None,
+    places: dict[str, Path] | None,
+    known: list[Batch],
+) -> tuple[Batch, dict[str, str]]:
+    """Create a batch, or find it, and wait for it if there are `places` to save its files at."""
+    from ..gateway import Batches  # noqa: PLC0415
+    from ..gateway.batches import GatewayBatch  # noqa: PLC0415
+    from .rag.arguments import is_worker_missing  # noqa: PLC0415
+
+    batches = Batches(client)
+    if file is not None:
+        stored = await batches.upload(file, tenant=tenant)
+        found = await batches.create(stored.id, tenant=tenant, endpoint=endpoint)
+    else:
+        found = await batches.batch(str(resume), tenant=tenant)
+    known.append(found)
+    if not found.has_ended and await is_worker_missing(client, GatewayBatch, tenant):
+        output.print_line(f"{NO_WORKER}; the batch waits for one", err=True)
+    if places is None:
+        return found, {}
+    with _bar() as draw:
+        ended = await batches.wait(found.id, tenant=tenant, progress=draw)
+    return ended, await _save(batches, ended, places)
+
+
+async def _save(batches: Batches, batch: Batch, places: dict[str, Path]) -> dict[str, str]:
+    saved = {}
+    for what, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
+        if file_id is not None:
+            file = await batches.file(file_id, tenant=batch.tenant)
+            try:
+                saved[what] = str(await batches.content(file).save(places[what]))
+            except OSError as error:
+                again = f"--resume {batch.id}"
+                raise BadInput(f"cannot write {places[what]}: {error.strerror or error}; again with {again}") from None
+    return saved
+
+
+def _print_end(batch: Batch, saved: dict[str, str]) -> None:
+    lines = f"{batch.total:,} lines, {batch.completed:,} answered, {batch.failed:,} not" if batch.total else ""
+    output.print_line(f"{batch.id} {batch.status}" + (f": {lines}" if lines else ""))
+    output.print_fields([*saved.items()])
+    for problem in batch.problems[:PROBLEMS_SHOWN]:
+        output.print_line(output.escape_controls(f"  {problem.message}"))
+    if len(batch.problems) > PROBLEMS_SHOWN:
+        output.print_line(f"  and {len(batch.problems) - PROBLEMS_SHOWN} more")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Batch], None]]:
+    """Show on stderr how many lines have ended, on a terminal only. Yields a function that draws a batch."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns: list[Any] = [
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+    ]  # fmt: skip
+    shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    started: tuple[float, int] | None = None
+    with shown:
+        task = shown.add_task("waiting", total=None, note="")
+
+        def draw(batch: Batch) -> None:
+            nonlocal started
+            if started is None and batch.total:
+                started = time.monotonic(), batch.ended
+            began_at, began = started or (time.monotonic(), 0)
+            rate = (batch.ended - began) / max(time.monotonic() - began_at, 1.0)
+            failed = f", {batch.failed:,} failed" if batch.failed else ""
+            name = batch.status.replace("_", " ")
+            shown.update(
+                task, description=name, completed=batch.ended, total=batch.total or None, note=f"{rate:,.0f}/s{failed}"
+            )
+
+        yield draw

@@ -1,0 +1,103 @@
+"""`aiqueue gateway batch` has the lines of a file answered, and saves what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import aiqueue
+from aiqueue.cli.app import app
+
+from ...support import Account
+from ..running import running
+from .lines import chat_line, jsonl
+
+
+@pytest.fixture
+def run(account: Account) -> Any:
+    environment = {
+        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "COLUMNS": "200",
+    }  # fmt: skip
+
+    async def run(*arguments: object) -> Result:
+        words = ["gateway", "batch", *map(str, arguments), "--tenant", "acme"]
+        return await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
+
+    return run
+
+
+async def test_a_file_is_answered_and_its_answers_are_saved_beside_it(
+    client: aiqueue.Client, config: Path, run: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b"\n" + jsonl([*map(chat_line, range(3)), chat_line(3, model="none")]))
+    async with running(client, config):
+        result = await run(file)
+    assert (result.exit_code, result.stderr) == (1, "")
+    first, *places = result.stdout.splitlines()
+    assert first.endswith(" completed: 4 lines, 3 answered, 1 not")
+    assert [each.split() for each in places] == [
+        ["output", str(tmp_path / "in.output.jsonl")],
+        ["errors", str(tmp_path / "in.errors.jsonl")],
+    ]
+    answers = [json.loads(each) for each in (tmp_path / "in.output.jsonl").read_text().splitlines()]
+    assert sorted(each["custom_id"] for each in answers) == ["c0", "c1", "c2"]
+    (error,) = [json.loads(each) for each in (tmp_path / "in.errors.jsonl").read_text().splitlines()]
+    assert error["custom_id"] == "c3"
+
+
+async def test_a_batch_is_waited_for_again(client: aiqueue.Client, config: Path, run: Any, tmp_path: Path) -> None:
+    file, saved = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(jsonl(map(chat_line, range(2))))
+    begun = await run(file, "--no-wait", "--json")
+    assert begun.exit_code == 0
+    assert begun.stderr == (
+        "no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`; the batch waits for one\n"
+    )
+    batch = json.loads(begun.stdout)
+    assert batch["status"] == "validating"
+    async with running(client, config):
+        ended = await run("--resume", batch["id"], "--output", saved)
+    assert (ended.exit_code, len(saved.read_text().splitlines())) == (0, 2)
+    assert ended.stdout.startswith(f"{batch['id']} completed: 2 lines, 2 answered, 0 not\n")
+
+
+async def test_a_refused_batch_says_why_in_a_line_for_each_problem(
+    client: aiqueue.Client, config: Path, run: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl([chat_line(1), chat_line(1)]) + b"{\n")
+    async with running(client, config):
+        result = await run(file)
+    assert result.exit_code == 1
+    assert "line 2 has the custom_id of an earlier line: c1" in result.stdout
+    assert "line 3 is no JSON" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "No such file or directory"),
+        ("", "its first line must be a JSON object"),
+        ("7\n", "its first line must be a JSON object"),
+        ('{"url": "/v1/responses"}\n', "endpoint must be one of /v1/chat/completions, /v1/embeddings"),
+    ],
+)
+async def test_a_wrong_file_is_an_error_in_one_line(
+    client: aiqueue.Client, run: Any, tmp_path: Path, text: str | None, problem: str
+) -> None:
+    file = tmp_path / "in.jsonl"
+    if text is not None:
+        file.write_text(text)
+    result = await run(file)
+    assert result.exit_code == 2
+    assert problem in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (await run()).exit_code == 2

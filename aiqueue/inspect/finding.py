@@ -102,6 +102,7 @@ WHEN_FULL: Mapping[str, str] = {
     "rag": "raise max_bytes and run `aiqueue apply`: a full stream refuses new stores of documents",
     "api_keys": "delete revoked API keys (`nats kv del AI_API_KEYS ID`), or raise max_bytes and run `aiqueue apply`: a "
     "full stream refuses new ones",
+    "batches": "raise max_bytes and run `aiqueue apply`: a full stream refuses new files and batches",
 }
 
 

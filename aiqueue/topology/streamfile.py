@@ -151,6 +151,7 @@ _WAITING: dict[str, Any] = {
     "allow_msg_schedules": True,
     "allow_msg_ttl": True,
 }
+_BUCKETS: tuple[Role, ...] = ("presence", "limits", "schedules", "api_keys", "batches")
 # What a role requires: used if a key is missing, and any other value is refused.
 _FIXED: dict[Role, dict[str, Any]] = {
     "work": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
@@ -357,7 +358,7 @@ def _check_stream(
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")
-    if role in ("presence", "limits", "schedules", "api_keys") and not stream["name"].startswith(subjects.BUCKET):
+    if role in _BUCKETS and not stream["name"].startswith(subjects.BUCKET):
         refuse("name", f"must start with {subjects.BUCKET} for a {role} stream, which is a key-value bucket")
     if role in REPEATED and "republish" in stream:
         refuse("republish", f"is computed for a stream with the role {role}; remove it")

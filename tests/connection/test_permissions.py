@@ -19,13 +19,26 @@ import pytest
 import aiqueue
 from aiqueue.client import Client
 from aiqueue.errors import AccessDenied, ResultTimeout
-from aiqueue.gateway import ApiKeys, Budget, Budgets, UsageLedger, UsageRecord, UsageStore, month_of
+from aiqueue.gateway import (
+    ApiKeys,
+    Batches,
+    Budget,
+    Budgets,
+    GatewayWorker,
+    UsageLedger,
+    UsageRecord,
+    UsageStore,
+    month_of,
+)
 from aiqueue.gateway.key_budgets import KnownApiKeys
+from aiqueue.gateway.standin import Behaviour, StandIn
 from aiqueue.rag import Rag, RagWorker
 from aiqueue.topology import provision
 from aiqueue.worker import Responder
 
 from .. import keyed
+from ..gateway.batches.lines import chat_line, create, reported
+from ..gateway.running import KEY, KEY_VARIABLE, write_config
 from ..limits.provider import FAMILY
 from ..support import ROOT, Eventually, NatsProcess
 
@@ -291,7 +304,9 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
     for row in rows:
         (line,) = (each for each in lines if each.startswith(f"| {row}") and "| `" in each)
         _, _, may_publish, may_subscribe, _ = line.split("|")
-        publish += re.findall(r"`([^`]+)`", may_publish.replace("<family>.<tenant>", "agent.tasks.acme"))
+        publish += re.findall(
+            r"`([^`]+)`", may_publish.replace("<family>.<tenant>", "agent.tasks.acme").replace("<tenant>", "acme")
+        )
         subscribe += re.findall(r"`([^`]+)`", may_subscribe)
     return publish, subscribe
 
@@ -469,6 +484,39 @@ async def test_the_documented_permissions_of_api_keys_suffice(
         assert await own.list() == [key]
         await own.revoke(key.id)
         await eventually(lambda: keys.find(token) is None)
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text
+
+
+async def test_the_documented_permissions_of_batches_suffice(
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whoever creates, reads and cancels them, and of a gateway worker that runs them."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    maker = user("maker", *documented("if it uploads files and creates, reads or cancels [batches]"))
+    rows = "a worker", "if it serves a family with a `limit_key`", "if it runs [batches]"
+    worker = user("worker", *documented(*rows))
+    server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {maker}, {worker} ] }}")
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await provision.apply(every.connection, every.topology)
+    async with (
+        StandIn() as standin,
+        aiqueue.connect(url=server.url, user="maker", password="p") as making,
+        aiqueue.connect(url=server.url, user="worker", password="p") as serving,
+    ):
+        config = write_config(tmp_path, standin.url)
+        batch = await create(making, [chat_line(1), chat_line(2, model="none")])
+        batches = Batches(making)
+        async with GatewayWorker(config).running(serving):
+            batch = await batches.wait(batch.id, tenant="acme")
+            assert (batch.completed, batch.failed) == (1, 1)
+            assert len(await reported(making, batch)) == 2
+            standin.behaviour = Behaviour(first_token_s=0.5)
+            second = await create(making, map(chat_line, range(300)))
+            await batches.cancel(second.id, tenant="acme")
+            second = await batches.wait(second.id, tenant="acme")
+            assert second.status == "cancelled"
+        await batches.delete_file(batch.input_file_id, tenant="acme")
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text
 

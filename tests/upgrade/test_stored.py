@@ -275,11 +275,13 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
             found = await acts.configs(connection)
             assert found.keys() == declared.keys() | {
                 "AI_CHECKPOINTS",
+                "AI_GATEWAY_BATCHES",
                 "AI_GATEWAY_RECENT",
                 "AI_GATEWAY_USAGE",
                 "AI_RAG_STORES",
                 "AI_TICKS",
                 "KV_AI_API_KEYS",
+                "KV_AI_BATCHES",
                 "KV_AI_SCHEDULES",
                 "KV_AI_LIMITS",
             }

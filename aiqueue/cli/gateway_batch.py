@@ -18,7 +18,7 @@ from .options import FAILED, Json, ServerOptions
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..gateway import Batch, Batches
+    from ..gateway import Batches, RequestBatch
 
 FIRST_BYTES = 32 * 1024 * 1024  # within which the first line must end
 PROBLEMS_SHOWN = 10
@@ -61,7 +61,7 @@ def batch(
     endpoint = "" if file is None else _endpoint_of(file)
     stem = Path(f"{resume}.jsonl") if file is None else file
     places = {"output": to or _beside(stem, "output"), "errors": errors or _beside(stem, "errors")}
-    known: list[Batch] = []
+    known: list[RequestBatch] = []
     try:
         ended, saved = options.run_with_client(
             lambda client: _run(client, file, endpoint, tenant, resume, None if no_wait else places, known)
@@ -107,11 +107,10 @@ async def _run(
     tenant: str,
     resume: str | None,
     places: dict[str, Path] | None,
-    known: list[Batch],
-) -> tuple[Batch, dict[str, str]]:
+    known: list[RequestBatch],
+) -> tuple[RequestBatch, dict[str, str]]:
     """Create a batch, or find it, and wait for it if there are `places` to save its files at."""
-    from ..gateway import Batches  # noqa: PLC0415
-    from ..gateway.batches import GatewayBatch  # noqa: PLC0415
+    from ..gateway import Batches, GatewayBatch  # noqa: PLC0415
     from .rag.arguments import is_worker_missing  # noqa: PLC0415
 
     batches = Batches(client)
@@ -130,7 +129,7 @@ async def _run(
     return ended, await _save(batches, ended, places)
 
 
-async def _save(batches: Batches, batch: Batch, places: dict[str, Path]) -> dict[str, str]:
+async def _save(batches: Batches, batch: RequestBatch, places: dict[str, Path]) -> dict[str, str]:
     saved = {}
     for what, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
         if file_id is not None:
@@ -143,7 +142,7 @@ async def _save(batches: Batches, batch: Batch, places: dict[str, Path]) -> dict
     return saved
 
 
-def _print_end(batch: Batch, saved: dict[str, str]) -> None:
+def _print_end(batch: RequestBatch, saved: dict[str, str]) -> None:
     lines = f"{batch.total:,} lines, {batch.completed:,} answered, {batch.failed:,} not" if batch.total else ""
     output.print_line(f"{batch.id} {batch.status}" + (f": {lines}" if lines else ""))
     output.print_fields([*saved.items()])
@@ -154,7 +153,7 @@ def _print_end(batch: Batch, saved: dict[str, str]) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Batch], None]]:
+def _bar() -> Iterator[Callable[[RequestBatch], None]]:
     """Show on stderr how many lines have ended, on a terminal only. Yields a function that draws a batch."""
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -178,7 +177,7 @@ def _bar() -> Iterator[Callable[[Batch], None]]:
     with shown:
         task = shown.add_task("waiting", total=None, note="")
 
-        def draw(batch: Batch) -> None:
+        def draw(batch: RequestBatch) -> None:
             nonlocal started
             if started is None and batch.total:
                 started = time.monotonic(), batch.ended

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .api_key_store import ApiKey
 from .api_keys import ApiKeys, KeyCredit, KeyLimited, KeyRevoked
-from .batches import Batch, Batches, BatchFile, BatchQuota, BatchQuotas
+from .batches import Batches, BatchFile, BatchQuota, BatchQuotas, GatewayBatch, RequestBatch
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ApiKey",
     "ApiKeys",
-    "Batch",
     "BatchFile",
     "BatchQuota",
     "BatchQuotas",
@@ -46,6 +45,7 @@ __all__ = [
     "Completion",
     "EmbeddingRequest",
     "Gateway",
+    "GatewayBatch",
     "GatewayConfig",
     "GatewayRequest",
     "GatewayWorker",
@@ -61,6 +61,7 @@ __all__ = [
     "ProviderConfig",
     "ProviderError",
     "Reply",
+    "RequestBatch",
     "Reservation",
     "Sums",
     "TokenBound",

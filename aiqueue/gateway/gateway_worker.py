@@ -15,7 +15,8 @@ from ..units import Backoff
 from ..worker import Session, Worker, drain_both
 from . import config_file
 from .batches import BatchQuotas, GatewayBatch
-from .batches.engine import BatchState, run_batch
+from .batches.engine import run_batch
+from .batches.run import BatchState
 from .config import GatewayConfig
 from .handler import answer_request
 from .model_prices import ModelPrices

@@ -170,10 +170,8 @@ class Topology:
 
         `profile` is "single" (one server) or "cluster" (three replicas). Raises TopologyError.
         """
-        roots = list_directories(*directories)
-        return cls.build(
-            ((str(path), _read_text(path)) for root in roots for path in _list_files(root)), profile=profile
-        )
+        files = [path for root in list_directories(*directories) for path in _list_files(root)]
+        return cls.build(((str(path), _read_text(path)) for path in files), profile=profile)
 
     @classmethod
     def build(cls, files: Iterable[tuple[str, str]], *, profile: str = "single") -> Self:
@@ -185,14 +183,11 @@ class Topology:
         for each in declared:
             if each.family:
                 family = _make_family(each)
-                _require_unique(families, family.name, each.file, "family.name")
-                families[family.name] = family
+                _add(families, family, each.file, "family.name")
         _require_disjoint(families)
         streams: dict[str, StreamSpec] = {}
         for each in declared:
-            spec = _make_stream_spec(each, families)
-            _require_unique(streams, spec.name, each.file, "stream.name")
-            streams[spec.name] = spec
+            _add(streams, _make_stream_spec(each, families), each.file, "stream.name")
         for role in get_args(Role):
             if role not in ("work", "inbox"):
                 _require_one_stream(role, streams)
@@ -420,9 +415,9 @@ def _check_retention(family: Family, kept_s: float) -> None:
         raise TopologyError(family.file, "family.chunk_ttl", "must not exceed journal_ttl")
 
 
-def _require_unique(known: Mapping[str, Family | StreamSpec], name: str, file: str, key: str) -> None:
-    if name in known:
-        raise TopologyError(file, key, f"{name!r} is already declared in {known[name].file}")
+def _add(known: dict[str, Any], declared: Family | StreamSpec, file: str, key: str) -> None:
+    if (other := known.setdefault(declared.name, declared)) is not declared:
+        raise TopologyError(file, key, f"{declared.name!r} is already declared in {other.file}")
 
 
 def _require_disjoint(families: Mapping[str, Family]) -> None:

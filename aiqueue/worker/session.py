@@ -445,15 +445,3 @@ class Session:
         if self._mean_handler_s is None or self.running < self._slots:
             return self._mean_handler_s
         return max(self._mean_handler_s, time.monotonic() - self._slot_freed_at)
-
-
-async def drain_both(session: Session, other: Session) -> None:
-    """Drain two sessions of one worker at once, so that a stop takes one drain timeout; the first one tells of both."""
-    for each in (session, other):
-        each.rights.stop()
-    ended = await asyncio.gather(session.drain(), other.drain(), return_exceptions=True)
-    session.clean = session.clean and other.clean
-    session.done += other.done
-    for each_end in ended:
-        if isinstance(each_end, BaseException):
-            raise each_end

@@ -648,7 +648,9 @@ class TestInspect:
     def test_overview_has_every_family(self, ready: Cli) -> None:
         ready("enqueue", "echo", "{}", "--tenant", "acme")
         found = {each["family"]: each for each in data(ready("inspect", "--json"))}
-        assert set(found) == {"agent.message", "agent.tasks", "gateway.requests", "rag.ingest", "rag.queries"}
+        assert set(found) == {
+            "agent.message", "agent.tasks", "gateway.batches", "gateway.requests", "rag.ingest", "rag.queries",
+        }  # fmt: skip
         assert found["agent.tasks"]["pending"] == 1
         assert re.search(r"^agent\.tasks +1 +0 +0 ", ready("inspect").stdout, re.MULTILINE)
 

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from .client import BatchEnded, Batches
 from .messages import GatewayBatch
-from .model import Batch, BatchFile, BatchQuota, BatchQuotas, LineProblem
+from .model import BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
 from .store import BatchStore
 
 __all__ = [
-    "Batch", "BatchEnded", "BatchFile", "BatchQuota", "BatchQuotas", "BatchStore", "Batches", "GatewayBatch",
+    "BatchEnded",
+    "BatchFile",
+    "BatchQuota",
+    "BatchQuotas",
+    "BatchStore",
+    "Batches",
+    "GatewayBatch",
     "LineProblem",
+    "RequestBatch",
 ]  # fmt: skip

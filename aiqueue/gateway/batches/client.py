@@ -17,7 +17,7 @@ from ..key_budgets import API_KEY
 from ..ledger import UsageLedger
 from ..usage_store import UsageStore
 from .messages import GatewayBatch
-from .model import ENDED, ENDPOINTS, WINDOW_S, Batch, BatchFile, BatchQuota, BatchQuotas, LineProblem
+from .model import ENDED, ENDPOINTS, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
 from .store import BatchStore, KeptDocument
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Batches:
         models: tuple[str, ...] | None = None,
         headers: Mapping[str, str] | None = None,
         unique: str | None = None,
-    ) -> Batch:
+    ) -> RequestBatch:
         """Create a batch of the lines of a file; a gateway worker checks and runs it.
 
         `endpoint`: of all its lines, ``/v1/chat/completions`` or ``/v1/embeddings``. `metadata`: up to 16 texts, by
@@ -148,7 +148,7 @@ class Batches:
             raise BadInput(f"file {file.id} has the purpose {file.purpose}: upload the input with the purpose batch")
         await self._check_batches(tenant, 0)
         at = int(await self._store.now())
-        batch = Batch(
+        batch = RequestBatch(
             id=batch_id, tenant=tenant, endpoint=endpoint, input_file_id=file.id,
             input=(file.sha256, file.size), completion_window=completion_window, created_at=at,
             expires_at=at + int(WINDOW_S), metadata=None if metadata is None else dict(metadata), models=models,
@@ -167,23 +167,23 @@ class Batches:
             raise
         return batch
 
-    async def batch(self, batch_id: str, *, tenant: str) -> Batch:
+    async def batch(self, batch_id: str, *, tenant: str) -> RequestBatch:
         """Return a batch. Raises NotFound. One whose job was lost, or has failed, is enqueued or ended by this."""
         batch = await self._batch(batch_id, tenant)
         if batch.has_ended or await self._store.now() - batch.written_at < QUIET_S:
             return batch
         return await self._look_at_job(batch)
 
-    async def batches(self, tenant: str) -> list[Batch]:
+    async def batches(self, tenant: str) -> list[RequestBatch]:
         """Return all batches of a tenant, the newest first. Ended ones are kept for as long as their files."""
         found = [_parse(each) async for each in self._store.read("batch", tenant)]
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
-    async def age_s(self, batch: Batch) -> float:
+    async def age_s(self, batch: RequestBatch) -> float:
         """Return how long ago a batch was created, in seconds."""
         return await self._store.now() - batch.created_at
 
-    async def cancel(self, batch_id: str, *, tenant: str) -> Batch:
+    async def cancel(self, batch_id: str, *, tenant: str) -> RequestBatch:
         """Cancel a batch: lines that wait are not called, those that run end within 10 minutes. Safe twice.
 
         Its files then have what has ended, and say of all other lines that they were not called. Raises NotFound, and
@@ -203,7 +203,9 @@ class Batches:
                 continue
             return replace(draft, seq=seq)
 
-    async def wait(self, batch_id: str, *, tenant: str, progress: Callable[[Batch], object] | None = None) -> Batch:
+    async def wait(
+        self, batch_id: str, *, tenant: str, progress: Callable[[RequestBatch], object] | None = None
+    ) -> RequestBatch:
         """Return a batch when it has ended. `progress` gets it once a second meanwhile. Raises NotFound."""
         while True:
             batch = await self.batch(batch_id, tenant=tenant)
@@ -215,11 +217,11 @@ class Batches:
 
     # -- within
 
-    async def _enqueue(self, batch: Batch) -> None:
+    async def _enqueue(self, batch: RequestBatch) -> None:
         message = GatewayBatch(batch_id=batch.id, input=batch.document)
         await self._client.enqueue(message, tenant=batch.tenant)
 
-    async def _batch(self, batch_id: str, tenant: str) -> Batch:
+    async def _batch(self, batch_id: str, tenant: str) -> RequestBatch:
         return _parse(await self._find("batch", batch_id, tenant))
 
     async def _find(self, what: Any, key: str, tenant: str) -> KeptDocument:
@@ -249,7 +251,7 @@ class Batches:
         if running + 1 - own > self._quotas.batches:
             raise BatchQuota(f"at most {self._quotas.batches:,} batches that have not ended: wait, or cancel some")
 
-    async def _look_at_job(self, batch: Batch) -> Batch:
+    async def _look_at_job(self, batch: RequestBatch) -> RequestBatch:
         """A batch was not written for long: if its job was lost, enqueue it again; if it has failed, end the batch."""
         client, family = self._client, self._client.topology.family(GatewayBatch.aiq_family)
         assert family.journal is not None
@@ -283,11 +285,11 @@ class Batches:
         return draft
 
 
-def _parse(kept: KeptDocument) -> Batch:
-    return Batch.parse(kept.tenant, kept.content, seq=kept.seq, written_at=kept.at)
+def _parse(kept: KeptDocument) -> RequestBatch:
+    return RequestBatch.parse(kept.tenant, kept.content, seq=kept.seq, written_at=kept.at)
 
 
-def _same(batch: Batch, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None) -> Batch:
+def _same(batch: RequestBatch, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None) -> RequestBatch:
     """Return a batch that a call repeats. Raises IdReused if it was for something else."""
     if (batch.input_file_id, batch.endpoint, batch.metadata or {}) != (input_file_id, endpoint, metadata or {}):
         raise IdReused(f"batch {batch.id} was created for something else: use another key")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ...errors import Conflict
 from ...payload import Document
-from .model import Batch, BatchFile, Part, Status
+from .model import BatchFile, Part, RequestBatch, Status
 
 if TYPE_CHECKING:
-    from .engine import BatchRun
+    from .run import BatchRun
 
 
 async def finish(run: BatchRun) -> None:
@@ -34,7 +34,7 @@ async def finish(run: BatchRun) -> None:
     parts = (*run.batch.output, *run.batch.error_output)
     at = int(await run.now())
 
-    def end(batch: Batch) -> Batch:
+    def end(batch: RequestBatch) -> RequestBatch:
         ended = _at(batch, _status_of(batch, run.stop), at)
         return replace(
             ended, output_file_id=output, error_file_id=errors, output=(), error_output=(), done=(), owner=""
@@ -46,7 +46,7 @@ async def finish(run: BatchRun) -> None:
         await run.runtime.client.documents.forget(document, hold=run.batch.id)
 
 
-def _status_of(batch: Batch, stop: str) -> Status:
+def _status_of(batch: RequestBatch, stop: str) -> Status:
     if batch.problems:
         return "failed"
     if batch.status == "cancelling":
@@ -54,7 +54,7 @@ def _status_of(batch: Batch, stop: str) -> Status:
     return "expired" if batch.stopped or (stop == "expired" and batch.status == "validating") else "completed"
 
 
-def _at(batch: Batch, status: Status, at: int) -> Batch:
+def _at(batch: RequestBatch, status: Status, at: int) -> RequestBatch:
     if batch.status == "cancelling" and status not in ("cancelled", "failed"):
         return batch  # it was cancelled meanwhile
     return replace(batch, status=status, times={**batch.times, f"{status}_at": at})

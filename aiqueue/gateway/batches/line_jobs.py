@@ -20,7 +20,7 @@ from .output import LineEnd, answered, failed, line_id, refused, unanswered
 
 if TYPE_CHECKING:
     from ...client import Handle
-    from .engine import BatchRun
+    from .run import BatchRun
 
 log = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ class LineProblem(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class RequestBatch:
     """A batch: what it asks for, how far it is, and what of its output is stored. Times: seconds since the epoch.
 
     - `input`: SHA-256 and size of the input. `models`: that it may call; None: all. `headers`: of its lines' jobs.
@@ -187,7 +187,7 @@ class Batch:
         }  # fmt: skip
 
 
-_BATCH_FIELDS = tuple(each.name for each in fields(Batch) if each.name not in ("tenant", "seq", "written_at"))
+_BATCH_FIELDS = tuple(each.name for each in fields(RequestBatch) if each.name not in ("tenant", "seq", "written_at"))
 _TIMES = (
     "in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at",
 )  # fmt: skip

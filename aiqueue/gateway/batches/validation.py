@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ...errors import BadInput, Corrupt, NotFound, QueueFull
 from ..budgets import BudgetSpent
 from .lines import BatchLine, RawLine, RefusedLine, make_request, parse_line, split_lines
-from .model import Batch, LineProblem
+from .model import LineProblem, RequestBatch
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
-    from .engine import BatchRun
+    from .run import BatchRun
 
 PROBLEMS_MAX: Final = 50
 PAUSE_S: Final = 0.01  # after which others get a turn on the event loop
@@ -71,13 +71,13 @@ async def validate(run: BatchRun) -> Validated:
     return await _reserve(run, total, bound)
 
 
-async def _check(raw: RawLine, batch: Batch, runtime: Runtime) -> tuple[BatchLine, int]:
+async def _check(raw: RawLine, batch: RequestBatch, runtime: Runtime) -> tuple[BatchLine, int]:
     if raw.data is not None and len(raw.data) > IN_THREAD_BYTES:
         return await asyncio.to_thread(_check_now, raw, batch, runtime)
     return _check_now(raw, batch, runtime)
 
 
-def _check_now(raw: RawLine, batch: Batch, runtime: Runtime) -> tuple[BatchLine, int]:
+def _check_now(raw: RawLine, batch: RequestBatch, runtime: Runtime) -> tuple[BatchLine, int]:
     """Return a line, and what it can cost at most: nothing, if it will be refused, or the price is not known."""
     line = parse_line(raw, batch.endpoint)
     try:

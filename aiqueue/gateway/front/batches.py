@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..api_key_store import ApiKey
-from ..batches import Batch, Batches
+from ..batches import Batches, RequestBatch
 from ..key_budgets import API_KEY
 from .authentication import priority_of
 from .bodies import json_body
@@ -74,7 +74,7 @@ def _check(body: dict[str, Any]) -> None:
         raise ApiError(400, f"unknown parameter {name!r}", code="unknown_parameter", param=name)
 
 
-async def _repeated(batches: Batches, request: Request, body: dict[str, Any]) -> Batch | None:
+async def _repeated(batches: Batches, request: Request, body: dict[str, Any]) -> RequestBatch | None:
     """Return the batch of the request that a client has sent before, and repeats by itself; None: there is none."""
     if request.headers.get(REPEATED, "0") == "0":
         return None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import aiqueue
-from aiqueue.gateway import Batch, Batches
+from aiqueue.gateway import Batches, RequestBatch
 
 CHAT = "/v1/chat/completions"
 
@@ -23,7 +23,7 @@ def jsonl(lines: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
 
 
-async def create(client: aiqueue.Client, lines: Iterable[dict[str, Any]] | bytes, **options: Any) -> Batch:
+async def create(client: aiqueue.Client, lines: Iterable[dict[str, Any]] | bytes, **options: Any) -> RequestBatch:
     """A batch of these lines, of the tenant acme."""
     batches = Batches(client)
     data = lines if isinstance(lines, bytes) else jsonl(lines)
@@ -41,7 +41,7 @@ async def records(client: aiqueue.Client, file_id: str | None) -> list[dict[str,
     return [json.loads(each) for each in data.splitlines()]
 
 
-async def reported(client: aiqueue.Client, batch: Batch) -> dict[str, dict[str, Any]]:
+async def reported(client: aiqueue.Client, batch: RequestBatch) -> dict[str, dict[str, Any]]:
     """The records of both files by custom_id; each is there once."""
     found = [
         *await records(client, batch.output_file_id),

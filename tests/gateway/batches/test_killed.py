@@ -17,7 +17,8 @@ from aiqueue.documents import Documents
 from aiqueue.errors import Unavailable
 from aiqueue.gateway import Batches
 from aiqueue.gateway.batches import BatchStore, engine, finishing
-from aiqueue.gateway.batches.engine import BatchRun
+from aiqueue.gateway.batches.engine import BatchLines
+from aiqueue.gateway.batches.run import BatchRun
 from aiqueue.gateway.standin import Behaviour, StandIn
 
 from ...support import Account, Eventually
@@ -69,7 +70,7 @@ Faulty = Callable[..., Awaitable[Any]]
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(BatchRun, "_store_part"), (BatchRun, "save"), (BatchStore, "put"), (finishing, "_join"), (Documents, "forget")],
+    [(BatchLines, "_store_part"), (BatchRun, "save"), (BatchStore, "put"), (finishing, "_join"), (Documents, "forget")],
 )
 async def test_a_crash_between_two_writes_loses_no_line_and_doubles_none(
     client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str

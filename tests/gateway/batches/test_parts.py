@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, ConfigMismatch
-from aiqueue.gateway.batches import Batch, BatchFile, BatchStore, LineProblem
+from aiqueue.gateway.batches import BatchFile, BatchStore, LineProblem, RequestBatch
 from aiqueue.gateway.batches.lines import LINE_BYTES_MAX, RawLine, split_lines
 from aiqueue.gateway.batches.output import LineEnd, Pending, ranges
 from aiqueue.gateway.budget_use import BudgetUse
@@ -85,7 +85,7 @@ def test_a_call_is_taken_from_the_reservation_of_its_batch() -> None:
 FILE = BatchFile(
     id="file-1", tenant="acme", filename="a.jsonl", size=3, sha256="0" * 64, purpose="batch", created_at=1, expires_at=2
 )
-BATCH = Batch(
+BATCH = RequestBatch(
     id="batch_1", tenant="acme", endpoint="/v1/embeddings", input_file_id="file-1", input=("0" * 64, 3),
     completion_window="24h", created_at=1, expires_at=2, metadata={"a": "b"}, models=("small",), output_keep_s=3_600,
     times={"in_progress_at": 5}, problems=(LineProblem("c", "m", 3, "p"),), done=((2, 4),), output=(("1" * 64, 9),),
@@ -101,11 +101,40 @@ async def test_files_and_batches_are_stored_in_the_form_of_the_wire_contract(cli
     await store.put("batch", "acme", BATCH.id, {**BATCH.plain(), "later": 1}, expected=0)
     found = await store.get("batch", "acme", BATCH.id)
     assert found is not None
-    assert Batch.parse("acme", found.content, seq=0, written_at=0.0) == BATCH
-    assert FILE.plain().keys() == set(["id", "filename", "size", "sha256", "purpose", "created_at", "expires_at"])
-    assert BATCH.plain().keys() == set(
-        ["id", "endpoint", "input_file_id", "input", "completion_window", "created_at", "expires_at", "metadata", "models", "headers", "output_keep_s", "status", "times", "problems", "total", "completed", "failed", "stopped", "usage", "output_file_id", "error_file_id", "month", "reserved_micros", "owner", "line", "offset", "done", "sent", "output", "error_output"]
-    )
+    assert RequestBatch.parse("acme", found.content, seq=0, written_at=0.0) == BATCH
+    assert FILE.plain().keys() == {"id", "filename", "size", "sha256", "purpose", "created_at", "expires_at"}
+    assert BATCH.plain().keys() == {
+        "id",
+        "endpoint",
+        "input_file_id",
+        "input",
+        "completion_window",
+        "created_at",
+        "expires_at",
+        "metadata",
+        "models",
+        "headers",
+        "output_keep_s",
+        "status",
+        "times",
+        "problems",
+        "total",
+        "completed",
+        "failed",
+        "stopped",
+        "usage",
+        "output_file_id",
+        "error_file_id",
+        "month",
+        "reserved_micros",
+        "owner",
+        "line",
+        "offset",
+        "done",
+        "sent",
+        "output",
+        "error_output",
+    }
     stored = await client.connection.last("KV_AI_BATCHES", "$KV.AI_BATCHES.acme.file.file-1")
     assert stored is not None
     assert stored.data.startswith(b'{"v":1,"id":"file-1",')

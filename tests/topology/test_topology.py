@@ -72,6 +72,7 @@ class TestBundled:
         assert {each.name: each.stream for each in topology.families.values()} == {
             "agent.tasks": "AI_AGENT_TASKS",
             "agent.message": "AI_AGENT_MESSAGE",
+            "gateway.batches": "AI_GATEWAY_BATCHES",
             "gateway.requests": "AI_GATEWAY_REQUESTS",
             "rag.ingest": "AI_RAG_INGEST",
             "rag.queries": "AI_RAG_QUERIES",
@@ -83,6 +84,7 @@ class TestBundled:
     def test_keys_and_journals_are_those_of_the_guide(self) -> None:
         assert {each.name: (each.key, each.journal) for each in Topology.load().work_families} == {
             "agent.tasks": ("task_id", "ai.agent.results"),
+            "gateway.batches": ("batch_id", "ai.gateway.batch-results"),
             "gateway.requests": ("request_id", "ai.gateway.responses"),
             "rag.ingest": (None, "ai.rag.status"),
             "rag.queries": ("query_id", "ai.rag.results"),
@@ -128,7 +130,7 @@ class TestBundled:
 
 class TestLookup:
     def test_unknown_family_lists_those_declared(self) -> None:
-        with pytest.raises(UnknownFamily, match=r"agent\.message, agent\.tasks, gateway\.requests"):
+        with pytest.raises(UnknownFamily, match=r"agent\.message, agent\.tasks, gateway\.batches, gateway\.requests"):
             Topology.load().family("gateway.request")
 
     def test_family_of_kind(self) -> None:

@@ -173,10 +173,8 @@ class BatchLines:
 
     async def _tell(self, ends: list[LineEnd]) -> None:
         await LineJobs.forget_letters(self._run, ends)
-        total = max(1, self._run.batch.total)
-        await self._run.job.progress(
-            min(1.0, self._run.batch.ended / total), f"{self._run.batch.ended:,} of {total:,} lines"
-        )
+        ended, total = self._run.batch.ended, max(1, self._run.batch.total)
+        await self._run.job.progress(min(1.0, ended / total), f"{ended:,} of {total:,} lines")
 
 
 def _sum(*usages: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Lines are found in a stream of bytes however it is cut, and what is done is told by a number, an offset and ranges."""
+"""Lines are found in a stream of bytes however it is cut; a number, an offset and ranges tell what is done."""
 
 from __future__ import annotations
 
@@ -104,37 +104,11 @@ async def test_files_and_batches_are_stored_in_the_form_of_the_wire_contract(cli
     assert RequestBatch.parse("acme", found.content, seq=0, written_at=0.0) == BATCH
     assert FILE.plain().keys() == {"id", "filename", "size", "sha256", "purpose", "created_at", "expires_at"}
     assert BATCH.plain().keys() == {
-        "id",
-        "endpoint",
-        "input_file_id",
-        "input",
-        "completion_window",
-        "created_at",
-        "expires_at",
-        "metadata",
-        "models",
-        "headers",
-        "output_keep_s",
-        "status",
-        "times",
-        "problems",
-        "total",
-        "completed",
-        "failed",
-        "stopped",
-        "usage",
-        "output_file_id",
-        "error_file_id",
-        "month",
-        "reserved_micros",
-        "owner",
-        "line",
-        "offset",
-        "done",
-        "sent",
-        "output",
-        "error_output",
-    }
+        "id", "endpoint", "input_file_id", "input", "completion_window", "created_at", "expires_at", "metadata",
+        "models", "headers", "output_keep_s", "status", "times", "problems", "total", "completed", "failed",
+        "stopped", "usage", "output_file_id", "error_file_id", "month", "reserved_micros", "owner", "line",
+        "offset", "done", "sent", "output", "error_output",
+    }  # fmt: skip
     stored = await client.connection.last("KV_AI_BATCHES", "$KV.AI_BATCHES.acme.file.file-1")
     assert stored is not None
     assert stored.data.startswith(b'{"v":1,"id":"file-1",')

@@ -114,8 +114,10 @@ class GatewayWorker(Worker):
 
     def _resolve_families(self, client: Client) -> list[str]:
         """Leave batches out, which have slots of their own."""
-        families = super()._resolve_families(client)
-        return [each for each in families if each != BATCHES]
+        families = [each for each in super()._resolve_families(client) if each != BATCHES]
+        if not families:
+            raise BadInput("a gateway worker takes requests, too, not only batches: leave `families` out")
+        return families
 
     async def _start_batches(self, stack: AsyncExitStack, client: Client, state: BatchState) -> Session | None:
         """Let batches have slots of their own: they wait for requests. None: this worker takes none."""

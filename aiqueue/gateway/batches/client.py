@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 from ... import subjects
 from ...errors import AIQueueError, BadInput, Conflict, IdReused, NotFound
@@ -18,11 +19,14 @@ from ..ledger import UsageLedger
 from ..usage_store import UsageStore
 from .messages import GatewayBatch
 from .model import ENDED, ENDPOINTS, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
-from .store import BatchStore, KeptDocument
+from .store import BatchStore, KeptDocument, What
 
 if TYPE_CHECKING:
     from ...client import Client
     from ...payload import DocumentReader
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FILE_KEEP_S: Final = 30 * 24 * 3600  # OpenAI's default for files of batches
 KEEP_MIN_S, KEEP_MAX_S = 3600, FILE_KEEP_S  # OpenAI's bounds
@@ -98,7 +102,7 @@ class Batches:
 
     async def files(self, tenant: str) -> list[BatchFile]:
         """Return all files of a tenant, the newest first."""
-        found = [BatchFile.parse(tenant, each.content) async for each in self._store.read("file", tenant)]
+        found = await self._read_all("file", tenant, lambda kept: BatchFile.parse(tenant, kept.content))
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
     def content(self, file: BatchFile) -> DocumentReader:
@@ -176,7 +180,7 @@ class Batches:
 
     async def batches(self, tenant: str) -> list[RequestBatch]:
         """Return all batches of a tenant, the newest first. Ended ones are kept for as long as their files."""
-        found = [_parse(each) async for each in self._store.read("batch", tenant)]
+        found = await self._read_all("batch", tenant, _parse)
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
     async def age_s(self, batch: RequestBatch) -> float:
@@ -224,7 +228,7 @@ class Batches:
     async def _batch(self, batch_id: str, tenant: str) -> RequestBatch:
         return _parse(await self._find("batch", batch_id, tenant))
 
-    async def _find(self, what: Any, key: str, tenant: str) -> KeptDocument:
+    async def _find(self, what: What, key: str, tenant: str) -> KeptDocument:
         kept = None
         if isinstance(key, str) and subjects.TOKEN.fullmatch(key):
             kept = await self._store.get(what, tenant, key)
@@ -232,7 +236,17 @@ class Batches:
             raise NotFound(f"no such {what}: {str(key)[:80]!r}")
         return kept
 
-    async def _forget(self, what: Any, tenant: str, key: str) -> None:
+    async def _read_all(self, what: What, tenant: str, parse: Callable[[KeptDocument], T]) -> list[T]:
+        """Return all that is kept for a tenant. What is damaged is logged, and left out."""
+        found = []
+        async for kept in self._store.read(what, tenant):
+            try:
+                found.append(parse(kept))
+            except BadInput as error:
+                log.warning("%s", error)
+        return found
+
+    async def _forget(self, what: What, tenant: str, key: str) -> None:
         kept = await self._store.get(what, tenant, key)
         if kept is not None:
             with contextlib.suppress(Conflict):  # deleted, or expired, meanwhile

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import BadInput, NotFound
+from aiqueue.errors import BadInput, NotFound, Unavailable
 from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.batches import BatchEnded
 from aiqueue.gateway.ledger import month_of
@@ -248,3 +248,49 @@ async def test_quotas_hold_for_a_tenant(client: aiqueue.Client) -> None:
     assert len(await small.batches("acme")) == 1
     assert len(await small.files("acme")) == 2
     assert sorted([each.document.size async for each in client.documents.find("acme")]) == [1, 100]
+
+
+async def test_a_batch_whose_creator_died_before_its_job_was_stored_is_run_when_it_is_asked_for(
+    client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(*_: object) -> None:
+        raise Unavailable("as ordered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "_enqueue", die)
+        patch.setattr(Batches, "_forget", die)
+        with pytest.raises(Unavailable):
+            await create(client, [chat_line(1)])
+    batches = Batches(client)
+    (batch,) = await batches.batches("acme")
+    async with running(client, config):
+        assert (await batches.batch(batch.id, tenant="acme")).status == "validating"
+        monkeypatch.setattr("aiqueue.gateway.batches.client.QUIET_S", 0)
+        batch = await batches.wait(batch.id, tenant="acme")
+    assert (batch.status, batch.completed) == ("completed", 1)
+
+
+async def test_a_batch_whose_job_has_failed_is_failed_and_gives_its_budget_back(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:  # fmt: skip
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 1.0\n')
+    standin.behaviour = Behaviour(first_token_s=30)
+    batch = await create(client, [chat_line(1), chat_line(2)])
+    batches = Batches(client)
+    async with running(client, config, drain_timeout=0.1, concurrency=1):
+        await eventually(lambda: standin.calls)
+        assert await client.cancel(batch.id, family="gateway.batches", tenant="acme")
+        monkeypatch.setattr("aiqueue.gateway.batches.client.QUIET_S", 0)
+        batch = await batches.wait(batch.id, tenant="acme")
+    assert batch.status == "failed"
+    assert [each.code for each in batch.problems] == ["job_failed"]
+    budgets = Budgets(store := UsageStore(client.connection, client.topology), UsageLedger(store))
+    (stats,) = await budgets.stats(month_of(await store.now()))
+    assert stats.charged_micros == batch.reserved_micros // 2 > 0  # of the call that was under way
+
+
+async def test_a_worker_of_batches_alone_is_refused(client: aiqueue.Client, config: Path) -> None:
+    with pytest.raises(BadInput, match="a gateway worker takes requests, too"):
+        async with running(client, config, families=["gateway.batches"]):
+            pass

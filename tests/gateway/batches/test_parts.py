@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput, ConfigMismatch
-from aiqueue.gateway.batches import BatchFile, BatchStore, LineProblem, RequestBatch
+from aiqueue.gateway.batches import Batches, BatchFile, BatchStore, LineProblem, RequestBatch
 from aiqueue.gateway.batches.lines import LINE_BYTES_MAX, RawLine, split_lines
 from aiqueue.gateway.batches.output import LineEnd, Pending, ranges
 from aiqueue.gateway.budget_use import BudgetUse
@@ -124,6 +124,17 @@ async def test_what_another_version_has_stored_is_an_error_that_says_what_to_do(
         await store.get("file", "acme", "file-9")
     assert [each async for each in store.read("file", "acme")] == []
     assert "update aiqueue" in caplog.text
+
+
+async def test_what_is_damaged_hides_nothing_else(client: aiqueue.Client, caplog: pytest.LogCaptureFixture) -> None:
+    store, batches = BatchStore(client.connection, client.topology), Batches(client)
+    await store.put("file", "acme", "file-bad", {"id": "file-bad"}, expected=0)
+    await store.put("batch", "acme", "batch_bad", {"id": "batch_bad"}, expected=0)
+    file = await batches.upload(b"{}", tenant="acme")
+    batch = await batches.create(file.id, tenant="acme", endpoint="/v1/embeddings")
+    assert [each.id for each in await batches.files("acme")] == [file.id]
+    assert [each.id for each in await batches.batches("acme")] == [batch.id]
+    assert caplog.text.count("is damaged") > 2
 
 
 @pytest.mark.parametrize(

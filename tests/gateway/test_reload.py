@@ -91,7 +91,7 @@ async def test_aiqueue_work_reads_the_file_again_on_sighup(
             with pytest.raises(JobFailed, match="unknown model 'third'"):
                 await (await client.enqueue(ask(model="third"), tenant="acme")).result(timeout=10)
             members = children(process.pid)
-            await eventually(lambda: log.read_text().count("slots, gateway.requests") == processes)
+            await eventually(lambda: log.read_text().count("slots, gateway.batches, gateway.requests") == processes)
             config.write_text(config.read_text() + THIRD)
             process.send_signal(signal.SIGHUP)
             await eventually(lambda: log.read_text().count("is reloaded: 4 models") == processes)

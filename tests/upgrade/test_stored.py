@@ -265,10 +265,14 @@ def test_the_server_of_the_former_version_is_taken_up_with_its_credentials(untou
 async def test_streams_of_the_former_version_are_as_this_one_declares_them(
     client: aiqueue.Client, directory: Path
 ) -> None:
-    """Except that requests for a model that is limited get lanes of their own: `apply` adds their subjects."""
+    """Except that requests for a model that is limited get lanes of their own, and that there are batches, which have a
+    journal and may be stranded: `apply` adds the subjects.
+    """
     declared = json.loads(json.dumps(EXPECTED["declared"]))
     keyed_lanes = [f"ai.gateway.requests.*.{each}.*" for each in ("high", "normal", "low", "batch")]
     declared["AI_GATEWAY_REQUESTS"]["subjects"] += keyed_lanes
+    declared["AI_RESULTS"]["subjects"] += ["ai.gateway.batch-results.*.*"]
+    declared["AI_STRANDED"]["subjects"] += ["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.AI_GATEWAY_BATCHES.*"]
     async with acts.plain(directory) as connection:
 
         async def changed() -> set[str]:

@@ -15,7 +15,8 @@ from ..support import ROOT
 
 PAGE = (ROOT / "docs/gateway.md").read_text()
 FILES = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-ROWS = [(told, then) for told, then in re.findall(r"^\| (.+) \| (.+) \|$", PAGE, re.MULTILINE)]
+ERRORS = PAGE.partition("\n## When a call fails\n")[2].partition("\n## ")[0]
+ROWS = [(told, then) for told, then in re.findall(r"^\| (.+) \| (.+) \|$", ERRORS, re.MULTILINE)]
 STATUSES = [(int(number), told, then) for told, then in ROWS for number in re.findall(r"\b[345]\d\d\b", told)]
 
 

@@ -272,7 +272,9 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
     keyed_lanes = [f"ai.gateway.requests.*.{each}.*" for each in ("high", "normal", "low", "batch")]
     declared["AI_GATEWAY_REQUESTS"]["subjects"] += keyed_lanes
     declared["AI_RESULTS"]["subjects"] += ["ai.gateway.batch-results.*.*"]
-    declared["AI_STRANDED"]["subjects"] += ["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.AI_GATEWAY_BATCHES.*"]
+    advisories = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
+    stranded = declared["AI_STRANDED"]["subjects"]
+    stranded.insert(stranded.index(f"{advisories}.AI_GATEWAY_REQUESTS.*"), f"{advisories}.AI_GATEWAY_BATCHES.*")
     async with acts.plain(directory) as connection:
 
         async def changed() -> set[str]:

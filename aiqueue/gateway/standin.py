@@ -44,7 +44,8 @@ class Behaviour:
 
     `first_token_s`: until the first token, and with `token_s` for each token until the whole answer.
     `completion_tokens`: of an answer, unless the request allows fewer. `rpm`, `tpm`: above them in a sliding window of
-    `window_s`, each (key, model) gets a 429 with Retry-After; `tpm` counts prompt and allowed completion.
+    `window_s`, each (key, model) gets a 429 with Retry-After; `tpm` counts prompt and allowed completion. `stamped`: the
+    `system_fingerprint` of each chunk is when it was sent, in seconds since the epoch.
     """
 
     first_token_s: float = 0.0
@@ -53,6 +54,7 @@ class Behaviour:
     rpm: int | None = None
     tpm: int | None = None
     window_s: float = WINDOW_S
+    stamped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,8 @@ class StandIn:
                 if fault.abort_after is not None and number >= fault.abort_after:
                     return self._abort(request, call, response)
                 end = reason if not delta else None
+                if self.behaviour.stamped:
+                    head["system_fingerprint"] = f"{time.time():.6f}"
                 for index in range(choices):
                     choice = {"index": index, "delta": delta, "finish_reason": end, "logprobs": None}
                     await response.write(_event({**head, "choices": [choice]}))

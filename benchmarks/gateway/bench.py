@@ -54,7 +54,7 @@ price = {{ input = {price[0]}, output = {price[1]} }}
 @dataclass(frozen=True, kw_only=True)
 class Asked(scenarios.Asked):
     """What the command line asked for. `window_s`: of the limits; `seconds`: of a run under load; `requests`: of a run
-    with kills; `waiting`: of low priority; `rate`: requests a second, where calls are timed.
+    with kills; `waiting`: of low priority; `rate`: requests a second, where calls are timed; `lines`: of a large batch.
     """
 
     window_s: float = 60.0
@@ -63,6 +63,7 @@ class Asked(scenarios.Asked):
     requests: int = 2_000
     waiting: int = 10_000
     rate: float = 200.0
+    lines: int = 50_000
     say: Callable[[str], None] = lambda _: None
 
 

@@ -39,7 +39,7 @@ async def kills(asked: Asked) -> list[Finding]:
         shift = time.time() - time.monotonic()
         at = [each.at + shift for each in here.faults]
         left = await here.left()
-        budget = await _settled(here, "a")
+        budget = await settled(here, "a")
         calls, records = await here.calls(), await here.records()
         users = {str(each.request_id): str(each.user) for each in requests}
         whole = [each for each in answers if isinstance(each, dict)]
@@ -95,7 +95,7 @@ def _same(name: str, figure: int, wanted: int) -> Finding:
     return Finding(name, figure, at_least=wanted, at_most=wanted)
 
 
-async def _settled(here: Ground, tenant: str, within_s: float = 15.0) -> BudgetStats:
+async def settled(here: Ground, tenant: str, within_s: float = 15.0) -> BudgetStats:
     """The tenant's budget, once nothing is reserved any more, or so many seconds are over."""
     budgets, end = Budgets(here.store, UsageLedger(here.store)), time.monotonic() + within_s
     while True:
@@ -128,7 +128,7 @@ async def budget(asked: Asked) -> list[Finding]:
         handles = await here.fill([here.request(tokens=TOKENS) for _ in range(AT_ONCE)])
         answers = await here.answers(handles)
         calls = [each for each in await here.calls() if each.outcome != "refused"]
-        stats = await _settled(here, "a")
+        stats = await settled(here, "a")
         refused = [each for each in answers if isinstance(each, AIQueueError)]
         asked.say(f"  a refusal: {refused[0] if refused else 'none'}")
         spent = sum(each.completion_tokens * 2 for each in calls)

@@ -44,8 +44,8 @@ class Behaviour:
 
     `first_token_s`: until the first token, and with `token_s` for each token until the whole answer.
     `completion_tokens`: of an answer, unless the request allows fewer. `rpm`, `tpm`: above them in a sliding window of
-    `window_s`, each (key, model) gets a 429 with Retry-After; `tpm` counts prompt and allowed completion. `stamped`: the
-    `system_fingerprint` of each chunk is when it was sent, in seconds since the epoch.
+    `window_s`, each (key, model) gets a 429 with Retry-After; `tpm` counts prompt and allowed completion. `stamped`:
+    each chunk has in `system_fingerprint` when it was sent, in seconds since the epoch.
     """
 
     first_token_s: float = 0.0
@@ -200,16 +200,9 @@ class StandIn:
             return await self._answer(request, call, answer if fault.skip_usage else {**answer, "usage": _usage(call)})
 
     async def _stream(
-        self,
-        request: web.Request,
-        call: LoggedCall,
-        fault: Fault,
-        head: dict[str, Any],
-        words: list[str],
-        reason: str,
-        choices: int,
-        usage: bool,
-    ) -> web.StreamResponse:
+        self, request: web.Request, call: LoggedCall, fault: Fault, head: dict[str, Any], words: list[str], reason: str,
+        choices: int, usage: bool,
+    ) -> web.StreamResponse:  # fmt: skip
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         await asyncio.sleep(self.behaviour.first_token_s + fault.delay_s)
         head = {**head, "object": "chat.completion.chunk"}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 import pytest
 
 from aiqueue.gateway import Provider, ProviderError, Usage
-from aiqueue.gateway.standin import Fault, StandIn, count_tokens, embed
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn, count_tokens, embed
 
 from .conftest import HELLO, make_call
 from .running import KEY
@@ -36,6 +38,19 @@ async def test_orders_and_the_log_go_over_http_too(standin: StandIn, provider: P
         (503, "refused", "", KEY), (200, "ok", "c3", KEY),
     ]  # fmt: skip
     assert log[1]["started_at"] <= log[1]["ended_at"]
+
+
+async def test_a_stamped_stream_says_when_each_of_its_chunks_was_sent(standin: StandIn, provider: Provider) -> None:
+    standin.behaviour = Behaviour(token_s=0.01, completion_tokens=3, stamped=True)
+    sent: list[float] = []
+
+    async def take(chunk: Mapping[str, Any]) -> None:
+        sent.append(float(chunk["system_fingerprint"]))
+
+    begun = time.time()
+    await provider.chat(make_call(), take)
+    assert begun - 1e-6 <= sent[0] <= sent[-1] - 0.02 <= time.time()
+    assert sent == sorted(sent)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ class EventFlow:
         self._made: deque[bytes] = deque()
         self._more, self._room = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # one for the whole stream: one a read costs more than the read
+        self._read_at, self._is_quiet = 0.0, False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._make())
@@ -104,6 +106,8 @@ class EventFlow:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
+        if self._timer is not None:
+            self._timer.cancel()
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self._task.cancelled():
@@ -135,19 +139,28 @@ class EventFlow:
         after all events before it were read.
         """
         assert self._task is not None
-        if not self._made:
+        loop = asyncio.get_running_loop()
+        self._read_at, self._is_quiet = loop.time(), False
+        if self._timer is None:
+            self._timer = loop.call_later(self._ping_s, self._look, loop)
+        while not self._made:
             if self._task.done():
                 self._task.result()
                 return None
-            self._more.clear()
-            try:
-                async with asyncio.timeout(self._ping_s):
-                    await self._more.wait()
-            except TimeoutError:
+            if self._is_quiet:
                 return PING
-            if not self._made:
-                return await self.read()
+            self._more.clear()
+            await self._more.wait()
         part = self._made[0] if len(self._made) == 1 else b"".join(self._made)
         self._made.clear()
         self._room.set()
         return part
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake `read` if it has waited for `ping_s` seconds."""
+        left_s = self._read_at + self._ping_s - loop.time()
+        if left_s <= 0:
+            self._is_quiet = True
+            self._more.set()
+            left_s = self._ping_s
+        self._timer = loop.call_later(left_s, self._look, loop)

@@ -115,7 +115,9 @@ class Ground(System):
         arguments = ["-m", "aiqueue.gateway.standin", f"--port={self.port}", *times]
         arguments.append(f"--completion-tokens={setting.completion_tokens}")
         self.provider = Child(arguments, {}, log)
-        await until(lambda: "\n" in log.read_text(), lambda: f"the provider did not start: {log.read_text()[-500:]}")
+        await until(lambda: "\n" in log.read_text(), lambda: "the provider did not start")
+        if not log.read_text().startswith(self.url):
+            raise RuntimeError(f"the provider did not start: {log.read_text()[-500:]}")
         env = {**self.env, KEY_ENV: self.key}
         healths = [[f"--health-file={self._health(n)}"] for n in range(self.asked.workers)]
         places: list[tuple[list[str], dict[str, str]]] = [(each, {}) for each in healths]

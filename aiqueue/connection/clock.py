@@ -79,18 +79,27 @@ class ServerClock:
             or abs(ahead_s - self._ahead_s) > error_s + self._error_s + SYNCHRONISED_S
         ):
             self._ahead_s, self._error_s, self._measured_at, self._is_expired = ahead_s, error_s, received_at, False
+            self._next_try_at = 0.0
             self.offset_ms = round((self.now() - self._wall()) * 1000)
 
-    def note_past(self, received_at: float, server_time: float) -> None:
-        """Note that something which was received at a time of the monotonic clock here has a time of the server's clock
-        that was past by then. A clock that is behind that, as after a pause of this host, is put forward, until the
-        next measurement.
+    async def catch_up(self, stream: str, received_at: float, past: float) -> None:
+        """Measure the clock as `ensure` does, if it is behind `past`: a time of the server's clock that was over when
+        something was received, at a time of the monotonic clock here. As after a pause of this host. Never raises.
+
+        The server decides, as `past` may be of before its clock was set back. Without an answer `past` is believed,
+        until the next measurement.
         """
-        behind_s = server_time - (self.now() - (self._monotonic() - received_at))
-        if behind_s > SYNCHRONISED_S:
-            self._ahead_s, self._error_s, self._measured_at = server_time - received_at, 0.0, received_at
-            self.offset_ms = round((self.now() - self._wall()) * 1000)
-            self.expire()
+        if self._is_behind(received_at, past):
+            if self._is_expired or self._measured_at is None or self._measured_at < received_at:
+                self._is_expired = True
+                await self.ensure(stream)
+            if self._is_expired and self._is_behind(received_at, past):
+                self._ahead_s, self._error_s, self._measured_at = past - received_at, 0.0, received_at
+                self.offset_ms = round((self.now() - self._wall()) * 1000)
+
+    def _is_behind(self, received_at: float, past: float) -> bool:
+        behind_s = past - (self.now() - (self._monotonic() - received_at))
+        return behind_s > 2 * self._error_s + SYNCHRONISED_S
 
     def note_reply(self, sent_at: float, reply: dict[str, Any]) -> dict[str, Any]:
         """Measure the clock by an answer, if the answer states a time. `sent_at`: of the request, monotonic seconds.

@@ -100,7 +100,7 @@ class Ticker:
     async def _on_due(self, consumer: SharedConsumer, delivery: Delivery) -> None:
         """Wait until it is nearly a tick's time, fire it, and acknowledge it. Or have it come again."""
         due = parse_due(delivery)
-        self._connection.clock.note_past(delivery.arrived_at, delivery.stored_at)
+        await self._connection.clock.catch_up(self._stream, delivery.arrived_at, delivery.stored_at)
         if not await self._wait_until(due.fire_at - READY_S):
             consumer.reply(delivery, b"-NAK")
             return

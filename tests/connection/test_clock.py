@@ -137,6 +137,38 @@ async def test_a_clock_that_cannot_be_measured_is_asked_for_once_in_a_while() ->
     assert world.asked == 2
 
 
+@pytest.mark.parametrize("step_s", [-HOUR_S, HOUR_S])
+async def test_a_time_that_is_over_has_the_server_asked_and_the_server_decides(step_s: float) -> None:
+    """A worker that was paused is behind a message of now. One of before a server's clock was set back says nothing."""
+    world, behind_s = World(0.0), max(0.0, step_s)
+
+    async def ask(subject: str, *, timeout: float) -> None:
+        world.asked += 1
+        await asyncio.sleep(0)
+        text = datetime.fromtimestamp(world.server + behind_s, UTC).isoformat().replace("+00:00", "Z")
+        world.clock.note_reply(world.server - 1e9, {"ts": text})
+
+    world.clock._ask = ask
+    await world.clock.ensure("S")
+    world.clock._ahead_s -= behind_s
+    world.server += 1.0
+    arrived_at = world.server - 1e9
+    world.server += 0.5
+    await asyncio.gather(*(world.clock.catch_up("S", arrived_at, world.server + HOUR_S - 1) for _ in range(9)))
+    assert abs(world.clock.now() - world.server - behind_s) < 0.01
+    assert world.asked == 2, "all that have come together ask once"
+
+
+async def test_a_time_that_is_over_is_believed_where_the_server_cannot_be_asked() -> None:
+    world = World(-HOUR_S)
+    for _ in range(3):
+        await world.clock.catch_up("S", world.server - 1e9, world.server - 0.01)
+        assert world.error_s < 0.1
+    assert world.asked == 1
+    await world.clock.catch_up("S", world.server - 1e9, world.server - 60)
+    assert world.error_s < 0.1, "a time of a while ago says nothing"
+
+
 def test_new_ids_hold_the_corrected_time() -> None:
     def stamp(job_id: str) -> int:
         bits = 0

@@ -33,7 +33,7 @@ class _KnownTick(NamedTuple):
 
     parked: str
     due: str
-    at: float  # its time, seconds since the epoch
+    at: float  # when it fires, seconds since the epoch
 
 
 class Reconciler:
@@ -141,8 +141,11 @@ class Reconciler:
                 self._warn_once(stored.problem)
             return
         where = document.route, document.tenant, document.id
-        parked, due = subjects.tick(*where, document.next_ms), subjects.tick(*where)
-        self._known[key] = _KnownTick(parked, due, document.next_ms / 1000)
+        parked, due, at = subjects.tick(*where, document.next_ms), subjects.tick(*where), document.next_ms / 1000
+        if document.recurrence_document.get("jitter"):
+            with contextlib.suppress(BadInput):
+                at = document.recurrence.jittered(document.name, at)
+        self._known[key] = _KnownTick(parked, due, at)
         if self._is_first and _moved_to(document, now) is not None:
             self._moved.add(key)
 

@@ -367,6 +367,26 @@ async def test_a_tick_that_a_worker_holds_is_not_taken_for_lost(client: aiqueue.
         assert await ticker.reconciler.look() == 0
 
 
+async def test_a_look_asks_nothing_about_ticks_that_wait_for_the_end_of_their_jitter(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """Each look took three requests for each of them, for up to a day."""
+    schedules, recurrence = schedules_of(client), Every("1d", starting=time.time() - 120, jitter="1d")
+    for n in range(20):
+        document = ScheduleDocument.of_spec(spec(f"s{n}", recurrence), time.time() - 300)
+        await schedules.ticks.park(await schedules.store.put(document))
+    asked: list[str] = []
+    async with ticking(account) as ticker:
+        await ticker.reconciler.stop()
+        subscription = await client.connection.subscribe("$JS.API.>", lambda each: asked.append(each.subject))
+        await client.connection.flush()
+        assert await ticker.reconciler.look() == 0
+        await client.connection.flush()
+        await subscription.close()
+    assert asked
+    assert len(asked) < 30, asked
+
+
 async def test_what_is_paused_or_removed_has_no_tick_to_be_lost(client: aiqueue.Client, account: Account) -> None:
     schedules = schedules_of(client)
     for name in ("paused", "removed", "ended"):

@@ -25,6 +25,9 @@ class _Note(NamedTuple):
     since: float
     seen: float
 
+    def is_new(self, now: float) -> bool:
+        return self.since <= self.seen and abs(now - self.seen) < NOTE_S  # in the future: a clock was set back
+
 
 class Attendance:
     """Notes in a key of the bucket for each route that its ticks are taken, and tells since when they are.
@@ -46,14 +49,14 @@ class Attendance:
         """
         async with self._lock:
             note = self._notes.get(route)
-            if note is None or self._clock.now() - note.seen >= NOTE_S:
+            if note is None or not note.is_new(self._clock.now()):
                 note = self._notes[route] = await self._note(route)
             return note.since
 
     def keep(self, route: str) -> None:
         """Note the same in the background, if the last note is old."""
         note = self._notes.get(route)
-        if route not in self._tasks and (note is None or self._clock.now() - note.seen >= NOTE_S):
+        if route not in self._tasks and (note is None or not note.is_new(self._clock.now())):
             self._tasks[route] = task = asyncio.create_task(self._try_to_note(route))
             task.add_done_callback(lambda _: self._tasks.pop(route, None))
 
@@ -74,10 +77,10 @@ class Attendance:
                 with contextlib.suppress(DecodeError, KeyError, TypeError, ValueError):
                     read = codec.decode(stored.data, codec.CBOR)
                     former = _Note(float(read["since"]), float(read["seen"]))
-                    if now - former.seen < NOTE_S:
+                    if former.is_new(now):
                         return former
-                    if now - former.seen < BREAK_S:
-                        since = min(former.since, now)
+                    if abs(now - former.seen) < BREAK_S:
+                        since = min(now, former.since)
             note = _Note(round(since, 3), round(now, 3))
             try:
                 body = codec.dump(note._asdict())

@@ -101,3 +101,16 @@ async def test_workers_know_of_each_other_since_when_ticks_are_taken(client: aiq
     since = await asyncio.gather(one.since("-"), other.since("-"))
     assert since == [clock.at, clock.at], "nobody was there"
     assert await schedules_of(client).list() == []
+
+
+async def test_what_workers_have_noted_before_the_servers_clock_was_set_back_counts_for_nothing(
+    client: aiqueue.Client,
+) -> None:
+    """Ticks that wait for their turn counted as missed until the clock had caught up."""
+    one, other = (Attendance(client.connection, client.topology) for _ in range(2))
+    one._clock = other._clock = clock = Clock()  # type: ignore[assignment]
+    assert await one.since("-") == 1_000.0
+    clock.at -= 600
+    assert await one.since("-") == 400.0
+    clock.at += NOTE_S + 0.5
+    assert await other.since("-") == 400.0

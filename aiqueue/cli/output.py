@@ -276,8 +276,11 @@ def format_ago(at: float | None) -> str:
 
 
 def format_time(at: float) -> str:
-    """Format a time in local time: "2026-11-23 07:05:01"."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    """Format a time in local time: "2026-11-23 07:05:01". One that a plain publisher has made up may be of no year."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, OSError, ValueError):
+        return f"{at:g} s after 1970"
 
 
 def format_count(number: int, one: str, many: str = "") -> str:

@@ -809,6 +809,11 @@ class TestServer:
 
 
 class TestOutput:
+    @pytest.mark.parametrize("at", [1e300, -1e300, 2.0**63])
+    def test_times_that_no_calendar_has_are_shown_as_they_are(self, at: float) -> None:
+        """As in the headers of a job that a plain publisher has stored: `aiqueue inspect` ended with an error."""
+        assert output.format_time(at) == f"{at:g} s after 1970"
+
     def test_terminal_commands_in_foreign_text_are_shown_and_not_obeyed(self) -> None:
         assert output.escape_controls("a\x1b[2Jb\x9b\u202ec\n\td") == "a\\x1b[2Jb\\x9b\\u202ec\n\td"
 

@@ -20,6 +20,7 @@ from .recurrence import TICKS_END_MS
 
 EARLY_S = 0.35  # the server's timer is up to 0.25 s late
 PARK_S = 5.0
+WAIT_MAX_S = 60.0  # how long a tick waits at most for room in its lane until it is tried again
 STUCK_S = 60.0  # how long after its time a tick is still parked that will not become due
 ASKED = "~"  # between a schedule and the id of a job that is asked for; no token has one
 
@@ -131,15 +132,19 @@ class Ticks:
 
     async def drop_stuck(self, document: ScheduleDocument) -> bool:
         """Remove what is on the subject of a schedule's parked tick and has not become due: a message that is no tick,
-        or one whose timer the server has lost. Return whether there was one. Raises as `list_subjects`.
+        one of another time than the tick's, or one whose timer the server has lost. Return whether there was one.
+        Raises as `list_subjects`, and BadInput as `park`.
         """
-        subject = subjects.tick(document.route, document.tenant, document.id, document.next_ms or 0)
+        tick_ms = document.next_ms or 0
+        subject = subjects.tick(document.route, document.tenant, document.id, tick_ms)
         stored = await self._connection.last(self.stream, subject)
         if stored is None:
             return False
+        latest = max(document.recurrence.jittered(document.name, tick_ms / 1000), stored.time + WAIT_MAX_S)
         due_at = stored.time
         with contextlib.suppress(ValueError):
-            due_at = max(due_at, timestamp(stored.headers.get(headers.SCHEDULE, "").removeprefix("@at ")))
+            at = timestamp(stored.headers.get(headers.SCHEDULE, "").removeprefix("@at "))
+            due_at = max(due_at, min(at, latest))
         if self._connection.clock.now() - due_at < STUCK_S:
             return False
         await self._connection.api(f"STREAM.PURGE.{self.stream}", {"filter": subject, "seq": stored.seq + 1})

@@ -158,16 +158,19 @@ async def test_a_set_of_declarations_that_was_seen_in_the_future_decides_nothing
     assert abs(found.seen - now) < 60
 
 
+@pytest.mark.parametrize("at", [None, "@at 2199-01-01T00:00:00Z"])
 async def test_a_message_in_the_place_of_a_parked_tick_that_is_none_is_found_and_replaced(
-    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch
+    client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch, at: str | None
 ) -> None:
-    """It never becomes due, and whoever parks the tick finds its place taken."""
+    """It becomes due never, or at a plain client's wrong time, and whoever parks the tick finds its place taken."""
     for module in (ticks, reconciler):
         monkeypatch.setattr(module, "STUCK_S", 0.1)
+    monkeypatch.setattr(ticks, "WAIT_MAX_S", 0.1)
     schedules, tick = schedules_of(client), round(time.time() + 0.2, 3)
     document = ScheduleDocument.of_spec(spec("report", Once(tick)), time.time())
     where = subjects.tick("-", "acme", "report", document.next_ms)
-    await client.connection.store(where, b"", {headers.MSG_ID: subjects.new_id()})
+    fields = {headers.SCHEDULE: at, headers.SCHEDULE_TARGET: subjects.tick("-", "acme", "report")} if at else {}
+    await client.connection.store(where, b"", {headers.MSG_ID: subjects.new_id(), **fields})
     await schedules.ticks.park(await schedules.store.put(document))
     later = (await schedules.add(spec("later", Every("1h")))).document
     async with ticking(account) as ticker:

@@ -8,7 +8,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +64,6 @@ class Asked(scenarios.Asked):
     waiting: int = 10_000
     rate: float = 200.0
     lines: int = 50_000
-    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ... import subjects
 from ...errors import AIQueueError
 from . import batches, chat, embeddings, files, health, models
 from .authentication import Authentication
-from .bodies import ClientGone
+from .bodies import ClientGone, Incoming
 from .context import Front
 from .errors import RETRY_S, ApiError, error_of
 
@@ -41,8 +41,8 @@ def build_app(front: Front) -> Starlette:
 
 
 class RequestId:
-    """ASGI middleware: each response names its request, by the job's id where there is one. What fails unexpectedly is
-    a 500 in OpenAI's shape.
+    """ASGI middleware: each response names its request, by the job's id where there is one, and is sent when the client
+    has sent its body. What fails unexpectedly is a 500 in OpenAI's shape.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,17 +54,19 @@ class RequestId:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = subjects.new_id()
-        has_started = False
+        has_started, incoming = False, Incoming(scope, receive)
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
-                has_started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", state["request_id"].encode())]
+                if not await incoming.drop_rest():
+                    message["headers"].append((b"connection", b"close"))
+                has_started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, incoming.receive, send_with_id)
         except asyncio.CancelledError:  # the drain is over: what is left of a stream is cut
             if not has_started:
                 error = ApiError(503, "the gateway is restarting", code="draining", retry_after_s=RETRY_S)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
 
 from ... import codec
 from ...errors import DecodeError
@@ -16,12 +17,47 @@ from .errors import RETRY_S, ApiError
 
 T = TypeVar("T")
 
-DRAINED_MAX: Final = 64 * 1024 * 1024  # of a body that is too large: read and dropped, so that its sender hears why
+DROPPED_MAX: Final = 64 * 1024 * 1024  # of a body that is refused, and how long: see `Incoming.drop_rest`
+DROPPED_S: Final = 60.0
+STALLED_S: Final = 2.0
 IN_THREAD_BYTES: Final = 256 * 1024  # larger JSON would hold up other requests
 
 
 class ClientGone(Exception):
     """The client has closed the connection: nobody waits for an answer."""
+
+
+class Incoming:
+    """What a client sends, as an ASGI application receives it: `receive`. It knows whether the body was read."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        names = {name for name, _ in scope["headers"]}
+        self._is_read = not names & {b"content-length", b"transfer-encoding"} or b"expect" in names
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            self._is_read = True
+        return message
+
+    async def drop_rest(self) -> bool:
+        """Read what is left of the body, before an answer that does not need it: a connection that is closed with bytes
+        unread is reset, and the client reads no answer. Return whether all was read: not from a client that stalls, or
+        sends without end. One that waits for a status before its body (Expect) sends none.
+        """
+        if self._is_read:
+            return True
+        left = DROPPED_MAX
+        try:
+            async with asyncio.timeout(DROPPED_S):
+                while not self._is_read and left > 0:
+                    async with asyncio.timeout(STALLED_S):
+                        message = await self.receive()
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            pass
+        return self._is_read
 
 
 async def read_chunks(request: Request, *, bytes_max: int, within_s: float) -> AsyncIterator[bytes]:
@@ -32,7 +68,7 @@ async def read_chunks(request: Request, *, bytes_max: int, within_s: float) -> A
     size, end = 0, asyncio.get_running_loop().time() + within_s
     declared = request.headers.get("content-length", "0")
     is_too_large = declared.isdecimal() and int(declared) > bytes_max
-    while True:
+    while not is_too_large:
         try:
             async with asyncio.timeout_at(end):
                 message = await request.receive()
@@ -43,13 +79,13 @@ async def read_chunks(request: Request, *, bytes_max: int, within_s: float) -> A
             raise ClientGone
         part, is_last = message.get("body", b""), not message.get("more_body")
         size += len(part)
-        is_too_large = is_too_large or size > bytes_max
-        if is_too_large and (is_last or size > DRAINED_MAX):
-            raise ApiError(413, f"the body has more than {bytes_max:,} bytes", code="request_too_large")
-        if part and not is_too_large:
+        if size > bytes_max:
+            break
+        if part:
             yield part
         if is_last:
             return
+    raise ApiError(413, f"the body has more than {bytes_max:,} bytes", code="request_too_large")
 
 
 @asynccontextmanager

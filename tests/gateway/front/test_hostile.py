@@ -15,7 +15,7 @@ from yarl import URL
 
 import aiqueue
 from aiqueue.errors import QueueFull, Unavailable
-from aiqueue.gateway.front import http_protocol
+from aiqueue.gateway.front import bodies, http_protocol
 
 from .fronts import RunningFront, Tokens, bearer, chat_body, open_front
 
@@ -40,8 +40,11 @@ async def check(response: aiohttp.ClientResponse, status: int) -> dict[str, Any]
 
 
 @pytest.fixture
-async def small(client: aiqueue.Client, config: Path) -> AsyncIterator[RunningFront]:
+async def small(
+    client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunningFront]:
     """A front with small bounds."""
+    monkeypatch.setattr(bodies, "STALLED_S", 0.1)
     async with open_front(client, config, body_bytes_max=MIB, body_s=0.3, bodies_bytes_max=2 * MIB) as front:
         yield front
         assert front.front.held_bytes == 0

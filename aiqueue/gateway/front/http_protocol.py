@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -12,6 +13,7 @@ from .errors import ApiError
 
 HEAD_S: Final = 20.0  # for a request's head, from its first byte or the connection on
 HEAD_BYTES_MAX: Final = 64 * 1024
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -43,6 +45,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._has_just_begun = False
+        if self.cycle is None or self.cycle.response_complete:
+            data = _without_upgrade(data)
         super().data_received(data)
         # bytes in which a further head begins are of the body before it, too
         if self._is_in_head and (self.cycle is None or not self._has_just_begun):
@@ -63,14 +67,30 @@ class BoundedProtocol(HttpToolsProtocol):
         """What is no HTTP, in uvicorn's words."""
         self._refuse(400, msg)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """A header Upgrade that came in two pieces, or behind an unanswered request: there is no body to be had."""
+        self._refuse(400, "the header Upgrade is not supported: leave it out")
+
     def _refuse(self, status: int, problem: str) -> None:
         self._stop_timer()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:  # else it would be written into another response
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:  # else it is written into a response
             error = ApiError(status, problem, code="invalid_http")
             body = json.dumps(error.body()).encode()
             told = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
             head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
             self.transport.write(f"HTTP/1.1 {status} Refused\r\n{head}connection: close\r\n\r\n".encode() + body)
+        if cycle is not None:
+            cycle.disconnected = True  # it writes nothing more
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hide from the parser that a client offers another protocol, which a server may pass over: it would take no body.
+    Java's client offers HTTP/2 with each request.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data[:end] if end >= 0 else data
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + data[len(head) :] if b"upgrade:" in head.lower() else data

@@ -40,9 +40,7 @@ async def check(response: aiohttp.ClientResponse, status: int) -> dict[str, Any]
 
 
 @pytest.fixture
-async def small(
-    client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[RunningFront]:
+async def small(client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningFront]:
     """A front with small bounds."""
     monkeypatch.setattr(bodies, "STALLED_S", 0.1)
     async with open_front(client, config, body_bytes_max=MIB, body_s=0.3, bodies_bytes_max=2 * MIB) as front:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,7 @@ LINE_BYTES_MAX: Final = REQUEST_BYTES_MAX + 64 * 1024
 CUSTOM_ID_MAX: Final = 512
 _OWN: Final = ("request_id", "tenant_id", "timestamp", "reply_form", "prompt", "parameters")  # no fields of OpenAI's
 _KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
+_BLANK = re.compile(rb"\s*\n")
 
 
 class RawLine(NamedTuple):
@@ -58,7 +60,12 @@ async def split_lines(chunks: AsyncIterator[bytes], *, offset: int = 0, number: 
             skip -= len(chunk)
             continue
         start, skip = skip, 0
-        while (found := chunk.find(b"\n", start)) >= 0:
+        while True:
+            if not held and (blank := _BLANK.match(chunk, start)) is not None:  # 200 MB of them would take minutes
+                number += chunk.count(b"\n", start, blank.end())
+                at, start = at + blank.end() - start, blank.end()
+            if (found := chunk.find(b"\n", start)) < 0:
+                break
             held += chunk[start : found + 1]
             at, start, number = at + found + 1 - start, found + 1, number + 1
             if raw := _raw_line(held, number, at, too_long=too_long):
@@ -94,7 +101,7 @@ def parse_line(raw: RawLine, endpoint: str) -> BatchLine:
     if not isinstance(line, dict):
         raise RefusedLine("invalid_json_line", f"line {number} is no JSON object", number)
     if unknown := line.keys() - _KEYS:
-        name = min(map(str, unknown))[:80]
+        name = min(map(str, unknown))[:80].encode("utf-8", "replace").decode()  # JSON can name a lone surrogate
         raise RefusedLine("unknown_parameter", f"line {number} has an unknown field {name!r}", number, name)
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= CUSTOM_ID_MAX or not _is_encodable(custom_id):

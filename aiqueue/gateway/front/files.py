@@ -154,7 +154,7 @@ async def _read_form(request: Request, front: Front) -> FormData:
     parser = MultiPartParser(request.headers, _as_generator(chunks), max_files=1, max_fields=FIELDS_MAX)
     try:
         return await parser.parse()
-    except (MultiPartException, KeyError) as error:  # KeyError: no boundary
+    except (MultiPartException, KeyError, UnicodeError) as error:  # no boundary, a charset that is none
         problem = getattr(error, "message", "") or "the body is no multipart/form-data"
         raise ApiError(400, problem, code="invalid_form") from None
 

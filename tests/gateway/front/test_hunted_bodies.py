@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import aiohttp
 import pytest
 
 from aiqueue.gateway.front import bodies
 
-from .fronts import RunningFront, Tokens
+from .fronts import RunningFront, Tokens, bearer
 
 MIB = 1024 * 1024
 
@@ -67,3 +68,13 @@ async def test_a_body_without_an_end_is_cut_off_by_whoever_has_no_key(
     assert sent < 20 * MIB
     answer, _ = await talk(front, head, chunk, closes=False)  # and stalls
     assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_form_in_a_charset_that_decodes_nothing_is_400(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+    for charset in ("undefined", "utf-16", "hex", "none"):
+        headers = bearer(tokens.mine, content_type=f"multipart/form-data; charset={charset}; boundary=b")
+        async with http.post(f"{front.url}/files", data=form, headers=headers) as response:
+            assert (response.status, set(await response.json())) == (400, {"error"}), charset

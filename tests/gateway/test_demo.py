@@ -109,10 +109,12 @@ def demos(tmp_path: Path) -> Iterator[Any]:
         each.process.wait(30)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(150)
 def test_a_demo_that_is_interrupted_leaves_no_file_and_no_process(demos: Any) -> None:
     demo = demos()
-    wait_until(lambda: "requests of 2 tenants are enqueued" in demo.output() or demo.process.poll() is not None, within=90)
+    wait_until(
+        lambda: "requests of 2 tenants are enqueued" in demo.output() or demo.process.poll() is not None, within=90
+    )
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(30) == 130, demo.output()
     assert "0 of 0 requests" not in demo.output()

@@ -19,7 +19,7 @@ from aiqueue.gateway import Batches
 from aiqueue.gateway.batches import BatchStore, engine, finishing
 from aiqueue.gateway.batches.engine import BatchLines
 from aiqueue.gateway.batches.run import BatchRun
-from aiqueue.gateway.standin import Behaviour, StandIn
+from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ...support import Account, Eventually
 from ..running import child, running
@@ -54,6 +54,7 @@ async def test_a_stopping_worker_hands_its_batch_back_and_another_one_calls_no_l
     client: aiqueue.Client, config: Path, standin: StandIn, eventually: Eventually
 ) -> None:
     standin.behaviour = Behaviour(first_token_s=0.1)
+    standin.order(Fault(delay_s=2))  # lines behind the first one end, and are written, before it
     batch = await create(client, map(chat_line, range(40)))
     async with running(client, config, concurrency=4):
         await eventually(lambda: len(standin.calls) >= 20)

@@ -155,8 +155,15 @@ class OutcomeWatch:
         event = message.headers.get(headers.EVENT)
         if event in FINAL:
             self._live_finals.append(entry_from_live(message))
-        if event not in (PROGRESS, CHUNK):
+        if event not in (PROGRESS, CHUNK) and not (event == STARTED and self._is_no_news(entry_from_live(message))):
             self._woken.set()
+
+    def _is_no_news(self, started: Entry) -> bool:
+        """Whether a read would only find what is known: the job is stored where it was, and runs."""
+        if self._job is None or self._first_seen_at is None or started.run != self.run:
+            return False
+        is_here = (_stored_seq(started) or started.run) == self._job[1]
+        return is_here and (self._seen or time.monotonic() - self._first_seen_at < SEEN_FOR_S)
 
     def _on_regained(self) -> None:
         """Notices were missed: read the journal."""

@@ -24,6 +24,7 @@ from aiqueue.journal import (
     PROGRESS,
     RESULT,
     RETRY,
+    STARTED,
     Entry,
     Journal,
     RunRecord,
@@ -286,7 +287,7 @@ async def test_waiting_ends_with_the_message_of_the_final_entry(
     assert (entry.event, entry.data) == (FAILED, {"reason": "rejected"})
 
 
-async def test_nothing_is_read_once_the_message_of_the_final_entry_was_heard(
+async def test_nothing_is_read_when_a_stored_job_has_started_nor_once_the_message_of_its_final_entry_was_heard(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiqueue.journal.outcome_watch.POLL_S", 600.0)
@@ -306,10 +307,37 @@ async def test_nothing_is_read_once_the_message_of_the_final_entry_was_heard(
         await asyncio.sleep(0)
     await journal.head(SUBJECT)
     await journal.head(SUBJECT)  # it has read the journal by now, and waits
+    await writer.write(STARTED, {})
+    await journal.head(SUBJECT)
     await writer.write(RESULT, 7)
     entry = await waiting
     assert entry is not None
     assert (entry.data, reads) == (7, [1])
+
+
+async def test_a_start_of_a_job_that_was_stored_again_elsewhere_is_followed_at_once(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.journal.outcome_watch.POLL_S", 600.0)
+    writer = new_writer(journal)
+    await writer.write(PROGRESS, 0)
+    waiting = asyncio.create_task(wait_for_outcome(journal, SUBJECT, run=1, timeout_s=20, job=(journal.stream, 1)))
+    await journal.head(SUBJECT)
+    await journal.head(SUBJECT)
+    get, reads = journal.connection.get, []
+
+    async def counted(stream: str, seq: int) -> Any:
+        reads.append(seq)
+        return await get(stream, seq)
+
+    monkeypatch.setattr(journal.connection, "get", counted)
+    await writer.write(STARTED, {"seq": 2})
+    while not reads:
+        await asyncio.sleep(0.01)
+    await writer.write(RESULT, 7)
+    entry = await waiting
+    assert entry is not None
+    assert entry.data == 7
 
 
 async def test_a_hundred_may_wait_for_the_same_job(journal: Journal) -> None:

@@ -31,7 +31,7 @@ HEADERS: Final[Mapping[str, str]] = {"cache-control": "no-cache", "x-accel-buffe
 # without data, once it has seen an id.
 PING: Final = b": ping\n"
 PING_S: Final = 15.0
-AHEAD_MAX: Final = 256  # events that are made before they are taken
+AHEAD_MAX, AHEAD_BYTES_MAX = 256, 256 * 1024  # events that are made before they are taken
 
 _ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f-]{1,160})")
 
@@ -88,12 +88,13 @@ class EventFlow:
     """Events on their way to a client: made by a task of its own, taken together when they come quickly, and comments
     in silence. ``async with EventFlow(parts) as flow: while (part := await flow.read()) is not None``.
 
-    At most AHEAD_MAX events are made ahead of a slow client.
+    At most AHEAD_MAX events, or AHEAD_BYTES_MAX bytes and one event, are made ahead of a slow client.
     """
 
     def __init__(self, parts: AsyncGenerator[bytes, None], *, ping_s: float = PING_S) -> None:
         self._parts, self._ping_s = parts, ping_s
         self._made: deque[bytes] = deque()
+        self._made_bytes = 0
         self._more, self._room = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None  # one for the whole stream: one a read costs more than the read
@@ -116,8 +117,9 @@ class EventFlow:
     async def _make(self) -> None:
         async for part in self._parts:
             self._made.append(part)
+            self._made_bytes += len(part)
             self._more.set()
-            while len(self._made) >= AHEAD_MAX:
+            while len(self._made) >= AHEAD_MAX or self._made_bytes >= AHEAD_BYTES_MAX:
                 self._room.clear()
                 await self._room.wait()
 
@@ -153,6 +155,7 @@ class EventFlow:
             await self._more.wait()
         part = self._made[0] if len(self._made) == 1 else b"".join(self._made)
         self._made.clear()
+        self._made_bytes = 0
         self._room.set()
         return part
 

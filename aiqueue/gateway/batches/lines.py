@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import pydantic
 
 from ...errors import BadInput
+from ..json_bounds import find_excess
 from ..requests import REQUEST_BYTES_MAX, EmbeddingRequest, GatewayRequest
 from ..runtime import Request
 from .model import LineProblem
@@ -93,6 +94,8 @@ def parse_line(raw: RawLine, endpoint: str) -> BatchLine:
     number = raw.number
     if raw.data is None:
         raise RefusedLine("line_too_long", f"line {number} is longer than {LINE_BYTES_MAX:,} bytes", number)
+    if excess := find_excess(raw.data):
+        raise RefusedLine("invalid_json_line", f"line {number} has {excess}", number)
     try:
         line = json.loads(raw.data)
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope
 
 from ... import codec
 from ...errors import DecodeError
+from ..json_bounds import find_excess
 from .context import Front
 from .errors import RETRY_S, ApiError
 
@@ -116,6 +117,8 @@ async def json_body(
 
 
 def _read_json(body: bytes, parse: Callable[[dict[str, Any]], T]) -> tuple[dict[str, Any], T]:
+    if excess := find_excess(body):
+        raise ApiError(400, f"the body has {excess}", code="invalid_json")
     try:
         data = codec.decode_map(body, codec.JSON)
     except DecodeError as error:

@@ -96,14 +96,13 @@ async def json_body(
     """Lend the body, a JSON object of at most 64 levels, and what `parse` makes of it. While it is lent, it counts as
     held. Raises what `read_chunks` and `parse` raise, and ApiError: 400, or 503 if the process holds too much.
     """
-    settings, held = front.settings, 0
+    settings, tenant, held = front.settings, request.state.key.tenant, 0
     parts: list[bytes] = []
     try:
         async for part in read_chunks(request, bytes_max=settings.body_bytes_max, within_s=settings.body_s):
-            if front.held_bytes + len(part) > settings.bodies_bytes_max:
+            if not front.bodies.take(tenant, len(part)):
                 problem = "the gateway has too many large requests at once"
                 raise ApiError(503, problem, code="overloaded", retry_after_s=RETRY_S)
-            front.held_bytes += len(part)
             held += len(part)
             parts.append(part)
         body = b"".join(parts)
@@ -113,7 +112,7 @@ async def json_body(
         else:
             yield _read_json(body, parse)
     finally:
-        front.held_bytes -= held
+        front.bodies.give_back(tenant, held)
 
 
 def _read_json(body: bytes, parse: Callable[[dict[str, Any]], T]) -> tuple[dict[str, Any], T]:

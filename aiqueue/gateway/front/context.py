@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -31,7 +32,8 @@ class FrontSettings:
     - `store_s`: how long a request may take to be stored, while the server is away; then 503.
     - `answer_s`: how long a request waits for its answer; then 504, and the request goes on.
     - `file_s`: how long the body of a file may take. `uploads_max`: files that this process receives at once. They lie
-      in the directory for temporary files meanwhile. `quotas`: of files and batches.
+      in the directory for temporary files meanwhile. One tenant has half of this, and of `bodies_bytes_max`, at most.
+      `quotas`: of files and batches.
     """
 
     body_bytes_max: int = 20 * MIB
@@ -46,10 +48,36 @@ class FrontSettings:
     quotas: BatchQuotas = field(default_factory=BatchQuotas)
 
 
+class Shares:
+    """How much of something tenants hold at once: together at most `most`, and each of them half of that, or `least`.
+    Otherwise a tenant that sends slowly would keep all others out.
+    """
+
+    def __init__(self, most: int, least: int) -> None:
+        self._most, self._share = most, max(most // 2, least)
+        self._held: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self._held.total()
+
+    def take(self, tenant: str, amount: int) -> bool:
+        """Return whether there is room for so much more, which is held then."""
+        if self.total + amount > self._most or self._held[tenant] + amount > self._share:
+            return False
+        self._held[tenant] += amount
+        return True
+
+    def give_back(self, tenant: str, amount: int) -> None:
+        self._held[tenant] -= amount
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+
 @dataclass(slots=True)
 class Front:
     """What all routes share: an open client, the gateway on it, gateway.toml, and the API keys, which were started.
-    `held_bytes`: of the bodies that are held now. `uploads`: files that are received now. `is_draining`: new requests
+    `bodies`: bytes of the bodies that are held now. `uploads`: files that are received now. `is_draining`: new requests
     go elsewhere, see `/readyz`.
     """
 
@@ -58,9 +86,14 @@ class Front:
     config: GatewayConfig
     keys: ApiKeys
     settings: FrontSettings = field(default_factory=FrontSettings)
-    held_bytes: int = 0
-    uploads: int = 0
+    bodies: Shares = field(init=False)
+    uploads: Shares = field(init=False)
     is_draining: bool = False
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.bodies = Shares(settings.bodies_bytes_max, settings.body_bytes_max)
+        self.uploads = Shares(settings.uploads_max, 1)
 
     @classmethod
     def of(cls, client: Client, config: GatewayConfig, keys: ApiKeys, settings: FrontSettings | None = None) -> Front:

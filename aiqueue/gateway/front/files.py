@@ -35,7 +35,7 @@ def routes(front: Front) -> list[Route]:
     batches = Batches(front.client, front.settings.quotas)
 
     async def create(request: Request) -> Response:
-        with _uploading(front):
+        with _uploading(front, request.state.key.tenant):
             form = await _read_form(request, front)
             try:
                 file = form.get("file")
@@ -165,12 +165,11 @@ async def _as_generator(chunks: AsyncIterator[bytes]) -> Any:
 
 
 @contextmanager
-def _uploading(front: Front) -> Iterator[None]:
-    if front.uploads >= front.settings.uploads_max:
+def _uploading(front: Front, tenant: str) -> Iterator[None]:
+    if not front.uploads.take(tenant, 1):
         problem = "the gateway receives too many files at once"
         raise ApiError(503, problem, code="overloaded", retry_after_s=RETRY_S)
-    front.uploads += 1
     try:
         yield
     finally:
-        front.uploads -= 1
+        front.uploads.give_back(tenant, 1)

@@ -204,8 +204,8 @@ async def test_wrong_uploads_are_refused_with_their_status(
 
         slow = asyncio.create_task(send(front, slowly(), content_type="multipart/form-data; boundary=x"))
         async with asyncio.timeout(5):
-            while not front.front.uploads:
+            while not front.front.uploads.total:
                 await asyncio.sleep(0.01)
         assert await send(front, form()) == 503
         assert await slow == 408
-        assert front.front.uploads == 0
+        assert front.front.uploads.total == 0

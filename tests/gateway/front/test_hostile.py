@@ -45,7 +45,7 @@ async def small(client: aiqueue.Client, config: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bodies, "STALLED_S", 0.1)
     async with open_front(client, config, body_bytes_max=MIB, body_s=0.3, bodies_bytes_max=2 * MIB) as front:
         yield front
-        assert front.front.held_bytes == 0
+        assert front.front.bodies.total == 0
 
 
 async def test_without_a_valid_key_nothing_is_reached(

@@ -69,3 +69,31 @@ async def test_large_events_are_not_made_far_ahead_of_a_slow_client() -> None:
         while (part := await flow.read()) is not None:
             read += len(part)
     assert read == 200 * 100_000
+
+
+async def test_a_tenant_that_sends_slowly_does_not_keep_others_out(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens
+) -> None:
+    go_on = asyncio.Event()
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}'
+    purpose = b'\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        yield form
+        await go_on.wait()
+        yield purpose
+
+    async def upload(token: str, data: AsyncGenerator[bytes, None] | bytes) -> int:
+        headers = bearer(token, content_type="multipart/form-data; boundary=b")
+        async with http.post(f"{front.url}/files", data=data, headers=headers) as response:
+            return response.status
+
+    tasks = [asyncio.create_task(upload(tokens.mine, slow())) for _ in range(4)]
+    async with asyncio.timeout(5):
+        while front.front.uploads.total < 4:
+            await asyncio.sleep(0.005)
+    assert await upload(tokens.mine, form) == 503
+    assert await upload(tokens.foreign, form + purpose) == 200
+    go_on.set()
+    assert await asyncio.gather(*tasks) == [200] * 4
+    assert front.front.uploads.total == 0

@@ -39,7 +39,7 @@ _ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f-]{1,160})")
 def event(data: Any, *, id: str = "", name: str = "") -> bytes:  # noqa: A002  (its name in the format)
     """Return one event, with data as JSON in one line: bytes are base64. `name`: "" is an ordinary message."""
     head = f"id: {id}\nevent: {name}\ndata: " if name else f"id: {id}\ndata: "
-    made = head.encode() + pydantic_core.to_json(data, bytes_mode="base64") + b"\n\n"
+    made = head.encode() + pydantic_core.to_json(data, bytes_mode="base64", inf_nan_mode="null") + b"\n\n"
     return made if id else made.partition(b"\n")[2]
 
 

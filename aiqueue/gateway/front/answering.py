@@ -71,7 +71,7 @@ async def answer(request: Request, front: Front, submission: Submission) -> dict
 
 def json_response(answer: dict[str, Any]) -> Response:
     """Return the response of an answer. Embeddings are megabytes of numbers, for which json.dumps takes a second."""
-    return Response(pydantic_core.to_json(answer), media_type="application/json")
+    return Response(pydantic_core.to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
 def on_gone(request: Request, handle: Handle[Any]) -> None:

@@ -114,7 +114,7 @@ UNKNOWN = [
     ("ai.dead.agent.task.acme.t-1", r"docs/wire-contract\.md has the forms of ai\.dead"),
     (
         "ai.llmops.operations.acme",
-        "begin with ai.agent.message, ai.agent.tasks, ai.gateway.requests, ai.rag.ingest, ai.r",
+        "begin with ai.agent.message, ai.agent.tasks, ai.gateway.batches, ai.gateway.requests, ai.rag.ingest, ai.r",
     ),
     ("ai.mycompany.events", "own must not begin with `ai.`; families of your own are declared in stream files"),
     ("ai", "the families' subjects begin with"),

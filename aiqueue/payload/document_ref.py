@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -194,7 +195,11 @@ def _check_size(document: Document, limit: int) -> None:
 
 
 def _open_temporary(target: Path) -> IO[bytes]:
-    """Open a new file beside `target`, to be renamed to it."""
+    """Open a new file beside `target`, to be renamed to it. Raises OSError, also if `target` is no regular file."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():  # a device, a pipe: the renaming would put a file in its place
+        raise OSError(errno.EINVAL, "it is not a regular file", str(target))
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part").open("xb")
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import stat
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,21 @@ async def test_what_is_read_is_verified_before_its_last_chunk_is_handed_out(clie
         await client.documents.open(document).save(tmp_path / "old")
     assert (tmp_path / "old").read_text() == "as it was"
     assert [each.name for each in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("kind", ["here", "directory", "device"])
+async def test_a_document_is_not_saved_in_place_of_a_directory_or_a_device(
+    client: Client, tmp_path: Path, kind: str
+) -> None:
+    document = await client.documents.put(b"data", tenant="acme")
+    places = {"here": Path(), "directory": tmp_path / "a", "device": tmp_path / "pipe"}
+    places["directory"].mkdir()
+    os.mkfifo(places["device"])
+    reader = client.documents.open(document)
+    with pytest.raises(OSError, match=r"Is a directory|not a regular file"):
+        await reader.save(places[kind])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "pipe"]
+    assert stat.S_ISFIFO(places["device"].stat().st_mode)
 
 
 async def test_a_missing_chunk_is_an_error_and_not_waited_for_without_end(client: Client, monkeypatch: Any) -> None:

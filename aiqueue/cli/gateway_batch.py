@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,12 +39,19 @@ def batch(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="FILE", help="Where answers are saved. Default: FILE.output.jsonl.", show_default=False
+            "--output",
+            metavar="FILE",
+            help="Where answers are saved. Default: beside FILE, as requests.output.jsonl.",
+            show_default=False,
         ),
     ] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where errors are saved. Default: FILE.errors.jsonl.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Where errors are saved. Default: beside FILE, as requests.errors.jsonl.",
+            show_default=False,
+        ),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", metavar="", help="Do not wait for the answers.")] = False,
     json: Json = False,
@@ -57,10 +65,13 @@ def batch(
     Exit codes: 0 all lines are answered (stored, with --no-wait), 1 some are not, or the batch is refused.
     """
     if (file is None) == (resume is None):
-        raise BadInput("name a FILE for a new batch, or an earlier one with --resume")
+        problem = "neither FILE nor --resume is" if file is None else "both FILE and --resume are"
+        raise BadInput(f"{problem} given: name a FILE for a new batch, or an earlier one with --resume")
     endpoint = "" if file is None else _endpoint_of(file)
     stem = Path(f"{resume}.jsonl") if file is None else file
     places = {"output": to or _beside(stem, "output"), "errors": errors or _beside(stem, "errors")}
+    if not no_wait:
+        _check_places(file, places)
     known: list[RequestBatch] = []
     try:
         ended, saved = options.run_with_client(
@@ -68,19 +79,22 @@ def batch(
         )
     except KeyboardInterrupt:
         if known:
-            again = f"aiqueue gateway batch --resume {known[0].id} --tenant {tenant}"
-            output.print_line(f"\n{known[0].id} goes on; wait for it again with `{again}`", err=True)
+            output.print_line(f"\n{known[0].id} goes on; wait for it again with `{_resuming(known[0])}`", err=True)
         raise
     if json:
         output.print_json({**ended.public(), "saved": saved})
     else:
         _print_end(ended, saved)
+        if no_wait:
+            output.print_line(f"its answers are saved by `{_resuming(ended)}`", err=True)
     if not no_wait and (ended.status != "completed" or ended.failed):
         raise typer.Exit(FAILED)
 
 
 def _endpoint_of(file: Path) -> str:
     """Return the url of a file's first line, which is that of all. Raises BadInput."""
+    from ..gateway.batches.model import ENDPOINTS  # noqa: PLC0415
+
     try:
         with file.open("rb") as opened:
             line = next((each for each in iter(lambda: opened.readline(FIRST_BYTES), b"") if each.strip()), b"")
@@ -91,9 +105,29 @@ def _endpoint_of(file: Path) -> str:
     except (ValueError, RecursionError):
         first = None
     url = first.get("url") if isinstance(first, dict) else None
-    if not isinstance(url, str):
-        raise BadInput(f'{str(file)!r}: its first line must be a JSON object with a "url", such as "/v1/embeddings"')
-    return url
+    if not line:
+        raise BadInput(f"{str(file)!r} is empty: write a request a line, see `aiqueue gateway batch --help`")
+    if url not in ENDPOINTS:
+        problem = f'must be a JSON object whose "url" is one of {", ".join(ENDPOINTS)}'
+        raise BadInput(f"{str(file)!r}: its first line {problem}, see `aiqueue gateway batch --help`")
+    return str(url)
+
+
+def _check_places(file: Path | None, places: dict[str, Path]) -> None:
+    """Refuse places that cannot be written, before any line is paid for. Raises BadInput."""
+    for what, place in places.items():
+        if place.exists() and not place.is_file():
+            raise BadInput(f"cannot write {str(place)!r}: it is not a regular file; choose another --{what}")
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            why = "permission denied" if place.parent.is_dir() else "there is no such directory"
+            raise BadInput(f"cannot write {str(place)!r}: {why}; choose another --{what}")
+    named = [each.resolve() for each in (file, *places.values()) if each is not None]
+    if len({*named}) < len(named):
+        raise BadInput("FILE, --output and --errors must be different files: one would replace the other")
+
+
+def _resuming(batch: RequestBatch) -> str:
+    return f"aiqueue gateway batch --resume {batch.id} --tenant {batch.tenant}"
 
 
 def _beside(file: Path, what: str) -> Path:
@@ -137,13 +171,13 @@ async def _save(batches: Batches, batch: RequestBatch, places: dict[str, Path]) 
             try:
                 saved[what] = str(await batches.content(file).save(places[what]))
             except OSError as error:
-                again = f"--resume {batch.id}"
-                raise BadInput(f"cannot write {places[what]}: {error.strerror or error}; again with {again}") from None
+                problem = f"cannot write {str(places[what])!r}: {error.strerror or error}"
+                raise BadInput(f"{problem}; again with `{_resuming(batch)}`") from None
     return saved
 
 
 def _print_end(batch: RequestBatch, saved: dict[str, str]) -> None:
-    lines = f"{batch.total:,} lines, {batch.completed:,} answered, {batch.failed:,} not" if batch.total else ""
+    lines = f"{batch.total:,} lines, {batch.completed:,} answered, {batch.failed:,} failed" if batch.total else ""
     output.print_line(f"{batch.id} {batch.status}" + (f": {lines}" if lines else ""))
     output.print_fields([*saved.items()])
     for problem in batch.problems[:PROBLEMS_SHOWN]:

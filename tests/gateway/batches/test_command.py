@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import aiqueue
 from aiqueue.cli.app import app
+from aiqueue.gateway import Batches
 
 from ...support import Account
 from ..running import running
@@ -42,7 +43,7 @@ async def test_a_file_is_answered_and_its_answers_are_saved_beside_it(
         result = await run(file)
     assert (result.exit_code, result.stderr) == (1, "")
     first, *places = result.stdout.splitlines()
-    assert first.endswith(" completed: 4 lines, 3 answered, 1 not")
+    assert first.endswith(" completed: 4 lines, 3 answered, 1 failed")
     assert [each.split() for each in places] == [
         ["output", str(tmp_path / "in.output.jsonl")],
         ["errors", str(tmp_path / "in.errors.jsonl")],
@@ -62,11 +63,16 @@ async def test_a_batch_is_waited_for_again(client: aiqueue.Client, config: Path,
         "no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`; the batch waits for one\n"
     )
     batch = json.loads(begun.stdout)
+    looked = await run("--resume", batch["id"], "--no-wait")
+    assert looked.stdout == f"{batch['id']} validating\n"
+    assert looked.stderr.endswith(
+        f"\nits answers are saved by `aiqueue gateway batch --resume {batch['id']} --tenant acme`\n"
+    )
     assert batch["status"] == "validating"
     async with running(client, config):
         ended = await run("--resume", batch["id"], "--output", saved)
     assert (ended.exit_code, len(saved.read_text().splitlines())) == (0, 2)
-    assert ended.stdout.startswith(f"{batch['id']} completed: 2 lines, 2 answered, 0 not\n")
+    assert ended.stdout.startswith(f"{batch['id']} completed: 2 lines, 2 answered, 0 failed\n")
 
 
 async def test_a_refused_batch_says_why_in_a_line_for_each_problem(
@@ -85,9 +91,14 @@ async def test_a_refused_batch_says_why_in_a_line_for_each_problem(
     ("text", "problem"),
     [
         (None, "No such file or directory"),
-        ("", "its first line must be a JSON object"),
+        ("", "in.jsonl' is empty: write a request a line"),
+        ("\n\n", "in.jsonl' is empty: write a request a line"),
         ("7\n", "its first line must be a JSON object"),
-        ('{"url": "/v1/responses"}\n', "endpoint must be one of /v1/chat/completions, /v1/embeddings"),
+        ('{"url": ["/v1/embeddings"]}\n', "its first line must be a JSON object"),
+        (
+            '{"url": "/v1/responses"}\n',
+            'its first line must be a JSON object whose "url" is one of /v1/chat/completions, ',
+        ),
     ],
 )
 async def test_a_wrong_file_is_an_error_in_one_line(
@@ -100,4 +111,32 @@ async def test_a_wrong_file_is_an_error_in_one_line(
     assert result.exit_code == 2
     assert problem in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert (await run()).exit_code == 2
+
+
+async def test_a_new_batch_and_an_earlier_one_are_not_both_named(client: aiqueue.Client, run: Any) -> None:
+    neither, both = await run(), await run("in.jsonl", "--resume", "batch_1")
+    assert (neither.exit_code, both.exit_code) == (2, 2)
+    assert neither.stderr.startswith("error: neither FILE nor --resume is given: name a FILE")
+    assert both.stderr.startswith("error: both FILE and --resume are given: name a FILE")
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "problem"),
+    [
+        ("--output", ".", "it is not a regular file; choose another --output"),
+        ("--errors", "/dev/null", "it is not a regular file; choose another --errors"),
+        ("--output", "none/out.jsonl", "there is no such directory; choose another --output"),
+        ("--output", "in.jsonl", "must be different files"),
+        ("--errors", "in.output.jsonl", "must be different files"),
+    ],
+)
+async def test_a_place_that_cannot_be_written_is_refused_before_a_line_is_paid_for(
+    client: aiqueue.Client, run: Any, tmp_path: Path, option: str, place: str, problem: str
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(body := jsonl([chat_line(1)]))
+    result = await run(file, option, tmp_path / place)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert problem in result.stderr
+    assert file.read_bytes() == body
+    assert await Batches(client).batches("acme") == []

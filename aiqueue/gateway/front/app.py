@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import subjects
@@ -88,8 +89,24 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    method, path = request.method[:16], request.url.path
     if error.status_code == 404:
-        problem = f"unknown request URL: {request.method[:16]} {request.url.path[:200]}"
-        return ApiError(404, problem, code="unknown_url").response()
+        if _methods(request, f"/v1{path}") or _methods(request, path.removeprefix("/v1")):
+            hint = "base_url must end with /v1, once"
+        else:
+            paths = {each.path for each in request.app.routes if each.path.startswith("/v1/") and "{" not in each.path}
+            hint = f"there are {', '.join(sorted(paths))}"
+        return ApiError(404, f"unknown request URL: {method} {path[:200]}; {hint}", code="unknown_url").response()
+    if error.status_code == 405:
+        methods = ", ".join(_methods(request, path))
+        problem = f"{method} {path[:200]} is not allowed; allowed: {methods}"
+        return ApiError(405, problem, code="method_not_allowed").response({"allow": methods})
     found = ApiError(error.status_code, error.detail)
     return JSONResponse(found.body(), found.status, {**found.headers(), **(error.headers or {})})
+
+
+def _methods(request: Request, path: str) -> list[str]:
+    """Return the methods that a path has; none: it is unknown."""
+    scope = {**request.scope, "path": path, "root_path": ""}
+    found = (each.methods for each in request.app.routes if each.matches(scope)[0] is not Match.NONE)
+    return sorted({method for methods in found for method in methods or ()})

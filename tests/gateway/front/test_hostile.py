@@ -86,6 +86,25 @@ async def test_tricks_with_paths_and_methods_find_nothing(
             await check(response, status)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "problem"),
+    [
+        ("POST", "/chat/completions", "POST /chat/completions; base_url must end with /v1, once"),
+        ("GET", "/v1/v1/models/small", "GET /v1/v1/models/small; base_url must end with /v1, once"),
+        ("POST", "/v1/responses", "there are /v1/batches, /v1/chat/completions, /v1/embeddings, /v1/files, /v1/models"),
+        ("PUT", "/v1/batches", "PUT /v1/batches is not allowed; allowed: GET, HEAD, POST"),
+    ],
+)
+async def test_a_wrong_url_or_method_is_told_the_right_ones(
+    front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens, method: str, path: str, problem: str
+) -> None:
+    async with http.request(method, front.root + path, headers=bearer(tokens.mine)) as response:
+        error = await check(response, 405 if method == "PUT" else 404)
+        assert error["message"].endswith(problem)
+        assert error["code"] == ("method_not_allowed" if method == "PUT" else "unknown_url")
+        assert response.headers.get("allow") == ("GET, HEAD, POST" if method == "PUT" else None)
+
+
 WRONG_BODIES: tuple[tuple[Any, str | None], ...] = (
     (b"", None), (b"{", None), (b"[]", None), (b"null", None), (b'"a"', None), (b"\xff\xfe{}", None),
     (b'{"model": NaN}', "model"), (b'{"model": "small"}', "messages"), (chat_body(model=7), "model"),

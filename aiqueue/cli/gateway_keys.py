@@ -31,8 +31,8 @@ def add(
     priority: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only these priorities; may be repeated. Default: all.")
     ] = None,
-    requests: Annotated[int | None, typer.Option(metavar="N", help="Requests a minute at most.")] = None,
-    tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens a minute at most.")] = None,
+    requests: Annotated[int | None, typer.Option(metavar="N", help="Requests a minute at most.", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens a minute at most.", min=1)] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="USD", help="What its calls may cost in a month, besides the tenant's budget.")
     ] = None,
@@ -45,6 +45,8 @@ def add(
         micros = None if budget is None else to_micros(parse_usd(budget))
     except ValueError as error:
         raise BadInput(f"--budget {error}") from None
+    if micros == 0:
+        raise BadInput("--budget must be above 0: to stop an API key, revoke it")
 
     async def run(client: Client) -> tuple[ApiKey, str]:
         from ..gateway import ApiKeys  # noqa: PLC0415
@@ -149,4 +151,4 @@ add_command(
     ),
 )(add)
 add_command(app, "ls", examples=("  aiqueue gateway keys ls --tenant acme",))(ls)
-add_command(app, "revoke")(revoke)
+add_command(app, "revoke", examples=("  aiqueue gateway keys revoke 3f6c1d0a9b27e845",))(revoke)

@@ -79,10 +79,20 @@ async def test_a_key_is_added_listed_without_its_token_and_revoked(run: Any, cli
         assert found.hash not in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [("--requests", "0"), ("--tokens", "-1")])
+async def test_a_limit_of_nothing_is_refused_by_the_name_of_its_option(
+    run: Any, client: aiqueue.Client, arguments: tuple[str, str]
+) -> None:
+    done = await run("add", "acme", *arguments)
+    assert done.exit_code == 2
+    assert f"'{arguments[0]}': Input should be greater than or equal to 1" in done.stderr
+
+
 async def test_wrong_arguments_of_keys_are_one_line(run: Any, client: aiqueue.Client) -> None:
     for arguments, problem in (
         (("add", "a.b"), "tenant 'a.b' must be"),
         (("add", "acme", "--budget", "much"), "--budget must be an amount of US dollars from 0"),
+        (("add", "acme", "--budget", "0"), "--budget must be above 0"),
         (("add", "acme", "--priority", "urgent"), "gateway.requests has no priority 'urgent'"),
         (("revoke", "nobody"), "there is no API key nobody"),
         (("ls", "--tenant", "a.b"), "tenant 'a.b' must be"),

@@ -43,7 +43,7 @@ def serve(
     ] = "info",
     pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Serve OpenAI's API over HTTP until Ctrl-C or SIGTERM: chat completions with streams, embeddings, models.
+    """Serve OpenAI's API over HTTP until Ctrl-C or SIGTERM: chats with streams, embeddings, models, files, batches.
 
     Requests need an API key (`aiqueue gateway keys add`), and workers to answer them (`aiqueue work
     aiqueue.gateway:worker`). For TLS, put a proxy before it.

@@ -437,7 +437,8 @@ def main() -> None:
         behaviour = Behaviour(**{name: getattr(given, name) for name, _, _ in _OPTIONS})
         asyncio.run(_serve(behaviour, given.host, given.port))
     except (OSError, OverflowError) as error:
-        why = " ".join(str(getattr(error, "strerror", None) or error).lower().split())
+        told = str(getattr(error, "strerror", None) or error).lower()
+        why = " ".join(told.rpartition("): ")[2].split())  # asyncio names the address, too
         sys.exit(f"error: cannot listen on {given.host}:{given.port}: {why}; choose another --host or --port")
     except KeyboardInterrupt:
         pass

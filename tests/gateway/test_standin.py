@@ -127,7 +127,7 @@ async def test_what_it_cannot_start_with_is_one_line(standin: StandIn) -> None:
         return done.stderr
 
     taken = start("import sys", "--port", str(standin.port))
-    assert taken.startswith(f"error: cannot listen on 127.0.0.1:{standin.port}: ")
+    assert taken.startswith(f"error: cannot listen on 127.0.0.1:{standin.port}: address already in use; ")
     assert "choose another --host or --port" in taken
     assert "choose another --host or --port" in start("import sys", "--port", "70000")
     without = start("import sys; sys.modules['aiohttp'] = None")

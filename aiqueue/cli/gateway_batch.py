@@ -93,7 +93,7 @@ def batch(
 
 def _endpoint_of(file: Path) -> str:
     """Return the url of a file's first line, which is that of all. Raises BadInput."""
-    from ..gateway.batches.model import ENDPOINTS  # noqa: PLC0415
+    from ..gateway import BATCH_ENDPOINTS  # noqa: PLC0415
 
     try:
         with file.open("rb") as opened:
@@ -107,8 +107,8 @@ def _endpoint_of(file: Path) -> str:
     url = first.get("url") if isinstance(first, dict) else None
     if not line:
         raise BadInput(f"{str(file)!r} is empty: write a request a line, see `aiqueue gateway batch --help`")
-    if url not in ENDPOINTS:
-        problem = f'must be a JSON object whose "url" is one of {", ".join(ENDPOINTS)}'
+    if url not in BATCH_ENDPOINTS:
+        problem = f'must be a JSON object whose "url" is one of {", ".join(BATCH_ENDPOINTS)}'
         raise BadInput(f"{str(file)!r}: its first line {problem}, see `aiqueue gateway batch --help`")
     return str(url)
 

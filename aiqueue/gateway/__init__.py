@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .api_key_store import ApiKey
 from .api_keys import ApiKeys, KeyCredit, KeyLimited, KeyRevoked
+from .batches import ENDPOINTS as BATCH_ENDPOINTS
 from .batches import Batches, BatchFile, BatchQuota, BatchQuotas, GatewayBatch, RequestBatch
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
+    "BATCH_ENDPOINTS",
     "ApiKey",
     "ApiKeys",
     "BatchFile",

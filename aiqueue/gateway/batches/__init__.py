@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from .client import BatchEnded, Batches
 from .messages import GatewayBatch
-from .model import BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
+from .model import ENDPOINTS, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
 from .store import BatchStore
 
 __all__ = [
+    "ENDPOINTS",
     "BatchEnded",
     "BatchFile",
     "BatchQuota",

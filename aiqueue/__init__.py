@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .bus import NATSClient
     from .client import Client, Handle, SyncClient, SyncHandle, connect, connect_sync
     from .config import Settings
-    from .errors import AIQueueError, JobCancelled, JobFailed, QueueFull
+    from .errors import AIQueueError, JobCancelled, JobFailed, JobState, QueueFull
     from .job import Child, Job, JobSpec, Message, RawMessage, Reject, Retry
     from .lanes import Pause
     from .payload import Document
@@ -36,6 +36,7 @@ _MODULE_OF = {
     "JobCancelled": "errors",
     "JobFailed": "errors",
     "JobSpec": "job",
+    "JobState": "errors",
     "Message": "job",
     "NATSClient": "bus",
     "Once": "schedules",
@@ -57,9 +58,9 @@ _MODULE_OF = {
 
 __all__ = [
     "AIQueueError", "Agent", "Backoff", "Calendar", "Child", "Client", "Cron", "Document", "Every", "Handle", "Job",
-    "JobCancelled", "JobFailed", "JobSpec", "Message", "NATSClient", "Once", "Pause", "QueueFull", "RawMessage",
-    "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Tick", "Topology", "Worker", "connect",
-    "connect_sync",
+    "JobCancelled", "JobFailed", "JobSpec", "JobState", "Message", "NATSClient", "Once", "Pause", "QueueFull",
+    "RawMessage", "Reject", "Responder", "Retry", "Settings", "SyncClient", "SyncHandle", "Tick", "Topology",
+    "Worker", "connect", "connect_sync",
 ]  # fmt: skip
 
 

@@ -9,11 +9,12 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack
 from urllib.parse import unquote
 
 import pydantic
 
+from . import units
 from .errors import SettingsError
 from .units import seconds, size_bytes
 
@@ -114,6 +115,31 @@ def _check_inbox_prefix(prefix: str | None) -> str | None:
     return prefix
 
 
+class SettingsOptions(TypedDict, total=False):
+    """The settings as arguments of `connect` and `Settings`, but for `url`. None counts as not given."""
+
+    context: str | None
+    user: str | None
+    password: str | pydantic.SecretStr | None
+    token: str | pydantic.SecretStr | None
+    creds: str | Path | None
+    nkey: str | Path | None
+    tls_ca: str | Path | None
+    tls_cert: str | Path | None
+    tls_key: str | Path | None
+    tls_hostname: str | None
+    tls_handshake_first: bool | None
+    inbox_prefix: str | None
+    name: str | None
+    connect_timeout: units.Duration | None
+    ping_interval: units.Duration | None
+    streams: str | Path | None
+    profile: Literal["single", "cluster"] | None
+    claim_check: int | str | None
+    generation: int | None
+    directory: str | Path | None
+
+
 class Settings(pydantic.BaseModel):
     """How to reach the server and which streams to declare on it.
 
@@ -166,11 +192,14 @@ class Settings(pydantic.BaseModel):
     directory: UserPath | None = None
     """Data directory of the embedded server. Default: ``.aiqueue`` in the working directory or the nearest parent."""
 
-    if not TYPE_CHECKING:  # checkers know the settings as the arguments
+    def __init__(self, *, url: str | None = None, **arguments: Unpack[SettingsOptions]) -> None:
+        """Return the settings in force. An argument that is None counts as not given.
 
-        def __init__(self, **arguments: Any) -> None:
-            found = find_file()
-            super().__init__(**{**(_read_file(found) if found else {}), **_read_environment(), **arguments})
+        Raises pydantic.ValidationError; `load` raises SettingsError instead, which says where a setting is set.
+        """
+        found = find_file()
+        stated = {name: value for name, value in {"url": url, **arguments}.items() if value is not None}
+        super().__init__(**{**(_read_file(found) if found else {}), **_read_environment(), **stated})
 
     @staticmethod
     def secret(value: str) -> pydantic.SecretStr:
@@ -197,14 +226,14 @@ class Settings(pydantic.BaseModel):
             yield name, self.addresses if name == "url" and value else value
 
     @classmethod
-    def load(cls, **arguments: Any) -> Settings:
-        """Return the settings in force. Arguments that are None count as not given.
+    def load(cls, *, url: str | None = None, **arguments: Unpack[SettingsOptions]) -> Settings:
+        """Return the settings in force. An argument that is None counts as not given.
 
         Raises SettingsError, which names the setting and, for a file, its path.
         """
-        given = {name: value for name, value in arguments.items() if value is not None}
+        given = {name: value for name, value in {"url": url, **arguments}.items() if value is not None}
         try:
-            settings = cls(**given)
+            settings = cls(url=url, **arguments)
         except pydantic.ValidationError as error:
             raise SettingsError(_first_problem(error, given)) from None
         # the source with precedence decides; if both have the same source, the URL does

@@ -51,7 +51,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+JobState = Literal[
+    "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
+]
 
 
 class AIQueueError(Exception):
@@ -281,12 +285,11 @@ class DuplicateJob(Conflict):
 
 
 class NotParked(Conflict):
-    """The job does not wait for a time, so it cannot be rescheduled.
-
-    `state` is that of `JobStats`, or "due" (it is about to enter its lane), or "gone" (nothing is known of it).
+    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due" (it is about to
+    enter its lane), or "gone" (nothing is known of it).
     """
 
-    def __init__(self, job_id: str, state: str) -> None:
+    def __init__(self, job_id: str, state: JobState | Literal["due", "gone"]) -> None:
         super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")
         self.job_id, self.state = job_id, state
 
@@ -355,10 +358,7 @@ class JobGone(AIQueueError):
 
 
 class ChildFailed(JobFailed):
-    """A child that `Job.gather` waits for became a dead letter, or was cancelled (ChildCancelled).
-
-    `name`: the child's name in its parent.
-    """
+    """A child of `Job.gather` is a dead letter, or was cancelled (ChildCancelled). `name`: its name in the parent."""
 
     def __init__(self, job_id: str, *, name: str, reason: str, error: str, attempt: int) -> None:
         super().__init__(job_id, reason=reason, error=error, attempt=attempt)

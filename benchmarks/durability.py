@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 from nats.js import JetStreamContext
 
@@ -57,7 +58,8 @@ async def served(client: aiqueue.Client, setting: str) -> AsyncIterator[aiqueue.
             servers = Cluster(Path(directory) / "cluster", storage=storage)
             stack.callback(servers.end)
         servers.start()  # in this thread, with which they end; the loop waits
-        account, profile = servers.account, "single" if setting == ALWAYS else "cluster"
+        account = servers.account
+        profile: Literal["single", "cluster"] = "single" if setting == ALWAYS else "cluster"
         other = await stack.enter_async_context(
             aiqueue.connect(account.url, user=account.user, password=account.password, profile=profile)
         )

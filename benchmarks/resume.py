@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiqueue
 from aiqueue.errors import Unavailable
@@ -102,7 +102,7 @@ class Place:
 
     def client(self) -> aiqueue.Client:
         account = self.servers.account
-        profile = "cluster" if isinstance(self.servers, Cluster) else "single"
+        profile: Literal["single", "cluster"] = "cluster" if isinstance(self.servers, Cluster) else "single"
         return aiqueue.connect(
             account.url, user=account.user, password=account.password, streams=self.streams, profile=profile
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiqueue.config import Settings, find_file
+from aiqueue.config import Settings, SettingsOptions, find_file
 from aiqueue.errors import SettingsError
 
 
@@ -317,3 +317,7 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings.load()
     with pytest.raises(ValueError, match="frozen"):
         settings.url = "x"  # type: ignore[misc]
+
+
+def test_type_checkers_know_every_setting_as_an_argument() -> None:
+    assert {"url", *SettingsOptions.__annotations__} == set(Settings.model_fields)

@@ -41,7 +41,10 @@ def check_with_pyright(tmp_path: Path) -> dict[str, Complaints]:
     if importlib.util.find_spec("basedpyright") is None:
         pytest.skip("basedpyright is not installed: `make test` installs it")
     include = [str(CODE / name) for name in FILES]
-    project = {"include": include, "extraPaths": [str(ROOT)], "typeCheckingMode": "standard"}
+    project = {
+        "include": include, "extraPaths": [str(ROOT)], "typeCheckingMode": "standard",
+        "reportUnnecessaryComparison": "error",  # as in strict mode: of a state that there is not
+    }  # fmt: skip
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(project))
     ran = subprocess.run(
         [

@@ -7,9 +7,10 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ..client import Client, check_client, connect
+from ..config import SettingsOptions
 from ..enqueue import OnFull
 from ..errors import BadInput, Unavailable
 from ..units import Backoff, Duration, parse_duration
@@ -43,7 +44,7 @@ class NATSClient:
         *,
         client: Client | None = None,
         drain_timeout: Duration = "30s",
-        **settings: Any,
+        **settings: Unpack[SettingsOptions],
     ) -> None:
         if client is not None:
             check_client(client)

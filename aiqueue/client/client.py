@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, cast, overload
 
 from .. import subjects
-from ..config import Settings
+from ..config import Settings, SettingsOptions
 from ..connection import Connection
 from ..documents import Documents
 from ..enqueue import (
@@ -436,7 +435,9 @@ def check_client(client: Any) -> None:
         )
 
 
-def connect(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> Client:
+def connect(
+    url: str | None = None, *, settings: Settings | None = None, **arguments: Unpack[SettingsOptions]
+) -> Client:
     """Return a client that is not open yet: ``async with aiqueue.connect() as client:``.
 
     `url` and `arguments` are those of `Settings`. What is not given comes from the environment, from ``aiqueue.toml``,
@@ -445,6 +446,4 @@ def connect(url: str | None = None, *, settings: Settings | None = None, **argum
     """
     if settings is not None and (url is not None or arguments):
         raise BadInput("pass either settings= or single arguments, not both")
-    if isinstance(arguments.get("streams"), str):
-        arguments["streams"] = Path(arguments["streams"])
     return Client(settings or Settings.load(url=url, **arguments))

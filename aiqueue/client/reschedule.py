@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from .. import subjects
 from ..connection import ServerClock
 from ..enqueue import SOON_S, Enqueued, ParkedJob, Parking
-from ..errors import Conflict, NotFound, NotParked, Unavailable
+from ..errors import Conflict, JobState, NotFound, NotParked, Unavailable
 from ..inspect import JobStats
 from ..journal import Journal
 from ..topology import Family
@@ -67,7 +68,9 @@ async def _find(parking: Parking, journal: Journal, family: Family, job: Enqueue
     return next((each for each in found if run and each.run == run), None)
 
 
-async def _state(status: Callable[[], Awaitable[JobStats]], found: ParkedJob | None) -> str:
+async def _state(
+    status: Callable[[], Awaitable[JobStats]], found: ParkedJob | None
+) -> JobState | Literal["due", "gone"]:
     if found is not None:
         return "due"
     try:

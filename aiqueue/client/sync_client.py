@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from .. import subjects
-from ..config import Settings
+from ..config import Settings, SettingsOptions
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
@@ -394,6 +394,8 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def connect_sync(url: str | None = None, *, settings: Settings | None = None, **arguments: Any) -> SyncClient:
+def connect_sync(
+    url: str | None = None, *, settings: Settings | None = None, **arguments: Unpack[SettingsOptions]
+) -> SyncClient:
     """Return a client that is not open yet: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
     return SyncClient(connect(url, settings=settings, **arguments))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from .. import headers
 from ..connection import Stored
 from ..enqueue import DeadLetter
-from ..errors import NotFound
-from ..journal import ChildEnd, ChildRecord, Entry, children_of_entry
+from ..errors import JobState, NotFound
+from ..journal import CANCELLED, FAILED, RESULT, ChildEnd, ChildRecord, Entry, children_of_entry
 from ..subjects import ParentRun
 
 CHILDREN_SHOWN = 100  # jobs of one tree that are looked up or listed
 
-_STATE_OF = {"result": "done"}
+_STATE_OF: dict[str, JobState] = {RESULT: "done", FAILED: "failed", CANCELLED: "cancelled"}  # of a child that has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class ChildStats:
     job_id: str
     family: str
     kind: str
-    state: str
+    state: JobState
     children: tuple[ChildStats, ...] = ()
 
 
-Describe = Callable[[ChildRecord], Awaitable[tuple[str, tuple[ChildStats, ...]]]]
+Describe = Callable[[ChildRecord], Awaitable[tuple[JobState, tuple[ChildStats, ...]]]]
 
 
 class TreeBudget:
@@ -53,22 +53,22 @@ async def describe_children(
     `describe`: returns state and children of a child that has not ended.
     """
     records: dict[str, ChildRecord] = {}
-    ends: dict[str, str] = {}
+    ends: dict[str, JobState] = {}
     for entry in kept:
         if entry.event == "children":
             records.update({each.name: each for each in children_of_entry(entry)})
         elif entry.event == "ended" and isinstance(entry.data, dict):
             plain = entry.data.get("ends")
             found = [ChildEnd.from_plain(each) for each in plain] if isinstance(plain, list) else []
-            ends.update({end.job_id: _STATE_OF.get(end.event, end.event) for end in found if end is not None})
+            ends.update({end.job_id: _STATE_OF.get(end.event, "ended") for end in found if end is not None})
     shown = []
     for record in records.values():
         if budget.left <= 0:
             break
         budget.left -= 1
-        state = ends.get(record.job_id, "")
+        state = ends.get(record.job_id)
         children: tuple[ChildStats, ...] = ()
-        if not state:
+        if state is None:
             try:
                 state, children = await describe(record)
             except NotFound:

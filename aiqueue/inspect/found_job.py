@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 
 from .. import headers, subjects
 from ..connection import Stored
 from ..enqueue import DeadLetter, Enqueued, ParkedJob
+from ..errors import JobState
 from ..journal import CANCELLED, RESULT, RETRY, Entry
 from ..topology import Family
-
-State = Literal[
-    "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
-]
 
 
 @dataclass(slots=True)
@@ -117,7 +113,7 @@ def has_declared_lane(found: FoundJob, stored: Stored) -> bool:
     return not lane.key or found.family.limit_key is not None
 
 
-def state_in_lane(found: FoundJob, stored: Stored) -> tuple[State, str, float | None]:
+def state_in_lane(found: FoundJob, stored: Stored) -> tuple[JobState, str, float | None]:
     """Return the state of a job in its lane, after the lane's consumer was read."""
     if is_cancelled(found):
         return "cancelled", "a worker will remove it from its lane", None
@@ -137,7 +133,7 @@ def state_in_lane(found: FoundJob, stored: Stored) -> tuple[State, str, float | 
     return "in_flight", "delivered to a worker and not settled: it runs, or waits to be delivered again", None
 
 
-def state_when_parked(job: ParkedJob) -> tuple[State, str, float | None]:
+def state_when_parked(job: ParkedJob) -> tuple[JobState, str, float | None]:
     """Return the state of a parked job, a note, and when it is due."""
     if job.subject.is_due:
         return "parked", "due: waits for a worker to move it to its lane", job.due_at

@@ -13,14 +13,13 @@ from ..codec import secret_paths
 from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
 from ..enqueue import DeadLetters, Filter, Parking
-from ..errors import AccessDenied, AIQueueError, BadInput, NotFound
+from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
 from ..lanes import ActivePauses, Pause
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
     FoundJob,
-    State,
     has_declared_lane,
     is_cancelled,
     is_written_by,
@@ -75,7 +74,7 @@ class JobStats:
     job_id: str
     family: str
     tenant: str
-    state: State
+    state: JobState
     priority: str | None = None
     kind: str | None = None
     attempt: int | None = None
@@ -310,7 +309,7 @@ class _Search:
 
     async def _describe_child(
         self, tenant: str, budget: TreeBudget, child: ChildRecord
-    ) -> tuple[State, tuple[ChildStats, ...]]:
+    ) -> tuple[JobState, tuple[ChildStats, ...]]:
         """Return the state of a child, and its own children. Raises NotFound."""
         search = _Search(self._connection, self._topology, child.job_id, child.family, tenant, child.noted_at)
         found = await search.describe(await search.run(), budget)
@@ -355,7 +354,7 @@ class _Search:
             schedule=schedule, scheduled_for=scheduled_for,
         )  # fmt: skip
 
-    def _state(self, found: FoundJob) -> tuple[State, str, float | None]:
+    def _state(self, found: FoundJob) -> tuple[JobState, str, float | None]:
         """Return the state, its note, and the time of the next attempt if one is planned."""
         if found.stored is not None:
             return state_in_lane(found, found.stored)

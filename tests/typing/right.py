@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Generic, TypeVar, assert_type
 
 import pydantic
@@ -332,3 +333,18 @@ async def scheduled_uses(job: aiqueue.Job[Tidy]) -> None:
     scheduling.schedule(timedelta(minutes=5), Measure(path="x"), tenant="acme", id="x")  # right: a message
     scheduling.schedule(aiqueue.Once(5.0), Measure(path="x"), tenant="acme", id="once")  # right: a recurrence
     assert_type(await tidy_daily(job), Size)  # right: a scheduled function keeps its type
+
+
+def settings_uses(path: Path) -> None:
+    aiqueue.connect("nats://localhost", creds="a.creds", ping_interval="2s")  # right: texts as in the file
+    aiqueue.connect(creds=path, ping_interval=timedelta(seconds=2), claim_check=1024, user=None)  # right: values
+    aiqueue.connect(settings=aiqueue.Settings(url="nats://localhost", profile="cluster"))  # right: the settings
+    aiqueue.connect_sync(password="x", tls_handshake_first=True)  # right: the same without asyncio
+    aiqueue.NATSClient("nats://localhost", user="x", drain_timeout="5s")  # right: settings of the bus
+
+
+async def states(client: aiqueue.Client) -> aiqueue.JobState:
+    stats = await (await client.job("x")).status()
+    if stats.state == "in_flight":  # right: a state
+        return stats.state
+    return "queued"  # right: a state

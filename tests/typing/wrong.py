@@ -238,3 +238,24 @@ def scheduled_uses(worker: aiqueue.Worker) -> None:
     worker.schedule("@daily", "text", tenant="acme", id="x")  # wrong: no message
     worker.schedule([1], Plain(text="x"), tenant="acme", id="x")  # wrong: no time
     worker.schedule("@daily", Plain(text="x"), tenant="acme", id="x", every=5)  # wrong: no such option
+
+
+def settings_uses() -> None:
+    aiqueue.connect("nats://localhost", creds=5)  # wrong: a path
+    aiqueue.connect(ping_intervall="2s")  # wrong: no such setting
+    aiqueue.connect(profile="clustered")  # wrong: no such profile
+    aiqueue.connect(tls_handshake_first="yes")  # wrong: no text
+    aiqueue.connect_sync(adress="nats://localhost")  # wrong: no such setting
+    aiqueue.Settings(generation="one")  # wrong: a number
+    aiqueue.Settings(servers="nats://localhost")  # wrong: no such setting
+    aiqueue.NATSClient("nats://localhost", usr="x")  # wrong: no such setting
+
+
+async def states(client: aiqueue.Client) -> aiqueue.JobState:
+    status = await (await client.job("x")).status()
+    for child in status.children:
+        if child.state == "finished":  # wrong: no such state
+            print(child)
+    if status.state == "in_fligth":  # wrong: a misspelled state
+        print(status)
+    return "running"  # wrong: no such state

@@ -14,6 +14,7 @@ from ..codec import secret_paths
 from ..errors import DecodeError
 from ..job import ANY_KIND, Message, RawMessage
 from ..lanes import Delivery
+from ..logs import running_job
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
 from ..payload import parse_message
 from ..topology import Family
@@ -151,6 +152,7 @@ class MailHandlers:
 
     async def _run(self, call: MailCall, handler: Handler, mail: Mail[Any]) -> None:
         function: Any = handler.call
+        running_job.set(mail)
         try:
             value = await function(mail) if handler.is_async else await self._threads.run(lambda: function(mail))
             plain = type(value) in PLAIN_TYPES

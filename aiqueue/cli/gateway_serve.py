@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import BadInput
 from . import output
 from .options import FAILED, ServerOptions, duration_option
-from .work import LOG_FORMAT, POOL_LOG_FORMAT, PROCESSES_MAX, join_pool, log_to_stderr, loop_factory, spell_options
+from .work import PROCESSES_MAX, LogFormat, LogLevel, join_pool, log_to_stderr, loop_factory, spell_options
 
 if TYPE_CHECKING:
     from .pool_member import PoolMember
@@ -37,10 +37,8 @@ def serve(
     drain_timeout: Annotated[
         float | None, duration_option("Time for open requests and streams to finish on shutdown. Default: 30s.")
     ] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
-    ] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
     pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve OpenAI's API over HTTP until Ctrl-C or SIGTERM: chats with streams, embeddings, models, files, batches.
@@ -63,15 +61,16 @@ def serve(
         from .worker_pool import PoolKind, WorkerPool  # noqa: PLC0415
 
         kind = PoolKind(("gateway", "serve"), "front", "requests", "their jobs go on", "the jobs of its requests go on")
-        log_to_stderr(log_level, POOL_LOG_FORMAT)
+        log_to_stderr(log_level, log_format, with_process=True)
         with front.reserve(host, port) as bound:
-            own = {"host": host, "port": bound.getsockname()[1], "drain-timeout": drain_s, "log-level": log_level}
+            own = {"host": host, "port": bound.getsockname()[1], "drain-timeout": drain_s, "log-level": log_level,
+                   "log-format": log_format}  # fmt: skip
             arguments = spell_options({**vars(options), **own})
             raise typer.Exit(WorkerPool(arguments, processes, target=front.url_of(bound), kind=kind).run())
     import asyncio  # noqa: PLC0415
 
     member = None if pool_fd is None else join_pool(pool_fd)
-    log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
+    log_to_stderr(log_level, log_format, with_process=member is not None)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         if not runner.run(_serve(options, host, port, drain_s, member)):
             raise typer.Exit(FAILED)

@@ -14,11 +14,15 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ..subjects import Lane
 from ..units import short_duration
 
+if TYPE_CHECKING:
+    from logging import Logger
+
+_notice_logger: Logger | None = None
 # "\x80-\x9f" are control characters too; the ranges after it change the direction of text
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
@@ -86,8 +90,20 @@ def print_line(text: str = "", *, err: bool = False) -> None:
         sys.stderr.flush()
 
 
+def log_notices(logger: Logger) -> None:
+    """Have notices logged: a program that reads JSON log lines finds nothing else among them."""
+    global _notice_logger  # noqa: PLW0603
+    _notice_logger = logger
+
+
 def print_notice(text: str) -> None:
-    """Write a line to stdout, for a command that goes on if stdout cannot be written: the line is then dropped."""
+    """Write a line to stdout, for a command that goes on if stdout cannot be written: the line is then dropped.
+
+    After `log_notices` the line is logged instead.
+    """
+    if _notice_logger is not None:
+        _notice_logger.info("%s", text)
+        return
     try:
         print_line(text)
     except OutputFailed:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from .pool_member import PoolMember
 
 PROCESSES_MAX = 64
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-POOL_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
+RELOAD_DRAIN_S = 1.0  # unless said: a job that still runs goes back to the queue, and the new code runs it
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +46,29 @@ HealthFile = Annotated[
 ]
 
 
-def work(
+Families = Annotated[
+    list[str] | None, typer.Option(metavar="FAMILY,...", help="Only jobs of these families; repeatable.")
+]
+Tenants = Annotated[
+    list[str] | None, typer.Option(metavar="TENANT,...", help="Only jobs of these tenants; repeatable.")
+]
+Reload = Annotated[
+    bool,
+    typer.Option(
+        "--reload", help="Restart when a *.py or *.toml file here changes. For development: needs aiqueue[dev]."
+    ),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
+]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option(metavar="FORMAT", help="Log lines on stderr: text, or json, an object a line."),
+]
+
+
+def work(  # noqa: PLR0913  (an option each)
     options: ServerOptions,
     target: Target,
     *,
@@ -66,21 +87,15 @@ def work(
             metavar="N", help="Maximum number of running jobs per process. Default: from the worker.", min=1, max=10_000
         ),
     ] = None,
-    families: Annotated[
-        list[str] | None, typer.Option(metavar="FAMILY,...", help="Only jobs of these families; repeatable.")
-    ] = None,
-    tenants: Annotated[
-        list[str] | None, typer.Option(metavar="TENANT,...", help="Only jobs of these tenants; repeatable.")
-    ] = None,
+    families: Families = None,
+    tenants: Tenants = None,
     drain_timeout: Annotated[
-        float | None,
-        duration_option("Time for running jobs to finish on shutdown, such as 30s."),
+        float | None, duration_option("Time for running jobs to finish on shutdown, such as 30s.")
     ] = None,
     health_file: HealthFile = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
-    ] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
+    reload: Reload = False,
     pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a worker or agents until Ctrl-C or SIGTERM.
@@ -97,11 +112,16 @@ def work(
     if tenants is not None and split_names(tenants) is None:
         raise BadInput("--tenants is empty: name at least one tenant or leave the option out")
     given = {"concurrency": concurrency, "families": split_names(families), "tenants": split_names(tenants),
-             "drain-timeout": drain_timeout, "log-level": log_level}  # fmt: skip
+             "drain-timeout": drain_timeout, "log-level": log_level, "log-format": log_format}  # fmt: skip
+    if reload:
+        log_to_stderr(log_level, log_format, with_process=True)
+        if processes > 1 or health_file is not None:
+            raise BadInput("--reload is for development: leave out --processes and --health-file")
+        raise typer.Exit(_run_reloading(target, options, given))
     if processes > 1:
         from .worker_pool import WorkerPool  # noqa: PLC0415
 
-        log_to_stderr(log_level, POOL_LOG_FORMAT)
+        log_to_stderr(log_level, log_format, with_process=True)
         arguments = [*spell_options({**vars(options), **given}), "--", target]
         raise typer.Exit(WorkerPool(arguments, processes, target=target, health=health_file).run())
     from .worker_process import WorkerProcess, run_process  # noqa: PLC0415
@@ -112,9 +132,20 @@ def work(
     _override(worker, target, concurrency, split_names(families), split_names(tenants), drain_timeout)
     if member is not None:
         _make_name_unique(worker, member)
-    log_to_stderr(log_level, POOL_LOG_FORMAT if member else LOG_FORMAT)
+    log_to_stderr(log_level, log_format, with_process=member is not None)
     if not run_process(WorkerProcess(worker, options, member, health_file), loop_factory()):
         raise typer.Exit(FAILED)
+
+
+def _run_reloading(target: str, options: ServerOptions, given: dict[str, Any]) -> int:
+    """Run a worker that restarts when its files change, and return its exit code. Raises BadInput."""
+    try:
+        from .reload import Reloader  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise BadInput(f"--reload needs {error.name}: pip install 'aiqueue[dev]'") from None
+    drain_s = RELOAD_DRAIN_S if given["drain-timeout"] is None else given["drain-timeout"]
+    arguments = [*spell_options({**vars(options), **given, "drain-timeout": drain_s}), "--", target]
+    return Reloader(arguments, options.settings(), drain_s).run()
 
 
 def _override(
@@ -154,13 +185,18 @@ def join_pool(fd: int) -> PoolMember:
     return join(fd)
 
 
-def log_to_stderr(level: str, form: str) -> None:
-    """Write the log of aiqueue from this level on to stderr."""
+def log_to_stderr(level: str, form: Literal["text", "json"], *, with_process: bool) -> None:
+    """Log to stderr from this level on. In JSON, what a command says of itself while it runs is logged too."""
     import logging  # noqa: PLC0415
 
-    # does nothing if the module has configured logging itself
-    logging.basicConfig(stream=sys.stderr, format=form)
-    logging.getLogger("aiqueue").setLevel(level.upper())
+    from .. import logs  # noqa: PLC0415
+
+    if not logs.set_up(level, form, with_process=with_process) and form == "json":
+        logging.getLogger("aiqueue").warning(
+            "--log-format json has no effect, because the module sets up logging itself: use aiqueue.logs.JsonFormatter"
+        )
+    elif form == "json":
+        output.log_notices(logging.getLogger("aiqueue"))
 
 
 def spell_options(options: Mapping[str, Any]) -> list[str]:

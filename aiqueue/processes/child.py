@@ -13,7 +13,6 @@ import ctypes
 import dataclasses
 import functools
 import gc
-import logging
 import multiprocessing.spawn
 import os
 import signal
@@ -28,6 +27,7 @@ from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policie
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
+from ..logs import running_job, set_up_as
 from ..payload import Document
 from ..topology import Family
 from ..units import Backoff
@@ -59,7 +59,7 @@ def main(parent: int) -> None:
     reset_signals_at_fork()
     pipe = WorkerPipe(*_take_pipe())
     recipe = protocol.read_frame_blocking(pipe.reader)[1]
-    _set_up_logging(recipe["log"])
+    set_up_as(recipe["log"])
     Loading.now = True
     found = _FoundHandlers(recipe)
     Loading.now = False
@@ -83,14 +83,6 @@ def _take_pipe() -> tuple[BinaryIO, BinaryIO]:
     os.close(empty)
     os.dup2(2, 1)
     return reader, writer
-
-
-def _set_up_logging(levels: dict[str, int]) -> None:
-    """Log to stderr at the worker's levels. A module that sets up logging itself overrides this."""
-    if levels:
-        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 class _ChildContext:
@@ -312,6 +304,7 @@ async def _call_handler_here(
             return refusal
         if pipe.cancelled:
             return Cancelled()
+        running_job.set(job)
         if handler.is_async:
             pipe.task = asyncio.current_task()
             outcome = Returned(await handler.call(job))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import multiprocessing.spawn
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..attempt import Handler
+from ..logs import describe_set_up
 from ..topology import Family
 from . import protocol
 
@@ -55,7 +55,6 @@ class Recipe:
         worker = self._refer_to_worker()
         named = [lifespan, worker, *(str(name) for each in handlers for name in each[2:4])]
         needs_main = any(name.startswith("__main__:") for name in named)
-        root = logging.getLogger()
         return {
             "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
             "handlers": handlers,
@@ -63,7 +62,7 @@ class Recipe:
             "lifespan_arguments": arguments,
             "worker": worker,
             "main": _describe_main_module() if needs_main else {},
-            "log": {"": root.level, "aiqueue": logging.getLogger("aiqueue").level} if root.handlers else {},
+            "log": describe_set_up(),
         }
 
     def _refer_to_worker(self) -> str:

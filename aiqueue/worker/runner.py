@@ -33,6 +33,7 @@ from ..errors import Stale, Unavailable
 from ..job import Job, RawMessage
 from ..journal import Writer
 from ..lanes import Delivery
+from ..logs import running_job
 from ..processes import Processes, Quarantine, Suspect
 from ..requests import Claims
 from .claiming import RunClaims
@@ -103,8 +104,7 @@ class Runner:
 
         A second task writes the outcome. The handler runs in the first task, which ends right after the handler: a
         handler may cancel its own task, or leave something behind that cancels the task later, and neither may reach
-        the writes. An outcome for which nothing has to be written, or a result that is sent at once, needs no second
-        task.
+        the writes. Where nothing has to be written, or a result is sent at once, there is no second task.
         """
         opened = None
         try:
@@ -146,8 +146,7 @@ class Runner:
         ended: Outcome
         try:
             context = JobContext(self._resources, delivery, opened, started_at)
-            # there was a notice, and the journal must be read; or something is paused, perhaps this job; or its credit
-            # has expired
+            # a notice: the journal must be read; or something is paused, perhaps this job; or its credit has expired
             if (
                 self.cancellations.watch(context, started_at)
                 or self.gate.pauses is not None
@@ -161,6 +160,7 @@ class Runner:
                 if timeout_s is not None:
                     self._limits.start(context, time.monotonic() + timeout_s)
                 self._watchdog.running[context] = timeout_s
+                running_job.set(job)
                 try:
                     value = await handler.call(job)
                     if type(value) in PLAIN_TYPES:
@@ -414,6 +414,7 @@ class Runner:
         timeout_s = handler.timeout_s
         if timeout_s is not None:
             self._limits.start(context, time.monotonic() + timeout_s)
+        running_job.set(job)
         outcome: Outcome
         try:
             if handler.is_async:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
 from .. import subjects
-from ..attempt import Handler, Policies, is_async_handler
+from ..attempt import Around, Handler, Policies, is_async_handler, parse_around
 from ..client import Client, check_client
 from ..errors import AIQueueError, BadInput
 from ..job import ANY_KIND, AnyM, M, Message, RawMessage, check_model
@@ -20,6 +21,7 @@ from .inbox_worker import AgentSpec, InboxWorker
 from .session import AgentSession
 
 R = TypeVar("R")
+C = TypeVar("C", bound=AbstractContextManager[Any] | AbstractAsyncContextManager[Any])
 CONCURRENCY_MAX = 1_000
 
 
@@ -61,6 +63,7 @@ class Agent:
         self.description = text("description", description)
         self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self._handlers: dict[str, Handler] = {}
+        self._arounds: tuple[Around, ...] = ()
         self._inbox_worker: InboxWorker | None = None
 
     @property
@@ -94,8 +97,9 @@ class Agent:
                 raise BadInput(f"kind {model.aiq_kind!r} has a handler already")
             call: Callable[..., Any] = function
             self._handlers[model.aiq_kind] = Handler(
-                model, call, is_async_handler(function), given.retry, given.timeout_s, False, on=given.on
-            )
+                model, call, is_async_handler(function), given.retry, given.timeout_s, False, on=given.on,
+                arounds=self._arounds,
+            )  # fmt: skip
 
         return _MailHandlerDecorator(add)
 
@@ -121,10 +125,20 @@ class Agent:
             call: Callable[..., Any] = function
             self._handlers[ANY_KIND] = Handler(
                 RawMessage, call, is_async_handler(function), given.retry, given.timeout_s, False, on=given.on,
-                any_of=FAMILY,
+                any_of=FAMILY, arounds=self._arounds,
             )  # fmt: skip
 
         return _MailHandlerDecorator(add)
+
+    def around(self, function: Callable[[Mail[Any]], C]) -> Callable[[Mail[Any]], C]:
+        """Put a context manager around each call of each handler of this agent: a decorator, as `Worker.around`.
+
+        The function takes one ``Mail``. Replies that a `request` waits for are not inside. Raises BadInput.
+        """
+        self._arounds = (*self._arounds, parse_around(function, "the mail"))
+        for kind, handler in self._handlers.items():
+            self._handlers[kind] = replace(handler, arounds=self._arounds)
+        return function
 
     async def send(
         self,

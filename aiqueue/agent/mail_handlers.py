@@ -29,9 +29,10 @@ class MailCall:
     - `task` runs the handler. None: nothing is called, and `outcome` says what becomes of the mail.
     - `outcome`: what the handler has ended with; None until then.
     - `secrets`: the secret fields of the mail.
+    - `mail`: what the handler is called with.
     """
 
-    __slots__ = ("decoded", "handler", "limit", "outcome", "raw", "secrets", "task")
+    __slots__ = ("decoded", "handler", "limit", "mail", "outcome", "raw", "secrets", "task")
 
     def __init__(self, raw: RawJob, decoded: DecodedJob, handler: Handler | None, secrets: str) -> None:
         self.raw = raw
@@ -41,6 +42,7 @@ class MailCall:
         self.outcome: Outcome | None = None
         self.task: asyncio.Task[None] | None = None
         self.limit: Limit | None = None
+        self.mail: Mail[Any] | None = None
 
 
 class MailHandlers:
@@ -81,6 +83,7 @@ class MailHandlers:
             message, envelope, to=self._agent, attempt=number, mail_headers=raw.headers,
             reply_sender=self._reply_sender,
         )  # fmt: skip
+        call.mail = mail
         run = self._run(call, handler, mail)
         call.task = asyncio.get_running_loop().create_task(run, context=self._base_context.copy())
         if handler.timeout_s is not None:
@@ -90,6 +93,8 @@ class MailHandlers:
     def end(self, call: MailCall) -> Outcome:
         """Return the outcome of a call whose task has ended. What this returns repeats no secret of the mail."""
         outcome = call.outcome
+        if call.mail is not None:
+            call.mail.is_abandoned = True  # where its function is still in a thread
         if call.limit is not None:
             self._limits.stop(call.limit)
             if call.limit.expired and call.handler is not None:
@@ -151,10 +156,12 @@ class MailHandlers:
         return Refused("unknown_kind", f"agent {self._agent} has no handler for {decoded.kind!r}; its kinds: {known}")
 
     async def _run(self, call: MailCall, handler: Handler, mail: Mail[Any]) -> None:
-        function: Any = handler.call
         running_job.set(mail)
         try:
-            value = await function(mail) if handler.is_async else await self._threads.run(lambda: function(mail))
+            if handler.is_async:
+                value = await handler.call(mail)
+            else:
+                value = await handler.call_in_thread(mail, self._threads.run)
             plain = type(value) in PLAIN_TYPES
             call.outcome = Returned(value) if plain else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)

@@ -6,6 +6,7 @@ when it is loaded.
 
 from __future__ import annotations
 
+from .around import Around, AroundFunction, parse_around
 from .cancellation import Cancellations, RunningAttempt
 from .costs import check_cost_function, cost_of
 from .decoding import (
@@ -60,12 +61,13 @@ from .threads import Threads
 from .timeouts import Limit, Limits
 
 __all__ = [
-    "PLAIN_TYPES", "RETURNED_NONE", "AlreadyEnded", "Cancellations", "Cancelled", "DecodedJob", "Duplicate", "Handler",
-    "Handlers", "Interrupted", "KindPaused", "Limit", "Limits", "Outcome", "Policies", "Postponed", "Raised", "RawJob",
-    "Refused", "RetryPending", "Returned", "RunningAttempt", "TakenOver", "Threads", "Unknown", "Waiting", "WrongLane",
-    "build_job", "build_plain_job", "check_cost_function", "cost_of", "decode_body", "decode_headers_only",
-    "decode_headers_or_defaults", "decode_into", "error_line", "find_handler", "find_wrong_lane", "is_async_handler",
-    "is_past_deadline", "limit_key_of", "make_raw_message", "outcome_from_plain", "outcome_of_error",
-    "outcome_of_value", "outcome_to_plain", "read_message", "run_in_task", "secrets_of", "secrets_of_body",
-    "timeout_outcome", "unknown_kind_outcome", "warn_of_no_key", "wished_priority", "without_secrets",
+    "PLAIN_TYPES", "RETURNED_NONE", "AlreadyEnded", "Around", "AroundFunction", "Cancellations", "Cancelled",
+    "DecodedJob", "Duplicate", "Handler", "Handlers", "Interrupted", "KindPaused", "Limit", "Limits", "Outcome",
+    "Policies", "Postponed", "Raised", "RawJob", "Refused", "RetryPending", "Returned", "RunningAttempt", "TakenOver",
+    "Threads", "Unknown", "Waiting", "WrongLane", "build_job", "build_plain_job", "check_cost_function", "cost_of",
+    "decode_body", "decode_headers_only", "decode_headers_or_defaults", "decode_into", "error_line", "find_handler",
+    "find_wrong_lane", "is_async_handler", "is_past_deadline", "limit_key_of", "make_raw_message",
+    "outcome_from_plain", "outcome_of_error", "outcome_of_value", "outcome_to_plain", "parse_around", "read_message",
+    "run_in_task", "secrets_of", "secrets_of_body", "timeout_outcome", "unknown_kind_outcome", "warn_of_no_key",
+    "wished_priority", "without_secrets",
 ]  # fmt: skip

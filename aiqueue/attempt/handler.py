@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..job import ANY_KIND, Job, Progress, RawMessage, Reject
 from ..payload import parse_message
 from ..topology import Family
 from ..units import Backoff, Duration
+from .around import Around, InThread, call_in_thread, compose
 from .decoding import DecodedJob, RawJob
 from .handler_errors import to_utf8
 from .outcome_types import Raised, Refused, Unknown
@@ -29,10 +31,12 @@ class Handler:
     `on` has the policies for classes of errors. An error that meets none is retried by `retry`. `model` is the class of
     the messages. `any_of`: the family of a handler of every kind, whose `model` is RawMessage; "" for any other. `cost`
     returns an upper bound of what a call with a message uses; call it by `cost_of`.
+
+    `call` is `function`, the user's, within what is around it in the same task or thread.
     """
 
     model: type[Any]
-    call: Callable[[Job[Any]], Any]
+    function: Callable[[Any], Any]
     is_async: bool
     retry: Backoff
     timeout_s: float | None
@@ -41,6 +45,11 @@ class Handler:
     on: Policies = field(default_factory=dict, hash=False)
     any_of: str = ""
     cost: Callable[[Any], float] | None = None
+    arounds: tuple[Around, ...] = ()
+    call: Callable[[Any], Any] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "call", compose(self.function, self.arounds, is_async=self.is_async))
 
     @property
     def key(self) -> tuple[str, str]:
@@ -51,6 +60,12 @@ class Handler:
     def what(self) -> str:
         """What the handler is for, in a text."""
         return f"every kind of {self.any_of}" if self.any_of else f"kind {self.model.aiq_kind!r}"
+
+    def call_in_thread(self, job: Any, run_in_thread: InThread) -> Awaitable[Any]:
+        """Call a plain function by `run_in_thread`, within all that is around it."""
+        if not self.arounds:
+            return run_in_thread(functools.partial(self.call, job))
+        return call_in_thread(self.call, self.arounds, job, run_in_thread)
 
     def backoff(self, rule: int | None) -> Backoff:
         """Return the retry policy for an error that met policy number `rule` of `on` (None: it met none)."""

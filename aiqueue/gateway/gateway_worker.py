@@ -138,6 +138,8 @@ class GatewayWorker(Worker):
             suspect_after=BATCH_SUSPECT_AFTER,
         )
         _handle_batches(batches)
+        for each in self.arounds:
+            batches.around(each.function)
         return await stack.enter_async_context(batches.running(client))
 
     def _tokens_at_most(self, request: Request) -> float:

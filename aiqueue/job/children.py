@@ -129,8 +129,8 @@ class GatheredChild(NamedTuple):
     model: type[Message] | None
 
 
-def check_gathered(children: Any) -> list[GatheredChild]:
-    """Return the children that `Job.gather` was given. Raises BadInput."""
+def check_gathered(children: Any, known: Mapping[str, str]) -> list[GatheredChild]:
+    """Return the children that `Job.gather` was given. `known`: ids of this execution, by name. Raises BadInput."""
     if isinstance(children, Message | str | bytes | Mapping) or not isinstance(children, Sequence):
         raise BadInput(
             "pass a list: for each child the pair of its name and its message, or what `job.enqueue` has returned, not "
@@ -148,6 +148,12 @@ def check_gathered(children: Any) -> list[GatheredChild]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadInput(f"two children are named {twice!r}: number the children of a loop, as in 'page-1'")
+    for child in found:
+        if child.id is not None and known.get(child.name) != child.id:
+            raise BadInput(
+                f"child {child.name!r} ({child.id}) is none of this execution of the handler: enqueue it here, which "
+                "stores no second one, or pass the pair of its name and its message"
+            )
     return found
 
 

@@ -122,6 +122,11 @@ class Job(Generic[M_co]):
         """
         return self._progress.cancelled
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether this attempt is over, and its handler goes on alone in a thread; for aiqueue's own modules."""
+        return self._progress.is_over
+
     async def progress(self, fraction: float, note: str = "") -> None:
         """Report how far the job is, by a `fraction` from 0 to 1 and a note. Written to the job's journal.
 
@@ -351,15 +356,9 @@ class Job(Generic[M_co]):
         (`ResultInvalid`). The first error is raised (`on_failed="raise"`), or the errors stand in the list ("return").
         Otherwise raises as `enqueue`.
         """
-        found = check_gathered(children)
+        found = check_gathered(children, getattr(self, "_child_ids", {}))
         if on_failed not in ("raise", "return"):
             raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
-        for each in found:
-            if each.id is not None and getattr(self, "_child_ids", {}).get(each.name) != each.id:
-                raise BadInput(
-                    f"child {each.name!r} ({each.id}) is none of this execution of the handler: enqueue it here, which "
-                    "stores no second one, or pass the pair of its name and its message"
-                )
         new = [(each.name, each.message) for each in found if each.message is not None]
         with self._child_names_used([name for name, _ in new]):
             specs = [make_child_spec(name, message, priority=priority) for name, message in new]

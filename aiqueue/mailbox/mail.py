@@ -89,8 +89,8 @@ class Mail(Generic[M_co]):
     """
 
     __slots__ = (
-        "_reply_sender", "attempt", "conversation", "correlation", "deadline", "headers", "id", "kind", "message",
-        "sender", "sent_at", "tenant", "to",
+        "_reply_sender", "attempt", "conversation", "correlation", "deadline", "headers", "id", "is_abandoned", "kind",
+        "message", "sender", "sent_at", "tenant", "to",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +116,7 @@ class Mail(Generic[M_co]):
         self.attempt = attempt
         self.headers = mail_headers
         self._reply_sender = reply_sender
+        self.is_abandoned = False  # as `Job.is_abandoned`
 
     def __repr__(self) -> str:
         return f"<Mail {self.id} {self.kind} {self.sender or '?'} -> {self.to} attempt {self.attempt}>"

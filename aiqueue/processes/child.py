@@ -23,7 +23,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, BinaryIO
 
 from .. import attempt, codec
-from ..attempt import Cancelled, DecodedJob, Handler, Handlers, Outcome, Policies, RawJob, Refused, Returned, Threads
+from ..attempt import (
+    Around,
+    Cancelled,
+    DecodedJob,
+    Handler,
+    Handlers,
+    Outcome,
+    Policies,
+    RawJob,
+    Refused,
+    Returned,
+    Threads,
+)
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
 from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
@@ -215,12 +227,12 @@ class _FoundHandlers:
         if recipe["worker"]:
             with contextlib.suppress(Exception):  # each handler that needs the worker will be missing
                 worker = find_object(recipe["worker"])
-        for family, kind, call, model, is_async in recipe["handlers"]:
+        for family, kind, function, model, is_async, arounds in recipe["handlers"]:
             try:
                 self.handlers[family, kind] = (
                     Handler(
                         find_object(model),
-                        find_object(call),
+                        find_object(function),
                         is_async,
                         Backoff(),
                         None,
@@ -228,8 +240,9 @@ class _FoundHandlers:
                         on=_find_policies(worker, family, kind),
                         any_of=family if kind == ANY_KIND else "",
                         cost=_find_cost(worker, family, kind),
+                        arounds=_find_arounds(worker, family, kind, arounds),
                     )
-                    if call and model
+                    if function and model
                     else dataclasses.replace(_find_registered(worker, family, kind), process=False)
                 )
             except Exception as error:  # noqa: BLE001  (a module may raise anything)
@@ -309,7 +322,7 @@ async def _call_handler_here(
             pipe.task = asyncio.current_task()
             outcome = Returned(await handler.call(job))
         else:
-            outcome = Returned(await threads.run(lambda: handler.call(job)))
+            outcome = Returned(await handler.call_in_thread(job, threads.run))
     except asyncio.CancelledError:
         outcome = _cancelled_outcome(pipe)
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
@@ -374,6 +387,13 @@ def _find_cost(worker: Any, family: str, kind: str) -> Callable[[Any], float] | 
         return _find_registered(worker, family, kind).cost
     except LookupError:
         return None
+
+
+def _find_arounds(worker: Any, family: str, kind: str, references: list[str]) -> tuple[Around, ...]:
+    """Return what is around a handler, by its names. Raises LookupError for one without a name, and for no worker."""
+    if "" in references:
+        return _find_registered(worker, family, kind).arounds
+    return tuple(attempt.parse_around(find_object(each), "the job") for each in references)
 
 
 def _find_registered(worker: Any, family: str, kind: str) -> Handler:

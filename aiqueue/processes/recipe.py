@@ -20,7 +20,7 @@ from . import protocol
 class Recipe:
     """What a child needs to find the handlers and the lifespan of a worker.
 
-    A child finds each handler, message class and lifespan by its own name. What has no such name is taken from
+    A child finds each handler, message class, around and lifespan by its own name. What has no such name is taken from
     `worker`, the declared worker, if that is a global of a module that a child can import; so are the `on` policies.
     A lifespan may be a `functools.partial` of a function with such a name, with plain data as positional arguments.
     """
@@ -36,7 +36,8 @@ class Recipe:
             return ""
         if handler.process and handler.on:
             return "its policies (`on`) are found through its worker only, which is no global in the handler's module"
-        for thing, what in ((handler.call, "the handler"), (handler.model, "the message class")):
+        things = [(handler.function, "the handler"), (handler.model, "the message class")]
+        for thing, what in [*things, *((each.function, "the around") for each in handler.arounds)]:
             if not refer_to(thing):
                 return f"{what} {_describe(thing)} is not found under its name in its module"
         if self.lifespan is not None and not refer_to(_split(self.lifespan)[0]):
@@ -47,13 +48,16 @@ class Recipe:
         """Return the recipe as plain data, with the handlers that a child can find."""
         function, arguments = _split(self.lifespan)
         lifespan = "" if function is None else refer_to(function) or "worker"
-        handlers = [
-            [*key, refer_to(each.call), refer_to(each.model), each.is_async]
+        handlers: list[list[Any]] = [
+            [
+                *key, refer_to(each.function), refer_to(each.model), each.is_async,
+                [refer_to(around.function) for around in each.arounds],
+            ]
             for key, each in self.handlers.items()
             if not self.find_problem(each)
-        ]
+        ]  # fmt: skip
         worker = self._refer_to_worker()
-        named = [lifespan, worker, *(str(name) for each in handlers for name in each[2:4])]
+        named = [lifespan, worker, *(str(name) for each in handlers for name in (*each[2:4], *each[5]))]
         needs_main = any(name.startswith("__main__:") for name in named)
         return {
             "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
@@ -68,7 +72,7 @@ class Recipe:
     def _refer_to_worker(self) -> str:
         """Return the reference of the worker, if it is a global in a module of one of its handlers. "": it is none."""
         for handler in self.handlers.values():
-            module = getattr(handler.call, "__module__", None) or ""
+            module = getattr(handler.function, "__module__", None) or ""
             for name, value in list(vars(sys.modules.get(module, None) or object).items()):
                 if value is self.worker and self.worker is not None:
                     return f"{module}:{name}"

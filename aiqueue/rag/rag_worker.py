@@ -170,6 +170,8 @@ class RagWorker(Worker):
         )
         questions.drain_timeout_s, questions.child_lifespan = self.drain_timeout_s, self.child_lifespan
         register_queries(questions)
+        for each in self.arounds:
+            questions.around(each.function)
         return await stack.enter_async_context(questions.running(client))
 
     @asynccontextmanager

@@ -421,7 +421,7 @@ class Runner:
                 self._watchdog.running[context] = timeout_s
                 value = await handler.call(job)
             else:
-                value = await context.run_in_thread(lambda: handler.call(job))
+                value = await handler.call_in_thread(job, context.run_in_thread)
                 self._watchdog.running[context] = timeout_s  # a coroutine that it returned runs on the loop
             outcome = Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)

@@ -102,7 +102,7 @@ class DeclaredSchedules:
             if not hasattr(function, "__name__"):
                 raise BadInput(f'the schedule of {shown(function)} needs an id, such as id="daily-report"')
             options["id"] = str(function.__name__)
-        handler = next((each for each in handlers.values() if each.call is function), None)
+        handler = next((each for each in handlers.values() if each.function is function), None)
         if handler is not None:
             if handler.any_of:
                 raise BadInput(f"{options['id']} takes every kind: schedule a message, as in schedule(when, Report())")

@@ -7,10 +7,11 @@ import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
-from ..attempt import Handler, Handlers, Policies, check_cost_function, is_async_handler
+from ..attempt import Around, Handler, Handlers, Policies, check_cost_function, is_async_handler, parse_around
 from ..client import Client, check_client
 from ..errors import BadInput
 from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, check_model
@@ -22,6 +23,7 @@ from .session import Lifespan, Session, WorkerOptions
 
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=AbstractContextManager[Any] | AbstractAsyncContextManager[Any])
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
 _UNNAMED = itertools.count(1)  # workers of this process without a name of their own
@@ -98,6 +100,7 @@ class Worker:
         self.name = text("name", name) if name else _default_name()
         self.suspect_after = None if suspect_after is None else whole_number("suspect_after", suspect_after, 1, 1_000)
         self._handlers = Handlers()
+        self.arounds: tuple[Around, ...] = ()
         self._schedules = DeclaredSchedules(owner, generation)
 
     @property
@@ -198,6 +201,32 @@ class Worker:
 
         return _HandlerDecorator(add)
 
+    def around(self, function: Callable[[Job[Any]], C]) -> Callable[[Job[Any]], C]:
+        """Put a context manager around each run of each handler of this worker: a decorator above @contextmanager or
+        @asynccontextmanager. Several are entered in the order in which they are declared::
+
+            @worker.around
+            @contextmanager
+            def session(job: Job) -> Iterator[None]:
+                with Session(engine) as session, session.begin():
+                    current_session.set(session)
+                    yield  # the handler runs
+
+        - What stands before the `yield` is run before the handler, and what stands behind it afterwards, within the
+          handler's timeout, and before the outcome is stored. An exception of the handler comes out at the `yield`.
+        - An async one runs on the event loop. A plain one runs where the handler does: on the event loop, in its
+          thread, or in its child process, which finds it as it finds handlers. Around a thread, the async ones are
+          outside of the plain ones. Context variables that it sets reach the handler.
+        - What it raises counts as raised by the handler. If it suppresses an exception, the attempt fails all the same.
+
+        The function may also be a class of context managers, whose instances are made with the job. Raises BadInput for
+        what is no such function. Calls of `cost` and functions of ticks are not inside.
+        """
+        self.arounds = (*self.arounds, parse_around(function, "the job"))
+        for key, handler in self._handlers.items():
+            self._handlers[key] = replace(handler, arounds=self.arounds)
+        return function
+
     @overload
     def schedule(
         self, when: When, message: Message[Any], *, tenant: str, **options: Unpack[DeclareOptions]
@@ -251,7 +280,7 @@ class Worker:
         """Add a handler. Raises BadInput for a function that cannot be one."""
         handler = Handler(
             model, function, is_async_handler(function), options.retry, options.timeout_s, keeps_result, process,
-            options.on, any_of, cost,
+            options.on, any_of, cost, self.arounds,
         )  # fmt: skip
         self._handlers[handler.key] = handler
 

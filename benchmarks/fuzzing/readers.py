@@ -52,6 +52,10 @@ class NoProgress:
     def cancelled(self) -> bool:
         raise NotImplementedError
 
+    @property
+    def is_over(self) -> bool:
+        raise NotImplementedError
+
     async def progress(self, fraction: float, note: str) -> None:
         raise NotImplementedError
 

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 from ... import subjects
 from ...errors import AIQueueError, BadInput, Conflict, IdReused, NotFound
-from ..budgets import Budgets
-from ..key_budgets import API_KEY
-from ..ledger import UsageLedger
-from ..usage_store import UsageStore
-from .messages import GatewayBatch
-from .model import ENDED, ENDPOINTS, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
+from .ended_jobs import end_without_job, enqueue_batch
+from .model import ENDED, ENDPOINTS, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, RequestBatch
 from .store import BatchStore, KeptDocument, What
 
 if TYPE_CHECKING:
@@ -32,6 +28,7 @@ FILE_KEEP_S: Final = 30 * 24 * 3600  # OpenAI's default for files of batches
 KEEP_MIN_S, KEEP_MAX_S = 3600, FILE_KEEP_S  # OpenAI's bounds
 METADATA_MAX: Final = 16
 PIECE_BYTES: Final = 512 * 1024
+LOOK_AFTER_S: Final = 5.0  # after the last write of a batch, whether its job has ended without it
 QUIET_S: Final = 180.0  # a batch that nobody has written for so long may have lost its job
 POLL_S: Final = 1.0
 FileSource = bytes | str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
@@ -172,11 +169,13 @@ class Batches:
         return batch
 
     async def batch(self, batch_id: str, *, tenant: str) -> RequestBatch:
-        """Return a batch. Raises NotFound. One whose job was lost, or has failed, is enqueued or ended by this."""
+        """Return a batch. Raises NotFound. One whose job was lost, cancelled, or has failed, is enqueued again by this,
+        to its end.
+        """
         batch = await self._batch(batch_id, tenant)
-        if batch.has_ended or await self._store.now() - batch.written_at < QUIET_S:
+        if batch.has_ended or (quiet_s := await self._store.now() - batch.written_at) < LOOK_AFTER_S:
             return batch
-        return await self._look_at_job(batch)
+        return await end_without_job(self._client, self._store, batch, may_be_lost=quiet_s >= QUIET_S)
 
     async def batches(self, tenant: str) -> list[RequestBatch]:
         """Return all batches of a tenant, the newest first. Ended ones are kept for as long as their files."""
@@ -222,8 +221,7 @@ class Batches:
     # -- within
 
     async def _enqueue(self, batch: RequestBatch) -> None:
-        message = GatewayBatch(batch_id=batch.id, input=batch.document)
-        await self._client.enqueue(message, tenant=batch.tenant)
+        await enqueue_batch(self._client, batch)
 
     async def _batch(self, batch_id: str, tenant: str) -> RequestBatch:
         return _parse(await self._find("batch", batch_id, tenant))
@@ -261,42 +259,11 @@ class Batches:
             raise BatchQuota(f"at most {quotas.total_bytes:,} bytes in all files: delete some")
 
     async def _check_batches(self, tenant: str, own: int) -> None:
-        running = sum(not each.has_ended for each in await self.batches(tenant))
-        if running + 1 - own > self._quotas.batches:
+        running = [each for each in await self.batches(tenant) if not each.has_ended]
+        if len(running) + 1 - own > self._quotas.batches:
+            for each in running:  # the job of one may have ended without it
+                await self.batch(each.id, tenant=tenant)
             raise BatchQuota(f"at most {self._quotas.batches:,} batches that have not ended: wait, or cancel some")
-
-    async def _look_at_job(self, batch: RequestBatch) -> RequestBatch:
-        """A batch was not written for long: if its job was lost, enqueue it again; if it has failed, end the batch."""
-        client, family = self._client, self._client.topology.family(GatewayBatch.aiq_family)
-        assert family.journal is not None
-        head = await client.journal.head(subjects.journal(family.journal, batch.tenant, batch.id))
-        if head is None:
-            try:
-                await client.job(batch.id, family=family.name, tenant=batch.tenant)
-            except NotFound:  # its creator has died between two writes
-                await self._enqueue(batch)
-            return batch
-        if not head.final:
-            return batch
-        why = str(head.as_error(batch.id)) if head.event != "result" else "its job has ended"
-        at = int(await self._store.now())
-        draft = replace(
-            batch, status="failed", times={**batch.times, "failed_at": at},
-            problems=(*batch.problems, LineProblem("job_failed", why[:500])),
-        )  # fmt: skip
-        if batch.month:
-            store = UsageStore(client.connection, client.topology)
-            budgets = Budgets(store, UsageLedger(store))
-            key = batch.headers.get(API_KEY, "")
-            await budgets.release(batch.tenant, batch.id, month=batch.month, key=key)
-            await budgets.close()
-        try:
-            await self._store.put(
-                "batch", batch.tenant, batch.id, draft.plain(), expected=batch.seq, keep_s=batch.output_keep_s
-            )
-        except Conflict:
-            return await self._batch(batch.id, batch.tenant)
-        return draft
 
 
 def _parse(kept: KeptDocument) -> RequestBatch:

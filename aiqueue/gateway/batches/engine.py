@@ -7,6 +7,7 @@ document says in one write which parts there are, and which lines are in them. A
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
@@ -16,9 +17,10 @@ from typing import Any, Final
 from ...errors import Corrupt, NotFound, QueueFull, Unavailable
 from ...job import Job, Reject, Retry
 from ...units import Backoff
+from .ended_jobs import cancel_lines, end_without_job
 from .finishing import finish
 from .line_jobs import LineJobs
-from .lines import parse_line, split_lines
+from .lines import RawLine, parse_line, split_lines
 from .messages import GatewayBatch
 from .model import LineProblem, Part, RequestBatch, Status
 from .output import Kind, LineEnd, Pending, ranges
@@ -37,6 +39,7 @@ _BACKOFF: Final = Backoff(first="1s", factor=2, cap="1m")
 
 async def run_batch(job: Job[GatewayBatch]) -> dict[str, Any]:
     """Run a batch to its end, from where the last execution was. Return its id, status and counts."""
+    run: BatchRun | None = None
     try:
         run = await BatchRun.claim(job)
         if run is None:
@@ -45,6 +48,11 @@ async def run_batch(job: Job[GatewayBatch]) -> dict[str, Any]:
             await run.look()
             async with run.looking_after():
                 await _run(run)
+    except asyncio.CancelledError:
+        if run is not None and not run.stopping.is_set():  # perhaps its job was cancelled, and so is the batch
+            work = end_without_job(run.runtime.client, run.store, run.batch)
+            run.runtime.finish(work, f"batch {run.batch.id} is not ended yet")
+        raise
     except (Unavailable, QueueFull) as error:
         raise Retry(str(error), after=_BACKOFF.delay_s(job.attempt)) from None
     batch = run.batch
@@ -59,12 +67,7 @@ async def _run(run: BatchRun) -> None:
     if run.batch.status == "validating" and not run.stop:
         await _validate(run)
     if run.batch.status in ("in_progress", "cancelling") and "in_progress_at" in run.batch.times:
-        try:
-            await BatchLines(run).call()
-        except (NotFound, Corrupt) as error:
-            log.warning("batch %s of tenant %s has failed: %s", run.batch.id, run.batch.tenant, error)
-            problem = LineProblem("input_file_unreadable", str(error)[:500])
-            await run.save(lambda batch: replace(batch, problems=(problem,)))
+        await BatchLines(run).call()
     if not run.batch.has_ended:
         await finish(run)
 
@@ -104,24 +107,44 @@ class BatchLines:
         jobs = LineJobs(self._run)
         chunks = self._run.job.open(batch.document).__aiter__()
         try:
-            async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
-                async for raw in split_lines(chunks, offset=batch.offset, number=batch.line):
-                    is_done = raw.number in pending.done
-                    pending.begin(raw.number, raw.end)
-                    if is_done:
-                        continue
-                    while jobs.is_full:
-                        await self._write_some(pending, jobs)
-                    if raw.number > self._run.batch.sent:
-                        await self._say_sent(raw.number + SENT_AHEAD)
-                    jobs.begin(parse_line(raw, batch.endpoint))
-                    if jobs.has_ended or pending.size >= PART_BYTES:
-                        await self._write_some(pending, jobs)
+            try:
+                async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
+                    async for raw in split_lines(chunks, offset=batch.offset, number=batch.line):
+                        await self._begin(raw, pending, jobs)
+            except (NotFound, Corrupt) as error:
+                await self._fail(error, pending)
             while jobs.count:
                 await self._write_some(pending, jobs)
             await self._write(pending)
         finally:
             await jobs.close()
+
+    async def _begin(self, raw: RawLine, pending: Pending, jobs: LineJobs) -> None:
+        """Have a line called that is in no part, when there is room for it."""
+        is_done = raw.number in pending.done
+        pending.begin(raw.number, raw.end)
+        if is_done:
+            return
+        while jobs.is_full:
+            await self._write_some(pending, jobs)
+        if raw.number > self._run.batch.sent:
+            await self._say_sent(raw.number + SENT_AHEAD)
+        jobs.begin(parse_line(raw, self._run.batch.endpoint))
+        if jobs.has_ended or pending.size >= PART_BYTES:
+            await self._write_some(pending, jobs)
+
+    async def _fail(self, error: NotFound | Corrupt, pending: Pending) -> None:
+        """The input cannot be read (any more). No further line is called; those of an earlier execution are cancelled,
+        whose custom_id nobody knows.
+        """
+        run = self._run
+        log.warning("batch %s of tenant %s has failed: %s", run.batch.id, run.batch.tenant, error)
+        problem = LineProblem("input_file_unreadable", str(error)[:500])
+        await run.save(lambda batch: replace(batch, problems=(*batch.problems, problem)))
+        run.stop = "failed"
+        known = pending.done | {number for number, _ in pending.open}
+        unknown = set(range(run.batch.line + 1, run.batch.sent + 1)) - known
+        await cancel_lines(run.runtime.client, run.batch, unknown)
 
     async def _say_sent(self, number: int) -> None:
         await self._run.save(lambda batch: replace(batch, sent=number))

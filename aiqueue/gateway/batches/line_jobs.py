@@ -16,7 +16,7 @@ from ...errors import AIQueueError, BadInput, IdReused, JobFailed, JobGone, NotF
 from ...journal import STARTED, WHILE_RUNNING
 from ..paid_call import BATCH
 from .lines import BatchLine, make_request
-from .output import LineEnd, answered, failed, line_id, refused, unanswered
+from .output import LINES, LineEnd, answered, failed, line_id, refused, unanswered
 
 if TYPE_CHECKING:
     from ...client import Handle
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAMILY: Final = "gateway.requests"
 PRIORITY: Final = "batch"
 IN_FLIGHT_MAX: Final = 256  # lines of a batch that have a job and no end
 IN_FLIGHT_MIN: Final = 4
@@ -37,6 +36,7 @@ PAUSE_S: Final = 1.0  # while the server does not answer, or has no space
 _TEXTS: Final = {
     "cancelled": ("batch_cancelled", "not called before the batch was cancelled"),
     "expired": ("batch_expired", "not called before the batch expired"),
+    "failed": ("batch_failed", "not called before the batch failed"),
 }
 
 
@@ -154,7 +154,7 @@ class LineJobs:
 
     async def _find(self, job_id: str) -> Handle[dict[str, Any]] | None:
         try:
-            return await self._client.job(job_id, family=FAMILY, tenant=self._batch.tenant)
+            return await self._client.job(job_id, family=LINES, tenant=self._batch.tenant)
         except NotFound:
             return None
 
@@ -179,7 +179,7 @@ class LineJobs:
             await asyncio.sleep(PAUSE_S)
 
     async def _is_running(self, handle: Handle[Any]) -> bool:
-        journal = self._client.topology.family(FAMILY).journal
+        journal = self._client.topology.family(LINES).journal
         assert journal is not None
         head = await self._client.journal.head(subjects.journal(journal, handle.tenant, handle.id))
         return head is not None and head.event == STARTED
@@ -191,7 +191,7 @@ class LineJobs:
         for end in ends:
             if not end.has_letter:
                 continue
-            wanted = Filter(family=FAMILY, tenant=tenant, job_id=line_id(run.batch.id, end.number))
+            wanted = Filter(family=LINES, tenant=tenant, job_id=line_id(run.batch.id, end.number))
             try:
                 for letter in [each async for each in dead.find(wanted)]:
                     await dead.purge(letter)

@@ -12,6 +12,7 @@ from ...errors import JobCancelled, JobFailed
 from ..provider_errors import ProviderError
 
 Kind = Literal["output", "error_output"]
+LINES: Final = "gateway.requests"  # the family of the jobs of lines
 _KINDS: Final = {
     "rate_limited": 429, "overloaded": 503, "timeout": 504, "context_length": 400, "content_policy": 400,
 }  # fmt: skip

@@ -40,7 +40,7 @@ class BatchRun:
         self.runtime: Runtime = job.state.runtime
         self.quotas: BatchQuotas = job.state.quotas
         self.stopping: asyncio.Event = job.state.stopping
-        self.stop = ""  # "cancelled", "expired": no further line is called
+        self.stop = ""  # "cancelled", "expired", "failed": no further line is called
         self._saving = asyncio.Lock()
 
     @classmethod
@@ -103,7 +103,9 @@ class BatchRun:
     async def look(self) -> None:
         """See whether the batch is to be stopped. Raises Unavailable."""
         found = await _read(self.store, self.batch.tenant, self.batch.id)
-        if found is not None and found.status == "cancelling":
+        if found is not None and found.problems:
+            self.stop = "failed"
+        elif found is not None and found.status == "cancelling":
             self.stop = "cancelled"
         elif await self.now() >= self.batch.expires_at:
             self.stop = self.stop or "expired"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import aiqueue
 from aiqueue.errors import BadInput, NotFound, Unavailable
 from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
-from aiqueue.gateway.batches import BatchEnded
+from aiqueue.gateway.batches import BatchEnded, engine
+from aiqueue.gateway.batches.engine import BatchLines
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
@@ -265,29 +267,125 @@ async def test_a_batch_whose_creator_died_before_its_job_was_stored_is_run_when_
     (batch,) = await batches.batches("acme")
     async with running(client, config):
         assert (await batches.batch(batch.id, tenant="acme")).status == "validating"
+        monkeypatch.setattr("aiqueue.gateway.batches.client.LOOK_AFTER_S", 0)
         monkeypatch.setattr("aiqueue.gateway.batches.client.QUIET_S", 0)
         batch = await batches.wait(batch.id, tenant="acme")
     assert (batch.status, batch.completed) == ("completed", 1)
 
 
-async def test_a_batch_whose_job_has_failed_is_failed_and_gives_its_budget_back(
-    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch,
-    eventually: Eventually,
-) -> None:  # fmt: skip
-    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 1.0\n')
-    standin.behaviour = Behaviour(first_token_s=30)
-    batch = await create(client, [chat_line(1), chat_line(2)])
-    batches = Batches(client)
-    async with running(client, config, drain_timeout=0.1, concurrency=1):
-        await eventually(lambda: standin.calls)
-        assert await client.cancel(batch.id, family="gateway.batches", tenant="acme")
-        monkeypatch.setattr("aiqueue.gateway.batches.client.QUIET_S", 0)
-        batch = await batches.wait(batch.id, tenant="acme")
-    assert batch.status == "failed"
-    assert [each.code for each in batch.problems] == ["job_failed"]
+async def reserved_micros(client: aiqueue.Client) -> int:
+    """What calls and batches have reserved of all budgets of this month."""
     budgets = Budgets(store := UsageStore(client.connection, client.topology), UsageLedger(store))
-    (stats,) = await budgets.stats(month_of(await store.now()))
-    assert stats.charged_micros == batch.reserved_micros // 2 > 0  # of the call that was under way
+    found = await budgets.stats(month_of(await store.now()))
+    return sum(each.reserved_micros for each in found)
+
+
+async def test_a_batch_whose_job_is_cancelled_is_cancelled_with_all_its_lines(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, eventually: Eventually
+) -> None:
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 1.0\n')
+    standin.behaviour = Behaviour(first_token_s=0.3)
+    batch = await create(client, map(chat_line, range(40)))
+    batches = Batches(client)
+    async with running(client, config, concurrency=4):
+        await eventually(lambda: len(standin.calls) >= 8)
+        assert await client.cancel(batch.id, family="gateway.batches", tenant="acme")
+        batch = await batches.wait(batch.id, tenant="acme")
+        assert await reserved_micros(client) == 0
+    assert (batch.status, batch.total, batch.problems) == ("cancelled", 40, ())
+    found = await reported(client, batch)
+    assert len(found) == 40
+    assert {each["error"]["code"] for each in found.values() if each["error"]} == {"batch_cancelled"}
+    assert 0 < batch.completed <= len(standin.calls) < 40
+
+
+async def test_a_waiting_batch_whose_job_is_cancelled_is_cancelled_when_it_is_asked_for(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await create(client, map(chat_line, range(3)))
+    assert await client.cancel(batch.id, family="gateway.batches", tenant="acme")
+    monkeypatch.setattr("aiqueue.gateway.batches.client.LOOK_AFTER_S", 0)
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, standin.calls) == ("cancelled", [])
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_batch_whose_job_is_a_dead_letter_fails_with_what_has_ended_in_its_files(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually, again: bool,
+) -> None:  # fmt: skip
+    """`again`: the job that is to end the batch fails, too."""
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 1.0\n')
+    standin.behaviour = Behaviour(first_token_s=0.2)
+    batch = await create(client, map(chat_line, range(40)))
+    batches, failures = Batches(client), 0
+    write = BatchLines._write
+
+    async def write_twice(lines: BatchLines, pending: Any) -> None:
+        nonlocal failures
+        if lines._run.batch.completed >= 4 and (again or failures < 1):
+            failures += 1
+            raise RuntimeError("as ordered")
+        await write(lines, pending)
+
+    monkeypatch.setattr(BatchLines, "_write", write_twice)
+    monkeypatch.setattr("aiqueue.gateway.gateway_worker._OF_FAULTS", {Exception: aiqueue.Backoff(attempts=1)})
+    monkeypatch.setattr("aiqueue.gateway.batches.engine.PART_S", 0.1)
+    monkeypatch.setattr("aiqueue.gateway.batches.client.LOOK_AFTER_S", 0)
+    async with running(client, config, concurrency=4):
+        await eventually(lambda: failures)
+        batch = await batches.wait(batch.id, tenant="acme")
+        await eventually(lambda: failures == 1 + again)
+        calls, ended = len(standin.calls), len(await reported(client, batch))
+    assert (batch.status, {each.code for each in batch.problems}) == ("failed", {"job_failed"})
+    assert 4 <= batch.completed <= calls < 40
+    assert ended == (batch.completed if again else 40)
+    left = [each async for each in client.connection.read("AI_GATEWAY_REQUESTS", "ai.gateway.requests.>")]
+    assert left == []
+    assert await reserved_micros(client) == 0
+
+
+async def test_an_input_that_vanishes_amid_its_batch_leaves_no_line_behind(
+    client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.behaviour = Behaviour(first_token_s=0.2)
+    batch = await create(client, map(chat_line, range(40)))
+    split = engine.split_lines
+
+    async def split_some(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        async for raw in split(*arguments, **options):
+            if raw.number == 9:
+                raise NotFound("as ordered")
+            yield raw
+
+    monkeypatch.setattr(engine, "split_lines", split_some)
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+        calls = len(standin.calls)
+    assert (batch.status, [each.code for each in batch.problems]) == ("failed", ["input_file_unreadable"])
+    assert set(await reported(client, batch)) == {f"c{number}" for number in range(8)}
+    assert batch.completed == calls <= 8
+
+
+async def test_a_batch_that_is_cancelled_just_after_its_reservation_gives_it_back(
+    client: aiqueue.Client, tmp_path: Path, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, standin.url, more='[[budget]]\ntenant = "acme"\nmonth = 1.0\n')
+    batch = await create(client, map(chat_line, range(4)))
+    validate = engine.validate
+
+    async def validate_then_stop(run: Any) -> Any:
+        found = await validate(run)
+        await Batches(client).cancel(batch.id, tenant="acme")
+        await run.look()
+        return found
+
+    monkeypatch.setattr(engine, "validate", validate_then_stop)
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, standin.calls) == ("cancelled", [])
+    assert await reserved_micros(client) == 0
 
 
 async def test_a_worker_of_batches_alone_is_refused(client: aiqueue.Client, config: Path) -> None:

@@ -71,7 +71,13 @@ Faulty = Callable[..., Awaitable[Any]]
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(BatchLines, "_store_part"), (BatchRun, "save"), (BatchStore, "put"), (finishing, "_join"), (Documents, "forget")],
+    [
+        (BatchLines, "_store_part"),
+        (BatchRun, "save"),
+        (BatchStore, "put"),
+        (finishing, "join_parts"),
+        (Documents, "forget"),
+    ],
 )
 async def test_a_crash_between_two_writes_loses_no_line_and_doubles_none(
     client: aiqueue.Client, config: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str

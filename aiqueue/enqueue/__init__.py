@@ -10,7 +10,7 @@ from .child_jobs import ChildJobs, StoredChild, inherited_headers
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .fingerprints import Fingerprints, find_fingerprint, fingerprint_of, fingerprint_of_body, id_reused, is_other_body
 from .forwarder import Forwarder
-from .ids import ON_DUPLICATE, JobId, check_on_duplicate, id_of_key, resolve_job_id, with_header, with_step
+from .ids import ON_DUPLICATE, FreshId, JobId, check_on_duplicate, id_of_key, resolve_job_id, with_header, with_step
 from .key_lanes import KeyLanes, has_listeners, key_headers, stated_key
 from .parents import Parents
 from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, resolve_due_at
@@ -21,7 +21,7 @@ from .templates import JobTemplate
 
 __all__ = [
     "ASIDE_KEY", "ON_DUPLICATE", "SOON_S", "AttachedJob", "Bulk", "BulkOptions", "ChildJobs", "DeadLetter",
-    "DeadLetters", "Enqueued", "FailedJob", "Filter", "Fingerprints", "Forwarder", "Item", "Items", "JobId",
+    "DeadLetters", "Enqueued", "FailedJob", "Filter", "Fingerprints", "Forwarder", "FreshId", "Item", "Items", "JobId",
     "JobTemplate", "KeyLanes", "OnFull", "Parents", "ParkedJob", "Parking", "Producer", "ProgressCallback",
     "StoredChild", "check_on_duplicate", "find_fingerprint", "fingerprint_of", "fingerprint_of_body", "has_listeners",
     "history_of", "history_text", "id_of_key", "id_reused", "inherited_headers", "is_other_body", "key_headers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple, Self, get_args
 from uuid import UUID
 
 from .. import headers, subjects
@@ -25,11 +25,23 @@ class JobId(NamedTuple):
     shown: str = ""
 
 
+class FreshId(str):
+    """A new id, given as `unique` by who has to know it before its job is stored: nobody else can have it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def make(cls, clock: ServerClock) -> Self:
+        return cls(subjects.new_id(clock.offset_ms))
+
+
 def resolve_job_id(family: Family, message: Message, unique: str | None, clock: ServerClock) -> JobId:
     """Return the job's id: by `unique`, or by the family's key in the message. Raises BadInput (InvalidToken).
 
     Otherwise the id is new, and holds the time by the server's clock.
     """
+    if isinstance(unique, FreshId):
+        return JobId(str(unique), False)
     if unique is not None:
         return id_of_key(unique)
     key = _key_in_message(family, message)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.requests import Request
 
+from ...enqueue import FreshId
 from ...errors import AIQueueError, IdReused, Unavailable
 from ..answers import usage_of
 from ..api_key_store import ApiKey
@@ -90,11 +91,12 @@ async def _enqueue(
                 return await front.client.enqueue(asked, unique=former, on_duplicate="rerun_failed", **options)
             except IdReused:
                 log.warning("job %s has another body than the request that has noted it", former)
-    handle = await front.client.enqueue(asked, **options)
-    task = asyncio.create_task(_note(recent, key, fingerprint, handle.id))
+    job_id = FreshId.make(front.client.connection.clock)
+    task = asyncio.create_task(_note(recent, key, fingerprint, job_id))
     _notes.add(task)
     task.add_done_callback(_notes.discard)
-    return handle
+    await asyncio.sleep(0)  # the note is sent, and then the job: a server that has the job has the note
+    return await front.client.enqueue(asked, unique=job_id, **options)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import aiohttp
 import pytest
 
 import aiqueue
+from aiqueue.connection import Received
 from aiqueue.gateway import ApiKeys
 from aiqueue.gateway.recent_requests import RecentRequests
 from aiqueue.gateway.requests import GatewayRequest
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
+from ...support import Eventually
 from .fronts import RunningFront, Tokens, bearer, chat_body, open_front
 
 CHATS = "/chat/completions"
@@ -88,6 +91,43 @@ async def test_a_client_s_own_repetition_joins_its_request_from_another_front(
     async with open_front(client, config) as another:
         repeated = await post(http, another, chat_body(), bearer(tokens.mine, x_stainless_retry_count="1"))
     assert repeated == await first
+    assert len(standin.calls) == 1
+
+
+async def test_a_server_has_the_note_of_a_request_before_its_job(
+    client: aiqueue.Client, front: RunningFront, http: aiohttp.ClientSession, tokens: Tokens, eventually: Eventually
+) -> None:
+    """So a front that is killed leaves no job that the repetition does not find."""
+    heard: list[Received] = []
+    async with AsyncExitStack() as stack:
+        for pattern in ("ai.gateway.requests.>", "ai.gateway.recent.>"):
+            subscription = await client.connection.subscribe(pattern, heard.append)
+            stack.push_async_callback(subscription.close)
+        await client.connection.flush()
+        headers = bearer(tokens.mine, x_stainless_retry_count="0")
+        asking = asyncio.create_task(post(http, front, chat_body(), headers))
+        await eventually(lambda: len(heard) == 2)
+        asking.cancel()
+        await asyncio.wait([asking])
+    assert [each.subject.split(".")[2] for each in heard] == ["recent", "requests"]
+    assert heard[0].data.decode() == heard[1].headers["request_id"]
+
+
+async def test_a_repetition_finds_the_job_of_a_front_that_died_when_it_was_stored(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = served.front.client.enqueue
+
+    async def enqueue_and_die(*arguments: Any, **options: Any) -> Any:
+        await enqueue(*arguments, **options)
+        raise RuntimeError("as ordered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.front.client, "enqueue", enqueue_and_die)
+        headers = bearer(tokens.mine, x_stainless_retry_count="0")
+        assert (await post(http, served, chat_body(), headers))[0] == 500
+    headers = bearer(tokens.mine, x_stainless_retry_count="1")
+    assert (await post(http, served, chat_body(), headers))[0] == 200
     assert len(standin.calls) == 1
 
 

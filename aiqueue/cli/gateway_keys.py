@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput
+from ..errors import BadInput, TopologyError
 from . import output
 from .options import Json, ServerOptions, add_command, split_names
 from .output import Column
@@ -47,12 +47,15 @@ def add(
         raise BadInput(f"--budget {error}") from None
     if micros == 0:
         raise BadInput("--budget must be above 0: to stop an API key, revoke it")
+    models = split_names(model)
+    if models is not None:
+        _check_models(models, options)
 
     async def run(client: Client) -> tuple[ApiKey, str]:
         from ..gateway import ApiKeys  # noqa: PLC0415
 
         return await ApiKeys(client).add(
-            tenant, name=name, models=split_names(model), priorities=split_names(priority),
+            tenant, name=name, models=models, priorities=split_names(priority),
             budget_micros=micros, requests_per_minute=requests,
             tokens_per_minute=tokens,
         )  # fmt: skip
@@ -63,6 +66,22 @@ def add(
         return
     output.print_line(f"API key {key.id} of tenant {key.tenant} is added. Its token, which is not shown again:")
     output.print_line(token)
+
+
+def _check_models(models: Sequence[str], options: ServerOptions) -> None:
+    """Refuse a model that gateway.toml does not name. Where no file can be read, keys may be added all the same."""
+    from ..gateway import load  # noqa: PLC0415
+
+    try:
+        config = load(settings=options.settings())
+    except TopologyError as error:
+        output.print_line(f"warning: --model is not checked: {error}", err=True)
+        return
+    for each in models:
+        try:
+            config.find_model(each)
+        except BadInput as error:
+            raise BadInput(f"--model: {error} ({config.file})") from None
 
 
 def ls(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import aiqueue
+from aiqueue.cli.app import app
 from aiqueue.gateway import ModelConfig, Provider, ProviderCall, ProviderConfig, UsageLedger, UsageStore
 from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import StandIn
 
-from .running import KEY, KEY_VARIABLE, write_config
+from ..support import Account
+from .running import KEY, KEY_VARIABLE, RunCommand, write_config
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}]}
 
@@ -56,3 +61,18 @@ async def provider(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     yield provider
     await provider.close()
     await provider.close()
+
+
+@pytest.fixture
+def run(account: Account) -> RunCommand:
+    """Runs the commands `aiqueue gateway …` on the test's account."""
+    environment = {
+        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
+        "COLUMNS": "200",
+    }  # fmt: skip
+
+    async def run(*arguments: object) -> Result:
+        words = ["gateway", *map(str, arguments)]
+        return await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
+
+    return run

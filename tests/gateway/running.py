@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+
+from click.testing import Result
 
 import aiqueue
 from aiqueue.gateway import GatewayRequest, GatewayWorker, UsageLedger, UsageRecord, UsageStore
@@ -55,6 +57,7 @@ kind = "embedding"
 price = {{ input = 1 }}
 {more}
 """
+RunCommand = Callable[..., Awaitable[Result]]  # `aiqueue gateway`, with these arguments
 
 
 def write_config(directory: Path, url: str, *, small: str = "", more: str = "", file: str = FILE) -> Path:
@@ -118,5 +121,6 @@ def child(
 
 
 __all__ = [
-    "KEY", "KEY_VARIABLE", "ask", "billed", "child", "records", "running", "shorten_leases", "write_config",
+    "KEY", "KEY_VARIABLE", "RunCommand", "ask", "billed", "child", "records", "running", "shorten_leases",
+    "write_config",
 ]  # fmt: skip

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 import aiqueue
-from aiqueue.cli.app import app
 from aiqueue.gateway import Budget, Budgets, UsageLedger, UsageStore, format_usd
 from aiqueue.gateway.ledger import month_of
 
-from ..support import Account, create_streams
+from .running import RunCommand
 from .test_ledger import lost, record_of
 
 NOW = time.time()
 MONTH = month_of(NOW)
-
-
-@pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await create_streams(client)
-        yield client
-
-
-@pytest.fixture
-def run(account: Account) -> Any:
-    environment = {
-        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
-        "COLUMNS": "200",
-    }  # fmt: skip
-
-    async def run(*arguments: str) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, app, ["gateway", "usage", *arguments], env=environment)
-
-    return run
 
 
 @pytest.fixture
@@ -67,9 +41,9 @@ async def spent(client: aiqueue.Client) -> Budgets:
     return budgets
 
 
-async def test_usage_is_shown_by_tenant_and_model_with_what_is_left_of_budgets(run: Any, spent: Budgets) -> None:
+async def test_usage_is_shown_by_tenant_and_model_with_what_is_left_of_budgets(run: RunCommand, spent: Budgets) -> None:
     del spent
-    done = await run()
+    done = await run("usage")
     assert done.exit_code == 0, done.output
     totals, budgets = done.stdout.split("\n\n")
     rows = [line.split() for line in totals.splitlines()]
@@ -88,42 +62,44 @@ async def test_usage_is_shown_by_tenant_and_model_with_what_is_left_of_budgets(r
     assert " ".join(row[6:]).endswith("1 call")
 
 
-async def test_usage_is_shown_of_one_tenant_or_model_and_by_day(run: Any, spent: Budgets) -> None:
+async def test_usage_is_shown_of_one_tenant_or_model_and_by_day(run: RunCommand, spent: Budgets) -> None:
     del spent
     day = time.strftime("%Y-%m-%d", time.gmtime(NOW))
-    one = (await run("--tenant", "globex", "--model", "gpt-4o", "--days")).stdout.splitlines()
+    one = (await run("usage", "--tenant", "globex", "--model", "gpt-4o", "--days")).stdout.splitlines()
     assert [line.split() for line in one][1:] == [
         ["globex", day, "gpt-4o", "1", "0", "100", "50", "10", "$0.25"],
     ]
-    assert (await run("--month", "2001-01")).stdout == "no calls of models in 2001-01\n"
-    assert (await run("--tenant", "nobody")).stdout == f"no calls of models in {MONTH} by tenant nobody\n"
-    none = (await run("--tenant", "globex", "--model", "gpt-5")).stdout.splitlines()
+    assert (await run("usage", "--month", "2001-01")).stdout == "no calls of models in 2001-01\n"
+    assert (await run("usage", "--tenant", "nobody")).stdout == f"no calls of models in {MONTH} by tenant nobody\n"
+    none = (await run("usage", "--tenant", "globex", "--model", "gpt-5")).stdout.splitlines()
     assert none[0] == f"no calls of model gpt-5 in {MONTH} by tenant globex"
 
 
-async def test_usage_as_json_has_whole_micro_dollars_and_a_rebuild_changes_nothing(run: Any, spent: Budgets) -> None:
-    shown = json.loads((await run("--json")).stdout)
+async def test_usage_as_json_has_whole_micro_dollars_and_a_rebuild_changes_nothing(
+    run: RunCommand, spent: Budgets
+) -> None:
+    shown = json.loads((await run("usage", "--json")).stdout)
     assert shown["month"] == MONTH
     assert [(each["tenant"], each["model"], each["sums"]["cost_micros"]) for each in shown["totals"]] == [
         ("acme", "gpt-4o", 3_500_000), ("globex", "gpt-4o", 250_000), ("globex", "own", 0),
     ]  # fmt: skip
     (budget,) = shown["budgets"]
     assert (budget["spent_micros"], budget["held_micros"], budget["reserved_calls"]) == (3_500_000, 2_000_000, 1)
-    assert json.loads((await run("--json", "--rebuild")).stdout) == shown
+    assert json.loads((await run("usage", "--json", "--rebuild")).stdout) == shown
     await spent.settle("acme", "c", 500_000)
-    (budget,) = json.loads((await run("--json", "--tenant", "acme")).stdout)["budgets"]
+    (budget,) = json.loads((await run("usage", "--json", "--tenant", "acme")).stdout)["budgets"]
     assert format_usd(budget["spent_micros"]) == "$4.00"
     assert budget["oldest_at"] is None
 
 
-async def test_wrong_arguments_are_one_line(run: Any, client: aiqueue.Client) -> None:
+async def test_wrong_arguments_are_one_line(run: RunCommand, client: aiqueue.Client) -> None:
     for arguments, problem in ((("--month", "11"), "'11' is no month"), (("--tenant", "a.b"), "tenant 'a.b' must be")):
-        done = await run(*arguments)
+        done = await run("usage", *arguments)
         assert done.exit_code == 2
         assert problem in done.stderr
         assert len(done.stderr.splitlines()) == 1
     await client.connection.api("STREAM.DELETE.AI_GATEWAY_USAGE")
-    done = await run()
+    done = await run("usage")
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     assert "there is no stream AI_GATEWAY_USAGE: run `aiqueue apply` first" in done.stderr
 

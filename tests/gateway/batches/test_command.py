@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 import aiqueue
-from aiqueue.cli.app import app
 from aiqueue.gateway import Batches
 
-from ...support import Account
-from ..running import running
+from ..running import RunCommand, running
 from .lines import chat_line, jsonl
 
-
-@pytest.fixture
-def run(account: Account) -> Any:
-    environment = {
-        "AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password,
-        "COLUMNS": "200",
-    }  # fmt: skip
-
-    async def run(*arguments: object) -> Result:
-        words = ["gateway", "batch", *map(str, arguments), "--tenant", "acme"]
-        return await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
-
-    return run
+ACME = ("--tenant", "acme")
 
 
 async def test_a_file_is_answered_and_its_answers_are_saved_beside_it(
-    client: aiqueue.Client, config: Path, run: Any, tmp_path: Path
+    client: aiqueue.Client, config: Path, run: RunCommand, tmp_path: Path
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_bytes(b"\n" + jsonl([*map(chat_line, range(3)), chat_line(3, model="none")]))
     async with running(client, config):
-        result = await run(file)
+        result = await run("batch", file, *ACME)
     assert (result.exit_code, result.stderr) == (1, "")
     first, *places = result.stdout.splitlines()
     assert first.endswith(" completed: 4 lines, 3 answered, 1 failed")
@@ -54,34 +36,36 @@ async def test_a_file_is_answered_and_its_answers_are_saved_beside_it(
     assert error["custom_id"] == "c3"
 
 
-async def test_a_batch_is_waited_for_again(client: aiqueue.Client, config: Path, run: Any, tmp_path: Path) -> None:
+async def test_a_batch_is_waited_for_again(
+    client: aiqueue.Client, config: Path, run: RunCommand, tmp_path: Path
+) -> None:
     file, saved = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_bytes(jsonl(map(chat_line, range(2))))
-    begun = await run(file, "--no-wait", "--json")
+    begun = await run("batch", file, "--no-wait", "--json", *ACME)
     assert begun.exit_code == 0
     assert begun.stderr == (
         "no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`; the batch waits for one\n"
     )
     batch = json.loads(begun.stdout)
-    looked = await run("--resume", batch["id"], "--no-wait")
+    looked = await run("batch", "--resume", batch["id"], "--no-wait", *ACME)
     assert looked.stdout == f"{batch['id']} validating\n"
     assert looked.stderr.endswith(
         f"\nits answers are saved by `aiqueue gateway batch --resume {batch['id']} --tenant acme`\n"
     )
     assert batch["status"] == "validating"
     async with running(client, config):
-        ended = await run("--resume", batch["id"], "--output", saved)
+        ended = await run("batch", "--resume", batch["id"], "--output", saved, *ACME)
     assert (ended.exit_code, len(saved.read_text().splitlines())) == (0, 2)
     assert ended.stdout.startswith(f"{batch['id']} completed: 2 lines, 2 answered, 0 failed\n")
 
 
 async def test_a_refused_batch_says_why_in_a_line_for_each_problem(
-    client: aiqueue.Client, config: Path, run: Any, tmp_path: Path
+    client: aiqueue.Client, config: Path, run: RunCommand, tmp_path: Path
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_bytes(jsonl([chat_line(1), chat_line(1)]) + b"{\n")
     async with running(client, config):
-        result = await run(file)
+        result = await run("batch", file, *ACME)
     assert result.exit_code == 1
     assert "line 2 has the custom_id of an earlier line: c1" in result.stdout
     assert "line 3 is no JSON" in result.stdout
@@ -102,19 +86,19 @@ async def test_a_refused_batch_says_why_in_a_line_for_each_problem(
     ],
 )
 async def test_a_wrong_file_is_an_error_in_one_line(
-    client: aiqueue.Client, run: Any, tmp_path: Path, text: str | None, problem: str
+    client: aiqueue.Client, run: RunCommand, tmp_path: Path, text: str | None, problem: str
 ) -> None:
     file = tmp_path / "in.jsonl"
     if text is not None:
         file.write_text(text)
-    result = await run(file)
+    result = await run("batch", file, *ACME)
     assert result.exit_code == 2
     assert problem in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-async def test_a_new_batch_and_an_earlier_one_are_not_both_named(client: aiqueue.Client, run: Any) -> None:
-    neither, both = await run(), await run("in.jsonl", "--resume", "batch_1")
+async def test_a_new_batch_and_an_earlier_one_are_not_both_named(client: aiqueue.Client, run: RunCommand) -> None:
+    neither, both = await run("batch", *ACME), await run("batch", "in.jsonl", "--resume", "batch_1", *ACME)
     assert (neither.exit_code, both.exit_code) == (2, 2)
     assert neither.stderr.startswith("error: neither FILE nor --resume is given: name a FILE")
     assert both.stderr.startswith("error: both FILE and --resume are given: name a FILE")
@@ -131,11 +115,11 @@ async def test_a_new_batch_and_an_earlier_one_are_not_both_named(client: aiqueue
     ],
 )
 async def test_a_place_that_cannot_be_written_is_refused_before_a_line_is_paid_for(
-    client: aiqueue.Client, run: Any, tmp_path: Path, option: str, place: str, problem: str
+    client: aiqueue.Client, run: RunCommand, tmp_path: Path, option: str, place: str, problem: str
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_bytes(body := jsonl([chat_line(1)]))
-    result = await run(file, option, tmp_path / place)
+    result = await run("batch", file, option, tmp_path / place, *ACME)
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert problem in result.stderr
     assert file.read_bytes() == body

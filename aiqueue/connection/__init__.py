@@ -9,6 +9,7 @@ Not here: anything that knows jobs, lanes, agents, journals or the declared stre
 """
 
 from . import deferred_aiohttp  # noqa: F401  (before nats-py is imported)
+from .change_watch import ChangeWatch
 from .clock import ServerClock
 from .connection import Connection
 from .frames import (
@@ -33,7 +34,7 @@ from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 
 __all__ = [
-    "HEADERS_MAX", "Answer", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received", "ServerClock",
-    "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size", "delivery_number",
-    "read_headers", "read_last", "timestamp", "to_its_end",
+    "HEADERS_MAX", "Answer", "ChangeWatch", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received",
+    "ServerClock", "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size",
+    "delivery_number", "read_headers", "read_last", "timestamp", "to_its_end",
 ]  # fmt: skip

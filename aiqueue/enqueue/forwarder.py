@@ -9,7 +9,7 @@ import time
 from .. import headers, subjects
 from ..connection import Connection
 from ..errors import AIQueueError, Conflict, NotFound, QueueFull
-from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions
+from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions, WarnOnce
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
 from ..units import Backoff
@@ -29,7 +29,6 @@ FULL_PAUSE_S = 0.2  # how long a full lane gets no due jobs
 AWAY_PAUSE_S = 0.5  # the same for a lane whose stream is missing or does not answer
 REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job waits when it was not stored
 AWAY_WAIT_SHARE = 0.2  # of the time that a job is late: it waits no longer while its stream does not answer
-WARNED_MAX = 1_000
 _ACK = b"+ACK"
 
 
@@ -54,7 +53,7 @@ class Forwarder:
         self._consumer = SharedConsumer(connection, options, self._forward, self._on_refused)
         self._paused_until: dict[Lane, float] = {}  # lanes that took no job; monotonic seconds
         self._away: set[Lane] = set()  # of these, the lanes whose stream does not answer or is missing
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce(log)
 
     async def start(self) -> None:
         """Start forwarding. Raises Unavailable."""
@@ -68,7 +67,7 @@ class Forwarder:
         await self._consumer.stop()
 
     def _on_refused(self, error: AIQueueError) -> None:
-        self._warn_once("forwarder", f"delayed jobs do not reach their lanes: {error}")
+        self._warn_once(f"delayed jobs do not reach their lanes: {error}", about="forwarder")
 
     # -- one due job
 
@@ -131,7 +130,7 @@ class Forwarder:
             return False
         self._paused_until.pop(lane, None)
         self._away.discard(lane)
-        self._warned.discard(str(lane))
+        self._warn_once.forget(str(lane))
         return True
 
     async def _park_again(self, subject: ParkedSubject, lane: Lane, delivery: Delivery) -> None:
@@ -174,20 +173,12 @@ class Forwarder:
         else:
             self._away.add(lane)
         self._paused_until[lane] = time.monotonic() + (AWAY_PAUSE_S if lane in self._away else FULL_PAUSE_S)
-        self._warn_once(str(lane), f"due jobs of this lane have to wait: {error}")
+        self._warn_once(f"{lane}: due jobs of this lane have to wait: {error}", about=str(lane))
 
     def _nak(self, delivery: Delivery) -> None:
         """Have the server deliver a due job again, later each time."""
         delay_s = _away_delay_s(delivery, delivery.delivery_count, self._connection.clock.now())
         self._consumer.reply(delivery, b'-NAK {"delay": %d}' % round(delay_s * 1e9))
-
-    def _warn_once(self, about: str, problem: str) -> None:
-        """Log a problem the first time that it occurs for `about` (a lane, or the forwarder itself)."""
-        if len(self._warned) >= WARNED_MAX:
-            self._warned.clear()
-        if about not in self._warned:
-            self._warned.add(about)
-            log.warning("%s: %s", about, problem)
 
 
 def _away_delay_s(delivery: Delivery, tries: int, now: float) -> float:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,7 +26,7 @@ from .api_key_store import (
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..connection import Received, Subscription
+    from ..connection import Received
     from ..limits import Credit, Limiter
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,7 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.5  # how often the bucket is asked for what is new, whatever was heard
 STALE_S: Final = 1.0  # how old the last look may be for `admit`
 LOOK_WAIT_S: Final = 5.0  # how long `admit` waits for the next one
-APART_S: Final = 0.02  # between two looks, however many notices there are
 FULL_LOOK_S: Final = 60.0  # how often everything is read, which also finds what was deleted without a marker
-NOTICED_MAX: Final = 1_000
 ADD_TRIES_MAX: Final = 3
 FAMILY: Final = "gateway.requests"
 LIMITED: Final = "gateway.keys"  # as limits know it: no family has this name, so no rule of limits.toml is meant
@@ -87,15 +84,16 @@ class ApiKeys:
     """
 
     def __init__(self, client: Client) -> None:
+        from ..connection import ChangeWatch  # noqa: PLC0415
+
         self._client = client
         self._store = ApiKeyStore(client.connection, client.topology)
         self._known: dict[str, StoredApiKey] = {}
         self._seq = 0  # up to which the bucket was read
-        self._noticed: set[str] = set()
-        self._wake = asyncio.Event()
-        self._subscription: Subscription | None = None
-        self._off: Callable[[], None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._watch = ChangeWatch(
+            client.connection, f"{subjects.API_KEYS}.>", self._look, what="API keys", key_of=_key_of,
+            every_s=lambda: LOOK_S, regained=self._on_regained,
+        )  # fmt: skip
         self._is_started = False
         self._looked_at = self._read_all_at = -math.inf
         self._looked = asyncio.Event()  # set after each look
@@ -107,29 +105,13 @@ class ApiKeys:
 
         Raises NotFound (no stream: run `aiqueue apply`), Unavailable, AccessDenied.
         """
-        connection = self._client.connection
-        self._subscription = await connection.subscribe(f"{subjects.API_KEYS}.>", self._on_notice)
-        self._off = connection.on_regained(self._on_regained)
-        try:
-            await self._look()
-        except BaseException:
-            await self.close()
-            raise
+        await self._watch.start()
         self._is_started = True
-        self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Stop. Safe twice, and before `start`."""
         self._is_started = False
-        if self._off is not None:
-            self._off()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.close()
+        await self._watch.stop()
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             await limiter.close()
@@ -195,7 +177,7 @@ class ApiKeys:
             async with asyncio.timeout(LOOK_WAIT_S):
                 while time.monotonic() - self._looked_at > STALE_S:
                     self._looked.clear()
-                    self._wake.set()
+                    self._watch.wake.set()
                     await self._looked.wait()
         except TimeoutError:
             raise Unavailable(f"API keys have not been read for {time.monotonic() - self._looked_at:.0f} s") from None
@@ -321,36 +303,13 @@ class ApiKeys:
 
     # -- the copy
 
-    def _on_notice(self, message: Received) -> None:
-        """Something was stored: the message is its subject and sequence."""
-        key_id = message.headers.get("Nats-Subject", "").rpartition(".")[2]
-        if subjects.TOKEN.fullmatch(key_id) and len(self._noticed) < NOTICED_MAX:
-            self._noticed.add(key_id)
-        self._wake.set()
-
     def _on_regained(self) -> None:
         """The connection was lost, and notices with it: nothing is admitted before the next look."""
         self._looked_at = -math.inf
-        self._wake.set()
-
-    async def _watch(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._look()
-            except AIQueueError as error:
-                log.debug("looking for API keys: %s", error)
-            except Exception:
-                log.exception("looking for API keys failed; the next look is in %g s", LOOK_S)
-            await asyncio.sleep(APART_S)
 
     async def _look(self) -> None:
         """Read what is new, and every minute all there is. Raises NotFound, Unavailable, AccessDenied."""
-        begun, noticed = time.monotonic(), self._noticed
-        self._noticed = set()
+        begun, noticed = time.monotonic(), self._watch.take_noticed()
         try:
             if begun - self._read_all_at >= FULL_LOOK_S:
                 await self._read_all()
@@ -363,7 +322,7 @@ class ApiKeys:
                 await self._ask_leader(key_id)
                 noticed.discard(key_id)
         finally:
-            self._noticed |= noticed  # those that the leader was not asked for
+            self._watch.noticed |= noticed  # those that the leader was not asked for
         self._looked_at = begun
         self._looked.set()
 
@@ -395,6 +354,12 @@ class ApiKeys:
         if self._is_started and (known is None or stored.seq > known.seq):
             self._known[stored.id] = stored
             _warn([stored])
+
+
+def _key_of(message: Received) -> str:
+    """Return the key of which a notice is: its message is the subject of what was stored, and its sequence."""
+    key_id = message.headers.get("Nats-Subject", "").rpartition(".")[2]
+    return key_id if subjects.TOKEN.fullmatch(key_id) else ""
 
 
 def _warn(stored: Iterable[StoredApiKey]) -> None:

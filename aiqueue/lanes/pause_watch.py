@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
 from .. import subjects
-from ..connection import Connection, Received, Subscription
-from ..errors import AccessDenied, AIQueueError, NotFound
+from ..connection import ChangeWatch, Connection, Received
+from ..errors import AccessDenied, NotFound
 from ..topology import Topology
 from .pauses import ActivePauses, Pause, StoredPauses, has_ended, parse_pause
 
@@ -17,8 +15,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 DENIED_S = 30.0  # until the next look of a worker that may not look
-APART_S = 0.02  # between two looks, however many notices there are
-NOTICED_MAX = 1_000
 
 PausesChanged = Callable[[Sequence[Pause], Sequence[Pause]], None]
 
@@ -37,53 +33,26 @@ class PauseWatch:
         self._changed = changed
         self._known: dict[str, tuple[int, Pause | None]] = {}  # by subject: sequence; None: ended, or not understood
         self._begun: dict[str, tuple[int, Pause]] = {}  # what `changed` was told of
-        self._noticed: set[str] = set()
-        self._wake = asyncio.Event()
-        self._subscription: Subscription | None = None
-        self._off: Callable[[], None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._watch = ChangeWatch(
+            connection, subjects.PAUSES, self._look, what="pauses", key_of=self._key_of,
+            every_s=lambda: LOOK_EVERY_S if self.sees else DENIED_S,
+        )  # fmt: skip
         self.active = ActivePauses()
         self.sees = True
 
     async def start(self) -> None:
         """Read the pauses, and watch them. Raises Unavailable."""
-        self._subscription = await self._connection.subscribe(subjects.PAUSES, self._on_notice)
-        self._off = self._connection.on_regained(self._wake.set)
-        await self._look()
-        self._task = asyncio.create_task(self._watch())
+        await self._watch.start()
 
     async def stop(self) -> None:
         """Safe twice and unstarted."""
-        if self._off is not None:
-            self._off()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        if self._subscription is not None:
-            await self._subscription.close()
+        await self._watch.stop()
 
-    def _on_notice(self, message: Received) -> None:
-        """Look soon, because somebody says that a pause was changed: the message is its subject."""
+    def _key_of(self, message: Received) -> str:
+        """Return the key of a pause that somebody says was changed: the message is its subject."""
         subject = message.data.decode(errors="replace")
         is_key = subject.startswith(self._pauses.filter.removesuffix(">")) and not set(subject) & set("*> ")
-        if is_key and len(self._noticed) < NOTICED_MAX:
-            self._noticed.add(subject)
-        self._wake.set()
-
-    async def _watch(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S if self.sees else DENIED_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._look()
-            except AIQueueError as error:
-                log.debug("looking for pauses: %s", error)
-            except Exception:
-                log.exception("looking for pauses failed; the next look is in %g s", LOOK_EVERY_S)
-            await asyncio.sleep(APART_S)
+        return subject if is_key else ""
 
     async def _look(self) -> None:
         """Read what is stored, and call `changed` if that makes a difference. Raises Unavailable."""
@@ -110,7 +79,7 @@ class PauseWatch:
         One request reads everything, perhaps from a server of a cluster that is behind. Where that differs from what is
         known, or a notice named a key, the stream's leader is asked.
         """
-        noticed, self._noticed = self._noticed, set()
+        noticed = self._watch.take_noticed()
         stream = self._pauses.stream
         try:
             found = {each.subject: each.seq async for each in self._connection.read(stream, self._pauses.filter)}
@@ -124,4 +93,4 @@ class PauseWatch:
                     self._known[subject] = stored.seq, parse_pause(stored)
                 noticed.discard(subject)
         finally:
-            self._noticed |= noticed  # those that the leader was not asked for
+            self._watch.noticed |= noticed  # those that the leader was not asked for

@@ -24,7 +24,7 @@ from ..connection import Connection, Received, Subscription
 from ..errors import AIQueueError, Unavailable
 from ..job import Progress
 from ..journal import STARTED, TRIAL, Entry, Writer
-from ..lanes import Delivery
+from ..lanes import Delivery, WarnOnce
 from . import protocol
 from .pool import ChildDied, ChildNotStarted, ChildSlot, ChildTimedOut, run_in_slot
 from .recipe import Recipe
@@ -89,7 +89,7 @@ class Quarantine:
         self._idle: dict[ChildSlot, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._returns: dict[tuple[str, int], int] = {}  # by stream and sequence: how often the job was returned
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce(log)
 
     async def __aenter__(self) -> Self:
         for family in self._recipe.families:
@@ -157,7 +157,7 @@ class Quarantine:
                 how = str(ended) or f"it took longer than {READ_S:g} s"
                 return Refused(KILLED, f"reading its body ended a child process: {how}")
             except ChildNotStarted as error:
-                self._warn_once("read", f"bodies of suspects are read in the worker: {error}")
+                self._warn_once(f"bodies of suspects are read in the worker: {error}", about="read")
                 return attempt.decode_body(raw)
             finally:
                 self._start_idle_timer(self._reader_slot)
@@ -235,7 +235,7 @@ class Quarantine:
         if suspect.handler.process:
             raise Unavailable(f"no child process: {problem}")
         what = suspect.handler.what
-        self._warn_once(what, f"suspects of {what} are tried in the worker, and may end it: {problem}")
+        self._warn_once(f"suspects of {what} are tried in the worker, and may end it: {problem}", about=what)
         trials = _count_trials(suspect.newest)
         if trials >= TRIALS_MAX:
             return Refused(
@@ -285,12 +285,6 @@ class Quarantine:
         task = asyncio.create_task(end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
-
-    def _warn_once(self, about: str, text: str) -> None:
-        """Log a warning, unless there was one about the same before."""
-        if about not in self._warned:
-            self._warned.add(about)
-            log.warning("%s", text)
 
 
 def _count_trials(newest: Entry | None) -> int:

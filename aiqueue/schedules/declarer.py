@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from ..connection import Connection, read_last
 from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
+from ..lanes import WarnOnce
 from ..topology import Topology
 from .declarations import DeclaredSet, DeclaredSets
 from .document import ScheduleDocument, ScheduleSpec
 from .jobs import Makers
 from .schedules import Schedules
 from .store import parse
-from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 

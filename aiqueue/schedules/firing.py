@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..connection import Connection
 from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull, Unavailable
 from ..headers import ascii_line
+from ..lanes import WarnOnce
 from ..topology import Topology
 from ..units import Backoff
 from . import attendance
@@ -25,7 +26,6 @@ from .jobs import MakerFailed, NoMaker, TickJobs
 from .recurrence import Recurrence, iso_time, to_ms
 from .store import ScheduleStore
 from .ticks import DueTick, Ticks
-from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from .. import codec, subjects
 from ..connection import Connection
 from ..errors import AIQueueError, BadInput, Conflict, DecodeError
+from ..lanes import WarnOnce
 from ..topology import Topology
 from .document import ScheduleDocument, next_ms
 from .store import ScheduleStore, StoredSchedule
 from .ticks import STUCK_S, Ticks
-from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from .. import subjects
 from ..connection import Connection
 from ..enqueue import KeyLanes
 from ..errors import AIQueueError, NotFound, QueueFull, Unavailable
-from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions
+from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions, WarnOnce
 from ..subjects import Lane
 from ..topology import Topology
 from ..units import Backoff
@@ -21,7 +21,6 @@ from .firing import READY_S, Firing
 from .jobs import Makers, NoMaker, TickJobs
 from .reconciler import Reconciler
 from .ticks import DueTick, parse_due
-from .warn_once import WarnOnce
 
 log = logging.getLogger(__name__)
 

@@ -95,8 +95,8 @@ async def test_what_is_not_heard_is_read_within_a_second_also_a_deleted_key(
     key, token = await own.add("acme")
     other, other_token = await own.add("acme")
     async with ApiKeys(client) as keys:
-        assert keys._subscription is not None
-        await keys._subscription.close()  # notices are lost
+        assert keys._watch._subscription is not None
+        await keys._watch._subscription.close()  # notices are lost
         begun = time.monotonic()
         await own.revoke(key.id)
         await client.connection.store(
@@ -157,17 +157,14 @@ async def test_a_key_that_was_revoked_while_this_process_was_cut_off_is_not_admi
     own = ApiKeys(client)
     key, token = await own.add("acme")
     async with another(account) as cut:
-        assert cut._task is not None
-        cut._task.cancel()  # cut off: it hears nothing, and looks no more
-        assert cut._subscription is not None
-        await cut._subscription.close()
+        await cut._watch.stop()  # cut off: it hears nothing, and looks no more
         await own.revoke(key.id)
         assert cut.find(token) == key  # as far as it knows
-        cut._on_regained()
+        cut._watch.on_regained()
         asking = asyncio.create_task(cut.admit(key))
-        await eventually(cut._wake.is_set)
+        await eventually(cut._watch.wake.is_set)
         assert not asking.done()
-        cut._task = asyncio.create_task(cut._watch())
+        await cut._watch.start()
         with pytest.raises(KeyRevoked):
             await asking
 

@@ -22,3 +22,7 @@ class WarnOnce:
                 self._known.clear()
             self._known.add(key)
             self._log.warning(problem)
+
+    def forget(self, about: str) -> None:
+        """What was wrong is well again: the next problem about the same is logged."""
+        self._known.discard(about)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import BadInput, TooLarge, Unavailable
@@ -248,9 +249,16 @@ def timestamp(text: str) -> float:
     whole, _, zone = text.partition(".")
     if not zone:
         return datetime.fromisoformat(text).timestamp()
+    if text.isascii() and zone[-1] == "Z" and zone[:-1].isdigit():  # as servers write it
+        return _whole_seconds(whole) + float(f"0.{zone[:-1]}")
     digits = re.match(r"\d+", zone)
     fraction = digits[0] if digits else "0"
     return datetime.fromisoformat(whole + zone[len(fraction) :]).timestamp() + float(f"0.{fraction}")
+
+
+@lru_cache(maxsize=64)
+def _whole_seconds(utc: str) -> float:
+    return datetime.fromisoformat(utc + "Z").timestamp()
 
 
 class PubAck(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -107,6 +108,16 @@ class RunRecord(NamedTuple):
 
 EMPTY_RECORD = RunRecord()
 
+# what the server repeats of an entry of chunks, as `writer.Writer` writes it, without a parking, secrets or a loss
+_LIVE_CHUNKS = re.compile(
+    rb"NATS/1\.0\r\nContent-Type: application/cbor\r\nAiq-Event: chunk\r\nAiq-Run: (\d{1,18}+)\r\n"
+    rb"Aiq-Epoch: (\d{1,18}+)\r\nAiq-Attempt: (\d{1,18}+)\r\nNats-Msg-Id: ([!-~]++)\r\n"
+    rb"Nats-Expected-Last-Subject-Sequence: (\d{1,18}+)\r\n(?:Nats-TTL: [!-~]++\r\n)?+Nats-Stream: [!-~]++\r\n"
+    rb"Nats-Subject: [!-~]++\r\nNats-Sequence: (\d{1,18}+)\r\nNats-Time-Stamp: ([!-~]++)\r\n"
+    rb"Nats-Last-Sequence: \d++\r\n\r\n"
+).fullmatch
+_CHUNK_LINE = f"\r\n{headers.EVENT}: {CHUNK}\r\n".encode()
+
 
 def entry_from_stored(stored: Stored) -> Entry:
     """Return the entry in a message that was read from the journal's stream."""
@@ -115,9 +126,40 @@ def entry_from_stored(stored: Stored) -> Entry:
 
 def entry_from_live(message: Received) -> Entry:
     """Return the entry in a message that arrived on a LIVE subject. Its `seq` is 0 if the entry is not stored yet."""
+    if (chunks := _chunks_from_live(message)) is not None:
+        return chunks
     fields = message.headers
     stored_at = timestamp(fields["Nats-Time-Stamp"]) if "Nats-Time-Stamp" in fields else time.time()
     return _parse_entry(message.subject, fields, message.data, number_in(fields, "Nats-Sequence"), stored_at)
+
+
+def is_live_chunk(message: Received) -> bool:
+    """Return whether a message that arrived on a LIVE subject is an entry of chunks, without decoding its headers."""
+    return message.block is not None and _CHUNK_LINE in message.block
+
+
+def _chunks_from_live(message: Received) -> Entry | None:
+    """As `entry_from_live`, for an entry of chunks that has no unusual header; None for any other. Each token of an
+    answer is such an entry: this takes a fourth of the time.
+    """
+    found = _LIVE_CHUNKS(message.block) if message.block else None
+    if found is None:
+        return None
+    run, epoch, attempt, msg_id, expected_seq, seq, stored_at = found.groups()
+    entry: Entry = object.__new__(Entry)  # its constructor sets each of 19 fields by a call
+    entry.__dict__.update(
+        event=CHUNK, seq=int(seq), run=int(run), epoch=int(epoch), attempt=int(attempt),
+        time=timestamp(stored_at.decode()), msg_id=msg_id.decode(), data=_decode(message.data, codec.CBOR),
+        expected_seq=int(expected_seq),
+    )  # fmt: skip
+    return entry
+
+
+def _decode(body: bytes, content_type: str) -> Any:
+    try:
+        return codec.decode(body, content_type) if body else None
+    except DecodeError as error:
+        return f"(undecodable: {error})"
 
 
 def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: str, secrets: str = "") -> dict[str, str]:
@@ -147,10 +189,6 @@ def number_in(fields: Any, name: str) -> int:
 
 
 def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: float) -> Entry:
-    try:
-        data = codec.decode(body, fields.get(headers.CONTENT_TYPE, "")) if body else None
-    except DecodeError as error:
-        data = f"(undecodable: {error})"
     return Entry(
         event=fields.get(headers.EVENT, ""),
         seq=seq,
@@ -159,7 +197,7 @@ def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: fl
         attempt=number_in(fields, headers.ATTEMPT),
         time=stored_at,
         msg_id=fields.get(headers.MSG_ID, ""),
-        data=data,
+        data=_decode(body, fields.get(headers.CONTENT_TYPE, "")),
         parking_id=headers.parking_id(fields),
         lost_chunks=number_in(fields, headers.LOST),
         expected_seq=number_in(fields, headers.EXPECTED),

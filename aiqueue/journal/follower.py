@@ -8,98 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from .. import headers, subjects
+from .. import subjects
 from ..codec import secret_paths
 from ..connection import Received, Subscription
-from ..errors import BadInput, JobGone, ResultTimeout, Unavailable
-from ..payload import Document
-from .entries import CANCELLED, CHUNK, FAILED, FINAL, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
+from ..errors import JobGone, ResultTimeout, Unavailable
+from .entries import CHUNK, LIVE, RETRY, Entry, entry_from_live, entry_from_stored
 from .journal import Journal
 from .outcome_watch import POLL_MAX_S, POLL_S, UNANSWERED_PAUSE_MAX_S, UNANSWERED_PAUSE_S, OutcomeWatch
+from .stream_items import GAP, RESTART, Cursor, StreamItem, is_gap_before, restarts_output, subject_mark, writer_of
 
-RESTART, GAP = "restart", "gap"  # events of items that are no entries
 LIVE_MAX, LIVE_BYTES_MAX = 256, 1024 * 1024  # live entries that wait for the reader; above, it reads the stream instead
+BATCH_BYTES_MAX = 64 * 1024  # of live entries, above which no more of them are taken at once
 LAG_S, LAGS_MAX = 0.01, 8  # a replica may be behind the live entries: read again so often, after doubling pauses
 
-_NONCE = re.compile(r"[0-9a-f]{1,32}")
-_CURSOR = re.compile(r"1-([0-9a-f]{8})" + r"-(\d{1,19})" * 5 + r"-([0-9a-f]*)")
+
+async def follow(journal: Journal, subject: str, *, run: int, **options: Any) -> AsyncGenerator[StreamItem, None]:
+    """As `follow_batches`, one item after the other."""
+    async with aclosing(follow_batches(journal, subject, run=run, **options)) as batches:
+        async for batch in batches:
+            for item in batch:
+                yield item
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem:
-    """What a reader of a job's stream gets: an entry of the journal, one chunk of it, a restart or a gap.
-
-    - `event` **restart**: another attempt than the one of the items before writes from here on, from the start. `data`
-      has its `attempt`, and `why` it runs.
-    - `event` **gap**: entries are missing here, because they expired or the server had no space for them. `data` has
-      the number of `chunks` if it is known.
-    - `cursor`: pass it as `after` to a later stream, to go on behind this item.
-    - `secrets`: which fields of `data` are secret; empty for none. `masked` leaves them out.
-    - `document`: where a large result is stored. Of `follow`, `data` is then a reference to it, of a handle the result.
-    """
-
-    event: str
-    data: Any
-    attempt: int
-    run: int
-    time: float
-    cursor: str
-    secrets: str = ""
-    document: Document | None = None
-
-    def masked(self) -> StreamItem:
-        """Return the item without its secrets, to be shown."""
-        return replace(self, data=secret_paths.mask(self.data, self.secrets)) if self.secrets else self
-
-    @property
-    def final(self) -> bool:
-        return self.event in FINAL
-
-
-class _Cursor(NamedTuple):
-    """A position in a journal. The reader has `taken` items of entry `seq` of run `run`, and `left` are still to come.
-
-    `nonce` names the attempt's writer that is read, and `number` the last of its entries that was read.
-    """
-
-    run: int = 0
-    seq: int = 0
-    taken: int = 0
-    left: int = 0
-    number: int = 0
-    nonce: str = ""
-
-    def encode(self, subject: str) -> str:
-        """Return the text that users pass as `after`."""
-        run, seq, taken, left, number, nonce = self
-        return f"1-{_subject_mark(subject)}-{run}-{seq}-{taken}-{left}-{number}-{nonce}"
-
-    @classmethod
-    def decode(cls, text: str, subject: str) -> _Cursor:
-        """Return the position in a cursor's text. Raises BadInput for another text, or another job's cursor."""
-        found = _CURSOR.fullmatch(text) if isinstance(text, str) else None
-        if found is None:
-            raise BadInput(f"{text!r} is no cursor: pass the `cursor` of an item of this job's stream")
-        if found[1] != _subject_mark(subject):
-            raise BadInput(f"cursor {text} is from another job's stream: pass one of this job's")
-        run, seq, taken, left, number = (int(found[n]) for n in range(2, 7))
-        return cls(run, seq, taken, left, number, found[7])
-
-
-def _subject_mark(subject: str) -> str:
-    return f"{zlib.crc32(subject.encode()):08x}"
-
-
-async def follow(
+async def follow_batches(
     journal: Journal,
     subject: str,
     *,
@@ -110,8 +47,9 @@ async def follow(
     parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
     consumers: Collection[str] = (),
-) -> AsyncGenerator[StreamItem, None]:
-    """Yield the items of run `run` of a job id, then those of each later run that begins to write.
+) -> AsyncGenerator[list[StreamItem], None]:
+    """Yield the items of run `run` of a job id, then those of each later run that begins to write. Items that are there
+    at once come together.
 
     Ends after a final item, or when the job has ended without one. `after`: the cursor of the last item that the reader
     has. `job`, `parking_id`, `parked` and `consumers` are as in `wait_for_outcome`.
@@ -119,14 +57,14 @@ async def follow(
     Raises JobGone as `wait_for_outcome` does, BadInput for a wrong cursor, ResultTimeout if the job has not ended after
     `timeout_s` seconds (None: no limit), Unavailable when the connection is closed.
     """
-    cursor = _Cursor(run) if after is None else _Cursor.decode(after, subject)
+    cursor = Cursor(run) if after is None else Cursor.decode(after, subject)
     follower = _Follower(journal, subject, cursor, job, parking_id, parked, consumers)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         while True:
-            async with aclosing(follower.read_items()) as items:
-                async for item in items:
-                    yield item
+            async with aclosing(follower.read_batches()) as batches:
+                async for batch in batches:
+                    yield batch
             if follower.over:
                 return
             if not await follower.wait_for_more(deadline):
@@ -143,7 +81,7 @@ class _Follower:
         self,
         journal: Journal,
         subject: str,
-        cursor: _Cursor,
+        cursor: Cursor,
         job: tuple[str, int] | None,
         parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
@@ -153,6 +91,7 @@ class _Follower:
         self._journal = journal
         self._connection = journal.connection
         self._subject = subject
+        self._mark = subject_mark(subject)
         self._cursor = cursor
         self._job = job
         self._parking_id = parking_id
@@ -168,12 +107,14 @@ class _Follower:
         self._pause_s = 0.0  # before the next read, even if entries arrive meanwhile
         self._unanswered_s, self._poll_s = UNANSWERED_PAUSE_S, POLL_S
         self._woken = asyncio.Event()
+        self._alarm = _Alarm(self._woken)
         self._subscription: Subscription | None = None
         self._remove_listener = self._connection.on_regained(self._on_regained)
         self._start_outcome_watch()
 
     async def close(self) -> None:
         self._remove_listener()
+        self._alarm.stop()
         if self._subscription is not None:
             await self._subscription.close()
         await self._stop_outcome_watch()
@@ -232,17 +173,18 @@ class _Follower:
         if self._pause_s:
             await asyncio.sleep(min(self._pause_s, left_s))
             return True
-        try:
-            async with asyncio.timeout(min(self._poll_s, left_s)):
-                await self._woken.wait()
-        except TimeoutError:
+        if self._woken.is_set():
+            return True
+        self._alarm.set(min(self._poll_s, left_s))
+        await self._woken.wait()
+        if self._alarm.has_rung:
             self._poll_s = min(self._poll_s * 2, POLL_MAX_S)
             self._behind = True
         return True
 
     # -- reading
 
-    async def read_items(self) -> AsyncGenerator[StreamItem, None]:
+    async def read_batches(self) -> AsyncGenerator[list[StreamItem], None]:
         """Yield all items that are there now."""
         self._pause_s = 0.0
         self._woken.clear()
@@ -257,19 +199,17 @@ class _Follower:
                     stream, subject = self._journal.stream, self._subject
                     async with aclosing(self._connection.read(stream, subject, seq=max(1, start))) as read:
                         async for stored in read:
-                            for item in self._advance(entry_from_stored(stored)):
-                                yield item
+                            if items := self._advance(entry_from_stored(stored)):
+                                yield items
                     if self._subscription is not None:
                         self._subscription.check()  # the server has answered the read, so it has taken or denied this
                     if ended and not self.over:
                         if self._has_moved_to_later_run():
                             await self._watch_followed_run()
-                        else:
-                            for item in await self._take_outcome():
-                                yield item
-                else:
-                    for item in self._take_live():
-                        yield item
+                        elif items := await self._take_outcome():
+                            yield items
+                elif items := self._take_live():
+                    yield items
             self._unanswered_s = UNANSWERED_PAUSE_S
         except Unavailable:
             if self._connection.closing:
@@ -292,6 +232,16 @@ class _Follower:
             self._enqueued_at = stored.time if stored is not None else 0.0
 
     def _take_live(self) -> list[StreamItem]:
+        """Take live entries, and return their items."""
+        items: list[StreamItem] = []
+        left = self._live_bytes - BATCH_BYTES_MAX
+        while self._live and not self.over and not self._behind:
+            items += self._take_oldest()
+            if self._live_bytes <= left:
+                break
+        return items
+
+    def _take_oldest(self) -> list[StreamItem]:
         """Take the oldest live entry, and return its items.
 
         1. It is not stored: a result that the server has no space for yet is passed on, anything else is dropped.
@@ -361,14 +311,18 @@ class _Follower:
         if entry.seq < cursor.seq or (entry.seq == cursor.seq and not cursor.left):
             return []
         self._lags, self._poll_s = 0, POLL_S
+        nonce, number = writer_of(entry, self._subject)
+        is_next = nonce == cursor.nonce and number == cursor.number + 1 and entry.run == cursor.run and not cursor.left
+        if is_next and nonce and entry.event == CHUNK and not self._has_gap:  # as most are
+            self._retry_error = ""
+            return self._take_parts(entry, cursor._replace(number=number))
         if not self._is_followed(entry):
             self._has_gap |= cursor.left > 0 and entry.seq > cursor.seq
             self._cursor = cursor._replace(seq=entry.seq, taken=0, left=0)
             return []
-        nonce, number = _writer_of(entry, self._subject)
-        self._has_gap |= _is_gap_before(entry, nonce, number, cursor)
+        self._has_gap |= is_gap_before(entry, nonce, number, cursor)
         items: list[StreamItem] = []
-        if _restarts_output(entry, nonce, cursor):
+        if restarts_output(entry, nonce, cursor):
             if cursor.nonce:
                 item, cursor = self._restart(entry, nonce, cursor)
                 items.append(item)
@@ -384,24 +338,25 @@ class _Follower:
         self.over = entry.final
         return items
 
-    def _take_parts(self, entry: Entry, cursor: _Cursor) -> list[StreamItem]:
+    def _take_parts(self, entry: Entry, cursor: Cursor) -> list[StreamItem]:
         """Return the items of one entry, its chunks or itself, and move the cursor to its end.
 
         A gap comes first, if entries before it are missing. A reader that has some of the chunks gets the others.
         """
         parts = entry.data if entry.event == CHUNK and isinstance(entry.data, list) else [entry.data]
-        taken = cursor.taken if entry.seq == cursor.seq else 0
-        cursor = _Cursor(entry.run, entry.seq, taken, len(parts) - taken, cursor.number, cursor.nonce)
+        count, taken = len(parts), cursor.taken if entry.seq == cursor.seq else 0
+        run, seq, number, nonce = entry.run, entry.seq, cursor.number, cursor.nonce
         items: list[StreamItem] = []
         if (self._has_gap or entry.lost_chunks) and not taken:
+            cursor = Cursor(run, seq, 0, count, number, nonce)
             items.append(self._make_item(entry, GAP, {"chunks": entry.lost_chunks or None}, cursor))
-        for part in parts[taken:]:
-            cursor = cursor._replace(taken=cursor.taken + 1, left=cursor.left - 1)
-            items.append(self._make_item(entry, entry.event, part, cursor))
-        self._cursor = cursor
+        for place in range(taken, count):
+            cursor = Cursor(run, seq, place + 1, count - place - 1, number, nonce)
+            items.append(self._make_item(entry, entry.event, parts[place], cursor))
+        self._cursor = Cursor(run, seq, max(taken, count), count - max(taken, count), number, nonce)
         return items
 
-    def _restart(self, entry: Entry, nonce: str, cursor: _Cursor) -> tuple[StreamItem, _Cursor]:
+    def _restart(self, entry: Entry, nonce: str, cursor: Cursor) -> tuple[StreamItem, Cursor]:
         """Return the restart item that precedes an attempt's first entry, and the cursor after the item."""
         if 0 < cursor.run < entry.run:
             why = "a later run of this job id"
@@ -410,40 +365,43 @@ class _Follower:
         cursor = cursor._replace(run=entry.run, left=0, number=0, nonce=nonce)
         return self._make_item(entry, RESTART, {"attempt": entry.attempt, "why": why}, cursor), cursor
 
-    def _make_item(self, entry: Entry, event: str, data: Any, cursor: _Cursor) -> StreamItem:
+    def _make_item(self, entry: Entry, event: str, data: Any, cursor: Cursor) -> StreamItem:
         secrets = "" if event in (RESTART, GAP) else entry.secrets
         if secrets and event == CHUNK:
             secrets = secret_paths.of_items(secrets)
-        cursor_text = cursor.encode(self._subject)
+        cursor_text = cursor.encode(self._mark)
         document = entry.document if event == entry.event else None
         return StreamItem(event, data, entry.attempt, entry.run, entry.time, cursor_text, secrets, document)
 
 
-def _is_gap_before(entry: Entry, nonce: str, number: int, cursor: _Cursor) -> bool:
-    """Whether something is missing between the cursor and an entry: the rest of the cursor's entry, or earlier entries
-    of the same writer. Entries that no attempt wrote (`nonce` is empty) have no number to tell by.
+class _Alarm:
+    """Sets an event after a time, once. The time can be set again and again without a new timer, which would cost more
+    than what is waited for. `has_rung`: since it was set last.
     """
-    if entry.seq <= cursor.seq:
-        return False
-    expected = cursor.number + 1 if nonce == cursor.nonce else 1
-    return cursor.left > 0 or (nonce != "" and number != expected)
 
+    def __init__(self, event: asyncio.Event) -> None:
+        self.has_rung = False
+        self._event = event
+        self._loop = asyncio.get_running_loop()
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
 
-def _restarts_output(entry: Entry, nonce: str, cursor: _Cursor) -> bool:
-    """Whether another attempt than the cursor's writes its output from this entry on.
+    def set(self, after_s: float) -> None:
+        self.has_rung, self._due = False, self._loop.time() + after_s
+        if self._timer is not None and self._timer.when() > self._due:
+            self.stop()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._look)
 
-    An attempt that only ends the same run (retry, failed, cancelled) has no output, so it does not restart the stream.
-    """
-    if not nonce or nonce == cursor.nonce:
-        return False
-    return 0 < cursor.run < entry.run or entry.event not in (RETRY, FAILED, CANCELLED)
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-
-def _writer_of(entry: Entry, subject: str) -> tuple[str, int]:
-    """Return the nonce of the writer of an entry, and the entry's number among those of this writer. Both are in the
-    Msg-Id. Empty and 0 for an entry that no attempt wrote.
-    """
-    parts = entry.msg_id.removeprefix(f"{subject}/").split("/")
-    if len(parts) != 3 or not _NONCE.fullmatch(parts[0]):
-        return "", 0
-    return parts[0], headers.number(parts[2].partition("-")[0])
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._due:
+            self._timer = self._loop.call_at(self._due, self._look)
+        else:
+            self.has_rung = True
+            self._event.set()

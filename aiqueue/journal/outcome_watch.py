@@ -12,7 +12,17 @@ from typing import Any
 from .. import headers, subjects
 from ..connection import Received, Subscription, timestamp
 from ..errors import AccessDenied, JobGone, NotFound, ResultTimeout, Unavailable
-from .entries import CHUNK, FINAL, LIVE, PROGRESS, RETRY, STARTED, Entry, entry_from_live, entry_from_stored
+from .entries import (
+    FINAL,
+    LIVE,
+    PROGRESS,
+    RETRY,
+    STARTED,
+    Entry,
+    entry_from_live,
+    entry_from_stored,
+    is_live_chunk,
+)
 from .journal import Journal
 
 SETTLED_PAUSES_S = (0.02, 0.1, 0.5, 2.0)  # after the job's ack was seen: a cluster deletes the job a little later
@@ -152,10 +162,12 @@ class OutcomeWatch:
 
     def on_live(self, message: Received) -> None:
         """Take a live entry: keep a final one, and wake the wait for every entry that may change the outcome."""
+        if is_live_chunk(message):
+            return
         event = message.headers.get(headers.EVENT)
         if event in FINAL:
             self._live_finals.append(entry_from_live(message))
-        if event not in (PROGRESS, CHUNK) and not (event == STARTED and self._is_no_news(entry_from_live(message))):
+        if event != PROGRESS and not (event == STARTED and self._is_no_news(entry_from_live(message))):
             self._woken.set()
 
     def _is_no_news(self, started: Entry) -> bool:

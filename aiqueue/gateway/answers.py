@@ -12,6 +12,7 @@ from .providers import Usage
 CHOICES_MAX: Final = 128
 TOOL_CALLS_MAX: Final = 1_024
 DEPTH_MAX: Final = 48  # of what a provider sends, in containers: a result has 64 at most, and stands in others
+PLAIN_BYTES_MAX: Final = 4_000  # of JSON: then no number in it has too many digits to be stored
 TOKENS_MAX: Final = 10**9  # a larger number of tokens is no number of tokens, and its cost could not be stored
 
 HEAD: Final = ("id", "created", "model", "system_fingerprint", "service_tier")  # of a chunk and a completion
@@ -116,6 +117,12 @@ def _count(value: Any) -> int | None:
     return value if is_count else None
 
 
+class PlainChunk(dict[str, Any]):
+    """A chunk that was read from JSON of at most PLAIN_BYTES_MAX bytes and DEPTH_MAX containers: it can be stored as it
+    is, without a look at what it holds.
+    """
+
+
 def from_chunks(chunks: Iterable[dict[str, Any]], choices: int = 1) -> dict[str, Any] | None:
     """Return the completion of so many choices of all its chunks; None if they are not all there, see `is_whole`."""
     made = Completion(choices)
@@ -133,15 +140,17 @@ class Completion:
     def __init__(self, choices: int = 1) -> None:
         self._asked = choices
         self._head: dict[str, Any] = {}
+        self._missing = [*HEAD]  # in the head
+        self._has_end = False  # of a choice
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
 
     def add(self, chunk: dict[str, Any]) -> None:
         """Add the next chunk."""
-        if len(self._head) < len(HEAD):
-            for name in HEAD:
-                if chunk.get(name) is not None:
-                    self._head.setdefault(name, chunk[name])
+        for name in self._missing:
+            if chunk.get(name) is not None:
+                self._head[name] = chunk[name]
+                self._missing = [each for each in self._missing if each != name]
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
         choices = chunk.get("choices")
@@ -152,11 +161,12 @@ class Completion:
                 if choice is None:
                     choice = self._choices[index] = _Choice()
                 choice.add(each)
+                self._has_end = self._has_end or choice.finish_reason is not None
 
     @property
     def is_finished(self) -> bool:
         """Whether there is a choice, and each one has its `finish_reason`."""
-        return bool(self._choices) and all(each.finish_reason is not None for each in self._choices.values())
+        return self._has_end and all(each.finish_reason is not None for each in self._choices.values())
 
     @property
     def is_whole(self) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
 
-from .answers import Completion, usage_of
+from .answers import DEPTH_MAX, PLAIN_BYTES_MAX, Completion, PlainChunk, usage_of
 from .call_limits import CallLimit, CallState, StreamEnd
 from .config import ProviderConfig
+from .event_parser import EventParser
 from .provider_errors import Kind, ProviderError, from_status, kind_of, message_of, scrub
 from .providers import OnChunk, ProviderCall, Reply
 from .stored_chunks import as_chunks, is_whole_answer
@@ -25,6 +26,7 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 LARGE_BYTES: Final = 32 * 1024
 CONNECT_S: Final = 10.0
 KEEP_S: Final = 4.0  # common servers close after 5 s: of a call that they meet with that, nobody knows if it ran
+DONE: Final = b"[DONE]"  # in place of a chunk: the end
 DRAIN_S: Final = 0.1  # how long the end of a response may take after its last event, or its connection is closed
 
 
@@ -85,21 +87,22 @@ class HttpProvider:
             async with CallLimit(self._config.name, call.total_s, state):
                 async with CallLimit(self._config.name, call.first_token_s, state, "the first chunk"):
                     response = await self._post("chat/completions", call, body, state)
-                    chunks = self._chunks(response, state)
+                    reads = self._reads(response, state)
                     try:
-                        chunk = await anext(chunks, None)
+                        chunks = await anext(reads, None)
                     except BaseException:
                         response.close()
                         raise
                 first_s = time.monotonic() - started
                 try:
-                    async with aclosing(chunks), StreamEnd() as end:
-                        while chunk is not None:
-                            made.add(chunk)
-                            if made.is_whole:
-                                end.begin()
-                            await on_chunk(chunk)
-                            chunk = await anext(chunks, None)
+                    async with aclosing(reads), StreamEnd() as end:
+                        while chunks is not None:
+                            for chunk in chunks:
+                                made.add(chunk)
+                                if made.is_whole:
+                                    end.begin()
+                                await on_chunk(chunk)
+                            chunks = await anext(reads, None)
                         await _drain(response)
                 finally:
                     response.close()  # keeps the connection if the response has been read to its end
@@ -164,43 +167,49 @@ class HttpProvider:
         except (aiohttp.ClientError, OSError) as error:
             raise self._broken(error, state) from None
 
-    async def _chunks(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncGenerator[dict[str, Any]]:
-        """Yield the chunks of a stream until its end. An answer that comes whole in its place is paid for, too."""
+    async def _reads(
+        self, response: aiohttp.ClientResponse, state: CallState
+    ) -> AsyncGenerator[Iterable[dict[str, Any]]]:
+        """Yield the chunks of a stream until its end, those together that have come together, at least one. An answer
+        that comes whole in their place is paid for, too.
+
+        Chunks that come behind an error are not looked at: `Iterable` raises it in its turn.
+        """
         if response.content_type != "text/event-stream":
             answer = await self._read_whole(response, "choices", state)
             state.begun = True
-            for each in as_chunks(answer):
-                yield each
+            yield as_chunks(answer)
             return
-        async for event in self._events(response, state):
-            if event == b"[DONE]":
+        parser, total = EventParser(), 0
+        async for part in self._parts(response, state):
+            total += len(part)
+            if len(part) >= LARGE_BYTES:  # a stream that is all lines takes long to split
+                await asyncio.sleep(0)
+            if events := parser.feed(part):
+                is_end = events[-1] == DONE or DONE in events
+                yield self._chunks(events, state)
+                if is_end:
+                    return
+            if parser.kept > EVENT_BYTES_MAX or total > ANSWER_BYTES_MAX:
+                raise self._error("refused", "a stream or an event that is too large", billed=True)
+        if events := parser.rest():
+            yield self._chunks(events, state)
+
+    def _chunks(self, events: list[bytes], state: CallState) -> Iterator[dict[str, Any]]:
+        """Yield the chunks in events, up to the last event of a stream. Raises ProviderError."""
+        for event in events:
+            if event == DONE:
                 return
             chunk = self._parse(event)
             if not isinstance(chunk, dict) or chunk.get("error") is not None:
                 raise self._odd(chunk, state)
             state.begun = True
-            for each in as_chunks(chunk) if is_whole_answer(chunk) else (chunk,):
-                yield each
-
-    async def _events(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncIterator[bytes]:
-        """Yield the data of server-sent events."""
-        buffer, data, total = b"", list[bytes](), 0
-        async for part in self._parts(response, state):
-            total += len(part)
-            if len(part) >= LARGE_BYTES:  # a stream that is all lines takes long to split
-                await asyncio.sleep(0)
-            *lines, buffer = (buffer + part).split(b"\n")
-            for line in lines:
-                text = line.removesuffix(b"\r")
-                if text.startswith(b"data:"):
-                    data.append(text[5:].removeprefix(b" "))
-                elif not text and data:
-                    yield b"\n".join(data)
-                    data = []
-            if len(buffer) + sum(map(len, data)) > EVENT_BYTES_MAX or total > ANSWER_BYTES_MAX:
-                raise self._error("refused", "a stream or an event that is too large", billed=True)
-        if data:
-            yield b"\n".join(data)
+            if b'"message"' in event and is_whole_answer(chunk):
+                yield from as_chunks(chunk)
+            elif len(event) <= PLAIN_BYTES_MAX and event.count(b"{") + event.count(b"[") <= DEPTH_MAX:
+                yield PlainChunk(chunk)
+            else:
+                yield chunk
 
     def _parse(self, data: bytes) -> Any:
         """Return the JSON in `data`; None if it is none. Raises ProviderError for what is nested too deeply to read."""

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import codec
 from ..errors import AIQueueError, BadInput, Stale, Unavailable
 from ..job import Job
-from .answers import HEAD, shallow
+from .answers import HEAD, PlainChunk, shallow
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -41,16 +42,18 @@ class ChunkWriter:
         """Raises Stale if another attempt has taken over the job, or the job was cancelled."""
         if self._is_cut:
             return
-        data, mark = {**shallow(chunk), **({MARK: self._mark} if self._mark else {})}, self._mark
-        self._mark = {}
+        is_plain, mark = type(chunk) is PlainChunk, self._mark
+        data = dict(chunk) if is_plain else shallow(chunk)
+        if mark:
+            data, self._mark = {**data, MARK: mark}, {}
         try:
-            await self._write(data)
+            await self._write(codec.Encoded(codec.dump(data)) if is_plain else data)
         except (BadInput, Unavailable) as error:
             log.warning("job %s: what follows is not streamed, the answer has it: %s", self._job.id, error)
             self._is_cut = isinstance(error, Unavailable)
             self._mark = {**mark, "call_id": self._call_id, "left_out": True}
 
-    async def _write(self, data: dict[str, Any]) -> None:
+    async def _write(self, data: dict[str, Any] | codec.Encoded) -> None:
         for _ in range(WRITE_TRIES_MAX - 1):
             try:
                 await self._job.chunk(data)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from .. import codec
 from ..codec import secret_paths
-from ..errors import AccountFull, AIQueueError, DiskFull, Stale, TooLarge
+from ..errors import AccountFull, AIQueueError, Conflict, DiskFull, Stale, TooLarge
+from .chunk_pace import ChunkPace, SentChunks
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ class ChunkSink(Protocol):
     @property
     def subject(self) -> str: ...
     async def write_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None: ...
+    def begin_chunks(self, encoded: codec.Encoded, tried: set[str]) -> SentChunks | None: ...
+    def end_chunks(self, seq: int | None = None) -> None: ...
+    async def resolve_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None: ...
     def count_lost_chunks(self, count: int) -> None: ...
 
 
@@ -29,12 +33,18 @@ class ChunkBuffer:
     """Holds the chunks of one attempt that are not stored yet. At most one write is under way; the chunks that are
     added meanwhile share the next entry.
 
+    Mostly an entry is sent by the `ChunkPace`, together with those of other jobs, and no task waits for it. A task
+    writes an entry that the server has refused, or that needs more than one try.
+
     If the server has no space for chunks, they are dropped, and the next entry carries their number. Only ended jobs
     free space, so a job must not wait for it (docs/decisions/full-disk.md).
     """
 
-    def __init__(self, writer: ChunkSink, bytes_max: int) -> None:
+    def __init__(self, writer: ChunkSink, bytes_max: int, pace: ChunkPace) -> None:
         self._writer = writer
+        self._pace = pace
+        self._sent: SentChunks | None = None  # under way without a task
+        self._has_lock = False  # the writer is locked for that entry, or for the one that was refused
         self._bytes_max = bytes_max
         self._buffered: deque[codec.Encoded] = deque()
         self._buffered_bytes = 0
@@ -80,8 +90,12 @@ class ChunkBuffer:
             await self._add_encoded(codec.encode_marked(part))
         while self._buffered or self._entry is not None:
             self._start_writing()
-            assert self._writing is not None
-            await asyncio.wait([self._writing])
+            self._pace.send()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            elif self._sent is not None:
+                self._has_space.clear()
+                await self._has_space.wait()
             self._raise_problem()
 
     def close(self) -> None:
@@ -91,6 +105,51 @@ class ChunkBuffer:
         self._has_space.set()
         if self._writing is not None:
             self._writing.cancel()
+        if self._sent is not None:
+            self._pace.abandon(self._sent)
+            self._sent = None
+        self._unlock()
+
+    def begin(self) -> SentChunks | None:
+        """Return the next entry to be sent, if there is one and none is under way. See `ChunkSender`."""
+        if not self._buffered or self._entry is not None or self._writing is not None:
+            return None
+        self._entry = encoded, _, tried = self._pop_entry()
+        self._has_space.set()
+        self._sent = sent = self._writer.begin_chunks(encoded, tried)
+        if sent is None:
+            self._writing = asyncio.create_task(self._write_all())
+        else:
+            sent.sender, self._has_lock = self, True
+        return sent
+
+    def on_settled(self, sent: SentChunks) -> None:
+        """Note what became of an entry that was sent. See `ChunkSender`."""
+        outcome, entry = sent.outcome, self._entry
+        assert entry is not None
+        self._sent = None
+        if isinstance(outcome, Conflict):  # the writer stays locked until this is resolved
+            self._writing = asyncio.create_task(self._write_all(is_refused=True))
+            return
+        if not isinstance(outcome, AIQueueError):
+            assert outcome is not None
+            self._unlock(outcome.seq)
+            self._entry = None
+        else:
+            self._unlock()
+            if isinstance(outcome, AccountFull | DiskFull):
+                self._drop_entry(outcome)
+            else:
+                self._problem = outcome
+        self._has_space.set()
+        if self._buffered and self._problem is None:
+            self._pace.ask(self)
+
+    def _unlock(self, seq: int | None = None) -> None:
+        """Let others write again. `seq`: where the entry is stored; None: it is not, or nobody knows. Safe twice."""
+        if self._has_lock:
+            self._has_lock = False
+            self._writer.end_chunks(seq)
 
     def _raise_problem(self) -> None:
         """Raise what writing earlier chunks raised. The next call writes again, except after Stale."""
@@ -102,31 +161,44 @@ class ChunkBuffer:
             raise problem
 
     def _start_writing(self) -> None:
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write_all())
+        if self._writing is None and self._sent is None:
+            if self._entry is None:
+                self._pace.ask(self)
+            else:
+                self._writing = asyncio.create_task(self._write_all())
 
-    async def _write_all(self) -> None:
+    async def _write_all(self, *, is_refused: bool = False) -> None:
+        """Write all entries. `is_refused`: the one under way was sent and refused, and the writer is locked."""
         try:
             while self._buffered or self._entry is not None:
-                await self._write_entry()
+                await self._write_entry(is_refused=is_refused)
+                is_refused = False
         except AIQueueError as error:
             self._problem = error
         finally:
             self._writing = None
             self._has_space.set()
 
-    async def _write_entry(self) -> None:
+    async def _write_entry(self, *, is_refused: bool) -> None:
         """Write the entry that failed before, or else the next one."""
         if self._entry is None:
             self._entry = self._pop_entry()
             self._has_space.set()
-        encoded, count, tried = self._entry
+        encoded, _, tried = self._entry
+        write = self._writer.resolve_chunks if is_refused else self._writer.write_chunks
         try:
-            await self._writer.write_chunks(encoded, tried)
+            await write(encoded, tried)
         except (AccountFull, DiskFull) as error:
-            log.warning("%s: %d chunks dropped, the server has no space: %s", self._writer.subject, count, error)
-            self._writer.count_lost_chunks(count)
+            self._drop_entry(error)
+        finally:
+            self._unlock()
         self._entry = None
+
+    def _drop_entry(self, error: AIQueueError) -> None:
+        assert self._entry is not None
+        count, self._entry = self._entry[1], None
+        log.warning("%s: %d chunks dropped, the server has no space: %s", self._writer.subject, count, error)
+        self._writer.count_lost_chunks(count)
 
     def _pop_entry(self) -> tuple[codec.Encoded, int, set[str]]:
         """Take as many buffered chunks as fit into one entry."""

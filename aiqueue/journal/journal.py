@@ -12,6 +12,7 @@ from typing import Any
 from .. import codec, headers
 from ..connection import Connection
 from ..errors import Conflict
+from .chunk_pace import ChunkPace
 from .entries import (
     EMPTY_RECORD,
     FINAL,
@@ -26,11 +27,12 @@ from .entries import (
 
 
 class Journal:
-    """Reads journals; one per connection, without state of its own."""
+    """Reads journals; one per connection. `chunk_pace`: when its writers send their chunks."""
 
     def __init__(self, connection: Connection, stream: str) -> None:
         self.connection = connection
         self.stream = stream
+        self.chunk_pace = ChunkPace(connection)
 
     async def head(self, subject: str) -> Entry | None:
         """Return the newest entry of any run; None if the journal is empty or has expired."""

@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import codec, headers
-from ..connection import block
-from ..errors import Conflict, Stale
+from ..connection import block, check_size
+from ..errors import Conflict, Stale, TooLarge
+from .chunk_pace import SentChunks
 from .chunks import ChunkBuffer
 from .entries import (
     CHUNK,
@@ -138,6 +139,7 @@ class Writer:
         self._lock = asyncio.Lock()
         self._paused_until = 0.0  # monotonic seconds
         self._chunks: ChunkBuffer | None = None  # made by the job's first chunk
+        self._chunk_block: tuple[tuple[int, int], bytes] = ((-1, -1), b"")  # by epoch and attempt: see `_chunk_headers`
         self._lost_chunks = 0
 
     # -- writing
@@ -207,7 +209,8 @@ class Writer:
         Raises EncodeError and TooLarge for this chunk, and what writing earlier chunks raised.
         """
         if self._chunks is None:
-            self._chunks = ChunkBuffer(self, max(self._connection.max_payload - HEADERS_BYTES, 512))
+            bytes_max = max(self._connection.max_payload - HEADERS_BYTES, 512)
+            self._chunks = ChunkBuffer(self, bytes_max, self._journal.chunk_pace)
         await self._chunks.add(data)
 
     async def flush_chunks(self) -> None:
@@ -218,6 +221,58 @@ class Writer:
     async def write_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None:
         """Append one entry of chunks. `tried` holds the Msg-Ids of earlier tries at it: it is stored once."""
         await self._write_encoded(CHUNK, encoded, tried, CHUNKS_TIMEOUT_S)
+
+    def begin_chunks(self, encoded: codec.Encoded, tried: set[str]) -> SentChunks | None:
+        """Lock the writer until `end_chunks`, and return the first try at an entry of chunks, for somebody to send.
+
+        None: `write_chunks` must write this entry: somebody else writes, or it needs headers that most do not.
+        """
+        paused = self._paused_until and self._paused_until > time.monotonic()
+        if paused or encoded.secrets or self._lost_chunks or not self._connection.connected or not self._try_lock():
+            return None
+        self._nonce = self._nonce or secrets.token_hex(4)
+        msg_id = _msg_id(self.subject, self._nonce, self._epoch, self._write_number + 1)
+        own = f"{headers.MSG_ID}: {msg_id}\r\n{headers.EXPECTED}: {self._head_seq}\r\n\r\n"
+        sent = SentChunks(self.subject, self._chunk_headers() + own.encode(), encoded.body, fenced=True)
+        try:
+            check_size(sent.block, sent.body, self._connection.max_payload)
+        except TooLarge:
+            self._lock.release()
+            return None
+        self._write_number += 1
+        tried.add(msg_id)
+        return sent
+
+    def end_chunks(self, seq: int | None = None) -> None:
+        """Unlock the writer after `begin_chunks`. `seq`: that of the entry; None: it is not stored, or nobody knows."""
+        if seq is not None:
+            self._head_seq = self._known_seq = seq
+        self._lock.release()
+
+    async def resolve_chunks(self, encoded: codec.Encoded, tried: set[str]) -> None:
+        """Go on as `write_chunks` does after a Conflict of what `begin_chunks` has returned, before `end_chunks`."""
+        if not await self._resolve_conflict(CHUNK, tried):
+            await self._write_locked(CHUNK, encoded, tried, CHUNKS_TIMEOUT_S)
+
+    def _try_lock(self) -> bool:
+        """Lock the writer if nobody holds it or waits for it."""
+        if self._lock.locked():
+            return False
+        locking = self._lock.acquire()
+        try:
+            locking.send(None)
+        except StopIteration:
+            return True
+        locking.close()  # somebody waits who is about to have it
+        return False
+
+    def _chunk_headers(self) -> bytes:
+        """Return the encoded headers that all entries of chunks of this attempt have, without their end."""
+        key = self._epoch, self.attempt
+        if self._chunk_block[0] != key:
+            fields = entry_headers(CHUNK, self._run, self._epoch, self.attempt, self._parking_id)
+            self._chunk_block = key, block(fields | self._retention.ttl_header(CHUNK))[:-2]
+        return self._chunk_block[1]
 
     def count_lost_chunks(self, count: int) -> None:
         """Note that `count` chunks are not kept. The next entry carries the number."""
@@ -288,16 +343,26 @@ class Writer:
         async with self._lock:
             if self._paused_until and (left_s := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left_s)
-            for _ in range(WRITE_TRIES_MAX):
-                try:
-                    await self._send(event, encoded, tried, timeout_s, extra)
-                except Conflict:
-                    if await self._resolve_conflict(event, tried):
-                        return
-                else:
+            await self._write_locked(event, encoded, tried, timeout_s, extra)
+
+    async def _write_locked(
+        self,
+        event: str,
+        encoded: codec.Encoded,
+        tried: set[str],
+        timeout_s: float,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        for _ in range(WRITE_TRIES_MAX):
+            try:
+                await self._send(event, encoded, tried, timeout_s, extra)
+            except Conflict:
+                if await self._resolve_conflict(event, tried):
                     return
-            reason = f"nothing was written, because other writers were faster {WRITE_TRIES_MAX} times"
-            raise Stale(f"{self.subject}: {reason}", ended=False)
+            else:
+                return
+        reason = f"nothing was written, because other writers were faster {WRITE_TRIES_MAX} times"
+        raise Stale(f"{self.subject}: {reason}", ended=False)
 
     async def _send(
         self,

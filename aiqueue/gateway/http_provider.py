@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
+import pydantic_core
 
 from .answers import DEPTH_MAX, PLAIN_BYTES_MAX, Completion, PlainChunk, usage_of
 from .call_limits import CallLimit, CallState, StreamEnd
@@ -152,7 +153,7 @@ class HttpProvider:
     async def _read(self, response: aiohttp.ClientResponse, most: int, state: CallState, *, cut: bool = False) -> bytes:
         """Return the body of a response. Above `most` bytes, it is cut or an error."""
         body = bytearray()
-        async for part in self._parts(response, state):
+        while part := await self._part(response, state):
             body += part
             if len(body) > most and cut:
                 break
@@ -160,10 +161,10 @@ class HttpProvider:
                 raise self._error("refused", f"an answer above {most:,} bytes", billed=True)
         return bytes(body[:most])
 
-    async def _parts(self, response: aiohttp.ClientResponse, state: CallState) -> AsyncIterator[bytes]:
+    async def _part(self, response: aiohttp.ClientResponse, state: CallState) -> bytes:
+        """Return what has come of a body, empty at its end. Raises ProviderError."""
         try:
-            async for part in response.content.iter_any():
-                yield part
+            return await response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise self._broken(error, state) from None
 
@@ -181,7 +182,7 @@ class HttpProvider:
             yield as_chunks(answer)
             return
         parser, total = EventParser(), 0
-        async for part in self._parts(response, state):
+        while part := await self._part(response, state):
             total += len(part)
             if len(part) >= LARGE_BYTES:  # a stream that is all lines takes long to split
                 await asyncio.sleep(0)
@@ -213,6 +214,10 @@ class HttpProvider:
 
     def _parse(self, data: bytes) -> Any:
         """Return the JSON in `data`; None if it is none. Raises ProviderError for what is nested too deeply to read."""
+        try:
+            return pydantic_core.from_json(data)
+        except ValueError:  # it reads less than Python does, such as half of a character
+            pass
         try:
             return json.loads(data.decode())
         except ValueError:

@@ -63,16 +63,31 @@ class ChunkBuffer:
         Raises EncodeError, TooLarge, and what earlier chunks' write raised.
         """
         for part in self._joiner.take(data):
-            await self._add_encoded(codec.encode_marked(part))
+            encoded = codec.encode_marked(part)
+            if not self._try_add(encoded):
+                await self._add_encoded(encoded)
+
+    def _try_add(self, encoded: codec.Encoded) -> bool:
+        """Buffer a chunk if there is space, and nothing is wrong."""
+        size = len(encoded.body)
+        if size > self._bytes_max or self._closed or self._problem is not None or not self._fits(size):
+            return False
+        self._buffered.append(encoded)
+        self._buffered_bytes += size
+        if self._writing is None and self._sent is None:
+            self._start_writing()
+        return True
+
+    def _fits(self, size: int) -> bool:
+        count = len(self._buffered)
+        return not count or (count < BUFFERED_MAX and self._buffered_bytes + size <= BUFFERED_BYTES_MAX)
 
     async def _add_encoded(self, encoded: codec.Encoded) -> None:
         size = len(encoded.body)
         if size > self._bytes_max:
             raise TooLarge(size, self._bytes_max)
         self._raise_problem()
-        while self._buffered and (
-            len(self._buffered) >= BUFFERED_MAX or self._buffered_bytes + size > BUFFERED_BYTES_MAX
-        ):
+        while not self._fits(size):
             self._has_space.clear()
             self._start_writing()
             await self._has_space.wait()
@@ -202,11 +217,17 @@ class ChunkBuffer:
 
     def _pop_entry(self) -> tuple[codec.Encoded, int, set[str]]:
         """Take as many buffered chunks as fit into one entry."""
+        if len(self._buffered) == 1:
+            encoded = self._buffered.popleft()
+            self._buffered_bytes = 0
+            secrets = secret_paths.within_list(encoded.secrets) if encoded.secrets else ""
+            return codec.Encoded(codec.join_encoded([encoded.body]), secrets), 1, set()
         parts: list[codec.Encoded] = []
         size = 0
         while self._buffered and (not parts or size + len(self._buffered[0].body) <= self._bytes_max - 8):
             parts.append(self._buffered.popleft())
             size += len(parts[-1].body)
         self._buffered_bytes -= size
-        secrets = secret_paths.within_list(secret_paths.merge(*(each.secrets for each in parts)))
+        found = [each.secrets for each in parts if each.secrets]
+        secrets = secret_paths.within_list(secret_paths.merge(*found)) if found else ""
         return codec.Encoded(codec.join_encoded([each.body for each in parts]), secrets), len(parts), set()

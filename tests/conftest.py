@@ -21,7 +21,7 @@ import signal
 import subprocess
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,10 +31,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import aiqueue
+from aiqueue import testing
 from aiqueue.server import supervisor
+from aiqueue.testing.server import settings_of_account
 
 from . import forks, support
-from .support import Account, AccountPool, Cluster, Eventually, NatsProcess, Server, WholeServer
+from .support import Account, Cluster, Eventually, NatsProcess, Server, WholeServer
 
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):  # of numpy and of tokenizers
     os.environ.setdefault(_threads, "1")  # four test processes share the cores
@@ -113,9 +115,8 @@ def nats_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """The server of this run."""
     choice = request.config.getoption("--server")
     if choice == "embedded":
-        pool = AccountPool(tmp_path_factory.mktemp("nats") / "server")
-        yield pool
-        pool.end()
+        with testing.AccountServer(tmp_path_factory.mktemp("nats") / "server", accounts=400) as server:
+            yield server
     elif choice == "container":
         yield from _container()
     else:
@@ -136,14 +137,19 @@ def account(nats_server: Server) -> Iterator[Account]:
     """An account that is empty and nobody else's."""
     taken = nats_server.take()
     yield taken
-    nats_server.return_to_queue(taken)
+    nats_server.return_account(taken)
 
 
 @pytest.fixture
-async def client(account: Account) -> AsyncIterator[aiqueue.Client]:
-    """A client on the test's account, which has all streams."""
-    async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await support.create_streams(client)
+def families() -> Collection[str] | None:
+    """The families whose streams `client` has. None: all. Tests that need few of them override this."""
+    return None
+
+
+@pytest.fixture
+async def client(account: Account, families: Collection[str] | None) -> AsyncIterator[aiqueue.Client]:
+    """A client on the test's account, which has the streams of `families`."""
+    async with testing.client(settings_of_account(account), families=families) as client:
         yield client
 
 
@@ -166,7 +172,7 @@ def shared(nats_server: Server) -> Iterator[Account]:
 
     asyncio.run(create())
     yield taken
-    nats_server.return_to_queue(taken)
+    nats_server.return_account(taken)
 
 
 @pytest.fixture
@@ -256,7 +262,7 @@ def _given(url: str) -> Server:
         pytest.exit(f"--server={url} runs one test after the other: leave out -n", returncode=4)
     server = WholeServer(url)
     try:
-        names = support.stream_names(server.take())
+        names = server.take().stream_names()
     except OSError as error:
         pytest.exit(f"--server: {server.url} does not serve: {error}", returncode=4)
     if names:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import json
 import os
-import secrets
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,7 +14,7 @@ from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from aiqueue import Client
-from aiqueue.server import supervisor
+from aiqueue.testing import clients
 from benchmarks.chaos.servers import POLL_S, Account, Cluster, NatsProcess, wait_until
 
 __all__ = ["POLL_S", "ROOT", "Account", "Cluster", "NatsProcess", "wait_until"]
@@ -38,58 +34,7 @@ class Server(Protocol):
 
     def take(self) -> Account: ...
 
-    def return_to_queue(self, account: Account) -> None: ...
-
-
-class AccountPool:
-    """One server for a whole test run, with accounts declared beforehand: one costs 0.4 ms and 25 KB at its start.
-
-    When they are used up, it declares half as many again and has the server reload.
-    """
-
-    def __init__(self, directory: Path, size: int = 400) -> None:
-        self._growth = max(size // 2, 1)
-        self._declared: list[tuple[str, str]] = []
-        self._taken = 0
-        self._declare(size)
-        self._server = NatsProcess(directory, config=self._accounts)
-        self._server.start()
-        self.url = self._server.url
-
-    @property
-    def pid(self) -> int | None:
-        return self._server.pid
-
-    def take(self) -> Account:
-        grown = self._taken == len(self._declared)
-        if grown:
-            self._declare(self._growth)
-            self._server.reload()
-        account = Account(self.url, *self._declared[self._taken])
-        if grown:
-            wait_until(lambda: supervisor.ready(account.address, account.user, account.password), within=30)
-        self._taken += 1
-        return account
-
-    def return_to_queue(self, account: Account) -> None:
-        """Delete its streams, so that a long run does not slow the server. The account is not used again."""
-        with contextlib.suppress(OSError):  # a hygiene of the run, no claim of the test
-            delete_streams(account)
-
-    def end(self) -> None:
-        self._server.kill()
-        shutil.rmtree(self._server.directory, ignore_errors=True)
-
-    def _declare(self, count: int) -> None:
-        first = len(self._declared)
-        self._declared += [(f"test-{i}", secrets.token_hex(8)) for i in range(first, first + count)]
-
-    def _accounts(self) -> str:
-        lines = (
-            f'{user}: {{ jetstream: enabled, users: [{{ user: "{user}", password: "{password}" }}] }}'
-            for user, password in self._declared
-        )
-        return "accounts {\n" + "\n".join(lines) + "\n}"
+    def return_account(self, account: Account) -> None: ...
 
 
 class WholeServer:
@@ -106,46 +51,13 @@ class WholeServer:
     def take(self) -> Account:
         return self._account
 
-    def return_to_queue(self, account: Account) -> None:
-        delete_streams(account)
-
-
-def stream_names(account: Account) -> list[str]:
-    """The streams of an account, the first 1,024 of them. Raises OSError when the server does not answer."""
-    answer = supervisor.ask(account.address, account.user, account.password, "$JS.API.STREAM.NAMES", within_s=10)
-    if "error" in answer:
-        raise ConnectionError(json.dumps(answer["error"]))
-    return list(answer.get("streams") or [])
-
-
-def delete_streams(account: Account) -> None:
-    """Delete every stream of an account, and with them its buckets and consumers. Raises OSError."""
-    options = {"user": account.user, "pass": account.password, "verbose": False, "headers": True, "no_responders": True}
-    while names := stream_names(account):
-        deletes = "".join(f"PUB $JS.API.STREAM.DELETE.{name} _INBOX.deleted 0\r\n\r\n" for name in names)
-        # One connection for all of them: this is done after each of a thousand tests.
-        with socket.create_connection(account.address, timeout=10) as link, link.makefile("rb") as answers:
-            link.sendall(f"CONNECT {json.dumps(options)}\r\nSUB _INBOX.deleted 1\r\n{deletes}".encode())
-            left = len(names)
-            while left:
-                line = answers.readline()
-                if not line or line.startswith((b"-ERR", b"HMSG")):
-                    raise ConnectionError(f"the server did not delete the streams: {line!r}")
-                if line.startswith(b"PING"):
-                    link.sendall(b"PONG\r\n")
-                if line.startswith(b"MSG "):
-                    answers.read(int(line.split()[-1]) + 2)
-                    left -= 1
+    def return_account(self, account: Account) -> None:
+        account.delete_streams()
 
 
 async def create_streams(client: Client) -> None:
-    """Create all streams of the client's topology on an empty account, as `apply` would, at once.
-
-    `apply` asks about each stream before and after it creates one: five times the calls, in each of a thousand tests.
-    """
-    await asyncio.gather(
-        *(client.connection.api(f"STREAM.CREATE.{each.name}", each.config) for each in client.topology.streams.values())
-    )
+    """Create all streams of the client's topology on an empty account."""
+    await clients.create_streams(client, client.topology.streams.values())
 
 
 async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:

@@ -9,32 +9,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from aiqueue.server import supervisor
 from aiqueue.server.embedded import find_binary
+from aiqueue.testing import ServerAccount
 
 T = TypeVar("T")
+Account = ServerAccount
 
 POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class Account:
-    """Where a test works: nobody else is there. `url` holds no credentials."""
-
-    url: str
-    user: str
-    password: str
-
-    @property
-    def address(self) -> tuple[str, int]:
-        first = urlsplit(self.url.split(",")[0])
-        return first.hostname or supervisor.HOST, first.port or 4222
 
 
 def wait_until(fn: Callable[[], T], within: float = 40.0) -> T:

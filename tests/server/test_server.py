@@ -19,18 +19,17 @@ import pytest
 from aiqueue.errors import BinaryMissing, EmbeddedError
 from aiqueue.server import supervisor
 from aiqueue.server.embedded import EmbeddedServer, find_binary, find_directory
+from aiqueue.testing import AccountServer
 
 from .. import conftest
 from ..support import (
     ROOT,
     Account,
-    AccountPool,
     Eventually,
     NatsProcess,
     Server,
     pause_between,
     processes,
-    stream_names,
     wait_until,
 )
 
@@ -468,21 +467,18 @@ def test_the_supervisor_imports_nothing_of_aiqueue() -> None:
 async def test_each_test_has_an_account_of_its_own(nats_server: Server, account: Account) -> None:
     connection = await nats.connect(account.url, user=account.user, password=account.password)
     await connection.jetstream().add_stream(name="HERE", subjects=["here"], storage="memory")
-    assert stream_names(account) == ["HERE"]
+    assert account.stream_names() == ["HERE"]
     await connection.close()
     if nats_server.pid is not None:
         other = nats_server.take()
-        assert stream_names(other) == []
+        assert other.stream_names() == []
 
 
-def test_a_pool_that_is_used_up_declares_more_accounts(tmp_path: Path) -> None:
-    pool = AccountPool(tmp_path / "pool", size=2)
-    try:
-        accounts = [pool.take() for _ in range(5)]
+def test_a_server_whose_accounts_are_used_up_declares_more_accounts(tmp_path: Path) -> None:
+    with AccountServer(tmp_path / "server", accounts=2) as server:
+        accounts = [server.take() for _ in range(5)]
         assert len({account.user for account in accounts}) == 5
-        assert all(stream_names(account) == [] for account in accounts)
-    finally:
-        pool.end()
+        assert all(account.stream_names() == [] for account in accounts)
 
 
 async def test_an_own_server_keeps_port_and_data_over_kill_and_start(
@@ -497,7 +493,7 @@ async def test_an_own_server_keeps_port_and_data_over_kill_and_start(
     server.kill()
     server.start()
     assert server.url == url
-    assert stream_names(server.account) == ["KEPT"]
+    assert server.account.stream_names() == ["KEPT"]
     server.pause()
     assert not supervisor.ready(server.account.address, server.user, server.password, within_s=0.3)
     server.resume()
@@ -537,13 +533,13 @@ async def test_a_given_server_is_used_when_empty_and_refused_when_not(own_server
     url = f"nats://{server.user}:{server.password}@127.0.0.1:{server.port}"
     ran = run_pytest(url)
     assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
-    assert stream_names(server.account) == []
+    assert server.account.stream_names() == []
     connection = await nats.connect(url)
     await connection.jetstream().add_stream(name="MINE", subjects=["mine"])
     await connection.close()
     ran = run_pytest(url)
     assert "is not empty (1 streams, MINE among them)" in ran.stdout + ran.stderr
-    assert stream_names(server.account) == ["MINE"]
+    assert server.account.stream_names() == ["MINE"]
 
 
 def test_a_wrong_server_option_is_refused(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,4 +287,4 @@ async def run_both(server: Server, streams: Path, batch: Sequence[Fuzzed]) -> tu
                 await run.run(patch)
             return run, await run.compare()
     finally:
-        server.return_to_queue(account)
+        server.return_account(account)

@@ -1,0 +1,36 @@
+"""Tests of programs that use aiqueue, on the real server: accounts, clients, calls of handlers, jobs whose time comes.
+
+The pytest plugin (`plugin`) is loaded in every pytest run where aiqueue is installed, so everything else is imported on
+first use. No other room may import this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clients import client, environment
+    from .server import AccountServer, ServerAccount
+
+_MODULE_OF = {
+    "AccountServer": "server",
+    "ServerAccount": "server",
+    "client": "clients",
+    "environment": "clients",
+}
+
+__all__ = ["AccountServer", "ServerAccount", "client", "environment"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name on first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,98 @@
+"""Clients of a test's account, with the streams that the test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pydantic
+
+from ..client import Client, check_client, connect
+from ..config import Settings
+from ..errors import BadInput
+from ..topology import Family, StreamSpec, Topology
+from ..units import texts
+
+PRODUCT_ROLES = {
+    "usage": "gateway.",
+    "recent": "gateway.",
+    "api_keys": "gateway.",
+    "batches": "gateway.",
+    "rag": "rag.",
+}
+FIXTURE = "pass what the fixture `aiqueue_settings` gives, or aiqueue.Settings of a server that is for tests alone"
+
+_opened: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@asynccontextmanager
+async def client(settings: Settings, *, families: Collection[str] | None = None) -> AsyncIterator[Client]:
+    """Open a client, and create the streams on its account: ``async with testing.client(aiqueue_settings) as client``.
+
+    - `settings`: of the fixture `aiqueue_settings`, or of another server that is for tests alone.
+    - `families`: of what the test enqueues, such as ``["agent.tasks"]``. Only their streams are created, and those that
+      all families share: 2 to 5 ms instead of 15. None: all streams.
+
+    A second client of the same settings in a test finds the streams of the first. Raises BadInput (UnknownFamily) for
+    wrong arguments, Unavailable, and Conflict for a stream that is there with another configuration.
+    """
+    if not isinstance(settings, Settings):
+        raise BadInput(f"testing.client needs settings, not {type(settings).__name__}: {FIXTURE}")
+    if not settings.servers:
+        raise BadInput(f"testing.client needs the address of a server, and these settings have none: {FIXTURE}")
+    opened = connect(settings=settings)
+    wanted = streams_of(opened.topology, families)
+    async with opened:
+        await create_streams(opened, wanted)
+        _opened.add(opened)
+        yield opened
+
+
+def streams_of(topology: Topology, families: Collection[str] | None) -> list[StreamSpec]:
+    """Return the streams that jobs of these families need; None: all. Raises BadInput (UnknownFamily)."""
+    if families is None:
+        return list(topology.streams.values())
+    chosen = [topology.family(each) for each in texts("families", families)]
+    return [each for each in topology.streams.values() if _is_needed(each, chosen)]
+
+
+def _is_needed(stream: StreamSpec, families: Collection[Family]) -> bool:
+    if stream.role in ("work", "inbox"):
+        return any(each.stream == stream.name for each in families)
+    prefix = PRODUCT_ROLES.get(stream.role, "")
+    return any(each.name.startswith(prefix) for each in families)
+
+
+async def create_streams(opened: Client, streams: Collection[StreamSpec]) -> None:
+    """Create streams at once. `apply` asks about each one before and after it creates it: five times the calls."""
+    await asyncio.gather(*(opened.connection.api(f"STREAM.CREATE.{each.name}", dict(each.config)) for each in streams))
+
+
+def check_test_client(opened: Any, *, what: str) -> None:
+    """Raise BadInput unless the client was opened by `client`: `what` this does to a server is only for tests."""
+    check_client(opened)
+    if opened not in _opened:
+        raise BadInput(f"{what}: open the client with `async with aiqueue.testing.client(aiqueue_settings) as client:`")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the environment variables by which a program uses these settings, such as one that a test starts::
+
+    for name, value in testing.environment(aiqueue_settings).items():
+        monkeypatch.setenv(name, value)  # `aiqueue.connect()` without arguments uses the test's account
+    """
+    if not isinstance(settings, Settings):
+        raise BadInput(f"testing.environment needs settings, not {type(settings).__name__}: {FIXTURE}")
+    return dict(_variables(settings))
+
+
+def _variables(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, pydantic.SecretStr):
+            value = value.get_secret_value()
+        if value is not None and value != field.default:
+            yield f"AIQUEUE_{name.upper()}", str(value)

@@ -21,7 +21,7 @@ from ..errors import AIQueueError, BadInput, Unavailable
 from ..job import M, Message
 from ..lanes import Delivery, LanePull, Leases
 from ..mailbox import BOUNCE, Inboxes, Mail, Sent
-from ..units import Backoff, Deadline, Duration
+from ..units import Deadline, Duration
 from .held_mail import HeldMail
 from .mail_handlers import MailCall, MailHandlers
 from .reply_waiter import ReplyWaiter, envelope_of
@@ -377,9 +377,8 @@ class InboxWorker:
             outcome = Raised(f"the handler ended with an outcome that mail does not have: {type(outcome).__name__}", "")
         if outcome.pauses_key:
             attempt.warn_of_no_key(f"mail {held.envelope.mail_id} to {self.spec.name}", "mail has no key")
-        retry = handler.backoff(outcome.rule) if handler else Backoff()
-        delay_s = retry.delay_s(held.attempt) if outcome.after_s is None else outcome.after_s
-        if held.attempt >= retry.attempts:
+        delay_s = attempt.delay_after(handler, outcome, held.attempt)
+        if delay_s is None:
             return Refused("attempts", outcome.error, outcome.trace)
         if held.envelope.expired(self._connection.clock.now() + delay_s):
             late = f"{outcome.error} (the mail expires before its retry in {delay_s:.1f} s)"

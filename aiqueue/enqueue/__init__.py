@@ -6,7 +6,7 @@ This room may not run handlers or wait for results.
 from __future__ import annotations
 
 from .bulk import Bulk, Items
-from .child_jobs import ChildJobs, StoredChild, inherited_headers
+from .child_jobs import ChildJobs, StoredChild, inherited_headers, lane_of_child
 from .deadletter import DeadLetter, DeadLetters, FailedJob, Filter, history_of, history_text, last_trace, trimmed
 from .fingerprints import Fingerprints, find_fingerprint, fingerprint_of, fingerprint_of_body, id_reused, is_other_body
 from .forwarder import Forwarder
@@ -17,14 +17,60 @@ from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, re
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import AttachedJob, Enqueued, Producer, move_to_lane
 from .refusals import OnFull, retry_while_full
-from .templates import JobTemplate
+from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
 
 __all__ = [
-    "ASIDE_KEY", "ON_DUPLICATE", "SOON_S", "AttachedJob", "Bulk", "BulkOptions", "ChildJobs", "DeadLetter",
-    "DeadLetters", "Enqueued", "FailedJob", "Filter", "Fingerprints", "Forwarder", "FreshId", "Item", "Items", "JobId",
-    "JobTemplate", "KeyLanes", "OnFull", "Parents", "ParkedJob", "Parking", "Producer", "ProgressCallback",
-    "StoredChild", "check_on_duplicate", "find_fingerprint", "fingerprint_of", "fingerprint_of_body", "has_listeners",
-    "history_of", "history_text", "id_of_key", "id_reused", "inherited_headers", "is_other_body", "key_headers",
-    "last_trace", "move_to_lane", "parse_parked_job", "resolve_due_at", "resolve_job_id", "retry_while_full",
-    "stated_key", "trimmed", "with_header", "with_step",
+    "ASIDE_KEY",
+    "ON_DUPLICATE",
+    "SOON_S",
+    "AttachedJob",
+    "Bulk",
+    "BulkOptions",
+    "ChildJobs",
+    "DeadLetter",
+    "DeadLetters",
+    "Enqueued",
+    "FailedJob",
+    "Filter",
+    "Fingerprints",
+    "Forwarder",
+    "FreshId",
+    "Item",
+    "Items",
+    "JobId",
+    "JobTemplate",
+    "KeyLanes",
+    "OnFull",
+    "Parents",
+    "ParkedJob",
+    "Parking",
+    "Producer",
+    "ProgressCallback",
+    "StoredChild",
+    "check_on_duplicate",
+    "checked_headers",
+    "checked_lane",
+    "find_fingerprint",
+    "fingerprint_of",
+    "fingerprint_of_body",
+    "has_listeners",
+    "headers_of_job",
+    "history_of",
+    "history_text",
+    "id_of_key",
+    "id_reused",
+    "inherited_headers",
+    "is_other_body",
+    "key_headers",
+    "lane_of_child",
+    "last_trace",
+    "move_to_lane",
+    "parse_parked_job",
+    "resolve_due_at",
+    "resolve_job_id",
+    "retry_while_full",
+    "stated_key",
+    "trimmed",
+    "with_header",
+    "with_step",
 ]  # fmt: skip

@@ -16,9 +16,9 @@ from ..payload import Document
 from ..topology import Topology
 from .key_lanes import KeyLanes, key_headers
 from .parking import Parking, resolve_due_at
-from .producer import AttachedJob, Producer, checked_headers
+from .producer import AttachedJob, Producer
 from .refusals import OnFull, retry_while_full
-from .templates import JobTemplate
+from .templates import JobTemplate, checked_headers, checked_lane
 
 TIMEOUT_S = 30.0  # for storing a child, also while its lane is full
 DEPTH_MAX = 32  # ancestors of a job
@@ -44,13 +44,8 @@ class ChildJobs:
 
         Without a priority of its own it has its parent's, if its family has that.
         """
-        family = self._topology.family(spec.family)
-        checked_headers(family, spec.headers)
-        if spec.priority is None and parents_priority not in family.priorities and family.priorities:
-            priority = subjects.NORMAL if subjects.NORMAL in family.priorities else family.priorities[0]
-        else:
-            priority = parents_priority if spec.priority is None else spec.priority
-        return self._producer.lane_template(family, tenant, priority).lane
+        lane = lane_of_child(self._topology, spec, tenant, parents_priority)
+        return self._producer.lane_template(self._topology.family(lane.family), tenant, lane.priority).lane
 
     async def store(
         self, spec: ChildSpec, lane: subjects.Lane, job_id: str, inherited: Mapping[str, str], *,
@@ -120,6 +115,17 @@ class ChildJobs:
         if spec.deadline_s is not None:
             fields[headers.DEADLINE] = str(round((self._producer.clock.now() + spec.deadline_s) * 1000))
         return {**fields, **spec.headers}
+
+
+def lane_of_child(topology: Topology, spec: ChildSpec, tenant: str, parents_priority: str) -> subjects.Lane:
+    """Return the ordinary lane of a child; see `ChildJobs.lane_of`."""
+    family = topology.family(spec.family)
+    checked_headers(family, spec.headers)
+    if spec.priority is None and parents_priority not in family.priorities and family.priorities:
+        priority = subjects.NORMAL if subjects.NORMAL in family.priorities else family.priorities[0]
+    else:
+        priority = parents_priority if spec.priority is None else spec.priority
+    return checked_lane(family, tenant, priority)
 
 
 def inherited_headers(

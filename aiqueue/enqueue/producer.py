@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from .. import codec, headers, subjects
+from .. import headers, subjects
 from ..connection import Connection, PubAck, block
 from ..documents import Documents
-from ..errors import AIQueueError, BadInput, EncodeError, NotFound, QueueFull, Unavailable
-from ..job import Message, check_message, secret_headers
+from ..errors import AIQueueError, EncodeError, NotFound, QueueFull, Unavailable
+from ..job import Message, check_message
 from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
 from ..units import Deadline, parse_duration, parse_time
 from .fingerprints import Fingerprints
 from .ids import resolve_job_id, with_header
-from .key_lanes import KeyLanes, key_headers, key_of_body, key_of_message, stated_key
+from .key_lanes import KeyLanes, key_of_body, key_of_message, stated_key
 from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, wait_while_full
-from .templates import JobTemplate
+from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
 
 HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
@@ -291,7 +291,7 @@ class Producer:
         template = self.lane_template(family, tenant, priority, value)
         lane, deadline_s = template.lane, None
         job_id, deadline_mark = subjects.new_id(), subjects.new_id()  # fresh ids, because they occur nowhere else
-        job_headers = _job_headers(family, message, lane, job_id, template.key)
+        job_headers = headers_of_job(family, message, lane, job_id, template.key)
         if isinstance(deadline, datetime):
             job_headers[headers.DEADLINE] = str(round(parse_time("deadline", deadline) * 1000))
         elif deadline is not None:
@@ -312,7 +312,7 @@ class Producer:
 
         Raises BadInput.
         """
-        lane = _checked_lane(family, tenant, priority)
+        lane = checked_lane(family, tenant, priority)
         token = self.key_lanes.token(family, tenant, key) if key and self.key_lanes else ""
         lane = lane._replace(key=token) if token else lane
         config = self.topology.streams[family.stream].config
@@ -347,11 +347,11 @@ class Producer:
         """Return the family of a message, and the headers of a request for its job. Raises BadInput."""
         check_message(message)
         family = self.topology.family(message.aiq_family)
-        lane = _checked_lane(family, tenant, priority)
+        lane = checked_lane(family, tenant, priority)
         job_id, _, shown = resolve_job_id(family, message, unique, self.clock)
         shown_headers = {headers.UNIQUE: shown} if shown else {}
         return family, {
-            **_job_headers(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra, message),
+            **headers_of_job(family, message, lane, job_id), **shown_headers, **checked_headers(family, extra, message),
         }  # fmt: skip
 
     def hint(self, lane: subjects.Lane, key: str = "") -> None:
@@ -398,51 +398,3 @@ async def move_to_lane(
         kept[headers.LIMIT_KEY] = headers.encode_key(key)
     await connection.publish(subjects.hint(to), subjects.hint_body(to, key))
     await connection.store(subjects.work(*to), body, kept)
-
-
-def _checked_lane(family: Family, tenant: str, priority: str) -> subjects.Lane:
-    """Return the lane of a tenant and priority. Raises BadInput (InvalidToken)."""
-    subjects.token("tenant", tenant)
-    if not family.priorities:
-        raise BadInput(f"family {family.name} takes no jobs (it has no priorities)")
-    if priority not in family.priorities:
-        raise BadInput(f"family {family.name} has no priority {priority!r}: use one of {', '.join(family.priorities)}")
-    return subjects.Lane(family.name, tenant, priority)
-
-
-def _job_headers(family: Family, message: Message, lane: subjects.Lane, job_id: str, key: str = "") -> dict[str, str]:
-    """Return the headers that the library sets on a job."""
-    job_headers = {
-        headers.MSG_ID: subjects.msg_id(family.name, lane.tenant, job_id),
-        headers.CONTENT_TYPE: codec.CBOR,
-        headers.KIND: message.aiq_kind,
-        headers.JOB_ID: job_id,
-        headers.PRIORITY: lane.priority,
-    }
-    if family.key:
-        job_headers[family.key] = job_id
-    return {**job_headers, **key_headers(key), **secret_headers(message)}
-
-
-def checked_headers(
-    family: Family, extra: Mapping[str, str] | None, message: Message | None = None
-) -> Mapping[str, str]:
-    """Return the caller's headers. Raises BadInput for no mapping, for names that the library sets itself, and for one
-    that contradicts the message.
-    """
-    if extra is not None and not isinstance(extra, Mapping):
-        raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {extra!r}')
-    for name, value in (extra or {}).items():
-        if isinstance(value, str) and value != value.strip(" "):
-            raise BadInput(f"header {name!r} must not begin or end with a space, which the wire drops: {value[:80]!r}")
-        lower = str(name).lower()
-        if lower.startswith(("nats-", "aiq-", "content-type")):
-            raise BadInput(f"header {name!r} is reserved for aiqueue")
-        if lower in (headers.PRIORITY, family.key):
-            argument = "priority" if lower == headers.PRIORITY else "unique"
-            raise BadInput(f"header {name!r} is reserved for aiqueue: use the argument `{argument}`")
-    if extra and message is not None:
-        said = {name: key_of_message(message, name) for name in family.header_fields}
-        if problem := headers.take_fields(extra, family.header_fields, said):
-            raise BadInput(problem)
-    return extra or {}

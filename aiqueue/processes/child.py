@@ -370,7 +370,7 @@ def _outcome_to_send(outcome: Outcome, keeps_result: bool) -> list[Any]:
     try:
         return attempt.outcome_to_plain(outcome)
     except EncodeError as error:
-        return attempt.outcome_to_plain(Refused("result", f"the result cannot be kept: {error}"))
+        return attempt.outcome_to_plain(Refused("result", attempt.unkept_result(str(error))))
 
 
 def _find_policies(worker: Any, family: str, kind: str) -> Policies:

@@ -38,7 +38,6 @@ from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFul
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
-from ..units import Backoff
 from .gathering import wait_key
 from .moving import move_job
 from .opening import OpenedJob
@@ -187,7 +186,7 @@ class Settlement:
                 opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
                 text = secret_paths.redact(str(error), opened.data, opened.secrets)
                 opened.history = _history_with_attempt(opened, self._worker, text, "")
-                await self._dead_letter(delivery, opened, writer, "result", f"the result cannot be kept: {text}")
+                await self._dead_letter(delivery, opened, writer, "result", attempt.unkept_result(text))
                 return
         if headers.PARENT in delivery.message.headers:
             end = ChildEnd.of_value(
@@ -231,14 +230,12 @@ class Settlement:
         error = outcome.error
         if outcome.pauses_key and opened.family.limit_key is None:
             attempt.warn_of_no_key(f"job {opened.job_id}", f"family {opened.family.name} has no limit_key")
-        retry = handler.backoff(outcome.rule) if handler else Backoff()
         opened.history = _history_with_attempt(opened, self._worker, error, outcome.trace)
-        delay_s = retry.delay_s(opened.attempt) if outcome.after_s is None else outcome.after_s
-        if opened.attempt >= retry.attempts:
+        delay_s = attempt.delay_after(handler, outcome, opened.attempt)
+        if delay_s is None:
             await self._dead_letter(delivery, opened, writer, "attempts", error)
         elif attempt.is_past_deadline(opened.raw, self._connection.clock.now() + delay_s):
-            late = f"{error} (the retry in {delay_s:.1f} s would be after its deadline)"
-            await self._dead_letter(delivery, opened, writer, "deadline", late)
+            await self._dead_letter(delivery, opened, writer, "deadline", attempt.too_late(error, delay_s))
         else:
             await self._schedule_retry(delivery, opened, writer, error, delay_s)
 

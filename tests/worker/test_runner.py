@@ -18,8 +18,7 @@ from aiqueue.attempt import Handlers
 from aiqueue.config import Settings
 from aiqueue.connection import Connection, block
 from aiqueue.connection.nats_client import WireMessage
-from aiqueue.enqueue import with_header
-from aiqueue.enqueue.producer import _job_headers
+from aiqueue.enqueue import headers_of_job, with_header
 from aiqueue.job import untyped
 from aiqueue.lanes import Delivery, LanePull
 from aiqueue.processes.quarantine import KILLED, Quarantine
@@ -119,7 +118,7 @@ def test_the_headers_of_every_plain_job_that_enqueue_writes_are_read_as_such() -
             continue
         message = untyped("a-kind", family.name)()
         lane = Lane(family.name, "acme", family.priorities[0])
-        written = _job_headers(family, message, lane, "j-1")
+        written = headers_of_job(family, message, lane, "j-1")
         assert headers.read_plain(block(written)) == ("a-kind", "j-1", lane.priority, "application/cbor")
         assert headers.read_plain(block({**written, "X-Own": "1"})) is None
         assert headers.read_plain(block({**written, headers.DEADLINE: "123"})) is None

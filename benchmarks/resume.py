@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import aiqueue
 from aiqueue.errors import Unavailable
-from aiqueue.journal.follower import StreamItem
+from aiqueue.journal import StreamItem
 from aiqueue.topology import provision
 
 from .chaos.app import FAMILY, declared

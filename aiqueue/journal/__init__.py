@@ -33,9 +33,10 @@ from .entries import (
     entry_from_live,
     entry_from_stored,
 )
-from .follower import StreamItem, follow
+from .follower import follow
 from .journal import Journal
 from .outcome_watch import wait_for_outcome
+from .stream_items import StreamItem
 from .writer import WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [

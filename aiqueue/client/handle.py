@@ -15,7 +15,7 @@ from ..enqueue import Enqueued, find_fingerprint, id_reused, is_other_body, reso
 from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled
 from ..inspect import JobStats, stats
 from ..job import Message
-from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow, wait_for_outcome
+from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow_batches, wait_for_outcome
 from ..payload import R_co, parse_result
 from ..topology import Family
 from ..units import Duration, Time, parse_duration
@@ -164,11 +164,22 @@ class Handle(Generic[R_co]):
         Raises ResultTimeout if the job has not ended within `timeout`, JobGone as `result` does, BadInput for an
         invalid cursor.
         """
+        async with aclosing(self.stream_batches(after=after, timeout=timeout)) as batches:
+            async for batch in batches:
+                for item in batch:
+                    yield item
+
+    async def stream_batches(
+        self, *, after: str | None = None, timeout: Duration | None = None, is_new: bool = False
+    ) -> AsyncGenerator[list[StreamItem], None]:
+        """As `stream`, for aiqueue's own modules: items that are there at once come together. `is_new`: see
+        `journal.follow_batches`.
+        """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end = time.monotonic() + (left_s or 0.0)
         run: int | None = self._run
         while run is not None:
-            items = follow(
+            batches = follow_batches(
                 self._journal,
                 self._journal_subject(),
                 run=run,
@@ -178,19 +189,21 @@ class Handle(Generic[R_co]):
                 parking_id=self._enqueued.parking_id,
                 parked=self._is_parked,
                 consumers=self._consumers(),
+                is_new=is_new,
             )
-            item, gone = None, None
+            is_over, gone, is_new = False, None, False
             try:
-                async with aclosing(items):
-                    async for item in items:
-                        document = item.document
-                        if document is not None:
-                            yield replace(item, data=await self._cancels.documents.read_result(document))
-                        else:
-                            yield item
+                async with aclosing(batches):
+                    async for batch in batches:
+                        is_over = batch[-1].final
+                        for place, item in enumerate(batch):
+                            if item.document is not None:
+                                data = await self._cancels.documents.read_result(item.document)
+                                batch[place] = replace(item, data=data)
+                        yield batch
             except JobGone as error:
                 gone = error
-            run = await self._claimant(run) if item is None or not item.final else None
+            run = await self._claimant(run) if not is_over else None
             if run is None and gone is not None:
                 raise gone
             left_s = None if left_s is None else max(0.0, end - time.monotonic())

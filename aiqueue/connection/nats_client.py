@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import nats.errors as ne
 from nats.aio.client import Client, Srv
+from nats.protocol.command import sub_cmd, unsub_cmd
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from ..config import Credentials
@@ -123,7 +124,9 @@ class NatsClient(Client):
 
     async def subscribe_direct(self, subject: str, queue: str, callback: MessageCallback) -> Any:
         """Subscribe. The socket reader calls `callback` with each message, and does not await it."""
-        subscription = await self.subscribe(subject, queue=queue, cb=_ignore_message)
+        unused: asyncio.Future[Any] = asyncio.Future()  # in place of a callback, for which nats-py starts a task
+        unused.cancel()
+        subscription = await self.subscribe(subject, queue=queue, future=unused)
         self._callbacks[subscription._id] = callback
         return subscription
 
@@ -204,6 +207,13 @@ class NatsClient(Client):
             return failed
         theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
         return theirs
+
+    async def _send_subscribe(self, sub: Any) -> None:
+        """Queue it with the other frames of this turn; nats-py has its flusher write it by itself."""
+        self.send(sub_cmd(sub._subject, sub._queue or "", sub._id))
+
+    async def _send_unsubscribe(self, sid: int, limit: int = 0) -> None:
+        self.send(unsub_cmd(sid, limit))
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if (pending := self._dispatch(sid, subject, reply, data, headers)) is not None:

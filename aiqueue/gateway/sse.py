@@ -78,10 +78,16 @@ async def stream(
 
 
 async def _items(handle: Handle[Any], after: str | None) -> AsyncGenerator[bytes, None]:
-    async with aclosing(handle.stream(after=after)) as items:
-        async for item in items:
-            name = "" if item.event == "chunk" else item.event
-            yield event(item.masked().data, id=event_id(handle.id, item.cursor), name=name)
+    async with aclosing(handle.stream_batches(after=after)) as batches:
+        async for batch in batches:
+            yield b"".join(
+                event(
+                    item.masked().data,
+                    id=event_id(handle.id, item.cursor),
+                    name="" if item.event == "chunk" else item.event,
+                )
+                for item in batch
+            )
 
 
 class EventFlow:

@@ -33,7 +33,7 @@ from .entries import (
     entry_from_live,
     entry_from_stored,
 )
-from .follower import follow
+from .follower import follow, follow_batches
 from .journal import Journal
 from .outcome_watch import wait_for_outcome
 from .stream_items import StreamItem
@@ -44,5 +44,5 @@ __all__ = [
     "TRIAL", "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "ChildEnd", "ChildEnds", "ChildRecord", "EndsRecord",
     "Entry", "Journal", "LargeSteps", "ResultHeaders", "Retention", "RunRecord", "StepNames", "StreamItem", "WakeAt",
     "Writer", "children_of_entry", "decode_step", "encode_call", "encode_step", "entry_from_live", "entry_from_stored",
-    "follow", "is_over", "wait_for_outcome",
+    "follow", "follow_batches", "is_over", "wait_for_outcome",
 ]  # fmt: skip

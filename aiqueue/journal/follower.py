@@ -25,6 +25,7 @@ from .stream_items import GAP, RESTART, Cursor, StreamItem, is_gap_before, resta
 
 LIVE_MAX, LIVE_BYTES_MAX = 256, 1024 * 1024  # live entries that wait for the reader; above, it reads the stream instead
 BATCH_BYTES_MAX = 64 * 1024  # of live entries, above which no more of them are taken at once
+NEW_S = 0.05  # how long a new job's first entry is waited for before the stream is read
 LAG_S, LAGS_MAX = 0.01, 8  # a replica may be behind the live entries: read again so often, after doubling pauses
 
 
@@ -47,18 +48,20 @@ async def follow_batches(
     parking_id: str = "",
     parked: Callable[[], Awaitable[bool]] | None = None,
     consumers: Collection[str] = (),
+    is_new: bool = False,
 ) -> AsyncGenerator[list[StreamItem], None]:
     """Yield the items of run `run` of a job id, then those of each later run that begins to write. Items that are there
     at once come together.
 
     Ends after a final item, or when the job has ended without one. `after`: the cursor of the last item that the reader
-    has. `job`, `parking_id`, `parked` and `consumers` are as in `wait_for_outcome`.
+    has. `job`, `parking_id`, `parked` and `consumers` are as in `wait_for_outcome`. `is_new`: the job was stored just
+    now, under an id that nobody had before, so its journal is empty: nothing is asked until something is missing.
 
     Raises JobGone as `wait_for_outcome` does, BadInput for a wrong cursor, ResultTimeout if the job has not ended after
     `timeout_s` seconds (None: no limit), Unavailable when the connection is closed.
     """
     cursor = Cursor(run) if after is None else Cursor.decode(after, subject)
-    follower = _Follower(journal, subject, cursor, job, parking_id, parked, consumers)
+    follower = _Follower(journal, subject, cursor, job, parking_id, parked, consumers, is_new)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         while True:
@@ -86,6 +89,7 @@ class _Follower:
         parking_id: str,
         parked: Callable[[], Awaitable[bool]] | None,
         consumers: Collection[str],
+        is_new: bool,
     ) -> None:
         self.over = False
         self._journal = journal
@@ -97,20 +101,20 @@ class _Follower:
         self._parking_id = parking_id
         self._parked = parked
         self._consumers = consumers
-        self._enqueued_at: float | None = None  # None: not read yet
+        self._enqueued_at: float | None = 0.0 if is_new else None  # None: not read yet
         self._retry_error = ""  # the error of the newest entry, if that is a retry
         self._has_gap = False  # entries before the next one are missing
-        self._behind = True  # the stream may hold entries that did not arrive live
+        self._behind = not is_new  # the stream may hold entries that did not arrive live
         self._live: deque[Received] = deque()
         self._live_bytes = 0
         self._lags = 0  # reads in a row that lacked what had arrived live
         self._pause_s = 0.0  # before the next read, even if entries arrive meanwhile
-        self._unanswered_s, self._poll_s = UNANSWERED_PAUSE_S, POLL_S
+        self._unanswered_s, self._poll_s = UNANSWERED_PAUSE_S, NEW_S if is_new else POLL_S
         self._woken = asyncio.Event()
         self._alarm = _Alarm(self._woken)
         self._subscription: Subscription | None = None
         self._remove_listener = self._connection.on_regained(self._on_regained)
-        self._start_outcome_watch()
+        self._start_outcome_watch(is_new)
 
     async def close(self) -> None:
         self._remove_listener()
@@ -121,10 +125,10 @@ class _Follower:
 
     # -- the outcome, which may come without a final entry
 
-    def _start_outcome_watch(self) -> None:
+    def _start_outcome_watch(self, is_new: bool = False) -> None:
         self._watch = OutcomeWatch(
             self._journal, self._subject, self._cursor.run, self._job, self._parking_id, self._parked, self._consumers,
-            subscribes=False,
+            subscribes=False, is_new=is_new,
         )  # fmt: skip
         self._outcome = asyncio.create_task(self._watch.wait())
         self._outcome.add_done_callback(lambda _: self._woken.set())
@@ -178,7 +182,7 @@ class _Follower:
         self._alarm.set(min(self._poll_s, left_s))
         await self._woken.wait()
         if self._alarm.has_rung:
-            self._poll_s = min(self._poll_s * 2, POLL_MAX_S)
+            self._poll_s = min(max(self._poll_s * 2, POLL_S), POLL_MAX_S)
             self._behind = True
         return True
 

@@ -26,6 +26,7 @@ from .entries import (
 from .journal import Journal
 
 SETTLED_PAUSES_S = (0.02, 0.1, 0.5, 2.0)  # after the job's ack was seen: a cluster deletes the job a little later
+NEW_S = 0.25  # before the first look for a job that was stored just now, unless it is heard to begin
 ABSENT_PAUSE_S = 0.05  # before a job is read again that is gone although no ack was heard: the ack may be on its way
 SEEN_FOR_S = 2.0  # a job that is stored so long after its acks were listened to was not acked before
 CLOCK_SLACK_S = 0.5  # how exactly this clock is compared with the server's
@@ -92,7 +93,9 @@ class _Pauses:
 
 
 class OutcomeWatch:
-    """One wait for a job's outcome. Without `subscribes` its owner passes the live entries to `on_live`."""
+    """One wait for a job's outcome. Without `subscribes` its owner passes the live entries to `on_live`. `is_new`: see
+    `follower.follow_batches`.
+    """
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class OutcomeWatch:
         *,
         subscribes: bool = True,
         later_runs: bool = True,
+        is_new: bool = False,
     ) -> None:
         self._journal = journal
         self._connection = journal.connection
@@ -116,6 +120,8 @@ class OutcomeWatch:
         self._parked = parked
         self._consumers = consumers
         self._later_runs = later_runs
+        self._is_new = is_new
+        self._has_begun = False  # it was heard to begin where it was stored
         self._acked = False  # a worker's ack of the job was heard
         self._first_seen_at: float | None = None  # monotonic seconds, since its acks are listened to without a break
         self._seen = False  # it was still stored SEEN_FOR_S later, so no ack of it can have been missed
@@ -141,6 +147,8 @@ class OutcomeWatch:
         while True:
             self._woken.clear()
             try:
+                if self._is_new:
+                    await self._await_news()
                 ended, final = await self._read_outcome()
             except Unavailable:
                 if self._connection.closing:
@@ -150,9 +158,30 @@ class OutcomeWatch:
                 if ended:
                     return final
                 pause_s = self._pauses.after_no_outcome()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._woken.wait()
+            await self._pause(pause_s)
+
+    async def _await_news(self) -> None:
+        """In place of a first look for a new job, which would find that it is stored, and has not ended: return when a
+        look may find more. What is listened to from here on, once it has begun, tells of all that follows.
+        """
+        self._is_new = False
+        await self._subscribe()
+        self._first_seen_at = time.monotonic()
+        await self._pause(NEW_S)
+        if self._has_begun and not self._woken.is_set():
+            await self._pause(POLL_S)
+
+    async def _pause(self, seconds: float) -> None:
+        """Return after so many seconds, or when there may be news."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+
+    async def _subscribe(self) -> None:
+        while self._to_subscribe:
+            subject, callback = next(iter(self._to_subscribe.items()))
+            self._subscriptions.append(await self._connection.subscribe(subject, callback))
+            del self._to_subscribe[subject]
 
     async def close(self) -> None:
         if self._remove_listener is not None:
@@ -175,6 +204,7 @@ class OutcomeWatch:
         if self._job is None or self._first_seen_at is None or started.run != self.run:
             return False
         is_here = (_stored_seq(started) or started.run) == self._job[1]
+        self._has_begun |= is_here
         return is_here and (self._seen or time.monotonic() - self._first_seen_at < SEEN_FOR_S)
 
     def _on_regained(self) -> None:
@@ -207,10 +237,7 @@ class OutcomeWatch:
 
     async def _read_outcome(self) -> tuple[bool, Entry | None]:
         """Return whether the job has ended, and its final entry if there is one."""
-        while self._to_subscribe:
-            subject, callback = next(iter(self._to_subscribe.items()))
-            self._subscriptions.append(await self._connection.subscribe(subject, callback))
-            del self._to_subscribe[subject]
+        await self._subscribe()
         if not self.run and self._parking_id:
             return await self._read_outcome_of_delayed()
         if (live := self._live_final()) is not None:

@@ -10,13 +10,16 @@ import re
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...errors import BadInput, JobCancelled, JobFailed
 from .. import sse
 from ..stored_chunks import as_chunks
 from .errors import ApiError, error_of_failure
 from .idempotency import Submission
+
+if TYPE_CHECKING:
+    from ...journal import StreamItem
 
 DONE: Final = b"data: [DONE]\n\n"
 MARK: Final = "aiqueue"  # see `stored_chunks.ChunkWriter`
@@ -33,7 +36,7 @@ class StreamPosition(NamedTuple):
     cursor: str
 
     def __str__(self) -> str:
-        return f"{self.job_id}.{self.sent}.{self.mark or '0' * 8}.{self.cursor}"
+        return _text_of_position(*self)
 
     @classmethod
     def parse(cls, text: str) -> StreamPosition:
@@ -43,6 +46,10 @@ class StreamPosition(NamedTuple):
             problem = f"Last-Event-ID {text[:80]!r} is no id of an event of this gateway"
             raise ApiError(400, problem, code="invalid_last_event_id")
         return cls(found[1], int(found[2]), "" if found[3] == "0" * 8 else found[3], found[4])
+
+
+def _text_of_position(job_id: str, sent: int, mark: str, cursor: str) -> str:
+    return f"{job_id}.{sent}.{mark or '00000000'}.{cursor}"
 
 
 class ChatEvents:
@@ -68,40 +75,55 @@ class ChatEvents:
         self._mark = "" if position is None else position.mark
         self._skip = 0  # chunks that the client has already, of a call whose chunks are written again
         self._restart: dict[str, Any] | None = None  # a new attempt writes, and has written no chunk yet
-        self._has_hole = False
+        self._has_hole = self._is_over = False
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
-        """Yield the events. Raises ApiError, and what `Handle.stream` raises."""
-        is_over = False
+        """Yield the events, several in one part when they come together. Raises ApiError, and what `Handle.stream`
+        raises.
+        """
         try:
-            async with aclosing(self._handle.stream(after=self._after)) as items:
-                async for item in items:
-                    match item.event:
-                        case "chunk":
-                            for part in self._on_chunk(item.data, item.cursor):
-                                yield part
-                        case "restart":
-                            self._restart = item.data if isinstance(item.data, dict) else {}
-                        case "gap":
-                            self._has_hole = True
-                        case "result":
-                            for part in self._on_result(item.data, item.cursor):
-                                yield part
-                            is_over = True
-                        case "failed" | "cancelled":
-                            raise self._failure(item.event, item.data)
+            batches = self._handle.stream_batches(after=self._after, is_new=self._submission.is_new)
+            async with aclosing(batches):
+                async for batch in batches:
+                    made: list[bytes] = []
+                    problem = self._take(batch, made)
+                    if made:
+                        yield made[0] if len(made) == 1 else b"".join(made)
+                    if problem is not None:
+                        raise problem
         except BadInput as error:
             raise ApiError(400, str(error), code="invalid_last_event_id") from None
-        if not is_over:  # the client had all but the end
+        if not self._is_over:  # the client had all but the end
             yield DONE
+
+    def _take(self, batch: list[StreamItem], made: list[bytes]) -> ApiError | None:
+        """Add the events of some items to `made`. Return the error with which the stream ends behind them."""
+        try:
+            for item in batch:
+                match item.event:
+                    case "chunk":
+                        made += self._on_chunk(item.data, item.cursor)
+                    case "restart":
+                        self._restart = item.data if isinstance(item.data, dict) else {}
+                    case "gap":
+                        self._has_hole = True
+                    case "result":
+                        made += self._on_result(item.data, item.cursor)
+                        self._is_over = True
+                    case "failed" | "cancelled":
+                        raise self._failure(item.event, item.data)
+        except ApiError as error:
+            return error
+        return None
 
     def _on_chunk(self, chunk: Any, cursor: str) -> list[bytes]:
         if not isinstance(chunk, dict):
             return []
         made: list[bytes] = []
-        mark = chunk.pop(MARK, None)
+        call, mark = "", chunk.pop(MARK, None)
         mark = mark if isinstance(mark, dict) else {}
-        call = f"{zlib.crc32(str(mark['call_id']).encode()):08x}" if "call_id" in mark else ""
+        if "call_id" in mark:
+            call = f"{zlib.crc32(str(mark['call_id']).encode()):08x}"
         if (call and call != self._mark) or self._restart is not None:
             made += self._begin_call(call, cursor)
         if self._has_hole or mark.get("left_out"):
@@ -147,7 +169,7 @@ class ChatEvents:
         return [*made, DONE]
 
     def _id(self, cursor: str) -> str:
-        return str(StreamPosition(self._handle.id, self._sent, self._mark, cursor))
+        return _text_of_position(self._handle.id, self._sent, self._mark, cursor)
 
     def _hole(self) -> ApiError:
         problem = "parts of the stream are gone, because they are too old or too large; the answer itself is kept: "

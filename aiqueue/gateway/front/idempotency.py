@@ -38,10 +38,13 @@ _notes: set[asyncio.Task[None]] = set()  # being written
 
 
 class Submission(NamedTuple):
-    """A request's job, and what its API key's limits have admitted for it."""
+    """A request's job, and what its API key's limits have admitted for it. `is_new`: the job was stored just now, under
+    an id of its own.
+    """
 
     handle: Handle[dict[str, Any]]
     admitted: KeyCredit
+    is_new: bool = False
 
     def settle(self, answer: dict[str, Any] | None) -> None:
         """Count the tokens of the answer against the limits of the API key. None: it has failed, and counts none."""
@@ -60,35 +63,36 @@ async def submit(request: Request, front: Front, asked: GatewayRequest | Embeddi
     tokens = tokens_at_most(asked, front.config.find_model(asked.model))
     admitted = await front.keys.admit(key, tokens=tokens)
     try:
-        handle = await _enqueue(request, front, asked, priority)
+        handle, is_new = await _enqueue(request, front, asked, priority)
     except BaseException:
         admitted.settle(0)
         raise
     if handle.duplicate:
         admitted.settle(0)
-    return Submission(handle, admitted)
+    return Submission(handle, admitted, is_new)
 
 
 async def _enqueue(
     request: Request, front: Front, asked: GatewayRequest | EmbeddingRequest, priority: str
-) -> Handle[dict[str, Any]]:
+) -> tuple[Handle[dict[str, Any]], bool]:
+    """Return the job, and whether its id is new."""
     key: ApiKey = request.state.key
     options: dict[str, Any] = {
         "tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}, "timeout": front.settings.store_s,
     }  # fmt: skip
     given = idempotency_key(request)
     if given is not None:
-        return await front.client.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options)
+        return await front.client.enqueue(asked, unique=given, on_duplicate="rerun_failed", **options), False
     repeated = request.headers.get(REPEATED)
     if repeated is None:  # not a client that repeats by itself
-        return await front.client.enqueue(asked, **options)
+        return await front.client.enqueue(asked, **options), True
     recent = RecentRequests(front.client.connection, front.client.topology)
     fingerprint = asked.fingerprint()
     if repeated != "0":
         former = await _find(recent, key, fingerprint)
         if former is not None:
             try:
-                return await front.client.enqueue(asked, unique=former, on_duplicate="rerun_failed", **options)
+                return await front.client.enqueue(asked, unique=former, on_duplicate="rerun_failed", **options), False
             except IdReused:
                 log.warning("job %s has another body than the request that has noted it", former)
     job_id = FreshId.make(front.client.connection.clock)
@@ -96,7 +100,7 @@ async def _enqueue(
     _notes.add(task)
     task.add_done_callback(_notes.discard)
     await asyncio.sleep(0)  # the note is sent, and then the job: a server that has the job has the note
-    return await front.client.enqueue(asked, unique=job_id, **options)
+    return await front.client.enqueue(asked, unique=job_id, **options), True
 
 
 def idempotency_key(request: Request) -> str | None:

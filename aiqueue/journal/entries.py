@@ -108,12 +108,13 @@ class RunRecord(NamedTuple):
 
 EMPTY_RECORD = RunRecord()
 
-# what the server repeats of an entry of chunks, as `writer.Writer` writes it, without a parking, secrets or a loss
+# what the server repeats of an entry of chunks, as `writer.Writer` writes it, and former versions (with the TTL at its
+# end), without a parking, secrets or a loss
 _LIVE_CHUNKS = re.compile(
     rb"NATS/1\.0\r\nContent-Type: application/cbor\r\nAiq-Event: chunk\r\nAiq-Run: (\d{1,18}+)\r\n"
-    rb"Aiq-Epoch: (\d{1,18}+)\r\nAiq-Attempt: (\d{1,18}+)\r\nNats-Msg-Id: ([!-~]++)\r\n"
-    rb"Nats-Expected-Last-Subject-Sequence: (\d{1,18}+)\r\n(?:Nats-TTL: [!-~]++\r\n)?+Nats-Stream: [!-~]++\r\n"
-    rb"Nats-Subject: [!-~]++\r\nNats-Sequence: (\d{1,18}+)\r\nNats-Time-Stamp: ([!-~]++)\r\n"
+    rb"Aiq-Epoch: (\d{1,18}+)\r\nAiq-Attempt: (\d{1,18}+)\r\n(?:Nats-TTL: [!-~]++\r\n)?+"
+    rb"Nats-Msg-Id: ([!-~]++)\r\nNats-Expected-Last-Subject-Sequence: (\d{1,18}+)\r\n(?:Nats-TTL: [!-~]++\r\n)?+"
+    rb"Nats-Stream: [!-~]++\r\nNats-Subject: [!-~]++\r\nNats-Sequence: (\d{1,18}+)\r\nNats-Time-Stamp: ([!-~]++)\r\n"
     rb"Nats-Last-Sequence: \d++\r\n\r\n"
 ).fullmatch
 _CHUNK_LINE = f"\r\n{headers.EVENT}: {CHUNK}\r\n".encode()

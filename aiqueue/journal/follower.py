@@ -65,9 +65,13 @@ async def follow_batches(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         while True:
-            async with aclosing(follower.read_batches()) as batches:
-                async for batch in batches:
-                    yield batch
+            if follower.needs_only_heard():
+                if heard := follower.take_heard():
+                    yield heard
+            else:
+                async with aclosing(follower.read_batches()) as batches:
+                    async for batch in batches:
+                        yield batch
             if follower.over:
                 return
             if not await follower.wait_for_more(deadline):
@@ -187,6 +191,21 @@ class _Follower:
         return True
 
     # -- reading
+
+    def needs_only_heard(self) -> bool:
+        """Whether all that there is was heard live, so that nobody must be asked: mostly so."""
+        return (
+            bool(self._live) and not self._behind and not self._pause_s and not self._outcome.done()
+            and self._subscription is not None and self._enqueued_at is not None
+        )  # fmt: skip
+
+    def take_heard(self) -> list[StreamItem]:
+        """As `read_batches`, where only what was heard is needed: a generator for each token costs more than it."""
+        self._woken.clear()
+        items = self._take_live()
+        if self._live or self._behind:
+            self._woken.set()
+        return items
 
     async def read_batches(self) -> AsyncGenerator[list[StreamItem], None]:
         """Yield all items that are there now."""

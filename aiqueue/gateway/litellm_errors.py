@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 import httpx
@@ -11,6 +10,7 @@ import litellm
 
 from ..errors import AIQueueError, BadInput, JobFailed, QueueFull, ResultTimeout, Unavailable
 from .api_keys import KeyRevoked
+from .failures import Failure, failure_of, failure_of_input
 from .litellm_chunks import StreamCut
 
 
@@ -34,27 +34,25 @@ _ERRORS: Final[tuple[tuple[type[AIQueueError], str, int], ...]] = (
     (BadInput, "BadRequestError", 400),
     (AIQueueError, "InternalServerError", 500),
 )
-_WRONG: Final = ("BadRequestError", 400)
-_FAILURES: Final[dict[str, tuple[str, int]]] = {  # by the first words of a ProviderError
-    "context length": ("ContextWindowExceededError", 400), "content policy": ("ContentPolicyViolationError", 400),
-    "refused": _WRONG, "rate limited": ("RateLimitError", 429), "overloaded": ("ServiceUnavailableError", 503),
+_FAILURES: Final[dict[str, tuple[str, int]]] = {  # by their code; others by their status
+    "context_length_exceeded": ("ContextWindowExceededError", 400),
+    "content_policy_violation": ("ContentPolicyViolationError", 400),
+    "model_not_found": ("NotFoundError", 404), "insufficient_quota": ("RateLimitError", 429),
+    "rate_limit_exceeded": ("RateLimitError", 429), "overloaded": ("ServiceUnavailableError", 503),
     "timeout": ("ServiceUnavailableError", 503),
 }  # fmt: skip
-_BY_PROVIDER: Final = ("auth", "broken stream", "connection", "server")  # the first words of other ones
-_REASONS_WRONG: Final = frozenset({"cost", "document", "invalid", "limit", "undecodable"})  # of dead letters
-_BUDGET: Final = re.compile(r"(API key \S+ of )?tenant \S+ has a budget of ")  # as BudgetSpent says it
 
 
 def to_litellm(error: AIQueueError, model: str) -> Exception:
     """Return the error of litellm that says the same. Its Router waits as long as the response's headers say."""
     if isinstance(error, JobFailed):
         text = error.error or str(error)
-        name, status = _of_failure(error.reason, text)
+        name, status = _of_failure(failure_of(error))
     else:
         text = str(error)
         name, status = next((name, status) for kind, name, status in _ERRORS if isinstance(error, kind))
-    if status == 400 and text.startswith("unknown model "):
-        name, status = "NotFoundError", 404
+        if isinstance(error, BadInput):
+            name, status = _of_failure(failure_of_input(error))
     given: dict[str, Any] = {"message": text, "llm_provider": "aiqueue", "model": model}
     if name == "APIError":
         given["status_code"] = status
@@ -67,16 +65,9 @@ def to_litellm(error: AIQueueError, model: str) -> Exception:
     return made
 
 
-def _of_failure(reason: str, text: str) -> tuple[str, int]:
-    """Return the class and status of a request that has failed for good: repeated, it has the same answer at once."""
-    if reason in _REASONS_WRONG:
-        return _WRONG
-    if reason == "rejected":
-        if _BUDGET.match(text):
-            return "RateLimitError", 429
-        for words, found in _FAILURES.items():
-            if text.startswith(words):
-                return found
-        if not text.startswith(_BY_PROVIDER) and " has no key: " not in text:
-            return _WRONG  # the gateway's own words
-    return "APIError", 502
+def _of_failure(failure: Failure) -> tuple[str, int]:
+    """Return the class and status of what will not go away."""
+    status, code, _ = failure
+    if found := _FAILURES.get(code or ""):
+        return found
+    return ("BadRequestError", 400) if status < 500 and code != "cancelled" else ("APIError", 502)

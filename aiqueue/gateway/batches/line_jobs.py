@@ -14,6 +14,7 @@ from ... import subjects
 from ...enqueue import Filter
 from ...errors import AIQueueError, BadInput, IdReused, JobFailed, JobGone, NotFound, QueueFull, Unavailable
 from ...journal import STARTED, WHILE_RUNNING
+from ..failures import MODEL_NOT_ALLOWED, failure_of_input
 from ..paid_call import BATCH
 from .lines import BatchLine, make_request
 from .output import LINES, LineEnd, answered, failed, line_id, refused, unanswered
@@ -38,6 +39,10 @@ _TEXTS: Final = {
     "expired": ("batch_expired", "not called before the batch expired"),
     "failed": ("batch_failed", "not called before the batch failed"),
 }
+
+
+class _NotAllowed(BadInput):
+    """The API key of the batch may not call the model of a line."""
 
 
 class LineJobs:
@@ -130,7 +135,8 @@ class LineJobs:
             text = f"the line may have been called, and its answer is lost: {error}"
             return unanswered(batch.id, number, line.custom_id, "lost", text)
         except BadInput as error:
-            return refused(batch.id, number, line.custom_id, 400, str(error))
+            failure = MODEL_NOT_ALLOWED if isinstance(error, _NotAllowed) else failure_of_input(error)
+            return refused(batch.id, number, line.custom_id, failure, str(error))
         finally:
             self._handles.pop(number, None)
 
@@ -142,7 +148,7 @@ class LineJobs:
             return await self._find(job_id) if may_exist else None
         request = make_request(line, batch.endpoint)
         if batch.models is not None and request.model not in batch.models:
-            raise BadInput(f"this API key may not call the model {request.model[:80]!r}")
+            raise _NotAllowed(f"this API key may not call the model {request.model[:80]!r}")
         self._run.runtime.plan(request, request.model, batch.tenant)  # raises BadInput for what cannot be answered
         try:
             return await self._client.enqueue(

@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+import pydantic_core
+
 from ...errors import JobCancelled, JobFailed
-from ..provider_errors import ProviderError
+from ..failures import Failure, failure_of
 
 Kind = Literal["output", "error_output"]
 LINES: Final = "gateway.requests"  # the family of the jobs of lines
-_KINDS: Final = {
-    "rate_limited": 429, "overloaded": 503, "timeout": 504, "context_length": 400, "content_policy": 400,
-}  # fmt: skip
-_REFUSALS: Final = frozenset({400, 404, 413, 415, 422})  # of a provider that are about the request itself
-_REASONS: Final = {"limit": 400, "cost": 400, "invalid": 400, "undecodable": 400, "document": 400}
 
 
 class LineEnd(NamedTuple):
@@ -42,11 +39,9 @@ def answered(batch_id: str, number: int, custom_id: str, answer: dict[str, Any])
     return LineEnd(number, "output", record, _usage_of(answer))
 
 
-def refused(batch_id: str, number: int, custom_id: str, status: int, message: str) -> LineEnd:
+def refused(batch_id: str, number: int, custom_id: str, failure: Failure, message: str) -> LineEnd:
     """Return the end of a line that was answered with an error, before or after a call."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    response = _response(status, line_id(batch_id, number), {"error": error})
+    response = _response(failure.status, line_id(batch_id, number), failure.body(message))
     return LineEnd(number, "error_output", _record(batch_id, number, custom_id, response, None))
 
 
@@ -63,19 +58,7 @@ def failed(batch_id: str, number: int, custom_id: str, error: JobFailed) -> Line
     if error.reason == "deadline":
         end = unanswered(batch_id, number, custom_id, "batch_expired", "not called before the batch expired")
         return end._replace(is_stopped=True, has_letter=True)
-    return refused(batch_id, number, custom_id, status_of(error), error.error)._replace(has_letter=True)
-
-
-def status_of(error: JobFailed) -> int:
-    """Return the HTTP status that says of a failed request what its error says in words."""
-    if error.reason != "rejected":
-        return _REASONS.get(error.reason, 502)
-    found = ProviderError.parse(error.error)
-    if found is None:
-        return 429 if " has a budget of " in error.error else 502 if " has no key: " in error.error else 400
-    if found.kind == "refused" and found.status in _REFUSALS:
-        return found.status
-    return _KINDS.get(found.kind, 502)
+    return refused(batch_id, number, custom_id, failure_of(error), error.error)._replace(has_letter=True)
 
 
 def _record(batch_id: str, number: int, custom_id: str, response: dict[str, Any] | None, error: Any) -> bytes:
@@ -84,8 +67,8 @@ def _record(batch_id: str, number: int, custom_id: str, response: dict[str, Any]
         "error": error,
     }  # fmt: skip
     try:
-        text = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can only name
+        text = pydantic_core.to_json(record, inf_nan_mode="null")
+    except ValueError:  # a lone surrogate in a message, which JSON can only name
         text = json.dumps(record, separators=(",", ":")).encode()
     return text + b"\n"
 

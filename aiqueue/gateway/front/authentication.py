@@ -7,6 +7,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..api_key_store import ApiKey
+from ..failures import MODEL_NOT_ALLOWED, MODEL_NOT_FOUND
 from .context import Front
 from .errors import ApiError
 
@@ -52,10 +53,10 @@ def check_model(front: Front, key: ApiKey, model: str) -> None:
     if model not in front.config.models:
         known = ", ".join(sorted(front.models_of(key))[:20]) or "none"
         problem = f"there is no model {model[:80]!r}; models of this API key: {known}"
-        raise ApiError(404, problem, code="model_not_found", param="model")
+        raise ApiError.of(MODEL_NOT_FOUND, problem)
     if not key.allows(model):
         problem = f"this API key may not call the model {model[:80]!r}"
-        raise ApiError(403, problem, code="model_not_allowed", param="model")
+        raise ApiError.of(MODEL_NOT_ALLOWED, problem)
 
 
 def priority_of(key: ApiKey, asked: str | None) -> str:

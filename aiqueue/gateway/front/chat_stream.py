@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...errors import BadInput, JobCancelled, JobFailed
 from .. import sse
-from ..stored_chunks import as_chunks
+from ..stored_chunks import MARK, as_chunks
 from .errors import ApiError, error_of_failure
 from .idempotency import Submission
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ...journal import StreamItem
 
 DONE: Final = b"data: [DONE]\n\n"
-MARK: Final = "aiqueue"  # see `stored_chunks.ChunkWriter`
 
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{1,9})\.([0-9a-f]{8})\.([0-9a-f-]{1,160})")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from aiqueue.errors import BadInput, NotFound, Unavailable
 from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.batches import BatchEnded, engine
 from aiqueue.gateway.batches.engine import BatchLines
+from aiqueue.gateway.http_provider import HttpProvider
 from aiqueue.gateway.ledger import month_of
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
@@ -73,10 +76,42 @@ async def test_lines_that_fail_stand_in_the_error_file_and_leave_no_dead_letter(
     assert (batch.status, batch.total, batch.completed, batch.failed) == ("completed", 6, 1, 5)
     errors = {each["custom_id"]: each["response"] for each in await records(client, batch.error_file_id)}
     assert {name: each["status_code"] for name, each in errors.items()} == {
-        "c2": 400, "c3": 422, "c4": 400, "c5": 400, "c6": 400,
+        "c2": 404, "c3": 422, "c4": 400, "c5": 400, "c6": 400,
     }  # fmt: skip
-    assert "unknown model 'none'" in errors["c2"]["body"]["error"]["message"]
+    unknown = errors["c2"]["body"]["error"]
+    assert unknown.pop("message").startswith("unknown model 'none'")
+    assert unknown == {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}  # as of the front
     assert [each async for each in client.dead.find()] == []
+
+
+async def test_a_line_of_a_model_that_its_api_key_may_not_call_is_refused_as_by_the_front(
+    client: aiqueue.Client, config: Path
+) -> None:
+    batch = await create(client, [chat_line(1, model="large")], models=("small",))
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    (found,) = await records(client, batch.error_file_id)
+    assert (found["response"]["status_code"], found["response"]["body"]["error"]["code"]) == (403, "model_not_allowed")
+
+
+async def test_what_json_has_no_number_for_is_null_in_the_output(
+    client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = HttpProvider.chat
+
+    async def chat_with_nan(*arguments: Any) -> Any:
+        reply = await chat(*arguments)
+        reply.answer["choices"][0]["logprobs"] = {"content": [{"logprob": -math.inf}, {"logprob": math.nan}]}
+        return reply
+
+    monkeypatch.setattr(HttpProvider, "chat", chat_with_nan)
+    batch = await create(client, [chat_line(1)])
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert batch.output_file_id is not None
+    data = await Batches(client).content(await Batches(client).file(batch.output_file_id, tenant="acme")).read()
+    found = json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["response"]["body"]["choices"][0]["logprobs"]["content"] == [{"logprob": None}] * 2
 
 
 @pytest.mark.parametrize(

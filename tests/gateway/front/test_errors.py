@@ -50,6 +50,7 @@ def test_a_provider_s_error_is_read_again_from_its_text(kind: Kind) -> None:
         (failed(spent()), 429, "insufficient_quota"),
         (failed(spent("0123456789abcdef")), 429, "insufficient_quota"),
         (failed("option 'a' is not allowed for provider p; allowed: none"), 400, None),
+        (failed("unknown model 'a'; models of the gateway: b"), 404, "model_not_found"),
         (failed("it was late", "deadline"), 504, "deadline"),
         (failed("cost 9 is above the limit", "limit"), 400, "above_limit"),
         (failed("ValueError: x", "attempts"), 502, "failed"),

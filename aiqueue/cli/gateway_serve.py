@@ -9,8 +9,8 @@ import typer
 
 from ..errors import BadInput
 from . import output
-from .options import FAILED, ServerOptions, duration_option
-from .work import PROCESSES_MAX, LogFormat, LogLevel, join_pool, log_to_stderr, loop_factory, spell_options
+from .options import FAILED, LogLevel, PoolFd, ServerOptions, duration_option, processes_option
+from .work import LogFormat, join_pool, log_to_stderr, loop_factory, spell_options
 
 if TYPE_CHECKING:
     from .pool_member import PoolMember
@@ -25,21 +25,13 @@ def serve(
     port: Annotated[
         int, typer.Option(metavar="PORT", help="Port to listen on. 0: a free one.", min=0, max=65_535)
     ] = 8000,
-    processes: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Number of processes that share the port. With 2 or more, a process that dies is restarted.",
-            min=1,
-            max=PROCESSES_MAX,
-        ),
-    ] = 1,
+    processes: Annotated[int, processes_option("processes that share the port")] = 1,
     drain_timeout: Annotated[
         float | None, duration_option("Time for open requests and streams to finish on shutdown. Default: 30s.")
     ] = None,
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
-    pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    pool_fd: PoolFd = None,
 ) -> None:
     """Serve OpenAI's API over HTTP until Ctrl-C or SIGTERM: chats with streams, embeddings, models, files, batches.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILED, USAGE, DRIFT = 1, 2, 3  # exit codes
+PROCESSES_MAX = 64
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]*)?|\.[0-9]+")
 
 _FAMILY = re.compile(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*")
@@ -71,6 +72,11 @@ SERVER_OPTIONS: dict[str, Any] = {
     "url": Url, "context": Context, "profile": Profile, "streams": Streams, "directory": Directory,
 }  # fmt: skip
 
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
+]
+PoolFd = Annotated[int | None, typer.Option(hidden=True)]  # of a process of a pool, see `pool_member`
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 
@@ -198,6 +204,12 @@ def print_error(problem: str) -> None:
     """Write an error as one line to stderr."""
     line = " ".join(escape_controls(problem).split())
     print_line(f"{apply_style('error:', 'red', sys.stderr)} {line}", err=True)
+
+
+def processes_option(what: str) -> Any:
+    """Return the option --processes. `what`: that there are several of."""
+    text = f"Number of {what}. With 2 or more, a process that dies is restarted."
+    return typer.Option(metavar="N", help=text, min=1, max=PROCESSES_MAX)
 
 
 def duration_option(text: str, *names: str, metavar: str = "DURATION", panel: str | None = None) -> Any:

@@ -13,14 +13,22 @@ import typer
 
 from ..errors import BadInput, LoadError
 from . import output
-from .options import FAILED, ServerOptions, add_command, duration_option, split_names
+from .options import (
+    FAILED,
+    LogLevel,
+    PoolFd,
+    ServerOptions,
+    add_command,
+    duration_option,
+    processes_option,
+    split_names,
+)
 
 if TYPE_CHECKING:
     from ..agent import Agent, AgentGroup
     from ..worker import Worker
     from .pool_member import PoolMember
 
-PROCESSES_MAX = 64
 RELOAD_DRAIN_S = 1.0  # unless said: a job that still runs goes back to the queue, and the new code runs it
 
 
@@ -58,10 +66,6 @@ Reload = Annotated[
         "--reload", help="Restart when a *.py or *.toml file here changes. For development: needs aiqueue[dev]."
     ),
 ]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"],
-    typer.Option(metavar="LEVEL", help="Log level on stderr: debug, info, warning, error."),
-]
 LogFormat = Annotated[
     Literal["text", "json"],
     typer.Option(metavar="FORMAT", help="Log lines on stderr: text, or json, an object a line."),
@@ -72,15 +76,7 @@ def work(  # noqa: PLR0913  (an option each)
     options: ServerOptions,
     target: Target,
     *,
-    processes: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Number of worker processes. With 2 or more, a process that dies is restarted.",
-            min=1,
-            max=PROCESSES_MAX,
-        ),
-    ] = 1,
+    processes: Annotated[int, processes_option("worker processes")] = 1,
     concurrency: Annotated[
         int | None,
         typer.Option(
@@ -96,7 +92,7 @@ def work(  # noqa: PLR0913  (an option each)
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
     reload: Reload = False,
-    pool_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    pool_fd: PoolFd = None,
 ) -> None:
     """Run a worker or agents until Ctrl-C or SIGTERM.
 

@@ -21,6 +21,7 @@ from .prices import MICROS
 from .provider_errors import ProviderError
 from .runtime import CallPlan, Request, Runtime
 from .stored_chunks import ChunkWriter, read_chunks
+from .usage_store import NoUsageStream
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ async def answer_request(job: Job[Any]) -> dict[str, Any]:
         return await execution.run()
     except BadInput as error:
         raise Reject(str(error)) from None
-    except (Unavailable, QueueFull) as error:
+    except (Unavailable, QueueFull, NoUsageStream) as error:
+        if isinstance(error, NoUsageStream):
+            job.state.warn_once(f"requests wait: {error}", about="usage")
         unnoted = execution.unnoted
         if unnoted is not None and unnoted + 1 >= UNANSWERED_MAX:
             raise Reject(str(error)) from None

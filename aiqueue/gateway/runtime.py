@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import AIQueueError, BadInput
+from ..lanes import WarnOnce
 from .budgets import Budgets
 from .config import GatewayConfig, ModelConfig, ProviderConfig
 from .key_budgets import KnownApiKeys
@@ -77,6 +78,7 @@ class Runtime:
         self.ledger = UsageLedger(self._store)
         self.budgets = Budgets(self._store, self.ledger)
         self.api_keys = KnownApiKeys(client)
+        self.warn_once = WarnOnce(log)
         self._opened: dict[str, _Opened] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.use(config, prices)

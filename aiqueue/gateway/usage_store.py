@@ -21,6 +21,12 @@ VERSION = 1
 STORE_S = 10.0
 
 
+class NoUsageStream(NotFound):
+    """The stream of usage is missing, or does not take a subject. It was declared by another version of aiqueue, or is
+    yet to be: nothing was stored, and later it can be.
+    """
+
+
 class StoredUsage(NamedTuple):
     """A stored record or document. `seq`: its sequence."""
 
@@ -50,8 +56,11 @@ class UsageStore:
         """
         told = {headers.MSG_ID: subjects.new_id(), headers.EXPECTED: str(expected)}
         body = json.dumps({"v": VERSION, **content}, separators=(",", ":"), ensure_ascii=False).encode()
-        with self._explaining():
+        try:
             return (await self._connection.store(subject, body, told, timeout_s=STORE_S)).seq
+        except NotFound:  # perhaps an older version has declared the stream
+            problem = f"there is no stream {self.stream}, or it does not take {subject}"
+            raise NoUsageStream(f"{problem}: run `aiqueue apply` of the newest version that is in use") from None
 
     async def get(self, subject: str) -> StoredUsage | None:
         """Return what is stored on a subject now. Raises NotFound, Unavailable, AccessDenied, ConfigMismatch."""
@@ -85,4 +94,4 @@ class UsageStore:
         try:
             yield
         except NotFound:
-            raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
+            raise NoUsageStream(f"there is no stream {self.stream}: run `aiqueue apply` first") from None

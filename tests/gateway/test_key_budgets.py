@@ -198,3 +198,29 @@ async def test_what_a_key_may_not_ask_for_is_refused_in_one_line_before_it_is_st
             ask(), tenant="acme", api_key=await add(client, budget_micros=5)
         )
     assert standin.calls == []
+
+
+async def test_requests_of_a_key_wait_while_an_older_version_has_declared_the_stream_of_usage(
+    client: aiqueue.Client, config: Path, standin: StandIn, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not take budgets of API keys then. `aiqueue apply` of this version mends that."""
+    key, _ = await ApiKeys(client).add("acme", budget_micros=1_000)
+    stream = client.topology.usage_stream.name
+    declared = (await client.connection.api(f"STREAM.INFO.{stream}"))["config"]
+    older = [each for each in declared["subjects"] if not each.startswith("ai.gateway.budget.*.*.*")]
+    await client.connection.api(f"STREAM.UPDATE.{stream}", {**declared, "subjects": older})
+    handle = await Gateway(client, load(config)).enqueue(ask(), tenant="acme", api_key=key)
+
+    def warned() -> list[str]:
+        return [each.message for each in caplog.records if each.message.startswith("requests wait: ")]
+
+    async with running(client, config):
+        await eventually(warned)
+        assert standin.calls == []
+        await client.connection.api(f"STREAM.UPDATE.{stream}", declared)
+        await handle.result(timeout=20)
+    month = month_of(await UsageStore(client.connection, client.topology).now())
+    subject = f"ai.gateway.budget.acme.{month}.{key.id}"
+    problem = f"there is no stream {stream}, or it does not take {subject}"
+    assert warned() == [f"requests wait: {problem}: run `aiqueue apply` of the newest version that is in use"]
+    assert len(standin.calls) == 1

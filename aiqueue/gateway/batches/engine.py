@@ -17,6 +17,7 @@ from typing import Any, Final
 from ...errors import Corrupt, NotFound, QueueFull, Unavailable
 from ...job import Job, Reject, Retry
 from ...units import Backoff
+from ..usage_store import NoUsageStream
 from .ended_jobs import cancel_lines, end_without_job
 from .finishing import finish
 from .line_jobs import LineJobs
@@ -53,7 +54,7 @@ async def run_batch(job: Job[GatewayBatch]) -> dict[str, Any]:
             work = end_without_job(run.runtime.client, run.store, run.batch)
             run.runtime.finish(work, f"batch {run.batch.id} is not ended yet")
         raise
-    except (Unavailable, QueueFull) as error:
+    except (Unavailable, QueueFull, NoUsageStream) as error:
         raise Retry(str(error), after=_BACKOFF.delay_s(job.attempt)) from None
     batch = run.batch
     return {

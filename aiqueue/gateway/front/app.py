@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import subjects
 from ...errors import AIQueueError
+from .. import sse
 from . import batches, chat, embeddings, files, health, models
 from .authentication import Authentication
 from .bodies import ClientGone, Incoming
@@ -22,6 +24,9 @@ from .context import Front
 from .errors import RETRY_S, ApiError, error_of
 
 log = logging.getLogger(__name__)
+
+_DRAINING: Final = "the gateway is restarting: send the request again; Last-Event-ID has the rest of a stream"
+_EVENTS: Final = f"{sse.MEDIA_TYPE}; charset=utf-8".encode()
 
 
 def build_app(front: Front) -> Starlette:
@@ -55,11 +60,13 @@ class RequestId:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = subjects.new_id()
-        has_started, incoming = False, Incoming(scope, receive)
+        has_started = is_stream = False
+        incoming = Incoming(scope, receive)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal has_started
+            nonlocal has_started, is_stream
             if message["type"] == "http.response.start":
+                is_stream = (b"content-type", _EVENTS) in message["headers"]
                 message["headers"] = [*message["headers"], (b"x-request-id", state["request_id"].encode())]
                 if not await incoming.drop_rest():
                     message["headers"].append((b"connection", b"close"))
@@ -69,9 +76,11 @@ class RequestId:
         try:
             await self._app(scope, incoming.receive, send_with_id)
         except asyncio.CancelledError:  # the drain is over: what is left of a stream is cut
+            error = ApiError(503, _DRAINING, code="draining", retry_after_s=RETRY_S)
             if not has_started:
-                error = ApiError(503, "the gateway is restarting", code="draining", retry_after_s=RETRY_S)
                 await error.response()(scope, receive, send_with_id)
+            elif is_stream:
+                await send({"type": "http.response.body", "body": sse.event(error.body()), "more_body": False})
         except Exception as error:
             if has_started:
                 raise

@@ -184,8 +184,9 @@ async def test_a_wrong_last_event_id_is_refused(
 
 
 async def test_a_drain_ends_what_is_under_way_and_cuts_what_does_not_end(
-    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
-) -> None:
+    client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     standin.behaviour = Behaviour(token_s=0.02, completion_tokens=10)
     body = chat_body(stream=True, max_tokens=10)
     async with running(client, config):
@@ -202,9 +203,10 @@ async def test_a_drain_ends_what_is_under_way_and_cuts_what_does_not_end(
             async with http.post(front.url + CHATS, json=body, headers=headers) as response:
                 first = await response.content.readuntil(b"\n\n")
                 front.stop.set()
-                with pytest.raises(aiohttp.ClientPayloadError):
-                    await response.content.read()
+                *_, last = parse_events((await response.content.read()).decode())
+            assert (last.id, json.loads(last.data)["error"]["code"]) == ("", "draining")
             assert not await front.served
+        assert "without completing response" not in caplog.text
         async with open_front(client, config) as front:
             standin.behaviour = Behaviour()
             rest = await read_some(http, front.url, tokens.mine, body, after=parse_events(first.decode())[0].id)
